@@ -60,12 +60,12 @@ pub struct TestRequest {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TurnWait {
-    /// As long as the provider's own limit allows.
+    /// The test waits for as long as the provider's own limit allows.
     #[default]
     ProviderLimit,
-    /// At most this long.
+    /// The test waits for at most this time.
     AtMost(Duration),
-    /// Not at all.
+    /// The test does not wait.
     No,
 }
 

@@ -90,7 +90,7 @@ enum Command {
     },
     /// Print shell completions
     Completions {
-        /// The shell
+        /// Shell to print completions for
         shell: Shell,
     },
 }

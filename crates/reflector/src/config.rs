@@ -75,7 +75,7 @@ pub struct Config {
 pub enum Mode {
     /// Only tunneled: test data travels inside TLS, through the listening port.
     Tunneled,
-    /// Also direct: test data travels in clear text, through temporary ports of `data_port_range`.
+    /// Tunneled and direct: test data may also travel in clear text, through temporary ports of `data_port_range`.
     DirectEphemeral,
 }
 

@@ -24,15 +24,15 @@ pub struct ProviderOption {
 /// Where the value of an option comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionSource {
-    /// From the text that follows the flag.
+    /// The value is the text that follows the flag.
     Text,
-    /// From the file that the flag names.
+    /// The value is the content of the file that the flag names.
     File {
         /// The number of bytes that the file may have.
         max_bytes: u64,
     },
-    /// From the first line of the file that the flag names (`-` is standard input). Without the flag, from an
-    /// environment variable.
+    /// The value is the first line of the file that the flag names (`-` is standard input). Without the flag, it is the
+    /// value of an environment variable.
     Secret {
         /// The name of the environment variable.
         variable: &'static str,

@@ -7,7 +7,7 @@ use super::{Context, command};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The shell
+    /// Shell to print completions for
     shell: Shell,
 }
 

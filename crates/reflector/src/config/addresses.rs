@@ -12,9 +12,9 @@ use paramedic_link::DEFAULT_PORT;
 pub enum MetricsListen {
     /// The metrics are not served.
     Off,
-    /// At this TCP address.
+    /// The metrics are served at this TCP address.
     Address(SocketAddr),
-    /// At the Unix socket with this absolute path.
+    /// The metrics are served at the Unix socket with this absolute path.
     Socket(PathBuf),
 }
 

@@ -40,7 +40,7 @@ const LARGEST_LEASE: u64 = 64 << 30;
 /// How long to wait before a failed write of a lease is retried, while bytes of an earlier lease are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 
-/// To send the kernel's record of a phase's streams may take at most this fraction of the phase's payload: 1/20.
+/// Before it is sent, the kernel's record of a phase's streams is thinned to at most 1/20 of the phase's payload.
 const DETAIL_OF_PAYLOAD: u64 = 20;
 
 /// A granted session.

@@ -242,13 +242,13 @@ impl DataPathOfEnds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataPath {
-    /// Copied between the program and the kernel.
+    /// The payload was copied between the program and the kernel.
     Plain,
-    /// Discarded by the receiver's kernel without a copy to the program (`MSG_TRUNC`).
+    /// The receiver's kernel discarded the payload without a copy to the program (`MSG_TRUNC`).
     Trunc,
-    /// Passed to the sender's kernel by reference, without a copy (`vmsplice`, `splice`).
+    /// The payload was passed to the sender's kernel by reference, without a copy (`vmsplice`, `splice`).
     Splice,
-    /// Encrypted or decrypted by the program (TLS).
+    /// The program encrypted or decrypted the payload (TLS).
     Tls,
 }
 
@@ -480,15 +480,15 @@ pub struct IntervalSpread {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Omitted {
-    /// Detected: the receiver's samples show when the rate settled.
+    /// The receiver's samples show when the rate settled.
     Found,
-    /// Set by the request (`-O`).
+    /// The request set it (`-O`).
     Asked,
-    /// Not detected, because the run was too short or the rate did not settle in its first half. The first half is
-    /// excluded.
+    /// It was not detected, because the run was too short or the rate did not settle in its first half. The first half
+    /// is excluded.
     NotFound,
-    /// Not determined: the receiver reports only a total, or it had received the requested bytes before a start-up
-    /// could be detected. Nothing is excluded.
+    /// It was not determined: the receiver reports only a total, or it had received the requested bytes before a
+    /// start-up could be detected. Nothing is excluded.
     Nothing,
 }
 
@@ -634,7 +634,7 @@ pub struct LatencyResult {
     pub sent: u64,
     /// The number of probes that were answered before the timeout.
     pub received: u64,
-    /// The number of probes that were due but not sent, because the appliance's processor was late.
+    /// The number of probes that were due but not sent, because the appliance ran too late to send them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
     /// The share of the probes that were not answered, from 0 to 1, lost in either direction. Absent over TCP, which
@@ -760,9 +760,10 @@ pub struct RttSpread {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeTransport {
-    /// UDP datagrams.
+    /// The probes are UDP datagrams.
     Udp,
-    /// A TCP data connection, used because no UDP datagram arrived. TCP resends lost packets, so loss appears as delay.
+    /// The probes use a TCP data connection, because no UDP datagram arrived. TCP resends lost packets, so loss appears
+    /// as delay.
     Tcp,
 }
 

@@ -115,15 +115,15 @@ impl QueueByDirection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum QueueSide {
-    /// From the appliance to the reflector.
+    /// The queue is in the direction from the appliance to the reflector.
     Upload,
-    /// From the reflector to the appliance.
+    /// The queue is in the direction from the reflector to the appliance.
     Download,
-    /// In both directions: the smaller rise is at least a quarter of the larger one.
+    /// The queue is in both directions: the smaller rise is at least a quarter of the larger one.
     Both,
-    /// In neither direction: no median delay rose by 2 ms.
+    /// There is no queue: no median delay rose by 2 ms.
     None,
-    /// The measurement does not show where.
+    /// The measurement does not show where the queue is.
     Unknown,
 }
 

@@ -47,7 +47,7 @@ pub const ENDS: [ObservedEnd; 2] = [ObservedEnd::Appliance, ObservedEnd::Reflect
 pub struct LimitObservations {
     /// The payload rate at the receiver, in bits per second.
     pub goodput_bps: u64,
-    /// The same rate with all headers, in bits per second.
+    /// The rate on the wire in bits per second: the payload with all headers.
     pub wire_bps: Option<u64>,
     /// The requested rate of all streams together, in bits per second.
     pub requested_bps: Option<u64>,

@@ -4,15 +4,15 @@
 /// A statement about the round trips of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statement {
-    /// The median.
+    /// The median of the round trips.
     P50,
-    /// The 90th percentile.
+    /// The 90th percentile of the round trips.
     P90,
-    /// The 95th percentile.
+    /// The 95th percentile of the round trips.
     P95,
-    /// The 99th percentile.
+    /// The 99th percentile of the round trips.
     P99,
-    /// The 99.9th percentile.
+    /// The 99.9th percentile of the round trips.
     P999,
     /// An assessment of the median: a grade, a comparison with a threshold, or a sentence. It is about all probes of
     /// the phase, so at least half of them must have been answered.
