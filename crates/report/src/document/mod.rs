@@ -87,8 +87,7 @@ pub struct ResultDocument {
     /// The external program that moved the payload, such as iperf3; absent if a built-in engine did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramSaid>,
-    /// The other end, as the request names it. Absent if the request named none and the number of paired reflectors was
-    /// not exactly one.
+    /// The other end, as the request names it. Absent if it named none and not exactly one reflector was paired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// The reflector at the other end; absent if the test used another kind of server.
@@ -136,8 +135,7 @@ pub struct ResultDocument {
 }
 
 impl ResultDocument {
-    /// The document as JSON text: exactly the bytes that `--json` prints and that the history stores. The text ends
-    /// without a newline.
+    /// The document as JSON text, exactly as `--json` prints it and the history stores it, but without a final newline.
     pub fn to_text(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string_pretty(self)
     }
@@ -190,8 +188,7 @@ impl ResultDocument {
 pub struct RequestedLimits {
     /// The number of parallel streams in each direction.
     pub streams: u16,
-    /// The requested rate of each stream, in bits per second of payload. Absent if the request sets none, or if the
-    /// engine searches for the highest rate.
+    /// The requested rate of each stream, in bits per second of payload; absent without one, and in a rate search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_bitrate_bps: Option<u64>,
     /// The requested socket buffer size of each stream, in bytes.
@@ -200,8 +197,7 @@ pub struct RequestedLimits {
     /// The number of payload bytes after which each direction ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction_bytes: Option<u64>,
-    /// The number of payload bytes after which the run ends. Each direction ends after an equal share, which is
-    /// `direction_bytes`.
+    /// The payload bytes after which the run ends. Each direction has an equal share of them: `direction_bytes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_bytes: Option<u64>,
     /// Whether the request allowed a direction to end early once its rate is stable (`--until-stable`).
@@ -298,8 +294,7 @@ pub struct ApplianceEnd {
 pub struct ProgramSaid {
     /// The name and version of the program that is installed on the appliance.
     pub version: String,
-    /// The program's unchanged output on the appliance, one entry for each phase. Present only with `--raw`. Names and
-    /// units are the program's own.
+    /// The program's output, unchanged, in its own names and units, for each phase. Present only with `--raw`.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub raw: ByLoad<serde_json::Value>,
 }
@@ -330,8 +325,7 @@ pub struct ServerEnd {
     pub address: String,
 }
 
-/// The throughput of one direction. Unless stated otherwise, values cover only the steady part: the time after the
-/// start-up.
+/// The throughput of one direction. Values cover the steady part, after the start-up, unless stated otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ThroughputResult {
     /// The mean rate of the payload at the receiver, in bits per second.
@@ -361,8 +355,7 @@ pub struct ThroughputResult {
     pub total_bytes_sent: Option<u64>,
     /// The duration of the steady part, in milliseconds.
     pub duration_ms: u64,
-    /// The duration of the start-up before the steady part, in milliseconds. Values exclude the start-up unless stated
-    /// otherwise.
+    /// The duration of the start-up, in milliseconds. Values exclude the start-up unless stated otherwise.
     pub startup_ms: u64,
     /// How the end of the start-up was determined.
     pub omitted: Omitted,
@@ -445,8 +438,7 @@ pub struct UdpResult {
     /// The datagrams that the sender sent while it searched for the highest rate; absent without a search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<UdpSearch>,
-    /// How long the sender paused because it received no feedback from the receiver, in milliseconds; absent if it did
-    /// not pause.
+    /// How long the sender paused for lack of feedback from the receiver, in milliseconds; absent if it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
     /// The number of datagrams that exceeded the path MTU and were dropped, before the sender reduced their size. Not
@@ -484,8 +476,7 @@ pub enum Omitted {
     Found,
     /// The request set it (`-O`).
     Asked,
-    /// It was not detected, because the run was too short or the rate did not settle in its first half. The first half
-    /// is excluded.
+    /// The run was too short, or the rate did not settle in its first half. The first half is excluded.
     NotFound,
     /// It was not determined: the receiver reports only a total, or it had received the requested bytes before a
     /// start-up could be detected. Nothing is excluded.
@@ -527,8 +518,7 @@ pub struct CpuCost {
     /// The processor time and load that this end reports.
     #[serde(flatten)]
     pub used: CpuUse,
-    /// The processor time per gigabyte, in seconds: user and system time for each 10^9 payload bytes that this end
-    /// counted.
+    /// User and system time in seconds, for each 10^9 payload bytes that this end counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s_per_gb: Option<f64>,
 }
@@ -626,8 +616,7 @@ pub struct LatencyResult {
     /// The distribution of the round-trip times, in microseconds; absent if no probe was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<RttSpread>,
-    /// The mean difference between the round-trip times of consecutive probes, in microseconds. Absent if no two
-    /// consecutive probes were answered.
+    /// The mean difference between consecutive round-trip times, in microseconds; absent without two in a row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_us: Option<u64>,
     /// The number of probes that the appliance sent.
@@ -637,16 +626,14 @@ pub struct LatencyResult {
     /// The number of probes that were due but not sent, because the appliance ran too late to send them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
-    /// The share of the probes that were not answered, from 0 to 1, lost in either direction. Absent over TCP, which
-    /// hides loss.
+    /// The share of the probes that were not answered, from 0 to 1. Absent over TCP, which hides loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
     /// The share of the probes that did not reach the other end, from 0 to 1, among the probes of which this is known.
     /// Absent if it is unknown for most lost probes: over TCP, or without any answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_upload: Option<f64>,
-    /// The share of answers that were lost, from 0 to 1, among the probes that reached the other end. Absent if
-    /// unknown.
+    /// The share of lost answers (0 to 1) among the probes that reached the other end; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_download: Option<f64>,
     /// How the lost probes are distributed over time; absent if no probe was lost, and over TCP.
@@ -660,15 +647,13 @@ pub struct LatencyResult {
     pub late: u64,
     /// The transport protocol of the probes.
     pub transport: ProbeTransport,
-    /// How late the appliance sent its probes, in microseconds: the 99th percentile. Round trips may be too high by as
-    /// much.
+    /// The 99th percentile of how late probes were sent, in microseconds. Round trips may be too high by as much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_late_us: Option<u64>,
     /// The time between two probes, in microseconds. Constant within the measured window of a phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_us: Option<u64>,
-    /// The rate of the probes' IP packets as a share (0 to 1) of the rate of the slowest loaded direction. Present only
-    /// under load.
+    /// Under load: the rate of the probes' IP packets as a share (0 to 1) of the slowest loaded direction's rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_share: Option<f64>,
     /// The responsiveness in round trips per minute: 60,000 ms divided by the median round trip. Present only under
@@ -691,8 +676,7 @@ pub struct LatencyResult {
 }
 
 impl LatencyResult {
-    /// The median round trip in microseconds, as grades, thresholds and sentences use it. `None` if too few probes were
-    /// answered.
+    /// The median round trip in microseconds, for grades, thresholds and sentences. `None` with too few answers.
     pub fn median_us(&self) -> Option<u64> {
         self.round_trip_us(Statement::Assessment)
     }
@@ -709,8 +693,7 @@ impl LatencyResult {
         }
     }
 
-    /// The highest loss share of the phase: that of the worse direction or, if the directions are unknown, of the round
-    /// trips.
+    /// The loss share of the worse direction; of the round trips if the directions are unknown.
     pub fn worst_loss(&self) -> Option<f64> {
         match (self.loss_upload, self.loss_download) {
             (None, None) => self.loss,
@@ -762,8 +745,7 @@ pub struct RttSpread {
 pub enum ProbeTransport {
     /// The probes are UDP datagrams.
     Udp,
-    /// The probes use a TCP data connection, because no UDP datagram arrived. TCP resends lost packets, so loss appears
-    /// as delay.
+    /// The probes use a TCP data connection, because no UDP datagram arrived. TCP turns loss into delay.
     Tcp,
 }
 
@@ -777,8 +759,7 @@ pub struct Bufferbloat {
 }
 
 impl Bufferbloat {
-    /// Grades a median round trip that exceeds the idle one by `increase_ms`. A negative increase is measurement noise
-    /// and counts as zero.
+    /// Grades a median round trip that exceeds the idle one by `increase_ms`. A negative increase counts as zero.
     pub fn of_increase_ms(increase_ms: f64) -> Self {
         // Not `clamp`, which lets NaN through.
         let bounded = if increase_ms > 0.0 { increase_ms.min(MOST_INCREASE_MS) } else { 0.0 };
@@ -788,8 +769,7 @@ impl Bufferbloat {
     }
 }
 
-/// The longest increase that the code handles, in milliseconds: one hour. Longer ones are cut to it so that they fit a
-/// `Duration`.
+/// The longest increase that is stored, in milliseconds: one hour. It fits a `Duration`.
 const MOST_INCREASE_MS: f64 = 3_600_000.0;
 
 /// A threshold that the request set, and whether the result met it.
