@@ -8,7 +8,7 @@ use paramedic_report::stats::LOOKS;
 /// The latency is compared between two periods of this length.
 const LATENCY_PERIOD: Duration = Duration::from_secs(2);
 
-/// The looks at one running phase.
+/// The looks at one running phase: at each fixed time, whether the phase is stable and may end.
 pub(super) struct StabilityLooks {
     /// The start-up that the request excludes.
     omit: Option<Duration>,
