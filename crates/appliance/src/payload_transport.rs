@@ -1,14 +1,14 @@
-//! The transport of the payload of a test.
+//! The protocol that carries the payload of a test.
 
 use serde::{Deserialize, Serialize};
 
-/// The protocol that carries the payload.
+/// The protocol that carries the payload of a test.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PayloadTransport {
     /// TCP streams.
     #[default]
     Tcp,
-    /// Datagrams.
+    /// UDP datagrams.
     Udp,
 }

@@ -1,5 +1,5 @@
-//! The appliance's settings: their list, and each default with its reason. `paramedic_host::config` reads them from
-//! flags, environment and files. Secrets are never settings.
+//! The appliance's settings: their list, and the default of each with its reason. `paramedic_host::config` reads them
+//! from flags, environment and files. Secrets are never settings.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_report::quantity;
 use toml::Value;
 
-/// The variable of the pairing code, which is a secret and no setting.
+/// The environment variable with the pairing code. The code is a secret, so it is no setting.
 pub(crate) const CODE_VARIABLE: &str = "PACKETPARAMEDIC_CODE";
 
-/// The state folder of root.
+/// The default state folder for root.
 const ROOT_STATE_DIR: &str = "/var/lib/packetparamedic";
-/// The runtime folder of root and of the unit.
+/// The default runtime folder for root, and for the systemd unit.
 const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
 /// The name of the service's socket in the runtime folder.
 const SERVICE_SOCKET: &str = "service.sock";
@@ -26,41 +26,41 @@ const SERVICE_SOCKET: &str = "service.sock";
 /// When to colour the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Color {
-    /// On a terminal, unless `NO_COLOR` or a similar variable forbids it.
+    /// Colour the output if it goes to a terminal, unless `NO_COLOR` or a similar variable forbids it.
     #[default]
     Auto,
-    /// Always.
+    /// Colour the output always.
     Always,
-    /// Never.
+    /// Never colour the output.
     Never,
 }
 
 const COLORS: [(&str, Color); 3] = [("auto", Color::Auto), ("always", Color::Always), ("never", Color::Never)];
 
-/// The settings. All values are valid.
+/// The settings of the appliance. All values are valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The folder of the key, the pairings and the results; absolute.
+    /// The absolute path of the folder with the key, the pairings and the results.
     pub state_dir: PathBuf,
-    /// The folder of the service's socket; absolute.
+    /// The absolute path of the folder with the service's socket.
     pub runtime_dir: PathBuf,
-    /// This appliance's own name.
+    /// The name that this appliance gives when it pairs.
     pub name: PeerText,
-    /// The default reflector: a saved name, an Endpoint ID or an address.
+    /// The reflector to use by default: a saved name, an Endpoint ID or an address.
     pub peer: Option<String>,
-    /// The provider of speed tests; absent: `reflector`.
+    /// The provider of speed tests; `None`: `reflector`.
     pub provider: Option<String>,
-    /// The engine that generates the load; absent: the provider's choice.
+    /// The engine that moves the payload; `None`: the provider's choice.
     pub engine: Option<EngineId>,
-    /// How the data travels; absent: direct if the reflector offers it.
+    /// The data mode; `None`: direct if the reflector offers it.
     pub data_mode: Option<DataMode>,
-    /// The duration of each direction, the ramp-up included; whole milliseconds.
+    /// The duration of each direction, ramp-up included, in whole milliseconds.
     pub duration: Duration,
-    /// Streams per direction; absent: the default of the engine.
+    /// The number of streams in each direction; `None`: the default of the engine.
     pub streams: Option<u16>,
     /// When to colour the output.
     pub color: Color,
-    /// The filter of the log on stderr, as [`paramedic_host::log::is_filter`] accepts it.
+    /// The filter of the log on stderr, in the form that [`paramedic_host::log::is_filter`] accepts.
     pub log: String,
     /// The format of the log.
     pub log_format: LogFormat,
@@ -147,13 +147,13 @@ impl Configuration for Settings {
 }
 
 impl Settings {
-    /// The socket of the service.
+    /// The path of the service's socket.
     pub fn service_socket(&self) -> PathBuf {
         self.runtime_dir.join(SERVICE_SOCKET)
     }
 
-    /// The sockets at which a command looks for a running service, in this order. The service of the host is one of them
-    /// if neither folder is set.
+    /// The sockets at which a command looks for a running service, in this order. The socket of the host's service is
+    /// among them if the user set neither folder.
     pub fn service_sockets(&self, origins: &Origins) -> Vec<PathBuf> {
         let host = PathBuf::from(ROOT_RUNTIME_DIR).join(SERVICE_SOCKET);
         let mut sockets = vec![self.service_socket()];
@@ -177,7 +177,7 @@ impl FlagGroup for CommonFlags {
     }
 }
 
-/// Every setting, in the order of the output.
+/// Every setting, in the order in which they are shown.
 static SETTINGS: &[Setting<Settings>] = &[
     Setting {
         name: "state_dir",
@@ -362,7 +362,7 @@ mod tests {
     use super::*;
     use crate::cli::failure::{CommandFailure, ExitStatus};
 
-    /// The settings on a machine with the environment `variables` and this text of the file in /etc.
+    /// The settings of a machine with these environment `variables` and this text of the configuration file in /etc.
     fn load(variables: &[(&str, &str)], file: &str) -> Result<Loaded<Settings>, ConfigError> {
         let folder = tempfile::tempdir().unwrap();
         let etc_file = folder.path().join("etc.toml");
@@ -382,7 +382,7 @@ mod tests {
         load_on(&FlagValues::default(), &machine)
     }
 
-    /// The settings with one of them set.
+    /// The settings with one of them set to a value.
     fn with(setting: &str, value: &str) -> Result<Settings, ConfigError> {
         let variable = format!("PACKETPARAMEDIC_{}", setting.to_uppercase());
         load(&[(&variable, value)], "").map(|loaded| loaded.config)

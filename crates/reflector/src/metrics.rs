@@ -1,5 +1,5 @@
-//! The metrics of a reflector: one list, read from its [`Status`], as text for Prometheus. Pure. No label holds an
-//! Endpoint ID, a name or an address.
+//! The metrics of a reflector for Prometheus: one list, read from its [`Status`]. No label contains an Endpoint ID, a
+//! name or an address. Pure: no I/O, no clock.
 
 use std::fmt;
 
@@ -16,20 +16,20 @@ use crate::event::RefusalReason;
 use crate::sessions::SessionStatus;
 use crate::status::Status;
 
-/// The `Content-Type` of the text.
+/// The `Content-Type` of the metrics text.
 pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
 
 /// One metric.
 struct Metric {
-    /// As Prometheus shows it.
+    /// The name of the metric, as Prometheus shows it.
     name: &'static str,
     help: &'static str,
-    /// The keys of its labels, in the order of their values in [`Values`].
+    /// The names of its labels, in the order of their values in [`Values`].
     labels: &'static [&'static str],
     read: fn(&Status) -> Values,
 }
 
-/// The values of a metric, each with the values of its labels.
+/// The values of a metric. Each has the values of its labels.
 enum Values {
     Counter(Vec<(Vec<String>, u64)>),
     /// A counter of seconds.
@@ -68,8 +68,8 @@ const DENIALS: [DenialReason; 13] = [
     DenialReason::Faulted,
 ];
 
-/// Every metric, in the order in which they are written. docs/operate.md describes them, and a test compares it with the
-/// output of a reflector.
+/// Every metric, in the order in which they are written. docs/operate.md describes them, and a test compares it with
+/// the output of a reflector.
 const METRICS: &[Metric] = &[
     Metric {
         name: "reflector_build_info",
@@ -303,13 +303,13 @@ fn one_if(is_true: bool) -> f64 {
     f64::from(u8::from(is_true))
 }
 
-/// The word of a reason, as in the audit log and on the wire.
+/// The name of a reason, as in the audit log and in the protocol.
 fn word(reason: &impl Serialize) -> String {
     let word = serde_json::to_value(reason).ok();
     word.as_ref().and_then(serde_json::Value::as_str).unwrap_or("unknown").to_owned()
 }
 
-/// All metrics as text.
+/// All metrics as text in the format of Prometheus.
 pub fn text(status: Status) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Collected(status)));
@@ -319,7 +319,7 @@ pub fn text(status: Status) -> String {
     text
 }
 
-/// The state that the metrics are read from.
+/// The status from which the metrics are read.
 #[derive(Debug)]
 struct Collected(Status);
 
@@ -376,7 +376,7 @@ mod tests {
 
     use super::*;
 
-    /// A status as an older reflector sends it, with this as its version.
+    /// A status with this version, as an older reflector sends it.
     fn status(version: &str) -> Status {
         let sessions = json!({
             "slots": 2, "draining": false, "faulted": false, "sessions": [], "peers": [], "bytes_today": 7,

@@ -1,5 +1,5 @@
-//! Results: the document, statistics, conclusions and reports. Pure: values in, values out; no sockets, no clock, no
-//! SQL, no exit codes.
+//! The results of tests: documents, statistics, conclusions, reports. Pure: takes values and returns values. Uses no
+//! sockets, no clock, no SQL and no exit codes.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]

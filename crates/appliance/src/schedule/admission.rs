@@ -1,4 +1,4 @@
-//! Whether a run that is due may start now, and the reasons why one does not run. Pure.
+//! Decides whether a run that is due may start, and names the reasons why a run does not start. Pure: no I/O, no clock.
 
 use std::fmt;
 
@@ -8,23 +8,23 @@ use serde::{Deserialize, Serialize};
 use super::budget::DataUse;
 use super::definition::Schedule;
 
-/// Why a run did not take place.
+/// Why a run did not start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SkipReason {
-    /// The device was off or asleep, or the service did not run.
+    /// The device was off or asleep, or the service was not running.
     Missed,
-    /// The run before was not over.
+    /// The previous run of the schedule had not ended.
     StillRunning,
-    /// It was within the quiet hours.
+    /// The time was within the quiet hours of the schedule.
     QuietHours,
-    /// The budget of the day was spent.
+    /// The data budget of the day did not allow another run.
     DayBudget,
-    /// The budget of the month was spent.
+    /// The data budget of the month did not allow another run.
     MonthBudget,
     /// Other traffic used the line.
     LineBusy,
-    /// The service was told to stop before it began.
+    /// The service stopped before the run began.
     Stopped,
 }
 
@@ -39,12 +39,12 @@ impl SkipReason {
         (Self::Stopped, "stopped", "the service was stopped before it began"),
     ];
 
-    /// The word for scripts and the store.
+    /// The name of the reason, for scripts and for the database.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or("", |(_, word, _)| word)
     }
 
-    /// The reason with this word.
+    /// The reason with this name; `None` if there is none.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, own, _)| *own == word).map(|(reason, ..)| *reason)
     }
@@ -56,18 +56,18 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// What is known about the line and the data when a run is about to start.
+/// What is known about data and line when a run is about to start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RunObservations {
-    /// The data that the schedule has used.
+    /// The data that the schedule has used in this day and month.
     pub used: DataUse,
-    /// The data that the run is expected to use.
+    /// The number of bytes that the run will probably use.
     pub expected_bytes: u64,
-    /// The share of the line that other traffic uses; absent if it is not known.
+    /// The share of the line that other traffic uses, from 0 to 1; absent if unknown.
     pub line_share: Option<f64>,
 }
 
-/// Whether a run of `schedule` may start at `now`. A run must fit into what is left of the budget.
+/// Whether a run of `schedule` may start at `now`. Its expected data must fit into what is left of the budget.
 pub fn admit(schedule: &Schedule, now: Timestamp, seen: &RunObservations) -> Result<(), SkipReason> {
     if schedule.quiet_hours.is_some_and(|hours| hours.contain(now, schedule.zone.rules())) {
         return Err(SkipReason::QuietHours);

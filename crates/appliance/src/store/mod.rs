@@ -100,7 +100,7 @@ pub enum StorageError {
         name: String,
     },
     /// The name has no printable character.
-    #[error("a name has at least one printable character")]
+    #[error("a name needs at least one printable character")]
     NoName,
     /// No paired reflector has this name, address or Endpoint ID.
     #[error("no paired reflector has the name, address or Endpoint ID {wanted:?}")]
@@ -109,7 +109,7 @@ pub enum StorageError {
         wanted: String,
     },
     /// More than one paired reflector has this name, address or Endpoint ID.
-    #[error("{wanted:?} is {}", names.join(" and "))]
+    #[error("{wanted:?} matches {}", names.join(" and "))]
     AmbiguousReflector {
         /// The text that was searched for.
         wanted: String,

@@ -1,4 +1,4 @@
-//! `reflectors`: the pairings of this device: list, check, rename, remove.
+//! `packetparamedic reflectors`: lists, checks, renames and removes the paired reflectors.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(super) struct Args {
 enum Command {
     /// List the paired reflectors (the default)
     List,
-    /// Connect to each reflector, or to one, and check address, key and answer; without load
+    /// Connect to each reflector, or to one, and check address, key and answer; sends no load
     Check {
         /// Name, address or Endpoint ID of the reflector
         reflector: Option<String>,
@@ -36,7 +36,8 @@ enum Command {
         /// The new name
         name: String,
     },
-    /// Remove a reflector from this device; `reflector peers remove` removes this device there
+    /// Remove a reflector from this device; to also remove this device there, run `reflector peers remove` on the
+    /// reflector
     Remove {
         /// Name, address or Endpoint ID of the reflector
         reflector: String,
@@ -127,7 +128,7 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
     Ok(first_failure.unwrap_or(ExitStatus::Done))
 }
 
-/// Notes that the path to a reflector drops large packets, if the link had to limit its segments.
+/// Prints a note that the path to a reflector drops large packets, if the link had to limit its segments.
 pub(super) fn note_small_segments(segment_limit: Option<u16>, context: &Context) {
     if let Some(bytes) = segment_limit {
         context.output.note(&format!(

@@ -1,4 +1,4 @@
-//! `serve`: the service that runs schedules and answers the other commands on its socket.
+//! `packetparamedic serve`: the service that runs schedules, and answers other commands on its socket.
 
 use paramedic_engines::memory;
 use paramedic_host::unix_socket::{UnixSocket, UnixSocketError};
@@ -62,7 +62,7 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     served.map(|()| ExitStatus::Done).map_err(broken)
 }
 
-/// Feeds systemd's watchdog each time that the scheduler and the store have answered. Never ends.
+/// Notifies systemd's watchdog each time the scheduler and the database have answered. Never returns.
 async fn feed_watchdog(service: &paramedic_appliance::app::Service) {
     let Some(timeout) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     loop {

@@ -1,4 +1,4 @@
-//! `status` and `health`: the state of the running service.
+//! `packetparamedic status` and `health`: print the state of the running service.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -16,7 +16,7 @@ pub(super) struct Args {
 
 #[derive(clap::Args)]
 pub(super) struct HealthArgs {
-    /// Exit code 0 whenever the service answers, also if it is faulted or stopping
+    /// Exit with code 0 if the service answers at all, even if it cannot use its database or is stopping
     #[arg(long)]
     live: bool,
 }
@@ -81,7 +81,7 @@ fn described(status: &ServiceStatus) -> Vec<String> {
     lines
 }
 
-/// A time by the clock of this host.
+/// The time by the clock of this host, as text.
 fn shown(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
 }

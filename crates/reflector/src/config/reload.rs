@@ -1,22 +1,22 @@
-//! What a configuration that is read again changes in a running reflector: what applies at once, what needs a restart.
-//! Pure.
+//! Compares a new configuration with the running one: which settings apply at once, and which need a restart. Pure: no
+//! I/O, no clock.
 
 use paramedic_host::config::Configuration;
 
 use super::Config;
 
-/// What happens to a running reflector whose configuration is read again.
+/// What changes in a running reflector that reads its configuration again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigChange {
-    /// The configuration to run with from now on.
+    /// The configuration to use from now on.
     pub config: Config,
     /// The changed settings that apply from now on, in the order of the list of settings.
     pub applied: Vec<&'static str>,
-    /// The changed settings that apply after a restart.
+    /// The changed settings that apply only after a restart.
     pub needs_restart: Vec<&'static str>,
 }
 
-/// Compares the configuration that runs with the one that was read.
+/// Compares the running configuration with the one that was just read.
 pub fn change(running: &Config, read: &Config) -> ConfigChange {
     let config = Config {
         name: read.name.clone(),

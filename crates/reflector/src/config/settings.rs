@@ -1,5 +1,5 @@
-//! The reflector's list of settings. File, environment, flags, `--help`, template and `config show` all use it; a new
-//! setting is a field of [`Config`], its default there, and one entry here.
+//! The list of the reflector's settings. File, environment, flags, `--help`, template and `config show` are derived
+//! from it. A new setting is a field of [`Config`], its default there, and one entry here.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use toml::Value;
 
 use super::{Config, Mode, addresses};
 
-/// The largest byte quota: about what a 100 Gbit/s line moves in a day in both directions, and far below the largest
-/// integer of the database.
+/// The largest byte quota. A 100 Gbit/s line moves about as much in a day, in both directions. The database can store
+/// far larger integers.
 const MOST_BYTES: u64 = 2_000_000_000_000_000;
 
-/// Every setting there is, in the order in which they are shown.
+/// Every setting, in the order in which they are shown.
 pub(super) static SETTINGS: &[Setting<Config>] = &[
     Setting {
         name: "listen",

@@ -1,6 +1,6 @@
-//! Decides what is granted, queued, denied and charged, as a pure state machine. Each call returns its answer and the
-//! audit events of this decision, in order. It has no sockets, files, clocks or tasks: time, ids and the time of the
-//! last received message are arguments, and actions are results.
+//! Decides which sessions are granted, queued, denied and charged: a state machine without I/O. Each call returns its
+//! answer and the audit events of its decision, in order. Time, ids and the time of the last received message are
+//! arguments. Actions are return values.
 
 mod counts;
 mod decision;
@@ -39,18 +39,18 @@ use queue::{Occupancy, Queue};
 pub use recorded_use::{RecordedUse, UseRecorder, charged_after_crash};
 use session::{HeldSession, PendingEnd, START_TIMEOUT};
 
-/// When to retry while audit log or state can't be written.
+/// When an appliance may retry while the audit log or the database cannot be written.
 const RETRY_FAULTED: Duration = Duration::from_secs(5);
-/// When to retry if other programs hold every port.
+/// When an appliance may retry while other programs use every port.
 const RETRY_HELD: Duration = Duration::from_secs(60);
 
-/// A lease takes at most this fraction (1/16) of the rest of the day's bytes.
+/// A lease takes at most 1/16 of the bytes that are left of the day.
 const PARTS_OF_THE_DAY: u64 = 16;
-/// A lease of this size is always allowed.
+/// A lease of this size, in bytes, is allowed even if it is a larger part.
 const SMALL_LEASE: u64 = 16 << 20;
 
-/// All sessions and requests of a reflector, and their quotas. The only place that knows which sessions exist: `H` is
-/// the server's handle of a running session, which is kept here.
+/// All sessions and requests of a reflector, and the use of their quotas. No other code knows which sessions exist. `H`
+/// is the server's handle of a running session.
 #[derive(Debug)]
 pub struct Sessions<H> {
     limits: Limits,
@@ -59,17 +59,17 @@ pub struct Sessions<H> {
     fallbacks: Fallbacks,
     tests: quota::Tests,
     bytes: quota::ChargedBytes,
-    /// Reserved and running sessions: each holds a slot, and there are never more than slots.
+    /// The reserved and the running sessions. Each occupies a slot, and there are never more of them than slots.
     held: BTreeMap<SessionId, HeldSession<H>>,
     counts: SessionCounts,
     draining: bool,
     faulted: bool,
-    /// Whether something changed since the last `poll` that could advance the queue.
+    /// Whether anything changed since the last `poll` that may let a queued request begin.
     changed: bool,
 }
 
 impl<H> Sessions<H> {
-    /// No sessions, with the quotas used in the past.
+    /// A state without sessions. `past` has what peers used before.
     pub fn new(limits: Limits, past: PastUsage, now: Now) -> Self {
         let mut sessions = Self {
             ports: Ports::new(limits.data_ports.clone()),
@@ -99,8 +99,8 @@ impl<H> Sessions<H> {
         self.changed = true;
     }
 
-    /// Checks a request, and reserves everything that it needs if it can begin now. `id` is the id of the session, if
-    /// there will be one; it must never have been used before.
+    /// Checks a request. If it can begin now, reserves everything that it needs. `id` becomes the id of the session; it
+    /// must be new.
     #[must_use]
     pub fn request(
         &mut self,
@@ -157,14 +157,14 @@ impl<H> Sessions<H> {
         Answer::Queued { place, expected_wait }
     }
 
-    /// Denies a request that this host can't run, before anything is reserved for it.
+    /// Denies a request that this host cannot run, before anything is reserved for it.
     #[must_use]
     pub fn refuse(&mut self, peer: EndpointId, denial: Denial) -> (Answer, Vec<AuditEvent>) {
         self.with_event(peer, Answer::Denied(denial))
     }
 
-    /// Another program holds the reserved port: takes the next one of the range, or undoes the reservation if there is
-    /// none. Only before [`Sessions::opened`].
+    /// Records that another program uses the reserved port. Takes the next port of the range, or undoes the reservation
+    /// if there is none. Call it only before [`Sessions::opened`].
     #[must_use]
     pub fn port_is_held(&mut self, session: SessionId, now: Now) -> (Answer, Vec<AuditEvent>) {
         let held = self.held.get_mut(&session).filter(|session| !session.opened);
@@ -189,8 +189,8 @@ impl<H> Sessions<H> {
         (answer, events)
     }
 
-    /// Everything reserved is claimed: from here on it is a grant, to be recorded and then sent. `false`: the
-    /// reservation was taken back in the meantime; release everything.
+    /// Records that everything reserved is claimed. From now on the session is a grant, to be recorded and then sent.
+    /// Returns `false` if the reservation was taken back in the meantime: then release everything.
     #[must_use]
     pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<AuditEvent>) {
         let Some(held) = self.held.get_mut(&session) else { return (false, Vec::new()) };
@@ -211,7 +211,7 @@ impl<H> Sessions<H> {
         (true, vec![granted])
     }
 
-    /// The grant is recorded: from here on the session can be reached through `handle`.
+    /// Records that the grant is on disk. From now on the session can be found by its `handle`.
     pub fn granted(&mut self, session: SessionId, handle: H) {
         if let Some(held) = self.held.get_mut(&session) {
             self.counts.note_granted(&held.spec.engine);
@@ -219,7 +219,7 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// The handle of a running session; `None` before it is granted, and once its teardown has begun.
+    /// The handle of a running session. `None` before it is granted, and once its teardown has begun.
     pub fn handle(&self, session: SessionId) -> Option<&H> {
         self.held.get(&session)?.handle.as_ref()
     }
@@ -229,20 +229,21 @@ impl<H> Sessions<H> {
         self.held.values().filter_map(|held| held.handle.as_ref())
     }
 
-    /// The running sessions.
+    /// The ids of all running sessions.
     pub fn running(&self) -> impl Iterator<Item = SessionId> {
         self.held.iter().filter(|(_, held)| held.handle.is_some()).map(|(id, _)| *id)
     }
 
-    /// Takes a reservation back, because a resource could not be claimed or the grant could not be recorded. Frees
-    /// slot, port and test.
+    /// Takes a reservation back, because a resource could not be claimed or the grant could not be recorded. Frees its
+    /// slot, its port and its test.
     #[must_use]
     pub fn undo(&mut self, session: SessionId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
         self.undone(session).into_iter().collect()
     }
 
-    /// Withdraws the request of the link. A granted session continues; `finish` ends it.
+    /// Withdraws the request of the link: removes it from the queue, or takes its reservation back. A granted session
+    /// continues.
     #[must_use]
     pub fn withdraw(&mut self, link: LinkId) -> Vec<AuditEvent> {
         if self.queue.remove(link).is_some() {
@@ -252,7 +253,7 @@ impl<H> Sessions<H> {
         unopened.and_then(|session| self.undone(session)).into_iter().collect()
     }
 
-    /// The link closed: withdraws its request and ends its session.
+    /// Records that the link closed: withdraws its request and ends its session.
     #[must_use]
     pub fn link_closed(&mut self, link: LinkId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
@@ -262,7 +263,7 @@ impl<H> Sessions<H> {
         events
     }
 
-    /// The peer was removed: ends its sessions and drops its requests. Its usage stays charged.
+    /// Ends the sessions and drops the requests of a peer that was removed. What it used stays charged.
     pub fn peer_removed(&mut self, peer: EndpointId, now: Now) {
         self.pass_time(now);
         self.queue.remove_peer(peer);
@@ -270,35 +271,36 @@ impl<H> Sessions<H> {
         self.end_where(EndReason::PeerRemoved, |held| held.peer == peer);
     }
 
-    /// Grants no new sessions; running ones continue, and the next `poll` denies queued requests.
+    /// Grants no new sessions from now on. Running sessions continue. The next `poll` denies the queued requests.
     pub fn drain(&mut self) {
         self.draining = true;
         self.changed = true;
     }
 
-    /// Sets whether audit log or state cannot be written: no session is granted until they can.
+    /// Sets whether the audit log or the database cannot be written. If so, no session is granted.
     pub fn set_faulted(&mut self, faulted: bool) {
         self.changed |= self.faulted != faulted;
         self.faulted = faulted;
     }
 
-    /// The session's first phase began: from here on only its deadline limits it.
+    /// Records that the first phase of the session began. From now on only its deadline limits it.
     pub fn started(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.start_by = None;
         }
     }
 
-    /// The streams of a phase with load arrived: the session can be reached, and is not repeated.
+    /// Records that the streams of a phase with load arrived. So the appliance can reach the session, and will not
+    /// repeat it.
     pub fn streams_arrived(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.had_streams = true;
         }
     }
 
-    /// Charges up to `wanted` more bytes to the session, before they flow. It leases less if little is left of the day,
-    /// because other sessions may need bytes and a crash charges the whole lease. The bytes belong to the day of the
-    /// lease. The error is the reason why the session must end.
+    /// Charges up to `wanted` more bytes to the session before they are moved. Charges less if little is left of the
+    /// day: other sessions may need bytes, and a crash may charge the whole lease. The bytes count for the day of the
+    /// lease. An error is the reason why the session must end.
     pub fn lease(&mut self, session: SessionId, wanted: u64, now: Now) -> Result<Lease, EndReason> {
         let day = now.day();
         // No bytes without a recorded grant.
@@ -321,7 +323,7 @@ impl<H> Sessions<H> {
         Ok(Lease { bytes, day })
     }
 
-    /// Returns a lease that could not be written: its bytes never flowed.
+    /// Returns a lease that could not be written to disk. None of its bytes was moved.
     pub fn return_lease(&mut self, session: SessionId, lease: Lease) {
         if let Some(held) = self.held.get_mut(&session)
             && let Some(leased) = held.leased.get_mut(&lease.day)
@@ -332,8 +334,8 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// Begins the teardown of a session; the first reason counts. The first caller gets its handle, tears it down and
-    /// calls [`Sessions::ended`]; later callers get `None`.
+    /// Begins the teardown of a session. If several causes come together, the first reason counts. The first caller
+    /// gets the handle, tears the session down and calls [`Sessions::ended`]. Later callers get `None`.
     #[must_use]
     pub fn tear_down(&mut self, session: SessionId, reason: EndReason, now: Now) -> Option<H> {
         let held = self.held.get_mut(&session)?;
@@ -341,8 +343,8 @@ impl<H> Sessions<H> {
         held.handle.take()
     }
 
-    /// The session is torn down and has used this many bytes. Frees its slot and port, and returns its unused leases.
-    /// `None`: there is no such session, or its accounts are settled.
+    /// Records that a session is torn down and has used this many bytes. Frees its slot and port, and returns its
+    /// unused leases. `None` if there is no such session, or if it was already recorded.
     #[must_use]
     pub fn ended(
         &mut self,
@@ -375,9 +377,9 @@ impl<H> Sessions<H> {
         (Some(SessionAccounts { session, peer: held.peer, bytes_by_day, reason }), vec![ended])
     }
 
-    /// The actions that are due now. `last_heard` returns when a session last received anything on any connection, on
-    /// the monotonic clock; it is called if silence could end a session. `new_id` creates ids as for
-    /// [`Sessions::request`].
+    /// Returns the actions that are due now. `last_heard` returns when a session last received something on any
+    /// connection, on the monotonic clock. It is only called if silence could end the session. `new_id` creates ids as
+    /// for [`Sessions::request`].
     #[must_use]
     pub fn poll(
         &mut self,
@@ -394,7 +396,8 @@ impl<H> Sessions<H> {
         (actions, events)
     }
 
-    /// When `poll` is due, on the monotonic clock; a past time means now. `None`: not before another call.
+    /// When `poll` is due, on the monotonic clock; a time in the past means now. `None` if it is not due before another
+    /// call.
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.changed {
             return Some(Duration::ZERO);
@@ -402,7 +405,7 @@ impl<H> Sessions<H> {
         self.held.values().filter_map(HeldSession::next_deadline).min()
     }
 
-    /// The current state.
+    /// The present state of all sessions.
     pub fn snapshot(&self, now: Now) -> Snapshot {
         let day = now.day();
         let peers = self.tests.peers().chain(self.bytes.peers(day)).collect::<BTreeSet<_>>();
@@ -442,7 +445,7 @@ impl<H> Sessions<H> {
         self.fallbacks.pass_time(now.mono);
     }
 
-    /// Checks everything except free resources: when a request arrives, and again when it is the next in the queue.
+    /// Checks everything except free resources. Called when a request arrives, and again when it is next in the queue.
     fn check(&self, peer: EndpointId, spec: &TestSpec, is_fallback: bool, now: Now) -> Result<(), Denial> {
         self.limits.check(spec)?;
         if self.draining {
@@ -470,7 +473,7 @@ impl<H> Sessions<H> {
         Ok(())
     }
 
-    /// Why a request that can't begin now can't be queued either.
+    /// Why a request that cannot begin now cannot be queued either; `None` if it can.
     fn queue_denial(
         &self,
         peer: EndpointId,
@@ -509,8 +512,8 @@ impl<H> Sessions<H> {
         None
     }
 
-    /// The waiting links that can be served now, in order. A request that lacks only a port lets others pass: a port is
-    /// freed together with a slot, so it cannot be overtaken forever.
+    /// The links whose queued requests can begin now, in order. A request that lacks only a port lets others pass. A
+    /// port is freed together with a slot, so others cannot pass it forever.
     fn ready_links(&self) -> Vec<LinkId> {
         let slots = usize::try_from(self.limits.max_concurrent_tests).unwrap_or(usize::MAX);
         let room = slots.saturating_sub(self.held.len());
@@ -569,8 +572,8 @@ impl<H> Sessions<H> {
         Ok(reservation)
     }
 
-    /// Returns all resources of a reservation. The peer still counts as served: a peer whose requests fail repeatedly
-    /// must not always be the first.
+    /// Returns everything that is reserved for a session. Its peer still counts as served, so a peer whose requests
+    /// fail repeatedly is not always first.
     fn take_back(&mut self, session: SessionId) -> Option<HeldSession<H>> {
         let held = self.held.remove(&session)?;
         self.changed = true;
@@ -584,20 +587,20 @@ impl<H> Sessions<H> {
         Some(held)
     }
 
-    /// Takes a reservation back and counts it. Returns its event.
+    /// Takes a reservation back and counts that. Returns its audit event.
     fn undone(&mut self, session: SessionId) -> Option<AuditEvent> {
         let held = self.take_back(session)?;
         self.counts.undone += 1;
         Some(AuditEvent::SessionUndone { session, peer: held.peer })
     }
 
-    /// Counts a denial. Returns its event.
+    /// Counts a denial. Returns its audit event.
     fn denied(&mut self, peer: EndpointId, denial: &Denial) -> AuditEvent {
         self.counts.note_denied(denial.reason);
         AuditEvent::SessionDenied { peer, reason: denial.reason }
     }
 
-    /// An answer to a request of `peer`, with its event. What is reserved has one only once it is opened.
+    /// An answer to a request of `peer`, with its audit event. A reservation has no event until it is opened.
     fn with_event(&mut self, peer: EndpointId, answer: Answer) -> (Answer, Vec<AuditEvent>) {
         let event = match &answer {
             Answer::Reserved(_) => None,
@@ -607,7 +610,7 @@ impl<H> Sessions<H> {
         (answer, event.into_iter().collect())
     }
 
-    /// Charges the used bytes instead of the leases.
+    /// Charges the bytes that a session used, instead of its leases.
     fn settle(&mut self, held: &HeldSession<H>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
         for (day, leased) in &held.leased {
             self.bytes.refund(held.peer, *day, *leased);
@@ -637,8 +640,8 @@ impl<H> Sessions<H> {
         actions.extend(due.map(|(session, reason)| SessionAction::End { session, reason }));
     }
 
-    /// Reserves for all queued requests that can be granted, one after the other, because each changes which is next.
-    /// Returns the events of the denied ones.
+    /// Reserves for all queued requests that can begin, one after the other, because each changes which one is next.
+    /// Returns the audit events of those that are denied.
     fn serve_queue(
         &mut self,
         now: Now,
@@ -684,7 +687,7 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// The place of a waiting link, from 1, and its expected wait.
+    /// The position of a queued request, from 1, and its expected wait.
     fn queue_position(&self, link: LinkId, mono: Duration) -> (u32, Duration) {
         let order = self.queue.in_order();
         let waits = queue::expected_waits(&order, &self.occupied(mono));

@@ -1,5 +1,5 @@
-//! Tests with random orders of events: the promises always hold. A model next to the state machine recounts its
-//! answers. Contains no rules.
+//! Tests with random sequences of events: the promises must always hold. A model recounts the answers of the state
+//! machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,7 +16,7 @@ const HOUR_MS: u64 = 3_600_000;
 const PEERS: u8 = 4;
 const LINKS: u64 = 10;
 
-/// One event. Sessions are selected by a number among the existing ones.
+/// One event of a sequence. A session is chosen by a number among those that exist.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Ask { link: u64, direct: bool, wait: bool, duration_ms: u32 },
@@ -57,7 +57,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Events, sometimes with a shutdown among them.
+/// Random sequences of events, some with a shutdown.
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     (vec(op(), 1..50), prop::option::weighted(0.1, 0usize..50)).prop_map(|(mut ops, drain)| {
         if let Some(at) = drain {
@@ -99,7 +99,7 @@ fn peer(number: u8) -> EndpointId {
     EndpointId::from_bytes([number + 1; 32])
 }
 
-/// The model's record of a session.
+/// What the model knows about a session.
 #[derive(Debug)]
 struct Known {
     link: LinkId,
@@ -110,7 +110,7 @@ struct Known {
     leased: BTreeMap<u32, u64>,
 }
 
-/// The state machine, and the counts of the model.
+/// The state machine, and the model with its counts.
 pub(super) struct World {
     sessions: Sessions<SessionId>,
     limits: Limits,
@@ -121,7 +121,7 @@ pub(super) struct World {
     held: BTreeMap<SessionId, Known>,
     waiting: BTreeSet<LinkId>,
     tests: Vec<(EndpointId, u64, SessionId)>,
-    /// The links whose last session that counts as a test was direct and had no streams.
+    /// The links whose last session that counted as a test was direct and had no streams.
     unreached: BTreeSet<LinkId>,
     bytes: BTreeMap<(u32, EndpointId), u64>,
     granted: BTreeSet<SessionId>,
@@ -355,7 +355,7 @@ impl World {
         }
     }
 
-    /// A reservation was taken back: it has no effect.
+    /// Removes a reservation that was taken back from the model.
     fn forget(&mut self, session: SessionId) {
         let known = self.held.remove(&session).unwrap();
         self.tests.retain(|(_, _, of)| *of != session);
@@ -364,7 +364,7 @@ impl World {
         }
     }
 
-    /// A link without further requests.
+    /// Removes a link from the model. The link makes no further requests.
     fn withdrawn(&mut self, link: LinkId) {
         self.waiting.remove(&link);
         let unopened = self.held.iter().find(|(_, known)| known.link == link && !known.opened).map(|(id, _)| *id);
@@ -418,7 +418,7 @@ impl World {
         assert!(self.granted.iter().all(|session| self.over.contains(session) || self.held.contains_key(session)));
     }
 
-    /// Finishes all sessions, round by round, until the queue is empty.
+    /// Ends all sessions, round after round, until the queue is empty.
     pub(super) fn finish(&mut self) {
         self.run(&Op::Faulted(false));
         for _ in 0..=self.waiting.len() {
@@ -444,7 +444,7 @@ proptest! {
     }
 }
 
-/// Wrong clocks and extreme numbers.
+/// Random numbers for times: ordinary and extreme ones.
 fn wild() -> impl Strategy<Value = u64> {
     prop_oneof![Just(0), Just(1), Just(u64::MAX), Just(u64::MAX - 1), any::<u64>()]
 }

@@ -1,4 +1,4 @@
-//! Tests: each session rule as a sentence. Contains no rules.
+//! Tests of the session rules, each written as a sentence.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -14,7 +14,7 @@ const A: EndpointId = EndpointId::from_bytes([1; 32]);
 const B: EndpointId = EndpointId::from_bytes([2; 32]);
 const C: EndpointId = EndpointId::from_bytes([3; 32]);
 
-/// Noon of the day numbered 20,000.
+/// Noon of the day with number 20,000, in milliseconds since 1970.
 const NOON: u64 = 20_000 * 86_400_000 + 12 * 3_600_000;
 
 fn seconds(n: u64) -> Duration {
@@ -59,14 +59,14 @@ fn lasting(duration_ms: u32) -> TestSpec {
     TestSpec { phases: vec![PhaseSpec { load: Load::Download, duration_ms }], ..tunneled() }
 }
 
-/// A reflector's sessions with a simulated clock and ids.
+/// The sessions of a reflector, with a simulated clock and simulated ids.
 struct Fixture {
     sessions: Sessions<SessionId>,
     now: Now,
     ids: u64,
     /// When each session last received something.
     last_received: BTreeMap<SessionId, Duration>,
-    /// The events of all decisions.
+    /// The audit events of all decisions.
     events: Vec<AuditEvent>,
 }
 
@@ -111,7 +111,7 @@ impl Fixture {
         reservation
     }
 
-    /// Opens and grants it, unless it was taken back.
+    /// Opens and grants a session, unless it was taken back. Returns whether it was granted.
     fn open(&mut self, session: SessionId) -> bool {
         let (is_wanted, events) = self.sessions.opened(session, self.now);
         self.events.extend(events);
@@ -169,7 +169,7 @@ impl Fixture {
         actions
     }
 
-    /// The reservations of links whose turn has come.
+    /// The reservations of the queued requests that can begin.
     fn served(&mut self) -> Vec<Reservation> {
         let reserved = |action| match action {
             SessionAction::Reserve(reservation) => Some(reservation),
@@ -708,7 +708,7 @@ fn extreme_times_do_not_panic() {
     fixture.sessions.snapshot(fixture.now);
 }
 
-/// A direct session on link 1 that ended before its streams arrived; requests of other links wait.
+/// Link 1 had a direct session that ended before its streams arrived. Requests of other links wait.
 fn unreached(limits: Limits) -> Fixture {
     let mut fixture = Fixture::new(limits);
     let first = fixture.grant(1, A, direct());

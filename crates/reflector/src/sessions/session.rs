@@ -1,4 +1,4 @@
-//! One session, and when it must end. Its shared resources, slots, ports and quotas, are managed elsewhere.
+//! One session, and when it must end. Other modules manage slots, ports and quotas.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::limits;
 /// How often the end of a session is reported again until it is torn down.
 const END_REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long after its grant a session's first phase may begin: other requests wait for its slot.
+/// How long after its grant the first phase of a session may begin. Other requests wait for its slot.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One session, from its reservation until its accounts are settled.
@@ -23,23 +23,24 @@ pub(super) struct HeldSession<H> {
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
     pub(super) port: Option<u16>,
-    /// Ports that other programs turned out to hold.
+    /// The ports that were tried and that other programs use.
     pub(super) tried: BTreeSet<u16>,
     pub(super) reserved_at: Duration,
     pub(super) deadline: Duration,
     pub(super) expected_end: Duration,
     /// Whether all resources are claimed. From then on the session is granted, and ends only through `ended`.
     pub(super) opened: bool,
-    /// The server's handle of the session, set while it runs: from its recorded grant until its teardown begins.
+    /// The server's handle of the session. It is set while the session runs: from its recorded grant until its teardown
+    /// begins.
     pub(super) handle: Option<H>,
-    /// When to check for silence. Only the server has the time of the last received message.
+    /// When to check the session for silence. Only the server knows the time of its last received message.
     pub(super) silence_check_at: Duration,
-    /// The latest begin of its first phase; `None` before it is opened, and after the begin.
+    /// The latest time for the first phase to begin. `None` before the session is opened, and once the phase has begun.
     pub(super) start_by: Option<Duration>,
-    /// Bytes leased on each day.
+    /// The bytes that are leased on each day.
     pub(super) leased: BTreeMap<u32, u64>,
     pub(super) ending: Option<PendingEnd>,
-    /// Whether it counts as a test of the hour.
+    /// Whether the session counts for the limit of tests per hour.
     pub(super) counts_as_test: bool,
     /// Whether the streams of a phase with load arrived.
     pub(super) had_streams: bool,
@@ -86,8 +87,8 @@ impl<H> HeldSession<H> {
         }
     }
 
-    /// The reason why the session must be torn down, if that must be reported now. `None` before it is opened: until
-    /// then the server still claims its resources, and the appliance was not answered.
+    /// The reason why the session must end, if that must be reported now. `None` before the session is opened: until
+    /// then the server still claims its resources, and the appliance has no answer yet.
     pub(super) fn end_if_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration) -> Option<EndReason> {
         if self.next_deadline()? > mono {
             return None;
@@ -111,7 +112,7 @@ impl<H> HeldSession<H> {
         Some(ending.reason)
     }
 
-    /// When [`HeldSession::end_if_due`] must be called.
+    /// When [`HeldSession::end_if_due`] must be called next.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.opened.then(|| match &self.ending {
             None => {

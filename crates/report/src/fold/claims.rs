@@ -1,34 +1,34 @@
-//! Plausibility checks of the counts that the other end reports. Pure.
+//! Checks whether the counts that the other end reports can be true. Pure: no I/O, no clock.
 
 use std::fmt;
 use std::time::Duration;
 
 use paramedic_link::measurement::{Count, Sample};
 
-/// A rate above that of any interface, in bits per microsecond: 100 Tbit/s.
+/// A rate that no interface reaches, in bits per microsecond: 100 Tbit/s.
 const MOST_BITS_PER_US: u128 = 100_000_000;
-/// How much longer than twice the requested duration a phase can last.
+/// A phase can last at most twice its requested duration plus this time.
 const MOST_OVERTIME: Duration = Duration::from_secs(20);
 
 /// Why a report of the other end cannot be true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Impossible {
-    /// The rate is above that of any interface.
+    /// The reported rate is higher than that of any interface.
     Rate {
-        /// The reported bytes.
+        /// The number of bytes that the other end reported.
         bytes: u64,
-        /// The time in which they were moved, in microseconds.
+        /// The time in which it claims to have moved them, in microseconds.
         length_us: u64,
     },
     /// The reported time, in microseconds, is longer than the phase can have lasted.
     Time(u64),
-    /// More was received than sent.
+    /// The other end reported more received than the sender sent.
     MoreThanSent {
-        /// The unit: bytes or datagrams.
+        /// The unit of both numbers: bytes or datagrams.
         unit: &'static str,
-        /// How much was received.
+        /// How many were reported as received.
         received: u64,
-        /// How much was sent.
+        /// How many were sent.
         sent: u64,
     },
 }
@@ -41,25 +41,25 @@ impl fmt::Display for Impossible {
             }
             Self::Time(us) => write!(f, "it reports a time of {us} µs, longer than the phase can have lasted"),
             Self::MoreThanSent { unit, received, sent } => {
-                write!(f, "it reports {received} {unit} received, of {sent} that were sent")
+                write!(f, "it reports {received} received {unit}, but only {sent} were sent")
             }
         }
     }
 }
 
-/// Checks whether a sample over `length_us` can be true in a phase with the requested duration `requested`.
+/// Checks whether a sample that covers `length_us` can be true in a phase of the requested duration.
 pub(super) fn reading(sample: Sample, length_us: u64, requested: Duration) -> Result<(), Impossible> {
     rate(sample.bytes, length_us)?;
     time(sample.at_us, requested)
 }
 
-/// Checks whether a phase's count can be true.
+/// Checks whether the total count of a phase can be true.
 pub fn count(count: Count, requested: Duration) -> Result<(), Impossible> {
     rate(count.bytes, count.elapsed_us)?;
     time(count.elapsed_us, requested)
 }
 
-/// Checks that no more was received than sent. Only for counts of the same unit at both ends.
+/// Checks that `received` is not more than `sent`. Both must count the same unit.
 pub fn received_of_sent(unit: &'static str, received: u64, sent: u64) -> Result<(), Impossible> {
     if received > sent { Err(Impossible::MoreThanSent { unit, received, sent }) } else { Ok(()) }
 }
@@ -98,6 +98,6 @@ mod tests {
     fn nothing_is_received_that_was_not_sent() {
         assert_eq!(received_of_sent("bytes", 5, 5), Ok(()));
         let error = received_of_sent("bytes", 6, 5).unwrap_err();
-        assert_eq!(error.to_string(), "it reports 6 bytes received, of 5 that were sent");
+        assert_eq!(error.to_string(), "it reports 6 received bytes, but only 5 were sent");
     }
 }
