@@ -25,7 +25,7 @@ impl Clock {
         Self { zero_ns: monotonic_ns() }
     }
 
-    /// Nanoseconds since the start.
+    /// Nanoseconds since the clock was started.
     pub fn now_ns(&self) -> u64 {
         monotonic_ns() - self.zero_ns
     }

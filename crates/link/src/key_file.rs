@@ -25,7 +25,7 @@ const MAX_LEN: usize = 256;
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum KeyFileError {
     /// The file does not exist.
-    #[error("there is no key file {}: the program creates it when it first runs as a service or pairs", .path.display())]
+    #[error("there is no key file {}: it is created when the program first pairs or first runs as a service", .path.display())]
     Absent { path: PathBuf },
     /// The path is a folder, a symbolic link or a device.
     #[error("{} is not a regular file: move it away, or choose another state folder", .path.display())]

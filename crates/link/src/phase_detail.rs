@@ -43,7 +43,7 @@ pub struct TcpSample {
     /// How often the kernel found segments reordered since the connection was opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reordering_seen: Option<u32>,
-    /// How long there was unacknowledged or unsent data since the connection was opened, in microseconds.
+    /// The total time in microseconds, since the connection was opened, in which data was unsent or unacknowledged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy_us: Option<u64>,
     /// The part of `busy_us` for which the receiver's window stopped the stream.

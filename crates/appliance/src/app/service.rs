@@ -38,7 +38,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long what became of a run is kept.
 const RUNS_KEPT: Duration = Duration::from_secs(400 * 86_400);
-/// The most rows that wait for a disk that cannot be written.
+/// The limit on rows that the service keeps in memory while the disk cannot be written.
 const MOST_PENDING: usize = 1000;
 
 /// The running service. Clones share it.

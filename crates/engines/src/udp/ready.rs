@@ -25,7 +25,7 @@ pub(super) struct ReadyStream {
 }
 
 impl ReadyStream {
-    /// Makes a ready stream of a connected `socket`, and sets the socket options that the test `ask` requests.
+    /// Makes a ready stream of the connected socket `socket`. Sets its socket options as requested in `ask`.
     pub(super) fn new(
         stream_id: StreamId,
         socket: UdpSocket,

@@ -27,7 +27,7 @@ const MAX_SEGMENTS: usize = 64;
 /// How long a send may wait for buffer space.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Sets the options that the test `ask` requests on a connected `socket`.
+/// Sets the socket options of `socket`, which is connected, as requested in `ask`.
 pub(super) fn prepare(socket: &UdpSocket, ask: &TestSpec) -> io::Result<()> {
     let reference = SockRef::from(socket);
     let room = (RECEIVE_BUFFERS / usize::from(ask.streams.max(1))).max(MIN_RECEIVE_BUFFER);

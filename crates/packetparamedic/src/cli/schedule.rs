@@ -118,7 +118,7 @@ struct AddArgs {
     /// Add the schedule without asking for confirmation
     #[arg(short, long)]
     yes: bool,
-    #[command(flatten, next_help_heading = "The test, as of speed-test")]
+    #[command(flatten, next_help_heading = "The test (options as in speed-test)")]
     test: speed_test::Args,
 }
 

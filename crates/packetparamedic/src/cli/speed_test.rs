@@ -173,7 +173,7 @@ pub(super) struct Args {
     /// Write a plot of throughput, latency and loss over time to FILE (SVG); implies --intervals
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// Do not draw graphs of the phases below the report (drawn only on a terminal)
+    /// Do not draw the graphs below the report, one for each phase (only a terminal gets them)
     #[arg(long)]
     no_graph: bool,
     /// Add iperf3's own output to the result

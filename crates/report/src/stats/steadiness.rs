@@ -37,8 +37,8 @@ pub fn thirds(samples: &[Sample], from: Duration, until: Duration) -> Option<[u6
     Some([first.round() as u64, last.round() as u64])
 }
 
-/// Whether a rate was steady, judged by its thirds, its mean and its confidence interval. An absent value is not
-/// judged.
+/// Whether a rate was steady: its first and last third (`thirds`) are about equal, and its confidence interval (`ci95_bps`)
+/// is narrow beside its mean (`goodput_bps`). An absent value is not judged.
 pub fn is_steady(thirds: Option<[u64; 2]>, goodput_bps: u64, ci95_bps: Option<[u64; 2]>) -> bool {
     let is_level = thirds.is_none_or(are_level);
     let is_sure =

@@ -748,8 +748,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Why this device cannot run its end of the test. If the kernel refuses the congestion control, that is an error of
-/// the request.
+/// The error of a device that cannot run its end of the test. It is a bad request if the kernel refuses the requested
+/// congestion control.
 fn not_driven(spec: &TestSpec, error: std::io::Error) -> ApplianceError {
     if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
         return ApplianceError::EngineUnavailable { engine: spec.engine.to_string(), lacking: lacking.clone() };
