@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use paramedic_appliance::providers::PROVIDERS;
 use paramedic_appliance::providers::options::OptionSource;
-use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting, ValueOrigin};
+use paramedic_appliance::store::Retention;
+use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Given, Machine, Origins, Setting, ValueOrigin};
 use paramedic_host::log::LogFormat;
 use paramedic_link::PeerText;
 use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
@@ -58,6 +59,8 @@ pub struct Settings {
     pub duration: Duration,
     /// Streams per direction; absent: the default of the engine.
     pub streams: Option<u16>,
+    /// How long the service keeps results.
+    pub retention: Retention,
     /// When to colour the output.
     pub color: Color,
     /// The filter of the log on stderr, as [`paramedic_host::log::is_filter`] accepts it.
@@ -94,6 +97,7 @@ impl Configuration for Settings {
             // Long enough for the ramp-up of a slow line, short enough to wait for, and the default of iperf3.
             duration: Duration::from_secs(10),
             streams: None,
+            retention: Retention::default(),
             color: Color::Auto,
             // A command reports its own failure on stderr; the log adds only errors.
             log: "error".to_owned(),
@@ -175,6 +179,19 @@ impl FlagGroup for CommonFlags {
     fn has(setting: &str) -> bool {
         matches!(setting, "state_dir" | "runtime_dir" | "color")
     }
+}
+
+/// For ever, as a value.
+const FOREVER: &str = "forever";
+
+/// How long something is kept; `None`: for ever.
+fn kept(given: &Given<'_>) -> Result<Option<Duration>, String> {
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    if given.one() == FOREVER { Ok(None) } else { given.duration(days(1), days(36_500)).map(Some) }
+}
+
+fn kept_text(kept: Option<Duration>) -> String {
+    kept.map_or_else(|| FOREVER.to_owned(), quantity::exact_duration)
 }
 
 /// Every setting, in the order of the output.
@@ -312,6 +329,28 @@ static SETTINGS: &[Setting<Settings>] = &[
             given.number(1, TestSpec::MAX_STREAMS.into()).map(|streams| settings.streams = Some(streams))
         },
         show: |settings| settings.streams.map(|streams| Value::Integer(streams.into())),
+    },
+    Setting {
+        name: "keep_results",
+        env: "PACKETPARAMEDIC_KEEP_RESULTS",
+        flag: None,
+        placeholder: "TIME",
+        help: "How long the service keeps results.",
+        valid: "a duration from 1d to 36500d, or forever",
+        is_list: false,
+        read: |settings, given| kept(given).map(|kept| settings.retention.results = kept),
+        show: |settings| Some(Value::String(kept_text(settings.retention.results))),
+    },
+    Setting {
+        name: "keep_intervals",
+        env: "PACKETPARAMEDIC_KEEP_INTERVALS",
+        flag: None,
+        placeholder: "TIME",
+        help: "How long the service keeps the measurements of each interval, which are most of the size of a result.",
+        valid: "a duration from 1d to 36500d, or forever",
+        is_list: false,
+        read: |settings, given| kept(given).map(|kept| settings.retention.series = kept),
+        show: |settings| Some(Value::String(kept_text(settings.retention.series))),
     },
     Setting {
         name: "color",

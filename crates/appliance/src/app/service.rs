@@ -23,7 +23,7 @@ use crate::schedule::Schedule;
 use crate::schedule::admission::{self, RunObservations, SkipReason};
 use crate::schedule::line_load::{self, InterfaceCounters};
 use crate::schedule::planner::{AcceptedSchedule, ClockReading, DueRun, NotAccepted, Planner, SkippedRun};
-use crate::store::{RunEnding, ScheduleRunOutcome, StorageError, StoredSchedule};
+use crate::store::{Retention, RunEnding, ScheduleRunOutcome, StorageError, StoredSchedule};
 
 /// The file in the state folder that the running service locks.
 pub const SERVICE_LOCK: &str = "service.lock";
@@ -36,8 +36,6 @@ const OBSERVATION: Duration = Duration::from_secs(1);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long after a failed write nothing starts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long what became of a run is kept.
-const RUNS_KEPT: Duration = Duration::from_secs(400 * 86_400);
 /// The most rows that wait for a disk that cannot be written.
 const MOST_PENDING: usize = 1000;
 
@@ -51,6 +49,7 @@ struct ServiceState {
     appliance: Appliance,
     endpoint_id: String,
     started_at: Timestamp,
+    retention: Retention,
     /// Locked while the service runs.
     _lock: File,
     planner: Mutex<Planner>,
@@ -137,7 +136,7 @@ pub struct PlannedSchedule {
 
 impl Appliance {
     /// Starts the service of this state folder; [`Service::run`] does its work. Fails if another one runs.
-    pub async fn start_service(&self) -> Result<Service, ApplianceError> {
+    pub async fn start_service(&self, retention: Retention) -> Result<Service, ApplianceError> {
         let lock = lock_service(self.state_dir())?;
         let endpoint_id = self.endpoint_id()?.to_string();
         let store = self.store().await?;
@@ -147,14 +146,12 @@ impl Appliance {
         if interrupted > 0 {
             tracing::warn!(interrupted, "the service ended during a run; its data counts as expected");
         }
-        if let Ok(before) = now.checked_sub(RUNS_KEPT) {
-            store.prune_schedule_runs(before).await?;
-        }
         Ok(Service {
             state: Arc::new(ServiceState {
                 appliance: self.clone(),
                 endpoint_id,
                 started_at: now,
+                retention,
                 _lock: lock,
                 planner: Mutex::default(),
                 wake: Notify::new(),
@@ -261,6 +258,11 @@ impl Service {
         if polls.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// How long the service keeps results.
+    pub fn retention(&self) -> Retention {
+        self.state.retention
     }
 
     /// The appliance.

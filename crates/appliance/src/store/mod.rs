@@ -4,6 +4,7 @@
 mod direct_mode;
 mod export;
 mod reflectors;
+mod retention;
 mod runs;
 mod schedules;
 
@@ -22,9 +23,10 @@ use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 
 pub use direct_mode::DirectModeFinding;
-pub use export::ExportFormat;
+pub use export::{Export, ExportFormat};
 pub use reflectors::Reflector;
-pub use runs::SavedRun;
+pub use retention::{Pruned, Retention};
+pub use runs::{RunOrder, RunPosition, RunQuery, SavedRun};
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
 
 /// The file's name in the state folder.
@@ -341,7 +343,7 @@ mod tests {
         history.check_writable().await.unwrap();
         let read = async || {
             let reading = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
-            assert_eq!(reading.runs(10).await.unwrap().len(), 1);
+            assert_eq!(reading.runs(&RunQuery::default(), None, 10).await.unwrap().len(), 1);
             for refused in [reading.check_writable().await, reading.save_run(&example::bare()).await] {
                 assert!(matches!(refused, Err(StorageError::ReadOnly { .. })), "{refused:?}");
             }
@@ -394,7 +396,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..5000]).unwrap();
         let error = match ApplianceStore::open(folder.path()).await {
-            Ok(history) => history.runs(10).await.unwrap_err(),
+            Ok(history) => history.runs(&RunQuery::default(), None, 10).await.unwrap_err(),
             Err(error) => error,
         };
         assert!(matches!(error, StorageError::Corrupt { .. }), "{error:?}");
@@ -447,12 +449,12 @@ mod tests {
         .unwrap();
         old.close().await;
         let history = ApplianceStore::open(folder.path()).await.unwrap();
-        let runs = history.runs(10).await.unwrap();
+        let runs = history.runs(&RunQuery::default(), None, 10).await.unwrap();
         assert_eq!((runs.len(), runs[0].id, &runs[0].error), (1, run.id, &None));
         assert_eq!(history.run(&run.id.to_string()).await.unwrap().document().unwrap(), run);
         let later = paramedic_report::document::ResultDocument { id: uuid::Uuid::now_v7(), ..example::full() };
         history.save_run(&later).await.unwrap();
-        assert_eq!(history.runs(10).await.unwrap().len(), 2);
+        assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap().len(), 2);
     }
 
     #[tokio::test]
@@ -473,7 +475,7 @@ mod tests {
         };
         assert!(matches!(error, StorageError::Full { .. }), "{error:?}");
         // The existing data can still be read.
-        history.runs(10).await.unwrap();
+        history.runs(&RunQuery::default(), None, 10).await.unwrap();
     }
 
     #[tokio::test]

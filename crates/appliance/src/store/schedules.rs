@@ -448,6 +448,7 @@ mod tests {
     use super::*;
     use crate::schedule::admission::SkipReason;
     use crate::schedule::example_schedule;
+    use crate::store::RunQuery;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -545,7 +546,7 @@ mod tests {
         std::fs::write(&file, include_bytes!("../../tests/before_schedules.db")).unwrap();
         let store = ApplianceStore::open(folder.path()).await.unwrap();
         assert_eq!(store.reflectors().await.unwrap().len(), 1);
-        let runs = store.runs(10).await.unwrap();
+        let runs = store.runs(&RunQuery::default(), None, 10).await.unwrap();
         assert_eq!(runs.len(), 2, "{runs:?}");
         let [complete, failed] =
             [true, false].map(|complete| runs.iter().find(|run| run.complete == complete).unwrap());
@@ -555,6 +556,9 @@ mod tests {
         store.add_schedule("PP-A", &example_schedule("a"), at("2026-01-01T00:00:00Z")).await.unwrap();
         store.close().await;
         let store = ApplianceStore::open(folder.path()).await.unwrap();
-        assert_eq!((store.schedules().await.unwrap().len(), store.runs(10).await.unwrap().len()), (1, 2));
+        assert_eq!(
+            (store.schedules().await.unwrap().len(), store.runs(&RunQuery::default(), None, 10).await.unwrap().len()),
+            (1, 2)
+        );
     }
 }

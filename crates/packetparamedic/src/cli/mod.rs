@@ -6,6 +6,7 @@ mod doctor;
 pub mod failure;
 mod history;
 mod interrupts;
+mod moment;
 pub mod output;
 mod pair_reflector;
 mod plot_file;
@@ -84,7 +85,7 @@ enum Command {
     PairReflector(pair_reflector::Args),
     /// List, check, rename or remove the paired reflectors
     Reflectors(reflectors::Args),
-    /// List, show and export the saved results
+    /// List, show, export and delete the saved results
     History(history::Args),
     /// Tests that the service runs by itself: add, list, remove, enable, disable
     Schedule(schedule::Args),

@@ -16,7 +16,7 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     // Before the service reports that it is ready: a signal that arrives right after must be handled.
     let mut interrupt = context.interrupts.watch()?;
     let appliance = context.appliance()?.clone();
-    let service = appliance.start_service().await?;
+    let service = appliance.start_service(context.settings.retention).await?;
     let path = context.settings.service_socket();
     let socket = UnixSocket::bind(&path).map_err(|error| no_socket(&error))?;
     let (stop, stopping) = watch::channel(false);
@@ -52,6 +52,7 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     let served = tokio::select! {
         ((), served, ()) = async { tokio::join!(service.run(), api, signals) } => served,
         () = feed_watchdog(&service) => Ok(()),
+        () = appliance.prune_daily(context.settings.retention) => Ok(()),
     };
     appliance.close().await;
     tracing::info!("stopped");

@@ -43,6 +43,14 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     quantity::parse_seconds(text).map_err(|error| with_valid(error, "seconds, or a duration such as 10s, 250ms or 2m"))
 }
 
+/// A duration of a day or more, with its unit: `90d`, `36h`. So that a number without a unit deletes nothing.
+pub(super) fn days(text: &str) -> Result<Duration, String> {
+    let valid = "a duration of at least a day, such as 90d";
+    let duration = quantity::parse_duration(text).map_err(|error| with_valid(error, valid))?;
+    let is_short = duration < Duration::from_secs(86_400);
+    if is_short { Err(with_valid(format!("{text:?} is below a day"), valid)) } else { Ok(duration) }
+}
+
 /// A duration in milliseconds, which is also its default unit: `30`, `30ms`, `0.5s`.
 pub(super) fn milliseconds(text: &str) -> Result<f64, String> {
     let valid = "milliseconds, or a duration such as 30ms or 0.5s";
@@ -124,6 +132,10 @@ mod tests {
             share("1").unwrap_err(),
             "\"1\" could be a percentage or a share: 1% or 0.01?; valid: 0 to 0.99, or 0% to 100%"
         );
+        assert_eq!((days("36h"), days("90d")), (Ok(Duration::from_secs(129_600)), Ok(Duration::from_secs(7_776_000))));
+        for bad in ["90", "90m", "0d", "d", ""] {
+            assert!(days(bad).is_err_and(|error| error.contains("; valid: ")), "{bad}");
+        }
         for bad in ["", "-1", "nan", "inf", "1e400", "ten", "5%%"] {
             for error in [rate(bad).err(), time(bad).err(), milliseconds(bad).err(), share(bad).err()] {
                 assert!(error.is_some_and(|error| error.contains("; valid: ")), "{bad}");

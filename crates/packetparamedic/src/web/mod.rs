@@ -1,10 +1,11 @@
 //! The API of the running service, /api/v1, on its unix socket. A thin client of the appliance's `app`.
 
+mod chunks;
 pub(crate) mod client;
 mod extract;
 pub(crate) mod problem;
 pub(crate) mod reflectors;
-mod results;
+pub(crate) mod results;
 mod schedules;
 pub(crate) mod test_runs;
 
@@ -96,7 +97,10 @@ fn routes(state: ApiState) -> Router {
         .route("/schedule-runs/cancel", post(schedules::cancel))
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
         .route("/results", get(results::list))
-        .route("/results/{id}", get(results::show))
+        .route("/results/export", get(results::export))
+        .route("/results/deletions", post(results::delete_several))
+        .route("/results/prune", post(results::prune))
+        .route("/results/{id}", get(results::show).delete(results::delete))
         .route("/tests", post(test_runs::run))
         .route("/tests/{id}/cancel", post(test_runs::cancel));
     Router::new()

@@ -10,6 +10,7 @@ mod fallback;
 mod limit;
 mod one_way;
 mod schema;
+mod series;
 mod tcp;
 
 use std::fmt;

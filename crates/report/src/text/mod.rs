@@ -57,38 +57,38 @@ pub fn report(document: &ResultDocument, detail: Detail) -> Vec<Line> {
     lines
 }
 
-/// Runs as a list in the given order: a header and a line for each. A run is shown with the end of its id, which
-/// suffices to find it.
-pub fn list(runs: &[RunSummary]) -> Vec<String> {
-    let row = |cells: [&str; 7]| {
-        let [id, started, peer, down, up, rtt, grade] = cells;
-        format!("{id:<12}  {started:<16}  {peer:<12}  {down:>8}  {up:>8}  {rtt:>7}  {grade:<3}").trim_end().to_owned()
+/// The header of a list of runs, each of which is a [`list_line`].
+pub fn list_header() -> String {
+    list_row(["run", "started (UTC)", "against", "down", "up", "idle", "worst"])
+}
+
+/// A run in a list. It is shown with the end of its id, which suffices to find it.
+pub fn list_line(run: &RunSummary) -> String {
+    let none = || "-".to_owned();
+    let id = run.id.to_string();
+    let started = run.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
+    let peer = run.peer.as_deref().unwrap_or("-").chars().take(12).collect::<String>();
+    // The header of the column has the unit, so the cells omit "bit/s".
+    let rate = |bps: Option<u64>| bps.map_or_else(none, |bps| quantity::rate(bps).replace("bit/s", ""));
+    let rtt = run.rtt_idle_us.map_or_else(none, quantity::micros);
+    let grade = run.bufferbloat_download.max(run.bufferbloat_upload);
+    let grade = match (run.complete, grade) {
+        (false, _) => format!("({})", run.error.as_ref().map_or("incomplete", |error| error.code.as_str())),
+        (true, grade) => grade.map_or_else(none, |grade| grade.to_string()),
     };
-    let header = row(["run", "started (UTC)", "against", "down", "up", "idle", "worst"]);
-    let line = |run: &RunSummary| {
-        let none = || "-".to_owned();
-        let id = run.id.to_string();
-        let started = run.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
-        let peer = run.peer.as_deref().unwrap_or("-").chars().take(12).collect::<String>();
-        // The header of the column has the unit, so the cells omit "bit/s".
-        let rate = |bps: Option<u64>| bps.map_or_else(none, |bps| quantity::rate(bps).replace("bit/s", ""));
-        let rtt = run.rtt_idle_us.map_or_else(none, quantity::micros);
-        let grade = run.bufferbloat_download.max(run.bufferbloat_upload);
-        let grade = match (run.complete, grade) {
-            (false, _) => format!("({})", run.error.as_ref().map_or("incomplete", |error| error.code.as_str())),
-            (true, grade) => grade.map_or_else(none, |grade| grade.to_string()),
-        };
-        row([
-            id.get(24..).unwrap_or(&id),
-            &started,
-            &peer,
-            &rate(run.download_bps),
-            &rate(run.upload_bps),
-            &rtt,
-            &grade,
-        ])
-    };
-    [header].into_iter().chain(runs.iter().map(line)).collect()
+    list_row([
+        id.get(24..).unwrap_or(&id),
+        &started,
+        &peer,
+        &rate(run.download_bps),
+        &rate(run.upload_bps),
+        &rtt,
+        &grade,
+    ])
+}
+
+fn list_row([id, started, peer, down, up, rtt, grade]: [&str; 7]) -> String {
+    format!("{id:<12}  {started:<16}  {peer:<12}  {down:>8}  {up:>8}  {rtt:>7}  {grade:<3}").trim_end().to_owned()
 }
 
 fn lower_first(text: &str) -> String {
@@ -478,7 +478,7 @@ mod tests {
         let interrupted = ResultDocument { complete: false, ..example::bare() };
         let runs = [example::full(), interrupted].map(|document| RunSummary::of(&document));
         assert_eq!(
-            list(&runs),
+            [list_header()].into_iter().chain(runs.iter().map(list_line)).collect::<Vec<_>>(),
             [
                 "run           started (UTC)     against           down        up     idle  worst",
                 "000000000001  2026-01-31 12:00  attic            941 M    94.2 M  12.3 ms  A",
