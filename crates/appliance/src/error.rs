@@ -51,6 +51,14 @@ pub enum ApplianceError {
         /// The cause.
         source: io::Error,
     },
+    /// A backup cannot be written.
+    #[error("{}: {source}", .file.display())]
+    BackupFile {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// The state folder cannot be written, so the result of a test could not be saved.
     #[error("the result could not be saved: {0}")]
     CannotSave(Box<ApplianceError>),

@@ -110,3 +110,81 @@ fn the_service_deletes_old_results_and_a_clock_that_is_ahead_deletes_none_early(
         assert_eq!(ids(&left), all[..1], "{}", device.log());
     }
 }
+
+#[test]
+fn a_backup_is_whole_and_restores_what_was_saved_with_and_without_the_service() {
+    let device = with_results(&[3, 0]);
+    let list = device.json(&["history"]);
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first.db"), folder.path().join("second.db"));
+    let [first_name, second_name] = [&first, &second].map(|file| file.to_str().unwrap());
+    let alone = device.json(&["store", "backup", first_name]);
+    assert_eq!((&alone["results"], &alone["problems"]), (&2.into(), &serde_json::json!([])));
+    let _service = device.serve();
+    assert_eq!(device.run(&["speed-test", "--provider", "iperf3", "--peer", "127.0.0.1:9"]).code, 1);
+    let served = device.json(&["store", "backup", second_name]);
+    assert_eq!(served["results"], 3, "the last row is in it");
+    assert!(device.must(&["store", "check"]).contains(": whole, "));
+    for name in [first_name, "/proc/backup.db"] {
+        let refused = device.run(&["store", "backup", name]);
+        assert_eq!((refused.code, refused.three_lines()[0]), (2, "the backup was not made"), "{refused:?}");
+    }
+    let names = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(names, 2, "nothing else is left");
+    let copies = std::fs::read_dir(device.appliance.state()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(copies.into_iter().all(|name| !name.to_string_lossy().contains("copy")));
+
+    let restored = Device::new(Appliance::new());
+    restored.must(&["show-id"]);
+    std::fs::copy(&first, restored.database()).unwrap();
+    assert_eq!(restored.json(&["history"]), list);
+}
+
+#[test]
+fn what_is_older_than_the_settings_allow_is_pruned_on_request() {
+    let device = with_results(&[500, 3]);
+    let counted = device.json(&["store", "prune", "--dry-run"]);
+    assert_eq!((&counted["results"], device.json(&["history"]).as_array().unwrap().len()), (&1.into(), 2));
+    let mut command = device.command(&["store", "prune", "--json"]);
+    command.env("PACKETPARAMEDIC_KEEP_RESULTS", "600d");
+    let kept = lab::Outcome::from(command.output().unwrap()).json();
+    assert_eq!(kept["results"], 0);
+    let mut command = device.command(&["serve"]);
+    command.env("PACKETPARAMEDIC_KEEP_RESULTS", "forever");
+    let _service = device.serve_with(command);
+    // The settings of the service count, not those of its client.
+    assert_eq!(device.json(&["store", "prune"])["results"], 0);
+}
+
+#[test]
+fn a_damaged_and_a_newer_database_are_named_and_not_changed() {
+    let device = with_results(&[0]);
+    let whole = std::fs::read(device.database()).unwrap();
+    let unchanged = |args: &[&str], exit: i32, said: &str| {
+        let before = std::fs::read(device.database()).unwrap();
+        let refused = device.run(args);
+        assert_eq!(refused.code, exit, "{refused:?}");
+        assert!(refused.three_lines().concat().contains(said), "{refused:?}");
+        assert!(std::fs::read(device.database()).unwrap() == before);
+    };
+    let mut damaged = whole.clone();
+    damaged[4 * 4096..].fill(b'?');
+    std::fs::write(device.database(), &damaged).unwrap();
+    let backup = tempfile::tempdir().unwrap();
+    let file = backup.path().join("backup.db");
+    for args in [&["store", "check"][..], &["store", "backup", file.to_str().unwrap()], &["history"], &["serve"]] {
+        unchanged(args, 1, "damaged");
+    }
+    assert_eq!(std::fs::read_dir(backup.path()).unwrap().count(), 0);
+    std::fs::write(device.database(), &whole).unwrap();
+    device.must(&["store", "check"]);
+    execute(
+        &device,
+        &["INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (99, 'later', TRUE, x'00', 0)"
+            .to_owned()],
+    );
+    for args in [&["store", "check"][..], &["store", "prune"], &["history", "delete", "0"], &["serve"]] {
+        unchanged(args, 2, "newer version");
+    }
+}

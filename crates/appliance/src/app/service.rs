@@ -139,6 +139,7 @@ impl Appliance {
     pub async fn start_service(&self, retention: Retention) -> Result<Service, ApplianceError> {
         let lock = lock_service(self.state_dir())?;
         let endpoint_id = self.endpoint_id()?.to_string();
+        self.remove_old_copies();
         let store = self.store().await?;
         store.check_writable().await?;
         let now = Timestamp::now();

@@ -1,6 +1,8 @@
 //! The appliance's database and all of its SQL: paired reflectors, runs and schedules. One SQLite file in the state folder, with
 //! numbered migrations.
 
+mod backup;
+mod check;
 mod direct_mode;
 mod export;
 mod reflectors;
@@ -22,6 +24,7 @@ use paramedic_host::database::{
 use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 
+pub use check::StoreCheck;
 pub use direct_mode::DirectModeFinding;
 pub use export::{Export, ExportFormat};
 pub use reflectors::Reflector;
@@ -189,7 +192,12 @@ impl ApplianceStore {
     /// Opens an existing database for reading and changes nothing in the folder. A change of the returned store fails with
     /// [`StorageError::ReadOnly`].
     pub async fn open_for_reading(state_dir: &Path) -> Result<Self, StorageError> {
-        let path = state_dir.join(FILE);
+        Self::open_file_for_reading(&state_dir.join(FILE)).await
+    }
+
+    /// The same for a database in any file.
+    pub async fn open_file_for_reading(path: &Path) -> Result<Self, StorageError> {
+        let path = path.to_owned();
         // Not opened here: closing a descriptor of an open database would drop SQLite's own locks.
         let about = std::fs::metadata(&path).map_err(|source| StorageError::Folder { path: path.clone(), source })?;
         let user = rustix::process::geteuid();

@@ -151,6 +151,10 @@ impl From<&ApplianceError> for CommandFailure {
                     format!("check that this user may write to {folder}, or set another folder with --state-dir");
                 Self::new(Usage, "state_dir_unusable", "cannot use the state folder", source, try_)
             }
+            E::BackupFile { .. } => {
+                let try_ = "name a file that does not exist, in a folder with free space that this user may write to";
+                Self::new(Usage, "backup_unusable", "the backup was not made", error, try_)
+            }
             E::NoSuchProvider(wanted) => no_such("provider", wanted),
             E::NoSuchEngine(wanted) => no_such("engine", wanted),
             E::Unsupported(reason) => {
@@ -713,6 +717,7 @@ mod tests {
             ("no more threads", E::ThreadLimit(ThreadLimitReached { limit: Some(ThreadLimit::User(25)) })),
             ("device busy", E::DeviceBusy),
             ("state folder", E::TestFolder { folder: "/state".into(), source: other() }),
+            ("backup", E::BackupFile { file: "/backup.db".into(), source: other() }),
             ("result cannot be saved", E::from(S::ReadOnly { doing: saving, path: path() }).or_cannot_save()),
             ("unreachable", at(LinkFailure::Unreachable(io::ErrorKind::ConnectionRefused.into()))),
             ("unreachable in the handshake", at(LinkFailure::Unreachable(io::ErrorKind::TimedOut.into()))),

@@ -21,6 +21,7 @@ mod serve;
 mod show_id;
 mod speed_test;
 mod status;
+mod store;
 mod values;
 
 use std::cell::{Cell, OnceCell};
@@ -87,6 +88,8 @@ enum Command {
     Reflectors(reflectors::Args),
     /// List, show, export and delete the saved results
     History(history::Args),
+    /// Back up, check or prune the database of results, pairings and schedules
+    Store(store::Args),
     /// Tests that the service runs by itself: add, list, remove, enable, disable
     Schedule(schedule::Args),
     /// Run the schedules and answer the other commands, until a signal ends it
@@ -122,6 +125,7 @@ impl Command {
             Command::PairReflector(args) if args.json => OutputFormat::Json,
             Command::Reflectors(args) if args.json => OutputFormat::Json,
             Command::History(args) if args.json => OutputFormat::Json,
+            Command::Store(args) if args.json => OutputFormat::Json,
             Command::Schedule(args) if args.json => OutputFormat::Json,
             Command::Status(args) if args.json => OutputFormat::Json,
             Command::SelfTest(args) if args.json => OutputFormat::Json,
@@ -358,6 +362,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::PairReflector(args) => pair_reflector::run(args, context).await,
         Command::Reflectors(args) => reflectors::run(args, context).await,
         Command::History(args) => history::run(args, context).await,
+        Command::Store(args) => store::run(args, context).await,
         Command::Schedule(args) => schedule::run(args, context).await,
         Command::Serve => Box::pin(serve::run(context)).await,
         Command::Status(args) => status::run(args, context).await,

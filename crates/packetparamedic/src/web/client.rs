@@ -79,6 +79,25 @@ impl ServiceClient {
         Ok(LineReader::of(self.opened(Method::GET, route, Bytes::new()).await?))
     }
 
+    /// Reads `route`, which may take any time to answer.
+    pub(crate) async fn get_slow<T: DeserializeOwned>(&self, route: &str) -> Result<T, CommandFailure> {
+        read(whole(&mut self.opened(Method::GET, route, Bytes::new()).await?).await?)
+    }
+
+    /// Sends a body to `route`, which may take any time to answer.
+    pub(crate) async fn post_slow<T: DeserializeOwned>(
+        &self,
+        route: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CommandFailure> {
+        read(whole(&mut self.opened(Method::POST, route, json(body)?).await?).await?)
+    }
+
+    /// Reads the bytes of `route`.
+    pub(crate) async fn chunks(&self, route: &str) -> Result<ChunkReader, CommandFailure> {
+        Ok(ChunkReader { body: self.opened(Method::GET, route, Bytes::new()).await? })
+    }
+
     /// The body of a successful answer.
     async fn opened(&self, method: Method, route: &str, body: Bytes) -> Result<Incoming, CommandFailure> {
         let response = self.send(method, route, body).await?;
@@ -177,9 +196,31 @@ impl RemoteTest {
     }
 }
 
+/// Reads an answer as its bytes arrive.
+pub(crate) struct ChunkReader {
+    body: Incoming,
+}
+
+impl ChunkReader {
+    /// The next bytes; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, CommandFailure> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(broken(&error)),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Reads an answer line by line.
 pub(crate) struct LineReader {
-    body: Incoming,
+    body: ChunkReader,
     /// The begin of a line.
     part: Vec<u8>,
     /// Whole lines that were not taken yet.
@@ -188,7 +229,7 @@ pub(crate) struct LineReader {
 
 impl LineReader {
     fn of(body: Incoming) -> Self {
-        Self { body, part: Vec::new(), ready: VecDeque::new() }
+        Self { body: ChunkReader { body }, part: Vec::new(), ready: VecDeque::new() }
     }
 
     /// The lines that arrive next, without newlines; `None` at the end. Cancel safe.
@@ -210,15 +251,10 @@ impl LineReader {
             if self.part.len() > MAX_ANSWER_BYTES {
                 return Err(broken(&"it sent a line without an end"));
             }
-            match self.body.frame().await {
+            match self.body.next().await? {
                 None if self.part.is_empty() => return Ok(false),
                 None => return Err(broken(&"its answer ended within a line")),
-                Some(Err(error)) => return Err(broken(&error)),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.part.extend_from_slice(&data);
-                    }
-                }
+                Some(data) => self.part.extend_from_slice(&data),
             }
             let Some(end) = self.part.iter().rposition(|byte| *byte == b'\n') else { continue };
             let rest = self.part.split_off(end + 1);

@@ -7,6 +7,7 @@ pub(crate) mod problem;
 pub(crate) mod reflectors;
 pub(crate) mod results;
 mod schedules;
+pub(crate) mod store;
 pub(crate) mod test_runs;
 
 use std::collections::HashMap;
@@ -101,6 +102,9 @@ fn routes(state: ApiState) -> Router {
         .route("/results/deletions", post(results::delete_several))
         .route("/results/prune", post(results::prune))
         .route("/results/{id}", get(results::show).delete(results::delete))
+        .route("/store/backup", get(store::backup))
+        .route("/store/check", get(store::check))
+        .route("/store/prune", post(store::prune))
         .route("/tests", post(test_runs::run))
         .route("/tests/{id}/cancel", post(test_runs::cancel));
     Router::new()
