@@ -59,6 +59,22 @@ pub enum ApplianceError {
         /// The cause.
         source: io::Error,
     },
+    /// An older store cannot be read.
+    #[error("{}: {source}", .folder.display())]
+    OldStore {
+        /// Its folder.
+        folder: PathBuf,
+        /// The cause.
+        source: Box<ApplianceError>,
+    },
+    /// An older identity is not taken over, because this device is paired under its own.
+    #[error("this device is paired with {pairings} reflectors as {own}")]
+    IdentityInUse {
+        /// Its Endpoint ID.
+        own: EndpointId,
+        /// The number of its pairings.
+        pairings: usize,
+    },
     /// The state folder cannot be written, so the result of a test could not be saved.
     #[error("the result could not be saved: {0}")]
     CannotSave(Box<ApplianceError>),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::{Appliance, Device};
+use lab::{Appliance, Device, Reflector};
 use rustix::process::Signal;
 use serde_json::Value;
 use sqlx::Connection;
@@ -187,4 +187,55 @@ fn a_damaged_and_a_newer_database_are_named_and_not_changed() {
     for args in [&["store", "check"][..], &["store", "prune"], &["history", "delete", "0"], &["serve"]] {
         unchanged(args, 2, "newer version");
     }
+}
+
+#[test]
+fn an_older_store_of_this_machine_is_given_to_the_service() {
+    let reflector = Reflector::serve(&[]);
+    let mut older = Device::new(Appliance::new().pair(&reflector, reflector.address()));
+    older.must(&["speed-test", "-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"]);
+    let (id, results) = (older.appliance.id(), ids(&older.json(&["history"])));
+    let folder = older.appliance.state();
+    let folder = folder.to_str().unwrap();
+    // The folder is not to be changed: a copy of all its files is compared.
+    let contents = || {
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let before = contents();
+
+    let device = Device::new(Appliance::new());
+    let mut service = device.serve();
+    for is_first in [true, false] {
+        let pairings = device.json(&["reflectors", "import", "--from", folder]);
+        assert_eq!(pairings["endpoint_id"], id.as_str(), "{pairings:#}");
+        assert_eq!(
+            (&pairings["is_new_identity"], &pairings["known"]),
+            (&is_first.into(), &u64::from(!is_first).into())
+        );
+        let imported = device.json(&["history", "import", "--from", folder]);
+        let counts = [&imported["results"], &imported["known"]].map(|count| count.as_u64().unwrap());
+        assert_eq!(counts, if is_first { [1, 0] } else { [0, 1] }, "{imported:#}");
+    }
+    assert!(contents() == before);
+    assert_eq!(ids(&device.json(&["history"])), results);
+    let [theirs, ours] = [&older, &device].map(|device| device.must(&["history", "show", &results[0], "--json"]));
+    assert_eq!(theirs, ours, "to the byte");
+    assert_eq!(device.json(&["status"])["endpoint_id"], id.as_str());
+    // The service has the identity that the reflector knows.
+    device.must(&["speed-test", "-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"]);
+    assert_eq!(device.json(&["history"])[0]["endpoint_id"], device.json(&["reflectors"])[0]["endpoint_id"]);
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait(PATIENCE).unwrap().code(), Some(0), "{}", device.log());
+
+    // A device that is paired keeps its identity.
+    older = Device::new(Appliance::new());
+    older.must(&["show-id"]);
+    older.must(&["history"]);
+    let folder = older.appliance.state();
+    let refused = device.run(&["reflectors", "import", "--from", folder.to_str().unwrap()]);
+    assert_eq!((refused.code, refused.three_lines()[0]), (2, "the older identity is not taken over"), "{refused:?}");
+    assert_eq!(device.appliance.id(), id);
+    let nothing = device.run(&["history", "import", "--from", "/nonexistent"]);
+    assert_eq!((nothing.code, nothing.three_lines()[0]), (2, "cannot read the older store"), "{nothing:?}");
 }

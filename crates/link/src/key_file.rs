@@ -201,18 +201,41 @@ fn read(file: &mut File, path: &Path) -> Result<SecretKey, KeyFileError> {
 /// ID. At every moment there is one complete key file at `path`: a crash leaves either the old identity or the new one.
 /// Fails at once if another process holds the lock of the folder, because it uses the old key.
 pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
-    // Without the lock, one of two concurrent rotations would report a key that the other has just replaced.
+    let _lock = lock_folder_of(path)?;
+    let old = load(path)?;
+    let kept = keep_old(path, &old)?;
+    let new = SecretKey::generate().map_err(|source| KeyFileError::NoKey { path: path.to_owned(), source })?;
+    TemporaryKey::write(path, &new)?.replace_target(path)?;
+    Ok(Rotated { old: old.id(), new, kept })
+}
+
+/// Makes `key` the device's key. A former one is kept as [`rotate`] keeps it; its file is returned.
+pub fn replace(path: &Path, key: &SecretKey) -> Result<Option<PathBuf>, KeyFileError> {
+    let _lock = lock_folder_of(path)?;
+    let kept = match load(path) {
+        Err(KeyFileError::Absent { .. }) => None,
+        old => Some(keep_old(path, &old?)?),
+    };
+    TemporaryKey::write(path, key)?.replace_target(path)?;
+    Ok(kept)
+}
+
+/// Locks the folder of the key: without the lock, one of two concurrent changes would report a key that the other has just
+/// replaced.
+fn lock_folder_of(path: &Path) -> Result<File, KeyFileError> {
     let folder = folder_of(path);
     let lock = File::open(folder).map_err(io_error("open", folder))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => return Err(KeyFileError::InUse { folder: folder.to_owned() }),
-        locked => locked.map_err(|e| io_error("lock", folder)(e.into()))?,
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(KeyFileError::InUse { folder: folder.to_owned() }),
+        locked => locked.map(|()| lock).map_err(|e| io_error("lock", folder)(e.into())),
     }
+}
 
-    let old = load(path)?;
+/// Writes the key into a file that is named after its Endpoint ID.
+fn keep_old(path: &Path, old: &SecretKey) -> Result<PathBuf, KeyFileError> {
     let kept = with_suffix(path, &format!(".old-{}", old.id()));
-    match TemporaryKey::write(&kept, &old)?.rename_to_unused(&kept) {
-        // An earlier, interrupted rotation has already kept it.
+    match TemporaryKey::write(&kept, old)?.rename_to_unused(&kept) {
+        // An earlier, interrupted change has already kept it.
         Err(KeyFileError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
             if load(&kept)?.id() != old.id() {
                 return Err(KeyFileError::Corrupt { path: kept });
@@ -220,13 +243,11 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
         }
         placed => placed?,
     }
-    let new = SecretKey::generate().map_err(|source| KeyFileError::NoKey { path: path.to_owned(), source })?;
-    TemporaryKey::write(path, &new)?.replace_target(path)?;
-    Ok(Rotated { old: old.id(), new, kept })
+    Ok(kept)
 }
 
-/// Parses the file's text.
-fn parse_key(text: &[u8]) -> Option<SecretKey> {
+/// The key in the text of a key file.
+pub fn parse_key(text: &[u8]) -> Option<SecretKey> {
     let digits = std::str::from_utf8(text).ok()?.trim_end().strip_prefix(MAGIC)?;
     SecretKey::from_seed(Zeroizing::new(unhex(digits)?)).ok()
 }
@@ -290,8 +311,8 @@ impl Drop for TemporaryKey {
     }
 }
 
-/// The content of the key file.
-fn key_line(key: &SecretKey) -> Zeroizing<String> {
+/// The text of a key file.
+pub fn key_line(key: &SecretKey) -> Zeroizing<String> {
     // Allocate once: a string that reallocates leaves a copy of the secret in freed memory.
     let mut line = Zeroizing::new(String::with_capacity(MAX_LEN));
     line.push_str(MAGIC);
@@ -368,6 +389,21 @@ mod tests {
         assert_eq!(load(&folder.file()).unwrap().id(), key.id());
         assert_eq!(load_or_create(&folder.file()).unwrap().id(), key.id());
         assert_eq!(folder.names(), ["identity.key"]);
+    }
+
+    #[test]
+    fn a_key_is_replaced_by_a_given_one_and_the_former_one_is_kept() {
+        let folder = Folder::new();
+        let given = SecretKey::from_seed(Zeroizing::new([0x2a; 32])).unwrap();
+        assert_eq!(replace(&folder.file(), &given).unwrap(), None);
+        assert_eq!(load(&folder.file()).unwrap().id(), given.id());
+        let other = SecretKey::from_seed(Zeroizing::new([0x2b; 32])).unwrap();
+        let kept = replace(&folder.file(), &other).unwrap().unwrap();
+        assert_eq!((load(&folder.file()).unwrap().id(), load(&kept).unwrap().id()), (other.id(), given.id()));
+        // Back again, and the kept file of the first change is still there.
+        replace(&folder.file(), &given).unwrap();
+        assert_eq!(replace(&folder.file(), &other).unwrap(), Some(kept));
+        assert_eq!(folder.names().len(), 3);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod backup;
 mod identity;
+mod import;
 mod reflectors;
 mod results;
 mod schedules;
@@ -19,6 +20,7 @@ use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFold
 use tokio::sync::OnceCell;
 
 pub use backup::BackupFile;
+pub use import::{ImportedPairings, OldPairings, OldStore};
 pub use reflectors::{NewPairing, PairingProof, Reached};
 pub use schedules::{ScheduleOverview, ScheduleProposal};
 pub use service::{PlannedSchedule, RunningSchedule, SERVICE_LOCK, Service, ServiceStatus};

@@ -19,7 +19,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(86_400);
 const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
 
 impl Appliance {
-    /// The results that a query finds, after the result whose id is, begins or ends with `after`; at most `count`.
+    /// The results that a query finds, after the one with the id `after`; at most `count`.
     pub async fn results(
         &self,
         query: &RunQuery,

@@ -47,6 +47,7 @@ pub struct Service {
 
 struct ServiceState {
     appliance: Appliance,
+    /// Of the start.
     endpoint_id: String,
     started_at: Timestamp,
     retention: Retention,
@@ -261,6 +262,11 @@ impl Service {
         }
     }
 
+    /// This device's Endpoint ID: the import of an older store can change it.
+    fn endpoint_id(&self) -> String {
+        self.state.appliance.endpoint_id().map_or_else(|_| self.state.endpoint_id.clone(), |id| id.to_string())
+    }
+
     /// How long the service keeps results.
     pub fn retention(&self) -> Retention {
         self.state.retention
@@ -292,7 +298,7 @@ impl Service {
             state: word.to_owned(),
             problems,
             version: version.to_owned(),
-            endpoint_id: state.endpoint_id.clone(),
+            endpoint_id: self.endpoint_id(),
             state_dir: state.appliance.state_dir().display().to_string(),
             started_at: state.started_at,
             clock_trusted: read_clocks().is_trusted(),
@@ -404,7 +410,7 @@ impl Service {
         let store = self.state.appliance.store().await?;
         match write {
             PendingWrite::Skipped(skipped, at) => {
-                store.note_skipped_run(&self.state.endpoint_id, skipped, *at).await?;
+                store.note_skipped_run(&self.endpoint_id(), skipped, *at).await?;
             }
             PendingWrite::Result(result) => store.save_run(result).await?,
             PendingWrite::Ended(id, ending) => store.end_run(*id, ending).await?,
@@ -435,7 +441,7 @@ impl Service {
             Ok(store) => store,
             Err(error) => return self.postpone(run, &error),
         };
-        let id = match store.begin_run(&self.state.endpoint_id, &run, expected_bytes, Timestamp::now()).await {
+        let id = match store.begin_run(&self.endpoint_id(), &run, expected_bytes, Timestamp::now()).await {
             Ok(id) => id,
             Err(error) => return self.postpone(run, &error.into()),
         };

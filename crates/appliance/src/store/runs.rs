@@ -121,10 +121,17 @@ impl ApplianceStore {
     /// Saves a run: exactly the text that `--json` prints.
     pub async fn save_run(&self, document: &ResultDocument) -> Result<(), StorageError> {
         let text = document.to_text().map_err(|source| StorageError::Document { source })?;
-        self.insert_run_document(document, text).await
+        self.insert_run_document(document, &text).await.map(drop)
     }
 
-    async fn insert_run_document(&self, document: &ResultDocument, text: String) -> Result<(), StorageError> {
+    /// Saves a run of another store, to the byte. Returns whether it is new here.
+    pub async fn import_run(&self, text: &str) -> Result<bool, StorageError> {
+        let document = serde_json::from_str(text).map_err(|source| StorageError::Document { source })?;
+        self.insert_run_document(&document, text).await
+    }
+
+    /// A run that is there stays as it is. Returns whether it is new.
+    async fn insert_run_document(&self, document: &ResultDocument, text: &str) -> Result<bool, StorageError> {
         let run = RunSummary::of(document);
         let error = run.error.as_ref().map(serde_json::to_string).transpose();
         let error = error.map_err(|source| StorageError::Document { source })?;
@@ -132,7 +139,8 @@ impl ApplianceStore {
             "INSERT INTO runs (id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, \
              upload_bps, rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, \
              data_used_bytes, complete, document, error, appliance, has_series) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) \
+             ON CONFLICT (id) DO NOTHING",
         )
         .bind(run.id.to_string())
         .bind(run.started_at.as_microsecond())
@@ -156,8 +164,8 @@ impl ApplianceStore {
         .bind(document.has_series())
         .execute(&self.pool)
         .await
-        .map_err(self.fault("saving the run"))?;
-        Ok(())
+        .map(|done| done.rows_affected() > 0)
+        .map_err(self.fault("saving the run"))
     }
 
     /// The runs after the position `after`, at most `count`.
@@ -172,7 +180,7 @@ impl ApplianceStore {
     }
 
     /// The same with their documents.
-    pub(super) async fn documents(
+    pub async fn documents(
         &self,
         query: &RunQuery,
         after: Option<&RunPosition>,
@@ -220,15 +228,15 @@ impl ApplianceStore {
             .map_err(self.fault(READING))
     }
 
-    /// The place of the run whose id is, begins or ends with `wanted`.
-    pub async fn run_position(&self, wanted: &str) -> Result<RunPosition, StorageError> {
-        let id = self.run(wanted).await?.id.to_string();
+    /// The place of the run with this whole id.
+    pub async fn run_position(&self, id: &str) -> Result<RunPosition, StorageError> {
         let started_at_us = sqlx::query_scalar("SELECT started_at_us FROM runs WHERE id = $1")
-            .bind(&id)
-            .fetch_one(&self.pool)
+            .bind(id)
+            .fetch_optional(&self.pool)
             .await
             .map_err(self.fault(READING))?;
-        Ok(RunPosition { started_at_us, id })
+        let started_at_us = started_at_us.ok_or_else(|| StorageError::NoSuchRun { wanted: id.to_owned() })?;
+        Ok(RunPosition { started_at_us, id: id.to_owned() })
     }
 
     /// Deletes the runs whose ids are, begin or end with these texts: all of them, or none if one is not found. Returns

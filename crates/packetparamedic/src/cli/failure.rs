@@ -155,6 +155,14 @@ impl From<&ApplianceError> for CommandFailure {
                 let try_ = "name a file that does not exist, in a folder with free space that this user may write to";
                 Self::new(Usage, "backup_unusable", "the backup was not made", error, try_)
             }
+            E::OldStore { .. } => {
+                let try_ = "name the folder with its packetparamedic.db and identity.key, and run this as the user who owns it";
+                Self::new(Usage, "import_unusable", "cannot read the older store", error, try_)
+            }
+            E::IdentityInUse { .. } => {
+                let try_ = "pair again with the reflectors of the older store: packetparamedic pair-reflector";
+                Self::new(Usage, "identity_in_use", "the older identity is not taken over", error, try_)
+            }
             E::NoSuchProvider(wanted) => no_such("provider", wanted),
             E::NoSuchEngine(wanted) => no_such("engine", wanted),
             E::Unsupported(reason) => {
@@ -718,6 +726,11 @@ mod tests {
             ("device busy", E::DeviceBusy),
             ("state folder", E::TestFolder { folder: "/state".into(), source: other() }),
             ("backup", E::BackupFile { file: "/backup.db".into(), source: other() }),
+            (
+                "older store",
+                E::OldStore { folder: "/old".into(), source: Box::new(S::Corrupt { path: path() }.into()) },
+            ),
+            ("identity in use", E::IdentityInUse { own: key, pairings: 2 }),
             ("result cannot be saved", E::from(S::ReadOnly { doing: saving, path: path() }).or_cannot_save()),
             ("unreachable", at(LinkFailure::Unreachable(io::ErrorKind::ConnectionRefused.into()))),
             ("unreachable in the handshake", at(LinkFailure::Unreachable(io::ErrorKind::TimedOut.into()))),

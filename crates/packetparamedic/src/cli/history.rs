@@ -1,11 +1,12 @@
-//! `history`: the saved results: list, show, plot, export, delete, prune.
+//! `history`: the saved results: list, show, plot, export, import, delete, prune.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use paramedic_appliance::store::{Export, ExportFormat, Pruned, Retention, RunOrder, RunQuery, StorageError};
+use paramedic_appliance::app::OldStore;
+use paramedic_appliance::store::{Export, ExportFormat, Pruned, Retention, RunOrder, RunQuery, SavedRun, StorageError};
 use paramedic_report::document::ResultDocument;
 use paramedic_report::summary::RunSummary;
 use paramedic_report::{quantity, text};
@@ -18,7 +19,7 @@ use super::moment::{Moment, moment};
 use super::plot_file::{self, PlotFile};
 use super::values::days;
 use crate::web::client::{LineReader, ServiceClient};
-use crate::web::results::{DeletionRequest, PruneRequest, export_route};
+use crate::web::results::{DeletionRequest, ImportAnswer, PruneRequest, export_route};
 
 /// The results of a list without a period.
 const SHORT_LIST: u32 = 20;
@@ -55,6 +56,12 @@ enum Command {
         /// JSON documents, one a line, or a table
         #[arg(long, value_enum, default_value_t = Kind::Jsonl)]
         format: Kind,
+    },
+    /// Add the runs of an older store of this machine, which is not changed
+    Import {
+        /// The state folder of the older store
+        #[arg(long, value_name = "FOLDER")]
+        from: PathBuf,
     },
     /// Delete runs: all of those that are named, or none if one is not found
     Delete {
@@ -173,6 +180,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
                 context.output.line(&lines.join("\n"))?;
             }
         }
+        Command::Import { from } => import(&from, args.json, context).await?,
         Command::Delete { ids } => delete(ids, args.json, context).await?,
         Command::Prune { older_than, dry_run } => prune(older_than, dry_run, args.json, context).await?,
     }
@@ -218,6 +226,44 @@ async fn list(args: ListArgs, json: bool, context: &Context) -> Result<(), Comma
         }
         _ => Ok(()),
     }
+}
+
+async fn import(from: &Path, json: bool, context: &Context) -> Result<(), CommandFailure> {
+    let old = OldStore::open(from).await?;
+    let service = context.service().await?;
+    let (mut new, mut known, mut unreadable) = (0_u64, 0_u64, Vec::new());
+    let mut last: Option<SavedRun> = None;
+    loop {
+        let page = old.results_after(last.as_ref()).await?;
+        for run in &page {
+            // One result that cannot be read is no reason to leave the others behind.
+            if run.document().is_err() {
+                unreadable.push(run.id);
+                continue;
+            }
+            let is_new = match &service {
+                Some(service) => {
+                    let route = ServiceClient::result_route(&run.id.to_string());
+                    service.put::<ImportAnswer>(&route, run.text.clone()).await?.is_new
+                }
+                None => context.appliance()?.import_result(&run.text).await?,
+            };
+            *(if is_new { &mut new } else { &mut known }) += 1;
+        }
+        last = match page.into_iter().last() {
+            Some(run) => Some(run),
+            None => break,
+        };
+    }
+    if json {
+        let document = json!({ "event": "imported", "results": new, "known": known, "unreadable": unreadable });
+        return context.output.json_line(&document);
+    }
+    if !unreadable.is_empty() {
+        let ids = unreadable.iter().map(Uuid::to_string).collect::<Vec<_>>().join(", ");
+        context.output.note(&format!("{} results cannot be read and stay where they are: {ids}", unreadable.len()));
+    }
+    context.output.line(&format!("imported: {new} results; {known} were here already"))
 }
 
 async fn delete(ids: Vec<String>, json: bool, context: &Context) -> Result<(), CommandFailure> {

@@ -84,9 +84,9 @@ enum Command {
     /// Pair this device with a reflector, by the code that `reflector pair` prints there
     #[command(visible_alias = "pair")]
     PairReflector(pair_reflector::Args),
-    /// List, check, rename or remove the paired reflectors
+    /// List, check, rename, import or remove the paired reflectors
     Reflectors(reflectors::Args),
-    /// List, show, export and delete the saved results
+    /// List, show, export, import and delete the saved results
     History(history::Args),
     /// Back up, check or prune the database of results, pairings and schedules
     Store(store::Args),

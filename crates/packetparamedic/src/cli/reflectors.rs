@@ -1,8 +1,9 @@
-//! `reflectors`: the pairings of this device: list, check, rename, remove.
+//! `reflectors`: the pairings of this device: list, check, rename, import, remove.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use paramedic_appliance::app::Reached;
+use paramedic_appliance::app::{ImportedPairings, OldStore, Reached};
 use paramedic_appliance::store::Reflector;
 use paramedic_link::PeerText;
 use serde_json::{Value, json};
@@ -35,6 +36,12 @@ enum Command {
         reflector: String,
         /// The new name
         name: String,
+    },
+    /// Take over the identity and the pairings of an older store of this machine, if this device is not paired yet
+    Import {
+        /// The state folder of the older store
+        #[arg(long, value_name = "FOLDER")]
+        from: PathBuf,
     },
     /// Remove a reflector from this device; `reflector peers remove` removes this device there
     Remove {
@@ -74,6 +81,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             context.output.line(&format!("its name is {} now", renamed.name))?;
             Ok(ExitStatus::Done)
         }
+        Command::Import { from } => import(&from, args.json, context).await,
         Command::Remove { reflector } => {
             let removed = context.appliance()?.remove_reflector(&reflector).await?;
             context.output.line(&format!("forgot {}", removed.name))?;
@@ -81,6 +89,28 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             Ok(ExitStatus::Done)
         }
     }
+}
+
+async fn import(from: &Path, json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let old = OldStore::open(from).await?.pairings().await?;
+    let imported: ImportedPairings = match context.service().await? {
+        Some(service) => service.post("/reflectors/imports", &old).await?,
+        None => context.appliance()?.import_pairings(old).await?,
+    };
+    if json {
+        context.output.json_line(&imported)?;
+        return Ok(ExitStatus::Done);
+    }
+    let ImportedPairings { endpoint_id, is_new_identity, reflectors, known } = imported;
+    let identity = if is_new_identity { "is now" } else { "is" };
+    context.output.line(&format!("this device {identity} {endpoint_id}"))?;
+    for name in &reflectors {
+        context.output.line(&format!("imported: {name}"))?;
+    }
+    if known > 0 {
+        context.output.note(&format!("{known} reflectors were paired already"));
+    }
+    Ok(ExitStatus::Done)
 }
 
 /// Checks each reflector in turn. The first failure decides the exit code.

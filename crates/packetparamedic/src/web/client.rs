@@ -115,6 +115,11 @@ impl ServiceClient {
         read(self.answer(Method::POST, route, json(body)?).await?)
     }
 
+    /// Puts a text to `route`.
+    pub(crate) async fn put<T: DeserializeOwned>(&self, route: &str, text: String) -> Result<T, CommandFailure> {
+        read(self.answer(Method::PUT, route, text.into()).await?)
+    }
+
     /// Deletes what is at `route`.
     pub(crate) async fn delete<T: DeserializeOwned>(&self, route: &str) -> Result<T, CommandFailure> {
         read(self.answer(Method::DELETE, route, Bytes::new()).await?)

@@ -97,11 +97,18 @@ fn routes(state: ApiState) -> Router {
         .route("/schedule-runs", get(schedules::runs))
         .route("/schedule-runs/cancel", post(schedules::cancel))
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
+        .route("/reflectors/imports", post(reflectors::import))
         .route("/results", get(results::list))
         .route("/results/export", get(results::export))
         .route("/results/deletions", post(results::delete_several))
         .route("/results/prune", post(results::prune))
-        .route("/results/{id}", get(results::show).delete(results::delete))
+        .route(
+            "/results/{id}",
+            get(results::show)
+                .delete(results::delete)
+                .put(results::import)
+                .layer(DefaultBodyLimit::max(results::MAX_RESULT_BYTES)),
+        )
         .route("/store/backup", get(store::backup))
         .route("/store/check", get(store::check))
         .route("/store/prune", post(store::prune))

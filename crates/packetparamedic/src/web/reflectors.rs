@@ -5,7 +5,7 @@ use std::fmt;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use paramedic_appliance::app::{Appliance, NewPairing, PairingProof};
+use paramedic_appliance::app::{Appliance, ImportedPairings, NewPairing, OldPairings, PairingProof};
 use paramedic_appliance::store::Reflector;
 use paramedic_appliance::targets::HostPort;
 use paramedic_link::pairing_code::PairingCode;
@@ -105,4 +105,12 @@ pub(super) async fn pair(
 ) -> Result<(StatusCode, Json<PairedReflector>), Problem> {
     let paired = pair_as(state.service.appliance(), request, &state.own_name).await?;
     Ok((StatusCode::CREATED, Json(paired)))
+}
+
+/// Takes over an older identity with its pairings.
+pub(super) async fn import(
+    State(state): State<ApiState>,
+    ApiBody(old): ApiBody<OldPairings>,
+) -> Result<Json<ImportedPairings>, Problem> {
+    Ok(Json(state.service.appliance().import_pairings(old).await?))
 }

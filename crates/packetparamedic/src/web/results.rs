@@ -15,12 +15,15 @@ use paramedic_appliance::store::{Export, ExportFormat, Pruned, Retention, RunOrd
 use paramedic_report::summary::RunSummary;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::ApiState;
 use super::chunks::{self, ChunkSender};
 use super::extract::{ApiBody, ApiPath, decoded, encoded};
 use super::problem::Problem;
 
+/// The longest document that is imported, in bytes: one with all intervals and streams is far below.
+pub(super) const MAX_RESULT_BYTES: usize = 32 * 1024 * 1024;
 /// The most results of one page.
 const LARGEST_PAGE: u32 = 1000;
 /// The results of a page, if the request does not say how many.
@@ -44,6 +47,13 @@ pub(crate) struct PruneRequest {
     /// Whether they are only counted.
     #[serde(default)]
     pub(crate) dry_run: bool,
+}
+
+/// What became of the import of a result.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ImportAnswer {
+    /// Whether it was not there before.
+    pub(crate) is_new: bool,
 }
 
 /// The parameters of a list or an export: `since` and `until` (RFC 3339), `peer`, `order` (newest, oldest), `limit`; of a
@@ -184,6 +194,24 @@ pub(super) async fn delete(
 ) -> Result<Json<Value>, Problem> {
     let ids = state.service.appliance().delete_results(&[id]).await?;
     Ok(Json(json!({ "deleted": ids })))
+}
+
+/// Saves a result of an older store, to the byte, under its id.
+pub(super) async fn import(
+    State(state): State<ApiState>,
+    ApiPath(id): ApiPath<Uuid>,
+    text: String,
+) -> Result<(StatusCode, Json<ImportAnswer>), Problem> {
+    #[derive(Deserialize)]
+    struct Identified {
+        id: Uuid,
+    }
+    let named = serde_json::from_str::<Identified>(&text).ok();
+    if named.is_none_or(|named| named.id != id) {
+        return Err(Problem::invalid(StatusCode::BAD_REQUEST, "the body is no result document with this id"));
+    }
+    let is_new = state.service.appliance().import_result(&text).await?;
+    Ok((if is_new { StatusCode::CREATED } else { StatusCode::OK }, Json(ImportAnswer { is_new })))
 }
 
 /// Deletes several results: all of them, or none if one is not found.
