@@ -75,6 +75,14 @@ pub enum ApplianceError {
         /// The number of its pairings.
         pairings: usize,
     },
+    /// A part of a configuration is not possible.
+    #[error("{object}: {source}")]
+    InConfiguration {
+        /// The part: its kind and its name.
+        object: String,
+        /// The cause.
+        source: Box<ApplianceError>,
+    },
     /// The state folder cannot be written, so the result of a test could not be saved.
     #[error("the result could not be saved: {0}")]
     CannotSave(Box<ApplianceError>),

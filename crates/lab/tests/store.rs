@@ -239,3 +239,81 @@ fn an_older_store_of_this_machine_is_given_to_the_service() {
     let nothing = device.run(&["history", "import", "--from", "/nonexistent"]);
     assert_eq!((nothing.code, nothing.three_lines()[0]), (2, "cannot read the older store"), "{nothing:?}");
 }
+
+#[test]
+fn a_file_makes_the_schedules_and_the_names_with_and_without_the_service() {
+    let reflector = Reflector::serve(&[]);
+    let device = Device::new(Appliance::new().pair(&reflector, reflector.address()));
+    let id = device.json(&["reflectors"])[0]["endpoint_id"].as_str().unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("device.toml");
+    let path = file.to_str().unwrap();
+    let apply = |text: &str, options: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let applied = device.run(&[&["apply", path, "--json"], options].concat());
+        assert_eq!(applied.code, 0, "{applied:?}\n{}", device.log());
+        applied.json()["changes"].as_array().unwrap().len()
+    };
+    let names = || {
+        let listed = device.json(&["schedule", "list"]);
+        listed.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    device.schedule("by_hand", &["-t", "5"]);
+    let text = format!(
+        "[[reflector]]\nendpoint_id = \"{id}\"\nname = \"attic\"\n\n[[schedule]]\nname = \"nightly\"\n\
+         cron = \"30 3 * * *\"\nzone = \"Europe/Berlin\"\nbudget_month = \"20GB\"\npeer = \"attic\"\ntime = 5\n\n\
+         [[schedule]]\nname = \"off\"\nevery = \"6h\"\nudp = true\nbitrate = \"5M\"\nenabled = false\n"
+    );
+    let mut service = None;
+    for is_served in [false, true] {
+        if is_served {
+            service = Some(device.serve());
+        }
+        assert_eq!(apply(&text, &["--dry-run"]), if is_served { 0 } else { 3 });
+        assert_eq!(names().len(), if is_served { 3 } else { 1 });
+        assert_eq!(apply(&text, &[]), if is_served { 0 } else { 3 });
+        assert_eq!((names(), apply(&text, &[])), (vec!["by_hand".into(), "nightly".into(), "off".into()], 0));
+        assert_eq!(device.json(&["reflectors"])[0]["name"], "attic");
+    }
+    // The service plans what the file changed.
+    let later = text.replace("30 3 * * *", "45 4 * * *").replace("enabled = false\n", "");
+    let shown = {
+        std::fs::write(&file, &later).unwrap();
+        device.must(&["apply", path, "--dry-run"])
+    };
+    let expected = "~ schedule nightly: changed\n    when: 30 3 * * * -> 45 4 * * *\n~ schedule off: changed\n    \
+                    enabled: false -> true\n";
+    assert_eq!(shown, expected);
+    assert_eq!(apply(&later, &[]), 2);
+    let planned =
+        device.await_json(&["status"], |status| status["planned"].as_array().is_some_and(|all| all.len() == 3));
+    assert!(planned["planned"].as_array().unwrap().iter().any(|plan| plan["schedule"] == "off"), "{planned:#}");
+    // What is exported makes no difference, and a shorter file removes only what a file made.
+    let exported = device.must(&["export-config"]);
+    assert_eq!(apply(&exported, &["--dry-run"]), 0, "{exported}");
+    let (reflectors, _) = text.split_once("[[schedule]]").unwrap();
+    assert_eq!(apply(reflectors, &[]), 2);
+    assert_eq!(names(), ["by_hand"]);
+    drop(service);
+
+    // A faulty file changes nothing, and is named with its line.
+    let store = device.must(&["export-config"]);
+    for (text, said) in [
+        ("[[schedule]]\nname = \"a\"\nevry = \"6h\"\n", ":3: unknown key \"evry\"; did you mean \"every\"?"),
+        ("[[schedule]]\nname = \"a\"\nevery = \"2s\"\n", ":3: every: \"2s\" is no interval"),
+        ("[[schedul]]\n", ":1: unknown key \"schedul\"; did you mean \"schedule\"?"),
+        ("[[schedule]\n", ":1: not valid TOML"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let error = device.appliance.fails(&["apply", path], 2, "bad_file").error;
+        assert!(error.because.starts_with(&format!("{path}{said}")), "{error:?}");
+    }
+    std::fs::write(&file, text.replace(&id, &device.appliance.id())).unwrap();
+    let error = device.appliance.fails(&["apply", path], 4, "not_paired").error;
+    assert!(error.because.starts_with("reflector attic: "), "{error:?}");
+    std::fs::write(&file, text.replace("peer = \"attic\"", "peer = \"cellar\"")).unwrap();
+    let error = device.appliance.fails(&["apply", path], 4, "not_paired").error;
+    assert!(error.because.starts_with("schedule nightly: "), "{error:?}");
+    device.appliance.fails(&["apply", "/nonexistent"], 2, "unreadable");
+    assert_eq!(device.must(&["export-config"]), store);
+}

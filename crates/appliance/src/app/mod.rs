@@ -2,6 +2,7 @@
 //! the command line, uses it. It never prints, and leaves all output to the client.
 
 mod backup;
+mod configuration;
 mod identity;
 mod import;
 mod reflectors;
@@ -20,6 +21,9 @@ use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFold
 use tokio::sync::OnceCell;
 
 pub use backup::BackupFile;
+pub use configuration::{
+    ChangeAction, ConfigurationChange, ConfiguredSchedule, DeviceConfiguration, ReflectorName, ValueChange,
+};
 pub use import::{ImportedPairings, OldPairings, OldStore};
 pub use reflectors::{NewPairing, PairingProof, Reached};
 pub use schedules::{ScheduleOverview, ScheduleProposal};

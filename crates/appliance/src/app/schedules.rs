@@ -14,7 +14,7 @@ use crate::request::TestRequest;
 use crate::schedule::Schedule;
 use crate::schedule::budget::{self, DataBudget, DataUse};
 use crate::schedule::volume::{self, VolumeEstimate};
-use crate::store::{ApplianceStore, ScheduleRun, StorageError, StoredSchedule};
+use crate::store::{ApplianceStore, Reflector, ScheduleRun, StorageError, StoredSchedule, find_reflector};
 
 /// The month of a volume estimate.
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
@@ -56,7 +56,7 @@ impl Appliance {
         let now = Timestamp::now();
         schedule.check(now)?;
         self.check_request(&schedule.request).await?;
-        self.check_target(&schedule.request).await?;
+        check_target(&schedule.request, &self.reading_store().await?.reflectors().await?)?;
         let is_taken = |stored: &StoredSchedule| stored.schedule.name.to_lowercase() == schedule.name.to_lowercase();
         if self.reading_store().await?.schedules().await?.iter().any(is_taken) {
             return Err(StorageError::ScheduleExists { name: schedule.name }.into());
@@ -114,36 +114,34 @@ impl Appliance {
         Ok(store.schedule_runs(schedule, limit).await?)
     }
 
-    /// A schedule for a reflector that is not paired would fail for ever.
-    async fn check_target(&self, request: &TestRequest) -> Result<(), ApplianceError> {
-        let needs_pairing = providers::find(&request.provider).is_some_and(providers::Provider::needs_identity);
-        if !needs_pairing {
-            return match &request.peer {
-                Some(_) => Ok(()),
-                None => Err(ApplianceError::Unsupported(format!(
-                    "a schedule with the provider {} names its server with --peer",
-                    request.provider
-                ))),
-            };
-        }
-        let store = self.reading_store().await?;
-        if let Some(peer) = &request.peer {
-            return store.reflector(peer).await.map(drop).map_err(ApplianceError::from);
-        }
-        let known = store.reflectors().await?;
-        match known.as_slice() {
-            [] => Err(ApplianceError::NoReflectorPaired),
-            [_] => Ok(()),
-            several => {
-                let names = several.iter().map(|reflector| reflector.name.to_string()).collect();
-                Err(ApplianceError::SeveralReflectorsPaired { names })
-            }
-        }
-    }
-
-    async fn estimate(&self, request: &TestRequest) -> Result<VolumeEstimate, ApplianceError> {
+    pub(super) async fn estimate(&self, request: &TestRequest) -> Result<VolumeEstimate, ApplianceError> {
         let capacity = self.reading_store().await?.line_capacity(request.peer.as_deref()).await?;
         Ok(volume::estimate(&request.spec, capacity))
+    }
+}
+
+/// A schedule for a reflector that is not one of those that are paired would fail for ever.
+pub(super) fn check_target(request: &TestRequest, known: &[Reflector]) -> Result<(), ApplianceError> {
+    let needs_pairing = providers::find(&request.provider).is_some_and(providers::Provider::needs_identity);
+    if !needs_pairing {
+        return match &request.peer {
+            Some(_) => Ok(()),
+            None => Err(ApplianceError::Unsupported(format!(
+                "a schedule with the provider {} names its server with --peer",
+                request.provider
+            ))),
+        };
+    }
+    if let Some(peer) = &request.peer {
+        return find_reflector(known.to_vec(), peer).map(drop).map_err(ApplianceError::from);
+    }
+    match known {
+        [] => Err(ApplianceError::NoReflectorPaired),
+        [_] => Ok(()),
+        several => {
+            let names = several.iter().map(|reflector| reflector.name.to_string()).collect();
+            Err(ApplianceError::SeveralReflectorsPaired { names })
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod backup;
 mod check;
+mod configuration;
 mod direct_mode;
 mod export;
 mod reflectors;
@@ -25,9 +26,10 @@ use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 
 pub use check::StoreCheck;
+pub use configuration::{ConfigurationWrite, ScheduleWrite};
 pub use direct_mode::DirectModeFinding;
 pub use export::{Export, ExportFormat};
-pub use reflectors::Reflector;
+pub use reflectors::{Reflector, find_reflector};
 pub use retention::{Pruned, Retention};
 pub use runs::{RunOrder, RunPosition, RunQuery, SavedRun};
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};

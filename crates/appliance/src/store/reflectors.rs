@@ -84,20 +84,9 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The only reflector with this name, Endpoint ID or address. A reflector chooses its first name itself, so no kind
-    /// of match has priority, and two matches are an error.
+    /// The only reflector with this name, Endpoint ID or address.
     pub async fn reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
-        let wanted = wanted.trim();
-        let mut found = self.reflectors().await?;
-        found.retain(|reflector| reflector.goes_by(wanted));
-        match found.len() {
-            0 => Err(StorageError::NoSuchReflector { wanted: wanted.to_owned() }),
-            1 => Ok(found.remove(0)),
-            _ => {
-                let names = found.iter().map(|reflector| reflector.name.to_string()).collect();
-                Err(StorageError::AmbiguousReflector { wanted: wanted.to_owned(), names })
-            }
-        }
+        find_reflector(self.reflectors().await?, wanted)
     }
 
     /// Renames the reflector that `wanted` identifies, and returns it with the new name.
@@ -130,6 +119,21 @@ impl ApplianceStore {
         }
         work.commit().await.map_err(fault())?;
         Ok(reflector)
+    }
+}
+
+/// The only one of these reflectors with this name, Endpoint ID or address. A reflector chooses its first name itself, so no
+/// kind of match has priority, and two matches are an error.
+pub fn find_reflector(mut known: Vec<Reflector>, wanted: &str) -> Result<Reflector, StorageError> {
+    let wanted = wanted.trim();
+    known.retain(|reflector| reflector.goes_by(wanted));
+    match known.len() {
+        0 => Err(StorageError::NoSuchReflector { wanted: wanted.to_owned() }),
+        1 => Ok(known.remove(0)),
+        _ => {
+            let names = known.iter().map(|reflector| reflector.name.to_string()).collect();
+            Err(StorageError::AmbiguousReflector { wanted: wanted.to_owned(), names })
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use paramedic_report::lines::wrapped;
 pub use error::ConfigError;
 pub use flags::{FlagGroup, FlagValues, Flags};
 pub use layers::{Machine, load, load_on};
+pub use names::nearest_name;
 pub use setting::{Given, Setting, list};
 
 /// The configuration of a program, with its list of settings.

@@ -9,7 +9,12 @@ pub(super) fn nearest<C: Configuration>(key: &str) -> Option<&'static str> {
     let key = key.to_lowercase().replace('-', "_");
     let prefix = format!("{}_", C::PROGRAM);
     let key = key.strip_prefix(&prefix).unwrap_or(&key);
-    let scored = C::settings().iter().map(|setting| (strsim::jaro_winkler(key, setting.name), setting.name));
+    nearest_name(key, C::settings().iter().map(|setting| setting.name))
+}
+
+/// The name that is most similar to `key`, if one is similar.
+pub fn nearest_name<'a>(key: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = names.into_iter().map(|name| (strsim::jaro_winkler(key, name), name));
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }
 

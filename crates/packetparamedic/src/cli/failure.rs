@@ -163,6 +163,11 @@ impl From<&ApplianceError> for CommandFailure {
                 let try_ = "pair again with the reflectors of the older store: packetparamedic pair-reflector";
                 Self::new(Usage, "identity_in_use", "the older identity is not taken over", error, try_)
             }
+            E::InConfiguration { object, source } => {
+                let cause = Self::from(&**source);
+                let because = format!("{object}: {}", cause.because);
+                Self::new(cause.exit, cause.code, "the configuration is not possible", because, cause.try_.clone())
+            }
             E::NoSuchProvider(wanted) => no_such("provider", wanted),
             E::NoSuchEngine(wanted) => no_such("engine", wanted),
             E::Unsupported(reason) => {
@@ -731,6 +736,13 @@ mod tests {
                 E::OldStore { folder: "/old".into(), source: Box::new(S::Corrupt { path: path() }.into()) },
             ),
             ("identity in use", E::IdentityInUse { own: key, pairings: 2 }),
+            (
+                "in a configuration",
+                E::InConfiguration {
+                    object: "schedule nightly".to_owned(),
+                    source: Box::new(E::Schedule(ScheduleError::NoBudget)),
+                },
+            ),
             ("result cannot be saved", E::from(S::ReadOnly { doing: saving, path: path() }).or_cannot_save()),
             ("unreachable", at(LinkFailure::Unreachable(io::ErrorKind::ConnectionRefused.into()))),
             ("unreachable in the handshake", at(LinkFailure::Unreachable(io::ErrorKind::TimedOut.into()))),

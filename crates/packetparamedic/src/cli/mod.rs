@@ -2,6 +2,7 @@
 
 mod completions;
 mod config;
+mod configuration;
 mod doctor;
 pub mod failure;
 mod history;
@@ -92,6 +93,10 @@ enum Command {
     Store(store::Args),
     /// Tests that the service runs by itself: add, list, remove, enable, disable
     Schedule(schedule::Args),
+    /// Make the schedules and the names of the reflectors as a file says
+    Apply(configuration::ApplyArgs),
+    /// Print the schedules and the names of the reflectors as a file for apply
+    ExportConfig,
     /// Run the schedules and answer the other commands, until a signal ends it
     Serve,
     /// Show what the running service does, and what it runs next
@@ -125,6 +130,7 @@ impl Command {
             Command::PairReflector(args) if args.json => OutputFormat::Json,
             Command::Reflectors(args) if args.json => OutputFormat::Json,
             Command::History(args) if args.json => OutputFormat::Json,
+            Command::Apply(args) if args.json => OutputFormat::Json,
             Command::Store(args) if args.json => OutputFormat::Json,
             Command::Schedule(args) if args.json => OutputFormat::Json,
             Command::Status(args) if args.json => OutputFormat::Json,
@@ -364,6 +370,8 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::History(args) => history::run(args, context).await,
         Command::Store(args) => store::run(args, context).await,
         Command::Schedule(args) => schedule::run(args, context).await,
+        Command::Apply(args) => configuration::apply(args, context).await,
+        Command::ExportConfig => configuration::export(context).await,
         Command::Serve => Box::pin(serve::run(context)).await,
         Command::Status(args) => status::run(args, context).await,
         Command::Health(args) => status::health(args, context).await,

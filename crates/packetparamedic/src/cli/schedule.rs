@@ -82,13 +82,13 @@ enum Command {
 }
 
 #[derive(clap::Args)]
-struct AddArgs {
+pub(super) struct AddArgs {
     /// Its name: letters, digits, dots, dashes and underscores
     #[arg(long, value_name = "NAME")]
     name: String,
     /// Run in this interval (5m to 366d: 6h, 1d)
     #[arg(long, value_name = "TIME", required_unless_present = "cron", conflicts_with = "cron")]
-    every: Option<String>,
+    pub(super) every: Option<String>,
     /// Run at these times: minute, hour, day of month, month, day of week ("30 3 * * *"), or @hourly, @daily, @weekly,
     /// @monthly, @yearly
     #[arg(long, value_name = "EXPRESSION")]
@@ -119,7 +119,7 @@ struct AddArgs {
     #[arg(short, long)]
     yes: bool,
     #[command(flatten, next_help_heading = "The test, as of speed-test")]
-    test: speed_test::Args,
+    pub(super) test: speed_test::Args,
 }
 
 /// The value of `--busy-share`.
@@ -266,7 +266,7 @@ async fn add(args: AddArgs, json: bool, context: &mut Context) -> Result<ExitSta
 }
 
 /// The schedule of the flags.
-fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedule, ScheduleError> {
+pub(super) fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedule, ScheduleError> {
     let when = match (&args.every, &args.cron) {
         (Some(interval), _) => Recurrence::every(interval)?,
         (None, Some(expression)) if expression.trim_start().starts_with("every ") => {

@@ -18,7 +18,7 @@ use paramedic_appliance::targets::HostPort;
 use paramedic_engines::Engine as _;
 use paramedic_engines::echo::pacing::SHORTEST_INTERVAL;
 use paramedic_engines::origin::Origin;
-use paramedic_host::config::FlagValues;
+use paramedic_host::config::{FlagValues, Origins};
 use paramedic_iperf3::Iperf3;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::document::Event;
@@ -32,6 +32,7 @@ use super::output::{OutputFormat, ReaderGone};
 use super::plot_file::PlotFile;
 use super::provider_flags::ProviderFlags;
 use super::values::{budget, bytes, code_point, data_path, milliseconds, octet, rate, share, size, time};
+use crate::config::Settings;
 use test_handle::{TestHandle, TestOver};
 
 /// The idle phase, if no option sets it.
@@ -428,9 +429,12 @@ fn peer(named: Option<&str>, port: Option<u16>) -> Result<Option<String>, Applia
     Ok(Some(target.to_string()))
 }
 
-/// The request from flags and settings.
 fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure> {
-    let settings = &context.settings;
+    request_of(args, &context.settings, &context.origins)
+}
+
+/// The request from flags and settings.
+pub(super) fn request_of(args: &Args, settings: &Settings, origins: &Origins) -> Result<TestRequest, CommandFailure> {
     if let Some(because) = refused_iperf3_option(args) {
         return Err(ApplianceError::Unsupported(because.to_owned()).into());
     }
@@ -477,7 +481,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     // The engine may be named without -u.
     let transport = if sends_datagrams { PayloadTransport::Udp } else { transport };
     let length = early_end::RequestedLength {
-        is_configured: !context.origins.is_default("duration"),
+        is_configured: !origins.is_default("duration"),
         sends_datagrams,
         has_program: setting.has_program,
         does_probe: setting.does_probe,

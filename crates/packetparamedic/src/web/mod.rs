@@ -2,6 +2,7 @@
 
 mod chunks;
 pub(crate) mod client;
+pub(crate) mod configuration;
 mod extract;
 pub(crate) mod problem;
 pub(crate) mod reflectors;
@@ -108,6 +109,12 @@ fn routes(state: ApiState) -> Router {
                 .delete(results::delete)
                 .put(results::import)
                 .layer(DefaultBodyLimit::max(results::MAX_RESULT_BYTES)),
+        )
+        .route(
+            "/configuration",
+            get(configuration::show)
+                .post(configuration::apply)
+                .layer(DefaultBodyLimit::max(configuration::MAX_CONFIGURATION_BYTES)),
         )
         .route("/store/backup", get(store::backup))
         .route("/store/check", get(store::check))
