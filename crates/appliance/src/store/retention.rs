@@ -214,6 +214,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_database_of_the_version_before_is_upgraded_in_place_and_nothing_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(crate::store::FILE);
+        std::fs::write(&file, include_bytes!("../../tests/before_retention.db")).unwrap();
+        let rows = async |store: &ApplianceStore| {
+            let mut rows = Vec::new();
+            for sql in [
+                "SELECT id || started_at_us || provider || engine || peer || data_used_bytes || complete || document \
+                 || COALESCE(error, '') FROM runs ORDER BY id",
+                "SELECT endpoint_id || name || address || paired_at_us FROM reflectors",
+                "SELECT id || appliance || name || definition || enabled || added_at_us || decided_until_us \
+                 FROM schedules ORDER BY id",
+            ] {
+                rows.push(sqlx::query_scalar::<_, String>(sql).fetch_all(&store.pool).await.unwrap());
+            }
+            rows
+        };
+        let old = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
+        let before = rows(&old).await;
+        assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), [3, 1, 2]);
+        assert_eq!(old.schedules().await.unwrap().len(), 2, "also if it cannot be written");
+        old.close().await;
+        let store = ApplianceStore::open(folder.path()).await.unwrap();
+        assert_eq!(rows(&store).await, before);
+        let marks: Vec<(String, bool)> =
+            sqlx::query_as("SELECT appliance, has_series FROM runs ORDER BY id").fetch_all(&store.pool).await.unwrap();
+        let own = store.runs(&RunQuery::default(), None, 1).await.unwrap()[0].id.to_string();
+        let own = store.run(&own).await.unwrap().document().unwrap().appliance.endpoint_id.to_string();
+        let expected = [(own.clone(), true), (own.clone(), false), (own, false)];
+        assert_eq!(marks, expected);
+        assert!(store.schedules_from_file().await.unwrap().is_empty());
+        let kept = Retention { results: None, ..Retention::default() };
+        assert_eq!(store.prune(&kept, at("2027-06-01T00:00:00Z"), false).await.unwrap().series, 1);
+        assert_eq!(store.check().await.unwrap().problems, [""; 0]);
+    }
+
+    #[tokio::test]
     async fn a_document_that_cannot_be_read_stays_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let store = ApplianceStore::open(folder.path()).await.unwrap();
