@@ -1,6 +1,6 @@
 //! The parts of a request, read such that every refusal is a problem document.
 
-use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, StringRejection};
 use axum::extract::{FromRequest, FromRequestParts, Json, Path, RawQuery, Request};
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
         let read = Json::<T>::from_request(request, state).await;
         let refused = |error: JsonRejection| Problem::invalid(error.status(), &error.body_text());
         read.map(|Json(body)| Self(body)).map_err(refused)
+    }
+}
+
+/// A body as text.
+pub(super) struct ApiText(pub(super) String);
+
+impl<S: Send + Sync> FromRequest<S> for ApiText {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let refused = |error: StringRejection| Problem::invalid(error.status(), &error.body_text());
+        String::from_request(request, state).await.map(Self).map_err(refused)
     }
 }
 

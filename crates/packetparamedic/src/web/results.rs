@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::ApiState;
 use super::chunks::{self, ChunkSender};
-use super::extract::{ApiBody, ApiPath, decoded, encoded};
+use super::extract::{ApiBody, ApiPath, ApiText, decoded, encoded};
 use super::problem::Problem;
 
 /// The longest document that is imported, in bytes: one with all intervals and streams is far below.
@@ -200,7 +200,7 @@ pub(super) async fn delete(
 pub(super) async fn import(
     State(state): State<ApiState>,
     ApiPath(id): ApiPath<Uuid>,
-    text: String,
+    ApiText(text): ApiText,
 ) -> Result<(StatusCode, Json<ImportAnswer>), Problem> {
     #[derive(Deserialize)]
     struct Identified {
