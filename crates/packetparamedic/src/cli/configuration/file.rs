@@ -15,6 +15,8 @@ use super::options::{self, FileOption, OptionFault};
 const TABLES: [&str; 2] = ["reflector", "schedule"];
 /// The keys of a reflector.
 const REFLECTOR_KEYS: [&str; 2] = ["endpoint_id", "name"];
+/// The most keys that an error lists.
+const LISTED_KEYS: usize = 8;
 /// The key of a schedule that is no option of `schedule add`.
 const ENABLED: &str = "enabled";
 
@@ -39,6 +41,7 @@ impl FileText<'_> {
     fn unknown(&self, key: &Spanned<std::borrow::Cow<'_, str>>, known: &[&str]) -> FileFault {
         let suggestion = match nearest_name(key.get_ref(), known.iter().copied()) {
             Some(nearest) => format!("did you mean {nearest:?}?"),
+            None if known.len() > LISTED_KEYS => "valid: the options of `packetparamedic schedule add`".to_owned(),
             None => format!("valid: {}", known.join(", ")),
         };
         self.fault(key.span().start, format!("unknown key {:?}; {suggestion}", key.get_ref()))
@@ -48,6 +51,10 @@ impl FileText<'_> {
 /// Reads a file.
 pub(super) fn parse(text: &str) -> Result<DeviceConfiguration, FileFault> {
     let file = FileText(text);
+    if text.trim().is_empty() {
+        // What is left of a program that failed must not remove every schedule.
+        return Err(file.fault(0, "it is empty; a comment is enough to say that it describes nothing"));
+    }
     let table = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         file.fault(at, format!("not valid TOML: {}", error.message()))
@@ -137,7 +144,7 @@ fn schedule(file: &FileText<'_>, at: usize, table: &DeTable<'_>) -> Result<Confi
     let now = now();
     let built = options::schedule_of(&given).and_then(|schedule| match schedule.check(now) {
         Ok(()) => Ok(schedule),
-        Err(error) => Err(OptionFault { key: None, problem: error.to_string() }),
+        Err(error) => Err(options::fault_of_schedule(&error, &given)),
     });
     let schedule = built.map_err(|OptionFault { key, problem }| {
         let named = key.and_then(|wanted| entries.iter().find(|(key, _)| *key.get_ref() == wanted));
@@ -216,7 +223,7 @@ mod tests {
         let printed = print(&read);
         assert_eq!(parse(&printed).unwrap(), read, "{printed}");
         assert_eq!(print(&parse(&printed).unwrap()), printed);
-        assert_eq!(parse(""), Ok(DeviceConfiguration::default()));
+        assert_eq!(parse("# nothing"), Ok(DeviceConfiguration::default()));
     }
 
     #[test]
@@ -249,7 +256,11 @@ mod tests {
         for (text, line, said) in [
             ("[[schedule]]\nname = \"a\"\n", 1, "schedule: "),
             ("\n[[schedule]]\nevery = \"6h\"\n", 2, "schedule: "),
-            ("[[schedule]]\nname = \"a\"\ncron = \"0 0 30 2 *\"\n", 1, "schedule: \"0 0 30 2 *\" never occurs"),
+            ("[[schedule]]\nname = \"a\"\ncron = \"0 0 30 2 *\"\n", 3, "cron: \"0 0 30 2 *\" never occurs"),
+            ("[[schedule]]\nname = \"a b\"\nevery = \"6h\"\n", 2, "name: "),
+            ("[[schedule]]\nname = \"a\"\nevery = \"6h\"\nbudget_month = 0\n", 4, "budget_month: a data budget of 0"),
+            ("[[schedule]]\nname = \"a\"\nevery = \"6h\"\nspread = \"4h\"\n", 4, "spread: "),
+            (" \n", 1, "it is empty"),
             ("[[schedule]]\nname = \"a\"\ncron = \"every 6h\"\n", 3, "cron: "),
             ("[[schedule]]\nname = \"a\"\ncron = \"0 25 * * *\"\n", 3, "cron: "),
             ("[[schedules]]\n", 1, "unknown key \"schedules\"; did you mean \"schedule\"?"),

@@ -93,14 +93,23 @@ pub(super) fn schedule_of(given: &[(String, FileOption)]) -> Result<Schedule, Op
         layers::load_on::<Settings>(&add.test.settings(), &machine).map_err(|error| fault_of_setting(&error))?;
     let request = speed_test::request_of(&add.test, &loaded.config, &loaded.origins);
     let request = request.map_err(|failure| OptionFault { key: None, problem: failure.because.clone() })?;
-    schedule::definition(&add, request).map_err(|error| {
-        let key = match &error {
-            ScheduleError::Recurrence(_) => Some(if add.every.is_some() { "every" } else { "cron" }),
-            ScheduleError::Zone(_) => Some("zone"),
-            _ => None,
-        };
-        OptionFault { key: key.map(str::to_owned), problem: error.to_string() }
-    })
+    schedule::definition(&add, request).map_err(|error| fault_of_schedule(&error, given))
+}
+
+/// The fault of a schedule that is not accepted, with the first of its keys that is given.
+pub(super) fn fault_of_schedule(error: &ScheduleError, given: &[(String, FileOption)]) -> OptionFault {
+    let keys: &[&str] = match error {
+        ScheduleError::Name(_) => &["name"],
+        ScheduleError::Recurrence(_) => &["every", "cron"],
+        ScheduleError::Zone(_) => &["zone"],
+        ScheduleError::Spread { .. } => &["spread"],
+        ScheduleError::AlwaysQuiet { .. } => &["quiet_hours"],
+        ScheduleError::NoBudget => &["budget_day", "budget_month"],
+        ScheduleError::LineShare(_) => &["busy_share"],
+        ScheduleError::DiscardsResult => &[],
+    };
+    let key = given.iter().map(|(key, _)| key).find(|key| keys.contains(&key.as_str()));
+    OptionFault { key: key.cloned(), problem: error.to_string() }
 }
 
 fn defined(json: &str, given: &[(String, FileOption)]) -> Result<Schedule, OptionFault> {
