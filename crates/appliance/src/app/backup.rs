@@ -25,7 +25,7 @@ impl BackupFile {
     pub fn create(target: &Path) -> Result<Self, ApplianceError> {
         let failed = |source| ApplianceError::BackupFile { file: target.to_owned(), source };
         if target.symlink_metadata().is_ok() {
-            return Err(failed(io::ErrorKind::AlreadyExists.into()));
+            return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, "it exists already")));
         }
         let folder = folder_of(target);
         let temporary = tempfile::Builder::new().prefix(".packetparamedic-backup-").tempfile_in(folder);

@@ -28,8 +28,11 @@ pub struct StoreCheck {
     pub reflectors: u64,
     /// The schedules.
     pub schedules: u64,
-    /// What is wrong; empty if nothing is.
+    /// What is wrong with the database; empty if nothing is.
     pub problems: Vec<String>,
+    /// The ids of saved results that cannot be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
 }
 
 impl ApplianceStore {
@@ -38,6 +41,9 @@ impl ApplianceStore {
         let (migration, is_earlier) = self.check_migrations().await?;
         let mut problems = self.check_pages().await?;
         problems.extend(self.check_references().await?);
+        if migration == 0 {
+            problems.push("it has no tables: it is empty, or of another program".to_owned());
+        }
         let mut check = StoreCheck {
             path: self.path.display().to_string(),
             bytes: std::fs::metadata(&self.path).map_or(0, |file| file.len()),
@@ -52,11 +58,14 @@ impl ApplianceStore {
                 0
             }
         };
+        if migration == 0 {
+            return Ok(StoreCheck { problems, ..check });
+        }
         check.reflectors = count(self.reflectors().await.map(|all| all.len()), &mut problems);
         if self.has_table("schedules").await? {
             check.schedules = count(self.schedules().await.map(|all| all.len()), &mut problems);
         }
-        check.results = self.check_documents(&mut problems).await;
+        (check.results, check.unreadable) = self.check_documents(&mut problems).await;
         check.problems = problems;
         Ok(check)
     }
@@ -107,8 +116,8 @@ impl ApplianceStore {
         Ok(rows.into_iter().take(LISTED).map(problem).collect())
     }
 
-    /// Reads every result. Returns their number.
-    async fn check_documents(&self, problems: &mut Vec<String>) -> u64 {
+    /// Reads every result. Returns their number, and the ids of those that are no documents.
+    async fn check_documents(&self, problems: &mut Vec<String>) -> (u64, Vec<String>) {
         let (mut count, mut unreadable, mut last) = (0, Vec::new(), None);
         loop {
             let page = match self.documents(&RunQuery::default(), last.as_ref(), PAGE).await {
@@ -124,11 +133,7 @@ impl ApplianceStore {
             unreadable
                 .extend(page.iter().filter(|(_, run)| run.document().is_err()).map(|(_, run)| run.id.to_string()));
         }
-        if !unreadable.is_empty() {
-            let listed = unreadable.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
-            problems.push(format!("{} results cannot be read: {listed}", unreadable.len()));
-        }
-        count
+        (count, unreadable)
     }
 }
 
@@ -150,9 +155,8 @@ mod tests {
         assert_eq!(check.migration, MIGRATIONS.iter().last().unwrap().version);
         let change = async |sql: &'static str| sqlx::raw_sql(sql).execute(&store.pool).await.unwrap();
         change("UPDATE runs SET document = '{}' WHERE complete AND download_bps = 941000000").await;
-        let problems = store.check().await.unwrap().problems;
-        let id = example::full().id.to_string();
-        assert!(problems.len() == 1 && problems[0].contains(&id), "{problems:?}");
+        let check = store.check().await.unwrap();
+        assert_eq!((check.problems, check.unreadable), (Vec::new(), vec![example::full().id.to_string()]));
         // An index of which SQLite does not know that it does not match.
         change(
             "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE INDEX runs_by_start ON runs (provider)' \
@@ -163,6 +167,15 @@ mod tests {
         let store = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
         let problems = store.check().await.unwrap().problems;
         assert!(problems.iter().any(|problem| problem.contains("runs_by_start")), "{problems:?}");
+    }
+
+    #[tokio::test]
+    async fn an_empty_file_is_not_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(super::super::FILE), "").unwrap();
+        let store = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
+        let check = store.check().await.unwrap();
+        assert!(check.problems.len() == 1 && check.problems[0].contains("it is empty"), "{check:?}");
     }
 
     #[tokio::test]

@@ -261,9 +261,9 @@ async fn import(from: &Path, json: bool, context: &Context) -> Result<(), Comman
     }
     if !unreadable.is_empty() {
         let ids = unreadable.iter().map(Uuid::to_string).collect::<Vec<_>>().join(", ");
-        context.output.note(&format!("{} results cannot be read and stay where they are: {ids}", unreadable.len()));
+        context.output.note(&format!("these results cannot be read, and are not imported: {ids}"));
     }
-    context.output.line(&format!("imported: {new} results; {known} were here already"))
+    context.output.line(&format!("results imported: {new}; already here: {known}"))
 }
 
 async fn delete(ids: Vec<String>, json: bool, context: &Context) -> Result<(), CommandFailure> {
@@ -294,9 +294,9 @@ async fn prune(older_than: Duration, dry_run: bool, json: bool, context: &Contex
     if json {
         return context.output.json_line(&json!({ "event": "pruned", "results": pruned.results, "dry_run": dry_run }));
     }
-    let verb = if dry_run { "would be deleted" } else { "deleted" };
+    let verb = if dry_run { "to delete" } else { "deleted" };
     let age = quantity::exact_duration(older_than);
-    context.output.line(&format!("{verb}: {} results that are older than {age}", pruned.results))
+    context.output.line(&format!("results older than {age} {verb}: {}", pruned.results))
 }
 
 /// The saved document of a run, as it was printed: the service's, or that of this user.

@@ -76,12 +76,12 @@ async fn check(json: bool, context: &Context) -> Result<ExitStatus, CommandFailu
         Some(service) => service.get_slow("/store/check").await?,
         None => context.appliance()?.check_store().await?,
     };
-    let is_whole = check.problems.is_empty();
+    let is_whole = check.problems.is_empty() && check.unreadable.is_empty();
     if json {
         context.output.json_line(&check)?;
         return Ok(if is_whole { ExitStatus::Done } else { ExitStatus::Failed });
     }
-    if !is_whole {
+    if !check.problems.is_empty() {
         let try_ = format!(
             "stop the service, move {} away, and put a backup in its place; `packetparamedic history export` prints \
              what can still be read",
@@ -89,6 +89,15 @@ async fn check(json: bool, context: &Context) -> Result<ExitStatus, CommandFailu
         );
         let what = "the database is damaged";
         return Err(CommandFailure::new(ExitStatus::Failed, "history_corrupt", what, check.problems.join("; "), try_));
+    }
+    if let Some(first) = check.unreadable.first() {
+        let because = format!("these are no result documents: {}", check.unreadable.join(", "));
+        let try_ = format!(
+            "`packetparamedic history show {first} --json` prints one as it is saved, `packetparamedic history delete \
+             {first}` deletes it"
+        );
+        let what = "some saved results cannot be read";
+        return Err(CommandFailure::new(ExitStatus::Failed, "history_unreadable", what, because, try_));
     }
     context.output.line(&format!("{}: whole, {}, {}", check.path, quantity::bytes(check.bytes), contents(&check)))?;
     if check.is_earlier {
@@ -99,7 +108,7 @@ async fn check(json: bool, context: &Context) -> Result<ExitStatus, CommandFailu
 
 fn contents(check: &StoreCheck) -> String {
     let StoreCheck { results, reflectors, schedules, .. } = check;
-    format!("{results} results, {reflectors} reflectors, {schedules} schedules")
+    format!("results {results}, reflectors {reflectors}, schedules {schedules}")
 }
 
 async fn prune(dry_run: bool, json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
@@ -117,8 +126,8 @@ async fn prune(dry_run: bool, json: bool, context: &Context) -> Result<ExitStatu
         });
         context.output.json_line(&document)?;
     } else {
-        let verb = if dry_run { "would be deleted" } else { "deleted" };
-        context.output.line(&format!("{verb}: {results} results, and the intervals of {series} others"))?;
+        let verb = if dry_run { "to delete" } else { "deleted" };
+        context.output.line(&format!("results {verb}: {results}; results whose intervals are {verb}: {series}"))?;
     }
     Ok(ExitStatus::Done)
 }
