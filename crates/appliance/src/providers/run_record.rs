@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::{Outcome, TestJob};
 use crate::error::ApplianceError;
 use crate::request::TestRequest;
+use crate::schedule::line_load;
 use crate::store::DirectModeFinding;
 
 /// The record of a run.
@@ -49,7 +50,9 @@ impl RunRecord {
         let TestRequest { omit, intervals, budget_bytes, .. } = job.request;
         let until_stable = job.request.spec.may_stop;
         let options = FoldOptions { omit, intervals, budget_bytes, until_stable };
-        Self { result: ResultBuilder::new(run, options), probes: None, finding: None, begun: Instant::now() }
+        let mut result = ResultBuilder::new(run, options);
+        result.set_default_interface(default_interface());
+        Self { result, probes: None, finding: None, begun: Instant::now() }
     }
 
     /// The outcome of the run: its measurements, and why it is not complete.
@@ -104,6 +107,12 @@ pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sa
         PhaseProgress::Sent(direction, sample) => Some((DataEnd::Sender, direction, sample)),
         PhaseProgress::Received(direction, sample) => Some((DataEnd::Receiver, direction, sample)),
     }
+}
+
+/// The interface of the IPv4 default route of this host.
+fn default_interface() -> Option<String> {
+    let routes = host_facts::text("/proc/net/route")?;
+    line_load::default_interface(&routes).map(str::to_owned)
 }
 
 /// The present state of this host; `local` is its address towards the other end.

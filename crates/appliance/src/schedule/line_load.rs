@@ -1,4 +1,4 @@
-//! How busy the line is with other traffic, from the counters of its interface. Pure.
+//! The line of the default route, and how busy it is with other traffic, from the counters of its interface. Pure.
 
 use std::time::Duration;
 

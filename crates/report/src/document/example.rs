@@ -35,6 +35,7 @@ pub fn full() -> ResultDocument {
             facts_before: Some(facts.clone()),
             facts_after: Some(facts.clone()),
         },
+        uplink: UplinkLabel { interface: Some("eth0".to_owned()), public_prefix: Some("198.51.100.0/24".to_owned()) },
         program: Some(ProgramSaid {
             version: "iperf3 3.12".to_owned(),
             raw: ByLoad { download: Some(serde_json::json!({ "end": {} })), ..ByLoad::default() },
@@ -116,6 +117,7 @@ pub fn bare() -> ResultDocument {
         data_path: Some(DataPath::Tls),
         requested: None,
         appliance: ApplianceEnd { facts_before: None, facts_after: None, ..full().appliance },
+        uplink: UplinkLabel::default(),
         program: None,
         peer: None,
         reflector: full().reflector.map(|end| ReflectorEnd { facts_before: None, facts_after: None, ..end }),

@@ -12,6 +12,7 @@ mod one_way;
 mod schema;
 mod series;
 mod tcp;
+mod uplink;
 
 use std::fmt;
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub use one_way::{
 };
 pub use schema::schema;
 pub use tcp::TcpOfEnds;
+pub use uplink::UplinkLabel;
 
 /// The name and version of the result document's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -85,6 +87,9 @@ pub struct ResultDocument {
     pub requested: Option<RequestedLimits>,
     /// The appliance that measured.
     pub appliance: ApplianceEnd,
+    /// The appliance's way into the Internet; absent if it is not known, and in documents of earlier versions.
+    #[serde(default, skip_serializing_if = "UplinkLabel::is_empty")]
+    pub uplink: UplinkLabel,
     /// The external program that moved the data, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramSaid>,

@@ -11,7 +11,7 @@ mod rates;
 mod series;
 mod warnings;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::document::{
     ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataModeFallback, DataPath, ErrorBody, LatencyResult, LossPattern,
     Omitted, ProbeTransport, ProgramSaid, ReflectorEnd, RequestedLimits, ResultDocument, ResultSchema, RttSpread,
-    ServerEnd, Validity, Warning,
+    ServerEnd, UplinkLabel, Validity, Warning,
 };
 use crate::stats;
 
@@ -126,6 +126,8 @@ pub struct ResultBuilder {
     datagrams: Option<DatagramsSeen>,
     /// The segment size in bytes to which the link had to be limited.
     segment_limit: Option<u16>,
+    /// The appliance's way into the Internet.
+    uplink: UplinkLabel,
     /// How far the wall clock moved against the monotonic clock during the run, in milliseconds.
     wall_clock_moved_ms: i64,
 }
@@ -159,6 +161,7 @@ impl ResultBuilder {
             discarded_bytes: 0,
             datagrams: None,
             segment_limit: None,
+            uplink: UplinkLabel::default(),
             wall_clock_moved_ms: 0,
         }
     }
@@ -196,6 +199,16 @@ impl ResultBuilder {
     /// Sets the segment size in bytes to which the link had to be limited, because the path drops larger packets.
     pub fn set_segment_limit(&mut self, bytes: Option<u16>) {
         self.segment_limit = bytes;
+    }
+
+    /// Sets the interface of the default route.
+    pub fn set_default_interface(&mut self, interface: Option<String>) {
+        self.uplink.interface = interface;
+    }
+
+    /// Sets the address from which the link arrived at the reflector.
+    pub fn set_observed_address(&mut self, address: IpAddr) {
+        self.uplink.set_observed(address);
     }
 
     /// Sets how far the wall clock of this host moved against its monotonic clock during the run, in milliseconds.
@@ -287,6 +300,7 @@ impl ResultBuilder {
                 facts_before: self.own_facts[0].take(),
                 facts_after: self.own_facts[1].take(),
             },
+            uplink: self.uplink.clone(),
             program: self.program.take().map(|version| ProgramSaid { version, raw: self.raw() }),
             peer: self.run.peer.clone(),
             reflector,

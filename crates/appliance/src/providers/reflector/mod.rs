@@ -118,6 +118,13 @@ async fn measure(
         introduced = introduced => introduced?,
         () = observer.interrupted() => return Err(ApplianceError::Interrupted),
     };
+    if Feature::is_in(Feature::PATH_FACTS, &welcome.features) {
+        let path = tokio::select! {
+            path = client.path_facts() => path?,
+            () = observer.interrupted() => return Err(ApplianceError::Interrupted),
+        };
+        record.result.set_observed_address(path.observed_address.ip());
+    }
     if job.request.spec.direction_bytes.is_some() && !Feature::is_in(Feature::DIRECTION_BYTES, &welcome.features) {
         return Err(ApplianceError::Unsupported("this reflector is too old for -n and --budget; use -t".to_owned()));
     }
