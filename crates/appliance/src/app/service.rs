@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::schedules::data_used;
 use super::{Appliance, TestEnd};
 use crate::error::ApplianceError;
+use crate::providers::default_interface;
 use crate::providers::options::OptionValues;
 use crate::request::TurnWait;
 use crate::schedule::Schedule;
@@ -495,7 +496,8 @@ impl Service {
             None => None,
         };
         let now = Timestamp::now();
-        let seen = RunObservations { used: data_used(store, &stored, now).await?, expected_bytes, line_share };
+        let used = data_used(store, &stored, now).await?;
+        let seen = RunObservations { used, expected_bytes, line_share, uplink: default_interface() };
         Ok(admission::admit(schedule, now, &seen).map(|()| expected_bytes))
     }
 
@@ -567,8 +569,7 @@ async fn ended(run: &mut Option<tokio::task::JoinHandle<()>>) {
 
 /// The share of the line that other traffic uses now; `None` if it is not known.
 async fn observe_line(capacity: line_load::LineCapacity) -> Option<f64> {
-    let routes = host_facts::text("/proc/net/route")?;
-    let interface = line_load::default_interface(&routes)?;
+    let interface = default_interface()?;
     let counters = || {
         let counter =
             |name: &str| host_facts::text(format!("/sys/class/net/{interface}/statistics/{name}"))?.trim().parse().ok();

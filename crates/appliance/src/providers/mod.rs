@@ -26,6 +26,7 @@ use crate::store::{DirectModeFinding, Reflector};
 use crate::test_lock::TestLock;
 use options::{OptionValues, ProviderOption};
 use run_record::RunRecord;
+pub(crate) use run_record::default_interface;
 
 /// Every provider. Command line values and help come from this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];

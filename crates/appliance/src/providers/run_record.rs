@@ -110,7 +110,7 @@ pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sa
 }
 
 /// The interface of the IPv4 default route of this host.
-fn default_interface() -> Option<String> {
+pub(crate) fn default_interface() -> Option<String> {
     let routes = host_facts::text("/proc/net/route")?;
     line_load::default_interface(&routes).map(str::to_owned)
 }

@@ -24,18 +24,21 @@ pub enum SkipReason {
     MonthBudget,
     /// Other traffic used the line.
     LineBusy,
+    /// The default route had another interface than those of the schedule.
+    Uplink,
     /// The service was told to stop before it began.
     Stopped,
 }
 
 impl SkipReason {
-    const ALL: [(Self, &'static str, &'static str); 7] = [
+    const ALL: [(Self, &'static str, &'static str); 8] = [
         (Self::Missed, "missed", "this device was off or asleep, or the service did not run"),
         (Self::StillRunning, "still_running", "the run before was not over"),
         (Self::QuietHours, "quiet_hours", "within the quiet hours"),
         (Self::DayBudget, "day_budget", "the data budget of the day is spent"),
         (Self::MonthBudget, "month_budget", "the data budget of the month is spent"),
         (Self::LineBusy, "line_busy", "other traffic uses the line"),
+        (Self::Uplink, "uplink", "the default route has another interface"),
         (Self::Stopped, "stopped", "the service was stopped before it began"),
     ];
 
@@ -57,7 +60,7 @@ impl fmt::Display for SkipReason {
 }
 
 /// What is known about the line and the data when a run is about to start.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunObservations {
     /// The data that the schedule has used.
     pub used: DataUse,
@@ -65,12 +68,18 @@ pub struct RunObservations {
     pub expected_bytes: u64,
     /// The share of the line that other traffic uses; absent if it is not known.
     pub line_share: Option<f64>,
+    /// The interface of the default route; absent without one.
+    pub uplink: Option<String>,
 }
 
 /// Whether a run of `schedule` may start at `now`. A run must fit into what is left of the budget.
 pub fn admit(schedule: &Schedule, now: Timestamp, seen: &RunObservations) -> Result<(), SkipReason> {
     if schedule.quiet_hours.is_some_and(|hours| hours.contain(now, schedule.zone.rules())) {
         return Err(SkipReason::QuietHours);
+    }
+    let is_uplink = |uplink: &String| schedule.uplinks.contains(uplink);
+    if !schedule.uplinks.is_empty() && !seen.uplink.as_ref().is_some_and(is_uplink) {
+        return Err(SkipReason::Uplink);
     }
     let left = schedule.budget.left(seen.used);
     // A run that is expected to use nothing still needs some budget.
@@ -101,18 +110,28 @@ mod tests {
             used: DataUse { day_bytes: 90, month_bytes: 900 },
             expected_bytes: 11,
             line_share: Some(0.3),
+            uplink: Some("wwan0".to_owned()),
         };
         assert_eq!(admit(&schedule, night, &busy), Ok(()), "without conditions");
         schedule.max_line_share = Some(0.2);
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::LineBusy));
-        assert_eq!(admit(&schedule, night, &RunObservations { line_share: None, ..busy }), Ok(()), "nothing is known");
+        assert_eq!(
+            admit(&schedule, night, &RunObservations { line_share: None, ..busy.clone() }),
+            Ok(()),
+            "nothing is known"
+        );
         schedule.budget = DataBudget { day_bytes: None, month_bytes: Some(910) };
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::MonthBudget));
         schedule.budget.day_bytes = Some(100);
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::DayBudget));
+        schedule.uplinks = vec!["eth0".to_owned(), "wan".to_owned()];
+        assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::Uplink));
+        let no_route = RunObservations { uplink: None, ..busy.clone() };
+        assert_eq!(admit(&schedule, night, &no_route), Err(SkipReason::Uplink));
         schedule.quiet_hours = "22:00-07:00".parse().ok();
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::QuietHours));
-        let light = RunObservations { expected_bytes: 10, line_share: Some(0.2), ..busy };
+        let uplink = Some("wan".to_owned());
+        let light = RunObservations { expected_bytes: 10, line_share: Some(0.2), uplink, ..busy };
         assert_eq!(admit(&schedule, day, &light), Ok(()));
         let spent = RunObservations { used: DataUse { day_bytes: 100, month_bytes: 0 }, expected_bytes: 0, ..light };
         assert_eq!(admit(&schedule, day, &spent), Err(SkipReason::DayBudget));

@@ -43,6 +43,9 @@ pub struct Schedule {
     /// The share of the line that other traffic may use when a run starts; absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_line_share: Option<f64>,
+    /// The interfaces of the default route with which it runs; none: with any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uplinks: Vec<String>,
     /// The test.
     pub request: TestRequest,
     /// The bytes that a run was expected to use when the schedule was added.
@@ -239,6 +242,7 @@ pub(super) mod tests {
             quiet_hours: None,
             budget: DataBudget::default(),
             max_line_share: None,
+            uplinks: Vec::new(),
             request: request(),
             expected_bytes: 250_000_000,
         }
@@ -284,6 +288,7 @@ pub(super) mod tests {
         full.quiet_hours = "08:00-20:00".parse().ok();
         full.budget = DataBudget { day_bytes: Some(1), month_bytes: Some(2) };
         full.max_line_share = Some(0.2);
+        full.uplinks = vec!["eth0".to_owned(), "wan".to_owned()];
         for schedule in [schedule("plain", "every 6h"), full] {
             let text = serde_json::to_string(&schedule).unwrap();
             assert_eq!(serde_json::from_str::<Schedule>(&text).unwrap(), schedule, "{text}");

@@ -84,6 +84,7 @@ impl Simulation {
                     used: self.used(run.schedule, now),
                     expected_bytes: TEST_BYTES,
                     line_share: None,
+                    uplink: None,
                 };
                 let admitted = admit(&schedule, now, &seen);
                 self.decide(&run.name, run.due, now, admitted.err());

@@ -115,6 +115,9 @@ pub(super) struct AddArgs {
     /// Skip a run while other traffic uses more than this share of the line (20%, off) [default: 20%]
     #[arg(long, value_name = "SHARE|off", value_parser = busy_share)]
     busy_share: Option<LineShareLimit>,
+    /// Run only while this is the interface of the default route; several with commas, or repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    uplink: Vec<String>,
     /// Add it without asking
     #[arg(short, long)]
     yes: bool,
@@ -289,6 +292,7 @@ pub(super) fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedul
             Some(LineShareLimit::Off) => None,
             Some(LineShareLimit::AtMost(share)) => Some(share),
         },
+        uplinks: args.uplink.clone(),
         request,
         expected_bytes: 0,
     };
@@ -340,6 +344,9 @@ fn headline(schedule: &Schedule) -> String {
     }
     if let Some(hours) = schedule.quiet_hours {
         line += &format!(", not {hours}");
+    }
+    if !schedule.uplinks.is_empty() {
+        line += &format!(", only over {}", schedule.uplinks.join(" or "));
     }
     line
 }

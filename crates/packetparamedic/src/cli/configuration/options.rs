@@ -211,6 +211,7 @@ fn expressed(schedule: &Schedule) -> Vec<(String, FileOption)> {
     rows.given("budget_day", schedule.budget.day_bytes.map(quantity::exact_bytes));
     rows.given("budget_month", schedule.budget.month_bytes.map(quantity::exact_bytes));
     rows.value("busy_share", schedule.max_line_share.map_or_else(|| "off".to_owned(), share));
+    rows.given("uplink", (!schedule.uplinks.is_empty()).then(|| schedule.uplinks.join(",")));
     test(&schedule.request, &mut rows);
     rows.0
 }
@@ -333,7 +334,8 @@ mod tests {
         let mut unseen = keys();
         for words in [
             "every=6h",
-            "cron=@daily missed=once quiet_hours=22:00-07:00 budget_day=1500MB budget_month=20GiB busy_share=7% spread=90s",
+            "cron=@daily missed=once quiet_hours=22:00-07:00 budget_day=1500MB budget_month=20GiB busy_share=7% spread=90s \
+             uplink=eth0,wan",
             "every=1d busy_share=off peer=attic time=5 parallel=8 idle=500ms omit=1 download data_mode=tunneled",
             "every=1d busy_share=100% upload congestion=bbr window=4M length=128K set_mss=1200 dscp=EF data_path=splice",
             "every=1d bidir verify_payload bitrate=100M bytes=1G time=90s no_wait intervals ipv4",
