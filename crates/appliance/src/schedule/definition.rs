@@ -16,6 +16,8 @@ use crate::request::TestRequest;
 
 /// The longest name, in characters.
 const MAX_NAME_CHARS: usize = 60;
+/// The longest name of an interface, in bytes.
+const MAX_INTERFACE_NAME: usize = 15;
 /// The longest spread without an explicit one.
 const LONGEST_DEFAULT_SPREAD: Duration = Duration::from_secs(10 * 60);
 /// The occurrences that are checked against the quiet hours.
@@ -97,6 +99,9 @@ impl Schedule {
         {
             return Err(ScheduleError::LineShare(share));
         }
+        if let Some(name) = self.uplinks.iter().find(|name| !is_interface_name(name)) {
+            return Err(ScheduleError::Uplink(name.clone()));
+        }
         if self.request.discards_result {
             return Err(ScheduleError::DiscardsResult);
         }
@@ -134,6 +139,12 @@ impl Schedule {
         }
         count
     }
+}
+
+/// Whether Linux accepts it as the name of an interface (`dev_valid_name`).
+fn is_interface_name(name: &str) -> bool {
+    let is_valid = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':' | '\0');
+    (1..=MAX_INTERFACE_NAME).contains(&name.len()) && ![".", ".."].contains(&name) && name.chars().all(is_valid)
 }
 
 /// The spread of a schedule that sets none: at most a tenth of the time between two runs.
@@ -269,6 +280,11 @@ pub(super) mod tests {
         for share in [0.0, -0.5, 1.5, f64::NAN] {
             assert!(matches!(check(|s| s.max_line_share = Some(share)), Err(ScheduleError::LineShare(_))), "{share}");
         }
+        let uplink = |name: &str| check(|schedule| schedule.uplinks = vec!["eth0".to_owned(), name.to_owned()]);
+        for name in ["", "a b", "a/b", "eth0:1", "..", "sixteen-bytes-xx"] {
+            assert_eq!(uplink(name), Err(ScheduleError::Uplink(name.to_owned())));
+        }
+        assert_eq!(uplink("wwan0"), Ok(()));
         let quiet = |hours: &str| check(|schedule| schedule.quiet_hours = Some(hours.parse().unwrap()));
         assert!(matches!(quiet("22:00-07:00"), Err(ScheduleError::AlwaysQuiet { .. })));
         assert_eq!(quiet("08:00-20:00"), Ok(()));

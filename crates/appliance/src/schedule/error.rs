@@ -42,6 +42,9 @@ pub enum ScheduleError {
     /// A share that is none.
     #[error("the share of the line is above 0 and at most 1: {0}")]
     LineShare(f64),
+    /// No interface can have this name.
+    #[error("no network interface can be called {0:?}")]
+    Uplink(String),
     /// Its result would not be kept.
     #[error("a schedule keeps its results")]
     DiscardsResult,

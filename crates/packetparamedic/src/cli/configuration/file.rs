@@ -260,6 +260,7 @@ mod tests {
             ("[[schedule]]\nname = \"a b\"\nevery = \"6h\"\n", 2, "name: "),
             ("[[schedule]]\nname = \"a\"\nevery = \"6h\"\nbudget_month = 0\n", 4, "budget_month: a data budget of 0"),
             ("[[schedule]]\nname = \"a\"\nevery = \"6h\"\nspread = \"4h\"\n", 4, "spread: "),
+            ("[[schedule]]\nname = \"a\"\nevery = \"6h\"\nuplink = \"\"\n", 4, "uplink: no network interface"),
             (" \n", 1, "it is empty"),
             ("[[schedule]]\nname = \"a\"\ncron = \"every 6h\"\n", 3, "cron: "),
             ("[[schedule]]\nname = \"a\"\ncron = \"0 25 * * *\"\n", 3, "cron: "),

@@ -106,6 +106,7 @@ pub(super) fn fault_of_schedule(error: &ScheduleError, given: &[(String, FileOpt
         ScheduleError::AlwaysQuiet { .. } => &["quiet_hours"],
         ScheduleError::NoBudget => &["budget_day", "budget_month"],
         ScheduleError::LineShare(_) => &["busy_share"],
+        ScheduleError::Uplink(_) => &["uplink"],
         ScheduleError::DiscardsResult => &[],
     };
     let key = given.iter().map(|(key, _)| key).find(|key| keys.contains(&key.as_str()));

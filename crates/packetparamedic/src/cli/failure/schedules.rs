@@ -16,6 +16,7 @@ pub(super) fn not_accepted(error: &ScheduleError) -> CommandFailure {
         ScheduleError::AlwaysQuiet { .. } => "move the runs with --every or --cron, or change --quiet-hours",
         ScheduleError::NoBudget => "raise --budget-day and --budget-month, or omit them",
         ScheduleError::LineShare(_) => "--busy-share 20%, or --busy-share off",
+        ScheduleError::Uplink(_) => "run `ip link` to list the interfaces, and name them with --uplink",
         ScheduleError::DiscardsResult => "omit --no-save",
     };
     CommandFailure::new(ExitStatus::Usage, "bad_schedule", "the schedule is not accepted", error, try_)
