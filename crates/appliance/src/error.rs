@@ -208,6 +208,9 @@ pub enum ApplianceError {
         /// Its name.
         name: String,
     },
+    /// A text that is no name of a token.
+    #[error("a name has 1 to 60 letters of ASCII, digits, dots, dashes and underscores: {0:?}")]
+    TokenName(String),
     /// Another service uses the state folder.
     #[error("a service runs with the state folder {}", .state_dir.display())]
     ServiceRuns {

@@ -1,6 +1,7 @@
 //! The application: one appliance with its identity, its reflectors, its results and its tests. Every client, such as
 //! the command line, uses it. It never prints, and leaves all output to the client.
 
+mod access;
 mod identity;
 mod reflectors;
 mod results;
@@ -17,6 +18,7 @@ use paramedic_link::SecretKey;
 use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
 use tokio::sync::OnceCell;
 
+pub use access::{NewToken, TokenHash};
 pub use reflectors::{NewPairing, PairingProof, Reached};
 pub use schedules::{ScheduleOverview, ScheduleProposal};
 pub use service::{PlannedSchedule, RunningSchedule, SERVICE_LOCK, Service, ServiceStatus};

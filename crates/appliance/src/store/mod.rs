@@ -1,11 +1,12 @@
-//! The appliance's database and all of its SQL: paired reflectors, runs and schedules. One SQLite file in the state folder, with
-//! numbered migrations.
+//! The appliance's database and all of its SQL: paired reflectors, runs, schedules and tokens. One SQLite file in the
+//! state folder, with numbered migrations.
 
 mod direct_mode;
 mod export;
 mod reflectors;
 mod runs;
 mod schedules;
+mod tokens;
 
 use std::fs::File;
 use std::io;
@@ -26,6 +27,7 @@ pub use export::ExportFormat;
 pub use reflectors::Reflector;
 pub use runs::SavedRun;
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
+pub use tokens::{AccessScope, StoredToken};
 
 /// The file's name in the state folder.
 pub const FILE: &str = "packetparamedic.db";
@@ -137,6 +139,18 @@ pub enum StorageError {
     /// No schedule has this name.
     #[error("no schedule is called {wanted:?}")]
     NoSuchSchedule {
+        /// The text that was searched for.
+        wanted: String,
+    },
+    /// Another token has this name.
+    #[error("another token is called {name}")]
+    TokenExists {
+        /// The name.
+        name: String,
+    },
+    /// No token has this name.
+    #[error("no token is called {wanted:?}")]
+    NoSuchToken {
         /// The text that was searched for.
         wanted: String,
     },

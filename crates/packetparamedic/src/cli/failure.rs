@@ -286,6 +286,13 @@ impl From<&ApplianceError> for CommandFailure {
             E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
             E::Schedule(source) => schedules::not_accepted(source),
             E::ScheduleDisabled { .. } | E::ScheduleRuns { .. } | E::ServiceRuns { .. } => schedules::refused(error),
+            E::TokenName(_) => Self::new(
+                Usage,
+                "bad_request",
+                "the token is not added",
+                error,
+                "choose such a name, as in --name grafana",
+            ),
             E::BrokeOff(reason) => Self::new(Failed, "internal", "the test broke off", reason, REPORT_IT),
         }
     }
@@ -835,6 +842,9 @@ mod tests {
             ("schedule is disabled", E::ScheduleDisabled { name: wanted() }),
             ("schedule runs", E::ScheduleRuns { name: wanted() }),
             ("service runs", E::ServiceRuns { state_dir: "/state".into() }),
+            ("token exists", S::TokenExists { name: wanted() }.into()),
+            ("no such token", S::NoSuchToken { wanted: wanted() }.into()),
+            ("token without a name", E::TokenName(String::new())),
         ]
     }
 

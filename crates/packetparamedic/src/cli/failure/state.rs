@@ -97,6 +97,13 @@ impl From<&StorageError> for CommandFailure {
                 "no such schedule",
                 "run `packetparamedic schedule list` to list them".to_owned(),
             ),
+            E::TokenExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
+            E::NoSuchToken { .. } => fail(
+                Exit::Failed,
+                "no_such_token",
+                "no such token",
+                "run `packetparamedic token list` to list them".to_owned(),
+            ),
             E::Document { .. } => fail(
                 Exit::Failed,
                 "history_unreadable",
