@@ -5,6 +5,7 @@ mod access;
 mod identity;
 mod reflectors;
 mod results;
+mod run_updates;
 mod schedules;
 mod service;
 mod test_run;
@@ -20,6 +21,7 @@ use tokio::sync::OnceCell;
 
 pub use access::{NewToken, TokenHash};
 pub use reflectors::{NewPairing, PairingProof, Reached};
+pub use run_updates::{RunLife, RunReport, RunUpdate, RunUpdateListener, RunUpdates};
 pub use schedules::{ScheduleOverview, ScheduleProposal};
 pub use service::{PlannedSchedule, RunningSchedule, SERVICE_LOCK, Service, ServiceStatus};
 pub use test_run::{RunningTest, TestEnd, TestEvent};

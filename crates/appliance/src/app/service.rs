@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use super::run_updates::{RunLife, RunReport, RunUpdate, RunUpdates};
 use super::schedules::data_used;
 use super::{Appliance, TestEnd};
 use crate::error::ApplianceError;
@@ -59,6 +60,7 @@ struct ServiceState {
     /// Counts the polls that the store answered.
     polls: watch::Sender<u64>,
     current: Mutex<Option<CurrentRun>>,
+    updates: RunUpdates,
     /// What could not be stored yet.
     pending: Mutex<Vec<PendingWrite>>,
     problem: Mutex<Option<ServiceFault>>,
@@ -160,6 +162,7 @@ impl Appliance {
                 wake: Notify::new(),
                 polls: watch::channel(0).0,
                 current: Mutex::default(),
+                updates: RunUpdates::default(),
                 pending: Mutex::default(),
                 problem: Mutex::default(),
                 is_stopping: watch::channel(false).0,
@@ -261,6 +264,24 @@ impl Service {
         if polls.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// What the running tests report.
+    pub fn updates(&self) -> &RunUpdates {
+        &self.state.updates
+    }
+
+    /// Reports what happened in a run; `schedule` is the name of the schedule whose run it is.
+    pub fn report(&self, run: Uuid, schedule: Option<&str>, report: RunReport) {
+        let schedule = schedule.map(str::to_owned);
+        self.state.updates.report(RunUpdate { run, schedule, at: Timestamp::now(), report });
+    }
+
+    /// The end of a client's test, as it is reported.
+    pub fn end_of(&self, ended: &Result<Option<TestEnd>, ApplianceError>) -> RunLife {
+        let (outcome, reason) = self.outcome(ended);
+        let result_id = ended.as_ref().ok().and_then(|end| end.as_ref()?.saved_as);
+        RunLife::Ended { outcome, reason, result_id }
     }
 
     /// The appliance.
@@ -438,7 +459,8 @@ impl Service {
         };
         self.recovered();
         tracing::info!(schedule = run.name, due = %run.due, requested = run.is_requested, "a run starts");
-        let ended = self.measure(&schedule, cancelled).await;
+        self.report(id, Some(&run.name), RunReport::Life(RunLife::Accepted));
+        let ended = self.measure(id, &schedule, cancelled).await;
         let (ending, result) = self.ending(ended);
         if let Some(result) = result {
             self.keep(PendingWrite::Result(result)).await;
@@ -446,6 +468,8 @@ impl Service {
         // From the time at which the end is stored, the schedule can be run again.
         self.release();
         self.keep(PendingWrite::Ended(id, ending.clone())).await;
+        let RunEnding { outcome, reason, result_id, .. } = ending.clone();
+        self.report(id, Some(&run.name), RunReport::Life(RunLife::Ended { outcome, reason, result_id }));
         tracing::info!(
             schedule = run.name,
             outcome = ending.outcome.as_str(),
@@ -493,6 +517,7 @@ impl Service {
     /// Runs the test to its end.
     async fn measure(
         &self,
+        run: Uuid,
         schedule: &Schedule,
         mut cancelled: watch::Receiver<bool>,
     ) -> Result<Option<TestEnd>, ApplianceError> {
@@ -507,7 +532,10 @@ impl Service {
         let mut is_cancelled = false;
         loop {
             tokio::select! {
-                event = test.next_event() => if event.is_none() { break },
+                event = test.next_event() => match event {
+                    Some(event) => self.report(run, Some(&schedule.name), event.into()),
+                    None => break,
+                },
                 _ = cancelled.wait_for(|wanted| *wanted), if !is_cancelled => {
                     is_cancelled = true;
                     test.cancel();
@@ -520,22 +548,28 @@ impl Service {
     /// What became of a run, and its result if that is not saved yet.
     fn ending(&self, ended: Result<Option<TestEnd>, ApplianceError>) -> (RunEnding, Option<Box<ResultDocument>>) {
         let at = Timestamp::now();
-        let code = |error: &ApplianceError| Some((self.state.appliance.state.describe)(error).code);
-        let nothing = |outcome, reason| (RunEnding { at, outcome, reason, result_id: None, data_used_bytes: 0 }, None);
-        let end = match ended {
-            Ok(Some(end)) => end,
-            Ok(None) => return nothing(ScheduleRunOutcome::Interrupted, Some("interrupted".to_owned())),
-            Err(error) => return nothing(ScheduleRunOutcome::Failed, code(&error)),
+        let (outcome, reason) = self.outcome(&ended);
+        let Ok(Some(end)) = ended else {
+            return (RunEnding { at, outcome, reason, result_id: None, data_used_bytes: 0 }, None);
         };
-        let outcome = match &end.failure {
+        let unsaved = end.measured.filter(|_| end.unsaved.is_some()).map(Box::new);
+        let result_id = end.saved_as.or(unsaved.as_ref().map(|result| result.id));
+        (RunEnding { at, outcome, reason, result_id, data_used_bytes: end.data_used_bytes }, unsaved)
+    }
+
+    /// How a test ended, and the code of its error.
+    fn outcome(&self, ended: &Result<Option<TestEnd>, ApplianceError>) -> (ScheduleRunOutcome, Option<String>) {
+        let failure = match ended {
+            Ok(Some(end)) => end.failure.as_ref(),
+            Ok(None) => Some(&ApplianceError::Interrupted),
+            Err(error) => Some(error),
+        };
+        let outcome = match failure {
             None => ScheduleRunOutcome::Done,
             Some(ApplianceError::Interrupted) => ScheduleRunOutcome::Interrupted,
             Some(_) => ScheduleRunOutcome::Failed,
         };
-        let unsaved = end.measured.filter(|_| end.unsaved.is_some()).map(Box::new);
-        let result_id = end.saved_as.or(unsaved.as_ref().map(|result| result.id));
-        let reason = end.failure.as_ref().and_then(code);
-        (RunEnding { at, outcome, reason, result_id, data_used_bytes: end.data_used_bytes }, unsaved)
+        (outcome, failure.map(|error| (self.state.appliance.state.describe)(error).code))
     }
 }
 
