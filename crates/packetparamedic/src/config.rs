@@ -1,17 +1,22 @@
 //! The appliance's settings: their list, and each default with its reason. `paramedic_host::config` reads them from
 //! flags, environment and files. Secrets are never settings.
 
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use paramedic_appliance::providers::PROVIDERS;
 use paramedic_appliance::providers::options::OptionSource;
-use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting, ValueOrigin};
+use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting, ValueOrigin, list};
 use paramedic_host::log::LogFormat;
 use paramedic_link::PeerText;
 use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_report::quantity;
 use toml::Value;
+
+use crate::network::IpNetwork;
 
 /// The variable of the pairing code, which is a secret and no setting.
 pub(crate) const CODE_VARIABLE: &str = "PACKETPARAMEDIC_CODE";
@@ -37,6 +42,46 @@ pub enum Color {
 
 const COLORS: [(&str, Color); 3] = [("auto", Color::Auto), ("always", Color::Always), ("never", Color::Never)];
 
+/// Where the service listens for TCP connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiListen {
+    /// Nowhere.
+    Off,
+    /// On this address.
+    Address(SocketAddr),
+}
+
+/// Reachable from this host alone.
+const DEFAULT_LISTEN: ApiListen = ApiListen::Address(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8068));
+
+impl FromStr for ApiListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+            return Ok(Self::Address(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)));
+        }
+        text.parse().map(Self::Address).map_err(|_| {
+            match text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+                Ok(_) => format!("{text:?} has no port"),
+                Err(_) => format!("{text:?} is not an address with a port"),
+            }
+        })
+    }
+}
+
+impl fmt::Display for ApiListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
 /// The settings. All values are valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -44,6 +89,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The folder of the service's socket; absolute.
     pub runtime_dir: PathBuf,
+    /// Where the service listens for TCP connections.
+    pub listen: ApiListen,
+    /// The reverse proxies of the service, whose forwarded addresses are believed.
+    pub trusted_proxies: Vec<IpNetwork>,
     /// This appliance's own name.
     pub name: PeerText,
     /// The default reflector: a saved name, an Endpoint ID or an address.
@@ -86,6 +135,8 @@ impl Configuration for Settings {
         Self {
             state_dir: PathBuf::new(),
             runtime_dir: PathBuf::new(),
+            listen: DEFAULT_LISTEN,
+            trusted_proxies: Vec::new(),
             name: PeerText::default(),
             peer: None,
             provider: None,
@@ -105,6 +156,7 @@ impl Configuration for Settings {
         Self {
             state_dir: ROOT_STATE_DIR.into(),
             runtime_dir: ROOT_RUNTIME_DIR.into(),
+            trusted_proxies: "127.0.0.1".parse().into_iter().collect(),
             name: PeerText::new("name-of-this-machine"),
             peer: Some("attic".to_owned()),
             provider: Some("reflector".to_owned()),
@@ -203,6 +255,33 @@ static SETTINGS: &[Setting<Settings>] = &[
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.runtime_dir = path),
         show: |settings| Some(Value::String(settings.runtime_dir.display().to_string())),
+    },
+    Setting {
+        name: "listen",
+        env: "PACKETPARAMEDIC_LISTEN",
+        flag: None,
+        placeholder: "ADDR:PORT",
+        help: "Where the service listens for TCP connections: ADDR:PORT, a PORT of 127.0.0.1, or `off`. Any address \
+               but a loopback one needs a token or the login.",
+        valid: "off, an address with a port such as 127.0.0.1:8068 or [::]:8068, or a port",
+        is_list: false,
+        read: |settings, given| given.one().parse().map(|listen| settings.listen = listen),
+        show: |settings| Some(Value::String(settings.listen.to_string())),
+    },
+    Setting {
+        name: "trusted_proxies",
+        env: "PACKETPARAMEDIC_TRUSTED_PROXIES",
+        flag: None,
+        placeholder: "ADDR",
+        help: "The reverse proxies in front of the service. The client's address is taken from their X-Forwarded-For; \
+               requests of all clients then need a token or the login, those of this host too.",
+        valid: "addresses and networks such as 127.0.0.1 or 192.0.2.0/24",
+        is_list: true,
+        read: |settings, given| {
+            settings.trusted_proxies = given.each().map(str::parse).collect::<Result<_, _>>()?;
+            Ok(())
+        },
+        show: |settings| Some(list(&settings.trusted_proxies)),
     },
     Setting {
         name: "name",
@@ -408,6 +487,11 @@ mod tests {
     #[test]
     fn an_invalid_value_is_refused() {
         for (setting, value) in [
+            ("listen", "192.0.2.7"),
+            ("listen", "localhost:8068"),
+            ("listen", "65536"),
+            ("trusted_proxies", "proxy.example"),
+            ("trusted_proxies", "192.0.2.0/33"),
             ("color", "blue"),
             ("log", "loud"),
             ("log_format", "xml"),
@@ -421,6 +505,23 @@ mod tests {
             assert!(matches!(with(setting, value), Err(ConfigError::BadValue { .. })), "{setting} accepts {value:?}");
         }
         assert_eq!(with("data_mode", "direct_ephemeral").unwrap().data_mode, Some(DataMode::DirectEphemeral));
+    }
+
+    #[test]
+    fn the_service_listens_on_an_address_a_port_of_loopback_or_nowhere() {
+        let listen = |text| with("listen", text).map(|settings| settings.listen.to_string()).ok();
+        assert_eq!(load(&[], "").unwrap().config.listen.to_string(), "127.0.0.1:8068");
+        for (given, read) in [
+            ("off", "off"),
+            ("80", "127.0.0.1:80"),
+            (":0", "127.0.0.1:0"),
+            ("[::]:8068", "[::]:8068"),
+            ("192.0.2.7:1", "192.0.2.7:1"),
+        ] {
+            assert_eq!(listen(given).as_deref(), Some(read));
+        }
+        let proxies = |text| with("trusted_proxies", text).map(|settings| settings.trusted_proxies.len()).ok();
+        assert_eq!([proxies("::1,10.0.0.0/8"), proxies(" ")], [Some(2), Some(0)]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod serve;
 mod show_id;
 mod speed_test;
 mod status;
+mod token;
 mod values;
 
 use std::cell::{Cell, OnceCell};
@@ -88,6 +89,8 @@ enum Command {
     History(history::Args),
     /// Tests that the service runs by itself: add, list, remove, enable, disable
     Schedule(schedule::Args),
+    /// Tokens for the API of the service: add, list, remove
+    Token(token::Args),
     /// Run the schedules and answer the other commands, until a signal ends it
     Serve,
     /// Show what the running service does, and what it runs next
@@ -123,6 +126,7 @@ impl Command {
             Command::History(args) if args.json => OutputFormat::Json,
             Command::Schedule(args) if args.json => OutputFormat::Json,
             Command::Status(args) if args.json => OutputFormat::Json,
+            Command::Token(args) if args.json => OutputFormat::Json,
             Command::SelfTest(args) if args.json => OutputFormat::Json,
             Command::Doctor(args) if args.json => OutputFormat::Json,
             _ => OutputFormat::Human,
@@ -358,6 +362,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::Reflectors(args) => reflectors::run(args, context).await,
         Command::History(args) => history::run(args, context).await,
         Command::Schedule(args) => schedule::run(args, context).await,
+        Command::Token(args) => token::run(args, context).await,
         Command::Serve => Box::pin(serve::run(context)).await,
         Command::Status(args) => status::run(args, context).await,
         Command::Health(args) => status::health(args, context).await,

@@ -1,14 +1,16 @@
-//! `serve`: the service that runs schedules and answers the other commands on its socket.
+//! `serve`: the service that runs schedules and answers the other commands on its socket, and other clients by TCP.
 
 use paramedic_engines::memory;
 use paramedic_host::unix_socket::{UnixSocket, UnixSocketError};
 use paramedic_host::version;
 use sd_notify::NotifyState;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
-use crate::web;
+use crate::config::ApiListen;
+use crate::web::{self, ApiListener};
 
 pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     // A process for months must not keep what a test used.
@@ -19,47 +21,61 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     let service = appliance.start_service().await?;
     let path = context.settings.service_socket();
     let socket = UnixSocket::bind(&path).map_err(|error| no_socket(&error))?;
+    let mut listeners = vec![ApiListener::Unix(socket)];
+    let tcp = listen(context).await?;
     let (stop, stopping) = watch::channel(false);
     context.output.line(&format!("serving on {}", path.display()))?;
+    let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).map(|address| format!("http://{address}"));
+    if let Some(address) = &address {
+        context.output.line(&format!("serving on {address}"))?;
+    }
+    listeners.extend(tcp.map(ApiListener::Tcp));
     // Outside of systemd this does nothing.
     sd_notify::notify(&[NotifyState::Ready]).ok();
     tracing::info!(
         version = version::VERSION,
         socket = %path.display(),
+        address = address.as_deref(),
         state_dir = %appliance.state_dir().display(),
         "the service runs"
     );
     let api = async {
-        let served = web::serve(service.clone(), context.settings.name.clone(), socket, stopping.clone()).await;
-        if let Err(error) = &served {
-            tracing::error!(%error, "the API ended");
-        }
-        // Without its API the service cannot be asked or stopped by its users.
-        service.stop();
-        stop.send_replace(true);
-        served
+        let settings = &context.settings;
+        let proxies = settings.trusted_proxies.clone();
+        web::serve(service.clone(), settings.name.clone(), listeners, proxies, stopping.clone()).await;
     };
     let signals = async {
-        let mut stopping = stopping.clone();
-        tokio::select! {
-            _ = interrupt.wait_for(|wanted| *wanted) => {}
-            _ = stopping.wait_for(|wanted| *wanted) => {}
-        }
+        interrupt.wait_for(|wanted| *wanted).await.ok();
         sd_notify::notify(&[NotifyState::Stopping]).ok();
         service.stop();
         stop.send_replace(true);
     };
-    let served = tokio::select! {
-        ((), served, ()) = async { tokio::join!(service.run(), api, signals) } => served,
-        () = feed_watchdog(&service) => Ok(()),
-    };
+    tokio::select! {
+        _ = async { tokio::join!(service.run(), api, signals) } => {}
+        () = feed_watchdog(&service) => {}
+    }
     appliance.close().await;
     tracing::info!("stopped");
-    let broken = |error| {
-        let try_ = "read the log, and start it again";
-        CommandFailure::new(ExitStatus::Failed, "serve", "the service cannot go on", error, try_)
-    };
-    served.map(|()| ExitStatus::Done).map_err(broken)
+    Ok(ExitStatus::Done)
+}
+
+/// Listens as `listen` says. If another program has the default port, the socket is enough.
+async fn listen(context: &Context) -> Result<Option<TcpListener>, CommandFailure> {
+    let ApiListen::Address(address) = context.settings.listen else { return Ok(None) };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if context.origins.is_default("listen") => {
+            tracing::warn!(%address, %error, "cannot listen there; only the unix socket is served");
+            Ok(None)
+        }
+        Err(error) => Err(CommandFailure::new(
+            ExitStatus::Failed,
+            "serve",
+            format!("cannot listen on {address}"),
+            error,
+            "set another address with PACKETPARAMEDIC_LISTEN, or `off`",
+        )),
+    }
 }
 
 /// Feeds systemd's watchdog each time that the scheduler and the store have answered. Never ends.

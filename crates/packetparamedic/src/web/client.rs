@@ -98,6 +98,11 @@ impl ServiceClient {
         format!("/schedule-runs?limit={}{of}", limit.clamp(1, 1000))
     }
 
+    /// The route of a token.
+    pub(crate) fn token_route(name: &str) -> String {
+        format!("/tokens/{}", encoded(name))
+    }
+
     /// The route of a result.
     pub(crate) fn result_route(id: &str) -> String {
         format!("/results/{}", encoded(id))

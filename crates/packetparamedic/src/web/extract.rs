@@ -1,11 +1,17 @@
 //! The parts of a request, read such that every refusal is a problem document.
 
+use std::time::Duration;
+
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Json, Path, RawQuery, Request};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
+
+/// How long the body of a request may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A JSON body.
 pub(super) struct ApiBody<T>(pub(super) T);
@@ -14,7 +20,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let read = Json::<T>::from_request(request, state).await;
+        let read = tokio::time::timeout(BODY_TIMEOUT, Json::<T>::from_request(request, state)).await;
+        let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+        let read = read.map_err(late)?;
         let refused = |error: JsonRejection| Problem::invalid(error.status(), &error.body_text());
         read.map(|Json(body)| Self(body)).map_err(refused)
     }
@@ -45,7 +53,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ListQuery {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let RawQuery(query) = RawQuery::from_request_parts(parts, state).await.unwrap_or(RawQuery(None));
         Self::read(query.as_deref().unwrap_or_default())
-            .map_err(|because| Problem::invalid(axum::http::StatusCode::BAD_REQUEST, &because))
+            .map_err(|because| Problem::invalid(StatusCode::BAD_REQUEST, &because))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The errors of the API: problem details (RFC 9457), with the parts of a failed command as further members.
 
 use axum::extract::Request;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use paramedic_appliance::ApplianceError;
@@ -42,6 +42,16 @@ impl Problem {
             exit: exit as u8,
             body,
         }
+    }
+
+    /// A request that is refused with this status.
+    pub(super) fn refused(status: StatusCode, failure: CommandFailure) -> Self {
+        Self::new(status, failure.exit, failure.body())
+    }
+
+    /// The status of the response.
+    pub(super) fn status(&self) -> u16 {
+        self.status
     }
 
     /// A request that is not valid.
@@ -95,6 +105,9 @@ impl IntoResponse for Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, axum::Json(self)).into_response();
         response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
     }
 }
