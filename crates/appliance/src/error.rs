@@ -211,6 +211,17 @@ pub enum ApplianceError {
     /// A text that is no name of a token.
     #[error("a name has 1 to 60 letters of ASCII, digits, dots, dashes and underscores: {0:?}")]
     TokenName(String),
+    /// The link is not, or no longer, valid.
+    #[error("it was used, has expired, or is not the latest one")]
+    NoSuchSetupLink,
+    /// The password is too short or too long.
+    #[error("a password has {shortest} to {longest} characters")]
+    PasswordLength {
+        /// The fewest characters.
+        shortest: usize,
+        /// The most characters.
+        longest: usize,
+    },
     /// Another service uses the state folder.
     #[error("a service runs with the state folder {}", .state_dir.display())]
     ServiceRuns {

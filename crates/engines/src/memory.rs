@@ -12,3 +12,14 @@ const ARENAS: u16 = 2;
 pub fn share_arenas() {
     sys::limit_arenas(ARENAS);
 }
+
+/// The smallest block that is given back at once: glibc's own first threshold.
+const RETURNED_BYTES: u32 = 128 * 1024;
+
+/// Gives each large block back to the system when it is freed.
+///
+/// glibc raises its threshold to the size of the largest block that was freed, up to 32 MiB, and keeps later ones. The hash
+/// of a password takes 19 MiB, which the program would never give back.
+pub fn return_large_blocks() {
+    sys::fix_mmap_threshold(RETURNED_BYTES);
+}

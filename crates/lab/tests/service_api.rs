@@ -265,6 +265,82 @@ fn a_token_allows_what_its_scope_says_until_it_is_removed() {
 }
 
 #[test]
+fn the_administrator_sets_a_password_by_a_link_and_logs_in() {
+    let service = Service::on_loopback();
+    let (own, host) = (service.host(), service.address.unwrap().to_string());
+    let link = service.must(&["token", "setup"]).trim().to_owned();
+    let old = link.clone();
+    let link = {
+        // Only the latest link is valid.
+        let newer = service.must(&["token", "setup"]).trim().to_owned();
+        assert_ne!(newer, link);
+        newer
+    };
+    let page = service.ask("GET", &link, &[&own], "");
+    assert!(page.status == 200 && page.body.contains("<form"), "{page:?}");
+    assert!(page.head.contains("content-security-policy: default-src 'none'"), "{page:?}");
+    let set = |link: &str, origin: &str, form: &str| service.ask("POST", link, &[&own, origin], form);
+    let same = format!("Origin: http://{host}");
+    for (link, origin, form, status) in [
+        (&old, &same, "password=correct+horse", 404),
+        (&link.replace("pps_", "ppt_"), &same, "password=correct+horse", 404),
+        (&link, &same, "password=short", 400),
+        (&link, &same, "", 400),
+        (&link, &same, "password=%zz", 400),
+        (&link, &"Origin: http://evil.example".to_owned(), "password=correct+horse", 403),
+        (&link, &same, "password=correct+horse%21", 200),
+        (&link, &same, "password=another+horse", 404),
+    ] {
+        let answer = set(link, origin, form);
+        assert_eq!(answer.status, status, "{form}: {answer:?}");
+    }
+    let log_in = |password: &str| {
+        service.ask("POST", "/api/v1/login", &[&own, &same], &json!({ "password": password }).to_string())
+    };
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", service.running.pid().as_raw_nonzero())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<i64>().unwrap()
+    };
+    let before = resident();
+    let first = log_in("correct horse!");
+    assert_eq!((first.status, first.body.as_str()), (204, ""), "{first:?}");
+    let cookie = first.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
+    assert!(cookie.ends_with("; HttpOnly; SameSite=Lax") && cookie.contains("; Path=/; "), "{cookie}");
+    let cookie = format!("Cookie: other=1; {}", cookie.split(';').next().unwrap());
+    assert_eq!(log_in("correct horse!").status, 204);
+    // A hash takes 19 MiB, which are given back.
+    assert!(resident() < before + 12_000, "{before} KiB before, {} KiB after", resident());
+
+    let tokens = |headers: &[&str]| service.ask("GET", "/api/v1/tokens", headers, "").status;
+    assert_eq!(tokens(&[&own, &cookie]), 200);
+    let added = json!({ "name": "a", "scope": "read" }).to_string();
+    let forged = service.ask("POST", "/api/v1/tokens", &[&own, &cookie, "Origin: http://evil.example"], &added);
+    assert_eq!((forged.status, forged.code().as_str()), (403, "cross_origin"));
+    assert_eq!(service.ask("POST", "/api/v1/tokens", &[&own, &cookie, &same], &added).status, 201);
+    assert_eq!(service.ask("POST", "/api/v1/logout", &[&own, &cookie, &same], "").status, 204);
+    assert_eq!(tokens(&[&own, &cookie]), 403, "the login has ended");
+
+    for _ in 0..5 {
+        let wrong = log_in("wrong");
+        assert_eq!((wrong.status, wrong.code().as_str()), (401, "wrong_password"));
+    }
+    let limited = log_in("correct horse!");
+    assert_eq!((limited.status, limited.code().as_str()), (429, "too_many_logins"));
+    let log = service.log();
+    assert!(!["horse", "pps_", "ppl_"].iter().any(|secret| log.contains(secret)), "{log}");
+
+    // A password from a file, as a container has it.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    fs::write(&file, "battery staple\n").unwrap();
+    let settings = [("PACKETPARAMEDIC_ADMIN_PASSWORD_FILE", file.to_str().unwrap())];
+    let service = Service::start(Appliance::new(), LOOPBACK, &settings);
+    let login = service.ask("POST", "/api/v1/login", &[&service.host()], r#"{"password": "battery staple"}"#);
+    assert_eq!(login.status, 204, "{login:?}");
+}
+
+#[test]
 fn wrong_large_and_endless_requests_are_refused() {
     let service = Service::on_loopback();
     let (own, admin) = (service.host(), format!("Authorization: Bearer {}", service.token("admin", "admin")));
@@ -399,6 +475,8 @@ fn other_hosts_need_a_token_and_so_does_every_client_behind_a_proxy() {
         "[::]:8068",
         &[("PACKETPARAMEDIC_TRUSTED_PROXIES", &format!("127.0.0.1,{}/128", hosts.far.v6))],
     );
+    let setup = service.running.line(PATIENCE).unwrap();
+    assert!(setup.contains(" password within an hour at /setup/pps_"), "{setup}");
     let read = format!("Authorization: Bearer {}", service.token("grafana", "read"));
     let [v4, v6] = [&near.v4, &near.v6].map(|address| SocketAddr::new(address.parse().unwrap(), 8068));
     let ask = |from: &str, to: SocketAddr, headers: &[&str]| {

@@ -21,6 +21,9 @@ use crate::network::IpNetwork;
 /// The variable of the pairing code, which is a secret and no setting.
 pub(crate) const CODE_VARIABLE: &str = "PACKETPARAMEDIC_CODE";
 
+/// The variable that names the file of the administrator's password.
+pub(crate) const PASSWORD_VARIABLE: &str = "PACKETPARAMEDIC_ADMIN_PASSWORD_FILE";
+
 /// The state folder of root.
 const ROOT_STATE_DIR: &str = "/var/lib/packetparamedic";
 /// The runtime folder of root and of the unit.
@@ -128,7 +131,7 @@ impl Configuration for Settings {
             OptionSource::Secret { variable, .. } => Some(variable),
             OptionSource::Text | OptionSource::File { .. } => None,
         });
-        secrets.chain([CODE_VARIABLE]).collect()
+        secrets.chain([CODE_VARIABLE, PASSWORD_VARIABLE]).collect()
     }
 
     fn defaults() -> Self {

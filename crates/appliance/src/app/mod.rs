@@ -3,10 +3,12 @@
 
 mod access;
 mod identity;
+mod logins;
 mod reflectors;
 mod results;
 mod run_updates;
 mod schedules;
+mod secret;
 mod service;
 mod test_run;
 mod udp_check;
@@ -19,10 +21,12 @@ use paramedic_link::SecretKey;
 use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
 use tokio::sync::OnceCell;
 
-pub use access::{NewToken, TokenHash};
+pub use access::NewToken;
+pub use logins::{LOGIN_LIFETIME, SetupLink};
 pub use reflectors::{NewPairing, PairingProof, Reached};
 pub use run_updates::{RunLife, RunReport, RunUpdate, RunUpdateListener, RunUpdates};
 pub use schedules::{ScheduleOverview, ScheduleProposal};
+pub use secret::{SecretHash, SecretKind};
 pub use service::{PlannedSchedule, RunningSchedule, SERVICE_LOCK, Service, ServiceStatus};
 pub use test_run::{RunningTest, TestEnd, TestEvent};
 pub use udp_check::UdpCheck;

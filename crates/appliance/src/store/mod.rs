@@ -1,8 +1,9 @@
-//! The appliance's database and all of its SQL: paired reflectors, runs, schedules and tokens. One SQLite file in the
-//! state folder, with numbered migrations.
+//! The appliance's database and all of its SQL: paired reflectors, runs, schedules, tokens and logins. One SQLite file in
+//! the state folder, with numbered migrations.
 
 mod direct_mode;
 mod export;
+mod logins;
 mod reflectors;
 mod runs;
 mod schedules;
@@ -24,6 +25,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 
 pub use direct_mode::DirectModeFinding;
 pub use export::ExportFormat;
+pub use logins::StoredPassword;
 pub use reflectors::Reflector;
 pub use runs::SavedRun;
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};

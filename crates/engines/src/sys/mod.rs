@@ -134,6 +134,20 @@ pub(crate) fn limit_arenas(most: u16) -> bool {
     }
 }
 
+/// Gives freed blocks from `bytes` on back to the system at once, whatever was freed before (mallopt(3),
+/// `M_MMAP_THRESHOLD`). `false` if the allocator has no such threshold.
+pub(crate) fn fix_mmap_threshold(bytes: u32) -> bool {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two integers and touches no memory of ours.
+    return unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX)) }
+        == 1;
+    #[cfg(not(target_env = "gnu"))]
+    {
+        let _ = bytes;
+        false
+    }
+}
+
 /// Sets an option of level `SOL_SOCKET` whose value is a plain integer.
 fn set<T: Integer>(socket: impl AsFd, option: libc::c_int, value: T) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed and so open for the call, which reads `size_of::<T>()` bytes of an initialised
@@ -221,8 +235,8 @@ mod tests {
 
     #[test]
     #[cfg(target_env = "gnu")]
-    fn the_allocator_accepts_a_limit_of_arenas() {
-        assert!(limit_arenas(2));
+    fn the_allocator_accepts_a_limit_of_arenas_and_a_threshold() {
+        assert!(limit_arenas(2) && fix_mmap_threshold(128 * 1024));
     }
 
     #[test]

@@ -293,6 +293,16 @@ impl From<&ApplianceError> for CommandFailure {
                 error,
                 "choose such a name, as in --name grafana",
             ),
+            E::NoSuchSetupLink => Self::new(
+                Denied,
+                "no_such_link",
+                "the link is not valid",
+                error,
+                "run `packetparamedic token setup` for a new one",
+            ),
+            E::PasswordLength { .. } => {
+                Self::new(Usage, "bad_request", "the password is not set", error, "choose such a password")
+            }
             E::BrokeOff(reason) => Self::new(Failed, "internal", "the test broke off", reason, REPORT_IT),
         }
     }
@@ -845,6 +855,8 @@ mod tests {
             ("token exists", S::TokenExists { name: wanted() }.into()),
             ("no such token", S::NoSuchToken { wanted: wanted() }.into()),
             ("token without a name", E::TokenName(String::new())),
+            ("link that was used", E::NoSuchSetupLink),
+            ("short password", E::PasswordLength { shortest: 10, longest: 200 }),
         ]
     }
 

@@ -1,24 +1,29 @@
 //! `serve`: the service that runs schedules and answers the other commands on its socket, and other clients by TCP.
 
+use paramedic_appliance::app::Appliance;
 use paramedic_engines::memory;
 use paramedic_host::unix_socket::{UnixSocket, UnixSocketError};
 use paramedic_host::version;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
-use crate::config::ApiListen;
+use crate::config::{ApiListen, PASSWORD_VARIABLE};
+use crate::web::login::SetupLinkAnswer;
 use crate::web::{self, ApiListener};
 
 pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     // A process for months must not keep what a test used.
     memory::share_arenas();
+    memory::return_large_blocks();
     // Before the service reports that it is ready: a signal that arrives right after must be handled.
     let mut interrupt = context.interrupts.watch()?;
     let appliance = context.appliance()?.clone();
     let service = appliance.start_service().await?;
+    let has_password = set_password(&appliance).await?;
     let path = context.settings.service_socket();
     let socket = UnixSocket::bind(&path).map_err(|error| no_socket(&error))?;
     let mut listeners = vec![ApiListener::Unix(socket)];
@@ -28,6 +33,11 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).map(|address| format!("http://{address}"));
     if let Some(address) = &address {
         context.output.line(&format!("serving on {address}"))?;
+    }
+    let is_remote = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).is_some_and(|at| !at.ip().is_loopback());
+    if is_remote && !has_password {
+        let SetupLinkAnswer { path, .. } = appliance.new_setup_link().await?.into();
+        context.output.line(&format!("set the administrator's password within an hour at {path}"))?;
     }
     listeners.extend(tcp.map(ApiListener::Tcp));
     // Outside of systemd this does nothing.
@@ -57,6 +67,20 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     appliance.close().await;
     tracing::info!("stopped");
     Ok(ExitStatus::Done)
+}
+
+/// Sets the administrator's password that the environment names a file of. Returns whether one is set.
+async fn set_password(appliance: &Appliance) -> Result<bool, CommandFailure> {
+    let Some(file) = std::env::var_os(PASSWORD_VARIABLE).filter(|file| !file.is_empty()) else {
+        return Ok(appliance.has_password().await?);
+    };
+    let unreadable = |error| {
+        let what = format!("cannot read the file of {PASSWORD_VARIABLE}");
+        CommandFailure::new(ExitStatus::Usage, "unreadable", what, error, "check its path and permissions")
+    };
+    let text = Zeroizing::new(std::fs::read_to_string(file).map_err(unreadable)?);
+    appliance.set_password(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned())).await?;
+    Ok(true)
 }
 
 /// Listens as `listen` says. If another program has the default port, the socket is enough.

@@ -1,4 +1,4 @@
-//! `token`: the tokens of the service's API: add, list, remove.
+//! `token`: the tokens of the service's API: add, list, remove; and the link by which the administrator's password is set.
 
 use paramedic_appliance::app::NewToken;
 use paramedic_appliance::store::{AccessScope, StoredToken};
@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 use crate::web::client::ServiceClient;
+use crate::web::login::SetupLinkAnswer;
 use crate::web::tokens::TokenRequest;
 
 #[derive(clap::Args)]
@@ -31,6 +32,8 @@ enum Command {
         #[arg(long, value_name = "read|run|admin", value_parser = scope, default_value = "read")]
         scope: AccessScope,
     },
+    /// Print a link by which the administrator's password is set, once and within an hour
+    Setup,
     /// Remove a token: requests with it are refused from then on
     Remove {
         /// Its name
@@ -71,6 +74,18 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             } else {
                 context.output.line(&new.token)?;
                 context.output.note("store it now: it is not shown again");
+            }
+        }
+        Command::Setup => {
+            let link: SetupLinkAnswer = match context.service().await? {
+                Some(service) => service.post("/setup-links", &()).await?,
+                None => context.appliance()?.new_setup_link().await?.into(),
+            };
+            if json {
+                context.output.json_line(&link)?;
+            } else {
+                context.output.line(&link.path)?;
+                context.output.note("open it at the address of the service, as in http://localhost:8068/setup/…");
             }
         }
         Command::Remove { name } => {

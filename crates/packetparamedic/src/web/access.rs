@@ -15,7 +15,12 @@ const RUNS: [&str; 5] =
     ["/tests", "/tests/{id}/cancel", "/schedules/proposals", "/schedules/{name}/run", "/schedule-runs/cancel"];
 
 /// What can be read, but is part of the settings.
-const SETTINGS: [&str; 1] = ["/tokens"];
+const SETTINGS: [&str; 2] = ["/tokens", "/setup-links"];
+
+/// What has a password of its own.
+const LOGIN: [&str; 2] = ["/login", "/logout"];
+/// The page on which a setup link leads.
+pub(super) const SETUP_PAGE: &str = "/setup/{secret}";
 
 /// What the rules know of a request.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +67,7 @@ pub(super) enum AccessRefusal {
     LoginRequired,
     /// Its token is not, or no longer, valid.
     UnknownToken,
-    /// Its token, or a client without login, may do less.
+    /// Its token, its login, or a client without login, may do less.
     ScopeTooSmall { needs: AccessScope, has: AccessScope },
 }
 
@@ -100,8 +105,19 @@ impl AccessRules {
 }
 
 impl Admitted {
-    /// Whether a request that needs this scope is answered. `login` is what its login allows.
-    pub(super) fn authorise(&self, login: Option<AccessScope>, needs: AccessScope) -> Result<(), AccessRefusal> {
+    /// Whether a request that needs this scope is answered; `None` is needed by what has a password of its own. `login` is
+    /// what its login or its token allows.
+    pub(super) fn authorise(
+        &self,
+        login: Option<AccessScope>,
+        needs: Option<AccessScope>,
+    ) -> Result<(), AccessRefusal> {
+        let Some(needs) = needs else {
+            return match &self.without_login {
+                Err(AccessRefusal::WrongHost { port }) => Err(AccessRefusal::WrongHost { port: *port }),
+                _ => Ok(()),
+            };
+        };
         let has = match (login, &self.without_login) {
             (Some(scope), _) => scope,
             (None, Ok(scope)) => *scope,
@@ -111,19 +127,21 @@ impl Admitted {
     }
 }
 
-/// The scope that a route needs; `path` is its pattern. What is not listed here may be read by all, and changed by
+/// The scope that a route needs; `path` is its pattern. `None` if it has a password of its own. What is not listed here may be read by all, and changed by
 /// administrators.
-pub(super) fn needed_scope(method: &Method, path: &str) -> AccessScope {
+pub(super) fn needed_scope(method: &Method, path: &str) -> Option<AccessScope> {
     let route = path.strip_prefix(API).unwrap_or(path);
     let is_below = |part: &&str| route.strip_prefix(*part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if SETTINGS.iter().any(is_below) {
-        AccessScope::Admin
+    if LOGIN.contains(&route) || path == SETUP_PAGE {
+        None
+    } else if SETTINGS.iter().any(is_below) {
+        Some(AccessScope::Admin)
     } else if method.is_safe() {
-        AccessScope::Read
+        Some(AccessScope::Read)
     } else if RUNS.contains(&route) {
-        AccessScope::Run
+        Some(AccessScope::Run)
     } else {
-        AccessScope::Admin
+        Some(AccessScope::Admin)
     }
 }
 
@@ -302,9 +320,13 @@ mod tests {
             (&closed, Some(Read), Read, true),
             (&closed, Some(Run), Admin, false),
         ] {
-            assert_eq!(admitted.authorise(login, needs).is_ok(), is_answered, "{login:?} {needs:?}");
+            assert_eq!(admitted.authorise(login, Some(needs)).is_ok(), is_answered, "{login:?} {needs:?}");
         }
-        assert_eq!(closed.authorise(None, Read), Err(AccessRefusal::LoginRequired));
+        assert_eq!(closed.authorise(None, Some(Read)), Err(AccessRefusal::LoginRequired));
+        // The login itself needs none; a page of another name may not try passwords.
+        let wrong = Admitted { without_login: Err(AccessRefusal::WrongHost { port: 1 }), ..open.clone() };
+        assert!(open.authorise(None, None).is_ok() && closed.authorise(None, None).is_ok());
+        assert!(wrong.authorise(None, None).is_err() && wrong.authorise(Some(Admin), None).is_err());
     }
 
     #[test]
@@ -323,8 +345,13 @@ mod tests {
             (Method::DELETE, "/api/v1/tokens/{name}", Admin),
             (Method::POST, "/api/v1/a_route_of_later", Admin),
             (Method::GET, "", Read),
+            (Method::POST, "/api/v1/setup-links", Admin),
+            (Method::POST, "/api/v1/login/more", Admin),
         ] {
-            assert_eq!(needed_scope(&method, path), needs, "{method} {path}");
+            assert_eq!(needed_scope(&method, path), Some(needs), "{method} {path}");
+        }
+        for (method, path) in [(Method::POST, "/api/v1/login"), (Method::GET, SETUP_PAGE), (Method::POST, SETUP_PAGE)] {
+            assert_eq!(needed_scope(&method, path), None, "{method} {path}");
         }
     }
 

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
-use crate::network::IpNetwork;
+use crate::network::{IpNetwork, user_part};
 
 /// The most connections of a listener at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -116,10 +116,7 @@ fn limited_address(source: &RequestSource, proxies: &[IpNetwork]) -> Option<IpAd
     let RequestSource::Address { peer, .. } = source else { return None };
     let address = peer.ip().to_canonical();
     let is_free = address.is_loopback() || proxies.iter().any(|network| network.contains(address));
-    (!is_free).then_some(match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
-    })
+    (!is_free).then(|| user_part(address))
 }
 
 /// The open connections of a listener. Pure.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, StringRejection};
 use axum::extract::{FromRequest, FromRequestParts, Json, Path, RawQuery, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -25,6 +25,26 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
         let read = read.map_err(late)?;
         let refused = |error: JsonRejection| Problem::invalid(error.status(), &error.body_text());
         read.map(|Json(body)| Self(body)).map_err(refused)
+    }
+}
+
+/// The fields of an HTML form.
+pub(super) struct FormBody(pub(super) Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequest<S> for FormBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let read = tokio::time::timeout(BODY_TIMEOUT, String::from_request(request, state)).await;
+        let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+        let refused = |error: StringRejection| Problem::invalid(error.status(), &error.body_text());
+        let text = read.map_err(late)?.map_err(refused)?;
+        let fields = text.split('&').map(|field| {
+            let (name, value) = field.split_once('=').unwrap_or((field, ""));
+            Some((decoded(&name.replace('+', " "))?, decoded(&value.replace('+', " "))?))
+        });
+        let unreadable = || Problem::invalid(StatusCode::BAD_REQUEST, "the fields are not percent-encoded");
+        fields.collect::<Option<Vec<_>>>().map(Self).ok_or_else(unreadable)
     }
 }
 

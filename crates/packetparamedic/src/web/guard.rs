@@ -1,5 +1,6 @@
-//! Lets requests through, or refuses them, by the rules of `access`. The shell that reads headers and looks up tokens.
+//! Lets requests through, or refuses them, by the rules of `access`. The shell that reads headers and looks up tokens and logins.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -7,13 +8,14 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
-use paramedic_appliance::app::{Appliance, TokenHash};
-use paramedic_appliance::store::StoredToken;
+use paramedic_appliance::ApplianceError;
+use paramedic_appliance::app::{Appliance, SecretHash, SecretKind};
+use paramedic_appliance::store::AccessScope;
 use tokio::sync::watch;
 
 use super::access::{AccessRefusal, AccessRules, Admitted, RequestFacts, needed_scope};
@@ -24,7 +26,9 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 /// The headers by which proxies say that they forwarded a request.
 const PROXY_HEADERS: [&str; 6] =
     ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
-/// How often a streamed answer checks that its token still exists: it may be removed without the service.
+/// The cookie of a login.
+pub(super) const LOGIN_COOKIE: &str = "packetparamedic_login";
+/// How often a streamed answer checks that its token or login still exists: it may be removed without the service.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What the guard needs. Clones share it.
@@ -32,7 +36,7 @@ const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 pub(super) struct AccessGuard {
     appliance: Appliance,
     rules: Arc<AccessRules>,
-    /// Counts the tokens that this service removed.
+    /// Counts the tokens and logins that this service removed.
     removals: watch::Sender<u64>,
 }
 
@@ -41,38 +45,61 @@ impl AccessGuard {
         Self { appliance, rules: Arc::new(rules), removals: watch::channel(0).0 }
     }
 
-    /// Ends the answers that are streamed to the holders of removed tokens.
-    pub(super) fn token_removed(&self) {
+    /// Ends the answers that are streamed to the holders of removed tokens and logins.
+    pub(super) fn credential_removed(&self) {
         self.removals.send_modify(|removals| *removals += 1);
     }
 
-    /// Ends when the token of a request does not exist any more.
-    async fn removed(self, Credential { hash, mut removals, .. }: Credential) {
+    /// Ends when the token or login of a request does not exist any more.
+    async fn removed(self, Credential { kind, hash, mut removals, .. }: Credential) {
         loop {
             tokio::time::timeout(TOKEN_CHECK_INTERVAL, removals.changed()).await.ok();
-            // A database that cannot be read removes no token.
-            if let Ok(None) = self.appliance.token(&hash).await {
+            // A database that cannot be read removes none.
+            if let Ok(None) = self.found(kind, &hash).await {
                 return;
             }
         }
     }
 }
 
-/// The token of a request.
+/// The token or the login of a request.
 struct Credential {
-    hash: TokenHash,
-    token: StoredToken,
+    kind: SecretKind,
+    hash: SecretHash,
+    found: FoundCredential,
     /// The removals since before it was looked up.
     removals: watch::Receiver<u64>,
 }
 
+/// A token or a login that exists.
+struct FoundCredential {
+    /// For the log.
+    name: String,
+    scope: AccessScope,
+}
+
+/// The client of a request, for its route.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// Its address.
+    pub(super) client: IpAddr,
+    /// Whether it uses TLS.
+    pub(super) is_https: bool,
+    /// Its login.
+    pub(super) login: Option<SecretHash>,
+}
+
 /// Answers a request, if its client may send it, and logs each change.
-pub(super) async fn check(State(guard): State<AccessGuard>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(guard): State<AccessGuard>, mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
     let source = request.extensions().get::<RequestSource>().copied();
     let (response, client) = match source {
-        Some(RequestSource::User { uid }) => (next.run(request).await, format!("user {uid}")),
+        Some(RequestSource::User { uid }) => {
+            let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+            request.extensions_mut().insert(Caller { client, is_https: false, login: None });
+            (next.run(request).await, format!("user {uid}"))
+        }
         Some(RequestSource::Address { peer, local }) => {
             let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
             let facts = RequestFacts {
@@ -87,10 +114,21 @@ pub(super) async fn check(State(guard): State<AccessGuard>, request: Request, ne
                 is_change: !method.is_safe(),
             };
             match guard.admit(facts, request.headers(), &path, &method).await {
-                Ok((admitted, None)) => (next.run(request).await, admitted.client.to_string()),
-                Ok((admitted, Some(credential))) => {
-                    let client = format!("token {}, {}", credential.token.name, admitted.client);
-                    (until(next.run(request).await, guard.removed(credential)), client)
+                Ok((admitted, credential)) => {
+                    let client = admitted.client;
+                    // Only a trusted proxy gets here with this header.
+                    let is_https = only(request.headers(), "x-forwarded-proto") == Some("https");
+                    let login = credential.as_ref().filter(|credential| credential.kind == SecretKind::Login);
+                    let login = login.map(|credential| credential.hash.clone());
+                    request.extensions_mut().insert(Caller { client, is_https, login });
+                    let response = next.run(request).await;
+                    match credential {
+                        None => (response, client.to_string()),
+                        Some(credential) => {
+                            let name = format!("{}, {client}", credential.found.name);
+                            (until(response, guard.removed(credential)), name)
+                        }
+                    }
                 }
                 Err(problem) => {
                     tracing::debug!(%method, path, peer = %peer.ip(), status = problem.status(), "a request is refused");
@@ -107,7 +145,7 @@ pub(super) async fn check(State(guard): State<AccessGuard>, request: Request, ne
 }
 
 impl AccessGuard {
-    /// The client of a request, and its token if it has one; or why it is refused.
+    /// The client of a request, and its token or login if it has one; or why it is refused.
     async fn admit(
         &self,
         facts: RequestFacts<'_>,
@@ -125,22 +163,51 @@ impl AccessGuard {
         };
         let admitted = self.rules.admit(&facts).map_err(|refused| refusal(&refused))?;
         let credential = match headers.contains_key(AUTHORIZATION) {
-            true => Some(self.credential(only(headers, AUTHORIZATION.as_str())).await?),
-            false => None,
+            true => Some(self.token(only(headers, AUTHORIZATION.as_str())).await?),
+            false => self.login(headers).await?,
         };
-        let scope = credential.as_ref().map(|credential| credential.token.scope);
+        let scope = credential.as_ref().map(|credential| credential.found.scope);
         admitted.authorise(scope, needed_scope(method, path)).map_err(|refused| refusal(&refused))?;
         Ok((admitted, credential))
     }
 
     /// The token of an `Authorization` header.
-    async fn credential(&self, header: Option<&str>) -> Result<Credential, Problem> {
+    async fn token(&self, header: Option<&str>) -> Result<Credential, Problem> {
         let unknown = || refusal(&AccessRefusal::UnknownToken);
         let (scheme, text) = header.and_then(|value| value.split_once(' ')).ok_or_else(unknown)?;
-        let hash = TokenHash::of(text.trim()).filter(|_| scheme.eq_ignore_ascii_case("bearer")).ok_or_else(unknown)?;
+        let text = Some(text.trim()).filter(|_| scheme.eq_ignore_ascii_case("bearer")).ok_or_else(unknown)?;
+        self.credential(SecretKind::Token, text).await?.ok_or_else(unknown)
+    }
+
+    /// The login of a cookie. One that has ended counts as none: the client may log in again.
+    async fn login(&self, headers: &HeaderMap) -> Result<Option<Credential>, Problem> {
+        let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        match pairs.find(|(name, _)| *name == LOGIN_COOKIE) {
+            Some((_, text)) => Ok(self.credential(SecretKind::Login, text).await?),
+            None => Ok(None),
+        }
+    }
+
+    async fn credential(&self, kind: SecretKind, text: &str) -> Result<Option<Credential>, ApplianceError> {
+        let Some(hash) = SecretHash::of(kind, text) else { return Ok(None) };
         let removals = self.removals.subscribe();
-        let token = self.appliance.token(&hash).await?.ok_or_else(unknown)?;
-        Ok(Credential { hash, token, removals })
+        let found = self.found(kind, &hash).await?;
+        Ok(found.map(|found| Credential { kind, hash, found, removals }))
+    }
+
+    async fn found(&self, kind: SecretKind, hash: &SecretHash) -> Result<Option<FoundCredential>, ApplianceError> {
+        match kind {
+            SecretKind::Token => {
+                let found = self.appliance.token(hash).await?;
+                Ok(found.map(|token| FoundCredential { name: format!("token {}", token.name), scope: token.scope }))
+            }
+            SecretKind::Login => {
+                let login = || FoundCredential { name: "login".to_owned(), scope: AccessScope::Admin };
+                Ok(self.appliance.is_login(hash).await?.then(login))
+            }
+            SecretKind::SetupLink => Ok(None),
+        }
     }
 }
 
@@ -167,7 +234,7 @@ fn refusal(refused: &AccessRefusal) -> Problem {
             StatusCode::MISDIRECTED_REQUEST,
             "wrong_host",
             "the request is for another host",
-            "without a token this host answers under its loopback names alone".to_owned(),
+            "without a token or a login this host answers under its loopback names alone".to_owned(),
             format!("use localhost:{port}, 127.0.0.1:{port} or [::1]:{port}, or send a token"),
         ),
         AccessRefusal::UntrustedProxy { header, peer } => (
@@ -187,8 +254,8 @@ fn refusal(refused: &AccessRefusal) -> Problem {
         AccessRefusal::LoginRequired => (
             StatusCode::UNAUTHORIZED,
             "login_required",
-            "the request needs a token",
-            "only this host is answered without one".to_owned(),
+            "the request needs a token or a login",
+            "only this host is answered without".to_owned(),
             add_token.to_owned(),
         ),
         AccessRefusal::UnknownToken => (
@@ -203,7 +270,7 @@ fn refusal(refused: &AccessRefusal) -> Problem {
             "scope_too_small",
             "the request is not allowed",
             format!("it needs the scope {needs}, and has {has}"),
-            format!("use a token with the scope {needs}, or the unix socket"),
+            format!("log in, use a token with the scope {needs}, or the unix socket"),
         ),
     };
     Problem::refused(status, CommandFailure::new(ExitStatus::Denied, code, what, because, try_))
@@ -229,7 +296,7 @@ impl hyper::body::Body for RevocableBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         match self.end.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Some(Err(axum::Error::new("the token was removed")))),
+            Poll::Ready(()) => Poll::Ready(Some(Err(axum::Error::new("the token or the login was removed")))),
             Poll::Pending => Pin::new(&mut self.body).poll_frame(context),
         }
     }

@@ -7,6 +7,8 @@ mod connections;
 mod events;
 mod extract;
 mod guard;
+pub(crate) mod login;
+mod login_attempts;
 pub(crate) mod problem;
 pub(crate) mod reflectors;
 mod results;
@@ -47,6 +49,8 @@ pub(super) struct ApiState {
     /// The name that this device gives when it pairs.
     own_name: PeerText,
     access: AccessGuard,
+    /// The attempts to log in.
+    attempts: login::SharedAttempts,
     /// The places for streams of events.
     event_places: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
@@ -67,7 +71,8 @@ pub(crate) async fn serve(
     let access = AccessGuard::new(service.appliance().clone(), rules);
     let event_places = Arc::new(Semaphore::new(events::MAX_STREAMS));
     let (tests, stop) = (Arc::default(), stopping.clone());
-    let state = ApiState { service, own_name, access, event_places, stopping: stop, tests };
+    let attempts = login::SharedAttempts::default();
+    let state = ApiState { service, own_name, access, attempts, event_places, stopping: stop, tests };
     let tests = Arc::clone(&state.tests);
     let app = routes(state);
     let mut served = tokio::task::JoinSet::new();
@@ -103,10 +108,14 @@ fn routes(state: ApiState) -> Router {
         .route("/tests", post(test_runs::run))
         .route("/tests/{id}/cancel", post(test_runs::cancel))
         .route("/tokens", get(tokens::list).post(tokens::add))
-        .route("/tokens/{name}", delete(tokens::remove));
+        .route("/tokens/{name}", delete(tokens::remove))
+        .route("/setup-links", post(login::new_link))
+        .route("/login", post(login::log_in))
+        .route("/logout", post(login::log_out));
     let access = state.access.clone();
     Router::new()
         .nest(access::API, api)
+        .route(access::SETUP_PAGE, get(login::setup_page).post(login::set_up))
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))

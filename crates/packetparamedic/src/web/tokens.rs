@@ -38,6 +38,6 @@ pub(super) async fn remove(
     ApiPath(name): ApiPath<String>,
 ) -> Result<Json<StoredToken>, Problem> {
     let removed = state.service.appliance().remove_token(&name).await?;
-    state.access.token_removed();
+    state.access.credential_removed();
     Ok(Json(removed))
 }
