@@ -18,6 +18,7 @@ use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::test_spec::TestSpec;
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -36,7 +37,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Which IP families may be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
     /// Both, in the order of the resolver (RFC 8305).
@@ -59,17 +60,18 @@ impl Family {
 }
 
 /// The route that a link may take; by default any.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Route {
     /// The IP families.
     pub family: Family,
     /// The local address and interface.
     #[serde(with = "StoredOrigin")]
+    #[schemars(with = "StoredOrigin")]
     pub origin: Origin,
 }
 
 /// The stored form of an [`Origin`].
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Origin")]
 struct StoredOrigin {
     #[serde(default, skip_serializing_if = "Option::is_none")]

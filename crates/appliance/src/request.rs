@@ -6,6 +6,7 @@ use std::time::Duration;
 use paramedic_engines::Engine;
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_report::thresholds::Thresholds;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ApplianceError;
@@ -13,7 +14,7 @@ use crate::payload_transport::PayloadTransport;
 use crate::reflector_client::Route;
 
 /// The parameters of one speed test.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TestRequest {
     /// The id of the provider.
     pub provider: String,
@@ -56,7 +57,7 @@ pub struct TestRequest {
 }
 
 /// How long a test waits while other tests run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TurnWait {
     /// Up to the provider's own limit.

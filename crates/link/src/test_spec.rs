@@ -153,7 +153,7 @@ impl fmt::Display for EngineId {
 }
 
 /// One phase of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseSpec {
     /// The traffic of this phase.
     pub load: Load,
@@ -170,7 +170,7 @@ impl PhaseSpec {
 
 /// The requested method of moving payload at each end. An end that does not support the requested method refuses the
 /// test; `Auto` is never refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataPathWish {
     /// The fastest method that this end supports.
@@ -195,9 +195,10 @@ impl DataPathWish {
 }
 
 /// The test of one session. A speed test is one session with all its phases; latency probes run throughout.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TestSpec {
     /// The engine that generates the load.
+    #[schemars(with = "String")]
     pub engine: EngineId,
     /// How test data travels: inside TLS, or through temporary ports.
     pub data_mode: DataMode,

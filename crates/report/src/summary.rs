@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use paramedic_link::EndpointId;
 use paramedic_link::test_spec::Load;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -10,7 +11,7 @@ use crate::document::{ErrorBody, LatencyResult, ResultDocument};
 use crate::stats::Grade;
 
 /// One run in a list. A value that was not measured is absent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RunSummary {
     /// The run's id.
     pub id: Uuid,

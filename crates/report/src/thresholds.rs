@@ -1,12 +1,13 @@
 //! The thresholds that a user sets for a result, and the judgement of a result by them. Pure.
 
 use paramedic_link::test_spec::Load;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::document::{LatencyResult, Quantity, ResultDocument, ThresholdResult};
 
 /// The thresholds for a result; an absent one is not checked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Thresholds {
     /// The lowest download goodput, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "the shell that dates a token")]
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Appliance;
@@ -14,7 +15,7 @@ use crate::store::{AccessScope, StoredToken};
 const MAX_NAME_CHARS: usize = 60;
 
 /// A new token with its secret, which is not stored. No `Debug`, which would print it.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 pub struct NewToken {
     /// What is stored.
     #[serde(flatten)]

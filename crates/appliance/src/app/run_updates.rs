@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use paramedic_report::document::Event;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -16,7 +17,7 @@ use crate::store::ScheduleRunOutcome;
 const KEPT_UPDATES: usize = 256;
 
 /// An update of a run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct RunUpdate {
     /// The id of the run: that of `schedule-runs`, or of the test that a client started.
     pub run: Uuid,
@@ -31,7 +32,7 @@ pub struct RunUpdate {
 }
 
 /// What happened in a run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum RunReport {
     /// Its test goes on.
@@ -50,7 +51,7 @@ impl From<TestEvent> for RunReport {
 }
 
 /// The beginning, a wait or the end of a run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum RunLife {
     /// It was accepted.

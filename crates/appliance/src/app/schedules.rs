@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Appliance;
@@ -20,7 +21,7 @@ use crate::store::{ApplianceStore, ScheduleRun, StorageError, StoredSchedule};
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
 /// A schedule that is not saved yet, and what it will cost.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleProposal {
     /// The schedule, with the expected data of a run.
     pub schedule: Schedule,
@@ -33,7 +34,7 @@ pub struct ScheduleProposal {
 }
 
 /// A schedule, its next and its last run, and its data.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleOverview {
     /// The schedule.
     #[serde(flatten)]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use paramedic_engines::host_facts;
 use paramedic_report::document::ResultDocument;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
@@ -91,7 +92,7 @@ enum PendingWrite {
 }
 
 /// The state of the service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceStatus {
     /// `running`, `faulted` or `stopping`.
     pub state: String,
@@ -120,7 +121,7 @@ pub struct ServiceStatus {
 }
 
 /// A schedule whose test runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunningSchedule {
     /// Its name.
     pub schedule: String,
@@ -129,7 +130,7 @@ pub struct RunningSchedule {
 }
 
 /// The next run of a schedule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedSchedule {
     /// Its name.
     pub schedule: String,

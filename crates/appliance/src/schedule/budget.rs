@@ -2,10 +2,11 @@
 
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Zoned};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The limits of a schedule; absent: none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataBudget {
     /// Bytes in a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -16,7 +17,7 @@ pub struct DataBudget {
 }
 
 /// Bytes in the current day and month: used, or left of a budget.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataUse {
     /// In the day.
     pub day_bytes: u64,

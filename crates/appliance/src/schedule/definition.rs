@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::budget::DataBudget;
@@ -22,13 +23,15 @@ const LONGEST_DEFAULT_SPREAD: Duration = Duration::from_secs(10 * 60);
 const CHECKED_OCCURRENCES: usize = 400;
 
 /// A schedule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Schedule {
     /// Its name.
     pub name: String,
     /// When it is due.
+    #[schemars(with = "String")]
     pub when: Recurrence,
     /// The zone of `when`, of the quiet hours and of the budget.
+    #[schemars(with = "String")]
     pub zone: Zone,
     /// Each run starts after a random delay of at most this time, so that many devices do not start together.
     pub spread: Duration,
@@ -36,6 +39,7 @@ pub struct Schedule {
     pub missed: MissedRunPolicy,
     /// When it does not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub quiet_hours: Option<QuietHours>,
     /// The data that it may use.
     #[serde(default)]
@@ -50,7 +54,7 @@ pub struct Schedule {
 }
 
 /// What happens after a run was missed because the device was off or the service did not run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MissedRunPolicy {
     /// Nothing until the next one is due.

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -15,7 +16,7 @@ use crate::schedule::planner::{DueRun, SkippedRun};
 const LATEST_RESULTS: i64 = 5;
 
 /// A schedule as stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredSchedule {
     /// Its id, a UUIDv7.
     pub id: Uuid,
@@ -31,7 +32,7 @@ pub struct StoredSchedule {
 }
 
 /// What became of a run that was due.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleRun {
     /// Its id, a UUIDv7.
     pub id: Uuid,
@@ -61,7 +62,7 @@ pub struct ScheduleRun {
 }
 
 /// What became of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleRunOutcome {
     /// It runs.

@@ -4,12 +4,13 @@ use std::fmt;
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ApplianceStore, StorageError, strange};
 
 /// What a client of the API may do; each scope includes those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AccessScope {
     /// Read.
@@ -41,7 +42,7 @@ impl fmt::Display for AccessScope {
 }
 
 /// A token as stored, without its secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredToken {
     /// Its name.
     pub name: String,

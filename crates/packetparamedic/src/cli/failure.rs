@@ -121,7 +121,7 @@ impl fmt::Display for CommandFailure {
 impl std::error::Error for CommandFailure {}
 
 /// The error in the form of a result.
-pub(super) fn describe(error: &ApplianceError) -> ErrorBody {
+pub(crate) fn describe(error: &ApplianceError) -> ErrorBody {
     CommandFailure::from(error).body()
 }
 

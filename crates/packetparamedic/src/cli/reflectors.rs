@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
-use crate::web::reflectors::row;
+use crate::web::reflectors::ListedReflector;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -48,7 +48,13 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         Command::List => {
             let all: Vec<Value> = match context.service().await? {
                 Some(service) => service.get("/reflectors").await?,
-                None => context.appliance()?.reflectors().await?.iter().map(row).collect(),
+                None => context
+                    .appliance()?
+                    .reflectors()
+                    .await?
+                    .iter()
+                    .map(|one| json!(ListedReflector::from(one)))
+                    .collect(),
             };
             if args.json {
                 context.output.line(&json!(all).to_string())?;
@@ -88,7 +94,7 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
     let mut first_failure = None;
     let mut rows = Vec::new();
     for reflector in chosen {
-        let mut row = row(reflector);
+        let mut row = json!(ListedReflector::from(reflector));
         match context.appliance()?.check(reflector).await {
             Ok(Reached { address, version, took, segment_limit, .. }) => {
                 if json {

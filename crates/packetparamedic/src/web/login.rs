@@ -11,6 +11,7 @@ use axum::{Extension, Json};
 use jiff::Timestamp;
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::{LOGIN_LIFETIME, SetupLink};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -26,13 +27,13 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 pub(super) type SharedAttempts = Arc<Mutex<LoginAttempts>>;
 
 /// A request to log in.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct LoginRequest {
     password: String,
 }
 
 /// A new setup link.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct SetupLinkAnswer {
     /// Its path on this service.
     pub(crate) path: String,

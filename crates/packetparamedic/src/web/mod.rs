@@ -9,6 +9,7 @@ mod extract;
 mod guard;
 pub(crate) mod login;
 mod login_attempts;
+mod openapi;
 pub(crate) mod problem;
 pub(crate) mod reflectors;
 mod results;
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::middleware;
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
 use paramedic_appliance::app::{Service, ServiceStatus};
 use paramedic_host::version;
@@ -91,7 +92,35 @@ pub(crate) async fn serve(
 }
 
 fn routes(state: ApiState) -> Router {
-    let api = Router::new()
+    let api = api();
+    let access = state.access.clone();
+    Router::new()
+        .nest(access::API, api.router)
+        .route(access::SETUP_PAGE, get(login::setup_page).post(login::set_up))
+        .fallback(problem::no_route)
+        .method_not_allowed_fallback(problem::no_method)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .layer(middleware::from_fn_with_state(access, guard::check))
+        .with_state(state)
+}
+
+/// The routes of the API. `openapi` describes them.
+#[derive(Default)]
+struct ApiRoutes {
+    router: Router<ApiState>,
+    paths: Vec<&'static str>,
+}
+
+impl ApiRoutes {
+    fn route(mut self, path: &'static str, methods: MethodRouter<ApiState>) -> Self {
+        self.paths.push(path);
+        Self { router: self.router.route(path, methods), ..self }
+    }
+}
+
+fn api() -> ApiRoutes {
+    ApiRoutes::default()
+        .route("/openapi.json", get(openapi::show))
         .route("/status", get(status))
         .route("/events", get(events::stream))
         .route("/schedules", get(schedules::list).post(schedules::add))
@@ -111,18 +140,56 @@ fn routes(state: ApiState) -> Router {
         .route("/tokens/{name}", delete(tokens::remove))
         .route("/setup-links", post(login::new_link))
         .route("/login", post(login::log_in))
-        .route("/logout", post(login::log_out));
-    let access = state.access.clone();
-    Router::new()
-        .nest(access::API, api)
-        .route(access::SETUP_PAGE, get(login::setup_page).post(login::set_up))
-        .fallback(problem::no_route)
-        .method_not_allowed_fallback(problem::no_method)
-        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .layer(middleware::from_fn_with_state(access, guard::check))
-        .with_state(state)
+        .route("/logout", post(login::log_out))
 }
 
 async fn status(State(state): State<ApiState>) -> Result<Json<ServiceStatus>, Problem> {
     Ok(Json(state.service.status(version::VERSION)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use axum::body::Body;
+    use axum::http::header::ALLOW;
+    use axum::http::{Method, Request, StatusCode};
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+    use paramedic_appliance::app::Appliance;
+
+    use super::connections::RequestSource;
+    use super::*;
+    use crate::cli::failure::describe;
+
+    async fn state(folder: &std::path::Path) -> ApiState {
+        let appliance = Appliance::open(folder, describe).unwrap().0;
+        let service = appliance.start_service().await.unwrap();
+        ApiState {
+            access: AccessGuard::new(appliance, AccessRules::default()),
+            service,
+            own_name: PeerText::default(),
+            attempts: login::SharedAttempts::default(),
+            event_places: Arc::new(Semaphore::new(1)),
+            stopping: watch::channel(false).1,
+            tests: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn every_route_is_described_and_every_description_has_a_route() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = TowerToHyperService::new(routes(state(folder.path()).await));
+        let mut found = BTreeSet::new();
+        for path in api().paths {
+            // A method that no route has: the answer lists those that this one has.
+            let request = Request::builder().method(Method::PATCH).uri(format!("{}{path}", access::API));
+            let request = request.extension(RequestSource::User { uid: 0 }).body(Body::empty()).unwrap();
+            let answer = app.call(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            let allowed = answer.headers()[ALLOW].to_str().unwrap().split(',');
+            found.extend(allowed.filter(|method| *method != "HEAD").map(|method| (path.to_owned(), method.to_owned())));
+        }
+        assert_eq!(found, openapi::rows());
+    }
 }

@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use paramedic_appliance::ApplianceError;
 use paramedic_report::document::ErrorBody;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::failure::{CommandFailure, ExitStatus};
@@ -13,8 +14,20 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 /// The media type of problem details.
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
+/// The codes of failures at another host, or on the path to it.
+const OTHER_END: [&str; 8] = [
+    "unreachable",
+    "name_not_resolved",
+    "no_reflector",
+    "silent",
+    "reflector_gone",
+    "version",
+    "protocol",
+    "bad_report",
+];
+
 /// A failed request.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Problem {
     /// A URI that names the kind of problem: `urn:packetparamedic:error:` and the code.
     #[serde(rename = "type")]
@@ -88,6 +101,7 @@ impl From<CommandFailure> for Problem {
             (ExitStatus::Usage, _) => StatusCode::BAD_REQUEST,
             (ExitStatus::Denied, _) => StatusCode::FORBIDDEN,
             (ExitStatus::Busy, _) => StatusCode::CONFLICT,
+            (ExitStatus::Failed, code) if OTHER_END.contains(&code) => StatusCode::BAD_GATEWAY,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, failure.exit, failure.body())
@@ -138,6 +152,8 @@ mod tests {
             assert_eq!(read, problem);
             assert_eq!(read.into_failure(), failure);
         }
+        let gone = CommandFailure::new(ExitStatus::Failed, "unreachable", "what", "because", "try");
+        assert_eq!(Problem::from(gone).status(), 502, "no fault of this service");
         let missing = CommandFailure::new(ExitStatus::Failed, "no_such_run", "no such run", "no run", "list them");
         let value = serde_json::to_value(Problem::from(missing)).unwrap();
         assert_eq!((&value["status"], &value["type"]), (&404.into(), &"urn:packetparamedic:error:no_such_run".into()));

@@ -6,7 +6,8 @@ use axum::http::StatusCode;
 use paramedic_appliance::app::{ScheduleOverview, ScheduleProposal};
 use paramedic_appliance::schedule::Schedule;
 use paramedic_appliance::store::{ScheduleRun, StoredSchedule};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::ApiState;
 use super::extract::{ApiBody, ApiPath, ListQuery};
@@ -69,13 +70,29 @@ async fn set_enabled(state: &ApiState, name: &str, enabled: bool) -> Result<Json
     Ok(Json(stored))
 }
 
+/// A run that was asked for.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct RunRequested {
+    /// `requested`.
+    event: &'static str,
+    /// The name of the schedule.
+    schedule: String,
+}
+
+/// Whether something was cancelled.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct CancelAnswer {
+    /// `false` if nothing ran, or it was cancelled before.
+    pub(super) cancelled: bool,
+}
+
 /// Runs a schedule as soon as no other test runs.
 pub(super) async fn run(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<(StatusCode, Json<RunRequested>), Problem> {
     state.service.request_run(&name).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({ "event": "requested", "schedule": name }))))
+    Ok((StatusCode::ACCEPTED, Json(RunRequested { event: "requested", schedule: name })))
 }
 
 pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Result<Json<Vec<ScheduleRun>>, Problem> {
@@ -83,6 +100,6 @@ pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Res
 }
 
 /// Cancels the running test of a schedule.
-pub(super) async fn cancel(State(state): State<ApiState>) -> Json<Value> {
-    Json(json!({ "cancelled": state.service.cancel_run() }))
+pub(super) async fn cancel(State(state): State<ApiState>) -> Json<CancelAnswer> {
+    Json(CancelAnswer { cancelled: state.service.cancel_run() })
 }

@@ -14,8 +14,8 @@ use paramedic_appliance::app::{RunLife, RunReport, RunningTest, Service, TestEnd
 use paramedic_appliance::providers::options::OptionValues;
 use paramedic_appliance::request::TestRequest;
 use paramedic_report::document::{Event, ResultDocument};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
@@ -23,13 +23,14 @@ use super::ApiState;
 use super::channel_body::ChannelBody;
 use super::extract::{ApiBody, ApiPath};
 use super::problem::Problem;
+use super::schedules::CancelAnswer;
 use crate::cli::failure::CommandFailure;
 
 /// The lines that wait for a slow client.
 const WAITING_LINES: usize = 64;
 
 /// A line of the answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TestLine {
     /// The test was accepted under this id: the first line.
@@ -43,7 +44,7 @@ pub(crate) enum TestLine {
 }
 
 /// How a test ended.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct TestLineEnd {
     /// The measurements.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,9 +87,9 @@ pub(super) async fn run(
 }
 
 /// Cancels a test; its answer goes on to its end.
-pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> Json<Value> {
+pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> Json<CancelAnswer> {
     let is_there = lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true));
-    Json(json!({ "cancelled": is_there }))
+    Json(CancelAnswer { cancelled: is_there })
 }
 
 async fn forward(

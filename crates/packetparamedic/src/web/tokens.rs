@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use paramedic_appliance::app::NewToken;
 use paramedic_appliance::store::{AccessScope, StoredToken};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ApiState;
@@ -12,7 +13,7 @@ use super::extract::{ApiBody, ApiPath};
 use super::problem::Problem;
 
 /// A request to add a token.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct TokenRequest {
     /// Its name.
     pub(crate) name: String,

@@ -32,7 +32,7 @@ pub use limit::{LimitCause, LimitEvidence, LimitedBy, ObservedEnd};
 pub use one_way::{
     ClockComparison, ClockJumpSeen, DelayVariation, LatencyInterval, OneWayDelays, QueueByDirection, QueueSide,
 };
-pub use schema::schema;
+pub use schema::{NeverNull, schema};
 pub use tcp::TcpOfEnds;
 
 /// The name and version of the result document's format.

@@ -41,7 +41,7 @@ fn reference<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 
 /// Removes `null` from every type: a value that was not measured is absent, so a field that is present has a value.
 #[derive(Clone)]
-struct NeverNull;
+pub struct NeverNull;
 
 impl Transform for NeverNull {
     fn transform(&mut self, schema: &mut Schema) {
