@@ -518,7 +518,8 @@ fn events_show_a_test_while_it_runs() {
     send(&mut stream, &request("GET", "/api/v1/events", &[&service.host()], ""));
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
     assert!(lines.any(|line| line == ": connected"));
-    let short = ["-t", "1.5", "--idle", "0.1", "--download", "-b", "5M", "-P", "1", "--probe-interval", "5ms"];
+    let short =
+        ["-t", "1.5", "--idle", "0.1", "--download", "-b", "5M", "-P", "1", "--probe-interval", "5ms", "--intervals"];
     let add = ["schedule", "add", "--name", "nightly", "--every", "366d", "--yes", "--busy-share", "off"];
     service.must(&[&add[..], &short].concat());
     service.must(&["schedule", "run", "nightly"]);
@@ -549,6 +550,24 @@ fn events_show_a_test_while_it_runs() {
     }
     let tested = serde_json::from_str::<Value>(&tested).unwrap();
     assert_eq!(of_client.last().unwrap()["result_id"], tested["id"]);
+    // Both results, one on each page; and the second over time.
+    let mut path = "/api/v1/results?limit=1".to_owned();
+    let mut ids = Vec::new();
+    let own = service.host();
+    loop {
+        let page = service.ask("GET", &path, &[&own], "");
+        let rows = page.json();
+        ids.extend(rows.as_array().unwrap().iter().map(|row| row["id"].clone()));
+        let Some(link) = page.head.lines().find_map(|line| line.strip_prefix("link: <")) else { break };
+        path = link.strip_suffix(">; rel=\"next\"").unwrap().to_owned();
+    }
+    assert_eq!(ids, [of_client.last().unwrap()["result_id"].clone(), of_schedule.last().unwrap()["result_id"].clone()]);
+    let series = format!("/api/v1/results/{}/series", ids[0].as_str().unwrap());
+    let thinned = service.ask("GET", &format!("{series}?points=3"), &[&own], "").json();
+    let [rates] = thinned["rates"].as_array().unwrap().as_slice() else { panic!("{thinned:#}") };
+    assert_eq!((&rates["phase"], &rates["direction"]), (&"download".into(), &"download".into()));
+    assert!((1..=3).contains(&rates["points"].as_array().unwrap().len()), "{thinned:#}");
+    assert_eq!(service.ask("GET", &format!("{series}?points=0"), &[&own], "").status, 400);
     // The end of the service is the end of the stream.
     let mut service = service;
     service.running.signal(Signal::TERM);

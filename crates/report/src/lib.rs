@@ -15,6 +15,7 @@ pub mod lines;
 pub mod plot;
 pub mod quantity;
 pub mod self_test;
+pub mod series;
 pub mod stats;
 pub mod summary;
 pub mod text;

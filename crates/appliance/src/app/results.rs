@@ -4,12 +4,17 @@ use paramedic_report::summary::RunSummary;
 
 use super::Appliance;
 use crate::error::ApplianceError;
-use crate::store::{ExportFormat, SavedRun, StorageError};
+use crate::store::{ExportFormat, PageCursor, SavedRun, StorageError};
 
 impl Appliance {
     /// The latest results, newest first, at most `limit`.
     pub async fn results(&self, limit: u32) -> Result<Vec<RunSummary>, ApplianceError> {
         Ok(self.reading_store().await?.runs(limit).await?)
+    }
+
+    /// The results after this place in that list, newest first, at most `limit`.
+    pub async fn results_page(&self, after: Option<PageCursor>, limit: u32) -> Result<Vec<RunSummary>, ApplianceError> {
+        Ok(self.reading_store().await?.runs_page(after, limit).await?)
     }
 
     /// The result whose id is, begins or ends with `wanted`.

@@ -15,7 +15,7 @@ use crate::request::TestRequest;
 use crate::schedule::Schedule;
 use crate::schedule::budget::{self, DataBudget, DataUse};
 use crate::schedule::volume::{self, VolumeEstimate};
-use crate::store::{ApplianceStore, ScheduleRun, StorageError, StoredSchedule};
+use crate::store::{ApplianceStore, PageCursor, ScheduleRun, StorageError, StoredSchedule};
 
 /// The month of a volume estimate.
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
@@ -107,12 +107,22 @@ impl Appliance {
 
     /// What became of the latest runs of the schedule with this name, or of all; newest first, at most `limit`.
     pub async fn schedule_runs(&self, name: Option<&str>, limit: u32) -> Result<Vec<ScheduleRun>, ApplianceError> {
+        self.schedule_runs_page(name, None, limit).await
+    }
+
+    /// The runs after this place in that list, newest first, at most `limit`.
+    pub async fn schedule_runs_page(
+        &self,
+        name: Option<&str>,
+        after: Option<PageCursor>,
+        limit: u32,
+    ) -> Result<Vec<ScheduleRun>, ApplianceError> {
         let store = self.reading_store().await?;
         let schedule = match name {
             Some(name) => Some(store.schedule(name).await?.id),
             None => None,
         };
-        Ok(store.schedule_runs(schedule, limit).await?)
+        Ok(store.schedule_runs_page(schedule, after, limit).await?)
     }
 
     /// A schedule for a reflector that is not paired would fail for ever.

@@ -4,6 +4,7 @@
 mod direct_mode;
 mod export;
 mod logins;
+mod page;
 mod reflectors;
 mod runs;
 mod schedules;
@@ -26,6 +27,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 pub use direct_mode::DirectModeFinding;
 pub use export::ExportFormat;
 pub use logins::StoredPassword;
+pub use page::PageCursor;
 pub use reflectors::Reflector;
 pub use runs::SavedRun;
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};

@@ -6,7 +6,7 @@ use paramedic_report::stats::Grade;
 use paramedic_report::summary::RunSummary;
 use uuid::Uuid;
 
-use super::{ApplianceStore, StorageError, natural, strange, unsigned};
+use super::{ApplianceStore, PageCursor, StorageError, natural, strange, unsigned};
 
 /// A saved run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,13 +109,22 @@ impl ApplianceStore {
 
     /// The latest runs, newest first, at most `limit`.
     pub async fn runs(&self, limit: u32) -> Result<Vec<RunSummary>, StorageError> {
+        self.runs_page(None, limit).await
+    }
+
+    /// The runs after this place in the list, newest first, at most `limit`.
+    pub async fn runs_page(&self, after: Option<PageCursor>, limit: u32) -> Result<Vec<RunSummary>, StorageError> {
+        let (at_us, id) = PageCursor::bounds(after);
         let fault = || self.fault("reading the runs");
         sqlx::query_as::<_, RunRow>(
             "SELECT id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, upload_bps, \
              rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, data_used_bytes, \
-             complete, error FROM runs ORDER BY started_at_us DESC, id DESC LIMIT $1",
+             complete, error FROM runs WHERE (started_at_us, id) < ($2, $3) \
+             ORDER BY started_at_us DESC, id DESC LIMIT $1",
         )
         .bind(i64::from(limit))
+        .bind(at_us)
+        .bind(id)
         .fetch_all(&self.pool)
         .await
         .map_err(fault())?
@@ -222,6 +231,33 @@ mod tests {
         assert_eq!((runs[0].upload_bps, runs[0].rtt_idle_us), (None, None));
         assert_eq!(history.runs(1).await.unwrap().len(), 1);
         assert_eq!(serde_json::to_value(&runs[0]).unwrap().get("upload_bps"), None);
+    }
+
+    #[tokio::test]
+    async fn the_pages_of_a_list_have_every_run_once_also_if_runs_come_and_go() {
+        let (_folder, history) = history().await;
+        let mut ids = Vec::new();
+        for number in 0..7_u32 {
+            // Several runs began in one microsecond.
+            let started_at = Timestamp::from_microsecond(i64::from(number / 3)).unwrap();
+            let run = ResultDocument { id: Uuid::now_v7(), started_at, ..example::bare() };
+            history.save_run(&run).await.unwrap();
+            ids.push(run.id);
+        }
+        ids.reverse();
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = history.runs_page(after, 2).await.unwrap();
+            let Some(last) = page.last() else { break };
+            after = Some(PageCursor { at: last.started_at, id: last.id });
+            seen.extend(page.iter().map(|run| run.id));
+            // The row of the cursor is deleted, and a newer one is added.
+            let gone = last.id.to_string();
+            sqlx::query("DELETE FROM runs WHERE id = $1").bind(gone).execute(&history.pool).await.unwrap();
+            let newer = ResultDocument { id: Uuid::now_v7(), ..example::bare() };
+            history.save_run(&newer).await.unwrap();
+        }
+        assert_eq!(seen, ids);
     }
 
     #[tokio::test]

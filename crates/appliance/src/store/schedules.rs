@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{ApplianceStore, StorageError, natural, strange, unsigned};
+use super::{ApplianceStore, PageCursor, StorageError, natural, strange, unsigned};
 use crate::schedule::Schedule;
 use crate::schedule::budget::BudgetPeriod;
 use crate::schedule::line_load::LineCapacity;
@@ -360,14 +360,27 @@ impl ApplianceStore {
 
     /// The latest runs, newest first, at most `limit`; of one schedule, or of all.
     pub async fn schedule_runs(&self, schedule: Option<Uuid>, limit: u32) -> Result<Vec<ScheduleRun>, StorageError> {
+        self.schedule_runs_page(schedule, None, limit).await
+    }
+
+    /// The runs after this place in that list, newest first, at most `limit`.
+    pub async fn schedule_runs_page(
+        &self,
+        schedule: Option<Uuid>,
+        after: Option<PageCursor>,
+        limit: u32,
+    ) -> Result<Vec<ScheduleRun>, StorageError> {
+        let (at_us, id) = PageCursor::bounds(after);
         let fault = || self.fault("reading the runs of schedules");
         sqlx::query_as::<_, ScheduleRunRow>(
             "SELECT id, schedule_id, schedule_name, due_at_us, decided_at_us, ended_at_us, requested, outcome, reason, \
              result_id, data_used_bytes FROM schedule_runs WHERE ($1 IS NULL OR schedule_id = $1) \
-             ORDER BY decided_at_us DESC, id DESC LIMIT $2",
+             AND (decided_at_us, id) < ($3, $4) ORDER BY decided_at_us DESC, id DESC LIMIT $2",
         )
         .bind(schedule.map(|id| id.to_string()))
         .bind(i64::from(limit))
+        .bind(at_us)
+        .bind(id)
         .fetch_all(&self.pool)
         .await
         .map_err(fault())?

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, PathRejection, StringRejection};
 use axum::extract::{FromRequest, FromRequestParts, Json, Path, RawQuery, Request};
-use axum::http::StatusCode;
+use axum::http::header::LINK;
 use axum::http::request::Parts;
+use axum::http::{HeaderName, StatusCode};
+use paramedic_appliance::store::PageCursor;
 use serde::de::DeserializeOwned;
 
+use super::access::API;
 use super::problem::Problem;
 
 /// How long the body of a request may take.
@@ -61,9 +64,10 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for ApiPath
     }
 }
 
-/// The parameters of a list: `limit`, from 1 to 1000, and `schedule`, a name.
+/// The parameters of a list: `limit`, from 1 to 1000, `after`, a cursor, and `schedule`, a name.
 pub(super) struct ListQuery {
     pub(super) limit: u32,
+    pub(super) after: Option<PageCursor>,
     pub(super) schedule: Option<String>,
 }
 
@@ -79,20 +83,56 @@ impl<S: Send + Sync> FromRequestParts<S> for ListQuery {
 
 impl ListQuery {
     fn read(query: &str) -> Result<Self, String> {
-        let mut read = Self { limit: 20, schedule: None };
+        let mut read = Self { limit: 20, after: None, schedule: None };
         for part in query.split('&').filter(|part| !part.is_empty()) {
             match part.split_once('=') {
                 Some(("limit", value)) => {
                     let limit = value.parse().ok().filter(|limit| (1..=1000).contains(limit));
                     read.limit = limit.ok_or("limit is a number from 1 to 1000")?;
                 }
+                Some(("after", value)) => read.after = Some(value.parse()?),
                 Some(("schedule", value)) => {
                     read.schedule = Some(decoded(value).ok_or("schedule is a name, percent-encoded")?);
                 }
-                _ => return Err(format!("unknown parameter {part:?}; valid: limit, schedule")),
+                _ => return Err(format!("unknown parameter {part:?}; valid: limit, after, schedule")),
             }
         }
         Ok(read)
+    }
+}
+
+impl ListQuery {
+    /// The header that leads to the next page after `last`, the cursor of the last row of this one; none after a page that
+    /// is not full.
+    pub(super) fn next(
+        &self,
+        route: &str,
+        count: usize,
+        last: Option<PageCursor>,
+    ) -> Option<[(HeaderName, String); 1]> {
+        let last = last.filter(|_| u32::try_from(count).is_ok_and(|count| count >= self.limit))?;
+        let schedule = self.schedule.as_deref().map(|name| format!("&schedule={}", encoded(name)));
+        let schedule = schedule.unwrap_or_default();
+        // RFC 8288.
+        Some([(LINK, format!("<{API}{route}?limit={}&after={last}{schedule}>; rel=\"next\"", self.limit))])
+    }
+}
+
+/// The parameter of a series: `points`, from 1 to 10000.
+pub(super) struct PointsQuery(pub(super) usize);
+
+impl<S: Send + Sync> FromRequestParts<S> for PointsQuery {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let wrong = || Problem::invalid(StatusCode::BAD_REQUEST, "the parameter is points, a number from 1 to 10000");
+        match parts.uri.query() {
+            None => Ok(Self(500)),
+            Some(query) => {
+                let points = query.strip_prefix("points=").and_then(|points| points.parse().ok());
+                points.filter(|points| (1..=10_000).contains(points)).map(Self).ok_or_else(wrong)
+            }
+        }
     }
 }
 
@@ -145,7 +185,8 @@ mod tests {
     fn a_query_has_known_parameters_within_their_range() {
         let read = ListQuery::read("limit=7&schedule=caf%C3%A9").map_err(drop).map(|q| (q.limit, q.schedule));
         assert_eq!(read, Ok((7, Some("café".to_owned()))));
-        for wrong in ["limit=0", "limit=1001", "limit", "offset=3", "schedule=%zz", "schedule=%F"] {
+        for wrong in ["limit=0", "limit=1001", "limit", "offset=3", "after=", "after=1", "schedule=%zz", "schedule=%F"]
+        {
             assert!(ListQuery::read(wrong).is_err(), "{wrong}");
         }
     }

@@ -134,6 +134,7 @@ fn api() -> ApiRoutes {
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
         .route("/results", get(results::list))
         .route("/results/{id}", get(results::show))
+        .route("/results/{id}/series", get(results::series))
         .route("/tests", post(test_runs::run))
         .route("/tests/{id}/cancel", post(test_runs::cancel))
         .route("/tokens", get(tokens::list).post(tokens::add))

@@ -11,6 +11,7 @@ use paramedic_appliance::request::TestRequest;
 use paramedic_appliance::schedule::Schedule;
 use paramedic_appliance::store::{ScheduleRun, StoredSchedule, StoredToken};
 use paramedic_report::document::{NeverNull, ResultDocument};
+use paramedic_report::series::ResultSeries;
 use paramedic_report::summary::RunSummary;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
@@ -61,6 +62,16 @@ const LIMIT: QueryParameter = QueryParameter {
     about: "At most this many.",
     schema: || json!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 20 }),
 };
+const AFTER: QueryParameter = QueryParameter {
+    name: "after",
+    about: "The page after this cursor. A full page has the link to the next one in its header `Link`.",
+    schema: || json!({ "type": "string" }),
+};
+const POINTS: QueryParameter = QueryParameter {
+    name: "points",
+    about: "At most this many points in a series; each is the mean and the extremes of neighbouring intervals.",
+    schema: || json!({ "type": "integer", "minimum": 1, "maximum": 10000, "default": 500 }),
+};
 const OF_SCHEDULE: QueryParameter = QueryParameter {
     name: "schedule",
     about: "Those of the schedule with this name.",
@@ -107,7 +118,7 @@ const OPERATIONS: &[Operation] = &[
         ..change("post", "/schedules/{name}/run", "Runs a schedule as soon as no other test runs", of::<RunRequested>)
     },
     Operation {
-        query: &[LIMIT, OF_SCHEDULE],
+        query: &[LIMIT, AFTER, OF_SCHEDULE],
         ..read("/schedule-runs", "What became of the latest runs, newest first", of::<Vec<ScheduleRun>>)
     },
     change("post", "/schedule-runs/cancel", "Cancels the running test of a schedule", of::<CancelAnswer>),
@@ -118,10 +129,14 @@ const OPERATIONS: &[Operation] = &[
         ..change("post", "/reflectors", "Pairs with a reflector, by its code or its Endpoint ID", of::<PairedReflector>)
     },
     Operation {
-        query: &[LIMIT],
+        query: &[LIMIT, AFTER],
         ..read("/results", "Summaries of the latest results, newest first", of::<Vec<RunSummary>>)
     },
     read("/results/{id}", "A result document, to the byte as it was saved", of::<ResultDocument>),
+    Operation {
+        query: &[POINTS],
+        ..read("/results/{id}/series", "The rates and round trips of a result over time, thinned", of::<ResultSeries>)
+    },
     Operation {
         body: Some(of::<TestRequest>),
         answer: Some(("application/x-ndjson", of::<TestLine>)),

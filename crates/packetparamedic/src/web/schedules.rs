@@ -3,9 +3,10 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use paramedic_appliance::app::{ScheduleOverview, ScheduleProposal};
 use paramedic_appliance::schedule::Schedule;
-use paramedic_appliance::store::{ScheduleRun, StoredSchedule};
+use paramedic_appliance::store::{PageCursor, StoredSchedule};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -95,8 +96,11 @@ pub(super) async fn run(
     Ok((StatusCode::ACCEPTED, Json(RunRequested { event: "requested", schedule: name })))
 }
 
-pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Result<Json<Vec<ScheduleRun>>, Problem> {
-    Ok(Json(state.service.appliance().schedule_runs(query.schedule.as_deref(), query.limit).await?))
+pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Result<impl IntoResponse, Problem> {
+    let of = query.schedule.as_deref();
+    let page = state.service.appliance().schedule_runs_page(of, query.after, query.limit).await?;
+    let last = page.last().map(|run| PageCursor { at: run.decided_at, id: run.id });
+    Ok((query.next("/schedule-runs", page.len(), last), Json(page)))
 }
 
 /// Cancels the running test of a schedule.
