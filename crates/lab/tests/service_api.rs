@@ -159,6 +159,9 @@ fn without_login_loopback_reads_and_runs_under_its_own_names() {
     for name in ["localhost", "127.0.0.1", "[::1]", "LOCALHOST"] {
         let answer = service.ask("GET", "/api/v1/status", &[&format!("Host: {name}:{port}")], "");
         assert_eq!((answer.status, &answer.json()["state"]), (200, &"running".into()), "{answer:?}");
+        assert!(
+            ["cache-control: no-store", "x-content-type-options: nosniff"].iter().all(|one| answer.head.contains(one))
+        );
     }
     let (own, evil) = (service.host(), format!("Host: evil.example:{port}"));
     for hosts in [
@@ -176,7 +179,7 @@ fn without_login_loopback_reads_and_runs_under_its_own_names() {
     }
     let absolute = service.ask("GET", "http://evil.example/api/v1/status", &[&own], "");
     assert_eq!((absolute.status, absolute.code().as_str()), (421, "wrong_host"));
-    for header in ["Forwarded: for=1.2.3.4", "Via: 1.1 proxy", "X-Forwarded-For: 127.0.0.1", "X-Forwarded-Host: a"] {
+    for header in ["Forwarded: for=1.2.3.4", "Via: 1.1 proxy", "X-Forwarded-For: 127.0.0.1", "X-FORWARDED-PREFIX: a"] {
         let answer = service.ask("GET", "/api/v1/status", &[&own, header], "");
         assert_eq!((answer.status, answer.code().as_str()), (403, "untrusted_proxy"), "{header}: {answer:?}");
         assert!(answer.json()["try"].as_str().unwrap().contains("trusted_proxies"), "{answer:?}");

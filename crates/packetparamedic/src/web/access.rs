@@ -127,6 +127,11 @@ impl Admitted {
     }
 }
 
+/// Whether a header, in lower case, is one by which proxies say that they forwarded a request.
+pub(super) fn is_proxy_header(name: &str) -> bool {
+    ["forwarded", "via", "x-real-ip"].contains(&name) || name.starts_with("x-forwarded-")
+}
+
 /// The scope that a route needs; `path` is its pattern. `None` if it has a password of its own. What is not listed here may be read by all, and changed by
 /// administrators.
 pub(super) fn needed_scope(method: &Method, path: &str) -> Option<AccessScope> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use paramedic_appliance::app::{RunUpdate, RunUpdateListener};
 use tokio::sync::{mpsc, watch};
@@ -32,8 +32,8 @@ pub(super) async fn stream(State(state): State<ApiState>) -> Result<impl IntoRes
     let listener = state.service.updates().subscribe();
     tokio::spawn(forward(listener, sender, state.stopping.clone()));
     // A proxy that collects the answer would delay the events.
-    let headers = [(CONTENT_TYPE.as_str(), "text/event-stream"), (CACHE_CONTROL.as_str(), "no-store")];
-    Ok((headers, [("x-accel-buffering", "no")], Body::new(ChannelBody::new(parts, place))))
+    let headers = [(CONTENT_TYPE.as_str(), "text/event-stream"), ("x-accel-buffering", "no")];
+    Ok((headers, Body::new(ChannelBody::new(parts, place))))
 }
 
 /// Passes updates on, until the client goes away or does not keep up, or the service stops.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, COOKIE, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
@@ -18,14 +18,11 @@ use paramedic_appliance::app::{Appliance, SecretHash, SecretKind};
 use paramedic_appliance::store::AccessScope;
 use tokio::sync::watch;
 
-use super::access::{AccessRefusal, AccessRules, Admitted, RequestFacts, needed_scope};
+use super::access::{AccessRefusal, AccessRules, Admitted, RequestFacts, is_proxy_header, needed_scope};
 use super::connections::RequestSource;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The headers by which proxies say that they forwarded a request.
-const PROXY_HEADERS: [&str; 6] =
-    ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
 /// The cookie of a login.
 pub(super) const LOGIN_COOKIE: &str = "packetparamedic_login";
 /// How often a streamed answer checks that its token or login still exists: it may be removed without the service.
@@ -89,62 +86,71 @@ pub(super) struct Caller {
     pub(super) login: Option<SecretHash>,
 }
 
-/// Answers a request, if its client may send it, and logs each change.
-pub(super) async fn check(State(guard): State<AccessGuard>, mut request: Request, next: Next) -> Response {
-    let method = request.method().clone();
-    let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
-    let source = request.extensions().get::<RequestSource>().copied();
-    let (response, client) = match source {
-        Some(RequestSource::User { uid }) => {
-            let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
-            request.extensions_mut().insert(Caller { client, is_https: false, login: None });
-            (next.run(request).await, format!("user {uid}"))
-        }
-        Some(RequestSource::Address { peer, local }) => {
-            let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
-            let facts = RequestFacts {
-                peer: peer.ip(),
-                local,
-                host: only(request.headers(), HOST.as_str()),
-                target: authority.as_deref(),
-                proxy_header: PROXY_HEADERS.into_iter().find(|name| request.headers().contains_key(*name)),
-                forwarded_for: None,
-                origin: None,
-                fetch_site: None,
-                is_change: !method.is_safe(),
-            };
-            match guard.admit(facts, request.headers(), &path, &method).await {
-                Ok((admitted, credential)) => {
-                    let client = admitted.client;
-                    // Only a trusted proxy gets here with this header.
-                    let is_https = only(request.headers(), "x-forwarded-proto") == Some("https");
-                    let login = credential.as_ref().filter(|credential| credential.kind == SecretKind::Login);
-                    let login = login.map(|credential| credential.hash.clone());
-                    request.extensions_mut().insert(Caller { client, is_https, login });
-                    let response = next.run(request).await;
-                    match credential {
-                        None => (response, client.to_string()),
-                        Some(credential) => {
-                            let name = format!("{}, {client}", credential.found.name);
-                            (until(response, guard.removed(credential)), name)
-                        }
-                    }
-                }
-                Err(problem) => {
-                    tracing::debug!(%method, path, peer = %peer.ip(), status = problem.status(), "a request is refused");
-                    return problem.into_response();
-                }
-            }
-        }
-        None => return refusal(&AccessRefusal::LoginRequired).into_response(),
-    };
-    if !method.is_safe() && response.status().is_success() {
-        tracing::info!(%method, path, client, "a client's request");
-    }
+/// Answers a request, if its client may send it, and logs each change. No answer is kept by a cache, or taken by a browser
+/// for something else than it is.
+pub(super) async fn check(State(guard): State<AccessGuard>, request: Request, next: Next) -> Response {
+    let mut response = guard.answer(request, next).await;
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
 impl AccessGuard {
+    async fn answer(&self, mut request: Request, next: Next) -> Response {
+        let method = request.method().clone();
+        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
+        let source = request.extensions().get::<RequestSource>().copied();
+        let (response, client) = match source {
+            Some(RequestSource::User { uid }) => {
+                let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+                request.extensions_mut().insert(Caller { client, is_https: false, login: None });
+                (next.run(request).await, format!("user {uid}"))
+            }
+            Some(RequestSource::Address { peer, local }) => {
+                let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
+                let facts = RequestFacts {
+                    peer: peer.ip(),
+                    local,
+                    host: only(request.headers(), HOST.as_str()),
+                    target: authority.as_deref(),
+                    proxy_header: request.headers().keys().map(HeaderName::as_str).find(|name| is_proxy_header(name)),
+                    forwarded_for: None,
+                    origin: None,
+                    fetch_site: None,
+                    is_change: !method.is_safe(),
+                };
+                match self.admit(facts, request.headers(), &path, &method).await {
+                    Ok((admitted, credential)) => {
+                        let client = admitted.client;
+                        // Only a trusted proxy gets here with this header.
+                        let is_https = only(request.headers(), "x-forwarded-proto") == Some("https");
+                        let login = credential.as_ref().filter(|credential| credential.kind == SecretKind::Login);
+                        let login = login.map(|credential| credential.hash.clone());
+                        request.extensions_mut().insert(Caller { client, is_https, login });
+                        let response = next.run(request).await;
+                        match credential {
+                            None => (response, client.to_string()),
+                            Some(credential) => {
+                                let name = format!("{}, {client}", credential.found.name);
+                                (until(response, self.clone().removed(credential)), name)
+                            }
+                        }
+                    }
+                    Err(problem) => {
+                        tracing::debug!(%method, path, peer = %peer.ip(), status = problem.status(), "a request is refused");
+                        return problem.into_response();
+                    }
+                }
+            }
+            None => return refusal(&AccessRefusal::LoginRequired).into_response(),
+        };
+        if !method.is_safe() && response.status().is_success() {
+            tracing::info!(%method, path, client, "a client's request");
+        }
+        response
+    }
+
     /// The client of a request, and its token or login if it has one; or why it is refused.
     async fn admit(
         &self,
