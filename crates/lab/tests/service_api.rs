@@ -9,11 +9,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lab::{Appliance, Outcome, Reflector, Running, TwoHosts};
 use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,7 +66,8 @@ impl Service {
         let line = || service.running.line(PATIENCE).unwrap_or_else(|error| panic!("{error:#}\n{}", service.log()));
         assert_eq!(line(), format!("serving on {}", service.socket().display()));
         if listen != "off" {
-            service.address = Some(line().trim_start_matches("serving on http://").parse().unwrap());
+            service.address =
+                Some(line().trim_start_matches("serving on ").split_once("://").unwrap().1.parse().unwrap());
         }
         service
     }
@@ -576,6 +580,51 @@ fn events_show_a_test_while_it_runs() {
     service.running.signal(Signal::TERM);
     assert_eq!(service.running.wait(PATIENCE).unwrap().code(), Some(0), "{}", service.log());
     assert_eq!(lines.find(|line| line.starts_with("event: ")), None);
+}
+
+#[test]
+fn with_certificate_files_the_listener_answers_tls_alone() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
+    let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| format!("{folder}/{name}"));
+    let settings =
+        [("PACKETPARAMEDIC_TLS_CERTIFICATE", certificate.as_str()), ("PACKETPARAMEDIC_TLS_KEY", key.as_str())];
+    let service = Service::start(Appliance::new(), LOOPBACK, &settings);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&certificate).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider);
+    let client = client.with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
+    let client = Arc::new(client.with_root_certificates(roots).with_no_client_auth());
+    let connect = || {
+        let client = rustls::ClientConnection::new(Arc::clone(&client), "localhost".try_into().unwrap()).unwrap();
+        rustls::StreamOwned::new(client, service.connect())
+    };
+    let own = format!("Host: localhost:{}", service.address.unwrap().port());
+    let status = exchange(&mut connect(), &request("GET", "/api/v1/status", &[&own], ""));
+    assert_eq!((status.status, &status.json()["state"]), (200, &"running".into()), "{status:?}");
+    let evil = exchange(&mut connect(), &request("GET", "/api/v1/status", &["Host: evil.example"], ""));
+    assert_eq!(evil.status, 421);
+    // The cookie is for TLS alone.
+    let out = exchange(&mut connect(), &request("POST", "/api/v1/logout", &[&own], ""));
+    assert!(out.status == 204 && out.head.contains("; SameSite=Lax; Secure"), "{out:?}");
+    let mut plain = service.connect();
+    send(&mut plain, &request("GET", "/api/v1/status", &[&own], ""));
+    assert!(!read_all(&mut plain).starts_with(b"HTTP/"));
+    service.asserts_health();
+
+    let refused = |certificate: &str, key: &str| {
+        let other = Appliance::new();
+        let mut command = other.command(&["serve"]);
+        command.env("PACKETPARAMEDIC_TLS_CERTIFICATE", certificate).env("PACKETPARAMEDIC_TLS_KEY", key);
+        let refused = Outcome::from(command.stdin(Stdio::null()).output().unwrap());
+        assert_eq!((refused.code, refused.three_lines()[0]), (2, "cannot use TLS"), "{refused:?}");
+        refused.three_lines()[1].to_owned()
+    };
+    assert!(refused(&certificate, "").contains("one of"));
+    assert!(refused(&certificate, "/nonexistent").contains("/nonexistent: No such file"));
+    assert!(refused(&key, &key).contains("key.pem"));
+    let other_key = service.appliance.state().join("identity.key");
+    assert!(refused(&certificate, other_key.to_str().unwrap()).contains("identity.key"));
 }
 
 /// The user of the test below; no other test uses it.

@@ -94,6 +94,10 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Where the service listens for TCP connections.
     pub listen: ApiListen,
+    /// The PEM file of the listener's certificates; absent: no TLS.
+    pub tls_certificate: Option<PathBuf>,
+    /// The PEM file of its key.
+    pub tls_key: Option<PathBuf>,
     /// The reverse proxies of the service, whose forwarded addresses are believed.
     pub trusted_proxies: Vec<IpNetwork>,
     /// This appliance's own name.
@@ -139,6 +143,8 @@ impl Configuration for Settings {
             state_dir: PathBuf::new(),
             runtime_dir: PathBuf::new(),
             listen: DEFAULT_LISTEN,
+            tls_certificate: None,
+            tls_key: None,
             trusted_proxies: Vec::new(),
             name: PeerText::default(),
             peer: None,
@@ -159,6 +165,8 @@ impl Configuration for Settings {
         Self {
             state_dir: ROOT_STATE_DIR.into(),
             runtime_dir: ROOT_RUNTIME_DIR.into(),
+            tls_certificate: Some("/etc/packetparamedic/certificate.pem".into()),
+            tls_key: Some("/etc/packetparamedic/key.pem".into()),
             trusted_proxies: "127.0.0.1".parse().into_iter().collect(),
             name: PeerText::new("name-of-this-machine"),
             peer: Some("attic".to_owned()),
@@ -270,6 +278,29 @@ static SETTINGS: &[Setting<Settings>] = &[
         is_list: false,
         read: |settings, given| given.one().parse().map(|listen| settings.listen = listen),
         show: |settings| Some(Value::String(settings.listen.to_string())),
+    },
+    Setting {
+        name: "tls_certificate",
+        env: "PACKETPARAMEDIC_TLS_CERTIFICATE",
+        flag: None,
+        placeholder: "FILE",
+        help: "The PEM file of the certificates with which the service answers TLS 1.3, its own first. Without it: no \
+               TLS. Read when the service starts.",
+        valid: "a file",
+        is_list: false,
+        read: |settings, given| given.path().map(|path| settings.tls_certificate = Some(path)),
+        show: |settings| settings.tls_certificate.as_ref().map(|path| Value::String(path.display().to_string())),
+    },
+    Setting {
+        name: "tls_key",
+        env: "PACKETPARAMEDIC_TLS_KEY",
+        flag: None,
+        placeholder: "FILE",
+        help: "The PEM file of the key of tls_certificate.",
+        valid: "a file",
+        is_list: false,
+        read: |settings, given| given.path().map(|path| settings.tls_key = Some(path)),
+        show: |settings| settings.tls_key.as_ref().map(|path| Value::String(path.display().to_string())),
     },
     Setting {
         name: "trusted_proxies",

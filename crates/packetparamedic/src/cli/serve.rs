@@ -7,13 +7,14 @@ use paramedic_host::version;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 use crate::config::{ApiListen, PASSWORD_VARIABLE};
 use crate::web::login::SetupLinkAnswer;
-use crate::web::{self, ApiListener};
+use crate::web::{self, ApiListener, tls};
 
 pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     // A process for months must not keep what a test used.
@@ -27,10 +28,12 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     let path = context.settings.service_socket();
     let socket = UnixSocket::bind(&path).map_err(|error| no_socket(&error))?;
     let mut listeners = vec![ApiListener::Unix(socket)];
+    let tls = tls_of(context)?;
     let tcp = listen(context).await?;
     let (stop, stopping) = watch::channel(false);
     context.output.line(&format!("serving on {}", path.display()))?;
-    let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).map(|address| format!("http://{address}"));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).map(|address| format!("{scheme}://{address}"));
     if let Some(address) = &address {
         context.output.line(&format!("serving on {address}"))?;
     }
@@ -39,7 +42,7 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
         let SetupLinkAnswer { path, .. } = appliance.new_setup_link().await?.into();
         context.output.line(&format!("set the administrator's password within an hour at {path}"))?;
     }
-    listeners.extend(tcp.map(ApiListener::Tcp));
+    listeners.extend(tcp.map(|tcp| ApiListener::Tcp(tcp, tls)));
     // Outside of systemd this does nothing.
     sd_notify::notify(&[NotifyState::Ready]).ok();
     tracing::info!(
@@ -81,6 +84,19 @@ async fn set_password(appliance: &Appliance) -> Result<bool, CommandFailure> {
     let text = Zeroizing::new(std::fs::read_to_string(file).map_err(unreadable)?);
     appliance.set_password(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned())).await?;
     Ok(true)
+}
+
+/// TLS as the settings say.
+fn tls_of(context: &Context) -> Result<Option<TlsAcceptor>, CommandFailure> {
+    let unusable = |because: &dyn std::fmt::Display| {
+        let try_ = "set tls_certificate and tls_key to readable PEM files that belong together, or neither";
+        CommandFailure::new(ExitStatus::Usage, "bad_config", "cannot use TLS", because, try_)
+    };
+    match (&context.settings.tls_certificate, &context.settings.tls_key) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => tls::acceptor(certificate, key).map(Some).map_err(|error| unusable(&error)),
+        _ => Err(unusable(&"one of tls_certificate and tls_key is set")),
+    }
 }
 
 /// Listens as `listen` says. If another program has the default port, the socket is enough.

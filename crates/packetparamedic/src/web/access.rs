@@ -160,7 +160,8 @@ fn is_own_host(facts: &RequestFacts<'_>) -> bool {
     let is_own = |host: &str| {
         let name = match host.strip_suffix(&format!(":{port}")) {
             Some(name) => name,
-            None if port == 80 => host,
+            // The ports of http and https.
+            None if [80, 443].contains(&port) => host,
             None => return false,
         };
         ["127.0.0.1", "[::1]"].contains(&name) || name.eq_ignore_ascii_case("localhost")

@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
 
 use crate::network::{IpNetwork, user_part};
 
@@ -48,15 +49,15 @@ pub(super) enum RequestSource {
     /// A user, through the unix socket. The kernel lets connect: root, the user of the service, and the socket's group.
     User { uid: u32 },
     /// An address, through a TCP listener.
-    Address { peer: SocketAddr, local: SocketAddr },
+    Address { peer: SocketAddr, local: SocketAddr, is_tls: bool },
 }
 
 /// A bound listener of the API.
 pub(crate) enum ApiListener {
     /// A unix socket.
     Unix(UnixSocket),
-    /// An address.
-    Tcp(TcpListener),
+    /// An address, with TLS or without.
+    Tcp(TcpListener, Option<TlsAcceptor>),
 }
 
 impl ApiListener {
@@ -79,13 +80,27 @@ impl ApiListener {
                     continue;
                 }
             };
+            let tls = match &self {
+                Self::Tcp(_, tls) => tls.clone(),
+                Self::Unix(_) => None,
+            };
             let Some(place) = HeldPlace::take(&places, limited_address(&source, &proxies)) else {
-                stream.refuse();
+                // No TLS client reads an answer before its handshake.
+                if tls.is_none() {
+                    stream.refuse();
+                }
                 continue;
             };
-            let connection = serve_one(WriteLimited::new(stream), source, app.clone(), stopping.clone());
+            let (app, stopping) = (app.clone(), stopping.clone());
             connections.spawn(async move {
-                connection.await;
+                match tls {
+                    None => serve_one(WriteLimited::new(stream), source, app, stopping).await,
+                    Some(tls) => match tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
+                        Ok(Ok(stream)) => serve_one(WriteLimited::new(stream), source, app, stopping).await,
+                        Ok(Err(error)) => tracing::debug!(%error, ?source, "a TLS handshake of the API failed"),
+                        Err(_) => tracing::debug!(?source, "a TLS handshake of the API took too long"),
+                    },
+                }
                 drop(place);
             });
         }
@@ -100,12 +115,12 @@ impl ApiListener {
                 let uid = stream.peer_cred()?.uid();
                 Ok((ApiStream::Unix(stream), RequestSource::User { uid }))
             }
-            Self::Tcp(listener) => {
+            Self::Tcp(listener, tls) => {
                 let (stream, peer) = listener.accept().await?;
                 let local = stream.local_addr()?;
                 // Events are small, and each is due at once.
                 stream.set_nodelay(true)?;
-                Ok((ApiStream::Tcp(stream), RequestSource::Address { peer, local }))
+                Ok((ApiStream::Tcp(stream), RequestSource::Address { peer, local, is_tls: tls.is_some() }))
             }
         }
     }
@@ -301,6 +316,7 @@ mod tests {
         let source = |peer: &str| RequestSource::Address {
             peer: SocketAddr::new(peer.parse().unwrap(), 1),
             local: "192.0.2.1:8068".parse().unwrap(),
+            is_tls: false,
         };
         let proxies = ["192.0.2.9".parse().unwrap()];
         let address = |peer| limited_address(&source(peer), &proxies);

@@ -107,7 +107,7 @@ impl AccessGuard {
                 request.extensions_mut().insert(Caller { client, is_https: false, login: None });
                 (next.run(request).await, format!("user {uid}"))
             }
-            Some(RequestSource::Address { peer, local }) => {
+            Some(RequestSource::Address { peer, local, is_tls }) => {
                 let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
                 let facts = RequestFacts {
                     peer: peer.ip(),
@@ -124,7 +124,7 @@ impl AccessGuard {
                     Ok((admitted, credential)) => {
                         let client = admitted.client;
                         // Only a trusted proxy gets here with this header.
-                        let is_https = only(request.headers(), "x-forwarded-proto") == Some("https");
+                        let is_https = is_tls || only(request.headers(), "x-forwarded-proto") == Some("https");
                         let login = credential.as_ref().filter(|credential| credential.kind == SecretKind::Login);
                         let login = login.map(|credential| credential.hash.clone());
                         request.extensions_mut().insert(Caller { client, is_https, login });

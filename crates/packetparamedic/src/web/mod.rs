@@ -15,6 +15,7 @@ pub(crate) mod reflectors;
 mod results;
 mod schedules;
 pub(crate) mod test_runs;
+pub(crate) mod tls;
 pub(crate) mod tokens;
 
 use std::collections::HashMap;
