@@ -17,7 +17,8 @@ pub struct Feature(String);
 pub struct InvalidFeature;
 
 /// The features that both programs of this version support.
-const OWN: &[&str] = &[Feature::DIRECTION_BYTES, Feature::PATH_FACTS, Feature::PHASE_DETAIL, Feature::STOP_PHASE];
+const OWN: &[&str] =
+    &[Feature::DIRECTION_BYTES, Feature::MONITOR, Feature::PATH_FACTS, Feature::PHASE_DETAIL, Feature::STOP_PHASE];
 
 impl Feature {
     /// A direction can end after a number of bytes (`TestSpec::direction_bytes`).
@@ -25,6 +26,8 @@ impl Feature {
 
     /// The longest name, in characters.
     pub const MAX_CHARS: usize = 24;
+    /// Monitor sessions: the message `monitor`, and its answer `monitor_granted`.
+    pub const MONITOR: &str = "monitor";
     /// The name of the messages `path_facts`.
     pub const PATH_FACTS: &str = "path_facts";
     /// The messages `phase_detail`, if a request asks for them (`TestSpec::phase_detail`).

@@ -46,6 +46,15 @@ pub const PAUSE_AFTER_SILENCE: Duration = Duration::from_secs(1);
 /// A session ends when nothing was received on any of its connections for this long.
 pub const END_AFTER_SILENCE: Duration = Duration::from_secs(10);
 
+/// How often each end sends a ping on a link that has a monitor session. Its probes show that the path is alive.
+pub const MONITOR_PING: Duration = Duration::from_secs(15);
+
+/// A monitor session ends when nothing was received on its link and no probe arrived for this long.
+pub const END_MONITOR_AFTER_SILENCE: Duration = Duration::from_secs(45);
+
+/// The most probes of a monitor session that a reflector answers in a second.
+pub const MAX_MONITOR_PROBES_PER_S: u8 = 5;
+
 /// Messages from an appliance to a reflector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -77,6 +86,9 @@ pub enum ToReflector {
         /// Whether the reflector may queue the request.
         wait: bool,
     },
+    /// Requests a monitor session; with the feature `monitor`. The answer is [`ToAppliance::MonitorGranted`] or
+    /// [`ToAppliance::Denied`].
+    Monitor,
     /// Withdraws a request that is not granted yet, because the user cancelled the wait.
     Withdraw,
     /// All streams of a phase are connected; the phase can begin.
@@ -134,6 +146,8 @@ pub enum ToAppliance {
     },
     /// The session is granted.
     Granted(Grant),
+    /// The monitor session is granted; with the feature `monitor`.
+    MonitorGranted(MonitorGrant),
     /// The session is not granted.
     Denied(Denial),
     /// The phase begins now.
@@ -212,7 +226,8 @@ impl Bounded for ToReflector {
                 at_most("phases", &spec.phases, MAX_PHASES_READ)?;
                 at_most("login_paddings", &spec.engine_support, MAX_ENGINE_SUPPORT)
             }
-            Self::Withdraw
+            Self::Monitor
+            | Self::Withdraw
             | Self::Start { .. }
             | Self::StopPhase { .. }
             | Self::Finish
@@ -240,6 +255,7 @@ impl Bounded for ToAppliance {
             | Self::Paired { .. }
             | Self::Queued { .. }
             | Self::Granted(_)
+            | Self::MonitorGranted(_)
             | Self::Denied(_)
             | Self::Started { .. }
             | Self::PhaseDone { .. }
@@ -311,6 +327,15 @@ pub struct Grant {
     pub engine_terms: Option<EngineTerms>,
 }
 
+/// A granted monitor session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MonitorGrant {
+    /// The session's id. The keys of its probes are derived from it and the link.
+    pub session: SessionId,
+    /// The most probes that the reflector answers in a second.
+    pub max_probes_per_s: u8,
+}
+
 /// A refused request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Denial {
@@ -349,6 +374,8 @@ pub enum DenialReason {
     BytesPerDay,
     /// Every port of the range is in use.
     NoPort,
+    /// The limit of monitor sessions is reached, for this device or for all devices.
+    TooManyMonitors,
     /// The reflector is shutting down.
     Draining,
     /// The reflector cannot write its audit log or its state, and grants no session until it can.
@@ -361,8 +388,8 @@ pub enum DenialReason {
 impl DenialReason {
     /// Whether the same request may be granted later (exit code 5) or never will be (exit code 4).
     pub fn is_worth_a_retry(self) -> bool {
-        use DenialReason::{Busy, BytesPerDay, Draining, Faulted, NoPort, QueueFull, TestsPerHour};
-        matches!(self, Busy | QueueFull | TestsPerHour | BytesPerDay | NoPort | Draining | Faulted)
+        use DenialReason::{Busy, BytesPerDay, Draining, Faulted, NoPort, QueueFull, TestsPerHour, TooManyMonitors};
+        matches!(self, Busy | QueueFull | TestsPerHour | BytesPerDay | NoPort | TooManyMonitors | Draining | Faulted)
     }
 }
 
@@ -374,7 +401,8 @@ pub enum EndReason {
     Finished,
     /// The session reached its deadline.
     Deadline,
-    /// Nothing was received from the appliance for [`END_AFTER_SILENCE`].
+    /// Nothing was received from the appliance for [`END_AFTER_SILENCE`], or for [`END_MONITOR_AFTER_SILENCE`] in a
+    /// monitor session.
     Silence,
     /// The first phase did not begin in time.
     NotStarted,

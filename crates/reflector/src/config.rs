@@ -40,6 +40,8 @@ pub struct Config {
     pub max_concurrent_tests: u32,
     /// The most requests in the queue.
     pub max_queue: usize,
+    /// The most monitor sessions at once.
+    pub max_monitors: usize,
     /// The longest session: the sum of its phases.
     pub max_test_duration: Duration,
     /// The most streams of a session per direction; at least 1.
@@ -182,6 +184,8 @@ impl Configuration for Config {
             // With tests of half a minute, the last of 32 requests waits for a quarter of an hour. A longer queue is of
             // no use.
             max_queue: 32,
+            // At 5 probes a second each they take half a megabit per second in each direction.
+            max_monitors: 64,
             // Long enough for a soak test, short enough that a forgotten test does not block the slot for hours.
             max_test_duration: Duration::from_secs(600),
             // The most streams that a request can have.

@@ -88,6 +88,24 @@ pub enum AuditEvent {
         /// How long it lasted, in milliseconds.
         elapsed_ms: u64,
     },
+    /// A monitor session was granted.
+    MonitorGranted { session: SessionId, peer: EndpointId },
+    /// A request for a monitor session was not granted.
+    MonitorDenied {
+        peer: EndpointId,
+        /// The rule that denied it.
+        reason: DenialReason,
+    },
+    /// A monitor session is over.
+    MonitorEnded {
+        session: SessionId,
+        peer: EndpointId,
+        reason: EndReason,
+        /// Payload bytes charged.
+        bytes: u64,
+        /// How long it lasted, in milliseconds.
+        elapsed_ms: u64,
+    },
     /// A port of the range was skipped because another program holds it.
     PortHeld {
         port: u16,
@@ -104,7 +122,8 @@ pub enum AuditEvent {
     },
     /// How many refusals of one reason were only counted in the last minute.
     RefusedMore { reason: RefusalReason, count: u64 },
-    /// How many lines of one peer were only counted in the last minute: links, and requests that were not granted.
+    /// How many lines of one peer were only counted in the last minute: links, requests that were not
+    /// granted, and monitor sessions.
     MoreOfPeer { peer: EndpointId, count: u64 },
     /// Leases that a crash left open were charged: the recorded use, plus the surge.
     LeasesCharged {
@@ -153,6 +172,10 @@ impl AuditEvent {
             | AuditEvent::SessionQueued { .. }
             | AuditEvent::SessionDenied { .. }
             | AuditEvent::SessionUndone { .. }
+            // A device may begin and end them as often as it opens links.
+            | AuditEvent::MonitorGranted { .. }
+            | AuditEvent::MonitorDenied { .. }
+            | AuditEvent::MonitorEnded { .. }
             | AuditEvent::PortHeld { .. }
             | AuditEvent::Refused { .. }
             | AuditEvent::RefusedMore { .. }

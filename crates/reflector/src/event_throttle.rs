@@ -18,8 +18,9 @@ const WINDOW: Duration = Duration::from_secs(60);
 pub enum Cause {
     /// Refusals of one reason, in the audit log.
     Refusal(RefusalReason),
-    /// Lines of a peer in the audit log that no quota bounds: links, requests that wait, are denied or undone, and
-    /// ports that other programs hold. Grants and ends are bounded by quotas, and always pass.
+    /// Lines of a peer in the audit log that no quota bounds: links, requests that wait, are denied or undone,
+    /// monitor sessions, and ports that other programs hold. Grants and ends of tests are bounded by quotas, and always
+    /// pass.
     Peer(EndpointId),
     /// Lines of a peer in the program's log.
     Log(EndpointId),
@@ -44,6 +45,9 @@ impl Cause {
             | AuditEvent::SessionQueued { peer, .. }
             | AuditEvent::SessionDenied { peer, .. }
             | AuditEvent::SessionUndone { peer, .. }
+            | AuditEvent::MonitorGranted { peer, .. }
+            | AuditEvent::MonitorDenied { peer, .. }
+            | AuditEvent::MonitorEnded { peer, .. }
             | AuditEvent::PortHeld { peer, .. } => Some(Cause::Peer(*peer)),
             _ => None,
         }

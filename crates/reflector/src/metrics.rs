@@ -52,7 +52,7 @@ const OUTCOMES: [EndReason; 9] = [
 ];
 
 /// The reasons with which this reflector can deny a request.
-const DENIALS: [DenialReason; 13] = [
+const DENIALS: [DenialReason; 14] = [
     DenialReason::BadRequest,
     DenialReason::EngineNotOffered,
     DenialReason::ModeNotOffered,
@@ -64,6 +64,7 @@ const DENIALS: [DenialReason; 13] = [
     DenialReason::TestsPerHour,
     DenialReason::BytesPerDay,
     DenialReason::NoPort,
+    DenialReason::TooManyMonitors,
     DenialReason::Draining,
     DenialReason::Faulted,
 ];
@@ -180,6 +181,34 @@ const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "reflector_monitors",
+        help: "Reserved and running monitor sessions",
+        labels: &[],
+        read: |status| gauge(status.sessions.monitors.len() as f64),
+    },
+    Metric {
+        name: "reflector_monitors_limit",
+        help: "The setting max_monitors",
+        labels: &[],
+        read: |status| gauge(status.sessions.max_monitors as f64),
+    },
+    Metric {
+        name: "reflector_monitors_granted_total",
+        help: "Granted monitor sessions",
+        labels: &[],
+        read: |status| counter(status.sessions.counts.monitors_granted),
+    },
+    Metric {
+        name: "reflector_monitors_ended_total",
+        help: "Ended monitor sessions by outcome; the outcomes are the reasons of monitor_ended in the audit log",
+        labels: &["outcome"],
+        read: |status| {
+            let count = |outcome| status.sessions.counts.monitors_ended.get(outcome).copied().unwrap_or(0);
+            let outcomes = OUTCOMES.iter().filter(|outcome| can_end_monitor(**outcome));
+            Values::Counter(outcomes.map(|outcome| (vec![word(outcome)], count(outcome))).collect())
+        },
+    },
+    Metric {
         name: "reflector_sessions_undone_total",
         help: "Reservations that were taken back before their device was answered",
         labels: &[],
@@ -240,7 +269,11 @@ const METRICS: &[Metric] = &[
         name: "reflector_leased_bytes",
         help: "Payload leased to the sessions that run, used or not",
         labels: &[],
-        read: |status| gauge(status.sessions.sessions.iter().map(|session| session.leased_bytes as f64).sum()),
+        read: |status| {
+            let tests = status.sessions.sessions.iter().map(|session| session.leased_bytes as f64);
+            let monitors = status.sessions.monitors.iter().map(|monitor| monitor.leased_bytes as f64);
+            gauge(tests.chain(monitors).sum())
+        },
     },
     Metric {
         name: "reflector_leases_total",
@@ -290,6 +323,11 @@ const METRICS: &[Metric] = &[
         read: |status| gauge(status.process.threads as f64),
     },
 ];
+
+/// Whether a monitor session can end with this reason: it has no phases and no deadline.
+fn can_end_monitor(outcome: EndReason) -> bool {
+    !matches!(outcome, EndReason::Deadline | EndReason::NotStarted)
+}
 
 fn gauge(value: f64) -> Values {
     Values::Gauge(vec![(Vec::new(), value)])

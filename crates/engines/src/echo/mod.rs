@@ -1,10 +1,11 @@
 //! The `echo` engine: latency probes without load. Its two ends, [`Prober`] and [`ProbeResponder`], also run beside
-//! every other engine and measure latency under load.
+//! every other engine and measure latency under load. `monitor.rs` has both ends of the probes of a monitor session.
 
 mod dwell;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ledger;
+mod monitor;
 pub mod pacing;
 mod packet;
 mod probe_connection;
@@ -26,6 +27,7 @@ use crate::phase::run_idle;
 use crate::session_control::SessionControl;
 
 pub use dwell::{DWELL_BOUNDS_US, DwellTimes};
+pub use monitor::{LoadFlag, LoadGuard, MonitorResponder, MonitorSocket, ProbeAnswer};
 pub use packet::LEN as PACKET_LEN;
 pub use prober::{Prober, ProberSetup};
 pub use probes::{EchoTransport, Probes};

@@ -13,6 +13,8 @@ pub(super) const HISTORY: u32 = 256;
 
 const PROBE: u8 = 1;
 const REPLY: u8 = 2;
+const MONITOR_PROBE: u8 = 11;
+const MONITOR_REPLY: u8 = 12;
 /// The offset of the tag, which covers the bytes before it.
 const TAG_AT: usize = LEN - TAG_LEN;
 
@@ -65,14 +67,32 @@ impl ArrivalHistory {
 impl ProbePacket {
     /// The sealed bytes.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
+        self.seal_as(PROBE, keys)
+    }
+
+    /// The sealed bytes of a probe of a monitor session.
+    pub(super) fn seal_for_monitor(&self, keys: &SessionKeys) -> [u8; LEN] {
+        self.seal_as(MONITOR_PROBE, keys)
+    }
+
+    fn seal_as(&self, kind: u8, keys: &SessionKeys) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[24..28].copy_from_slice(&self.about.to_be_bytes());
-        sealed(bytes, PROBE, self.seq, self.sent_ns, keys)
+        sealed(bytes, kind, self.seq, self.sent_ns, keys)
     }
 
     /// The probe, if these keys sealed it as a probe.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
-        let bytes = opened(bytes, PROBE, keys)?;
+        Self::open_as(PROBE, bytes, keys)
+    }
+
+    /// The probe, if these keys sealed it as a probe of a monitor session.
+    pub(super) fn open_for_monitor(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        Self::open_as(MONITOR_PROBE, bytes, keys)
+    }
+
+    fn open_as(kind: u8, bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        let bytes = opened(bytes, kind, keys)?;
         Some(Self {
             seq: u32::from_be_bytes(field(bytes, 20)),
             about: u32::from_be_bytes(field(bytes, 24)),
@@ -84,18 +104,26 @@ impl ProbePacket {
 impl ReplyPacket {
     /// The sealed bytes.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
+        self.seal_as(REPLY, keys)
+    }
+
+    fn seal_as(&self, kind: u8, keys: &SessionKeys) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[2..4].copy_from_slice(&self.duplicates.to_be_bytes());
         bytes[24..28].copy_from_slice(&self.history.about.to_be_bytes());
         bytes[36..44].copy_from_slice(&self.received_ns.to_be_bytes());
         bytes[44..48].copy_from_slice(&self.dwell_ns.to_be_bytes());
         bytes[48..80].copy_from_slice(&self.history.arrived);
-        sealed(bytes, REPLY, self.seq, self.sent_ns, keys)
+        sealed(bytes, kind, self.seq, self.sent_ns, keys)
     }
 
     /// The reply, if these keys sealed it as a reply.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
-        let bytes = opened(bytes, REPLY, keys)?;
+        Self::open_as(REPLY, bytes, keys)
+    }
+
+    fn open_as(kind: u8, bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        let bytes = opened(bytes, kind, keys)?;
         Some(Self {
             seq: u32::from_be_bytes(field(bytes, 20)),
             sent_ns: u64::from_be_bytes(field(bytes, 28)),
@@ -107,9 +135,44 @@ impl ReplyPacket {
     }
 }
 
+/// The reflector's reply to a probe of a monitor session. It has the layout of a [`ReplyPacket`], with the flags and 8 bits
+/// of the duplicates in the place of the 16 bits of the duplicates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MonitorReply {
+    /// The reply; of its duplicates only the lower 8 bits are sent.
+    pub(super) reply: ReplyPacket,
+    /// Whether a load phase of any test runs at the reflector, or ended a short time ago.
+    pub(super) is_under_load: bool,
+}
+
+/// The bit of the flags that is set under load.
+const UNDER_LOAD: u8 = 1;
+
+impl MonitorReply {
+    /// The sealed bytes.
+    pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
+        let [_, duplicates] = self.reply.duplicates.to_be_bytes();
+        let flags = if self.is_under_load { UNDER_LOAD } else { 0 };
+        ReplyPacket { duplicates: u16::from_be_bytes([flags, duplicates]), ..self.reply }.seal_as(MONITOR_REPLY, keys)
+    }
+
+    /// The reply, if these keys sealed it as a reply of a monitor session. Unknown flags are ignored.
+    pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        let reply = ReplyPacket::open_as(MONITOR_REPLY, bytes, keys)?;
+        let [flags, duplicates] = reply.duplicates.to_be_bytes();
+        let reply = ReplyPacket { duplicates: duplicates.into(), ..reply };
+        Some(Self { reply, is_under_load: flags & UNDER_LOAD != 0 })
+    }
+}
+
 /// Whether a datagram of this kind is a probe.
 pub(super) fn is_probe(kind: u8) -> bool {
     kind == PROBE
+}
+
+/// Whether a datagram of this kind is a probe of a monitor session.
+pub(super) fn is_monitor_probe(kind: u8) -> bool {
+    kind == MONITOR_PROBE
 }
 
 /// Writes the common fields of probe and reply, and the tag.
@@ -133,7 +196,7 @@ fn opened<'a>(bytes: &'a [u8], kind: u8, keys: &SessionKeys) -> Option<&'a [u8; 
 
 /// Each direction has its own key, so that a probe cannot be replayed as a reply or vice versa.
 fn direction(kind: u8) -> Direction {
-    if kind == PROBE { Direction::Upload } else { Direction::Download }
+    if kind == PROBE || kind == MONITOR_PROBE { Direction::Upload } else { Direction::Download }
 }
 
 /// `N` bytes from `at` on; both are constants of the layout.
@@ -198,6 +261,27 @@ mod tests {
     }
 
     #[test]
+    fn packets_of_a_monitor_and_of_a_test_are_not_accepted_as_each_other() {
+        let probe = ProbePacket { seq: 1, about: 1, sent_ns: 1 };
+        assert_eq!(ProbePacket::open_for_monitor(&probe.seal_for_monitor(&keys(1)), &keys(1)), Some(probe));
+        assert_eq!(ProbePacket::open(&probe.seal_for_monitor(&keys(1)), &keys(1)), None);
+        assert_eq!(ProbePacket::open_for_monitor(&probe.seal(&keys(1)), &keys(1)), None);
+        for is_under_load in [false, true] {
+            let sealed =
+                MonitorReply { reply: ReplyPacket { duplicates: 259, ..reply() }, is_under_load }.seal(&keys(1));
+            let opened = MonitorReply { reply: ReplyPacket { duplicates: 3, ..reply() }, is_under_load };
+            assert_eq!(MonitorReply::open(&sealed, &keys(1)), Some(opened));
+            assert_eq!(ReplyPacket::open(&sealed, &keys(1)), None);
+            assert_eq!(sealed[..4], [1, 12, u8::from(is_under_load), 3]);
+        }
+        // Other flags may come with a newer reflector.
+        let newer = ReplyPacket { duplicates: 0xfe05, ..reply() }.seal_as(MONITOR_REPLY, &keys(1));
+        let newer = MonitorReply::open(&newer, &keys(1)).unwrap();
+        assert_eq!((newer.is_under_load, newer.reply.duplicates), (false, 5));
+        assert!(is_monitor_probe(11) && !is_monitor_probe(1) && !is_monitor_probe(12) && !is_probe(11));
+    }
+
+    #[test]
     fn the_layout_is_the_documented_one() {
         let bytes = reply().seal(&keys(1));
         assert_eq!(bytes[..4], [1, 2, 0, 3]);
@@ -234,7 +318,9 @@ mod tests {
         };
         let doc = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol.md");
         let doc = std::fs::read_to_string(doc).unwrap();
-        for bytes in [probe.seal(&keys), reply.seal(&keys)] {
+        let monitor_reply = MonitorReply { reply, is_under_load: true };
+        let of_monitor = [probe.seal_for_monitor(&keys), monitor_reply.seal(&keys)];
+        for bytes in [probe.seal(&keys), reply.seal(&keys)].into_iter().chain(of_monitor) {
             let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             assert!(doc.lines().any(|line| line.trim() == hex), "docs/protocol.md does not show {hex}");
         }

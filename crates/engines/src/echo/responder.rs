@@ -59,7 +59,7 @@ impl DatagramHandler for ProbeResponder {
 }
 
 /// The reply to a recorded probe; its dwell time ends now.
-fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: &Clock) -> ReplyPacket {
+pub(super) fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: &Clock) -> ReplyPacket {
     ReplyPacket {
         seq: probe.seq,
         sent_ns: probe.sent_ns,
@@ -233,7 +233,8 @@ mod tests {
         assert_eq!(reply(&owner, 1).seq, 8);
         assert_empty(&owner);
         assert_empty(&other_address);
-        let counted = Refused { malformed: 7, unknown_session: 1, wrong_source: 1, over: 0, forged: 2, replayed: 1 };
+        let counted =
+            Refused { malformed: 7, unknown_session: 1, wrong_source: 1, forged: 2, replayed: 1, ..Refused::default() };
         assert_eq!(responder.refused(), counted);
     }
 

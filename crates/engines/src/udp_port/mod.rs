@@ -104,6 +104,8 @@ pub enum Refusal {
     Forged,
     /// It arrived before, or is too old to be remembered.
     Replayed,
+    /// Its session sends more than it may.
+    TooFast,
 }
 
 /// The number of datagrams that were not answered, by reason.
@@ -121,6 +123,8 @@ pub struct Refused {
     pub forged: u64,
     /// Datagrams that arrived before, or are too old to be remembered.
     pub replayed: u64,
+    /// Datagrams of sessions that send more than they may.
+    pub too_fast: u64,
 }
 
 /// Reads the datagrams of one UDP socket on its own thread. Dropping this ends the thread and closes the socket.
@@ -132,7 +136,7 @@ pub struct UdpPort {
 
 struct PortState {
     sessions: Mutex<HashMap<SessionId, Arc<Enrolled>>>,
-    refused: [AtomicU64; 6],
+    refused: [AtomicU64; 7],
     unsent: AtomicU64,
     over: AtomicBool,
     wake: Wake,
@@ -201,6 +205,7 @@ impl UdpPort {
             over: of(Refusal::Over),
             forged: of(Refusal::Forged),
             replayed: of(Refusal::Replayed),
+            too_fast: of(Refusal::TooFast),
         }
     }
 

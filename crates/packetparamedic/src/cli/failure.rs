@@ -479,6 +479,7 @@ fn denied(target: &HostPort, denial: &Denial) -> CommandFailure {
         }
         DenialReason::Draining => ("draining", "try again after its restart"),
         DenialReason::Faulted => ("reflector_faulted", "run `reflector status` there"),
+        DenialReason::TooManyMonitors => ("too_many_monitors", "raise max_monitors there"),
         DenialReason::Unknown => ("denied", "the reflector is newer than this program; update it"),
     };
     let exit = if denial.reason.is_worth_a_retry() { ExitStatus::Busy } else { ExitStatus::Denied };
@@ -745,6 +746,7 @@ mod tests {
             ("denied: draining", denied(DenialReason::Draining)),
             ("denied: faulted", denied(DenialReason::Faulted)),
             ("denied: unknown", denied(DenialReason::Unknown)),
+            ("denied: monitors", denied(DenialReason::TooManyMonitors)),
             ("interrupted", E::Interrupted),
             (
                 "nothing arrived over TCP",

@@ -156,6 +156,17 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         show: |config| Some(Value::Integer(i64::try_from(config.max_queue).unwrap_or(i64::MAX))),
     },
     Setting {
+        name: "max_monitors",
+        env: "REFLECTOR_MAX_MONITORS",
+        flag: Some("max-monitors"),
+        placeholder: "N",
+        help: "Monitor sessions at once, which measure latency all the time; at most 4 of one device. 0 denies all.",
+        valid: "a number from 0 to 1000",
+        is_list: false,
+        read: |config, given| given.number(0, 1_000).map(|number| config.max_monitors = number),
+        show: |config| Some(Value::Integer(i64::try_from(config.max_monitors).unwrap_or(i64::MAX))),
+    },
+    Setting {
         name: "max_test_duration",
         env: "REFLECTOR_MAX_TEST_DURATION",
         flag: Some("max-test-duration"),

@@ -122,6 +122,7 @@ fn every_bad_value_is_refused() {
         ("data_port_range", "9-3"),
         ("max_concurrent_tests", "0"),
         ("max_queue", "-1"),
+        ("max_monitors", "1001"),
         ("max_test_duration", "25h"),
         ("max_streams", "many"),
         ("max_tests_per_hour", "0"),

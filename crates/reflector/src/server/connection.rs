@@ -13,7 +13,8 @@ use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
 use paramedic_link::measurement::Sample;
 use paramedic_link::message::{
-    self, CloseReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, PathFacts, ToAppliance, ToReflector, Welcome,
+    self, CloseReason, END_AFTER_SILENCE, EndReason, Grant, HEARTBEAT, MAX_MONITOR_PROBES_PER_S, MONITOR_PING,
+    MonitorGrant, PathFacts, ToAppliance, ToReflector, Welcome,
 };
 use paramedic_link::test_spec::Direction;
 use paramedic_link::{EndpointId, PeerText, SessionId};
@@ -29,7 +30,7 @@ use super::{Lifecycle, LinkCommand, Server, lock};
 use crate::connection_limiter::Prefix;
 use crate::event::{AuditEvent, RefusalReason};
 use crate::message_budget::Cost;
-use crate::sessions::{Answer, LinkId, Reservation};
+use crate::sessions::{Answer, LinkId, Reservation, SessionPurpose};
 
 /// The timeout of a write, after which the link counts as dead.
 const WRITE_TIMEOUT: Duration = END_AFTER_SILENCE;
@@ -55,6 +56,8 @@ pub(super) struct Connection {
     /// When the last message arrived on this link. For a session, its session control has the time for all its
     /// connections.
     last_message_at: Instant,
+    /// When the last ping was sent.
+    pinged_at: Instant,
     /// No message is read until then, because the device used up its message budget.
     read_paused_until: Option<Instant>,
 }
@@ -101,6 +104,7 @@ impl Connection {
             session_events,
             session: None,
             last_message_at: Instant::now(),
+            pinged_at: Instant::now(),
             read_paused_until: None,
         }
     }
@@ -268,7 +272,15 @@ impl Connection {
             self.server.refuse(self.from, RefusalReason::Silent, Some(self.peer));
             return LinkFlow::Gone;
         }
+        if self.has_monitor() && self.pinged_at.elapsed() < MONITOR_PING {
+            return LinkFlow::Continue;
+        }
+        self.pinged_at = Instant::now();
         self.send(&ToAppliance::Ping).await
+    }
+
+    fn has_monitor(&self) -> bool {
+        self.session.as_ref().is_some_and(|granted| granted.running.purpose == SessionPurpose::Monitor)
     }
 
     /// Waits for the work of another task and sends pings meanwhile, so that a slow disk does not silence the link.
@@ -315,6 +327,13 @@ impl Connection {
                 {
                     self.charge_budget(Cost::Fault);
                 }
+                self.server.due.notify_one();
+                self.carry_out(answer, events).await
+            }
+            ToReflector::Monitor => {
+                let id = SessionId::new(uuid::Uuid::now_v7());
+                let (answer, events) =
+                    self.server.sessions().request_monitor(self.id, self.peer, id, self.server.now());
                 self.server.due.notify_one();
                 self.carry_out(answer, events).await
             }
@@ -403,8 +422,9 @@ impl Connection {
         let denial = match claimed {
             Ok(claim) => match self.wait_with_heartbeat(grant::record(claim, events)).await {
                 Some(Ok((running, promise))) => {
+                    let answer = granted(running.purpose, promise);
                     self.session = Some(LinkSession { running, phase: None, next_phase: 0 });
-                    return self.send(&ToAppliance::Granted(promise)).await;
+                    return self.send(&answer).await;
                 }
                 Some(Err(_)) => return self.send(&ToAppliance::Denied(grant::not_recorded())).await,
                 None => {
@@ -537,6 +557,17 @@ impl Drop for Connection {
     }
 }
 
+/// The message that grants a session.
+fn granted(purpose: SessionPurpose, promise: Grant) -> ToAppliance {
+    match purpose {
+        SessionPurpose::Test => ToAppliance::Granted(promise),
+        SessionPurpose::Monitor => {
+            let session = promise.session;
+            ToAppliance::MonitorGranted(MonitorGrant { session, max_probes_per_s: MAX_MONITOR_PROBES_PER_S })
+        }
+    }
+}
+
 /// Moves further samples of the same session, phase and direction from `events` to `samples`, up to the limit of a
 /// message. Returns the event that ended this, if any.
 fn take_samples(
@@ -566,7 +597,7 @@ fn end_reason_text(reason: EndReason) -> &'static str {
     match reason {
         EndReason::Finished => "finished",
         EndReason::Deadline => "its time limit was reached",
-        EndReason::Silence => "no message arrived for 10 s",
+        EndReason::Silence => "nothing arrived for too long",
         EndReason::NotStarted => "its first phase did not begin within 30 s",
         EndReason::LinkClosed => "the link closed",
         EndReason::BytesPerDay => "the byte limit of this day is used up",

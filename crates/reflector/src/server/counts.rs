@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use paramedic_engines::echo::{DWELL_BOUNDS_US, DwellTimes};
+use paramedic_engines::echo::{DWELL_BOUNDS_US, DwellTimes, LoadFlag};
 use paramedic_link::test_spec::Direction;
 use paramedic_link::tls::Alpn;
 
@@ -19,6 +19,8 @@ pub(super) struct ServerCounts {
     payload_bytes: [AtomicU64; 2],
     /// Of the probes of all sessions.
     pub(super) dwell: Arc<DwellTimes>,
+    /// Whether a phase loads this reflector.
+    pub(super) load: Arc<LoadFlag>,
 }
 
 impl ServerCounts {

@@ -13,8 +13,8 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{PeerText, SessionId};
 use tokio::sync::oneshot;
 
-use super::Server;
 use super::running_session::{self, RunningSession};
+use super::{Server, lock};
 use crate::event::AuditEvent;
 use crate::sessions::{Answer, Reservation};
 
@@ -122,13 +122,20 @@ async fn write_down(
     let server = Arc::clone(&pending.server);
     let (session, peer) = (running.session, running.peer);
     // The other events stay true even if the grant is taken back.
-    let is_grant =
-        |event: &AuditEvent| matches!(event, AuditEvent::SessionGranted { session: of, .. } if *of == session);
+    let is_grant = |event: &AuditEvent| {
+        matches!(
+            event,
+            AuditEvent::SessionGranted { session: of, .. } | AuditEvent::MonitorGranted { session: of, .. }
+                if *of == session
+        )
+    };
     let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
     let durable = async {
         if counts_as_test {
             server.store.record_test(session, peer, server.now().unix_ms).await?;
         }
+        // Grants of monitors are limited like links: no quota bounds them.
+        let events = lock(&server.throttle).pass(events, server.now());
         server.audit.record(events).await?;
         anyhow::ensure!(!recorded.is_closed(), "the link of the appliance closed before the grant was sent");
         Ok(())

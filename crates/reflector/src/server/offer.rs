@@ -61,6 +61,7 @@ pub(super) fn limits(config: &Config, engines: &[&'static dyn Engine]) -> Limits
         max_bytes_per_day: config.max_bytes_per_day,
         max_bytes_per_day_total: config.max_bytes_per_day_total,
         max_queue: config.max_queue,
+        max_monitors: config.max_monitors,
         data_ports: direct.then(|| config.data_port_range.clone()),
         data_modes,
         engine_modes: engines.clone().map(|(id, modes)| (id, modes.to_vec())).collect(),

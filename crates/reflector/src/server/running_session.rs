@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use paramedic_engines::bind;
 use paramedic_engines::data_stream::DataStream;
-use paramedic_engines::echo::{self, DwellTimes, ProbeResponder};
+use paramedic_engines::echo::{self, DwellTimes, MonitorResponder, ProbeResponder};
 use paramedic_engines::engine::{EngineServer, PhaseProgress, ServerSetup};
 use paramedic_engines::interface::InterfaceClock;
 use paramedic_engines::metered_stream::MeteredStream;
@@ -30,12 +30,15 @@ use super::connection_slot::SessionSlots;
 use super::counts::{PhasePayload, ServerCounts};
 use super::{LinkCommand, Server, lock};
 use crate::descriptors;
-use crate::sessions::{Lease, LinkId, Reservation, UseRecorder};
+use crate::sessions::{Lease, LinkId, Reservation, SessionPurpose, UseRecorder};
 use crate::store::StoreError;
 
 /// The most bytes that a session leases at once: more than a second at 400 Gbit/s. `sessions` may grant less. Writing a
 /// lease uses the processor and the disk, which disturbs the measurement, so leases are few and large.
 const LARGEST_LEASE: u64 = 64 << 30;
+
+/// The bytes that a monitor session leases at once: more than an hour at one probe a second. A crash charges all of them.
+const MONITOR_LEASE: u64 = 1_000_000;
 
 /// The delay before a failed write of a lease is retried, while bytes of an earlier one are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
@@ -48,6 +51,7 @@ pub(super) struct RunningSession {
     pub(super) session: SessionId,
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
+    pub(super) purpose: SessionPurpose,
     pub(super) spec: TestSpec,
     /// The local address of its link.
     local: IpAddr,
@@ -145,11 +149,21 @@ impl RunningSession {
             Some(refused) => io::Error::new(io::ErrorKind::QuotaExceeded, refused.clone()),
             None => error,
         })?;
-        // What is promised is there: a phase that gets no threads fails, and with it a test that took its turn.
-        thread_limit::check(threads_of(&reservation.spec))?;
+        if reservation.purpose == SessionPurpose::Test {
+            // What is promised is there: a phase that gets no threads fails, and with it a test that took its turn.
+            thread_limit::check(threads_of(&reservation.spec))?;
+        }
         let dwell = Arc::clone(&server.counts.dwell);
-        let probes: Arc<dyn DatagramHandler> =
-            Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control), dwell, reservation.spec.dscp));
+        let (of_session, its_control) = (Arc::clone(&keys), Arc::clone(&control));
+        let probes: Arc<dyn DatagramHandler> = match reservation.purpose {
+            SessionPurpose::Test => {
+                Arc::new(ProbeResponder::new(of_session, its_control, dwell, reservation.spec.dscp))
+            }
+            SessionPurpose::Monitor => {
+                let load = Arc::clone(&server.counts.load);
+                Arc::new(MonitorResponder::new(of_session, its_control, dwell, load))
+            }
+        };
         let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();
         let enrolment = port.enroll(keys.session(), Arc::clone(&control), from, handlers);
         let streams = descriptors::control_port_streams(&reservation.spec);
@@ -157,6 +171,7 @@ impl RunningSession {
             session: reservation.session,
             link: reservation.link,
             peer: reservation.peer,
+            purpose: reservation.purpose,
             spec: reservation.spec.clone(),
             local: local.ip(),
             datagrams: enrolment.counts(),
@@ -221,7 +236,7 @@ impl RunningSession {
 
     /// Whether to accept a connection for latency probes. Each uses a thread, so only the first is accepted.
     pub(super) fn admits_probe_stream(&self) -> bool {
-        !self.has_probe_stream.swap(true, Ordering::Relaxed)
+        self.purpose == SessionPurpose::Test && !self.has_probe_stream.swap(true, Ordering::Relaxed)
     }
 
     /// Ends the session's work and frees its resources. Blocks until the threads of its phase and of its probes have
@@ -266,6 +281,9 @@ impl RunningSession {
                     }
                 });
             };
+            let loads =
+                running.spec.phases.get(usize::from(phase)).is_some_and(|spec| !spec.load.directions().is_empty());
+            let _loaded = loads.then(|| running.counts.load.begin());
             let resources = running.resources.read().unwrap_or_else(PoisonError::into_inner);
             let mut tally = resources
                 .as_ref()
@@ -303,7 +321,7 @@ impl RunningSession {
             if *is_over {
                 return Ok(());
             }
-            let leased = server.sessions().lease(self.session, LARGEST_LEASE, server.now());
+            let leased = server.sessions().lease(self.session, self.wanted_lease(), server.now());
             let bytes = match leased {
                 Ok(lease) => match self.write_lease(server, lease).await {
                     Ok(()) => lease.bytes,
@@ -333,6 +351,13 @@ impl RunningSession {
         }
     }
 
+    fn wanted_lease(&self) -> u64 {
+        match self.purpose {
+            SessionPurpose::Test => LARGEST_LEASE,
+            SessionPurpose::Monitor => MONITOR_LEASE,
+        }
+    }
+
     async fn write_lease(&self, server: &Server, lease: Lease) -> Result<(), StoreError> {
         let recorded = lock(&self.use_recorder).current(self.control.spent(), self.began.elapsed());
         server.store.lease(self.session, self.peer, lease, recorded).await?;
@@ -342,6 +367,10 @@ impl RunningSession {
 
     /// Writes the session's use whenever that is due, until more bytes must be leased or leasing has stopped.
     async fn record_use_until_lease_wanted(&self, server: &Server) {
+        if self.purpose == SessionPurpose::Monitor {
+            // Its leases are small: a write a second for months would cost more than what a crash charges too much.
+            return self.wants_lease.notified().await;
+        }
         loop {
             let next = lock(&self.use_recorder).next_reading();
             let read_at = async {

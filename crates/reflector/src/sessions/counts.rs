@@ -27,6 +27,12 @@ pub struct SessionCounts {
     pub waits: DurationCounts,
     /// Leases.
     pub leases: LeaseCounts,
+    /// Granted monitor sessions.
+    #[serde(default)]
+    pub monitors_granted: u64,
+    /// Ended monitor sessions by reason.
+    #[serde(default)]
+    pub monitors_ended: BTreeMap<EndReason, u64>,
 }
 
 /// Counts of leases since the start.
@@ -49,6 +55,8 @@ impl Default for SessionCounts {
             denied: BTreeMap::new(),
             waits: DurationCounts::with_bounds(&WAIT_BOUNDS_US),
             leases: LeaseCounts::default(),
+            monitors_granted: 0,
+            monitors_ended: BTreeMap::new(),
         }
     }
 }
@@ -60,6 +68,10 @@ impl SessionCounts {
 
     pub(super) fn note_ended(&mut self, engine: &EngineId, reason: EndReason) {
         *self.ended.entry(engine.clone()).or_default().entry(reason).or_default() += 1;
+    }
+
+    pub(super) fn note_monitor_ended(&mut self, reason: EndReason) {
+        *self.monitors_ended.entry(reason).or_default() += 1;
     }
 
     pub(super) fn note_denied(&mut self, reason: DenialReason) {

@@ -53,10 +53,20 @@ pub struct PastUsage {
     pub bytes_today: Vec<(EndpointId, u32, u64)>,
 }
 
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionPurpose {
+    /// A test: it takes a slot.
+    Test,
+    /// A monitor: probes for as long as its link exists. It takes no slot and counts as no test.
+    Monitor,
+}
+
 /// A session whose slot, port and test are reserved. It becomes a grant with [`super::Sessions::opened`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Reservation {
+    pub purpose: SessionPurpose,
     pub session: SessionId,
     /// The link of the request.
     pub link: LinkId,
@@ -146,8 +156,14 @@ pub struct Snapshot {
     pub draining: bool,
     /// Whether audit log or state can't be written, so that no session is granted.
     pub faulted: bool,
-    /// The reserved and the running sessions.
+    /// The reserved and the running sessions of tests.
     pub sessions: Vec<SessionStatus>,
+    /// The reserved and the running monitor sessions.
+    #[serde(default)]
+    pub monitors: Vec<MonitorStatus>,
+    /// The most monitor sessions at once.
+    #[serde(default)]
+    pub max_monitors: usize,
     /// The queued requests, the next one first.
     pub queue: Vec<QueueStatus>,
     /// The used quotas of each peer; peers without usage are left out.
@@ -175,6 +191,9 @@ impl Snapshot {
             let wait = span(Duration::from_millis(waiting.expected_wait_ms));
             ("waiting", format!("{}. {}, about {wait}", waiting.place, waiting.peer))
         }));
+        if !self.monitors.is_empty() {
+            rows.push(("monitors", format!("{} of {}", self.monitors.len(), self.max_monitors)));
+        }
         rows.push(("bytes today", bytes(self.bytes_today)));
         rows.extend(self.peers.iter().map(|peer| {
             let tests = peer.tests_this_hour;
@@ -205,6 +224,18 @@ pub struct SessionStatus {
     pub elapsed_ms: u64,
     /// The longest remaining time, in milliseconds.
     pub expires_in_ms: u64,
+    /// Payload bytes leased so far.
+    pub leased_bytes: u64,
+}
+
+/// One monitor session, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
+pub struct MonitorStatus {
+    pub session: SessionId,
+    pub peer: EndpointId,
+    /// The time since its reservation, in milliseconds.
+    pub elapsed_ms: u64,
     /// Payload bytes leased so far.
     pub leased_bytes: u64,
 }
@@ -269,6 +300,13 @@ mod tests {
                 expires_in_ms: 46_000,
                 leased_bytes: 16_000_000,
             }],
+            monitors: vec![MonitorStatus {
+                session: SessionId::from_bytes([2; 16]),
+                peer,
+                elapsed_ms: 1_000,
+                leased_bytes: 1_000_000,
+            }],
+            max_monitors: 64,
             queue: vec![QueueStatus { peer, place: 1, expected_wait_ms: 22_000, waited_ms: 7_000 }],
             peers: vec![],
             bytes_today: 1_500_000_000,
@@ -280,6 +318,7 @@ mod tests {
             "slots: 1 of 1 in use".to_owned(),
             format!("session: {peer}, tcp direct_ephemeral on port 5201, 16 MB leased, ends within 46 s"),
             format!("waiting: 1. {peer}, about 22 s"),
+            "monitors: 1 of 64".to_owned(),
             "bytes today: 1.5 GB".to_owned(),
             "held ports: 5202 (other programs hold them)".to_owned(),
         ];

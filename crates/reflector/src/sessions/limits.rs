@@ -37,6 +37,10 @@ pub struct Limits {
     pub max_queue: usize,
     /// Queued requests of one peer at once, over all its links.
     pub max_queue_per_peer: usize,
+    /// Monitor sessions at once.
+    pub max_monitors: usize,
+    /// Monitor sessions of one peer at once, over all its links.
+    pub max_monitors_per_peer: usize,
     /// Descriptors of all sessions together.
     pub descriptors: usize,
     /// The ports of direct sessions; `None`: direct sessions are not offered.
@@ -63,6 +67,9 @@ impl Default for Limits {
             max_queue: 0,
             // An appliance needs one for its schedule, and a few more for manual tests.
             max_queue_per_peer: 4,
+            max_monitors: 0,
+            // One for each of a few appliances' programs that share a key, and for links that are not known to be dead.
+            max_monitors_per_peer: 4,
             // The program that starts the server sets the limit of the host.
             descriptors: usize::MAX,
             data_ports: None,

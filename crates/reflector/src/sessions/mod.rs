@@ -6,6 +6,7 @@ mod counts;
 mod decision;
 mod fallback;
 mod limits;
+mod monitors;
 #[cfg(test)]
 mod orders;
 mod ports;
@@ -19,7 +20,7 @@ mod session;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use paramedic_link::message::{Denial, DenialReason, END_AFTER_SILENCE, EndReason};
+use paramedic_link::message::{Denial, DenialReason, EndReason};
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 
@@ -28,8 +29,8 @@ use crate::event::AuditEvent;
 pub use counts::{LeaseCounts, SessionCounts};
 use decision::millis;
 pub use decision::{
-    Answer, Lease, LinkId, Now, PastUsage, PeerStatus, QueueStatus, Reservation, SessionAccounts, SessionAction,
-    SessionStatus, Snapshot,
+    Answer, Lease, LinkId, MonitorStatus, Now, PastUsage, PeerStatus, QueueStatus, Reservation, SessionAccounts,
+    SessionAction, SessionPurpose, SessionStatus, Snapshot,
 };
 use fallback::{EndedSession, Fallbacks};
 use limits::denial;
@@ -59,7 +60,7 @@ pub struct Sessions<H> {
     fallbacks: Fallbacks,
     tests: quota::Tests,
     bytes: quota::ChargedBytes,
-    /// Reserved and running sessions: each holds a slot, and there are never more than slots.
+    /// Reserved and running sessions. Each test holds a slot, and there are never more of them than slots.
     held: BTreeMap<SessionId, HeldSession<H>>,
     counts: SessionCounts,
     draining: bool,
@@ -125,9 +126,8 @@ impl<H> Sessions<H> {
         now: Now,
     ) -> Answer {
         self.pass_time(now);
-        if self.queue.holds(link) || self.held.values().any(|session| session.link == link) {
-            let detail = "this link already has a session or a request";
-            return Answer::Denied(denial(DenialReason::AlreadyAsked, detail, None));
+        if let Err(denial) = self.check_link(link) {
+            return Answer::Denied(denial);
         }
         let is_fallback = self.fallbacks.is_fallback(link, &spec, now.mono);
         if let Err(denial) = self.check(peer, &spec, is_fallback, now) {
@@ -198,7 +198,10 @@ impl<H> Sessions<H> {
             return (true, Vec::new());
         }
         held.opened = true;
-        held.silence_check_at = now.mono.saturating_add(END_AFTER_SILENCE);
+        held.silence_check_at = now.mono.saturating_add(held.silence_limit());
+        if held.is_monitor() {
+            return (true, vec![AuditEvent::MonitorGranted { session, peer: held.peer }]);
+        }
         held.start_by = Some(now.mono.saturating_add(START_TIMEOUT));
         let granted = AuditEvent::SessionGranted {
             session,
@@ -214,7 +217,10 @@ impl<H> Sessions<H> {
     /// The grant is recorded: from here on the session can be reached through `handle`.
     pub fn granted(&mut self, session: SessionId, handle: H) {
         if let Some(held) = self.held.get_mut(&session) {
-            self.counts.note_granted(&held.spec.engine);
+            match held.purpose {
+                SessionPurpose::Test => self.counts.note_granted(&held.spec.engine),
+                SessionPurpose::Monitor => self.counts.monitors_granted += 1,
+            }
             held.handle = Some(handle);
         }
     }
@@ -270,10 +276,12 @@ impl<H> Sessions<H> {
         self.end_where(EndReason::PeerRemoved, |held| held.peer == peer);
     }
 
-    /// Grants no new sessions; running ones continue, and the next `poll` denies queued requests.
+    /// Grants no new sessions. Running tests continue; monitor sessions end, which have no end of their own; the next
+    /// `poll` denies queued requests.
     pub fn drain(&mut self) {
         self.draining = true;
         self.changed = true;
+        self.end_where(EndReason::Shutdown, HeldSession::is_monitor);
     }
 
     /// Sets whether audit log or state cannot be written: no session is granted until they can.
@@ -363,16 +371,19 @@ impl<H> Sessions<H> {
             self.fallbacks.session_ended(held.link, ended, now.mono);
         }
         let bytes_by_day = self.settle(&held, used_bytes, now.day());
-        let reason = held.ending.map_or(reason, |ending| ending.reason);
-        self.counts.note_ended(&held.spec.engine, reason);
-        let ended = AuditEvent::SessionEnded {
-            session,
-            peer: held.peer,
-            reason,
-            bytes: used_bytes,
-            elapsed_ms: millis(now.mono.saturating_sub(held.reserved_at)),
+        let (peer, elapsed_ms) = (held.peer, millis(now.mono.saturating_sub(held.reserved_at)));
+        let reason = held.ending.as_ref().map_or(reason, |ending| ending.reason);
+        let ended = match held.purpose {
+            SessionPurpose::Test => {
+                self.counts.note_ended(&held.spec.engine, reason);
+                AuditEvent::SessionEnded { session, peer, reason, bytes: used_bytes, elapsed_ms }
+            }
+            SessionPurpose::Monitor => {
+                self.counts.note_monitor_ended(reason);
+                AuditEvent::MonitorEnded { session, peer, reason, bytes: used_bytes, elapsed_ms }
+            }
         };
-        (Some(SessionAccounts { session, peer: held.peer, bytes_by_day, reason }), vec![ended])
+        (Some(SessionAccounts { session, peer, bytes_by_day, reason }), vec![ended])
     }
 
     /// The actions that are due now. `last_heard` returns when a session last received anything on any connection, on
@@ -412,7 +423,9 @@ impl<H> Sessions<H> {
             slots: self.limits.max_concurrent_tests,
             draining: self.draining,
             faulted: self.faulted,
-            sessions: self.held.iter().map(|(id, held)| held.status(*id, now.mono)).collect(),
+            sessions: self.tests_with_ids().map(|(id, held)| held.status(id, now.mono)).collect(),
+            monitors: self.monitors_with_ids().map(|(id, held)| held.monitor_status(id, now.mono)).collect(),
+            max_monitors: self.limits.max_monitors,
             queue: (1..)
                 .zip(order.iter().zip(waits))
                 .map(|(place, (waiting, wait))| QueueStatus {
@@ -445,6 +458,18 @@ impl<H> Sessions<H> {
     /// Checks everything except free resources: when a request arrives, and again when it is the next in the queue.
     fn check(&self, peer: EndpointId, spec: &TestSpec, is_fallback: bool, now: Now) -> Result<(), Denial> {
         self.limits.check(spec)?;
+        self.check_open()?;
+        let limit = self.limits.max_tests_per_hour;
+        if !is_fallback && self.tests.count(peer) >= limit {
+            let retry_after = self.tests.until_one_leaves(peer, limit, now.unix_ms);
+            let detail = format!("limit of {limit} tests per hour and device reached");
+            return Err(denial(DenialReason::TestsPerHour, &detail, retry_after));
+        }
+        self.check_bytes(peer, now)
+    }
+
+    /// Denies every request while no session is granted.
+    fn check_open(&self) -> Result<(), Denial> {
         if self.draining {
             return Err(draining());
         }
@@ -452,12 +477,20 @@ impl<H> Sessions<H> {
             let detail = "the audit log or the state cannot be written; no session is granted until it can";
             return Err(denial(DenialReason::Faulted, detail, Some(RETRY_FAULTED)));
         }
-        let limit = self.limits.max_tests_per_hour;
-        if !is_fallback && self.tests.count(peer) >= limit {
-            let retry_after = self.tests.until_one_leaves(peer, limit, now.unix_ms);
-            let detail = format!("limit of {limit} tests per hour and device reached");
-            return Err(denial(DenialReason::TestsPerHour, &detail, retry_after));
+        Ok(())
+    }
+
+    /// Denies a request of a link that has one, or has a session.
+    fn check_link(&self, link: LinkId) -> Result<(), Denial> {
+        if self.queue.holds(link) || self.held.values().any(|session| session.link == link) {
+            let detail = "this link already has a session or a request";
+            return Err(denial(DenialReason::AlreadyAsked, detail, None));
         }
+        Ok(())
+    }
+
+    /// Denies requests of a device whose bytes of this day are used up.
+    fn check_bytes(&self, peer: EndpointId, now: Now) -> Result<(), Denial> {
         let spent = [
             (self.bytes.of_peer(peer, now.day()), self.limits.max_bytes_per_day, "and device"),
             (self.bytes.of_all(now.day()), self.limits.max_bytes_per_day_total, "for all devices together"),
@@ -485,7 +518,7 @@ impl<H> Sessions<H> {
         }
         let retry_after = Some(expected.max(Duration::from_secs(1)));
         if !wait {
-            let slots_left = usize::try_from(slots).unwrap_or(usize::MAX) > self.held.len();
+            let slots_left = usize::try_from(slots).unwrap_or(usize::MAX) > self.tests_held().count();
             let lacks_port = slots_left && spec.data_mode == DataMode::DirectEphemeral && self.ports.free() == 0;
             return Some(if lacks_port {
                 denial(DenialReason::NoPort, "every port of the range is in use", retry_after)
@@ -513,9 +546,9 @@ impl<H> Sessions<H> {
     /// freed together with a slot, so it cannot be overtaken forever.
     fn ready_links(&self) -> Vec<LinkId> {
         let slots = usize::try_from(self.limits.max_concurrent_tests).unwrap_or(usize::MAX);
-        let room = slots.saturating_sub(self.held.len());
+        let room = slots.saturating_sub(self.tests_held().count());
         let mut ports = self.ports.free();
-        let held = self.held.values().map(|held| descriptors::of_session(&held.spec)).fold(0, usize::saturating_add);
+        let held = self.tests_held().map(|held| descriptors::of_session(&held.spec)).fold(0, usize::saturating_add);
         let mut descriptors = self.limits.descriptors.saturating_sub(held);
         // Descriptors are freed one session at a time: a request that needs many must not be overtaken forever.
         let fits = |waiting: &&queue::QueuedRequest| {
@@ -607,6 +640,15 @@ impl<H> Sessions<H> {
         (answer, event.into_iter().collect())
     }
 
+    /// The sessions that hold a slot.
+    fn tests_held(&self) -> impl Iterator<Item = &HeldSession<H>> {
+        self.tests_with_ids().map(|(_, held)| held)
+    }
+
+    fn tests_with_ids(&self) -> impl Iterator<Item = (SessionId, &HeldSession<H>)> {
+        self.held.iter().filter(|(_, held)| !held.is_monitor()).map(|(id, held)| (*id, held))
+    }
+
     /// Charges the used bytes instead of the leases.
     fn settle(&mut self, held: &HeldSession<H>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
         for (day, leased) in &held.leased {
@@ -693,10 +735,12 @@ impl<H> Sessions<H> {
     }
 
     fn occupied(&self, mono: Duration) -> Occupancy {
-        let running = self.held.values();
         Occupancy {
             slots: self.limits.max_concurrent_tests,
-            running: running.map(|held| (held.expected_end.saturating_sub(mono), held.port.is_some())).collect(),
+            running: self
+                .tests_held()
+                .map(|held| (held.expected_end.saturating_sub(mono), held.port.is_some()))
+                .collect(),
             free_ports: self.ports.free(),
         }
     }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use paramedic_link::message::{END_AFTER_SILENCE, EndReason};
-use paramedic_link::test_spec::TestSpec;
+use paramedic_link::message::{END_AFTER_SILENCE, END_MONITOR_AFTER_SILENCE, EndReason};
+use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 
-use super::decision::{LinkId, Reservation, SessionStatus, millis};
+use super::decision::{LinkId, MonitorStatus, Reservation, SessionPurpose, SessionStatus, millis};
 use super::limits;
 
 /// How often the end of a session is reported again until it is torn down.
@@ -19,6 +19,7 @@ pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// One session, from its reservation until its accounts are settled.
 #[derive(Debug)]
 pub(super) struct HeldSession<H> {
+    pub(super) purpose: SessionPurpose,
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
@@ -55,6 +56,7 @@ pub(super) struct PendingEnd {
 impl<H> HeldSession<H> {
     pub(super) fn new(link: LinkId, peer: EndpointId, spec: TestSpec, port: Option<u16>, mono: Duration) -> Self {
         Self {
+            purpose: SessionPurpose::Test,
             link,
             peer,
             port,
@@ -74,8 +76,32 @@ impl<H> HeldSession<H> {
         }
     }
 
+    /// A monitor session: no time limits it.
+    pub(super) fn monitor(link: LinkId, peer: EndpointId, mono: Duration) -> Self {
+        Self {
+            purpose: SessionPurpose::Monitor,
+            deadline: Duration::MAX,
+            expected_end: Duration::MAX,
+            counts_as_test: false,
+            ..Self::new(link, peer, no_phases(), None, mono)
+        }
+    }
+
+    pub(super) fn is_monitor(&self) -> bool {
+        self.purpose == SessionPurpose::Monitor
+    }
+
+    /// How long nothing may be received before it ends.
+    pub(super) fn silence_limit(&self) -> Duration {
+        match self.purpose {
+            SessionPurpose::Test => END_AFTER_SILENCE,
+            SessionPurpose::Monitor => END_MONITOR_AFTER_SILENCE,
+        }
+    }
+
     pub(super) fn reservation(&self, session: SessionId) -> Reservation {
         Reservation {
+            purpose: self.purpose,
             session,
             link: self.link,
             peer: self.peer,
@@ -100,7 +126,8 @@ impl<H> HeldSession<H> {
             EndReason::Silence
         };
         if self.ending.is_none() && because == EndReason::Silence {
-            let silent_at = self.handle.as_ref().map(|handle| last_heard(handle).saturating_add(END_AFTER_SILENCE));
+            let limit = self.silence_limit();
+            let silent_at = self.handle.as_ref().map(|handle| last_heard(handle).saturating_add(limit));
             if let Some(later) = silent_at.filter(|at| *at > mono) {
                 self.silence_check_at = later;
                 return None;
@@ -123,6 +150,19 @@ impl<H> HeldSession<H> {
         })
     }
 
+    pub(super) fn monitor_status(&self, session: SessionId, mono: Duration) -> MonitorStatus {
+        MonitorStatus {
+            session,
+            peer: self.peer,
+            elapsed_ms: millis(mono.saturating_sub(self.reserved_at)),
+            leased_bytes: self.leased_bytes(),
+        }
+    }
+
+    fn leased_bytes(&self) -> u64 {
+        self.leased.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
     pub(super) fn status(&self, session: SessionId, mono: Duration) -> SessionStatus {
         SessionStatus {
             session,
@@ -132,7 +172,14 @@ impl<H> HeldSession<H> {
             port: self.port,
             elapsed_ms: millis(mono.saturating_sub(self.reserved_at)),
             expires_in_ms: millis(self.deadline.saturating_sub(mono)),
-            leased_bytes: self.leased.values().fold(0, |sum, bytes| sum.saturating_add(*bytes)),
+            leased_bytes: self.leased_bytes(),
         }
     }
+}
+
+/// The spec of a session without phases, which nothing can start: probes through the port of the link.
+fn no_phases() -> TestSpec {
+    // The name is valid: it is that of an engine without load.
+    let engine = EngineId::try_from("echo").unwrap_or_else(|_| unreachable!("a valid name"));
+    TestSpec::new(engine, DataMode::Tunneled, Vec::new(), 1)
 }
