@@ -18,6 +18,7 @@ use paramedic_link::test_spec::{DataMode, Load};
 use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::fold::{EmptyDirection, Impossible};
 
+use crate::monitor::MonitorError;
 use crate::payload_transport::PayloadTransport;
 use crate::schedule::ScheduleError;
 use crate::store::StorageError;
@@ -196,6 +197,9 @@ pub enum ApplianceError {
     /// A schedule is not accepted.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+    /// A monitor is not accepted.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
     /// The schedule is disabled.
     #[error("the schedule {name} is disabled")]
     ScheduleDisabled {

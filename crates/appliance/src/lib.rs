@@ -9,6 +9,7 @@
 pub mod app;
 pub mod error;
 mod handshake;
+pub mod monitor;
 pub mod payload_transport;
 pub mod providers;
 pub mod reflector_client;

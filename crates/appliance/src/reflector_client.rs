@@ -12,7 +12,7 @@ use paramedic_link::feature::Feature;
 use paramedic_link::framed::Framed;
 use paramedic_link::measurement::{DatagramsSeen, HostFacts};
 use paramedic_link::message::{
-    END_AFTER_SILENCE, EndReason, Grant, PROTOCOL_VERSION, PathFacts, ToAppliance, ToReflector, Welcome,
+    END_AFTER_SILENCE, EndReason, Grant, MonitorGrant, PROTOCOL_VERSION, PathFacts, ToAppliance, ToReflector, Welcome,
 };
 use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::test_spec::TestSpec;
@@ -197,6 +197,16 @@ impl ReflectorClient {
         self.send(&ToReflector::PathFacts).await?;
         match self.answer().await? {
             ToAppliance::PathFacts(facts) => Ok(facts),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Requests a monitor session.
+    pub async fn monitor(&mut self) -> Result<MonitorGrant, ApplianceError> {
+        self.send(&ToReflector::Monitor).await?;
+        match self.answer().await? {
+            ToAppliance::MonitorGranted(grant) => Ok(grant),
+            ToAppliance::Denied(denial) => Err(LinkFailure::Denied(denial).at(&self.target)),
             other => Err(self.unexpected(&other)),
         }
     }

@@ -1,8 +1,9 @@
-//! The appliance's database and all of its SQL: paired reflectors, runs and schedules. One SQLite file in the state folder, with
+//! The appliance's database and all of its SQL: paired reflectors, runs, schedules and monitors. One SQLite file in the state folder, with
 //! numbered migrations.
 
 mod direct_mode;
 mod export;
+mod monitors;
 mod reflectors;
 mod runs;
 mod schedules;
@@ -23,6 +24,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 
 pub use direct_mode::DirectModeFinding;
 pub use export::ExportFormat;
+pub use monitors::{MonitorMinute, StoredMonitor, StoredOutage};
 pub use reflectors::Reflector;
 pub use runs::SavedRun;
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
@@ -137,6 +139,18 @@ pub enum StorageError {
     /// No schedule has this name.
     #[error("no schedule is called {wanted:?}")]
     NoSuchSchedule {
+        /// The text that was searched for.
+        wanted: String,
+    },
+    /// Another monitor has this name.
+    #[error("another monitor is called {name}")]
+    MonitorExists {
+        /// The name.
+        name: String,
+    },
+    /// No monitor has this name.
+    #[error("no monitor is called {wanted:?}")]
+    NoSuchMonitor {
         /// The text that was searched for.
         wanted: String,
     },

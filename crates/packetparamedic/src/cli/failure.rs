@@ -1,6 +1,7 @@
 //! The text, the machine code and the exit code of each cause of a failed command. Only this file decides them.
 
 mod data_connections;
+mod monitors;
 mod nothing_arrived;
 mod schedules;
 mod state;
@@ -285,6 +286,7 @@ impl From<&ApplianceError> for CommandFailure {
             ),
             E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
             E::Schedule(source) => schedules::not_accepted(source),
+            E::Monitor(source) => monitors::not_accepted(source),
             E::ScheduleDisabled { .. } | E::ScheduleRuns { .. } | E::ServiceRuns { .. } => schedules::refused(error),
             E::BrokeOff(reason) => Self::new(Failed, "internal", "the test broke off", reason, REPORT_IT),
         }
@@ -477,9 +479,9 @@ fn denied(target: &HostPort, denial: &Denial) -> CommandFailure {
         DenialReason::NoPort => {
             ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range there")
         }
+        DenialReason::TooManyMonitors => ("too_many_monitors", "raise max_monitors there"),
         DenialReason::Draining => ("draining", "try again after its restart"),
         DenialReason::Faulted => ("reflector_faulted", "run `reflector status` there"),
-        DenialReason::TooManyMonitors => ("too_many_monitors", "raise max_monitors there"),
         DenialReason::Unknown => ("denied", "the reflector is newer than this program; update it"),
     };
     let exit = if denial.reason.is_worth_a_retry() { ExitStatus::Busy } else { ExitStatus::Denied };
@@ -622,6 +624,7 @@ impl From<ConfigError> for CommandFailure {
 mod tests {
     use std::time::Duration;
 
+    use paramedic_appliance::monitor::MonitorError;
     use paramedic_appliance::payload_transport::PayloadTransport;
     use paramedic_appliance::schedule::{RecurrenceError, ScheduleError};
     use paramedic_appliance::store::StorageError;
@@ -743,10 +746,10 @@ mod tests {
             ("denied: tests per hour", denied(DenialReason::TestsPerHour)),
             ("denied: bytes per day", denied(DenialReason::BytesPerDay)),
             ("denied: no port", denied(DenialReason::NoPort)),
+            ("denied: monitors", denied(DenialReason::TooManyMonitors)),
             ("denied: draining", denied(DenialReason::Draining)),
             ("denied: faulted", denied(DenialReason::Faulted)),
             ("denied: unknown", denied(DenialReason::Unknown)),
-            ("denied: monitors", denied(DenialReason::TooManyMonitors)),
             ("interrupted", E::Interrupted),
             (
                 "nothing arrived over TCP",
@@ -831,6 +834,9 @@ mod tests {
             ("broke off", E::BrokeOff("some reason".to_owned())),
             ("schedule exists", S::ScheduleExists { name: wanted() }.into()),
             ("no such schedule", S::NoSuchSchedule { wanted: wanted() }.into()),
+            ("monitor exists", S::MonitorExists { name: wanted() }.into()),
+            ("no such monitor", S::NoSuchMonitor { wanted: wanted() }.into()),
+            ("monitor without a target", E::Monitor(MonitorError::Target("router".to_owned()))),
             ("schedule without a budget", E::Schedule(ScheduleError::NoBudget)),
             ("schedule with an unknown zone", E::Schedule(ScheduleError::Zone("Mars".to_owned()))),
             ("schedule that never occurs", E::Schedule(RecurrenceError::Never { text: "0 0 30 2 *".into() }.into())),

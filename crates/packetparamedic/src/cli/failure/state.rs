@@ -97,6 +97,13 @@ impl From<&StorageError> for CommandFailure {
                 "no such schedule",
                 "run `packetparamedic schedule list` to list them".to_owned(),
             ),
+            E::MonitorExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
+            E::NoSuchMonitor { .. } => fail(
+                Exit::Failed,
+                "no_such_monitor",
+                "no such monitor",
+                "run `packetparamedic monitor list` to list them".to_owned(),
+            ),
             E::Document { .. } => fail(
                 Exit::Failed,
                 "history_unreadable",
