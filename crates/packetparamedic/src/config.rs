@@ -58,6 +58,8 @@ pub struct Settings {
     pub duration: Duration,
     /// Streams per direction; absent: the default of the engine.
     pub streams: Option<u16>,
+    /// Whether the service adds monitors by itself.
+    pub default_monitors: bool,
     /// When to colour the output.
     pub color: Color,
     /// The filter of the log on stderr, as [`paramedic_host::log::is_filter`] accepts it.
@@ -94,6 +96,8 @@ impl Configuration for Settings {
             // Long enough for the ramp-up of a slow line, short enough to wait for, and the default of iperf3.
             duration: Duration::from_secs(10),
             streams: None,
+            // An outage that nothing watched for cannot be looked up afterwards.
+            default_monitors: true,
             color: Color::Auto,
             // A command reports its own failure on stderr; the log adds only errors.
             log: "error".to_owned(),
@@ -314,6 +318,17 @@ static SETTINGS: &[Setting<Settings>] = &[
         show: |settings| settings.streams.map(|streams| Value::Integer(streams.into())),
     },
     Setting {
+        name: "default_monitors",
+        env: "PACKETPARAMEDIC_DEFAULT_MONITORS",
+        flag: None,
+        placeholder: "BOOL",
+        help: "Whether the service adds monitors of the gateway and of each paired reflector by itself.",
+        valid: "true or false",
+        is_list: false,
+        read: |settings, given| given.yes_or_no().map(|adds| settings.default_monitors = adds),
+        show: |settings| Some(Value::Boolean(settings.default_monitors)),
+    },
+    Setting {
         name: "color",
         env: "PACKETPARAMEDIC_COLOR",
         flag: Some("color"),
@@ -408,6 +423,7 @@ mod tests {
     #[test]
     fn an_invalid_value_is_refused() {
         for (setting, value) in [
+            ("default_monitors", "some"),
             ("color", "blue"),
             ("log", "loud"),
             ("log_format", "xml"),

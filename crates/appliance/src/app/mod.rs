@@ -1,7 +1,9 @@
 //! The application: one appliance with its identity, its reflectors, its results and its tests. Every client, such as
 //! the command line, uses it. It never prints, and leaves all output to the client.
 
+mod clocks;
 mod identity;
+mod monitors;
 mod reflectors;
 mod results;
 mod schedules;
@@ -17,6 +19,7 @@ use paramedic_link::SecretKey;
 use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
 use tokio::sync::OnceCell;
 
+pub use monitors::{MonitorActivity, MonitorCondition, MonitorOverview, MonitorSeries, MonitorState, SeriesRange};
 pub use reflectors::{NewPairing, PairingProof, Reached};
 pub use schedules::{ScheduleOverview, ScheduleProposal};
 pub use service::{PlannedSchedule, RunningSchedule, SERVICE_LOCK, Service, ServiceStatus};

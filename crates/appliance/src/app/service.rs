@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use super::clocks::{random, read_clocks};
+use super::monitors::{MonitorBoard, MonitorOverview, MonitorState};
 use super::schedules::data_used;
 use super::{Appliance, TestEnd};
 use crate::error::ApplianceError;
@@ -22,7 +24,7 @@ use crate::request::TurnWait;
 use crate::schedule::Schedule;
 use crate::schedule::admission::{self, RunObservations, SkipReason};
 use crate::schedule::line_load::{self, InterfaceCounters};
-use crate::schedule::planner::{AcceptedSchedule, ClockReading, DueRun, NotAccepted, Planner, SkippedRun};
+use crate::schedule::planner::{AcceptedSchedule, DueRun, NotAccepted, Planner, SkippedRun};
 use crate::store::{RunEnding, ScheduleRunOutcome, StorageError, StoredSchedule};
 
 /// The file in the state folder that the running service locks.
@@ -63,6 +65,7 @@ struct ServiceState {
     pending: Mutex<Vec<PendingWrite>>,
     problem: Mutex<Option<ServiceFault>>,
     is_stopping: watch::Sender<bool>,
+    monitors: MonitorBoard,
 }
 
 /// The run that takes place.
@@ -112,6 +115,9 @@ pub struct ServiceStatus {
     /// The schedules that wait for their turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<String>,
+    /// What the monitors do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub monitors: Vec<MonitorState>,
     /// The planned runs, the next one first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub planned: Vec<PlannedSchedule>,
@@ -136,8 +142,9 @@ pub struct PlannedSchedule {
 }
 
 impl Appliance {
-    /// Starts the service of this state folder; [`Service::run`] does its work. Fails if another one runs.
-    pub async fn start_service(&self) -> Result<Service, ApplianceError> {
+    /// Starts the service of this state folder; [`Service::run`] does its work. If `adds_monitors`, it adds those of the
+    /// gateway and of each paired reflector. Fails if another service runs.
+    pub async fn start_service(&self, adds_monitors: bool) -> Result<Service, ApplianceError> {
         let lock = lock_service(self.state_dir())?;
         let endpoint_id = self.endpoint_id()?.to_string();
         let store = self.store().await?;
@@ -150,8 +157,10 @@ impl Appliance {
         if let Ok(before) = now.checked_sub(RUNS_KEPT) {
             store.prune_schedule_runs(before).await?;
         }
+        let monitors = MonitorBoard::new(self.clone(), endpoint_id.clone(), adds_monitors);
         Ok(Service {
             state: Arc::new(ServiceState {
+                monitors,
                 appliance: self.clone(),
                 endpoint_id,
                 started_at: now,
@@ -180,8 +189,13 @@ fn lock_service(state_dir: &Path) -> Result<File, ApplianceError> {
 }
 
 impl Service {
-    /// Runs what is due until [`Service::stop`]; then cancels the running test and keeps what it measured.
+    /// Runs the schedules and the monitors until [`Service::stop`]; then cancels the running test and keeps what was
+    /// measured.
     pub async fn run(&self) {
+        tokio::join!(self.run_schedules(), self.state.monitors.run(self.state.is_stopping.subscribe()));
+    }
+
+    async fn run_schedules(&self) {
         let state = &self.state;
         let mut stopping = state.is_stopping.subscribe();
         let mut run = None;
@@ -224,6 +238,26 @@ impl Service {
     /// Reads the schedules again: they have changed.
     pub fn schedules_changed(&self) {
         self.state.wake.notify_one();
+    }
+
+    /// Reads the monitors again: they have changed, or a reflector was paired.
+    pub fn monitors_changed(&self) {
+        self.state.monitors.definitions_changed();
+    }
+
+    /// Every monitor, by name, with its state.
+    pub async fn monitors(&self) -> Result<Vec<MonitorOverview>, ApplianceError> {
+        let mut all = Vec::new();
+        for stored in self.state.appliance.stored_monitors().await? {
+            all.push(self.state.monitors.overview(stored).await?);
+        }
+        Ok(all)
+    }
+
+    /// The monitor with this name, with its state.
+    pub async fn monitor(&self, name: &str) -> Result<MonitorOverview, ApplianceError> {
+        let stored = self.state.appliance.stored_monitor(name).await?;
+        self.state.monitors.overview(stored).await
     }
 
     /// Runs the schedule with this name as soon as no other test runs.
@@ -277,7 +311,8 @@ impl Service {
             .map(|(name, planned)| PlannedSchedule { schedule: name.to_owned(), start: planned.start })
             .collect::<Vec<_>>();
         planned.sort_by_key(|planned| planned.start);
-        let problems = lock(&state.problem).iter().map(|problem| problem.text.clone()).collect::<Vec<_>>();
+        let mut problems = lock(&state.problem).iter().map(|problem| problem.text.clone()).collect::<Vec<_>>();
+        problems.extend(state.monitors.problem().filter(|problem| !problems.contains(problem)));
         let word = match (*state.is_stopping.borrow(), problems.is_empty()) {
             (true, _) => "stopping",
             (_, false) => "faulted",
@@ -294,6 +329,7 @@ impl Service {
             started_at: state.started_at,
             clock_trusted: read_clocks().is_trusted(),
             running,
+            monitors: state.monitors.states(),
             waiting: planner.queued().map(|run| run.name.clone()).collect(),
             planned,
         }
@@ -569,24 +605,6 @@ async fn observe_line(capacity: line_load::LineCapacity) -> Option<f64> {
     let before = counters()?;
     tokio::time::sleep(OBSERVATION).await;
     line_load::share_in_use(before, counters()?, began.elapsed(), capacity)
-}
-
-fn read_clocks() -> ClockReading {
-    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(boot.tv_sec).unwrap_or_default();
-    let nanoseconds = u32::try_from(boot.tv_nsec).unwrap_or_default();
-    ClockReading {
-        wall: Timestamp::now(),
-        since_boot: Duration::new(seconds, nanoseconds),
-        is_synchronised: host_facts::is_clock_synchronised(),
-    }
-}
-
-/// A random number from 0 to 1.
-fn random() -> f64 {
-    // The low bits of a UUIDv7 are random.
-    let bits = Uuid::now_v7().as_u128() as u32;
-    f64::from(bits) / f64::from(u32::MAX)
 }
 
 /// Ignores poison: every change of these values is complete.

@@ -6,6 +6,7 @@ mod doctor;
 pub mod failure;
 mod history;
 mod interrupts;
+mod monitor;
 pub mod output;
 mod pair_reflector;
 mod plot_file;
@@ -88,7 +89,11 @@ enum Command {
     History(history::Args),
     /// Tests that the service runs by itself: add, list, remove, enable, disable
     Schedule(schedule::Args),
-    /// Run the schedules and answer the other commands, until a signal ends it
+    /// Latency and loss all the time: list, add, remove, enable, disable and show the monitors of the service
+    Monitor(monitor::Args),
+    /// List when targets of the monitors were not reachable, and what still was
+    Outages(monitor::OutagesArgs),
+    /// Run the schedules and monitors and answer the other commands, until a signal ends it
     Serve,
     /// Show what the running service does, and what it runs next
     Status(status::Args),
@@ -122,6 +127,8 @@ impl Command {
             Command::Reflectors(args) if args.json => OutputFormat::Json,
             Command::History(args) if args.json => OutputFormat::Json,
             Command::Schedule(args) if args.json => OutputFormat::Json,
+            Command::Monitor(args) if args.json => OutputFormat::Json,
+            Command::Outages(args) if args.json => OutputFormat::Json,
             Command::Status(args) if args.json => OutputFormat::Json,
             Command::SelfTest(args) if args.json => OutputFormat::Json,
             Command::Doctor(args) if args.json => OutputFormat::Json,
@@ -358,6 +365,8 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::Reflectors(args) => reflectors::run(args, context).await,
         Command::History(args) => history::run(args, context).await,
         Command::Schedule(args) => schedule::run(args, context).await,
+        Command::Monitor(args) => monitor::run(args, context).await,
+        Command::Outages(args) => monitor::outages(args, context).await,
         Command::Serve => Box::pin(serve::run(context)).await,
         Command::Status(args) => status::run(args, context).await,
         Command::Health(args) => status::health(args, context).await,

@@ -16,7 +16,7 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     // Before the service reports that it is ready: a signal that arrives right after must be handled.
     let mut interrupt = context.interrupts.watch()?;
     let appliance = context.appliance()?.clone();
-    let service = appliance.start_service().await?;
+    let service = appliance.start_service(context.settings.default_monitors).await?;
     let path = context.settings.service_socket();
     let socket = UnixSocket::bind(&path).map_err(|error| no_socket(&error))?;
     let (stop, stopping) = watch::channel(false);

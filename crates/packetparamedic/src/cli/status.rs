@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use paramedic_appliance::app::ServiceStatus;
 
-use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::{Context, monitor};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -77,6 +77,12 @@ fn described(status: &ServiceStatus) -> Vec<String> {
         lines.push(format!("{} runs since {}", running.schedule, shown(running.since)));
     }
     lines.extend(status.waiting.iter().map(|name| format!("{name} waits for its turn")));
+    lines.extend(
+        status
+            .monitors
+            .iter()
+            .map(|state| format!("monitor {}: {}", state.monitor, monitor::described(&state.condition))),
+    );
     lines.extend(status.planned.iter().map(|next| format!("next {} at {}", next.schedule, shown(next.start))));
     lines
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 mod extract;
+pub(crate) mod monitors;
 pub(crate) mod problem;
 pub(crate) mod reflectors;
 mod results;
@@ -94,6 +95,12 @@ fn routes(state: ApiState) -> Router {
         .route("/schedules/{name}/run", post(schedules::run))
         .route("/schedule-runs", get(schedules::runs))
         .route("/schedule-runs/cancel", post(schedules::cancel))
+        .route("/monitors", get(monitors::list).post(monitors::add))
+        .route("/monitors/{name}", get(monitors::show).delete(monitors::remove))
+        .route("/monitors/{name}/enable", post(monitors::enable))
+        .route("/monitors/{name}/disable", post(monitors::disable))
+        .route("/monitors/{name}/series", get(monitors::series))
+        .route("/outages", get(monitors::outages))
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
         .route("/results", get(results::list))
         .route("/results/{id}", get(results::show))

@@ -104,5 +104,6 @@ pub(super) async fn pair(
     ApiBody(request): ApiBody<PairRequest>,
 ) -> Result<(StatusCode, Json<PairedReflector>), Problem> {
     let paired = pair_as(state.service.appliance(), request, &state.own_name).await?;
+    state.service.monitors_changed();
     Ok((StatusCode::CREATED, Json(paired)))
 }
