@@ -2,6 +2,7 @@
 //! drains, limits, marks of tests, and what a killed service keeps.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -176,7 +177,7 @@ fn outages_say_what_was_still_reachable_and_drains_are_none() {
 }
 
 #[test]
-fn a_reflector_limits_monitors_and_a_paused_one_says_why() {
+fn each_kind_of_target_is_probed_and_a_paused_monitor_says_why() {
     let reflector = Reflector::serve(&[("NAME", "attic")]);
     let device = Watched::new(Appliance::new().pair(&reflector, reflector.address()));
     assert_eq!(Outcome::from(device.command(&["monitor", "add", "reflector:cellar"]).output().unwrap()).code, 4);
@@ -185,8 +186,20 @@ fn a_reflector_limits_monitors_and_a_paused_one_says_why() {
     for name in ["one", "two", "three", "four"] {
         assert!(add(name).contains("a month"));
     }
+    // A server that says of each name that it does not exist, and a host with a closed port: both are answers.
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let resolver = server.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, from)) = server.recv_from(&mut query) {
+            query[2..4].copy_from_slice(&[0x81, 0x83]);
+            server.send_to(&query[..length], from).unwrap();
+        }
+    });
+    device.must(&["monitor", "add", &format!("dns:{resolver}/example.org"), "--name", "names"]);
+    device.must(&["monitor", "add", "host:127.0.0.1", "--name", "own"]);
     let mut service = device.serve(false);
-    for name in ["one", "two", "three", "four"] {
+    for name in ["one", "two", "three", "four", "names", "own"] {
         device.await_state(name, "running");
     }
     // The fifth of a device.
@@ -196,7 +209,7 @@ fn a_reflector_limits_monitors_and_a_paused_one_says_why() {
     device.must(&["monitor", "disable", "one"]);
     device.await_state("one", "disabled");
     device.must(&["monitor", "remove", "two"]);
-    let list = device.await_json(&["monitor", "list"], |list| list.as_array().unwrap().len() == 4);
+    let list = device.await_json(&["monitor", "list"], |list| list.as_array().unwrap().len() == 6);
     assert!(named(&list, "gateway").is_none(), "none is added by itself: {list:#}");
 
     // The device is removed: paused, no outage.
