@@ -17,7 +17,7 @@ const DAY: u64 = 86_400;
 const BOOT_WALL_S: i64 = 1_800_014_417;
 
 /// The simulated devices, second by second. A range holds for the targets with these numbers.
-struct World {
+struct SimulatedDay {
     down: Vec<(Range<u64>, Vec<usize>)>,
     asleep: Vec<Range<u64>>,
     /// When the clock is set, and by how many seconds.
@@ -35,7 +35,7 @@ fn id(target: usize) -> Uuid {
     Uuid::from_u128(target as u128 + 1)
 }
 
-impl World {
+impl SimulatedDay {
     fn run(&self) -> Found {
         let second = Duration::from_secs(1);
         let wall_us = |at: u64| {
@@ -103,7 +103,7 @@ fn seconds(outage: &Outage) -> (u64, Option<u64>, OutageScope) {
 
 #[test]
 fn a_day_with_outages_sleep_and_clock_steps_is_found_as_it_was() {
-    let world = World {
+    let world = SimulatedDay {
         down: vec![
             (3_600..3_900, vec![1]),
             (7_200..7_203, vec![2]),

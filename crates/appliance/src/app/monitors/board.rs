@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::context::{
-    Dating, LiveMonitors, MonitorActivity, MonitorCondition, MonitorContext, MonitorState, SharedMonitors,
+    Dating, LiveMonitors, MonitorActivity, MonitorCondition, MonitorContext, MonitorState, SharedMonitors, StoreTask,
 };
 use super::{MonitorOverview, hosts, minute_of, reflectors};
 use crate::app::Appliance;
@@ -72,17 +72,22 @@ impl MonitorBoard {
         let mut last_look = since_boot();
         let mut reload_at = Duration::ZERO;
         let mut write_at = Duration::ZERO;
-        self.prepare_store().await;
+        let mut is_prepared = false;
         while !*stopping.borrow_and_update() {
             let now = since_boot();
             self.look_at_host(&mut host, last_look);
             last_look = now;
             if now >= reload_at {
-                reload_at = now + RELOAD_INTERVAL;
-                if let Err(error) = self.reload(&mut tasks).await {
-                    self.note_problem(&error);
-                    reload_at = now + RETRY_INTERVAL;
-                }
+                let reloaded = async {
+                    if !is_prepared {
+                        self.prepare_store().await?;
+                        is_prepared = true;
+                    }
+                    self.reload(&mut tasks).await
+                };
+                let reloaded = reloaded.await;
+                reload_at = now + if reloaded.is_ok() { RELOAD_INTERVAL } else { RETRY_INTERVAL };
+                self.note_result(StoreTask::ReadMonitors, reloaded);
             }
             {
                 let live = &mut *self.live();
@@ -90,11 +95,13 @@ impl MonitorBoard {
                 live.minutes.extend(closed);
                 live.forget_oldest();
             }
-            if now >= write_at
-                && let Err(error) = self.write().await
-            {
-                self.note_problem(&error);
-                write_at = now + RETRY_INTERVAL;
+            // An outage of this run must not end as one of the run before.
+            if is_prepared && now >= write_at {
+                let written = self.write().await;
+                if written.is_err() {
+                    write_at = now + RETRY_INTERVAL;
+                }
+                self.note_result(StoreTask::WriteMinutes, written);
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
@@ -131,7 +138,7 @@ impl MonitorBoard {
 
     /// Why what the monitors measure cannot be written.
     pub(in crate::app) fn problem(&self) -> Option<String> {
-        self.live().problem.clone()
+        self.live().problems.values().next().cloned()
     }
 
     /// A monitor with its state, and with the probes that are not saved yet.
@@ -164,19 +171,13 @@ impl MonitorBoard {
     }
 
     /// What was interrupted by the last end of the service.
-    async fn prepare_store(&self) {
-        let prepared = async {
-            let store = self.appliance().store().await?;
-            let interrupted = store.end_open_outages().await?;
-            if interrupted > 0 {
-                tracing::warn!(interrupted, "the service ended during an outage, whose end is not known");
-            }
-            store.roll_up_missing(minute_of(Timestamp::now())).await?;
-            Ok::<_, ApplianceError>(())
-        };
-        if let Err(error) = prepared.await {
-            self.note_problem(&error);
+    async fn prepare_store(&self) -> Result<(), ApplianceError> {
+        let store = self.appliance().store().await?;
+        let interrupted = store.end_open_outages().await?;
+        if interrupted > 0 {
+            tracing::warn!(interrupted, "the service ended during an outage, whose end is not known");
         }
+        Ok(store.roll_up_missing(minute_of(Timestamp::now())).await?)
     }
 
     fn look_at_host(&self, host: &mut HostWatch, last_look: Duration) {
@@ -314,9 +315,6 @@ impl MonitorBoard {
         match saved {
             Ok(()) => {
                 tracing::debug!(rows = rows.len(), "minutes of the monitors are stored");
-                if self.live().problem.take().is_some() {
-                    tracing::info!("what the monitors measure is stored again");
-                }
                 Ok(())
             }
             Err(error) => {
@@ -353,11 +351,23 @@ impl MonitorBoard {
         Ok(())
     }
 
-    fn note_problem(&self, error: &ApplianceError) {
-        let text = error.to_string();
-        let before = self.live().problem.replace(text.clone());
-        if before.is_none_or(|before| before != text) {
-            tracing::error!(%error, "what the monitors measure cannot be stored; it is kept and stored later");
+    /// Keeps why a task of the store failed, until it succeeds.
+    fn note_result(&self, task: StoreTask, result: Result<(), ApplianceError>) {
+        let problem = result.err().map(|error| error.to_string());
+        let live = &mut *self.live();
+        let before = match &problem {
+            Some(problem) => live.problems.insert(task, problem.clone()),
+            None => live.problems.remove(&task),
+        };
+        match problem {
+            Some(problem) if before.as_ref() != Some(&problem) => {
+                tracing::error!(
+                    problem,
+                    "the monitors cannot use the store; what they measure is kept and stored later"
+                );
+            }
+            None if before.is_some() => tracing::info!("the monitors can use the store again"),
+            _ => {}
         }
     }
 }

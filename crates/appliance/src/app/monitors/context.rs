@@ -79,7 +79,7 @@ impl SharedMonitors {
             dated_begins: BTreeMap::new(),
             numbers: HashMap::new(),
             names: HashMap::new(),
-            problem: None,
+            problems: BTreeMap::new(),
         };
         Self { appliance, live: Mutex::new(live), outage_changed: Notify::new(), host_changes: watch::channel(0).0 }
     }
@@ -130,6 +130,13 @@ impl SharedMonitors {
     }
 }
 
+/// What the board does with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum StoreTask {
+    ReadMonitors,
+    WriteMinutes,
+}
+
 /// The probes, outages and states of the monitors that run.
 pub(super) struct LiveMonitors {
     pub(super) book: MinuteBook,
@@ -144,8 +151,8 @@ pub(super) struct LiveMonitors {
     /// The keys of the monitors.
     pub(super) numbers: HashMap<Uuid, i64>,
     pub(super) names: HashMap<Uuid, String>,
-    /// Why the last write failed.
-    pub(super) problem: Option<String>,
+    /// Why each task of the store failed, the last time.
+    pub(super) problems: BTreeMap<StoreTask, String>,
 }
 
 impl LiveMonitors {
