@@ -87,7 +87,9 @@ impl Device {
 
     /// The latest run of a schedule, once it has ended.
     fn await_run(&self, name: &str) -> Value {
-        let runs = self.await_json(&["schedule", "runs", name], |runs| runs[0]["outcome"].as_str() != Some("running"));
+        // Its row is stored a moment after it was requested.
+        let is_over = |runs: &Value| runs[0]["outcome"].as_str().is_some_and(|outcome| outcome != "running");
+        let runs = self.await_json(&["schedule", "runs", name], is_over);
         runs[0].clone()
     }
 
