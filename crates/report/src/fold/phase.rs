@@ -185,11 +185,14 @@ impl PhaseRecord {
     /// short: that the other end stopped early is an unverified report, too.
     pub fn check_tallies(&self) -> Result<(), Impossible> {
         let is_cut = |tally: &Option<PhaseTally>| tally.as_ref().is_none_or(|tally| tally.cut_short.is_some());
+        if let Some(traffic) = self.theirs.as_ref().and_then(|theirs| theirs.interface) {
+            claims::traffic(traffic, self.requested)?;
+        }
         for direction in self.load.directions() {
             let own = self.own.as_ref().and_then(|tally| tally.direction(*direction));
             let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(*direction));
             if let Some(theirs) = theirs {
-                claims::count(theirs.count, self.requested)?;
+                claims::tally(theirs, self.requested)?;
             }
             // Counts from different sources may differ.
             let Some(own) = own.filter(|own| own.counted_by.is_none()) else { continue };
@@ -349,6 +352,15 @@ mod tests {
         upload.own = Some(PhaseTally { upload: Some(iperf3), ..PhaseTally::default() });
         upload.set_theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
         assert_eq!(upload.check_tallies(), Ok(()));
+        let retransmits = DirectionTally { retransmits: Some(u64::MAX), ..count(1000).unwrap() };
+        let interface = InterfaceTraffic { received_bytes: u64::MAX, sent_bytes: 0, elapsed_us: 1_000_000 };
+        for impossible in [
+            PhaseTally { upload: Some(retransmits), ..PhaseTally::default() },
+            PhaseTally { upload: count(1000), interface: Some(interface), ..PhaseTally::default() },
+        ] {
+            upload.set_theirs(impossible);
+            assert!(upload.check_tallies().is_err());
+        }
         assert!(check(&upload, 100_000, u64::MAX).is_err());
         assert!(check(&upload, u64::MAX, 1).is_err());
         assert_eq!(check(&upload, 0, u64::MAX), Ok(()), "no time passed: it is not kept");
