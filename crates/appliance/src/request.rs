@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ApplianceError;
 use crate::payload_transport::PayloadTransport;
 use crate::reflector_client::Route;
+use crate::waiting::LONGEST_REQUEST;
 
 /// The parameters of one speed test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,11 +75,11 @@ impl TurnWait {
         self != TurnWait::No
     }
 
-    /// The requested limit; `None` leaves it to the provider.
+    /// The requested limit, as far as an `Instant` holds it without overflow; `None` leaves it to the provider.
     pub fn limit(self) -> Option<Duration> {
         match self {
             TurnWait::ProviderLimit => None,
-            TurnWait::AtMost(limit) => Some(limit),
+            TurnWait::AtMost(limit) => Some(limit.min(LONGEST_REQUEST)),
             TurnWait::No => Some(Duration::ZERO),
         }
     }
@@ -161,6 +162,7 @@ mod tests {
         assert_eq!(TurnWait::AtMost(3 * second).after(second).limit(), Some(2 * second));
         assert_eq!(TurnWait::AtMost(second).after(3 * second).limit(), Some(Duration::ZERO));
         assert_eq!(TurnWait::ProviderLimit.after(second).limit(), None);
+        assert_eq!(TurnWait::AtMost(Duration::MAX).limit(), Some(LONGEST_REQUEST));
         assert!(TurnWait::AtMost(Duration::ZERO).may_wait() && !TurnWait::No.after(second).may_wait());
     }
 

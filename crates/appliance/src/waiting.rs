@@ -15,7 +15,7 @@ const STALL_MARGIN: Duration = Duration::from_secs(60);
 /// The longest wait in a queue that moves.
 const LONGEST_QUEUE: Duration = Duration::from_secs(6 * 60 * 60);
 /// The longest wait that can be requested: an `Instant` holds it without overflow.
-const LONGEST_REQUEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+pub(crate) const LONGEST_REQUEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// Why the appliance gives up a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
