@@ -189,12 +189,16 @@ impl ApplianceStore {
     pub async fn open_for_reading(state_dir: &Path) -> Result<Self, StorageError> {
         let path = state_dir.join(FILE);
         // Not opened here: closing a descriptor of an open database would drop SQLite's own locks.
-        let about = std::fs::metadata(&path).map_err(|source| StorageError::Folder { path: path.clone(), source })?;
         let user = rustix::process::geteuid();
-        let is_foreign = ![0, user.as_raw()].contains(&about.uid());
-        if is_foreign || about.mode() & OTHERS_WRITE != 0 {
-            let source = io::Error::new(io::ErrorKind::PermissionDenied, "another user could have written it");
-            return Err(StorageError::Folder { path, source });
+        // A user who can write the folder can replace the file, or add a log to it that SQLite reads as its newest pages.
+        for part in [state_dir, &path] {
+            let fault = |source| StorageError::Folder { path: part.to_owned(), source };
+            let about = std::fs::metadata(part).map_err(fault)?;
+            let is_foreign = ![0, user.as_raw()].contains(&about.uid());
+            if is_foreign || about.mode() & OTHERS_WRITE != 0 {
+                let because = "another user could have written it";
+                return Err(fault(io::Error::new(io::ErrorKind::PermissionDenied, because)));
+            }
         }
         let pool = pool_options(1).connect_with(reading_options(&path)).await;
         let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
@@ -353,6 +357,13 @@ mod tests {
         assert_eq!(names().len(), 1);
         read().await;
         assert_eq!(names().len(), 1);
+        // Others can add a log to it.
+        for (mode, is_refused) in [(0o1777, true), (0o770, true), (0o755, false)] {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let opened = ApplianceStore::open_for_reading(folder.path()).await;
+            let text = opened.as_ref().map_or_else(ToString::to_string, |_| String::new());
+            assert_eq!(text.contains("another user"), is_refused, "{mode:o}: {text}");
+        }
         fs::set_permissions(folder.path().join(FILE), fs::Permissions::from_mode(0o620)).unwrap();
         let refused = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
         assert!(refused.to_string().contains("another user"), "{refused}");
