@@ -101,15 +101,23 @@ pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<
     if about.mode() & OTHERS == 0 {
         return Ok(StateFolder { path: named.to_owned(), change: None });
     }
-    let own_files = own_files(named, user, &own_file)?;
-    if owner == user && !is_mount_point(named)? && own_files.is_all {
-        fs::set_permissions(named, Permissions::from_mode(0o700)).map_err(io_error("change the mode of", named))?;
-        let change = Some(Change::Tightened { mode: about.mode() & 0o7777 });
-        return Ok(StateFolder { path: named.to_owned(), change });
+    let mut own = own_files(named, user, &own_file)?;
+    if owner == user && !is_mount_point(named)? && own.is_all {
+        let set = |mode| {
+            fs::set_permissions(named, Permissions::from_mode(mode)).map_err(io_error("change the mode of", named))
+        };
+        set(0o700)?;
+        // Another user may have replaced a file since the check.
+        own = own_files(named, user, &own_file)?;
+        let mode = about.mode() & 0o7777;
+        if own.is_all {
+            return Ok(StateFolder { path: named.to_owned(), change: Some(Change::Tightened { mode }) });
+        }
+        set(mode)?;
     }
     let path = named.join(PRIVATE);
     let is_new = make_private(&path, user)?;
-    let files = move_files(named, &path, own_files.movable)?;
+    let files = move_files(named, &path, own.movable, user)?;
     let change = (is_new || !files.is_empty()).then_some(Change::Moved { files });
     Ok(StateFolder { path, change })
 }
@@ -183,9 +191,6 @@ fn own_files(
         }
         Err(source) => return Err(io_error("list", folder)(source)),
     };
-    let unchanged = |about: &Metadata| {
-        (about.is_file() || about.is_dir()) && about.uid() == user && about.mode() & OTHERS_WRITE == 0
-    };
     for entry in entries {
         let entry = entry.map_err(io_error("list", folder))?;
         // `DirEntry::metadata` does not follow links.
@@ -193,8 +198,8 @@ fn own_files(
         let name = entry.file_name();
         let name = name.to_str().and_then(|name| Some((name, own_file(name)?)));
         match name {
-            Some((name, OwnFile::Store)) if unchanged(&about) => own.movable.push(name.to_owned()),
-            Some((_, OwnFile::Transient)) if unchanged(&about) => {}
+            Some((name, OwnFile::Store)) if is_unchanged(&about, user) => own.movable.push(name.to_owned()),
+            Some((_, OwnFile::Transient)) if is_unchanged(&about, user) => {}
             // The socket of a killed program. The next one creates it again.
             Some(_) if about.file_type().is_socket() && about.uid() == user => {}
             // Includes `PRIVATE`: once created, it stays in use.
@@ -204,18 +209,32 @@ fn own_files(
     Ok(own)
 }
 
+/// Whether this is a file or folder that only `user` can have written.
+fn is_unchanged(about: &Metadata, user: u32) -> bool {
+    (about.is_file() || about.is_dir()) && about.uid() == user && about.mode() & OTHERS_WRITE == 0
+}
+
 /// Moves files from one folder to another, longest names first, so that a database's journal moves before the database.
-/// Existing files are not replaced.
-fn move_files(from: &Path, to: &Path, mut names: Vec<String>) -> Result<Vec<String>, StateFolderError> {
+/// Existing files are not replaced, and get no journal of another database.
+fn move_files(from: &Path, to: &Path, mut names: Vec<String>, user: u32) -> Result<Vec<String>, StateFolderError> {
     names.sort_by_key(|name| std::cmp::Reverse(name.len()));
     let mut moved = vec![];
     for name in names {
         let (old, new) = (from.join(&name), to.join(&name));
-        if fs::symlink_metadata(&new).is_ok() {
+        let belongs_to = name.rsplit_once('-').map(|(database, _)| to.join(database));
+        if [Some(&new), belongs_to.as_ref()].into_iter().flatten().any(|there| fs::symlink_metadata(there).is_ok()) {
             continue;
         }
         match fs::rename(&old, &new) {
-            Ok(()) => moved.push(name),
+            Ok(()) => {
+                // Another user may have put another file into its place since the check. In this folder it cannot.
+                let about = fs::symlink_metadata(&new).map_err(io_error("look at", &new))?;
+                if is_unchanged(&about, user) {
+                    moved.push(name);
+                } else {
+                    fs::rename(&new, &old).map_err(io_error("move", &new))?;
+                }
+            }
             // Another process of this program has moved it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(io_error("move", &old)(source)),
@@ -344,6 +363,33 @@ mod tests {
         let found = open(&path, own_file).unwrap();
         assert_eq!(found.change, Some(Change::Moved { files: vec![] }));
         assert_eq!(fs::read_dir(&found.path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_after_the_check_is_not_moved() {
+        let (_kept, path) = folder(0o777, &["key", "db", "db-wal"]);
+        let private = path.join(PRIVATE);
+        DirBuilder::new().mode(0o700).create(&private).unwrap();
+        let user = rustix::process::geteuid().as_raw();
+        let names = || ["key", "db", "db-wal"].map(str::to_owned).to_vec();
+        fs::remove_file(path.join("key")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", path.join("key")).unwrap();
+        fs::set_permissions(path.join("db"), Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(move_files(&path, &private, names(), user).unwrap(), ["db-wal"]);
+        assert!(path.join("key").is_symlink() && path.join("db").exists());
+        // Of another user, also if its mode is right.
+        fs::set_permissions(path.join("db"), Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(move_files(&path, &private, names(), user + 1).unwrap(), [""; 0]);
+        assert_eq!(move_files(&path, &private, names(), user).unwrap(), ["db"]);
+    }
+
+    #[test]
+    fn a_database_gets_no_journal_of_another_one() {
+        let (_kept, path) = folder(0o777, &["db-wal", "photos"]);
+        DirBuilder::new().mode(0o700).create(path.join(PRIVATE)).unwrap();
+        fs::write(path.join(PRIVATE).join("db"), "db").unwrap();
+        assert_eq!(open(&path, own_file).unwrap().change, None);
+        assert!(path.join("db-wal").exists() && !path.join(PRIVATE).join("db-wal").exists());
     }
 
     #[test]
