@@ -198,9 +198,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// The bytes of exactly `N * 2` hexadecimal digits.
 pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
-    // Decode in place: the bytes may be a secret, and an intermediate buffer would keep a copy.
-    let fits = text.len() == 2 * N;
-    (fits && data_encoding::HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), &mut bytes).is_ok()).then_some(bytes)
+    unhex_into(text, &mut bytes).then_some(bytes)
+}
+
+/// Decodes hexadecimal digits into `bytes`, and returns whether their number fits and all are digits. For secrets: no other
+/// buffer has a copy.
+pub(crate) fn unhex_into(text: &str, bytes: &mut [u8]) -> bool {
+    let fits = text.len() == 2 * bytes.len();
+    fits && data_encoding::HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), bytes).is_ok()
 }
 
 #[cfg(test)]

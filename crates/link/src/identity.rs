@@ -135,7 +135,8 @@ impl JsonSchema for EndpointId {
 
 /// A device's secret key. Never printed, wiped from memory when dropped.
 pub struct SecretKey {
-    seed: Zeroizing<[u8; SecretKey::LEN]>,
+    /// Boxed: moving the key then copies a pointer. A copy of the seed at the old place would never be wiped.
+    seed: Box<Zeroizing<[u8; SecretKey::LEN]>>,
     id: EndpointId,
 }
 
@@ -153,14 +154,21 @@ impl SecretKey {
         let pair = Ed25519KeyPair::generate().map_err(|_| KeyGenerationError)?;
         let seed = pair.seed().map_err(|_| KeyGenerationError)?;
         let seed = seed.as_be_bytes().map_err(|_| KeyGenerationError)?;
-        Self::from_seed(Zeroizing::new(seed.as_ref().try_into().map_err(|_| KeyGenerationError)?))
+        Self::of_seed(seed.as_ref().try_into().map_err(|_| KeyGenerationError)?)
     }
 
     /// The key pair of `seed`.
     pub fn from_seed(seed: Zeroizing<[u8; Self::LEN]>) -> Result<Self, KeyGenerationError> {
-        let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).map_err(|_| KeyGenerationError)?;
+        Self::of_seed(&seed)
+    }
+
+    /// The key pair of `seed`, which the caller wipes.
+    pub(crate) fn of_seed(seed: &[u8; Self::LEN]) -> Result<Self, KeyGenerationError> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| KeyGenerationError)?;
         let public = pair.public_key().as_ref().try_into().map_err(|_| KeyGenerationError)?;
-        Ok(Self { seed, id: EndpointId(public) })
+        let mut kept = Box::new(Zeroizing::new([0; Self::LEN]));
+        kept.copy_from_slice(seed);
+        Ok(Self { seed: kept, id: EndpointId(public) })
     }
 
     /// The public key.
@@ -175,7 +183,7 @@ impl SecretKey {
 
     /// The key as PKCS#8. Used only for rustls.
     pub(crate) fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, KeyGenerationError> {
-        let pair = Ed25519KeyPair::from_seed_unchecked(self.seed.as_ref()).map_err(|_| KeyGenerationError)?;
+        let pair = Ed25519KeyPair::from_seed_unchecked(self.seed()).map_err(|_| KeyGenerationError)?;
         let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| KeyGenerationError)?;
         Ok(Zeroizing::new(der.as_ref().to_vec()))
     }

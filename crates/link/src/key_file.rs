@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use crate::admission::unhex;
+use crate::admission::unhex_into;
 use crate::identity::KeyGenerationError;
 use crate::{EndpointId, SecretKey};
 
@@ -228,7 +228,8 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
 /// Parses the file's text.
 fn parse_key(text: &[u8]) -> Option<SecretKey> {
     let digits = std::str::from_utf8(text).ok()?.trim_end().strip_prefix(MAGIC)?;
-    SecretKey::from_seed(Zeroizing::new(unhex(digits)?)).ok()
+    let mut seed = Zeroizing::new([0; SecretKey::LEN]);
+    unhex_into(digits, &mut *seed).then(|| SecretKey::of_seed(&seed).ok())?
 }
 
 /// A key in a temporary file with mode 0600. The file is removed on drop unless it was renamed to its target.
