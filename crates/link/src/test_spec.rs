@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::feature::Feature;
 use crate::peer_text::PeerText;
 
 /// The direction of payload, seen from the appliance.
@@ -303,6 +304,18 @@ impl TestSpec {
         }
     }
 
+    /// The spec as an end reads it on a link with these features: without the fields of other features.
+    #[must_use]
+    pub fn with_features(self, features: &[Feature]) -> Self {
+        let has = |name| Feature::is_in(name, features);
+        Self {
+            direction_bytes: self.direction_bytes.filter(|_| has(Feature::DIRECTION_BYTES)),
+            may_stop: self.may_stop && has(Feature::STOP_PHASE),
+            phase_detail: self.phase_detail && has(Feature::PHASE_DETAIL),
+            ..self
+        }
+    }
+
     /// The time all phases take together.
     pub fn duration(&self) -> Duration {
         self.phases.iter().map(PhaseSpec::duration).sum()
@@ -416,6 +429,17 @@ mod tests {
         let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }];
         let spec = TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, phases, 4);
         TestSpec { probe_interval_us: 10_000, ..spec }
+    }
+
+    #[test]
+    fn fields_of_features_that_a_link_lacks_are_absent() {
+        let whole = TestSpec { direction_bytes: Some(0), may_stop: true, phase_detail: true, ..plain() };
+        assert_eq!(whole.clone().with_features(&Feature::own()), whole);
+        assert_eq!(whole.clone().with_features(&[]), plain());
+        let only = |name: &str| whole.clone().with_features(&[Feature::try_from(name.to_owned()).unwrap()]);
+        assert_eq!(only(Feature::DIRECTION_BYTES), TestSpec { direction_bytes: Some(0), ..plain() });
+        assert_eq!(only(Feature::STOP_PHASE), TestSpec { may_stop: true, ..plain() });
+        assert_eq!(only(Feature::PHASE_DETAIL), TestSpec { phase_detail: true, ..plain() });
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub(super) struct Connection {
     commands: mpsc::UnboundedReceiver<LinkCommand>,
     session_events: (mpsc::UnboundedSender<SessionEvent>, mpsc::UnboundedReceiver<SessionEvent>),
     session: Option<LinkSession>,
+    /// The features that both ends sent.
+    features: Vec<Feature>,
     /// When the last message arrived on this link. For a session, its session control has the time for all its
     /// connections.
     last_message_at: Instant,
@@ -100,12 +102,15 @@ impl Connection {
             commands,
             session_events,
             session: None,
+            features: vec![],
             last_message_at: Instant::now(),
             read_paused_until: None,
         }
     }
 
-    pub(super) async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
+    /// Serves the link until it ends. `versions` and `features` are those of the appliance.
+    pub(super) async fn serve(mut self, versions: &[u16], features: &[Feature], paired: Option<ToAppliance>) {
+        self.features = Feature::common(features);
         let next = match self.pay_for_welcome().await {
             LinkFlow::Continue => self.check_still_paired(),
             other => other,
@@ -301,6 +306,7 @@ impl Connection {
     async fn handle(&mut self, message: ToReflector) -> LinkFlow {
         match message {
             ToReflector::Request { spec, wait } => {
+                let spec = spec.with_features(&self.features);
                 let refused = tokio::task::block_in_place(|| grant::not_supported(&spec));
                 let (answer, events) = {
                     let mut sessions = self.server.sessions();
@@ -334,6 +340,7 @@ impl Connection {
                 Some(facts) => self.send(&ToAppliance::Facts(facts)).await,
                 None => LinkFlow::Continue,
             },
+            ToReflector::PathFacts if !Feature::is_in(Feature::PATH_FACTS, &self.features) => LinkFlow::Continue,
             ToReflector::PathFacts => match self.path_facts() {
                 Some(facts) => self.send(&ToAppliance::PathFacts(facts)).await,
                 None => LinkFlow::Continue,

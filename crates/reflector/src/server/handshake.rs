@@ -47,7 +47,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     slot.progressed();
     let answer_at = Instant::now() + REFUSAL_DELAY;
     let judged = match first {
-        ToReflector::Hello { versions, .. } if server.peers.is_paired(peer) => Ok((versions, None)),
+        ToReflector::Hello { versions, features, .. } if server.peers.is_paired(peer) => Ok((versions, features, None)),
         ToReflector::Pair { versions, proof, name } => {
             let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None);
             let answer = match exporter {
@@ -55,11 +55,11 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
                 Ok(exporter) => pair::verify_proof(&server, &exporter, from, peer, &proof, &name).await,
                 Err(_) => Err(RefusalReason::Handshake),
             };
-            answer.map(|answer| (versions, Some(answer)))
+            answer.map(|answer| (versions, vec![], Some(answer)))
         }
         _ => Err(RefusalReason::NotPaired),
     };
-    let (versions, paired) = match judged {
+    let (versions, features, paired) = match judged {
         Ok(judged) => judged,
         Err(reason) => {
             refuse(reason);
@@ -81,7 +81,8 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     };
     slot.settle();
     let span = tracing::info_span!("link", %peer, %from);
-    Connection::open(server, framed, id, peer, from, local, commands).serve(&versions, paired).instrument(span).await;
+    let connection = Connection::open(server, framed, id, peer, from, local, commands);
+    connection.serve(&versions, &features, paired).instrument(span).await;
 }
 
 /// Registers a link, unless this device or all devices together have too many.
