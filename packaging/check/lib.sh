@@ -82,7 +82,7 @@ measure() {
     # shellcheck disable=SC2086 # several words
     "${appliance[@]}" speed-test -t 1 --idle 0.5 --json --engine "$@" ${measure_options:-} >"$folder/result.json" ||
         { cat "$folder/result.json" >&2 && return 1; }
-    jq -er 'if .complete and .download.goodput_bps > 1e6 and .upload.goodput_bps > 1e6 and .latency.idle.rtt_us.p50 > 0
+    jq -er 'if .complete and .download.goodput_bps > 1e6 and .upload.goodput_bps > 1e6 and .latency.idle.received > 0
         then "measured \(.download.goodput_bps / 1e6 | round) Mbit/s down, \(.upload.goodput_bps / 1e6 | round) Mbit/s up"
         else error("not measured: \(.)") end' "$folder/result.json"
 }
