@@ -21,23 +21,28 @@ need_packages() {
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# start_reflector FOLDER COMMAND...: starts a reflector by a command that ends in `serve`, and waits until it is ready. Sets
-# `reflector_pid` and `address`. Its log is in FOLDER.
-start_reflector() {
-    local folder=$1 listening
-    shift
-    mkfifo "$folder/listening"
-    "$@" >"$folder/listening" 2>>"$folder/reflector.log" &
-    # shellcheck disable=SC2034 # for the caller
-    reflector_pid=$!
-    # It prints its address when it is ready.
-    exec {listening}<"$folder/listening"
-    rm "$folder/listening"
-    if ! read -r -t 30 _ _ address <&"$listening"; then
-        echo "the reflector did not start:" >&2
-        cat "$folder/reflector.log" >&2
+# start_program NAME FOLDER COMMAND...: starts a program that prints where it listens, as the third word of a line, when it is
+# ready; waits for that. Sets `program_pid` and `place`. Its log is NAME.log in FOLDER.
+start_program() {
+    local name=$1 folder=$2 ready
+    shift 2
+    mkfifo "$folder/$name.ready"
+    "$@" >"$folder/$name.ready" 2>>"$folder/$name.log" &
+    program_pid=$!
+    exec {ready}<"$folder/$name.ready"
+    rm "$folder/$name.ready"
+    if ! read -r -t 30 _ _ place <&"$ready"; then
+        echo "$name did not start:" >&2
+        cat "$folder/$name.log" >&2
         return 1
     fi
+}
+
+# start_reflector FOLDER COMMAND...: the same for `reflector serve`. Sets `reflector_pid` and `address`.
+start_reflector() {
+    start_program reflector "$@"
+    # shellcheck disable=SC2034 # for the caller
+    reflector_pid=$program_pid address=$place
 }
 
 # pair FOLDER REFLECTOR APPLIANCE NAME: pairs by code; REFLECTOR and APPLIANCE name arrays with the commands of both

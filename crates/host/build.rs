@@ -1,13 +1,14 @@
-//! Passes the commit that the program is built from to `src/version.rs`: from the environment, the file of a source
-//! archive, or git. Without any of them the program is built all the same, and its version names no commit.
+//! Passes the commit that the program is built from to `src/version.rs`. The commit comes from the environment, from
+//! the file of a source archive, or from git. Without any of them the build succeeds, and the version names no commit.
 //!
-//! git is asked for optimised programs only: a commit then compiles this crate and those above it again, which would cost
-//! each development build more than the commit is worth there.
+//! git is asked only for optimised builds: each new commit would otherwise recompile this crate and all crates above it
+//! in development builds, too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// In a source archive made by `git archive`, git replaces the placeholders of this file (export-subst in .gitattributes).
+/// The file that contains the commit in a source archive: `git archive` replaces its placeholders (export-subst in
+/// .gitattributes).
 const ARCHIVED: &str = "commit.txt";
 
 fn main() {
@@ -31,7 +32,7 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// SOURCE_COMMIT, and SOURCE_DATE_EPOCH as its date.
+/// The commit in the variable SOURCE_COMMIT, with SOURCE_DATE_EPOCH as its date.
 fn named() -> Option<(String, Option<String>)> {
     let commit = variable("SOURCE_COMMIT").filter(|commit| is_commit(commit))?;
     Some((commit, variable("SOURCE_DATE_EPOCH").and_then(|seconds| date(&seconds))))
@@ -64,7 +65,7 @@ fn checked_out(folder: &Path) -> Option<(String, Option<String>)> {
     commit_and_date(&git(&["log", "-1", "--format=%H %ct"])?)
 }
 
-/// `HASH SECONDS`, as git's formats `%H %ct` write them.
+/// Parses `HASH SECONDS`, as git's formats `%H %ct` write them.
 fn commit_and_date(text: &str) -> Option<(String, Option<String>)> {
     let (commit, seconds) = text.trim().split_once(' ')?;
     is_commit(commit).then(|| (commit.to_owned(), date(seconds)))

@@ -41,6 +41,38 @@ mount_system() {
     ln -sf pts/ptmx "$root/dev/ptmx"
 }
 
+# unpack_image NAME TAG ROOT: unpacks an image of target/dist, as `docker load` does, and writes its configuration to
+# ROOT.json.
+unpack_image() {
+    local unpacked=$folder/unpacked layer
+    rm -rf "$unpacked"
+    mkdir -p "$unpacked" "$3"
+    tar -C "$unpacked" -xzf "$dist/$1-$2-amd64.image.tar.gz"
+    jq -r '.[0].Layers[]' "$unpacked/manifest.json" | while read -r layer; do tar -C "$3" -xf "$unpacked/$layer"; done
+    jq .config "$unpacked/$(jq -r '.[0].Config' "$unpacked/manifest.json")" >"$3.json"
+    rm -rf "$unpacked"
+}
+
+# as_container ROOT [PREFIX...]: mounts what a container's runtime mounts for the image in ROOT with the configuration
+# ROOT.json: a read-only root and a volume for the state. Sets the array `run` to the command that runs its program, without
+# privileges, and `default` to what the image starts if no command is given.
+as_container() {
+    local root=$1 user environment
+    user=$(jq -r .User "$root.json")
+    mount --bind "$root" "$root"
+    mount_system "$root"
+    mount_volume "$root" "mode=700,uid=${user%:*},gid=${user#*:}"
+    mount -o remount,bind,ro "$root"
+    mapfile -t environment < <(jq -r '.Env[]' "$root.json")
+    # shellcheck disable=SC2034 # for the caller
+    run=("${@:2}" env -i "${environment[@]}"
+        /usr/bin/setpriv --no-new-privs --bounding-set="-all,+sys_chroot,+setuid,+setgid"
+        /usr/sbin/chroot --userspec="$user" "$root" "$(jq -r '.Entrypoint[0]' "$root.json")")
+    # shellcheck disable=SC2034 # for the caller
+    default=$(jq -r '.Cmd[0]' "$root.json")
+}
+mount_volume() { mount -t tmpfs -o "$2" tmpfs "$1$(jq -r '.Volumes | keys[0]' "$1.json")"; }
+
 # The command of the appliance, set by the check.
 appliance=()
 
@@ -50,9 +82,23 @@ measure() {
     # shellcheck disable=SC2086 # several words
     "${appliance[@]}" speed-test -t 1 --idle 0.5 --json --engine "$@" ${measure_options:-} >"$folder/result.json" ||
         { cat "$folder/result.json" >&2 && return 1; }
-    jq -er 'if .complete and .download.goodput_bps > 1e6 and .upload.goodput_bps > 1e6 and .latency.idle.rtt_us.p50 > 0
+    jq -er 'if .complete and .download.goodput_bps > 1e6 and .upload.goodput_bps > 1e6 and .latency.idle.received > 0
         then "measured \(.download.goodput_bps / 1e6 | round) Mbit/s down, \(.upload.goodput_bps / 1e6 | round) Mbit/s up"
         else error("not measured: \(.)") end' "$folder/result.json"
+}
+
+# Has the service of the appliance run a schedule at once; it must measure.
+run_schedule() {
+    local last
+    "${appliance[@]}" schedule add --name daily --cron "30 4 * * *" --zone Europe/Berlin --yes -t 1 --idle 0.5 >/dev/null
+    "${appliance[@]}" schedule run daily >/dev/null
+    for _ in $(seq 120); do
+        last=$("${appliance[@]}" schedule runs daily --json | jq -c '.[0] // { outcome: "running" }')
+        [ "$(jq -r .outcome <<<"$last")" = running ] || break
+        sleep 0.5
+    done
+    jq -er 'if .outcome == "done" and .data_used_bytes > 0 then "measured by a schedule, \(.data_used_bytes) bytes"
+        else error("not measured by a schedule: \(.)") end' <<<"$last"
 }
 
 # Ends the reflector that start_reflector started; it must end well.

@@ -1,5 +1,5 @@
-//! Why the appliance failed to do something: one variant per cause. The client of the library chooses the text and the
-//! exit code.
+//! The errors of the appliance's library: one variant for each cause. The program that uses the library chooses the
+//! text and the exit code.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,40 +18,73 @@ use paramedic_link::test_spec::{DataMode, Load};
 use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::fold::{EmptyDirection, Impossible};
 
+use crate::monitor::MonitorError;
 use crate::payload_transport::PayloadTransport;
 use crate::schedule::ScheduleError;
 use crate::store::StorageError;
 use crate::targets::{Host, HostPort, NotAHostPort};
 
-/// Why a call of the appliance failed.
+/// Why a call of the appliance's library failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplianceError {
-    /// The text of an address cannot be parsed.
+    /// An address cannot be parsed.
     #[error(transparent)]
     Address(#[from] NotAHostPort),
-    /// The database of pairings and results could not be used, or an entry was not found in it.
+    /// The database of pairings and results cannot be used, or does not have the requested entry.
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The configured state folder cannot be used.
     #[error("the state folder {}: {source}", .configured.display())]
     StateFolder {
-        /// The configured folder.
+        /// The path of the folder, as configured.
         configured: PathBuf,
-        /// The cause.
+        /// Why the folder cannot be used.
         source: StateFolderError,
     },
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
-    /// The test lock or the working folder in the state folder could not be created.
+    /// The test lock or the working folder cannot be created in the state folder.
     #[error("{}: {source}", .folder.display())]
     TestFolder {
-        /// The state folder.
+        /// The path of the state folder.
         folder: PathBuf,
+        /// Why the lock or the folder cannot be created.
+        source: io::Error,
+    },
+    /// A backup cannot be written.
+    #[error("{}: {source}", .file.display())]
+    BackupFile {
+        /// The file.
+        file: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// The state folder cannot be written, so the result of a test could not be saved.
+    /// An older store cannot be read.
+    #[error("{}: {source}", .folder.display())]
+    OldStore {
+        /// Its folder.
+        folder: PathBuf,
+        /// The cause.
+        source: Box<ApplianceError>,
+    },
+    /// An older identity is not taken over, because this device is paired under its own.
+    #[error("this device is paired with {pairings} reflectors as {own}")]
+    IdentityInUse {
+        /// Its Endpoint ID.
+        own: EndpointId,
+        /// The number of its pairings.
+        pairings: usize,
+    },
+    /// A part of a configuration is not possible.
+    #[error("{object}: {source}")]
+    InConfiguration {
+        /// The part: its kind and its name.
+        object: String,
+        /// The cause.
+        source: Box<ApplianceError>,
+    },
+    /// The state folder cannot be written, so the result of the test could not be saved.
     #[error("the result could not be saved: {0}")]
     CannotSave(Box<ApplianceError>),
     /// No provider has this id.
@@ -63,164 +96,181 @@ pub enum ApplianceError {
     /// The provider or the engine cannot run the requested test, or the request contradicts itself.
     #[error("the request is not supported: {0}")]
     Unsupported(String),
-    /// The device does not have the requested local address or interface.
+    /// This device does not have the requested local address or network interface.
     #[error("cannot send from the requested address or interface: {0}")]
     Origin(io::Error),
-    /// This device lacks what an engine needs.
+    /// This device does not have what the engine needs.
     #[error("{engine}: {lacking}")]
     EngineUnavailable {
-        /// The engine's id.
+        /// The id of the engine.
         engine: String,
-        /// What is missing.
+        /// What this device does not have.
         lacking: Unavailable,
     },
-    /// The kernel of this device refused the requested congestion control.
+    /// The kernel of this device does not allow the requested congestion control.
     #[error("the congestion control was refused: {0}")]
     CongestionControl(io::Error),
-    /// This device refused a thread or a process.
+    /// The kernel of this device allows no further thread or process.
     #[error("{0}")]
     ThreadLimit(ThreadLimitReached),
-    /// Another test of this device is running.
+    /// Another test is running on this device.
     #[error("another test is running on this device")]
     DeviceBusy,
-    /// Another test of this device was running when the reflector granted this one, until the grant expired.
+    /// The reflector granted the test, but another test ran on this device until the grant expired.
     #[error("the grant expired while another test was running on this device")]
     GrantExpired,
-    /// The user ended the test.
+    /// A signal or a cancellation ended the test.
     #[error("interrupted")]
     Interrupted,
     /// The link to a reflector could not be opened, or it failed.
     #[error("{target}: {cause}")]
     Link {
-        /// The reflector's address, as configured.
+        /// The address of the reflector, as configured.
         target: HostPort,
-        /// The cause.
+        /// Why the link failed.
         cause: LinkFailure,
     },
-    /// The host's name could not be resolved.
+    /// The name of the host could not be resolved.
     #[error("{host}: {source}")]
     NotResolved {
-        /// The host.
+        /// The host name.
         host: Host,
-        /// The resolver's error.
+        /// The error of the system's resolver.
         source: io::Error,
     },
-    /// A link-local address without its interface.
+    /// The address is link-local and does not name the network interface to use.
     #[error("{0} needs an interface")]
     NoZone(Host),
     /// The host has no address of the requested IP family.
     #[error("{0} has no address of the requested family")]
     NoAddressOfFamily(Host),
-    /// This device is paired with no reflector.
+    /// No reflector is paired with this device.
     #[error("no reflector is paired")]
     NoReflectorPaired,
-    /// This device is paired with several reflectors, and the request names none.
+    /// Several reflectors are paired, and the request names none.
     #[error("several reflectors are paired")]
     SeveralReflectorsPaired {
-        /// Their names.
+        /// The names of the paired reflectors.
         names: Vec<String>,
     },
-    /// A reflector answers at the address, but this device is not paired with it.
+    /// The program at the address presented a key that is not paired with this device.
     #[error("{target} is {presented}, which is not paired")]
     NotPairedThere {
-        /// The address.
+        /// The address to which the appliance connected.
         target: HostPort,
-        /// The key that it presented.
+        /// The key that the other end presented.
         presented: EndpointId,
     },
-    /// TLS could not be set up.
+    /// TLS could not be set up on this device.
     #[error("cannot set up TLS: {0}")]
     TlsSetup(String),
-    /// No keys could be derived from the link.
+    /// No session keys could be derived from the link.
     #[error("cannot derive keys: {0}")]
     KeyDerivation(String),
     /// The data connections of a phase could not be opened.
     #[error("cannot open data connections to {address}: {source}")]
     NoDataConnection {
-        /// The address and port of the data.
+        /// The address and port to which the data connections go.
         address: SocketAddr,
-        /// The data mode.
+        /// The data mode of the session.
         mode: DataMode,
-        /// What carries the payload.
+        /// The protocol that carries the payload.
         transport: PayloadTransport,
-        /// The cause.
+        /// Why the connections could not be opened.
         source: io::Error,
-        /// The datagrams of the session that reached the reflector, if it counts them.
+        /// The number of datagrams of the session that reached the reflector; absent if it does not count them.
         datagrams: Option<DatagramsSeen>,
     },
-    /// Latency probes reach the reflector neither over UDP nor over TCP.
+    /// Latency probes do not reach the reflector, neither over UDP nor over TCP.
     #[error("latency probes do not reach the reflector: {0}")]
     NoProbes(io::Error),
     /// The reflector could not start a phase.
     #[error("the phase was not started: {reason}")]
     PhaseNotStarted {
-        /// The reason: this end's if it has one, otherwise the reflector's.
+        /// The reason: the appliance's if it knows one, otherwise the reflector's.
         reason: String,
     },
-    /// An end did not report the begin or the end of a phase in time.
-    #[error("{0} did not report the begin or the end of a phase in time")]
+    /// The reflector at this address did not report the start or the end of a phase in time.
+    #[error("{0} did not report the start or the end of a phase in time")]
     PhaseOverdue(SocketAddr),
-    /// A report of the reflector cannot be true.
+    /// The reflector reported a count that cannot be true.
     #[error("{address}: {claim}")]
     ImpossibleReport {
-        /// The reflector's address.
+        /// The address of the reflector.
         address: SocketAddr,
-        /// Why it cannot be true.
+        /// Why the report cannot be true.
         claim: Impossible,
     },
-    /// A phase ended early.
+    /// A phase ended before its time.
     #[error("the {load} ended early: {reason}")]
     DataLost {
-        /// The phase.
+        /// The load of the phase.
         load: Load,
-        /// The reason, from the end that detected the failure.
+        /// The reason, from the end that noticed the failure.
         reason: PeerText,
     },
-    /// Almost no payload arrived in some directions, or none any more.
+    /// In some directions almost no payload arrived, or it stopped before the end.
     #[error("nothing arrived in {} directions", .directions.len())]
     NothingArrived {
-        /// The directions, each with its phase.
+        /// The directions without payload, each with its phase.
         directions: Vec<EmptyDirection>,
-        /// The transport of the payload.
+        /// The protocol that carries the payload.
         transport: PayloadTransport,
     },
-    /// Every phase ended without a sample.
+    /// No phase has a measurement.
     #[error("nothing was measured")]
     NothingMeasured,
     /// A fault of this program or of the operating system.
     #[error("{0}")]
     Internal(String),
-    /// The task of the test panicked: a fault of this program.
+    /// The task of the test panicked, which is a fault of this program.
     #[error("the test ended without a result: {0}")]
     BrokeOff(String),
-    /// A schedule is not accepted.
+    /// The schedule is not valid.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
-    /// The schedule is disabled.
+    /// A monitor is not accepted.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// The schedule is disabled, so it cannot be run.
     #[error("the schedule {name} is disabled")]
     ScheduleDisabled {
-        /// Its name.
+        /// The name of the schedule.
         name: String,
     },
-    /// A run of the schedule waits or runs.
-    #[error("a run of the schedule {name} waits or runs already")]
+    /// A run of the schedule is already waiting or running.
+    #[error("a run of the schedule {name} is already waiting or running")]
     ScheduleRuns {
-        /// Its name.
+        /// The name of the schedule.
         name: String,
     },
-    /// Another service uses the state folder.
-    #[error("a service runs with the state folder {}", .state_dir.display())]
+    /// A text that is no name of a token.
+    #[error("a name has 1 to 60 letters of ASCII, digits, dots, dashes and underscores: {0:?}")]
+    TokenName(String),
+    /// The link is not, or no longer, valid.
+    #[error("it was used, has expired, or is not the latest one")]
+    NoSuchSetupLink,
+    /// The password is too short or too long.
+    #[error("a password has {shortest} to {longest} characters")]
+    PasswordLength {
+        /// The fewest characters.
+        shortest: usize,
+        /// The most characters.
+        longest: usize,
+    },
+    /// Another service is running with the same state folder.
+    #[error("another service is running with the state folder {}", .state_dir.display())]
     ServiceRuns {
-        /// The state folder.
+        /// The path of the state folder.
         state_dir: PathBuf,
     },
-    /// A test with an iperf3 server failed.
+    /// A test against an iperf3 server failed.
     #[error(transparent)]
     Iperf3(#[from] Iperf3Failure),
 }
 
 impl ApplianceError {
-    /// The same as [`ApplianceError::CannotSave`] if the state folder cannot be written.
+    /// Converts the error to [`ApplianceError::CannotSave`] if its cause is that the state folder cannot be written.
     #[must_use]
     pub fn or_cannot_save(self) -> Self {
         let is_unwritable = match &self {
@@ -233,7 +283,8 @@ impl ApplianceError {
         if is_unwritable { Self::CannotSave(Box::new(self)) } else { self }
     }
 
-    /// The error of an operation: `otherwise`, unless this device refused a thread.
+    /// The error of an operation that failed with `source`: `otherwise`, unless the cause is that no further thread
+    /// could be started.
     pub(crate) fn of_io(source: io::Error, otherwise: impl FnOnce(io::Error) -> Self) -> Self {
         match ThreadLimitReached::of(&source) {
             Some(refused) => Self::ThreadLimit(refused.clone()),
@@ -245,134 +296,135 @@ impl ApplianceError {
 /// Why a link to a reflector could not be opened, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkFailure {
-    /// None of its addresses accepted a connection.
+    /// No address of the reflector accepted a connection.
     #[error("unreachable: {0}")]
     Unreachable(io::Error),
-    /// It presented another key than the one that was paired.
+    /// The reflector presented another key than the paired one.
     #[error("it presented the key {0}, which is not the paired one")]
     KeyChanged(EndpointId),
-    /// The pairing code was made for another key.
+    /// The pairing code was made for another reflector than the one that answered.
     #[error("the pairing code was made for another key than {0}")]
     CodeOfAnother(EndpointId),
-    /// Something other than a reflector answered.
+    /// The program that answered is not a reflector.
     #[error("not a reflector: {0}")]
     NotAReflector(String),
-    /// It closed the connection during the TLS handshake.
-    #[error("it hung up during the TLS handshake")]
+    /// The reflector closed the connection during the TLS handshake.
+    #[error("it closed the connection during the TLS handshake")]
     HungUp,
-    /// It accepted the connection, and for this time nothing came back in the handshake, with small segments neither.
+    /// The reflector accepted the connection but sent nothing in the handshake for this time, neither with ordinary nor
+    /// with small segments.
     #[error("no answer in the handshake for {} s", .0.as_secs())]
     HandshakeTimeout(Duration),
-    /// Nothing was received from it for this time.
+    /// Nothing was received from the reflector for this time.
     #[error("nothing was received for {} s", .0.as_secs())]
     Silent(Duration),
-    /// It did not answer within this time.
+    /// The reflector did not answer a request within this time.
     #[error("no answer within {} s", .0.as_secs())]
     NoAnswer(Duration),
-    /// Its queue did not move for this time.
-    #[error("its queue did not move for {} s", .0.as_secs())]
+    /// The position of the request in the reflector's queue did not improve for this time.
+    #[error("the position in its queue did not improve for {} s", .0.as_secs())]
     QueueStalled(Duration),
-    /// It was busy for longer than the request waits.
+    /// The reflector was busy for longer than the request may wait.
     #[error("it was busy for {} s", .0.as_secs())]
     WaitedTooLong(Duration),
-    /// The connection failed.
+    /// The connection to the reflector failed.
     #[error("lost: {0}")]
     Lost(LinkError),
-    /// The connection ended without a `close` message.
+    /// The reflector closed the connection without a `close` message.
     #[error("it closed the link")]
     EndOfStream,
-    /// It closed the link.
+    /// The reflector closed the link.
     #[error("it closed the link ({reason:?}): {detail}")]
     Closed {
-        /// Its reason.
+        /// The reason that the reflector gave.
         reason: CloseReason,
-        /// The text that it sent.
+        /// The text that the reflector sent.
         detail: PeerText,
     },
-    /// It denied the test.
+    /// The reflector denied the test.
     #[error("it denied the test ({:?}): {}", .0.reason, .0.detail)]
     Denied(Denial),
-    /// It ended the session.
+    /// The reflector ended the session.
     #[error("it ended the session ({reason:?}): {detail}")]
     SessionEnded {
-        /// Its reason.
+        /// The reason that the reflector gave.
         reason: EndReason,
-        /// The text that it sent.
+        /// The text that the reflector sent.
         detail: PeerText,
     },
-    /// It ended a session instead of sending the expected answer.
+    /// The reflector ended a session while the appliance waited for another answer.
     #[error("it ended the session when another answer was due: {0}")]
     EndedOutOfTurn(PeerText),
-    /// It sent a message that is not valid in this state.
+    /// The reflector sent a message that is not valid at this point of the protocol.
     #[error("it sent an unexpected message")]
     UnexpectedMessage,
-    /// It could not prove that it knows the pairing code.
+    /// The reflector did not prove that it knows the pairing code.
     #[error("it did not prove that it knows the code")]
     CodeNotProven,
-    /// It did not accept the pairing code.
+    /// The reflector did not accept the pairing code.
     #[error("it did not accept the code")]
     CodeRefused,
-    /// It does not know this device.
+    /// The reflector is not paired with this device.
     #[error("it does not know this device")]
     NotPaired,
 }
 
 impl LinkFailure {
-    /// The failure of the link to this target.
+    /// The error for this failure of the link to `target`.
     pub(crate) fn at(self, target: &HostPort) -> ApplianceError {
         ApplianceError::Link { target: target.clone(), cause: self }
     }
 }
 
-/// Why a test with an iperf3 server failed.
+/// Why a test against an iperf3 server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Iperf3Failure {
     /// The request names no server.
     #[error("no iperf3 server is named")]
     NoServerNamed,
-    /// The public key file of the server does not contain a public key.
+    /// The file with the server's public key does not contain a public key.
     #[error("{} is not a public key", .file.display())]
     NotAPublicKey {
-        /// The file.
+        /// The path of the file.
         file: PathBuf,
     },
-    /// The request names a user without a password.
+    /// The request names a user but no password.
     #[error("no password for the user {user}")]
     NoPassword {
-        /// The user.
+        /// The name of the user.
         user: String,
     },
-    /// The client could not be started.
+    /// The iperf3 client could not be started.
     #[error("cannot start iperf3: {0}")]
     NotStarted(std::io::Error),
-    /// The server's report cannot be true.
+    /// The server reported counts that cannot be true.
     #[error("the iperf3 server at {target} sent an impossible report")]
     ImpossibleReport {
         /// The server.
         target: HostPort,
     },
-    /// The client reported an error.
+    /// The iperf3 client reported an error.
     #[error("the iperf3 server at {target}: {reason}")]
     Client {
         /// The server.
         target: HostPort,
-        /// The kind of error.
+        /// The kind of the error.
         cause: FailureKind,
         /// The client's own text.
         reason: String,
-        /// Whether the request had a login.
+        /// Whether the request had a user and a password.
         has_login: bool,
     },
 }
 
 impl Iperf3Failure {
-    /// No address of the server accepts a connection.
+    /// The failure if no address of the server accepts a connection.
     pub(crate) fn unreachable(target: &HostPort, source: &io::Error) -> Self {
         let (target, cause, reason) = (target.clone(), FailureKind::Unreachable, source.to_string());
         Self::Client { target, cause, reason, has_login: false }
     }
 
-    /// Whether there is no server at the address.
+    /// Whether the failure means that no server answers at the address.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Client { cause: FailureKind::Unreachable, .. })
     }

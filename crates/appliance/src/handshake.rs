@@ -1,5 +1,5 @@
-//! The TLS handshake of a link. If nothing comes back, it is repeated with small segments, because a path may drop large
-//! packets without ICMP (a black hole; RFC 2923, section 2.1). Shell: sockets and the clock.
+//! The TLS handshake of a link, with its sockets and timeouts. If no answer comes, the appliance repeats the handshake
+//! with small segments: the path may drop large packets without an ICMP message (a black hole; RFC 2923, section 2.1).
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,31 +16,31 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
 
-/// How long the handshake may take, repetitions included.
+/// The longest time that the handshake may take, repetitions included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After this time without an answer the handshake is repeated beside the running one. The kernel sends a lost segment
-/// about four times within it, so that random loss rarely looks like a black hole.
+/// If no answer comes for this time, the handshake is repeated on another connection, beside the first. Within this
+/// time the kernel sends a lost segment about four times, so random loss rarely looks like a black hole.
 const REPEAT_AFTER: Duration = Duration::from_secs(2);
-/// The segment sizes of the repetitions: the first fits IPv6's smallest MTU of 1280 bytes (RFC 8200, section 5), the second
-/// is TCP's default (RFC 9293, section 3.7.1).
+/// The segment sizes of the repetitions, in bytes. The first fits into the smallest MTU of IPv6, 1280 bytes (RFC 8200,
+/// section 5). The second is the default of TCP (RFC 9293, section 3.7.1).
 const SMALL_SEGMENTS: [u16; 2] = [1220, 536];
 
-/// A connection whose handshake is complete.
+/// A connection whose TLS handshake is complete.
 pub(crate) struct Handshaken {
     pub(crate) stream: TlsStream<TcpStream>,
-    /// The segment size in bytes to which it had to be limited.
+    /// The segment size in bytes to which the connection had to be limited; `None` if it was not limited.
     pub(crate) segment_limit: Option<u16>,
 }
 
-/// Why a handshake was not completed.
+/// Why a handshake did not complete.
 pub(crate) enum HandshakeFailure {
-    /// The other end or this one refused.
+    /// The handshake failed with this error: an end refused it, or the connection broke.
     Refused(io::Error),
-    /// Nothing came back for this time, with small segments neither.
+    /// No answer came for this time, neither with ordinary nor with small segments.
     NoAnswer(Duration),
 }
 
-/// Connects from `origin`, with segments of at most `segment_limit` bytes in both directions.
+/// Connects to `address` from `origin`. Segments have at most `segment_limit` bytes in both directions.
 pub(crate) async fn connect_from(
     origin: &Origin,
     address: SocketAddr,
@@ -54,8 +54,8 @@ pub(crate) async fn connect_from(
     socket.connect(address).await
 }
 
-/// Does the handshake over `socket`, which is connected to `address`, and repeats it over further connections as long as
-/// nothing comes back. The first one that is answered decides.
+/// Does the handshake over `socket`, which is connected to `address`. As long as no answer comes, repeats it over
+/// further connections. The first answer decides.
 pub(crate) async fn handshake(
     config: &Arc<ClientConfig>,
     socket: TcpStream,
@@ -110,7 +110,8 @@ async fn over(config: Arc<ClientConfig>, socket: TcpStream) -> io::Result<TlsStr
     TlsConnector::from(config).connect(tls::server_name(), socket).await
 }
 
-/// Whether the failure is due to what the other end sent. Every error of TLS is `InvalidData`.
+/// Whether the handshake failed because of something that the other end sent. All errors of TLS have the kind
+/// `InvalidData`.
 fn is_answer(failure: &io::Error) -> bool {
     failure.kind() == io::ErrorKind::InvalidData
 }

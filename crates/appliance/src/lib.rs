@@ -1,5 +1,5 @@
-//! The appliance without its command line: its reflectors, the providers of tests, one heavy test at a time, and its
-//! saved results. Never prints.
+//! The appliance as a library: its reflectors, the providers of tests, the lock for one heavy test at a time, its saved
+//! results. Never prints.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
@@ -9,6 +9,7 @@
 pub mod app;
 pub mod error;
 mod handshake;
+pub mod monitor;
 pub mod payload_transport;
 pub mod providers;
 pub mod reflector_client;

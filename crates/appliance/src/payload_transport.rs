@@ -1,14 +1,15 @@
-//! The transport of the payload of a test.
+//! The protocol that carries the payload of a test.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The protocol that carries the payload.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The protocol that carries the payload of a test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PayloadTransport {
     /// TCP streams.
     #[default]
     Tcp,
-    /// Datagrams.
+    /// UDP datagrams.
     Udp,
 }

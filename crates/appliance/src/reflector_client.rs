@@ -1,4 +1,4 @@
-//! The appliance's end of a link: resolve, connect, authenticate, pair, send requests.
+//! The appliance's end of a link: resolves and connects, authenticates, pairs, sends requests.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that waits for a reflector in wall time")]
 
@@ -12,12 +12,13 @@ use paramedic_link::feature::Feature;
 use paramedic_link::framed::Framed;
 use paramedic_link::measurement::{DatagramsSeen, HostFacts};
 use paramedic_link::message::{
-    END_AFTER_SILENCE, EndReason, Grant, PROTOCOL_VERSION, PathFacts, ToAppliance, ToReflector, Welcome,
+    END_AFTER_SILENCE, EndReason, Grant, MonitorGrant, PROTOCOL_VERSION, PathFacts, ToAppliance, ToReflector, Welcome,
 };
 use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::test_spec::TestSpec;
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -30,21 +31,21 @@ use crate::waiting::{ANSWER_TIMEOUT, GiveUp, QueueWait};
 
 /// How long one address may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long sending and closing may take at the end of a link.
+/// How long the last messages on a link, and its close, may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long one address is tried alone before the next (RFC 8305, section 5).
+/// How long one address is tried alone before the next one is tried as well (RFC 8305, section 5).
 pub(crate) const HEAD_START: Duration = Duration::from_millis(250);
 
-/// Which IP families may be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Which IP families a link may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
-    /// Both, in the order of the resolver (RFC 8305).
+    /// IPv4 and IPv6, in the order of the system's resolver (RFC 8305).
     #[default]
     Any,
-    /// IPv4 only.
+    /// Only IPv4.
     V4,
-    /// IPv6 only.
+    /// Only IPv6.
     V6,
 }
 
@@ -58,18 +59,19 @@ impl Family {
     }
 }
 
-/// The route that a link may take; by default any.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The route that a link may take. The default allows any.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Route {
-    /// The IP families.
+    /// The IP families that may be used.
     pub family: Family,
-    /// The local address and interface.
+    /// The local address and network interface to send from.
     #[serde(with = "StoredOrigin")]
+    #[schemars(with = "StoredOrigin")]
     pub origin: Origin,
 }
 
-/// The stored form of an [`Origin`].
-#[derive(Serialize, Deserialize)]
+/// An [`Origin`] in the form in which it is stored.
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Origin")]
 struct StoredOrigin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,11 +98,11 @@ pub struct ReflectorClient {
 
 /// The result of a pairing.
 pub struct Paired {
-    /// The reflector's identity.
+    /// The Endpoint ID of the reflector.
     pub reflector: EndpointId,
-    /// The reflector's own name.
+    /// The name that the reflector calls itself.
     pub name: PeerText,
-    /// As [`ReflectorClient::segment_limit`].
+    /// The segment size limit of the link; see [`ReflectorClient::segment_limit`].
     pub segment_limit: Option<u16>,
 }
 
@@ -133,28 +135,29 @@ impl ReflectorClient {
         Ok(Self { framed: Framed::new(stream), target: target.clone(), address, local, reflector, segment_limit })
     }
 
-    /// The address that answered.
+    /// The address of the reflector that accepted the connection.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The local address of the link.
+    /// The address of this device on the link.
     pub fn local(&self) -> IpAddr {
         self.local
     }
 
-    /// The segment size in bytes to which the link had to be limited, because the path drops larger packets.
+    /// The segment size in bytes to which the link had to be limited, because the path drops larger packets. `None` if
+    /// it is not limited.
     pub fn segment_limit(&self) -> Option<u16> {
         self.segment_limit
     }
 
-    /// The verified identity of the reflector.
+    /// The verified Endpoint ID of the reflector.
     pub fn reflector(&self) -> EndpointId {
         self.reflector
     }
 
-    /// Proves to the reflector that this device knows the secret of the code, and verifies the reflector's proof of the
-    /// same.
+    /// Pairs with the reflector: proves that this device knows the secret of the code, and verifies the reflector's
+    /// proof.
     pub async fn pair(mut self, own: EndpointId, code: &PairingCode, name: &str) -> Result<Paired, ApplianceError> {
         let exporter = self.exporter(PAIRING_EXPORTER_LABEL, None)?;
         let ends = Ends { reflector: self.reflector, appliance: own };
@@ -171,7 +174,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Sends `hello` as a paired device.
+    /// Introduces this device, which is paired. Returns the reflector's welcome.
     pub async fn hello(&mut self) -> Result<Welcome, ApplianceError> {
         let software = PeerText::new(env!("CARGO_PKG_VERSION"));
         let features = Feature::own();
@@ -183,7 +186,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Requests the facts of the reflector's host.
+    /// Asks for the facts of the reflector's host.
     pub async fn facts(&mut self) -> Result<HostFacts, ApplianceError> {
         self.send(&ToReflector::Facts).await?;
         match self.answer().await? {
@@ -192,7 +195,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Requests the reflector's view of the path.
+    /// Asks what the reflector knows about the path.
     pub async fn path_facts(&mut self) -> Result<PathFacts, ApplianceError> {
         self.send(&ToReflector::PathFacts).await?;
         match self.answer().await? {
@@ -201,8 +204,18 @@ impl ReflectorClient {
         }
     }
 
-    /// Requests a session. If `wait` is set, waits in the queue as long as `limits` allow, and passes each place and
-    /// expected wait to `queued`. `None`: `cancelled` completed first, and the request was withdrawn.
+    /// Requests a monitor session.
+    pub async fn monitor(&mut self) -> Result<MonitorGrant, ApplianceError> {
+        self.send(&ToReflector::Monitor).await?;
+        match self.answer().await? {
+            ToAppliance::MonitorGranted(grant) => Ok(grant),
+            ToAppliance::Denied(denial) => Err(LinkFailure::Denied(denial).at(&self.target)),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Requests a session. If `wait` is set, waits in the queue as long as `limits` allow, and passes each position and
+    /// expected wait to `queued`. `None` if `cancelled` completed first; then the request is withdrawn.
     pub async fn request(
         &mut self,
         spec: &TestSpec,
@@ -247,7 +260,7 @@ impl ReflectorClient {
         }
     }
 
-    /// The keys of a granted session.
+    /// Derives the keys of a granted session.
     pub fn session_keys(&self, session: SessionId) -> Result<SessionKeys, ApplianceError> {
         let secret = self.exporter(SESSION_EXPORTER_LABEL, Some(session.as_bytes()))?;
         Ok(SessionKeys::derive(session, secret.into()))
@@ -258,14 +271,14 @@ impl ReflectorClient {
         exported.map_err(|error| ApplianceError::KeyDerivation(error.to_string()))
     }
 
-    /// The next message that is not a heartbeat. Fails if an answer takes too long.
+    /// Waits for the next message that is not a heartbeat. Fails if none comes within [`ANSWER_TIMEOUT`].
     async fn answer(&mut self) -> Result<ToAppliance, ApplianceError> {
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.no_heartbeat()).await;
         answer.unwrap_or_else(|_| Err(given_up(GiveUp::NoAnswer).at(&self.target)))
     }
 
-    /// The next message that is not a heartbeat. Without a deadline, which is the caller's: one for all messages that it
-    /// waits for, because a reflector can send messages for ever.
+    /// Waits for the next message that is not a heartbeat, without a timeout. The caller sets one timeout for all
+    /// messages that it waits for, because a reflector could send messages for ever.
     async fn no_heartbeat(&mut self) -> Result<ToAppliance, ApplianceError> {
         loop {
             match self.listen().await? {
@@ -276,7 +289,7 @@ impl ReflectorClient {
         }
     }
 
-    /// The next message. Cancel safe.
+    /// Waits for the next message. Cancel safe.
     pub async fn listen(&mut self) -> Result<ToAppliance, ApplianceError> {
         match self.framed.receive::<ToAppliance>().await {
             Ok(Some(ToAppliance::Close { reason, detail })) => {
@@ -297,7 +310,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Sends `close`. Best effort, within a short timeout.
+    /// Sends `close` and closes the link. Ignores errors, and gives up after a short time.
     pub async fn close(&mut self, reason: &str) {
         let goodbye = async {
             self.framed.send(&ToReflector::Close { reason: PeerText::new(reason) }).await.ok();
@@ -306,8 +319,9 @@ impl ReflectorClient {
         tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await.ok();
     }
 
-    /// Ends the session of this link and waits until it has ended: then the link can take another request. Returns the
-    /// reflector's counts of the session's datagrams, if it sends them. Fails if that takes longer than an answer may.
+    /// Ends the session of this link, and waits until it has ended. Then the link can be used for another request.
+    /// Returns how many datagrams of the session the reflector counted, if it reports that. Fails if it takes longer
+    /// than [`ANSWER_TIMEOUT`].
     pub async fn end_session(&mut self) -> Result<Option<DatagramsSeen>, ApplianceError> {
         let ended = async {
             self.send(&ToReflector::Finish).await?;
@@ -327,23 +341,23 @@ impl ReflectorClient {
         ended.unwrap_or_else(|_| Err(given_up(GiveUp::NoAnswer).at(&self.target)))
     }
 
-    /// Gives back a granted session without a test. Best effort; takes only a short time.
+    /// Ends a granted session without a test, and closes the link. Ignores errors, and gives up after a short time.
     pub async fn finish(&mut self) {
         tokio::time::timeout(GOODBYE_TIMEOUT, self.framed.send(&ToReflector::Finish)).await.ok();
         self.close("done").await;
     }
 
-    /// The failure of a session in which nothing was received for too long.
+    /// The error of a session in which nothing was received for too long.
     pub fn lost_in_silence(&self) -> ApplianceError {
         self.silent(END_AFTER_SILENCE)
     }
 
-    /// The failure of a session in which nothing was received for this time.
+    /// The error of a session in which nothing was received for `time`.
     pub fn silent(&self, time: Duration) -> ApplianceError {
         LinkFailure::Silent(time).at(&self.target)
     }
 
-    /// The failure of a session that the reflector ended.
+    /// The error of a session that the reflector ended.
     pub fn ended(&self, reason: EndReason, detail: &PeerText) -> ApplianceError {
         LinkFailure::SessionEnded { reason, detail: detail.clone() }.at(&self.target)
     }
@@ -357,7 +371,7 @@ impl ReflectorClient {
     }
 }
 
-/// All addresses of a target, in the order of the attempts.
+/// Resolves all addresses of a target, in the order in which they will be tried.
 pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<SocketAddr>, ApplianceError> {
     // Without this check the kernel would report "Invalid argument".
     if target.host.lacks_zone() && route.origin.interface.is_none() {
@@ -372,8 +386,8 @@ pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<Sock
     Ok(addresses)
 }
 
-/// At most 16 addresses, families interleaved, beginning with the family that the resolver sorted first (RFC 8305,
-/// section 4; RFC 6724, which gai.conf(5) configures).
+/// At most 16 addresses, with both families in turn. The family that the system's resolver put first comes first (RFC
+/// 8305, section 4; RFC 6724, which gai.conf(5) configures).
 fn interleaved(sorted: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let Some(first) = sorted.first().copied() else { return sorted };
     let (preferred, others): (Vec<_>, Vec<_>) = sorted.into_iter().partition(|at| at.is_ipv6() == first.is_ipv6());
@@ -388,8 +402,8 @@ fn interleaved(sorted: Vec<SocketAddr>) -> Vec<SocketAddr> {
     addresses
 }
 
-/// Connects to the first address that accepts. Each address is tried alone for a moment before the next one is tried as
-/// well (RFC 8305, section 5).
+/// Connects to the first address that accepts a connection. Each address is tried alone for a moment before the next is
+/// tried as well (RFC 8305, section 5).
 pub(crate) async fn race(addresses: Vec<SocketAddr>, origin: &Origin) -> io::Result<(TcpStream, SocketAddr)> {
     let mut rest = addresses.into_iter();
     let mut tries = JoinSet::new();
@@ -440,7 +454,7 @@ fn no_handshake(expect: Expect, error: io::Error) -> LinkFailure {
     }
 }
 
-/// The failure of a request after which the appliance gave up.
+/// The failure of a request that the appliance gave up.
 fn given_up(why: GiveUp) -> LinkFailure {
     match why {
         GiveUp::Silence => LinkFailure::Silent(END_AFTER_SILENCE),

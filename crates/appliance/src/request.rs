@@ -1,89 +1,92 @@
-//! The request for a speed test. It can be stored and passed to another process: it contains no keys, no passwords and
-//! no folders of this process.
+//! The request for a speed test. It can be stored and passed to another process, because it contains no keys, passwords
+//! or folders of this process.
 
 use std::time::Duration;
 
 use paramedic_engines::Engine;
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_report::thresholds::Thresholds;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ApplianceError;
 use crate::payload_transport::PayloadTransport;
 use crate::reflector_client::Route;
+use crate::waiting::LONGEST_REQUEST;
 
 /// The parameters of one speed test.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TestRequest {
     /// The id of the provider.
     pub provider: String,
-    /// The other end. For a reflector: a saved name, a saved address, any address, or `None` if only one is paired. For
-    /// other providers: an address.
+    /// The other end. For a reflector: a saved name, a saved address or any other address; `None` if exactly one is
+    /// paired. For other providers: an address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// The test in the terms of the link protocol. Its data mode is ignored: `data_mode` below decides.
+    /// The test in the terms of the link protocol. Its data mode is ignored: `data_mode` of this request decides.
     pub spec: TestSpec,
-    /// Whether the probe interval adapts to the line; otherwise it is that of `spec` throughout.
+    /// Whether the probe interval adapts to the rate of the line. If not, the interval of `spec` is used throughout.
     #[serde(default)]
     pub adapts_probes: bool,
-    /// How the data travels; absent: direct if the reflector offers it.
+    /// The data mode; `None`: direct if the reflector offers it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
-    /// The start-up to exclude; absent: it is detected.
+    /// The start-up to exclude; `None`: detect it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub omit: Option<Duration>,
-    /// The payload after which the run ends, in bytes: the `direction_bytes` of `spec` are each direction's share of it.
+    /// The number of payload bytes after which the run ends. Each direction has an equal share of it, which is
+    /// `direction_bytes` of `spec`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_bytes: Option<u64>,
-    /// The transport of the payload, if the engine has a choice.
+    /// The protocol that carries the payload, if the engine can use more than one.
     pub transport: PayloadTransport,
-    /// How long to wait in the queue, on this device and at the other end.
+    /// How long the test may wait in queues: of this device, and of the other end.
     #[serde(default)]
     pub turn: TurnWait,
-    /// The route that the test may take.
+    /// The IP families, the local address and the network interface that the test may use.
     #[serde(default)]
     pub route: Route,
-    /// Whether the result includes the samples of each interval.
+    /// Whether the result includes every interval.
     pub intervals: bool,
-    /// Whether the result includes the raw output of an external program.
+    /// Whether the result includes the output of an external program.
     pub raw: bool,
-    /// The thresholds that the result is checked against.
+    /// The thresholds with which the result is compared.
     #[serde(default)]
     pub thresholds: Thresholds,
-    /// Whether the result is discarded, and nothing in the state folder is created or changed.
+    /// Whether the result is discarded. Then nothing in the state folder is created or changed.
     #[serde(default)]
     pub discards_result: bool,
 }
 
-/// How long a test waits while other tests run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How long a test may wait while other tests run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TurnWait {
-    /// Up to the provider's own limit.
+    /// The test waits for as long as the provider's own limit allows.
     #[default]
     ProviderLimit,
-    /// At most this time.
+    /// The test waits for at most this time.
     AtMost(Duration),
-    /// Not at all.
+    /// The test does not wait.
     No,
 }
 
 impl TurnWait {
-    /// Whether the test waits.
+    /// Whether the test may wait.
     pub fn may_wait(self) -> bool {
         self != TurnWait::No
     }
 
-    /// The requested limit; `None` leaves it to the provider.
+    /// The requested limit, as far as an `Instant` holds it without overflow; `None` leaves it to the provider.
     pub fn limit(self) -> Option<Duration> {
         match self {
             TurnWait::ProviderLimit => None,
-            TurnWait::AtMost(limit) => Some(limit),
+            TurnWait::AtMost(limit) => Some(limit.min(LONGEST_REQUEST)),
             TurnWait::No => Some(Duration::ZERO),
         }
     }
 
-    /// The remaining wait after waiting for `waited`.
+    /// The wait that is left after the test has waited for `waited`.
     #[must_use]
     pub fn after(self, waited: Duration) -> Self {
         match self {
@@ -94,13 +97,13 @@ impl TurnWait {
 }
 
 impl TestRequest {
-    /// The test specification with this data mode.
+    /// The test in the terms of the link protocol, with this data mode.
     pub fn spec(&self, data_mode: DataMode) -> TestSpec {
         TestSpec { data_mode, ..self.spec.clone() }
     }
 
-    /// Sets the budget of the run, in bytes of payload. Each direction of each phase has an equal share, so the payload
-    /// of all of them stays within it. A budget of less than a byte for each is refused.
+    /// Sets the byte budget of the run. Each direction of each phase gets an equal share, so all of them together stay
+    /// within the budget. Fails if a share is less than a byte.
     pub fn set_budget(&mut self, bytes: u64) -> Result<(), ApplianceError> {
         let directions = self.spec.phases.iter().map(|phase| phase.load.directions().len() as u64).sum::<u64>();
         let share = bytes.checked_div(directions).filter(|share| *share > 0);
@@ -111,7 +114,7 @@ impl TestRequest {
         Ok(())
     }
 
-    /// The data modes that this end can use, preferred first.
+    /// The data modes that this device can use, preferred first.
     pub fn data_modes(&self, engine: &dyn Engine) -> impl Iterator<Item = DataMode> {
         let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
         ways.filter(move |way| {
@@ -161,6 +164,7 @@ mod tests {
         assert_eq!(TurnWait::AtMost(3 * second).after(second).limit(), Some(2 * second));
         assert_eq!(TurnWait::AtMost(second).after(3 * second).limit(), Some(Duration::ZERO));
         assert_eq!(TurnWait::ProviderLimit.after(second).limit(), None);
+        assert_eq!(TurnWait::AtMost(Duration::MAX).limit(), Some(LONGEST_REQUEST));
         assert!(TurnWait::AtMost(Duration::ZERO).may_wait() && !TurnWait::No.after(second).may_wait());
     }
 

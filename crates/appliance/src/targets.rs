@@ -1,5 +1,4 @@
-//! The address of the other end as the user writes it: `HOST[:PORT]`, parsed strictly. Never resolves a name, never
-//! connects.
+//! Parses the address of the other end as a user writes it: `HOST[:PORT]`. Resolves no name, and makes no connection.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,7 +18,7 @@ pub struct HostPort {
 /// A host, as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Host {
-    /// A name to resolve; lower case, without a dot at its end.
+    /// A name to resolve, in lower case and without a dot at the end.
     Name(String),
     /// An IPv4 address.
     V4(Ipv4Addr),
@@ -27,13 +26,13 @@ pub enum Host {
     V6 {
         /// The address.
         address: Ipv6Addr,
-        /// The interface of a link-local address (`fe80::1%eth0`).
+        /// The network interface of a link-local address, as in `fe80::1%eth0`.
         zone: Option<String>,
     },
 }
 
 impl Host {
-    /// The address, if the host is an address.
+    /// The IP address; `None` if the host is a name.
     pub fn address(&self) -> Option<IpAddr> {
         match self {
             Self::Name(_) => None,
@@ -44,13 +43,14 @@ impl Host {
 }
 
 impl Host {
-    /// Whether it is a link-local address without an interface: every interface has the network `fe80::/64`.
+    /// Whether the address is link-local and names no interface. It is ambiguous then: the network `fe80::/64` exists
+    /// on every interface.
     pub fn lacks_zone(&self) -> bool {
         matches!(self, Self::V6 { address, zone: None } if address.is_unicast_link_local())
     }
 }
 
-/// The form for the system's resolver: an IPv6 address without brackets.
+/// Prints the host for the system's resolver: an IPv6 address has no brackets.
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -66,50 +66,51 @@ impl fmt::Display for Host {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text} is not an address: {fault}")]
 pub struct NotAHostPort {
-    /// The text, quoted and with control characters escaped.
+    /// The text, quoted and with its control characters escaped.
     pub text: String,
-    /// What is wrong with it.
+    /// What is wrong with the text.
     pub fault: Fault,
 }
 
-/// What is wrong with an address.
+/// What is wrong with the text of an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It is empty.
+    /// The text is empty.
     #[error("it is empty")]
     Empty,
-    /// It is a URL, not a host.
-    #[error("it is a web address")]
+    /// The text is a URL and not a host.
+    #[error("it is a URL")]
     Url,
-    /// The port is not a valid number.
+    /// The port is not a number from 1 to 65535.
     #[error("a port must be a number from 1 to 65535")]
     Port,
-    /// A bracket is not closed or opened, or text follows it.
+    /// A bracket is not opened or not closed, or text follows it.
     #[error("its brackets do not match")]
     Brackets,
-    /// It has colons, but is not an IPv6 address.
+    /// The text has several colons, but is not an IPv6 address.
     #[error("it has several colons, but is not an IPv6 address")]
     V6,
-    /// It has only digits and dots, but is not an IPv4 address.
+    /// The text has only digits and dots, but is not an IPv4 address.
     #[error("it has only digits and dots, but is not an IPv4 address")]
     V4,
-    /// It has a character that is not valid in a host name.
+    /// The text has a character that is not valid in a host name.
     #[error("{0:?} is not valid in a host name")]
     Character(char),
-    /// A part between dots is empty, too long, or begins or ends with a dash; or the name is too long.
+    /// A part of the name between dots is empty or too long, or starts or ends with a dash; or the name as a whole is
+    /// too long.
     #[error("it is not a valid host name")]
     Name,
 }
 
 impl HostPort {
-    /// Parses `HOST[:PORT]`; without a port it is `default_port`. An IPv6 address needs brackets if a port follows.
+    /// Parses `HOST[:PORT]`. Without a port, uses `default_port`. An IPv6 address needs brackets if a port follows.
     pub fn parse(text: &str, default_port: u16) -> Result<Self, NotAHostPort> {
         let text = text.trim();
         read(text, default_port).map_err(|fault| NotAHostPort { text: quoted(text), fault })
     }
 }
 
-/// A host and one or several ports, as the user wrote them.
+/// A host and one or more ports, as the user wrote them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPorts {
     first: HostPort,
@@ -117,10 +118,10 @@ pub struct HostPorts {
 }
 
 impl HostPorts {
-    /// The most ports of a range.
+    /// The number of ports that a range may have.
     pub const MOST: usize = 100;
 
-    /// Parses `HOST[:PORT]` or `HOST:FIRST-LAST`; without a port it is `default_port`.
+    /// Parses `HOST[:PORT]` or `HOST:FIRST-LAST`. Without a port, uses `default_port`.
     pub fn parse(text: &str, default_port: u16) -> Result<Self, NotAHostPort> {
         let text = text.trim();
         let Some((first, last)) = range(text) else {
@@ -139,7 +140,7 @@ impl HostPorts {
         usize::from(self.last - self.first.port) + 1
     }
 
-    /// The target at the port with this index.
+    /// The host with the port that has this index.
     pub fn nth(&self, index: usize) -> HostPort {
         let offset = u16::try_from(index).unwrap_or(u16::MAX);
         HostPort { host: self.first.host.clone(), port: self.first.port.saturating_add(offset).min(self.last) }
@@ -152,7 +153,7 @@ impl fmt::Display for HostPorts {
     }
 }
 
-/// `HOST:FIRST` and `LAST` of `HOST:FIRST-LAST`.
+/// Splits `HOST:FIRST-LAST` into `HOST:FIRST` and `LAST`.
 fn range(text: &str) -> Option<(&str, &str)> {
     let (host, ports) = text.rsplit_once(':')?;
     // The last group of a bare IPv6 address is no port.
@@ -170,7 +171,7 @@ impl FromStr for HostPort {
     }
 }
 
-/// Always includes the port, so that a saved address does not depend on the default port.
+/// Prints the host and always the port, so that a saved address does not depend on the default port.
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
@@ -253,7 +254,7 @@ fn name_or_v4(text: &str) -> Result<Host, Fault> {
     Ok(Host::Name(name.to_ascii_lowercase()))
 }
 
-/// The text for an error message: short, quoted, its control characters escaped.
+/// The text for an error message: shortened, quoted, and with its control characters escaped.
 fn quoted(text: &str) -> String {
     let short = text.chars().take(80).collect::<String>();
     format!("{short:?}")

@@ -1,4 +1,4 @@
-//! The lock of this device: one heavy test at a time, across processes.
+//! The test lock of this device: only one heavy test runs at a time, across all processes.
 
 use std::fs::File;
 use std::io;
@@ -7,22 +7,22 @@ use std::path::{Path, PathBuf};
 
 use crate::error::ApplianceError;
 
-/// The file in the state folder that is locked while a test runs.
+/// The name of the file in the state folder that is locked while a test runs.
 pub const LOCK_FILE: &str = "test.lock";
-/// The folder in the state folder for the child processes of a test.
+/// The name of the working folder in the state folder, for programs that a test starts.
 pub const SCRATCH: &str = "scratch";
 
-/// What may be done in the state folder to take its lock.
+/// What may be changed in the state folder to take the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockAccess {
     /// Files and folders may be created.
     Write,
-    /// Nothing is changed. If there is no lock file, no test holds the lock, and this one runs without it.
+    /// Nothing is changed. Without a lock file no test holds the lock, and this test runs without it.
     Read,
 }
 
-/// The lock of this state folder, held while a test runs: two tests at once would disturb each other. The kernel
-/// releases it when the process ends.
+/// The test lock of a state folder. It is held while a test runs, because two tests at once would disturb each other.
+/// The kernel releases it when the process ends.
 #[derive(Debug)]
 pub struct TestLock {
     state_dir: PathBuf,
@@ -31,7 +31,7 @@ pub struct TestLock {
 }
 
 impl TestLock {
-    /// Takes the lock; `None` if another test holds it.
+    /// Takes the lock. `None` if another test holds it.
     pub fn take(state_dir: &Path, access: LockAccess) -> Result<Option<Self>, ApplianceError> {
         let Some(file) = Self::open(state_dir, access)? else { return Self::of(state_dir, access, None).map(Some) };
         match file.try_lock() {
@@ -41,7 +41,7 @@ impl TestLock {
         }
     }
 
-    /// Waits for the lock.
+    /// Waits until the lock is free, and takes it.
     pub async fn wait(state_dir: &Path, access: LockAccess) -> Result<Self, ApplianceError> {
         let Some(file) = Self::open(state_dir, access)? else { return Self::of(state_dir, access, None) };
         let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
@@ -49,12 +49,12 @@ impl TestLock {
         Self::of(state_dir, access, Some(file))
     }
 
-    /// Lets other tests of this device run.
+    /// Releases the lock, so that other tests of this device can run.
     pub fn release(&mut self) {
         self.held = None;
     }
 
-    /// Takes the lock again, if it was released.
+    /// Waits until the lock is free and takes it again, if it was released.
     pub async fn retake(&mut self) -> Result<(), ApplianceError> {
         if self.held.is_none() {
             *self = Self::wait(&self.state_dir, self.access).await?;
@@ -62,7 +62,7 @@ impl TestLock {
         Ok(())
     }
 
-    /// The working folder of a test that holds the lock. It is empty at the begin, and no other test uses it.
+    /// The working folder of a test that holds the lock. It is empty when the test begins, and no other test uses it.
     pub fn scratch(state_dir: &Path) -> PathBuf {
         state_dir.join(SCRATCH)
     }

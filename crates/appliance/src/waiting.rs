@@ -1,37 +1,36 @@
-//! The deadlines of the appliance's waits for a reflector: for an answer, and in its queue. Pure; the time is an
-//! argument.
+//! How long the appliance waits for a reflector: for an answer, and in its queue. Pure: the time is an argument.
 
 use std::time::{Duration, Instant};
 
 use paramedic_link::message::END_AFTER_SILENCE;
 
-/// The timeout of an answer. Pings, pongs and unknown messages are not answers.
+/// How long the reflector may take to answer. Pings, pongs and unknown messages do not count as answers.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The longest time without progress in the queue, regardless of the duration of the reflector's tests.
+/// The longest time without progress in the queue, however long the reflector's tests may be.
 const LONGEST_STALL: Duration = Duration::from_secs(60 * 60);
-/// Allowed time without progress in the queue, in addition to two of the reflector's longest tests.
+/// A request may be without progress for two of the reflector's longest tests and this time.
 const STALL_MARGIN: Duration = Duration::from_secs(60);
-/// The longest wait in a queue that moves.
+/// The longest wait in a queue that makes progress.
 const LONGEST_QUEUE: Duration = Duration::from_secs(6 * 60 * 60);
-/// The longest wait that can be requested: an `Instant` holds it without overflow.
-const LONGEST_REQUEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// The longest wait that a user can request. A longer one could overflow an `Instant`.
+pub(crate) const LONGEST_REQUEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// Why the appliance gives up a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GiveUp {
-    /// The request was not answered in time.
+    /// The reflector did not answer in time.
     NoAnswer,
-    /// Nothing was received while the request was in the queue.
+    /// Nothing was received from the reflector while the request was in its queue.
     Silence,
-    /// The place in the queue did not improve.
+    /// The position in the queue did not improve for this time.
     Stalled(Duration),
-    /// The wait exceeded the requested limit, or the longest one for any queue.
+    /// The request waited for this time: the limit that the user set, or the longest wait in any queue.
     TooLong(Duration),
 }
 
-/// A request for a session, from the moment when it is sent. The answer is due within [`ANSWER_TIMEOUT`]. In the queue,
-/// each rule has its own deadline.
+/// The deadlines of one request for a session, from when it is sent. An answer must come within [`ANSWER_TIMEOUT`]. In
+/// the queue, each rule has its own deadline.
 #[derive(Clone, Debug)]
 pub struct QueueWait {
     stall: Option<Duration>,
@@ -43,14 +42,14 @@ pub struct QueueWait {
 #[derive(Clone, Debug)]
 struct InQueue {
     received_at: Instant,
-    /// The best place so far; `improved` is when it was reached.
+    /// The best position so far. `improved` is when the request reached it.
     best: u32,
     improved: Instant,
 }
 
 impl QueueWait {
-    /// A request that is sent at `now` to a reflector whose longest test is `longest_test`. `requested` is the
-    /// requested limit of the wait in the queue, if any.
+    /// The deadlines of a request that is sent at `now`, to a reflector whose longest test is `longest_test`.
+    /// `requested` is how long the user allows the request to wait, if the user set a limit.
     pub fn new(longest_test: Duration, requested: Option<Duration>, now: Instant) -> Self {
         let stall = longest_test.saturating_mul(2).saturating_add(STALL_MARGIN).min(LONGEST_STALL);
         match requested {
@@ -59,14 +58,14 @@ impl QueueWait {
         }
     }
 
-    /// Notes that a message was received.
+    /// Records that a message was received.
     pub fn note_received(&mut self, now: Instant) {
         if let Some(queued) = &mut self.queued {
             queued.received_at = now;
         }
     }
 
-    /// Notes the place of the request in the queue.
+    /// Records the position of the request in the queue.
     pub fn queued_at(&mut self, place: u32, now: Instant) {
         match &mut self.queued {
             Some(queued) => {
@@ -78,7 +77,7 @@ impl QueueWait {
         }
     }
 
-    /// When to give up if no message is received until then, and for what reason.
+    /// When to give up if no message is received until then, and why.
     pub fn deadline(&self) -> (Instant, GiveUp) {
         let Some(queued) = &self.queued else { return (self.sent + ANSWER_TIMEOUT, GiveUp::NoAnswer) };
         let rules = [
@@ -90,7 +89,7 @@ impl QueueWait {
         first.unwrap_or((self.sent + self.longest, GiveUp::TooLong(self.longest)))
     }
 
-    /// Why the request is given up at `now`, if it is.
+    /// Why to give up the request at `now`; `None` if it may wait longer.
     pub fn given_up(&self, now: Instant) -> Option<GiveUp> {
         let (at, why) = self.deadline();
         (now >= at).then_some(why)
@@ -133,7 +132,8 @@ mod tests {
         assert_eq!(wait.deadline(), (start + 20 * SECOND, GiveUp::Silence));
     }
 
-    /// Receives a message each second from `from` on, with the places of `place`, until the wait is given up.
+    /// Receives a message each second, with the position that `place` returns, until the request is given up. Returns
+    /// how long that took, and why.
     fn until_given_up(wait: &mut QueueWait, start: Instant, place: impl Fn(u32) -> Option<u32>) -> (Duration, GiveUp) {
         let seconds = 1..1_000_000;
         for second in seconds {

@@ -1,16 +1,16 @@
-//! Which bytes of a TCP stream a segment delivers for the first time. Pure.
+//! How many bytes of a TCP stream a segment makes readable: a receiver reads them in order. Pure.
 
-/// The bytes of one direction of a TCP connection that were delivered.
+/// The bytes of one direction of a TCP connection that a link delivered.
 #[derive(Clone, Debug, Default)]
-pub struct NewBytes {
+pub struct InOrderBytes {
     /// The end of the highest delivered byte, counted without wrapping; absent before the first segment.
     end: Option<u64>,
     /// Missing parts below `end`, in order, without touching each other.
     gaps: Vec<(u64, u64)>,
 }
 
-impl NewBytes {
-    /// A segment is delivered. Returns how many of its bytes were not delivered before.
+impl InOrderBytes {
+    /// A segment is delivered. Returns by how many bytes the part of the stream without a gap has grown.
     pub fn deliver(&mut self, sequence: u32, length: usize) -> u64 {
         let length = length as u64;
         if length == 0 {
@@ -22,6 +22,7 @@ impl NewBytes {
             self.end = Some(begin + length);
             return length;
         };
+        let readable = self.readable(end);
         // The position nearest to the highest byte with this sequence number.
         let distance = i64::from(sequence.wrapping_sub(end as u32) as i32);
         let begin = end.saturating_add_signed(distance);
@@ -29,17 +30,21 @@ impl NewBytes {
         if begin > end {
             self.gaps.push((end, begin));
         }
-        let mut new = until.saturating_sub(begin.max(end));
         if begin < end && !self.gaps.is_empty() {
-            new += self.fill(begin, until);
+            self.fill(begin, until);
         }
-        self.end = Some(end.max(until));
-        new
+        let end = end.max(until);
+        self.end = Some(end);
+        self.readable(end) - readable
     }
 
-    /// Removes the part from `begin` to `until` from the gaps, and returns how much of it was missing.
-    fn fill(&mut self, begin: u64, until: u64) -> u64 {
-        let mut filled = 0;
+    /// The end of the part without a gap, if `end` is the end of the highest delivered byte.
+    fn readable(&self, end: u64) -> u64 {
+        self.gaps.first().map_or(end, |(from, _)| *from)
+    }
+
+    /// Removes the part from `begin` to `until` from the gaps.
+    fn fill(&mut self, begin: u64, until: u64) {
         let mut left = Vec::with_capacity(self.gaps.len() + 1);
         for (from, to) in self.gaps.drain(..) {
             let (low, high) = (from.max(begin), to.min(until));
@@ -47,11 +52,9 @@ impl NewBytes {
                 left.push((from, to));
                 continue;
             }
-            filled += high - low;
             left.extend([(from, low), (high, to)].into_iter().filter(|(from, to)| from < to));
         }
         self.gaps = left;
-        filled
     }
 }
 
@@ -65,17 +68,27 @@ mod tests {
 
     #[test]
     fn a_retransmission_of_delivered_bytes_is_not_new() {
-        let mut bytes = NewBytes::default();
+        let mut bytes = InOrderBytes::default();
         assert_eq!(bytes.deliver(100, 50), 50);
         assert_eq!(bytes.deliver(100, 50), 0);
-        assert_eq!(bytes.deliver(200, 50), 50, "a gap from 150 to 200");
         assert_eq!(bytes.deliver(140, 40), 30);
-        assert_eq!(bytes.deliver(140, 200), 20 + 90);
+        assert_eq!(bytes.deliver(140, 200), 160);
+    }
+
+    #[test]
+    fn a_segment_behind_a_gap_counts_when_the_gap_is_filled() {
+        let mut bytes = InOrderBytes::default();
+        assert_eq!(bytes.deliver(100, 50), 50);
+        assert_eq!(bytes.deliver(200, 50), 0, "a gap from 150 to 200");
+        assert_eq!(bytes.deliver(300, 50), 0, "a gap from 250 to 300");
+        assert_eq!(bytes.deliver(140, 40), 30);
+        assert_eq!(bytes.deliver(180, 20), 70);
+        assert_eq!(bytes.deliver(240, 70), 100);
     }
 
     #[test]
     fn sequence_numbers_wrap() {
-        let mut bytes = NewBytes::default();
+        let mut bytes = InOrderBytes::default();
         assert_eq!(bytes.deliver(u32::MAX - 9, 20), 20);
         assert_eq!(bytes.deliver(10, 5), 5);
         assert_eq!(bytes.deliver(u32::MAX - 9, 25), 0);
@@ -83,19 +96,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_sum_is_that_of_a_set(
+        fn the_sum_is_the_part_of_a_set_without_a_gap(
             first: u32, segments in prop::collection::vec((0_u32..3000, 0_usize..400), 1..60),
         ) {
-            let mut bytes = NewBytes::default();
+            let mut bytes = InOrderBytes::default();
             let mut set = BTreeSet::new();
             // What comes before the first segment is not known to be missing.
             bytes.deliver(first, 1);
             set.insert(0_u32);
             for (offset, length) in segments {
-                let before = set.len();
+                let readable = |set: &BTreeSet<u32>| (0_u32..).find(|byte| !set.contains(byte)).unwrap_or(0);
+                let before = readable(&set);
                 set.extend(offset..offset + length as u32);
                 let new = bytes.deliver(first.wrapping_add(offset), length);
-                prop_assert_eq!(new, (set.len() - before) as u64);
+                prop_assert_eq!(new, u64::from(readable(&set) - before));
             }
         }
     }

@@ -17,7 +17,7 @@ mod scenario;
 mod settings;
 mod topology;
 
-pub use delivered::NewBytes;
+pub use delivered::InOrderBytes;
 pub use direction::{Counts, Departure, DropReason, Fate, LinkDirection, Way};
 pub use forwarder::Link;
 pub use namespace::Namespace;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::delivered::NewBytes;
+use crate::delivered::InOrderBytes;
 use crate::direction::{Counts, Departure, DropReason};
 use crate::packet::{FlowKey, Headers, Transport};
 
@@ -46,7 +46,7 @@ pub struct FlowRecord {
     pub reordered: u64,
     /// Dropped packets, in the order of [`DropReason::ALL`].
     pub dropped: [u64; 5],
-    /// Payload that left: of TCP each byte once, of other protocols without copies.
+    /// Payload that left: of TCP in order, each byte when no byte before it is missing; of other protocols without copies.
     pub payload_bytes: u64,
     /// Packets with payload that left, copies included.
     pub with_payload: u64,
@@ -55,7 +55,7 @@ pub struct FlowRecord {
     /// The longest queue wait.
     pub longest_wait: Duration,
     highest: Option<u64>,
-    tcp: NewBytes,
+    tcp: InOrderBytes,
 }
 
 impl FlowRecord {
@@ -68,7 +68,7 @@ impl FlowRecord {
 /// What left the link in one [`BIN`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bin {
-    /// TCP payload, each byte once.
+    /// TCP payload in order, counted when no byte before it is missing.
     pub tcp_payload: u64,
     /// UDP payload, without probes and copies.
     pub udp_payload: u64,

@@ -1,11 +1,12 @@
-//! Binding a port again that this program has just released.
+//! Re-binds a port that this process has just released, while a forked child may still hold it.
 
 use std::io;
 
 use crate::sys::child;
 
-/// Binds a port. If it is in use, waits until no fork is pending and tries once more: a child that has not called exec
-/// yet holds copies of the sockets that were open at its fork, even if this process has closed them since.
+/// Binds a port. If the port is in use, waits until every pending fork has reached its exec, and tries once more. Until
+/// its exec, a forked child holds copies of all sockets that were open at the fork, even if this process has closed
+/// them since.
 pub fn bind_after_pending_forks<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     match bind() {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {

@@ -1,4 +1,5 @@
-//! The bytes that a session may still move before its owner must lease more. Never waits.
+//! The byte budget of a session: how many bytes the session may still move before its owner must lease more from the
+//! quotas. No call here waits.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -6,15 +7,15 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 pub(crate) struct ByteBudget {
     left: AtomicI64,
     spent: AtomicU64,
-    /// If less than this is left, more is requested.
+    /// The low-water mark: if fewer bytes are left, more are requested.
     low_water: AtomicI64,
     is_requested: AtomicBool,
     request: Box<dyn Fn() + Send + Sync>,
 }
 
 impl ByteBudget {
-    /// An empty budget. `request` is called when less than the low-water mark is left, once until the next
-    /// [`ByteBudget::extend`].
+    /// An empty budget. It calls `request` when fewer bytes than the low-water mark are left, but only once until the
+    /// next [`ByteBudget::extend`].
     pub(crate) fn new(request: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             left: AtomicI64::new(0),
@@ -25,7 +26,8 @@ impl ByteBudget {
         }
     }
 
-    /// Deducts `bytes`, requests more if little is left, and returns the rest.
+    /// Deducts `bytes`, requests more if the low-water mark is crossed, and returns the bytes left (negative if
+    /// overdrawn).
     pub(crate) fn charge(&self, bytes: u64) -> i64 {
         let charged = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.spent.fetch_add(bytes, Ordering::Relaxed);
@@ -34,7 +36,7 @@ impl ByteBudget {
         left
     }
 
-    /// Adds `bytes`; the low-water mark is half of them.
+    /// Adds `bytes`, and sets the low-water mark to half of them.
     pub(crate) fn extend(&self, bytes: u64) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.low_water.store(bytes / 2, Ordering::Relaxed);
@@ -55,7 +57,7 @@ impl ByteBudget {
         self.left.load(Ordering::Acquire) < 0
     }
 
-    /// Bytes left; 0 while there is a debt.
+    /// Bytes left; 0 if the charges exceed the leases.
     pub(crate) fn left(&self) -> u64 {
         u64::try_from(self.left.load(Ordering::Acquire)).unwrap_or(0)
     }

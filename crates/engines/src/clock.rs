@@ -20,12 +20,12 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Starts at zero now.
+    /// A clock that is at zero now.
     pub fn start() -> Self {
         Self { zero_ns: monotonic_ns() }
     }
 
-    /// Nanoseconds since the start.
+    /// Nanoseconds since the clock was started.
     pub fn now_ns(&self) -> u64 {
         monotonic_ns() - self.zero_ns
     }
@@ -36,7 +36,7 @@ impl Clock {
     }
 }
 
-/// The monotonic clock is never negative.
+/// `CLOCK_MONOTONIC` in nanoseconds. It is never negative, so the casts are exact.
 fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.cast_unsigned() * NANOS + now.tv_nsec.cast_unsigned()
@@ -56,7 +56,7 @@ impl Timer {
         Ok(Self { fd, clock })
     }
 
-    /// Ticks at `first_ns`, and every `interval` from then on.
+    /// Arms the timer: it ticks at `first_ns` of the clock, and then every `interval`.
     pub fn tick(&self, first_ns: u64, interval: Duration) -> io::Result<()> {
         let spec = Itimerspec {
             it_interval: timespec(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX)),
@@ -85,7 +85,7 @@ impl AsFd for Timer {
     }
 }
 
-/// Ends another thread's wait.
+/// An event with which one thread ends another thread's [`wait`].
 pub(crate) struct Wake(OwnedFd);
 
 impl Wake {

@@ -1,5 +1,5 @@
 //! The listener of direct mode: accepts connections that prove that they belong to the session, and resets all others.
-//! The engine defines the proof. Shell: sockets and deadlines.
+//! The engine defines the proof. Uses sockets and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "waits for deadlines in wall time")]
 
@@ -24,25 +24,27 @@ use crate::thread_limit;
 
 /// The timeout for the authentication of a connection.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
-/// Allowed pending connections in addition to those that the session needs.
+/// Unauthenticated connections that are allowed in addition to one per stream.
 const SPARE_PENDING: usize = 16;
-/// Connections that the kernel may queue.
+/// The listener's backlog: connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
-/// The most connections that are accepted before the pending ones are checked again.
+/// The most connections that are accepted before the loop reads from the pending ones again.
 const MAX_ACCEPTS_IN_A_ROW: usize = 64;
-/// The pause of accepting after the host ran out of descriptors or memory.
+/// How long accepting pauses after the host ran out of file descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How connections authenticate.
+/// Decides which connections belong to the session. Every engine has its own kind of proof.
 pub trait Authenticator: Send + 'static {
-    /// The received part of the proof, if it was read from the socket.
+    /// The part of a proof that was read from the socket so far.
     type Partial: Default + Send;
     /// The verified proof of an accepted connection.
     type Proof: 'static;
 
-    /// Reads from a connection. Called when the connection is accepted and whenever it is readable. `socket` never
-    /// blocks. An authenticator that leaves bytes unread must arrange that only further bytes make the socket readable
-    /// again.
+    /// Reads the proof of a connection. Called when the connection is accepted and whenever it is readable. `socket`
+    /// never blocks. `is_from_peer`: whether the connection comes from the appliance's address.
+    ///
+    /// An authenticator that leaves bytes unread must ensure that only further bytes make the socket readable again.
+    /// Otherwise the listener's thread would spin.
     fn authenticate(
         &mut self,
         socket: &TcpStream,
@@ -61,8 +63,8 @@ pub enum Authentication<Proof> {
     Refused,
 }
 
-/// Authentication by [`Preamble`]: the first 48 bytes, sealed with the session's keys, name a stream that has not
-/// connected yet.
+/// Accepts a connection whose first 48 bytes are a [`Preamble`] that is sealed with the session's keys and names a
+/// stream that has not connected yet.
 pub struct PreambleAuthenticator {
     keys: Arc<SessionKeys>,
     /// The phases and streams that have connected.
@@ -125,16 +127,18 @@ pub struct DataListener {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The highest number of pending connections for a session with `streams` streams in a direction.
+/// The most connections that may be pending (not authenticated yet) in a session with `streams` streams per direction.
 pub fn max_pending(streams: u16) -> usize {
     usize::from(streams) + SPARE_PENDING
 }
 
 impl DataListener {
-    /// Listens at `claim` (port 0: any), with `options` for every connection. A connection that `authenticator` accepts
-    /// within 5 s goes to `sink`; all others are reset and counted. At most [`max_pending`] of `streams` connections
-    /// are pending; those from `peer` are preferred. Cancelling the session closes the listener. `AddrInUse`: another
-    /// process holds the port.
+    /// Listens at `claim` (port 0: any free port), with `options` for every connection.
+    ///
+    /// A connection that `authenticator` accepts within 5 s goes to `sink`. All others are reset and counted. At most
+    /// [`max_pending`] connections are pending at a time; if there are more, those that do not come from `peer` are
+    /// reset first. Cancelling the session closes the listener. The error `AddrInUse` means that another process holds
+    /// the port.
     pub fn open<A: Authenticator>(
         claim: SocketAddr,
         options: &SocketOptions,
@@ -203,10 +207,11 @@ impl Drop for DataListener {
     }
 }
 
-/// SO_REUSEADDR allows binding the port again while its old connections are in TIME_WAIT. Linux still refuses a port at
-/// which another socket listens (socket(7)).
+/// Opens the listening socket. `SO_REUSEADDR` allows binding the port again while its old connections are in TIME_WAIT.
+/// Linux still refuses a port at which another socket listens (socket(7)).
 ///
-/// Connections inherit the options of their listener. A receive buffer must be set before the connection exists.
+/// Accepted connections inherit the options of the listener, because a receive buffer must be set before the connection
+/// exists.
 fn listen(claim: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     // An IPv6-only socket cannot bind an IPv4-mapped address.
     let claim = match claim.ip().to_canonical() {
@@ -235,7 +240,7 @@ struct PendingConnection<Partial> {
 /// The state of the listener's thread.
 struct AcceptLoop<A: Authenticator> {
     listener: Socket,
-    /// Shuts the listener down, which wakes the poll, when the session is cancelled.
+    /// Shuts the listener down when the session is cancelled, which wakes the poll.
     _registration: Registration,
     wake: Arc<OwnedFd>,
     authenticator: A,
@@ -390,7 +395,7 @@ impl<A: Authenticator> AcceptLoop<A> {
     }
 }
 
-/// The signal to close the listener.
+/// The error that means that the listener must close.
 struct Closing;
 
 #[cfg(test)]

@@ -6,16 +6,18 @@ use std::net::{Shutdown, TcpStream};
 use rustix::net::RecvFlags;
 use rustls::Connection;
 
-/// Bytes per call: large enough to make the cost of the call negligible, small enough for a processor's cache.
+/// The most bytes per read or write call. Large enough to make the cost of the call negligible, small enough for a
+/// processor's cache.
 pub(crate) const CHUNK: usize = 256 * 1024;
 
-/// The same inside TLS, which accesses each byte several times: a chunk should stay in a lower-level cache.
+/// The most bytes per call inside TLS. TLS accesses each byte several times, so a chunk should stay in a faster cache
+/// level.
 const TLS_CHUNK: usize = 128 * 1024;
 
 /// The longest TLS record, header and tag included (RFC 8446, section 5.2).
 const RECORD: usize = 5 + 16 * 1024 + 256;
 
-/// The longest payload of a record, and the bytes that a record adds to it: header, content type and tag.
+/// The longest payload of a TLS record. [`RECORD_FRAMING`] is what a record adds to it: header, content type and tag.
 const RECORD_PAYLOAD: usize = 16 * 1024;
 const RECORD_FRAMING: u64 = 5 + 1 + 16;
 
@@ -32,8 +34,8 @@ pub enum DataStream {
 }
 
 impl DataStream {
-    /// A stream inside a TLS connection that has finished its handshake over `socket`. Plaintext that `connection`
-    /// already holds is read first. Makes the socket blocking.
+    /// A stream inside a TLS connection that has finished its handshake over `socket`. If `connection` already holds
+    /// plaintext, the stream returns it first. Makes the socket blocking.
     pub fn tls(connection: Connection, socket: TcpStream) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         Ok(Self::Tls(Box::new(TlsSocket::new(connection, socket))))
@@ -47,8 +49,8 @@ impl DataStream {
         }
     }
 
-    /// Closes the sending side after all written bytes were sent: close_notify inside TLS, then FIN. `WouldBlock`, on a
-    /// socket with a timeout, means that it is not finished; call again.
+    /// Sends all written bytes, and then closes the sending side: close_notify inside TLS, then FIN. On a socket with a
+    /// timeout, `WouldBlock` means that bytes are still unsent; call again.
     pub fn finish(&mut self) -> io::Result<()> {
         if let Self::Tls(tls) = self {
             tls.send_close_notify()?;
@@ -56,7 +58,7 @@ impl DataStream {
         self.socket().shutdown(Shutdown::Write)
     }
 
-    /// The most bytes that a receiver sends on a stream: nothing, or a few alerts and key updates inside TLS.
+    /// The most bytes that the receiver of a stream may send back: none, or a few alerts and key updates inside TLS.
     pub(crate) fn max_answer(&self) -> usize {
         match self {
             Self::Plain(_) => 0,
@@ -64,7 +66,7 @@ impl DataStream {
         }
     }
 
-    /// Bytes that have arrived but were not read yet: in the kernel, or in the buffer before TLS.
+    /// Bytes that have arrived but were not read yet: in the kernel, or in the read buffer of TLS.
     pub(crate) fn unread(&self) -> u64 {
         let buffered = match self {
             Self::Plain(_) => 0,
@@ -73,9 +75,10 @@ impl DataStream {
         buffered + rustix::io::ioctl_fionread(self.socket()).unwrap_or(0)
     }
 
-    /// The number of bytes to charge for a stream that has moved `payload` bytes. That is `payload`, or inside TLS
-    /// three quarters of its record bytes, if that is more. Blocks of a few bytes and padded records (RFC 8446, section
-    /// 5.4) transmit many times their payload. A quarter and one record are free: usual records never exceed that.
+    /// The number of bytes to charge for a stream that has moved `payload` bytes. Without TLS that is `payload`. Inside
+    /// TLS it is at least three quarters of the record bytes: blocks of a few bytes and padded records (RFC 8446,
+    /// section 5.4) transmit many times their payload. The free quarter and one free record cover the overhead of usual
+    /// records.
     pub(crate) fn chargeable(&self, payload: u64) -> u64 {
         match self {
             Self::Plain(_) => payload,
@@ -94,8 +97,9 @@ impl DataStream {
         }
     }
 
-    /// Reads and discards bytes; returns their number, 0 at the end. Inside TLS they are authenticated first. Without
-    /// TLS they are copied to `scratch`, or discarded by the kernel if `in_kernel` is set (tcp(7), `MSG_TRUNC`).
+    /// Reads and discards bytes. Returns their number, or 0 at the end of the stream. Inside TLS the bytes are
+    /// authenticated first. Without TLS they are copied to `scratch`, or discarded by the kernel if `in_kernel` is set
+    /// (tcp(7), `MSG_TRUNC`).
     pub(crate) fn discard(&mut self, scratch: &mut [u8], in_kernel: bool) -> io::Result<usize> {
         match self {
             Self::Plain(socket) if in_kernel => {
@@ -138,7 +142,7 @@ pub struct TlsSocket {
     connection: Connection,
     /// rustls reads 4 KiB at a time; the buffer turns many of those reads into one system call.
     incoming: BufReader<TcpStream>,
-    /// Bytes of TLS records, both ways.
+    /// Bytes of TLS records, sent and received.
     record_bytes: u64,
     said_goodbye: bool,
 }
@@ -164,7 +168,10 @@ impl TlsSocket {
                 other => return other.map(drop),
             }
             if self.record_bytes - before > MAX_WITHOUT_PLAINTEXT {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "TLS records without payload"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the other end sent TLS records without payload",
+                ));
             }
             match self.connection.read_tls(&mut self.incoming) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -182,7 +189,7 @@ impl TlsSocket {
         }
     }
 
-    /// Discards at least one byte unless at the end, and all complete records that are buffered.
+    /// Discards all complete records that are buffered, but at least one byte. Returns 0 at the end of the stream.
     fn discard(&mut self) -> io::Result<usize> {
         let mut discarded = 0;
         loop {
@@ -342,7 +349,7 @@ pub(crate) mod tests {
         let records = (first..first + 8).flat_map(|seq| empty_record(&secrets, seq)).collect::<Vec<_>>();
         let sending = std::thread::spawn(move || ours.write_all(&records));
         let failure = theirs.discard(&mut [], false).unwrap_err();
-        assert_eq!(failure.to_string(), "TLS records without payload");
+        assert_eq!(failure.to_string(), "the other end sent TLS records without payload");
         drop(theirs);
         // The rest may have been refused.
         let _ = sending.join().unwrap();

@@ -26,15 +26,15 @@ pub struct Dialer {
     pub target: SocketAddr,
     /// The TLS configuration for [`tls::Alpn::Data`] in tunneled mode; `None` in direct mode.
     pub tls: Option<Arc<ClientConfig>>,
-    /// The source of the data.
+    /// The local address or interface to send from, if the user chose one.
     pub origin: Origin,
-    /// How long a connection may take until its preamble is sent.
+    /// The timeout for connect, TLS handshake and preamble together.
     pub connect_timeout: Duration,
 }
 
 impl Dialer {
-    /// Opens a connection and sends the sealed `preamble`, which says which stream it is. Blocks for `connect_timeout`
-    /// at most; fails with `ConnectionAborted` as soon as the session is cancelled.
+    /// Opens a connection and sends the sealed `preamble`, which names its stream. Blocks for `connect_timeout` at
+    /// most. Fails with `ConnectionAborted` as soon as the session is cancelled.
     pub fn dial(
         &self,
         control: &Arc<SessionControl>,
@@ -96,7 +96,7 @@ impl Dialer {
             connection.complete_io(&mut timed)?;
         }
         if tls::Alpn::of(connection.alpn_protocol()) != Some(tls::Alpn::Data) {
-            return Err(invalid("the reflector did not agree to carry data in this connection"));
+            return Err(invalid("the reflector did not accept the protocol pp-data/1 for a data connection"));
         }
         connection.writer().write_all(preamble)?;
         while connection.wants_write() {
@@ -127,7 +127,7 @@ struct Timed<'a> {
     deadline: Instant,
 }
 
-/// The kernel reports an expired socket timeout as `WouldBlock`.
+/// Turns an expired socket timeout into `TimedOut`: the kernel reports it as `WouldBlock`.
 fn as_timeout(failure: io::Error) -> io::Error {
     if failure.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { failure }
 }

@@ -1,4 +1,5 @@
-//! The traits of an engine: both ends of one kind of test. The caller owns links and sessions.
+//! The traits of an engine: the reflector's end and the appliance's end of one kind of test. The caller owns links and
+//! sessions.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +18,7 @@ use crate::metered_stream::MeteredStream;
 use crate::session_control::SessionControl;
 use crate::udp_port::DatagramHandler;
 
-/// One kind of test.
+/// An engine: one kind of test, such as TCP streams or latency probes.
 pub trait Engine: Sync {
     /// The id on the wire and on the command line.
     fn id(&self) -> &'static str;
@@ -25,38 +26,38 @@ pub trait Engine: Sync {
     /// One line for `--help`.
     fn about(&self) -> &'static str;
 
-    /// Whether it puts load on the path. An engine without load runs a single idle phase.
+    /// Whether the engine puts load on the path. An engine without load runs a single idle phase.
     fn loads(&self) -> bool;
 
-    /// The data modes that it supports.
+    /// The data modes that the engine supports.
     fn data_modes(&self) -> &'static [DataMode];
 
-    /// Why this engine cannot run `spec`, as a clause, or `None`. Called at both ends before any I/O.
+    /// Why this engine cannot run `spec`, as a clause. `None` if it can. Called at both ends before any I/O.
     fn unsupported(&self, _spec: &TestSpec) -> Option<&'static str> {
         None
     }
 
-    /// Whether this host has what the appliance's end needs. Returns the features that this end supports, preferred
-    /// first, with the engine's own names. The request carries them as [`TestSpec::engine_support`].
+    /// Checks whether this host has what the appliance's end needs. Returns the features that this end supports,
+    /// preferred first, with the engine's own names. The request carries them as [`TestSpec::engine_support`].
     fn check_client(&self) -> Result<Vec<PeerText>, Unavailable> {
         Ok(Vec::new())
     }
 
-    /// Whether the reflector's end can run on this host; tries it in the folder `scratch`. Blocks for a few seconds at
-    /// most.
+    /// Checks whether the reflector's end can run on this host, by a trial in the folder `scratch`. Blocks for a few
+    /// seconds at most.
     fn check_server(&self, _scratch: &Path) -> Result<(), Unavailable> {
         Ok(())
     }
 
-    /// Opens the reflector's end. Claims its resources (the port, if `setup.claim` names one), so that the reflector
-    /// can promise them. `AddrInUse`: another process holds the port.
+    /// Opens the reflector's end. Claims its resources (the port, if `setup.claim` names one) now, so that the
+    /// reflector can promise them. The error `AddrInUse` means that another process holds the port.
     fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>>;
 
     /// Opens the appliance's end.
     fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>>;
 }
 
-/// The reason of the first requested option that is not supported. Each entry is whether such an option is requested,
+/// The reason against the first requested option that is not supported. Each entry says whether an option is requested,
 /// and why it is not supported.
 pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
     options.into_iter().find_map(|(is_requested, why)| is_requested.then_some(why))
@@ -66,13 +67,13 @@ pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) ->
 pub struct ServerSetup {
     /// The granted test.
     pub spec: TestSpec,
-    /// The keys that authenticate its data.
+    /// The keys that authenticate the test's data.
     pub keys: Arc<SessionKeys>,
     /// In direct mode: the listening address and port.
     pub claim: Option<SocketAddr>,
     /// The source address of the appliance's link, as the reflector sees it.
     pub peer: IpAddr,
-    /// Cancels the session, and counts its bytes.
+    /// Cancels the session and counts its bytes.
     pub control: Arc<SessionControl>,
     /// An existing private folder for temporary files.
     pub scratch: PathBuf,
@@ -82,9 +83,9 @@ pub struct ServerSetup {
 pub struct ClientSetup {
     /// The granted test.
     pub spec: TestSpec,
-    /// The keys that authenticate its data.
+    /// The keys that authenticate the test's data.
     pub keys: Arc<SessionKeys>,
-    /// Opens its data connections.
+    /// Opens the session's data connections.
     pub dialer: Arc<Dialer>,
     /// Cancels the session.
     pub control: Arc<SessionControl>,
@@ -104,7 +105,7 @@ pub struct Unavailable {
     pub hint: String,
 }
 
-/// Why the streams of a phase could not be opened, and how many were.
+/// Why not all streams of a phase could be opened, and how many were.
 #[derive(Debug, thiserror::Error)]
 #[error("{opened} of {streams} streams were opened: {cause}")]
 pub struct StreamsMissing {
@@ -112,18 +113,20 @@ pub struct StreamsMissing {
     pub opened: u16,
     /// Streams of the phase.
     pub streams: u16,
-    /// Why another one was not.
+    /// Why the next stream could not be opened.
     pub cause: io::Error,
 }
 
 impl StreamsMissing {
-    /// What an error of [`EngineClient::connect`] says of the streams; `None` if none was tried.
+    /// The [`StreamsMissing`] inside an error of [`EngineClient::connect`]. `None` if the error occurred before any
+    /// stream was tried.
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
 }
 
-/// Whether a connection was refused: by the other host, by a firewall, or for want of a route. A refusal comes at once.
+/// Whether a connection was refused: by the other host, by a firewall, or because there is no route. Unlike a timeout,
+/// a refusal comes at once.
 pub fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied};
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | PermissionDenied)
@@ -142,9 +145,9 @@ pub enum PhaseProgress {
     Started,
     /// A sample of the direction that this end receives. Results are computed from these.
     Received(Direction, Sample),
-    /// A sample of the direction that this end sends, in its own clock, for comparison.
+    /// A sample of the direction that this end sends, by its own clock. It serves only for comparison.
     Sent(Direction, Sample),
-    /// What this end's kernel recorded of a stream (`TestSpec::phase_detail`); after the streams have ended.
+    /// What this end's kernel recorded of a stream (`TestSpec::phase_detail`). Reported after the streams have ended.
     Detail(Direction, TcpSample),
 }
 
@@ -153,12 +156,12 @@ pub type PhaseObserver<'a> = &'a (dyn Fn(PhaseProgress) + Sync);
 
 /// The reflector's end of one session. Dropping it closes its sockets and ends its threads.
 pub trait EngineServer: Send + Sync {
-    /// The terms of this end that the appliance's end needs, if any. Sent with the grant.
+    /// The terms that the appliance's end needs, if any. The grant carries them.
     fn terms(&self) -> Option<EngineTerms> {
         None
     }
 
-    /// For an engine with datagrams: their handler at the session's UDP port.
+    /// The handler of the session's datagrams at the UDP port, if the engine uses datagrams.
     fn datagram_handler(&self) -> Option<Arc<dyn DatagramHandler>> {
         None
     }
@@ -167,30 +170,30 @@ pub trait EngineServer: Send + Sync {
     /// same stream index is dropped.
     fn admit(&self, preamble: Preamble, stream: MeteredStream);
 
-    /// Runs phase number `phase` on the calling thread and others: waits for a bounded time until its streams are
+    /// Runs phase number `phase` on the calling thread and on others. Waits for a bounded time until its streams are
     /// connected, reports [`PhaseProgress::Started`], and moves the data. Ends early when the session is cancelled.
-    /// Always returns the counts, also of a phase that failed.
+    /// Always returns the counts, even if the phase failed.
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 }
 
 /// The appliance's end of one session. Dropping it closes its sockets and ends its threads.
 pub trait EngineClient: Send + Sync {
-    /// Opens the streams of phase number `phase`, with at most four handshakes at once. Blocks for a bounded time. An
-    /// error that concerns streams is a [`StreamsMissing`].
+    /// Opens the streams of phase number `phase`, with at most four handshakes at once. Blocks for a bounded time. If
+    /// streams could not be opened, the error is a [`StreamsMissing`].
     fn connect(&self, phase: u8) -> io::Result<()>;
 
-    /// How many streams of phase number `phase` are open and wait for it, so far.
+    /// How many streams of phase number `phase` are open so far and wait for the phase to begin.
     fn opened(&self, _phase: u8) -> u16 {
         0
     }
 
-    /// Of those, on how many the other end has acknowledged what this end sent.
+    /// On how many of the open streams the other end has acknowledged the bytes that this end sent.
     fn acknowledged(&self, phase: u8) -> u16 {
         self.opened(phase)
     }
 
-    /// Runs the phase, which the reflector has started. Ends early when the session is cancelled. Always returns the
-    /// counts, also of a phase that failed.
+    /// Runs phase number `phase`, which the reflector has started. Ends early when the session is cancelled. Always
+    /// returns the counts, even if the phase failed.
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 
     /// Why the streams of phase number `phase` failed, if this end knows.

@@ -13,8 +13,8 @@ use paramedic_link::measurement::{CpuUse, HostFacts};
 
 use crate::{interface, quota, sys};
 
-/// The current state of the host. `local` is this end's address of the link; the report includes its interface. Reads
-/// only small kernel files, so it may be called between two phases.
+/// The current state of the host. `local` is this end's address of the link, which selects the interface to report.
+/// Reads only small kernel files, so it may be called between two phases.
 pub fn read(local: Option<IpAddr>) -> HostFacts {
     let meminfo = text("/proc/meminfo");
     let memory = |key| meminfo.as_deref().and_then(|text| meminfo_bytes(text, key));
@@ -43,7 +43,7 @@ pub fn is_clock_synchronised() -> bool {
     sys::clock_state().is_ok_and(|clock| clock.is_synchronised)
 }
 
-/// A measurement of the host's processor time, from [`CpuClock::start`] on.
+/// Measures the host's processor time from [`CpuClock::start`] on.
 #[derive(Clone, Debug)]
 pub struct CpuClock {
     cpu: Option<CpuTime>,
@@ -53,14 +53,15 @@ pub struct CpuClock {
 }
 
 impl CpuClock {
-    /// Reads the clock now.
+    /// Starts the measurement.
     pub fn start() -> Self {
         let stat = text("/proc/stat").unwrap_or_default();
         let (cpu, cores) = (parse_cpu_time(&stat), parse_softirq_times(&stat));
         Self { cpu, cores, held_back: quota::held_back(), read: Instant::now() }
     }
 
-    /// The processor use of the whole host since [`CpuClock::start`], in the fields of [`CpuUse`] about the host.
+    /// The processor use of the whole host since [`CpuClock::start`]. Sets only the fields of [`CpuUse`] that concern
+    /// the host.
     pub fn host(&self) -> CpuUse {
         let stat = text("/proc/stat").unwrap_or_default();
         CpuUse {
@@ -71,13 +72,13 @@ impl CpuClock {
         }
     }
 
-    /// The share of time in which the host's processors were busy, or stolen by a hypervisor. `None` if /proc/stat
-    /// cannot be read or no tick has passed.
+    /// The share of time, 0 to 1, in which the host's processors were busy or stolen by a hypervisor. `None` if
+    /// /proc/stat cannot be read or no clock tick has passed.
     fn busy(&self, stat: &str) -> Option<f64> {
         busy_between(self.cpu?, parse_cpu_time(stat)?)
     }
 
-    /// The share of the time for which a control group throttled the program; `None` if none did.
+    /// The share of time, 0 to 1, for which a control group's CPU quota throttled the program; `None` if none did.
     fn held_back(&self) -> Option<f64> {
         let held_back = quota::held_back()?.saturating_sub(self.held_back?);
         let share = held_back.as_secs_f64() / self.read.elapsed().as_secs_f64();
@@ -85,15 +86,16 @@ impl CpuClock {
     }
 }
 
-/// Processor time of a process and all its threads, in seconds: user, system. The resolution is a clock tick, mostly
-/// 10 ms. Also works for a process that has ended and was not reaped yet.
+/// Processor time of a process with all its threads, in seconds: user time and system time. The resolution is a clock
+/// tick, usually 10 ms. Also works for a process that has ended but was not reaped yet.
 pub fn cpu_of(process: rustix::process::Pid) -> Option<(f64, f64)> {
     let ticks = parse_process_ticks(&text(format!("/proc/{}/stat", process.as_raw_nonzero()))?)?;
     let a_second = rustix::param::clock_ticks_per_second() as f64;
     Some((ticks.0 as f64 / a_second, ticks.1 as f64 / a_second))
 }
 
-/// Fields 14 and 15 of proc_pid_stat(5), `utime` and `stime`. Field 2 is a name with arbitrary characters.
+/// Fields 14 and 15 of proc_pid_stat(5), `utime` and `stime`. Field 2 is a name that may contain spaces and
+/// parentheses, so the fields are counted after its closing parenthesis.
 fn parse_process_ticks(stat: &str) -> Option<(u64, u64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
@@ -134,7 +136,7 @@ fn parse_softirq_times(stat: &str) -> Vec<SoftirqTime> {
     stat.lines().filter_map(core).collect()
 }
 
-/// The share of soft interrupts on the core with the largest one; `None` if no tick has passed.
+/// The largest share of time, 0 to 1, that one core spent on soft interrupts. `None` if no clock tick has passed.
 fn softirq_between(before: &[SoftirqTime], after: &[SoftirqTime]) -> Option<f64> {
     let share = |after: &SoftirqTime| {
         let before = before.iter().find(|before| before.core == after.core)?;
@@ -144,7 +146,8 @@ fn softirq_between(before: &[SoftirqTime], after: &[SoftirqTime]) -> Option<f64>
     after.iter().filter_map(share).reduce(f64::max)
 }
 
-/// The kernel sometimes decreases iowait, so the idle time is clamped.
+/// The share of time, 0 to 1, in which processors were busy between two readings. The kernel sometimes decreases
+/// iowait, so the idle time is clamped.
 fn busy_between(before: CpuTime, after: CpuTime) -> Option<f64> {
     let total = after.total.checked_sub(before.total).filter(|total| *total > 0)?;
     let idle = after.idle.saturating_sub(before.idle).min(total);
@@ -168,7 +171,7 @@ fn pretty_name(os_release: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// The model is in cpuinfo on x86, but only in the device tree on most ARM boards.
+/// The processor's model. On x86 it is in cpuinfo, but on most ARM boards it is only in the device tree.
 fn cpu_model() -> Option<String> {
     text("/proc/cpuinfo").and_then(|cpuinfo| cpuinfo_model(&cpuinfo)).or_else(|| {
         let model = text("/proc/device-tree/model")?;
@@ -188,7 +191,7 @@ fn cpuinfo_model(cpuinfo: &str) -> Option<String> {
     value("model name").or_else(|| value("Model")).filter(|model| !model.is_empty()).map(str::to_owned)
 }
 
-/// A line of meminfo, whose unit is 1,024 bytes although it prints kB.
+/// The value of a line of meminfo, in bytes. The file's unit is 1,024 bytes, although it prints kB.
 fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
     let value = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     value.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)

@@ -1,5 +1,4 @@
-//! The network interface of a link: its speed and duplex mode, and what it carries. A value that cannot be read is
-//! absent.
+//! The network interface of a link: its speed, its duplex mode, and its traffic. A value that cannot be read is absent.
 
 #![expect(clippy::disallowed_methods, reason = "measures an interface in wall time")]
 
@@ -25,12 +24,12 @@ pub fn of(local: IpAddr) -> Option<String> {
     addresses.find(|entry| entry.address.as_ref().is_some_and(matches_local)).map(|entry| entry.interface_name)
 }
 
-/// The MTU, in bytes.
+/// The MTU of `interface`, in bytes.
 pub fn mtu_bytes(interface: &str) -> Option<u32> {
     attribute(interface, "mtu")?.parse().ok()
 }
 
-/// The speed in bits per second.
+/// The link speed that the driver of `interface` reports, in bits per second.
 pub fn speed(interface: &str) -> Option<u64> {
     let speed = speed_bps(&attribute(interface, "speed")?)?;
     let is_unset = speed == UNSET_TUNNEL_BPS
@@ -39,11 +38,11 @@ pub fn speed(interface: &str) -> Option<u64> {
     (!is_unset).then_some(speed)
 }
 
-/// The speed that a TUN or TAP device has until it is set, in full duplex (`tun_default_link_ksettings`,
+/// The speed that a TUN or TAP device reports until it is set, with full duplex (`tun_default_link_ksettings`,
 /// drivers/net/tun.c). It says nothing about the device.
 const UNSET_TUNNEL_BPS: u64 = 10_000_000;
 
-/// The duplex mode.
+/// The duplex mode of `interface`.
 pub fn duplex(interface: &str) -> Option<Duplex> {
     duplex_of(&attribute(interface, "duplex")?)
 }
@@ -54,19 +53,19 @@ pub fn max_speed_bps(interface: &str) -> Option<u64> {
     fastest(sys::supported_link_modes(interface).ok()?)
 }
 
-/// One attribute of an interface.
+/// One attribute of an interface, from /sys/class/net.
 fn attribute(interface: &str, name: &str) -> Option<String> {
     let value = fs::read_to_string(Path::new("/sys/class/net").join(interface).join(name)).ok()?;
     Some(value.trim().to_owned())
 }
 
-/// The speed in bits per second. The file has megabits per second, or -1 if unknown; drivers of wireless interfaces
-/// fail the read.
+/// Parses the attribute `speed`, and returns bits per second. The file has megabits per second, or -1 if the speed is
+/// unknown. Drivers of wireless interfaces fail the read.
 pub fn speed_bps(speed: &str) -> Option<u64> {
     speed.parse::<u64>().ok().filter(|mbps| *mbps > 0 && *mbps < u64::from(u32::MAX))?.checked_mul(1_000_000)
 }
 
-/// The duplex mode from its file.
+/// Parses the attribute `duplex`.
 pub fn duplex_of(duplex: &str) -> Option<Duplex> {
     match duplex {
         "full" => Some(Duplex::Full),
@@ -91,7 +90,7 @@ fn fastest(modes: u32) -> Option<u64> {
     supported.map(|(_, mbps)| mbps * 1_000_000).max()
 }
 
-/// The traffic of an interface, from [`InterfaceClock::start`] on.
+/// Measures the traffic of an interface from [`InterfaceClock::start`] on.
 #[derive(Clone, Debug)]
 pub struct InterfaceClock {
     interface: String,
@@ -101,8 +100,8 @@ pub struct InterfaceClock {
 }
 
 impl InterfaceClock {
-    /// Reads the counters of the interface that holds `local` now. `None` for loopback, which is no line, and if there
-    /// are no counters.
+    /// Starts the measurement at the interface that holds `local`. `None` for loopback, which is not a line, and if the
+    /// interface has no counters.
     pub fn start(local: IpAddr) -> Option<Self> {
         if local.to_canonical().is_loopback() {
             return None;
@@ -111,7 +110,7 @@ impl InterfaceClock {
         Some(Self { counters: counters(&interface)?, interface, read: Instant::now() })
     }
 
-    /// What the interface has carried since then.
+    /// What the interface has carried since [`InterfaceClock::start`].
     pub fn traffic(&self) -> Option<InterfaceTraffic> {
         let [received, sent] = counters(&self.interface)?;
         Some(InterfaceTraffic {
@@ -122,7 +121,7 @@ impl InterfaceClock {
     }
 }
 
-/// Bytes received and sent. Not from /sys, which may show the interfaces of another network namespace.
+/// Bytes received and sent, from /proc. The counters in /sys may be those of another network namespace.
 fn counters(interface: &str) -> Option<[u64; 2]> {
     parse_counters(&fs::read_to_string("/proc/thread-self/net/dev").ok()?, interface)
 }

@@ -19,6 +19,7 @@ pub mod memory;
 pub mod metered_stream;
 pub mod origin;
 pub mod phase;
+pub mod ping;
 pub mod quota;
 pub mod session_control;
 pub mod socket;

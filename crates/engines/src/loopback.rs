@@ -25,11 +25,11 @@ use crate::session_control::SessionControl;
 use crate::thread_limit;
 use crate::udp_port::UdpPort;
 
-/// The timeout for the authentication of a data connection. It bounds the delay by another process that connects and
-/// sends nothing.
+/// The timeout for the authentication of a data connection. It limits how long another local process can delay the test
+/// by connecting without sending.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The number of attempts with another port if a process takes the port first.
+/// How many ports are tried if another process takes the chosen port first.
 const MAX_PORTS_TRIED: usize = 8;
 
 /// The tallies of both ends for one phase.
@@ -130,13 +130,13 @@ fn play(
         if begun {
             return Ok(BothEnds { served, driven });
         }
-        let why = served.cut_short.as_ref().map_or("it never began", |why| why.as_str());
+        let why = served.cut_short.as_ref().map_or("the phase did not begin", |why| why.as_str());
         Err(io::Error::other(client.explain_failure(0).unwrap_or_else(|| why.to_owned())))
     })
 }
 
-/// Starts the engine's server on a free loopback port. Another process may take the port in between, so several ports are
-/// tried.
+/// Starts the engine's server on a free loopback port. Another process may take the chosen port before the server binds
+/// it, so several ports are tried.
 fn claim(
     engine: &dyn Engine,
     order: impl Fn(Option<SocketAddr>, SocketAddr) -> ServerSetup,

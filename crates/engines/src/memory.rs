@@ -1,8 +1,8 @@
-//! The allocator's use of freed memory.
+//! Limits how much freed memory the allocator keeps.
 
 use crate::sys;
 
-/// Arenas shared by all threads. The byte loops do not allocate, so contention is rare.
+/// The number of malloc arenas that all threads share. The byte loops do not allocate, so contention is rare.
 const ARENAS: u16 = 2;
 
 /// Lets all threads allocate from a few arenas. Call it before the first thread starts.
@@ -11,4 +11,15 @@ const ARENAS: u16 = 2;
 /// program that starts threads for each test then grows by about 1 MiB per arena, even long after its start.
 pub fn share_arenas() {
     sys::limit_arenas(ARENAS);
+}
+
+/// The smallest block that is given back at once: glibc's own first threshold.
+const RETURNED_BYTES: u32 = 128 * 1024;
+
+/// Gives each large block back to the system when it is freed.
+///
+/// glibc raises its threshold to the size of the largest block that was freed, up to 32 MiB, and keeps later ones. The hash
+/// of a password takes 19 MiB, which the program would never give back.
+pub fn return_large_blocks() {
+    sys::fix_mmap_threshold(RETURNED_BYTES);
 }

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use crate::data_stream::DataStream;
 use crate::session_control::{Cancelled, SessionControl};
 
-/// A data connection and its charges to the session. When it is dropped, it also charges the bytes that were read but
-/// not charged because a read failed, and the bytes that arrived but were never read: they have crossed the path, too.
+/// A data connection, and the charges of its bytes to the session. When it is dropped, it also charges bytes that were
+/// read but not charged because a read failed, and bytes that arrived but were never read: they have crossed the path,
+/// too.
 pub struct MeteredStream {
     stream: DataStream,
     control: Arc<SessionControl>,
     /// Bytes that were read.
     read: u64,
-    /// Payload of the last charge.
+    /// The payload total of the last charge.
     payload: u64,
     charged: u64,
 }
@@ -54,7 +55,7 @@ impl MeteredStream {
         due
     }
 
-    /// [`DataStream::discard`].
+    /// Like [`DataStream::discard`], and counts the bytes as read.
     pub(crate) fn discard(&mut self, scratch: &mut [u8], in_kernel: bool) -> io::Result<usize> {
         let came = self.stream.discard(scratch, in_kernel)?;
         self.read += came as u64;

@@ -1,21 +1,21 @@
-//! The source of this host's packets, if the user chose one: a local address, an interface.
+//! The local address or interface that the user chose to send from.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// The source of packets. By default the routing table decides.
+/// Where packets are sent from. By default the routing table decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// A local address.
+    /// The local address to send from.
     pub address: Option<IpAddr>,
-    /// An interface name.
+    /// The name of the interface to send through.
     pub interface: Option<String>,
 }
 
 impl Origin {
-    /// Whether packets from this origin can reach `target`: both addresses need the same family.
+    /// Whether packets from this origin can reach `target`: both addresses must be of the same family.
     pub fn suits(&self, target: IpAddr) -> bool {
         self.address.is_none_or(|address| address.to_canonical().is_ipv4() == target.to_canonical().is_ipv4())
     }

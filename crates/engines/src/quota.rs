@@ -1,31 +1,32 @@
-//! Limits by control groups (cgroups(7)): the processor and for how long it was withheld, and the number of threads. A
-//! value that cannot be read is absent.
+//! Reads limits that control groups set (cgroups(7)): how much processor the program may use, for how long it was
+//! throttled, and how many threads it may have. A value that cannot be read is absent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The time for which this program was throttled since its control groups were created: the highest value of all its
-/// groups. The kernel adds up all processors, so it may exceed the elapsed time.
+/// How long the CPU quota of a control group has throttled this program since the group was created: the highest value
+/// of all its groups. The kernel adds up the time of all processors, so it may exceed the elapsed time.
 pub fn held_back() -> Option<Duration> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| held_back_by(&group)).max()
 }
 
-/// The processor limit of this program in cores: the lowest limit of all its groups. `None` without a limit.
+/// How many cores this program may use: the lowest CPU quota of all its control groups. `None` without a quota.
 pub fn cores() -> Option<f64> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| cores_of(&group)).min_by(f64::total_cmp)
 }
 
-/// The first group around this program that holds as many threads as it may: the file with the limit, and the limit.
+/// The first control group of this program that holds as many threads as it may: the file with the limit, and the
+/// limit.
 pub fn full_pids_group() -> Option<(PathBuf, u64)> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(|line| groups(line, "pids")).find_map(|group| pids_limit_if_full(&group))
 }
 
 /// The folders of the group that a line of /proc/self/cgroup names, and of all groups above it, at the usual mount
-/// points; none if the line is not about `controller`.
+/// points. Empty if the line does not concern `controller`.
 fn groups(line: &str, controller: &str) -> Vec<PathBuf> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return vec![] };
@@ -40,7 +41,8 @@ fn groups(line: &str, controller: &str) -> Vec<PathBuf> {
     levels.flat_map(|level| mounted.iter().map(move |root| Path::new(root).join(level))).collect()
 }
 
-/// `pids.max` and `pids.current`, the same in both versions.
+/// The file `pids.max` of `group` and its limit, if `pids.current` has reached it. Both versions of cgroups have these
+/// files.
 fn pids_limit_if_full(group: &Path) -> Option<(PathBuf, u64)> {
     let file = group.join("pids.max");
     // "max" is no limit.
@@ -49,7 +51,8 @@ fn pids_limit_if_full(group: &Path) -> Option<(PathBuf, u64)> {
     (current >= max).then_some((file, max))
 }
 
-/// `cpu.max` of version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of version 1.
+/// The CPU quota of `group` in cores: `cpu.max` of cgroups version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of
+/// version 1.
 fn cores_of(group: &Path) -> Option<f64> {
     let file = |name: &str| fs::read_to_string(group.join(name)).ok();
     let number = |text: &str| text.trim().parse::<f64>().ok();
@@ -69,7 +72,8 @@ fn held_back_by(group: &Path) -> Option<Duration> {
     parse(&fs::read_to_string(group.join("cpu.stat")).ok()?)
 }
 
-/// `throttled_usec` of version 2, `throttled_time` in nanoseconds of version 1.
+/// The throttled time in a `cpu.stat`: `throttled_usec` of cgroups version 2, `throttled_time` in nanoseconds of
+/// version 1.
 fn parse(stat: &str) -> Option<Duration> {
     let value = |key: &str| {
         let line = stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;

@@ -13,24 +13,24 @@ use socket2::{SockRef, Socket};
 use crate::byte_budget::ByteBudget;
 use crate::thread_limit::ThreadLimitReached;
 
-/// Shared by a session's owner and the threads that move its bytes.
+/// The state that a session's owner shares with the threads that move the session's bytes.
 pub struct SessionControl {
     began: Instant,
     /// When the other end last sent something, in milliseconds since `began`.
     heard_ms: AtomicU64,
     is_cancelled: AtomicBool,
-    /// When the appliance ended the running phase, in nanoseconds since `began`; [`NOT_STOPPED`]: it did not.
+    /// When the appliance ended the running phase, in nanoseconds since `began`; [`NOT_STOPPED`] if it did not.
     stopped_ns: AtomicU64,
     budget: Option<ByteBudget>,
     registered: Mutex<Registered>,
-    /// Notified when the session is cancelled or the budget grows; guards only the wait.
+    /// Notified on a cancellation, a new lease, or another call of [`SessionControl::wake`].
     changed: Condvar,
     waiting: Mutex<()>,
-    /// Why this host refused a thread of the session, if it did.
+    /// Why this host refused to start a thread of the session, if it did.
     refused_thread: OnceLock<ThreadLimitReached>,
 }
 
-/// The value of `stopped_ns` of a phase that runs for its time.
+/// The value of `stopped_ns` while the appliance has not ended the phase.
 const NOT_STOPPED: u64 = u64::MAX;
 
 /// The sockets that are shut down when the session is cancelled.
@@ -46,13 +46,14 @@ struct Registered {
 pub struct Cancelled;
 
 impl SessionControl {
-    /// A control for a session without a byte budget, as at the appliance's end.
+    /// A control for a session without a byte budget, as at the appliance.
     pub fn unmetered() -> Arc<Self> {
         Arc::new(Self::with(None))
     }
 
-    /// A control for a session whose byte budget starts at 0 bytes; [`SessionControl::allow`] extends it. `request` is
-    /// called from the byte path when the budget falls below its low-water mark; it must only send a wake-up.
+    /// A control for a session whose byte budget starts at 0 bytes. [`SessionControl::allow`] extends it. When the
+    /// budget falls below its low-water mark, the threads that move bytes call `request`, which must only send a
+    /// wake-up.
     pub fn metered(request: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self::with(Some(ByteBudget::new(request))))
     }
@@ -72,19 +73,19 @@ impl SessionControl {
         }
     }
 
-    /// Notes an error of starting a thread or a process. The first refusal of this host is kept.
+    /// Records an error of starting a thread or a process. Keeps the first one that says that this host refused it.
     pub fn note_thread_error(&self, error: &io::Error) {
         if let Some(refused) = ThreadLimitReached::of(error) {
             self.refused_thread.get_or_init(|| refused.clone());
         }
     }
 
-    /// Why this host refused a thread of the session, if it did.
+    /// Why this host refused to start a thread of the session, if it did.
     pub fn refused_thread(&self) -> Option<&ThreadLimitReached> {
         self.refused_thread.get()
     }
 
-    /// Notes that the other end sent something, on any connection of the session.
+    /// Records that the other end sent something, on any connection of the session.
     pub fn heard(&self) {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.heard_ms.fetch_max(now, Ordering::Relaxed);
@@ -95,7 +96,7 @@ impl SessionControl {
         self.began + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
     }
 
-    /// Ends the session's work irrevocably: shuts down every registered socket and wakes every waiting thread.
+    /// Cancels the session for good: shuts down every registered socket and wakes every waiting thread.
     pub fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::SeqCst);
         for socket in lock(&self.registered).sockets.values() {
@@ -105,14 +106,14 @@ impl SessionControl {
         self.wake();
     }
 
-    /// Ends the running phase before its time: its senders end their streams. Without effect on a later phase.
+    /// Ends the running phase before its time: its senders end their streams. Has no effect on a later phase.
     pub fn stop_phase(&self) {
         let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(NOT_STOPPED);
         self.stopped_ns.fetch_min(now, Ordering::SeqCst);
         self.wake();
     }
 
-    /// Begins a phase, which nothing has stopped yet.
+    /// Begins a phase: clears the stop of an earlier one.
     pub(crate) fn begin_phase(&self) {
         self.stopped_ns.store(NOT_STOPPED, Ordering::SeqCst);
     }
@@ -128,7 +129,8 @@ impl SessionControl {
         self.is_cancelled.load(Ordering::Relaxed)
     }
 
-    /// Shuts `socket` down when the session is cancelled, as long as the returned value exists.
+    /// Registers `socket`: it is shut down when the session is cancelled, as long as the returned value exists. Fails
+    /// with `ConnectionAborted` if the session is already cancelled.
     pub fn register<'a>(self: &Arc<Self>, socket: impl Into<SockRef<'a>>) -> io::Result<Registration> {
         let socket = socket.into().try_clone()?;
         let mut registered = lock(&self.registered);
@@ -141,8 +143,8 @@ impl SessionControl {
         Ok(Registration { control: Arc::clone(self), id })
     }
 
-    /// Charges `bytes` that were moved. If the budget is exhausted, waits until it covers them, so that a thread
-    /// exceeds the budget by at most the `bytes` of one call.
+    /// Charges `bytes` that were moved, and waits while the budget is exhausted. So a thread exceeds the budget by at
+    /// most the `bytes` of one call.
     pub fn charge_and_wait(&self, bytes: u64) -> Result<(), Cancelled> {
         if let Some(budget) = &self.budget
             && budget.charge(bytes) < 0
@@ -152,9 +154,9 @@ impl SessionControl {
         if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 
-    /// Charges `bytes` for a thread that must not wait: it serves other sessions, too, and its delay would look like
-    /// delay of the path. Bytes beyond the budget become a debt, which the next lease pays first. Only for amounts that
-    /// are small compared with a lease.
+    /// Charges `bytes` without waiting, for a thread that also serves other sessions or whose delay would look like
+    /// delay of the path. Bytes beyond the budget become a debt, which the next lease pays first. Use it only for
+    /// amounts that are small compared with a lease.
     pub fn charge(&self, bytes: u64) -> Result<(), Cancelled> {
         if let Some(budget) = &self.budget {
             budget.charge(bytes);
@@ -173,8 +175,8 @@ impl SessionControl {
         Ok(())
     }
 
-    /// Extends the budget by `bytes`. More is requested when less than half of `bytes` is left; with 0, when nothing is
-    /// left.
+    /// Extends the budget by `bytes`. Half of `bytes` becomes the low-water mark at which more is requested; with 0,
+    /// more is requested once the budget is overdrawn.
     pub fn allow(&self, bytes: u64) {
         if let Some(budget) = &self.budget {
             budget.extend(bytes);
@@ -182,7 +184,7 @@ impl SessionControl {
         }
     }
 
-    /// Whether more was charged than the budget covers, so that threads wait.
+    /// Whether more was charged than the budget covers. Then threads that charge and wait are blocked.
     pub fn is_exhausted(&self) -> bool {
         self.budget.as_ref().is_some_and(ByteBudget::is_exhausted)
     }
@@ -197,8 +199,8 @@ impl SessionControl {
         self.budget.as_ref().map_or(0, ByteBudget::spent)
     }
 
-    /// Waits until `is_done`, and returns whether it is. Ends early at `deadline` or when the session is cancelled.
-    /// `is_done` is called again after each [`SessionControl::wake`].
+    /// Waits until `is_done` is true, and returns whether it is. Ends early at `deadline` or when the session is
+    /// cancelled. Evaluates `is_done` again after each [`SessionControl::wake`].
     #[expect(clippy::disallowed_methods, reason = "waits for wall time")]
     pub fn wait_until(&self, deadline: Instant, mut is_done: impl FnMut() -> bool) -> bool {
         let mut waiting = lock(&self.waiting);
@@ -222,7 +224,7 @@ impl SessionControl {
     }
 }
 
-/// A registered socket. Dropping this removes it from its session; the socket stays open.
+/// A registered socket. Dropping this value removes the socket from its session; the socket stays open.
 pub struct Registration {
     control: Arc<SessionControl>,
     id: u64,
@@ -234,7 +236,7 @@ impl Drop for Registration {
     }
 }
 
-/// Ignores poison: a panic cannot leave the guarded data inconsistent.
+/// Locks `mutex`. Ignores poisoning, because a panic cannot leave the guarded data inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,7 +14,7 @@ use socket2::{Domain, SockRef, TcpKeepalive};
 
 use crate::sys;
 
-/// The options of one data socket, in addition to the common ones.
+/// The options of one data socket. [`SocketOptions::apply`] also sets options that all data sockets have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketOptions {
     /// The congestion control; absent: the kernel's default.
@@ -23,11 +23,12 @@ pub struct SocketOptions {
     pub window_bytes: Option<u32>,
     /// The maximum segment size in bytes, for both directions; absent: derived from the path MTU.
     pub mss_bytes: Option<u16>,
-    /// The DSCP of its packets; absent: the kernel's default.
+    /// The DSCP of the packets that the socket sends; absent: the kernel's default.
     pub dscp: Option<u8>,
-    /// The rate limit of the payload in bits per second; absent: no limit. The kernel paces at a quarter more.
+    /// The rate limit of the payload in bits per second; absent: no limit. The kernel's pacing rate is a quarter
+    /// higher, because it includes headers.
     pub pace_bps: Option<u64>,
-    /// Send small writes at once (`TCP_NODELAY`), for probes.
+    /// Whether small writes are sent at once (`TCP_NODELAY`), for probes.
     pub send_at_once: bool,
 }
 
@@ -44,8 +45,8 @@ impl SocketOptions {
         }
     }
 
-    /// The size of the buffers that the kernel of this host grants, if that is less than requested (net.core.wmem_max,
-    /// net.core.rmem_max). Read from a separate socket: the limits apply to each socket.
+    /// The size of the socket buffers that this host's kernel grants, if that is less than requested
+    /// (net.core.wmem_max, net.core.rmem_max). Read from a separate socket, because the limits apply to each socket.
     pub(crate) fn reduced_window(&self) -> Option<NonZeroU32> {
         let requested = self.window_bytes?;
         let socket = socket2::Socket::new(Domain::IPV4, socket2::Type::STREAM, None)
@@ -89,8 +90,8 @@ impl SocketOptions {
     }
 }
 
-/// Limits the segments of both directions to `bytes`. Set before a connect, it lowers the size that is announced, too
-/// (tcp(7), `TCP_MAXSEG`).
+/// Limits the segments of both directions to `bytes`. If set before the connect, it also lowers the announced segment
+/// size (tcp(7), `TCP_MAXSEG`).
 pub fn limit_segments<'a>(socket: impl Into<SockRef<'a>>, bytes: u16) -> io::Result<()> {
     socket.into().set_tcp_mss(bytes.into())
 }
@@ -101,7 +102,7 @@ fn set_buffers(socket: &SockRef<'_>, bytes: u32) -> io::Result<()> {
     socket.set_recv_buffer_size(bytes)
 }
 
-/// Payload bytes of a connection as counted by the kernel: acknowledged by the other end, and received. `None` before
+/// The kernel's counts of a connection's payload bytes: acknowledged by the other end, and received. `None` before
 /// Linux 4.1.
 pub fn counts(socket: &TcpStream) -> Option<(u64, u64)> {
     let info = sys::tcp_info(socket).ok()?;
@@ -126,7 +127,7 @@ pub(crate) fn mark(socket: &SockRef<'_>, code_point: u8) -> io::Result<()> {
     socket.set_tos_v4(octet)
 }
 
-/// Checks that this program may use the congestion control `name`; the error names the setting that forbids it.
+/// Checks that this program may use the congestion control `name`. The error names the setting that forbids it.
 pub fn check_congestion_control(name: &str) -> io::Result<()> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
         .or_else(|_| socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None))?;
@@ -159,34 +160,34 @@ pub fn congestion_control(socket: &TcpStream) -> Option<String> {
     sockopt::tcp_congestion(socket).ok()
 }
 
-/// Limits the bytes that the kernel buffers before their first transmission to about `bytes` (tcp(7),
-/// `TCP_NOTSENT_LOWAT`).
+/// Limits the unsent bytes that the kernel buffers to about `bytes` (tcp(7), `TCP_NOTSENT_LOWAT`).
 pub(crate) fn limit_unsent(socket: &TcpStream, bytes: u32) {
     // Best effort: without it the kernel buffers more.
     SockRef::from(socket).set_tcp_notsent_lowat(bytes).ok();
 }
 
-/// Makes closing `socket` a reset that discards its buffers.
+/// Makes closing `socket` send a reset and discard its buffers.
 pub(crate) fn reset_on_close(socket: &TcpStream) {
     // Fails only on an invalid socket.
     SockRef::from(socket).set_linger(Some(Duration::ZERO)).ok();
 }
 
-/// Ends `socket` at once, also for other handles of it: blocked calls return, and closing it is a reset.
+/// Ends `socket` at once, for all handles of it: blocked calls return, and closing it sends a reset.
 pub(crate) fn abort(socket: &TcpStream) {
     reset_on_close(socket);
     // Fails only if it has ended already.
     socket.shutdown(Shutdown::Both).ok();
 }
 
-/// The retransmitted segments and the segment size of a connection; `None` if the kernel does not report them.
+/// The number of retransmitted segments and the segment size of a connection. A value that the kernel does not report
+/// is `None`.
 pub fn retransmits_and_mss(socket: &TcpStream) -> (Option<u32>, Option<u32>) {
     let info = sys::tcp_info(socket).unwrap_or_default();
     (info.total_retrans, info.snd_mss)
 }
 
-/// How long a connection was busy, and how long something other than the path limited it meanwhile (`TCP_INFO`), in
-/// microseconds.
+/// How long a connection had data to send, and for how long of that the receiver's window or the send buffer limited it
+/// (`TCP_INFO`), in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LimitedTimes {
     pub(crate) busy_us: u64,
@@ -205,7 +206,7 @@ impl LimitedTimes {
     }
 }
 
-/// What the kernel recorded of `socket` since it was opened; `None` before Linux 4.10.
+/// The limited times of `socket` since it was opened; `None` before Linux 4.10.
 pub(crate) fn limited_times(socket: &TcpStream) -> Option<LimitedTimes> {
     let info = sys::tcp_info(socket).ok()?;
     Some(LimitedTimes {
@@ -215,7 +216,7 @@ pub(crate) fn limited_times(socket: &TcpStream) -> Option<LimitedTimes> {
     })
 }
 
-/// The kernel's record of `socket`, without time and stream.
+/// The kernel's state of `socket` (`TCP_INFO`). The caller sets time and stream number.
 pub(crate) fn tcp_sample(socket: &TcpStream) -> Option<TcpSample> {
     let info = sys::tcp_info(socket).ok()?;
     let bits = |bytes: u64| bytes.checked_mul(8);
@@ -238,7 +239,7 @@ pub(crate) fn tcp_sample(socket: &TcpStream) -> Option<TcpSample> {
     })
 }
 
-/// Whether sent bytes are not acknowledged yet.
+/// Whether sent bytes are still unacknowledged.
 pub(crate) fn is_unacknowledged(socket: &TcpStream) -> bool {
     sys::tcp_info(socket).is_ok_and(|info| info.unacked.is_some_and(|segments| segments > 0))
 }
@@ -257,8 +258,8 @@ pub fn since_last_arrival(socket: &TcpStream) -> Option<Duration> {
     Some(Duration::from_millis(ms.into()))
 }
 
-/// Makes the kernel ask the other end of `socket` for an acknowledgement each second while the connection is idle.
-/// Missing answers never end the connection.
+/// Makes the kernel ask the other end of `socket` for an acknowledgement each second while the connection is idle (TCP
+/// keepalive). Missing answers end the connection only after about two minutes.
 pub fn keep_alive_each_second(socket: &TcpStream) -> io::Result<()> {
     let second = Duration::from_secs(1);
     // The highest number of unanswered probes that Linux accepts.

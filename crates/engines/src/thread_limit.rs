@@ -1,4 +1,4 @@
-//! Starting threads on a host that may allow no more, and the error that names the limit. A process counts as a thread.
+//! Starts threads. If the host allows no more, the error names the limit. A process counts as a thread.
 
 use std::fmt;
 use std::io;
@@ -14,27 +14,28 @@ use crate::quota;
 /// The stack of a thread that only waits.
 const WAITING_STACK: usize = 64 << 10;
 
-/// The host refused a thread or a process. Reads as a clause about this host; [`ThreadLimitReached::at`] names another.
+/// This host refused to start a thread or a process. The text is a clause about "this host"; [`ThreadLimitReached::at`]
+/// names another host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.at("this host"))]
 pub struct ThreadLimitReached {
-    /// The limit, if it could be told which one it is.
+    /// The limit that was reached, if it could be determined.
     pub limit: Option<ThreadLimit>,
 }
 
-/// A limit of the number of threads.
+/// A limit on the number of threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ThreadLimit {
-    /// Of all threads of the user (setrlimit(2), `RLIMIT_NPROC`).
+    /// The limit on all threads of the user (setrlimit(2), `RLIMIT_NPROC`).
     User(u64),
-    /// Of a control group (cgroups(7), controller pids).
+    /// The limit on a control group (cgroups(7), controller pids).
     Group {
-        /// The group, as its file is named.
+        /// The file with the limit.
         file: PathBuf,
-        /// The number.
+        /// The limit.
         max: u64,
     },
-    /// Of the whole host (proc(5), `threads-max`).
+    /// The limit on the whole host (proc(5), `threads-max`).
     Host(u64),
 }
 
@@ -49,18 +50,18 @@ impl fmt::Display for ThreadLimit {
 }
 
 impl ThreadLimitReached {
-    /// The refusal in an error of this module, if it is one.
+    /// The [`ThreadLimitReached`] inside an error of this module, if it is one.
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
 
-    /// The error as text with `host` as its subject: `this host allows no more threads: …`.
+    /// The error as text with `host` as its subject, for example `the reflector's host allows no more threads: …`.
     pub fn at(&self, host: &str) -> String {
         let limit = self.limit.as_ref().map(|limit| format!(": {limit}")).unwrap_or_default();
         format!("{host} allows no more threads{limit}")
     }
 
-    /// How the limit is raised.
+    /// How to raise the limit.
     pub fn hint(&self) -> String {
         match &self.limit {
             Some(ThreadLimit::User(_)) => "raise RLIMIT_NPROC (`ulimit -u`; LimitNPROC= of a systemd unit)".to_owned(),
@@ -74,7 +75,7 @@ impl ThreadLimitReached {
     }
 }
 
-/// Starts a thread. The error is explained.
+/// Starts a thread. If the host refuses it, the error is a [`ThreadLimitReached`].
 pub fn spawn<T: Send + 'static>(
     name: impl Into<String>,
     body: impl FnOnce() -> T + Send + 'static,
@@ -82,7 +83,7 @@ pub fn spawn<T: Send + 'static>(
     Builder::new().name(name.into()).spawn(body).map_err(explained)
 }
 
-/// Starts a thread in `scope`. The error is explained.
+/// Starts a thread in `scope`. If the host refuses it, the error is a [`ThreadLimitReached`].
 pub fn spawn_scoped<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: &str,
@@ -91,7 +92,8 @@ pub fn spawn_scoped<'scope, T: Send + 'scope>(
     Builder::new().name(name.to_owned()).spawn_scoped(scope, body).map_err(explained)
 }
 
-/// Checks that the host allows `threads` more threads now, by starting and ending as many. The error is explained.
+/// Checks that the host allows `threads` more threads now, by starting and ending as many. If the host refuses one, the
+/// error is a [`ThreadLimitReached`].
 pub fn check(threads: usize) -> io::Result<()> {
     let gate = Arc::new(RwLock::new(()));
     let is_shut = gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +113,8 @@ pub fn check(threads: usize) -> io::Result<()> {
     end
 }
 
-/// The error of starting a thread or a process, with the limit if the host refused it.
+/// Turns the error of starting a thread or a process into a [`ThreadLimitReached`] if the host refused it (`EAGAIN`).
+/// Other errors stay as they are.
 pub fn explained(error: io::Error) -> io::Error {
     if error.raw_os_error() != Some(Errno::AGAIN.raw_os_error()) {
         return error;
@@ -119,7 +122,7 @@ pub fn explained(error: io::Error) -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, ThreadLimitReached { limit: limit_reached() })
 }
 
-/// A copy of an error of this module, or of any other with its text.
+/// Copies an error. A [`ThreadLimitReached`] stays one; of any other error only kind and text are copied.
 pub fn copy_of(error: &io::Error) -> io::Error {
     match ThreadLimitReached::of(error) {
         Some(refused) => io::Error::new(error.kind(), refused.clone()),
@@ -127,7 +130,7 @@ pub fn copy_of(error: &io::Error) -> io::Error {
     }
 }
 
-/// The limit that is reached now.
+/// The limit on threads that is reached now.
 fn limit_reached() -> Option<ThreadLimit> {
     if let Some((file, max)) = quota::full_pids_group() {
         return Some(ThreadLimit::Group { file, max });
@@ -144,7 +147,7 @@ fn limit_reached() -> Option<ThreadLimit> {
     }
 }
 
-/// All threads of the host, of a line of /proc/loadavg.
+/// The number of threads of the host, from a line of /proc/loadavg.
 fn threads_of(loadavg: &str) -> Option<u64> {
     loadavg.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
 }

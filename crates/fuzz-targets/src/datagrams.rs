@@ -47,6 +47,20 @@ pub fn echo_datagram(input: &[u8]) {
             assert_eq!(opened(&resealed, others), [None; 2]);
         }
     }
+    for (kind, direction) in [(11, Direction::Upload), (12, Direction::Download)] {
+        let mut head = padded::<PACKET_LEN>(input);
+        head[..2].copy_from_slice(&[1, kind]);
+        let candidate = sealed(&head, direction, keys);
+        assert_eq!(opened(&candidate, keys), [None; 2], "packets of a monitor are none of a test");
+        let probe = echo::fuzzing::reseal_monitor_probe(&candidate, keys);
+        let reply = echo::fuzzing::reseal_monitor_reply(&candidate, keys);
+        assert_eq!((probe.is_some(), reply.is_some()), (kind == 11, kind == 12), "sealed, and not opened");
+        for resealed in [probe, reply].into_iter().flatten() {
+            let flipped = with_flipped_bit(resealed, behind);
+            assert_eq!(echo::fuzzing::reseal_monitor_probe(&flipped, keys), None);
+            assert_eq!(echo::fuzzing::reseal_monitor_reply(&flipped, keys), None);
+        }
+    }
     for (kind, direction) in [(1, Direction::Upload), (2, Direction::Download)] {
         let mut head = padded::<PACKET_LEN>(input);
         head[..2].copy_from_slice(&[1, kind]);

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use paramedic_link::message::END_AFTER_SILENCE;
 use paramedic_link::test_spec::{DataMode, EngineId};
 use reflector::event::AuditEvent;
 // What the model uses of its parent module.
@@ -61,6 +60,8 @@ fn limits(bytes: &mut Bytes<'_>) -> Limits {
         max_bytes_per_day_total: 500 + u64::from(bytes.byte()) * 10,
         max_queue: 6,
         max_queue_per_peer: 2,
+        max_monitors: 3,
+        max_monitors_per_peer: 2,
         descriptors: usize::MAX,
         data_ports: Some(5201..=5201 + u16::from(bytes.byte() % 4)),
         data_modes: vec![DataMode::Tunneled, DataMode::DirectEphemeral],
@@ -77,6 +78,9 @@ fn op(bytes: &mut Bytes<'_>) -> Option<Op> {
     Some(match what % 16 {
         0 | 1 => {
             let (link, how) = (link(bytes), bytes.byte());
+            if how & 8 > 0 {
+                return Some(Op::AskMonitor(link));
+            }
             Op::Ask { link, direct: how & 1 > 0, wait: how & 6 > 0, duration_ms: 1 + bytes.number() as u32 }
         }
         2 | 3 => Op::Poll,

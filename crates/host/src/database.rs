@@ -1,5 +1,5 @@
-//! Opens a SQLite database: a private file, durable commits, numbered migrations, errors by cause. Each program defines
-//! its own tables and error texts.
+//! Opens a SQLite database: a private file, durable commits, numbered migrations, and errors by cause. Each program
+//! defines its own tables and error texts.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
@@ -13,45 +13,37 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 
 /// Why a database could not be opened or used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum DatabaseError {
     /// The folder or the file cannot be created or read.
     #[error("cannot use {}: {source}", path.display())]
-    Unusable {
-        /// The folder or file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    Unusable { path: PathBuf, source: io::Error },
     /// The file is damaged, or is not a database.
     #[error("{} is damaged: {detail}", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
         /// SQLite's message.
         detail: String,
     },
     /// A later version of the program wrote the file.
-    #[error("{} has the unknown migration {migration}", path.display())]
+    #[error("a newer version of this program wrote {}: it has the unknown migration {migration}", path.display())]
     Newer {
-        /// The file.
         path: PathBuf,
         /// The first unknown migration.
         migration: i64,
     },
-    /// The migrations that the file records are not those of this program.
-    #[error("the migrations that {} records are not those of this program: {source}", path.display())]
+    /// The file records other migrations than those of this program.
+    #[error("{} records other migrations than those of this program: {source}", path.display())]
     Altered {
-        /// The file.
         path: PathBuf,
         /// The difference.
         source: Box<MigrateError>,
     },
     /// SQLite refused an operation.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("the database {} failed while {doing}: {source}", path.display())]
     Refused {
-        /// The file.
         path: PathBuf,
-        /// The operation.
+        /// The operation, as a participle: `opening it`.
         doing: &'static str,
         /// The kind of refusal.
         cause: SqliteRefusal,
@@ -76,7 +68,7 @@ pub enum SqliteRefusal {
 }
 
 impl DatabaseError {
-    /// The error of an operation on the database in `path`, by SQLite's primary result code
+    /// Classifies an error of an operation on the database in `path` by SQLite's primary result code
     /// (<https://www.sqlite.org/rescode.html>).
     pub fn of(path: &Path, doing: &'static str, source: sqlx::Error) -> Self {
         let path = path.to_owned();
@@ -106,23 +98,23 @@ impl DatabaseError {
     }
 }
 
-/// A database to be opened.
+/// The parameters of [`Database::open`].
 pub struct Database<'a> {
     /// The file.
     pub path: &'a Path,
-    /// The options of the connections.
+    /// The options of each connection.
     pub options: SqliteConnectOptions,
     /// The limits of the connection pool.
     pub pool: SqlitePoolOptions,
-    /// Whether the whole file is checked first, which reads all of it.
+    /// Whether to check the file for damage first, which reads all of it.
     pub is_checked: bool,
-    /// The migrations that create the tables. A released one never changes.
+    /// The migrations that create the tables. Once released, a migration must never change.
     pub migrations: &'a Migrator,
 }
 
 impl Database<'_> {
-    /// Opens the database and runs the pending migrations. A damaged file, and one of a newer version, is an error and
-    /// stays unchanged. The file must exist: see [`create_private_file`].
+    /// Opens the database and runs the pending migrations. Fails without changing the file if the file is damaged or of
+    /// a newer version. The file must exist: see [`create_private_file`].
     pub async fn open(self) -> Result<SqlitePool, DatabaseError> {
         let Self { path, options, pool, is_checked, migrations } = self;
         let pool = pool.connect_with(options).await.map_err(|error| DatabaseError::of(path, "opening it", error))?;
@@ -150,7 +142,8 @@ async fn prepare(pool: &SqlitePool, path: &Path, is_checked: bool, migrations: &
     migrations.run(pool).await.map_err(|error| DatabaseError::of_migration(path, error))
 }
 
-/// A connection to this file whose commits survive a power failure. It waits for other writers for `busy_timeout`.
+/// Options of a connection whose commits survive a power failure. It waits for other writers for at most
+/// `busy_timeout`.
 pub fn durable_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
@@ -160,8 +153,9 @@ pub fn durable_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOpti
         .busy_timeout(busy_timeout)
 }
 
-/// A connection that reads this file without writing anything beside it. If no other process has the database open, SQLite
-/// reads the file alone, because it could not create the shared memory of a write-ahead log in a folder that is read-only.
+/// Options of a connection that reads this file without writing anything beside it. If no other process has the
+/// database open, SQLite reads only the file itself, because it could not create the shared memory of a write-ahead log
+/// in a read-only folder.
 pub fn reading_options(path: &Path) -> SqliteConnectOptions {
     let log = fs::metadata(with_suffix(path, "-wal"));
     let is_in_use = log.is_ok_and(|log| log.len() > 0);
@@ -174,8 +168,9 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// A pool that closes a connection that is returned inside a transaction. After a commit that fails, SQLite has rolled
-/// back and sqlx still counts a transaction as open; such a connection acknowledges what it never writes.
+/// Options of a pool that closes each connection that is returned inside a transaction. If a commit fails, SQLite has
+/// rolled back, but sqlx still counts a transaction as open. Such a connection would acknowledge changes that it never
+/// writes.
 pub fn pool_options(max_connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new().max_connections(max_connections).after_release(|connection, _| {
         Box::pin(async move {
@@ -186,14 +181,14 @@ pub fn pool_options(max_connections: u32) -> SqlitePoolOptions {
     })
 }
 
-/// Creates the folder and its parents with mode 0700. Folders that exist are not changed.
+/// Creates the folder and its parents with mode 0700. Existing folders are not changed.
 pub fn create_private_folder(folder: &Path) -> Result<(), DatabaseError> {
     let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     created.map_err(|source| DatabaseError::Unusable { path: folder.to_owned(), source })
 }
 
-/// Creates the file with mode 0600, because SQLite would use the mode of the umask. SQLite gives the same mode to its
-/// companion files. Removes the permissions of other users from an existing file.
+/// Creates the file with mode 0600; SQLite itself would take the mode from the umask. SQLite gives its companion files
+/// the same mode. If the file exists, removes the permissions of other users.
 pub fn create_private_file(path: &Path) -> Result<(), DatabaseError> {
     let created = || {
         // Created only if absent: closing a descriptor of an open database would drop SQLite's locks on it.

@@ -1,5 +1,5 @@
-//! Reads what a diagnosis needs beyond the facts of a self-test: the container, the state folder, the owner of a port. It
-//! changes nothing. What the facts mean is decided in `paramedic-report`.
+//! Reads what a diagnosis needs in addition to the facts of a self-test: the container, the state folder, the owner of
+//! a port. Changes nothing. `paramedic-report` decides what the facts mean.
 
 use std::borrow::Cow;
 use std::fs::{self, OpenOptions};
@@ -19,16 +19,16 @@ use serde_json::{Value, json};
 
 use crate::self_test;
 
-/// A transport with ports.
+/// A transport protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortTransport {
-    /// TCP; the port has a listening socket.
+    /// TCP. Only listening sockets hold the port.
     Tcp,
     /// UDP.
     Udp,
 }
 
-/// Inspects this host and the state folder `state_dir` for the program `role`, and adds the program's own `checks`.
+/// Inspects this host and the state folder `state_dir` for the program `role`, and appends the program's own `checks`.
 pub fn inspect(role: Role, state_dir: &Path, checks: Vec<Check>) -> Diagnosis {
     let installation = Installation {
         container: container(Path::new("/")),
@@ -40,7 +40,7 @@ pub fn inspect(role: Role, state_dir: &Path, checks: Vec<Check>) -> Diagnosis {
     Diagnosis::new(role, env!("CARGO_PKG_VERSION"), now(), all)
 }
 
-/// The container of this process, by what its engine leaves in the file system below `root`.
+/// Detects the container of this process by the files that container engines leave below `root`.
 fn container(root: &Path) -> Option<Container> {
     let has = |path: &str| root.join(path).exists();
     let groups = text(root.join("proc/1/cgroup")).unwrap_or_default();
@@ -56,8 +56,8 @@ fn container(root: &Path) -> Option<Container> {
     Some(Container { engine: engine.to_owned(), network: container_network(&root.join("sys/class/net")) })
 }
 
-/// The network of a container, by its interfaces. Each interface that is one end of a pair has another index than its
-/// link: the other end is in another network namespace.
+/// Detects the network of a container by its interfaces. An interface that is one end of a virtual pair (veth) has an
+/// index of its own and the index of the other end, which is in another network namespace.
 fn container_network(net: &Path) -> ContainerNetwork {
     let interfaces = fs::read_dir(net).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut others = interfaces.filter(|interface| interface.file_name().is_some_and(|name| name != "lo")).peekable();
@@ -70,7 +70,7 @@ fn container_network(net: &Path) -> ContainerNetwork {
     if is_bridged { ContainerNetwork::Bridged } else { ContainerNetwork::Host }
 }
 
-/// The state folder at `path`. A folder that does not exist is judged by the nearest folder above it that does.
+/// Checks the state folder at `path`. If it does not exist, checks the nearest existing folder above it.
 fn state_folder(path: &Path) -> StateFolderFacts {
     let exists = path.exists();
     let nearest = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
@@ -102,7 +102,7 @@ fn network_file_system(magic: u64) -> Option<&'static str> {
     })
 }
 
-/// The programs that hold a port, such as `nginx (process 812)`; `None` if none can be found, for example because they
+/// The programs that hold a port, such as `nginx (process 812)`. `None` if none can be found, for example because they
 /// belong to another user.
 pub fn port_owners(transport: PortTransport, port: u16) -> Option<String> {
     let files: [&str; 2] = match transport {
@@ -126,9 +126,9 @@ pub fn port_owners(transport: PortTransport, port: u16) -> Option<String> {
     (!named.is_empty()).then(|| named.join(", "))
 }
 
-/// The inodes of the sockets at the local `port` in a table such as /proc/net/tcp; for TCP only those that listen.
+/// The inodes of the sockets at the local `port`, from a table such as /proc/net/tcp. For TCP only sockets that listen.
 fn socket_inodes(table: &str, transport: PortTransport, port: u16) -> Vec<u64> {
-    /// `TCP_LISTEN` (net/tcp_states.h).
+    /// The state of a listening socket, `TCP_LISTEN` (net/tcp_states.h), in hexadecimal digits.
     const LISTEN: &str = "0A";
     let row = |line: &str| {
         let columns = line.split_whitespace().collect::<Vec<_>>();
@@ -140,7 +140,7 @@ fn socket_inodes(table: &str, transport: PortTransport, port: u16) -> Vec<u64> {
     table.lines().skip(1).filter_map(row).collect()
 }
 
-/// A file that describes an installation, for a support request.
+/// The content of a file that describes an installation, for a support request.
 pub struct Bundle {
     content: Value,
     names: Vec<String>,
@@ -155,7 +155,7 @@ impl Bundle {
         Self { content, names: vec![host_name] }
     }
 
-    /// Adds the state of the running program.
+    /// Adds the status of the running program.
     pub fn set_status(&mut self, status: Value) {
         self.content["status"] = status;
     }
@@ -165,7 +165,8 @@ impl Bundle {
         self.names.extend(names);
     }
 
-    /// Writes the bundle to a new file that only this user can read.
+    /// Writes the bundle to a new file that only this user can read. With `is_redacted`, replaces whatever identifies a
+    /// host.
     ///
     /// # Errors
     /// The file exists or cannot be written.
@@ -180,7 +181,7 @@ impl Bundle {
     }
 }
 
-/// Redacts every text in a JSON value.
+/// Redacts every text in a JSON value, except the names of fields.
 fn redact_value(value: &mut Value, names: &[String]) {
     match value {
         Value::String(text) => *text = redact(text, names),
@@ -190,7 +191,7 @@ fn redact_value(value: &mut Value, names: &[String]) {
     }
 }
 
-/// Replaces the `names`, Endpoint IDs, and IP addresses that identify a host.
+/// Replaces `names`, Endpoint IDs, and IP addresses that identify a host.
 fn redact(text: &str, names: &[String]) -> String {
     let mut text = text.to_owned();
     for name in names.iter().filter(|name| !name.is_empty()) {
@@ -211,7 +212,7 @@ fn redact(text: &str, names: &[String]) -> String {
     redacted
 }
 
-/// A word without what identifies a host. Addresses that mean "this host" or "every address" stay.
+/// Replaces a word that identifies a host. Addresses that mean "this host" or "every address" stay.
 fn redacted_word(word: &str) -> Cow<'_, str> {
     let bare = word.trim_end_matches(['.', ':']);
     let tail = &word[bare.len()..];

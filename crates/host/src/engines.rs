@@ -1,4 +1,4 @@
-//! The list of engines, which both programs read.
+//! The list of engines, which both programs use.
 
 use paramedic_engines::Engine;
 use paramedic_engines::echo::Echo;
@@ -6,7 +6,7 @@ use paramedic_engines::tcp::Tcp;
 use paramedic_engines::udp::Udp;
 use paramedic_iperf3::Iperf3;
 
-/// All engines. The reflector offers engines of this list; the command line accepts and explains them.
+/// All engines. The reflector offers engines from this list; the command line accepts and explains them.
 pub const ENGINES: &[&dyn Engine] = &[&Tcp, &Udp, &Iperf3, &Echo];
 
 /// The engine with the id `id`.

@@ -1,29 +1,29 @@
-//! A failed command: the failure, its cause, the remedy and the exit code. Each program has its own exit codes and maps
+//! A failed command: what failed, the cause, the remedy and the exit code. Each program has its own exit codes and maps
 //! its errors to failures.
 
 use std::fmt;
 
 use paramedic_report::document::{ErrorBody, ErrorDocument, ErrorSchema, ResultDocument};
 
-/// A failed command. `E` is the program's list of exit codes. Prints as three lines.
+/// A failed command. `E` is the program's type of exit codes. Prints as three lines: what, because, try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure<E> {
-    /// The code for scripts: lower case, stays the same when the text changes.
+    /// The code for scripts, in lower case. It stays the same when the text changes.
     pub code: &'static str,
     /// What failed.
     pub what: String,
-    /// The reason.
+    /// Why it failed.
     pub because: String,
     /// What the user can do about it.
     pub try_: String,
     /// The exit code of the program.
     pub exit: E,
-    /// When to try again, in milliseconds from now.
+    /// When to try again, in milliseconds from now; `None` if unknown or useless.
     pub retry_after_ms: Option<u64>,
 }
 
 impl<E> Failure<E> {
-    /// A failure. Line breaks in `because` are replaced, so that it fits on one line.
+    /// Makes a failure. Line breaks in `because` are replaced, so that it fits on one line.
     pub fn new(
         exit: E,
         code: &'static str,
@@ -35,7 +35,7 @@ impl<E> Failure<E> {
         Self { code, what: what.into(), because, try_: try_.into(), exit, retry_after_ms: None }
     }
 
-    /// The failure as the error body of a document.
+    /// The failure as the error part of a document.
     pub fn body(&self) -> ErrorBody {
         ErrorBody {
             code: self.code.to_owned(),
@@ -46,7 +46,7 @@ impl<E> Failure<E> {
         }
     }
 
-    /// The error document, with what was measured before the failure.
+    /// The error document. `measured_so_far` is what was measured before the failure.
     pub fn document(&self, measured_so_far: Option<Box<ResultDocument>>) -> ErrorDocument {
         ErrorDocument { schema: ErrorSchema::V1, error: self.body(), measured_so_far }
     }

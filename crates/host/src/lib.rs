@@ -1,5 +1,6 @@
-//! What both programs need and is neither a test nor a word of the protocol: the list of engines, the configuration,
-//! opening a database, how a command fails, the log, unix sockets, the self-test, the diagnosis and the version. Never prints.
+//! Code that both programs share and that belongs neither to a test nor to the protocol: the list of engines, the
+//! configuration, opening a database, failed commands, the log, unix sockets, the self-test, the diagnosis and the
+//! version. Never prints.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]

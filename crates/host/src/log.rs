@@ -1,22 +1,22 @@
-//! The log of a program: the filter of its events, and the format of a line. The caller provides the writer.
+//! The log of a program: which events it has, and the format of a line. The caller provides the writer.
 
 use std::fmt;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How an event is written.
+/// The format of a log event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// A line of text.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 impl LogFormat {
-    /// The format of that name: `text` or `json`.
+    /// The format with this name: `text` or `json`.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "text" => Some(Self::Text),
@@ -35,19 +35,19 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// Whether `filter` is a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or a list of directives such as
-/// `warn,paramedic_engines=debug` (the `EnvFilter` of tracing-subscriber).
+/// Whether `filter` is valid: a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or a list of directives such
+/// as `warn,paramedic_engines=debug` (`EnvFilter` of tracing-subscriber).
 pub fn is_filter(filter: &str) -> bool {
     directives(filter).is_some()
 }
 
-/// The filter of a log that was started.
+/// Changes the filter of a running log.
 pub struct LogFilter {
     set: Box<dyn Fn(EnvFilter) + Send + Sync>,
 }
 
 impl LogFilter {
-    /// Sets another filter. An invalid filter changes nothing.
+    /// Replaces the filter. An invalid filter changes nothing.
     pub fn set(&self, filter: &str) {
         if let Some(filter) = directives(filter) {
             (self.set)(filter);
@@ -55,7 +55,7 @@ impl LogFilter {
     }
 }
 
-/// Starts the log of this process: each event that passes `filter` is one write to `writer`. A second call changes
+/// Starts the log of this process. Each event that passes `filter` is one write to `writer`. A second call changes
 /// nothing.
 pub fn start<W>(filter: &str, format: LogFormat, is_colored: bool, writer: W) -> LogFilter
 where
@@ -84,7 +84,7 @@ where
     }
 }
 
-/// Parses a filter. A single word must be a level or one of the two programs. tracing takes any other word for a module
+/// Parses a filter. A single word must be a level or the name of a program. tracing takes any other word for a module
 /// name, so a mistyped level would silence the log.
 fn directives(filter: &str) -> Option<EnvFilter> {
     let is_word = filter.bytes().all(|byte| byte.is_ascii_alphanumeric());
@@ -95,7 +95,7 @@ fn directives(filter: &str) -> Option<EnvFilter> {
     EnvFilter::try_new(filter).ok()
 }
 
-/// The crates whose name is a valid filter on its own.
+/// The programs, whose names are valid filters.
 const PROGRAMS: [&str; 2] = ["reflector", "packetparamedic"];
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Listening unix sockets, and their files: a socket that a killed server left is replaced; one that answers, and a file
-//! that is no socket, are not.
+//! Listening unix sockets, and their files. The socket file of a killed server is replaced. A socket at which a process
+//! answers, and a file that is not a socket, are not replaced.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -7,25 +7,25 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixStream};
 
-/// Why the server does not listen on a unix socket.
+/// Why the server cannot listen on a unix socket.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of the fields need no comment")]
 pub enum UnixSocketError {
-    /// The owner of its folder could replace the socket.
+    /// The folder of the socket belongs to another user, who could replace the socket.
     #[error("{} belongs to user {owner}, but this program runs as user {user}", folder.display())]
     Foreign { folder: PathBuf, owner: u32, user: u32 },
-    /// A process answers there.
+    /// Another process answers at the socket.
     #[error("another process already answers at {}", path.display())]
     InUse { path: PathBuf },
-    /// The path is that of another file.
-    #[error("{} is not a socket, and is not replaced", path.display())]
+    /// The path exists and is not a socket.
+    #[error("{} exists, and is not a socket", path.display())]
     NotASocket { path: PathBuf },
     /// The kernel refused an operation.
     #[error("cannot {doing} {}: {source}", path.display())]
     Unusable { doing: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// A bound socket. Its file is removed when this is dropped.
+/// A listening socket. Dropping it removes its file.
 #[derive(Debug)]
 pub struct UnixSocket {
     listener: UnixListener,
@@ -33,7 +33,7 @@ pub struct UnixSocket {
 }
 
 impl UnixSocket {
-    /// Binds the socket at `path`, 0660, and creates its folder if there is none.
+    /// Listens at `path` with mode 0660. Creates the folder if it does not exist.
     pub fn bind(path: &Path) -> Result<Self, UnixSocketError> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed("create", folder))?;
@@ -61,7 +61,7 @@ impl UnixSocket {
         Ok(bound)
     }
 
-    /// The next connection.
+    /// Waits for the next connection.
     pub async fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
     }

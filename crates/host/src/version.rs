@@ -1,8 +1,8 @@
-//! The version of both programs, and the commit that they were built from.
+//! The version of both programs, and the commit from which they were built.
 
 use std::sync::LazyLock;
 
-/// The version, as in `hello`, `welcome` and every document.
+/// The version, as sent in `hello` and `welcome` and written into every document.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The first 12 digits of the commit, if the build knew it.

@@ -1,5 +1,5 @@
-//! Authenticates iperf3's connections: they come from the appliance's address and begin with the cookie of the running
-//! test. The cookie stays in the socket, because iperf3 reads it itself.
+//! Authenticates iperf3's connections. They must come from the appliance's address and begin with the cookie of the
+//! running test. The cookie stays in the socket, because iperf3 reads it itself.
 
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use super::handoff::{ConnectionKind, LaneHandoff};
 /// Accepts the connections of one test after the other, as long as `handoff` expects more.
 ///
 /// Another client with the appliance's address, for example behind the same NAT, can send the first cookie of a test
-/// without the password. Then that test fails, without further effects.
+/// without the password. That test then fails, but the attack has no further effect.
 pub(super) struct CookieAuthenticator {
     pub(super) handoff: Arc<LaneHandoff>,
 }
 
 impl Authenticator for CookieAuthenticator {
-    /// Whether the socket is already set to become readable only when a whole cookie has arrived.
+    /// Whether the socket is already set to become readable only once a whole cookie has arrived.
     type Partial = bool;
     type Proof = ConnectionKind;
 

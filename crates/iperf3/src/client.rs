@@ -1,4 +1,5 @@
-//! One run of an iperf3 client: its options, its start, its readings and its end. `output.rs` parses what it prints.
+//! One run of an iperf3 client: its options, its start, its readings (what it counts per interval) and its exit.
+//! `output.rs` parses what the client prints.
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -29,75 +30,76 @@ use super::path_watch::PathWatch;
 use super::process::{await_exit, folder_in, signal_group, write_new};
 use super::program::Program;
 
-/// The interval of the client's samples: the shortest that iperf3 supports, and the one of our own engines.
+/// The interval of the client's readings in seconds: the shortest that iperf3 supports, and the one of our own engines.
 const INTERVAL_S: &str = "0.1";
-/// The most bytes that a client may print per stream and interval, both directions: three times what it does print.
+/// The most bytes that a client may print per stream and interval, both directions together: three times what iperf3
+/// prints.
 const MAX_BYTES_PER_READING: u64 = 2048;
-/// The most bytes that a client may print in addition to its samples.
+/// The most bytes that a client may print in addition to its readings.
 const MAX_BYTES_BESIDE_READINGS: u64 = 1 << 20;
-/// The most bytes that it may print in total: an hour with four streams.
+/// The most bytes that a client may print in total: enough for an hour with four streams.
 const MAX_OUTPUT_BYTES: u64 = 256 << 20;
-/// The bytes kept of its stderr.
+/// The bytes that are kept of a client's stderr.
 const MAX_STDERR_BYTES: u64 = 16 << 10;
-/// How long an interrupted client may take to print what it has measured. Callers wait longer.
+/// How long an interrupted client may take to print what it has measured. Callers must wait longer than this.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(3);
-/// A client is ended if nothing arrived from its server for this long, not even the answer to a keepalive. With
-/// [`INTERRUPT_GRACE`] shorter than the silence that ends a session.
+/// A client is ended if nothing arrived from its server for this long, not even the answer to a keepalive. Together
+/// with [`INTERRUPT_GRACE`] this is shorter than the silence that ends a session.
 const MAX_SILENCE: Duration = Duration::from_secs(6);
-/// How often the state of the path is looked at.
+/// How often the state of the path is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// A client that moves nothing has a silent path if nothing arrived for this long.
+/// The path of a client that moves nothing counts as silent if nothing arrived for this long.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
 
-/// The login at a server.
+/// The login at an iperf3 server.
 #[derive(Clone)]
 pub struct Credentials {
-    /// The user.
+    /// The user name.
     pub user: String,
-    /// The password. Passed in the environment, which other users cannot read.
+    /// The password. The client gets it in its environment, which other users cannot read.
     pub password: Zeroizing<String>,
-    /// The server's public key in PEM, which encrypts the login.
+    /// The server's public key in PEM. iperf3 encrypts the login with it.
     pub public_key_pem: String,
-    /// The padding of the login.
+    /// The padding of the login before encryption.
     pub padding: LoginPadding,
 }
 
-/// The options of one run.
+/// The options of one run of a client.
 #[derive(Clone)]
 pub struct ClientOrder {
-    /// The server.
+    /// The address of the server.
     pub target: SocketAddr,
-    /// The directions.
+    /// The directions of the payload.
     pub load: Load,
-    /// The duration in seconds.
+    /// The duration of the counted part, in seconds.
     pub seconds: u32,
-    /// The seconds at the start that iperf3 excludes from its totals (`-O`); `seconds` follow them.
+    /// The seconds at the start that iperf3 excludes from its totals (`-O`). The counted part follows them.
     pub omit_seconds: Option<u32>,
-    /// Streams, rate (absent: iperf3's default, which is 1 Mbit/s for UDP and no limit for TCP) and socket options. The
-    /// phases and the data mode are ignored.
+    /// The number of streams, the rate (absent: iperf3's default, which is 1 Mbit/s for UDP and no limit for TCP) and
+    /// the socket options. Phases and data mode are ignored.
     pub spec: TestSpec,
-    /// What carries the payload.
+    /// The protocol of the payload.
     pub transport: PayloadProtocol,
-    /// The local address and interface.
+    /// The local address or interface to send from, if the user chose one.
     pub origin: Origin,
-    /// The timeout for the control connection to open.
+    /// How long the control connection may take to open.
     pub connect_timeout: Duration,
     /// The login, if the server requires one.
     pub credentials: Option<Credentials>,
-    /// Whether to keep the raw output.
+    /// Whether to keep the client's raw output.
     pub keeps_raw: bool,
-    /// An existing private folder to work in.
+    /// An existing private folder for temporary files.
     pub scratch: PathBuf,
 }
 
-/// What iperf3 writes at once over TCP, unless told otherwise.
+/// The bytes that iperf3 writes at once over TCP by default.
 const DEFAULT_BLOCK_BYTES: u64 = 128 << 10;
 
 /// The name of the key's file in a client's folder.
 const KEY_FILE: &str = "server.pem";
 
 impl ClientOrder {
-    /// The command line, for this version of the program.
+    /// The command line for this version of iperf3.
     fn arguments(&self, program: &Program) -> Vec<String> {
         // `IpAddr` does not print the scope of a link-local address.
         let host = match self.target {
@@ -162,8 +164,8 @@ impl ClientOrder {
 }
 
 impl ClientOrder {
-    /// The bytes of each write: as requested. By default they suit the rate limit: at 64 kbit/s a block of iperf3's own
-    /// size lasts 16 s, and nothing else of the test happens meanwhile.
+    /// The bytes of each write, as requested. Without a request they suit the rate limit, because iperf3's own block
+    /// lasts 16 s at 64 kbit/s, and iperf3 does nothing else while it writes a block.
     fn block_bytes(&self) -> Option<u64> {
         let limited = || {
             let bps = self.spec.bitrate_bps.filter(|bps| *bps > 0 && self.transport == PayloadProtocol::Tcp)?;
@@ -176,12 +178,12 @@ impl ClientOrder {
     }
 }
 
-/// Whether this version prints readings while the test runs.
+/// Whether this version of iperf3 prints readings while the test runs.
 fn streams_json(program: &Program) -> bool {
     program.knows("--json-stream")
 }
 
-/// A client that runs or has exited. Dropping this kills it.
+/// A client that runs or has exited. Dropping this value kills the client.
 pub struct Client {
     shared: Arc<ClientShared>,
 }
@@ -191,16 +193,16 @@ struct ClientShared {
     changed: Condvar,
     control: Arc<SessionControl>,
     target: SocketAddr,
-    /// Whether its end is a number of bytes.
+    /// Whether the client ends after a number of bytes.
     has_bytes: bool,
 }
 
 #[derive(Default)]
 struct ClientState {
-    /// Set while it may be signalled.
+    /// The process id. Set while the client may be signalled.
     pid: Option<Pid>,
     new_readings: Vec<ClientReading>,
-    /// Why it was ended, if it was.
+    /// Why the client was ended, if it was.
     ended_for: Option<EarlyEnd>,
     end: Option<Arc<ClientExit>>,
 }
@@ -208,36 +210,36 @@ struct ClientState {
 /// What is known of a client that has exited.
 #[derive(Clone, Debug)]
 pub struct ClientExit {
-    /// What it printed, parsed.
+    /// The parsed output.
     pub report: Result<ClientReport, Unreadable>,
     /// The raw output: a JSON document, or an array of the documents of its stream.
     pub raw: Option<String>,
-    /// The last line of its stderr.
+    /// The error that the client printed on stderr.
     pub complaint: Option<String>,
-    /// Its processor time on this host.
+    /// The client's processor time, and the load of this host during the run.
     pub cpu: CpuUse,
-    /// Why it was ended, if it did not exit by itself.
+    /// Why the client was ended, if it did not exit by itself.
     pub ended_for: Option<EarlyEnd>,
 }
 
-/// Why a client was ended.
+/// Why a client was ended before it exited by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EarlyEnd {
-    /// It did not exit in time.
+    /// The client did not exit in time.
     Overdue,
-    /// Not all bytes that it was asked to move were through in time.
+    /// The client had not moved all requested bytes in time.
     BytesLeft,
-    /// The path to its server is silent.
+    /// The path to the server is silent.
     PathSilent {
-        /// How long nothing had arrived.
+        /// How long nothing had arrived from the server.
         silent_for: Duration,
-        /// What the server's kernel had acknowledged of the payload until then, in bytes.
+        /// The payload bytes that the server's kernel had acknowledged until then.
         acknowledged: u64,
     },
 }
 
 impl ClientExit {
-    /// Why the run failed or is incomplete, if it is.
+    /// Why the run failed or is incomplete, if so.
     pub fn failure(&self) -> Option<String> {
         match self.ended_for {
             Some(EarlyEnd::Overdue) => return Some("iperf3 did not exit in time and was killed".to_owned()),
@@ -254,13 +256,13 @@ impl ClientExit {
         let why = match &self.report {
             Ok(ClientReport { error: Some(error), .. }) => error.clone(),
             Ok(report) if report.is_complete => return None,
-            Ok(_) => complaint().unwrap_or_else(|| "nothing; it exited during the test".to_owned()),
+            Ok(_) => complaint().unwrap_or_else(|| "no error, but it exited before the test was over".to_owned()),
             Err(unreadable) => complaint().unwrap_or_else(|| unreadable.to_string()),
         };
         Some(format!("iperf3 reports: {why}"))
     }
 
-    /// The kind of that failure.
+    /// The kind of [`Self::failure`].
     pub fn failure_kind(&self) -> Option<FailureKind> {
         match self.ended_for {
             Some(EarlyEnd::PathSilent { .. }) => Some(FailureKind::PathSilent),
@@ -269,8 +271,8 @@ impl ClientExit {
         }
     }
 
-    /// The payload that the server had acknowledged when its path fell silent, and the time until then, the omitted part
-    /// excluded. It is all that is known of an upload whose server cannot be asked.
+    /// For a path that fell silent: the payload that the server had acknowledged, and the time until the silence. Both
+    /// exclude the omitted part. Nothing else is known of such an upload, because the server cannot be asked.
     pub fn acknowledged(&self) -> Option<Count> {
         let Some(EarlyEnd::PathSilent { silent_for, acknowledged }) = self.ended_for else { return None };
         // Those of the silence as well: the last one ends when the client was ended.
@@ -300,9 +302,9 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// Waits until the client has exited, and passes each reading to `on_reading`, except those of a path that fell
-    /// silent. Interrupts the client when the session is cancelled, `deadline` has passed, or nothing arrives from its
-    /// server for `MAX_SILENCE`.
+    /// Waits until the client has exited, and passes each reading to `on_reading`, except the readings of a path that
+    /// fell silent. Interrupts the client when the session is cancelled, `deadline` has passed, or nothing arrives from
+    /// the server for `MAX_SILENCE`.
     pub fn follow(&self, deadline: Instant, on_reading: impl FnMut(ClientReading)) -> Arc<ClientExit> {
         let control = &self.shared.control;
         let mut watch = self.path_watch();
@@ -340,7 +342,7 @@ impl Client {
         }
     }
 
-    /// The watch of the path of a client that runs.
+    /// Starts to watch the path of a running client.
     fn path_watch(&self) -> Option<PathWatch> {
         // The lock keeps the client from being reaped, after which its pid could be another process's.
         let state = self.shared.state();
@@ -357,12 +359,12 @@ impl Client {
         !state.new_readings.is_empty() || state.end.is_some()
     }
 
-    /// How the client exited, if it did.
+    /// How the client exited, if it has.
     pub(super) fn end(&self) -> Option<Arc<ClientExit>> {
         self.shared.state().end.clone()
     }
 
-    /// Interrupts the client, which may still print what it has measured; kills it after [`INTERRUPT_GRACE`].
+    /// Interrupts the client, which may still print what it has measured. Kills it after [`INTERRUPT_GRACE`].
     fn interrupt(&self) -> Arc<ClientExit> {
         self.shared.signal(Signal::INT);
         let deadline = Instant::now() + INTERRUPT_GRACE;
@@ -387,7 +389,8 @@ impl Client {
     }
 }
 
-/// Passes readings on. Holds those without bytes back while the path is silent: they do not measure it.
+/// Passes readings on. Holds back readings without bytes while the path is silent, because they do not measure the
+/// path.
 struct ReadingQueue<F> {
     held: Vec<ClientReading>,
     on_reading: F,
@@ -434,7 +437,7 @@ impl ClientShared {
     }
 }
 
-/// The thread that owns the client: the kernel kills the client when it ends.
+/// The body of the thread that owns the client. The kernel kills the client when this thread ends.
 fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &mpsc::Sender<io::Result<()>>) {
     let clock = CpuClock::start();
     let began = Instant::now();
@@ -482,7 +485,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &
     shared.notify();
 }
 
-/// Starts the client in a folder of its own, and the thread that reads its stderr.
+/// Starts the client in a folder of its own, and starts the thread that reads its stderr.
 fn spawn(program: &Program, order: &ClientOrder) -> io::Result<(TempDir, Child, JoinHandle<Vec<u8>>)> {
     let folder = folder_in(&order.scratch)?;
     let (complaints, theirs) = io::pipe()?;
@@ -514,7 +517,7 @@ struct ClientOutput {
     raw: Option<String>,
 }
 
-/// Reads the client's stdout to its end. Passes on readings at once if the client streams them.
+/// Reads the client's stdout to its end. If the client prints readings while it runs, passes them on at once.
 fn read_output(stdout: impl Read, streams_json: bool, order: &ClientOrder, shared: &ClientShared) -> ClientOutput {
     let mut stdout = stdout.take(max_output_bytes(order));
     let mut text = Vec::new();
@@ -559,20 +562,20 @@ fn read_output(stdout: impl Read, streams_json: bool, order: &ClientOrder, share
     ClientOutput { report: Some(report), raw }
 }
 
-/// The most bytes that this run may print.
+/// The most bytes that a run of `order` may print.
 fn max_output_bytes(order: &ClientOrder) -> u64 {
     let intervals = 10 * (u64::from(order.seconds) + u64::from(order.omit_seconds.unwrap_or(0)) + 1);
     let readings = intervals * (2 * u64::from(order.spec.streams) + 2);
     (MAX_BYTES_BESIDE_READINGS + readings * MAX_BYTES_PER_READING).min(MAX_OUTPUT_BYTES)
 }
 
-/// The JSON lines of a stream as one array.
+/// The lines of `--json-stream` as one JSON array.
 fn as_array(lines: &str) -> String {
     let events = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
     format!("[{}]", events.join(",\n"))
 }
 
-/// A reading as progress: received bytes count, sent bytes are for comparison.
+/// A reading as the progress of a phase. Received bytes count for the result; sent bytes serve for comparison.
 pub fn progress(reading: &ClientReading) -> PhaseProgress {
     let sample = Sample { at_us: reading.end_us, bytes: reading.bytes };
     match reading.direction {
@@ -581,7 +584,8 @@ pub fn progress(reading: &ClientReading) -> PhaseProgress {
     }
 }
 
-/// What the client counted in a phase. Both directions of one run are one process, whose processor time appears in both.
+/// The tally of what the client counted in a phase. Both directions of a run are one process, whose processor time
+/// therefore appears in both.
 pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: &[ClientReading]) -> PhaseTally {
     let report = end.report.as_ref().ok();
     let of = |direction: Direction| {
@@ -626,7 +630,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: 
     }
 }
 
-/// The sum of readings. A failing client may print its last reading twice.
+/// The sum of readings. A failing client may print its last reading twice; the repetition is ignored.
 fn sum<'a>(readings: impl Iterator<Item = &'a ClientReading>) -> Count {
     readings.fold(Count::default(), |sum, reading| {
         if reading.end_us <= sum.elapsed_us {

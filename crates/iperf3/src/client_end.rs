@@ -32,7 +32,7 @@ pub(super) struct Iperf3Client {
     runs: Mutex<Vec<PhaseClient>>,
 }
 
-/// The client of one phase. `client` is taken when the phase runs; `end` is set when the client has exited.
+/// The client of one phase. `client` is taken when the phase runs. `end` is set when the client has exited.
 struct PhaseClient {
     phase: u8,
     client: Option<Client>,
@@ -95,7 +95,7 @@ impl Iperf3Client {
 }
 
 impl EngineClient for Iperf3Client {
-    /// Starts the client. It opens its streams and starts the test once the server has accepted all of them.
+    /// Starts the client. The client opens its streams, and starts the test once the server has accepted all of them.
     fn connect(&self, phase: u8) -> io::Result<()> {
         let spec = self.phase(phase).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
         if spec.load == Load::Idle {

@@ -1,4 +1,4 @@
-//! The cookie that every connection of an iperf3 test begins with. Pure.
+//! The cookie with which every connection of an iperf3 test begins. Pure.
 
 /// The first bytes of each connection of a test: 36 printable characters and a zero byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,7 +8,7 @@ impl Cookie {
     /// Length in bytes.
     pub(super) const LEN: usize = 37;
 
-    /// The cookie with these bytes, or `None` if they cannot be one.
+    /// Parses a cookie. `None` if the bytes cannot be one.
     pub(super) fn parse(bytes: &[u8; Self::LEN]) -> Option<Self> {
         let (text, end) = bytes.split_at(Self::LEN - 1);
         (text.iter().all(u8::is_ascii_graphic) && end == [0]).then_some(Self(*bytes))

@@ -1,5 +1,6 @@
-//! The hand-off of connections between the parts of a lane: the listener that authenticates them, the supervisor of the
-//! child that serves them, and the phase that counts them. Shared state under one lock; starts no thread and no process.
+//! Hands connections over between the parts of a lane: the listener that authenticates them, the supervisor of the
+//! child (the iperf3 server) that serves them, and the phase that counts them. The state is shared under one lock. This
+//! file starts no thread and no process.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -17,11 +18,11 @@ use rustix::process::{Pid, Signal};
 use super::cookie::Cookie;
 use super::process::signal_group;
 
-/// The interval in which bytes are counted and charged, at most and at least. Each count briefly locks the sockets, so
-/// the interval is only as short as the leased bytes require.
+/// The longest interval in which bytes are counted and charged; [`MIN_LOOK_INTERVAL`] is the shortest. Each count
+/// briefly locks the sockets, so the interval is only as short as the leased bytes require.
 const MAX_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const MIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// The interval while the child is stopped.
+/// The interval in which bytes are counted while the child is stopped.
 const STOPPED_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The shared state of a lane's threads.
@@ -29,35 +30,36 @@ pub(super) struct LaneHandoff {
     state: Mutex<HandoffState>,
     changed: Condvar,
     control: Arc<SessionControl>,
-    /// Our end of a socket pair. One byte is written for each connection that the child has not accepted yet.
+    /// Our end of a socket pair. For each connection that the child has not accepted yet, one byte is written to it.
     pub(super) notifier: UnixStream,
-    /// The child's end, which the child takes for its listener: it is readable while connections wait.
+    /// The other end of the socket pair. The child gets it in place of its listener: it is readable while connections
+    /// wait.
     pub(super) listener: OwnedFd,
 }
 
 /// The state of the child.
 #[derive(Clone, Debug)]
 pub(super) enum ChildState {
-    /// It does not listen yet.
+    /// The child does not listen yet.
     Starting,
-    /// It listens for connections.
+    /// The child listens for connections.
     Listens,
-    /// It has exited and was reaped.
+    /// The child has exited and was reaped.
     Ended(ChildExit),
 }
 
 /// What is known of a child that has exited.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ChildExit {
-    /// Seconds of processor time, user and system.
+    /// Processor time in seconds: user time and system time.
     pub(super) cpu_s: Option<(f64, f64)>,
-    /// The time of its exit.
+    /// When the child exited.
     pub(super) at: Option<Instant>,
-    /// Why it failed; `None` if it exited by itself with success.
+    /// Why the child failed; `None` if it exited by itself with success.
     pub(super) error: Option<String>,
 }
 
-/// Whether a connection is the control connection of iperf3 or carries payload.
+/// What a connection of an iperf3 test is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionKind {
     /// The test's control connection, which is the first.
@@ -84,14 +86,15 @@ pub(super) struct KernelCounts {
 /// A connection of the running test.
 struct LaneConnection {
     kind: ConnectionKind,
-    /// A copy of its socket. Closed before the child closes its own, because clients wait for the connection's end.
+    /// Our copy of the connection's socket. It is closed before the child closes its own, because clients wait for the
+    /// connection's end.
     socket: Option<TcpStream>,
-    /// The child's descriptor of it, once accepted.
+    /// The child's descriptor of the connection, once the child has accepted it.
     of_child: Option<i32>,
     /// Bytes that were acknowledged before the child accepted the connection.
     acked_before: u64,
     seen: KernelCounts,
-    /// Bytes charged so far.
+    /// Bytes of the connection that were charged so far.
     charged: u64,
 }
 
@@ -111,7 +114,7 @@ impl LaneConnection {
         }
     }
 
-    /// Bytes moved since the last call.
+    /// Returns the bytes that the connection moved since the last call.
     fn charge(&mut self) -> u64 {
         self.look();
         let moved = self.seen.sent.saturating_add(self.seen.received);
@@ -124,26 +127,26 @@ impl LaneConnection {
 /// A connection that the child has not accepted yet.
 pub(super) struct UnacceptedConnection {
     pub(super) socket: TcpStream,
-    /// Its index in `HandoffState::connections`.
+    /// The connection's index in `HandoffState::connections`.
     number: usize,
-    /// The test it belongs to.
+    /// The number of the connection's test.
     test: usize,
 }
 
 struct HandoffState {
     /// The number of the current or next test. Phases without load have no test.
     test: usize,
-    /// The streams of this test, both directions together.
+    /// The number of streams of this test, both directions together.
     expected: usize,
     cookie: Option<Cookie>,
-    /// Connections authenticated for this test, including the control connection.
+    /// The number of connections authenticated for this test, including the control connection.
     authenticated: usize,
     /// Connections that the child has not accepted yet, the oldest first.
     waiting: VecDeque<UnacceptedConnection>,
     connections: Vec<LaneConnection>,
     /// Whether the child is stopped (SIGSTOP) until more bytes are leased.
     is_stopped: bool,
-    /// When bytes were last counted, and the highest rate between two counts, in bytes per second.
+    /// When bytes were last counted. `max_bytes_per_s` is the highest rate between two counts, in bytes per second.
     counted_at: Instant,
     max_bytes_per_s: u64,
     /// The error of this test that the child printed.
@@ -151,7 +154,7 @@ struct HandoffState {
     /// When the last stream of this test was accepted.
     started_at: Option<Instant>,
     child: ChildState,
-    /// Set while the child may be signalled. It leads a process group.
+    /// The process id of the child, which leads a process group. Set while the child may be signalled.
     pid: Option<Pid>,
     is_over: bool,
 }
@@ -174,8 +177,8 @@ impl HandoffState {
         self.account(control);
     }
 
-    /// Charges the bytes moved since the last call, also between phases. Stops a child that has used up the leased bytes
-    /// until more are leased.
+    /// Charges the bytes moved since the last call, also between phases. If they have used up the lease, stops the
+    /// child until more bytes are leased.
     fn account(&mut self, control: &SessionControl) {
         let uncharged = self.connections.iter_mut().map(LaneConnection::charge).fold(0, u64::saturating_add);
         let passed = self.counted_at.elapsed();
@@ -194,7 +197,7 @@ impl HandoffState {
             connection.kind == ConnectionKind::Control && connection.seen.received > MAX_CONTROL_BYTES
         };
         if self.connections.iter().any(|connection| is_too_long(&connection)) {
-            self.error.get_or_insert_with(|| "its control connection carries more than any test needs".to_owned());
+            self.error.get_or_insert_with(|| "its control connection carried more than 1 MiB".to_owned());
             self.signal(Signal::KILL);
         }
         // Read once: another thread grants leases, and the next call sees a lease that comes after this line.
@@ -211,15 +214,15 @@ impl HandoffState {
     }
 }
 
-/// The interval to the next count: half of the time in which the `left` leased bytes would be used up at the highest rate
-/// so far. While that rate is unknown, the shortest interval.
+/// The time until the next count: half of the time in which the `left` leased bytes would be used up at the highest
+/// rate so far. While that rate is unknown, the shortest interval.
 fn look_interval(max_bytes_per_s: u64, left: Option<u64>) -> Duration {
     let Some(left) = left else { return MAX_LOOK_INTERVAL };
     let used_up = (u128::from(left) * 500_000).checked_div(u128::from(max_bytes_per_s)).unwrap_or_default();
     Duration::from_micros(u64::try_from(used_up).unwrap_or(u64::MAX)).clamp(MIN_LOOK_INTERVAL, MAX_LOOK_INTERVAL)
 }
 
-/// The most bytes on a control connection. The results of 128 streams take some tens of kilobytes.
+/// The most bytes that a control connection may carry. The results of 128 streams take some tens of kilobytes.
 const MAX_CONTROL_BYTES: u64 = 1 << 20;
 
 impl LaneHandoff {
@@ -261,7 +264,7 @@ impl LaneHandoff {
 
     // Called by the listener.
 
-    /// What a connection with this cookie is for, or `None` if the current test expects none.
+    /// Decides what a connection with this cookie is for. `None` if the current test expects no such connection.
     pub(super) fn authenticate(&self, cookie: Cookie) -> Option<ConnectionKind> {
         let mut state = self.state();
         if matches!(state.child, ChildState::Ended(_)) || state.is_over {
@@ -300,7 +303,7 @@ impl LaneHandoff {
 
     // Called by the supervisor.
 
-    /// The connection to give to the child next, if one waits.
+    /// Takes the connection to give to the child next, if one waits.
     pub(super) fn take(&self) -> Option<UnacceptedConnection> {
         let mut state = self.state();
         let taken = state.waiting.pop_front()?;
@@ -311,7 +314,7 @@ impl LaneHandoff {
         Some(taken)
     }
 
-    /// Puts a connection back that the child did not accept: it waits again, unless its test is over.
+    /// Puts back a connection that the child did not accept. The connection waits again, unless its test is over.
     pub(super) fn put_back(&self, waiting: UnacceptedConnection) {
         let mut state = self.state();
         if waiting.test != state.test {
@@ -331,7 +334,8 @@ impl LaneHandoff {
         }
     }
 
-    /// Called when the child is about to close this descriptor. If it is a connection, counts it and closes our copy.
+    /// Called when the child is about to close this descriptor. If the descriptor is a connection, counts its bytes and
+    /// closes our copy.
     pub(super) fn close_descriptor(&self, of_child: i32) {
         let mut state = self.state();
         if let Some(connection) = state.connections.iter_mut().find(|one| one.of_child == Some(of_child)) {
@@ -341,7 +345,7 @@ impl LaneHandoff {
         }
     }
 
-    /// Counts and charges moved bytes. Returns when to call again; `None` while nothing can move.
+    /// Counts and charges moved bytes. Returns when to call again; `None` while no bytes can move.
     pub(super) fn account(&self) -> Option<Duration> {
         let mut state = self.state();
         state.account(&self.control);
@@ -352,7 +356,8 @@ impl LaneHandoff {
         is_open.then(|| look_interval(state.max_bytes_per_s, self.control.left()))
     }
 
-    /// Records that a child was started. Returns `false` if the lane is over: then the child must be killed at once.
+    /// Records that a child was started. Returns `false` if the lane is over; then the caller must kill the child at
+    /// once.
     #[must_use]
     pub(super) fn set_child(&self, pid: Pid) -> bool {
         let mut state = self.state();
@@ -362,7 +367,7 @@ impl LaneHandoff {
         !state.is_over
     }
 
-    /// Notes an error of starting the child.
+    /// Records an error of starting the child.
     pub(super) fn note_thread_error(&self, error: &io::Error) {
         self.control.note_thread_error(error);
     }
@@ -379,7 +384,8 @@ impl LaneHandoff {
         self.notify();
     }
 
-    /// Called when the child is about to be reaped: from now on it is not signalled, because its pid may be reused.
+    /// Called when the child is about to be reaped. From then on it is not signalled, because its process id may be
+    /// reused.
     pub(super) fn stop_signalling(&self) {
         self.state().pid = None;
     }
@@ -397,7 +403,7 @@ impl LaneHandoff {
         self.notify();
     }
 
-    /// Waits until a test after `test` needs a child. Returns `false` if none will.
+    /// Waits until a test after `test` needs a child. Returns `false` if no further test will.
     pub(super) fn await_next(&self, test: usize) -> bool {
         let mut state = self.state();
         while state.test <= test && !state.is_over {
@@ -412,7 +418,7 @@ impl LaneHandoff {
 
     // Called by the phase.
 
-    /// Waits until the child listens. The error is the reason why it does not.
+    /// Waits until the child listens. The error is the reason why the child does not.
     pub(super) fn await_listening(&self, timeout: Duration) -> Result<(), String> {
         let deadline = Instant::now() + timeout;
         let mut state = self.state();
@@ -420,7 +426,10 @@ impl LaneHandoff {
             match &state.child {
                 ChildState::Listens => return Ok(()),
                 ChildState::Ended(exit) => {
-                    return Err(exit.error.clone().unwrap_or_else(|| "it exited at once".to_owned()));
+                    return Err(exit
+                        .error
+                        .clone()
+                        .unwrap_or_else(|| "it exited before it listened for connections".to_owned()));
                 }
                 ChildState::Starting => {}
             }
@@ -437,18 +446,18 @@ impl LaneHandoff {
         self.state().test
     }
 
-    /// When the last stream of the test was accepted; the number of streams so far.
+    /// When the last stream of the test was accepted, and the number of streams accepted so far.
     pub(super) fn open_streams(&self) -> (Option<Instant>, usize) {
         let state = self.state();
         (state.started_at, state.streams().count())
     }
 
-    /// The error of this test that the child printed. The child may still run and wait for another client.
+    /// The error that the child printed in this test. The child may still run and wait for another client.
     pub(super) fn error(&self) -> Option<String> {
         self.state().error.clone()
     }
 
-    /// How the child exited, if it did.
+    /// How the child exited, if it has.
     pub(super) fn exit(&self) -> Option<ChildExit> {
         match &self.state().child {
             ChildState::Ended(exit) => Some(exit.clone()),
@@ -456,7 +465,7 @@ impl LaneHandoff {
         }
     }
 
-    /// Counts and charges moved bytes; returns the counts of each stream of the test.
+    /// Counts and charges moved bytes. Returns the counts of each stream of the test.
     pub(super) fn look(&self) -> Vec<KernelCounts> {
         let mut state = self.state();
         state.account(&self.control);

@@ -1,5 +1,8 @@
-//! The engine `iperf3`, both ends: a real iperf3 moves the payload, through a port that serves one session only. Also the
-//! client and the parser for plain iperf3 servers.
+//! The engine `iperf3` with both its ends, and the client and output parser for plain iperf3 servers.
+//!
+//! A real iperf3 moves the payload. At the reflector it runs in a lane: a port that serves one session, a listener that
+//! authenticates the connections to that port, and a confined iperf3 server (the child) that gets only the
+//! authenticated ones.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
@@ -74,11 +77,14 @@ impl Engine for Iperf3 {
         let mut loaded = spec.phases.iter().filter(|phase| phase.load != Load::Idle);
         let has_bidir = spec.phases.iter().any(|phase| phase.load == Load::Bidir);
         let unsupported = [
-            (loaded.any(|phase| phase.duration_ms % 1000 != 0), "iperf3 measures whole seconds"),
+            (loaded.any(|phase| phase.duration_ms % 1000 != 0), "iperf3 needs phases of whole seconds"),
             (!spec.data_path.is_auto(), "iperf3 has no choice of data path"),
             (spec.verify_payload, "iperf3 does not verify payload"),
-            (spec.may_stop, "iperf3 sends for the whole time"),
-            (spec.direction_bytes.is_some() && has_bidir, "iperf3 ends both directions after the bytes (-n) of one"),
+            (spec.may_stop, "iperf3 cannot end a phase early"),
+            (
+                spec.direction_bytes.is_some() && has_bidir,
+                "with -n, iperf3 ends both directions once one has sent its bytes",
+            ),
         ];
         first_refusal(unsupported)
     }
@@ -87,7 +93,7 @@ impl Engine for Iperf3 {
         Program::find().map(|program| program.client_paddings().iter().map(|padding| padding.name().into()).collect())
     }
 
-    /// Opens a session on loopback, which fails on every missing requirement.
+    /// Checks the requirements by opening a session on loopback, which fails if one is missing.
     fn check_server(&self, scratch: &Path) -> Result<(), Unavailable> {
         Program::find()?.check_server()?;
         let keys = SessionKeys::derive(SessionId::from_bytes([0; 16]), [0; 32].into());
@@ -122,10 +128,11 @@ fn lacking(error: &dyn std::fmt::Display) -> Unavailable {
     }
 }
 
-/// How much longer than its test an iperf3 may run: to connect, to exchange results, to exit.
+/// How much longer than its test an iperf3 may run: to connect, to exchange results, and to exit.
 const RUN_GRACE: Duration = Duration::from_secs(10);
 
-/// `counted_by`: the kernel counted, at the sockets that the reflector keeps a copy of.
+/// The value of `counted_by` if the kernel counted the bytes. The reflector keeps duplicates of the sockets, and reads their
+/// counters.
 const COUNTED_BY_SOCKET: &str = "socket";
-/// `counted_by`: iperf3 counted, in its report.
+/// The value of `counted_by` if iperf3 counted, in its report.
 const COUNTED_BY_IPERF3: &str = "iperf3";

@@ -1,5 +1,5 @@
 //! The one-time login of a session: its user and password, the key that encrypts it, the padding, and the text form of
-//! each for iperf3. Text in, text out; touches no file.
+//! each that iperf3 reads. Text in, text out; touches no file.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -14,12 +14,13 @@ use paramedic_link::admission::SessionKeys;
 use paramedic_link::engine_terms::EngineTerms;
 use zeroize::Zeroizing;
 
-/// A user name and a password that are valid for one session. Both ends derive them; only iperf3 sends them.
+/// A user name and a password that are valid for one session. Both ends derive them from the session's keys. They are
+/// sent only by iperf3, encrypted.
 #[derive(Clone)]
 pub(super) struct SessionLogin {
-    /// Lower-case letters and digits.
+    /// The user name: lower-case letters and digits.
     pub(super) user: String,
-    /// 128 bits, in hexadecimal digits.
+    /// The password: 128 bits in hexadecimal digits.
     pub(super) password: Zeroizing<String>,
 }
 
@@ -49,7 +50,7 @@ pub enum LoginPadding {
 }
 
 impl LoginPadding {
-    /// The name on the wire.
+    /// The name of the padding on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pkcs1 => "pkcs1",
@@ -61,21 +62,23 @@ impl LoginPadding {
         [Self::Pkcs1, Self::Oaep].into_iter().find(|padding| padding.name() == name)
     }
 
-    /// The paddings in a request's `engine_support`, without those of newer versions. An empty list means PKCS #1.
+    /// The paddings that a request's `engine_support` lists, without unknown ones of newer versions. An empty list
+    /// means PKCS #1.
     pub(super) fn supported(engine_support: &[PeerText]) -> impl Iterator<Item = Self> {
         let default = engine_support.is_empty().then_some(Self::Pkcs1);
         engine_support.iter().filter_map(|name| Self::from_name(name.as_str())).chain(default)
     }
 }
 
-/// The parameters to encrypt a session's login: the engine's terms in the grant.
+/// The parameters with which the appliance's iperf3 encrypts a session's login. They are the engine's terms in the
+/// grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LoginTerms {
     pub(super) key: LoginKey,
     pub(super) padding: LoginPadding,
 }
 
-/// The names of both in the terms.
+/// The names of key and padding in the terms.
 const KEY: &str = "key";
 const PADDING: &str = "padding";
 
@@ -85,15 +88,15 @@ impl LoginTerms {
         EngineTerms::new(entries.map(|(name, text)| (name.to_owned(), text)))
     }
 
-    /// `None` if one is missing or invalid.
+    /// Reads the parameters from the terms. `None` if one is missing or invalid.
     pub(super) fn from_engine(terms: &EngineTerms) -> Option<Self> {
         let der = BASE64.decode(terms.text(KEY)?.as_bytes()).ok()?;
         Some(Self { key: LoginKey::from_der(&der)?, padding: LoginPadding::from_name(terms.text(PADDING)?)? })
     }
 }
 
-/// The public key that encrypts a login: an X.509 `SubjectPublicKeyInfo` in DER. Only its length is checked; iperf3
-/// validates the rest.
+/// The public key that encrypts a login: an X.509 `SubjectPublicKeyInfo` in DER. Only its length is checked, because
+/// iperf3 validates the rest.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct LoginKey(Vec<u8>);
 
@@ -105,7 +108,7 @@ impl LoginKey {
         (!der.is_empty() && der.len() <= Self::MAX_LEN).then(|| Self(der.to_owned()))
     }
 
-    /// The key as iperf3 reads it (`--rsa-public-key-path`).
+    /// The key in the form that iperf3 reads (`--rsa-public-key-path`).
     pub(super) fn pem(&self) -> String {
         pem("PUBLIC KEY", &self.0)
     }
@@ -117,16 +120,16 @@ impl fmt::Debug for LoginKey {
     }
 }
 
-/// The key pair that decrypts and encrypts logins.
+/// The RSA key pair with which logins are encrypted (public key) and decrypted (private key).
 #[derive(Clone)]
 pub(super) struct LoginPair {
-    /// PKCS #8, PEM.
+    /// The private key as PKCS #8 in PEM.
     pub(super) private_pem: Zeroizing<String>,
     pub(super) public: LoginKey,
 }
 
-/// The key pair of this process. One is enough, because each login is valid for one session only. Generating a pair
-/// takes as long as a TLS handshake on a small machine.
+/// The key pair of this process. One pair is enough, because each login is valid for one session only. Generating a
+/// pair takes as long as a TLS handshake on a small machine.
 static PAIR: Mutex<Option<LoginPair>> = Mutex::new(None);
 
 impl LoginPair {
@@ -153,14 +156,14 @@ impl LoginPair {
 #[error("cannot generate an RSA key")]
 pub(super) struct NoKey;
 
-/// The contents of `--authorized-users-path`: the user and the hash of the password.
+/// The content of the file for `--authorized-users-path`: the user and the hash of the password.
 pub(super) fn users(login: &SessionLogin) -> String {
     let salted = Zeroizing::new(format!("{{{}}}{}", login.user, *login.password));
     let hash = digest::digest(&digest::SHA256, salted.as_bytes());
     format!("{},{}\n", login.user, HEXLOWER.encode(hash.as_ref()))
 }
 
-/// PEM text (RFC 7468).
+/// Encodes `der` as PEM (RFC 7468).
 fn pem(label: &str, der: &[u8]) -> String {
     let text = Zeroizing::new(BASE64.encode(der));
     let mut pem = format!("-----BEGIN {label}-----\n");

@@ -14,35 +14,36 @@ use serde_json::{Map, Value};
 #[cfg(test)]
 mod tests;
 
-/// The most readings kept: one per second and direction for a day. Later ones are only in the totals.
+/// The most readings that are kept: one per second and direction for a day. Later ones are only in the totals.
 pub const MAX_READINGS: usize = 2 * 24 * 3600;
-/// The longest text kept, in characters. The longest error recorded, of a host without an address, has 172.
+/// The longest text that is kept, in characters. The longest recorded error, that of a host without an address, has
+/// 172.
 const MAX_TEXT_CHARS: usize = 200;
 
 /// The report of one run of an iperf3 client.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClientReport {
-    /// The error that ended the run, without the prefix `error - `. If it is absent the run may still have failed: iperf3
-    /// 3.9 writes most errors only to stderr, and its report is then not complete.
+    /// The error that ended the run, without the prefix `error - `. If it is absent the run may still have failed:
+    /// iperf3 3.9 writes most errors only to stderr. Then [`Self::is_complete`] is `false`.
     pub error: Option<String>,
-    /// The client's version: `3.12` for iperf3, what other programs print, for example `riperf3 0.8.0`.
+    /// The client's version: `3.12` for iperf3. Other programs print their name, too, for example `riperf3 0.8.0`.
     pub version: Option<String>,
     /// The protocol of the payload.
     pub protocol: Option<PayloadProtocol>,
     /// The maximum segment size of the control connection, in bytes; only with TCP.
     pub mss: Option<u32>,
-    /// Bytes per write of the sender; with UDP the payload of a packet.
+    /// Bytes per write of the sender; with UDP, the payload of a packet.
     pub block_bytes: Option<u32>,
-    /// All intervals of both directions in order of time, at most [`MAX_READINGS`].
+    /// The readings of all intervals and both directions, ordered by time; at most [`MAX_READINGS`].
     pub readings: Vec<ClientReading>,
     /// The totals of the download (towards the client).
     pub download: Option<Totals>,
     /// The totals of the upload.
     pub upload: Option<Totals>,
-    /// The processor time of both ends.
+    /// The processor use of both ends.
     pub cpu: Option<Cpu>,
-    /// Whether the last part, with the totals, is there. An interrupted client prints it too; then there is also an
-    /// `error`, and the totals contain only this end's counts.
+    /// Whether the report has its last part, with the totals. An interrupted client prints this part, too. Then `error`
+    /// is also set, and the totals contain only this end's counts.
     pub is_complete: bool,
 }
 
@@ -60,7 +61,7 @@ impl ClientReport {
         }
     }
 
-    /// Of two documents about one run, the one with the higher weight contains more.
+    /// A measure of content: of two documents about one run, the one with the higher weight contains more.
     fn weight(&self) -> (bool, usize) {
         (self.is_complete, self.readings.len())
     }
@@ -78,20 +79,20 @@ pub enum PayloadProtocol {
 /// The client's counts of one direction in one interval, all streams together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientReading {
-    /// Download: received bytes. Upload: sent bytes.
+    /// The direction. For a download the bytes are those received, for an upload those sent.
     pub direction: Direction,
-    /// The beginning of the interval, in microseconds since the counted part of the test began. For an omitted reading:
-    /// since the omitted part began.
+    /// The beginning of the interval, in microseconds since the counted part of the test began. For an omitted reading
+    /// it counts from the beginning of the omitted part.
     pub begin_us: u64,
     /// The end of the interval on the same clock; never before its beginning.
     pub end_us: u64,
     /// Payload bytes.
     pub bytes: u64,
-    /// Whether it belongs to the omitted start-up (`--omit`).
+    /// Whether the reading belongs to the omitted start-up (`--omit`).
     pub omitted: bool,
-    /// Retransmitted segments; known to the sender.
+    /// Retransmitted segments; only the sender knows them.
     pub retransmits: Option<u64>,
-    /// Counts of packets, with UDP.
+    /// Counts of packets; only with UDP.
     pub udp: Option<UdpReading>,
 }
 
@@ -105,15 +106,15 @@ impl ClientReading {
 /// The packets of one reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpReading {
-    /// Packets sent, including lost ones. A receiving client derives it from sequence numbers.
+    /// Packets sent, including lost ones. A receiving client derives the number from sequence numbers.
     pub packets: u64,
-    /// Lost packets; known to the receiver.
+    /// Lost packets; only the receiver knows them.
     pub lost: Option<u64>,
-    /// Jitter as in RFC 1889, in microseconds, the mean over the streams; known to the receiver.
+    /// The mean jitter of the streams (RFC 1889), in microseconds; only the receiver knows it.
     pub jitter_us: Option<u64>,
 }
 
-/// The counts of one direction over the whole test without its omitted part.
+/// The counts of one direction over the whole test, without the omitted part.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Totals {
     /// The number of streams; 0 if unknown.
@@ -122,27 +123,27 @@ pub struct Totals {
     pub sent: Option<ClientCount>,
     /// The receiver's count. Absent if the server is the receiver and its counts are missing, and with UDP in iperf3 3.9.
     pub received: Option<ClientCount>,
-    /// Retransmitted segments, with TCP.
+    /// Retransmitted segments; only with TCP.
     pub retransmits: Option<u64>,
     /// The sender's congestion control. Absent in a bidirectional test whose ends use different ones, because the output
     /// does not assign them to ends.
     pub congestion_control: Option<String>,
-    /// Round-trip times of the sending kernel.
+    /// The round-trip times that the sender's kernel measured.
     pub rtt_us: Option<RttOfTcp>,
-    /// Counts of packets, with UDP.
+    /// Counts of packets; only with UDP.
     pub udp: Option<UdpTotals>,
 }
 
-/// Payload bytes and their duration.
+/// Payload bytes and the time in which they moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientCount {
     /// Payload bytes.
     pub bytes: u64,
-    /// In microseconds.
+    /// The time, in microseconds.
     pub duration_us: u64,
 }
 
-/// The smoothed round-trip time of TCP in microseconds, read once per interval and stream.
+/// The smoothed round-trip time of TCP in microseconds. iperf3 reads it once per interval and stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RttOfTcp {
     /// The lowest of all streams.
@@ -160,40 +161,40 @@ pub struct UdpTotals {
     pub packets: u64,
     /// Lost packets.
     pub lost: Option<u64>,
-    /// Packets that arrived after a later one.
+    /// Packets that arrived after one with a higher sequence number.
     pub out_of_order: Option<u64>,
-    /// Jitter as in RFC 1889, in microseconds, the mean over the streams.
+    /// The mean jitter of the streams (RFC 1889), in microseconds.
     pub jitter_us: Option<u64>,
 }
 
-/// The processor time of both ends' iperf3 as a fraction of one core: 1.0 is one core all the time.
+/// The processor use of iperf3 at both ends, as a share of one core: 1.0 means one core all the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cpu {
-    /// The client's user time.
+    /// The client's share of user time.
     pub local_user: Option<f64>,
-    /// The client's system time.
+    /// The client's share of system time.
     pub local_system: Option<f64>,
-    /// The server's user time.
+    /// The server's share of user time.
     pub remote_user: Option<f64>,
-    /// The server's system time.
+    /// The server's share of system time.
     pub remote_system: Option<f64>,
 }
 
 /// The kind of an error that a client reports. The texts differ between versions; the words that identify a kind do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The server runs another test. riperf3's server reports this also if it requires a password.
+    /// The server runs another test. The server of riperf3 also reports this if it requires a password.
     Busy,
-    /// The server requires a login, or another one. Not every client gets this error: between two 3.22 it is
+    /// The server requires a login, or rejected it. Not every client reports this: between two iperf3 3.22 it is
     /// [`FailureKind::ControlLost`], and riperf3 prints `server error`.
     NotAuthorized,
     /// There is no server at the address, or no route to it.
     Unreachable,
     /// The connection ended during the test: the server exited, closed it, or refused the client without a message.
     ControlLost,
-    /// The time was over before all bytes were through. No client prints this: iperf3 has no such limit.
+    /// The time was over before all bytes had moved. iperf3 has no such limit, so no client prints this error.
     BytesLeft,
-    /// Nothing came back from the server any more. No client prints this; its kernel shows it.
+    /// Nothing arrived from the server for too long. No client prints this error; the client's kernel shows it.
     PathSilent,
     /// Any other error.
     Other,
@@ -239,19 +240,19 @@ impl FailureKind {
     }
 }
 
-/// Why output could not be parsed.
+/// Why the output of a client could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// There is no output.
+    /// The client printed nothing.
     #[error("iperf3 printed nothing")]
     Empty,
-    /// The only document is incomplete.
-    #[error("iperf3's output ends in the middle of its document")]
+    /// The only JSON document is incomplete.
+    #[error("iperf3's JSON output is incomplete")]
     Truncated,
-    /// It is not the output of iperf3.
+    /// The text is not the output of iperf3.
     #[error("this is not the JSON output of iperf3: {detail}")]
     NotIperf3 {
-        /// What is wrong, or the first line.
+        /// What is wrong, or the first line of the text.
         detail: String,
     },
 }
@@ -262,7 +263,8 @@ impl Unreadable {
     }
 }
 
-/// The error in plain text output of a client or server: the last line that contains "error", or else the last line.
+/// Finds the error in the plain text output of a client or server: the last line that contains "error", or else the
+/// last line.
 pub(super) fn error_line(text: &str) -> Option<String> {
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
     let line = lines().rfind(|line| line.contains("error")).or_else(|| lines().next_back())?;
@@ -273,9 +275,9 @@ pub(super) fn error_line(text: &str) -> Option<String> {
 /// A version of iperf3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {
-    /// Always 3 so far.
+    /// The major version. It has always been 3.
     pub major: u16,
-    /// The second number.
+    /// The minor version.
     pub minor: u16,
 }
 
@@ -285,7 +287,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// Parses the output of `iperf3 --version`; `None` for other programs, such as iperf 2 and riperf3.
+/// Parses the output of `iperf3 --version`. `None` for other programs, such as iperf 2 and riperf3.
 pub fn version_of(text: &str) -> Option<Version> {
     let number = text.lines().find_map(|line| line.trim().strip_prefix("iperf "))?;
     let (major, rest) = number.trim_start().split_once('.')?;
@@ -294,9 +296,11 @@ pub fn version_of(text: &str) -> Option<Version> {
 }
 
 /// Parses the whole output of a client: one or several `--json` documents, or the lines of `--json-stream`, possibly
-/// followed by a document. Of several documents the one with the most content is used, with the first error of any. An
-/// incomplete document is an error; an incomplete stream is a report that is not complete. Takes time linear in the length
-/// of the text, which the caller bounds.
+/// followed by a document.
+///
+/// Of several documents the one with the most content is used, with the first error of any. An incomplete document is
+/// an error. An incomplete stream is a report that is not complete. The time is linear in the length of the text, which
+/// the caller must limit.
 pub fn parse(text: &str) -> Result<ClientReport, Unreadable> {
     let mut documents = JsonDocuments { rest: text };
     let mut stream = ReportBuilder::default();
@@ -349,7 +353,7 @@ impl StreamParser {
         Self::default()
     }
 
-    /// Parses the next line, with or without its line break; returns its readings. Other lines are ignored.
+    /// Parses the next line, with or without its line break, and returns its readings. Other lines are ignored.
     pub fn line(&mut self, line: &str) -> Vec<ClientReading> {
         let line = line.trim();
         let before = self.stream.report.readings.len();
@@ -359,25 +363,25 @@ impl StreamParser {
             _ if self.problem.is_some() || line.is_empty() => {}
             Some(Err(why)) => self.problem = Some(why),
             Some(Ok(OutputItem::Document(_))) | None => {
-                self.problem = Some(Unreadable::not_iperf3(&format!("no line of a stream: {line}")));
+                self.problem = Some(Unreadable::not_iperf3(&format!("not a line of --json-stream: {line}")));
             }
         }
         self.stream.report.readings[before..].to_vec()
     }
 
-    /// The report of all lines. It is not complete if the stream has no end.
+    /// The report of all lines. It is incomplete if the stream has no end.
     pub fn finish(self) -> Result<ClientReport, Unreadable> {
         if self.stream.is_begun { Ok(self.stream.report) } else { Err(self.problem.unwrap_or(Unreadable::Empty)) }
     }
 }
 
-/// The JSON objects in a text, one after the other; text between them is skipped.
+/// Splits a text into its JSON objects. Text between them is skipped.
 struct JsonDocuments<'a> {
     rest: &'a str,
 }
 
 impl<'a> JsonDocuments<'a> {
-    /// The next object, unparsed; an error if it is incomplete.
+    /// The next object, unparsed. An incomplete object is an error.
     fn next(&mut self) -> Option<Result<&'a str, Unreadable>> {
         let begin = self.rest.find('{')?;
         let text = &self.rest[begin..];
@@ -412,7 +416,7 @@ enum OutputItem {
     Document(Map<String, Value>),
 }
 
-/// Parses one object; bare words that are not JSON become `null`.
+/// Parses one object. Bare words that are not JSON become `null`.
 fn read(document: &str) -> Result<OutputItem, Unreadable> {
     // Not a struct: iperf3 repeats keys (3.12 "sock_bufsize", 3.9 even "sum"), which serde refuses for structs.
     let mut fields = serde_json::from_str::<Map<String, Value>>(document)
@@ -428,8 +432,8 @@ fn read(document: &str) -> Result<OutputItem, Unreadable> {
     Err(Unreadable::not_iperf3("it has none of the parts start, intervals, end and error"))
 }
 
-/// The document with every bare word that is not JSON (`nan`, `-inf`, a number beyond the range of `f64`) replaced by
-/// `null`. C's printf writes such words for numbers that are not finite.
+/// Replaces every bare word that is not JSON (`nan`, `-inf`, a number beyond the range of `f64`) by `null`. C's printf
+/// writes such words for numbers that are not finite.
 fn without_nan(document: &str) -> String {
     let mut fixed = String::with_capacity(document.len());
     let (mut in_string, mut escaped) = (false, false);
@@ -456,7 +460,7 @@ fn without_nan(document: &str) -> String {
     fixed
 }
 
-/// Builds a report from its parts. Keeps fields of the first part that later parts depend on.
+/// Builds a report from the parts of the output. Keeps fields of the first part that later parts depend on.
 #[derive(Clone, Debug, Default)]
 struct ReportBuilder {
     report: ClientReport,
@@ -518,12 +522,13 @@ impl ReportBuilder {
         self.streams = whole(&test["num_streams"]);
     }
 
-    /// The direction that the client's options select. In a bidirectional test the fields of the other one have a suffix.
+    /// The direction that the client's options select. In a bidirectional test, the fields of the other direction have
+    /// a suffix.
     fn main_direction(&self) -> Direction {
         if self.is_reverse { Direction::Download } else { Direction::Upload }
     }
 
-    /// The direction of counts with a field that says whether the client is the sender.
+    /// The direction of an object with counts. A field of the object tells whether the client is the sender.
     fn direction_of(&self, counted: &Value) -> Direction {
         match flag(&counted["sender"]) {
             Some(true) => Direction::Upload,
@@ -638,7 +643,7 @@ impl ReportBuilder {
         })
     }
 
-    /// After an error the other end's counts are missing, but the client prints them as 0.
+    /// Clears counts of 0 after an error: the client prints them for the other end's missing counts.
     fn clear_missing_counts(&mut self) {
         if self.report.error.is_none() {
             return;
@@ -679,7 +684,7 @@ impl CountFields {
         })
     }
 
-    /// The sum of streams; `None` if there is none.
+    /// The sum of the fields of several streams; `None` without streams.
     fn all<'a>(streams: impl Iterator<Item = &'a Value>) -> Option<Self> {
         let streams: Vec<Self> = streams.filter_map(Self::of).collect();
         let jitters: Vec<u64> = streams.iter().filter_map(|stream| stream.jitter_us).collect();
@@ -724,7 +729,7 @@ fn other(direction: Direction) -> Direction {
     }
 }
 
-/// The round-trip times of all streams that have one; a remote sender reports 0.
+/// The round-trip times over all streams that have them. A stream whose sender is remote has 0 and is skipped.
 fn rtt_of(streams: &[&Value]) -> Option<RttOfTcp> {
     let all = |key: &str| -> Vec<u64> {
         streams.iter().filter_map(|stream| whole(&stream["sender"][key])).filter(|rtt| *rtt > 0).collect()
@@ -736,7 +741,7 @@ fn rtt_of(streams: &[&Value]) -> Option<RttOfTcp> {
     })
 }
 
-/// The sum of the known numbers; saturates.
+/// The sum of the known numbers. Saturates.
 fn added(numbers: impl Iterator<Item = Option<u64>>) -> Option<u64> {
     numbers.flatten().reduce(u64::saturating_add)
 }
@@ -762,17 +767,17 @@ fn whole(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| number(value).map(|number| number as u64))
 }
 
-/// A time in microseconds, from a unit of `unit_us` microseconds.
+/// Converts a time to microseconds. Its unit is `unit_us` microseconds.
 fn micros(value: &Value, unit_us: f64) -> Option<u64> {
     number(value).map(|time| (time * unit_us).round() as u64)
 }
 
-/// A flag, as a boolean or as a number.
+/// A flag, which may be a boolean or a number.
 fn flag(value: &Value) -> Option<bool> {
     value.as_bool().or_else(|| whole(value).map(|number| number != 0))
 }
 
-/// A number in a smaller type; absent if it does not fit.
+/// Converts a number to a smaller type. `None` if it does not fit.
 fn narrow<T: TryFrom<u64>>(number: Option<u64>) -> Option<T> {
     number.and_then(|number| T::try_from(number).ok())
 }

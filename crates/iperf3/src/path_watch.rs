@@ -1,6 +1,8 @@
-//! Whether the path between a running client and its server is alive: the kernel's state of the client's TCP connections.
-//! iperf3 itself waits for minutes. Keepalives on the control connection get an answer each second whatever the test does,
-//! also from a server that only receives datagrams.
+//! Watches whether the path between a running client and its server is alive, by the kernel's state of the client's TCP
+//! connections. iperf3 itself would wait for minutes.
+//!
+//! Keepalives on the control connection make the server's kernel answer each second, even if the server only receives
+//! datagrams.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -13,13 +15,13 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::cookie::Cookie;
 
-/// What a client's kernel counts as acknowledged before the payload of a stream: the SYN, and the cookie.
+/// The bytes that a client's kernel counts as acknowledged before a stream's payload: the SYN and the cookie.
 const BEFORE_PAYLOAD: u64 = 1 + Cookie::LEN as u64;
 
-/// The watched client.
+/// A client whose path is watched.
 pub(super) struct PathWatch {
     process: OwnedFd,
-    /// The folder of its descriptors.
+    /// The folder in /proc with the client's descriptors.
     descriptors: PathBuf,
     server: SocketAddr,
     has_keepalive: bool,
@@ -30,20 +32,20 @@ pub(super) struct PathWatch {
 pub(super) struct PathState {
     /// How long ago anything last arrived from the server.
     pub(super) silent_for: Duration,
-    /// What the server's kernel has acknowledged of the payload, in bytes.
+    /// The payload bytes that the server's kernel has acknowledged.
     pub(super) acknowledged: u64,
 }
 
 impl PathWatch {
-    /// Watches the process `client`, which must not be reaped yet.
+    /// Starts to watch the process `client`, which must not be reaped yet.
     pub(super) fn open(client: Pid, server: SocketAddr) -> rustix::io::Result<Self> {
         let process = pidfd_open(client, PidfdFlags::empty())?;
         let descriptors = PathBuf::from(format!("/proc/{}/fd", client.as_raw_nonzero()));
         Ok(Self { process, descriptors, server, has_keepalive: false })
     }
 
-    /// The state of the path; `None` while the client has no connection, or if the kernel does not let this process look
-    /// (ptrace(2), "Ptrace access mode checking").
+    /// The state of the path. `None` while the client has no connection, or if the kernel forbids this process to copy
+    /// the client's descriptors (ptrace(2), "Ptrace access mode checking").
     pub(super) fn look(&mut self) -> Option<PathState> {
         let connections = self.connections();
         // iperf3 opens it first.
@@ -58,8 +60,8 @@ impl PathWatch {
         Some(PathState { silent_for, acknowledged: payload.fold(0, u64::saturating_add) })
     }
 
-    /// Copies of the client's TCP connections to its server, in the order of their descriptors. Drop each right after use:
-    /// an open copy keeps the connection open, and the server waits for its end.
+    /// Copies of the client's TCP connections to its server, ordered by descriptor. Drop the copies right after use: an
+    /// open copy keeps its connection open, and the server waits for the connection's end.
     fn connections(&self) -> Vec<TcpStream> {
         // A process that has exited has no descriptors.
         let Ok(entries) = fs::read_dir(&self.descriptors) else { return vec![] };

@@ -13,9 +13,9 @@ use paramedic_engines::thread_limit::{self, ThreadLimitReached};
 use super::login::LoginPadding;
 use super::output::{Version, version_of};
 
-/// The most bytes read of `--version` and `--help`.
+/// The most bytes that are read of the output of `--version` and `--help`.
 const MAX_OUTPUT_BYTES: u64 = 256 << 10;
-/// The timeout of `--version` and `--help`, for which iperf3 reads no file and opens no connection.
+/// The timeout of `--version` and `--help`. With these options iperf3 reads no file and opens no connection.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An iperf3 that runs on this host.
@@ -32,7 +32,7 @@ pub struct Program {
 const INSTALL: &str = "install iperf3 3.9 or newer: `apt install iperf3`, `dnf install iperf3`, `apk add iperf3`";
 
 impl Program {
-    /// The first `iperf3` of `PATH`.
+    /// Finds the first `iperf3` in `PATH` and checks that it is supported.
     pub fn find() -> Result<Self, Unavailable> {
         let folders = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&folders).map(|folder| folder.join("iperf3")).find(|path| is_program(path));
@@ -51,7 +51,7 @@ impl Program {
         let printed = query(&path, "--version").map_err(lacking)?;
         let Some(version) = version_of(&printed).filter(|version| *version >= OLDEST) else {
             let first = printed.lines().next().unwrap_or_default();
-            let because = format!("{} --version prints {first:?}", path.display());
+            let because = format!("{} is not a supported iperf3: --version prints {first:?}", path.display());
             return Err(Unavailable { because, hint: INSTALL.into() });
         };
         let help = query(&path, "--help").map_err(lacking)?;
@@ -63,20 +63,20 @@ impl Program {
         Ok(program)
     }
 
-    /// Whether its help lists the option.
+    /// Whether the program's `--help` lists `option`.
     pub fn knows(&self, option: &str) -> bool {
         self.help.split(|c: char| c.is_whitespace() || c == ',' || c == '[').any(|word| word == option)
     }
 
-    /// The share of a core that each of its busy threads used, 0 to 1. Before 3.16 one thread serves all streams; since
-    /// then each stream has a thread, and this is their average.
+    /// The share of a core, 0 to 1, that each busy thread of the program used. Before 3.16 one thread serves all
+    /// streams. Since 3.16 each stream has a thread, and the value is their average.
     pub(super) fn share_of_a_thread(&self, cpu_s: f64, lived_s: f64, streams: u16) -> f64 {
         let threads = if self.version < THREADED { 1 } else { streams.max(1) };
         (cpu_s / lived_s / f64::from(threads)).min(1.0)
     }
 
-    /// The login paddings that a client supports, its default first. Since 3.17 the default is OAEP. Clients lost the
-    /// option for PKCS #1 in 3.19; servers keep it.
+    /// The login paddings that a client supports, its default first. Since 3.17 the default is OAEP. In 3.19 clients
+    /// lost the option for PKCS #1; servers keep it.
     pub fn client_paddings(&self) -> &'static [LoginPadding] {
         match self.version {
             version if version < OAEP_DEFAULT => &[LoginPadding::Pkcs1],
@@ -90,17 +90,17 @@ impl Program {
         if self.version < OAEP_DEFAULT { &[LoginPadding::Pkcs1] } else { &[LoginPadding::Oaep, LoginPadding::Pkcs1] }
     }
 
-    /// The option for this padding, unless it is the default.
+    /// The command-line option for this padding; `None` if it is the default.
     pub(super) fn padding_option(&self, padding: LoginPadding) -> Option<&'static str> {
         (padding == LoginPadding::Pkcs1 && self.version >= OAEP_DEFAULT).then_some("--use-pkcs1-padding")
     }
 
-    /// Checks whether this iperf3 can be the server of a session.
+    /// Checks that this iperf3 can be the server of a session.
     pub(super) fn check_server(&self) -> Result<(), Unavailable> {
         let missing = ["--time-skew-threshold", "--forceflush"].into_iter().find(|option| !self.knows(option));
         match missing {
             Some(option) => Err(Unavailable {
-                because: format!("iperf3 {} has no {option}, which the lane's server needs", self.version),
+                because: format!("iperf3 {} has no {option}, which the reflector needs", self.version),
                 hint: "install iperf3 3.10 or newer on the reflector's host".into(),
             }),
             None => Ok(()),
@@ -112,7 +112,7 @@ impl Program {
 const THREADED: Version = Version { major: 3, minor: 16 };
 /// The first version whose default padding is OAEP.
 const OAEP_DEFAULT: Version = Version { major: 3, minor: 17 };
-/// The first version whose client supports only OAEP; that of 3.18 still supports both.
+/// The first version whose client supports only OAEP. The client of 3.18 still supports both.
 const OAEP_ONLY_CLIENT: Version = Version { major: 3, minor: 19 };
 
 impl fmt::Display for Program {
@@ -129,7 +129,8 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// The output of the program for one option, on stdout and stderr: versions differ in which one they use.
+/// The output of the program for one option, from stdout and stderr together, because versions differ in which one they
+/// use.
 fn query(path: &Path, option: &str) -> io::Result<String> {
     let (output, theirs) = io::pipe()?;
     let mut command = Command::new(path);

@@ -1,5 +1,5 @@
-//! The confinement of an iperf3 server: it may only accept the connections that the supervisor passes to it, and move
-//! bytes. This file has the rules; `paramedic_engines::sys` enforces them.
+//! The rules that confine an iperf3 server. It may only accept the connections that the supervisor passes to it, and
+//! move bytes. `paramedic_engines::sys` enforces the rules.
 
 use std::io;
 use std::path::Path;
@@ -12,22 +12,24 @@ use nix::libc::{self, c_int, c_long};
 use paramedic_engines::sys::child::Confinement;
 use paramedic_engines::sys::seccomp::{Argument, ArgumentHalf, Filter, Rule, SyscallAction, Value};
 
-/// The most open descriptors: enough for 64 streams in each direction with a file and a buffer each.
+/// The most open descriptors of the child. They suffice for 64 streams in each direction with a file and a buffer each.
 const DESCRIPTORS: u64 = 512;
-/// The largest file: iperf3 keeps the block of each stream in a file of at most 1 MiB.
+/// The largest file that the child may write, in bytes. iperf3 keeps the block of each stream in a file of at most 1
+/// MiB.
 const FILE_BYTES: u64 = 2 << 20;
-/// The memory for everything but the streams.
+/// The child's memory without that of its streams, in bytes.
 const DATA_BYTES: u64 = 128 << 20;
-/// The memory for each stream: its blocks, and the stack of its thread (since 3.16).
+/// The child's memory for each stream, in bytes: its blocks, and since iperf3 3.16 the stack of its thread.
 const DATA_BYTES_PER_STREAM: u64 = 12 << 20;
 
-/// Folders of programs and libraries: readable and executable, not writable.
+/// Folders of programs and libraries. The child may read and execute their files, but not write them.
 const LIBRARIES: [&str; 6] = ["/usr", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"];
-/// Files that programs read at start and that hold no secret.
+/// Files that programs read when they start and that hold no secret.
 const COMMON_FILES: [&str; 6] =
     ["/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/etc/ssl/openssl.cnf", "/dev/urandom", "/dev/null"];
 
-/// The confinement of the program at `program`, which serves at most `streams` streams and may write only to `folder`.
+/// The confinement of the program at the path `program`, which serves at most `streams` streams and may write only to
+/// `folder`.
 pub(super) fn confinement(program: &Path, folder: &Path, streams: usize) -> io::Result<Confinement> {
     Ok(Confinement {
         files: files(program, folder).map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?,
@@ -38,7 +40,7 @@ pub(super) fn confinement(program: &Path, folder: &Path, streams: usize) -> io::
     })
 }
 
-/// The newest Landlock restrictions that are used. An older kernel enforces those that it supports.
+/// The newest version of Landlock whose restrictions are used. An older kernel enforces those that it supports.
 const NEWEST: ABI = ABI::V6;
 
 fn files(program: &Path, folder: &Path) -> Result<RulesetCreated, RulesetError> {
@@ -63,7 +65,7 @@ fn files(program: &Path, folder: &Path) -> Result<RulesetCreated, RulesetError> 
     allow(rules, folder, write)
 }
 
-/// Allows `access` below `path`. A missing path needs no rule.
+/// Allows `access` to `path` and everything below it. A missing path needs no rule.
 fn allow(
     rules: RulesetCreated,
     path: &Path,
@@ -75,8 +77,9 @@ fn allow(
     }
 }
 
-/// The system calls of iperf3 3.9 to 3.22 with the C library of Debian 11 to 13, the most frequent first. All others
-/// fail: the child can start no unconfined program and no process, and signal no other process.
+/// The rules for the system calls of iperf3 3.9 to 3.22 with the C library of Debian 11 to 13, the most frequent calls
+/// first. All other calls fail. The child can start no unconfined program and no process, and cannot signal another
+/// process.
 fn rules() -> Vec<Rule> {
     let mut rules = ALLOWED.iter().map(|call| always(*call, SyscallAction::Allow)).collect::<Vec<_>>();
     rules.extend(ALLOWED_BY_ARCHITECTURE.iter().map(|call| always(*call, SyscallAction::Allow)));
@@ -133,7 +136,7 @@ fn rules() -> Vec<Rule> {
     rules
 }
 
-/// A 32-bit argument: the kernel ignores the high half.
+/// A condition on a 32-bit argument, whose high half the kernel ignores.
 const fn low(at: u8, is: u32) -> Argument {
     Argument { part: ArgumentHalf::Low(at), mask: u32::MAX, is: Value::Number(is) }
 }
@@ -142,7 +145,7 @@ fn always(call: c_long, verdict: SyscallAction) -> Rule {
     Rule { call, arguments: &[], then: verdict, otherwise: None }
 }
 
-/// The commands of fcntl(2) for a descriptor's own flags.
+/// The allowed commands of fcntl(2): those for a descriptor's own flags.
 const FCNTL: [&[Argument]; 4] = [
     &[low(1, libc::F_GETFD as u32)],
     &[low(1, libc::F_SETFD as u32)],
@@ -150,14 +153,14 @@ const FCNTL: [&[Argument]; 4] = [
     &[low(1, libc::F_SETFL as u32)],
 ];
 
-/// Flags of open(2) that truncate a file without the right to write it: with access for reading, and with the access
-/// mode 3, which opens a file for neither.
+/// Matches flags of open(2) that truncate a file without write access: with read access, and with the access mode 3,
+/// which gives neither.
 const fn truncates(flags_at: u8, access: c_int) -> Argument {
     let mask = (libc::O_ACCMODE | libc::O_TRUNC) as u32;
     Argument { part: ArgumentHalf::Low(flags_at), mask, is: Value::Number((access | libc::O_TRUNC) as u32) }
 }
 
-/// The calls that open a file, and the arguments that are refused.
+/// The calls that open a file, and the flags for which they are refused.
 #[cfg(target_arch = "x86_64")]
 const OPEN_CALLS: [(c_long, [&[Argument]; 2]); 2] = [
     (libc::SYS_openat, [&[truncates(2, libc::O_RDONLY)], &[truncates(2, libc::O_ACCMODE)]]),
@@ -241,7 +244,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_execve,
 ];
 
-/// Older calls, which newer architectures do not have.
+/// Older calls, which exist only on older architectures.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_BY_ARCHITECTURE: &[c_long] = &[
     libc::SYS_select,

@@ -1,5 +1,5 @@
-//! The reflector's end of the engine: the session's listener, the confined iperf3 server behind it, and the kernel's counts
-//! of its streams.
+//! The reflector's end of the engine: the session's listener, the confined iperf3 server behind it, and the kernel's
+//! counts of its streams.
 
 use std::io;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use super::program::Program;
 use super::supervisor::{ChildSetup, ChildSupervisor};
 use super::{COUNTED_BY_SOCKET, RUN_GRACE};
 
-/// How long a server may take to listen. The appliance gets no answer meanwhile and gives up after 10 s.
+/// How long an iperf3 server may take to listen. During this time the appliance gets no answer; it gives up after 10 s.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(6);
 
 pub(super) struct Iperf3Server {
@@ -45,8 +45,12 @@ pub(super) struct Iperf3Server {
 impl Iperf3Server {
     pub(super) fn open(setup: ServerSetup) -> io::Result<Self> {
         let ServerSetup { spec, keys, claim, peer, control, scratch } = setup;
-        let claim =
-            claim.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "iperf3 needs a port of its own"))?;
+        let claim = claim.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the engine iperf3 needs a data port of the session (direct mode)",
+            )
+        })?;
         // iperf3 paces its own streams.
         let options = SocketOptions { pace_bps: None, ..SocketOptions::of(&spec) };
         if let Some(name) = &spec.congestion_control {
@@ -78,7 +82,9 @@ impl Iperf3Server {
         let padding =
             LoginPadding::supported(&spec.engine_support).find(|padding| program.server_paddings().contains(padding));
         let padding = padding.ok_or_else(|| {
-            let why = format!("{program} of the reflector and the appliance's iperf3 have no login padding in common");
+            let why = format!(
+                "the reflector's {program} and the appliance's share no login padding: the reflector needs 3.17 or newer"
+            );
             io::Error::new(io::ErrorKind::InvalidInput, why)
         })?;
         let terms = LoginTerms { key: pair.public.clone(), padding };
@@ -230,23 +236,23 @@ impl EngineServer for Iperf3Server {
     }
 }
 
-/// The phases with load, with their numbers. Each is one iperf3 test.
+/// The phases with load and their numbers. Each of them is one iperf3 test.
 fn loaded(spec: &TestSpec) -> impl Iterator<Item = (usize, &PhaseSpec)> {
     spec.phases.iter().enumerate().filter(|(_, phase)| phase.load != Load::Idle)
 }
 
-/// The number of streams of a test, both directions together; 0 if there is no such test.
+/// The number of streams of a test, both directions together; 0 if the session has no such test.
 fn streams_of_test(spec: &TestSpec, test: usize) -> usize {
     loaded(spec).nth(test).map_or(0, |(_, phase)| usize::from(streams_of(spec, phase)))
 }
 
-/// A running test, for the watcher of its phase.
+/// A running test, as the watcher of its phase sees it.
 struct LaneRun<'a> {
     lane: &'a Iperf3Server,
     clock: CpuClock,
     /// The counts of the download and of the upload.
     counts: [DirectionBytes; 2],
-    /// Whether the child was still busy when it should have exited.
+    /// Whether the child was still running when it should have exited.
     is_late: bool,
 }
 
@@ -256,7 +262,7 @@ struct DirectionBytes {
     bytes: u64,
     /// When the count last grew.
     last: Option<Instant>,
-    /// Whether it grew at the last look.
+    /// Whether the count grew at the last look.
     is_fresh: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The thread that supervises a lane's children, one for each test of the session: starts the child confined, answers its
-//! system calls, reads its output and reaps it. The kernel kills the child when this thread ends.
+//! The thread that supervises a lane's children, one for each test of the session. It starts the child confined,
+//! answers its system calls, reads its output and reaps it. The kernel kills the child when this thread ends.
 
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, Read};
@@ -29,7 +29,7 @@ use super::sandbox;
 
 /// How long a child that has closed its output may take to exit.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
-/// The bytes kept of a child's output. An error is among its last lines.
+/// The bytes that are kept of a child's output. An error is among its last lines.
 const MAX_OUTPUT_BYTES: usize = 4096;
 
 /// How to start the children of a session.
@@ -40,15 +40,15 @@ pub(super) struct ChildSetup {
     pub(super) login: SessionLogin,
     pub(super) pair: LoginPair,
     pub(super) padding: LoginPadding,
-    /// The children's folder; deleted with this.
+    /// The folder of the children, which is deleted together with this value.
     pub(super) folder: TempDir,
     /// The most streams of a test.
     pub(super) streams: usize,
-    /// The tests of the session.
+    /// The number of tests of the session.
     pub(super) tests: usize,
 }
 
-/// The supervising thread. Dropping this kills the child and waits for the thread.
+/// Owns the supervising thread. Dropping this value kills the child and waits for the thread.
 pub(super) struct ChildSupervisor {
     handoff: Arc<LaneHandoff>,
     thread: Option<JoinHandle<()>>,
@@ -83,7 +83,8 @@ impl Drop for ChildSupervisor {
     }
 }
 
-/// The most seconds that iperf3 accepts: also a device whose clock is wrong by decades can log in.
+/// The largest clock difference that iperf3 accepts, in seconds. With it, a device whose clock is wrong by decades can
+/// log in, too.
 const MAX_CLOCK_SKEW_S: &str = "2147483647";
 const KEY_FILE: &str = "login.key";
 const USERS_FILE: &str = "users.csv";
@@ -133,8 +134,8 @@ fn serve_test(order: &ChildSetup, handoff: &LaneHandoff) -> io::Result<ChildExit
     Ok(child.reap(&supervisor, &output))
 }
 
-/// The arguments of a server for one test. The port is only printed: the child gets our listener instead of opening its
-/// own.
+/// The arguments of a server for one test. iperf3 only prints the port: the child gets our listener instead of opening
+/// its own.
 fn arguments(order: &ChildSetup) -> Vec<String> {
     let any = if order.local.to_canonical().is_ipv4() { "0.0.0.0" } else { "::" };
     let port = order.port.to_string();
@@ -200,13 +201,13 @@ fn attend(
     }
 }
 
-/// Reads and discards the bytes that the child wrote; `false` if it closed its end.
+/// Reads and discards the bytes that the child wrote. Returns `false` if the child closed its end.
 fn drain(mut notifier: &std::os::unix::net::UnixStream) -> bool {
     !matches!(notifier.read(&mut [0; 256]), Ok(0))
 }
 
-/// Answers a system call. `socket` returns the substitute for the listener, for TCP only. `accept` waits for the next
-/// authenticated connection. `close` closes our copy of the connection too.
+/// Answers a system call of the child. `socket` returns the substitute for the listener, for TCP only. `accept` waits
+/// for the next authenticated connection. `close` also closes our copy of the connection.
 fn answer(handoff: &LaneHandoff, supervisor: &Supervisor, question: Question, accepts: &mut VecDeque<Question>) {
     match question.call {
         libc::SYS_close => {
@@ -228,7 +229,7 @@ fn answer(handoff: &LaneHandoff, supervisor: &Supervisor, question: Question, ac
     }
 }
 
-/// `socket(2)`: family, type with its flags, protocol.
+/// Whether these arguments of socket(2) (family, type with its flags, protocol) are for TCP.
 fn is_for_tcp([family, kind, protocol, ..]: [u64; 6]) -> bool {
     let is = |value: u64, known: i32| value == u64::from(known.unsigned_abs());
     let kind = kind & !u64::from((libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).unsigned_abs());
@@ -253,7 +254,7 @@ fn answer_accepts(handoff: &LaneHandoff, supervisor: &Supervisor, accepts: &mut 
     }
 }
 
-/// Killed and reaped when dropped.
+/// A running child. It is killed and reaped when dropped.
 struct ServerChild {
     pid: Pid,
     process: std::process::Child,
@@ -312,7 +313,7 @@ struct ChildOutput {
 }
 
 impl ChildOutput {
-    /// Adds output. Returns `true` once: when the child listens.
+    /// Adds output. Returns `true` once: when the child has begun to listen.
     fn push(&mut self, bytes: &[u8]) -> bool {
         self.text.extend_from_slice(bytes);
         let starts_listening = !self.listens && String::from_utf8_lossy(&self.text).contains("Server listening");
@@ -322,7 +323,7 @@ impl ChildOutput {
         starts_listening
     }
 
-    /// The error that it printed; for a child that never listened, its last line.
+    /// The error that the child printed. For a child that never listened, its last line.
     fn error(&self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.text);
         if self.listens && !text.contains("error") { None } else { output::error_line(&text) }

@@ -92,6 +92,8 @@ impl Appliance {
         let program = self.program.clone().unwrap_or_else(|| Programs::built().path("packetparamedic"));
         let mut command = clean_command(&program, self.home.path(), &self.around);
         command.args(args).env("PACKETPARAMEDIC_STATE_DIR", self.state());
+        // A service would probe the gateway of the machine that runs the tests.
+        command.env("PACKETPARAMEDIC_DEFAULT_MONITORS", "false");
         command
     }
 

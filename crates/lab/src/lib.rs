@@ -7,6 +7,7 @@ mod appliance;
 pub mod bad_reflectors;
 mod cable;
 pub mod changes;
+mod device;
 mod disks;
 pub mod hostile;
 mod hosts;
@@ -19,6 +20,7 @@ mod share;
 
 pub use appliance::{Appliance, event, says_full};
 pub use cable::{Cable, CableSpec};
+pub use device::Device;
 pub use disks::{SlowDisk, fill};
 pub use hosts::{Host, RoutedHosts, TwoHosts};
 pub use programs::{Outcome, Programs, Running, is_gone};

@@ -78,6 +78,32 @@ fn garbage() -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn a_feature_that_the_appliance_does_not_list_does_not_exist_on_its_link() {
+    let reflector = &Reflector::serve(&[]);
+    let target = Target::of(reflector);
+    let rogue = rogue_peer(reflector);
+    let answers = |hello: Value| {
+        let mut link = target.open(&rogue, Alpn::Link);
+        link.say(&hello).unwrap();
+        link.hear_a("welcome").unwrap();
+        for question in ["path_facts", "facts"] {
+            link.say(&json!({ "type": question })).unwrap();
+        }
+        // The answers come in the order of the questions.
+        let mut heard = vec![];
+        while heard.last().is_none_or(|last| last != "facts") {
+            let message = link.hear().unwrap().unwrap();
+            heard.extend(message["type"].as_str().filter(|kind| *kind != "ping").map(str::to_owned));
+        }
+        heard
+    };
+    assert_eq!(answers(hello()), ["facts"]);
+    let mut with_feature = hello();
+    with_feature["features"] = json!(["path_facts"]);
+    assert_eq!(answers(with_feature), ["path_facts", "facts"]);
+}
+
+#[test]
 fn garbage_closes_only_its_own_link() {
     let reflector = &Reflector::serve(&[]);
     let target = Target::of(reflector);

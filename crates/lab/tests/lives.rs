@@ -99,7 +99,7 @@ fn a_lost_reflector_is_reported_in_three_lines() {
     let lines = BufReader::new(stderr).lines().collect::<Result<Vec<_>, _>>().unwrap();
     assert_eq!(running.wait().unwrap().code(), Some(1), "{lines:?}");
     let [what, because, advice] = &lines[..] else { panic!("{lines:?}") };
-    assert!(what.starts_with(&format!("lost the reflector at {}", reflector.address())), "{what}");
+    assert!(what.starts_with(&format!("lost the connection to the reflector at {}", reflector.address())), "{what}");
     assert!(because.starts_with("because: ") && advice.starts_with("try: "), "{lines:?}");
 }
 

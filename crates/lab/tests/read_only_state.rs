@@ -2,7 +2,7 @@
 //! test whose result could not be saved is not begun.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use lab::{Appliance, Reflector, loopback};
@@ -105,6 +105,13 @@ fn no_save_uses_no_folder_and_no_database_of_another_user() {
     chown(state.join("packetparamedic.db"), Some(NOBODY), None).unwrap();
     let refused = appliance.fails(&[&["speed-test", "--no-save"], SHORT].concat(), 2, "state_dir_unusable").error;
     assert!(refused.because.contains("another user"), "{refused:?}");
+    // A user who can write the folder cannot write the database, but can add SQLite's log to it.
+    chown(state.join("packetparamedic.db"), Some(0), None).unwrap();
+    for open_to in [0o1777, 0o775] {
+        fs::set_permissions(&state, fs::Permissions::from_mode(open_to)).unwrap();
+        let refused = appliance.fails(&[&["speed-test", "--no-save"], SHORT].concat(), 2, "state_dir_unusable").error;
+        assert!(refused.because.contains("another user"), "{open_to:o}: {refused:?}");
+    }
     assert!(reflector.audited("session_granted").is_empty());
 }
 

@@ -2,11 +2,12 @@
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use lab::{Appliance, Reflector};
+use rustix::process::Pid;
 use serde_json::{Value, json};
 
 const NOBODY: u32 = 65_534;
@@ -52,6 +53,32 @@ fn in_a_volume_that_is_open_to_all_users_the_state_has_a_private_folder() {
     assert_eq!(reflector.id(), id);
     assert_eq!(reflector.status()["peers"], 1);
     assert!(reflector.must(&["audit", "verify"]).contains("whole"));
+}
+
+/// How often `secret` stands on the main thread's stack of a process.
+fn copies_on_the_stack(pid: Pid, secret: &[u8]) -> usize {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
+    let (from, to) = stack.split_once(' ').unwrap().0.split_once('-').unwrap();
+    let [from, to] = [from, to].map(|address| u64::from_str_radix(address, 16).unwrap());
+    let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
+    fs::File::open(format!("/proc/{pid}/mem")).unwrap().read_exact_at(&mut bytes, from).unwrap();
+    bytes.windows(secret.len()).filter(|window| *window == secret).count()
+}
+
+#[test]
+fn the_identity_key_of_a_running_reflector_is_not_on_its_stack() {
+    let mut reflector = Reflector::serve(&[]);
+    // A key that was created, then one that was read.
+    for _ in 0..2 {
+        let file = fs::read_to_string(reflector.state().join("identity.key")).unwrap();
+        let digits = file.trim_end().strip_prefix("packetparamedic-key-v1 ").unwrap();
+        let seed =
+            (0..64).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect::<Vec<_>>();
+        assert_eq!(copies_on_the_stack(reflector.process().pid(), &seed), 0);
+        reflector.end(rustix::process::Signal::TERM);
+        reflector.start().unwrap();
+    }
 }
 
 #[test]
@@ -117,7 +144,7 @@ fn a_provided_key_is_the_identity_and_is_only_read() {
     assert!(refused[1].contains("0644"), "{refused:?}");
     fs::remove_file(&key).unwrap();
     let refused = second.fails(&["serve"], 2);
-    assert!(refused[1].contains("there is no file"), "{refused:?}");
+    assert!(refused[1].contains("does not exist"), "{refused:?}");
 }
 
 #[test]

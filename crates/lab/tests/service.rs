@@ -3,11 +3,10 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use lab::{Appliance, Outcome, Reflector, Running, event, fill};
+use lab::{Appliance, Device, Reflector, Running, event, fill};
 use paramedic_report::document::Event;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -18,94 +17,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A short test with little load.
 const SHORT: [&str; 8] = ["-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"];
 
-/// An appliance with the folder of its service's socket, outside of the state folder: that may be a file system of its
-/// own, which only the service sees.
-struct Device {
-    appliance: Appliance,
-    runtime: tempfile::TempDir,
-}
-
-impl Device {
-    fn new(appliance: Appliance) -> Self {
-        Self { appliance, runtime: tempfile::tempdir().unwrap() }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = self.appliance.command(args);
-        command.env("PACKETPARAMEDIC_RUNTIME_DIR", self.runtime.path()).stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Outcome {
-        self.command(args).output().unwrap().into()
-    }
-
-    /// Runs a command that must succeed, and returns its stdout.
-    fn must(&self, args: &[&str]) -> String {
-        let outcome = self.run(args);
-        assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", self.log());
-        outcome.stdout
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.must(&[args, &["--json"]].concat())).unwrap()
-    }
-
-    /// Adds a schedule that is not due during the test.
-    fn schedule(&self, name: &str, options: &[&str]) {
-        let when = ["schedule", "add", "--name", name, "--every", "366d", "--yes", "--busy-share", "off"];
-        self.must(&[&when, options].concat());
-    }
-
-    /// Starts the service and waits until it is ready.
-    fn serve(&self) -> Running {
-        self.serve_with(self.command(&["serve"]))
-    }
-
-    fn serve_with(&self, command: Command) -> Running {
-        let log = fs::File::options().create(true).append(true).open(self.log_file()).unwrap();
-        let service = Running::start(command, log.into()).unwrap();
-        let line = service.line(PATIENCE).unwrap_or_else(|error| panic!("{error:#}\n{}", self.log()));
-        assert!(line.starts_with("serving on "), "{line}");
-        service
-    }
-
-    fn log_file(&self) -> PathBuf {
-        self.runtime.path().join("log")
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.log_file()).unwrap_or_default()
-    }
-
-    /// Repeats a question until the answer is as wanted: now, and after each line of the service's log.
-    fn await_json(&self, args: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
-        let look = || Some(self.json(args)).filter(&wanted);
-        let found = lab::changes::until(self.runtime.path(), PATIENCE, look);
-        found.unwrap_or_else(|| panic!("{args:?}: {:#}\n{}", self.json(args), self.log()))
-    }
-
-    /// The latest run of a schedule, once it has ended.
-    fn await_run(&self, name: &str) -> Value {
-        let runs = self.await_json(&["schedule", "runs", name], |runs| runs[0]["outcome"].as_str() != Some("running"));
-        runs[0].clone()
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.runtime.path().join("service.sock")
-    }
-
-    /// Changes the database, which no service uses.
-    fn execute(&self, sql: &'static str) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let file = self.appliance.state().join("packetparamedic.db");
-            let mut connection =
-                SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(file)).await.unwrap();
-            sqlx::query(sql).execute(&mut connection).await.unwrap();
-            connection.close().await.unwrap();
-        });
-    }
+/// Changes the database, which no service uses.
+fn execute(device: &Device, sql: &'static str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = SqliteConnectOptions::new().filename(device.database());
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    });
 }
 
 fn paired(reflector: &Reflector) -> Device {
@@ -212,7 +132,8 @@ fn a_killed_service_loses_no_run_and_makes_up_for_a_missed_one() {
     device.must(&["schedule", "disable", "long"]);
     service.signal(Signal::TERM);
     assert_eq!(service.wait(PATIENCE).unwrap().code(), Some(0), "{}", device.log());
-    device.execute(
+    execute(
+        &device,
         "UPDATE schedules SET added_at_us = added_at_us - 2 * 86400000000, \
          decided_until_us = decided_until_us - 2 * 86400000000 WHERE name IN ('once', 'skipped')",
     );
@@ -303,6 +224,13 @@ fn requests_that_are_not_valid_are_answered_with_problem_details() {
         ("GET", "/api/v1/schedules/..%2f..%2fetc", 0, 404),
         ("GET", "/api/v1/results/%ff", 0, 400),
         ("GET", "/api/v1/results?limit=many", 0, 400),
+        ("GET", "/api/v1/results?since=yesterday", 0, 400),
+        ("GET", "/api/v1/results/export?format=xml", 0, 400),
+        ("DELETE", "/api/v1/results/ffffffff", 0, 404),
+        ("PUT", "/api/v1/results/01a22833-d664-734a-9457-341dde177d0d", 0, 400),
+        ("PUT", "/api/v1/results/01a22833-d664-734a-9457-341dde177d0d", 100 << 20, 413),
+        ("POST", "/api/v1/results/prune", 0, 400),
+        ("POST", "/api/v1/configuration", 100 << 20, 413),
         ("PUT", "/api/v1/status", 0, 405),
         ("POST", "/api/v1/schedules", 0, 400),
         ("POST", "/api/v1/schedules", 100 << 20, 413),
@@ -355,7 +283,8 @@ fn a_service_whose_target_is_gone_or_whose_disk_is_full_goes_on() {
 fn a_database_of_a_newer_version_is_refused_and_not_changed() {
     let device = Device::new(Appliance::new());
     device.must(&["schedule", "list"]);
-    device.execute(
+    execute(
+        &device,
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
          VALUES (99, 'later', TRUE, x'00', 0)",
     );

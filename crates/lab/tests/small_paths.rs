@@ -116,7 +116,7 @@ fn datagrams_shrink_to_the_path_mtu_and_the_run_goes_on() {
     for direction in ["--upload", "--download"] {
         let outcome = appliance.speed_test(&["-u", "-l", "1400", "-t", "1", "--idle", "0", "--peer", &v4, direction]);
         assert_eq!(outcome.code, 1, "{direction}: {outcome:?}");
-        assert!(outcome.error().error.because.contains("MTU of 1420: -l 1392"), "{direction}: {outcome:?}");
+        assert!(outcome.error().error.because.contains("MTU of 1420: use -l 1392"), "{direction}: {outcome:?}");
     }
     for host in [&hosts.near, &hosts.far] {
         host.must(&["ip", "route", "flush", "cache"]);

@@ -74,7 +74,7 @@ fn datagrams_above_the_path_mtu_are_sent_only_with_fragments() {
         (["-u", "-l", "65508"], "52 to 65507"),
         (["-u", "--loss-bound", "2%"], "-b 0"),
         (["-u", "-C", "cubic"], "congestion control"),
-        (["-4", "--loss-bound", "2%"], "for the engine udp"),
+        (["-4", "--loss-bound", "2%"], "need the engine udp"),
     ] {
         let said = appliance.fails(&[&["speed-test"], args.as_slice()].concat(), 2, "bad_request");
         assert!(said.error.because.contains(why), "{said:?}");

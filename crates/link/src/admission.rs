@@ -1,5 +1,5 @@
-//! The keys and tags that prove to which session a data connection or datagram belongs. Both ends derive them from the
-//! link's TLS exporter and the session id, so no secret is sent.
+//! The keys, and the tags (truncated HMACs), that prove to which session a data connection or datagram belongs. Both
+//! ends derive them from the TLS exporter of their link and the session id, so no secret is sent.
 
 use std::fmt;
 
@@ -17,20 +17,20 @@ use crate::test_spec::Direction;
 pub struct SessionId(Uuid);
 
 impl SessionId {
-    /// Length in bytes.
+    /// Length of a session id, in bytes.
     pub const LEN: usize = 16;
 
-    /// The session with this id.
+    /// Wraps the UUID that the reflector generated for a session.
     pub const fn new(id: Uuid) -> Self {
         Self(id)
     }
 
-    /// The id with these bytes, as on the wire.
+    /// Decodes the id from the 16 bytes of the wire format.
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(Uuid::from_bytes(bytes))
     }
 
-    /// The id's bytes, as on the wire.
+    /// Encodes the id as the 16 bytes of the wire format.
     pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
         self.0.as_bytes()
     }
@@ -48,11 +48,11 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// The label of the TLS exporter value (RFC 8446, section 7.5) that session keys are derived from. The context is the
-/// session id.
+/// The label of the TLS exporter value (RFC 8446, section 7.5) from which session keys are derived. The exporter
+/// context is the session id.
 pub const SESSION_EXPORTER_LABEL: &[u8] = b"EXPORTER-pp-link-session";
 
-/// Length of a truncated tag, in bytes.
+/// Length of a tag in bytes: an HMAC-SHA256 is truncated to its first bytes.
 pub const TAG_LEN: usize = 16;
 
 /// The keys that authenticate a session's data. Both ends derive the same keys.
@@ -84,7 +84,8 @@ impl SessionKeys {
         }
     }
 
-    /// A secret of the session for an engine whose data connections have their own authentication.
+    /// A secret of the session for an engine that authenticates its data connections itself, such as iperf3 with its
+    /// login.
     pub fn engine_secret(&self) -> &[u8; TAG_LEN] {
         &self.engine_secret
     }
@@ -94,17 +95,20 @@ impl SessionKeys {
         self.session
     }
 
-    /// The tag of a datagram in `direction`, for datagrams that get an answer or change state.
+    /// Computes the tag of a datagram that travels in `direction`. Only datagrams that are answered or that change
+    /// state carry such a tag. Bulk datagrams carry [`Self::bulk_tag`] instead.
     pub fn seal_datagram(&self, direction: Direction, datagram: &[u8]) -> [u8; TAG_LEN] {
         truncated(&hmac::sign(&self.probe[direction as usize], datagram))
     }
 
-    /// Whether `tag` is the tag of this datagram. Compared in constant time.
+    /// Whether `tag` is the tag of `datagram` in `direction`. Compares in constant time, so that the response time
+    /// reveals nothing about the correct tag.
     pub fn is_datagram(&self, direction: Direction, datagram: &[u8], tag: &[u8; TAG_LEN]) -> bool {
         equal(&self.seal_datagram(direction, datagram), tag)
     }
 
-    /// The tag that bulk datagrams in `direction` carry. It is the same for all datagrams of the session.
+    /// The tag of all bulk datagrams of the session in `direction`. Bulk datagrams only load the path and are never
+    /// answered, so they share one secret tag instead of an HMAC each.
     pub fn bulk_tag(&self, direction: Direction) -> &[u8; TAG_LEN] {
         &self.bulk[direction as usize]
     }
@@ -116,32 +120,34 @@ impl fmt::Debug for SessionKeys {
     }
 }
 
-/// The first bytes of every data connection.
+/// The first bytes of every data connection. They name the session, the phase and the stream, and prove that the
+/// appliance holds the session's keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preamble {
-    /// The session it belongs to.
+    /// The session of the connection.
     pub session: SessionId,
-    /// The phase it belongs to, from 0; [`Preamble::ECHO`] for latency probes where UDP is blocked.
+    /// The index of the phase in the session, from 0. [`Preamble::ECHO`] marks a connection for latency probes, which
+    /// is used if UDP is blocked.
     pub phase: u8,
     /// The index of the stream in the phase, from 0. In a bidirectional phase the download streams come first.
     pub stream: u16,
-    /// Random, so that every preamble is different.
+    /// Random bytes, so that no two preambles are equal.
     pub nonce: [u8; Preamble::NONCE_LEN],
 }
 
 impl Preamble {
-    /// Length in bytes.
+    /// Length of an encoded preamble, in bytes.
     pub const LEN: usize = 48;
     /// Length of the nonce, in bytes.
     pub const NONCE_LEN: usize = 12;
     /// The phase number of a connection that carries latency probes.
     pub const ECHO: u8 = 255;
-    /// Version of the layout.
+    /// Version of the preamble's layout.
     const VERSION: u8 = 1;
-    /// Offset of the tag.
+    /// Offset of the tag in the encoded preamble.
     const TAG_AT: usize = Self::LEN - TAG_LEN;
 
-    /// The encoded preamble: version, phase, stream (big-endian), session, nonce, truncated HMAC-SHA256.
+    /// Encodes the preamble: version, phase, stream (big-endian), session, nonce, truncated HMAC-SHA256.
     pub fn seal(&self, keys: &SessionKeys) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[0] = Self::VERSION;
@@ -154,14 +160,14 @@ impl Preamble {
         bytes
     }
 
-    /// The session id of an unverified preamble, to look up the keys for [`Preamble::open`]; `None` for another
-    /// version.
+    /// The session id in a preamble that is not verified yet. Use it only to find the keys for [`Preamble::open`].
+    /// `None` if the preamble has an unknown version.
     pub fn claimed_session(bytes: &[u8; Self::LEN]) -> Option<SessionId> {
         let session = bytes[4..20].try_into().ok()?;
         (bytes[0] == Self::VERSION).then(|| SessionId::from_bytes(session))
     }
 
-    /// The preamble, if it was sealed with these keys; otherwise `None`.
+    /// Verifies and decodes the preamble. `None` if it was not sealed with these keys.
     pub fn open(bytes: &[u8; Self::LEN], keys: &SessionKeys) -> Option<Self> {
         let session = Self::claimed_session(bytes)?;
         let tag = truncated(&hmac::sign(&keys.preamble, &bytes[..Self::TAG_AT]));
@@ -177,30 +183,35 @@ impl Preamble {
     }
 }
 
-/// The first [`TAG_LEN`] bytes of a tag.
+/// Truncates an HMAC to its first [`TAG_LEN`] bytes.
 fn truncated(tag: &hmac::Tag) -> [u8; TAG_LEN] {
     let mut short = [0; TAG_LEN];
     short.copy_from_slice(&tag.as_ref()[..TAG_LEN]);
     short
 }
 
-/// Compares in constant time.
+/// Compares two tags in constant time.
 fn equal(a: &[u8; TAG_LEN], b: &[u8; TAG_LEN]) -> bool {
     use subtle::ConstantTimeEq;
     a.ct_eq(b).into()
 }
 
-/// Lower-case hexadecimal digits.
+/// Encodes bytes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     HEXLOWER.encode(bytes)
 }
 
-/// The bytes of exactly `N * 2` hexadecimal digits.
+/// Decodes exactly `N * 2` hexadecimal digits. `None` for any other text.
 pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
-    // Decode in place: the bytes may be a secret, and an intermediate buffer would keep a copy.
-    let fits = text.len() == 2 * N;
-    (fits && data_encoding::HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), &mut bytes).is_ok()).then_some(bytes)
+    unhex_into(text, &mut bytes).then_some(bytes)
+}
+
+/// Decodes hexadecimal digits into `bytes`, and returns whether their number fits and all are digits. For secrets: no other
+/// buffer has a copy.
+pub(crate) fn unhex_into(text: &str, bytes: &mut [u8]) -> bool {
+    let fits = text.len() == 2 * bytes.len();
+    fits && data_encoding::HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), bytes).is_ok()
 }
 
 #[cfg(test)]

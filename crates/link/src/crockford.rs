@@ -1,16 +1,17 @@
 //! Crockford's base 32 with check digits: the text format of Endpoint IDs and pairing codes.
 
-/// The digits. I and L are read as 1, O as 0; U is invalid.
+/// The digits of the alphabet. When digits are read, I and L count as 1, O counts as 0, and U is invalid.
 const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/// Every valid number (payload followed by check part) is a multiple of this modulus. It is the largest prime below 2^20
-/// for which replacing one or two digits, or swapping two, within 56 digits never gives another multiple (tested).
+/// The modulus of the check digits: payload and check digits, read as one number, are a multiple of it. It is the
+/// largest prime below 2^20 that detects every replacement of one or two digits and every swap of two digits in a
+/// number of up to 56 digits. A test verifies this.
 pub(crate) const MODULUS: u32 = 1_048_517;
 
-/// How many digits the check part has.
+/// Number of check digits.
 pub(crate) const CHECK_DIGITS: usize = 4;
 
-/// The digit for `value`, below 32.
+/// The digit for `value`, which must be below 32.
 pub(crate) fn digit(value: u8) -> char {
     char::from(DIGITS[usize::from(value & 31)])
 }
@@ -20,7 +21,7 @@ pub(crate) fn is_separator(c: char) -> bool {
     c == '-' || c == '_' || c.is_whitespace()
 }
 
-/// The value of a digit. Accepts lower case, O for 0, and I and L for 1.
+/// The value of a digit; `None` if it is invalid. Accepts lower case, O for 0, and I and L for 1.
 pub(crate) fn value(c: char) -> Option<u8> {
     let upper = c.to_ascii_uppercase();
     let canonical = match upper {
@@ -49,7 +50,8 @@ pub(crate) fn values_of(bytes: &[u8], bits: usize) -> Vec<u8> {
         .collect()
 }
 
-/// The check part that makes payload and check together a multiple of [`MODULUS`]. Always below the modulus.
+/// The check digits for `payload`: with them appended, the number is a multiple of [`MODULUS`]. Their own value is
+/// always below the modulus.
 pub(crate) fn check_of(payload: &[u8]) -> [u8; CHECK_DIGITS] {
     let rest = payload.iter().fold(0u64, |acc, v| (acc * 32 + u64::from(*v)) % u64::from(MODULUS));
     let shifted = rest * (1 << 20) % u64::from(MODULUS);
@@ -57,7 +59,7 @@ pub(crate) fn check_of(payload: &[u8]) -> [u8; CHECK_DIGITS] {
     [15, 10, 5, 0].map(|shift| (check >> shift & 31) as u8)
 }
 
-/// Whether `check` is the check part of `payload`.
+/// Whether `check` holds the check digits of `payload`.
 pub(crate) fn is_checked(payload: &[u8], check: &[u8]) -> bool {
     check_of(payload) == check
 }

@@ -1,24 +1,23 @@
-//! The terms on which the two ends of an engine agree in a request and its grant. Only the engine understands them;
-//! this module bounds their size.
+//! Engine terms: named texts that an engine at the reflector sends to the same engine at the appliance as part of a
+//! grant, for example a one-time login. Only the engine interprets them. This module limits their number and size.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// The engine's part of a grant: named texts from the reflector's end of the engine to the appliance's end. Entries
-/// above the limits are ignored when a message is read.
+/// The terms of one grant, by name. Both [`Self::new`] and the decoder drop entries above the limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct EngineTerms(BTreeMap<String, String>);
 
 impl EngineTerms {
-    /// The most entries.
+    /// The most entries of one grant.
     pub const MAX_ENTRIES: usize = 8;
-    /// The longest name and the longest text, in bytes of printable ASCII.
+    /// The longest name and the longest text, in bytes. Both must be printable ASCII.
     pub const MAX_TEXT: usize = 1024;
 
-    /// The terms with these entries; entries above the limits are left out.
+    /// Keeps the entries within the limits and drops the others.
     pub fn new(entries: impl IntoIterator<Item = (String, String)>) -> Self {
         let is_short_ascii =
             |text: &str| text.len() <= Self::MAX_TEXT && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
@@ -26,7 +25,7 @@ impl EngineTerms {
         Self(entries.take(Self::MAX_ENTRIES).collect())
     }
 
-    /// The text with this name.
+    /// The text of the entry `name`.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }

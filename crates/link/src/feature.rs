@@ -17,22 +17,26 @@ pub struct Feature(String);
 pub struct InvalidFeature;
 
 /// The features that both programs of this version support.
-const OWN: &[&str] = &[Feature::DIRECTION_BYTES, Feature::PATH_FACTS, Feature::PHASE_DETAIL, Feature::STOP_PHASE];
+const OWN: &[&str] =
+    &[Feature::DIRECTION_BYTES, Feature::MONITOR, Feature::PATH_FACTS, Feature::PHASE_DETAIL, Feature::STOP_PHASE];
 
 impl Feature {
-    /// A direction can end after a number of bytes (`TestSpec::direction_bytes`).
+    /// The reflector can end a direction after a number of bytes (`TestSpec::direction_bytes`).
     pub const DIRECTION_BYTES: &str = "direction_bytes";
 
     /// The longest name, in characters.
     pub const MAX_CHARS: usize = 24;
+    /// Monitor sessions: the message `monitor`, and its answer `monitor_granted`.
+    pub const MONITOR: &str = "monitor";
     /// The name of the messages `path_facts`.
     pub const PATH_FACTS: &str = "path_facts";
-    /// The messages `phase_detail`, if a request asks for them (`TestSpec::phase_detail`).
+    /// The reflector can send the messages `phase_detail`. It sends them if a request asks for them
+    /// (`TestSpec::phase_detail`).
     pub const PHASE_DETAIL: &str = "phase_detail";
-    /// A phase can end before its time: the message `stop_phase`, and `TestSpec::may_stop`.
+    /// The reflector can end a phase before its time: the message `stop_phase`, in sessions with `TestSpec::may_stop`.
     pub const STOP_PHASE: &str = "stop_phase";
 
-    /// Whether the other end sent the feature `name`.
+    /// Whether `theirs`, the features of the other end, contain `name`.
     pub fn is_in(name: &str, theirs: &[Self]) -> bool {
         theirs.iter().any(|feature| feature.as_str() == name)
     }

@@ -8,27 +8,27 @@ use crate::PeerText;
 /// The longest body of a frame, in bytes.
 pub const MAX_FRAME: usize = 16 * 1024;
 
-/// The most bytes that a [`Decoder`] buffers. Once [`Decoder::next`] has returned `None`, less than one frame remains, so
-/// this limit is reached only by a caller that pushes without calling `next`.
+/// The most bytes that a [`Decoder`] buffers. Only a caller that pushes without calling [`Decoder::next`] reaches this
+/// limit: once `next` has returned `None`, less than one frame remains in the buffer.
 pub const MAX_BUFFERED: usize = 4 * MAX_FRAME;
 
-/// Length of the length field, in bytes.
+/// Length of a frame's length field, in bytes.
 const HEAD: usize = 4;
 
 /// Why a frame or the message in it is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// A frame without a body.
-    #[error("a frame of 0 bytes")]
+    #[error("a frame has 0 bytes (valid: 1 to {MAX_FRAME})")]
     Empty,
-    /// The claimed length of a frame, in bytes, is above [`MAX_FRAME`].
-    #[error("a frame of {0} bytes, at most {MAX_FRAME} are allowed")]
+    /// The length of a frame, in bytes, is above [`MAX_FRAME`].
+    #[error("a frame has {0} bytes (valid: 1 to {MAX_FRAME})")]
     TooLong(u64),
     /// The caller pushed more than [`MAX_BUFFERED`] bytes without calling [`Decoder::next`].
-    #[error("more than {MAX_BUFFERED} bytes of frames were received and not decoded")]
+    #[error("more than {MAX_BUFFERED} received bytes are waiting to be decoded")]
     BufferFull,
-    /// The body is not the JSON of a message. The text is the parser's and may quote the other end.
-    #[error("a frame that is not a valid message: {0}")]
+    /// The body is not the JSON of a message. The text comes from the JSON parser and may quote the other end.
+    #[error("a frame is not a valid message: {0}")]
     NotAMessage(PeerText),
     /// A list in a message is longer than the protocol allows.
     #[error(transparent)]
@@ -40,11 +40,11 @@ pub enum FrameError {
 
 /// A list in a message is longer than the protocol allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a message with more than {most} {list}")]
+#[error("a message has more than {most} {list}")]
 pub struct TooMany {
-    /// The field's name.
+    /// The name of the field that holds the list.
     pub list: &'static str,
-    /// The most entries it may have.
+    /// The most entries that the list may have.
     pub most: usize,
 }
 
@@ -68,17 +68,19 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 
 /// Decodes messages from bytes as they arrive.
 ///
-/// Push the bytes that were read, then call [`Decoder::next`] until it returns `None`, then read again. Memory grows with
-/// the bytes received, never with the length that a frame claims, and stays below [`MAX_BUFFERED`]: a caller that pushes
-/// more gets [`FrameError::BufferFull`]. After `None` less than one frame is buffered, so a push of up to 47 KiB always
-/// fits. After an error every further call returns the same error.
+/// The caller pushes the bytes that it read, calls [`Decoder::next`] until it returns `None`, and then reads again.
+/// After `None` less than one frame is buffered, so a push of up to 47 KiB always fits. A caller that exceeds
+/// [`MAX_BUFFERED`] gets [`FrameError::BufferFull`].
+///
+/// Memory use grows with the bytes received, never with the length that a frame claims. After an error every further
+/// call returns the same error.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// Received bytes; those before `taken` are already decoded.
+    /// The received bytes. Those before `taken` are already decoded.
     buffer: Vec<u8>,
-    /// Offset of the next frame; at most the buffer's length.
+    /// Offset of the next frame in `buffer`; at most the buffer's length.
     taken: usize,
-    /// The first error.
+    /// The first error. Every later call returns it again.
     failed: Option<FrameError>,
 }
 
@@ -88,7 +90,8 @@ impl Decoder {
         Self::default()
     }
 
-    /// Adds bytes that were read from the stream. An invalid length is an error as soon as it is received.
+    /// Adds bytes that were read from the stream. Fails on an invalid frame length as soon as the length field is
+    /// complete, without waiting for the body.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
         self.check_not_failed()?;
         self.buffer.drain(..self.taken);

@@ -11,17 +11,18 @@ use zeroize::Zeroizing;
 
 use crate::crockford;
 
-/// A device's Ed25519 public key. Compared as 32 bytes; printed as `PP-` and 14 groups of 4 digits: 52 digits of the
-/// key, big-endian, and 4 check digits. They detect any one or two replaced digits and any two swapped digits.
+/// A device's Ed25519 public key, compared as 32 bytes. Its text form is `PP-` and 14 groups of 4 digits: the key as a
+/// big-endian number in 52 digits, and 4 check digits. The check digits detect any one or two replaced digits and any
+/// two swapped digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EndpointId([u8; EndpointId::LEN]);
 
 impl EndpointId {
-    /// Bytes of an Ed25519 public key.
+    /// Length of an Ed25519 public key, in bytes.
     pub const LEN: usize = 32;
 
-    /// No identity: 32 zero bytes, which are the public key of no device.
+    /// A placeholder for "no identity": 32 zero bytes. No device has this public key.
     pub const NONE: Self = Self([0; Self::LEN]);
 
     /// The identity whose public key is `key`.
@@ -41,13 +42,13 @@ const KEY_DIGITS: usize = 52;
 /// Why text is not an Endpoint ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseEndpointIdError {
-    /// It does not begin with `PP`.
+    /// The text does not begin with `PP`.
     #[error("an Endpoint ID begins with PP-")]
     Prefix,
-    /// It contains an invalid character.
+    /// The text contains this invalid character.
     #[error("{0:?} is not a valid character in an Endpoint ID (valid: 0-9 and A-Z without U)")]
     Digit(char),
-    /// Too short or too long.
+    /// The text is too short or too long. The value is its number of digits after `PP`.
     #[error("an Endpoint ID has 56 characters after PP-, without dashes; this has {0}")]
     Length(usize),
     /// The check digits do not match the key.
@@ -135,17 +136,18 @@ impl JsonSchema for EndpointId {
 
 /// A device's secret key. Never printed, wiped from memory when dropped.
 pub struct SecretKey {
-    seed: Zeroizing<[u8; SecretKey::LEN]>,
+    /// Boxed: moving the key then copies a pointer. A copy of the seed at the old place would never be wiped.
+    seed: Box<Zeroizing<[u8; SecretKey::LEN]>>,
     id: EndpointId,
 }
 
-/// The system's random source failed, or the bytes are no Ed25519 seed.
+/// The system's random source failed, or the given bytes are not an Ed25519 seed.
 #[derive(Debug, thiserror::Error)]
-#[error("no Ed25519 key could be generated")]
+#[error("cannot generate an Ed25519 key")]
 pub struct KeyGenerationError;
 
 impl SecretKey {
-    /// Bytes of an Ed25519 seed.
+    /// Length of an Ed25519 seed, in bytes.
     pub const LEN: usize = 32;
 
     /// A new key from the system's random source.
@@ -153,14 +155,21 @@ impl SecretKey {
         let pair = Ed25519KeyPair::generate().map_err(|_| KeyGenerationError)?;
         let seed = pair.seed().map_err(|_| KeyGenerationError)?;
         let seed = seed.as_be_bytes().map_err(|_| KeyGenerationError)?;
-        Self::from_seed(Zeroizing::new(seed.as_ref().try_into().map_err(|_| KeyGenerationError)?))
+        Self::of_seed(seed.as_ref().try_into().map_err(|_| KeyGenerationError)?)
     }
 
-    /// The key pair of `seed`.
+    /// Derives the key pair from an Ed25519 seed (the private key of RFC 8032, section 5.1.5).
     pub fn from_seed(seed: Zeroizing<[u8; Self::LEN]>) -> Result<Self, KeyGenerationError> {
-        let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).map_err(|_| KeyGenerationError)?;
+        Self::of_seed(&seed)
+    }
+
+    /// The key pair of `seed`, which the caller wipes.
+    pub(crate) fn of_seed(seed: &[u8; Self::LEN]) -> Result<Self, KeyGenerationError> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| KeyGenerationError)?;
         let public = pair.public_key().as_ref().try_into().map_err(|_| KeyGenerationError)?;
-        Ok(Self { seed, id: EndpointId(public) })
+        let mut kept = Box::new(Zeroizing::new([0; Self::LEN]));
+        kept.copy_from_slice(seed);
+        Ok(Self { seed: kept, id: EndpointId(public) })
     }
 
     /// The public key.
@@ -175,7 +184,7 @@ impl SecretKey {
 
     /// The key as PKCS#8. Used only for rustls.
     pub(crate) fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, KeyGenerationError> {
-        let pair = Ed25519KeyPair::from_seed_unchecked(self.seed.as_ref()).map_err(|_| KeyGenerationError)?;
+        let pair = Ed25519KeyPair::from_seed_unchecked(self.seed()).map_err(|_| KeyGenerationError)?;
         let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| KeyGenerationError)?;
         Ok(Zeroizing::new(der.as_ref().to_vec()))
     }

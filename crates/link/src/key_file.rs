@@ -1,4 +1,4 @@
-//! The file with a device's secret key: load, create, rotate. It contains only the key.
+//! Loads, creates and rotates the file with a device's secret key. The file contains only the key.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -10,37 +10,31 @@ use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use crate::admission::unhex;
+use crate::admission::unhex_into;
 use crate::identity::KeyGenerationError;
 use crate::{EndpointId, SecretKey};
 
-/// The beginning of the file's only line: a format name with its version.
+/// The start of the file's only line: the name and version of the format. The seed follows in hexadecimal.
 const MAGIC: &str = "packetparamedic-key-v1 ";
 
-/// A limit above the length of any key file, in bytes. A longer file is not a key file.
+/// More bytes than any key file has. A file of this length or more is not a key file.
 const MAX_LEN: usize = 256;
 
 /// Why no key could be loaded or stored. Each message names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum KeyFileError {
     /// The file does not exist.
-    #[error("there is no key file {}: the program creates it when it first runs as a service or pairs", .path.display())]
-    Absent {
-        /// The expected path.
-        path: PathBuf,
-    },
+    #[error("there is no key file {}: it is created when the program first pairs or first runs as a service", .path.display())]
+    Absent { path: PathBuf },
     /// The path is a folder, a symbolic link or a device.
     #[error("{} is not a regular file: move it away, or choose another state folder", .path.display())]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-    },
+    NotAFile { path: PathBuf },
     /// The file belongs to another user, who can read and change the key.
     #[error("{} belongs to user {owner}, but this program runs as user {user}: run it as {owner}, or `chown {user}` the file", .path.display())]
     NotOurs {
-        /// The file.
         path: PathBuf,
-        /// The user id of its owner.
+        /// The user id of the file's owner.
         owner: u32,
         /// The user id that this program runs as.
         user: u32,
@@ -48,58 +42,44 @@ pub enum KeyFileError {
     /// The file's permissions let other users read or change the key.
     #[error("other users can access the key in {} (its mode is {mode:04o}): `chmod 600` it; if another user may have read it, make a new identity", .path.display())]
     Exposed {
-        /// The file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits of the file.
         mode: u32,
     },
-    /// A provided file does not exist.
-    #[error("there is no file {}", .path.display())]
-    NotProvided {
-        /// The expected path.
-        path: PathBuf,
-    },
-    /// A provided file belongs to neither root nor this program's user, or other users than root and its group can read
-    /// or change the key.
-    #[error("users other than root and its group can access the provided key in {} (owner {owner}, mode {mode:04o}): give it to root or to user {user} with mode 0400, or with mode 0440 to root", .path.display())]
+    /// The key file that a service manager should provide does not exist.
+    #[error("the provided key file {} does not exist", .path.display())]
+    NotProvided { path: PathBuf },
+    /// Other users can read or change a provided key file: it belongs to neither root nor this program's user, or its
+    /// permissions are too wide.
+    #[error("other users can access the provided key in {} (owner {owner}, mode {mode:04o}): give it to user {user} with mode 0400, or to root with mode 0400 or 0440", .path.display())]
     ProvidedExposed {
-        /// The file.
         path: PathBuf,
-        /// The user id of its owner.
+        /// The user id of the file's owner.
         owner: u32,
-        /// Its permission bits.
+        /// The permission bits of the file.
         mode: u32,
         /// The user id that this program runs as.
         user: u32,
     },
-    /// The file does not contain a key. It is not changed.
+    /// The file does not contain a valid key. The program leaves the file unchanged.
     #[error("{} does not contain a key of this program: restore it from a backup, or move it away to get a new identity (every pairing is then lost)", .path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-    },
+    Corrupt { path: PathBuf },
     /// An operation on the file failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// The operation.
+        /// The operation, as a verb: `open`.
         doing: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// The cause.
         source: io::Error,
     },
-    /// Another process uses the folder of the key: a running reflector, or another rotation.
+    /// Another process holds the lock of the key's folder, for example a running reflector or another rotation.
     #[error("another process uses {}: stop it first", .folder.display())]
-    InUse {
-        /// The folder.
-        folder: PathBuf,
-    },
+    InUse { folder: PathBuf },
     /// No key could be generated.
     #[error("cannot generate a key for {}: {source}", .path.display())]
     NoKey {
-        /// The file to write it to.
+        /// The file for which the key was to be generated.
         path: PathBuf,
-        /// The cause.
         source: KeyGenerationError,
     },
 }
@@ -111,12 +91,12 @@ pub struct Rotated {
     pub old: EndpointId,
     /// The new key, already on disk.
     pub new: SecretKey,
-    /// The file with the old key.
+    /// The file that keeps the old key.
     pub kept: PathBuf,
 }
 
-/// Loads the key in `path`, or creates it if the file does not exist. The folder must exist. Two programs that start at
-/// the same time get the same key. An existing file is never overwritten.
+/// Loads the key in `path`, or creates it if the file does not exist. Two programs that start at the same time get the
+/// same key: an existing file is never overwritten. The folder must exist.
 pub fn load_or_create(path: &Path) -> Result<SecretKey, KeyFileError> {
     match load(path) {
         Err(KeyFileError::Absent { .. }) => {}
@@ -153,9 +133,9 @@ pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
     read(&mut file, path)
 }
 
-/// Loads a key that a service manager provides: a credential of systemd, a secret of a container. The file may belong to
-/// root; then its group may read it, as an access list shows as the group's permissions. Links are followed, because
-/// secrets of containers are links.
+/// Loads a key file that a service manager provides, such as a systemd credential or a container secret. If root owns
+/// the file, its group may read it, because the ACL of a systemd credential appears as group permissions. Symbolic
+/// links are followed, because container secrets are symbolic links.
 pub fn load_provided(path: &Path) -> Result<SecretKey, KeyFileError> {
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
     let mut file = file.map_err(|source| match source.kind() {
@@ -171,9 +151,9 @@ pub fn load_provided(path: &Path) -> Result<SecretKey, KeyFileError> {
     read(&mut file, path)
 }
 
-/// The owner and the permission bits of a key file, which must be a regular file.
+/// Checks that a key file is a regular file. Returns the user id of its owner and its permission bits.
 fn about(file: &File, path: &Path) -> Result<(u32, u32), KeyFileError> {
-    let metadata = file.metadata().map_err(io_error("look at", path))?;
+    let metadata = file.metadata().map_err(io_error("read the attributes of", path))?;
     if !metadata.is_file() {
         return Err(KeyFileError::NotAFile { path: path.to_owned() });
     }
@@ -197,22 +177,45 @@ fn read(file: &mut File, path: &Path) -> Result<SecretKey, KeyFileError> {
     whole.and_then(parse_key).ok_or_else(|| KeyFileError::Corrupt { path: path.to_owned() })
 }
 
-/// Replaces the device's key with a new one. The old key is kept in the same folder, in a file named after its Endpoint
-/// ID. At every moment there is one complete key file at `path`: a crash leaves either the old identity or the new one.
-/// Fails at once if another process holds the lock of the folder, because it uses the old key.
+/// Replaces the device's key with a new one. The old key stays in the same folder, in a file named after its Endpoint
+/// ID. A crash leaves a complete key file at `path`, with either the old or the new identity. Fails at once if another
+/// process holds the lock of the folder, because that process would continue to use the old key.
 pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
-    // Without the lock, one of two concurrent rotations would report a key that the other has just replaced.
+    let _lock = lock_folder_of(path)?;
+    let old = load(path)?;
+    let kept = keep_old(path, &old)?;
+    let new = SecretKey::generate().map_err(|source| KeyFileError::NoKey { path: path.to_owned(), source })?;
+    TemporaryKey::write(path, &new)?.replace_target(path)?;
+    Ok(Rotated { old: old.id(), new, kept })
+}
+
+/// Makes `key` the device's key. A former one is kept as [`rotate`] keeps it; its file is returned.
+pub fn replace(path: &Path, key: &SecretKey) -> Result<Option<PathBuf>, KeyFileError> {
+    let _lock = lock_folder_of(path)?;
+    let kept = match load(path) {
+        Err(KeyFileError::Absent { .. }) => None,
+        old => Some(keep_old(path, &old?)?),
+    };
+    TemporaryKey::write(path, key)?.replace_target(path)?;
+    Ok(kept)
+}
+
+/// Locks the folder of the key: without the lock, one of two concurrent changes would report a key that the other has just
+/// replaced.
+fn lock_folder_of(path: &Path) -> Result<File, KeyFileError> {
     let folder = folder_of(path);
     let lock = File::open(folder).map_err(io_error("open", folder))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => return Err(KeyFileError::InUse { folder: folder.to_owned() }),
-        locked => locked.map_err(|e| io_error("lock", folder)(e.into()))?,
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(KeyFileError::InUse { folder: folder.to_owned() }),
+        locked => locked.map(|()| lock).map_err(|e| io_error("lock", folder)(e.into())),
     }
+}
 
-    let old = load(path)?;
+/// Writes the key into a file that is named after its Endpoint ID.
+fn keep_old(path: &Path, old: &SecretKey) -> Result<PathBuf, KeyFileError> {
     let kept = with_suffix(path, &format!(".old-{}", old.id()));
-    match TemporaryKey::write(&kept, &old)?.rename_to_unused(&kept) {
-        // An earlier, interrupted rotation has already kept it.
+    match TemporaryKey::write(&kept, old)?.rename_to_unused(&kept) {
+        // An earlier, interrupted change has already kept it.
         Err(KeyFileError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
             if load(&kept)?.id() != old.id() {
                 return Err(KeyFileError::Corrupt { path: kept });
@@ -220,15 +223,14 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
         }
         placed => placed?,
     }
-    let new = SecretKey::generate().map_err(|source| KeyFileError::NoKey { path: path.to_owned(), source })?;
-    TemporaryKey::write(path, &new)?.replace_target(path)?;
-    Ok(Rotated { old: old.id(), new, kept })
+    Ok(kept)
 }
 
-/// Parses the file's text.
-fn parse_key(text: &[u8]) -> Option<SecretKey> {
+/// The key in the text of a key file.
+pub fn parse_key(text: &[u8]) -> Option<SecretKey> {
     let digits = std::str::from_utf8(text).ok()?.trim_end().strip_prefix(MAGIC)?;
-    SecretKey::from_seed(Zeroizing::new(unhex(digits)?)).ok()
+    let mut seed = Zeroizing::new([0; SecretKey::LEN]);
+    unhex_into(digits, &mut *seed).then(|| SecretKey::of_seed(&seed).ok())?
 }
 
 /// A key in a temporary file with mode 0600. The file is removed on drop unless it was renamed to its target.
@@ -237,7 +239,7 @@ struct TemporaryKey {
 }
 
 impl TemporaryKey {
-    /// Writes `key` into the folder of `target` and syncs it.
+    /// Writes `key` to a new file beside `target` and syncs that file to disk.
     fn write(target: &Path, key: &SecretKey) -> Result<Self, KeyFileError> {
         let mut random = [0; 8];
         aws_lc_rs::rand::fill(&mut random)
@@ -290,8 +292,8 @@ impl Drop for TemporaryKey {
     }
 }
 
-/// The content of the key file.
-fn key_line(key: &SecretKey) -> Zeroizing<String> {
+/// The text of a key file.
+pub fn key_line(key: &SecretKey) -> Zeroizing<String> {
     // Allocate once: a string that reallocates leaves a copy of the secret in freed memory.
     let mut line = Zeroizing::new(String::with_capacity(MAX_LEN));
     line.push_str(MAGIC);
@@ -368,6 +370,21 @@ mod tests {
         assert_eq!(load(&folder.file()).unwrap().id(), key.id());
         assert_eq!(load_or_create(&folder.file()).unwrap().id(), key.id());
         assert_eq!(folder.names(), ["identity.key"]);
+    }
+
+    #[test]
+    fn a_key_is_replaced_by_a_given_one_and_the_former_one_is_kept() {
+        let folder = Folder::new();
+        let given = SecretKey::from_seed(Zeroizing::new([0x2a; 32])).unwrap();
+        assert_eq!(replace(&folder.file(), &given).unwrap(), None);
+        assert_eq!(load(&folder.file()).unwrap().id(), given.id());
+        let other = SecretKey::from_seed(Zeroizing::new([0x2b; 32])).unwrap();
+        let kept = replace(&folder.file(), &other).unwrap().unwrap();
+        assert_eq!((load(&folder.file()).unwrap().id(), load(&kept).unwrap().id()), (other.id(), given.id()));
+        // Back again, and the kept file of the first change is still there.
+        replace(&folder.file(), &given).unwrap();
+        assert_eq!(replace(&folder.file(), &other).unwrap(), Some(kept));
+        assert_eq!(folder.names().len(), 3);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Counts: the sample of one interval, the tally of a phase at one end, the facts of a host. Names end in the unit.
+//! The measured values that both ends exchange: samples (the bytes of one interval), tallies (the totals of one phase
+//! at one end), and the facts of a host. The name of a field ends in its unit.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -8,40 +9,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::PeerText;
 
-/// The length of a throughput interval.
+/// The length of the intervals in which an end counts payload.
 pub const INTERVAL_MS: u64 = 100;
 
-/// The receiver's count of one interval.
+/// The payload that one end counted in one interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// End of the interval, in microseconds of the receiver's monotonic clock since the phase began there.
+    /// The end of the interval, in microseconds since this end began the phase (monotonic clock).
     pub at_us: u64,
-    /// Payload bytes received during the interval, all streams together.
+    /// Payload bytes of all streams during the interval: received at the receiver, sent at the sender.
     pub bytes: u64,
 }
 
-/// The fate of one latency probe.
+/// What became of one latency probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// When it was sent, since the prober's start.
+    /// When the appliance sent the probe, measured from the prober's start.
     pub sent_at: Duration,
-    /// How long after its due time it was sent, in microseconds: the lateness of the prober, not of the network.
+    /// How long after its due time the prober sent it, in microseconds. This delay arises in the appliance, not in the
+    /// network.
     pub late_us: u32,
-    /// The round trip without the reflector's processing time, in microseconds; absent if no reply arrived in time.
+    /// The round trip without the reflector's processing time, in microseconds. `None` if no reply arrived in time.
     pub rtt_us: Option<u32>,
-    /// Whether the reflector received it; absent if no reply shows it.
+    /// Whether the reflector received the probe. `None` if no reply reports it.
     pub arrived: Option<bool>,
-    /// How long the reflector held it, in microseconds; 0 if no reply arrived.
+    /// How long the reflector held the probe before it replied, in microseconds. 0 if no reply arrived.
     pub turnaround_us: u32,
-    /// When the reflector received it, by the reflector's clock, minus when it was sent, by the appliance's, in
-    /// microseconds: the delay of the upload direction plus the offset of the clocks, both of which are unknown. Absent
-    /// if no reply arrived in time.
+    /// The reflector's receive time minus the appliance's send time, in microseconds. It is the delay of the upload
+    /// direction plus the unknown offset between the two clocks. `None` if no reply arrived in time.
     pub upload_us: Option<i64>,
-    /// How long it waited in the appliance's own host: from the sending time until the kernel passed it to the network
-    /// interface, in microseconds. Part of the round trip. Absent if the kernel did not report it.
+    /// How long the probe waited in the appliance's kernel, from sending until it reached the network interface, in
+    /// microseconds. This wait is part of the round trip. `None` if the kernel did not report it.
     pub own_wait_us: Option<u32>,
-    /// Whether its reply came, but later than [`Probe::LATE_AFTER`], or the reflector held it for longer than a reply can
-    /// express.
+    /// Whether the reply is too late to count. It took longer than [`Probe::LATE_AFTER`], or the reflector held the
+    /// probe for longer than a reply can express.
     pub late: bool,
 }
 
@@ -49,19 +50,20 @@ impl Probe {
     /// A reply that takes longer than this is late: it counts neither as a round trip nor as a loss.
     pub const LATE_AFTER: Duration = Duration::from_secs(10);
 
-    /// When the reply arrived, by the appliance's clock, minus when the reflector sent it, by the reflector's, in
-    /// microseconds: the delay of the download direction minus the offset of the clocks.
+    /// The appliance's receive time minus the reflector's send time, in microseconds. It is the delay of the download
+    /// direction minus the offset between the two clocks.
     pub fn download_us(&self) -> Option<i64> {
         i64::from(self.rtt_us?).checked_sub(self.upload_us?)
     }
 }
 
-/// The payload bytes that one end counted over a whole phase, start-up and drain included.
+/// The payload bytes that one end counted over a whole phase. They include the start-up, and what arrives after the
+/// sender has stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// Payload bytes sent or received at the socket.
     pub bytes: u64,
-    /// Time from the start of the phase at this end to the last byte, in microseconds of its monotonic clock.
+    /// Time from the start of the phase at this end to the last byte, in microseconds (monotonic clock).
     pub elapsed_us: u64,
 }
 
@@ -72,23 +74,22 @@ pub struct CpuUse {
     pub user_s: f64,
     /// System time of the threads that moved data, in seconds.
     pub system_s: f64,
-    /// The busiest of those threads: its share of one core, 0 to 1.
+    /// The share of one core, 0 to 1, that the busiest of the threads that moved data used.
     pub busiest_thread: f64,
     /// The use of all cores of the host by all programs, 0 to 1 (from `/proc/stat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_busy: Option<f64>,
-    /// The share of the time, 0 to 1, for which a control group throttled the program; absent if none did.
+    /// The share of the time, 0 to 1, for which a control group's CPU quota throttled the program; absent if none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_back: Option<f64>,
-    /// The largest share of its time, 0 to 1, for which one of the threads that moved data was running or waited for a
-    /// processor (`/proc/thread-self/schedstat`); absent if it can't be read.
+    /// The largest share of its time, 0 to 1, in which a thread that moved data ran or waited for a processor
+    /// (`/proc/thread-self/schedstat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runnable: Option<f64>,
-    /// The share of its time, 0 to 1, for which that thread waited for a processor.
+    /// For the thread of `runnable`: the share of its time, 0 to 1, for which it waited for a processor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_queue_wait: Option<f64>,
-    /// The share of a core's time, 0 to 1, for which it handled soft interrupts, of the core with the largest one (from
-    /// `/proc/stat`).
+    /// The largest share of its time, 0 to 1, that one core spent on soft interrupts (`/proc/stat`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core_softirq: Option<f64>,
 }
@@ -103,7 +104,8 @@ pub struct DirectionTally {
     /// The congestion control that the kernel used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub congestion_control: Option<PeerText>,
-    /// How this end moved the bytes: `plain`, `trunc`, `splice` or `tls`.
+    /// How this end moved the bytes: `plain`, `trunc` or `splice` (see
+    /// [`DataPathWish`](crate::test_spec::DataPathWish)), or `tls` inside TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_path: Option<PeerText>,
     /// Maximum segment size, in bytes.
@@ -121,25 +123,25 @@ pub struct DirectionTally {
     /// Counts of datagrams, if the engine sends datagrams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datagrams: Option<Box<DatagramTally>>,
-    /// Source of the counts: `socket` (the kernel) or `iperf3`; absent: the program that sends this message.
+    /// Who counted: `socket` (the kernel) or `iperf3`; absent: the program that sends this message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_by: Option<PeerText>,
-    /// What limited the streams, as the sender's kernel recorded it; absent if it does not.
+    /// What limited the streams, as the sender's kernel recorded it; absent if the kernel does not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_times: Option<TcpTimes>,
 }
 
-/// What limited the streams of a direction at the sender (TCP_INFO). Times are sums over all streams, since the phase
-/// began.
+/// What limited the streams of a direction at the sender (Linux `TCP_INFO`). Times are sums over all streams since the
+/// phase began, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpTimes {
     /// How long the streams existed.
     pub total_us: u64,
-    /// How long they had unacknowledged or unsent data.
+    /// How long the streams had unacknowledged or unsent data (`tcpi_busy_time`).
     pub busy_us: u64,
-    /// Of that, how long the receiver's window stopped them.
+    /// The part of `busy_us` for which the receiver's window stopped the streams (`tcpi_rwnd_limited`).
     pub receive_window_us: u64,
-    /// Of that, how long the size of the send buffer stopped them.
+    /// The part of `busy_us` for which the size of the send buffer stopped the streams (`tcpi_sndbuf_limited`).
     pub send_buffer_us: u64,
 }
 
@@ -165,26 +167,28 @@ pub struct DatagramTally {
     /// Receiver: jitter (RFC 3550), mean of the streams, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_us: Option<u64>,
-    /// After a rate search: how many of `sent` or `received` were sent after the search had found its rate.
+    /// After a search for the highest rate: how many of `sent` (sender) or `received` (receiver) were sent after the
+    /// search had found its rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled: Option<u64>,
-    /// Receiver: when the first datagram of `settled` arrived, in microseconds since the phase began there. Of several
-    /// streams, the latest such time.
+    /// Receiver: when the first datagram of `settled` arrived, in microseconds since the receiver began the phase. With
+    /// several streams, the latest of these times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled_at_us: Option<u64>,
-    /// Sender: for how long it paused because it received nothing from the receiver, in milliseconds.
+    /// Sender: for how long it paused because the receiver was silent, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
-    /// Sender: further datagrams that did not arrive because they were too large for the path, sent before the sender
-    /// reduced their payload. Not part of `sent`.
+    /// Sender: datagrams that were too large for the path and did not arrive, sent before the sender reduced the
+    /// payload size. They are not part of `sent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vanished: Option<u64>,
-    /// Sender: whether the path dropped those without ICMP.
+    /// Sender: whether the path dropped the `vanished` datagrams without an ICMP error (a path MTU black hole, RFC
+    /// 2923).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_black_hole: bool,
 }
 
-/// One end's counts of one phase. Every phase ends with a tally, also when it fails.
+/// One end's counts of one phase. Every phase ends with a tally, even if it failed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PhaseTally {
     /// The download, if the phase had one.
@@ -196,7 +200,8 @@ pub struct PhaseTally {
     /// Why the phase ended early, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut_short: Option<PeerText>,
-    /// What the interface of the link carried meanwhile, of all programs; absent on loopback.
+    /// What the network interface of the link carried during the phase, including other programs' traffic; absent on
+    /// loopback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceTraffic>,
 }
@@ -204,9 +209,9 @@ pub struct PhaseTally {
 /// What an interface carried, link-layer headers included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceTraffic {
-    /// Bytes received.
+    /// Bytes that the interface received.
     pub received_bytes: u64,
-    /// Bytes sent.
+    /// Bytes that the interface sent.
     pub sent_bytes: u64,
     /// The time between the two readings of the counters, in microseconds.
     pub elapsed_us: u64,
@@ -216,9 +221,9 @@ pub struct InterfaceTraffic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Duplex {
-    /// It sends and receives at the same time.
+    /// The interface sends and receives at the same time.
     Full,
-    /// It sends or receives at a time.
+    /// The interface cannot send and receive at the same time.
     Half,
 }
 
@@ -237,16 +242,16 @@ impl PhaseTally {
     }
 }
 
-/// The datagrams of a session at the reflector, probes included.
+/// The reflector's counts of the datagrams of one session, probes included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatagramsSeen {
     /// Datagrams that were answered.
     pub answered: u64,
-    /// Datagrams whose source was not the address of the link, or whose source port changed: a NAT rewrites it.
+    /// Datagrams from an address other than the link's, or whose source port changed, as behind some NATs.
     pub from_elsewhere: u64,
 }
 
-/// What stands behind a measurement at one end: how the host was when it was made. Absent is what could not be read.
+/// The state of one end's host during a measurement. A value that could not be read is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HostFacts {
     /// The program's version.
@@ -272,22 +277,23 @@ pub struct HostFacts {
     /// The interface that carries the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<PeerText>,
-    /// Its MTU, in bytes.
+    /// The MTU of that interface, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu_bytes: Option<u32>,
-    /// The speed that its driver reports, in bits per second; absent if it reports none (loopback, most virtual ones).
+    /// The speed that the interface's driver reports, in bits per second; absent if it reports none (loopback, most
+    /// virtual interfaces).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_speed_bps: Option<u64>,
-    /// The highest speed that its driver supports, in bits per second; absent if it reports none.
+    /// The highest speed that the interface's driver supports, in bits per second; absent if it reports none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_max_speed_bps: Option<u64>,
-    /// Its duplex mode; absent if the driver reports none.
+    /// The duplex mode of that interface; absent if its driver reports none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_duplex: Option<Duplex>,
     /// Whether the kernel's clock is synchronised (`adjtimex`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_synchronised: Option<bool>,
-    /// The kernel's bound of the clock error, in microseconds; absent if the clock is not synchronised.
+    /// The kernel's bound for the clock error, in microseconds; absent if the clock is not synchronised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_error_us: Option<u64>,
 }

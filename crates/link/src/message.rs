@@ -40,11 +40,20 @@ pub const MAX_SAMPLES: usize = 64;
 /// How often each end of a link sends a message, so that the other end can detect a dead link.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// A sender pauses when it has received nothing on any connection of the session for this long.
+/// A sender pauses when it has received nothing for this long on any connection of the session.
 pub const PAUSE_AFTER_SILENCE: Duration = Duration::from_secs(1);
 
-/// A session ends when nothing was received on any of its connections for this long.
+/// A session ends when nothing was received for this long on any of its connections.
 pub const END_AFTER_SILENCE: Duration = Duration::from_secs(10);
+
+/// How often each end sends a ping on a link that has a monitor session. Its probes show that the path is alive.
+pub const MONITOR_PING: Duration = Duration::from_secs(15);
+
+/// A monitor session ends when nothing was received on its link and no probe arrived for this long.
+pub const END_MONITOR_AFTER_SILENCE: Duration = Duration::from_secs(45);
+
+/// The most probes of a monitor session that a reflector answers in a second.
+pub const MAX_MONITOR_PROBES_PER_S: u8 = 5;
 
 /// Messages from an appliance to a reflector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,20 +61,20 @@ pub const END_AFTER_SILENCE: Duration = Duration::from_secs(10);
 pub enum ToReflector {
     /// The first message of a paired appliance.
     Hello {
-        /// The protocol versions it supports, preferred first.
+        /// The protocol versions that the appliance supports, preferred first.
         versions: Vec<u16>,
-        /// The program's version.
+        /// The version of the appliance's program.
         software: PeerText,
-        /// The features it supports; at most [`MAX_FEATURES`].
+        /// The features that the appliance supports; at most [`MAX_FEATURES`].
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         features: Vec<Feature>,
     },
     /// The first message of an unpaired appliance that requests a pairing. It proves that the appliance knows the
     /// code's secret.
     Pair {
-        /// The protocol versions it supports, preferred first.
+        /// The protocol versions that the appliance supports, preferred first.
         versions: Vec<u16>,
-        /// HMAC over this connection's exporter value and both keys.
+        /// An HMAC over this connection's TLS exporter value and both ends' keys.
         proof: Proof,
         /// The appliance's name.
         name: PeerText,
@@ -77,6 +86,9 @@ pub enum ToReflector {
         /// Whether the reflector may queue the request.
         wait: bool,
     },
+    /// Requests a monitor session; with the feature `monitor`. The answer is [`ToAppliance::MonitorGranted`] or
+    /// [`ToAppliance::Denied`].
+    Monitor,
     /// Withdraws a request that is not granted yet, because the user cancelled the wait.
     Withdraw,
     /// All streams of a phase are connected; the phase can begin.
@@ -84,8 +96,8 @@ pub enum ToReflector {
         /// The index of the phase in the spec, from 0.
         phase: u8,
     },
-    /// Ends a running phase before its time; with the feature `stop_phase`, in a session whose spec has `may_stop`. The
-    /// answer is [`ToAppliance::PhaseDone`].
+    /// Ends a running phase before its time. Needs the feature `stop_phase` and a session whose spec has `may_stop`.
+    /// The answer is [`ToAppliance::PhaseDone`].
     StopPhase {
         /// The index of the phase in the spec, from 0.
         phase: u8,
@@ -94,7 +106,7 @@ pub enum ToReflector {
     Finish,
     /// Requests the facts of the reflector's host.
     Facts,
-    /// Asks for the reflector's view of the path; with the feature `path_facts`.
+    /// Asks for the reflector's view of the path. Needs the feature `path_facts`.
     PathFacts,
     /// Asks for a [`ToAppliance::Pong`].
     Ping,
@@ -120,20 +132,22 @@ pub enum ToAppliance {
     NotPaired,
     /// The answer to a valid [`ToReflector::Pair`]: the pairing is on disk.
     Paired {
-        /// HMAC of the other direction: it proves that the reflector knows the secret too.
+        /// The reflector's own HMAC, which proves that the reflector knows the code's secret too.
         proof: Proof,
         /// The reflector's name.
         name: PeerText,
     },
     /// The request is in the queue.
     Queued {
-        /// Its place in the queue, from 1.
+        /// The place of the request in the queue, from 1.
         place: u32,
         /// The expected waiting time, in milliseconds.
         expected_wait_ms: u64,
     },
     /// The session is granted.
     Granted(Grant),
+    /// The monitor session is granted; with the feature `monitor`.
+    MonitorGranted(MonitorGrant),
     /// The session is not granted.
     Denied(Denial),
     /// The phase begins now.
@@ -145,20 +159,21 @@ pub enum ToAppliance {
     Samples {
         /// The index of the phase in the spec, from 0.
         phase: u8,
-        /// For an upload: bytes received, from which the result is computed. For a download: bytes sent, by the
-        /// reflector's clock.
+        /// For an upload, the samples count bytes received, and the result is computed from them. For a download, they
+        /// count bytes sent.
         direction: Direction,
-        /// In order of time.
+        /// The samples, ordered by time.
         samples: Vec<Sample>,
     },
-    /// What the reflector's kernel recorded of the streams of a phase that is over; before its [`Self::PhaseDone`], and
-    /// only if the request asks for it (`TestSpec::phase_detail`). At most [`MAX_DETAIL_SAMPLES`] a message.
+    /// What the reflector's kernel recorded of the streams of a phase that has ended. Sent before [`Self::PhaseDone`]
+    /// of that phase, and only if the request asks for it (`TestSpec::phase_detail`). At most [`MAX_DETAIL_SAMPLES`] a
+    /// message.
     PhaseDetail {
         /// The index of the phase in the spec, from 0.
         phase: u8,
         /// The direction of the streams.
         direction: Direction,
-        /// In order of time.
+        /// The samples, ordered by time.
         samples: Vec<TcpSample>,
     },
     /// The reflector's end of a phase is complete.
@@ -170,7 +185,7 @@ pub enum ToAppliance {
     },
     /// The reflector has ended the session.
     Ended {
-        /// Why.
+        /// Why the session ended.
         reason: EndReason,
         /// A sentence for the user.
         detail: PeerText,
@@ -180,7 +195,7 @@ pub enum ToAppliance {
     },
     /// The facts of the reflector's host.
     Facts(HostFacts),
-    /// The reflector's view of the path; with the feature `path_facts`.
+    /// The answer to [`ToReflector::PathFacts`].
     PathFacts(PathFacts),
     /// Asks for a [`ToReflector::Pong`].
     Ping,
@@ -188,7 +203,7 @@ pub enum ToAppliance {
     Pong,
     /// The reflector closes the link.
     Close {
-        /// Why.
+        /// Why the reflector closes the link.
         reason: CloseReason,
         /// A sentence for the user.
         detail: PeerText,
@@ -212,7 +227,8 @@ impl Bounded for ToReflector {
                 at_most("phases", &spec.phases, MAX_PHASES_READ)?;
                 at_most("login_paddings", &spec.engine_support, MAX_ENGINE_SUPPORT)
             }
-            Self::Withdraw
+            Self::Monitor
+            | Self::Withdraw
             | Self::Start { .. }
             | Self::StopPhase { .. }
             | Self::Finish
@@ -240,6 +256,7 @@ impl Bounded for ToAppliance {
             | Self::Paired { .. }
             | Self::Queued { .. }
             | Self::Granted(_)
+            | Self::MonitorGranted(_)
             | Self::Denied(_)
             | Self::Started { .. }
             | Self::PhaseDone { .. }
@@ -254,8 +271,8 @@ impl Bounded for ToAppliance {
     }
 }
 
-/// The most phases that are decoded. Above `TestSpec::MAX_PHASES`, so that a spec with one phase too many is denied and
-/// does not close the link.
+/// The most phases that are decoded. The limit is above `TestSpec::MAX_PHASES`, so that a request with a few phases too
+/// many gets a denial. A request above this limit closes the link.
 const MAX_PHASES_READ: usize = 4 * TestSpec::MAX_PHASES;
 
 fn at_most<T>(list: &'static str, entries: &[T], most: usize) -> Result<(), TooMany> {
@@ -265,9 +282,10 @@ fn at_most<T>(list: &'static str, entries: &[T], most: usize) -> Result<(), TooM
 /// The reflector's view of the path of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathFacts {
-    /// The address and port from which the link arrives at the reflector. Behind NAT they differ from the appliance's.
+    /// The source address and port of the link, as the reflector sees them. Behind NAT they differ from the appliance's
+    /// own.
     pub observed_address: SocketAddr,
-    /// The largest TCP payload per packet that the reflector's kernel sends on the link, in bytes.
+    /// The maximum segment size of the link at the reflector's kernel: the largest TCP payload per packet, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_segment_bytes: Option<u32>,
 }
@@ -277,19 +295,19 @@ pub struct PathFacts {
 pub struct Welcome {
     /// The protocol version that both ends use.
     pub version: u16,
-    /// The program's version.
+    /// The version of the reflector's program.
     pub software: PeerText,
     /// The reflector's name.
     pub name: PeerText,
-    /// The data modes it offers.
+    /// The data modes that the reflector offers.
     pub data_modes: Vec<DataMode>,
-    /// The engines it offers.
+    /// The engines that the reflector offers.
     pub engines: Vec<EngineId>,
     /// The most streams per direction.
     pub max_streams: u16,
     /// The longest session, all phases together, in milliseconds.
     pub max_duration_ms: u64,
-    /// The features it supports; at most [`MAX_FEATURES`].
+    /// The features that the reflector supports; at most [`MAX_FEATURES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<Feature>,
 }
@@ -297,24 +315,36 @@ pub struct Welcome {
 /// A granted session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grant {
-    /// The session's id. The keys of its data are derived from it and the link.
+    /// The id of the session. Both ends derive the keys of the session's data from this id and the TLS exporter of the
+    /// link.
     pub session: SessionId,
-    /// The longest time the session can last, in milliseconds from now; never a wall-clock time.
+    /// The longest time that the session can last, in milliseconds from now. It is a duration because the two ends'
+    /// clocks may differ.
     pub expires_in_ms: u64,
     /// The port for the session's data, TCP and UDP; absent: the port of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_port: Option<u16>,
-    /// Whether the reflector answers latency probes over UDP on that port.
+    /// Whether the reflector answers latency probes over UDP on the session's data port.
     pub udp: bool,
-    /// The engine's own terms; absent if the engine has none. Called `login` on the wire, after its first use.
+    /// The engine's own terms; absent if the engine has none. The field is named `login` on the wire because a login
+    /// was its first use.
     #[serde(default, rename = "login", skip_serializing_if = "Option::is_none")]
     pub engine_terms: Option<EngineTerms>,
+}
+
+/// A granted monitor session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MonitorGrant {
+    /// The session's id. The keys of its probes are derived from it and the link.
+    pub session: SessionId,
+    /// The most probes that the reflector answers in a second.
+    pub max_probes_per_s: u8,
 }
 
 /// A refused request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Denial {
-    /// The rule that refused it.
+    /// The rule that refused the request.
     pub reason: DenialReason,
     /// A sentence for the user, with the limit.
     pub detail: PeerText,
@@ -335,7 +365,7 @@ pub enum DenialReason {
     ModeNotOffered,
     /// The session would be longer than the reflector's limit.
     TooLong,
-    /// More streams than the reflector's limit.
+    /// The request has more streams than the reflector's limit.
     TooManyStreams,
     /// The link already has a session or a queued request.
     AlreadyAsked,
@@ -347,8 +377,10 @@ pub enum DenialReason {
     TestsPerHour,
     /// The quota of bytes per day is used up, for this peer or for all peers.
     BytesPerDay,
-    /// Every port of the range is in use.
+    /// Every port of the data port range is in use.
     NoPort,
+    /// The limit of monitor sessions is reached, for this device or for all devices.
+    TooManyMonitors,
     /// The reflector is shutting down.
     Draining,
     /// The reflector cannot write its audit log or its state, and grants no session until it can.
@@ -359,10 +391,11 @@ pub enum DenialReason {
 }
 
 impl DenialReason {
-    /// Whether the same request may be granted later (exit code 5) or never will be (exit code 4).
+    /// Whether the reflector may grant the same request later (exit code 5). If not, it will always refuse it (exit
+    /// code 4).
     pub fn is_worth_a_retry(self) -> bool {
-        use DenialReason::{Busy, BytesPerDay, Draining, Faulted, NoPort, QueueFull, TestsPerHour};
-        matches!(self, Busy | QueueFull | TestsPerHour | BytesPerDay | NoPort | Draining | Faulted)
+        use DenialReason::{Busy, BytesPerDay, Draining, Faulted, NoPort, QueueFull, TestsPerHour, TooManyMonitors};
+        matches!(self, Busy | QueueFull | TestsPerHour | BytesPerDay | NoPort | TooManyMonitors | Draining | Faulted)
     }
 }
 
@@ -374,7 +407,8 @@ pub enum EndReason {
     Finished,
     /// The session reached its deadline.
     Deadline,
-    /// Nothing was received from the appliance for [`END_AFTER_SILENCE`].
+    /// Nothing was received from the appliance for [`END_AFTER_SILENCE`], or for [`END_MONITOR_AFTER_SILENCE`] in a
+    /// monitor session.
     Silence,
     /// The first phase did not begin in time.
     NotStarted,

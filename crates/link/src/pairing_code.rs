@@ -1,6 +1,6 @@
-//! The one-time code that pairs two devices, and the proofs that an end knows its secret. The code consists of a pin of
-//! the reflector's key, the secret, and check digits. The reflector decides how long a code is valid and which clients
-//! may try it.
+//! The one-time code that pairs two devices, and the proofs that an end knows the code's secret. A code consists of a
+//! pin (a hash of the reflector's key), the secret, and check digits. The reflector decides how long a code is valid
+//! and which clients may try it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,9 +13,9 @@ use zeroize::Zeroizing;
 use crate::admission::{hex, unhex};
 use crate::{EndpointId, crockford};
 
-/// The label of the TLS exporter value that pairing proofs cover: that of the `tls-exporter` channel binding
-/// (RFC 9266), with an empty context, 32 bytes. Both ends of a connection derive the same value; every connection has a
-/// different one.
+/// The label of the TLS exporter value that pairing proofs cover: the `tls-exporter` channel binding (RFC 9266), 32
+/// bytes with an empty context. Both ends of a connection derive the same value. Every connection has a different one,
+/// so a proof is useless on another connection.
 pub const PAIRING_EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
 /// A truncated hash of the reflector's key: the first 90 bits of the SHA-256 of its 32 bytes.
@@ -23,11 +23,11 @@ pub const PAIRING_EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 pub struct Pin([u8; Pin::LEN]);
 
 impl Pin {
-    /// Length in bytes; the last 6 bits are always 0.
+    /// Length of a pin in bytes. The last 6 bits are always 0.
     const LEN: usize = 12;
-    /// Significant bits.
+    /// Number of significant bits of a pin.
     const BITS: usize = 90;
-    /// Number of digits in a pairing code.
+    /// Number of digits that a pin takes in a pairing code.
     const DIGITS: usize = 18;
 
     /// The pin of `reflector`.
@@ -39,7 +39,7 @@ impl Pin {
         Self(bits)
     }
 
-    /// Whether this is the pin of that key.
+    /// Whether this is the pin of the key `id`.
     pub fn matches(&self, id: &EndpointId) -> bool {
         *self == Self::of(id)
     }
@@ -51,8 +51,8 @@ impl fmt::Debug for Pin {
     }
 }
 
-/// A pairing code: 32 digits in 8 groups, such as `ABCD-EFGH-…`. A device that has the code may pair, once. So its
-/// secret is wiped from memory when dropped, and only [`fmt::Display`] shows it.
+/// A pairing code: 32 digits in 8 groups, such as `ABCD-EFGH-…`. A device that has the code may pair, once. Therefore
+/// its secret is wiped from memory when dropped, and only [`fmt::Display`] shows it.
 #[derive(Clone)]
 pub struct PairingCode {
     pin: Pin,
@@ -67,10 +67,10 @@ pub struct NoRandomness;
 /// Why text is not a pairing code. The errors never quote the text, because even a mistyped code is a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParsePairingCodeError {
-    /// An invalid character; its position, from 1, counted without dashes and spaces.
+    /// The text contains an invalid character. The value is its position, from 1, counted without dashes and spaces.
     #[error("character {0} is not valid in a pairing code (valid: 0-9 and A-Z without U)")]
     Digit(usize),
-    /// Too short or too long.
+    /// The text is too short or too long. The value is its number of digits.
     #[error("a pairing code has 32 characters, without dashes; this has {0}")]
     Length(usize),
     /// The check digits do not match the rest.
@@ -81,12 +81,12 @@ pub enum ParsePairingCodeError {
 impl PairingCode {
     /// Length of the secret in bytes; the last 6 bits are always 0.
     const SECRET_LEN: usize = 7;
-    /// Bits of the secret. Few, because users type them: an attacker can only try a proof online, a few times, within
-    /// minutes.
+    /// Bits of the secret. Users type the secret, so it is short. 50 bits are enough because an attacker can test a
+    /// guess only against the reflector, which allows few attempts and keeps a code open for an hour at most.
     const SECRET_BITS: usize = 50;
-    /// Number of digits that the check part covers.
+    /// Number of digits that the check digits cover.
     const PAYLOAD_DIGITS: usize = Pin::DIGITS + Self::SECRET_BITS / 5;
-    /// Number of all digits.
+    /// Number of digits of a pairing code, check digits included.
     const DIGITS: usize = Self::PAYLOAD_DIGITS + crockford::CHECK_DIGITS;
 
     /// A new code for pairing with `reflector`. The secret comes from the system's random source.
@@ -113,7 +113,7 @@ impl PairingCode {
         self.proof(b"pp pairing proof of the reflector", exporter, ends)
     }
 
-    /// All inputs have a fixed length, so that different inputs never give the same concatenation.
+    /// Computes a proof. All inputs have a fixed length, so different inputs never give the same concatenation.
     fn proof(&self, label: &[u8; 33], exporter: &[u8; 32], ends: &Ends) -> Proof {
         let mut hmac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_slice()));
         hmac.update(label);
@@ -154,7 +154,7 @@ impl FromStr for PairingCode {
     }
 }
 
-/// Writes 5-bit values one after the other, most significant bit first.
+/// Writes 5-bit values one after the other into `into`, most significant bit first.
 fn pack(values: &[u8], into: &mut [u8]) {
     for (at, value) in values.iter().enumerate() {
         for bit in (0..5).filter(|bit| value >> (4 - bit) & 1 == 1) {
@@ -196,13 +196,13 @@ pub struct Ends {
     pub appliance: EndpointId,
 }
 
-/// Proof that an end knows a pairing code's secret: an HMAC-SHA256. Compared in constant time. Hidden from
-/// [`fmt::Debug`], because an attacker who has a proof and its exporter value can guess the 50 bits offline.
+/// Proof that an end knows a pairing code's secret: an HMAC-SHA256, compared in constant time. [`fmt::Debug`] hides it,
+/// because an attacker who has a proof and its exporter value can guess the 50 bits offline.
 #[derive(Clone, Copy)]
 pub struct Proof([u8; Proof::LEN]);
 
 impl Proof {
-    /// Length in bytes.
+    /// Length of a proof, in bytes.
     const LEN: usize = 32;
 }
 

@@ -1,4 +1,4 @@
-//! Text from the other end of a link, sanitised when it is received: capped in length, without control characters.
+//! Text from the other end of a link, sanitised on receipt: limited in length, without control characters.
 
 use std::fmt;
 
@@ -15,12 +15,12 @@ impl PeerText {
     /// The longest text kept, in characters.
     pub const MAX_CHARS: usize = 120;
 
-    /// Cleans and caps `text`.
+    /// Sanitises `text` and cuts it to [`Self::MAX_CHARS`] characters.
     pub fn new(text: &str) -> Self {
         Self(Self::harmless(text, Self::MAX_CHARS))
     }
 
-    /// The same cleaning for text that is not sent over a link, with another limit in characters.
+    /// Sanitises text that is not sent over a link, with a limit of `max_chars` characters.
     pub fn harmless(text: &str, max_chars: usize) -> String {
         let clean = text.chars().filter(|c| is_harmless(*c)).take(max_chars).collect::<String>();
         clean.trim().to_owned()
@@ -37,9 +37,9 @@ impl PeerText {
     }
 }
 
-/// Control characters drive the terminal. Bidirectional overrides and invisible joiners change what a reader sees. Tag,
-/// filler and blank characters hide text. The list is the property `Default_Ignorable_Code_Point` of Unicode 16
-/// (DerivedCoreProperties.txt), with the separators of lines, the interlinear annotations and the blank of Braille.
+/// Whether a character may be shown. Control characters drive the terminal, bidirectional overrides and joiners change
+/// what a reader sees, and blank characters hide text. The list is the property `Default_Ignorable_Code_Point` of
+/// Unicode 16 (DerivedCoreProperties.txt), plus line separators, interlinear annotations and the Braille blank.
 fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c,

@@ -1,18 +1,18 @@
-//! What the kernel recorded of each stream of a phase (TCP_INFO): sampled during the phase, kept at the end that samples,
-//! and sent after it. Pure.
+//! Samples of the kernel's state of each stream of a phase (Linux `TCP_INFO`). Each end samples its own streams during
+//! a phase. The reflector sends its samples to the appliance after the phase. Pure.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::test_spec::Direction;
 
-/// The most samples of one message.
+/// The most samples in one message.
 pub const MAX_DETAIL_SAMPLES: usize = 32;
 
-/// The kernel's record of one stream at one time. A value that the kernel does not report is absent.
+/// The kernel's state of one stream at one time (`TCP_INFO`). A value that the kernel does not report is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TcpSample {
-    /// When it was read, in milliseconds of this end's monotonic clock since the phase began.
+    /// When the sample was taken, in milliseconds since this end began the phase (monotonic clock).
     pub at_ms: u32,
     /// The number of the stream in its direction, from 0.
     pub stream: u16,
@@ -22,7 +22,7 @@ pub struct TcpSample {
     /// The mean deviation of the round-trip time, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rttvar_us: Option<u32>,
-    /// The smallest round-trip time of the last minutes, in microseconds.
+    /// The smallest round-trip time of the last minutes (`net.ipv4.tcp_min_rtt_wlen`), in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_rtt_us: Option<u32>,
     /// The congestion window, in segments.
@@ -34,43 +34,45 @@ pub struct TcpSample {
     /// The latest rate at which data was delivered, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery_bps: Option<u64>,
-    /// The rate to which the kernel paces, in bits per second; absent without pacing.
+    /// The rate at which the kernel paces the stream, in bits per second; absent without pacing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pacing_bps: Option<u64>,
     /// Segments retransmitted since the connection was opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retransmits: Option<u32>,
-    /// How often segments were found reordered since then.
+    /// How often the kernel found segments reordered since the connection was opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reordering_seen: Option<u32>,
-    /// How long there was unacknowledged or unsent data since then, in microseconds.
+    /// The total time in microseconds, since the connection was opened, in which data was unsent or unacknowledged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy_us: Option<u64>,
-    /// Of that, how long the receiver's window stopped the stream.
+    /// The part of `busy_us` for which the receiver's window stopped the stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive_window_us: Option<u64>,
-    /// Of that, how long the size of the send buffer stopped the stream.
+    /// The part of `busy_us` for which the size of the send buffer stopped the stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_buffer_us: Option<u64>,
 }
 
-/// The samples of a phase at one end, thinned in time to fit a number of bytes.
+/// The samples of one phase at one end. A reading is one sample of each stream, all taken at the same time. If the
+/// readings exceed a size limit, they are thinned out evenly over time.
 #[derive(Clone, Debug)]
 pub struct PhaseDetail {
-    /// The samples of all streams at one time, with their size.
+    /// The readings, each with the size of its samples in bytes.
     looks: Vec<(Vec<(Direction, TcpSample)>, usize)>,
     bytes: usize,
-    /// Of so many looks, one is kept.
+    /// One of every `stride` readings is kept.
     stride: u64,
     seen: u64,
     most_bytes: usize,
 }
 
 impl PhaseDetail {
-    /// The most bytes of a phase, messages included.
+    /// The largest size in bytes that the messages with one phase's samples may have.
     pub const MAX_BYTES: usize = 256 * 1024;
 
-    /// What the fields of a message take, as a share of its samples: less than a twentieth.
+    /// The share of the size limit that is reserved for the other fields of the messages: one twentieth, which is more
+    /// than they take.
     const MESSAGE: usize = 20;
 
     /// An empty record of at most `most_bytes`, or [`Self::MAX_BYTES`] if that is less.
@@ -79,8 +81,8 @@ impl PhaseDetail {
         Self { looks: vec![], bytes: 0, stride: 1, seen: 0, most_bytes: most_bytes - most_bytes / Self::MESSAGE }
     }
 
-    /// Adds the samples of all streams at one time. If that is too much, every second look is discarded, and of the next
-    /// ones too.
+    /// Adds one reading of all streams. If the record exceeds its limit, every second reading is dropped, and only
+    /// every second further one is kept.
     pub fn add(&mut self, look: Vec<(Direction, TcpSample)>) {
         self.seen += 1;
         if !self.seen.is_multiple_of(self.stride) {
@@ -100,7 +102,7 @@ impl PhaseDetail {
         }
     }
 
-    /// These samples, in the order of time, as looks: those of one time are one.
+    /// Makes a record of samples that are ordered by time. Samples with the same time are one reading.
     pub fn of(samples: Vec<(Direction, TcpSample)>, most_bytes: usize) -> Self {
         let mut detail = Self::new(most_bytes);
         for look in samples.chunk_by(|one, other| one.1.at_ms == other.1.at_ms) {
@@ -109,12 +111,12 @@ impl PhaseDetail {
         detail
     }
 
-    /// All samples, in the order of time.
+    /// All samples, ordered by time.
     pub fn samples(self) -> impl Iterator<Item = (Direction, TcpSample)> {
         self.looks.into_iter().flat_map(|(look, _)| look)
     }
 
-    /// All samples in the parts that fit one message each.
+    /// Splits the samples into messages: each part has one direction and at most [`MAX_DETAIL_SAMPLES`] samples.
     pub fn parts(self) -> Vec<(Direction, Vec<TcpSample>)> {
         let samples = self.samples().collect::<Vec<_>>();
         let of = |direction| samples.iter().filter(move |(of, _)| *of == direction).map(|(_, sample)| *sample);
@@ -126,7 +128,7 @@ impl PhaseDetail {
     }
 }
 
-/// The size of a sample in a message, with the comma behind it.
+/// The size of a sample in a message in bytes, including the comma after it.
 fn size_of(sample: &TcpSample) -> usize {
     serde_json::to_vec(sample).map_or(0, |text| text.len() + 1)
 }

@@ -1,5 +1,5 @@
-//! The folder with a program's key and database. Only the program's user can enter it, regardless of the configured
-//! folder.
+//! The state folder, which holds a program's key and database. Only the program's user can enter it: if other users can
+//! enter the configured folder, the state goes into a private folder inside it.
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
@@ -18,31 +18,26 @@ const OTHERS_WRITE: u32 = 0o022;
 
 /// Why a folder cannot hold the state.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum StateFolderError {
-    /// It belongs to another user, who could replace everything in it.
+    /// The folder belongs to another user, who could replace everything in it.
     #[error("{} belongs to user {owner}, but this program runs as user {user}", .path.display())]
     Foreign {
-        /// The folder.
         path: PathBuf,
-        /// The user id of its owner.
+        /// The user id of the folder's owner.
         owner: u32,
         /// The user id that this program runs as.
         user: u32,
     },
     /// The path is not a folder.
     #[error("{} is not a folder", .path.display())]
-    NotAFolder {
-        /// The path.
-        path: PathBuf,
-    },
+    NotAFolder { path: PathBuf },
     /// An operation on the folder failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// The operation.
+        /// The operation, as a verb: `create`.
         doing: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// The cause.
         source: io::Error,
     },
 }
@@ -52,11 +47,11 @@ pub enum StateFolderError {
 pub struct StateFolder {
     /// The configured folder, or [`PRIVATE`] inside it.
     pub path: PathBuf,
-    /// The change that made it private, if any.
+    /// What was changed to make the folder private, if anything.
     pub change: Option<Change>,
 }
 
-/// The change that made a folder private.
+/// What was changed to make a folder private.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
     /// The folder was open to other users; its mode is now 0700.
@@ -71,12 +66,12 @@ pub enum Change {
     },
 }
 
-/// The use of a file in the state folder.
+/// What a file in the state folder is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnFile {
     /// State that persists between runs. It is moved into [`PRIVATE`] with the other state files.
     Store,
-    /// Each run creates it again, and a running program may be using it, so it is not moved.
+    /// A file that each run creates again. It is not moved, because a running program may be using it.
     Transient,
 }
 
@@ -92,8 +87,8 @@ pub enum OwnFile {
 /// - A folder that belongs to another user, except root, is refused.
 pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<StateFolder, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
-    DirBuilder::new().recursive(true).mode(0o700).create(named).map_err(io_error("make", named))?;
-    let about = fs::metadata(named).map_err(io_error("look at", named))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(named).map_err(io_error("create", named))?;
+    let about = fs::metadata(named).map_err(io_error("read the attributes of", named))?;
     let owner = about.uid();
     if owner != user && owner != 0 {
         return Err(StateFolderError::Foreign { path: named.to_owned(), owner, user });
@@ -101,21 +96,29 @@ pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<
     if about.mode() & OTHERS == 0 {
         return Ok(StateFolder { path: named.to_owned(), change: None });
     }
-    let own_files = own_files(named, user, &own_file)?;
-    if owner == user && !is_mount_point(named)? && own_files.is_all {
-        fs::set_permissions(named, Permissions::from_mode(0o700)).map_err(io_error("change the mode of", named))?;
-        let change = Some(Change::Tightened { mode: about.mode() & 0o7777 });
-        return Ok(StateFolder { path: named.to_owned(), change });
+    let mut own = own_files(named, user, &own_file)?;
+    if owner == user && !is_mount_point(named)? && own.is_all {
+        let set = |mode| {
+            fs::set_permissions(named, Permissions::from_mode(mode)).map_err(io_error("change the mode of", named))
+        };
+        set(0o700)?;
+        // Another user may have replaced a file since the check.
+        own = own_files(named, user, &own_file)?;
+        let mode = about.mode() & 0o7777;
+        if own.is_all {
+            return Ok(StateFolder { path: named.to_owned(), change: Some(Change::Tightened { mode }) });
+        }
+        set(mode)?;
     }
     let path = named.join(PRIVATE);
     let is_new = make_private(&path, user)?;
-    let files = move_files(named, &path, own_files.movable)?;
+    let files = move_files(named, &path, own.movable, user)?;
     let change = (is_new || !files.is_empty()).then_some(Change::Moved { files });
     Ok(StateFolder { path, change })
 }
 
-/// Finds the state of `named` without creating or changing anything, for commands that only read. Root may read the
-/// folder of another user.
+/// Finds the folder that holds the state configured as `named`, for commands that only read. Creates and changes
+/// nothing. Root may read the folder of another user.
 pub fn locate(named: &Path) -> PathBuf {
     let user = rustix::process::geteuid();
     let private = named.join(PRIVATE);
@@ -125,8 +128,8 @@ pub fn locate(named: &Path) -> PathBuf {
     if is_open && fs::symlink_metadata(&private).is_ok_and(is_ours) { private } else { named.to_owned() }
 }
 
-/// Like [`locate`], for commands that use the key or the database: a folder of another user, except root, is refused as
-/// by [`open`], also for root. That user could have put anything there.
+/// Like [`locate`], for commands that use the key or the database. Refuses a folder of another user even if this
+/// program runs as root, because that user controls its content. As in [`open`], `named` itself may belong to root.
 pub fn locate_own(named: &Path) -> Result<PathBuf, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
     let path = locate(named);
@@ -146,9 +149,9 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(source) => return Err(io_error("make", path)(source)),
+        Err(source) => return Err(io_error("create", path)(source)),
     }
-    let about = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let about = fs::symlink_metadata(path).map_err(io_error("read the attributes of", path))?;
     if !about.is_dir() {
         return Err(StateFolderError::NotAFolder { path: path.to_owned() });
     }
@@ -161,11 +164,11 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     Ok(false)
 }
 
-/// The program's files in a folder.
+/// What [`own_files`] found in a folder.
 struct OwnFiles {
-    /// Names of entries that belong to the store, belong to the program's user, and are not writable by other users.
+    /// Names of the state files that belong to the program's user and that other users cannot write.
     movable: Vec<String>,
-    /// Whether the folder contains only these files.
+    /// Whether the folder contains only files of the program.
     is_all: bool,
 }
 
@@ -183,18 +186,15 @@ fn own_files(
         }
         Err(source) => return Err(io_error("list", folder)(source)),
     };
-    let unchanged = |about: &Metadata| {
-        (about.is_file() || about.is_dir()) && about.uid() == user && about.mode() & OTHERS_WRITE == 0
-    };
     for entry in entries {
         let entry = entry.map_err(io_error("list", folder))?;
         // `DirEntry::metadata` does not follow links.
-        let about = entry.metadata().map_err(io_error("look at", &entry.path()))?;
+        let about = entry.metadata().map_err(io_error("read the attributes of", &entry.path()))?;
         let name = entry.file_name();
         let name = name.to_str().and_then(|name| Some((name, own_file(name)?)));
         match name {
-            Some((name, OwnFile::Store)) if unchanged(&about) => own.movable.push(name.to_owned()),
-            Some((_, OwnFile::Transient)) if unchanged(&about) => {}
+            Some((name, OwnFile::Store)) if is_unchanged(&about, user) => own.movable.push(name.to_owned()),
+            Some((_, OwnFile::Transient)) if is_unchanged(&about, user) => {}
             // The socket of a killed program. The next one creates it again.
             Some(_) if about.file_type().is_socket() && about.uid() == user => {}
             // Includes `PRIVATE`: once created, it stays in use.
@@ -204,18 +204,32 @@ fn own_files(
     Ok(own)
 }
 
+/// Whether this is a file or folder that only `user` can have written.
+fn is_unchanged(about: &Metadata, user: u32) -> bool {
+    (about.is_file() || about.is_dir()) && about.uid() == user && about.mode() & OTHERS_WRITE == 0
+}
+
 /// Moves files from one folder to another, longest names first, so that a database's journal moves before the database.
-/// Existing files are not replaced.
-fn move_files(from: &Path, to: &Path, mut names: Vec<String>) -> Result<Vec<String>, StateFolderError> {
+/// Existing files are not replaced, and get no journal of another database.
+fn move_files(from: &Path, to: &Path, mut names: Vec<String>, user: u32) -> Result<Vec<String>, StateFolderError> {
     names.sort_by_key(|name| std::cmp::Reverse(name.len()));
     let mut moved = vec![];
     for name in names {
         let (old, new) = (from.join(&name), to.join(&name));
-        if fs::symlink_metadata(&new).is_ok() {
+        let belongs_to = name.rsplit_once('-').map(|(database, _)| to.join(database));
+        if [Some(&new), belongs_to.as_ref()].into_iter().flatten().any(|there| fs::symlink_metadata(there).is_ok()) {
             continue;
         }
         match fs::rename(&old, &new) {
-            Ok(()) => moved.push(name),
+            Ok(()) => {
+                // Another user may have put another file into its place since the check. In this folder it cannot.
+                let about = fs::symlink_metadata(&new).map_err(io_error("look at", &new))?;
+                if is_unchanged(&about, user) {
+                    moved.push(name);
+                } else {
+                    fs::rename(&new, &old).map_err(io_error("move", &new))?;
+                }
+            }
             // Another process of this program has moved it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(io_error("move", &old)(source)),
@@ -228,7 +242,7 @@ fn move_files(from: &Path, to: &Path, mut names: Vec<String>) -> Result<Vec<Stri
 /// Whether `folder` is a mount point. The mode of a mount point is not changed.
 fn is_mount_point(folder: &Path) -> Result<bool, StateFolderError> {
     let look = |path: &Path| statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS);
-    let failed = |error: rustix::io::Errno| io_error("look at", folder)(error.into());
+    let failed = |error: rustix::io::Errno| io_error("read the attributes of", folder)(error.into());
     let here = look(folder).map_err(failed)?;
     if here.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(here.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
@@ -344,6 +358,33 @@ mod tests {
         let found = open(&path, own_file).unwrap();
         assert_eq!(found.change, Some(Change::Moved { files: vec![] }));
         assert_eq!(fs::read_dir(&found.path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_after_the_check_is_not_moved() {
+        let (_kept, path) = folder(0o777, &["key", "db", "db-wal"]);
+        let private = path.join(PRIVATE);
+        DirBuilder::new().mode(0o700).create(&private).unwrap();
+        let user = rustix::process::geteuid().as_raw();
+        let names = || ["key", "db", "db-wal"].map(str::to_owned).to_vec();
+        fs::remove_file(path.join("key")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", path.join("key")).unwrap();
+        fs::set_permissions(path.join("db"), Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(move_files(&path, &private, names(), user).unwrap(), ["db-wal"]);
+        assert!(path.join("key").is_symlink() && path.join("db").exists());
+        // Of another user, also if its mode is right.
+        fs::set_permissions(path.join("db"), Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(move_files(&path, &private, names(), user + 1).unwrap(), [""; 0]);
+        assert_eq!(move_files(&path, &private, names(), user).unwrap(), ["db"]);
+    }
+
+    #[test]
+    fn a_database_gets_no_journal_of_another_one() {
+        let (_kept, path) = folder(0o777, &["db-wal", "photos"]);
+        DirBuilder::new().mode(0o700).create(path.join(PRIVATE)).unwrap();
+        fs::write(path.join(PRIVATE).join("db"), "db").unwrap();
+        assert_eq!(open(&path, own_file).unwrap().change, None);
+        assert!(path.join("db-wal").exists() && !path.join(PRIVATE).join("db-wal").exists());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The test that an appliance requests: engine, data mode, phases, streams. Plain values; `sessions` of the reflector
-//! decides what is allowed.
+//! The test that an appliance requests: engine, data mode, phases, streams. These are plain values. The module
+//! `sessions` of the reflector decides which requests are granted.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::feature::Feature;
 use crate::peer_text::PeerText;
 
 /// The direction of payload, seen from the appliance.
@@ -20,7 +21,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Both, in the order of reports.
+    /// Both directions, in the order in which reports list them.
     pub const BOTH: [Direction; 2] = [Direction::Download, Direction::Upload];
 }
 
@@ -153,7 +154,7 @@ impl fmt::Display for EngineId {
 }
 
 /// One phase of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseSpec {
     /// The traffic of this phase.
     pub load: Load,
@@ -170,7 +171,7 @@ impl PhaseSpec {
 
 /// The requested method of moving payload at each end. An end that does not support the requested method refuses the
 /// test; `Auto` is never refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataPathWish {
     /// The fastest method that this end supports.
@@ -195,9 +196,10 @@ impl DataPathWish {
 }
 
 /// The test of one session. A speed test is one session with all its phases; latency probes run throughout.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TestSpec {
     /// The engine that generates the load.
+    #[schemars(with = "String")]
     pub engine: EngineId,
     /// How test data travels: inside TLS, or through temporary ports.
     pub data_mode: DataMode,
@@ -224,8 +226,9 @@ pub struct TestSpec {
     /// absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitrate_bps: Option<u64>,
-    /// The payload after which a direction ends, all its streams together, in bytes; the phase's duration still limits
-    /// it. Absent: the direction ends with the phase. Needs the feature [`Feature::DIRECTION_BYTES`](crate::feature::Feature).
+    /// The payload after which a direction ends, in bytes of all its streams together. The phase's duration still
+    /// limits it. Absent: the direction ends with the phase. Needs the feature
+    /// [`Feature::DIRECTION_BYTES`](crate::feature::Feature).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction_bytes: Option<u64>,
     /// Whether the appliance may end a phase before its time. Needs the feature
@@ -245,11 +248,12 @@ pub struct TestSpec {
     /// [`Feature::PHASE_DETAIL`](crate::feature::Feature).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub phase_detail: bool,
-    /// For a search for the highest rate: the accepted loss, in millionths; absent: the engine's choice.
+    /// The loss that a search for the highest rate accepts, in millionths of the datagrams; absent: the engine's
+    /// choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_bound_ppm: Option<u32>,
-    /// The features that the appliance's end of the engine supports, with the engine's own names, preferred first.
-    /// Called `login_paddings` on the wire, after their first use.
+    /// The features that the appliance's end of the engine supports, named by the engine, preferred first. The field is
+    /// named `login_paddings` on the wire because these were its first use.
     #[serde(default, rename = "login_paddings", skip_serializing_if = "Vec::is_empty")]
     pub engine_support: Vec<PeerText>,
     /// The interval between latency probes, in microseconds; 0: no probes.
@@ -259,15 +263,15 @@ pub struct TestSpec {
 impl TestSpec {
     /// The most streams per direction.
     pub const MAX_STREAMS: u16 = 64;
-    /// The largest socket buffer that can be requested. The kernel may grant less.
+    /// The largest socket buffer that can be requested, in bytes. The kernel may grant less.
     pub const MAX_WINDOW_BYTES: u32 = 512 << 20;
     /// The largest block, in bytes.
     pub const MAX_BLOCK_BYTES: u32 = 1 << 20;
-    /// The smallest maximum segment size that Linux accepts.
+    /// The smallest maximum segment size that Linux accepts, in bytes.
     pub const MIN_MSS_BYTES: u16 = 88;
-    /// The largest maximum segment size that Linux accepts.
+    /// The largest maximum segment size that Linux accepts, in bytes.
     pub const MAX_MSS_BYTES: u16 = 32_767;
-    /// The lowest rate limit of a stream: one small datagram per second.
+    /// The lowest rate limit of a stream, in bits per second. It carries one small datagram per second.
     pub const MIN_BITRATE_BPS: u64 = 1_000;
     /// The default rate of a stream of datagrams, in bits per second. It is iperf3's default.
     pub const DEFAULT_DATAGRAM_BPS: u64 = 1_000_000;
@@ -303,12 +307,24 @@ impl TestSpec {
         }
     }
 
+    /// The spec as an end reads it on a link with these features: without the fields of other features.
+    #[must_use]
+    pub fn with_features(self, features: &[Feature]) -> Self {
+        let has = |name| Feature::is_in(name, features);
+        Self {
+            direction_bytes: self.direction_bytes.filter(|_| has(Feature::DIRECTION_BYTES)),
+            may_stop: self.may_stop && has(Feature::STOP_PHASE),
+            phase_detail: self.phase_detail && has(Feature::PHASE_DETAIL),
+            ..self
+        }
+    }
+
     /// The time all phases take together.
     pub fn duration(&self) -> Duration {
         self.phases.iter().map(PhaseSpec::duration).sum()
     }
 
-    /// Checks the rules of every reflector, independent of its limits.
+    /// Checks the rules that hold at every reflector. A reflector's own limits are not checked here.
     pub fn check(&self) -> Result<(), BadSpec> {
         if self.phases.is_empty() || self.phases.len() > Self::MAX_PHASES {
             return Err(BadSpec::Phases);
@@ -374,7 +390,7 @@ pub enum BadSpec {
     #[error("a phase must last from 1 ms to 24 h")]
     Duration,
     /// No stream, or too many.
-    #[error("a test must have 1 to 64 streams")]
+    #[error("a test must have 1 to 64 streams per direction")]
     Streams,
     /// Probes closer than a millisecond.
     #[error("latency probes must be at least 1 ms apart")]
@@ -382,13 +398,13 @@ pub enum BadSpec {
     /// A socket buffer outside the valid range.
     #[error("the socket buffer (--window) must be 1 KiB to 512 MiB")]
     Window,
-    /// An empty block, or one too large.
+    /// The block is empty or too large.
     #[error("the block, the bytes per write (--length), must be 1 byte to 1 MiB")]
     Block,
     /// A segment size that Linux does not accept.
     #[error("the segment size (--set-mss) must be 88 to 32767 bytes")]
     Mss,
-    /// Not a code point.
+    /// The DSCP is not a code point (RFC 2474).
     #[error("a DSCP must be a number from 0 to 63")]
     Dscp,
     /// A rate limit that is too low.
@@ -416,6 +432,17 @@ mod tests {
         let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }];
         let spec = TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, phases, 4);
         TestSpec { probe_interval_us: 10_000, ..spec }
+    }
+
+    #[test]
+    fn fields_of_features_that_a_link_lacks_are_absent() {
+        let whole = TestSpec { direction_bytes: Some(0), may_stop: true, phase_detail: true, ..plain() };
+        assert_eq!(whole.clone().with_features(&Feature::own()), whole);
+        assert_eq!(whole.clone().with_features(&[]), plain());
+        let only = |name: &str| whole.clone().with_features(&[Feature::try_from(name.to_owned()).unwrap()]);
+        assert_eq!(only(Feature::DIRECTION_BYTES), TestSpec { direction_bytes: Some(0), ..plain() });
+        assert_eq!(only(Feature::STOP_PHASE), TestSpec { may_stop: true, ..plain() });
+        assert_eq!(only(Feature::PHASE_DETAIL), TestSpec { phase_detail: true, ..plain() });
     }
 
     #[test]

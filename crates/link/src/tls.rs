@@ -34,7 +34,7 @@ pub enum Alpn {
 }
 
 impl Alpn {
-    /// The bytes in the handshake.
+    /// The name of this ALPN in the handshake.
     pub const fn as_bytes(self) -> &'static [u8] {
         match self {
             Alpn::Link => b"pp-link/1",
@@ -52,14 +52,14 @@ impl Alpn {
 /// The reflector key that an appliance accepts. There is no other way to trust a reflector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// The one reflector that it paired with.
+    /// The key of the reflector that the appliance paired with.
     ExactKey(EndpointId),
-    /// The reflector that a pairing code was made for.
+    /// A key with this pin: that of the reflector for which a pairing code was made.
     Pin(Pin),
 }
 
 impl Expect {
-    /// Whether this key is the expected one.
+    /// Whether `presented` is the expected key.
     fn accepts(&self, presented: &EndpointId) -> bool {
         match self {
             Expect::ExactKey(expected) => expected == presented,
@@ -183,12 +183,12 @@ pub fn wrong_key_in_io(error: &io::Error) -> Option<WrongKey> {
 /// The bytes before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// The key as SubjectPublicKeyInfo.
+/// Encodes the key as SubjectPublicKeyInfo.
 fn spki_of(id: &EndpointId) -> Vec<u8> {
     [SPKI_PREFIX.as_slice(), id.as_bytes()].concat()
 }
 
-/// The key in a SubjectPublicKeyInfo, or `None` unless it is exactly one Ed25519 key.
+/// Decodes the key in a SubjectPublicKeyInfo. `None` unless it is exactly one Ed25519 key.
 fn id_in(spki: &[u8]) -> Option<EndpointId> {
     let key = spki.strip_prefix(&SPKI_PREFIX)?;
     Some(EndpointId::from_bytes(key.try_into().ok()?))
@@ -318,7 +318,7 @@ impl ClientCertVerifier for AnyEd25519KeyVerifier {
     }
 }
 
-/// The algorithms that both ends offer, preferred first.
+/// The cipher suites and key exchanges that both ends offer, preferred first.
 fn provider() -> Arc<CryptoProvider> {
     use backend::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
     let suites: [SupportedCipherSuite; 3] = if has_aes() {

@@ -11,8 +11,9 @@ use paramedic_link::admission::{Preamble, SESSION_EXPORTER_LABEL, SessionId, Ses
 use paramedic_link::feature::Feature;
 use paramedic_link::frame::MAX_FRAME;
 use paramedic_link::message::{
-    CloseReason, DenialReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, MAX_DATA_MODES, MAX_ENGINES, MAX_FEATURES,
-    MAX_SAMPLES, MAX_VERSIONS, PAUSE_AFTER_SILENCE, PROTOCOL_VERSION,
+    CloseReason, DenialReason, END_AFTER_SILENCE, END_MONITOR_AFTER_SILENCE, EndReason, HEARTBEAT, MAX_DATA_MODES,
+    MAX_ENGINES, MAX_FEATURES, MAX_MONITOR_PROBES_PER_S, MAX_SAMPLES, MAX_VERSIONS, MONITOR_PING, PAUSE_AFTER_SILENCE,
+    PROTOCOL_VERSION,
 };
 use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode, Pin};
 use paramedic_link::phase_detail::MAX_DETAIL_SAMPLES;
@@ -113,7 +114,7 @@ fn every_reason_mode_and_load_is_described() {
     let (asked, said) = (sections("to_reflector"), sections("to_appliance"));
     names(
         all!(DenialReason: BadRequest, EngineNotOffered, ModeNotOffered, TooLong, TooManyStreams, AlreadyAsked, Busy,
-            QueueFull, TestsPerHour, BytesPerDay, NoPort, Draining, Faulted, Unknown),
+            QueueFull, TestsPerHour, BytesPerDay, NoPort, TooManyMonitors, Draining, Faulted, Unknown),
         &said["denied"],
     );
     names(
@@ -154,6 +155,9 @@ fn the_numbers_are_the_compiled_ones() {
         ("heartbeat", format!("every {}", seconds(HEARTBEAT))),
         ("sending pauses after silence of", seconds(PAUSE_AFTER_SILENCE)),
         ("a session ends after silence of", seconds(END_AFTER_SILENCE)),
+        ("probes of a monitor session in a second, at most", MAX_MONITOR_PROBES_PER_S.to_string()),
+        ("heartbeat of a link with a monitor session", format!("every {}", seconds(MONITOR_PING))),
+        ("a monitor session ends after silence of", seconds(END_MONITOR_AFTER_SILENCE)),
         ("preamble of a data connection", format!("{} bytes", Preamble::LEN)),
         ("exporter label of session keys", text(SESSION_EXPORTER_LABEL)),
         ("exporter label of pairing proofs", text(PAIRING_EXPORTER_LABEL)),

@@ -1,24 +1,35 @@
-//! The appliance's settings: their list, and each default with its reason. `paramedic_host::config` reads them from
-//! flags, environment and files. Secrets are never settings.
+//! The appliance's settings: their list, and the default of each with its reason. `paramedic_host::config` reads them
+//! from flags, environment and files. Secrets are never settings.
 
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use paramedic_appliance::providers::PROVIDERS;
 use paramedic_appliance::providers::options::OptionSource;
-use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting, ValueOrigin};
+use paramedic_appliance::store::Retention;
+use paramedic_host::config::{
+    ConfigError, Configuration, FlagGroup, Given, Machine, Origins, Setting, ValueOrigin, list,
+};
 use paramedic_host::log::LogFormat;
 use paramedic_link::PeerText;
 use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_report::quantity;
 use toml::Value;
 
-/// The variable of the pairing code, which is a secret and no setting.
+use crate::network::IpNetwork;
+
+/// The environment variable with the pairing code. The code is a secret, so it is no setting.
 pub(crate) const CODE_VARIABLE: &str = "PACKETPARAMEDIC_CODE";
 
-/// The state folder of root.
+/// The variable that names the file of the administrator's password.
+pub(crate) const PASSWORD_VARIABLE: &str = "PACKETPARAMEDIC_ADMIN_PASSWORD_FILE";
+
+/// The default state folder for root.
 const ROOT_STATE_DIR: &str = "/var/lib/packetparamedic";
-/// The runtime folder of root and of the unit.
+/// The default runtime folder for root, and for the systemd unit.
 const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
 /// The name of the service's socket in the runtime folder.
 const SERVICE_SOCKET: &str = "service.sock";
@@ -26,41 +37,93 @@ const SERVICE_SOCKET: &str = "service.sock";
 /// When to colour the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Color {
-    /// On a terminal, unless `NO_COLOR` or a similar variable forbids it.
+    /// Colour the output if it goes to a terminal, unless `NO_COLOR` or a similar variable forbids it.
     #[default]
     Auto,
-    /// Always.
+    /// Colour the output always.
     Always,
-    /// Never.
+    /// Never colour the output.
     Never,
 }
 
 const COLORS: [(&str, Color); 3] = [("auto", Color::Auto), ("always", Color::Always), ("never", Color::Never)];
 
-/// The settings. All values are valid.
+/// Where the service listens for TCP connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiListen {
+    /// Nowhere.
+    Off,
+    /// On this address.
+    Address(SocketAddr),
+}
+
+/// Reachable from this host alone.
+const DEFAULT_LISTEN: ApiListen = ApiListen::Address(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8068));
+
+impl FromStr for ApiListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+            return Ok(Self::Address(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)));
+        }
+        text.parse().map(Self::Address).map_err(|_| {
+            match text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+                Ok(_) => format!("{text:?} has no port"),
+                Err(_) => format!("{text:?} is not an address with a port"),
+            }
+        })
+    }
+}
+
+impl fmt::Display for ApiListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+/// The settings of the appliance. All values are valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The folder of the key, the pairings and the results; absolute.
+    /// The absolute path of the folder with the key, the pairings and the results.
     pub state_dir: PathBuf,
-    /// The folder of the service's socket; absolute.
+    /// The absolute path of the folder with the service's socket.
     pub runtime_dir: PathBuf,
-    /// This appliance's own name.
+    /// Where the service listens for TCP connections.
+    pub listen: ApiListen,
+    /// The PEM file of the listener's certificates; absent: no TLS.
+    pub tls_certificate: Option<PathBuf>,
+    /// The PEM file of its key.
+    pub tls_key: Option<PathBuf>,
+    /// The reverse proxies of the service, whose forwarded addresses are believed.
+    pub trusted_proxies: Vec<IpNetwork>,
+    /// The name that this appliance gives when it pairs.
     pub name: PeerText,
-    /// The default reflector: a saved name, an Endpoint ID or an address.
+    /// The reflector to use by default: a saved name, an Endpoint ID or an address.
     pub peer: Option<String>,
-    /// The provider of speed tests; absent: `reflector`.
+    /// The provider of speed tests; `None`: `reflector`.
     pub provider: Option<String>,
-    /// The engine that generates the load; absent: the provider's choice.
+    /// The engine that moves the payload; `None`: the provider's choice.
     pub engine: Option<EngineId>,
-    /// How the data travels; absent: direct if the reflector offers it.
+    /// The data mode; `None`: direct if the reflector offers it.
     pub data_mode: Option<DataMode>,
-    /// The duration of each direction, the ramp-up included; whole milliseconds.
+    /// The duration of each direction, ramp-up included, in whole milliseconds.
     pub duration: Duration,
-    /// Streams per direction; absent: the default of the engine.
+    /// The number of streams in each direction; `None`: the default of the engine.
     pub streams: Option<u16>,
+    /// How long the service keeps results.
+    pub retention: Retention,
+    /// Whether the service adds monitors by itself.
+    pub default_monitors: bool,
     /// When to colour the output.
     pub color: Color,
-    /// The filter of the log on stderr, as [`paramedic_host::log::is_filter`] accepts it.
+    /// The filter of the log on stderr, in the form that [`paramedic_host::log::is_filter`] accepts.
     pub log: String,
     /// The format of the log.
     pub log_format: LogFormat,
@@ -79,13 +142,17 @@ impl Configuration for Settings {
             OptionSource::Secret { variable, .. } => Some(variable),
             OptionSource::Text | OptionSource::File { .. } => None,
         });
-        secrets.chain([CODE_VARIABLE]).collect()
+        secrets.chain([CODE_VARIABLE, PASSWORD_VARIABLE]).collect()
     }
 
     fn defaults() -> Self {
         Self {
             state_dir: PathBuf::new(),
             runtime_dir: PathBuf::new(),
+            listen: DEFAULT_LISTEN,
+            tls_certificate: None,
+            tls_key: None,
+            trusted_proxies: Vec::new(),
             name: PeerText::default(),
             peer: None,
             provider: None,
@@ -94,6 +161,9 @@ impl Configuration for Settings {
             // Long enough for the ramp-up of a slow line, short enough to wait for, and the default of iperf3.
             duration: Duration::from_secs(10),
             streams: None,
+            retention: Retention::default(),
+            // An outage that nothing watched for cannot be looked up afterwards.
+            default_monitors: true,
             color: Color::Auto,
             // A command reports its own failure on stderr; the log adds only errors.
             log: "error".to_owned(),
@@ -105,6 +175,9 @@ impl Configuration for Settings {
         Self {
             state_dir: ROOT_STATE_DIR.into(),
             runtime_dir: ROOT_RUNTIME_DIR.into(),
+            tls_certificate: Some("/etc/packetparamedic/certificate.pem".into()),
+            tls_key: Some("/etc/packetparamedic/key.pem".into()),
+            trusted_proxies: "127.0.0.1".parse().into_iter().collect(),
             name: PeerText::new("name-of-this-machine"),
             peer: Some("attic".to_owned()),
             provider: Some("reflector".to_owned()),
@@ -147,13 +220,13 @@ impl Configuration for Settings {
 }
 
 impl Settings {
-    /// The socket of the service.
+    /// The path of the service's socket.
     pub fn service_socket(&self) -> PathBuf {
         self.runtime_dir.join(SERVICE_SOCKET)
     }
 
-    /// The sockets at which a command looks for a running service, in this order. The service of the host is one of them
-    /// if neither folder is set.
+    /// The sockets at which a command looks for a running service, in this order. The socket of the host's service is
+    /// among them if the user set neither folder.
     pub fn service_sockets(&self, origins: &Origins) -> Vec<PathBuf> {
         let host = PathBuf::from(ROOT_RUNTIME_DIR).join(SERVICE_SOCKET);
         let mut sockets = vec![self.service_socket()];
@@ -177,7 +250,20 @@ impl FlagGroup for CommonFlags {
     }
 }
 
-/// Every setting, in the order of the output.
+/// For ever, as a value.
+const FOREVER: &str = "forever";
+
+/// How long something is kept; `None`: for ever.
+fn kept(given: &Given<'_>) -> Result<Option<Duration>, String> {
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    if given.one() == FOREVER { Ok(None) } else { given.duration(days(1), days(36_500)).map(Some) }
+}
+
+fn kept_text(kept: Option<Duration>) -> String {
+    kept.map_or_else(|| FOREVER.to_owned(), quantity::exact_duration)
+}
+
+/// Every setting, in the order in which they are shown.
 static SETTINGS: &[Setting<Settings>] = &[
     Setting {
         name: "state_dir",
@@ -203,6 +289,56 @@ static SETTINGS: &[Setting<Settings>] = &[
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.runtime_dir = path),
         show: |settings| Some(Value::String(settings.runtime_dir.display().to_string())),
+    },
+    Setting {
+        name: "listen",
+        env: "PACKETPARAMEDIC_LISTEN",
+        flag: None,
+        placeholder: "ADDR:PORT",
+        help: "Where the service listens for TCP connections: ADDR:PORT, a PORT of 127.0.0.1, or `off`. Any address \
+               but a loopback one needs a token or the login.",
+        valid: "off, an address with a port such as 127.0.0.1:8068 or [::]:8068, or a port",
+        is_list: false,
+        read: |settings, given| given.one().parse().map(|listen| settings.listen = listen),
+        show: |settings| Some(Value::String(settings.listen.to_string())),
+    },
+    Setting {
+        name: "tls_certificate",
+        env: "PACKETPARAMEDIC_TLS_CERTIFICATE",
+        flag: None,
+        placeholder: "FILE",
+        help: "The PEM file of the certificates with which the service answers TLS 1.3, its own first. Without it: no \
+               TLS. Read when the service starts.",
+        valid: "a file",
+        is_list: false,
+        read: |settings, given| given.path().map(|path| settings.tls_certificate = Some(path)),
+        show: |settings| settings.tls_certificate.as_ref().map(|path| Value::String(path.display().to_string())),
+    },
+    Setting {
+        name: "tls_key",
+        env: "PACKETPARAMEDIC_TLS_KEY",
+        flag: None,
+        placeholder: "FILE",
+        help: "The PEM file of the key of tls_certificate.",
+        valid: "a file",
+        is_list: false,
+        read: |settings, given| given.path().map(|path| settings.tls_key = Some(path)),
+        show: |settings| settings.tls_key.as_ref().map(|path| Value::String(path.display().to_string())),
+    },
+    Setting {
+        name: "trusted_proxies",
+        env: "PACKETPARAMEDIC_TRUSTED_PROXIES",
+        flag: None,
+        placeholder: "ADDR",
+        help: "The reverse proxies in front of the service. The client's address is taken from their X-Forwarded-For; \
+               requests of all clients then need a token or the login, those of this host too.",
+        valid: "addresses and networks such as 127.0.0.1 or 192.0.2.0/24",
+        is_list: true,
+        read: |settings, given| {
+            settings.trusted_proxies = given.each().map(str::parse).collect::<Result<_, _>>()?;
+            Ok(())
+        },
+        show: |settings| Some(list(&settings.trusted_proxies)),
     },
     Setting {
         name: "name",
@@ -314,6 +450,39 @@ static SETTINGS: &[Setting<Settings>] = &[
         show: |settings| settings.streams.map(|streams| Value::Integer(streams.into())),
     },
     Setting {
+        name: "keep_results",
+        env: "PACKETPARAMEDIC_KEEP_RESULTS",
+        flag: None,
+        placeholder: "TIME",
+        help: "How long the service keeps results.",
+        valid: "a duration from 1d to 36500d, or forever",
+        is_list: false,
+        read: |settings, given| kept(given).map(|kept| settings.retention.results = kept),
+        show: |settings| Some(Value::String(kept_text(settings.retention.results))),
+    },
+    Setting {
+        name: "keep_intervals",
+        env: "PACKETPARAMEDIC_KEEP_INTERVALS",
+        flag: None,
+        placeholder: "TIME",
+        help: "How long the service keeps the measurements of each interval, which are most of the size of a result.",
+        valid: "a duration from 1d to 36500d, or forever",
+        is_list: false,
+        read: |settings, given| kept(given).map(|kept| settings.retention.series = kept),
+        show: |settings| Some(Value::String(kept_text(settings.retention.series))),
+    },
+    Setting {
+        name: "default_monitors",
+        env: "PACKETPARAMEDIC_DEFAULT_MONITORS",
+        flag: None,
+        placeholder: "BOOL",
+        help: "Whether the service adds monitors of the gateway and of each paired reflector by itself.",
+        valid: "true or false",
+        is_list: false,
+        read: |settings, given| given.yes_or_no().map(|adds| settings.default_monitors = adds),
+        show: |settings| Some(Value::Boolean(settings.default_monitors)),
+    },
+    Setting {
         name: "color",
         env: "PACKETPARAMEDIC_COLOR",
         flag: Some("color"),
@@ -362,7 +531,7 @@ mod tests {
     use super::*;
     use crate::cli::failure::{CommandFailure, ExitStatus};
 
-    /// The settings on a machine with the environment `variables` and this text of the file in /etc.
+    /// The settings of a machine with these environment `variables` and this text of the configuration file in /etc.
     fn load(variables: &[(&str, &str)], file: &str) -> Result<Loaded<Settings>, ConfigError> {
         let folder = tempfile::tempdir().unwrap();
         let etc_file = folder.path().join("etc.toml");
@@ -382,7 +551,7 @@ mod tests {
         load_on(&FlagValues::default(), &machine)
     }
 
-    /// The settings with one of them set.
+    /// The settings with one of them set to a value.
     fn with(setting: &str, value: &str) -> Result<Settings, ConfigError> {
         let variable = format!("PACKETPARAMEDIC_{}", setting.to_uppercase());
         load(&[(&variable, value)], "").map(|loaded| loaded.config)
@@ -408,6 +577,12 @@ mod tests {
     #[test]
     fn an_invalid_value_is_refused() {
         for (setting, value) in [
+            ("listen", "192.0.2.7"),
+            ("listen", "localhost:8068"),
+            ("listen", "65536"),
+            ("trusted_proxies", "proxy.example"),
+            ("trusted_proxies", "192.0.2.0/33"),
+            ("default_monitors", "some"),
             ("color", "blue"),
             ("log", "loud"),
             ("log_format", "xml"),
@@ -421,6 +596,23 @@ mod tests {
             assert!(matches!(with(setting, value), Err(ConfigError::BadValue { .. })), "{setting} accepts {value:?}");
         }
         assert_eq!(with("data_mode", "direct_ephemeral").unwrap().data_mode, Some(DataMode::DirectEphemeral));
+    }
+
+    #[test]
+    fn the_service_listens_on_an_address_a_port_of_loopback_or_nowhere() {
+        let listen = |text| with("listen", text).map(|settings| settings.listen.to_string()).ok();
+        assert_eq!(load(&[], "").unwrap().config.listen.to_string(), "127.0.0.1:8068");
+        for (given, read) in [
+            ("off", "off"),
+            ("80", "127.0.0.1:80"),
+            (":0", "127.0.0.1:0"),
+            ("[::]:8068", "[::]:8068"),
+            ("192.0.2.7:1", "192.0.2.7:1"),
+        ] {
+            assert_eq!(listen(given).as_deref(), Some(read));
+        }
+        let proxies = |text| with("trusted_proxies", text).map(|settings| settings.trusted_proxies.len()).ok();
+        assert_eq!([proxies("::1,10.0.0.0/8"), proxies(" ")], [Some(2), Some(0)]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The appliance's command line and the API of its service, over `paramedic-appliance`.
+//! The command line of the appliance, and the API of its service. Both use the library `paramedic-appliance`.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
@@ -7,4 +7,5 @@
 
 pub mod cli;
 pub mod config;
+pub mod network;
 mod web;

@@ -1,4 +1,4 @@
-//! The `packetparamedic` program: calls the library.
+//! The `packetparamedic` program. Calls the library.
 
 #![forbid(unsafe_code)]
 

@@ -1,12 +1,10 @@
-//! The audit log: decisions are on disk before they are answered. One task writes for all others, in batches. The
-//! callers decide which events are recorded; the log is append-only.
+//! The audit log. A decision is on disk before the reflector answers it. One task writes for all others, in batches.
+//! Callers choose the events to record; the log only appends.
 //!
-//! Order of one batch: write and sync the lines, store the heads in the database, answer the callers. There are two
-//! kinds of failure:
-//!
-//! - The lines could not be written or synced. Their heads were not passed to the store, and the lines are cut.
-//! - The heads could not be stored. The store may have them nevertheless, so the lines stay. The callers get the error,
-//!   and the next batch stores newer heads.
+//! For each batch, the writer writes and syncs the lines, then stores the heads of both chains in the database, then
+//! answers the callers. Two steps can fail. If the lines cannot be written or synced, their heads were not passed to
+//! the store, and the writer cuts the lines. If the heads cannot be stored, the store may nevertheless hold them, so
+//! the lines stay: the callers get the error, and the next batch stores newer heads.
 
 mod chain;
 mod journal;
@@ -35,17 +33,19 @@ pub use verify::{BadLine, Beginning, Unacknowledged, Verified, verify};
 use crate::event::{AuditEvent, Chain, RefusalReason};
 use crate::store::{Store, StoreError};
 
-/// Requests that may wait for the writer. If the queue is full, `record` waits and `note` only counts.
+/// The number of requests that may wait for the writer. If the queue is full, `record` waits, and `note` only counts
+/// the event.
 const QUEUE_CAPACITY: usize = 1024;
-/// Once a batch has this many lines, it accepts no further request.
+/// A batch that has this many lines takes no further request.
 const BATCH_EVENTS: usize = 256;
-/// Notes that are kept while the disk fails; further ones are counted.
+/// The number of noted events that are kept while the disk fails. Further ones are only counted.
 const BACKLOG_EVENTS: usize = 1024;
-/// How often the writer checks the log without a request: whether its files are still in place and, during a fault,
+/// How often the writer checks the log even without a request: that its files are still in place and, during a fault,
 /// whether the disk can be written again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// The handle through which all tasks write. Cheap to clone; the writer ends with the last clone.
+/// The handle with which all tasks write to the audit log. Cheap to clone. The writer ends when the last clone is
+/// dropped.
 #[derive(Clone, Debug)]
 pub struct Audit {
     requests: mpsc::Sender<WriteRequest>,
@@ -53,25 +53,25 @@ pub struct Audit {
     not_noted: Arc<AtomicU64>,
 }
 
-/// A write to the log failed. The events are not acknowledged, and the caller must undo what they record.
+/// A write to the audit log failed. Its events are not acknowledged: the caller must undo what they record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the audit log can't be written: {because}")]
 pub struct AuditFault {
-    /// The reason of the failure.
+    /// Why the write failed.
     pub because: String,
-    /// Whether the lines are in the log nevertheless: they are on disk, but the database could not store their head.
-    /// They are not acknowledged, and must not be written again.
+    /// Whether the lines are on disk although the write failed, because the database could not store their head. They
+    /// must not be written again.
     pub is_in_log: bool,
 }
 
-/// Why the log can't be opened.
+/// Why the audit log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum AuditError {
-    /// Its folder or files can't be read or repaired.
+    /// The folder or a file of the log cannot be read or repaired.
     #[error("cannot use the audit log in {}: {source}", path.display())]
     Unusable { path: PathBuf, source: std::io::Error },
-    /// A line up to the head that the database records is missing or was changed.
+    /// A line up to the last acknowledged one is missing or was changed.
     #[error(
         "the audit log in {0} was changed: {why}; `reflector audit verify` names the first bad line; to go on \
          without it, move it away: mv {0} {0}.damaged (the first line of the new log records this)",
@@ -79,12 +79,12 @@ pub enum AuditError {
     )]
     Broken {
         folder: PathBuf,
-        /// The fault.
+        /// What is wrong with the first bad line.
         why: String,
     },
-    /// The folder has a log, but the database has no record of it.
+    /// The folder contains a log, but the database has no record of it.
     #[error(
-        "the audit log in {0} belongs to another database than the new one beside it; restore the old database, or \
+        "the audit log in {0} has lines that the new database beside it does not know; restore the old database, or \
          move the log away: mv {0} {0}.old",
         folder.display()
     )]
@@ -94,11 +94,11 @@ pub enum AuditError {
     Store(#[from] StoreError),
 }
 
-/// A request to the writer.
+/// Events for the writer to write.
 #[derive(Debug)]
 struct WriteRequest {
     events: Vec<AuditEvent>,
-    /// Receives the result once it is on disk; absent for a note.
+    /// Receives the result of the write; absent for noted events, for which no caller waits.
     reply: Option<oneshot::Sender<Result<(), AuditFault>>>,
 }
 
@@ -106,7 +106,8 @@ impl Audit {
     /// Opens the log in `folder` and starts its writer.
     ///
     /// # Errors
-    /// A log that lacks acknowledged lines is not opened, and is left unchanged.
+    ///
+    /// Fails if acknowledged lines are missing. The files are then left unchanged.
     pub async fn open(folder: &Path, sizes: Sizes, store: Store) -> Result<Self, AuditError> {
         Self::open_on(Disk::Real, PROBE_INTERVAL, folder, sizes, store.into()).await
     }
@@ -142,14 +143,14 @@ impl Audit {
         Ok(Self { requests, fault, not_noted })
     }
 
-    /// Writes these events, in order and adjacent to each other; they are on disk when the future completes. Their
-    /// place in the log is fixed by this call, so a caller that holds the lock of its decisions gets its lines in the
+    /// Writes these events in this order, without others in between. They are on disk when the future completes. The
+    /// call itself fixes their place in the log: a caller that holds the lock of its decisions gets its lines in the
     /// order of the decisions. Dropping the future does not cancel the write.
     ///
     /// # Errors
     ///
     /// None of the events is acknowledged, and the caller must undo what they record. They are in the log only if
-    /// [`is_in_log`](AuditFault::is_in_log).
+    /// [`is_in_log`](AuditFault::is_in_log) is set.
     pub fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
         let is_empty = events.is_empty();
@@ -169,7 +170,7 @@ impl Audit {
         }
     }
 
-    /// Records these events for a caller whose answer does not depend on them. Events that cannot be written are kept
+    /// Writes these events for a caller whose answer does not depend on them. Events that cannot be written are kept
     /// and written later.
     pub fn record_or_note(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         let audit = self.clone();
@@ -181,8 +182,8 @@ impl Audit {
         }
     }
 
-    /// Writes this event later, without waiting. If more events are noted than can be written, an
-    /// [`AuditEvent::RefusedMore`] with the reason `not_noted` records the number of dropped events.
+    /// Writes this event later, without waiting. If too many events are noted, the excess is dropped, and an
+    /// [`AuditEvent::RefusedMore`] with the reason `not_noted` records how many.
     pub fn note(&self, event: AuditEvent) {
         // Half of the queue is for `record`, whose callers wait for an answer.
         let is_crowded = self.requests.capacity() < QUEUE_CAPACITY / 2;
@@ -191,13 +192,13 @@ impl Audit {
         }
     }
 
-    /// Why the log cannot be written; `None` while it can. The receiver is notified of each change.
+    /// Why the log cannot be written at present; `None` while it can. The receiver is notified of each change.
     pub fn fault(&self) -> watch::Receiver<Option<AuditFault>> {
         self.fault.clone()
     }
 }
 
-/// Runs blocking `work` on a thread for blocking work; `None` if it panicked or the program is ending.
+/// Runs blocking `work` on a thread of the runtime for blocking work. `None` if it panicked or the program is ending.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
@@ -207,7 +208,7 @@ fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The store, which persists the heads.
+/// The database in which the heads of both chains are stored.
 struct HeadStore(Store, #[cfg(test)] tests::HeadStoreFaults);
 
 impl From<Store> for HeadStore {
@@ -221,7 +222,7 @@ impl From<Store> for HeadStore {
 }
 
 impl HeadStore {
-    /// On an error, the store may hold the new states nevertheless.
+    /// Stores the heads of both chains. After an error, the database may nevertheless hold them.
     async fn keep(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
         #[cfg(test)]
         if let Some(fails) = self.1.next(&self.0, states).await {
@@ -231,21 +232,21 @@ impl HeadStore {
     }
 }
 
-/// The only task that writes to the log.
+/// The only task that writes to the audit log.
 struct Writer {
     head_store: HeadStore,
     fault: watch::Sender<Option<AuditFault>>,
     probe_interval: Duration,
     not_noted: Arc<AtomicU64>,
-    /// Notes that could not be written, oldest first.
+    /// Noted events that could not be written yet, oldest first.
     backlog: Vec<(Timestamp, AuditEvent)>,
 }
 
-/// Events that are written and synced together.
+/// The events that are written and synced together.
 #[derive(Default)]
 struct Batch {
     events: Vec<(Timestamp, AuditEvent)>,
-    /// Events of notes: kept when the write fails.
+    /// The noted events among them, which are kept if the write fails.
     notes: Vec<(Timestamp, AuditEvent)>,
     replies: Vec<oneshot::Sender<Result<(), AuditFault>>>,
 }
@@ -266,13 +267,13 @@ impl Batch {
     }
 }
 
-/// How the writing of a batch ended.
+/// The result of writing a batch.
 enum BatchEnd {
-    /// The lines are on disk and acknowledged.
+    /// The lines are on disk, and their heads are stored.
     Kept,
     /// The lines are not in the log.
     Failed(AuditFault),
-    /// The lines are in the log, but the store did not acknowledge the heads.
+    /// The lines are in the log, but the database did not confirm that it stored their heads.
     Unclear(AuditFault),
 }
 
@@ -306,7 +307,7 @@ impl Writer {
         }
     }
 
-    /// Writes one batch and answers its callers. A probe checks every file first.
+    /// Writes one batch and answers its callers. For a probe, checks every file of the log first.
     async fn write(&mut self, mut journal: Journal, mut batch: Batch, is_probe: bool) -> Option<Journal> {
         let now = now();
         let not_noted = self.not_noted.swap(0, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand, and the dispatch to them. Only `output` prints.
+//! The command line of the reflector: one file for each subcommand, and the dispatch to them. Only `output` prints.
 
 mod asking;
 mod audit;
@@ -28,7 +28,7 @@ use crate::failure::{Exit, Failure};
 use crate::server::AdminRequest;
 use output::{note, print_json, print_json_line, print_line};
 
-/// The first commands to run, shown below the help.
+/// The first commands to run, shown below the help text.
 const FIRST_STEPS: &str = "\
 First steps:
   reflector serve      on a machine whose port 4000, TCP and UDP, is reachable
@@ -47,15 +47,15 @@ struct Cli {
 enum Command {
     /// Serve until SIGTERM or Ctrl-C; running sessions may finish
     Serve(Box<AllFlags>),
-    /// Open a one-time code and wait until a device has paired with it
+    /// Open a one-time pairing code and wait for a device to pair with it
     Pair(pair::Args),
     /// List paired devices; add, rename or remove one
     Peers(peers::Args),
     /// Show the state of the running reflector: sessions, queue, ports, usage, refusals
     Status(status::Args),
-    /// Check that the reflector grants sessions: exit code 0, else 1
+    /// Check whether the reflector grants sessions: exit code 0 if so, otherwise 1
     Health(health::Args),
-    /// Inspect this installation without measuring; exit code 1 if there is a problem
+    /// Inspect this installation without measuring; exit code 1 if it finds a problem
     Doctor(Box<doctor::Args>),
     /// Measure what this host can carry and what limits it; takes less than a minute
     SelfTest {
@@ -66,7 +66,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Grant no new sessions, and stop the reflector once the running ones have finished
+    /// Grant no new sessions, and stop the reflector once its running sessions have finished
     Drain {
         #[command(flatten)]
         place: PlaceFlags,
@@ -78,7 +78,7 @@ enum Command {
     },
     /// Create a new identity; every device must then be paired again
     RotateIdentity(rotate_identity::Args),
-    /// Check the audit log
+    /// Check that the audit log is complete and unchanged
     Audit {
         #[command(subcommand)]
         command: audit::Command,
@@ -90,19 +90,19 @@ enum Command {
     },
     /// Print shell completions
     Completions {
-        /// The shell
+        /// Shell to print completions for
         shell: Shell,
     },
 }
 
-/// The format of stdout.
+/// The format in which a command prints its answer on stdout.
 #[derive(Clone, Copy)]
 enum StdoutFormat {
-    /// Text for users.
+    /// Text for a reader.
     Human,
     /// One JSON document.
     Json,
-    /// One JSON event per line.
+    /// One JSON event in each line.
     JsonLines,
 }
 
@@ -119,12 +119,12 @@ impl Command {
     }
 }
 
-/// The command line as clap knows it, for man pages and completions.
+/// The definition of the command line, for man pages and completions.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the command line of this process.
+/// Parses the arguments of this process and runs the command.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -144,7 +144,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Reports a failed command: to a program on stdout, like an answer; to a user on stderr.
+/// Reports a failed command: on stdout as JSON if the command prints JSON, otherwise on stderr as text.
 fn fail(failure: &Failure, format: StdoutFormat) -> ExitCode {
     let reported = match format {
         StdoutFormat::Human => {
@@ -161,7 +161,8 @@ fn fail(failure: &Failure, format: StdoutFormat) -> ExitCode {
     ExitCode::from(failure.exit as u8)
 }
 
-/// The parser's error as an error document. Without --json, its own text is printed, which has more details.
+/// Turns an error of the argument parser into an error document. Used with --json; otherwise the parser's own text is
+/// printed, which has more details.
 fn not_understood(error: &clap::Error) -> Failure {
     let text = error.to_string();
     let because = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
@@ -200,7 +201,7 @@ fn load(flags: &FlagValues) -> Result<Config, Failure> {
     Ok(load_with_origins(flags)?.config)
 }
 
-/// Loads the configuration, and prints its warnings.
+/// Loads the configuration, and prints warnings about it.
 fn load_with_origins(flags: &FlagValues) -> Result<Loaded<Config>, Failure> {
     let loaded = paramedic_host::config::load::<Config>(flags)?;
     for warning in &loaded.warnings {

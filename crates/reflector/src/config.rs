@@ -1,5 +1,5 @@
-//! The reflector's configuration: a checked [`Config`], and each default with its reason. `paramedic_host::config`
-//! reads it from flags, environment and files. Opens, creates and serves nothing.
+//! The reflector's configuration: the checked [`Config`], and the default of each setting with its reason.
+//! `paramedic_host::config` reads it from flags, environment and files. Opens no socket and creates no file.
 
 mod addresses;
 mod reload;
@@ -19,64 +19,65 @@ use paramedic_link::{DEFAULT_PORT, EndpointId, PeerText};
 pub use addresses::MetricsListen;
 pub use reload::{ConfigChange, change};
 
-/// A reflector's configuration. All values are valid.
+/// The configuration of a reflector. All values are checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The addresses to listen on, TCP and UDP; never empty, and no address twice unless its port is 0.
+    /// The addresses to listen on, TCP and UDP. Never empty. No address occurs twice unless its port is 0.
     pub listen: Vec<SocketAddr>,
-    /// Whether to listen on addresses that no interface of this host has yet.
+    /// Whether to listen also on addresses that no interface of this host has yet.
     pub listen_freebind: bool,
-    /// The name of the reflector; never empty.
+    /// The name that the reflector shows to appliances; never empty.
     pub name: PeerText,
-    /// Endpoint IDs of appliances that are accepted without a pairing code.
+    /// The Endpoint IDs of appliances that are paired without a code.
     pub authorized_peers: Vec<EndpointId>,
-    /// The ways in which test data may travel.
+    /// Which data modes the reflector offers.
     pub mode: Mode,
-    /// The ports of direct sessions; not empty, and without port 0.
+    /// The ports for direct sessions. Never empty, and never port 0.
     pub data_port_range: RangeInclusive<u16>,
-    /// Whether the engine iperf3 is offered.
+    /// Whether the reflector offers the engine iperf3.
     pub iperf3_enabled: bool,
-    /// The most sessions that run at once; at least 1.
+    /// The number of sessions that may run at once; at least 1.
     pub max_concurrent_tests: u32,
-    /// The most requests in the queue.
+    /// The number of requests that may wait in the queue.
     pub max_queue: usize,
-    /// The longest session: the sum of its phases.
+    /// The most monitor sessions at once.
+    pub max_monitors: usize,
+    /// The longest duration of a session: the sum of its phases.
     pub max_test_duration: Duration,
-    /// The most streams of a session per direction; at least 1.
+    /// The number of streams that a session may have in each direction; at least 1.
     pub max_streams: u16,
-    /// The most sessions of one peer within any hour; at least 1.
+    /// The number of sessions that one peer may start within any hour; at least 1.
     pub max_tests_per_hour: u32,
-    /// The most payload bytes of one peer on one UTC day.
+    /// The number of payload bytes that one peer may transfer on one UTC day.
     pub max_bytes_per_day: u64,
-    /// The most payload bytes of all peers on one UTC day.
+    /// The number of payload bytes that all peers together may transfer on one UTC day.
     pub max_bytes_per_day_total: u64,
-    /// The folder of the key, the database and the audit log; an absolute path.
+    /// The absolute path of the folder with the key, the database and the audit log.
     pub state_dir: PathBuf,
-    /// The file of a secret key that a service manager provides; an absolute path. Without it, the key is in the state
-    /// folder.
+    /// The absolute path of a secret key that a service manager provides. `None`: the key is in the state folder.
     pub provided_key: Option<PathBuf>,
-    /// The folder of the admin socket; an absolute path.
+    /// The absolute path of the folder with the admin socket.
     pub runtime_dir: PathBuf,
-    /// The size at which the audit log starts a new file, in bytes.
+    /// The size in bytes at which the audit log starts a new file.
     pub audit_segment_size: u64,
     /// The size limit of all files of the audit log together, in bytes.
     pub audit_max_size: u64,
-    /// Where the metrics are served.
+    /// Where the reflector serves its metrics.
     pub metrics_listen: MetricsListen,
     /// Whether `metrics_listen` may be an address that other hosts can reach.
     pub metrics_allow_remote: bool,
-    /// The log filter, in the syntax of tracing.
+    /// Which events the program logs, in the filter syntax of the crate `tracing-subscriber`.
     pub log: String,
-    /// The format of the log.
+    /// The format of the program's log.
     pub log_format: LogFormat,
 }
 
-/// The ways in which test data may travel.
+/// Which data modes the reflector offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Only inside TLS, through the listening port.
+    /// Only tunneled: test data travels inside TLS, through the listening port.
     Tunneled,
-    /// Also in clear text, through temporary ports of the data port range.
+    /// Tunneled and direct: test data may also travel in clear text, through temporary ports of `data_port_range`.
     DirectEphemeral,
 }
 
@@ -90,43 +91,43 @@ impl fmt::Display for Mode {
 }
 
 impl Config {
-    /// Whether direct sessions are offered in addition to tunneled ones.
+    /// Whether the reflector offers direct sessions in addition to tunneled ones.
     pub fn offers_direct(&self) -> bool {
         self.mode == Mode::DirectEphemeral
     }
 
-    /// Whether the operator enabled the engine with this id.
+    /// Whether the configuration enables the engine with this id.
     pub fn wants(&self, engine: &str) -> bool {
         engine != "iperf3" || self.iperf3_enabled
     }
 
-    /// The file of the reflector's secret key, if none is provided.
+    /// The path of the reflector's secret key, if no key file is provided.
     pub fn key_file(&self) -> PathBuf {
         self.state_dir.join(KEY_FILE)
     }
 
-    /// The database of peers and quotas.
+    /// The path of the database.
     pub fn database(&self) -> PathBuf {
         self.state_dir.join(DATABASE)
     }
 
-    /// The folder of the audit log.
+    /// The path of the folder of the audit log.
     pub fn audit_dir(&self) -> PathBuf {
         self.state_dir.join("audit")
     }
 
-    /// Whether the runtime folder is one of root's default ones, which only root can create.
+    /// Whether the runtime folder is one of the defaults for root. Only root can create those.
     pub fn has_root_runtime_dir(&self) -> bool {
         [ROOT_RUNTIME_DIR, EARLIER_RUNTIME_DIR].iter().any(|path| self.runtime_dir == Path::new(path))
     }
 
-    /// The working folder of engines during a session; emptied at the start. It is in the state folder, so that no
-    /// other user can rename it.
+    /// The working folder of engines during a session. The reflector empties it when it starts. It is in the state
+    /// folder, where no other user can rename it.
     pub fn scratch_dir(&self) -> PathBuf {
         self.state_dir.join("scratch")
     }
 
-    /// The Unix socket to which the other subcommands connect.
+    /// The path of the Unix socket to which the other subcommands connect.
     pub fn admin_socket(&self) -> PathBuf {
         self.runtime_dir.join(ADMIN_SOCKET)
     }
@@ -136,17 +137,17 @@ const KEY_FILE: &str = "identity.key";
 const DATABASE: &str = "reflector.db";
 const ADMIN_SOCKET: &str = "admin.sock";
 
-/// The state folder of root and of the unit.
+/// The default state folder for root, and for the systemd unit.
 const ROOT_STATE_DIR: &str = "/var/lib/reflector";
-/// The runtime folder of root and of the unit.
+/// The default runtime folder for root, and for the systemd unit.
 const ROOT_RUNTIME_DIR: &str = "/run/reflector";
-/// The state folder of installations that were set up before [`ROOT_STATE_DIR`] was the default. It is used if it
-/// contains state and [`ROOT_STATE_DIR`] contains none: an update must not change the identity of a reflector.
+/// The default state folder of earlier versions. It is used if it contains state and [`ROOT_STATE_DIR`] contains none,
+/// because an update must not change the identity of a reflector.
 const EARLIER_STATE_DIR: &str = "/var/lib/packetparamedic/reflector";
-/// The runtime folder of the units of that time. Commands look there for a running reflector.
+/// The default runtime folder of earlier versions. Commands also look there for a running reflector.
 const EARLIER_RUNTIME_DIR: &str = "/run/packetparamedic";
 
-/// Whether the folder at `path` contains state. It may be in the private folder inside.
+/// Whether the folder at `path`, or the private folder inside it, contains state.
 fn has_state(machine: &Machine<'_>, path: &Path) -> bool {
     let mut files = [path.to_owned(), path.join(PRIVATE)]
         .into_iter()
@@ -182,6 +183,8 @@ impl Configuration for Config {
             // With tests of half a minute, the last of 32 requests waits for a quarter of an hour. A longer queue is of
             // no use.
             max_queue: 32,
+            // At 5 probes a second each they take half a megabit per second in each direction.
+            max_monitors: 64,
             // Long enough for a soak test, short enough that a forgotten test does not block the slot for hours.
             max_test_duration: Duration::from_secs(600),
             // The most streams that a request can have.
@@ -311,7 +314,7 @@ impl Configuration for Config {
     }
 }
 
-/// Every setting, for the commands that accept the whole configuration.
+/// All settings, for commands that accept the whole configuration.
 pub struct EverySetting;
 
 impl FlagGroup for EverySetting {
@@ -323,7 +326,7 @@ impl FlagGroup for EverySetting {
     }
 }
 
-/// The folders, for the commands that need no other setting.
+/// Only the settings of the folders, for commands that need no other setting.
 pub struct Folders;
 
 impl FlagGroup for Folders {
@@ -335,10 +338,10 @@ impl FlagGroup for Folders {
     }
 }
 
-/// `--config` and a flag for each setting.
+/// The flag `--config`, and a flag for each setting.
 pub type AllFlags = paramedic_host::config::Flags<EverySetting>;
 
-/// `--config` and the flags of the folders.
+/// The flag `--config`, and a flag for each folder.
 pub type PlaceFlags = paramedic_host::config::Flags<Folders>;
 
 #[cfg(test)]

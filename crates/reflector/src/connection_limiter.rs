@@ -1,8 +1,8 @@
-//! Limits the unauthenticated connections, and chooses the one to close if there are too many. Pure: it has no sockets
-//! and no handshakes, and authenticates no connection.
+//! Limits the connections that are not authenticated yet, and chooses which one to close if there are too many. Pure:
+//! has no sockets, does no handshakes, and authenticates no connection.
 //!
-//! Prefixes from which a peer has authenticated are known. Known and unknown prefixes have separate places, so
-//! unauthenticated clients never take a place from a paired device. A session has additional places for its streams, so
+//! A prefix is known if a peer has authenticated from it. Known and unknown prefixes have separate slots, so clients
+//! from unknown prefixes never take a slot from a paired device. A session has further slots for its streams, so
 //! clients at other known prefixes never take one of those.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,51 +13,52 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::RefusalReason;
 
-/// Places for connections from all unknown prefixes: at about 80 KiB each, some 20 MiB at worst.
+/// The slots for connections from all unknown prefixes. At about 80 KiB each, they take some 20 MiB at most.
 const UNKNOWN_PLACES: usize = 256;
-/// Places for connections from all known prefixes.
+/// The slots for connections from all known prefixes.
 const KNOWN_PLACES: usize = 256;
-/// The limits of one unknown network, from the narrowest prefix to the widest.
+/// The limits for one unknown network, from the narrowest prefix to the widest.
 const UNKNOWN_LIMITS: [NetworkLimit; 3] = [
     NetworkLimit { ipv6_bits: 64, places: 4, per_second: 20 },
     NetworkLimit { ipv6_bits: 56, places: 16, per_second: 80 },
     NetworkLimit { ipv6_bits: 48, places: 64, per_second: 320 },
 ];
-/// The limits of one known prefix: all streams of a session at once, 64 in each direction, plus links.
+/// The limits for one known prefix: enough for all streams of a session at once (64 in each direction), and for links.
 const KNOWN_LIMIT: NetworkLimit = NetworkLimit { ipv6_bits: 64, places: 160, per_second: 160 };
-/// The widest network that is counted, in bits of an IPv6 address.
+/// The widest network for which connections are counted, as a prefix length in bits of an IPv6 address.
 const WIDEST_BITS: u8 = 48;
-/// If a network is full, a connection without progress for this long may be closed for a newer one. The grace avoids
-/// interrupting a handshake in progress.
+/// If a network has no slot left, a connection that made no progress for this long may be closed for a newer one. A
+/// shorter time would interrupt handshakes in progress.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
-/// One in this many descriptors is reserved for connections that are being closed to make room.
+/// 1/9 of the descriptors is reserved for connections that are being closed to make room.
 const LEAVING_PART: usize = 9;
-/// The most networks whose new connections are counted in one second; further networks are not counted.
+/// In each second, new connections are counted for at most this many networks. Connections from further networks are
+/// not counted.
 const COUNTED_NETWORKS: usize = 65_536;
 
-/// The limits of one network.
+/// The limits for one network.
 #[derive(Clone, Copy, Debug)]
 struct NetworkLimit {
-    /// The length of the network's prefix for IPv6; each IPv4 address is one network.
+    /// The prefix length of the network in bits, for IPv6. For IPv4, each address is a network.
     ipv6_bits: u8,
-    /// Unauthenticated connections at once.
+    /// The number of unauthenticated connections that may be open at once.
     places: usize,
-    /// New connections within one second.
+    /// The number of new connections that are accepted within one second.
     per_second: u32,
 }
 
-/// The source of a connection: an IPv4 address, or the /64 of an IPv6 address.
+/// Where a connection comes from: an IPv4 address, or the /64 prefix of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "IpAddr", into = "IpAddr")]
 pub struct Prefix(IpAddr);
 
 impl Prefix {
-    /// The prefix of an address.
+    /// The prefix that contains `address`.
     pub fn of(address: IpAddr) -> Self {
         Self(network(address.to_canonical(), 64))
     }
 
-    /// Its first address.
+    /// The first address of the prefix.
     pub fn address(self) -> IpAddr {
         self.0
     }
@@ -75,7 +76,7 @@ impl From<Prefix> for IpAddr {
     }
 }
 
-/// The network of `ipv6_bits` bits around an IPv6 address; an IPv4 address unchanged.
+/// The IPv6 network with a prefix of `ipv6_bits` bits that contains the address. Returns an IPv4 address unchanged.
 fn network(address: IpAddr, ipv6_bits: u8) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -86,45 +87,45 @@ fn network(address: IpAddr, ipv6_bits: u8) -> IpAddr {
     }
 }
 
-/// The number of a place. Return it with [`ConnectionLimiter::left`].
+/// Identifies the slot of one connection. Give it back with [`ConnectionLimiter::left`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionSlotId(u64);
 
 /// The decision on a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It is accepted.
+    /// The connection is accepted.
     Enter {
-        /// Its place.
+        /// The slot of the new connection.
         place: ConnectionSlotId,
-        /// The connection to close for it.
+        /// The connection to close so that the new one has a slot.
         makes_way: Option<ConnectionSlotId>,
     },
-    /// It is refused.
+    /// The connection is refused for this reason.
     Refuse(RefusalReason),
 }
 
-/// Counts the connections that are not authenticated yet.
+/// Counts the connections that are not authenticated yet, and decides which new ones are accepted.
 #[derive(Debug)]
 pub struct ConnectionLimiter {
     unknown_places: usize,
     known_places: usize,
-    /// The most connections that are being closed to make room.
+    /// The number of connections that may be in the process of being closed to make room.
     leaving_places: usize,
     next: u64,
     places: BTreeMap<ConnectionSlotId, OccupiedPlace>,
-    /// Connections that are being closed to make room: each still has a descriptor.
+    /// The connections that are being closed to make room. Each still has a descriptor.
     leaving: BTreeSet<ConnectionSlotId>,
-    /// How many streams the running sessions of each prefix may open.
+    /// The number of streams that the running sessions of each prefix may open.
     expected: BTreeMap<Prefix, usize>,
-    /// How many links are open from each prefix.
+    /// The number of open links from each prefix.
     links: BTreeMap<Prefix, usize>,
-    /// Prefixes from which a peer authenticated within the last weeks.
+    /// The prefixes from which a peer authenticated recently.
     known: BTreeSet<Prefix>,
-    /// New connections of each network since `counted_since`.
+    /// The number of new connections from each network since `counted_since`.
     recent: BTreeMap<(IpAddr, u8), u32>,
     counted_since: Duration,
-    /// The latest `now` of any call.
+    /// The latest time that any call was given.
     now: Duration,
 }
 
@@ -132,26 +133,27 @@ pub struct ConnectionLimiter {
 struct OccupiedPlace {
     prefix: Prefix,
     pool: Pool,
-    /// Whether its ClientHello was received.
+    /// Whether the client's ClientHello was received.
     has_spoken: bool,
-    /// When it last made progress: accepted, ClientHello received, handshake complete.
+    /// When the connection last made progress: it was accepted, its ClientHello was received, or its handshake
+    /// completed.
     progress_at: Duration,
 }
 
-/// The group of places from which a connection takes one.
+/// The group of slots to which the slot of a connection belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pool {
-    /// The places for unknown prefixes.
+    /// The slots for connections from unknown prefixes.
     Unknown,
-    /// The places for known prefixes.
+    /// The slots for connections from known prefixes.
     Known,
-    /// The places for the running sessions of its prefix. A connection in one is never closed for another.
+    /// The slots for streams of running sessions. A connection that has one is never closed for another.
     Session,
 }
 
 impl ConnectionLimiter {
-    /// A limiter without connections. `descriptors` is the limit of all places together; `known` are the prefixes from
-    /// which peers have authenticated.
+    /// A limiter without connections. `descriptors` limits all slots together. `known` are the prefixes from which
+    /// peers have authenticated.
     pub fn new(descriptors: usize, known: BTreeSet<Prefix>) -> Self {
         let leaving_places = (descriptors / LEAVING_PART).max(2);
         let share = (descriptors.saturating_sub(leaving_places) / 2).max(1);
@@ -218,7 +220,7 @@ impl ConnectionLimiter {
         Admission::Enter { place, makes_way }
     }
 
-    /// Whether so many connections are still being closed to make room that the next one must wait for one of them.
+    /// Whether so many connections are still being closed that the next one must wait until one of them is closed.
     pub fn is_crowded(&self) -> bool {
         self.leaving.len() >= self.leaving_places
     }
@@ -228,7 +230,7 @@ impl ConnectionLimiter {
         *self.expected.entry(prefix).or_default() += streams;
     }
 
-    /// Records that a session of `prefix`, which could open `streams` connections, is over.
+    /// Records the end of a session of `prefix` that could open `streams` connections.
     pub fn session_closed(&mut self, prefix: Prefix, streams: usize) {
         if let Some(expected) = self.expected.get_mut(&prefix) {
             *expected = expected.saturating_sub(streams);
@@ -238,7 +240,7 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Records that the connection made progress in its handshake.
+    /// Records that a connection made progress in its handshake.
     pub fn progressed(&mut self, place: ConnectionSlotId, now: Duration) {
         self.pass_time(now);
         let now = self.now;
@@ -248,7 +250,8 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Records that the connection is authenticated or closed. It may already have been chosen to be closed.
+    /// Records that a connection is authenticated or closed. Also for a connection that was already chosen to be
+    /// closed.
     pub fn left(&mut self, place: ConnectionSlotId) {
         self.places.remove(&place);
         self.leaving.remove(&place);
@@ -274,7 +277,7 @@ impl ConnectionLimiter {
         self.known = known;
     }
 
-    /// Unauthenticated connections of unknown and of known prefixes.
+    /// The number of unauthenticated connections from unknown prefixes, and from known prefixes.
     pub fn counts(&self) -> (usize, usize) {
         let unknown = self.taken(Pool::Unknown);
         (unknown, self.places.len() - unknown)
@@ -284,7 +287,7 @@ impl ConnectionLimiter {
         self.places.values().filter(|place| place.pool == pool).count()
     }
 
-    /// Whether a session of `prefix` has a place that none of its streams occupies.
+    /// Whether a session of `prefix` has a slot that none of its streams uses.
     fn has_session_place(&self, prefix: Prefix) -> bool {
         let taken =
             || self.places.values().filter(|place| place.pool == Pool::Session && place.prefix == prefix).count();
@@ -299,7 +302,8 @@ impl ConnectionLimiter {
         self.now = self.now.max(now);
     }
 
-    /// Counts a new connection in each of its networks; `false` if one of them has reached its limit for this second.
+    /// Counts a new connection in each network that contains it. Returns `false` if one of them has reached its limit
+    /// for this second.
     fn count_new(&mut self, prefix: Prefix, limits: &[NetworkLimit]) -> bool {
         if self.now.saturating_sub(self.counted_since) >= Duration::from_secs(1) {
             self.recent.clear();
@@ -322,9 +326,9 @@ impl ConnectionLimiter {
         is_within
     }
 
-    /// The connection to close when all places are taken, however recent it is: in a flood all are recent. It belongs
-    /// to the network with the most connections, so that a client alone in its network keeps its own. Among those,
-    /// connections that have sent nothing are chosen first, and then the one without progress for the longest time.
+    /// Chooses the connection to close when all slots are taken, however new it is: in a flood, all are new. First
+    /// criterion: it belongs to the network with the most connections, so a client that is alone in its network keeps
+    /// its connection. Then: it has sent nothing. Then: it made no progress for the longest time.
     fn dispensable(&self, pool: Pool) -> Option<ConnectionSlotId> {
         let widest = |place: &OccupiedPlace| network(place.prefix.0, WIDEST_BITS);
         let mut taken = BTreeMap::<IpAddr, usize>::new();
@@ -339,7 +343,7 @@ impl ConnectionLimiter {
         matching().min_by_key(|(id, place)| (rank(place), **id)).map(|(id, _)| *id)
     }
 
-    /// The number of matching places, and the one without progress for the longest time.
+    /// The number of matching connections, and the one that made no progress for the longest time.
     fn silent_longest(&self, matches: impl Fn(&OccupiedPlace) -> bool) -> Silence {
         let matching = || self.places.iter().filter(|(_, place)| matches(place));
         let longest = matching().min_by_key(|(id, place)| (place.progress_at, **id));
@@ -369,7 +373,7 @@ mod tests {
         Prefix::of(IpAddr::V4(n.into()))
     }
 
-    /// A /64; the lowest byte counts within a /56, the next one within a /48.
+    /// An IPv6 prefix: the lowest byte of `n` counts within a /56, the next byte within a /48.
     fn v6(n: u128) -> Prefix {
         Prefix::of(Ipv6Addr::from_bits((0x2001_0db8 << 96) | n << 64).into())
     }

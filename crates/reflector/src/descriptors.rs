@@ -1,19 +1,20 @@
-//! Divides the descriptors that the host allows, so that no part of the reflector and no device takes those of another.
-//! The admin socket then works under any network load. Pure.
+//! Divides the file descriptors that the host allows among the parts of the reflector. No part and no device can take
+//! those of another, so the admin socket works under any network load. Pure: no I/O, no clock.
 
 use paramedic_engines::data_listener;
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 
-/// Descriptors reserved for the program's own files: the first listening address, database, audit log, responders, the
-/// admin socket and its clients.
+/// The descriptors that are reserved for the program itself: the first listening address, the database, the audit log,
+/// responders, the admin socket and its clients.
 const KEPT: usize = 64;
-/// Descriptors of each further listening address: a listener, and a responder with its wake-up descriptor.
+/// The descriptors for each further listening address: a listener, and a responder with its wake-up descriptor.
 const OF_ADDRESS: usize = 3;
-/// The most open links of all devices together.
+/// The number of links that all devices together may have open.
 const LINKS: usize = 4096;
-/// The most unauthenticated connections at once.
+/// The number of unauthenticated connections that may be open at once.
 const UNAUTHENTICATED: usize = 576;
-/// Descriptors of a stream: its socket, the copies that close it at the end of the session, and a pipe in a download.
+/// The descriptors of one stream: its socket, the copies with which it is closed at the end of the session, and a pipe
+/// in a download.
 fn of_stream(direction: Direction) -> usize {
     match direction {
         Direction::Download => 5,
@@ -21,35 +22,35 @@ fn of_stream(direction: Direction) -> usize {
     }
 }
 
-/// Descriptors of a session in addition to those of its streams: listener, responder, wake-up descriptors, a child's
-/// pipes, a log file.
+/// The descriptors of a session beside those of its streams: listener, responder, wake-up descriptors, the pipes of a
+/// child process, a log file.
 const PER_SESSION: usize = 16;
 
-/// Enough descriptors for the largest session, plus the unauthenticated connections and links that are then allowed, for
-/// a reflector that listens on so many addresses.
+/// The descriptor limit that suffices for the largest session of a reflector with `listening` addresses. Includes the
+/// unauthenticated connections and links that the reflector then allows.
 pub fn enough(listening: usize) -> u64 {
     1408 + (kept(listening) - KEPT) as u64
 }
 
-/// The reserved descriptors of a reflector that listens on so many addresses.
+/// The descriptors that a reflector with `listening` addresses reserves for itself.
 fn kept(listening: usize) -> usize {
     KEPT.saturating_add(listening.saturating_sub(1).saturating_mul(OF_ADDRESS))
 }
 
-/// The descriptor limits of each part.
+/// The descriptor limit of each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DescriptorShares {
-    /// Connections that are not authenticated yet.
+    /// For connections that are not authenticated yet.
     pub unauthenticated: usize,
-    /// Links.
+    /// For links.
     pub links: usize,
-    /// Sessions, all together.
+    /// For all sessions together.
     pub sessions: usize,
 }
 
 impl DescriptorShares {
-    /// Divides `allowed`, the limit of open files of a reflector that listens on so many addresses; `None`: there is no
-    /// limit.
+    /// Divides `allowed`, the limit of open files, for a reflector with `listening` addresses. `None` means that there
+    /// is no limit.
     pub fn divide(allowed: Option<u64>, listening: usize) -> Self {
         let allowed = allowed.and_then(|allowed| usize::try_from(allowed).ok()).unwrap_or(usize::MAX);
         let left = allowed.saturating_sub(kept(listening));
@@ -59,17 +60,17 @@ impl DescriptorShares {
     }
 }
 
-/// The connections that a session opens at once to the listening port: the streams of a tunneled phase, and one for
-/// latency probes if UDP is blocked.
+/// The number of connections that a session opens at once to the listening port: the streams of a tunneled phase, and
+/// one for latency probes if UDP is blocked.
 pub fn control_port_streams(spec: &TestSpec) -> usize {
     let phases = spec.phases.iter().filter(|_| spec.data_mode == DataMode::Tunneled);
     let streams = phases.map(|phase| phase.load.directions().len() * usize::from(spec.streams)).max().unwrap_or(0);
     streams + 1
 }
 
-/// The most descriptors that a session of this kind holds at once. Only the streams of one phase are open at a time.
-/// There are also unauthenticated connections: in direct mode at its own port, otherwise in its places at the listening
-/// port. Those places are free again as soon as its streams are authenticated.
+/// The number of descriptors that a session of this kind may hold at once. Only the streams of one phase are open at a
+/// time. It includes unauthenticated connections: to the session's own port in direct mode, otherwise in its slots at
+/// the listening port. Those slots are free again as soon as the streams are authenticated.
 pub fn of_session(spec: &TestSpec) -> usize {
     let of_phase = |phase: &PhaseSpec| phase.load.directions().iter().map(|direction| of_stream(*direction)).sum();
     let each: usize = spec.phases.iter().map(of_phase).max().unwrap_or(0);

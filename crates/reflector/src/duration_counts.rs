@@ -1,37 +1,37 @@
-//! Counts of durations by upper bound: what `status` shows as percentiles and the metrics as a histogram. Pure.
+//! A histogram of durations: `status` shows its percentiles, the metrics show all of it. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// A histogram of durations: counts by upper bound.
+/// A histogram of durations: the number of durations up to each bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DurationCounts {
-    /// By upper bound, the shortest first.
+    /// The buckets, that with the lowest bound first.
     pub buckets: Vec<DurationBucket>,
-    /// Durations above the last bound.
+    /// The number of durations above the last bound.
     pub longer: u64,
     /// The sum of all durations, in microseconds.
     pub sum_us: u64,
 }
 
-/// The durations up to a bound and above the bound before it.
+/// The number of durations up to a bound, and above the bound of the bucket before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DurationBucket {
-    /// The bound, in microseconds.
+    /// The upper bound of the bucket, in microseconds.
     pub up_to_us: u64,
-    /// How many there were.
+    /// The number of durations in the bucket.
     pub count: u64,
 }
 
 impl DurationCounts {
-    /// No duration yet. The bounds are in microseconds and ascend.
+    /// An empty histogram. The bounds are in microseconds, in ascending order.
     pub fn with_bounds(bounds_us: &[u64]) -> Self {
         let buckets = bounds_us.iter().map(|up_to_us| DurationBucket { up_to_us: *up_to_us, count: 0 });
         Self { buckets: buckets.collect(), longer: 0, sum_us: 0 }
     }
 
-    /// Counts one duration.
+    /// Adds one duration.
     pub fn note(&mut self, duration: Duration) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.sum_us = self.sum_us.saturating_add(us);
@@ -42,13 +42,13 @@ impl DurationCounts {
         *counter = counter.saturating_add(1);
     }
 
-    /// How many durations were counted.
+    /// The number of all durations.
     pub fn count(&self) -> u64 {
         self.buckets.iter().fold(self.longer, |sum, bucket| sum.saturating_add(bucket.count))
     }
 
-    /// The bound below which this share of all durations is, in microseconds; `None` without durations, and where that
-    /// is above the last bound.
+    /// The lowest bound below which at least this share of all durations is, in microseconds. `None` without durations,
+    /// or if the share is only reached above the last bound.
     pub fn quantile_us(&self, share: f64) -> Option<u64> {
         let wanted = share * self.count() as f64;
         let mut below = 0;

@@ -1,4 +1,4 @@
-//! The events of the audit log: decisions and refusals as plain values. `audit` writes them.
+//! The events of the audit log, as plain values. `audit` writes them.
 
 use std::net::IpAddr;
 
@@ -7,152 +7,176 @@ use paramedic_link::test_spec::{DataMode, EngineId};
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use serde::{Deserialize, Serialize};
 
-/// One audit event. Serialised as an object with its name in `event`.
+/// One event of the audit log. Serialised as a JSON object whose field `event` has the name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum AuditEvent {
     /// The reflector began to serve.
     Started {
-        /// The program's version.
+        /// The version of the program.
         version: String,
-        /// Its own identity.
+        /// The Endpoint ID of this reflector.
         endpoint_id: EndpointId,
     },
     /// The reflector stopped serving.
     Stopped,
-    /// A pairing code was opened; the code itself is never logged.
+    /// A pairing code was opened. The code itself is never logged.
     CodeOpened {
-        /// How long it is valid, in seconds.
+        /// How long the code is valid, in seconds.
         ttl_s: u64,
     },
     /// A pairing code was closed without use.
     CodeClosed {
-        /// `expired` or `revoked`.
+        /// Why the code was closed: `expired` or `revoked`.
         why: String,
     },
     /// A peer was paired.
     PeerAdded {
         peer: EndpointId,
-        /// Its name at this reflector.
+        /// The name of the peer at this reflector.
         name: PeerText,
-        /// `code`, `hand` or `config`.
+        /// How the peer was added: by `code`, by `hand` (`reflector peers add`), or by `config`.
         by: String,
     },
     /// A peer was removed.
     PeerRemoved { peer: EndpointId },
-    /// A peer has a new name.
+    /// A peer was renamed.
     PeerRenamed {
         peer: EndpointId,
-        /// Its new name.
+        /// The new name of the peer.
         name: PeerText,
     },
-    /// A link was opened.
+    /// A peer opened a link from this address.
     LinkOpened { peer: EndpointId, from: IpAddr },
     /// A session was granted.
     SessionGranted {
         session: SessionId,
         peer: EndpointId,
-        /// The engine that loads the path.
+        /// The engine that moves the payload.
         engine: EngineId,
-        /// How its data travels.
+        /// The data mode of the session.
         data_mode: DataMode,
-        /// Its port, in direct mode.
+        /// The port of the session in direct mode; absent in tunneled mode.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
-        /// How long it lasts at most, in milliseconds.
+        /// The longest time that the session may last, in milliseconds.
         expires_in_ms: u64,
     },
-    /// A request is queued.
+    /// A request was queued.
     SessionQueued {
         peer: EndpointId,
-        /// Its initial place in the queue, from 1.
+        /// The position of the request in the queue when it was queued; 1 is next.
         place: u32,
     },
-    /// A request was not granted.
+    /// A request was denied.
     SessionDenied {
         peer: EndpointId,
-        /// The rule that denied it.
+        /// The rule that denied the request.
         reason: DenialReason,
     },
-    /// A session was taken back before its appliance was answered: a resource could not be claimed, the grant could not
-    /// be recorded, or the request was withdrawn. It is not charged.
+    /// A session was taken back before the appliance got an answer: a resource could not be claimed, the grant could
+    /// not be recorded, or the appliance withdrew its request. The session is not charged.
     SessionUndone { session: SessionId, peer: EndpointId },
-    /// A session is over.
+    /// A session ended.
     SessionEnded {
         session: SessionId,
         peer: EndpointId,
         reason: EndReason,
-        /// Payload bytes charged.
+        /// The number of payload bytes that were charged for the session.
         bytes: u64,
-        /// How long it lasted, in milliseconds.
+        /// How long the session lasted, in milliseconds.
         elapsed_ms: u64,
     },
-    /// A port of the range was skipped because another program holds it.
+    /// A monitor session was granted.
+    MonitorGranted { session: SessionId, peer: EndpointId },
+    /// A request for a monitor session was not granted.
+    MonitorDenied {
+        peer: EndpointId,
+        /// The rule that denied the request.
+        reason: DenialReason,
+    },
+    /// A monitor session is over.
+    MonitorEnded {
+        session: SessionId,
+        peer: EndpointId,
+        reason: EndReason,
+        /// The number of payload bytes that were charged for the session.
+        bytes: u64,
+        /// How long the session lasted, in milliseconds.
+        elapsed_ms: u64,
+    },
+    /// A port of the range was skipped, because another program uses it.
     PortHeld {
         port: u16,
-        /// The peer whose request needed the port.
+        /// The peer whose request needed a port.
         peer: EndpointId,
     },
-    /// A connection was refused. Above a certain rate, refusals are only counted.
+    /// A connection was refused. Above a certain rate, refusals are only counted (`refused_more`).
     Refused {
         from: IpAddr,
         reason: RefusalReason,
-        /// The key that the client presented, if any.
+        /// The key that the client presented, if it presented one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<EndpointId>,
     },
-    /// How many refusals of one reason were only counted in the last minute.
+    /// The number of refusals with one reason in the last minute that were only counted.
     RefusedMore { reason: RefusalReason, count: u64 },
-    /// How many lines of one peer were only counted in the last minute: links, and requests that were not granted.
+    /// How many lines of one peer were only counted in the last minute: links, requests that were not
+    /// granted, and monitor sessions.
     MoreOfPeer { peer: EndpointId, count: u64 },
-    /// Leases that a crash left open were charged: the recorded use, plus the surge.
+    /// The reflector charged sessions that were running when it crashed: their recorded use, plus the possible use
+    /// since then.
     LeasesCharged {
-        /// The number of these sessions.
+        /// The number of such sessions.
         sessions: u64,
-        /// The payload bytes that were charged.
+        /// The number of payload bytes that were charged.
         bytes: u64,
     },
-    /// The audit log begins here: the lines before this one were moved away.
+    /// The audit log begins with this line, because the lines before it were moved away.
     LogBegunAnew {
         /// The number of the last line that was acknowledged before this one.
         after: u64,
     },
-    /// The unacknowledged tail of a segment was cut after a crash or a failed write.
+    /// The unacknowledged end of a file of the audit log was cut, after a crash or a failed write.
     TailRepaired {
         segment: String,
-        /// Bytes that were cut.
+        /// The number of bytes that were cut.
         bytes: u64,
     },
-    /// The oldest files of a chain of the audit log were deleted to keep within `audit_max_size`.
+    /// The oldest files of a chain of the audit log were deleted, to keep its size below `audit_max_size`.
     LogTrimmed {
         chain: Chain,
-        /// The number of the chain's first remaining line.
+        /// The number of the first line that remains of the chain.
         first_line: u64,
         /// The hash of the line before that one.
         hash_before: String,
     },
 }
 
-/// The two hash chains of the audit log. Each has its own files, numbers and size limit, so that lines that clients can
-/// cause at will never displace the important lines.
+/// The two hash chains of the audit log. Each has its own files, line numbers and size limit. So the lines that any
+/// client can cause never displace the important ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Chain {
-    /// Starts and stops, pairings and removals, grants and ends: bounded by the operator and by quotas.
+    /// Starts and stops, pairings and removals, grants and ends. The operator and the quotas limit their number.
     Main,
     /// Events that an unauthenticated client or a paired peer can cause without limit.
     Refusals,
 }
 
 impl AuditEvent {
-    /// The chain that this event's line belongs to.
+    /// The chain in which this event is recorded.
     pub fn chain(&self) -> Chain {
         match self {
             AuditEvent::LinkOpened { .. }
             | AuditEvent::SessionQueued { .. }
             | AuditEvent::SessionDenied { .. }
             | AuditEvent::SessionUndone { .. }
+            // A device may begin and end them as often as it opens links.
+            | AuditEvent::MonitorGranted { .. }
+            | AuditEvent::MonitorDenied { .. }
+            | AuditEvent::MonitorEnded { .. }
             | AuditEvent::PortHeld { .. }
             | AuditEvent::Refused { .. }
             | AuditEvent::RefusedMore { .. }
@@ -174,7 +198,7 @@ impl AuditEvent {
     }
 }
 
-/// Declares the reasons with their names in one list.
+/// Declares the refusal reasons, with their names, in one list.
 macro_rules! refusal_reasons {
     ($($(#[$doc:meta])+ $variant:ident => $word:literal),+ $(,)?) => {
         /// Why a connection was refused.
@@ -184,10 +208,10 @@ macro_rules! refusal_reasons {
         }
 
         impl RefusalReason {
-            /// All reasons.
+            /// All reasons, in the order of the list.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// The name of the reason in the audit log and in `status`.
+            /// The name of the reason, as in the audit log and in `status`.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word),+
@@ -200,33 +224,33 @@ macro_rules! refusal_reasons {
 refusal_reasons! {
     /// A local user without permission connected to the admin socket.
     AdminUser => "admin_user",
-    /// A data connection did not belong to a session of its sender.
+    /// A data connection did not prove that it belongs to a session of its device.
     BadPreamble => "bad_preamble",
-    /// The host has no descriptor left for a connection.
+    /// No file descriptor was left for the connection.
     Descriptors => "descriptors",
-    /// The TLS handshake failed or did not negotiate this protocol.
+    /// The TLS handshake failed, or did not negotiate this protocol.
     Handshake => "handshake",
-    /// All places were taken, and it was closed for a newer connection.
+    /// All slots were taken, and this connection was closed for a newer one.
     MadeWay => "made_way",
-    /// Events that the audit log had no room for, so they were only counted.
+    /// The audit log could not take further events, so they were only counted.
     NotNoted => "not_noted",
     /// The client's key is not paired.
     NotPaired => "not_paired",
-    /// The proof was right, but the pairing could not be written. The code may be used again.
+    /// The client's pairing proof was right, but the pairing could not be written to disk. The code can be used again.
     NotWritten => "not_written",
-    /// The received bytes are not a message of this protocol.
+    /// The client sent bytes that are not a message of this protocol.
     Protocol => "protocol",
-    /// Nothing was received from the connection or link for too long.
+    /// The client closed the connection before its first message, or its link was silent for too long.
     Silent => "silent",
-    /// It did not finish its handshake or first message in time.
+    /// The client did not finish its handshake or first message in time.
     Slow => "slow",
-    /// The prefix opened too many connections within a second.
+    /// Too many connections came from the client's prefix within one second.
     TooFast => "too_fast",
-    /// Too many connections of the prefix are not authenticated yet.
+    /// Too many connections from the client's prefix are not authenticated yet.
     TooMany => "too_many",
-    /// The device has too many links.
+    /// The device has too many links open.
     TooManyLinks => "too_many_links",
-    /// The proof does not fit the pairing code.
+    /// The client's proof does not fit the pairing code.
     WrongProof => "wrong_proof",
 }
 

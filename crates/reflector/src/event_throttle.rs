@@ -1,5 +1,5 @@
-//! Limits the lines of one cause, in the audit log and in the program's log: a number of lines per minute in full, then
-//! one line with the count of the others. Pure: the caller writes.
+//! Limits the lines of each cause in the audit log and in the program's log. In each minute, a fixed number of lines is
+//! written in full, then one line with the count of the others. Pure: the caller writes the lines.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,24 +9,25 @@ use paramedic_link::EndpointId;
 use crate::event::{AuditEvent, RefusalReason};
 use crate::sessions::Now;
 
-/// The window of each count, which begins with its first line.
+/// The duration of a counting window. A window begins with its first line.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// A cause whose lines are counted separately. The number of causes is bounded: the reasons are fixed, and each peer
+/// What causes lines that are counted together. The number of causes is bounded: the reasons are fixed, and each peer
 /// was paired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// Refusals of one reason, in the audit log.
+    /// Refusals with one reason, in the audit log.
     Refusal(RefusalReason),
-    /// Lines of a peer in the audit log that no quota bounds: links, requests that wait, are denied or undone, and
-    /// ports that other programs hold. Grants and ends are bounded by quotas, and always pass.
+    /// Lines of a peer in the audit log that no quota bounds: links, requests that wait, are denied or undone,
+    /// monitor sessions, and ports that other programs hold. Grants and ends of tests are bounded by quotas, and always
+    /// pass.
     Peer(EndpointId),
-    /// Lines of a peer in the program's log.
+    /// Lines about one peer in the program's log.
     Log(EndpointId),
 }
 
 impl Cause {
-    /// Lines that are written in full in each window.
+    /// The number of lines that are written in full in each window.
     fn lines_in_full(self) -> u64 {
         match self {
             Cause::Refusal(_) => 10,
@@ -36,7 +37,7 @@ impl Cause {
         }
     }
 
-    /// The cause of this event; `None` if a quota bounds it.
+    /// The cause of this event; `None` if a quota limits such events.
     fn of(event: &AuditEvent) -> Option<Self> {
         match event {
             AuditEvent::Refused { reason, .. } => Some(Cause::Refusal(*reason)),
@@ -44,23 +45,26 @@ impl Cause {
             | AuditEvent::SessionQueued { peer, .. }
             | AuditEvent::SessionDenied { peer, .. }
             | AuditEvent::SessionUndone { peer, .. }
+            | AuditEvent::MonitorGranted { peer, .. }
+            | AuditEvent::MonitorDenied { peer, .. }
+            | AuditEvent::MonitorEnded { peer, .. }
             | AuditEvent::PortHeld { peer, .. } => Some(Cause::Peer(*peer)),
             _ => None,
         }
     }
 }
 
-/// The lines of one window that were only counted.
+/// The number of lines of one window that were counted but not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SuppressedLines {
-    /// Their cause.
+    /// The cause of the lines.
     pub cause: Cause,
-    /// Their number, at least 1.
+    /// The number of lines, at least 1.
     pub count: u64,
 }
 
 impl SuppressedLines {
-    /// The audit event that records this; `None` for lines of the program's log.
+    /// The audit event that records the count; `None` for lines of the program's log.
     pub fn event(self) -> Option<AuditEvent> {
         let count = self.count;
         match self.cause {
@@ -96,7 +100,7 @@ impl Window {
 }
 
 impl EventThrottle {
-    /// The events to write now. An event that ends a window is preceded by that window's count.
+    /// Returns the events to write now. The count of a window comes before the event that ends the window.
     #[must_use]
     pub fn pass(&mut self, events: Vec<AuditEvent>, now: Now) -> Vec<AuditEvent> {
         let mut written = Vec::with_capacity(events.len());
@@ -118,7 +122,7 @@ impl EventThrottle {
         written
     }
 
-    /// Counts one line of `cause`. Returns whether to write it, and the suppressed lines of the window that it ends.
+    /// Counts one line of `cause`. Returns whether to write it, and the count of the window that it ends.
     #[must_use]
     pub fn count(&mut self, cause: Cause, now: Now) -> (bool, Option<SuppressedLines>) {
         let is_over = self.windows.get(&cause).is_some_and(|window| window.end() <= now.mono);
@@ -128,13 +132,13 @@ impl EventThrottle {
         (window.count <= cause.lines_in_full(), suppressed)
     }
 
-    /// Returns the suppressed lines of the windows that have ended.
+    /// Returns the counts of all windows that have ended.
     #[must_use]
     pub fn poll(&mut self, now: Now) -> Vec<SuppressedLines> {
         self.close(|window| window.end() <= now.mono)
     }
 
-    /// Returns the suppressed lines of all windows. Called when the program ends.
+    /// Returns the counts of all windows. Called when the program ends.
     #[must_use]
     pub fn finish(&mut self) -> Vec<SuppressedLines> {
         self.close(|_| true)
@@ -146,7 +150,7 @@ impl EventThrottle {
         over.map(|(_, window)| window.end()).min()
     }
 
-    /// The refusals since the start, by reason.
+    /// The number of refusals since the start, by reason.
     pub fn refused(&self) -> BTreeMap<RefusalReason, u64> {
         self.refused.clone()
     }

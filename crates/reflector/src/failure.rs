@@ -1,4 +1,4 @@
-//! The failures of this program's commands: what failed, its cause, the remedy, and the exit code.
+//! Why a command of the reflector failed: what failed, the cause, what to try, and the exit code.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,28 +10,28 @@ use crate::audit::AuditError;
 use crate::config::Config;
 use crate::store::StoreError;
 
-/// The exit code of the program.
+/// The exit code of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
+    /// The command succeeded.
     Done = 0,
-    /// It failed.
+    /// The command failed.
     Failed = 1,
-    /// Wrong usage or configuration.
+    /// The arguments or the configuration are not valid.
     Usage = 2,
-    /// The audit log is intact, but only from a later line than the first on.
+    /// The audit log is intact, but begins later than with its first line.
     WholeSince = 3,
-    /// Interrupted by Ctrl-C or a signal.
+    /// Ctrl-C or a signal interrupted the command.
     Interrupted = 130,
 }
 
-/// A failed command. Prints as three lines.
+/// A failed command. Prints as three lines: what, because, try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure(paramedic_host::failure::Failure<Exit>);
 
 impl Failure {
-    /// A failure.
+    /// A failure with its exit code, its machine code, and the three lines.
     pub fn new(
         exit: Exit,
         code: &'static str,

@@ -1,5 +1,5 @@
-//! The prefixes from which each peer recently authenticated. Connections from them are accepted even if unauthenticated
-//! clients take every other place. Pure; the caller writes the changes to the database.
+//! The prefixes from which each peer recently authenticated. The reflector accepts connections from them even if
+//! unauthenticated clients take every other slot. Pure: the caller writes the changes to the database.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,27 +7,27 @@ use paramedic_link::EndpointId;
 
 use crate::connection_limiter::Prefix;
 
-/// How long a prefix is known after a peer last authenticated from it, in milliseconds: 90 days.
+/// How long a prefix stays known after a peer last authenticated from it, in milliseconds: 90 days.
 const KNOWN_MS: u64 = 90 * 24 * 3600 * 1000;
-/// The most prefixes of one peer. Beyond it, the one last seen longest ago is removed.
+/// The number of known prefixes of one peer. A further one replaces the one that was last seen the longest ago.
 const PER_PEER: usize = 64;
-/// The stored time of a prefix is renewed if it is older than this, in milliseconds: a day, to save writes to memory
-/// cards.
+/// The stored time of a prefix is only renewed if it is older than this, in milliseconds: a day. This saves writes to
+/// memory cards.
 const RENEW_AFTER_MS: u64 = 24 * 3600 * 1000;
 
-/// The known prefixes of every peer, and when each was last seen, in milliseconds since 1970.
+/// The known prefixes of every peer, and when the peer last authenticated from each.
 #[derive(Debug, Default)]
 pub struct KnownPrefixes {
     peers: BTreeMap<EndpointId, BTreeMap<Prefix, u64>>,
-    /// Peers whose prefixes changed since they were last taken for the database.
+    /// The peers whose prefixes changed since they were last taken for the database.
     unwritten: BTreeSet<EndpointId>,
 }
 
-/// All prefixes of one peer, and when each was last seen, in milliseconds since 1970.
+/// All prefixes of one peer, each with the time at which it was last seen, in milliseconds since 1970.
 pub type PeerPrefixes = (EndpointId, Vec<(Prefix, u64)>);
 
 impl KnownPrefixes {
-    /// Builds the set from rows of the database.
+    /// Builds the set from the rows of the database: peer, prefix, time in milliseconds since 1970.
     pub fn new(rows: impl IntoIterator<Item = (EndpointId, Prefix, u64)>) -> Self {
         let mut known = Self::default();
         for (peer, prefix, unix_ms) in rows {
@@ -55,7 +55,7 @@ impl KnownPrefixes {
         true
     }
 
-    /// Takes every peer whose prefixes changed since the last call, with all its prefixes, to replace those in the
+    /// Takes every peer whose prefixes changed since the last call, with all its prefixes. They replace those in the
     /// database.
     pub fn take_unwritten(&mut self) -> Vec<PeerPrefixes> {
         let peers = std::mem::take(&mut self.unwritten).into_iter();
@@ -63,13 +63,13 @@ impl KnownPrefixes {
         peers.map(|peer| (peer, prefixes(peer).collect())).collect()
     }
 
-    /// Marks these as unwritten after a failed write: the next call of [`take_unwritten`](Self::take_unwritten) returns
-    /// them again.
+    /// Marks these peers as unwritten after a failed write: [`take_unwritten`](Self::take_unwritten) returns them
+    /// again.
     pub fn not_written(&mut self, peers: &[PeerPrefixes]) {
         self.unwritten.extend(peers.iter().map(|(peer, _)| *peer));
     }
 
-    /// Removes expired prefixes; the next write removes them from the database.
+    /// Removes expired prefixes. The next write removes them from the database.
     pub fn expire(&mut self, unix_ms: u64) {
         for (peer, prefixes) in &mut self.peers {
             let before = prefixes.len();
@@ -81,13 +81,13 @@ impl KnownPrefixes {
         }
     }
 
-    /// Removes the prefixes of `peer`, which is not paired; the next write removes them from the database.
+    /// Removes the prefixes of a peer that is not paired any more. The next write removes them from the database.
     pub fn remove_peer(&mut self, peer: EndpointId) {
         self.peers.remove(&peer);
         self.unwritten.insert(peer);
     }
 
-    /// Every prefix that is known at this time.
+    /// Every prefix that is known at the time `unix_ms`.
     pub fn all(&self, unix_ms: u64) -> BTreeSet<Prefix> {
         let prefixes = self.peers.values().flatten();
         prefixes.filter(|(_, seen)| is_fresh(**seen, unix_ms)).map(|(prefix, _)| *prefix).collect()

@@ -1,5 +1,5 @@
-//! The reflector as a library: pure decisions in `sessions`, `connection_limiter` and `pairing`; sockets, files and tasks
-//! in `server`.
+//! The reflector as a library. `sessions`, `connection_limiter` and `pairing` make decisions without I/O; `server` has
+//! the sockets, files and tasks.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]

@@ -1,4 +1,4 @@
-//! The `reflector` program: calls the library.
+//! The `reflector` program. Calls the library.
 
 #![forbid(unsafe_code)]
 

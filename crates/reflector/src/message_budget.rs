@@ -1,6 +1,6 @@
-//! Limits the control messages and links of one device, over all its links. Pure: it decides how long a link waits
-//! before it reads on. Waiting messages use no memory of the reflector, because the kernel of the device holds them
-//! back.
+//! Limits the control messages and new links of one device, over all its links. Decides how long a link waits before it
+//! reads on. Waiting messages take no memory of the reflector: TCP holds them back at the device. Pure: no I/O, no
+//! clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,34 +8,35 @@ use std::time::Duration;
 use paramedic_link::EndpointId;
 use paramedic_link::frame::MAX_FRAME;
 
-/// The budget that a message uses. A device regains a second of budget per second, so it may send 200 messages per second.
+/// What one message takes from the budget. A device regains one second of budget per second, so it may send 200
+/// messages per second.
 const EACH: Duration = Duration::from_millis(5);
-/// The budget that a device may use at once before it waits.
+/// The budget that a device may use up before it has to wait.
 const BURST: Duration = Duration::from_secs(2);
 
-/// The budget that a welcome uses: a device may open 20 links per second.
+/// What one welcome takes from the budget: a device may open 20 links per second.
 const EACH_WELCOME: Duration = Duration::from_millis(50);
-/// The welcomes of a device before it waits: the most links that it may have open.
+/// The budget for welcomes that a device may use up before it has to wait: one for each link that it may have open.
 const WELCOME_BURST: Duration = Duration::from_millis(64 * 50);
 
-/// The longest wait of a device: less than the silence after which its links would be ended.
+/// The longest time that a device waits. It is shorter than the silence after which its links would be ended.
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
-/// The events that are charged to the budget of a device.
+/// The events that take from the budget of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
-    /// A message that is answered or executed, with the bytes that arrived for it, TLS records included. Each full 16
-    /// KiB of them are charged like another message.
+    /// A message that the reflector answers or executes. Each full 16 KiB that arrived for it count as a further
+    /// message.
     Message {
-        /// The number of these bytes.
+        /// The number of bytes that arrived for the message, TLS records included.
         arrived: u64,
     },
-    /// The answer to the first message of a link. It has its own budget, so that a device without message budget still
-    /// gets a link.
+    /// The answer to the first message of a link. It has a budget of its own, so a device that used up its message
+    /// budget still gets a link.
     Welcome,
     /// A link that was opened.
     Link,
-    /// A request that can never be granted, or bytes that are not a message: a device that repeats them is faulty.
+    /// A request that can never be granted, or bytes that are not a message. A device that repeats these is faulty.
     Fault,
 }
 
@@ -59,7 +60,7 @@ impl Cost {
     }
 }
 
-/// The budgets of one device.
+/// The two budgets of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Budget {
     Messages,
@@ -75,15 +76,15 @@ impl Budget {
     }
 }
 
-/// The budgets of all devices; only those used within the last seconds are in memory.
+/// The budgets of all devices. Only budgets that are not full are in memory.
 #[derive(Debug, Default)]
 pub struct MessageBudgets {
-    /// When the budget of each device is full again.
+    /// When each budget of each device will be full again.
     earned_back: BTreeMap<(EndpointId, Budget), Duration>,
 }
 
 impl MessageBudgets {
-    /// Charges `cost` to `device`. Returns how long the link waits before it reads its next message or is welcomed.
+    /// Charges `cost` to `device`. Returns how long the link must wait before it reads its next message or is welcomed.
     /// `now` is monotonic.
     #[must_use]
     pub fn charge(&mut self, device: EndpointId, cost: Cost, now: Duration) -> Duration {

@@ -1,5 +1,5 @@
-//! The metrics of a reflector: one list, read from its [`Status`], as text for Prometheus. Pure. No label holds an
-//! Endpoint ID, a name or an address.
+//! The metrics of a reflector for Prometheus: one list, read from its [`Status`]. No label contains an Endpoint ID, a
+//! name or an address. Pure: no I/O, no clock.
 
 use std::fmt;
 
@@ -16,20 +16,20 @@ use crate::event::RefusalReason;
 use crate::sessions::SessionStatus;
 use crate::status::Status;
 
-/// The `Content-Type` of the text.
+/// The `Content-Type` of the metrics text.
 pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
 
 /// One metric.
 struct Metric {
-    /// As Prometheus shows it.
+    /// The name of the metric, as Prometheus shows it.
     name: &'static str,
     help: &'static str,
-    /// The keys of its labels, in the order of their values in [`Values`].
+    /// The names of its labels, in the order of their values in [`Values`].
     labels: &'static [&'static str],
     read: fn(&Status) -> Values,
 }
 
-/// The values of a metric, each with the values of its labels.
+/// The values of a metric. Each has the values of its labels.
 enum Values {
     Counter(Vec<(Vec<String>, u64)>),
     /// A counter of seconds.
@@ -52,7 +52,7 @@ const OUTCOMES: [EndReason; 9] = [
 ];
 
 /// The reasons with which this reflector can deny a request.
-const DENIALS: [DenialReason; 13] = [
+const DENIALS: [DenialReason; 14] = [
     DenialReason::BadRequest,
     DenialReason::EngineNotOffered,
     DenialReason::ModeNotOffered,
@@ -64,12 +64,13 @@ const DENIALS: [DenialReason; 13] = [
     DenialReason::TestsPerHour,
     DenialReason::BytesPerDay,
     DenialReason::NoPort,
+    DenialReason::TooManyMonitors,
     DenialReason::Draining,
     DenialReason::Faulted,
 ];
 
-/// Every metric, in the order in which they are written. docs/operate.md describes them, and a test compares it with the
-/// output of a reflector.
+/// Every metric, in the order in which they are written. docs/operate.md describes them, and a test compares it with
+/// the output of a reflector.
 const METRICS: &[Metric] = &[
     Metric {
         name: "reflector_build_info",
@@ -180,6 +181,34 @@ const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "reflector_monitors",
+        help: "Reserved and running monitor sessions",
+        labels: &[],
+        read: |status| gauge(status.sessions.monitors.len() as f64),
+    },
+    Metric {
+        name: "reflector_monitors_limit",
+        help: "The setting max_monitors",
+        labels: &[],
+        read: |status| gauge(status.sessions.max_monitors as f64),
+    },
+    Metric {
+        name: "reflector_monitors_granted_total",
+        help: "Granted monitor sessions",
+        labels: &[],
+        read: |status| counter(status.sessions.counts.monitors_granted),
+    },
+    Metric {
+        name: "reflector_monitors_ended_total",
+        help: "Ended monitor sessions by outcome; the outcomes are the reasons of monitor_ended in the audit log",
+        labels: &["outcome"],
+        read: |status| {
+            let count = |outcome| status.sessions.counts.monitors_ended.get(outcome).copied().unwrap_or(0);
+            let outcomes = OUTCOMES.iter().filter(|outcome| can_end_monitor(**outcome));
+            Values::Counter(outcomes.map(|outcome| (vec![word(outcome)], count(outcome))).collect())
+        },
+    },
+    Metric {
         name: "reflector_sessions_undone_total",
         help: "Reservations that were taken back before their device was answered",
         labels: &[],
@@ -240,7 +269,11 @@ const METRICS: &[Metric] = &[
         name: "reflector_leased_bytes",
         help: "Payload leased to the sessions that run, used or not",
         labels: &[],
-        read: |status| gauge(status.sessions.sessions.iter().map(|session| session.leased_bytes as f64).sum()),
+        read: |status| {
+            let tests = status.sessions.sessions.iter().map(|session| session.leased_bytes as f64);
+            let monitors = status.sessions.monitors.iter().map(|monitor| monitor.leased_bytes as f64);
+            gauge(tests.chain(monitors).sum())
+        },
     },
     Metric {
         name: "reflector_leases_total",
@@ -291,6 +324,11 @@ const METRICS: &[Metric] = &[
     },
 ];
 
+/// Whether a monitor session can end with this reason: it has no phases and no deadline.
+fn can_end_monitor(outcome: EndReason) -> bool {
+    !matches!(outcome, EndReason::Deadline | EndReason::NotStarted)
+}
+
 fn gauge(value: f64) -> Values {
     Values::Gauge(vec![(Vec::new(), value)])
 }
@@ -303,13 +341,13 @@ fn one_if(is_true: bool) -> f64 {
     f64::from(u8::from(is_true))
 }
 
-/// The word of a reason, as in the audit log and on the wire.
+/// The name of a reason, as in the audit log and in the protocol.
 fn word(reason: &impl Serialize) -> String {
     let word = serde_json::to_value(reason).ok();
     word.as_ref().and_then(serde_json::Value::as_str).unwrap_or("unknown").to_owned()
 }
 
-/// All metrics as text.
+/// All metrics as text in the format of Prometheus.
 pub fn text(status: Status) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Collected(status)));
@@ -319,7 +357,7 @@ pub fn text(status: Status) -> String {
     text
 }
 
-/// The state that the metrics are read from.
+/// The status from which the metrics are read.
 #[derive(Debug)]
 struct Collected(Status);
 
@@ -376,7 +414,7 @@ mod tests {
 
     use super::*;
 
-    /// A status as an older reflector sends it, with this as its version.
+    /// A status with this version, as an older reflector sends it.
     fn status(version: &str) -> Status {
         let sessions = json!({
             "slots": 2, "draining": false, "faulted": false, "sessions": [], "peers": [], "bytes_today": 7,

@@ -1,5 +1,6 @@
-//! The single pairing code that may be open: which clients may try it, how often, and that it pairs only one appliance.
-//! Pure: the caller writes the pairing and answers, and time is an argument; only the code's secret is random.
+//! The pairing code that may be open, one at a time: which clients may try it, how often, and that it pairs only one
+//! appliance. The caller writes the pairing and sends the answers. Time is an argument. Only the secret of the code is
+//! random.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,37 +11,37 @@ use paramedic_link::pairing_code::{NoRandomness, PairingCode, Proof};
 
 use crate::connection_limiter::Prefix;
 
-/// The longest validity of a code.
+/// The longest time for which a code may be valid.
 pub const LONGEST_TTL: Duration = Duration::from_secs(3600);
-/// Wrong proofs after which a prefix is blocked.
+/// After this many wrong proofs, a prefix is blocked.
 const WRONG_PER_PREFIX: u32 = 5;
-/// How long a prefix is blocked, and how long a wrong proof counts.
+/// How long a prefix stays blocked, and how long a wrong proof counts.
 const BLOCKED: Duration = Duration::from_secs(600);
-/// The most prefixes whose wrong proofs are counted. Beyond them, the unblocked prefix that failed longest ago is
-/// removed; if all are blocked, the one whose block ends first.
+/// Wrong proofs are counted for at most this many prefixes. A further prefix replaces the unblocked one that failed the
+/// longest ago or, if all are blocked, the one whose block ends first.
 const REMEMBERED: usize = 4096;
 
-/// The decision on a proof. To its sender, all except `Paired` are indistinguishable.
+/// The decision on a pairing proof. The client can distinguish only `Paired` from the rest.
 #[derive(Debug)]
 pub enum ProofDecision {
     /// The proof is right. Until the claim is confirmed or released, no other device can use the code.
     Paired {
-        /// The answer after the pairing is on disk: the reflector's proof that it knows the secret.
+        /// The reflector's proof that it knows the secret, to send once the pairing is on disk.
         proof: Proof,
-        /// The claim, to be confirmed or released.
+        /// The claim on the code, to confirm or to release.
         claim: CodeClaim,
     },
-    /// The proof is wrong, too late, too early, or from a blocked prefix. No number of wrong proofs closes the code:
-    /// its secret has 50 bits, so a thousand guesses per second for an hour succeed with a probability of 3 in 10^9.
+    /// The proof is wrong, early, late, or from a blocked prefix. Wrong proofs never close the code. Its secret has 50
+    /// bits: a thousand guesses per second for an hour succeed with a probability of 3 in 10^9.
     NotPaired,
 }
 
-/// A code that was opened.
+/// A pairing code that was opened.
 #[derive(Debug)]
 pub struct OpenedCode {
-    /// The code to type at the appliance; a secret.
+    /// The code to type at the appliance. It is a secret.
     pub code: String,
-    /// Identifies the code, to revoke exactly this one.
+    /// Identifies the code, so that exactly this one can be revoked.
     pub id: CodeId,
 }
 
@@ -48,38 +49,38 @@ pub struct OpenedCode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodeId(u64);
 
-/// The use of a code while the pairing is being written.
+/// The right of one device to use the code, while its pairing is written to disk.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CodeClaim {
     number: u64,
-    /// The code.
+    /// The code that is claimed.
     pub code: CodeId,
 }
 
-/// Why no code was opened.
+/// Why no pairing code was opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenCodeError {
-    /// A code is open already.
-    #[error("another pairing code is open, for at most {} s more", .expires_in.as_secs())]
+    /// Another code is open.
+    #[error("another pairing code is open; it expires in {} s", .expires_in.as_secs())]
     AnotherIsOpen {
-        /// How long it is still valid.
+        /// How much longer the other code is valid.
         expires_in: Duration,
     },
-    /// The validity is zero or above [`LONGEST_TTL`].
+    /// The requested validity is zero, or above [`LONGEST_TTL`].
     #[error("the validity of a pairing code must be above zero and at most one hour")]
     Ttl,
-    /// The system's random source failed.
+    /// The random source of the operating system failed.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
 }
 
-/// The open code, if any, and the wrong proofs of each prefix.
+/// The open pairing code, if there is one, and the wrong proofs from each prefix.
 #[derive(Debug)]
 pub struct Pairing {
     reflector: EndpointId,
     open: Option<Open>,
     wrong: BTreeMap<Prefix, Wrong>,
-    /// The number of codes and claims so far.
+    /// The number of codes and of claims so far.
     codes: u64,
     claims: u64,
 }
@@ -89,9 +90,10 @@ struct Open {
     id: CodeId,
     code: PairingCode,
     expires_at: Duration,
-    /// The claim of a device whose proof was right, while its pairing is being written.
+    /// The claim of the device whose proof was right, while its pairing is written to disk.
     claim: Option<u64>,
-    /// Whether the code was revoked while claimed. The device with the claim is still paired; no later device is.
+    /// Whether the code was revoked while claimed. The device with the claim is still paired; no other device can use
+    /// the code.
     revoked: bool,
 }
 
@@ -108,12 +110,12 @@ impl Wrong {
 }
 
 impl Pairing {
-    /// The state without an open code.
+    /// A state in which no code is open.
     pub fn new(reflector: EndpointId) -> Self {
         Self { reflector, open: None, wrong: BTreeMap::new(), codes: 0, claims: 0 }
     }
 
-    /// Opens a new code. `now` is monotonic, here and below.
+    /// Opens a new code that is valid for `ttl`. `now` is monotonic, here and below.
     pub fn open(&mut self, ttl: Duration, now: Duration) -> Result<OpenedCode, OpenCodeError> {
         let code = PairingCode::generate(&self.reflector)?;
         if ttl.is_zero() || ttl > LONGEST_TTL {
@@ -130,7 +132,7 @@ impl Pairing {
         Ok(opened)
     }
 
-    /// Judges a proof that was received on a connection between `ends` with this exporter value.
+    /// Judges a proof from `prefix`. `exporter` is the TLS exporter value of the connection between `ends`.
     pub fn prove(
         &mut self,
         prefix: Prefix,
@@ -158,12 +160,12 @@ impl Pairing {
         ProofDecision::NotPaired
     }
 
-    /// Ends a claim whose pairing is on disk: the code is used up.
+    /// Ends a claim whose pairing is on disk. The code is used up.
     pub fn confirm(&mut self, claim: CodeClaim) {
         self.open.take_if(|open| open.claim == Some(claim.number));
     }
 
-    /// Ends a claim whose pairing could not be written: the code can be used again unless it was revoked.
+    /// Ends a claim whose pairing could not be written. The code can be used again, unless it was revoked.
     pub fn release(&mut self, claim: CodeClaim) {
         if let Some(open) = self.open.as_mut().filter(|open| open.claim == Some(claim.number)) {
             open.claim = None;
@@ -171,19 +173,19 @@ impl Pairing {
         self.open.take_if(|open| open.claim.is_none() && open.revoked);
     }
 
-    /// Closes this code if it is the open one. A pairing that is being written is kept.
+    /// Closes this code if it is the open one. A pairing that is being written still completes.
     pub fn revoke(&mut self, code: CodeId) {
         let Some(open) = self.open.as_mut().filter(|open| open.id == code) else { return };
         open.revoked = true;
         self.open.take_if(|open| open.claim.is_none());
     }
 
-    /// Whether a device sent a right proof for this code and its pairing is being written.
+    /// Whether a device has sent a right proof for this code and its pairing is being written.
     pub fn is_claimed(&self, code: CodeId) -> bool {
         self.open.as_ref().is_some_and(|open| open.id == code && open.claim.is_some())
     }
 
-    /// How long the open code is still valid; `None`: no code is open.
+    /// How much longer the open code is valid; `None` if no code is open.
     pub fn expires_in(&self, now: Duration) -> Option<Duration> {
         let open = self.open.as_ref().filter(|open| !open.revoked)?;
         Some(open.expires_at.saturating_sub(now)).filter(|left| !left.is_zero())
@@ -254,7 +256,7 @@ mod tests {
         matches!(verdict, ProofDecision::Paired { .. })
     }
 
-    /// A proof with the secret of another code.
+    /// The secret of another code, whose proofs are wrong.
     fn wrong() -> PairingCode {
         PairingCode::generate(&REFLECTOR).unwrap()
     }
@@ -409,7 +411,7 @@ mod tests {
     fn one_code_is_open_at_a_time_for_at_most_an_hour() {
         let (mut pairing, _) = open();
         let refused = pairing.open(TTL, START).unwrap_err();
-        assert_eq!(refused.to_string(), "another pairing code is open, for at most 600 s more");
+        assert_eq!(refused.to_string(), "another pairing code is open; it expires in 600 s");
         assert_eq!(pairing.expires_in(Duration::from_secs(1)), Some(Duration::from_secs(599)));
         let mut idle = Pairing::new(REFLECTOR);
         assert!(idle.open(LONGEST_TTL, START).is_ok());

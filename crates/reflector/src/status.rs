@@ -1,4 +1,4 @@
-//! The state of a running reflector as plain values. The one source of `reflector status` and of the metrics.
+//! The state of a running reflector as plain values. `reflector status` and the metrics both read it from here.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,13 @@ use crate::duration_counts::DurationCounts;
 use crate::event::RefusalReason;
 use crate::sessions::Snapshot;
 
-/// The state of the server. Counts are since its start. A field of a newer version is empty if an older reflector
-/// answers.
+/// The state of the server. Counts are since its start. Fields that an older reflector does not send are empty.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Status {
-    /// The program's version.
+    /// The version of the program.
     pub version: String,
-    /// The first digits of the commit that it was built from, if the build knew it.
+    /// The first digits of the commit from which the program was built; absent if the build did not know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
     pub endpoint_id: EndpointId,
@@ -25,48 +24,48 @@ pub struct Status {
     pub name: String,
     /// How long the reflector has been serving, in seconds.
     pub uptime_s: u64,
-    /// `serving`, `draining` or `faulted`.
+    /// The state in one word: `serving`, `draining` or `faulted`.
     pub state: String,
-    /// Current problems, as text.
+    /// The present problems, as text.
     pub problems: Vec<String>,
     /// Whether the audit log and the database can be written.
     #[serde(default)]
     pub can_write: WritableStores,
-    /// The data modes on offer.
+    /// The data modes that the reflector offers.
     pub data_modes: Vec<DataMode>,
-    /// The engines on offer.
+    /// The engines that the reflector offers.
     pub engines: Vec<EngineId>,
-    /// Engines that are configured but not available, and why.
+    /// The engines that are configured but cannot run on this host, with the reasons.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub engines_lacking: Vec<UnavailableEngine>,
-    /// Open links.
+    /// The number of open links.
     pub links: usize,
-    /// Paired devices.
+    /// The number of paired devices.
     pub peers: usize,
-    /// TLS handshakes that were completed, by protocol.
+    /// The number of completed TLS handshakes.
     #[serde(default)]
     pub handshakes: Handshakes,
-    /// Sessions, queue, ports and quota usage.
+    /// Sessions, queue, ports and the use of quotas.
     pub sessions: Snapshot,
-    /// The most payload bytes that all peers together may transfer on one UTC day.
+    /// The number of payload bytes that all peers together may transfer on one UTC day.
     #[serde(default)]
     pub max_bytes_per_day_total: u64,
-    /// Payload bytes that phases moved at this end, by direction. Latency probes are not included.
+    /// The payload bytes that this end moved in phases, in each direction. Latency probes are not included.
     #[serde(default)]
     pub payload_bytes: PayloadBytes,
-    /// How long probes dwelt here, from their arrival to their reply.
+    /// How long latency probes dwelt at the reflector, from their arrival to their reply.
     #[serde(default)]
     pub probe_dwell: DurationCounts,
-    /// Datagrams since the start that arrived for a session from another address than its device's: address translation
-    /// changes their source, or a client guesses.
+    /// The number of datagrams since the start that arrived for a session from another address than its device's. The
+    /// cause is address translation, or a client that guesses session tags.
     #[serde(default)]
     pub datagrams_from_elsewhere: u64,
-    /// Refusals since the start, by reason.
+    /// The number of refused connections since the start, by reason.
     pub refused: BTreeMap<RefusalReason, u64>,
-    /// What the process uses.
+    /// What the process of the reflector uses.
     #[serde(default)]
     pub process: ProcessUse,
-    /// Where the metrics are served, if they are.
+    /// Where the metrics are served; absent if they are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
 }
@@ -74,9 +73,9 @@ pub struct Status {
 /// An engine that is configured but cannot run on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnavailableEngine {
-    /// The engine.
+    /// The id of the engine.
     pub engine: EngineId,
-    /// The reason.
+    /// Why the engine cannot run.
     pub because: String,
     /// What the operator can do about it.
     #[serde(rename = "try")]
@@ -91,33 +90,33 @@ pub struct WritableStores {
     pub database: bool,
 }
 
-/// TLS handshakes that were completed, by the protocol that they negotiated.
+/// The number of completed TLS handshakes, by the protocol that they negotiated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handshakes {
-    /// `pp-link/1`: links, paired or not.
+    /// Handshakes of links (`pp-link/1`), from paired and unpaired clients.
     pub link: u64,
-    /// `pp-data/1`: data connections.
+    /// Handshakes of data connections (`pp-data/1`).
     pub data: u64,
 }
 
-/// Payload bytes by direction.
+/// The number of payload bytes in each direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PayloadBytes {
-    /// Sent to appliances.
+    /// The payload bytes that were sent to appliances.
     pub download: u64,
-    /// Received from appliances.
+    /// The payload bytes that were received from appliances.
     pub upload: u64,
 }
 
-/// What the process of the reflector uses. Child processes are not included.
+/// What the process of the reflector uses, without its child processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessUse {
-    /// Processor time, in microseconds.
+    /// The processor time that the process has used, in microseconds.
     pub cpu_us: u64,
-    /// Resident memory, in bytes.
+    /// The memory of the process that is in RAM (resident set), in bytes.
     pub resident_bytes: u64,
-    /// Open file descriptors.
+    /// The number of open file descriptors.
     pub descriptors: u64,
-    /// Threads.
+    /// The number of threads.
     pub threads: u64,
 }

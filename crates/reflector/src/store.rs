@@ -1,8 +1,7 @@
-//! The reflector's database: the data that it needs after a crash, which are peers, tests of the hour, bytes of the
-//! day, and the heads of the audit log. All SQL of the crate is here and in `store/`; the callers interpret the
-//! numbers.
+//! The reflector's database. It holds what the reflector needs after a crash: peers, tests of the hour, bytes of the
+//! day, and the heads of the audit log. All SQL of the crate is here and in `store/`.
 //!
-//! Acknowledged means on disk. Every change is one transaction that takes the write lock when it begins. After its
+//! Acknowledged means on disk. Every change is one transaction, and takes the write lock when it begins. After its
 //! commit, a second connection must see that the database changed; otherwise the change counts as failed. A connection
 //! that is returned inside a transaction is closed (docs/decisions/0019).
 
@@ -33,35 +32,37 @@ use error::failure;
 pub use peers::{OwedLine, Peer};
 pub use usage::OpenLease;
 
-/// The page cache of a connection, in KiB. SQLite's default of 2,000 pages fills over weeks and looks like a leak. A
-/// change fits into this cache.
+/// The page cache of a connection, in KiB. It is large enough for one change. SQLite's default of 2,000 pages fills
+/// over weeks and looks like a memory leak.
 const CACHE_KIB: u32 = 256;
-/// The timeout for another process that writes to the file. A reader, such as a backup, blocks no writer.
+/// How long a change waits for another process that writes to the file. A reader, such as a backup, blocks no writer.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The migrations. A released one never changes.
+/// The migrations of the database. A migration never changes once it is released.
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// The reflector's database. Cheap to clone. Every change is on disk when its call returns.
+/// The reflector's database. Cheap to clone. When a call returns, its change is on disk.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: SqlitePool,
-    /// A connection that sees the content of the file, never what is only in the memory of the writing connection.
+    /// A second connection. It sees the content of the file, and never what is only in the memory of the writing
+    /// connection.
     witness: SqlitePool,
     path: Arc<Path>,
     /// Why the last change failed; `None` if it succeeded.
     fault: watch::Sender<Option<String>>,
-    /// Held as long as any clone exists: no second reflector serves from this folder.
+    /// The lock on the folder. It is held as long as a clone exists, so no second reflector serves from this folder.
     _lock: Arc<File>,
 }
 
 impl Store {
-    /// Opens the database and migrates it. Creates the file (0600) and its folder (0700) if they do not exist.
+    /// Opens the database and migrates it. Creates the file (mode 0600) and its folder (mode 0700) if they do not
+    /// exist.
     ///
     /// # Errors
     ///
-    /// A file that is not a database, or one of a newer version, is an error and is never overwritten. A folder from
-    /// which another reflector serves is an error, too.
+    /// Fails if the file is not a database, or was written by a newer version; the file is never overwritten. Also
+    /// fails if another reflector serves from the folder.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         create_private_folder(folder).map_err(StoreError::opening)?;
@@ -79,13 +80,13 @@ impl Store {
         Ok(Self::of(path, pool, witness, lock))
     }
 
-    /// The store of an open pool; `witness` opens the second connection when it is needed.
+    /// The store of an open pool. `witness` opens the second connection when it is needed.
     fn of(path: &Path, pool: SqlitePool, witness: SqliteConnectOptions, lock: File) -> Self {
         let witness = one_connection().connect_lazy_with(witness);
         Self { pool, witness, path: path.into(), fault: watch::channel(None).0, _lock: Arc::new(lock) }
     }
 
-    /// Waits for pending writes, then closes the file, for every clone.
+    /// Waits for writes in progress, then closes the file for every clone.
     pub async fn close(&self) {
         // The writing connection closes last: it merges everything into the one file.
         self.witness.close().await;
@@ -106,7 +107,7 @@ impl Store {
     }
 }
 
-/// A lock on the folder itself: it leaves no file behind, and ends with the process.
+/// Locks the folder. The lock leaves no file behind, and ends with the process.
 fn lock_folder(folder: &Path) -> Result<File, StoreError> {
     let unusable = |source| StoreError::Unusable { path: folder.to_owned(), source };
     let lock = File::open(folder).map_err(unusable)?;
@@ -117,7 +118,7 @@ fn lock_folder(folder: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// SQLite's integers are signed; no stored number comes near their limit.
+/// Converts a number for SQLite, whose integers are signed. No stored number comes near their limit.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

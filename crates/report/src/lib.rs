@@ -1,5 +1,5 @@
-//! Results: the document, statistics, conclusions and reports. Pure: values in, values out; no sockets, no clock, no
-//! SQL, no exit codes.
+//! The results of tests: documents, statistics, conclusions, reports. Pure: takes values and returns values. Uses no
+//! sockets, no clock, no SQL and no exit codes.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
@@ -15,6 +15,7 @@ pub mod lines;
 pub mod plot;
 pub mod quantity;
 pub mod self_test;
+pub mod series;
 pub mod stats;
 pub mod summary;
 pub mod text;

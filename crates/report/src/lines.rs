@@ -1,4 +1,5 @@
-//! Lines of text with a tone, and the style of each tone. The caller decides whether to use colours.
+//! Lines of text for a terminal, with a tone for each piece and a style for each tone. The caller decides whether to
+//! use colours.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,19 +9,19 @@ use anstyle::{AnsiColor, Style};
 /// The width of the output, in columns.
 pub const WIDTH: usize = 80;
 
-/// The meaning of a piece of text, which decides its colour.
+/// The kind of message that a piece of text is. It decides the colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
-    /// Normal text.
+    /// Ordinary text.
     #[default]
     Plain,
-    /// The most important text.
+    /// Text that stands out, such as the main rate.
     Strong,
-    /// Text of little importance.
+    /// Text of lesser importance.
     Dim,
     /// Good news.
     Good,
-    /// Mixed news.
+    /// News that is neither good nor bad.
     Fair,
     /// Bad news.
     Bad,
@@ -39,7 +40,7 @@ impl Tone {
     }
 }
 
-/// One line, without its newline.
+/// One line of text in pieces, without its newline.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Line(Vec<(Tone, String)>);
 
@@ -49,18 +50,18 @@ impl Line {
         Self::default()
     }
 
-    /// A line of one piece of text.
+    /// A line with one piece of text.
     pub fn of(tone: Tone, text: impl Into<String>) -> Self {
         Self::empty().with(tone, text)
     }
 
-    /// The line with one more piece at its end.
+    /// Appends a piece of text.
     pub fn with(mut self, tone: Tone, text: impl Into<String>) -> Self {
         self.0.push((tone, text.into()));
         self
     }
 
-    /// The line for a terminal, with or without colours. Removes the control characters of the text.
+    /// The line as it is printed on a terminal, with or without colours. Removes control characters from the text.
     pub fn rendered(&self, color: bool) -> String {
         let mut line = String::new();
         for (tone, text) in &self.0 {
@@ -73,7 +74,7 @@ impl Line {
     }
 }
 
-/// The text without colours.
+/// Prints the text of the line without colours.
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.rendered(false))
@@ -92,7 +93,8 @@ impl From<&str> for Line {
     }
 }
 
-/// Breaks `text` between words into lines of at most `width` columns, the second and later ones indented.
+/// Breaks `text` between words into lines of at most `width` columns. Indents every line except the first by `indent`
+/// columns.
 pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
     let indent = " ".repeat(indent);
     let options = textwrap::Options::new(width)

@@ -1,23 +1,23 @@
-//! Quantities as text: rates, sizes, durations and shares. Reports print them with three digits; configuration files
-//! print them exactly. One parser reads all of them, with a table of units for each quantity. A setting or a flag may
-//! restrict the range further.
+//! Parses and prints rates, sizes, durations and shares. One parser reads all of them, with a table of units for each.
+//! Reports print three significant digits; configuration files print exact values. A setting or a flag may restrict the
+//! range further.
 
 use std::time::Duration;
 
-/// How a quantity is written.
+/// How a quantity is written: its name, its units, and their sizes.
 struct Scale {
-    /// The name of the quantity in error messages.
+    /// The name of the quantity, for error messages.
     quantity: &'static str,
-    /// The units and their sizes in the base unit. The ones to print in come first.
+    /// The units with their sizes in the base unit. To print exactly, the first one that divides the value is used.
     units: &'static [(&'static str, u64)],
-    /// Valid suffixes of a unit; the first one is printed.
+    /// Suffixes that may follow a unit. The first one is used to print.
     endings: &'static [&'static str],
     has_case: bool,
-    /// Whether a text may have several parts that are added up, as in `1h30m`.
+    /// Whether a text may have several parts to add up, as in `1h30m`.
     is_compound: bool,
 }
 
-/// Base unit: nanoseconds.
+/// The scale of durations. The base unit is the nanosecond.
 const DURATION: Scale = Scale {
     quantity: "time",
     units: &[
@@ -36,7 +36,7 @@ const DURATION: Scale = Scale {
     is_compound: true,
 };
 
-/// Base unit: bytes. Units are decimal (SI) unless they say otherwise (IEC).
+/// The scale of sizes. The base unit is the byte. Units are decimal (`GB`, SI) or binary (`GiB`, IEC).
 const BYTES: Scale = Scale {
     quantity: "size",
     units: &[
@@ -57,7 +57,7 @@ const BYTES: Scale = Scale {
     is_compound: false,
 };
 
-/// Base unit: bytes. The units of iperf3's options `-l` and `-w`, where K is 1024.
+/// The scale of sizes as iperf3's options `-l` and `-w` read them: K is 1024. The base unit is the byte.
 const IPERF3_BYTES: Scale = Scale {
     quantity: "size",
     units: &[("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10), ("", 1)],
@@ -66,7 +66,7 @@ const IPERF3_BYTES: Scale = Scale {
     is_compound: false,
 };
 
-/// Base unit: bits per second. Units are decimal (SI), also in iperf3's option `-b`.
+/// The scale of rates. The base unit is the bit per second. Units are decimal (SI), as in iperf3's option `-b`.
 const RATE: Scale = Scale {
     quantity: "rate",
     units: &[("T", 1_000_000_000_000), ("G", 1_000_000_000), ("M", 1_000_000), ("k", 1_000), ("", 1)],
@@ -75,58 +75,58 @@ const RATE: Scale = Scale {
     is_compound: false,
 };
 
-/// The highest rate that is accepted, in bits per second: below 2^53, so every JSON reader gets it exactly.
+/// The highest valid rate, in bits per second. It is below 2^53, so every JSON reader reads it exactly.
 const MAX_RATE: u64 = 9_000_000_000_000_000;
 
-/// Why a text is not a quantity.
+/// Why a text cannot be parsed as a quantity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the fields are what the messages print")]
 pub enum QuantityError {
     #[error("{text:?} does not start with a number")]
     NoNumber { text: String },
-    #[error("{text:?} has no unit of {quantity}")]
+    #[error("{text:?} needs a unit of {quantity}")]
     NoUnit { text: String, quantity: &'static str },
     #[error("{unit:?} is not a unit of {quantity}")]
     UnknownUnit { unit: String, quantity: &'static str },
     #[error("{text:?} is out of range")]
     OutOfRange { text: String },
-    #[error("{text:?} could be a percentage or a share: {text}% or {share}?")]
+    #[error("{text:?} is ambiguous: write {text}% or {share}")]
     PercentageOrShare { text: String, share: String },
 }
 
-/// Bits per second: `900M`, `1.5 Gbit/s`, `250000`.
+/// Parses a rate in bits per second: `900M`, `1.5 Gbit/s`, `250000`.
 pub fn parse_rate(text: &str) -> Result<u64, QuantityError> {
     let rate = parse_u64(text, &RATE)?;
     if rate < MAX_RATE { Ok(rate) } else { Err(QuantityError::OutOfRange { text: text.to_owned() }) }
 }
 
-/// Bytes: `500GB` (1 GB is 1,000,000,000 bytes), `20TiB`, `1.5 TB`, `20g`, `500000000000`.
+/// Parses a size in bytes: `500GB` (1 GB is 1,000,000,000 bytes), `20TiB`, `1.5 TB`, `20g`, `500000000000`.
 pub fn parse_bytes(text: &str) -> Result<u64, QuantityError> {
     parse_u64(text, &BYTES)
 }
 
-/// Bytes as iperf3's options `-l` and `-w` read them: `256K` is 262,144 bytes.
+/// Parses a size in bytes as iperf3's options `-l` and `-w` do: `256K` is 262,144 bytes.
 pub fn parse_iperf3_bytes(text: &str) -> Result<u64, QuantityError> {
     parse_u64(text, &IPERF3_BYTES)
 }
 
-/// A duration with its unit: `60s`, `10m`, `1h30m`, `1.5h`.
+/// Parses a duration that has a unit: `60s`, `10m`, `1h30m`, `1.5h`.
 pub fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
     duration(text, None)
 }
 
-/// A duration, in seconds where it has no unit: `10`, `10s`, `250ms`.
+/// Parses a duration. A number without a unit is in seconds: `10`, `10s`, `250ms`.
 pub fn parse_seconds(text: &str) -> Result<Duration, QuantityError> {
     duration(text, Some(1_000_000_000))
 }
 
-/// A duration, in milliseconds where it has no unit: `30`, `30ms`, `0.5s`.
+/// Parses a duration. A number without a unit is in milliseconds: `30`, `30ms`, `0.5s`.
 pub fn parse_milliseconds(text: &str) -> Result<Duration, QuantityError> {
     duration(text, Some(1_000_000))
 }
 
-/// A share from 0 to 1: `0.01`, `1%`, `0.12 %`. A number of 1 or more without `%` is refused, because it is more likely
-/// a percentage than the whole.
+/// Parses a share from 0 to 1: `0.01`, `1%`, `0.12 %`. Rejects a number of 1 or more without `%`, which probably means
+/// a percentage.
 pub fn parse_share(text: &str) -> Result<f64, QuantityError> {
     let no_number = || QuantityError::NoNumber { text: text.to_owned() };
     let (number, unit) = split_number(text.trim()).ok_or_else(no_number)?;
@@ -143,32 +143,32 @@ pub fn parse_share(text: &str) -> Result<f64, QuantityError> {
     if share <= 1.0 { Ok(share) } else { Err(QuantityError::OutOfRange { text: text.to_owned() }) }
 }
 
-/// A size that [`parse_bytes`] reads back: in the largest unit without a fraction.
+/// Prints a size in the largest unit that needs no fraction. [`parse_bytes`] reads it back exactly.
 pub fn exact_bytes(bytes: u64) -> String {
     exact(bytes.into(), &BYTES).unwrap_or_else(|| "0B".to_owned())
 }
 
-/// A duration that [`parse_duration`] reads back: in the largest unit without a fraction.
+/// Prints a duration in the largest unit that needs no fraction. [`parse_duration`] reads it back exactly.
 pub fn exact_duration(duration: Duration) -> String {
     exact(duration.as_nanos(), &DURATION).unwrap_or_else(|| "0s".to_owned())
 }
 
-/// A rate in SI decimal bits: `941 Mbit/s`.
+/// Prints a rate in bits per second with a decimal prefix: `941 Mbit/s`.
 pub fn rate(bps: u64) -> String {
     scaled(bps, ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"])
 }
 
-/// A size in SI decimal bytes: `2.41 GB`.
+/// Prints a size in bytes with a decimal prefix: `2.41 GB`.
 pub fn bytes(bytes: u64) -> String {
     scaled(bytes, ["B", "kB", "MB", "GB", "TB"])
 }
 
-/// A time that was given in microseconds: `850 µs`, `12.3 ms`, `1.20 s`.
+/// Prints a duration given in microseconds: `850 µs`, `12.3 ms`, `1.20 s`.
 pub fn micros(us: u64) -> String {
     scaled(us, ["µs", "ms", "s", "ks", "Ms"])
 }
 
-/// A length that was given in milliseconds: `850 ms`, `34.3 s`, `3 min 20 s`.
+/// Prints a duration given in milliseconds: `850 ms`, `34.3 s`, `3 min 20 s`.
 pub fn millis(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),
@@ -188,7 +188,7 @@ pub fn millis(ms: u64) -> String {
     }
 }
 
-/// A share from 0 to 1: `0 %`, `0.12 %`, `34 %`. A share that is not zero never reads as zero.
+/// Prints a share from 0 to 1 as a percentage: `0 %`, `0.12 %`, `34 %`. A share above zero never prints as zero.
 pub fn share(share: f64) -> String {
     let percent = share * 100.0;
     match percent {
@@ -200,7 +200,7 @@ pub fn share(share: f64) -> String {
     }
 }
 
-/// Three significant digits in the unit that fits, each a thousand times the one before.
+/// Prints `number` with three significant digits in the unit that fits. Each unit is a thousand times the one before.
 fn scaled(number: u64, units: [&str; 5]) -> String {
     if number < 1000 {
         return format!("{number} {}", units[0]);
@@ -232,7 +232,8 @@ fn parse_u64(text: &str, scale: &Scale) -> Result<u64, QuantityError> {
     u64::try_from(parse(text, scale, None)?).map_err(|_| QuantityError::OutOfRange { text: text.to_owned() })
 }
 
-/// The quantity in the scale's base unit, rounded to the nearest. `bare`: the size of the unit of a number without one.
+/// Parses `text` into the base unit of `scale`, rounded to the nearest whole number. `bare` is the size of the unit
+/// that a number without a unit has; `None` rejects such a number.
 fn parse(text: &str, scale: &Scale, bare: Option<u64>) -> Result<u128, QuantityError> {
     let out_of_range = || QuantityError::OutOfRange { text: text.to_owned() };
     let mut rest = text.trim();
@@ -261,7 +262,7 @@ fn parse(text: &str, scale: &Scale, bare: Option<u64>) -> Result<u128, QuantityE
 }
 
 impl Scale {
-    /// The size of the unit with this name, in the base unit.
+    /// The size of the unit `name` in the base unit; `None` if the scale does not have it.
     fn size_of(&self, name: &str) -> Option<u64> {
         let is_same = |a: &str, b: &str| if self.has_case { a == b } else { a.eq_ignore_ascii_case(b) };
         let bare_names = self.endings.iter().filter_map(|ending| {
@@ -275,7 +276,8 @@ impl Scale {
     }
 }
 
-/// The unsigned decimal number that `text` starts with, such as `1`, `1.5`, `.5` or `1e9`, and what follows it.
+/// Splits `text` after the unsigned decimal number at its start, such as `1`, `1.5`, `.5` or `1e9`. `None` if it does
+/// not start with a number.
 fn split_number(text: &str) -> Option<(&str, &str)> {
     let digits = |text: &str| text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let whole = digits(text);
@@ -300,7 +302,7 @@ fn split_number(text: &str) -> Option<(&str, &str)> {
     Some(text.split_at(end))
 }
 
-/// `number` times `unit`, rounded to the nearest; `None` if that cannot be represented. `number` is one of
+/// `number` times `unit`, rounded to the nearest whole number; `None` if the result does not fit. `number` comes from
 /// [`split_number`].
 fn times(number: &str, unit: u64) -> Option<u128> {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
@@ -312,7 +314,7 @@ fn times(number: &str, unit: u64) -> Option<u128> {
     if shift >= 0 { value.checked_mul(power) } else { Some(value.checked_add(power / 2)? / power) }
 }
 
-/// The largest unit that divides the value; `None` for zero.
+/// Prints `value` in the largest unit that divides it; `None` for zero.
 fn exact(value: u128, scale: &Scale) -> Option<String> {
     let (unit, size) = scale.units.iter().find(|(_, size)| value != 0 && value.is_multiple_of((*size).into()))?;
     Some(format!("{}{unit}{}", value / u128::from(*size), scale.endings[0]))
@@ -382,7 +384,7 @@ mod tests {
         let no_unit = |text: &str| QuantityError::NoUnit { text: text.to_owned(), quantity: "time" };
         assert_eq!(parse_duration("60"), Err(no_unit("60")));
         assert_eq!(parse_seconds("1h 30"), Err(no_unit("1h 30")));
-        assert_eq!(no_unit("60").to_string(), "\"60\" has no unit of time");
+        assert_eq!(no_unit("60").to_string(), "\"60\" needs a unit of time");
         assert_eq!(parse_duration("10 fortnights").unwrap_err().to_string(), "\"fortnights\" is not a unit of time");
         assert!(parse_duration("1M").is_err() && parse_duration("999999999999999999999d").is_err());
         assert_eq!([600_000, 1500, 0].map(|ms| exact_duration(Duration::from_millis(ms))), ["10m", "1500ms", "0s"]);

@@ -1,66 +1,67 @@
-//! A result in one line, for lists and tables of runs.
+//! The summary of a result in one line, for lists and tables of runs.
 
 use jiff::Timestamp;
 use paramedic_link::EndpointId;
 use paramedic_link::test_spec::Load;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::document::{ErrorBody, LatencyResult, ResultDocument};
 use crate::stats::Grade;
 
-/// One run in a list. A value that was not measured is absent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One run, as a list of runs shows it. A value that was not measured is absent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RunSummary {
-    /// The run's id.
+    /// The id of the run, a UUIDv7.
     pub id: Uuid,
-    /// When it began (RFC 3339, UTC).
+    /// When the run began, by the appliance's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
     /// The provider that ran the test.
     pub provider: String,
-    /// The engine that loaded the path.
+    /// The engine that moved the payload.
     pub engine: String,
-    /// The name of the other end.
+    /// The name of the reflector or server at the other end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// The address and port to which the appliance connected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// The reflector's Endpoint ID.
+    /// The Endpoint ID of the reflector; absent for another kind of server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_id: Option<EndpointId>,
-    /// The payload towards the appliance, measured in a phase of its own.
+    /// The mean download rate in bits per second, from a phase without upload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download_bps: Option<u64>,
-    /// The payload away from the appliance, measured in a phase of its own.
+    /// The mean upload rate in bits per second, from a phase without download.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_bps: Option<u64>,
-    /// The median round-trip time of the idle path.
+    /// The median round trip of the idle path, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rtt_idle_us: Option<u64>,
-    /// The median round-trip time during the download.
+    /// The median round trip during the download, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rtt_download_us: Option<u64>,
-    /// The median round-trip time during the upload.
+    /// The median round trip during the upload, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rtt_upload_us: Option<u64>,
-    /// The bufferbloat grade of the download.
+    /// The grade of the latency increase during the download.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bufferbloat_download: Option<Grade>,
-    /// The bufferbloat grade of the upload.
+    /// The grade of the latency increase during the upload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bufferbloat_upload: Option<Grade>,
-    /// Payload bytes of the whole run.
+    /// The payload bytes of the whole run, in both directions.
     pub data_used_bytes: u64,
-    /// Whether every requested phase was measured to its end.
+    /// Whether every requested phase ran to its end.
     pub complete: bool,
-    /// The error that ended the run, if one did.
+    /// The error that ended the run; absent if none did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
 }
 
 impl RunSummary {
-    /// The summary line of this document.
+    /// Summarises a result document.
     pub fn of(document: &ResultDocument) -> Self {
         let reflector = document.reflector.as_ref();
         let server = document.server.as_ref();

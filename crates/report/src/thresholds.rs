@@ -1,38 +1,39 @@
-//! The thresholds that a user sets for a result, and the judgement of a result by them. Pure.
+//! The thresholds that a user sets for a result, and the comparison of a result with them. Pure: no I/O, no clock.
 
 use paramedic_link::test_spec::Load;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::document::{LatencyResult, Quantity, ResultDocument, ThresholdResult};
 
-/// The thresholds for a result; an absent one is not checked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The thresholds for a result. An absent threshold is not checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Thresholds {
-    /// The lowest download goodput, in bits per second.
+    /// The lowest accepted download goodput, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_download_bps: Option<u64>,
-    /// The lowest upload goodput, in bits per second.
+    /// The lowest accepted upload goodput, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_upload_bps: Option<u64>,
-    /// The highest median round trip of the idle path, in milliseconds.
+    /// The highest accepted median round trip of the idle path, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_idle_latency_ms: Option<f64>,
-    /// The highest median round trip under any load, in milliseconds.
+    /// The highest accepted median round trip under any load, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loaded_latency_ms: Option<f64>,
-    /// The highest loss of the path itself in either direction, 0 to 1: of probes while idle, and of datagrams at a
-    /// requested rate.
+    /// The highest accepted loss share (0 to 1) of the path itself, in either direction: of probes while idle, and of
+    /// datagrams at a requested rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loss: Option<f64>,
-    /// The highest loss under the test's own load in either direction, 0 to 1: of probes, and of datagrams at the rate
-    /// that the test found.
+    /// The highest accepted loss share (0 to 1) under the test's own load, in either direction: of probes, and of
+    /// datagrams at the rate that the search found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loaded_loss: Option<f64>,
 }
 
 impl Thresholds {
-    /// Compares each threshold with the measured value, not with its confidence interval. A threshold for a value that
-    /// was not measured is not met.
+    /// Compares the result with each threshold. Compares the measured value itself, not its confidence interval. If the
+    /// value was not measured, the threshold is not met.
     pub fn judge(&self, result: &ResultDocument) -> Vec<ThresholdResult> {
         let through_tunnel = result.data_mode_fallback.is_some();
         let at_least = |name: &str, limit: Option<u64>, measured: Option<u64>| {

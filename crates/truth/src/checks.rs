@@ -2,7 +2,7 @@
 
 use emulator::{Scenario, Way};
 use paramedic_link::test_spec::{Direction, Load};
-use paramedic_report::document::ThroughputResult;
+use paramedic_report::document::{LimitCause, QueueSide, ThroughputResult};
 
 use crate::interval;
 use crate::observed::{Observed, ObservedDatagrams, ObservedLatency, way};
@@ -36,8 +36,8 @@ pub const CHECKS: &[Check] = &[
         title: "Throughput beside the delivered payload",
         unit: "Mbit/s",
         digits: 3,
-        text: "The goodput of the steady part beside the payload that the link delivered in it, each byte once. Tolerance: \
-               1 %.",
+        text: "The goodput of the steady part beside the payload that the link delivered in it in order, as a receiver reads \
+               it. Tolerance: 1 %.",
         ours: |record, _| of_tcp(record, |run| directions(run, throughput_readings)),
     },
     Check {
@@ -48,6 +48,24 @@ pub const CHECKS: &[Check] = &[
         text: "The same beside the link's rate without IP and TCP headers, in cells without loss and with a queue of at \
                least the bandwidth-delay product. Tolerance: 1 %.",
         ours: |record, scenario| of_tcp(record, |run| directions(run, |d, m, _| rate_reading(d, m, scenario))),
+    },
+    Check {
+        name: INTERVAL,
+        title: "The confidence interval",
+        unit: "Mbit/s",
+        digits: 3,
+        text: "Whether the 95 % interval of the goodput holds the rate of the link without headers, in the same cells: the \
+               tolerance is the interval's own width.",
+        ours: |record, scenario| of_tcp(record, |run| directions(run, |d, m, _| interval_reading(d, m, scenario))),
+    },
+    Check {
+        name: LIMIT,
+        title: "What limited the rate",
+        unit: "right",
+        digits: 0,
+        text: "The cause that the result names. In each cell the link is slower than both hosts, so the network is right (1) \
+               and every other cause is wrong (0).",
+        ours: |record, _| of_tcp(record, |run| directions(run, |d, m, _| limit_reading(d, m))),
     },
     Check {
         name: IDLE,
@@ -66,6 +84,16 @@ pub const CHECKS: &[Check] = &[
         text: "The median round trip under load beside the median time that the link took for these very probes. \
                Tolerance: 2 ms or 5 %, whichever is larger.",
         ours: |record, _| of_tcp(record, |run| latency(run, &[Load::Download, Load::Upload], loaded_reading)),
+    },
+    Check {
+        name: SIDE,
+        title: "The direction of the queue",
+        unit: "right",
+        digits: 0,
+        text: "Whether the result names the direction in which the link's queue grew under load (1). Left out where the link's \
+               record is close to the border between two answers: an increase of 1 to 4 ms, or a smaller part of an eighth \
+               to a half of the larger one.",
+        ours: |record, _| of_tcp(record, |run| latency(run, &[Load::Download, Load::Upload], side_reading)),
     },
     Check {
         name: LOSS,
@@ -104,6 +132,9 @@ pub const CHECKS: &[Check] = &[
 
 pub(crate) const THROUGHPUT: &str = "throughput";
 const RATE: &str = "rate";
+const INTERVAL: &str = "interval";
+const LIMIT: &str = "limited_by";
+const SIDE: &str = "queue_side";
 pub(crate) const IDLE: &str = "idle_latency";
 pub(crate) const LOADED: &str = "loaded_latency";
 pub(crate) const LOSS: &str = "loss";
@@ -190,6 +221,33 @@ fn rate_reading(direction: Direction, measured: &ThroughputResult, scenario: &Sc
     Some(reading(RATE, word(direction), OURS, [measured.goodput_bps as f64 / 1e6, rate], rate * 0.01))
 }
 
+/// The same rate, with the interval of the result as the tolerance.
+fn interval_reading(direction: Direction, measured: &ThroughputResult, scenario: &Scenario) -> Option<Reading> {
+    let rate = payload_rate_mbit(scenario, way(direction), measured.mss?.into())?;
+    let [low, high] = measured.ci95_bps?.map(|bound| bound as f64 / 1e6);
+    let said = measured.goodput_bps as f64 / 1e6;
+    let allowed = [rate - (high - said), rate + (said - low)];
+    Some(Reading { allowed, ..reading(INTERVAL, word(direction), OURS, [said, rate], 0.0) })
+}
+
+/// One row for each cause that was named.
+fn limit_reading(direction: Direction, measured: &ThroughputResult) -> Option<Reading> {
+    let cause = measured.limited_by.as_ref()?.cause;
+    let what = format!("{}: {}", word(direction), name_of(cause));
+    Some(reading(LIMIT, &what, OURS, [right(cause == LimitCause::Network), 1.0], 0.0))
+}
+
+/// The name of a cause in the document.
+fn name_of(cause: LimitCause) -> String {
+    let name = serde_json::to_value(cause).ok();
+    name.as_ref().and_then(|name| name.as_str()).unwrap_or_default().to_owned()
+}
+
+/// 1 if so.
+fn right(is_right: bool) -> f64 {
+    if is_right { 1.0 } else { 0.0 }
+}
+
 /// The link's rate without headers, for segments with this much payload and timestamps; `None` in cells in which TCP need
 /// not reach it.
 fn payload_rate_mbit(scenario: &Scenario, way: Way, mss: f64) -> Option<f64> {
@@ -231,6 +289,31 @@ fn loaded_reading(run: &Run, observed: &ObservedLatency) -> Vec<Reading> {
     medians(run, observed).map(|[said, truth]| loaded(what, OURS, said, truth)).into_iter().collect()
 }
 
+fn side_reading(run: &Run, observed: &ObservedLatency) -> Vec<Reading> {
+    let said = run.document.latency.of(observed.load).and_then(|latency| latency.queue);
+    let idle = run.observed.latency_of(Load::Idle).and_then(|idle| idle.queue_ways_ms);
+    let Some(((said, idle), loaded)) = said.zip(idle).zip(observed.queue_ways_ms) else { return vec![] };
+    let Some(side) = true_side([loaded[0] - idle[0], loaded[1] - idle[1]]) else { return vec![] };
+    let load = if observed.load == Load::Download { "download" } else { "upload" };
+    let what = format!("{load}: {}", said.stands.as_words());
+    vec![reading(SIDE, &what, OURS, [right(said.stands == side), 1.0], 0.0)]
+}
+
+/// Where the queue grew by these medians in milliseconds, by [`Way`]; `None` close to the border between two answers.
+fn true_side([up, down]: [f64; 2]) -> Option<QueueSide> {
+    let (smaller, larger) = (up.min(down).max(0.0), up.max(down));
+    match larger {
+        ..=1.0 => return Some(QueueSide::None),
+        1.0..4.0 => return None,
+        _ => {}
+    }
+    match smaller / larger {
+        ..=0.125 => Some(if up > down { QueueSide::Upload } else { QueueSide::Download }),
+        0.125..0.5 => None,
+        _ => Some(QueueSide::Both),
+    }
+}
+
 fn loss_readings(run: &Run, observed: &ObservedLatency) -> Vec<Reading> {
     let Some(measured) = run.document.latency.of(observed.load) else { return vec![] };
     let ways = [
@@ -260,6 +343,15 @@ mod tests {
         assert!(loss("upload", "x", 0.0, 0, 300).is_met());
         assert!(loss("upload", "x", 0.012, 3, 300).is_met());
         assert!(!loss("upload", "x", 0.1, 3, 300).is_met());
+    }
+
+    #[test]
+    fn the_side_of_a_queue_is_judged_where_it_is_clear() {
+        assert_eq!(true_side([0.4, -0.2]), Some(QueueSide::None));
+        assert_eq!(true_side([50.0, 0.3]), Some(QueueSide::Upload));
+        assert_eq!(true_side([-1.0, 5.0]), Some(QueueSide::Download));
+        assert_eq!(true_side([30.0, 40.0]), Some(QueueSide::Both));
+        assert_eq!([true_side([2.0, 0.0]), true_side([10.0, 40.0])], [None; 2]);
     }
 
     #[test]

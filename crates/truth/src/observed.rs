@@ -58,6 +58,9 @@ pub struct ObservedLatency {
     pub p50_ms: Option<f64>,
     /// The median of the waits in all queues, both ways, in milliseconds.
     pub queue_ms: Option<f64>,
+    /// The same for each [`Way`].
+    #[serde(default)]
+    pub queue_ways_ms: Option<[f64; 2]>,
 }
 
 /// A probe and its reply.
@@ -74,8 +77,8 @@ pub(crate) enum RoundTripFate {
     LostUp,
     /// The reply was dropped on the way back, or never sent.
     LostDown,
-    /// The time in all links, and the part of it in queues.
-    Answered(Duration, Duration),
+    /// The time in all links, and the part of it in queues, by [`Way`].
+    Answered(Duration, [Duration; 2]),
 }
 
 /// The records of each link, from the appliance to the reflector, by [`Way`].
@@ -113,7 +116,7 @@ pub(crate) fn round_trips(links: &LinkRecords, rule: usize) -> Vec<RoundTrip> {
         let fate = match (*passed, back) {
             (None, _) => RoundTripFate::LostUp,
             (Some(_), None) => RoundTripFate::LostDown,
-            (Some(there), Some(back)) => RoundTripFate::Answered(there.0 + back.0, there.1 + back.1),
+            (Some(there), Some(back)) => RoundTripFate::Answered(there.0 + back.0, [there.1, back.1]),
         };
         RoundTrip { entered: *entered, fate }
     };
@@ -134,17 +137,19 @@ pub(crate) fn median_ms(mut times: Vec<Duration>) -> Option<f64> {
 pub(crate) fn latency(load: Load, trips: &[RoundTrip]) -> ObservedLatency {
     let count = |fate| trips.iter().filter(|trip| trip.fate == fate).count() as u64;
     let answered = trips.iter().filter_map(|trip| match trip.fate {
-        RoundTripFate::Answered(transit, wait) => Some((transit, wait)),
+        RoundTripFate::Answered(transit, waits) => Some((transit, waits)),
         RoundTripFate::LostUp | RoundTripFate::LostDown => None,
     });
-    let (transits, waits) = answered.unzip();
+    let (transits, waits): (Vec<_>, Vec<_>) = answered.unzip();
+    let [up, down] = Way::BOTH.map(|way| median_ms(waits.iter().map(|waits| waits[way as usize]).collect()));
     ObservedLatency {
         load,
         sent: trips.len() as u64,
         lost_up: count(RoundTripFate::LostUp),
         lost_down: count(RoundTripFate::LostDown),
         p50_ms: median_ms(transits),
-        queue_ms: median_ms(waits),
+        queue_ms: median_ms(waits.iter().map(|[up, down]| *up + *down).collect()),
+        queue_ways_ms: up.zip(down).map(<[f64; 2]>::from),
     }
 }
 
@@ -283,7 +288,7 @@ mod tests {
         );
         let trips = round_trips(&vec![near, far], 0);
         let fates = trips.iter().map(|trip| trip.fate).collect::<Vec<_>>();
-        let answered = RoundTripFate::Answered(15 * MS, 4 * MS);
+        let answered = RoundTripFate::Answered(15 * MS, [2 * MS; 2]);
         assert_eq!(fates, [answered, RoundTripFate::LostDown, RoundTripFate::LostUp, RoundTripFate::LostUp]);
         let summary = latency(Load::Idle, &trips);
         assert_eq!((summary.sent, summary.lost_up, summary.lost_down, summary.p50_ms), (4, 2, 1, Some(15.0)));

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use paramedic_link::key_file::{self, Rotated};
+use paramedic_link::key_file::{self, KeyFileError, Rotated};
 use paramedic_link::{EndpointId, SecretKey};
 
 use super::Appliance;
@@ -25,6 +25,25 @@ impl Appliance {
         let rotated = key_file::rotate(&self.key_path())?;
         *key = None;
         Ok(rotated)
+    }
+
+    /// Makes `key` the identity of this device, and keeps the former one in another file.
+    pub(super) fn adopt_identity(&self, key: &SecretKey) -> Result<(), ApplianceError> {
+        let mut loaded = self.loaded_key();
+        key_file::replace(&self.key_path(), key)?;
+        *loaded = None;
+        Ok(())
+    }
+
+    /// The Endpoint ID, if there is a key.
+    pub(super) fn existing_endpoint_id(&self) -> Result<Option<EndpointId>, ApplianceError> {
+        if let Some(key) = &*self.loaded_key() {
+            return Ok(Some(key.id()));
+        }
+        match key_file::load(&self.key_path()) {
+            Err(KeyFileError::Absent { .. }) => Ok(None),
+            key => Ok(Some(key?.id())),
+        }
     }
 
     /// The key. Creates it at first use, if the folder may be changed.

@@ -1,10 +1,19 @@
 //! The application: one appliance with its identity, its reflectors, its results and its tests. Every client, such as
 //! the command line, uses it. It never prints, and leaves all output to the client.
 
+mod access;
+mod backup;
+mod clocks;
+mod configuration;
 mod identity;
+mod import;
+mod logins;
+mod monitors;
 mod reflectors;
 mod results;
+mod run_updates;
 mod schedules;
+mod secret;
 mod service;
 mod test_run;
 mod udp_check;
@@ -17,8 +26,18 @@ use paramedic_link::SecretKey;
 use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
 use tokio::sync::OnceCell;
 
+pub use access::NewToken;
+pub use backup::BackupFile;
+pub use configuration::{
+    ChangeAction, ConfigurationChange, ConfiguredSchedule, DeviceConfiguration, ReflectorName, ValueChange,
+};
+pub use import::{ImportedPairings, OldPairings, OldStore};
+pub use logins::{LOGIN_LIFETIME, SetupLink};
+pub use monitors::{MonitorActivity, MonitorCondition, MonitorOverview, MonitorSeries, MonitorState, SeriesRange};
 pub use reflectors::{NewPairing, PairingProof, Reached};
+pub use run_updates::{RunLife, RunReport, RunUpdate, RunUpdateListener, RunUpdates};
 pub use schedules::{ScheduleOverview, ScheduleProposal};
+pub use secret::{SecretHash, SecretKind};
 pub use service::{PlannedSchedule, RunningSchedule, SERVICE_LOCK, Service, ServiceStatus};
 pub use test_run::{RunningTest, TestEnd, TestEvent};
 pub use udp_check::UdpCheck;

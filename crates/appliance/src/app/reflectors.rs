@@ -1,4 +1,4 @@
-//! The paired reflectors of this appliance: pair, list, check, rename, remove.
+//! Pairs, lists, checks, renames and removes the reflectors of this appliance.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -16,37 +16,37 @@ use crate::reflector_client::{ReflectorClient, Route};
 use crate::store::Reflector;
 use crate::targets::HostPort;
 
-/// How a new reflector proves its identity.
+/// How this device makes sure that it pairs with the right reflector.
 pub enum PairingProof {
     /// Both ends prove that they know the code that the reflector printed.
     Code(PairingCode),
-    /// The user compared the reflector's Endpoint ID, and adds this device on the reflector.
+    /// The user has compared the reflector's Endpoint ID, and adds this device on the reflector by hand.
     EndpointId(EndpointId),
 }
 
 /// A completed pairing.
 pub struct NewPairing {
-    /// The reflector, as saved.
+    /// The reflector, as it was saved.
     pub reflector: Reflector,
-    /// Whether the reflector knows this device.
+    /// Whether the reflector has also paired this device.
     pub is_mutual: bool,
-    /// As [`ReflectorClient::segment_limit`].
+    /// The segment size limit of the link; see [`ReflectorClient::segment_limit`].
     pub segment_limit: Option<u16>,
 }
 
-/// A reflector that answered a check.
+/// What a check of a reflector found.
 pub struct Reached {
-    /// The address that answered.
+    /// The address that accepted the connection.
     pub address: SocketAddr,
-    /// The reflector's version.
+    /// The version of the reflector's program.
     pub version: PeerText,
-    /// The time from the first packet to its answer.
+    /// How long it took to connect, up to the reflector's welcome.
     pub took: Duration,
-    /// The local address of the link.
+    /// The address of this device on the link.
     pub local: IpAddr,
-    /// The reflector's view of the path; absent if it does not support `path_facts`.
+    /// What the reflector knows about the path; absent if it does not support `path_facts`.
     pub path: Option<PathFacts>,
-    /// As [`ReflectorClient::segment_limit`].
+    /// The segment size limit of the link; see [`ReflectorClient::segment_limit`].
     pub segment_limit: Option<u16>,
 }
 
@@ -92,7 +92,7 @@ impl Appliance {
         Ok(NewPairing { reflector, is_mutual, segment_limit })
     }
 
-    /// All paired reflectors, by name.
+    /// All paired reflectors, sorted by name.
     pub async fn reflectors(&self) -> Result<Vec<Reflector>, ApplianceError> {
         Ok(self.reading_store().await?.reflectors().await?)
     }
@@ -109,7 +109,7 @@ impl Appliance {
         Ok(chosen)
     }
 
-    /// Opens a link to a reflector, without a test.
+    /// Opens a link to a reflector, without a test. Returns what the link shows.
     pub async fn check(&self, reflector: &Reflector) -> Result<Reached, ApplianceError> {
         #[expect(clippy::disallowed_methods, reason = "the shell that measures how long the answer takes")]
         let began = Instant::now();
@@ -137,7 +137,7 @@ impl Appliance {
     }
 }
 
-/// Whether the reflector answered that it does not know this device.
+/// Whether the error means that the reflector has not paired this device.
 fn is_unknown_there(error: &ApplianceError) -> bool {
     let ApplianceError::Link { cause, .. } = error else { return false };
     matches!(cause, LinkFailure::NotPaired | LinkFailure::Closed { reason: CloseReason::PeerRemoved, .. })

@@ -1,15 +1,33 @@
-//! The saved results: list, show, export.
+//! The saved results: list, show, export, delete, prune. The shell that reads the clock for the retention.
 
+#![expect(clippy::disallowed_methods, reason = "the shell that reads the clocks for the retention")]
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
 use paramedic_report::summary::RunSummary;
+use uuid::Uuid;
 
 use super::Appliance;
 use crate::error::ApplianceError;
-use crate::store::{ExportFormat, SavedRun, StorageError};
+use crate::store::{Export, ExportFormat, PageCursor, Pruned, Retention, RunPosition, RunQuery, SavedRun};
+
+/// The time between two prunings by the service.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(86_400);
+/// How much later than the latest result the time may be by which the service prunes. A clock that is a year ahead must not
+/// delete a year.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
 
 impl Appliance {
-    /// The latest results, newest first, at most `limit`.
-    pub async fn results(&self, limit: u32) -> Result<Vec<RunSummary>, ApplianceError> {
-        Ok(self.reading_store().await?.runs(limit).await?)
+    /// The results that a query finds, after this place in their list; at most `count`.
+    pub async fn results(
+        &self,
+        query: &RunQuery,
+        after: Option<PageCursor>,
+        count: u32,
+    ) -> Result<Vec<RunSummary>, ApplianceError> {
+        let after = after.map(RunPosition::from);
+        Ok(self.reading_store().await?.runs(query, after.as_ref(), count).await?)
     }
 
     /// The result whose id is, begins or ends with `wanted`.
@@ -17,12 +35,75 @@ impl Appliance {
         Ok(self.reading_store().await?.run(wanted).await?)
     }
 
-    /// Passes all results to `line`, oldest first, one line at a time without its newline. An error of `line` ends it.
-    pub async fn export<E: From<ApplianceError> + From<StorageError>>(
+    /// Exports the results that a query finds.
+    pub async fn export(&self, query: RunQuery, format: ExportFormat) -> Result<Export, ApplianceError> {
+        Ok(self.reading_store().await?.export(query, format))
+    }
+
+    /// Deletes the results whose ids are, begin or end with these texts: all of them, or none if one is not found.
+    pub async fn delete_results(&self, wanted: &[String]) -> Result<Vec<Uuid>, ApplianceError> {
+        Ok(self.store().await?.delete_runs(wanted).await?)
+    }
+
+    /// Deletes what is older than `retention` allows. With `is_rehearsal` it only counts.
+    pub async fn prune(&self, retention: &Retention, is_rehearsal: bool) -> Result<Pruned, ApplianceError> {
+        Ok(self.store().await?.prune(retention, Timestamp::now(), is_rehearsal).await?)
+    }
+
+    /// Deletes what is older than `retention` allows, now and once a day. Never ends.
+    pub async fn prune_daily(&self, retention: Retention) {
+        let (began, started_at) = (Instant::now(), Timestamp::now());
+        loop {
+            if let Err(error) = self.prune_cautiously(&retention, began, started_at).await {
+                tracing::warn!(%error, "old results are not deleted");
+            }
+            tokio::time::sleep(PRUNE_INTERVAL).await;
+        }
+    }
+
+    async fn prune_cautiously(
         &self,
-        format: ExportFormat,
-        line: impl FnMut(&str) -> Result<(), E>,
-    ) -> Result<(), E> {
-        self.reading_store().await?.export(format, line).await
+        retention: &Retention,
+        began: Instant,
+        started_at: Timestamp,
+    ) -> Result<(), ApplianceError> {
+        let store = self.store().await?;
+        let latest = store.latest_run_start().await?;
+        let Some(by) = pruning_time(Timestamp::now(), started_at.checked_add(began.elapsed()).ok(), latest) else {
+            return Ok(());
+        };
+        let pruned = store.prune(retention, by, false).await?;
+        if pruned != Pruned::default() {
+            let Pruned { results, series, schedule_runs } = pruned;
+            tracing::info!(results, series, schedule_runs, "old results are deleted");
+        }
+        Ok(())
+    }
+}
+
+/// The time by which the age of results is judged, or `None` if there are none. It is never later than the clock says, than
+/// the start of the service and the time since, or than 30 days after the latest result.
+fn pruning_time(clock: Timestamp, elapsed: Option<Timestamp>, latest: Option<Timestamp>) -> Option<Timestamp> {
+    let plausible = latest?.checked_add(LONGEST_SILENCE).ok()?;
+    Some(clock.min(plausible).min(elapsed.unwrap_or(clock)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_ahead_deletes_nothing_early() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let (now, latest) = (at("2026-06-02T00:00:00Z"), at("2026-06-01T23:00:00Z"));
+        assert_eq!(pruning_time(now, Some(now), Some(latest)), Some(now));
+        let ahead = at("2027-06-02T00:00:00Z");
+        // While the service runs; before it started; and a result was saved with that time.
+        assert_eq!(pruning_time(ahead, Some(now), Some(latest)), Some(now));
+        assert_eq!(pruning_time(ahead, Some(ahead), Some(latest)), Some(at("2026-07-01T23:00:00Z")));
+        assert_eq!(pruning_time(ahead, Some(now), Some(ahead)), Some(now));
+        let behind = at("2025-06-02T00:00:00Z");
+        assert_eq!(pruning_time(behind, Some(now), Some(latest)), Some(behind));
+        assert_eq!(pruning_time(now, Some(now), None), None);
     }
 }

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Appliance;
@@ -14,13 +15,13 @@ use crate::request::TestRequest;
 use crate::schedule::Schedule;
 use crate::schedule::budget::{self, DataBudget, DataUse};
 use crate::schedule::volume::{self, VolumeEstimate};
-use crate::store::{ApplianceStore, ScheduleRun, StorageError, StoredSchedule};
+use crate::store::{ApplianceStore, PageCursor, Reflector, ScheduleRun, StorageError, StoredSchedule, find_reflector};
 
 /// The month of a volume estimate.
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
 /// A schedule that is not saved yet, and what it will cost.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleProposal {
     /// The schedule, with the expected data of a run.
     pub schedule: Schedule,
@@ -33,7 +34,7 @@ pub struct ScheduleProposal {
 }
 
 /// A schedule, its next and its last run, and its data.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleOverview {
     /// The schedule.
     #[serde(flatten)]
@@ -56,7 +57,7 @@ impl Appliance {
         let now = Timestamp::now();
         schedule.check(now)?;
         self.check_request(&schedule.request).await?;
-        self.check_target(&schedule.request).await?;
+        check_target(&schedule.request, &self.reading_store().await?.reflectors().await?)?;
         let is_taken = |stored: &StoredSchedule| stored.schedule.name.to_lowercase() == schedule.name.to_lowercase();
         if self.reading_store().await?.schedules().await?.iter().any(is_taken) {
             return Err(StorageError::ScheduleExists { name: schedule.name }.into());
@@ -106,44 +107,52 @@ impl Appliance {
 
     /// What became of the latest runs of the schedule with this name, or of all; newest first, at most `limit`.
     pub async fn schedule_runs(&self, name: Option<&str>, limit: u32) -> Result<Vec<ScheduleRun>, ApplianceError> {
+        self.schedule_runs_page(name, None, limit).await
+    }
+
+    /// The runs after this place in that list, newest first, at most `limit`.
+    pub async fn schedule_runs_page(
+        &self,
+        name: Option<&str>,
+        after: Option<PageCursor>,
+        limit: u32,
+    ) -> Result<Vec<ScheduleRun>, ApplianceError> {
         let store = self.reading_store().await?;
         let schedule = match name {
             Some(name) => Some(store.schedule(name).await?.id),
             None => None,
         };
-        Ok(store.schedule_runs(schedule, limit).await?)
+        Ok(store.schedule_runs_page(schedule, after, limit).await?)
     }
 
-    /// A schedule for a reflector that is not paired would fail for ever.
-    async fn check_target(&self, request: &TestRequest) -> Result<(), ApplianceError> {
-        let needs_pairing = providers::find(&request.provider).is_some_and(providers::Provider::needs_identity);
-        if !needs_pairing {
-            return match &request.peer {
-                Some(_) => Ok(()),
-                None => Err(ApplianceError::Unsupported(format!(
-                    "a schedule with the provider {} names its server with --peer",
-                    request.provider
-                ))),
-            };
-        }
-        let store = self.reading_store().await?;
-        if let Some(peer) = &request.peer {
-            return store.reflector(peer).await.map(drop).map_err(ApplianceError::from);
-        }
-        let known = store.reflectors().await?;
-        match known.as_slice() {
-            [] => Err(ApplianceError::NoReflectorPaired),
-            [_] => Ok(()),
-            several => {
-                let names = several.iter().map(|reflector| reflector.name.to_string()).collect();
-                Err(ApplianceError::SeveralReflectorsPaired { names })
-            }
-        }
-    }
-
-    async fn estimate(&self, request: &TestRequest) -> Result<VolumeEstimate, ApplianceError> {
+    pub(super) async fn estimate(&self, request: &TestRequest) -> Result<VolumeEstimate, ApplianceError> {
         let capacity = self.reading_store().await?.line_capacity(request.peer.as_deref()).await?;
         Ok(volume::estimate(&request.spec, capacity))
+    }
+}
+
+/// A schedule for a reflector that is not one of those that are paired would fail for ever.
+pub(super) fn check_target(request: &TestRequest, known: &[Reflector]) -> Result<(), ApplianceError> {
+    let needs_pairing = providers::find(&request.provider).is_some_and(providers::Provider::needs_identity);
+    if !needs_pairing {
+        return match &request.peer {
+            Some(_) => Ok(()),
+            None => Err(ApplianceError::Unsupported(format!(
+                "a schedule with the provider {} names its server with --peer",
+                request.provider
+            ))),
+        };
+    }
+    if let Some(peer) = &request.peer {
+        return find_reflector(known.to_vec(), peer).map(drop).map_err(ApplianceError::from);
+    }
+    match known {
+        [] => Err(ApplianceError::NoReflectorPaired),
+        [_] => Ok(()),
+        several => {
+            let names = several.iter().map(|reflector| reflector.name.to_string()).collect();
+            Err(ApplianceError::SeveralReflectorsPaired { names })
+        }
     }
 }
 

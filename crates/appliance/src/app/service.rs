@@ -10,20 +10,25 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use paramedic_engines::host_facts;
 use paramedic_report::document::ResultDocument;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use super::clocks::{random, read_clocks};
+use super::monitors::{MonitorBoard, MonitorOverview, MonitorState};
+use super::run_updates::{RunLife, RunReport, RunUpdate, RunUpdates};
 use super::schedules::data_used;
 use super::{Appliance, TestEnd};
 use crate::error::ApplianceError;
+use crate::providers::default_interface;
 use crate::providers::options::OptionValues;
 use crate::request::TurnWait;
 use crate::schedule::Schedule;
 use crate::schedule::admission::{self, RunObservations, SkipReason};
 use crate::schedule::line_load::{self, InterfaceCounters};
-use crate::schedule::planner::{AcceptedSchedule, ClockReading, DueRun, NotAccepted, Planner, SkippedRun};
-use crate::store::{RunEnding, ScheduleRunOutcome, StorageError, StoredSchedule};
+use crate::schedule::planner::{AcceptedSchedule, DueRun, NotAccepted, Planner, SkippedRun};
+use crate::store::{Retention, RunEnding, ScheduleRunOutcome, StorageError, StoredSchedule};
 
 /// The file in the state folder that the running service locks.
 pub const SERVICE_LOCK: &str = "service.lock";
@@ -36,9 +41,7 @@ const OBSERVATION: Duration = Duration::from_secs(1);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long after a failed write nothing starts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long what became of a run is kept.
-const RUNS_KEPT: Duration = Duration::from_secs(400 * 86_400);
-/// The most rows that wait for a disk that cannot be written.
+/// The limit on rows that the service keeps in memory while the disk cannot be written.
 const MOST_PENDING: usize = 1000;
 
 /// The running service. Clones share it.
@@ -49,8 +52,10 @@ pub struct Service {
 
 struct ServiceState {
     appliance: Appliance,
+    /// Of the start.
     endpoint_id: String,
     started_at: Timestamp,
+    retention: Retention,
     /// Locked while the service runs.
     _lock: File,
     planner: Mutex<Planner>,
@@ -59,10 +64,12 @@ struct ServiceState {
     /// Counts the polls that the store answered.
     polls: watch::Sender<u64>,
     current: Mutex<Option<CurrentRun>>,
+    updates: RunUpdates,
     /// What could not be stored yet.
     pending: Mutex<Vec<PendingWrite>>,
     problem: Mutex<Option<ServiceFault>>,
     is_stopping: watch::Sender<bool>,
+    monitors: MonitorBoard,
 }
 
 /// The run that takes place.
@@ -89,7 +96,7 @@ enum PendingWrite {
 }
 
 /// The state of the service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceStatus {
     /// `running`, `faulted` or `stopping`.
     pub state: String,
@@ -112,13 +119,16 @@ pub struct ServiceStatus {
     /// The schedules that wait for their turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<String>,
+    /// What the monitors do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub monitors: Vec<MonitorState>,
     /// The planned runs, the next one first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub planned: Vec<PlannedSchedule>,
 }
 
 /// A schedule whose test runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunningSchedule {
     /// Its name.
     pub schedule: String,
@@ -127,7 +137,7 @@ pub struct RunningSchedule {
 }
 
 /// The next run of a schedule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedSchedule {
     /// Its name.
     pub schedule: String,
@@ -136,10 +146,12 @@ pub struct PlannedSchedule {
 }
 
 impl Appliance {
-    /// Starts the service of this state folder; [`Service::run`] does its work. Fails if another one runs.
-    pub async fn start_service(&self) -> Result<Service, ApplianceError> {
+    /// Starts the service of this state folder; [`Service::run`] does its work. If `adds_monitors`, it adds those of the
+    /// gateway and of each paired reflector. Fails if another service runs.
+    pub async fn start_service(&self, retention: Retention, adds_monitors: bool) -> Result<Service, ApplianceError> {
         let lock = lock_service(self.state_dir())?;
         let endpoint_id = self.endpoint_id()?.to_string();
+        self.remove_old_copies();
         let store = self.store().await?;
         store.check_writable().await?;
         let now = Timestamp::now();
@@ -147,19 +159,20 @@ impl Appliance {
         if interrupted > 0 {
             tracing::warn!(interrupted, "the service ended during a run; its data counts as expected");
         }
-        if let Ok(before) = now.checked_sub(RUNS_KEPT) {
-            store.prune_schedule_runs(before).await?;
-        }
+        let monitors = MonitorBoard::new(self.clone(), endpoint_id.clone(), adds_monitors);
         Ok(Service {
             state: Arc::new(ServiceState {
+                monitors,
                 appliance: self.clone(),
                 endpoint_id,
                 started_at: now,
+                retention,
                 _lock: lock,
                 planner: Mutex::default(),
                 wake: Notify::new(),
                 polls: watch::channel(0).0,
                 current: Mutex::default(),
+                updates: RunUpdates::default(),
                 pending: Mutex::default(),
                 problem: Mutex::default(),
                 is_stopping: watch::channel(false).0,
@@ -180,8 +193,13 @@ fn lock_service(state_dir: &Path) -> Result<File, ApplianceError> {
 }
 
 impl Service {
-    /// Runs what is due until [`Service::stop`]; then cancels the running test and keeps what it measured.
+    /// Runs the schedules and the monitors until [`Service::stop`]; then cancels the running test and keeps what was
+    /// measured.
     pub async fn run(&self) {
+        tokio::join!(self.run_schedules(), self.state.monitors.run(self.state.is_stopping.subscribe()));
+    }
+
+    async fn run_schedules(&self) {
         let state = &self.state;
         let mut stopping = state.is_stopping.subscribe();
         let mut run = None;
@@ -226,6 +244,26 @@ impl Service {
         self.state.wake.notify_one();
     }
 
+    /// Reads the monitors again: they have changed, or a reflector was paired.
+    pub fn monitors_changed(&self) {
+        self.state.monitors.definitions_changed();
+    }
+
+    /// Every monitor, by name, with its state.
+    pub async fn monitors(&self) -> Result<Vec<MonitorOverview>, ApplianceError> {
+        let mut all = Vec::new();
+        for stored in self.state.appliance.stored_monitors().await? {
+            all.push(self.state.monitors.overview(stored).await?);
+        }
+        Ok(all)
+    }
+
+    /// The monitor with this name, with its state.
+    pub async fn monitor(&self, name: &str) -> Result<MonitorOverview, ApplianceError> {
+        let stored = self.state.appliance.stored_monitor(name).await?;
+        self.state.monitors.overview(stored).await
+    }
+
     /// Runs the schedule with this name as soon as no other test runs.
     pub async fn request_run(&self, name: &str) -> Result<(), ApplianceError> {
         let stored = self.state.appliance.store().await?.schedule(name).await?;
@@ -263,6 +301,34 @@ impl Service {
         }
     }
 
+    /// This device's Endpoint ID: the import of an older store can change it.
+    fn endpoint_id(&self) -> String {
+        self.state.appliance.endpoint_id().map_or_else(|_| self.state.endpoint_id.clone(), |id| id.to_string())
+    }
+
+    /// How long the service keeps results.
+    pub fn retention(&self) -> Retention {
+        self.state.retention
+    }
+
+    /// What the running tests report.
+    pub fn updates(&self) -> &RunUpdates {
+        &self.state.updates
+    }
+
+    /// Reports what happened in a run; `schedule` is the name of the schedule whose run it is.
+    pub fn report(&self, run: Uuid, schedule: Option<&str>, report: RunReport) {
+        let schedule = schedule.map(str::to_owned);
+        self.state.updates.report(RunUpdate { run, schedule, at: Timestamp::now(), report });
+    }
+
+    /// The end of a client's test, as it is reported.
+    pub fn end_of(&self, ended: &Result<Option<TestEnd>, ApplianceError>) -> RunLife {
+        let (outcome, reason) = self.outcome(ended);
+        let result_id = ended.as_ref().ok().and_then(|end| end.as_ref()?.saved_as);
+        RunLife::Ended { outcome, reason, result_id }
+    }
+
     /// The appliance.
     pub fn appliance(&self) -> &Appliance {
         &self.state.appliance
@@ -277,7 +343,8 @@ impl Service {
             .map(|(name, planned)| PlannedSchedule { schedule: name.to_owned(), start: planned.start })
             .collect::<Vec<_>>();
         planned.sort_by_key(|planned| planned.start);
-        let problems = lock(&state.problem).iter().map(|problem| problem.text.clone()).collect::<Vec<_>>();
+        let mut problems = lock(&state.problem).iter().map(|problem| problem.text.clone()).collect::<Vec<_>>();
+        problems.extend(state.monitors.problem().filter(|problem| !problems.contains(problem)));
         let word = match (*state.is_stopping.borrow(), problems.is_empty()) {
             (true, _) => "stopping",
             (_, false) => "faulted",
@@ -289,11 +356,12 @@ impl Service {
             state: word.to_owned(),
             problems,
             version: version.to_owned(),
-            endpoint_id: state.endpoint_id.clone(),
+            endpoint_id: self.endpoint_id(),
             state_dir: state.appliance.state_dir().display().to_string(),
             started_at: state.started_at,
             clock_trusted: read_clocks().is_trusted(),
             running,
+            monitors: state.monitors.states(),
             waiting: planner.queued().map(|run| run.name.clone()).collect(),
             planned,
         }
@@ -401,7 +469,7 @@ impl Service {
         let store = self.state.appliance.store().await?;
         match write {
             PendingWrite::Skipped(skipped, at) => {
-                store.note_skipped_run(&self.state.endpoint_id, skipped, *at).await?;
+                store.note_skipped_run(&self.endpoint_id(), skipped, *at).await?;
             }
             PendingWrite::Result(result) => store.save_run(result).await?,
             PendingWrite::Ended(id, ending) => store.end_run(*id, ending).await?,
@@ -432,13 +500,14 @@ impl Service {
             Ok(store) => store,
             Err(error) => return self.postpone(run, &error),
         };
-        let id = match store.begin_run(&self.state.endpoint_id, &run, expected_bytes, Timestamp::now()).await {
+        let id = match store.begin_run(&self.endpoint_id(), &run, expected_bytes, Timestamp::now()).await {
             Ok(id) => id,
             Err(error) => return self.postpone(run, &error.into()),
         };
         self.recovered();
         tracing::info!(schedule = run.name, due = %run.due, requested = run.is_requested, "a run starts");
-        let ended = self.measure(&schedule, cancelled).await;
+        self.report(id, Some(&run.name), RunReport::Life(RunLife::Accepted));
+        let ended = self.measure(id, &schedule, cancelled).await;
         let (ending, result) = self.ending(ended);
         if let Some(result) = result {
             self.keep(PendingWrite::Result(result)).await;
@@ -446,6 +515,8 @@ impl Service {
         // From the time at which the end is stored, the schedule can be run again.
         self.release();
         self.keep(PendingWrite::Ended(id, ending.clone())).await;
+        let RunEnding { outcome, reason, result_id, .. } = ending.clone();
+        self.report(id, Some(&run.name), RunReport::Life(RunLife::Ended { outcome, reason, result_id }));
         tracing::info!(
             schedule = run.name,
             outcome = ending.outcome.as_str(),
@@ -486,13 +557,15 @@ impl Service {
             None => None,
         };
         let now = Timestamp::now();
-        let seen = RunObservations { used: data_used(store, &stored, now).await?, expected_bytes, line_share };
+        let used = data_used(store, &stored, now).await?;
+        let seen = RunObservations { used, expected_bytes, line_share, uplink: default_interface() };
         Ok(admission::admit(schedule, now, &seen).map(|()| expected_bytes))
     }
 
     /// Runs the test to its end.
     async fn measure(
         &self,
+        run: Uuid,
         schedule: &Schedule,
         mut cancelled: watch::Receiver<bool>,
     ) -> Result<Option<TestEnd>, ApplianceError> {
@@ -507,7 +580,10 @@ impl Service {
         let mut is_cancelled = false;
         loop {
             tokio::select! {
-                event = test.next_event() => if event.is_none() { break },
+                event = test.next_event() => match event {
+                    Some(event) => self.report(run, Some(&schedule.name), event.into()),
+                    None => break,
+                },
                 _ = cancelled.wait_for(|wanted| *wanted), if !is_cancelled => {
                     is_cancelled = true;
                     test.cancel();
@@ -520,22 +596,28 @@ impl Service {
     /// What became of a run, and its result if that is not saved yet.
     fn ending(&self, ended: Result<Option<TestEnd>, ApplianceError>) -> (RunEnding, Option<Box<ResultDocument>>) {
         let at = Timestamp::now();
-        let code = |error: &ApplianceError| Some((self.state.appliance.state.describe)(error).code);
-        let nothing = |outcome, reason| (RunEnding { at, outcome, reason, result_id: None, data_used_bytes: 0 }, None);
-        let end = match ended {
-            Ok(Some(end)) => end,
-            Ok(None) => return nothing(ScheduleRunOutcome::Interrupted, Some("interrupted".to_owned())),
-            Err(error) => return nothing(ScheduleRunOutcome::Failed, code(&error)),
+        let (outcome, reason) = self.outcome(&ended);
+        let Ok(Some(end)) = ended else {
+            return (RunEnding { at, outcome, reason, result_id: None, data_used_bytes: 0 }, None);
         };
-        let outcome = match &end.failure {
+        let unsaved = end.measured.filter(|_| end.unsaved.is_some()).map(Box::new);
+        let result_id = end.saved_as.or(unsaved.as_ref().map(|result| result.id));
+        (RunEnding { at, outcome, reason, result_id, data_used_bytes: end.data_used_bytes }, unsaved)
+    }
+
+    /// How a test ended, and the code of its error.
+    fn outcome(&self, ended: &Result<Option<TestEnd>, ApplianceError>) -> (ScheduleRunOutcome, Option<String>) {
+        let failure = match ended {
+            Ok(Some(end)) => end.failure.as_ref(),
+            Ok(None) => Some(&ApplianceError::Interrupted),
+            Err(error) => Some(error),
+        };
+        let outcome = match failure {
             None => ScheduleRunOutcome::Done,
             Some(ApplianceError::Interrupted) => ScheduleRunOutcome::Interrupted,
             Some(_) => ScheduleRunOutcome::Failed,
         };
-        let unsaved = end.measured.filter(|_| end.unsaved.is_some()).map(Box::new);
-        let result_id = end.saved_as.or(unsaved.as_ref().map(|result| result.id));
-        let reason = end.failure.as_ref().and_then(code);
-        (RunEnding { at, outcome, reason, result_id, data_used_bytes: end.data_used_bytes }, unsaved)
+        (outcome, failure.map(|error| (self.state.appliance.state.describe)(error).code))
     }
 }
 
@@ -558,8 +640,7 @@ async fn ended(run: &mut Option<tokio::task::JoinHandle<()>>) {
 
 /// The share of the line that other traffic uses now; `None` if it is not known.
 async fn observe_line(capacity: line_load::LineCapacity) -> Option<f64> {
-    let routes = host_facts::text("/proc/net/route")?;
-    let interface = line_load::default_interface(&routes)?;
+    let interface = default_interface()?;
     let counters = || {
         let counter =
             |name: &str| host_facts::text(format!("/sys/class/net/{interface}/statistics/{name}"))?.trim().parse().ok();
@@ -569,24 +650,6 @@ async fn observe_line(capacity: line_load::LineCapacity) -> Option<f64> {
     let before = counters()?;
     tokio::time::sleep(OBSERVATION).await;
     line_load::share_in_use(before, counters()?, began.elapsed(), capacity)
-}
-
-fn read_clocks() -> ClockReading {
-    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(boot.tv_sec).unwrap_or_default();
-    let nanoseconds = u32::try_from(boot.tv_nsec).unwrap_or_default();
-    ClockReading {
-        wall: Timestamp::now(),
-        since_boot: Duration::new(seconds, nanoseconds),
-        is_synchronised: host_facts::is_clock_synchronised(),
-    }
-}
-
-/// A random number from 0 to 1.
-fn random() -> f64 {
-    // The low bits of a UUIDv7 are random.
-    let bits = Uuid::now_v7().as_u128() as u32;
-    f64::from(bits) / f64::from(u32::MAX)
 }
 
 /// Ignores poison: every change of these values is complete.

@@ -1,4 +1,4 @@
-//! The tests of this appliance: one at a time, with events while a test runs. The shell that reads the clock for it.
+//! Runs the tests of this appliance, one at a time, and reports their events. Reads the clock for them.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that times the wait for the device")]
 
@@ -28,7 +28,7 @@ use crate::test_lock::{LockAccess, TestLock};
 /// An event of a running test.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TestEvent {
-    /// Another test runs on this device; this one waits for it.
+    /// Another test is running on this device, and this one waits for its end.
     WaitingForDevice,
     /// An event that the test reports while it runs; never the result or the error at its end.
     Test(Event),
@@ -36,19 +36,19 @@ pub enum TestEvent {
 
 /// How a test ended.
 pub struct TestEnd {
-    /// The measurements and their judgement, also of a run that failed half way.
+    /// The measurements and their judgement. Also of a run that failed half way.
     pub measured: Option<ResultDocument>,
-    /// Why the test is not complete.
+    /// Why the test is not complete; `None` if it is.
     pub failure: Option<ApplianceError>,
-    /// Why the measurements could not be saved.
+    /// Why the measurements could not be saved; `None` otherwise.
     pub unsaved: Option<ApplianceError>,
-    /// The id under which the run is saved, also if it measured nothing.
+    /// The id under which the run was saved. Also of a run that measured nothing.
     pub saved_as: Option<Uuid>,
-    /// Payload bytes of the whole run.
+    /// The payload bytes of the whole run, in both directions.
     pub data_used_bytes: u64,
 }
 
-/// The part of the state that a test uses.
+/// The part of the appliance's state that a test uses.
 #[derive(Default)]
 struct TestState {
     key: Option<Arc<SecretKey>>,
@@ -64,17 +64,17 @@ pub struct RunningTest {
 }
 
 impl RunningTest {
-    /// The next event; `None` when the test is over. Cancel safe.
+    /// Waits for the next event. `None` when the test has ended. Cancel safe.
     pub async fn next_event(&mut self) -> Option<TestEvent> {
         self.events.recv().await
     }
 
-    /// Requests the end of the test. Its measurements so far are kept.
+    /// Asks the test to end. What it has measured is kept.
     pub fn cancel(&self) {
         self.cancel.send_replace(true);
     }
 
-    /// Waits for the end of the test: `None` if it was cancelled before it began, an error if it could not begin.
+    /// Waits until the test has ended. `None` if it was cancelled before it began. Fails if it could not begin.
     pub async fn end(self) -> Result<Option<TestEnd>, ApplianceError> {
         let Self { cancel: _cancel, end, .. } = self;
         end.await.unwrap_or_else(|error| Err(ApplianceError::BrokeOff(error.to_string())))
@@ -268,7 +268,7 @@ fn foreign_option(name: &str, provider: &dyn Provider) -> String {
     format!("--{name} is an option of the provider {owner}, not of {}", provider.id())
 }
 
-/// Ends after this time; never without a limit.
+/// Completes after `limit`; without a limit, never.
 async fn elapsed(limit: Option<Duration>) {
     match limit {
         Some(limit) => tokio::time::sleep(limit).await,

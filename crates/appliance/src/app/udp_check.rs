@@ -1,4 +1,5 @@
-//! Whether UDP datagrams reach a reflector and come back: a short session of the engine `echo`, whose result is discarded.
+//! Checks whether UDP datagrams reach a reflector and come back, with a short session of the engine `echo`. Discards
+//! its result.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::reflector_client::Route;
 use crate::request::{TestRequest, TurnWait};
 use crate::store::Reflector;
 
-/// How long the probes of a check are sent.
+/// How long a check sends probes.
 const CHECK: Duration = Duration::from_millis(300);
 
 /// What a check of UDP found.
@@ -25,7 +26,7 @@ const CHECK: Duration = Duration::from_millis(300);
 pub enum UdpCheck {
     /// Datagrams reached the reflector, and their answers arrived here.
     Arrives,
-    /// They did not; the text is the reason, as far as the reflector's counts show it.
+    /// Datagrams or their answers were lost. The text is the reason, as far as the reflector's counts show it.
     Blocked(String),
 }
 

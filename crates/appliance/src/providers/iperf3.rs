@@ -1,5 +1,5 @@
-//! The provider `iperf3`: any plain iperf3 server, run by an iperf3 client of this host. Nothing vouches for who the
-//! server is, and only TCP's and UDP's own readings are had: no latency is probed.
+//! The provider `iperf3`: tests against any iperf3 server, with the iperf3 client that is installed on this host. The
+//! identity of the server is not verified. Only what iperf3 itself reports is measured: there are no latency probes.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that runs a client in wall time")]
 
@@ -38,26 +38,26 @@ use crate::reflector_client::{HEAD_START, race, resolve};
 use crate::targets::{HostPort, HostPorts};
 use crate::test_lock::TestLock;
 
-/// iperf3's default port.
+/// The default port of iperf3.
 const DEFAULT_PORT: u16 = 5201;
-/// The timeout of a connection.
+/// The longest time that a connection may take to be accepted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much longer than requested a run may take.
+/// How much longer than requested a run of the client may take.
 const EXIT_GRACE: Duration = Duration::from_secs(10);
-/// How often a busy server is tried again: its tests take seconds at least, and each try costs it a connection.
+/// How often a busy server is tried again. Its tests take seconds at least, and each try costs it a connection.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a server may take to open its port again, and how often it is tried meanwhile.
+/// How long a server may take to listen again after a connection.
 const REOPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const REOPEN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// `counted_by`: this end's kernel counted what the server's kernel acknowledged.
+/// The value of `counted_by` if this host's kernel counted the bytes that the server's kernel acknowledged.
 const COUNTED_BY_OWN_KERNEL: &str = "acknowledged";
 
-/// How long a server may still be busy with the previous phase: it accepts waiting connections before it notices the
-/// end of its client.
+/// How long the server may still be busy with the previous phase. It accepts waiting connections before it notices that
+/// its client has ended.
 const BUSY_GRACE: Duration = Duration::from_secs(10);
 
-/// Speed tests against plain iperf3 servers.
+/// The provider of tests against iperf3 servers.
 pub(super) struct Servers;
 
 impl Provider for Servers {
@@ -88,10 +88,10 @@ impl Provider for Servers {
     fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError> {
         let request = &job.request;
         let unsupported = first_refusal([
-            (request.spec.engine.as_str() != Iperf3.id(), "an iperf3 server speaks with the engine iperf3 alone"),
+            (request.spec.engine.as_str() != Iperf3.id(), "an iperf3 server works only with the engine iperf3"),
             (request.data_mode.is_some(), "an iperf3 server has no data modes"),
-            (request.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 leaves out whole seconds"),
-            (request.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 leaves out 60 s at most"),
+            (request.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 can exclude only whole seconds"),
+            (request.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 can exclude at most 60 s"),
         ]);
         if let Some(reason) = unsupported.or_else(|| request.unsupported(&Iperf3)) {
             return Err(ApplianceError::Unsupported(reason.to_owned()));
@@ -104,7 +104,7 @@ impl Provider for Servers {
         Iperf3.check_client()
     }
 
-    /// The lock is kept while a busy server is asked again: each question may be the test.
+    /// Runs one test. Keeps the lock while it tries a busy server again, because each try may become the test.
     fn run<'a>(
         &'a self,
         job: &'a TestJob,
@@ -119,18 +119,18 @@ impl Provider for Servers {
     }
 }
 
-/// The user that the server knows.
+/// The option with the name of the user.
 const USERNAME: &str = "username";
-/// The user's password.
+/// The option with the password of the user.
 const PASSWORD_FILE: &str = "password-file";
-/// The key that encrypts the login.
+/// The option with the public key that encrypts the login.
 const PUBLIC_KEY: &str = "rsa-public-key";
 
 const OPTIONS: &[ProviderOption] = &[
     ProviderOption {
         name: USERNAME,
         value_name: "USER",
-        help: "The user that an iperf3 server knows; the password comes from --password-file or from \
+        help: "The user name, for an iperf3 server that requires a login; the password comes from --password-file or from \
                PACKETPARAMEDIC_IPERF3_PASSWORD",
         source: OptionSource::Text,
         requires: Some(PUBLIC_KEY),
@@ -152,7 +152,7 @@ const OPTIONS: &[ProviderOption] = &[
     },
 ];
 
-/// A user, as the server knows it.
+/// A user of the server, with password and key.
 struct Login {
     user: String,
     password: Zeroizing<String>,
@@ -160,7 +160,7 @@ struct Login {
 }
 
 impl Login {
-    /// The login in the values of the options; `None` without a user.
+    /// Reads the login from the values of the options; `None` if they name no user.
     fn of(options: &OptionValues) -> Result<Option<Self>, Iperf3Failure> {
         let (Some(user), Some(key)) = (options.text(USERNAME), options.text(PUBLIC_KEY)) else { return Ok(None) };
         if !key.contains("-----BEGIN PUBLIC KEY-----") {
@@ -181,7 +181,7 @@ impl Login {
     }
 }
 
-/// What iperf3 takes with `-O`.
+/// The longest time that iperf3 can exclude with `-O`.
 const MOST_OMITTED: Duration = Duration::from_secs(60);
 
 async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), ApplianceError> {
@@ -230,34 +230,35 @@ struct Visit<'a> {
     port: usize,
     route: RouteToServer,
     spec: TestSpec,
-    /// The run's id, and when it began.
+    /// The id of the run, and when it began.
     id: (Uuid, Timestamp),
     local: Option<IpAddr>,
     is_met: bool,
 }
 
-/// What is known of the addresses of the server.
+/// What is known about the addresses of the server.
 enum RouteToServer {
-    /// Nothing yet.
+    /// The name of the server is not resolved yet.
     Unresolved,
-    /// The first of these is tried alone for a moment.
+    /// Of these addresses, the first is tried alone for a moment.
     FirstTried(Vec<SocketAddr>),
-    /// This one accepted a connection of this program at that time, which the server took for a client that fails.
+    /// This address accepted a connection of this program at this time. The server sees that connection as a client
+    /// that failed.
     Probed(SocketAddr, Instant),
-    /// This one answers, or it is the only one.
+    /// This address answers, or it is the only one.
     Known(SocketAddr),
 }
 
-/// How one run of a client ended.
+/// How one run of the iperf3 client ended.
 enum Attempt {
     Done(Arc<End>),
-    /// It was ended here: by the user.
+    /// The user ended the run.
     Interrupted(Arc<End>),
 }
 
 impl Visit<'_> {
-    /// One phase, tried again where the server is busy, at another address or port where it is not reached, and with
-    /// the padding of older servers where the server refuses the login.
+    /// Runs one phase. Tries again if the server is busy, at another address or port if no server answers, and with the
+    /// padding of older versions if the server refuses the login.
     async fn phase(
         &mut self,
         phase: PhaseSpec,
@@ -354,7 +355,8 @@ impl Visit<'_> {
         self.target.nth(self.port)
     }
 
-    /// Whether to try again: at once at the next port, or after a wait at the first one if a server was busy.
+    /// Whether to try again. If so, selects the next port; after the last port, waits and then selects the first one,
+    /// but only if a server was busy.
     async fn goes_on(
         &mut self,
         is_busy: &mut bool,
@@ -378,14 +380,14 @@ impl Visit<'_> {
         Ok(true)
     }
 
-    /// The failure if no server of several ports is free.
+    /// The failure if the request names several ports and no server at them is free.
     fn all_busy(&self) -> Iperf3Failure {
-        let reason = format!("each server of {} is busy or not there", self.target);
+        let reason = format!("every server at {} is busy or does not answer", self.target);
         Iperf3Failure::Client { target: self.server(), cause: FailureKind::Busy, reason, has_login: false }
     }
 
-    /// The address of the server at the port in use, and how long a connection to it may take. The first address of a
-    /// name is tried alone for a moment; if that fails, all of them, in parallel.
+    /// The address of the server at the port in use, and how long a connection to it may take. If a name has several
+    /// addresses, the first is tried alone for a moment, then all of them in parallel.
     async fn locate(&mut self, observer: &mut Observer) -> Result<(SocketAddr, Duration), ApplianceError> {
         let server = self.server();
         let route = &self.job.request.route;
@@ -432,7 +434,7 @@ impl Visit<'_> {
         }
     }
 
-    /// Runs one client to its end.
+    /// Runs the iperf3 client once, to its end.
     async fn attempt(
         &self,
         phase: PhaseSpec,
@@ -516,8 +518,8 @@ impl Visit<'_> {
         }
     }
 
-    /// Records the counts of both ends, as the client received them. Returns `false` if the server's counts are
-    /// impossible; they are then left out.
+    /// Records the counts of both ends, as the client reports them. Returns `false` if the server's counts cannot be
+    /// true; they are not recorded then.
     #[must_use]
     fn keep(&self, phase: PhaseSpec, end: &End, readings: &[ClientReading], record: &mut PhaseRecord) -> bool {
         for reading in readings.iter().filter(|reading| !reading.omitted) {
@@ -563,7 +565,7 @@ impl Visit<'_> {
     }
 }
 
-/// What the server counted, as it told the client.
+/// What the server counted, as the client reports it.
 fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
     let of = |direction: Direction| {
         let totals = report?.totals(direction)?;
@@ -599,8 +601,8 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
     PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), ..PhaseTally::default() }
 }
 
-/// Whether a server's count is possible: no more was received than was sent, and the test lasted about as long as it
-/// was asked to.
+/// Whether the server's count can be true: it received no more than was sent, and the test took at least half of the
+/// requested time.
 fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bool {
     let is_long_enough = Duration::from_micros(theirs.elapsed_us) >= asked / 2;
     let arrived = match direction {
@@ -610,7 +612,7 @@ fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bo
     is_long_enough && check_count(theirs, asked).and(arrived).is_ok()
 }
 
-/// What arrived of datagrams that all have the same payload.
+/// The bytes that arrived, computed from the number of datagrams: all have the same payload.
 fn arrived(totals: &Totals, report: Option<&ClientReport>) -> Option<ClientCount> {
     let udp = totals.udp?;
     let arrived = udp.packets.checked_sub(udp.lost?)?;
@@ -635,7 +637,7 @@ fn udp(totals: &Totals, report: Option<&ClientReport>) -> Option<UdpResult> {
     })
 }
 
-/// Reports a reading to the observer, also of what this end sent: the server reports nothing before the end.
+/// Reports a reading as progress, also if it is the sender's: the server reports nothing before the end.
 fn report_reading(phase: PhaseSpec, reading: &ClientReading, observer: &mut Observer) {
     let length_us = reading.end_us.saturating_sub(reading.begin_us);
     let bps = (u128::from(reading.bytes) * 8_000_000).checked_div(u128::from(length_us));
@@ -650,7 +652,7 @@ fn report_reading(phase: PhaseSpec, reading: &ClientReading, observer: &mut Obse
     }
 }
 
-/// The local address of a test from `origin` to `address`. Nothing is sent for it.
+/// The local address that packets from `origin` to `address` have. Sends nothing.
 fn local_towards(address: SocketAddr, origin: &Origin) -> Option<IpAddr> {
     Some(origin.datagrams(address).ok()?.local_addr().ok()?.ip())
 }

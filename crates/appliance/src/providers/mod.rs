@@ -1,4 +1,4 @@
-//! The providers of speed tests: their trait and their list. A provider measures and returns the result; it neither
+//! The providers of speed tests: their trait and their list. A provider measures and returns a result. It neither
 //! prints nor saves.
 
 mod iperf3;
@@ -26,53 +26,54 @@ use crate::store::{DirectModeFinding, Reflector};
 use crate::test_lock::TestLock;
 use options::{OptionValues, ProviderOption};
 use run_record::RunRecord;
+pub(crate) use run_record::default_interface;
 
-/// Every provider. Command line values and help come from this list.
+/// All providers. The values of the command line and its help come from this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];
 
-/// The provider with this id.
+/// The provider with this id; `None` if there is none.
 pub fn find(id: &str) -> Option<&'static dyn Provider> {
     PROVIDERS.iter().copied().find(|provider| provider.id() == id)
 }
 
-/// A source of speed tests.
+/// A way to run speed tests against one kind of server.
 pub trait Provider: Sync {
-    /// The id on the command line and in results.
+    /// The id of the provider, on the command line and in results.
     fn id(&self) -> &'static str;
 
-    /// One line for `--help`.
+    /// One line about the provider for `--help`.
     fn about(&self) -> &'static str;
 
-    /// The options that only this provider has. The command line makes a flag of each.
+    /// The options that only this provider has. The command line makes a flag from each.
     fn options(&self) -> &'static [ProviderOption] {
         &[]
     }
 
-    /// The id of the default engine. It is the provider's own name for it: it need not be an engine of this program.
+    /// The id of the default engine for `transport`. It may be a name that only the provider knows.
     fn default_engine(&self, transport: PayloadTransport) -> &'static str;
 
-    /// Whether the engine with this id loads the path. An engine without load runs a single idle phase.
+    /// Whether the engine with this id loads the path. An engine that does not load it runs a single idle phase.
     fn loads(&self, _engine: &str) -> bool {
         true
     }
 
-    /// Whether it supports latency probes.
+    /// Whether the provider sends latency probes.
     fn probes(&self) -> bool;
 
-    /// Whether the other end knows this device by its key.
+    /// Whether the other end identifies this device by its key.
     fn needs_identity(&self) -> bool;
 
-    /// Checks that this provider can run `job`, its own options included. Called before any I/O.
+    /// Checks that this provider can run `job`, with its own options. Called before any I/O.
     fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError>;
 
-    /// Whether this device has what the engine needs. Returns the features that the engine supports on this device,
-    /// preferred first, with the engine's own names. May block for some seconds; called on a thread of its own.
+    /// Checks that this device has what the engine needs. Returns the names of the features that the engine supports on
+    /// this device, preferred first. May block for some seconds, so it is called on a thread of its own.
     fn check_host(&self, _engine: &EngineId) -> Result<Vec<PeerText>, Unavailable> {
         Ok(Vec::new())
     }
 
-    /// Runs one test to its end. `lock` is the test lock of this device; it is released while the test waits in another
-    /// queue. `observer` receives every event immediately, and can end the test.
+    /// Runs one test to its end. `lock` is the test lock of this device; the provider releases it while the test waits
+    /// in another queue. `observer` gets every event at once, and can end the test.
     fn run<'a>(
         &'a self,
         job: &'a TestJob,
@@ -81,44 +82,44 @@ pub trait Provider: Sync {
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 }
 
-/// A request, with the additions of the appliance.
+/// A request, with what the appliance adds to it.
 pub struct TestJob {
-    /// The request.
+    /// The request as the user made it.
     pub request: TestRequest,
-    /// The appliance's key; absent if the provider needs none and there is none.
+    /// The key of the appliance; `None` if the provider does not need it and there is none.
     pub key: Option<Arc<SecretKey>>,
-    /// The reflectors that this device is paired with.
+    /// The reflectors that are paired with this device.
     pub known: Vec<Reflector>,
-    /// When a test with the engine of this request last found a reflector's direct mode blocked.
+    /// For each reflector, when a test with this engine last found direct mode blocked.
     pub blocked_direct: BTreeMap<EndpointId, Timestamp>,
     /// The values of the provider's own options.
     pub options: OptionValues,
-    /// The working folder of the test: it exists, is exclusive to the test, and is empty.
+    /// An empty folder that only this test uses.
     pub scratch: PathBuf,
-    /// Converts an error into the text for the result.
+    /// Turns an error into the text that the result contains.
     pub describe: Describe,
 }
 
 impl TestJob {
-    /// The key of a test whose provider needs it.
+    /// The key of the appliance, for a provider that needs it. Fails if there is none.
     pub(crate) fn key(&self) -> Result<&SecretKey, ApplianceError> {
         self.key.as_deref().ok_or_else(|| ApplianceError::Internal("the test has no key".to_owned()))
     }
 }
 
-/// Words an error as a result carries it. The client of the library decides the words.
+/// Turns an error into the text that the result contains. The program that uses the library provides this function.
 pub type Describe = fn(&ApplianceError) -> ErrorBody;
 
-/// The receiver of a running test's events, and its cancellation.
+/// Receives the events of a running test, and can cancel it.
 pub struct Observer {
-    /// Called immediately with every event.
+    /// Called at once with every event.
     pub events: Box<dyn FnMut(Event) + Send>,
-    /// Becomes true when the user wants the test to end.
+    /// Becomes true when the user wants to end the test.
     pub interrupt: watch::Receiver<bool>,
 }
 
 impl Observer {
-    /// Ends when the user wants the test to end.
+    /// Completes when the user wants to end the test.
     pub async fn interrupted(&mut self) {
         if self.interrupt.wait_for(|wanted| *wanted).await.is_err() {
             // The sender was dropped, so the test can no longer be interrupted.
@@ -134,10 +135,10 @@ pub fn never_started(job: &TestJob, provider: &dyn Provider, failure: ApplianceE
 
 /// How a test ended.
 pub struct Outcome {
-    /// The document of the run, also of one that failed half way or before any measurement.
+    /// The result, also of a run that failed half way or before any measurement.
     pub result: ResultDocument,
-    /// Why it is not complete.
+    /// Why the test is not complete; `None` if it is.
     pub failure: Option<ApplianceError>,
-    /// What it found out about a reflector's direct mode.
+    /// What the test found out about direct mode at the reflector.
     pub finding: Option<DirectModeFinding>,
 }

@@ -1,4 +1,4 @@
-//! The options that a provider declares, and their values from a client of the library.
+//! The options that a provider declares, and the values that a user gives them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,43 +6,43 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-/// An option of one provider. Its name is unique among all providers.
+/// An option of one provider. No other provider has an option with this name.
 #[derive(Debug)]
 pub struct ProviderOption {
-    /// The name; the command line puts `--` before it.
+    /// The name of the option. The command line puts `--` before it.
     pub name: &'static str,
-    /// The placeholder of the value in `--help`.
+    /// The placeholder for the value in `--help`.
     pub value_name: &'static str,
-    /// The line for `--help`.
+    /// The line about the option in `--help`.
     pub help: &'static str,
     /// Where the value comes from.
     pub source: OptionSource,
-    /// The option that this one requires.
+    /// The name of the option that this one needs; `None` if it needs none.
     pub requires: Option<&'static str>,
 }
 
 /// Where the value of an option comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionSource {
-    /// The text after the flag.
+    /// The value is the text that follows the flag.
     Text,
-    /// The content of the file after the flag.
+    /// The value is the content of the file that the flag names.
     File {
-        /// The most bytes that are read.
+        /// The number of bytes that the file may have.
         max_bytes: u64,
     },
-    /// The first line of the file after the flag, or of standard input (`-`). Without the flag: the environment
-    /// variable.
+    /// The value is the first line of the file that the flag names (`-` is standard input). Without the flag, it is the
+    /// value of an environment variable.
     Secret {
-        /// The environment variable.
+        /// The name of the environment variable.
         variable: &'static str,
-        /// The most bytes that are read.
+        /// The number of bytes that the line may have.
         max_bytes: u64,
     },
 }
 
-/// The values of a provider's options. They are passed separately from the request. They are never stored or printed,
-/// and are overwritten when dropped.
+/// The values of a provider's options. They may be secret. So they are passed separately from the request, are never
+/// stored or printed, and are overwritten in memory when dropped.
 #[derive(Clone, Default)]
 pub struct OptionValues {
     values: BTreeMap<&'static str, OptionValue>,
@@ -51,9 +51,9 @@ pub struct OptionValues {
 /// The value of one option.
 #[derive(Clone)]
 pub struct OptionValue {
-    /// The value.
+    /// The text of the value.
     pub text: Zeroizing<String>,
-    /// The file that it was read from.
+    /// The file from which the value was read; `None` if it was not read from a file.
     pub file: Option<PathBuf>,
 }
 
@@ -63,23 +63,23 @@ impl OptionValues {
         self.values.insert(option.name, value);
     }
 
-    /// The text of an option, if it has a value.
+    /// The value of an option as text; `None` if it has no value.
     pub fn text(&self, name: &str) -> Option<&Zeroizing<String>> {
         self.values.get(name).map(|value| &value.text)
     }
 
-    /// The file that the value of an option was read from.
+    /// The file from which the value of an option was read.
     pub fn file(&self, name: &str) -> Option<&Path> {
         self.values.get(name)?.file.as_deref()
     }
 
-    /// The first value that belongs to none of `options`.
+    /// The name of the first value that belongs to none of `options`.
     pub(crate) fn first_outside(&self, options: &[ProviderOption]) -> Option<&'static str> {
         self.values.keys().copied().find(|name| options.iter().all(|option| option.name != *name))
     }
 }
 
-/// Only the names: values are secret.
+/// Prints only the names of the options, because values are secret.
 impl fmt::Debug for OptionValues {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.values.keys()).finish()

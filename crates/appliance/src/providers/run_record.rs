@@ -1,5 +1,5 @@
-//! The record of a run of any provider: the builder of its result, with this host's clock, facts and probes. The same
-//! for every end of a run.
+//! The record of a run of any provider: builds its result, with the clock, the facts and the probes of this host. Used
+//! for every way in which a run can end.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates a run")]
 
@@ -20,22 +20,23 @@ use uuid::Uuid;
 use super::{Outcome, TestJob};
 use crate::error::ApplianceError;
 use crate::request::TestRequest;
+use crate::schedule::line_load;
 use crate::store::DirectModeFinding;
 
-/// The record of a run.
+/// The record of one run.
 pub(super) struct RunRecord {
-    /// Its result.
+    /// Builds the result of the run.
     pub(super) result: ResultBuilder,
     /// The latency probes of all phases.
     pub(super) probes: Option<Probes>,
-    /// What it found out about direct mode.
+    /// What the run found out about direct mode.
     pub(super) finding: Option<DirectModeFinding>,
-    /// When it began, by the clock that nothing sets.
+    /// When the run began, by the monotonic clock.
     begun: Instant,
 }
 
 impl RunRecord {
-    /// The record of a run that begins now.
+    /// Starts the record of a run.
     pub(super) fn begin(job: &TestJob, provider: &str) -> Self {
         let run = RunIdentity {
             id: Uuid::now_v7(),
@@ -49,10 +50,12 @@ impl RunRecord {
         let TestRequest { omit, intervals, budget_bytes, .. } = job.request;
         let until_stable = job.request.spec.may_stop;
         let options = FoldOptions { omit, intervals, budget_bytes, until_stable };
-        Self { result: ResultBuilder::new(run, options), probes: None, finding: None, begun: Instant::now() }
+        let mut result = ResultBuilder::new(run, options);
+        result.set_default_interface(default_interface());
+        Self { result, probes: None, finding: None, begun: Instant::now() }
     }
 
-    /// The outcome of the run: its measurements, and why it is not complete.
+    /// Ends the record. Returns the outcome: the measurements, and why the run is not complete.
     pub(super) fn conclude(self, job: &TestJob, end: Result<(), ApplianceError>) -> Outcome {
         let Self { mut result, probes, finding, begun } = self;
         let finished_at = Timestamp::now();
@@ -97,7 +100,8 @@ pub(super) fn probe_bytes(probes: &Probes) -> u64 {
     probes.iter().count() as u64 * PACKET_LEN as u64
 }
 
-/// A reading of an engine in the words of the fold; the begin of a phase and what the kernel recorded are none.
+/// Converts a reading of an engine for the result. `None` for the start of a phase and for the kernel's record of a
+/// stream.
 pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sample)> {
     match progress {
         PhaseProgress::Started | PhaseProgress::Detail(..) => None,
@@ -106,7 +110,13 @@ pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sa
     }
 }
 
-/// The present state of this host; `local` is its address towards the other end.
+/// The interface of the IPv4 default route of this host.
+pub(crate) fn default_interface() -> Option<String> {
+    let routes = host_facts::text("/proc/net/route")?;
+    line_load::default_interface(&routes).map(str::to_owned)
+}
+
+/// The state of this host now. `local` is its address towards the other end.
 pub(super) fn own_facts(local: Option<IpAddr>) -> HostFacts {
     HostFacts { version: env!("CARGO_PKG_VERSION").into(), ..host_facts::read(local) }
 }

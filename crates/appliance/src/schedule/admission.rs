@@ -1,4 +1,4 @@
-//! Whether a run that is due may start now, and the reasons why one does not run. Pure.
+//! Decides whether a run that is due may start, and names the reasons why a run does not start. Pure: no I/O, no clock.
 
 use std::fmt;
 
@@ -8,43 +8,46 @@ use serde::{Deserialize, Serialize};
 use super::budget::DataUse;
 use super::definition::Schedule;
 
-/// Why a run did not take place.
+/// Why a run did not start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SkipReason {
-    /// The device was off or asleep, or the service did not run.
+    /// The device was off or asleep, or the service was not running.
     Missed,
-    /// The run before was not over.
+    /// The previous run of the schedule had not ended.
     StillRunning,
-    /// It was within the quiet hours.
+    /// The time was within the quiet hours of the schedule.
     QuietHours,
-    /// The budget of the day was spent.
+    /// The data budget of the day did not allow another run.
     DayBudget,
-    /// The budget of the month was spent.
+    /// The data budget of the month did not allow another run.
     MonthBudget,
     /// Other traffic used the line.
     LineBusy,
-    /// The service was told to stop before it began.
+    /// The default route had another interface than those of the schedule.
+    Uplink,
+    /// The service stopped before the run began.
     Stopped,
 }
 
 impl SkipReason {
-    const ALL: [(Self, &'static str, &'static str); 7] = [
+    const ALL: [(Self, &'static str, &'static str); 8] = [
         (Self::Missed, "missed", "this device was off or asleep, or the service did not run"),
         (Self::StillRunning, "still_running", "the run before was not over"),
         (Self::QuietHours, "quiet_hours", "within the quiet hours"),
         (Self::DayBudget, "day_budget", "the data budget of the day is spent"),
         (Self::MonthBudget, "month_budget", "the data budget of the month is spent"),
         (Self::LineBusy, "line_busy", "other traffic uses the line"),
+        (Self::Uplink, "uplink", "the default route has another interface"),
         (Self::Stopped, "stopped", "the service was stopped before it began"),
     ];
 
-    /// The word for scripts and the store.
+    /// The name of the reason, for scripts and for the database.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or("", |(_, word, _)| word)
     }
 
-    /// The reason with this word.
+    /// The reason with this name; `None` if there is none.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, own, _)| *own == word).map(|(reason, ..)| *reason)
     }
@@ -56,21 +59,27 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// What is known about the line and the data when a run is about to start.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// What is known about data and line when a run is about to start.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunObservations {
-    /// The data that the schedule has used.
+    /// The data that the schedule has used in this day and month.
     pub used: DataUse,
-    /// The data that the run is expected to use.
+    /// The number of bytes that the run will probably use.
     pub expected_bytes: u64,
-    /// The share of the line that other traffic uses; absent if it is not known.
+    /// The share of the line that other traffic uses, from 0 to 1; absent if unknown.
     pub line_share: Option<f64>,
+    /// The interface of the default route; absent without one.
+    pub uplink: Option<String>,
 }
 
-/// Whether a run of `schedule` may start at `now`. A run must fit into what is left of the budget.
+/// Whether a run of `schedule` may start at `now`. Its expected data must fit into what is left of the budget.
 pub fn admit(schedule: &Schedule, now: Timestamp, seen: &RunObservations) -> Result<(), SkipReason> {
     if schedule.quiet_hours.is_some_and(|hours| hours.contain(now, schedule.zone.rules())) {
         return Err(SkipReason::QuietHours);
+    }
+    let is_uplink = |uplink: &String| schedule.uplinks.contains(uplink);
+    if !schedule.uplinks.is_empty() && !seen.uplink.as_ref().is_some_and(is_uplink) {
+        return Err(SkipReason::Uplink);
     }
     let left = schedule.budget.left(seen.used);
     // A run that is expected to use nothing still needs some budget.
@@ -101,18 +110,28 @@ mod tests {
             used: DataUse { day_bytes: 90, month_bytes: 900 },
             expected_bytes: 11,
             line_share: Some(0.3),
+            uplink: Some("wwan0".to_owned()),
         };
         assert_eq!(admit(&schedule, night, &busy), Ok(()), "without conditions");
         schedule.max_line_share = Some(0.2);
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::LineBusy));
-        assert_eq!(admit(&schedule, night, &RunObservations { line_share: None, ..busy }), Ok(()), "nothing is known");
+        assert_eq!(
+            admit(&schedule, night, &RunObservations { line_share: None, ..busy.clone() }),
+            Ok(()),
+            "nothing is known"
+        );
         schedule.budget = DataBudget { day_bytes: None, month_bytes: Some(910) };
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::MonthBudget));
         schedule.budget.day_bytes = Some(100);
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::DayBudget));
+        schedule.uplinks = vec!["eth0".to_owned(), "wan".to_owned()];
+        assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::Uplink));
+        let no_route = RunObservations { uplink: None, ..busy.clone() };
+        assert_eq!(admit(&schedule, night, &no_route), Err(SkipReason::Uplink));
         schedule.quiet_hours = "22:00-07:00".parse().ok();
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::QuietHours));
-        let light = RunObservations { expected_bytes: 10, line_share: Some(0.2), ..busy };
+        let uplink = Some("wan".to_owned());
+        let light = RunObservations { expected_bytes: 10, line_share: Some(0.2), uplink, ..busy };
         assert_eq!(admit(&schedule, day, &light), Ok(()));
         let spent = RunObservations { used: DataUse { day_bytes: 100, month_bytes: 0 }, expected_bytes: 0, ..light };
         assert_eq!(admit(&schedule, day, &spent), Err(SkipReason::DayBudget));

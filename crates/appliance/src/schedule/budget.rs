@@ -1,53 +1,54 @@
-//! The data that a schedule may use in a day and in a month of its time zone. Pure.
+//! The data budget of a schedule for a day and for a month, by its time zone. Pure: no I/O, no clock.
 
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Zoned};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The limits of a schedule; absent: none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How much data a schedule may use. An absent limit does not apply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataBudget {
-    /// Bytes in a day.
+    /// The number of bytes that it may use in a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub day_bytes: Option<u64>,
-    /// Bytes in a calendar month.
+    /// The number of bytes that it may use in a calendar month.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub month_bytes: Option<u64>,
 }
 
-/// Bytes in the current day and month: used, or left of a budget.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A number of bytes for the present day and one for the present month.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataUse {
-    /// In the day.
+    /// The bytes of the present day.
     pub day_bytes: u64,
-    /// In the month.
+    /// The bytes of the present month.
     pub month_bytes: u64,
 }
 
-/// A span of time, its end excluded.
+/// A period of time, with its start and without its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BudgetPeriod {
-    /// Its begin.
+    /// The start of the period.
     pub from: Timestamp,
-    /// Its end.
+    /// The end of the period, which is not part of it.
     pub to: Timestamp,
 }
 
 impl DataBudget {
-    /// What is left of the limits.
+    /// What is left of the budget after `used`.
     pub fn left(self, used: DataUse) -> Self {
         let left = |limit: Option<u64>, used: u64| limit.map(|limit| limit.saturating_sub(used));
         Self { day_bytes: left(self.day_bytes, used.day_bytes), month_bytes: left(self.month_bytes, used.month_bytes) }
     }
 }
 
-/// The day that contains `now` in `zone`.
+/// The day that contains `now` in the time zone `zone`.
 pub fn day_of(now: Timestamp, zone: &TimeZone) -> Option<BudgetPeriod> {
     let start = now.to_zoned(zone.clone()).start_of_day().ok()?;
     period(&start, Span::new().days(1))
 }
 
-/// The calendar month that contains `now` in `zone`.
+/// The calendar month that contains `now` in the time zone `zone`.
 pub fn month_of(now: Timestamp, zone: &TimeZone) -> Option<BudgetPeriod> {
     let start = now.to_zoned(zone.clone()).first_of_month().ok()?.start_of_day().ok()?;
     period(&start, Span::new().months(1))

@@ -1,4 +1,4 @@
-//! A schedule as its owner defines it, and the checks before it is accepted. Pure.
+//! The definition of a schedule, and the checks before it is accepted. Pure: no I/O, no clock.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::budget::DataBudget;
@@ -14,53 +15,61 @@ use super::quiet_hours::QuietHours;
 use super::recurrence::{Recurrence, TimeFrame};
 use crate::request::TestRequest;
 
-/// The longest name, in characters.
+/// The longest name of a schedule, in characters.
 const MAX_NAME_CHARS: usize = 60;
-/// The longest spread without an explicit one.
+/// The longest name of an interface, in bytes.
+const MAX_INTERFACE_NAME: usize = 15;
+/// The longest default spread.
 const LONGEST_DEFAULT_SPREAD: Duration = Duration::from_secs(10 * 60);
-/// The occurrences that are checked against the quiet hours.
+/// The number of occurrences that are checked against the quiet hours.
 const CHECKED_OCCURRENCES: usize = 400;
 
 /// A schedule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Schedule {
-    /// Its name.
+    /// The name of the schedule.
     pub name: String,
     /// When it is due.
+    #[schemars(with = "String")]
     pub when: Recurrence,
-    /// The zone of `when`, of the quiet hours and of the budget.
+    /// The time zone of `when`, of the quiet hours and of the budget.
+    #[schemars(with = "String")]
     pub zone: Zone,
-    /// Each run starts after a random delay of at most this time, so that many devices do not start together.
+    /// Each run starts after a random delay of at most this long, so that many devices do not start at once.
     pub spread: Duration,
-    /// Whether a run that was missed is made up for.
+    /// What happens after runs were missed.
     pub missed: MissedRunPolicy,
-    /// When it does not run.
+    /// The hours of the day in which the schedule does not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub quiet_hours: Option<QuietHours>,
-    /// The data that it may use.
+    /// How much data the schedule may use.
     #[serde(default)]
     pub budget: DataBudget,
-    /// The share of the line that other traffic may use when a run starts; absent: any.
+    /// A run starts only if other traffic uses at most this share of the line (0 to 1). Absent: whatever it uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_line_share: Option<f64>,
+    /// The interfaces of the default route with which it runs; none: with any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uplinks: Vec<String>,
     /// The test.
     pub request: TestRequest,
-    /// The bytes that a run was expected to use when the schedule was added.
+    /// The number of bytes that a run was expected to use when the schedule was added.
     pub expected_bytes: u64,
 }
 
-/// What happens after a run was missed because the device was off or the service did not run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What happens after runs were missed, because the device was off or the service was not running.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MissedRunPolicy {
-    /// Nothing until the next one is due.
+    /// Nothing: the next run starts when it is due.
     #[default]
     Skip,
-    /// One run, however many were missed.
+    /// One run starts, however many were missed.
     Once,
 }
 
-/// A time zone of the IANA database, by its name.
+/// A time zone of the IANA database, given by its name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Zone {
@@ -69,12 +78,12 @@ pub struct Zone {
 }
 
 impl Schedule {
-    /// The place of its recurrence in time: `added_at` anchors intervals.
+    /// The frame in which the recurrence is read. Intervals count from `added_at`.
     pub fn frame(&self, added_at: Timestamp) -> TimeFrame {
         TimeFrame { zone: self.zone.rules.clone(), anchor: added_at }
     }
 
-    /// Checks that it can be accepted at `now`.
+    /// Checks that the schedule can be accepted at `now`.
     pub fn check(&self, now: Timestamp) -> Result<(), ScheduleError> {
         let is_valid = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
         if self.name.is_empty() || self.name.chars().count() > MAX_NAME_CHARS || !self.name.chars().all(is_valid) {
@@ -94,6 +103,9 @@ impl Schedule {
         {
             return Err(ScheduleError::LineShare(share));
         }
+        if let Some(name) = self.uplinks.iter().find(|name| !is_interface_name(name)) {
+            return Err(ScheduleError::Uplink(name.clone()));
+        }
         if self.request.discards_result {
             return Err(ScheduleError::DiscardsResult);
         }
@@ -105,7 +117,7 @@ impl Schedule {
         }
     }
 
-    /// Whether the next occurrences and their latest starts are all within these hours.
+    /// Whether all of the next occurrences are within these hours, with the longest random delay and without.
     fn is_always_quiet(&self, hours: QuietHours, frame: &TimeFrame, now: Timestamp) -> bool {
         let mut at = now;
         for _ in 0..CHECKED_OCCURRENCES {
@@ -119,7 +131,7 @@ impl Schedule {
         true
     }
 
-    /// The runs that are due within `span` from `now`.
+    /// The number of runs that are due within `span` from `now`.
     pub fn runs_within(&self, span: Duration, now: Timestamp) -> u64 {
         let frame = self.frame(now);
         let Ok(end) = now.checked_add(span) else { return 0 };
@@ -133,13 +145,19 @@ impl Schedule {
     }
 }
 
-/// The spread of a schedule that sets none: at most a tenth of the time between two runs.
+/// Whether Linux accepts it as the name of an interface (`dev_valid_name`).
+fn is_interface_name(name: &str) -> bool {
+    let is_valid = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':' | '\0');
+    (1..=MAX_INTERFACE_NAME).contains(&name.len()) && ![".", ".."].contains(&name) && name.chars().all(is_valid)
+}
+
+/// The default spread for this time between two runs: a tenth of it, but at most 10 minutes.
 pub fn default_spread(gap: Duration) -> Duration {
     Duration::from_secs((gap / 10).min(LONGEST_DEFAULT_SPREAD).as_secs())
 }
 
 impl MissedRunPolicy {
-    /// The name.
+    /// The name of the policy, for scripts.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Skip => "skip",
@@ -149,7 +167,7 @@ impl MissedRunPolicy {
 }
 
 impl Zone {
-    /// The zone of this host, or UTC if that has no name.
+    /// The time zone of this host; UTC if the host's zone has no name.
     pub fn of_host() -> Self {
         let rules = TimeZone::try_system().unwrap_or(TimeZone::UTC);
         match rules.iana_name() {
@@ -158,12 +176,12 @@ impl Zone {
         }
     }
 
-    /// The name.
+    /// The name of the time zone.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The rules.
+    /// The rules of the time zone.
     pub fn rules(&self) -> &TimeZone {
         &self.rules
     }
@@ -239,6 +257,7 @@ pub(super) mod tests {
             quiet_hours: None,
             budget: DataBudget::default(),
             max_line_share: None,
+            uplinks: Vec::new(),
             request: request(),
             expected_bytes: 250_000_000,
         }
@@ -265,6 +284,11 @@ pub(super) mod tests {
         for share in [0.0, -0.5, 1.5, f64::NAN] {
             assert!(matches!(check(|s| s.max_line_share = Some(share)), Err(ScheduleError::LineShare(_))), "{share}");
         }
+        let uplink = |name: &str| check(|schedule| schedule.uplinks = vec!["eth0".to_owned(), name.to_owned()]);
+        for name in ["", "a b", "a/b", "eth0:1", "..", "sixteen-bytes-xx"] {
+            assert_eq!(uplink(name), Err(ScheduleError::Uplink(name.to_owned())));
+        }
+        assert_eq!(uplink("wwan0"), Ok(()));
         let quiet = |hours: &str| check(|schedule| schedule.quiet_hours = Some(hours.parse().unwrap()));
         assert!(matches!(quiet("22:00-07:00"), Err(ScheduleError::AlwaysQuiet { .. })));
         assert_eq!(quiet("08:00-20:00"), Ok(()));
@@ -284,6 +308,7 @@ pub(super) mod tests {
         full.quiet_hours = "08:00-20:00".parse().ok();
         full.budget = DataBudget { day_bytes: Some(1), month_bytes: Some(2) };
         full.max_line_share = Some(0.2);
+        full.uplinks = vec!["eth0".to_owned(), "wan".to_owned()];
         for schedule in [schedule("plain", "every 6h"), full] {
             let text = serde_json::to_string(&schedule).unwrap();
             assert_eq!(serde_json::from_str::<Schedule>(&text).unwrap(), schedule, "{text}");

@@ -1,4 +1,4 @@
-//! Why a schedule is not accepted.
+//! The errors of schedules that are not accepted.
 
 use std::time::Duration;
 
@@ -10,20 +10,20 @@ use super::recurrence::RecurrenceError;
 /// Why a schedule is not accepted.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ScheduleError {
-    /// The name.
-    #[error("a name has 1 to 60 letters, digits, dots, dashes and underscores: {0:?}")]
+    /// The name of the schedule is not valid.
+    #[error("{0:?} is not a valid name; valid: 1 to 60 letters, digits, dots, dashes and underscores")]
     Name(String),
-    /// The recurrence.
+    /// The recurrence is not valid.
     #[error(transparent)]
     Recurrence(#[from] RecurrenceError),
-    /// This host does not know the zone.
+    /// The time zone database of this host does not contain the zone.
     #[error("this host knows no time zone {0:?}")]
     Zone(String),
-    /// With the delay, a run could start after the next one is due.
+    /// The spread is so large that a run could start after the next one is due.
     #[error("a spread of {} is more than half of the time between two runs ({})",
         quantity::exact_duration(*.spread), quantity::exact_duration(*.gap))]
     Spread {
-        /// The spread.
+        /// The spread that was requested.
         spread: Duration,
         /// The shortest time between two runs.
         gap: Duration,
@@ -31,18 +31,21 @@ pub enum ScheduleError {
     /// Every run would be within the quiet hours.
     #[error("every run of {when:?} is within the quiet hours {hours}")]
     AlwaysQuiet {
-        /// The recurrence.
+        /// The recurrence, as text.
         when: String,
         /// The quiet hours.
         hours: QuietHours,
     },
-    /// A budget of zero.
-    #[error("a data budget of 0 lets no test run")]
+    /// The data budget is 0.
+    #[error("with a data budget of 0 no test can run")]
     NoBudget,
-    /// A share that is none.
-    #[error("the share of the line is above 0 and at most 1: {0}")]
+    /// The share of the line is not above 0 and at most 1.
+    #[error("{0} is not a valid share of the line; valid: above 0, at most 1")]
     LineShare(f64),
-    /// Its result would not be kept.
-    #[error("a schedule keeps its results")]
+    /// No interface can have this name.
+    #[error("no network interface can be called {0:?}")]
+    Uplink(String),
+    /// The request discards its result, but a schedule must save it.
+    #[error("a schedule must save its results")]
     DiscardsResult,
 }

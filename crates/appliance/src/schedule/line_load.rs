@@ -1,27 +1,27 @@
-//! How busy the line is with other traffic, from the counters of its interface. Pure.
+//! The line of the default route, and how busy it is with other traffic, from the counters of its interface. Pure.
 
 use std::time::Duration;
 
-/// The bytes that an interface has received and sent.
+/// The counters of a network interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceCounters {
-    /// Received.
+    /// The number of bytes that the interface has received.
     pub received: u64,
-    /// Sent.
+    /// The number of bytes that the interface has sent.
     pub sent: u64,
 }
 
-/// The rates that a line can carry, in bits per second; absent: unknown.
+/// The rates that a line can carry, in bits per second. Absent where unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineCapacity {
-    /// Towards this device.
+    /// The rate towards this device.
     pub download_bps: Option<u64>,
-    /// Away from it.
+    /// The rate away from this device.
     pub upload_bps: Option<u64>,
 }
 
-/// The share of the line that is in use, in the direction that is used more; `None` if neither capacity is known, or if
-/// the counters were reset.
+/// The share of the line that is in use, from 0 to 1, in the direction that is used more. `None` if neither capacity is
+/// known, or if the counters were reset.
 pub fn share_in_use(
     before: InterfaceCounters,
     after: InterfaceCounters,
@@ -39,7 +39,7 @@ pub fn share_in_use(
     share.is_finite().then_some(share)
 }
 
-/// The interface of the IPv4 default route with the lowest metric, from /proc/net/route.
+/// The interface of the IPv4 default route with the lowest metric. `routes` is the text of /proc/net/route.
 pub fn default_interface(routes: &str) -> Option<&str> {
     // Interface, destination, gateway, flags, reference count, use, metric, mask; the addresses are hexadecimal.
     let default = |line: &'_ str| {

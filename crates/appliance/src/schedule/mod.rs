@@ -1,5 +1,5 @@
-//! Schedules: when a test is due, and whether it may start. Pure: the time, randomness and observations are arguments,
-//! and what is due is returned.
+//! Schedules: when a test is due, and whether it may start. Pure: time, randomness and observations are arguments;
+//! actions are return values.
 
 pub mod admission;
 pub mod budget;
@@ -19,7 +19,7 @@ pub use recurrence::{MIN_INTERVAL, Recurrence, RecurrenceError, TimeFrame};
 #[cfg(test)]
 mod simulation;
 
-/// A schedule for tests of other modules.
+/// An example schedule with this name, for tests of other modules.
 #[cfg(test)]
 pub(crate) fn example_schedule(name: &str) -> Schedule {
     definition::tests::schedule(name, "30 3 * * *")

@@ -1,5 +1,5 @@
-//! What is due: a state machine over the accepted schedules. One heavy test at a time; of several that are due, the one
-//! that was due first, then by name. Pure.
+//! Decides which runs are due: a state machine over all enabled schedules. Only one heavy test runs at a time. If
+//! several are due, the one that was due first runs first; names decide between equal times. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,86 +10,89 @@ use uuid::Uuid;
 use super::admission::SkipReason;
 use super::definition::{MissedRunPolicy, Schedule};
 
-/// A run that is late by less starts as if it were in time.
+/// A run that is late by at most this time still counts as being on time.
 const LATE_GRACE: SignedDuration = SignedDuration::from_secs(10 * 60);
-/// A step of the clock against the time since boot that changes what is due. After a smaller one a run is late or early.
+/// If the clock moves by more than this against the time since boot, the runs are planned anew. A smaller step only
+/// makes a run late or early.
 const CLOCK_STEP: SignedDuration = LATE_GRACE;
-/// How long after boot an unsynchronised clock is not trusted: a board without a battery gets the time from the network.
+/// For this long after boot, an unsynchronised clock is not trusted. A board without a battery gets its time from the
+/// network.
 const SYNCHRONISATION_TIME: Duration = Duration::from_secs(10 * 60);
-/// The begin of 2025, in seconds: no earlier clock is right.
+/// The start of 2025, in seconds since 1970. A clock that shows an earlier time is wrong.
 const EARLIEST_SECOND: i64 = 1_735_689_600;
-/// The longest wait until the next call: a step of the clock is noticed after this time.
+/// The longest time between two calls of [`Planner::poll`]. A step of the clock is noticed within this time.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
-/// The clocks of the device.
+/// A reading of the device's clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockReading {
-    /// The system clock.
+    /// The time of the system clock.
     pub wall: Timestamp,
-    /// The time since boot, with that spent asleep (CLOCK_BOOTTIME).
+    /// The time since boot, with the time in suspend (CLOCK_BOOTTIME).
     pub since_boot: Duration,
-    /// Whether the kernel considers the system clock synchronised.
+    /// Whether the kernel reports that the system clock is synchronised.
     pub is_synchronised: bool,
 }
 
 impl ClockReading {
-    /// Whether the system clock can be used.
+    /// Whether the time of the system clock can be trusted.
     pub fn is_trusted(self) -> bool {
         self.wall.as_second() >= EARLIEST_SECOND && (self.is_synchronised || self.since_boot >= SYNCHRONISATION_TIME)
     }
 }
 
-/// An enabled schedule, as stored.
+/// An enabled schedule, as stored in the database.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AcceptedSchedule {
-    /// Its id.
+    /// The id of the schedule, a UUIDv7.
     pub id: Uuid,
-    /// When it was added; the anchor of its interval.
+    /// When the schedule was added. Its interval counts from then.
     pub added_at: Timestamp,
-    /// Until when its occurrences are decided: it was added or enabled then, or a run or its omission is stored.
+    /// All occurrences up to this time are decided: the schedule was added or enabled then, or the run of the
+    /// occurrence was started or skipped.
     pub decided_until: Timestamp,
-    /// Its definition.
+    /// The definition of the schedule.
     pub schedule: Schedule,
 }
 
 /// A run that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DueRun {
-    /// The schedule's id.
+    /// The id of the schedule.
     pub schedule: Uuid,
-    /// The schedule's name.
+    /// The name of the schedule.
     pub name: String,
-    /// The occurrence, without the random delay.
+    /// The time of the occurrence, without the random delay.
     pub due: Timestamp,
-    /// Whether the user asked for it: then no condition keeps it from starting.
+    /// Whether the user requested the run. Then it starts whatever the conditions of the schedule are.
     pub is_requested: bool,
 }
 
-/// A run that does not take place.
+/// A run that does not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkippedRun {
     /// The run.
     pub run: DueRun,
-    /// The reason.
+    /// Why the run does not start.
     pub reason: SkipReason,
 }
 
-/// The answer of [`Planner::poll`].
+/// What [`Planner::poll`] returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Polled {
-    /// Runs that do not take place, to be stored.
+    /// The runs that do not start, to be stored.
     pub skipped: Vec<SkippedRun>,
-    /// How far the clock was set, if it was: seconds, negative if backwards.
+    /// How many seconds the system clock was set forward; negative if it was set back. `None` if it was not set.
     pub clock_step_s: Option<i64>,
-    /// When to poll again, at the latest.
+    /// The longest time until the next poll.
     pub wait: Duration,
 }
 
-/// The state machine.
+/// The state machine: all enabled schedules, the queue of due runs, and the running one.
 #[derive(Debug, Default)]
 pub struct Planner {
     entries: BTreeMap<Uuid, PlannerEntry>,
-    /// The last reading of a trusted clock.
+    /// The last reading at which the clock was trusted.
     last: Option<ClockReading>,
     due: Vec<DueRun>,
     running: Option<Uuid>,
@@ -104,25 +107,25 @@ struct PlannerEntry {
 /// The next run of a schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedRun {
-    /// The occurrence.
+    /// The time of the occurrence, without the random delay.
     pub due: Timestamp,
-    /// The occurrence with the random delay.
+    /// When the run starts: the occurrence plus the random delay.
     pub start: Timestamp,
 }
 
-/// Why a run that the user asked for is not accepted.
+/// Why a run that the user requested is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {
-    /// There is no such enabled schedule.
+    /// No enabled schedule has this id.
     #[error("no enabled schedule has this id")]
     Unknown,
-    /// A run of it waits or runs.
-    #[error("a run of this schedule waits or runs already")]
+    /// A run of the schedule is already waiting or running.
+    #[error("a run of this schedule is already waiting or running")]
     AlreadyDue,
 }
 
 impl Planner {
-    /// Replaces the schedules by those that are stored. A schedule that did not change keeps its plan.
+    /// Replaces the schedules by those in the database. A schedule that did not change keeps its planned run.
     pub fn set_schedules(&mut self, accepted: Vec<AcceptedSchedule>) {
         let mut before = std::mem::take(&mut self.entries);
         for accepted in accepted {
@@ -136,7 +139,7 @@ impl Planner {
         self.due.retain(|run| self.entries.contains_key(&run.schedule));
     }
 
-    /// Moves what is due into the queue. `random` returns numbers from 0 to 1.
+    /// Moves runs that are due into the queue. `random` returns numbers from 0 to 1.
     pub fn poll(&mut self, now: ClockReading, random: &mut dyn FnMut() -> f64) -> Polled {
         let mut polled = Polled { wait: LONGEST_WAIT, ..Polled::default() };
         if !now.is_trusted() {
@@ -173,7 +176,7 @@ impl Planner {
         polled
     }
 
-    /// Accepts a run that the user asks for.
+    /// Queues a run that the user requested.
     pub fn request(&mut self, schedule: Uuid, now: Timestamp) -> Result<(), NotAccepted> {
         let entry = self.entries.get(&schedule).ok_or(NotAccepted::Unknown)?;
         if self.running == Some(schedule) || self.due.iter().any(|run| run.schedule == schedule) {
@@ -184,7 +187,7 @@ impl Planner {
         Ok(())
     }
 
-    /// The next run of the queue, if none runs. It counts as running until [`Planner::ended`].
+    /// Takes the next run from the queue, unless one is running. It counts as running until [`Planner::ended`].
     pub fn take(&mut self) -> Option<(DueRun, Schedule)> {
         if self.running.is_some() {
             return None;
@@ -199,24 +202,24 @@ impl Planner {
         Some((run, schedule))
     }
 
-    /// Puts a run back that could not start.
+    /// Puts a run that could not start back into the queue.
     pub fn put_back(&mut self, run: DueRun) {
         if self.entries.contains_key(&run.schedule) && self.due.iter().all(|other| other.schedule != run.schedule) {
             self.due.push(run);
         }
     }
 
-    /// The run is over, or was not started.
+    /// Records that the running run has ended, or was not started.
     pub fn ended(&mut self) {
         self.running = None;
     }
 
-    /// Empties the queue; returns what was in it.
+    /// Empties the queue. Returns the runs that were in it as skipped.
     pub fn drain(&mut self) -> Vec<SkippedRun> {
         self.due.drain(..).map(|run| SkippedRun { run, reason: SkipReason::Stopped }).collect()
     }
 
-    /// The next run of each schedule, as planned, with the schedule's name.
+    /// The planned run of each schedule, with the name of the schedule.
     pub fn planned(&self) -> impl Iterator<Item = (&str, PlannedRun)> {
         self.entries.values().filter_map(|entry| Some((entry.accepted.schedule.name.as_str(), entry.planned?)))
     }
@@ -228,13 +231,13 @@ impl Planner {
 }
 
 impl PlannerEntry {
-    /// Whether the stored schedule is the one of this entry, apart from what this planner itself decided.
+    /// Whether `stored` is the same schedule, apart from the decisions that the planner itself made.
     fn is_same(&self, stored: &AcceptedSchedule) -> bool {
         let own = &self.accepted;
         own.schedule == stored.schedule && own.added_at == stored.added_at
     }
 
-    /// The occurrence that is due now, and whether it is in time. Plans the next one otherwise.
+    /// The occurrence that is due now, and whether it is on time. If none is due, plans the next one.
     fn due_at(&mut self, now: Timestamp, random: &mut dyn FnMut() -> f64) -> Option<(Timestamp, bool)> {
         if let Some(planned) = self.planned {
             if planned.start > now {
@@ -270,7 +273,8 @@ impl PlannerEntry {
         });
     }
 
-    /// A delay from a tenth of the spread on: no run is exactly at its occurrence, which many devices share.
+    /// A random delay, at least a tenth of the spread. Many devices share the time of the occurrence, so no run starts
+    /// exactly at it.
     fn delay(&self, random: f64) -> SignedDuration {
         let spread = self.accepted.schedule.spread.as_secs_f64();
         let delay = spread * (0.1 + 0.9 * random.clamp(0.0, 1.0));
@@ -278,7 +282,7 @@ impl PlannerEntry {
     }
 }
 
-/// How far the system clock was set between two readings; `None` if it was not.
+/// How far the system clock was set between two readings; `None` if it was not set.
 fn step(before: ClockReading, now: ClockReading) -> Option<SignedDuration> {
     let passed = SignedDuration::try_from(now.since_boot.saturating_sub(before.since_boot)).ok()?;
     let step = now.wall.duration_since(before.wall).checked_sub(passed)?;
@@ -303,7 +307,7 @@ mod tests {
         AcceptedSchedule { id, added_at, decided_until: added_at, schedule: schedule(name, when) }
     }
 
-    /// A device that was booted long ago, with a clock that can be set.
+    /// A device that was booted long ago, with a clock that tests can set.
     struct Device {
         planner: Planner,
         wall: Timestamp,
@@ -331,7 +335,7 @@ mod tests {
             self.wall = self.wall.checked_add(SignedDuration::from_secs(by_seconds)).unwrap();
         }
 
-        /// The names of the runs that start within so many seconds; each ends at once.
+        /// The names of the runs that start within this many seconds. Each run ends at once.
         fn starts_within(&mut self, seconds: u64) -> Vec<String> {
             let mut names = Vec::new();
             for _ in 0..=seconds / LONGEST_WAIT.as_secs() {
@@ -491,7 +495,7 @@ mod tests {
         assert_eq!(device.planner.planned().next().unwrap().1.due, at("2026-01-02T00:00:00Z"));
     }
 
-    /// What can happen to a device.
+    /// What can happen to a device in a random test.
     #[derive(Clone, Debug)]
     enum Event {
         Pass(u64),

@@ -1,4 +1,4 @@
-//! The hours of the day in which a schedule does not run, by the clock of its time zone. Pure.
+//! The hours of the day in which a schedule does not run, by its time zone. Pure: no I/O, no clock.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use jiff::civil::Time;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-/// A range of the day, its end excluded. It may pass midnight: `22:00-07:00`.
+/// A range of hours, with its start and without its end. It may span midnight: `22:00-07:00`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct QuietHours {
@@ -16,15 +16,15 @@ pub struct QuietHours {
     to: Time,
 }
 
-/// Why a text is no range of the day.
+/// Why a text cannot be parsed as a range of hours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no range of hours; valid: HH:MM-HH:MM with two different times, such as 22:00-07:00")]
+#[error("{text:?} is not a range of hours; valid: HH:MM-HH:MM with two different times, such as 22:00-07:00")]
 pub struct NotQuietHours {
     text: String,
 }
 
 impl QuietHours {
-    /// Whether `time` is within the range.
+    /// Whether `time` is within the range, in the time zone `zone`.
     pub fn contain(self, time: Timestamp, zone: &TimeZone) -> bool {
         let time = time.to_zoned(zone.clone()).time();
         if self.from < self.to { (self.from..self.to).contains(&time) } else { time >= self.from || time < self.to }

@@ -1,4 +1,4 @@
-//! When a schedule is due: a cron expression of five fields in a time zone, or an interval. Pure.
+//! When a schedule is due: a cron expression with five fields in a time zone, or an interval. Pure: no I/O, no clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,46 +9,46 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use paramedic_report::quantity;
 
-/// The shortest time between two runs. A test with its phases takes half a minute, and each one loads the line.
+/// The shortest allowed time between two runs. A test takes about half a minute, and loads the line.
 pub const MIN_INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// The longest interval.
+/// The longest allowed interval.
 const MAX_INTERVAL: Duration = Duration::from_secs(366 * 86_400);
-/// The occurrences in which [`Recurrence::shortest_gap`] looks for runs that are too close.
+/// The number of occurrences that [`Recurrence::shortest_gap`] compares.
 const CHECKED_OCCURRENCES: usize = 64;
-/// The nicknames of cron expressions. croner would also accept `@reboot`-like words in the middle of a text.
+/// The valid nicknames of cron expressions. croner would also accept other words with `@`, and in the middle of a text.
 const NICKNAMES: [&str; 6] = ["@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly"];
 
-/// Why a text is no recurrence.
+/// Why a text cannot be used as a recurrence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecurrenceError {
-    /// It is no cron expression.
-    #[error("{text:?} is no cron expression: {reason}")]
+    /// The text is not a valid cron expression.
+    #[error("{text:?} is not a cron expression: {reason}")]
     Cron {
-        /// The text.
+        /// The text that was given.
         text: String,
-        /// The reason.
+        /// Why the text is not valid.
         reason: String,
     },
-    /// It is no interval.
-    #[error("{text:?} is no interval: {reason}")]
+    /// The text is not a valid interval.
+    #[error("{text:?} is not an interval: {reason}")]
     Interval {
-        /// The text.
+        /// The text that was given.
         text: String,
-        /// The reason.
+        /// Why the text is not valid.
         reason: String,
     },
-    /// It has no occurrence.
+    /// The recurrence never occurs.
     #[error("{text:?} never occurs: no year has such a day")]
     Never {
-        /// The text.
+        /// The text that was given.
         text: String,
     },
-    /// Two occurrences are too close.
+    /// Two occurrences are closer than [`MIN_INTERVAL`].
     #[error("{text:?} occurs twice within {}", quantity::exact_duration(*.gap))]
     TooOften {
-        /// The text.
+        /// The text that was given.
         text: String,
-        /// The time between the two.
+        /// The shortest time between two occurrences.
         gap: Duration,
     },
 }
@@ -66,17 +66,17 @@ enum RecurrenceKind {
     Every(SignedDuration),
 }
 
-/// The place of a recurrence in time.
+/// What a recurrence is relative to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimeFrame {
-    /// The zone in which a cron expression is read.
+    /// The time zone in which a cron expression is read.
     pub zone: TimeZone,
-    /// A time of which every occurrence of an interval is a multiple away.
+    /// The time from which an interval counts: every occurrence is a whole number of intervals away from it.
     pub anchor: Timestamp,
 }
 
 impl Recurrence {
-    /// `every 6h`, a cron expression of five fields, or a nickname such as `@daily`.
+    /// Parses `every 6h`, a cron expression with five fields, or a nickname such as `@daily`.
     pub fn parse(text: &str) -> Result<Self, RecurrenceError> {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         match text.strip_prefix("every ") {
@@ -85,7 +85,7 @@ impl Recurrence {
         }
     }
 
-    /// An interval such as `6h`.
+    /// Parses an interval such as `6h`.
     pub fn every(text: &str) -> Result<Self, RecurrenceError> {
         let wrong = |reason: String| RecurrenceError::Interval { text: text.to_owned(), reason };
         let interval = quantity::parse_duration(text).map_err(|error| wrong(error.to_string()))?;
@@ -121,12 +121,12 @@ impl Recurrence {
         Ok(Self { text: text.to_owned(), kind: RecurrenceKind::Cron(Box::new(cron)) })
     }
 
-    /// The text that [`Recurrence::parse`] reads back.
+    /// The recurrence as text, which [`Recurrence::parse`] reads back.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Checks that it occurs after `now`, and never twice within [`MIN_INTERVAL`].
+    /// Checks that the recurrence occurs after `now`, and never twice within [`MIN_INTERVAL`].
     pub fn check(&self, frame: &TimeFrame, now: Timestamp) -> Result<(), RecurrenceError> {
         let Some(gap) = self.shortest_gap(frame, now) else {
             return Err(RecurrenceError::Never { text: self.text.clone() });
@@ -137,8 +137,7 @@ impl Recurrence {
         Ok(())
     }
 
-    /// The shortest time between the next occurrences; `None` if there is none. With a single occurrence it is the
-    /// longest interval.
+    /// The shortest time between the next occurrences. `None` if there is no occurrence; 366 days if there is only one.
     pub fn shortest_gap(&self, frame: &TimeFrame, now: Timestamp) -> Option<Duration> {
         if let RecurrenceKind::Every(interval) = self.kind {
             return Some(interval.unsigned_abs());
@@ -175,7 +174,7 @@ impl Recurrence {
         }
     }
 
-    /// The end of the interval that contains `time`, or with 0 its begin.
+    /// A boundary of the interval that contains `time`: its start for `offset` 0, its end for 1.
     fn interval_at(&self, time: Timestamp, frame: &TimeFrame, offset: i128) -> Option<Timestamp> {
         let RecurrenceKind::Every(interval) = self.kind else { return None };
         let (time, anchor, length) = (time.as_nanosecond(), frame.anchor.as_nanosecond(), interval.as_nanos());
@@ -184,7 +183,7 @@ impl Recurrence {
     }
 }
 
-/// croner compares civil times, which have no fraction of a second.
+/// Cuts the fraction of a second. croner compares civil times, which have none.
 fn whole_second(time: Timestamp) -> Option<Timestamp> {
     Timestamp::from_second(time.as_nanosecond().div_euclid(1_000_000_000).try_into().ok()?).ok()
 }

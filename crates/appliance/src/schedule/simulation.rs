@@ -1,5 +1,6 @@
-//! Sixty days of a device without a clock of its own: a change to summer time, a night without power, boots before the
-//! clock is synchronised, quiet hours and a budget that is spent. The expected starts are written out by hand.
+//! A test that simulates sixty days of a device without a battery for its clock: a change to summer time, a night
+//! without power, boots before the clock is synchronised, quiet hours, a budget that is used up. The expected starts
+//! are written by hand.
 
 use std::time::Duration;
 
@@ -16,9 +17,9 @@ use super::planner::{AcceptedSchedule, ClockReading, Planner};
 
 /// How long a test runs.
 const TEST_TIME: Duration = Duration::from_secs(31);
-/// How long after boot the clock is right.
+/// How long after boot the clock is synchronised.
 const CLOCK_DELAY: Duration = Duration::from_secs(90);
-/// The data of a test.
+/// The number of bytes that a test uses.
 const TEST_BYTES: u64 = 250_000_000;
 
 fn berlin() -> TimeZone {
@@ -29,11 +30,11 @@ fn local(day: Date, hour: i8, minute: i8) -> Timestamp {
     day.at(hour, minute, 0, 0).to_zoned(berlin()).unwrap().timestamp()
 }
 
-/// A decision about a run: the schedule, when, and why it did not start.
+/// A decision about a run: the schedule, the time, and why it did not start (`None`: it started).
 type Decision = (String, Timestamp, Option<SkipReason>);
 
 struct Simulation {
-    /// What the database keeps.
+    /// The schedules in the database.
     stored: Vec<AcceptedSchedule>,
     started: Vec<(Uuid, Timestamp)>,
     decisions: Vec<Decision>,
@@ -64,7 +65,7 @@ impl Simulation {
         self.decisions.push((name.to_owned(), at, skipped));
     }
 
-    /// The device from a boot until it loses power.
+    /// Runs the device from a boot until it loses power.
     fn power(&mut self, boot: Timestamp, off: Timestamp) {
         let mut planner = Planner::default();
         planner.set_schedules(self.stored.clone());
@@ -84,6 +85,7 @@ impl Simulation {
                     used: self.used(run.schedule, now),
                     expected_bytes: TEST_BYTES,
                     line_share: None,
+                    uplink: None,
                 };
                 let admitted = admit(&schedule, now, &seen);
                 self.decide(&run.name, run.due, now, admitted.err());
@@ -95,7 +97,7 @@ impl Simulation {
         }
     }
 
-    /// The decisions about a schedule, to the minute.
+    /// The decisions about the schedule `name`, rounded down to the minute.
     fn of(&self, name: &str) -> Vec<(Timestamp, Option<SkipReason>)> {
         let own = self.decisions.iter().filter(|(own, ..)| own == name);
         let minute = |time: Timestamp| time - SignedDuration::from_secs(time.as_second().rem_euclid(60));

@@ -1,22 +1,22 @@
-//! How much data a test uses, before it has run. Pure.
+//! Estimates how much data a test will use. Pure: no I/O, no clock.
 
 use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::line_load::LineCapacity;
 
-/// The rate of a direction of which no result says anything.
+/// The assumed rate of a direction without a measured one, in bits per second.
 pub const ASSUMED_BPS: u64 = 100_000_000;
 
 /// The estimated data of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeEstimate {
-    /// Payload bytes of all phases.
+    /// The number of payload bytes of all phases.
     pub bytes: u64,
-    /// Whether [`ASSUMED_BPS`] is part of it.
+    /// Whether the estimate uses [`ASSUMED_BPS`] for a direction.
     pub is_assumed: bool,
 }
 
-/// The data of a test on a line with this capacity.
+/// Estimates the data of a test on a line with this capacity.
 pub fn estimate(spec: &TestSpec, capacity: LineCapacity) -> VolumeEstimate {
     let limit = spec.bitrate_bps.filter(|bps| *bps > 0).map(|bps| bps.saturating_mul(spec.streams.into()));
     let mut total = VolumeEstimate { bytes: 0, is_assumed: false };

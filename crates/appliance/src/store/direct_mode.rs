@@ -1,4 +1,4 @@
-//! The reflectors whose direct mode a test found blocked.
+//! Stores which reflectors' direct mode a test found blocked.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,11 @@ use super::{ApplianceStore, StorageError, strange};
 /// Whether a reflector's data ports can be reached from this device with an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectModeFinding {
-    /// The reflector.
+    /// The Endpoint ID of the reflector.
     pub reflector: EndpointId,
-    /// The engine. A firewall may treat TCP and UDP differently.
+    /// The engine of the test. A firewall may treat TCP and UDP differently.
     pub engine: EngineId,
-    /// Whether they are blocked.
+    /// Whether the data ports are blocked.
     pub is_blocked: bool,
 }
 
@@ -33,7 +33,7 @@ impl ApplianceStore {
             .collect()
     }
 
-    /// Notes what a test found at `at`. Keeps nothing of a direct mode that works.
+    /// Stores what a test found at the time `at`. If direct mode works, removes what was stored before.
     pub async fn note_direct_mode(&self, finding: &DirectModeFinding, at: Timestamp) -> Result<(), StorageError> {
         let note = if finding.is_blocked {
             sqlx::query(

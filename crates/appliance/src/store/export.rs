@@ -1,4 +1,4 @@
-//! All runs in formats for other programs: JSON lines and CSV. Passes lines to the caller, and opens no file or stream.
+//! Runs in formats for other programs: JSON lines and CSV. Passes lines to the caller, and opens no file or stream.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use paramedic_link::test_spec::Load;
 use paramedic_report::document::ResultDocument;
 use paramedic_report::summary::RunSummary;
 
-use super::{ApplianceStore, StorageError};
+use super::{ApplianceStore, RunPosition, RunQuery, SavedRun, StorageError};
 
 /// The format of an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,37 +16,81 @@ pub enum ExportFormat {
     JsonLines,
     /// A table of the summaries with a header (RFC 4180, but lines end with a plain newline).
     Csv,
+    /// One summary per line, as JSON.
+    Summaries,
 }
 
-/// The number of runs that are read at once: a few megabytes at most.
+/// The number of documents that are read at once: a few megabytes at most.
 const PAGE: u32 = 64;
+/// The number of summaries that are read at once.
+const SUMMARY_PAGE: u32 = 500;
+
+impl ExportFormat {
+    const ALL: [(Self, &'static str); 3] =
+        [(Self::JsonLines, "jsonl"), (Self::Csv, "csv"), (Self::Summaries, "summaries")];
+
+    /// The name in a request.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(own, _)| *own == self).map_or("", |(_, word)| word)
+    }
+
+    /// The format with this name.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, own)| *own == word).map(|(format, _)| *format)
+    }
+}
+
+/// Runs on their way out, a page at a time: a slow reader holds no lock.
+#[derive(Debug)]
+pub struct Export {
+    store: ApplianceStore,
+    query: RunQuery,
+    format: ExportFormat,
+    last: Option<RunPosition>,
+    left: u32,
+    is_begun: bool,
+}
 
 impl ApplianceStore {
-    /// Passes all runs to `line`, oldest first, one line at a time without its newline. An error of `line` ends the
-    /// export. A run that is saved meanwhile may be included.
-    pub async fn export<E: From<StorageError>>(
-        &self,
-        format: ExportFormat,
-        mut line: impl FnMut(&str) -> Result<(), E>,
-    ) -> Result<(), E> {
-        if format == ExportFormat::Csv {
-            line(&CSV_COLUMNS.map(|(name, _)| name).join(","))?;
+    /// Exports the runs of a query. A run that is saved meanwhile may be included.
+    pub fn export(&self, query: RunQuery, format: ExportFormat) -> Export {
+        let left = query.limit.unwrap_or(u32::MAX);
+        Export { store: self.clone(), query, format, last: None, left, is_begun: false }
+    }
+}
+
+impl Export {
+    /// The next lines, without newlines; `None` at the end.
+    pub async fn next_lines(&mut self) -> Result<Option<Vec<String>>, StorageError> {
+        if !std::mem::replace(&mut self.is_begun, true) && self.format == ExportFormat::Csv {
+            return Ok(Some(vec![CSV_COLUMNS.map(|(name, _)| name).join(",")]));
         }
-        let mut last = None;
-        loop {
-            // One page at a time, so that a slow reader holds no lock.
-            let page = self.runs_after(last, PAGE).await?;
-            for run in &page {
-                match format {
-                    ExportFormat::JsonLines => line(&one_line(&run.text))?,
-                    ExportFormat::Csv => line(&csv_row(&run.document()?))?,
-                }
-            }
-            match page.last() {
-                Some(run) => last = Some(run.id),
-                None => return Ok(()),
-            }
+        let page = self.next_page().await?;
+        let Some((position, _)) = page.last() else { return Ok(None) };
+        self.last = Some(position.clone());
+        self.left = self.left.saturating_sub(u32::try_from(page.len()).unwrap_or(u32::MAX));
+        Ok(Some(page.into_iter().map(|(_, line)| line).collect()))
+    }
+
+    /// The lines of the next runs, with the position of each.
+    async fn next_page(&self) -> Result<Vec<(RunPosition, String)>, StorageError> {
+        let Self { store, query, format, left, .. } = self;
+        let last = self.last.as_ref();
+        if *format == ExportFormat::Summaries {
+            let page = store.runs(query, last, SUMMARY_PAGE.min(*left)).await?;
+            let line = |run: &RunSummary| Ok((RunPosition::of(run), serde_json::to_string(run)?));
+            let lines = page.iter().map(line).collect::<Result<Vec<_>, _>>();
+            return lines.map_err(|source| StorageError::Document { source });
         }
+        let page = store.documents(query, last, PAGE.min(*left)).await?;
+        let line = |(position, run): (RunPosition, SavedRun)| {
+            let text = match format {
+                ExportFormat::Csv => csv_row(&run.document()?),
+                ExportFormat::JsonLines | ExportFormat::Summaries => one_line(&run.text),
+            };
+            Ok((position, text))
+        };
+        page.into_iter().map(line).collect()
     }
 }
 
@@ -146,6 +190,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::RunOrder;
+
+    async fn every_line(mut export: Export) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Some(more) = export.next_lines().await.unwrap() {
+            lines.extend(more);
+        }
+        lines
+    }
 
     async fn exported(format: ExportFormat) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
@@ -153,15 +206,8 @@ mod tests {
         for document in [example::bare(), example::full()] {
             history.save_run(&document).await.unwrap();
         }
-        let mut lines = vec![];
-        let taken: Result<(), StorageError> = history
-            .export(format, |line| {
-                lines.push(line.to_owned());
-                Ok(())
-            })
-            .await;
-        taken.unwrap();
-        lines
+        let query = RunQuery { order: RunOrder::OldestFirst, ..RunQuery::default() };
+        every_line(history.export(query, format)).await
     }
 
     #[tokio::test]
@@ -190,15 +236,22 @@ mod tests {
             let id = example::run_id(u8::try_from(n).unwrap());
             history.save_run(&ResultDocument { id, ..example::bare() }).await.unwrap();
         }
-        let mut count = 0;
-        let taken: Result<(), StorageError> = history
-            .export(ExportFormat::JsonLines, |_| {
-                count += 1;
-                Ok(())
-            })
-            .await;
-        taken.unwrap();
-        assert_eq!(count, PAGE + 1);
+        let (newest, oldest) = (example::run_id(u8::try_from(PAGE).unwrap()), example::run_id(0));
+        for (order, limit, first, expected) in [
+            (RunOrder::NewestFirst, None, newest, PAGE + 1),
+            (RunOrder::OldestFirst, None, oldest, PAGE + 1),
+            (RunOrder::NewestFirst, Some(PAGE), newest, PAGE),
+        ] {
+            let query = RunQuery { order, limit, ..RunQuery::default() };
+            for format in [ExportFormat::JsonLines, ExportFormat::Summaries] {
+                let lines = every_line(history.export(query.clone(), format)).await;
+                let id = |line: &String| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].clone();
+                let ids = lines.iter().map(id).collect::<Vec<_>>();
+                let different = ids.iter().map(ToString::to_string).collect::<std::collections::BTreeSet<_>>();
+                assert_eq!((ids.len(), different.len()), (expected as usize, expected as usize), "{query:?}");
+                assert_eq!(ids[0], first.to_string());
+            }
+        }
     }
 
     #[test]

@@ -1,11 +1,19 @@
-//! The appliance's database and all of its SQL: paired reflectors, runs and schedules. One SQLite file in the state folder, with
+//! The appliance's database and all of its SQL: paired reflectors, runs, schedules and monitors. One SQLite file in the state folder, with
 //! numbered migrations.
 
+mod backup;
+mod check;
+mod configuration;
 mod direct_mode;
 mod export;
+mod logins;
+mod monitors;
+mod page;
 mod reflectors;
+mod retention;
 mod runs;
 mod schedules;
+mod tokens;
 
 use std::fs::File;
 use std::io;
@@ -21,11 +29,18 @@ use paramedic_host::database::{
 use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 
+pub use check::StoreCheck;
+pub use configuration::{ConfigurationWrite, ScheduleWrite};
 pub use direct_mode::DirectModeFinding;
-pub use export::ExportFormat;
-pub use reflectors::Reflector;
-pub use runs::SavedRun;
+pub use export::{Export, ExportFormat};
+pub use logins::StoredPassword;
+pub use monitors::{MonitorMinute, StoredMonitor, StoredOutage};
+pub use page::PageCursor;
+pub use reflectors::{Reflector, find_reflector};
+pub use retention::{Pruned, Retention};
+pub use runs::{RunOrder, RunPosition, RunQuery, SavedRun};
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
+pub use tokens::{AccessScope, StoredToken};
 
 /// The file's name in the state folder.
 pub const FILE: &str = "packetparamedic.db";
@@ -100,7 +115,7 @@ pub enum StorageError {
         name: String,
     },
     /// The name has no printable character.
-    #[error("a name has at least one printable character")]
+    #[error("a name needs at least one printable character")]
     NoName,
     /// No paired reflector has this name, address or Endpoint ID.
     #[error("no paired reflector has the name, address or Endpoint ID {wanted:?}")]
@@ -109,7 +124,7 @@ pub enum StorageError {
         wanted: String,
     },
     /// More than one paired reflector has this name, address or Endpoint ID.
-    #[error("{wanted:?} is {}", names.join(" and "))]
+    #[error("{wanted:?} matches {}", names.join(" and "))]
     AmbiguousReflector {
         /// The text that was searched for.
         wanted: String,
@@ -137,6 +152,30 @@ pub enum StorageError {
     /// No schedule has this name.
     #[error("no schedule is called {wanted:?}")]
     NoSuchSchedule {
+        /// The text that was searched for.
+        wanted: String,
+    },
+    /// Another token has this name.
+    #[error("another token is called {name}")]
+    TokenExists {
+        /// The name.
+        name: String,
+    },
+    /// No token has this name.
+    #[error("no token is called {wanted:?}")]
+    NoSuchToken {
+        /// The text that was searched for.
+        wanted: String,
+    },
+    /// Another monitor has this name.
+    #[error("another monitor is called {name}")]
+    MonitorExists {
+        /// The name.
+        name: String,
+    },
+    /// No monitor has this name.
+    #[error("no monitor is called {wanted:?}")]
+    NoSuchMonitor {
         /// The text that was searched for.
         wanted: String,
     },
@@ -187,14 +226,24 @@ impl ApplianceStore {
     /// Opens an existing database for reading and changes nothing in the folder. A change of the returned store fails with
     /// [`StorageError::ReadOnly`].
     pub async fn open_for_reading(state_dir: &Path) -> Result<Self, StorageError> {
-        let path = state_dir.join(FILE);
+        Self::open_file_for_reading(&state_dir.join(FILE)).await
+    }
+
+    /// The same for a database in any file.
+    pub async fn open_file_for_reading(path: &Path) -> Result<Self, StorageError> {
+        let path = path.to_owned();
         // Not opened here: closing a descriptor of an open database would drop SQLite's own locks.
-        let about = std::fs::metadata(&path).map_err(|source| StorageError::Folder { path: path.clone(), source })?;
         let user = rustix::process::geteuid();
-        let is_foreign = ![0, user.as_raw()].contains(&about.uid());
-        if is_foreign || about.mode() & OTHERS_WRITE != 0 {
-            let source = io::Error::new(io::ErrorKind::PermissionDenied, "another user could have written it");
-            return Err(StorageError::Folder { path, source });
+        // A user who can write the folder can replace the file, or add a log to it that SQLite reads as its newest pages.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        for part in [folder, &path] {
+            let fault = |source| StorageError::Folder { path: part.to_owned(), source };
+            let about = std::fs::metadata(part).map_err(fault)?;
+            let is_foreign = ![0, user.as_raw()].contains(&about.uid());
+            if is_foreign || about.mode() & OTHERS_WRITE != 0 {
+                let because = "another user could have written it";
+                return Err(fault(io::Error::new(io::ErrorKind::PermissionDenied, because)));
+            }
         }
         let pool = pool_options(1).connect_with(reading_options(&path)).await;
         let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
@@ -341,7 +390,7 @@ mod tests {
         history.check_writable().await.unwrap();
         let read = async || {
             let reading = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
-            assert_eq!(reading.runs(10).await.unwrap().len(), 1);
+            assert_eq!(reading.runs(&RunQuery::default(), None, 10).await.unwrap().len(), 1);
             for refused in [reading.check_writable().await, reading.save_run(&example::bare()).await] {
                 assert!(matches!(refused, Err(StorageError::ReadOnly { .. })), "{refused:?}");
             }
@@ -353,6 +402,13 @@ mod tests {
         assert_eq!(names().len(), 1);
         read().await;
         assert_eq!(names().len(), 1);
+        // Others can add a log to it.
+        for (mode, is_refused) in [(0o1777, true), (0o770, true), (0o755, false)] {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let opened = ApplianceStore::open_for_reading(folder.path()).await;
+            let text = opened.as_ref().map_or_else(ToString::to_string, |_| String::new());
+            assert_eq!(text.contains("another user"), is_refused, "{mode:o}: {text}");
+        }
         fs::set_permissions(folder.path().join(FILE), fs::Permissions::from_mode(0o620)).unwrap();
         let refused = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
         assert!(refused.to_string().contains("another user"), "{refused}");
@@ -394,7 +450,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..5000]).unwrap();
         let error = match ApplianceStore::open(folder.path()).await {
-            Ok(history) => history.runs(10).await.unwrap_err(),
+            Ok(history) => history.runs(&RunQuery::default(), None, 10).await.unwrap_err(),
             Err(error) => error,
         };
         assert!(matches!(error, StorageError::Corrupt { .. }), "{error:?}");
@@ -447,12 +503,12 @@ mod tests {
         .unwrap();
         old.close().await;
         let history = ApplianceStore::open(folder.path()).await.unwrap();
-        let runs = history.runs(10).await.unwrap();
+        let runs = history.runs(&RunQuery::default(), None, 10).await.unwrap();
         assert_eq!((runs.len(), runs[0].id, &runs[0].error), (1, run.id, &None));
         assert_eq!(history.run(&run.id.to_string()).await.unwrap().document().unwrap(), run);
         let later = paramedic_report::document::ResultDocument { id: uuid::Uuid::now_v7(), ..example::full() };
         history.save_run(&later).await.unwrap();
-        assert_eq!(history.runs(10).await.unwrap().len(), 2);
+        assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap().len(), 2);
     }
 
     #[tokio::test]
@@ -473,7 +529,7 @@ mod tests {
         };
         assert!(matches!(error, StorageError::Full { .. }), "{error:?}");
         // The existing data can still be read.
-        history.runs(10).await.unwrap();
+        history.runs(&RunQuery::default(), None, 10).await.unwrap();
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! The paired reflectors of this appliance: their Endpoint IDs, names and addresses.
+//! Stores the paired reflectors of this appliance: their Endpoint IDs, names and addresses.
 
 use std::str::FromStr;
 
@@ -12,13 +12,13 @@ use crate::targets::{Host, HostPort};
 /// A paired reflector of this appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reflector {
-    /// Its Endpoint ID.
+    /// The Endpoint ID of the reflector.
     pub endpoint_id: EndpointId,
-    /// The name under which it is saved. Names are unique, ignoring case.
+    /// The name under which the reflector is saved. No two names are the same, ignoring case.
     pub name: PeerText,
-    /// Its address when it was paired.
+    /// The address at which the reflector was paired.
     pub address: HostPort,
-    /// When it was paired, by this appliance's clock.
+    /// When the reflector was paired, by this appliance's clock.
     pub paired_at: Timestamp,
 }
 
@@ -30,7 +30,7 @@ impl Reflector {
     }
 }
 
-/// A row as stored.
+/// A row of the table of reflectors.
 type ReflectorRow = (String, String, String, i64);
 
 impl ApplianceStore {
@@ -70,7 +70,7 @@ impl ApplianceStore {
         Ok(saved)
     }
 
-    /// Every paired reflector, by name.
+    /// Every paired reflector, sorted by name.
     pub async fn reflectors(&self) -> Result<Vec<Reflector>, StorageError> {
         let fault = || self.fault("reading the paired reflectors");
         sqlx::query_as::<_, ReflectorRow>(
@@ -84,20 +84,9 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The only reflector with this name, Endpoint ID or address. A reflector chooses its first name itself, so no kind
-    /// of match has priority, and two matches are an error.
+    /// The only reflector with this name, Endpoint ID or address.
     pub async fn reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
-        let wanted = wanted.trim();
-        let mut found = self.reflectors().await?;
-        found.retain(|reflector| reflector.goes_by(wanted));
-        match found.len() {
-            0 => Err(StorageError::NoSuchReflector { wanted: wanted.to_owned() }),
-            1 => Ok(found.remove(0)),
-            _ => {
-                let names = found.iter().map(|reflector| reflector.name.to_string()).collect();
-                Err(StorageError::AmbiguousReflector { wanted: wanted.to_owned(), names })
-            }
-        }
+        find_reflector(self.reflectors().await?, wanted)
     }
 
     /// Renames the reflector that `wanted` identifies, and returns it with the new name.
@@ -133,6 +122,21 @@ impl ApplianceStore {
     }
 }
 
+/// The only one of these reflectors with this name, Endpoint ID or address. A reflector chooses its first name itself, so no
+/// kind of match has priority, and two matches are an error.
+pub fn find_reflector(mut known: Vec<Reflector>, wanted: &str) -> Result<Reflector, StorageError> {
+    let wanted = wanted.trim();
+    known.retain(|reflector| reflector.goes_by(wanted));
+    match known.len() {
+        0 => Err(StorageError::NoSuchReflector { wanted: wanted.to_owned() }),
+        1 => Ok(known.remove(0)),
+        _ => {
+            let names = known.iter().map(|reflector| reflector.name.to_string()).collect();
+            Err(StorageError::AmbiguousReflector { wanted: wanted.to_owned(), names })
+        }
+    }
+}
+
 fn reflector((endpoint_id, name, address, paired_at_us): ReflectorRow) -> Result<Reflector, sqlx::Error> {
     Ok(Reflector {
         endpoint_id: endpoint_id.parse().map_err(strange)?,
@@ -142,7 +146,7 @@ fn reflector((endpoint_id, name, address, paired_at_us): ReflectorRow) -> Result
     })
 }
 
-/// The time with the precision of the database.
+/// Cuts the time to the precision of the database, one microsecond.
 fn in_microseconds(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }

@@ -1,4 +1,5 @@
-//! The saved runs: each result document as printed, with a summary row for lists. A saved run never changes.
+//! The saved runs: each result document as printed, with a summary row for lists. A saved run never changes, except that
+//! the series of its intervals is removed after a time.
 
 use jiff::Timestamp;
 use paramedic_report::document::ResultDocument;
@@ -6,7 +7,46 @@ use paramedic_report::stats::Grade;
 use paramedic_report::summary::RunSummary;
 use uuid::Uuid;
 
-use super::{ApplianceStore, StorageError, natural, strange, unsigned};
+use super::{ApplianceStore, PageCursor, StorageError, natural, strange, unsigned};
+
+/// The columns of [`RunRow`].
+const SUMMARY_COLUMNS: &str = "id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, upload_bps, \
+     rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, data_used_bytes, complete, \
+     error";
+
+/// Which runs, and in which order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunQuery {
+    /// Runs that began at this time or later.
+    pub since: Option<Timestamp>,
+    /// Runs that began before this time.
+    pub until: Option<Timestamp>,
+    /// Runs against this other end: its name at that time or now, its address or its Endpoint ID.
+    pub peer: Option<String>,
+    /// The order.
+    pub order: RunOrder,
+    /// The number of runs at most.
+    pub limit: Option<u32>,
+}
+
+/// The order of runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunOrder {
+    /// The latest run first.
+    #[default]
+    NewestFirst,
+    /// The earliest run first.
+    OldestFirst,
+}
+
+/// The place of a run in the order of time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunPosition {
+    started_at_us: i64,
+    id: String,
+}
+
+const READING: &str = "reading the runs";
 
 /// A saved run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +86,19 @@ struct RunRow {
     error: Option<String>,
 }
 
+impl RunPosition {
+    /// The place of this run.
+    pub(super) fn of(run: &RunSummary) -> Self {
+        Self { started_at_us: run.started_at.as_microsecond(), id: run.id.to_string() }
+    }
+}
+
+impl From<PageCursor> for RunPosition {
+    fn from(cursor: PageCursor) -> Self {
+        Self { started_at_us: cursor.at.as_microsecond(), id: cursor.id.to_string() }
+    }
+}
+
 impl RunRow {
     fn summary(self) -> Result<RunSummary, sqlx::Error> {
         Ok(RunSummary {
@@ -74,14 +127,26 @@ impl ApplianceStore {
     /// Saves a run: exactly the text that `--json` prints.
     pub async fn save_run(&self, document: &ResultDocument) -> Result<(), StorageError> {
         let text = document.to_text().map_err(|source| StorageError::Document { source })?;
+        self.insert_run_document(document, &text).await.map(drop)
+    }
+
+    /// Saves a run of another store, to the byte. Returns whether it is new here.
+    pub async fn import_run(&self, text: &str) -> Result<bool, StorageError> {
+        let document = serde_json::from_str(text).map_err(|source| StorageError::Document { source })?;
+        self.insert_run_document(&document, text).await
+    }
+
+    /// A run that is there stays as it is. Returns whether it is new.
+    async fn insert_run_document(&self, document: &ResultDocument, text: &str) -> Result<bool, StorageError> {
         let run = RunSummary::of(document);
         let error = run.error.as_ref().map(serde_json::to_string).transpose();
         let error = error.map_err(|source| StorageError::Document { source })?;
         sqlx::query(
             "INSERT INTO runs (id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, \
              upload_bps, rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, \
-             data_used_bytes, complete, document, error) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+             data_used_bytes, complete, document, error, appliance, has_series) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) \
+             ON CONFLICT (id) DO NOTHING",
         )
         .bind(run.id.to_string())
         .bind(run.started_at.as_microsecond())
@@ -101,27 +166,106 @@ impl ApplianceStore {
         .bind(run.complete)
         .bind(text)
         .bind(error)
+        .bind(document.appliance.endpoint_id.to_string())
+        .bind(document.has_series())
         .execute(&self.pool)
         .await
-        .map_err(self.fault("saving the run"))?;
-        Ok(())
+        .map(|done| done.rows_affected() > 0)
+        .map_err(self.fault("saving the run"))
     }
 
-    /// The latest runs, newest first, at most `limit`.
-    pub async fn runs(&self, limit: u32) -> Result<Vec<RunSummary>, StorageError> {
-        let fault = || self.fault("reading the runs");
-        sqlx::query_as::<_, RunRow>(
-            "SELECT id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, upload_bps, \
-             rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, data_used_bytes, \
-             complete, error FROM runs ORDER BY started_at_us DESC, id DESC LIMIT $1",
-        )
-        .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await
-        .map_err(fault())?
-        .into_iter()
-        .map(|row| row.summary().map_err(fault()))
-        .collect()
+    /// The runs after the position `after`, at most `count`.
+    pub async fn runs(
+        &self,
+        query: &RunQuery,
+        after: Option<&RunPosition>,
+        count: u32,
+    ) -> Result<Vec<RunSummary>, StorageError> {
+        let rows = self.run_rows::<RunRow>(SUMMARY_COLUMNS, query, after, count).await?;
+        rows.into_iter().map(|row| row.summary().map_err(self.fault(READING))).collect()
+    }
+
+    /// The same with their documents.
+    pub async fn documents(
+        &self,
+        query: &RunQuery,
+        after: Option<&RunPosition>,
+        count: u32,
+    ) -> Result<Vec<(RunPosition, SavedRun)>, StorageError> {
+        let rows = self.run_rows::<(String, i64, String)>("id, started_at_us, document", query, after, count).await?;
+        let run = |(id, started_at_us, text): (String, i64, String)| {
+            let position = RunPosition { started_at_us, id: id.clone() };
+            Ok((position, saved((id, text)).map_err(self.fault(READING))?))
+        };
+        rows.into_iter().map(run).collect()
+    }
+
+    async fn run_rows<R>(
+        &self,
+        columns: &str,
+        query: &RunQuery,
+        after: Option<&RunPosition>,
+        count: u32,
+    ) -> Result<Vec<R>, StorageError>
+    where
+        R: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow> + Send + Unpin,
+    {
+        let (beyond, direction, start) = match query.order {
+            RunOrder::NewestFirst => ("<", "DESC", i64::MAX),
+            RunOrder::OldestFirst => (">", "ASC", i64::MIN),
+        };
+        // Built from constants alone. The first comparison of the position makes use of the index.
+        let sql = format!(
+            "SELECT {columns} FROM runs WHERE started_at_us >= $1 AND started_at_us < $2 AND ($3 IS NULL \
+             OR lower(peer) = lower($3) OR address = $3 OR endpoint_id = $3 OR endpoint_id IN \
+             (SELECT endpoint_id FROM reflectors WHERE lower(name) = lower($3))) \
+             AND started_at_us {beyond}= $4 AND (started_at_us {beyond} $4 OR id {beyond} $5) \
+             ORDER BY started_at_us {direction}, id {direction} LIMIT $6"
+        );
+        sqlx::query_as::<_, R>(sqlx::AssertSqlSafe(sql))
+            .bind(query.since.map_or(i64::MIN, Timestamp::as_microsecond))
+            .bind(query.until.map_or(i64::MAX, Timestamp::as_microsecond))
+            .bind(query.peer.as_deref())
+            .bind(after.map_or(start, |after| after.started_at_us))
+            .bind(after.map_or("", |after| &after.id))
+            .bind(i64::from(count))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.fault(READING))
+    }
+
+    /// The place of the run with this whole id.
+    pub async fn run_position(&self, id: &str) -> Result<RunPosition, StorageError> {
+        let started_at_us = sqlx::query_scalar("SELECT started_at_us FROM runs WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(self.fault(READING))?;
+        let started_at_us = started_at_us.ok_or_else(|| StorageError::NoSuchRun { wanted: id.to_owned() })?;
+        Ok(RunPosition { started_at_us, id: id.to_owned() })
+    }
+
+    /// Deletes the runs whose ids are, begin or end with these texts: all of them, or none if one is not found. Returns
+    /// their ids.
+    pub async fn delete_runs(&self, wanted: &[String]) -> Result<Vec<Uuid>, StorageError> {
+        let mut ids = Vec::new();
+        for wanted in wanted {
+            let id = self.run(wanted).await?.id;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        let fault = || self.fault("deleting runs");
+        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        for id in &ids {
+            sqlx::query("DELETE FROM runs WHERE id = $1")
+                .bind(id.to_string())
+                .execute(&mut *work)
+                .await
+                .map_err(fault())?;
+        }
+        work.commit().await.map_err(fault())?;
+        Ok(ids)
     }
 
     /// The only run whose id is, begins or ends with `wanted`. Ids begin with the time, so runs of the same minute
@@ -146,22 +290,6 @@ impl ApplianceStore {
             (Some(_), Some(_)) => Err(StorageError::AmbiguousRun { wanted: wanted.to_owned() }),
         }
     }
-
-    /// A page of at most `limit` runs with ids after `after`, in the order of their ids, oldest first.
-    pub(super) async fn runs_after(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<SavedRun>, StorageError> {
-        let fault = || self.fault("reading the runs");
-        // Every id is greater than the empty string.
-        let after = after.map(|id| id.to_string()).unwrap_or_default();
-        sqlx::query_as::<_, (String, String)>("SELECT id, document FROM runs WHERE id > $1 ORDER BY id LIMIT $2")
-            .bind(after)
-            .bind(i64::from(limit))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(fault())?
-            .into_iter()
-            .map(|row| saved(row).map_err(fault()))
-            .collect()
-    }
 }
 
 fn saved((id, text): (String, String)) -> Result<SavedRun, sqlx::Error> {
@@ -179,6 +307,56 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn runs_are_found_by_time_and_by_every_name_of_the_other_end() {
+        let (_folder, history) = history().await;
+        let (full, bare) = (example::full(), example::bare());
+        for document in [&full, &bare] {
+            history.save_run(document).await.unwrap();
+        }
+        let found = async |query: RunQuery| {
+            let runs = history.runs(&query, None, 10).await.unwrap();
+            runs.iter().map(|run| run.id).collect::<Vec<_>>()
+        };
+        let (first, second) = (full.started_at, bare.started_at);
+        assert!(first < second);
+        let since = |since| RunQuery { since: Some(since), ..RunQuery::default() };
+        let until = |until| RunQuery { until: Some(until), ..RunQuery::default() };
+        assert_eq!((found(since(first)).await, found(since(second)).await), (vec![bare.id, full.id], vec![bare.id]));
+        assert_eq!((found(until(first)).await, found(until(second)).await), (vec![], vec![full.id]));
+        let oldest = RunQuery { order: RunOrder::OldestFirst, ..RunQuery::default() };
+        assert_eq!(found(oldest).await, [full.id, bare.id]);
+        let end = full.reflector.as_ref().unwrap();
+        let renamed = crate::store::Reflector {
+            endpoint_id: end.endpoint_id,
+            name: "cellar".into(),
+            address: "203.0.113.8".parse().unwrap(),
+            paired_at: first,
+        };
+        history.add_reflector(&renamed).await.unwrap();
+        for peer in ["ATTIC", &end.address, &end.endpoint_id.to_string(), "cellar"] {
+            let of_peer = RunQuery { peer: Some(peer.to_owned()), ..RunQuery::default() };
+            assert!(found(of_peer).await.contains(&full.id), "{peer}");
+        }
+        let other = RunQuery { peer: Some("elsewhere".to_owned()), ..RunQuery::default() };
+        assert!(found(other).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn runs_are_deleted_all_or_none() {
+        let (_folder, history) = history().await;
+        let (full, bare) = (example::full().id.to_string(), example::bare().id.to_string());
+        for document in [example::full(), example::bare()] {
+            history.save_run(&document).await.unwrap();
+        }
+        let refused = history.delete_runs(&[full.clone(), "ffffffff".to_owned()]).await;
+        assert!(matches!(refused, Err(StorageError::NoSuchRun { .. })), "{refused:?}");
+        assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap().len(), 2);
+        let deleted = history.delete_runs(&[bare.clone(), full.clone(), bare[20..].to_owned()]).await.unwrap();
+        assert_eq!(deleted.iter().map(ToString::to_string).collect::<Vec<_>>(), [bare, full]);
+        assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap(), []);
+    }
+
+    #[tokio::test]
     async fn a_failed_run_is_listed_with_its_error() {
         let (_folder, history) = history().await;
         let error = paramedic_report::document::ErrorBody {
@@ -190,7 +368,7 @@ mod tests {
         };
         let failed = ResultDocument { complete: false, error: Some(error.clone()), ..example::bare() };
         history.save_run(&failed).await.unwrap();
-        assert_eq!(history.runs(10).await.unwrap()[0].error, Some(error));
+        assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap()[0].error, Some(error));
     }
 
     async fn history() -> (tempfile::TempDir, ApplianceStore) {
@@ -216,12 +394,39 @@ mod tests {
         for document in [example::bare(), example::full()] {
             history.save_run(&document).await.unwrap();
         }
-        let runs = history.runs(10).await.unwrap();
+        let runs = history.runs(&RunQuery::default(), None, 10).await.unwrap();
         assert_eq!(runs, [RunSummary::of(&example::bare()), RunSummary::of(&example::full())]);
         assert_eq!(runs[1].bufferbloat_download, Some(Grade::A));
         assert_eq!((runs[0].upload_bps, runs[0].rtt_idle_us), (None, None));
-        assert_eq!(history.runs(1).await.unwrap().len(), 1);
+        assert_eq!(history.runs(&RunQuery::default(), None, 1).await.unwrap().len(), 1);
         assert_eq!(serde_json::to_value(&runs[0]).unwrap().get("upload_bps"), None);
+    }
+
+    #[tokio::test]
+    async fn the_pages_of_a_list_have_every_run_once_also_if_runs_come_and_go() {
+        let (_folder, history) = history().await;
+        let mut ids = Vec::new();
+        for number in 0..7_u32 {
+            // Several runs began in one microsecond.
+            let started_at = Timestamp::from_microsecond(i64::from(number / 3)).unwrap();
+            let run = ResultDocument { id: Uuid::now_v7(), started_at, ..example::bare() };
+            history.save_run(&run).await.unwrap();
+            ids.push(run.id);
+        }
+        ids.reverse();
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = history.runs(&RunQuery::default(), after.as_ref(), 2).await.unwrap();
+            let Some(last) = page.last() else { break };
+            after = Some(PageCursor { at: last.started_at, id: last.id }.into());
+            seen.extend(page.iter().map(|run| run.id));
+            // The row of the cursor is deleted, and a newer one is added.
+            let gone = last.id.to_string();
+            sqlx::query("DELETE FROM runs WHERE id = $1").bind(gone).execute(&history.pool).await.unwrap();
+            let newer = ResultDocument { id: Uuid::now_v7(), ..example::bare() };
+            history.save_run(&newer).await.unwrap();
+        }
+        assert_eq!(seen, ids);
     }
 
     #[tokio::test]

@@ -2,10 +2,11 @@
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{ApplianceStore, StorageError, natural, strange, unsigned};
+use super::{ApplianceStore, PageCursor, StorageError, natural, strange, unsigned};
 use crate::schedule::Schedule;
 use crate::schedule::budget::BudgetPeriod;
 use crate::schedule::line_load::LineCapacity;
@@ -15,7 +16,7 @@ use crate::schedule::planner::{DueRun, SkippedRun};
 const LATEST_RESULTS: i64 = 5;
 
 /// A schedule as stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredSchedule {
     /// Its id, a UUIDv7.
     pub id: Uuid,
@@ -31,7 +32,7 @@ pub struct StoredSchedule {
 }
 
 /// What became of a run that was due.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleRun {
     /// Its id, a UUIDv7.
     pub id: Uuid,
@@ -61,7 +62,7 @@ pub struct ScheduleRun {
 }
 
 /// What became of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleRunOutcome {
     /// It runs.
@@ -359,14 +360,27 @@ impl ApplianceStore {
 
     /// The latest runs, newest first, at most `limit`; of one schedule, or of all.
     pub async fn schedule_runs(&self, schedule: Option<Uuid>, limit: u32) -> Result<Vec<ScheduleRun>, StorageError> {
+        self.schedule_runs_page(schedule, None, limit).await
+    }
+
+    /// The runs after this place in that list, newest first, at most `limit`.
+    pub async fn schedule_runs_page(
+        &self,
+        schedule: Option<Uuid>,
+        after: Option<PageCursor>,
+        limit: u32,
+    ) -> Result<Vec<ScheduleRun>, StorageError> {
+        let (at_us, id) = PageCursor::bounds(after);
         let fault = || self.fault("reading the runs of schedules");
         sqlx::query_as::<_, ScheduleRunRow>(
             "SELECT id, schedule_id, schedule_name, due_at_us, decided_at_us, ended_at_us, requested, outcome, reason, \
              result_id, data_used_bytes FROM schedule_runs WHERE ($1 IS NULL OR schedule_id = $1) \
-             ORDER BY decided_at_us DESC, id DESC LIMIT $2",
+             AND (decided_at_us, id) < ($3, $4) ORDER BY decided_at_us DESC, id DESC LIMIT $2",
         )
         .bind(schedule.map(|id| id.to_string()))
         .bind(i64::from(limit))
+        .bind(at_us)
+        .bind(id)
         .fetch_all(&self.pool)
         .await
         .map_err(fault())?
@@ -448,6 +462,7 @@ mod tests {
     use super::*;
     use crate::schedule::admission::SkipReason;
     use crate::schedule::example_schedule;
+    use crate::store::RunQuery;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -545,7 +560,7 @@ mod tests {
         std::fs::write(&file, include_bytes!("../../tests/before_schedules.db")).unwrap();
         let store = ApplianceStore::open(folder.path()).await.unwrap();
         assert_eq!(store.reflectors().await.unwrap().len(), 1);
-        let runs = store.runs(10).await.unwrap();
+        let runs = store.runs(&RunQuery::default(), None, 10).await.unwrap();
         assert_eq!(runs.len(), 2, "{runs:?}");
         let [complete, failed] =
             [true, false].map(|complete| runs.iter().find(|run| run.complete == complete).unwrap());
@@ -555,6 +570,9 @@ mod tests {
         store.add_schedule("PP-A", &example_schedule("a"), at("2026-01-01T00:00:00Z")).await.unwrap();
         store.close().await;
         let store = ApplianceStore::open(folder.path()).await.unwrap();
-        assert_eq!((store.schedules().await.unwrap().len(), store.runs(10).await.unwrap().len()), (1, 2));
+        assert_eq!(
+            (store.schedules().await.unwrap().len(), store.runs(&RunQuery::default(), None, 10).await.unwrap().len()),
+            (1, 2)
+        );
     }
 }

@@ -1,16 +1,16 @@
-//! How long probes dwell at the reflector, counted by upper bound without a lock: the thread that answers probes must not
-//! wait.
+//! A histogram of the dwell times of probes: the time from a probe's arrival at the reflector to its reply. It needs no
+//! lock, because the thread that answers probes must not wait.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The upper bounds of the buckets, in microseconds. Longer times are in one more bucket.
+/// The upper bounds of the buckets, in microseconds. One more bucket counts longer times.
 pub const DWELL_BOUNDS_US: [u64; 19] = [
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
     1_000_000,
 ];
 const BUCKETS: usize = DWELL_BOUNDS_US.len() + 1;
 
-/// Counts the dwell times of probes: from the arrival of each to its reply.
+/// Counts the dwell times of a reflector's probes.
 #[derive(Debug, Default)]
 pub struct DwellTimes {
     buckets: [AtomicU64; BUCKETS],
@@ -25,8 +25,8 @@ impl DwellTimes {
         self.sum_ns.fetch_add(dwell_ns.into(), Ordering::Relaxed);
     }
 
-    /// The number of probes in each bucket, in the order of [`DWELL_BOUNDS_US`], then of longer ones; and the sum of
-    /// their times in nanoseconds.
+    /// The number of probes in each bucket, in the order of [`DWELL_BOUNDS_US`], with longer ones last; and the sum of
+    /// all dwell times in nanoseconds.
     pub fn read(&self) -> ([u64; BUCKETS], u64) {
         let buckets = std::array::from_fn(|at| self.buckets[at].load(Ordering::Relaxed));
         (buckets, self.sum_ns.load(Ordering::Relaxed))

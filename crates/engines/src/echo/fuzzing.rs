@@ -3,14 +3,24 @@
 
 use paramedic_link::admission::SessionKeys;
 
-use super::packet::{LEN, ProbePacket, ReplyPacket};
+use super::packet::{LEN, MonitorReply, ProbePacket, ReplyPacket};
 
-/// The probe in these bytes, sealed again.
+/// Opens `bytes` as a probe and seals it again. `None` if they are not a valid probe.
 pub fn reseal_probe(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
     ProbePacket::open(bytes, keys).map(|probe| probe.seal(keys))
 }
 
-/// The reply in these bytes, sealed again.
+/// Opens `bytes` as a reply and seals it again. `None` if they are not a valid reply.
 pub fn reseal_reply(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
     ReplyPacket::open(bytes, keys).map(|reply| reply.seal(keys))
+}
+
+/// The probe of a monitor session in these bytes, sealed again.
+pub fn reseal_monitor_probe(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
+    ProbePacket::open_for_monitor(bytes, keys).map(|probe| probe.seal_for_monitor(keys))
+}
+
+/// The reply of a monitor session in these bytes, sealed again. Unknown flags are not kept.
+pub fn reseal_monitor_reply(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
+    MonitorReply::open(bytes, keys).map(|reply| reply.seal(keys))
 }

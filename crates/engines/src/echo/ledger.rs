@@ -3,17 +3,19 @@
 
 use super::packet::{ArrivalHistory, HISTORY};
 
-/// How far below the highest sequence number a probe is still accepted.
+/// How far below the highest received sequence number a probe is still accepted.
 const WINDOW: u32 = 1024;
-/// The number of remembered sequence numbers: 10 s at the shortest interval. A silent session ends after 10 s.
+/// The number of remembered sequence numbers: those of 16 s at the shortest interval of 1 ms. A silent session ends
+/// earlier, after 10 s.
 const REMEMBERED: u32 = 16 * 1024;
 const WORDS: usize = REMEMBERED as usize / 64;
 
-/// One session's record.
+/// The sequence numbers that arrived over one transport in a session.
 pub(super) struct ProbeLedger {
     /// The highest sequence number that arrived.
     newest: Option<u32>,
-    /// One bit per sequence number, at its value modulo [`REMEMBERED`]; valid up to `newest`.
+    /// One bit per sequence number: whether it arrived. The position of the bit is the number modulo [`REMEMBERED`].
+    /// Valid up to `newest`.
     arrived: Box<[u64; WORDS]>,
     duplicates: u16,
 }
@@ -21,9 +23,9 @@ pub(super) struct ProbeLedger {
 /// Whether a sequence number is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    /// It has not arrived before.
+    /// The sequence number has not arrived before.
     New,
-    /// It arrived before, or is too old to be remembered.
+    /// The sequence number arrived before, or is too old to be remembered.
     Replayed,
 }
 
@@ -55,7 +57,7 @@ impl ProbeLedger {
         Entry::New
     }
 
-    /// Which of the [`HISTORY`] numbers up to `about` arrived; `about` is clamped to the remembered range.
+    /// Which of the [`HISTORY`] sequence numbers up to `about` arrived. `about` is clamped to the remembered range.
     pub(super) fn history(&self, about: u32) -> ArrivalHistory {
         let newest = self.newest.unwrap_or(0);
         let oldest = newest.saturating_sub(REMEMBERED - HISTORY);
@@ -69,7 +71,7 @@ impl ProbeLedger {
         ArrivalHistory { about, arrived }
     }
 
-    /// How many numbers arrived again within the window, modulo 2^16.
+    /// How many sequence numbers arrived again within [`WINDOW`], modulo 2^16.
     pub(super) fn duplicates(&self) -> u16 {
         self.duplicates
     }

@@ -1,10 +1,11 @@
 //! The `echo` engine: latency probes without load. Its two ends, [`Prober`] and [`ProbeResponder`], also run beside
-//! every other engine and measure latency under load.
+//! every other engine and measure latency under load. `monitor.rs` has both ends of the probes of a monitor session.
 
 mod dwell;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ledger;
+mod monitor;
 pub mod pacing;
 mod packet;
 mod probe_connection;
@@ -26,6 +27,7 @@ use crate::phase::run_idle;
 use crate::session_control::SessionControl;
 
 pub use dwell::{DWELL_BOUNDS_US, DwellTimes};
+pub use monitor::{LoadFlag, LoadGuard, MonitorResponder, MonitorSocket, ProbeAnswer};
 pub use packet::LEN as PACKET_LEN;
 pub use prober::{Prober, ProberSetup};
 pub use probes::{EchoTransport, Probes};
@@ -53,7 +55,7 @@ impl Engine for Echo {
 
     fn unsupported(&self, spec: &TestSpec) -> Option<&'static str> {
         let is_unsupported = spec.fragments || spec.loss_bound_ppm.is_some();
-        is_unsupported.then_some("fragments and a loss bound are for the engine udp")
+        is_unsupported.then_some("fragments and a loss bound need the engine udp")
     }
 
     fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>> {
@@ -65,7 +67,7 @@ impl Engine for Echo {
     }
 }
 
-/// Either end of a session without load: waits for the time of each phase.
+/// An end of a session without load, the same for reflector and appliance. It waits for the duration of each phase.
 struct IdleEnd {
     spec: TestSpec,
     control: std::sync::Arc<SessionControl>,

@@ -1,5 +1,5 @@
-//! The choice of the interval between latency probes, so that they do not fill the line that they measure. Pure: times,
-//! probes and samples are arguments. Times are relative to the start of the prober.
+//! Chooses the interval between latency probes such that the probes do not fill the line that they measure. Pure:
+//! times, probes and samples are arguments. Times are relative to the start of the prober.
 //!
 //! The interval is constant inside each measured window and does not depend on the replies in it: every choice is made
 //! before its window begins.
@@ -20,8 +20,8 @@ pub const FIRST_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes of the IP packet of one probe: its payload, 20 bytes of IPv4 and 8 of UDP.
 pub const IP_BYTES: u64 = packet::LEN as u64 + 28;
 
-/// The time for which an idle phase probes at [`FIRST_INTERVAL`], and then again at [`SHORTEST_INTERVAL`]. Together
-/// they take at most half of a short phase.
+/// How long an idle phase probes at [`FIRST_INTERVAL`]. Then it probes at [`SHORTEST_INTERVAL`] for [`TRIAL_TIME`], to
+/// see whether the probes fill the line. Both times together take at most half of a short phase.
 const FIRST_TIME: Duration = Duration::from_millis(500);
 const TRIAL_TIME: Duration = Duration::from_millis(450);
 /// If the round trip grows by more than this during the trial, the probes fill the line.
@@ -31,12 +31,12 @@ const PARTS: u64 = 100;
 /// The ramp-up is over when the rates of two neighbouring windows of this many samples differ by less than a quarter.
 const SETTLED_SAMPLES: usize = 5;
 
-/// The interval from this moment on.
+/// A change of the probe interval, from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbePace {
     /// The time between two probes.
     pub interval: Duration,
-    /// Whether it is final for the phase: the measured window begins.
+    /// Whether the interval is final for the phase. If so, the measured window of the phase begins now.
     pub is_chosen: bool,
 }
 
@@ -47,13 +47,13 @@ pub struct ProbePacing {
     begun: Duration,
     span: Duration,
     step: PacingStep,
-    /// The receivers' samples: download, upload.
+    /// The receivers' samples of the download and of the upload.
     samples: [Vec<Sample>; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PacingStep {
-    /// The capacity is unknown.
+    /// The capacity of the line is unknown.
     First,
     /// An idle phase tries the shortest interval.
     Trial,
@@ -61,12 +61,13 @@ enum PacingStep {
 }
 
 impl ProbePacing {
-    /// For a phase of length `span` that began at `begun`.
+    /// The pacing of a phase of length `span` that began at `begun`.
     pub fn new(load: Load, begun: Duration, span: Duration) -> Self {
         Self { load, begun, span, step: PacingStep::First, samples: Default::default() }
     }
 
-    /// The first interval of the phase. A load begins with the longest one, because its rate is unknown.
+    /// The first interval of the phase. A phase with load begins with the longest one, because the rate is still
+    /// unknown.
     pub fn first(&self) -> Duration {
         if self.is_idle() { FIRST_INTERVAL } else { LONGEST_INTERVAL }
     }
@@ -90,7 +91,7 @@ impl ProbePacing {
         Some(self.begun + after)
     }
 
-    /// The new interval if it changes at `now`. `probes` returns the probes that were due between two times.
+    /// The new interval, if it changes at `now`. `probes` must return the probes that were due between two times.
     pub fn next(&mut self, now: Duration, probes: impl Fn(Duration, Duration) -> Vec<Probe>) -> Option<ProbePace> {
         let is_due = now >= self.due()?;
         let is_settled =
@@ -131,14 +132,15 @@ impl ProbePacing {
     }
 }
 
-/// The shortest interval at which the probes take at most 1 % of a rate of `bps`, in whole milliseconds.
+/// The shortest interval at which the probes take at most 1 % of a rate of `bps` bits per second, in whole milliseconds
+/// and within the limits.
 fn loaded_interval(bps: u64) -> Duration {
     let ms = (IP_BYTES * 8 * 1000 * PARTS).div_ceil(bps.max(1));
     Duration::from_millis(ms).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
 }
 
-/// Whether the round trip of the answered `probes` has grown at their end, and still grows there. A line may carry the
-/// first probes without delay, as the burst of a token bucket.
+/// Whether the probes fill the line: the round trip of the answered `probes` has grown, and still grows at their end.
+/// The start alone shows nothing, because a token bucket may carry the first probes without delay.
 fn grows(probes: &[Probe]) -> bool {
     let answered = probes.iter().filter_map(round_trip).collect::<Vec<_>>();
     let third = answered.len() / 3;

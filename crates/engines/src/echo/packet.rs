@@ -13,13 +13,15 @@ pub(super) const HISTORY: u32 = 256;
 
 const PROBE: u8 = 1;
 const REPLY: u8 = 2;
+const MONITOR_PROBE: u8 = 11;
+const MONITOR_REPLY: u8 = 12;
 /// The offset of the tag, which covers the bytes before it.
 const TAG_AT: usize = LEN - TAG_LEN;
 
 /// A latency probe, which the appliance sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProbePacket {
-    /// Its sequence number, unique in the session.
+    /// The probe's sequence number, unique in the session.
     pub(super) seq: u32,
     /// The highest sequence number that the reply's history should cover.
     pub(super) about: u32,
@@ -30,7 +32,7 @@ pub(super) struct ProbePacket {
 /// The reflector's reply to a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReplyPacket {
-    /// The sequence number of the probe.
+    /// The sequence number of the answered probe.
     pub(super) seq: u32,
     /// The probe's sending time, unchanged.
     pub(super) sent_ns: u64,
@@ -40,15 +42,15 @@ pub(super) struct ReplyPacket {
     pub(super) dwell_ns: u32,
     /// Which of the latest probes arrived.
     pub(super) history: ArrivalHistory,
-    /// The number of repeated datagrams of the session, modulo 2^16.
+    /// How many probes of the session arrived again, modulo 2^16.
     pub(super) duplicates: u16,
 }
 
-/// Which of [`HISTORY`] sequence numbers arrived at the reflector when it answered.
+/// Which of [`HISTORY`] sequence numbers had arrived at the reflector when it replied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ArrivalHistory {
-    /// The highest sequence number that it covers. It differs from the requested one if the reflector has not received
-    /// that one yet or has already forgotten it.
+    /// The highest sequence number that the history covers. It differs from the requested number if the reflector has
+    /// not received that number yet or has already forgotten it.
     pub(super) about: u32,
     /// A bit field, least significant bit first: bit `i` is set if sequence number `about - i` arrived.
     pub(super) arrived: [u8; HISTORY as usize / 8],
@@ -63,16 +65,34 @@ impl ArrivalHistory {
 }
 
 impl ProbePacket {
-    /// The sealed bytes.
+    /// Encodes and seals the probe.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
-        let mut bytes = [0; LEN];
-        bytes[24..28].copy_from_slice(&self.about.to_be_bytes());
-        sealed(bytes, PROBE, self.seq, self.sent_ns, keys)
+        self.seal_as(PROBE, keys)
     }
 
-    /// The probe, if these keys sealed it as a probe.
+    /// The sealed bytes of a probe of a monitor session.
+    pub(super) fn seal_for_monitor(&self, keys: &SessionKeys) -> [u8; LEN] {
+        self.seal_as(MONITOR_PROBE, keys)
+    }
+
+    fn seal_as(&self, kind: u8, keys: &SessionKeys) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        bytes[24..28].copy_from_slice(&self.about.to_be_bytes());
+        sealed(bytes, kind, self.seq, self.sent_ns, keys)
+    }
+
+    /// Opens a probe. `None` if these keys did not seal it as a probe.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
-        let bytes = opened(bytes, PROBE, keys)?;
+        Self::open_as(PROBE, bytes, keys)
+    }
+
+    /// The probe, if these keys sealed it as a probe of a monitor session.
+    pub(super) fn open_for_monitor(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        Self::open_as(MONITOR_PROBE, bytes, keys)
+    }
+
+    fn open_as(kind: u8, bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        let bytes = opened(bytes, kind, keys)?;
         Some(Self {
             seq: u32::from_be_bytes(field(bytes, 20)),
             about: u32::from_be_bytes(field(bytes, 24)),
@@ -82,20 +102,28 @@ impl ProbePacket {
 }
 
 impl ReplyPacket {
-    /// The sealed bytes.
+    /// Encodes and seals the reply.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
+        self.seal_as(REPLY, keys)
+    }
+
+    fn seal_as(&self, kind: u8, keys: &SessionKeys) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[2..4].copy_from_slice(&self.duplicates.to_be_bytes());
         bytes[24..28].copy_from_slice(&self.history.about.to_be_bytes());
         bytes[36..44].copy_from_slice(&self.received_ns.to_be_bytes());
         bytes[44..48].copy_from_slice(&self.dwell_ns.to_be_bytes());
         bytes[48..80].copy_from_slice(&self.history.arrived);
-        sealed(bytes, REPLY, self.seq, self.sent_ns, keys)
+        sealed(bytes, kind, self.seq, self.sent_ns, keys)
     }
 
-    /// The reply, if these keys sealed it as a reply.
+    /// Opens a reply. `None` if these keys did not seal it as a reply.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
-        let bytes = opened(bytes, REPLY, keys)?;
+        Self::open_as(REPLY, bytes, keys)
+    }
+
+    fn open_as(kind: u8, bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        let bytes = opened(bytes, kind, keys)?;
         Some(Self {
             seq: u32::from_be_bytes(field(bytes, 20)),
             sent_ns: u64::from_be_bytes(field(bytes, 28)),
@@ -107,9 +135,44 @@ impl ReplyPacket {
     }
 }
 
+/// The reflector's reply to a probe of a monitor session. It has the layout of a [`ReplyPacket`], with the flags and 8 bits
+/// of the duplicates in the place of the 16 bits of the duplicates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MonitorReply {
+    /// The reply; of its duplicates only the lower 8 bits are sent.
+    pub(super) reply: ReplyPacket,
+    /// Whether a load phase of any test runs at the reflector, or ended a short time ago.
+    pub(super) is_under_load: bool,
+}
+
+/// The bit of the flags that is set under load.
+const UNDER_LOAD: u8 = 1;
+
+impl MonitorReply {
+    /// The sealed bytes.
+    pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
+        let [_, duplicates] = self.reply.duplicates.to_be_bytes();
+        let flags = if self.is_under_load { UNDER_LOAD } else { 0 };
+        ReplyPacket { duplicates: u16::from_be_bytes([flags, duplicates]), ..self.reply }.seal_as(MONITOR_REPLY, keys)
+    }
+
+    /// The reply, if these keys sealed it as a reply of a monitor session. Unknown flags are ignored.
+    pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        let reply = ReplyPacket::open_as(MONITOR_REPLY, bytes, keys)?;
+        let [flags, duplicates] = reply.duplicates.to_be_bytes();
+        let reply = ReplyPacket { duplicates: duplicates.into(), ..reply };
+        Some(Self { reply, is_under_load: flags & UNDER_LOAD != 0 })
+    }
+}
+
 /// Whether a datagram of this kind is a probe.
 pub(super) fn is_probe(kind: u8) -> bool {
     kind == PROBE
+}
+
+/// Whether a datagram of this kind is a probe of a monitor session.
+pub(super) fn is_monitor_probe(kind: u8) -> bool {
+    kind == MONITOR_PROBE
 }
 
 /// Writes the common fields of probe and reply, and the tag.
@@ -124,19 +187,20 @@ fn sealed(mut bytes: [u8; LEN], kind: u8, seq: u32, sent_ns: u64, keys: &Session
     bytes
 }
 
-/// The datagram, if it is of this kind and session and sealed with these keys.
+/// Checks the version, kind, session and tag of a datagram. `None` if one of them is wrong.
 fn opened<'a>(bytes: &'a [u8], kind: u8, keys: &SessionKeys) -> Option<&'a [u8; LEN]> {
     let bytes: &[u8; LEN] = bytes.try_into().ok()?;
     let ours = bytes[0] == VERSION && bytes[1] == kind && bytes[4..20] == keys.session().as_bytes()[..];
     (ours && keys.is_datagram(direction(kind), &bytes[..TAG_AT], &field(bytes, TAG_AT))).then_some(bytes)
 }
 
-/// Each direction has its own key, so that a probe cannot be replayed as a reply or vice versa.
+/// The direction of a datagram of this kind. Each direction has its own key, so that a probe cannot be replayed as a
+/// reply or vice versa.
 fn direction(kind: u8) -> Direction {
-    if kind == PROBE { Direction::Upload } else { Direction::Download }
+    if kind == PROBE || kind == MONITOR_PROBE { Direction::Upload } else { Direction::Download }
 }
 
-/// `N` bytes from `at` on; both are constants of the layout.
+/// `N` bytes of the datagram from offset `at` on. Both are constants of the layout.
 fn field<const N: usize>(bytes: &[u8; LEN], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }
@@ -198,6 +262,27 @@ mod tests {
     }
 
     #[test]
+    fn packets_of_a_monitor_and_of_a_test_are_not_accepted_as_each_other() {
+        let probe = ProbePacket { seq: 1, about: 1, sent_ns: 1 };
+        assert_eq!(ProbePacket::open_for_monitor(&probe.seal_for_monitor(&keys(1)), &keys(1)), Some(probe));
+        assert_eq!(ProbePacket::open(&probe.seal_for_monitor(&keys(1)), &keys(1)), None);
+        assert_eq!(ProbePacket::open_for_monitor(&probe.seal(&keys(1)), &keys(1)), None);
+        for is_under_load in [false, true] {
+            let sealed =
+                MonitorReply { reply: ReplyPacket { duplicates: 259, ..reply() }, is_under_load }.seal(&keys(1));
+            let opened = MonitorReply { reply: ReplyPacket { duplicates: 3, ..reply() }, is_under_load };
+            assert_eq!(MonitorReply::open(&sealed, &keys(1)), Some(opened));
+            assert_eq!(ReplyPacket::open(&sealed, &keys(1)), None);
+            assert_eq!(sealed[..4], [1, 12, u8::from(is_under_load), 3]);
+        }
+        // Other flags may come with a newer reflector.
+        let newer = ReplyPacket { duplicates: 0xfe05, ..reply() }.seal_as(MONITOR_REPLY, &keys(1));
+        let newer = MonitorReply::open(&newer, &keys(1)).unwrap();
+        assert_eq!((newer.is_under_load, newer.reply.duplicates), (false, 5));
+        assert!(is_monitor_probe(11) && !is_monitor_probe(1) && !is_monitor_probe(12) && !is_probe(11));
+    }
+
+    #[test]
     fn the_layout_is_the_documented_one() {
         let bytes = reply().seal(&keys(1));
         assert_eq!(bytes[..4], [1, 2, 0, 3]);
@@ -234,7 +319,9 @@ mod tests {
         };
         let doc = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol.md");
         let doc = std::fs::read_to_string(doc).unwrap();
-        for bytes in [probe.seal(&keys), reply.seal(&keys)] {
+        let monitor_reply = MonitorReply { reply, is_under_load: true };
+        let of_monitor = [probe.seal_for_monitor(&keys), monitor_reply.seal(&keys)];
+        for bytes in [probe.seal(&keys), reply.seal(&keys)].into_iter().chain(of_monitor) {
             let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             assert!(doc.lines().any(|line| line.trim() == hex), "docs/protocol.md does not show {hex}");
         }

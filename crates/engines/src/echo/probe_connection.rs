@@ -1,4 +1,4 @@
-//! A non-blocking data connection that carries whole packets.
+//! A non-blocking data connection that carries latency probes, as whole packets, if UDP does not work.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -10,10 +10,10 @@ use super::packet;
 use crate::clock::{Timer, Wake, wait};
 use crate::data_stream::DataStream;
 
-/// The highest number of unsent bytes. A connection that exceeds it has stalled and counts as ended.
+/// The most unsent bytes. A connection that exceeds this limit has stalled and counts as ended.
 const MAX_UNSENT: usize = 1024 * 1024;
 
-/// A data connection that carries probes.
+/// A data connection in non-blocking mode, with buffers for one incoming packet and for unsent ones.
 pub(super) struct ProbeConnection {
     stream: DataStream,
     incoming: [u8; packet::LEN],
@@ -43,7 +43,8 @@ impl ProbeConnection {
             .map(drop)
     }
 
-    /// Sends a packet after the unsent ones.
+    /// Sends a packet after all earlier ones. Keeps what the socket does not accept yet. Fails with `TimedOut` if more
+    /// than [`MAX_UNSENT`] bytes are unsent.
     pub(super) fn send(&mut self, packet: &[u8; packet::LEN]) -> io::Result<()> {
         if self.outgoing.len() > MAX_UNSENT {
             return Err(io::ErrorKind::TimedOut.into());

@@ -1,4 +1,4 @@
-//! The appliance's end of `echo`: sends probes on an absolute schedule. Shell: sockets and threads.
+//! The appliance's end of `echo`: sends probes on an absolute schedule. Uses sockets and threads.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -28,8 +28,8 @@ use crate::udp_port::datagram::Mailbox;
 /// The number of probes that test whether UDP works. They take one second in total.
 const UDP_TRIES: u32 = 20;
 const UDP_TRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the prober waits for late replies at the end, and the interval of the probes that request histories during
-/// that wait.
+/// How long the prober waits for late replies at the end. During this wait it sends a probe every [`SETTLE_INTERVAL`],
+/// only to request missing histories.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
 /// The socket's receive buffer in bytes.
@@ -41,25 +41,25 @@ const _: () = assert!(UDP_TRIES <= FIRST_SEQ, "a test probe must not look like a
 
 /// The parameters of [`Prober::start`].
 pub struct ProberSetup {
-    /// The reflector's UDP address; `None` if it does not answer UDP: then the probes fall back at once.
+    /// The reflector's UDP address. `None` if the reflector answers no UDP; then the prober uses `fall_back` at once.
     pub target: Option<SocketAddr>,
     /// The keys that authenticate the probes.
     pub keys: Arc<SessionKeys>,
     /// The probe interval until [`Prober::pace`] changes it; at least [`TestSpec::MIN_PROBE_INTERVAL_US`].
     pub interval: Duration,
-    /// Cancels the prober; each reply is a sign of life of the reflector.
+    /// Cancels the prober. Each valid reply also counts as a sign that the reflector is alive.
     pub control: Arc<SessionControl>,
     /// Opens the data connection that is used if UDP does not work, and sends its preamble. Called at most once, from
-    /// the prober's thread; should return when the session is cancelled.
+    /// the prober's thread. It should return when the session is cancelled.
     pub fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
-    /// The source of the probes.
+    /// The local address or interface to send from, if the user chose one.
     pub origin: Origin,
-    /// The DSCP of the probes, if the test sets one: the probes must wait in the same queues as the payload.
+    /// The DSCP of the probes, if the test sets one: then the probes wait in the same queues as the payload.
     pub dscp: Option<u8>,
 }
 
-/// Probes a path until it is finished or dropped, with one thread that sends and one that receives. It first tests for
-/// at most one second whether UDP works; after that the transport is final.
+/// Sends probes until it is finished or dropped, with one thread that sends and one that receives. It first tests for
+/// at most one second whether UDP works. After that the transport does not change.
 pub struct Prober {
     shared: Arc<ProberState>,
     sender: Option<JoinHandle<()>>,
@@ -125,8 +125,8 @@ impl Prober {
         Ok(Self { shared, sender: Some(sender) })
     }
 
-    /// Waits until the transport is known: at most one second plus the time of the fallback. An error is that of the
-    /// fallback, and means that no probe is sent.
+    /// Waits until the transport is known: at most one second plus the time of the fallback. An error is the error of
+    /// the fallback, and means that no probes are sent.
     pub fn ready(&self) -> io::Result<EchoTransport> {
         let mut route = lock(&self.shared.route);
         loop {
@@ -144,14 +144,14 @@ impl Prober {
         Duration::from_nanos(self.shared.clock.now_ns())
     }
 
-    /// The latest round trip.
+    /// The latest round trip; `None` before the first reply.
     pub fn recent(&self) -> Option<Duration> {
         let recent = self.shared.recent_ns.load(Ordering::Relaxed);
         (recent != u64::MAX).then(|| Duration::from_nanos(recent))
     }
 
-    /// Changes the interval. Returns when the first probe of the new interval is due, since the start; the last probe
-    /// of the old interval was due before.
+    /// Changes the interval. Returns when the first probe of the new interval is due, measured from the prober's start.
+    /// All probes of the old interval were due before.
     pub fn pace(&self, interval: Duration) -> Duration {
         let interval = interval.max(Duration::from_micros(TestSpec::MIN_PROBE_INTERVAL_US.into()));
         let base_ns = lock(&self.shared.log).pace(self.shared.clock.now_ns(), interval);
@@ -159,7 +159,8 @@ impl Prober {
         Duration::from_nanos(base_ns)
     }
 
-    /// The probes that were due from `from` up to `to`, both since the start, in their present state.
+    /// The probes that were due from `from` up to `to`, as known now. Both times are measured from the prober's start.
+    /// Replies may still be missing.
     pub fn between(&self, from: Duration, to: Duration) -> Vec<Probe> {
         let ns = |at: Duration| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
         lock(&self.shared.log).due_between(ns(from), ns(to))
@@ -192,7 +193,7 @@ impl Drop for Prober {
 }
 
 impl ProberState {
-    /// The body of the sending thread. `target`: the address, and the DSCP of the probes.
+    /// The body of the sending thread. `target` is the UDP address and the DSCP of the probes.
     fn probe(
         &self,
         target: Option<(SocketAddr, Option<u8>)>,
@@ -272,7 +273,7 @@ impl ProberState {
         end
     }
 
-    /// Begins the schedule, and sets the transport.
+    /// Begins the schedule, and publishes the transport.
     fn begin_schedule(&self, transport: EchoTransport) {
         // Before the transport is published, because the interval may change after that.
         *lock(&self.log) = ProbeRecords::new(self.clock.now_ns(), self.interval);
@@ -449,7 +450,7 @@ fn udp_socket(target: SocketAddr, origin: &Origin, dscp: Option<u8>) -> io::Resu
     Ok(socket)
 }
 
-/// Ignores poison: a panic cannot leave the guarded data inconsistent.
+/// Locks `mutex`. Ignores poisoning, because a panic cannot leave the guarded data inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,7 +11,7 @@ use super::packet::{HISTORY, ProbePacket, ReplyPacket};
 /// The transport of the probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EchoTransport {
-    /// Datagrams.
+    /// UDP datagrams.
     Udp,
     /// A data connection, if UDP does not work. Its retransmissions hide loss and appear as long round trips.
     Tcp,
@@ -29,28 +29,30 @@ impl fmt::Display for EchoTransport {
 /// The results of a prober.
 #[derive(Debug)]
 pub struct Probes {
-    /// The transport; absent if neither worked and nothing was probed.
+    /// The transport; `None` if neither worked and no probes were sent.
     pub transport: Option<EchoTransport>,
-    /// Repeated probes and replies.
+    /// Probes and replies that arrived more than once.
     pub duplicates: u64,
-    /// Probes that were due but not sent, because the prober was not scheduled or its connection had ended.
+    /// Probes that were due but not sent, because the kernel did not run the prober in time or its connection had
+    /// ended.
     pub skipped: u64,
     pub(super) log: ProbeRecords,
 }
 
 impl Probes {
-    /// Every probe, in the order sent.
+    /// Every probe that was sent, in the order of sending.
     pub fn iter(&self) -> impl Iterator<Item = Probe> {
         self.log.iter()
     }
 
-    /// The probes sent from `from` up to `to`, both since the prober's start, in the order sent.
+    /// The probes sent from `from` up to `to`, in the order of sending. Both times are measured from the prober's
+    /// start.
     pub fn within(&self, from: Duration, to: Duration) -> impl Iterator<Item = Probe> {
         self.log.iter().skip_while(move |probe| probe.sent_at < from).take_while(move |probe| probe.sent_at < to)
     }
 
-    /// The lateness of the prober, in microseconds, for each probe that was due from `from` up to `to` and that it
-    /// skipped: the time from when the probe was due until the prober sent again.
+    /// For each skipped probe that was due from `from` up to `to`: the time from when it was due until the prober sent
+    /// again, in microseconds.
     pub fn skipped_within(&self, from: Duration, to: Duration) -> impl Iterator<Item = u32> {
         self.log.skipped_slots().filter(move |(due, _)| (from..to).contains(due)).map(|(_, late_us)| late_us)
     }
@@ -58,21 +60,21 @@ impl Probes {
 
 /// The first sequence number of the schedule; lower ones test whether UDP works.
 pub(super) const FIRST_SEQ: u32 = 64;
-/// Slots are stored in pieces, so that growth does not copy them.
+/// Slots per piece. Slots are stored in pieces, so that growth does not copy them.
 const PIECE: usize = 4096;
-/// The highest number of slots; no further probes are sent. It suffices for 4.5 hours at 1 ms or two days at 10 ms, in
-/// 320 MiB.
+/// The most slots of a schedule; a prober that has used them all sends no further probes. They suffice for 4.5 hours at
+/// an interval of 1 ms or for two days at 10 ms, and take up to 320 MiB.
 const MAX_SLOTS: usize = 1 << 24;
 
-/// A slot of the schedule.
+/// A slot of the schedule: one time at which a probe is due.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     late_us: u32,
     turnaround_us: u32,
-    /// How much more than the first one of the prober the difference of the clocks was ([`Probe::upload_us`]); valid with
-    /// [`ONE_WAY`].
+    /// [`Probe::upload_us`] minus the first such value of the prober, which makes it small enough for 32 bits. Valid if
+    /// [`ONE_WAY`] is set.
     upload_us: i32,
-    /// How long the probe waited in this host's own queues ([`Probe::own_wait_us`]), plus one; 0 if unknown.
+    /// [`Probe::own_wait_us`] plus one; 0 if unknown.
     own_wait: u32,
     /// The round trip in microseconds in the low [`RTT_BITS`], flags above.
     packed: u32,
@@ -89,7 +91,7 @@ const ARRIVED: u32 = 1 << 26;
 const REPLIED: u32 = 1 << 27;
 /// The reply to the probe arrived late.
 const LATE: u32 = 1 << 28;
-/// The reply has a valid time of arrival at the reflector.
+/// The reply has a valid time of the probe's arrival at the reflector.
 const ONE_WAY: u32 = 1 << 29;
 
 impl Slot {
@@ -131,24 +133,26 @@ pub(super) struct ProbeRecords {
     current: Stretch,
     pieces: Vec<Vec<Slot>>,
     skipped: u64,
-    /// Repeated replies.
+    /// Replies that arrived more than once.
     doubled_replies: u64,
-    /// Repeated probes, as reported by the reflector, whose counter wraps.
+    /// Probes that arrived more than once, as reported by the reflector, whose counter wraps.
     doubled_probes: u64,
-    /// The first difference of the clocks, in nanoseconds.
+    /// The first reply's receive time at the reflector minus the sending time, in nanoseconds. See
+    /// [`Probe::upload_us`].
     first_upload_ns: Option<i64>,
-    /// All slots before this one are final: skipped, reported, or too old for the reflector's record.
+    /// All slots before this one are final: skipped, reported, or too old for the reflector's ledger.
     open_from: usize,
 }
 
 /// The information that a reply adds about its probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReplyKind {
-    /// A round trip.
+    /// The reply gives a valid round trip.
     RoundTrip(Duration),
-    /// The first reply to its probe, but without a round trip: it is late, or the probe was outside the schedule.
+    /// The reply is the first one to its probe, but gives no round trip: it is late, or the probe was not part of the
+    /// schedule.
     Other,
-    /// A repeated reply, or one to a probe that was not sent.
+    /// The reply is repeated, or its probe was never sent.
     Nothing,
 }
 
@@ -196,7 +200,7 @@ impl ProbeRecords {
         stretch.due_ns(at)
     }
 
-    /// Changes the interval at `now_ns`. The next slot is due one interval later; returns that time.
+    /// Changes the interval at `now_ns`. Returns when the next slot is due: one new interval later.
     pub(super) fn pace(&mut self, now_ns: u64, interval: Duration) -> u64 {
         let mut next = Stretch::new(self.len(), now_ns, interval);
         next.base_ns = next.base_ns.saturating_add(next.interval_ns);
@@ -207,13 +211,14 @@ impl ProbeRecords {
         next.base_ns
     }
 
-    /// When the first slot of the current interval is due, and that interval.
+    /// When the first slot of the current interval is due, and the interval itself.
     pub(super) fn schedule(&self) -> (u64, Duration) {
         (self.current.base_ns, Duration::from_nanos(self.current.interval_ns))
     }
 
     /// Takes the next slot that is due at `now_ns` and returns its sequence number. A late prober sends the first
-    /// missed slot, which shows the delay, and the last one. It skips those in between, which would be a burst.
+    /// missed slot, which shows the delay, and the last one. It skips the slots in between, because sending them all
+    /// would be a burst.
     pub(super) fn take_due(&mut self, now_ns: u64) -> Option<u32> {
         let next = self.len();
         let late_ns = now_ns.checked_sub(self.due_ns(next))?;
@@ -230,19 +235,21 @@ impl ProbeRecords {
         u32::try_from(next).ok()?.checked_add(FIRST_SEQ)
     }
 
-    /// Counts the untaken slots that were due by `now_ns` as skipped. The last call on this schedule.
+    /// Counts as skipped all slots that were due by `now_ns` and were not taken. This must be the last call on a
+    /// schedule.
     pub(super) fn skip_until(&mut self, now_ns: u64) {
         let Some(since) = now_ns.checked_sub(self.current.base_ns) else { return };
         let taken = self.len() - self.current.first;
         self.skipped += (since / self.current.interval_ns + 1).saturating_sub(taken as u64);
     }
 
-    /// The number after the last one of the schedule.
+    /// The sequence number after the last one of the schedule.
     pub(super) fn seq_after(&self) -> u32 {
         u32::try_from(self.len()).unwrap_or(u32::MAX).saturating_add(FIRST_SEQ)
     }
 
-    /// The highest number that the history of the reply to `seq` should cover, so that the record has no gap.
+    /// The highest sequence number that the history in the reply to `seq` should cover, such that the record gets no
+    /// gap.
     pub(super) fn about(&mut self, seq: u32) -> u32 {
         while self.slot(self.open_from).is_some_and(|slot| !slot.is(SENT) || slot.is(REPORTED)) {
             self.open_from += 1;
@@ -295,7 +302,8 @@ impl ProbeRecords {
         ReplyKind::RoundTrip(round_trip)
     }
 
-    /// Records the difference of the clocks. The times are not trusted: any two give a difference.
+    /// Records the reflector's receive time minus the sending time. Both times come from the network and are not
+    /// trusted, so the subtraction wraps.
     fn enter_upload(&mut self, at: usize, reply: &ReplyPacket) {
         let difference_ns = reply.received_ns.wrapping_sub(reply.sent_ns).cast_signed();
         let first_ns = *self.first_upload_ns.get_or_insert(difference_ns);
@@ -341,8 +349,8 @@ impl ProbeRecords {
         self.open_from = self.open_from.max(oldest_reported.min(self.len()));
     }
 
-    /// Whether every probe has a reply or is reported lost, so that waiting is pointless. Replies missing for longer
-    /// than `timeout` do not count.
+    /// Whether every probe has a reply or is reported as lost, so that waiting for more replies is pointless. Replies
+    /// that have been missing for longer than `timeout` are not waited for.
     pub(super) fn is_settled(&mut self, timeout: Duration) -> bool {
         let len = self.len();
         self.about(self.seq_after());
@@ -356,7 +364,7 @@ impl ProbeRecords {
         self.skipped
     }
 
-    /// Repeated probes and replies.
+    /// Probes and replies that arrived more than once.
     pub(super) fn duplicates(&self) -> u64 {
         self.doubled_replies + self.doubled_probes
     }
@@ -367,7 +375,7 @@ impl ProbeRecords {
         sent.map(|(at, slot)| (at, self.probe(at, slot)))
     }
 
-    /// The probes that were due from `from_ns` up to `to_ns`; does not scan the earlier ones.
+    /// The probes that were due from `from_ns` up to `to_ns`. Does not scan the earlier ones.
     pub(super) fn due_between(&self, from_ns: u64, to_ns: u64) -> Vec<Probe> {
         let to = self.slot_from(to_ns).min(self.len());
         let from = self.slot_from(from_ns).min(to);
@@ -375,8 +383,8 @@ impl ProbeRecords {
         sent.map(|(at, slot)| self.probe(at, slot)).collect()
     }
 
-    /// When each skipped slot was due, and how much later the prober sent again, in microseconds. What it sent then was
-    /// the first slot that it had missed.
+    /// When each skipped slot was due, and how much later the prober sent again, in microseconds. At that later time it
+    /// sent the first slot that it had missed.
     fn skipped_slots(&self) -> impl Iterator<Item = (Duration, u32)> {
         let mut caught_up_ns = self.due_ns(0);
         self.pieces.iter().flatten().enumerate().filter_map(move |(at, slot)| {

@@ -15,7 +15,8 @@ use crate::session_control::SessionControl;
 use crate::socket::mark;
 use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
-/// Answers the probes of one session at a UDP port. Each verified probe is a sign of life of the appliance.
+/// Answers the probes of one session at a UDP port. Each verified probe also counts as a sign that the appliance is
+/// alive.
 pub struct ProbeResponder {
     keys: Arc<SessionKeys>,
     control: Arc<SessionControl>,
@@ -26,7 +27,8 @@ pub struct ProbeResponder {
 }
 
 impl ProbeResponder {
-    /// A responder for the session with these keys, which counts each reply in `dwell` and sends it with `dscp`.
+    /// A responder for the session with these keys. It counts the dwell time of each reply in `dwell` and sends replies
+    /// with the DSCP `dscp`.
     pub fn new(keys: Arc<SessionKeys>, control: Arc<SessionControl>, dwell: Arc<DwellTimes>, dscp: Option<u8>) -> Self {
         Self { keys, control, ledger: Mutex::new(ProbeLedger::new()), clock: Clock::start(), dwell, dscp }
     }
@@ -59,7 +61,7 @@ impl DatagramHandler for ProbeResponder {
 }
 
 /// The reply to a recorded probe; its dwell time ends now.
-fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: &Clock) -> ReplyPacket {
+pub(super) fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: &Clock) -> ReplyPacket {
     ReplyPacket {
         seq: probe.seq,
         sent_ns: probe.sent_ns,
@@ -70,9 +72,10 @@ fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: 
     }
 }
 
-/// Answers the probes of one session on a data connection whose preamble has the stream [`Preamble::ECHO`]. Blocks
-/// until the connection ends, the session is cancelled, or anything but a new probe arrives. Charges the bytes to the
-/// session, and counts each reply in `dwell`. Its packets have the DSCP `dscp`.
+/// Answers the probes of one session on a data connection whose preamble has the phase [`Preamble::ECHO`]. Blocks until
+/// the connection ends, the session is cancelled, or anything but a new probe arrives.
+///
+/// Charges the bytes to the session, counts each dwell time in `dwell`, and sends packets with the DSCP `dscp`.
 ///
 /// [`Preamble::ECHO`]: paramedic_link::admission::Preamble::ECHO
 pub fn answer_stream(
@@ -233,7 +236,8 @@ mod tests {
         assert_eq!(reply(&owner, 1).seq, 8);
         assert_empty(&owner);
         assert_empty(&other_address);
-        let counted = Refused { malformed: 7, unknown_session: 1, wrong_source: 1, over: 0, forged: 2, replayed: 1 };
+        let counted =
+            Refused { malformed: 7, unknown_session: 1, wrong_source: 1, forged: 2, replayed: 1, ..Refused::default() };
         assert_eq!(responder.refused(), counted);
     }
 

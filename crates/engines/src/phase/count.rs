@@ -7,8 +7,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use paramedic_link::measurement::CpuUse;
 
-/// The payload bytes of one stream so far. Occupies two cache lines, because processors fetch them in pairs, so that
-/// streams do not share a line.
+/// The payload bytes of one stream so far. It occupies two cache lines, because processors fetch lines in pairs. So the
+/// counters of two streams never share a line.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Counter(AtomicU64);
@@ -30,12 +30,12 @@ impl Counter {
 pub(crate) struct ThreadUse {
     user_s: f64,
     system_s: f64,
-    /// As a share of one core.
+    /// User and system time, as a share of one core, 0 to 1.
     busy: f64,
     queued: Option<QueueShares>,
 }
 
-/// The shares of a thread's time in which it was runnable.
+/// The shares of a thread's time, 0 to 1, in which it was runnable.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct QueueShares {
     /// Running or waiting for a processor.
@@ -51,8 +51,8 @@ impl QueueShares {
         Self::parse(&crate::host_facts::text("/proc/thread-self/schedstat")?, lived)
     }
 
-    /// The first two numbers of schedstat (Documentation/scheduler/sched-stats.rst): nanoseconds on a processor, and in
-    /// the run queue. A kernel without this record has zeros.
+    /// Parses the first two numbers of schedstat (Documentation/scheduler/sched-stats.rst): nanoseconds on a processor,
+    /// and in the run queue. A kernel without these statistics has zeros there.
     fn parse(schedstat: &str, lived: f64) -> Option<Self> {
         let mut seconds = schedstat.split_whitespace().map(|field| field.parse::<u64>().map(|ns| ns as f64 / 1e9));
         let (running, waiting) = (seconds.next()?.ok()?, seconds.next()?.ok()?);
@@ -63,7 +63,7 @@ impl QueueShares {
 }
 
 impl ThreadUse {
-    /// The use of the calling thread, which has run since `began`.
+    /// The processor use of the calling thread, which has run since `began`.
     pub(crate) fn since(began: Instant) -> Self {
         let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
         let (user_s, system_s) = getrusage(UsageWho::RUSAGE_THREAD)
@@ -73,7 +73,7 @@ impl ThreadUse {
         Self { user_s, system_s, busy, queued: QueueShares::of_this_thread(lived) }
     }
 
-    /// The use of all threads of a direction, together with that of the `host`.
+    /// The processor use of all threads of a direction, added to that of the `host`.
     pub(crate) fn of_all(threads: impl Iterator<Item = Self>, host: CpuUse) -> CpuUse {
         threads.fold(host, |sum, one| {
             let queued = one.queued.filter(|queued| sum.runnable.is_none_or(|runnable| queued.runnable > runnable));

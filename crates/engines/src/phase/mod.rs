@@ -1,4 +1,4 @@
-//! The phases of every engine: one runner, one sampler, one watcher, and one rule for why a phase was cut short.
+//! Runs the phases of every engine: one runner, one sampler, one watcher, and one rule for why a phase was cut short.
 //! Independent of any engine.
 
 mod count;
@@ -26,18 +26,18 @@ pub(crate) use registry::{StreamRegistry, Unplaced, direction_of};
 pub(crate) use sampler::SAMPLE_INTERVAL;
 pub(crate) use threads::{Ended, PhaseStream, StreamReport, StreamRun, run};
 
-/// How long after the end of a phase a receiver still accepts bytes in flight.
+/// How long after the end of a phase a receiver still accepts bytes that are in flight.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The timeout for connecting the streams of a phase.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// If a stream ends this much before its time, the other end has failed. The begins of a phase at both ends differ by
-/// less than that, even if the start message was retransmitted or read late. In a shorter phase, the missing tally of
-/// the other end shows the failure.
+/// A stream that ends this much before its time means that the other end has failed. The two ends begin a phase at
+/// different times, but the difference is less than this margin, even if the start message was retransmitted or read
+/// late. In a phase shorter than this, the other end's missing tally shows the failure.
 pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 
-/// Why a phase was cut short when its session ended.
+/// The reason of a phase that was cut short because its session ended.
 pub const SESSION_OVER: &str = "the session ended before the phase did";
 
 /// The error for a phase that the test does not have.
@@ -54,15 +54,15 @@ pub struct PhaseContext<'a> {
     pub(crate) control: &'a SessionControl,
     /// When the phase began.
     pub begin: Instant,
-    /// When senders stop, unless the phase is stopped before.
+    /// When senders stop, unless the appliance ends the phase before.
     planned_end: Instant,
     has_failed: AtomicBool,
-    /// The first failure; later ones are its consequences.
+    /// The first failure. Later ones are its consequences.
     failure: Mutex<Option<String>>,
 }
 
 impl<'a> PhaseContext<'a> {
-    /// A context for `phase` of the test `ask`. The phase began at `begin`. A stop of an earlier phase ends here.
+    /// A context for `phase` of the test `ask`. The phase began at `begin`. Clears the stop of an earlier phase.
     pub fn new(
         ask: &'a TestSpec,
         phase: &PhaseSpec,
@@ -83,7 +83,7 @@ impl<'a> PhaseContext<'a> {
         }
     }
 
-    /// When senders stop: at the end of the phase's time, or when the appliance ended it.
+    /// When senders stop: at the planned end of the phase, or when the appliance ended it.
     pub(crate) fn until(&self) -> Instant {
         self.control.phase_stopped_at().map_or(self.planned_end, |stopped| stopped.min(self.planned_end))
     }
@@ -93,26 +93,28 @@ impl<'a> PhaseContext<'a> {
         self.control.is_cancelled() || self.has_failed()
     }
 
-    /// Nanoseconds since the begin.
+    /// Nanoseconds since the phase began.
     pub(crate) fn now_ns(&self) -> u64 {
         u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The error if an orderly end of a stream at `now` came long before its time. A direction that ends after a number
-    /// of bytes has no such time, and at the reflector neither has one that the appliance may stop: its streams may end
-    /// before its message arrives.
+    /// Returns an error if the other end closed a stream properly at `now`, but long before its time.
+    ///
+    /// A direction that ends after a number of bytes has no such time. Neither has the reflector's end of an upload
+    /// that the appliance may stop: its streams may end before the stop message arrives.
     pub fn ended_early(&self, now: Instant) -> Option<io::Error> {
         let may_be_stopped = self.ask.may_stop && self.sent == Direction::Download;
-        (self.ask.direction_bytes.is_none() && !may_be_stopped && now + EARLY_END < self.until())
-            .then(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the other end stopped sending"))
+        (self.ask.direction_bytes.is_none() && !may_be_stopped && now + EARLY_END < self.until()).then(|| {
+            io::Error::new(io::ErrorKind::UnexpectedEof, "the other end stopped sending before the phase was over")
+        })
     }
 
     fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::SeqCst)
     }
 
-    /// Records a failure at `now` of a stream whose own time lasts until `stream_until`, and ends the phase. A failure
-    /// after that time or after a cancellation is ignored, because it is a consequence.
+    /// Records a stream's failure at `now`, and ends the phase. `stream_until` is the end of the stream's own time. A
+    /// failure after that time, after a stop or after a cancellation is ignored, because it is a consequence.
     fn note(&self, failure: String, now: Instant, stream_until: Instant) {
         let is_stopped = self.control.phase_stopped_at().is_some_and(|stopped| now >= stopped);
         if now >= stream_until || is_stopped || self.control.is_cancelled() {
@@ -123,20 +125,20 @@ impl<'a> PhaseContext<'a> {
         self.control.wake();
     }
 
-    /// Why the phase, which ends at `now`, was cut short; `None` if it was not.
+    /// Why the phase that ends at `now` was cut short; `None` if it was not.
     pub fn why_cut_short(&self, now: Instant) -> Option<String> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         why_cut_short(failure, self.control.is_cancelled(), now, self.until())
     }
 }
 
-/// Why a phase was cut short: the first failure within its stream's time, otherwise a cancellation within the phase's
-/// time. Later events do not cut a phase short.
+/// Why a phase was cut short: the first recorded failure, or else a cancellation before the phase's end. Later events
+/// do not cut a phase short.
 fn why_cut_short(failure: Option<String>, is_cancelled: bool, now: Instant, until: Instant) -> Option<String> {
     failure.or_else(|| (is_cancelled && now < until).then(|| SESSION_OVER.to_owned()))
 }
 
-/// A tally with an entry for each direction of `load`.
+/// A tally with an entry from `of` for each direction of `load`.
 pub fn tally(load: Load, cut_short: Option<&str>, mut of: impl FnMut(Direction) -> DirectionTally) -> PhaseTally {
     let mut moved = |direction| load.moves(direction).then(|| of(direction));
     PhaseTally {
@@ -147,13 +149,13 @@ pub fn tally(load: Load, cut_short: Option<&str>, mut of: impl FnMut(Direction) 
     }
 }
 
-/// The tally of a phase that moved nothing, with the reason.
+/// The tally of a phase that moved nothing. `why` is the reason, unless the session was cancelled.
 pub fn nothing_moved(phase: Option<&PhaseSpec>, control: &SessionControl, why: &str) -> PhaseTally {
     let why = if control.is_cancelled() { SESSION_OVER } else { why };
     tally(phase.map_or(Load::Idle, |phase| phase.load), Some(why), |_| DirectionTally::default())
 }
 
-/// Runs a phase without load: waits for its duration. Without a phase, returns at once with the reason.
+/// Runs a phase without load: waits for its duration. If the test has no such phase, returns at once with the reason.
 #[expect(clippy::disallowed_methods, reason = "waits for wall time")]
 pub fn run_idle(phase: Option<&PhaseSpec>, control: &SessionControl, report: PhaseObserver<'_>) -> PhaseTally {
     let Some(phase) = phase else { return nothing_moved(None, control, NO_SUCH_PHASE) };

@@ -1,4 +1,4 @@
-//! The connected streams of a session that wait for their phase, by index.
+//! Holds the connected streams of a session, by phase and index, until their phase begins.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,12 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 use super::CONNECT_TIMEOUT;
 use crate::session_control::SessionControl;
 
-/// The number of streams of `phase`, over both directions.
+/// The number of streams of `phase`, both directions together.
 pub fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
     phase.load.directions().iter().map(|_| spec.streams.min(TestSpec::MAX_STREAMS)).sum()
 }
 
-/// The direction of stream number `stream` of `phase`; the download's streams come first.
+/// The direction of stream number `stream` of `phase`. The download's streams have the lower numbers.
 pub(crate) fn direction_of(spec: &TestSpec, phase: &PhaseSpec, stream: u16) -> Option<Direction> {
     phase.load.directions().get(usize::from(stream / spec.streams.max(1))).copied()
 }
@@ -24,11 +24,11 @@ pub(crate) fn direction_of(spec: &TestSpec, phase: &PhaseSpec, stream: u16) -> O
 pub(crate) enum Unplaced {
     /// The phase or the stream does not exist.
     NoSuchPlace,
-    /// Another stream has the index, or the phase has begun.
+    /// Another stream already has the index, or the phase has begun.
     Taken,
 }
 
-/// The streams of one session at one end. `T` is an engine's connected stream.
+/// The connected streams of one session at one end. `T` is an engine's connected stream.
 pub(crate) struct StreamRegistry<T> {
     /// The number of streams of each phase.
     places: Vec<u16>,
@@ -39,7 +39,7 @@ pub(crate) struct StreamRegistry<T> {
 struct RegistryState<T> {
     /// The running phase, or the next one if none runs.
     next: u8,
-    /// Phases whose streams were taken, or did not connect in time. They admit no further streams.
+    /// Phases that admit no further streams: their streams were taken, or did not connect in time.
     closed: HashSet<u8>,
     ready: HashMap<(u8, u16), T>,
 }
@@ -51,17 +51,18 @@ impl<T> StreamRegistry<T> {
         Self { places, control, state: Mutex::new(state) }
     }
 
-    /// Whether stream `index` of `phase` exists and its phase has not begun. Another stream may have the index.
+    /// Checks that stream `index` of `phase` exists and that its phase has not begun. The index may already have a
+    /// stream.
     pub(crate) fn check(&self, phase: u8, index: u16) -> Result<(), Unplaced> {
         self.check_open(&self.state(), phase, index)
     }
 
-    /// Adds `stream`, unless another one has its index, and wakes the thread that waits for the phase.
+    /// Adds `stream`, unless another one already has its index. Wakes the thread that waits for the phase.
     pub(crate) fn admit(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
         self.put(phase, index, stream, false)
     }
 
-    /// Adds `stream`, replaces another one with its index, and wakes the thread that waits for the phase.
+    /// Adds `stream`, and replaces one that already has its index. Wakes the thread that waits for the phase.
     pub(crate) fn replace(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
         self.put(phase, index, stream, true)
     }
@@ -85,7 +86,7 @@ impl<T> StreamRegistry<T> {
         self.state().next == phase
     }
 
-    /// Marks `phase` as over, so that the one after it is next.
+    /// Marks `phase` as over, so that the following phase is the next one.
     pub(crate) fn advance(&self, phase: u8) {
         let mut state = self.state();
         state.next = state.next.max(phase.saturating_add(1));
@@ -103,8 +104,8 @@ impl<T> StreamRegistry<T> {
         self.is_complete_in(&self.state(), phase)
     }
 
-    /// Takes all streams of `phase`, in order of index, and closes the phase. If some are missing, drops the others and
-    /// returns their number as the error.
+    /// Takes all streams of `phase`, ordered by index, and closes the phase. If some are missing, drops those that are
+    /// ready and returns their number as the error.
     pub(crate) fn take(&self, phase: u8) -> Result<Vec<T>, usize> {
         let places = self.places.get(usize::from(phase)).copied().unwrap_or(0);
         let mut state = self.state();

@@ -1,4 +1,4 @@
-//! The schedule and the content of the samples of a phase. Pure: the time and the totals are arguments.
+//! Decides when samples of a phase are due, and computes them. Pure: the time and the totals are arguments.
 
 use std::time::{Duration, Instant};
 
@@ -9,22 +9,22 @@ use super::micros;
 /// The time from one sample to the next.
 pub(crate) const SAMPLE_INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 
-/// The samples of one phase at one end, the same for every engine:
+/// Computes the samples of one phase at one end, the same for every engine:
 ///
-/// - Samples are due on an absolute schedule, every [`SAMPLE_INTERVAL`] after the begin. A late sample covers a longer
-///   time, as its `at_us` shows; missed samples are not made up for.
+/// - Samples are due on an absolute schedule, every [`SAMPLE_INTERVAL`] after the start of the phase. A late sample
+///   covers a longer time, as its `at_us` shows. Missed samples are not made up for.
 /// - A sample counts if it was due within the phase, even if it was taken a little later.
 /// - A direction has no more samples after one of its streams has ended, because the load is incomplete then.
 pub(crate) struct Sampler {
     begin: Instant,
     until: Instant,
     due: Instant,
-    /// The totals of the last call: download, upload.
+    /// The totals at the last sample, of the download and of the upload.
     sampled: [u64; 2],
 }
 
 impl Sampler {
-    /// A sampler for a phase from `begin` until `until`, with totals of 0 at the begin.
+    /// A sampler for a phase from `begin` until `until`. Both totals start at 0.
     pub(crate) fn new(begin: Instant, until: Instant) -> Self {
         Self { begin, until, due: begin + SAMPLE_INTERVAL, sampled: [0; 2] }
     }
@@ -34,13 +34,13 @@ impl Sampler {
         self.due
     }
 
-    /// Sets the end of the phase, which may be stopped before its time.
+    /// Sets the end of the phase: the appliance may end a phase before its time.
     pub(crate) fn end_at(&mut self, until: Instant) {
         self.until = until;
     }
 
-    /// The samples at `now`: download, upload. `totals` are the payload bytes so far, `None` for a direction that the
-    /// phase does not have or that lost a stream. Returns no samples before they are due.
+    /// The samples of download and upload at `now`; none before they are due. `totals` are the payload bytes so far. A
+    /// total is `None` if the phase does not have the direction, or if one of its streams has ended.
     pub(crate) fn look(&mut self, now: Instant, totals: [Option<u64>; 2]) -> [Option<Sample>; 2] {
         if now < self.due {
             return [None, None];

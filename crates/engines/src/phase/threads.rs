@@ -1,5 +1,5 @@
 //! Runs a phase with one thread per stream, while the calling thread watches them. The same at both ends and for every
-//! engine; the engine's stream moves the bytes. Shell: threads and the clock.
+//! engine; the engine's [`PhaseStream`] moves the bytes. Uses threads and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "runs a phase in wall time")]
 
@@ -20,58 +20,59 @@ use crate::host_facts::CpuClock;
 use crate::session_control::SessionControl;
 use crate::thread_limit;
 
-/// How long after the receiver's drain timeout a sender still waits for its confirmation.
+/// How long a sender waits for the receiver's confirmation after the receiver's drain timeout.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connected stream of an engine.
+/// A connected stream of an engine, which one thread sends or receives.
 pub(crate) trait PhaseStream: Send {
-    /// The watcher's part of a stream.
+    /// The part of a stream that the watcher uses while the thread runs.
     type Watched: Send + Sync;
     /// The engine's own part of a stream's report.
     type Own: Default + Send;
-    /// The names of the threads that send and receive.
+    /// The names of the sending and of the receiving thread.
     const THREADS: [&'static str; 2];
-    /// How much later than the phase a sender may begin and end.
+    /// How much later than the phase a sender may begin, and therefore end.
     const LATEST_BEGIN: Duration;
 
-    /// Creates the watcher's part of this stream. `is_sent`: this end sends.
+    /// Creates the watcher's part of this stream. `is_sent`: whether this end sends.
     fn watched(&self, is_sent: bool) -> io::Result<Self::Watched>;
 
     /// Sends until the stream's time is over and the other end has confirmed the bytes, or until the phase is over. The
-    /// counter and `report` include what was sent before a failure.
+    /// counter and `report` must include what was sent before a failure.
     fn send(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<Self::Own>) -> io::Result<()>;
 
-    /// Receives until the sender has ended or the phase is over. The counter and `report` include what was received
-    /// before a failure.
+    /// Receives until the sender has ended or the phase is over. The counter and `report` must include what was
+    /// received before a failure.
     fn receive(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<Self::Own>) -> io::Result<()>;
 
-    /// Called once per interval if this end sends, with the stream's bytes so far. Returns whether anything arrived
-    /// from the other end.
+    /// Called once per sample interval if this end sends. `total` is the number of bytes that the stream has sent.
+    /// Returns whether anything arrived from the other end since the last call.
     fn attend(watched: &Self::Watched, total: u64) -> bool;
 
-    /// How many of the `total` bytes sent by this end the other end has acknowledged. Called once per interval, for the
-    /// samples of the sender.
+    /// How many of the `total` sent bytes the other end has acknowledged. Called once per sample interval, for the
+    /// sender's samples.
     fn acknowledged(_watched: &Self::Watched, total: u64) -> u64 {
         total
     }
 
-    /// What the kernel recorded of the stream. Called once per interval if the test asks for it; only the stream is set
-    /// then.
+    /// What the kernel recorded of the stream. Called once per sample interval if the test asks for it. The caller sets
+    /// time and stream number.
     fn tcp_sample(_watched: &Self::Watched) -> Option<TcpSample> {
         None
     }
 
-    /// Called once per interval if this end sends. `is_silent`: the other end has been silent for too long. A stream
-    /// that waits for acknowledgements pauses until this is called with `false`; waiting threads are then woken.
+    /// Called once per sample interval if this end sends. `is_silent`: whether the other end has been silent for too
+    /// long. A stream that waits for acknowledgements pauses until this is called with `false`; then the caller wakes
+    /// waiting threads.
     fn pause(watched: &Self::Watched, is_silent: bool);
 
     /// Ends the stream at once, so that its thread returns.
     fn abort(watched: &Self::Watched);
 
-    /// The text of a failure at the time `after` since the begin of the phase.
+    /// Describes a failure that occurred `after` the start of the phase.
     fn describe(failure: &io::Error, after: Duration) -> String;
 
-    /// Completes the tally of a direction with these streams.
+    /// Adds what the engine knows of these streams to the tally of their direction.
     fn tally(streams: &[Ended<'_, Self>], is_sent: bool, tally: &mut DirectionTally)
     where
         Self: Sized;
@@ -93,8 +94,8 @@ impl<W> StreamRun<'_, W> {
         self.context.is_over() || self.is_aborted.load(Ordering::Relaxed)
     }
 
-    /// How many of `most` bytes the stream may send now; 0 once the streams of its direction have taken all that the
-    /// direction may send. `taken` holds what this stream has taken and not sent yet, at first 0.
+    /// How many of `most` bytes the stream may send now. 0 once the streams of its direction have taken all bytes that
+    /// the direction may send. `taken` must start at 0: it holds what this stream has taken and not sent yet.
     pub(crate) fn take_bytes(&self, taken: &mut u64, most: usize) -> usize {
         let Some(left) = self.bytes_left else { return most };
         let wanted = u64::try_from(most).unwrap_or(u64::MAX);
@@ -111,7 +112,8 @@ impl<W> StreamRun<'_, W> {
 pub(crate) struct StreamReport<O> {
     /// When the last byte moved.
     pub(crate) last: Option<Instant>,
-    /// The end of its own time: the phase's, unless the stream began later. A later failure is ignored.
+    /// The end of the stream's own time. It is the end of the phase unless the stream began later. A later failure is
+    /// ignored.
     pub(crate) until: Instant,
     pub(crate) own: O,
     used: ThreadUse,
@@ -123,7 +125,7 @@ pub(crate) struct Ended<'a, S: PhaseStream> {
     pub(crate) own: S::Own,
 }
 
-/// One direction of the phase.
+/// One direction of a running phase.
 struct DirectionRun<W> {
     direction: Direction,
     is_sent: bool,
@@ -131,7 +133,7 @@ struct DirectionRun<W> {
     watched: Vec<W>,
     ended: AtomicUsize,
     is_aborted: AtomicBool,
-    /// What its streams may still take to send; `None`: no limit.
+    /// How many bytes the direction's streams may still take for sending; `None` without a limit.
     bytes_left: Option<AtomicU64>,
 }
 
@@ -145,7 +147,7 @@ impl<W> DirectionRun<W> {
     }
 }
 
-/// Runs `phase` over all its `streams`; the download's come first. This end sends the direction `sent`. Returns when
+/// Runs `phase` over all its `streams`, those of the download first. This end sends the direction `sent`. Returns when
 /// all threads have ended and the sockets are closed.
 pub(crate) fn run<S: PhaseStream>(
     ask: &TestSpec,
@@ -263,7 +265,7 @@ fn run_stream<S: PhaseStream>(
     report
 }
 
-/// The threads of a phase, for the watcher.
+/// The threads of a phase, as the watcher sees them.
 struct Threads<'a, S: PhaseStream> {
     runs: &'a [DirectionRun<S::Watched>],
     control: &'a SessionControl,
@@ -274,7 +276,7 @@ struct Threads<'a, S: PhaseStream> {
 }
 
 impl<S: PhaseStream> Threads<'_, S> {
-    /// Keeps what the kernel has recorded of all streams so far.
+    /// Adds what the kernel has recorded of each stream so far to `detail`.
     fn sample_streams(&mut self) {
         let Some(detail) = &mut self.detail else { return };
         let at_ms = u32::try_from(self.begin.elapsed().as_millis()).unwrap_or(u32::MAX);

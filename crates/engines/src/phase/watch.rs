@@ -1,5 +1,5 @@
-//! The watcher of a phase: takes samples, checks that the other end is alive, pauses sending while it is silent, and
-//! ends overdue streams. The same for threads of this program and for a child process. Shell: reads the clock.
+//! Watches a phase: takes samples, checks that the other end is alive, pauses sending while the other end is silent,
+//! and ends overdue streams. The same for threads of this program and for a child process. Reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "watches a running phase")]
 
@@ -11,38 +11,39 @@ use super::sampler::Sampler;
 use super::{DRAIN_TIMEOUT, PhaseContext};
 use crate::engine::{PhaseObserver, PhaseProgress};
 
-/// The streams of a phase, for the watcher.
+/// The streams of a phase, as the watcher sees them.
 pub trait Moving {
-    /// Whether all streams have ended. The implementation wakes the session control when this changes.
+    /// Whether all streams have ended. The implementation must wake the session control when this changes.
     fn is_done(&self) -> bool;
 
-    /// The state of each direction: download, upload; `None` for a direction that the phase does not have.
+    /// The state of the download and of the upload; `None` for a direction that the phase does not have.
     fn look(&mut self) -> [Option<Look>; 2];
 
-    /// Called after each look. `is_silent`: nothing arrived from the other end for [`PAUSE_AFTER_SILENCE`]. Sending
-    /// must pause until this is called with `false`.
+    /// Called after each [`Moving::look`]. `is_silent`: whether nothing arrived from the other end for
+    /// [`PAUSE_AFTER_SILENCE`]. Sending must pause until this is called with `false`.
     fn pause(&mut self, is_silent: bool);
 
-    /// Called after each look from `DRAIN_TIMEOUT` after the phase's time on; `late` is the time since then. Ends the
-    /// streams that are overdue.
+    /// Ends the streams that are overdue. Called after each [`Moving::look`] once the phase's end is `DRAIN_TIMEOUT`
+    /// ago. `late`: the time since the phase's end.
     fn end_overdue(&mut self, late: Duration);
 
     /// Ends all streams.
     fn abort(&mut self);
 }
 
-/// The state of one direction at a look of the watcher.
+/// The state of one direction at one time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Look {
-    /// Payload bytes so far of all streams.
+    /// Payload bytes of all streams so far.
     pub total: u64,
-    /// Whether none of its streams has ended.
+    /// Whether none of the direction's streams has ended.
     pub is_whole: bool,
     /// Whether anything other than payload arrived from the other end since the last look.
     pub is_heard: bool,
 }
 
-/// Watches a phase until all its streams have ended, one has failed, or the session is cancelled; then ends the others.
+/// Watches a phase until all its streams have ended, one has failed, or the session is cancelled. Then ends the
+/// remaining streams.
 pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: PhaseObserver<'_>) {
     let mut sampler = Sampler::new(context.begin, context.until());
     let mut arrived = 0;
@@ -79,8 +80,8 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Phase
     context.control.wake();
 }
 
-/// Whether sending must pause at `now`. `heard` is when the other end last sent something. Silence counts from the
-/// begin of the phase.
+/// Whether sending must pause at `now`. `heard` is when the other end last sent something. Silence before the start of
+/// the phase does not count.
 fn is_silent(heard: Instant, begin: Instant, now: Instant) -> bool {
     now.saturating_duration_since(heard.max(begin)) > PAUSE_AFTER_SILENCE
 }

@@ -1,5 +1,5 @@
-//! Child processes: they die with this process and can be confined. The caller defines the permissions of a confined
-//! child.
+//! Starts child processes that the kernel kills when this process dies, and can confine them. The caller defines the
+//! permissions of a confined child.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -22,21 +22,21 @@ use super::seccomp::{Filter, Supervisor};
 
 use crate::thread_limit;
 
-/// What a child may do.
+/// The permissions and limits of a confined child.
 pub struct Confinement {
-    /// The files that it can access.
+    /// The files that the child can access.
     pub files: RulesetCreated,
-    /// The system calls that it can make.
+    /// The system calls that the child can make.
     pub calls: Filter,
-    /// The highest number of open descriptors.
+    /// The most open descriptors.
     pub descriptors: u64,
-    /// The largest file that it can write, in bytes.
+    /// The largest file that the child can write, in bytes.
     pub file_bytes: u64,
-    /// The size of its private memory, in bytes.
+    /// The most private memory that the child can have, in bytes (`RLIMIT_DATA`).
     pub data_bytes: u64,
 }
 
-/// Why a child could not be confined.
+/// Why a child could not be confined: the failed step and its error.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {source}")]
 pub struct NotConfined {
@@ -44,7 +44,7 @@ pub struct NotConfined {
     source: io::Error,
 }
 
-/// The failures of the steps between fork and exec, in order.
+/// What failed, for each step between fork and exec, in order.
 const STEPS: [&str; 6] = [
     "it can't be tied to the life of this program",
     "it can't be kept from inheriting open descriptors",
@@ -54,7 +54,7 @@ const STEPS: [&str; 6] = [
     "its system calls can't be supervised (seccomp user notification, Linux 5.14 or newer)",
 ];
 
-/// Held from before a fork until the exec: in between, the child has copies of this process's descriptors.
+/// Held from before a fork until the exec. In between, the child has copies of all descriptors of this process.
 static STARTING: Mutex<()> = Mutex::new(());
 
 pub(crate) fn being_started() -> MutexGuard<'static, ()> {
@@ -66,8 +66,8 @@ pub(crate) fn await_started() {
     drop(being_started());
 }
 
-/// Starts a child in its own process group. The kernel kills it when the calling thread ends, so that thread must live
-/// as long as the child.
+/// Starts a child in its own process group. The kernel kills the child when the calling thread ends, so that thread
+/// must live as long as the child.
 pub fn spawn(mut command: Command) -> io::Result<Child> {
     let parent = rustix::process::getpid();
     let tie = move || {
@@ -83,7 +83,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     command.spawn().map_err(thread_limit::explained)
 }
 
-/// Like [`spawn`], but confined. The supervisor receives the child's supervised system calls.
+/// Like [`spawn`], but confined. The returned supervisor receives the system calls of the child that it must answer.
 pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Result<(Child, Supervisor)> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let parent = rustix::process::getpid();
@@ -153,8 +153,8 @@ fn tie_to(parent: Pid) -> io::Result<()> {
     if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::PIPE.into()) }
 }
 
-/// Sets close-on-exec on all descriptors except the standard streams, so that the child does not inherit them. This
-/// process opens descriptors with that flag, but descriptors that it inherited itself may lack it.
+/// Sets close-on-exec on all descriptors except the standard streams, so that the child does not inherit them.
+/// Descriptors that this process opened have that flag, but those that it inherited itself may lack it.
 fn keep_descriptors() -> io::Result<()> {
     // SAFETY: the call only marks descriptors of this process; those of the standard library and ours are already
     // marked.
@@ -163,8 +163,8 @@ fn keep_descriptors() -> io::Result<()> {
 }
 
 /// Clears the inheritable, the ambient and the bounding capability set. At its exec, a program gets its capabilities
-/// from the first two. A program that root starts also gets all of the bounding set, unless a secure bit forbids it
-/// (capabilities(7)).
+/// from the first two sets. A program that root starts also gets all of the bounding set, unless a secure bit forbids
+/// that (capabilities(7)).
 fn give_up_capabilities() -> io::Result<()> {
     let own = rustix::thread::capabilities(None)?;
     rustix::thread::set_capabilities(None, CapabilitySets { inheritable: CapabilitySet::empty(), ..own })?;
@@ -196,7 +196,7 @@ fn limit(resource: Resource, most: u64, of: Option<Pid>) -> io::Result<()> {
     Ok(())
 }
 
-/// Enforces the Landlock rules. Also sets no_new_privs, which is a condition for installing a seccomp filter.
+/// Enforces the Landlock rules. Also sets no_new_privs, which the kernel requires before it installs a seccomp filter.
 fn limit_files(files: RulesetCreated) -> io::Result<()> {
     let status = files.restrict_self().map_err(|_| io::Error::from(Errno::OPNOTSUPP))?;
     let is_limited = status.ruleset != RulesetStatus::NotEnforced && status.no_new_privs;
@@ -213,7 +213,8 @@ fn send_descriptor(to: &OwnedFd, what: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives the child's message, if it sent one: a byte, and possibly a descriptor.
+/// Receives the child's message, if it sent one: the number of a step, and the seccomp descriptor if all steps
+/// succeeded.
 fn receive(from: &OwnedFd) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -28,7 +28,7 @@ pub(crate) struct TcpInfo {
     pub(crate) last_data_recv_ms: Option<u32>,
     /// Milliseconds since the last acknowledgement arrived.
     pub(crate) last_ack_recv_ms: Option<u32>,
-    /// The smoothed round-trip time, and its mean deviation, in microseconds.
+    /// The smoothed round-trip time; `rttvar_us` is its mean deviation. Both in microseconds.
     pub(crate) rtt_us: Option<u32>,
     pub(crate) rttvar_us: Option<u32>,
     /// The slow start threshold, in segments; [`TcpInfo::NO_THRESHOLD`] until the first loss.
@@ -37,32 +37,32 @@ pub(crate) struct TcpInfo {
     pub(crate) cwnd: Option<u32>,
     /// Retransmitted segments since the connection was opened.
     pub(crate) total_retrans: Option<u32>,
-    /// The rate to which the kernel paces, in bytes per second.
+    /// The rate at which the kernel paces the connection, in bytes per second.
     pub(crate) pacing_rate: Option<u64>,
     /// Payload bytes that the other end has acknowledged.
     pub(crate) bytes_acked: Option<u64>,
     /// Payload bytes received, without duplicates.
     pub(crate) bytes_received: Option<u64>,
-    /// The smallest round-trip time of the last minutes, in microseconds.
+    /// The smallest round-trip time of the last minutes (`net.ipv4.tcp_min_rtt_wlen`), in microseconds.
     pub(crate) min_rtt_us: Option<u32>,
     /// The latest rate at which data was delivered, in bytes per second.
     pub(crate) delivery_rate: Option<u64>,
     /// How long there was unacknowledged or unsent data, in microseconds.
     pub(crate) busy_us: Option<u64>,
-    /// Of that, how long the receiver's window stopped the sender.
+    /// The part of `busy_us` for which the receiver's window stopped the sender.
     pub(crate) receive_window_us: Option<u64>,
-    /// Of that, how long the size of the send buffer stopped the sender.
+    /// The part of `busy_us` for which the size of the send buffer stopped the sender.
     pub(crate) send_buffer_us: Option<u64>,
-    /// How often segments were found reordered.
+    /// How often the kernel found segments reordered.
     pub(crate) reordering_seen: Option<u32>,
 }
 
 impl TcpInfo {
-    /// `ssthresh` without a threshold (`TCP_INFINITE_SSTHRESH`, net/tcp.h).
+    /// The value of `ssthresh` while there is no threshold (`TCP_INFINITE_SSTHRESH`, net/tcp.h).
     pub(crate) const NO_THRESHOLD: u32 = 0x7fff_ffff;
-    /// `state` of a closed connection (net/tcp_states.h).
+    /// The value of `state` for a closed connection (net/tcp_states.h).
     pub(crate) const CLOSE: u8 = 7;
-    /// `state` after the other end has closed its sending side.
+    /// The value of `state` after the other end has closed its sending side.
     pub(crate) const CLOSE_WAIT: u8 = 8;
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
 /// The link modes that the driver of `interface` supports: the first 32 bits of the kernel's list
 /// (`ETHTOOL_LINK_MODE_…`, linux/ethtool.h).
 pub(crate) fn supported_link_modes(interface: &str) -> io::Result<u32> {
-    /// Reads the settings of a link; needs no rights.
+    /// The command that reads the settings of an interface. It needs no privileges.
     const ETHTOOL_GSET: u32 = 1;
     if interface.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -112,7 +112,7 @@ pub(crate) fn supported_link_modes(interface: &str) -> io::Result<u32> {
     if result == 0 { Ok(settings[1]) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes `socket` readable for polls only from `bytes` on, or at its end (socket(7), `SO_RCVLOWAT`).
+/// Makes poll report `socket` as readable only once `bytes` have arrived, or at its end (socket(7), `SO_RCVLOWAT`).
 pub fn readable_from(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     set(socket, libc::SO_RCVLOWAT, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX))
 }
@@ -122,7 +122,8 @@ pub(crate) fn pace(socket: impl AsFd, bytes_per_s: u64) -> io::Result<()> {
     set(socket, libc::SO_MAX_PACING_RATE, bytes_per_s)
 }
 
-/// Limits the number of the allocator's arenas (mallopt(3), `M_ARENA_MAX`). `false` if the allocator has no such limit.
+/// Limits the number of the allocator's arenas (mallopt(3), `M_ARENA_MAX`). Returns `false` if the allocator has no
+/// such limit.
 pub(crate) fn limit_arenas(most: u16) -> bool {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes two integers and touches no memory of ours.
@@ -130,6 +131,20 @@ pub(crate) fn limit_arenas(most: u16) -> bool {
     #[cfg(not(target_env = "gnu"))]
     {
         let _ = most;
+        false
+    }
+}
+
+/// Gives freed blocks from `bytes` on back to the system at once, whatever was freed before (mallopt(3),
+/// `M_MMAP_THRESHOLD`). `false` if the allocator has no such threshold.
+pub(crate) fn fix_mmap_threshold(bytes: u32) -> bool {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two integers and touches no memory of ours.
+    return unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX)) }
+        == 1;
+    #[cfg(not(target_env = "gnu"))]
+    {
+        let _ = bytes;
         false
     }
 }
@@ -160,11 +175,11 @@ impl Integer for u64 {}
 pub(crate) struct ClockState {
     /// Whether the clock is synchronised, for example by NTP.
     pub(crate) is_synchronised: bool,
-    /// The kernel's bound of the clock's error, in microseconds.
+    /// The kernel's bound for the clock's error, in microseconds.
     pub(crate) max_error_us: u64,
 }
 
-/// Reads the kernel's state of the clock; changes nothing.
+/// Reads the kernel's state of the clock. Changes nothing.
 pub(crate) fn clock_state() -> io::Result<ClockState> {
     // SAFETY: `timex` is plain integers, for which all zeroes are a valid value.
     let mut timex = unsafe { std::mem::zeroed::<libc::timex>() };
@@ -221,8 +236,8 @@ mod tests {
 
     #[test]
     #[cfg(target_env = "gnu")]
-    fn the_allocator_accepts_a_limit_of_arenas() {
-        assert!(limit_arenas(2));
+    fn the_allocator_accepts_a_limit_of_arenas_and_a_threshold() {
+        assert!(limit_arenas(2) && fix_mmap_threshold(128 * 1024));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Filters for the system calls of a child, and answers to its supervised calls (seccomp(2), seccomp_unotify(2)). The
-//! caller defines the rules.
+//! Filters the system calls of a child, and answers its supervised calls (seccomp(2), seccomp_unotify(2)). The caller
+//! defines the rules.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc::{self, c_int, c_long, c_ulong};
 
-/// The architecture in the kernel's notation for filters (linux/audit.h); without it no filter can be built.
+/// The architecture in the kernel's notation for filters (linux/audit.h). `None` on architectures for which no filter
+/// can be built.
 const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
     Some(0xC000_003E)
 } else if cfg!(target_arch = "aarch64") {
@@ -16,20 +17,21 @@ const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
     None
 };
 
-/// The action for a system call.
+/// What happens to a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyscallAction {
     /// The kernel runs it.
     Allow,
-    /// It returns 0 without any effect.
+    /// The kernel does not run it and returns 0 (success).
     Pretend,
-    /// It fails with this error.
+    /// The kernel does not run it and returns this errno.
     Refuse(c_int),
-    /// The child waits for the answer of its [`Supervisor`].
+    /// The child waits until its [`Supervisor`] answers.
     Ask,
 }
 
-/// Half of a system call's argument, by the argument's number from 0.
+/// One 32-bit half of a system call's 64-bit argument, because filters compare 32 bits. The number of the argument
+/// counts from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArgumentHalf {
     /// The low half, which is all of an `int`.
@@ -58,17 +60,17 @@ pub enum Value {
     OwnPid,
 }
 
-/// The rule of a system call: `then` if all arguments match, otherwise `otherwise`; if that is `None`, the next rules
-/// apply.
+/// A rule for one system call. If all arguments match, the action is `then`. If not, it is `otherwise`, or the
+/// following rules apply if that is `None`.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// The call's number.
+    /// The number of the system call.
     pub call: c_long,
-    /// Compared in order; empty: always a match.
+    /// The conditions on the arguments. Without any, the rule always matches.
     pub arguments: &'static [Argument],
     /// The action if all arguments match.
     pub then: SyscallAction,
-    /// The action if they do not.
+    /// The action if an argument does not match.
     pub otherwise: Option<SyscallAction>,
 }
 
@@ -81,8 +83,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A filter of these rules; the first match applies. All other calls fail with `ENOSYS`, which newer libraries
-    /// expect from an older kernel.
+    /// A filter of these rules. The first match applies. All other calls fail with `ENOSYS`, which libraries already
+    /// handle, because an older kernel returns it for a newer call.
     pub fn new(rules: &[Rule]) -> io::Result<Self> {
         let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let mut filter = Self { program: Vec::new(), own_pid_at: Vec::new() };
@@ -143,7 +145,7 @@ impl Filter {
         self.program.push(libc::sock_filter { code: code as u16, jt, jf, k });
     }
 
-    /// Installs the filter for the calling thread and all its descendants; it cannot be removed. The thread must have
+    /// Installs the filter for the calling thread and all its descendants. It cannot be removed. The thread must have
     /// set no_new_privs. Returns the descriptor at which the supervised calls arrive; an exec closes it.
     pub(super) fn install(&mut self) -> io::Result<OwnedFd> {
         let own_pid = std::process::id();
@@ -191,14 +193,14 @@ fn return_value(verdict: SyscallAction) -> u32 {
 #[derive(Clone, Copy, Debug)]
 pub struct Question {
     id: u64,
-    /// The call's number.
+    /// The number of the system call.
     pub call: c_long,
-    /// Its arguments, as the child passed them.
+    /// The arguments of the call, as the child passed them.
     pub arguments: [u64; 6],
 }
 
 /// Receives the supervised calls of a child and answers them. Poll it for input; a hang-up means that the child and its
-/// descendants have ended. After a drop, all further calls are refused.
+/// descendants have ended. Once it is dropped, the kernel refuses all further supervised calls.
 #[derive(Debug)]
 pub struct Supervisor(OwnedFd);
 
@@ -207,7 +209,7 @@ impl Supervisor {
         Self(fd)
     }
 
-    /// Waits for the next supervised call. `None`: the child has ended or was interrupted in the meantime.
+    /// Waits for the next supervised call. `None` if the child has ended or was interrupted in the meantime.
     pub fn next(&self) -> io::Result<Option<Question>> {
         let mut notification = MaybeUninit::<libc::seccomp_notif>::zeroed();
         // SAFETY: the descriptor is open; the kernel requires zeroes and writes one `seccomp_notif`, for which there is
@@ -226,14 +228,15 @@ impl Supervisor {
         Ok(Some(Question { id: notification.id, call: notification.data.nr.into(), arguments: notification.data.args }))
     }
 
-    /// Makes the call fail with this error. Has no effect if the child has ended.
+    /// Makes the call fail with `errno`. Has no effect if the child has ended.
     pub fn refuse(&self, question: Question, errno: c_int) {
         let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: -errno, flags: 0 };
         // SAFETY: the descriptor is open and `answer` a valid `seccomp_notif_resp`, which is only read.
         unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Lets the kernel run the call. Not a check: the child may change the memory behind its pointers in the meantime.
+    /// Lets the kernel run the call. This cannot serve as a security check, because the child may change the memory
+    /// behind its pointers in the meantime.
     pub fn let_happen(&self, question: Question) {
         let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
         let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: 0, flags };
@@ -241,8 +244,8 @@ impl Supervisor {
         unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Makes the call return a copy of `what`, as a new descriptor of the child with close-on-exec; returns its number
-    /// in the child. `NotFound`: the child no longer waits.
+    /// Duplicates `what` into the child with close-on-exec, makes the call return the new descriptor, and returns its
+    /// number in the child. Fails with `NotFound` if the child no longer waits.
     pub fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<i32> {
         let mut gift = libc::seccomp_notif_addfd {
             id: question.id,

@@ -1,4 +1,5 @@
-//! Zero-copy sends: pages are put into a pipe by reference and moved from there to a socket (vmsplice(2), splice(2)).
+//! Sends without copying: pages are put into a pipe by reference and moved from there to a socket (vmsplice(2),
+//! splice(2)).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,8 +8,8 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags};
 
-/// Requests huge pages for `bytes`, which the kernel looks up and passes on faster than small ones. A huge page needs
-/// [`HUGE`] bytes that begin at a multiple of that. Best effort.
+/// Requests huge pages for `bytes`, because the kernel handles them faster than small ones. A huge page needs [`HUGE`]
+/// bytes that begin at a multiple of [`HUGE`]. Best effort.
 pub(crate) fn prefer_huge_pages(bytes: &mut [u8]) {
     // SAFETY: the memory is exclusively ours for the call; this advice changes neither its content nor its mapping
     // (madvise(2), MADV_HUGEPAGE).
@@ -18,7 +19,7 @@ pub(crate) fn prefer_huge_pages(bytes: &mut [u8]) {
 /// The size of a huge page on x86-64, and on arm64 with pages of 4 KiB.
 pub(crate) const HUGE: usize = 2 << 20;
 
-/// A pipe that holds pages.
+/// A pipe that holds pages by reference.
 pub(crate) struct PagePipe {
     reader: OwnedFd,
     writer: OwnedFd,
@@ -40,7 +41,7 @@ impl PagePipe {
         self.held
     }
 
-    /// Puts as much of `pages` into the pipe as fits; never waits. The bytes must never change, because the kernel
+    /// Puts as much of `pages` into the pipe as fits. Never waits. The bytes must never change, because the kernel
     /// reads them whenever it sends or retransmits them.
     pub(crate) fn put(&mut self, pages: &'static [u8]) -> io::Result<usize> {
         let slices = [IoSliceRaw::from_slice(pages)];
@@ -58,7 +59,8 @@ impl PagePipe {
         }
     }
 
-    /// Moves the bytes in the pipe to `socket`, which may accept fewer; blocks like a write to the socket.
+    /// Moves the bytes in the pipe to `socket`, which may accept fewer. Blocks like a write to the socket. Returns the
+    /// number of moved bytes.
     pub(crate) fn send(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let sent = rustix::pipe::splice(&self.reader, None, socket, None, self.held, SpliceFlags::MOVE)?;
         self.held -= sent;

@@ -115,7 +115,7 @@ impl EngineClient for TcpClient {
                 let tally = phase::run(&self.spec, spec, Direction::Upload, &self.control, streams, report);
                 with_window(tally, &self.options)
             }
-            Err(_) => nothing_moved(Some(spec), &self.control, "its data connections are not complete"),
+            Err(_) => nothing_moved(Some(spec), &self.control, "not all data connections of the phase are open"),
         }
     }
 }

@@ -46,9 +46,9 @@ impl Engine for Tcp {
         let is_chosen = !matches!(spec.data_path, DataPathWish::Auto);
         let reads = matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain);
         let options = [
-            (is_tunneled && is_chosen, "a data path can be chosen in direct mode only, because TLS copies every byte"),
+            (is_tunneled && is_chosen, "--data-path needs direct mode: in the tunnel TLS copies every byte"),
             (spec.verify_payload && !reads, "verifying the payload needs --data-path auto or plain"),
-            (spec.fragments || spec.loss_bound_ppm.is_some(), "fragments and a loss bound are for the engine udp"),
+            (spec.fragments || spec.loss_bound_ppm.is_some(), "fragments and a loss bound need the engine udp"),
         ];
         first_refusal(options)
     }
@@ -62,7 +62,7 @@ impl Engine for Tcp {
     }
 }
 
-/// The names of the methods to move payload, as in the result.
+/// How payload was moved, with the names of the result document.
 mod data_path {
     /// Copied between the program and the kernel.
     pub(super) const PLAIN: &str = "plain";
@@ -74,7 +74,7 @@ mod data_path {
     pub(super) const TLS: &str = "tls";
 }
 
-/// Adds the buffer size that this end's kernel granted to both directions of the tally, if it is less than requested.
+/// Adds the buffer size that this end's kernel granted to both directions of `tally`, if it is less than requested.
 fn with_window(mut tally: PhaseTally, options: &SocketOptions) -> PhaseTally {
     let reduced = options.reduced_window();
     for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {

@@ -7,9 +7,11 @@ use crate::sys::splice::{HUGE, prefer_huge_pages};
 
 const _: () = assert!(2 * CHUNK <= HUGE);
 
-/// Pseudo-random bytes that repeat after more than the window of common compressors. They are stored twice, so that a
-/// whole chunk is contiguous at any offset, and in one huge page if possible, because they are sent by reference. They
-/// never change and are never freed: the kernel may refer to them.
+/// Pseudo-random bytes. They repeat only after [`CHUNK`] bytes, so that common compressors do not find the repetition.
+/// They are stored twice, so that a whole chunk is contiguous at any offset.
+///
+/// The bytes lie in one huge page if possible, because they are sent by reference. They never change and are never
+/// freed, because the kernel may still refer to them.
 static PATTERN: LazyLock<&'static [u8]> = LazyLock::new(|| {
     // Untouched pages use no memory.
     let bytes = Box::leak(vec![0; 2 * HUGE].into_boxed_slice());
@@ -29,13 +31,13 @@ static PATTERN: LazyLock<&'static [u8]> = LazyLock::new(|| {
     pattern
 });
 
-/// The payload of a stream from byte `position` on, at most a chunk.
+/// The payload of a stream from byte `position` on: `most` bytes, but at most a chunk.
 pub(super) fn from(position: u64, most: usize) -> &'static [u8] {
     let start = (position % CHUNK as u64) as usize;
     &PATTERN[start..start + most.min(CHUNK)]
 }
 
-/// Compares received bytes with the payload of a stream from byte `position` on; returns the position of the first
+/// Compares received bytes with the payload of a stream from byte `position` on. Returns the position of the first
 /// wrong byte.
 pub(super) fn first_wrong(position: u64, arrived: &[u8]) -> Option<u64> {
     let mut at = position;

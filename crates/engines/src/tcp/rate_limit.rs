@@ -1,21 +1,21 @@
-//! The writes of a stream that has a rate limit. Pure: the time is an argument.
+//! Decides the size and the time of each write of a stream with a rate limit. Pure: the time is an argument.
 
 use paramedic_link::test_spec::TestSpec;
 
 use crate::data_stream::CHUNK;
 
-/// Writes per second of a stream; the kernel spreads the bytes of a write.
+/// Writes per second of a stream. The kernel spreads the bytes of each write over time.
 const STEPS_PER_S: u64 = 100;
-/// The smallest write: about a segment, but at most what the rate allows in [`MAX_STEP_NS`].
+/// The smallest write: about one segment, but at most what the rate allows in [`MAX_STEP_NS`].
 const MIN_STEP: u64 = 1400;
-/// The longest time between two writes: an interval of the samples.
+/// The longest time between two writes: one sample interval.
 const MAX_STEP_NS: u64 = 100_000_000;
-/// How far ahead of its rate a stream may write. A late write is made up for, because the kernel paces at a little more
-/// than the rate.
+/// How far ahead of its rate a stream may write. A stream can make up for late writes, because the kernel's pacing rate
+/// is a little higher than the rate limit.
 const LEAD_NS: u64 = 100_000_000;
 
-/// The bytes that a stream with this rate limit writes at once: a hundred writes a second, or one in 100 ms where those
-/// would be smaller than a segment.
+/// The bytes that a stream with this rate limit writes at once. These are the bytes of 10 ms, but at least a segment.
+/// If the rate is too low for a segment in 100 ms, they are the bytes of 100 ms.
 pub fn write_size(bits_per_s: u64) -> u64 {
     let bytes_per_s = (bits_per_s / 8).max(1);
     let least = MIN_STEP.min(bytes_per_s / (1_000_000_000 / MAX_STEP_NS)).max(1);
@@ -35,8 +35,8 @@ impl RateLimit {
         Some(Self { bytes_per_s: (bits_per_s / 8).max(1), step: write_size(bits_per_s) })
     }
 
-    /// The size of the next write of a stream that has sent `sent` bytes at `now_ns` since the begin of its phase. If
-    /// it is not due yet: the error is the time when it is due.
+    /// The size of the next write of a stream that has sent `sent` bytes at `now_ns` since the start of its phase. If
+    /// the write is not due yet, the error is the time at which it is due.
     pub(super) fn next(&self, sent: u64, now_ns: u64) -> Result<usize, u64> {
         const NS: u128 = 1_000_000_000;
         let due_ns = u128::from(sent) * NS / u128::from(self.bytes_per_s);

@@ -12,7 +12,7 @@ use crate::phase::{StreamRegistry, StreamReport, StreamRun};
 use crate::session_control::{Registration, SessionControl};
 use crate::socket::{self, LimitedTimes};
 
-/// A connected stream that waits for its phase. Cancelling the session ends it.
+/// A connected stream that waits for its phase. Cancelling the session shuts down its socket.
 pub(super) struct ReadyConnection {
     pub(super) stream: MeteredStream,
     _registration: Registration,
@@ -22,7 +22,7 @@ pub(super) struct ReadyConnection {
 pub(super) type TcpStreams = StreamRegistry<ReadyConnection>;
 
 /// Adds a connected stream to its phase. If the phase does not expect the stream, or the session is over, drops the
-/// stream, which closes the connection.
+/// stream, which closes its connection.
 pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: u8, index: u16, stream: MeteredStream) {
     match control.register(stream.inner().socket()) {
         Ok(registration) => {
@@ -34,15 +34,15 @@ pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: 
     }
 }
 
-/// The watcher's part of a stream.
+/// The part of a stream that the phase's watcher uses.
 pub(super) struct Watched {
-    /// A second handle of the socket.
+    /// A second handle of the stream's socket.
     pub(super) socket: TcpStream,
     /// `Some` if this end sends.
     pub(super) unsent_limit: Option<UnsentLimit>,
     /// Bytes that were acknowledged before the phase: preamble and TLS handshake.
     acknowledged_before: u64,
-    /// What the kernel had recorded before the phase.
+    /// The limited times that the kernel had recorded before the phase.
     limits_before: Option<LimitedTimes>,
     /// The bytes that TLS has added to the payload so far. Set by the stream's thread.
     pub(super) framing: AtomicU64,
@@ -57,12 +57,12 @@ impl Watched {
         Ok(Self { socket, unsent_limit, acknowledged_before, limits_before, framing: AtomicU64::new(0) })
     }
 
-    /// For how long the kernel recorded what limited the stream since the phase began; `None` if it does not record it.
+    /// The stream's limited times since the phase began; `None` if the kernel does not record them.
     pub(super) fn limited_times(&self) -> Option<LimitedTimes> {
         Some(socket::limited_times(&self.socket)?.since(self.limits_before?))
     }
 
-    /// The acknowledged payload bytes of the `total` that were sent; `total` if the kernel does not count them.
+    /// How many of the `total` sent payload bytes were acknowledged; `total` if the kernel does not count them.
     pub(super) fn acknowledged(&self, total: u64) -> u64 {
         let Some((acknowledged, _)) = socket::counts(&self.socket) else { return total };
         payload_of(
@@ -73,14 +73,15 @@ impl Watched {
     }
 }
 
-/// The payload in `bytes` of a stream to whose `total` bytes of payload TLS adds `framing`.
+/// How much of `bytes` on the wire is payload, for a stream with `total` bytes of payload and `framing` bytes of TLS
+/// overhead.
 fn payload_of(bytes: u64, total: u64, framing: u64) -> u64 {
     let payload = u128::from(bytes) * u128::from(total) / (u128::from(total) + u128::from(framing)).max(1);
     u64::try_from(payload).unwrap_or(u64::MAX)
 }
 
 pub(super) type TcpRun<'a> = StreamRun<'a, Watched>;
-/// The report of a TCP stream. Its `own` part is the method by which the bytes were moved.
+/// The report of a TCP stream. Its `own` part names how the bytes were moved (see `data_path`).
 pub(super) type TcpReport = StreamReport<Option<&'static str>>;
 
 #[cfg(test)]

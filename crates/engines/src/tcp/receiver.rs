@@ -1,5 +1,5 @@
-//! The receiving end of a stream: counts and discards bytes. The same at both ends of a session. Shell: a socket and
-//! the clock.
+//! The receiving end of a stream: counts and discards bytes. The same at both ends of a session. Uses a socket and the
+//! clock.
 
 #![expect(clippy::disallowed_methods, reason = "receives in wall time")]
 
@@ -13,12 +13,12 @@ use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
 use crate::metered_stream::MeteredStream;
 
-/// The size of a read that the kernel discards. The buffer is never written to, so it uses no memory.
+/// The size of a read whose bytes the kernel discards. The buffer is never written to, so it uses no memory.
 const DISCARD_SIZE: usize = 4 * CHUNK;
-/// The size of a read that is copied: it should stay in a processor's cache.
+/// The size of a read whose bytes are copied. It should fit in a processor's cache.
 const COPY_SIZE: usize = CHUNK;
 
-/// Receives until the other end has finished. The counter and `received` include the bytes before a failure.
+/// Receives until the other end has finished. `run.counter` and `received` include the bytes before a failure.
 pub(super) fn receive(stream: &mut MeteredStream, run: &TcpRun<'_>, received: &mut TcpReport) -> io::Result<()> {
     let context = run.context;
     let is_clear = matches!(stream.inner(), DataStream::Plain(_));

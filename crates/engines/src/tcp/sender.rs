@@ -1,5 +1,5 @@
 //! The sending end of a stream: sends as fast as the socket accepts until the phase's time is over. The same at both
-//! ends of a session. Shell: a socket and the clock.
+//! ends of a session. Uses a socket and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
@@ -17,23 +17,23 @@ use crate::data_stream::{CHUNK, DataStream};
 use crate::metered_stream::MeteredStream;
 use crate::sys::splice::PagePipe;
 
-/// The longest time that a write may block, also after the end of the phase.
+/// The longest time that a write may block, so that the sender notices the end of its phase.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The capacity of the pipe for zero-copy sends: the more bytes one call moves, the less a byte costs. A user's pipes
-/// may hold 64 MiB in total (pipe(7)), which suffices for the highest number of streams.
+/// The capacity of the pipe for zero-copy sends. The more bytes one call moves, the less a byte costs. The pipes of one
+/// user may hold 64 MiB in total (pipe(7)), which suffices for the most streams of a session.
 const PIPE_CAPACITY: usize = 4 * CHUNK;
 
 /// How a stream's bytes are written to its socket.
 enum SendMethod {
-    /// By copy, or through TLS.
+    /// The bytes are copied, or encrypted by TLS.
     Write,
-    /// By reference.
+    /// The bytes are passed by reference.
     Splice(PagePipe),
 }
 
 impl SendMethod {
-    /// The requested method, or the fastest one available. Bytes in the pipe are counted when they leave it.
+    /// The requested method, or the fastest one available.
     fn choose(stream: &DataStream, wish: DataPathWish) -> io::Result<Self> {
         let pages = match (stream, wish) {
             (DataStream::Plain(_), DataPathWish::Auto | DataPathWish::Splice) => PagePipe::new(PIPE_CAPACITY),
@@ -54,7 +54,8 @@ impl SendMethod {
         }
     }
 
-    /// Sends about `most` bytes or less of the payload from `position` on; returns how many the socket accepted.
+    /// Sends payload from byte `position` on: at most `most` bytes, or what the pipe already holds if that is more.
+    /// Returns how many bytes the socket accepted.
     fn send(&mut self, stream: &mut DataStream, position: u64, most: usize) -> io::Result<usize> {
         let Self::Splice(pages) = self else { return stream.write(payload::from(position, most)) };
         while pages.held() < most {
@@ -67,8 +68,8 @@ impl SendMethod {
     }
 }
 
-/// Sends until the phase's time is over, then waits until the other end confirms that it has read everything. Sets
-/// `path` to the method by which the bytes were moved.
+/// Sends until the phase's time is over, and then waits until the other end confirms that it has read everything. Sets
+/// `path` to how the bytes were moved.
 pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
     let context = run.context;
     let unsent_limit = run.watched.unsent_limit.as_ref();
@@ -152,7 +153,10 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
             Ok(came) => {
                 unexpected += came;
                 if unexpected > stream.inner().max_answer() {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "the receiver sent data"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "the receiver sent data, which only the sender may do",
+                    ));
                 }
             }
             Err(e) if is_transient(&e) => {}
@@ -161,14 +165,14 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
     }
 }
 
-/// Waits while the stream is paused, at most until its time is over. An error means that its phase is over.
+/// Waits while the stream is paused, at most until its time is over. Fails if the phase is over.
 fn await_resume(run: &TcpRun<'_>) -> io::Result<()> {
     let is_paused = || run.watched.unsent_limit.as_ref().is_some_and(|limit| limit.bytes() == 0);
     run.context.control.wait_until(run.context.until(), || !is_paused() || run.is_over());
     if run.is_over() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
 }
 
-/// Whether the error means that the kernel does not support the method.
+/// Whether the error means that the kernel does not support zero-copy sends here.
 fn is_unsupported(failure: &io::Error) -> bool {
     matches!(failure.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }

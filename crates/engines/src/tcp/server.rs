@@ -22,7 +22,7 @@ pub(super) struct TcpServer {
     options: SocketOptions,
     control: Arc<SessionControl>,
     streams: Arc<TcpStreams>,
-    /// In direct mode: the listening port of the session, until its end.
+    /// The session's listener in direct mode.
     listener: Option<DataListener>,
 }
 

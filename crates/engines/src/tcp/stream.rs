@@ -1,4 +1,4 @@
-//! The phase runner's view of a stream of `tcp`, the same at both ends of a session.
+//! Implements [`PhaseStream`] for a stream of `tcp`, the same at both ends of a session.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -33,7 +33,8 @@ impl PhaseStream for ReadyConnection {
         receiver::receive(&mut self.stream, run, report)
     }
 
-    /// For a sender, acknowledgements are the only sign of life of the other end.
+    /// Adapts the unsent limit, and checks for acknowledgements: for a sender, they are the only sign that the other
+    /// end is alive.
     fn attend(Watched { socket, unsent_limit, .. }: &Watched, total: u64) -> bool {
         if let Some(limit) = unsent_limit {
             limit.adapt(socket, total);
@@ -49,7 +50,8 @@ impl PhaseStream for ReadyConnection {
         socket::tcp_sample(&watched.socket)
     }
 
-    /// While all sent bytes are acknowledged, the other end has nothing to send, so its silence is ignored.
+    /// Pauses only if sent bytes are unacknowledged. Otherwise the other end has nothing to send, so its silence means
+    /// nothing.
     fn pause(Watched { socket, unsent_limit, .. }: &Watched, is_silent: bool) {
         if let Some(limit) = unsent_limit {
             limit.pause(is_silent && socket::is_unacknowledged(socket));
@@ -80,8 +82,8 @@ impl PhaseStream for ReadyConnection {
     }
 }
 
-/// The times of all streams together. The kernel also counts the drain after the phase, so that they are limited to the
-/// time of the phase.
+/// The times of all streams together. The kernel also counts the time after the phase in which data drains, so each
+/// stream's times are capped at the time of the phase.
 fn sum(streams: &[LimitedTimes], elapsed_us: u64) -> TcpTimes {
     streams.iter().fold(TcpTimes::default(), |sum, stream| {
         let busy_us = stream.busy_us.min(elapsed_us);

@@ -1,14 +1,14 @@
-//! The limit of the unsent bytes in the kernel for one stream. It follows the rate, and is 0 while the other end is
-//! silent.
+//! Limits the unsent bytes that the kernel holds for one stream. The limit follows the rate, and is 0 while the other
+//! end is silent.
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::socket;
 
-/// The most unsent bytes that the kernel may hold for one stream: about the bytes that it sends in one interval. On a
-/// slow link, more would only wait in this host's memory, be counted as sent, and still be in flight when the phase
-/// ends.
+/// The most unsent bytes that the kernel may hold for one stream: about the bytes that it sends in one sample interval.
+/// On a slow link, more bytes would only wait in this host's memory. They would be counted as sent, and would still be
+/// in flight when the phase ends.
 pub(super) struct UnsentLimit {
     /// `limit`, or 0 while the stream pauses.
     bytes: AtomicU32,
@@ -18,16 +18,16 @@ pub(super) struct UnsentLimit {
 }
 
 impl UnsentLimit {
-    /// One TLS record, so that a stalled stream can start again.
+    /// The lowest limit in bytes: one TLS record, so that a stalled stream can start again.
     const MIN: u32 = 16 * 1024;
-    /// The limit until the first interval has been measured. On a line of 1 Mbit/s, four streams take one second to
-    /// send this much each.
+    /// The limit in bytes until the first sample interval has been measured. On a line of 1 Mbit/s, four streams need
+    /// one second to send this much each.
     const INITIAL: u32 = 32 * 1024;
-    /// The desired number of writes per interval inside TLS, where the receiver counts whole records, and the smallest
-    /// write.
+    /// The desired number of writes per sample interval inside TLS, where the receiver counts whole records.
+    /// [`Self::MIN_WRITE`] is the smallest write in bytes.
     const WRITES: u32 = 8;
     const MIN_WRITE: u32 = 1400;
-    /// From this value on, the kernel's own limits are lower, so this limit is removed.
+    /// From this limit in bytes on, the kernel's own limits are lower. So this limit is removed.
     const MAX: u32 = 4 * 1024 * 1024;
 
     pub(super) fn new(socket: &TcpStream) -> Self {
@@ -36,7 +36,8 @@ impl UnsentLimit {
         Self { bytes: initial(), limit: initial(), sent: AtomicU64::new(0) }
     }
 
-    /// Adapts the limit to the bytes sent since the last call, one interval ago. `total` is the stream's count so far.
+    /// Adapts the limit to the bytes sent since the last call, one sample interval ago. `total` is what the stream has
+    /// sent so far.
     pub(super) fn adapt(&self, socket: &TcpStream, total: u64) {
         let sent = total - self.sent.swap(total, Ordering::Relaxed);
         let before = self.limit.load(Ordering::Relaxed);
@@ -47,7 +48,8 @@ impl UnsentLimit {
         }
     }
 
-    /// Grows at once and shrinks by halves, so that a fast stream is not limited after it has recovered from a loss.
+    /// The next limit. It grows at once and shrinks by halves, so that a fast stream is not limited after it has
+    /// recovered from a loss.
     fn next(before: u32, sent: u64) -> u32 {
         u32::try_from(sent).unwrap_or(u32::MAX).max(before / 2).clamp(Self::MIN, Self::MAX)
     }
@@ -58,7 +60,7 @@ impl UnsentLimit {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// The write size of a stream inside TLS: small records on a slow line.
+    /// The write size of a stream inside TLS. On a slow line it makes small records.
     pub(super) fn record_bytes(&self) -> usize {
         Self::record(self.bytes.load(Ordering::Relaxed)) as usize
     }

@@ -1,5 +1,5 @@
-//! The appliance's end of `udp`: validates the streams' addresses with the reflector and runs the phases. Shell:
-//! sockets and the clock.
+//! The appliance's end of `udp`: validates the streams' addresses with the reflector and runs the phases. Uses sockets
+//! and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "waits for answers in wall time")]
 
@@ -22,7 +22,7 @@ use crate::engine::{ClientSetup, EngineClient, PhaseObserver, StreamsMissing};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, StreamRegistry, direction_of, nothing_moved, streams_of};
 use crate::session_control::{Cancelled, SessionControl};
 
-/// When a signal without an answer is repeated.
+/// How long the appliance waits for an answer before it repeats a signal.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(super) struct UdpClient {
@@ -30,17 +30,17 @@ pub(super) struct UdpClient {
     keys: Arc<SessionKeys>,
     dialer: Arc<Dialer>,
     control: Arc<SessionControl>,
-    /// The next number of a signal, unique in the session.
+    /// The number of the next signal, unique in the session.
     next: AtomicU64,
     streams: StreamRegistry<ReadyStream>,
-    /// Streams of the phase that is being connected to which the reflector answered.
+    /// For the phase that is being connected: the number of streams to which the reflector answered.
     answered: AtomicU16,
 }
 
-/// A stream during address validation.
+/// A stream whose address the reflector is validating.
 struct Candidate {
     stream: ReadyStream,
-    /// The next signal; `None` once the address is validated.
+    /// The signal to send; `None` once the address is validated.
     next: Option<Word>,
 }
 
@@ -62,7 +62,7 @@ impl UdpClient {
         Ok(Candidate { stream, next: Some(Word::Hello) })
     }
 
-    /// Sends the next signal.
+    /// Sends the candidate's signal, if there is one.
     fn send(&self, candidate: &Candidate) {
         let Some(word) = candidate.next else { return };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -71,7 +71,7 @@ impl UdpClient {
         candidate.stream.socket.send(&signal.seal(Direction::Upload, &self.keys)).ok();
     }
 
-    /// Reads the signals in the socket.
+    /// Reads the signals that have arrived at the candidate's socket, and answers them.
     fn receive(&self, candidate: &mut Candidate) {
         let mut bytes = [0; SIGNAL + 1];
         let mut next = candidate.next;
@@ -99,7 +99,7 @@ impl UdpClient {
         }
     }
 
-    /// Validates the addresses of all `candidates`.
+    /// Has the reflector validate the addresses of all `candidates`.
     fn validate(&self, candidates: &mut [Candidate]) -> io::Result<()> {
         let end = Instant::now() + CONNECT_TIMEOUT;
         let mut retry_at = Instant::now();
@@ -152,7 +152,9 @@ impl EngineClient for UdpClient {
         for Candidate { stream, .. } in candidates {
             let index = stream.stream_id.stream.into();
             let placed = self.streams.admit(phase, index, stream);
-            placed.map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, "the phase has its streams already"))?;
+            placed.map_err(|_| {
+                io::Error::new(io::ErrorKind::AlreadyExists, "the streams of the phase are already open")
+            })?;
         }
         Ok(())
     }
@@ -167,7 +169,7 @@ impl EngineClient for UdpClient {
         };
         match self.streams.take(phase) {
             Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.control, streams, report),
-            Err(_) => nothing_moved(Some(spec), &self.control, "its streams are not complete"),
+            Err(_) => nothing_moved(Some(spec), &self.control, "not all streams of the phase are open"),
         }
     }
 }

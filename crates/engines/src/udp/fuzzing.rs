@@ -9,12 +9,12 @@ use super::packet::{SIGNAL, Seal, Signal, StreamId};
 /// Bytes of a bulk datagram's header.
 pub const HEADER: usize = super::packet::HEADER;
 
-/// The signal in these bytes, sealed again.
+/// Opens `bytes` as a signal and seals it again. `None` if they are not a valid signal.
 pub fn reseal_signal(bytes: &[u8], flow: Direction, keys: &SessionKeys) -> Option<[u8; SIGNAL]> {
     Signal::open(bytes, flow, keys).map(|signal| signal.seal(flow, keys))
 }
 
-/// The bulk datagram of this phase and stream in these bytes, with its header written again.
+/// Opens `bytes` as a bulk datagram of this phase and stream, and writes its header again. `None` if they are not one.
 pub fn reseal_bulk(bytes: &[u8], [phase, stream]: [u8; 2], flow: Direction, keys: &SessionKeys) -> Option<Vec<u8>> {
     let seal = Seal::of(StreamId { phase, stream }, flow, keys);
     let bulk = seal.open(bytes)?;

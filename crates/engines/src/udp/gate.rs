@@ -1,5 +1,6 @@
-//! Address validation: decides which address gets a stream. The address has to receive a token and return it, sealed
-//! with the session's key. Handles the signals that arrive at the reflector's port.
+//! Address validation: before the reflector connects a stream to an address, that address must receive a token and
+//! return it, sealed with the session's key. Otherwise a forged source address could direct the load at a third party.
+//! Handles the signals that arrive at the reflector's port.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,24 +26,25 @@ pub(super) struct Proven {
     pub(super) port: PortHandle,
 }
 
-/// The address validation of one session.
+/// Validates the addresses of one session's streams.
 pub(super) struct Gate {
     keys: Arc<SessionKeys>,
     control: Arc<SessionControl>,
     /// The validated streams.
     pub(super) proven: StreamRegistry<(StreamId, Proven)>,
-    /// The key of the tokens.
+    /// The key with which tokens are computed. It never leaves the reflector.
     secret: hmac::Key,
     heard: Mutex<HashMap<StreamId, HeardSignals>>,
 }
 
-/// The signals of a stream so far.
+/// What is known of the signals that a stream has sent so far.
 #[derive(Default)]
 struct HeardSignals {
-    /// The highest numbers of its hellos and answers, to detect replays.
+    /// The highest number of its `hello` signals; `answer` is that of its `answer` signals. Both serve to detect
+    /// replays.
     hello: Option<u64>,
     answer: Option<u64>,
-    /// The source of its last hello.
+    /// The source address of its last `hello`.
     from: Option<SocketAddr>,
 }
 
@@ -98,7 +100,7 @@ impl Gate {
         }
     }
 
-    /// A token that only the receiver at `address` can know.
+    /// The token for a stream and `address`. Only the receiver at `address` gets it.
     fn token(&self, stream_id: StreamId, address: SocketAddr) -> [u8; TOKEN] {
         let text = format!("{} {} {address}", stream_id.phase, stream_id.stream);
         let tag = hmac::sign(&self.secret, text.as_bytes());

@@ -2,10 +2,11 @@
 
 use super::packet::Bulk;
 
-/// How many sequence numbers below the highest are remembered: 20 ms at 6 million datagrams per second.
+/// How many sequence numbers below the highest are remembered. At 6 million datagrams per second they cover 20 ms.
 const WINDOW: u64 = 1 << 17;
 const WORDS: usize = (WINDOW / 64) as usize;
-/// How long the fastest transit is valid, so that clock drift does not look like a queue.
+/// How long the fastest transit serves as the base for queueing delays. Without this limit, clock drift would look like
+/// a queue.
 const BASE_HOLDS_NS: u64 = 5_000_000_000;
 
 /// The counts of one stream.
@@ -13,33 +14,35 @@ const BASE_HOLDS_NS: u64 = 5_000_000_000;
 pub(super) struct Counts {
     /// Distinct datagrams.
     pub(super) received: u64,
-    /// Distinct datagrams that were sent after the rate search had settled for the last time.
+    /// Distinct datagrams that were sent after the sender's rate search had settled for the last time.
     pub(super) settled: u64,
-    /// One more than the highest sequence number.
+    /// One more than the highest received sequence number; 0 before the first.
     pub(super) through: u64,
-    /// Datagrams that arrived again.
+    /// Datagrams that arrived again, or so late that this is unknown.
     pub(super) duplicates: u64,
     /// Datagrams that arrived after one with a higher number (RFC 4737, section 3.3).
     pub(super) out_of_order: u64,
-    /// The time argument of [`DatagramLedger::enter`] for the first settled datagram.
+    /// When the first settled datagram arrived, in the clock of [`DatagramLedger::enter`].
     pub(super) settled_at_ns: Option<u64>,
 }
 
-/// One stream's record.
+/// The record of one stream's datagrams.
 pub(super) struct DatagramLedger {
     counts: Counts,
-    /// One bit per sequence number, at its value modulo [`WINDOW`]; valid below `through`.
+    /// One bit per sequence number: whether it arrived. The position of the bit is the number modulo [`WINDOW`]. Valid
+    /// below `through`.
     arrived: Box<[u64; WORDS]>,
-    /// Arrival time minus sending time of the previous datagram; of two clocks, so only differences are meaningful.
+    /// The transit of the previous datagram: arrival time minus sending time. The times are from two clocks, so only
+    /// differences are meaningful.
     transit_ns: Option<i64>,
-    /// RFC 3550's estimate, times 16.
+    /// The jitter estimate of RFC 3550, in nanoseconds, times 16.
     jitter_ns_16: u64,
     base: Base,
     /// The fastest transit since the last call of [`DatagramLedger::queue_us`].
     fastest_ns: Option<i64>,
 }
 
-/// The fastest recent transit.
+/// The fastest recent transit: that of the last one to two periods of [`BASE_HOLDS_NS`].
 #[derive(Default)]
 struct Base {
     since_ns: u64,
@@ -71,7 +74,7 @@ impl DatagramLedger {
         }
     }
 
-    /// Records a verified datagram that arrived at `at_ns` of this end's clock; returns whether it is new.
+    /// Records a verified datagram that arrived at `at_ns` of this end's clock. Returns whether it is new.
     pub(super) fn enter(&mut self, bulk: &Bulk, at_ns: u64) -> bool {
         let seq = bulk.seq;
         if seq >= self.counts.through {
@@ -103,19 +106,19 @@ impl DatagramLedger {
         self.counts
     }
 
-    /// RFC 3550's interarrival jitter (section 6.4.1), in nanoseconds.
+    /// The interarrival jitter (RFC 3550, section 6.4.1), in nanoseconds.
     pub(super) fn jitter_ns(&self) -> u64 {
         self.jitter_ns_16 / 16
     }
 
-    /// The queueing delay in microseconds: the fastest transit since the last call minus the fastest recent one.
+    /// The queueing delay in microseconds: the fastest transit since the last call, minus the fastest recent transit.
     pub(super) fn queue_us(&mut self) -> u32 {
         let base = [self.base.before, self.base.now].into_iter().flatten().min();
         let (Some(fastest), Some(base)) = (self.fastest_ns.take(), base) else { return 0 };
         u32::try_from(fastest.saturating_sub(base) / 1000).unwrap_or(u32::MAX)
     }
 
-    /// Clears the bits of the numbers from `through` to `seq`.
+    /// Clears the bits of the sequence numbers from `through` to `seq`.
     fn skip_to(&mut self, seq: u64) {
         let from = self.counts.through;
         if seq - from >= WINDOW {

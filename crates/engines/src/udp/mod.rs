@@ -1,5 +1,5 @@
-//! The `udp` engine: datagrams at a requested rate, or at the highest rate that the path carries. Sends bulk only to an
-//! address that has proved that it receives, and pauses while it sends no feedback.
+//! The `udp` engine: sends datagrams at a requested rate, or searches for the highest rate that the path carries. Sends
+//! bulk datagrams only to an address that has proved that it receives, and pauses while that address sends no feedback.
 
 mod client;
 #[doc(hidden)]
@@ -26,13 +26,13 @@ use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, TestSpec};
 
 use crate::engine::{ClientSetup, Engine, EngineClient, EngineServer, ServerSetup, first_refusal};
 
-/// The default payload, if the path MTU allows it.
+/// The default payload of a datagram in bytes, if the path MTU allows it.
 const DEFAULT_PAYLOAD: usize = 1400;
 /// The default loss bound of a search, in millionths.
 const DEFAULT_LOSS_PPM: u32 = 10_000;
 /// How often a receiver sends feedback.
 const FEEDBACK_INTERVAL: Duration = Duration::from_millis(50);
-/// A sender pauses after this time without feedback, until feedback arrives.
+/// A sender that has received no feedback for this time pauses until feedback arrives.
 const PAUSE_AFTER: Duration = Duration::from_millis(600);
 
 /// The engine that sends datagrams.
@@ -60,12 +60,15 @@ impl Engine for Udp {
         let fits = |bytes: u32| (packet::HEADER..=packet::LARGEST).contains(&(bytes as usize));
         let asked = [
             (spec.congestion_control.is_some(), "datagrams have no congestion control"),
-            (spec.mss_bytes.is_some(), "datagrams have no segments: their payload is -l"),
-            (!matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain), "datagrams are always copied"),
-            (spec.verify_payload, "datagrams are verified by their header only"),
-            (spec.may_stop, "datagrams are sent for the whole time"),
-            (spec.block_bytes.is_some_and(|bytes| !fits(bytes)), "a datagram's payload is 52 to 65507 bytes"),
-            (spec.loss_bound_ppm.is_some() && !searches, "a loss bound needs the search for the rate: -b 0"),
+            (spec.mss_bytes.is_some(), "datagrams have no segment size: set their payload with -l"),
+            (
+                !matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain),
+                "the engine udp always copies its datagrams",
+            ),
+            (spec.verify_payload, "the engine udp verifies only the header of each datagram"),
+            (spec.may_stop, "the engine udp cannot end a phase early"),
+            (spec.block_bytes.is_some_and(|bytes| !fits(bytes)), "a datagram's payload (-l) must be 52 to 65507 bytes"),
+            (spec.loss_bound_ppm.is_some() && !searches, "a loss bound needs a search for the highest rate (-b 0)"),
         ];
         first_refusal(asked)
     }

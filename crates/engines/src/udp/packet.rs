@@ -1,4 +1,4 @@
-//! The datagrams of `udp`: the bulk that loads the path, and the signals about it. Pure: bytes in, values out; no
+//! The datagrams of `udp`: bulk datagrams load the path, and signals control a stream. Pure: bytes in, values out; no
 //! sockets, no clock. docs/protocol.md, "Bulk datagrams", specifies them.
 
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
@@ -7,16 +7,16 @@ use subtle::ConstantTimeEq;
 
 use crate::udp_port::{DATAGRAM_LEN, VERSION};
 
-/// Bytes of a bulk datagram's header, and so its smallest payload.
+/// Bytes of a bulk datagram's header, and therefore its smallest payload.
 pub(super) const HEADER: usize = 52;
 /// The largest payload of a datagram over IPv4.
 pub(super) const LARGEST: usize = 65_507;
-/// Bytes of every signal, so that no answer is longer than its request.
+/// Bytes of every signal. All have the same length, so that no answer is longer than its request.
 pub(super) const SIGNAL: usize = DATAGRAM_LEN;
 /// Bytes of the token that validates an address.
 pub(super) const TOKEN: usize = 16;
 
-/// Latency probes have the kinds 1 and 2.
+/// The kinds of datagrams. Latency probes and their replies have the kinds 1 and 2.
 const BULK: u8 = 3;
 const SETTLED_BULK: u8 = 4;
 const HELLO: u8 = 5;
@@ -28,12 +28,12 @@ const LAST: u8 = 10;
 /// The offset of a signal's tag, which covers the bytes before it.
 const TAG_AT: usize = SIGNAL - TAG_LEN;
 
-/// A stream of a phase.
+/// Identifies a stream of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct StreamId {
-    /// The phase, from 0.
+    /// The index of the phase, from 0.
     pub(super) phase: u8,
-    /// The stream, from 0; in a phase of both directions the download's come first.
+    /// The index of the stream in the phase, from 0. In a phase of both directions, the download's streams come first.
     pub(super) stream: u8,
 }
 
@@ -41,7 +41,8 @@ pub(super) struct StreamId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Signal {
     pub(super) stream_id: StreamId,
-    /// Increases with each hello, answer and feedback; a reply has the number of its request.
+    /// The number of the signal. It increases with each hello, answer and feedback. A reply has the number of its
+    /// request.
     pub(super) number: u64,
     pub(super) word: Word,
 }
@@ -59,14 +60,14 @@ pub(super) enum Word {
     Ready,
     /// The receiver reports its counts.
     Feedback(Feedback),
-    /// The sender has sent its last datagram; `0` is their number.
+    /// The sender has sent its last datagram. The value is the number of all datagrams that it sent.
     Last(u64),
 }
 
 /// The feedback of a receiver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Feedback {
-    /// Distinct datagrams that arrived.
+    /// Datagrams that arrived, without duplicates.
     pub(super) received: u64,
     /// One more than the highest sequence number that arrived; 0 before the first.
     pub(super) through: u64,
@@ -74,7 +75,7 @@ pub(super) struct Feedback {
     pub(super) at_ns: u64,
     /// The queueing delay in microseconds: the fastest transit of the last interval minus the fastest recent one.
     pub(super) queue_us: u32,
-    /// Whether the receiver has finished: it confirms the sender's last signal.
+    /// Whether the receiver has finished. This confirms the sender's [`Word::Last`].
     pub(super) is_over: bool,
 }
 
@@ -92,7 +93,7 @@ impl Word {
 }
 
 impl Signal {
-    /// The bytes for the wire, flowing in `flow`.
+    /// Encodes and seals the signal, which travels in the direction `flow`.
     pub(super) fn seal(&self, flow: Direction, keys: &SessionKeys) -> [u8; SIGNAL] {
         let mut bytes = [0; SIGNAL];
         bytes[..4].copy_from_slice(&[VERSION, self.word.kind(), self.stream_id.phase, self.stream_id.stream]);
@@ -115,7 +116,7 @@ impl Signal {
         bytes
     }
 
-    /// The signal, if these keys sealed it for this flow.
+    /// Opens a signal. `None` if these keys did not seal it for the direction `flow`.
     pub(super) fn open(bytes: &[u8], flow: Direction, keys: &SessionKeys) -> Option<Self> {
         let bytes: &[u8; SIGNAL] = bytes.try_into().ok()?;
         let ours = bytes[0] == VERSION && bytes[4..20] == keys.session().as_bytes()[..];
@@ -147,10 +148,10 @@ pub(super) fn is_signal(kind: u8) -> bool {
     (HELLO..=LAST).contains(&kind)
 }
 
-/// The constant parts of the header of a stream's bulk datagrams.
+/// Seals and opens the bulk datagrams of one stream. Holds the constant parts of their header.
 #[derive(Clone)]
 pub(super) struct Seal {
-    /// With the kind of unsettled bulk.
+    /// The first 20 bytes of the header, with the kind [`BULK`].
     head: [u8; 20],
     tag: [u8; TAG_LEN],
 }
@@ -158,16 +159,16 @@ pub(super) struct Seal {
 /// The variable part of a bulk datagram's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bulk {
-    /// Its number in the stream, from 0.
+    /// The sequence number in the stream, from 0.
     pub(super) seq: u64,
     /// The sending time in nanoseconds of the sender's monotonic clock, with an arbitrary zero.
     pub(super) sent_ns: u64,
-    /// Whether the sender's search has settled.
+    /// Whether the sender's search for a rate has settled, or the sender does not search.
     pub(super) is_settled: bool,
 }
 
 impl Seal {
-    /// The seal of a stream that flows in `flow`.
+    /// The seal of a stream whose bulk datagrams travel in the direction `flow`.
     pub(super) fn of(stream_id: StreamId, flow: Direction, keys: &SessionKeys) -> Self {
         let mut head = [0; 20];
         head[..4].copy_from_slice(&[VERSION, BULK, stream_id.phase, stream_id.stream]);
@@ -188,7 +189,7 @@ impl Seal {
         datagram[28..36].copy_from_slice(&bulk.sent_ns.to_be_bytes());
     }
 
-    /// The bulk datagram, if it is one of this stream and carries its tag.
+    /// Opens a bulk datagram. `None` if it does not belong to this stream or does not carry its tag.
     pub(super) fn open(&self, datagram: &[u8]) -> Option<Bulk> {
         let header = datagram.first_chunk::<HEADER>()?;
         let is_settled = match header[1] {
@@ -205,7 +206,7 @@ impl Seal {
     }
 }
 
-/// `N` bytes from `at` on; both are constants of the layout.
+/// `N` bytes of the datagram from offset `at` on. Both are constants of the layout.
 fn field<const N: usize>(bytes: &[u8; SIGNAL], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }

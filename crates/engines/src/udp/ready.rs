@@ -1,5 +1,5 @@
-//! A stream of `udp` whose two ends have met and that waits for its phase, and what its thread works with during the
-//! phase.
+//! A stream of `udp` whose address is validated and that waits for its phase, and the working state of its thread
+//! during the phase.
 
 use std::io;
 use std::net::UdpSocket;
@@ -15,7 +15,8 @@ use super::socket;
 use crate::phase::{StreamReport, StreamRun};
 use crate::session_control::{Registration, SessionControl};
 
-/// A stream that waits for its phase: its socket is connected to the other end. Cancelling the session ends it.
+/// A stream that waits for its phase. Its socket is connected to the other end. Cancelling the session shuts the socket
+/// down.
 pub(super) struct ReadyStream {
     pub(super) stream_id: StreamId,
     pub(super) socket: UdpSocket,
@@ -24,7 +25,7 @@ pub(super) struct ReadyStream {
 }
 
 impl ReadyStream {
-    /// Sets the options of `ask` on a connected `socket`.
+    /// Makes a ready stream of the connected socket `socket`. Sets its socket options as requested in `ask`.
     pub(super) fn new(
         stream_id: StreamId,
         socket: UdpSocket,
@@ -46,21 +47,21 @@ pub(super) type UdpReport = StreamReport<StreamCounts>;
 pub(super) struct StreamCounts {
     pub(super) sent: Sent,
     pub(super) received: Received,
-    /// When the last datagram was sent or received, in nanoseconds since the begin of the phase.
+    /// When the last datagram was sent or received, in nanoseconds since the start of the phase.
     pub(super) last_ns: u64,
 }
 
 /// What a stream sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sent {
-    /// Payload bytes of each datagram, of the last one if it changed.
+    /// Payload bytes of each datagram; if the payload was reduced, of the last one.
     pub(super) payload: usize,
     pub(super) datagrams: u64,
-    /// How many of them did not arrive because they were too large for the path, before the payload was reduced.
+    /// How many datagrams were too large for the path and did not arrive, before the payload was reduced.
     pub(super) vanished: u64,
-    /// Whether no ICMP reported that.
+    /// Whether the path dropped those datagrams without an ICMP error (a path MTU black hole, RFC 2923).
     pub(super) is_black_hole: bool,
-    /// In a search for the rate: the datagrams that were sent after the search had settled.
+    /// After a search for the highest rate: the datagrams that were sent after the search had settled.
     pub(super) settled: Option<u64>,
     pub(super) paused: Duration,
 }

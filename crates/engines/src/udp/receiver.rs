@@ -12,11 +12,11 @@ use super::ready::{ReadyStream, Received, StreamCounts, UdpRun};
 use super::socket::BatchReceiver;
 use super::{FEEDBACK_INTERVAL, opposite};
 
-/// How long datagrams that were sent before the sender's last signal may arrive after it.
+/// How long after the sender's last signal its datagrams may still arrive, because the path may reorder them.
 const REORDER_NS: u64 = 100_000_000;
-/// How often a waiting receiver checks what else is due.
+/// How often a receiver stops waiting for datagrams to check whether feedback or the end is due.
 const CHECK_INTERVAL: Duration = Duration::from_millis(10);
-/// How many confirmations of the end are sent, because some may be lost.
+/// How many confirmations of the end are sent, because the path may lose some.
 const CONFIRMATIONS: usize = 3;
 
 /// The tally of a direction's receivers.
@@ -38,7 +38,7 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> 
     }
 }
 
-/// Receives until the sender's last signal and all datagrams that it counts have arrived. The counter and `counted`
+/// Receives until the sender's last signal and all datagrams that it counts have arrived. `run.counter` and `counted`
 /// include what arrived before a failure.
 pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut StreamCounts) -> io::Result<()> {
     let ReadyStream { socket, stream_id, keys, .. } = stream;

@@ -1,5 +1,5 @@
-//! The search for the highest rate whose loss stays under a bound, in the manner of RFC 9097, section 8: feedback in,
-//! rate out. Pure: no clock, no sockets.
+//! Searches for the highest rate whose loss stays under a bound, similar to RFC 9097, section 8: feedback in, rate out.
+//! Pure: no clock, no sockets.
 //!
 //! The search doubles the rate until the path is full, lets the queue drain, and then probes around the rate that the
 //! path carries. A path is full if the loss exceeds the bound, or if a queue persists.
@@ -8,88 +8,92 @@ use super::packet::Feedback;
 
 /// The initial rate, in bits per second of payload.
 const INITIAL_BPS: f64 = 1e6;
-/// The lowest rate.
+/// The lowest rate, in bits per second of payload.
 const MIN_BPS: f64 = 64e3;
-/// The highest rate.
+/// The highest rate, in bits per second of payload.
 const MAX_BPS: f64 = 1e12;
-/// A rate is judged by an interval of at least this time and this many datagrams, or else of the longer time.
+/// A rate is judged by an interval of at least [`MIN_INTERVAL_NS`] that has [`MIN_DATAGRAMS`]. Without that many
+/// datagrams, the interval lasts [`MAX_INTERVAL_NS`]; while the rate is being doubled, [`MIN_INTERVAL_NS`] suffices.
 const MIN_INTERVAL_NS: u64 = 45_000_000;
 const MIN_DATAGRAMS: u64 = 100;
 const MAX_INTERVAL_NS: u64 = 400_000_000;
-/// The rate is halved after this time without feedback about it, by the sender's clock.
+/// If no feedback about a rate arrives for this time (sender's clock), the rate is halved.
 const FEEDBACK_TIMEOUT_NS: u64 = 1_000_000_000;
 /// A persistent queueing delay above this means that the path is full.
 const FULL_QUEUE_US: u32 = 8_000;
-/// So many consecutive feedbacks have to report the full queue.
+/// How many consecutive feedbacks must report a full queue before the path counts as full.
 const FULL_QUEUE_FEEDBACKS: u32 = 2;
 /// A queueing delay below this means that the queue is empty.
 const EMPTY_US: u32 = 2_000;
-/// The queue should drain in about this time; meanwhile the rate is a share of the path's in this range.
+/// The queue should drain in about this time. While it drains, the rate is the share [`DRAINING`] of the rate that the
+/// path carries.
 const DRAIN_US: f64 = 200_000.0;
 const DRAINING: std::ops::RangeInclusive<f64> = 0.5..=0.9;
 /// Probing begins at this share of the rate that the path carried.
 const JUST_BELOW: f64 = 0.985;
-/// The first step up while probing.
+/// The first step up while probing, as a share of the rate.
 const STEP: f64 = 0.005;
-/// If the total loss exceeds the bound after this many intervals, the rate goes down to this share after each interval
-/// that is not clean, and to the second share if the path is full.
+/// From this many intervals on, the total loss is compared with the bound. If it exceeds the bound, the rate is reduced
+/// to the share [`BACK`] after each interval with loss, and to [`FAR_BACK`] if the path is full.
 const MIN_INTERVALS: u32 = 10;
 const BACK: f64 = 0.98;
 const FAR_BACK: f64 = 0.93;
-/// A path that suddenly carries less than this share is stalled or has changed.
+/// A path that suddenly carries less than this share of the last clean rate is stalled or has changed.
 const MUCH_LESS: f64 = 0.93;
-/// A sender that reaches less than this share of the rate is at its own limit.
+/// A sender that reaches less than this share of the intended rate is at its own limit.
 const SENDER_LIMIT: f64 = 0.85;
-/// Above this multiple of the settled rate the search starts again, if it settled at most `YOUNG` intervals ago.
+/// If the rate rises above this multiple of the settled rate within [`YOUNG`] intervals after settling, the search
+/// starts again.
 const BEYOND: f64 = 1.3;
-/// Above this multiple it always starts again.
+/// If the rate rises above this multiple of the settled rate, the search always starts again.
 const FAR_BEYOND: f64 = 2.0;
 const YOUNG: u32 = 24;
 
-/// The search of one stream.
+/// The rate search of one stream.
 #[derive(Debug)]
 pub(super) struct Search {
-    /// The loss bound, as a share.
+    /// The accepted loss, as a share of the datagrams.
     bound: f64,
-    /// Payload bits of a datagram.
+    /// Payload bits of one datagram.
     bits: f64,
     rate_bps: f64,
     state: SearchState,
-    /// The rate when it settled.
+    /// The highest rate at which the search has settled; `None` while it has not.
     settled_bps: Option<f64>,
-    /// The number of the first datagram that was sent at this rate.
+    /// The sequence number of the first datagram that was sent at this rate.
     mark: u64,
     /// When the rate was last changed, by the sender's clock.
     changed_ns: u64,
-    /// The first feedback after datagrams of this rate had arrived.
+    /// The first feedback that covers datagrams of this rate.
     since: Option<Feedback>,
     last: Option<Feedback>,
-    /// Consecutive intervals in which the path was not full.
+    /// Consecutive clean intervals: the path was not full and lost little.
     clean: u32,
     /// Consecutive intervals in which the sender did not reach the rate.
     behind: u32,
     /// Consecutive feedbacks that reported a queue.
     queued: u32,
-    /// The last rate at which the path was not full.
+    /// The last rate that the path has carried without being full.
     clean_bps: f64,
-    /// The clean rate before the path suddenly carried much less: a stall mostly ends, so that the search returns to
-    /// it.
+    /// The clean rate from before the path suddenly carried much less. Most stalls end soon, so the search returns to
+    /// this rate.
     regain_bps: Option<f64>,
-    /// The first datagram after the search settled, and the first feedback after it had arrived.
+    /// The sequence number of the first datagram after the search settled. `settled_since` is the first feedback that
+    /// covers it.
     settled_from: u64,
     settled_since: Option<Feedback>,
-    /// Datagrams sent since the search settled, and how many of them were lost; updated with each feedback.
+    /// Datagrams sent since the search settled. `lost` is how many of them were lost. Updated with each feedback.
     expected: f64,
     lost: f64,
-    /// Intervals since the search settled.
+    /// Intervals judged since the search settled.
     judged: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum SearchState {
-    /// Doubles the rate.
+    /// Doubles the rate until the path is full.
     Rising,
-    /// Lets the queue drain, then continues with this rate.
+    /// Lets the queue drain, and then continues with the rate `then_bps`.
     Draining { then_bps: f64 },
     /// Probes around the rate that the path carries.
     Probing,
@@ -100,13 +104,13 @@ struct RateInterval {
     seconds: f64,
     expected: f64,
     lost: f64,
-    /// The received and the sent rate, in bits per second of payload.
+    /// The received rate; `sent_bps` is the sent rate. Both in bits per second of payload.
     received_bps: f64,
     sent_bps: f64,
 }
 
 impl Search {
-    /// A search for datagrams of `payload` bytes, of which `bound_ppm` millionths may be lost.
+    /// A search with datagrams of `payload` bytes that accepts a loss of `bound_ppm` millionths.
     pub(super) fn new(payload: usize, bound_ppm: u32) -> Self {
         Self {
             bound: f64::from(bound_ppm) / 1e6,
@@ -136,18 +140,18 @@ impl Search {
         self.rate_bps
     }
 
-    /// Whether it has found the rate, so that datagrams from here on count for the result.
+    /// Whether the search has found its rate. Datagrams sent from then on count for the result.
     pub(super) fn is_settled(&self) -> bool {
         self.settled_bps.is_some()
     }
 
-    /// Continues at the same rate with datagrams of `payload` bytes; `sent` is the number of datagrams so far.
+    /// Continues at the same rate with datagrams of `payload` bytes. `sent` is the number of datagrams sent so far.
     pub(super) fn resize(&mut self, payload: usize, sent: u64, now_ns: u64) {
         self.bits = (payload * 8) as f64;
         self.change(self.rate_bps, sent, now_ns);
     }
 
-    /// Processes a feedback at `now_ns` of the sender's clock; `sent` is the number of datagrams so far.
+    /// Processes a feedback at `now_ns` of the sender's clock. `sent` is the number of datagrams sent so far.
     pub(super) fn on_feedback(&mut self, feedback: Feedback, sent: u64, now_ns: u64) {
         let before = self.last.replace(feedback);
         if before.is_some_and(|before| feedback.at_ns <= before.at_ns) {
@@ -248,7 +252,7 @@ impl Search {
         self.change(next, sent, now_ns);
     }
 
-    /// The path is full: it carries the received rate.
+    /// Handles a full path: what was received is the rate that it carries.
     fn full(&mut self, interval: &RateInterval, queue_us: u32, sent: u64, now_ns: u64) {
         let carried = interval.received_bps.min(self.rate_bps);
         self.clean = 0;
@@ -285,7 +289,7 @@ impl Search {
         self.since = None;
     }
 
-    /// Updates the counts since the search settled.
+    /// Updates the counts of datagrams and losses since the search settled.
     fn sum_up(&mut self, feedback: &Feedback) {
         if self.settled_bps.is_none() || feedback.through < self.settled_from {
             return;
@@ -296,7 +300,7 @@ impl Search {
         }
     }
 
-    /// Whether the total loss exceeds the bound, once there are enough intervals.
+    /// Whether the total loss since settling exceeds the bound. `false` before [`MIN_INTERVALS`].
     fn is_over_bound(&self) -> bool {
         self.judged >= MIN_INTERVALS && self.lost > self.bound * self.expected
     }

@@ -1,5 +1,6 @@
-//! The sending end of a stream: equal datagrams on an absolute schedule, at the requested rate or the one that the
-//! search finds, while the receiver sends feedback. The same at both ends of a session. Shell: a socket and the clock.
+//! The sending end of a stream: sends datagrams of equal size on an absolute schedule while the receiver sends
+//! feedback. The rate is the requested one or the one that the search finds. The same at both ends of a session. Uses a
+//! socket and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
@@ -19,21 +20,22 @@ use super::size::PayloadSize;
 use super::socket::{self, BatchSender, await_readable, take_waiting};
 use super::{DEFAULT_LOSS_PPM, FEEDBACK_INTERVAL, PAUSE_AFTER, opposite};
 
-/// How long the first feedback may take.
+/// How long a sender waits for the first feedback.
 pub(super) const FEEDBACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the confirmation of the end may take.
+/// How long a sender waits until the receiver confirms the end of the stream.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(2);
-/// One send holds at most what the rate allows in this time, because a longer burst could overflow a small queue.
+/// One send holds at most the bytes of this time at the current rate, because a longer burst could overflow a small
+/// queue.
 const MAX_BURST: Duration = Duration::from_micros(500);
-/// A delay beyond this is not caught up with.
+/// If the sender is late by more than this, it does not catch up with the excess.
 const MAX_CATCH_UP: Duration = Duration::from_millis(20);
-/// The same during a search, where faster sending could look like a full path.
+/// Like [`MAX_CATCH_UP`], during a search. There faster sending could look like a full path.
 const MAX_SEARCH_CATCH_UP: Duration = Duration::from_millis(1);
 /// How often a waiting sender checks whether its phase is over.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often signals are read while datagrams are always due.
+/// How often the sender reads signals while datagrams are always due.
 const LISTEN_INTERVAL_NS: u64 = 1_000_000;
-/// The most signals that are read at once.
+/// The most signals that the sender reads at once.
 const MAX_READS_IN_A_ROW: usize = 64;
 
 /// The tally of a direction's senders.
@@ -59,13 +61,13 @@ struct FeedbackReader<'a> {
     run: &'a UdpRun<'a>,
     stream_id: StreamId,
     flow: Direction,
-    /// The highest number of a feedback: one that is not higher may be replayed.
+    /// The highest number of a feedback so far. A feedback without a higher number may be a replay.
     newest: Option<u64>,
     heard: Instant,
 }
 
 impl FeedbackReader<'_> {
-    /// The next feedback in the socket.
+    /// The next feedback that has arrived at the socket. Does not wait.
     fn next(&mut self) -> Option<Feedback> {
         let mut bytes = [0; SIGNAL + 1];
         for _ in 0..MAX_READS_IN_A_ROW {
@@ -82,7 +84,7 @@ impl FeedbackReader<'_> {
         None
     }
 
-    /// Waits for the next feedback until `until`; ends early with the phase.
+    /// Waits for the next feedback, at most until `until` or the end of the phase.
     fn await_next(&mut self, until: Instant) -> io::Result<Option<Feedback>> {
         loop {
             if let Some(feedback) = self.next() {
@@ -123,7 +125,7 @@ impl Pace {
     }
 }
 
-/// The datagrams of the next sends.
+/// A buffer of prepared datagrams for the next sends.
 struct Outgoing {
     payload: usize,
     sends: BatchSender,
@@ -139,8 +141,8 @@ impl Outgoing {
     }
 }
 
-/// Processes a feedback for the search and for the payload; `next` is the number of the next datagram. Returns the payload
-/// if it changes.
+/// Passes a feedback to the search and to the payload size. `next` is the number of the next datagram. Returns the
+/// payload if it changes.
 fn react(feedback: Feedback, pace: &mut Pace, size: Option<&mut PayloadSize>, next: u64, now_ns: u64) -> Option<usize> {
     let (changed, is_proven) = match size {
         Some(size) => (size.on_feedback(&feedback, next, now_ns), size.is_proven()),
@@ -156,8 +158,8 @@ fn react(feedback: Feedback, pace: &mut Pace, size: Option<&mut PayloadSize>, ne
     changed
 }
 
-/// Sends until the phase's time is over, then sends the number of datagrams until the receiver confirms it. The counter
-/// and `report` include what was sent before a failure.
+/// Sends until the phase's time is over, and then tells the receiver how many datagrams it sent, until the receiver
+/// confirms that. `run.counter` and `report` include what was sent before a failure.
 pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpReport) -> io::Result<()> {
     let ReadyStream { socket, stream_id, keys, .. } = stream;
     let (context, stream_id, direction) = (run.context, *stream_id, run.direction);
@@ -181,7 +183,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
         if run.is_over() {
             return Ok(());
         }
-        return Err(io::Error::new(io::ErrorKind::TimedOut, "the receiver of the datagrams does not answer over UDP"));
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "the receiver of the datagrams sent no feedback over UDP"));
     }
     let until_ns = context.now_ns().saturating_add(nanos(context.until() - context.begin));
     report.until = context.begin + Duration::from_nanos(until_ns);
@@ -287,7 +289,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
     Ok(())
 }
 
-/// Sends the number of datagrams until the receiver confirms it; returns the confirmation, if it came.
+/// Sends the number of datagrams until the receiver confirms it. Returns the confirmation, if it arrived.
 fn confirm_end(reader: &mut FeedbackReader<'_>, direction: Direction, sent: u64) -> io::Result<Option<Feedback>> {
     let end = Instant::now() + CONFIRMATION_TIMEOUT;
     let mut number = 0;

@@ -1,4 +1,5 @@
-//! The reflector's end of `udp`: validates the streams' addresses, connects a socket for each stream, runs the phases.
+//! The reflector's end of `udp`: validates the streams' addresses, connects a socket for each stream, and runs the
+//! phases.
 
 use std::io;
 use std::sync::Arc;

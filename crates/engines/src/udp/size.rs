@@ -1,12 +1,13 @@
-//! The payload of datagrams if the request sets none. It becomes smaller if the kernel learns of a smaller path MTU, and
-//! if nothing arrives, because a path may drop large packets without ICMP (a black hole; RFC 8899, section 1.1). Pure.
+//! Chooses the payload of datagrams if the request sets none. It becomes smaller if the kernel learns of a smaller path
+//! MTU. It also becomes smaller if nothing arrives, because a path may drop large packets without an ICMP error (a
+//! black hole; RFC 8899, section 1.1). Pure.
 
 use super::packet::{Feedback, HEADER};
 
-/// The payload that fits IPv6's smallest MTU of 1280 bytes (RFC 8200, section 5).
+/// The payload that fits the smallest MTU of IPv6, 1280 bytes (RFC 8200, section 5).
 pub(super) const SMALL_PAYLOAD: usize = 1280 - 40 - 8;
-/// If so many datagrams were sent and nothing has arrived after this time, the path is taken for a black hole. Feedback
-/// still arrives, so the other end is there.
+/// If this many datagrams were sent and none has arrived after [`BLACK_HOLE_AFTER_NS`], the path counts as a black
+/// hole. Feedback still arrives, so the other end is alive.
 const MIN_DATAGRAMS: u64 = 5;
 const BLACK_HOLE_AFTER_NS: u64 = 1_000_000_000;
 
@@ -14,7 +15,7 @@ const BLACK_HOLE_AFTER_NS: u64 = 1_000_000_000;
 #[derive(Debug)]
 pub(super) struct PayloadSize {
     payload: usize,
-    /// The largest payload that fits the path MTU as the kernel knows it.
+    /// The largest payload that fits the path MTU, as far as the kernel knows it.
     largest: usize,
     since_ns: u64,
     state: SizeState,
@@ -23,36 +24,36 @@ pub(super) struct PayloadSize {
 
 #[derive(Debug)]
 enum SizeState {
-    /// Nothing has arrived yet.
+    /// No datagram has arrived yet.
     Unproven,
     /// The payload was reduced before anything arrived; `from` is the number of the first smaller datagram.
     Reduced { from: u64 },
-    /// Datagrams arrive. So many larger ones did not.
+    /// Datagrams arrive. `vanished` larger ones did not.
     Proven { vanished: u64 },
 }
 
 impl PayloadSize {
-    /// Begins with `payload` at `now_ns` of the sender's clock.
+    /// Starts with `payload` at `now_ns` of the sender's clock.
     pub(super) fn new(payload: usize, now_ns: u64) -> Self {
         Self { payload, largest: payload, since_ns: now_ns, state: SizeState::Unproven, is_black_hole: false }
     }
 
-    /// Whether datagrams arrive. Before that, feedback says nothing about the rate.
+    /// Whether datagrams arrive. Until they do, feedback says nothing about the rate.
     pub(super) fn is_proven(&self) -> bool {
         matches!(self.state, SizeState::Proven { .. })
     }
 
-    /// The datagrams that did not arrive because they were too large.
+    /// The number of datagrams that did not arrive because they were too large.
     pub(super) fn vanished(&self) -> u64 {
         if let SizeState::Proven { vanished } = self.state { vanished } else { 0 }
     }
 
-    /// Whether large datagrams did not arrive, and no ICMP reported it.
+    /// Whether large datagrams did not arrive and no ICMP error reported it.
     pub(super) fn is_black_hole(&self) -> bool {
         self.is_black_hole && self.vanished() > 0
     }
 
-    /// Processes a feedback at `now_ns`; `next` is the number of the next datagram. Returns the payload if it changes.
+    /// Processes a feedback at `now_ns`. `next` is the number of the next datagram. Returns the payload if it changes.
     pub(super) fn on_feedback(&mut self, feedback: &Feedback, next: u64, now_ns: u64) -> Option<usize> {
         match self.state {
             SizeState::Unproven if feedback.received > 0 => {
@@ -84,8 +85,8 @@ impl PayloadSize {
         }
     }
 
-    /// Reduces the payload to `room`, the largest that fits the path MTU as the kernel has learned it. Returns the
-    /// payload if it changes.
+    /// Reduces the payload to `room`, the largest one that fits the path MTU that the kernel has learned. `next` is the
+    /// number of the next datagram. Returns the payload if it changes.
     pub(super) fn limit(&mut self, room: usize, next: u64) -> Option<usize> {
         if room >= self.payload || room < HEADER {
             return None;

@@ -1,5 +1,5 @@
 //! Datagram sockets: their options, the payload that fits the path MTU, and segmentation offload (udp(7), `UDP_SEGMENT`
-//! and `UDP_GRO`), with single sends as the fallback.
+//! and `UDP_GRO`). Without offload, datagrams are sent one by one.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -18,16 +18,16 @@ use super::DEFAULT_PAYLOAD;
 use super::packet::{self, LARGEST};
 use crate::socket::mark;
 
-/// The default receive buffers of all streams together, and the minimum of one. A burst that exceeds the buffer is
-/// lost.
+/// The default receive buffers of all streams together, in bytes. [`MIN_RECEIVE_BUFFER`] is the least for one stream. A
+/// burst that exceeds the buffer is lost.
 const RECEIVE_BUFFERS: usize = 32 << 20;
 const MIN_RECEIVE_BUFFER: usize = 1 << 20;
-/// The highest number of datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
+/// The most datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
 const MAX_SEGMENTS: usize = 64;
 /// How long a send may wait for buffer space.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Sets the options of the test `ask` on a connected `socket`.
+/// Sets the socket options of `socket`, which is connected, as requested in `ask`.
 pub(super) fn prepare(socket: &UdpSocket, ask: &TestSpec) -> io::Result<()> {
     let reference = SockRef::from(socket);
     let room = (RECEIVE_BUFFERS / usize::from(ask.streams.max(1))).max(MIN_RECEIVE_BUFFER);
@@ -64,14 +64,16 @@ fn is_v6(socket: &UdpSocket) -> io::Result<bool> {
     })
 }
 
-/// The largest payload without fragmentation for a connected `socket`, and the path MTU, as the kernel knows it.
+/// The largest payload that a connected `socket` sends without fragmentation, and the path MTU, both as far as the
+/// kernel knows.
 pub(super) fn room(socket: &UdpSocket) -> io::Result<(usize, u32)> {
     let (mtu, headers) =
         if is_v6(socket)? { (options::ipv6_mtu(socket)?, 40 + 8) } else { (options::ip_mtu(socket)?, 20 + 8) };
     Ok(((mtu as usize).saturating_sub(headers), mtu))
 }
 
-/// The payload of each datagram. Fails with a remedy if the requested payload exceeds the path MTU.
+/// The payload of each datagram in bytes. Fails if the requested payload exceeds the path MTU; the error says what to
+/// do.
 pub(super) fn payload(socket: &UdpSocket, ask: &TestSpec) -> io::Result<usize> {
     let Some(bytes) = ask.block_bytes else {
         let whole = if ask.fragments { DEFAULT_PAYLOAD } else { room(socket)?.0 };
@@ -85,23 +87,22 @@ pub(super) fn payload(socket: &UdpSocket, ask: &TestSpec) -> io::Result<usize> {
     if bytes > room { Err(too_large(bytes, room, mtu)) } else { Ok(bytes) }
 }
 
-/// The error of a send after the path MTU has decreased.
+/// The error for a datagram that no longer fits because the path MTU has decreased.
 pub(super) fn mtu_decreased(socket: &UdpSocket, payload: usize) -> io::Error {
     let (room, mtu) = room(socket).unwrap_or_default();
     too_large(payload, room, mtu)
 }
 
 fn too_large(payload: usize, room: usize, mtu: u32) -> io::Error {
-    let what =
-        format!("datagrams of {payload} bytes do not fit the path's MTU of {mtu}: -l {room} does, or --fragments");
+    let what = format!("datagrams of {payload} bytes do not fit the path MTU of {mtu}: use -l {room} or --fragments");
     io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
-/// Sends equal datagrams from a contiguous buffer.
+/// Sends datagrams of equal size from a contiguous buffer.
 pub(super) struct BatchSender {
-    /// Payload bytes of each.
+    /// Payload bytes of each datagram.
     payload: usize,
-    /// How many one send may hold.
+    /// The most datagrams in one send.
     most: usize,
 }
 
@@ -112,13 +113,13 @@ impl BatchSender {
         Self { payload, most: if is_whole { (LARGEST / payload).clamp(1, MAX_SEGMENTS) } else { 1 } }
     }
 
-    /// The highest number of datagrams per call.
+    /// The most datagrams per call of [`BatchSender::send`].
     pub(super) fn most(&self) -> usize {
         self.most
     }
 
-    /// Sends `datagrams`, a whole number of them; returns how many were sent. Datagrams that the kernel drops count as
-    /// sent.
+    /// Sends `datagrams`, which must be a whole number of them. Returns how many were sent. Datagrams that the kernel
+    /// drops count as sent.
     pub(super) fn send(&mut self, socket: &UdpSocket, datagrams: &[u8]) -> io::Result<usize> {
         let count = datagrams.len() / self.payload;
         if count > 1 && self.most > 1 {
@@ -143,7 +144,7 @@ impl BatchSender {
     }
 }
 
-/// Whether the error means that the kernel or sandbox does not support segmentation here.
+/// Whether the error means that the kernel or a sandbox does not support segmentation offload here.
 fn is_unsupported(errno: nix::Error) -> bool {
     use nix::errno::Errno;
     matches!(errno, Errno::EINVAL | Errno::EIO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP)
@@ -162,8 +163,8 @@ impl BatchReceiver {
         Self { room: vec![0; 1 << 16], control: nix::cmsg_space!(i32) }
     }
 
-    /// Waits for datagrams, limited by the socket's timeout; returns their bytes and the length of each except the
-    /// last.
+    /// Waits for datagrams, at most for the socket's timeout. Returns their bytes and the length of each; the last one
+    /// may be shorter.
     pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<(&[u8], usize)> {
         let mut into = [IoSliceMut::new(&mut self.room)];
         let message = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::empty())?;
@@ -178,7 +179,8 @@ impl BatchReceiver {
     }
 }
 
-/// Waits until `socket` is readable, or until `until`; returns whether it is. Errors and the end count as readable.
+/// Waits until `socket` is readable, or until `until`. Returns whether it is readable. Errors and the end of the socket
+/// count as readable.
 #[expect(clippy::disallowed_methods, reason = "waits in wall time")]
 pub(super) fn await_readable(socket: &UdpSocket, until: Instant) -> io::Result<bool> {
     let left = until.saturating_duration_since(Instant::now());
@@ -190,7 +192,7 @@ pub(super) fn await_readable(socket: &UdpSocket, until: Instant) -> io::Result<b
     }
 }
 
-/// Reads the next datagram into `bytes` without waiting; returns its full length, also if it was truncated.
+/// Reads the next datagram into `bytes` without waiting. Returns its full length, even if it was truncated.
 pub(super) fn take_waiting(socket: &UdpSocket, bytes: &mut [u8]) -> Option<usize> {
     use rustix::net::{RecvFlags, recv};
     // Reading clears the error of an earlier send; the next call returns the datagram.

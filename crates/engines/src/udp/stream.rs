@@ -1,4 +1,4 @@
-//! What the phase runner does with a stream of `udp`, the same at both ends of a session.
+//! Implements [`PhaseStream`] for a stream of `udp`, the same at both ends of a session.
 
 use std::io;
 use std::net::{Shutdown, UdpSocket};
@@ -12,14 +12,14 @@ use super::receiver;
 use super::sender::{self, FEEDBACK_TIMEOUT};
 use crate::phase::{Ended, PhaseStream};
 
-/// Completes the report of a stream whose thread is done.
+/// Completes the report of a stream whose thread ends.
 fn done(run: &UdpRun<'_>, report: &mut UdpReport, result: io::Result<()>) -> io::Result<()> {
     report.last = Some(run.context.begin + Duration::from_nanos(report.own.last_ns));
     result
 }
 
 impl PhaseStream for ReadyStream {
-    /// A second handle of its socket, to end it.
+    /// A second handle of the stream's socket, to shut it down.
     type Watched = UdpSocket;
     type Own = StreamCounts;
     const THREADS: [&'static str; 2] = ["udp-send", "udp-receive"];
@@ -39,12 +39,12 @@ impl PhaseStream for ReadyStream {
         done(run, report, result)
     }
 
-    /// The sender's thread reads the receiver's feedback itself.
+    /// Nothing to do: the sender's thread reads the receiver's feedback itself.
     fn attend(_socket: &UdpSocket, _total: u64) -> bool {
         false
     }
 
-    /// The sender's thread pauses by itself, and sooner: when its own receiver is silent.
+    /// Nothing to do: the sender's thread pauses itself, and sooner, when its own receiver is silent.
     fn pause(_socket: &UdpSocket, _is_silent: bool) {}
 
     fn abort(socket: &UdpSocket) {
@@ -52,7 +52,7 @@ impl PhaseStream for ReadyStream {
         SockRef::from(socket).shutdown(Shutdown::Both).ok();
     }
 
-    /// The error's own text: it already says what to do.
+    /// The text of the error. It already says what to do.
     fn describe(failure: &io::Error, _after: Duration) -> String {
         failure.to_string()
     }

@@ -1,4 +1,4 @@
-//! Datagrams with the kernel's metadata: the arrival time and the local address. Shell: sockets.
+//! Reads datagrams together with the kernel's metadata: the arrival time and the local address. Uses sockets.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
@@ -14,19 +14,19 @@ use nix::sys::time::TimeSpec;
 use super::DATAGRAM_LEN;
 use super::stamps::{ClockPair, StampConverter};
 
-/// Room for a sent datagram with the headers of the link, IPv6 and UDP before it.
+/// Buffer size for a sent datagram with its link-layer, IPv6 and UDP headers, as the kernel reports it.
 const SENT_LEN: usize = 256;
 
-/// One datagram that arrived.
+/// The metadata of one datagram that arrived.
 pub(crate) struct Arrival {
-    /// Its length; [`Mailbox::LONGER`] for every datagram that is longer than a packet.
+    /// The length of the datagram in bytes; [`Mailbox::LONGER`] if it is longer than a packet of this protocol.
     pub(crate) len: usize,
-    /// The sender.
+    /// The source address and port.
     pub(crate) from: SocketAddr,
-    /// The local address that it was sent to.
+    /// The local address that the datagram was sent to.
     pub(crate) to: Option<IpAddr>,
-    /// When it arrived, in nanoseconds of `CLOCK_MONOTONIC`, by the kernel's receive timestamp. Without a usable stamp, the
-    /// time of the read, which makes round trips look longer.
+    /// When the datagram arrived, in nanoseconds of `CLOCK_MONOTONIC`, by the kernel's receive timestamp. Without a
+    /// usable timestamp it is the time of the read, which makes round trips look longer.
     pub(crate) arrived_ns: u64,
 }
 
@@ -38,15 +38,15 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
-    /// One byte more than a packet has, to detect a longer datagram.
+    /// One byte more than a packet of this protocol has, to detect longer datagrams.
     pub(crate) const LONGER: usize = DATAGRAM_LEN + 1;
 
-    /// A mailbox for `socket`; enables the metadata of arrival times and addresses.
+    /// A mailbox for `socket`. Enables the metadata of arrival times and local addresses.
     pub(crate) fn of(socket: &UdpSocket) -> io::Result<Self> {
         Self::unbound(socket, socket.local_addr()?.is_ipv6())
     }
 
-    /// The same for a socket that is not bound yet.
+    /// Like [`Mailbox::of`], for a socket that is not bound yet.
     pub(crate) fn unbound(socket: &UdpSocket, is_v6: bool) -> io::Result<Self> {
         // Best effort: without it the time is that of the read.
         setsockopt(socket, sockopt::ReceiveTimestampns, &true).ok();
@@ -67,16 +67,16 @@ impl Mailbox {
         Ok(Self { control, stamps: StampConverter::new(ClockPair::read()), bytes: [0; Self::LONGER] })
     }
 
-    /// Lets the kernel report when it passed each datagram of `socket` to the network interface, after the host's own queues
-    /// (`SOF_TIMESTAMPING_TX_SOFTWARE`). Best effort: without it there are no departures.
+    /// Makes the kernel report when it passed each datagram of `socket` to the network interface, after the host's own
+    /// queues (`SOF_TIMESTAMPING_TX_SOFTWARE`). Best effort: without it [`Mailbox::departure`] reports nothing.
     pub(crate) fn stamp_departures(socket: &UdpSocket) {
         let flags = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
         setsockopt(socket, sockopt::Timestamping, &flags).ok();
     }
 
-    /// The next datagram that left this host, and when, in nanoseconds of `CLOCK_MONOTONIC`; `WouldBlock` if no more are
-    /// reported. `None`: a report without a usable time. The bytes are not verified: a host's firewall may have changed
-    /// them.
+    /// The next datagram that left this host, and when it left, in nanoseconds of `CLOCK_MONOTONIC`. `None` for a
+    /// report without a usable time, `WouldBlock` if there are no more reports. The bytes are not verified: a firewall
+    /// of the host may have changed them.
     pub(crate) fn departure(&mut self, socket: &UdpSocket) -> io::Result<Option<([u8; DATAGRAM_LEN], u64)>> {
         let mut bytes = [0; SENT_LEN];
         let mut into = [IoSliceMut::new(&mut bytes)];
@@ -93,7 +93,7 @@ impl Mailbox {
         Ok(sent.copied().zip(left_ns))
     }
 
-    /// Disables the metadata that only a mailbox needs.
+    /// Disables the metadata of arrival times and local addresses, which only a mailbox uses.
     pub(crate) fn close(socket: &UdpSocket) {
         // Best effort: the metadata only costs time.
         setsockopt(socket, sockopt::ReceiveTimestampns, &false).ok();
@@ -103,8 +103,8 @@ impl Mailbox {
         };
     }
 
-    /// The next datagram; `WouldBlock` if there is none. `None`: a datagram without a sender's address, or the end of a
-    /// socket that was shut down.
+    /// The next datagram; `WouldBlock` if there is none. `None` for a datagram without a source address, and at the end
+    /// of a socket that was shut down.
     pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<Option<Arrival>> {
         let mut into = [IoSliceMut::new(&mut self.bytes)];
         let message =
@@ -130,8 +130,8 @@ impl Mailbox {
     }
 }
 
-/// Sends `bytes` to `to`, from the local address `from` if it is known, with the DSCP `dscp` (RFC 2474) if there is one.
-/// Never blocks.
+/// Sends `bytes` to `to` without blocking. Sends from the local address `from` if it is known, and with the DSCP `dscp`
+/// (RFC 2474) if there is one.
 pub(crate) fn answer(
     socket: &UdpSocket,
     bytes: &[u8],

@@ -1,5 +1,5 @@
 //! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims and passes
-//! it to the handler of its kind. Other datagrams get no answer. Shell: a socket and the thread that reads it.
+//! it to the handler of its kind. Other datagrams get no answer. Uses a socket, and a thread that reads it.
 
 pub(crate) mod datagram;
 mod stamps;
@@ -22,18 +22,18 @@ use crate::session_control::SessionControl;
 use crate::thread_limit;
 use datagram::{Arrival, Mailbox, answer};
 
-/// The length of every answered datagram and of its answer, so that the port never amplifies.
+/// The length in bytes of every answered datagram and of its answer. Because they are equal, the port never amplifies.
 pub const DATAGRAM_LEN: usize = 96;
 
-/// The version of the layout: the first byte of every datagram.
+/// The version of the datagrams' layout, which is the first byte of each.
 pub(crate) const VERSION: u8 = 1;
 
 /// The socket's receive buffer in bytes, shared by all sessions. It holds the datagrams that arrive while the thread is
 /// not scheduled.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// Datagrams read before the thread checks whether it has to end.
+/// The most datagrams that the thread reads before it checks whether it must end.
 const MAX_READS_IN_A_ROW: usize = 64;
-/// Datagrams of other senders that a new socket may hold before it is connected.
+/// The most datagrams of other senders that a new socket may hold, because they arrived before it was connected.
 const MAX_STRAYS: usize = 4096;
 
 /// Handles some kinds of datagrams of one session.
@@ -41,11 +41,11 @@ pub trait DatagramHandler: Send + Sync {
     /// Whether this handler accepts datagrams of `kind`, which is their second byte.
     fn takes(&self, kind: u8) -> bool;
 
-    /// Verifies a datagram and returns the answer. Before this call, the datagram is unverified: it names the session
-    /// and came from the peer's address. Called by the thread that reads the port for all sessions: must not block.
+    /// Verifies a datagram and returns the answer. The caller has checked only that the datagram claims the session and
+    /// came from the peer's address. Must not block: the calling thread reads the port for all sessions.
     fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal>;
 
-    /// The DSCP of its answers, if the test sets one.
+    /// The DSCP of this handler's answers, if the test sets one.
     fn dscp(&self) -> Option<u8> {
         None
     }
@@ -53,17 +53,17 @@ pub trait DatagramHandler: Send + Sync {
 
 /// A datagram that arrived at a port.
 pub struct Datagram<'a> {
-    /// Its payload.
+    /// The payload.
     pub bytes: &'a [u8; DATAGRAM_LEN],
-    /// The sender.
+    /// The source address and port.
     pub from: SocketAddr,
-    /// The local address that it was sent to.
+    /// The local address that the datagram was sent to.
     pub to: Option<IpAddr>,
-    /// When it arrived, in nanoseconds of `CLOCK_MONOTONIC`, by the kernel's receive timestamp.
+    /// When the datagram arrived, in nanoseconds of `CLOCK_MONOTONIC`, by the kernel's receive timestamp.
     pub arrived_ns: u64,
-    /// The port that it arrived at.
+    /// The UDP port that the datagram arrived at.
     pub port: &'a PortHandle,
-    /// The datagrams of its session so far.
+    /// The counts of its session's datagrams so far.
     pub counts: &'a DatagramCounts,
 }
 
@@ -94,16 +94,18 @@ impl DatagramCounts {
 pub enum Refusal {
     /// The datagram is not of a kind that this port answers.
     Malformed,
-    /// Its session is not enrolled.
+    /// The datagram's session is not enrolled.
     UnknownSession,
-    /// It did not come from the address of its session's peer, or its source port changed.
+    /// The datagram did not come from the address of its session's peer, or its source port changed.
     WrongSource,
-    /// Its session is over.
+    /// The datagram's session is over.
     Over,
-    /// It is not sealed with its session's key.
+    /// The datagram is not sealed with its session's key.
     Forged,
-    /// It arrived before, or is too old to be remembered.
+    /// The datagram arrived before, or is too old to be remembered.
     Replayed,
+    /// Its session sends more than it may.
+    TooFast,
 }
 
 /// The number of datagrams that were not answered, by reason.
@@ -113,7 +115,7 @@ pub struct Refused {
     pub malformed: u64,
     /// Datagrams of sessions that are not enrolled.
     pub unknown_session: u64,
-    /// Datagrams that did not come from the address of their session's peer.
+    /// Datagrams that did not come from the address of their session's peer, or whose source port changed.
     pub wrong_source: u64,
     /// Datagrams of sessions that are over.
     pub over: u64,
@@ -121,6 +123,8 @@ pub struct Refused {
     pub forged: u64,
     /// Datagrams that arrived before, or are too old to be remembered.
     pub replayed: u64,
+    /// Datagrams of sessions that send more than they may.
+    pub too_fast: u64,
 }
 
 /// Reads the datagrams of one UDP socket on its own thread. Dropping this ends the thread and closes the socket.
@@ -132,7 +136,7 @@ pub struct UdpPort {
 
 struct PortState {
     sessions: Mutex<HashMap<SessionId, Arc<Enrolled>>>,
-    refused: [AtomicU64; 6],
+    refused: [AtomicU64; 7],
     unsent: AtomicU64,
     over: AtomicBool,
     wake: Wake,
@@ -176,8 +180,9 @@ impl UdpPort {
         self.local
     }
 
-    /// Passes datagrams of `session` from `peer` to the first of `handlers` that accepts their kind, until the returned
-    /// value is dropped or the session is cancelled. An answered datagram and its answer are charged to the session.
+    /// Passes datagrams of `session` from `peer` to the first of `handlers` that accepts their kind. This ends when the
+    /// returned value is dropped or the session is cancelled. An answered datagram and its answer are charged to the
+    /// session.
     pub fn enroll(
         &self,
         session: SessionId,
@@ -191,7 +196,7 @@ impl UdpPort {
         Enrolment { shared: Arc::clone(&self.shared), enrolled }
     }
 
-    /// The datagrams that were not answered so far.
+    /// The datagrams that were not answered so far, by reason.
     pub fn refused(&self) -> Refused {
         let of = |reason: Refusal| self.shared.refused[reason as usize].load(Ordering::Relaxed);
         Refused {
@@ -201,10 +206,11 @@ impl UdpPort {
             over: of(Refusal::Over),
             forged: of(Refusal::Forged),
             replayed: of(Refusal::Replayed),
+            too_fast: of(Refusal::TooFast),
         }
     }
 
-    /// Answers that this host failed to send. They look like packet loss.
+    /// The number of answers that this host failed to send. They look like packet loss.
     pub fn unsent(&self) -> u64 {
         self.shared.unsent.load(Ordering::Relaxed)
     }
@@ -229,7 +235,7 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
-    /// The counts of the session's datagrams, which go on until this is dropped.
+    /// The live counts of the session's datagrams.
     pub fn counts(&self) -> Arc<DatagramCounts> {
         Arc::clone(&self.enrolled.counts)
     }
@@ -298,29 +304,29 @@ impl PortState {
     }
 }
 
-/// The session and the kind in an unverified datagram; `None` for another version.
+/// The session and the kind that an unverified datagram claims; `None` if it has another version.
 fn claimed(bytes: &[u8; DATAGRAM_LEN]) -> Option<(SessionId, u8)> {
     let session = SessionId::from_bytes(std::array::from_fn(|at| bytes[4 + at]));
     (bytes[0] == VERSION).then_some((session, bytes[1]))
 }
 
-/// The session in an unverified datagram of any length. Public for its fuzz target.
+/// The session that an unverified datagram of any length claims. Public only for its fuzz target.
 #[doc(hidden)]
 pub fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
     claimed(bytes.try_into().ok()?).map(|(session, _)| session)
 }
 
-/// A handle of the UDP port for its datagram handlers. It does not keep the port open.
+/// A handle of the UDP port, for its datagram handlers. It does not keep the port open.
 #[derive(Clone)]
 pub struct PortHandle {
     shared: Arc<PortState>,
-    /// `None` after the port was dropped.
+    /// Empty after the port was dropped.
     socket: Weak<UdpSocket>,
 }
 
 impl PortHandle {
-    /// A socket at this port and the local address `to`, connected to `peer`. From then on, the kernel delivers the
-    /// datagrams of `peer` to it, and all others to the `UdpPort`.
+    /// Opens a socket at this port and the local address `to`, connected to `peer`. From then on, the kernel delivers
+    /// the datagrams of `peer` to this socket, and all others to the [`UdpPort`].
     pub fn connect(&self, to: Option<IpAddr>, peer: SocketAddr) -> io::Result<UdpSocket> {
         let port = self.socket.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         let mut local = port.local_addr()?;
@@ -360,7 +366,7 @@ impl PortHandle {
     }
 }
 
-/// Ignores poison: a panic cannot leave the guarded data inconsistent.
+/// Locks `mutex`. Ignores poisoning, because a panic cannot leave the guarded data inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

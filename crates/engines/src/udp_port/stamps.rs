@@ -1,23 +1,24 @@
-//! Converts the kernel's timestamps of datagrams, which are times of the wall clock, to the monotonic clock. The wall clock
-//! can be set at any time: stamps from before that moment are then unknown. Pure but for [`ClockPair::read`].
+//! Converts the kernel's timestamps of datagrams from the wall clock to the monotonic clock. The wall clock can be set
+//! at any time. Timestamps from before such a change cannot be converted. Pure except [`ClockPair::read`].
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The offset of the clocks changes only if the wall clock is set: a change above this is not a reading error.
+/// A change of the offset between the clocks above this means that the wall clock was set. Smaller changes are reading
+/// errors.
 const LEAST_SET_NS: i64 = 1_000_000;
-/// Two readings this close together are simultaneous.
+/// Readings of the two clocks that are this close together count as simultaneous.
 const CLOSE_NS: i64 = 10_000;
-/// Readings that are tried until two are simultaneous.
+/// How many times both clocks are read at most to get simultaneous readings.
 const TRIES: usize = 4;
 
-/// Both clocks at one moment, in nanoseconds.
+/// The readings of both clocks at one moment, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClockPair {
     /// `CLOCK_MONOTONIC`.
     pub(crate) monotonic_ns: i64,
     /// `CLOCK_REALTIME`.
     pub(crate) wall_ns: i64,
-    /// How far apart the readings were.
+    /// How long it took to read both clocks.
     pub(crate) apart_ns: i64,
 }
 
@@ -54,12 +55,12 @@ impl ClockPair {
     }
 }
 
-/// The conversion for one socket.
+/// Converts the timestamps of one socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StampConverter {
     /// The wall clock minus the monotonic clock.
     offset_ns: i64,
-    /// From this time of the monotonic clock on the offset is valid.
+    /// The offset is valid from this time of the monotonic clock on.
     since_ns: i64,
 }
 
@@ -68,8 +69,8 @@ impl StampConverter {
         Self { offset_ns: now.offset_ns(), since_ns: now.monotonic_ns }
     }
 
-    /// The time of the monotonic clock, in nanoseconds, of a stamp that the kernel made before `now`. `None` if the wall
-    /// clock may have been set since.
+    /// Converts a timestamp that the kernel made before `now` to nanoseconds of the monotonic clock. `None` if the wall
+    /// clock may have been set since the timestamp.
     pub(crate) fn convert(&mut self, stamp_ns: i64, now: ClockPair) -> Option<u64> {
         let moved_ns = now.offset_ns().saturating_sub(self.offset_ns).saturating_abs();
         if moved_ns > LEAST_SET_NS.saturating_add(now.apart_ns) {

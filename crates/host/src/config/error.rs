@@ -1,4 +1,4 @@
-//! Why a configuration cannot be loaded. Each message names the place of the fault and the valid values.
+//! Why a configuration cannot be loaded. Each message names where the fault is and which values are valid.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,29 +7,27 @@ use super::ValueOrigin;
 
 /// Why a configuration cannot be loaded.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum ConfigError {
     /// A file could not be read.
     #[error("cannot read the configuration file {}: {source}", path.display())]
     Unreadable {
-        /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The reason that the system gives.
         source: io::Error,
     },
-    /// A file is not TOML.
+    /// A file is not valid TOML.
     #[error("{}:{line}: not valid TOML: {problem}", path.display())]
     Syntax {
-        /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
         /// The parser's message.
         problem: String,
     },
-    /// A key that is not a setting.
+    /// A file has a key that is not a setting.
     #[error("{}:{line}: unknown setting {key:?}{}", path.display(), suggestion(*.nearest))]
     UnknownKey {
-        /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
@@ -38,36 +36,36 @@ pub enum ConfigError {
         /// The setting with the most similar name, if one is similar.
         nearest: Option<&'static str>,
     },
-    /// An environment variable with the program's prefix that the program does not read.
+    /// An environment variable has the program's prefix, but the program reads no such variable.
     #[error("unknown environment variable {variable}{}", suggestion(*.nearest))]
     UnknownVariable {
-        /// Its name.
+        /// The name of the variable.
         variable: String,
         /// The variable of the setting with the most similar name, if one is similar.
         nearest: Option<&'static str>,
     },
-    /// A value that the setting does not accept.
+    /// A setting does not accept a value.
     #[error("{origin}: {setting} is not valid: {problem}; valid: {valid}")]
     BadValue {
         /// Where the value was given.
         origin: ValueOrigin,
         /// The setting's name.
         setting: &'static str,
-        /// The fault of the value.
+        /// What is wrong with the value.
         problem: String,
         /// What the setting accepts.
         valid: &'static str,
     },
-    /// Two values that exclude each other.
+    /// Two values exclude each other.
     #[error("{origin}: {problem}")]
     Conflict {
         /// Where the value to change was given.
         origin: ValueOrigin,
-        /// The fault, and the valid values.
+        /// What is wrong, and the valid values.
         problem: String,
     },
-    /// No state folder is configured, and there is no home folder for the default.
-    #[error("no state folder is known because HOME is not set")]
+    /// No state folder is configured, and without a home folder there is no default.
+    #[error("the state folder is unknown because HOME is not set")]
     NoStateDir,
 }
 
@@ -76,7 +74,7 @@ fn suggestion(nearest: Option<&str>) -> String {
 }
 
 impl ConfigError {
-    /// The remedy, for the user of `program`.
+    /// What the user of `program` can do about the error.
     pub fn remedy(&self, program: &str) -> String {
         let variable = program.to_uppercase();
         match self {

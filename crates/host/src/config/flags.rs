@@ -1,4 +1,4 @@
-//! Settings as command line flags, generated from the list of settings.
+//! Makes command line flags of the list of settings.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -8,22 +8,22 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::{Configuration, Setting};
 
-/// The settings on the command line: `--config`, and values by the setting's name.
+/// The settings that the command line gives: the file of `--config`, and values by the setting's name.
 #[derive(Clone, Debug, Default)]
 pub struct FlagValues {
-    /// `--config`: a further file, above those of the user and of /etc.
+    /// The file of `--config`. It overrides the user's file and the file in /etc.
     pub config: Option<PathBuf>,
-    /// Each value, with the flag that set it.
+    /// Each given value with the flag that gave it, by the setting's name.
     pub(super) values: BTreeMap<&'static str, (Vec<String>, String)>,
 }
 
 impl FlagValues {
-    /// Sets a setting by a flag that the subcommand itself defines. `flag` includes its dashes.
+    /// Gives a setting a value by a flag that the subcommand itself defines. `flag` includes its dashes.
     pub fn set(&mut self, setting: &'static str, flag: &str, value: impl Into<String>) {
         self.values.insert(setting, (vec![value.into()], flag.to_owned()));
     }
 
-    /// Adds the settings of another group of flags.
+    /// Adds the values of another group of flags. They override values that are already there.
     pub fn extend(&mut self, other: FlagValues) {
         self.config = other.config.or(self.config.take());
         self.values.extend(other.values);
@@ -38,7 +38,7 @@ pub trait FlagGroup: 'static {
     /// Whether the command's own subcommands accept the flags, too.
     const IS_GLOBAL: bool;
 
-    /// Whether a setting is in the group.
+    /// Whether a setting belongs to the group.
     fn has(setting: &str) -> bool;
 }
 
@@ -78,7 +78,7 @@ impl<G: FlagGroup> clap::Args for Flags<G> {
             .value_name("FILE")
             .value_parser(clap::value_parser!(PathBuf))
             .global(G::IS_GLOBAL)
-            .help("Read this configuration file too; it overrides the user's and the one in /etc");
+            .help("Also read this configuration file; it overrides the user's file and the file in /etc");
         let defaults = G::Config::defaults();
         let args = settings_of::<G>().map(|(setting, flag)| {
             let default = match setting.plain(&defaults) {

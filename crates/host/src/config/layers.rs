@@ -1,5 +1,5 @@
-//! The layers of a configuration: defaults, the file in /etc, the user's file, the `--config` file, environment
-//! variables, flags. Each later one overrides the ones before, setting by setting.
+//! Reads the layers of a configuration: defaults, the file in /etc, the user's file, the `--config` file, environment
+//! variables, flags. Each layer overrides the ones before it, setting by setting.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,9 +12,9 @@ use super::names::{check_variables, nearest};
 use super::setting::Given;
 use super::{ConfigError, Configuration, Environment, FlagValues, Loaded, Origins, Setting, ValueOrigin};
 
-/// The machine that a configuration depends on besides its layers. Tests replace it.
+/// What a configuration depends on besides its layers. Tests replace it.
 pub struct Machine<'a> {
-    /// The environment; an empty variable counts as not set.
+    /// The environment. An empty variable counts as not set.
     pub env: Environment<'a>,
     /// The names of all variables that are not empty.
     pub variables: &'a [String],
@@ -28,29 +28,30 @@ pub struct Machine<'a> {
     pub hostname: String,
     /// Whether there is a file or folder at a path.
     pub exists: &'a dyn Fn(&Path) -> bool,
-    /// Relative paths of flags and variables are relative to this folder.
+    /// The folder against which relative paths of flags and variables are resolved.
     pub current_dir: PathBuf,
 }
 
 impl Machine<'_> {
-    /// A folder of the XDG base directory specification, which requires to ignore relative values of its variables.
+    /// A folder of the XDG base directory specification: the value of `variable`, or `under_home` in the home folder.
+    /// The specification requires that relative values of its variables are ignored.
     pub fn xdg(&self, variable: &str, under_home: &str) -> Option<PathBuf> {
         self.absolute(variable).or_else(|| self.home.as_ref().map(|home| home.join(under_home)))
     }
 
-    /// The absolute path in a variable.
+    /// The value of a variable, if it is an absolute path.
     pub fn absolute(&self, variable: &str) -> Option<PathBuf> {
         (self.env)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     }
 
-    /// The folder in a variable of systemd; if it lists several, separated by colons, the first one.
+    /// The folder in a variable of systemd. If the variable lists several, separated by colons, the first one.
     pub fn systemd_folder(&self, variable: &str) -> Option<PathBuf> {
         let value = (self.env)(variable)?;
         std::env::split_paths(&value).find(|path| path.is_absolute())
     }
 
-    /// The default state folder: systemd's STATE_DIRECTORY; without it `for_root` for root, and `under_xdg` in the XDG
-    /// state folder for other users.
+    /// The default state folder. It is systemd's STATE_DIRECTORY, if set. Otherwise it is `for_root` for root, and
+    /// `under_xdg` in the XDG state folder for other users.
     pub fn state_dir(&self, for_root: &str, under_xdg: &str) -> Result<(PathBuf, ValueOrigin), ConfigError> {
         if let Some(path) = self.systemd_folder("STATE_DIRECTORY") {
             return Ok((path, ValueOrigin::Place("STATE_DIRECTORY")));
@@ -66,8 +67,9 @@ impl Machine<'_> {
 /// Reads every layer of this machine.
 ///
 /// # Errors
-/// A variable with the program's prefix that the program does not read, a file in /etc or named by `--config` that cannot be read, any file that is not TOML or has an unknown key, any value that its
-/// setting does not accept, also one that another layer overrides.
+/// A variable with the program's prefix that the program does not read; an unreadable file in /etc or of `--config`; a
+/// file that is not TOML or has an unknown key; and a value that its setting does not accept, even if another layer
+/// overrides the value.
 pub fn load<C: Configuration>(flags: &FlagValues) -> Result<Loaded<C>, ConfigError> {
     let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let variables = std::env::vars_os().filter(|(_, value)| !value.is_empty());
@@ -86,7 +88,7 @@ pub fn load<C: Configuration>(flags: &FlagValues) -> Result<Loaded<C>, ConfigErr
     load_on(flags, &machine)
 }
 
-/// [`load`] on a given machine.
+/// Like [`load`], on a given machine.
 pub fn load_on<C: Configuration>(flags: &FlagValues, machine: &Machine<'_>) -> Result<Loaded<C>, ConfigError> {
     let origins = C::settings().iter().map(|setting| (setting.name, ValueOrigin::Default)).collect();
     let mut layers =
@@ -133,10 +135,10 @@ enum FileLayer {
     Named,
 }
 
-/// The effect of a file that can't be opened.
+/// What happens if a file cannot be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IfUnreadable {
-    /// There is no such layer.
+    /// The layer is left out without a message.
     Skip,
     /// The layer is ignored, with a warning to the user.
     Warn,
@@ -144,9 +146,11 @@ enum IfUnreadable {
 }
 
 impl FileLayer {
-    /// A default file need not exist. If the user's file may not be read (`sudo -u`, a service without a home), the
-    /// program ignores it. The host's file may hold limits, and a named file was requested, so these two must be
-    /// readable.
+    /// What happens if the file of this layer cannot be opened with an error of this `kind`.
+    ///
+    /// The host's file and the user's file need not exist. If the program may not read the user's file (`sudo -u`, a
+    /// service without a home), it ignores the file with a warning. The host's file may hold limits, and a named file
+    /// was requested, so these two must be readable.
     fn if_unreadable(self, kind: io::ErrorKind) -> IfUnreadable {
         use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
         match (self, kind) {
@@ -223,7 +227,7 @@ impl<C: Configuration> Layers<C> {
     }
 }
 
-/// A TOML value in the text form that settings read. `max_streams = 8` and `max_streams = "8"` are the same.
+/// A TOML value in the text form that settings read. `max_streams = 8` and `max_streams = "8"` mean the same.
 fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, String> {
     match value {
         DeValue::String(text) => Ok(vec![text.to_string()]),

@@ -1,6 +1,6 @@
 //! The configuration of a program: one list of settings, read from flags, environment variables and files. A program
-//! implements [`Configuration`] for its own type; precedence, origins, the template and the messages are the same for
-//! each program. Reads files and the environment; creates nothing and never prints.
+//! implements [`Configuration`] for its own type. Precedence, origins, the template and the messages are the same for
+//! both programs. Reads files and the environment; creates nothing and never prints.
 
 mod error;
 mod flags;
@@ -18,55 +18,56 @@ use paramedic_report::lines::wrapped;
 pub use error::ConfigError;
 pub use flags::{FlagGroup, FlagValues, Flags};
 pub use layers::{Machine, load, load_on};
+pub use names::nearest_name;
 pub use setting::{Given, Setting, list};
 
 /// The configuration of a program, with its list of settings.
 pub trait Configuration: Clone + Sized + 'static {
-    /// The program's name: its file is `PROGRAM.toml`, its variables are `PROGRAM_` and the setting's name in upper
-    /// case.
+    /// The program's name in lower case. Its file is `PROGRAM.toml`. Its variables are the program's name and the
+    /// setting's name in upper case, joined by `_`.
     const PROGRAM: &'static str;
 
-    /// Every setting, in the order of the output.
+    /// Every setting, in the order of output.
     fn settings() -> &'static [Setting<Self>];
 
-    /// The environment variables with the program's prefix that are not those of settings, such as secrets.
+    /// Environment variables with the program's prefix that do not belong to settings, for example secrets.
     fn other_variables() -> Vec<&'static str> {
         Vec::new()
     }
 
-    /// Every default that does not depend on the machine.
+    /// A configuration with every default that does not depend on the machine.
     fn defaults() -> Self;
 
-    /// The values in the template: the defaults of a typical machine, and an example for each setting without a
-    /// default.
+    /// A configuration with the values for the template: the defaults of a typical machine, and an example for each
+    /// setting without a default.
     fn example() -> Self;
 
-    /// Sets the values that depend on the machine, unless a layer has set them. Returns warnings to the user.
+    /// Sets the values that depend on the machine, unless a layer has set them. Returns warnings for the user.
     fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<Vec<String>, ConfigError>;
 
-    /// Checks the values that depend on each other.
+    /// Checks values that depend on each other.
     fn check(&self, _origins: &Origins) -> Result<(), ConfigError> {
         Ok(())
     }
 }
 
-/// The origin of a value.
+/// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {
     /// The default: no layer has set the value.
     Default,
     /// An environment variable of systemd or of the login session that names a folder.
     Place(&'static str),
-    /// A file.
+    /// A line of a configuration file.
     File {
-        /// The absolute path.
+        /// The absolute path of the file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
     },
-    /// An environment variable of the setting.
+    /// The environment variable of the setting.
     Environment(&'static str),
-    /// A flag, with its dashes.
+    /// A command line flag, with its dashes.
     Flag(String),
 }
 
@@ -91,7 +92,7 @@ impl Origins {
         self.0.get(setting).cloned().unwrap_or(ValueOrigin::Default)
     }
 
-    /// Whether no layer has set it.
+    /// Whether no layer has set the setting.
     pub fn is_default(&self, setting: &str) -> bool {
         self.of(setting) == ValueOrigin::Default
     }
@@ -106,7 +107,7 @@ impl Origins {
         self.0.insert(setting, origin);
     }
 
-    /// Every setting's origin, in the order of their names.
+    /// Every setting's origin, ordered by the settings' names.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &ValueOrigin)> {
         self.0.iter().map(|(name, origin)| (*name, origin))
     }
@@ -121,12 +122,12 @@ pub struct Loaded<C> {
     pub origins: Origins,
     /// The files that were read, the one with the highest precedence first.
     pub files: Vec<PathBuf>,
-    /// What to tell the user although the configuration is valid: texts without a prefix.
+    /// Warnings for the user although the configuration is valid; texts without a prefix.
     pub warnings: Vec<String>,
 }
 
 impl<C: Configuration> Loaded<C> {
-    /// The whole configuration as TOML, on request with each value's origin in a comment.
+    /// The whole configuration as TOML. With `with_origin`, a comment names each value's origin.
     pub fn show(&self, with_origin: bool) -> String {
         let mut text = String::new();
         for setting in C::settings() {
@@ -141,7 +142,7 @@ impl<C: Configuration> Loaded<C> {
         text
     }
 
-    /// One sentence: which files were read.
+    /// One sentence that says which files were read.
     pub fn summary(&self) -> String {
         let files = self.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
         let files = if files.is_empty() { "no file".to_owned() } else { files.join(", ") };
@@ -149,7 +150,7 @@ impl<C: Configuration> Loaded<C> {
     }
 }
 
-/// A configuration file with every setting explained and commented out.
+/// A configuration file in which every setting is explained and commented out.
 pub fn template<C: Configuration>() -> String {
     const WIDTH: usize = 100;
     let mut text =
@@ -171,7 +172,7 @@ pub fn template<C: Configuration>() -> String {
     text
 }
 
-/// The environment: a variable's value, where it is set.
+/// The environment: returns a variable's value, if the variable is set.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 #[cfg(test)]

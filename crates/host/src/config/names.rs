@@ -1,20 +1,25 @@
-//! Names that are nearly those of settings. A mistyped limit must not pass in silence, neither in a file nor in the
+//! Finds mistyped names of settings. A mistyped limit must not be ignored silently, neither in a file nor in the
 //! environment. Pure.
 
 use super::{ConfigError, Configuration, Environment};
 
-/// The setting whose name is most similar to a mistyped key.
+/// The setting whose name is most similar to a mistyped key; `None` if no name is similar.
 pub(super) fn nearest<C: Configuration>(key: &str) -> Option<&'static str> {
     // The variable's name and the flag's are mistakes, too.
     let key = key.to_lowercase().replace('-', "_");
     let prefix = format!("{}_", C::PROGRAM);
     let key = key.strip_prefix(&prefix).unwrap_or(&key);
-    let scored = C::settings().iter().map(|setting| (strsim::jaro_winkler(key, setting.name), setting.name));
+    nearest_name(key, C::settings().iter().map(|setting| setting.name))
+}
+
+/// The name that is most similar to `key`, if one is similar.
+pub fn nearest_name<'a>(key: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = names.into_iter().map(|name| (strsim::jaro_winkler(key, name), name));
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }
 
-/// Checks that every variable with the program's prefix is one that the program reads. `variables` are the names of all
-/// that are set.
+/// Checks that the program reads every variable that has its prefix. `variables` are the names of all variables that
+/// are set.
 pub(super) fn check_variables<C: Configuration>(variables: &[String], env: Environment<'_>) -> Result<(), ConfigError> {
     let prefix = format!("{}_", C::PROGRAM.to_uppercase());
     let other = C::other_variables();
@@ -32,9 +37,9 @@ pub(super) fn check_variables<C: Configuration>(variables: &[String], env: Envir
     Ok(())
 }
 
-/// Whether a container manager made this variable. Kubernetes gives each container variables of every service of its
-/// namespace (`NAME_SERVICE_HOST`, `NAME_PORT_4000_TCP_ADDR`), and so does Docker for links; a service may have the
-/// program's name, and that name may go on (`NAME_METRICS_SERVICE_HOST`).
+/// Whether a container manager set this variable. Kubernetes gives each container variables for every service of its
+/// namespace (`NAME_SERVICE_HOST`, `NAME_PORT_4000_TCP_ADDR`), and Docker does so for links. The name of a service may
+/// be the program's name, or begin with it (`NAME_METRICS_SERVICE_HOST`).
 /// <https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>
 fn is_service_link(name: &str, value: &str) -> bool {
     let has_word = |word: &str| name == word || name.ends_with(&format!("_{word}"));

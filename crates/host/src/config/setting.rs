@@ -1,4 +1,4 @@
-//! One setting, and its value as text before the check.
+//! One setting of a configuration, and its value as text before it is checked.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,30 +9,30 @@ use toml::Value;
 
 use crate::log;
 
-/// One setting of the configuration `C`: its names, and how it is read and shown.
+/// One setting of the configuration `C`: its names, and how its value is read and shown.
 pub struct Setting<C> {
     /// The key in TOML.
     pub name: &'static str,
     /// The environment variable.
     pub env: &'static str,
-    /// The long flag without its dashes, where there is one.
+    /// The long flag without its dashes, if the setting has one.
     pub flag: Option<&'static str>,
     /// The placeholder of the value in `--help`.
     pub placeholder: &'static str,
     /// What the setting does, in one or two sentences.
     pub help: &'static str,
-    /// The values that it accepts.
+    /// The values that the setting accepts, as text.
     pub valid: &'static str,
-    /// Whether it takes several values: a TOML array, a repeated flag, or text with commas.
+    /// Whether the setting takes several values: a TOML array, a repeated flag, or text with commas.
     pub is_list: bool,
     /// Checks a value and puts it into the configuration. The error says what is wrong with the value.
     pub read: fn(&mut C, &Given<'_>) -> Result<(), String>,
-    /// The value as TOML; `None` if it is not set and has no default.
+    /// Returns the value as TOML; `None` if it is not set and has no default.
     pub show: fn(&C) -> Option<Value>,
 }
 
 impl<C> Setting<C> {
-    /// The value in `config` without TOML's quotes; empty if it is not set.
+    /// The value in `config` as text without TOML's quotes; empty if it is not set.
     pub fn plain(&self, config: &C) -> String {
         match (self.show)(config) {
             None => String::new(),
@@ -43,30 +43,30 @@ impl<C> Setting<C> {
     }
 }
 
-/// A list of texts as TOML.
+/// Makes a TOML array of texts.
 pub fn list<T: ToString>(values: &[T]) -> Value {
     Value::Array(values.iter().map(|value| Value::String(value.to_string())).collect())
 }
 
-/// A value as it was given: text, not yet checked.
+/// A value as a layer gives it: text that is not checked yet.
 pub struct Given<'a> {
     pub(super) values: Vec<String>,
-    /// Relative paths are relative to this folder.
+    /// The folder against which a relative path is resolved.
     pub(super) base: &'a Path,
 }
 
 impl Given<'_> {
-    /// The value of a setting that is not a list, without surrounding space.
+    /// The value of a setting that is not a list, without surrounding white space.
     pub fn one(&self) -> &str {
         self.values.first().map_or("", |value| value.trim())
     }
 
-    /// Every value of a list; commas and spaces separate values.
+    /// Every value of a list. Commas and white space separate values.
     pub fn each(&self) -> impl Iterator<Item = &str> {
         self.values.iter().flat_map(|value| value.split([',', ' ', '\n', '\t'])).filter(|part| !part.is_empty())
     }
 
-    /// Text that is not empty.
+    /// The value as text, which must not be empty.
     pub fn text(&self) -> Result<&str, String> {
         match self.one() {
             "" => Err("it is empty".to_owned()),
@@ -74,18 +74,19 @@ impl Given<'_> {
         }
     }
 
-    /// A path; a relative one is relative to the file's folder, or for a flag and a variable to the current folder.
+    /// The value as a path. A relative path is resolved against the folder of its file, or, if a flag or variable gives
+    /// it, against the current folder.
     pub fn path(&self) -> Result<PathBuf, String> {
         self.text().map(|path| self.base.join(path))
     }
 
-    /// A name that can be sent to a peer unchanged.
+    /// The value as a name that can be sent to a peer unchanged.
     pub fn name(&self) -> Result<PeerText, String> {
         let name = PeerText::new(self.text()?);
         if name.as_str() == self.one() { Ok(name) } else { Err("it is too long or has control characters".to_owned()) }
     }
 
-    /// A whole number within these bounds, both included. `_` may separate its digits.
+    /// The value as a whole number from `min` to `max`. `_` may separate its digits.
     pub fn number<T: TryFrom<u64>>(&self, min: u64, max: u64) -> Result<T, String> {
         let digits = self.one().replace('_', "");
         let number = digits.parse::<u64>().map_err(|_| format!("{:?} is not a whole number", self.one()))?;
@@ -93,7 +94,7 @@ impl Given<'_> {
         T::try_from(number).map_err(|_| format!("{number} is too large"))
     }
 
-    /// `true` or `false`; also yes and no, on and off, 1 and 0.
+    /// The value as a boolean: `true` or `false`; also yes and no, on and off, 1 and 0.
     pub fn yes_or_no(&self) -> Result<bool, String> {
         match self.one() {
             "true" | "yes" | "on" | "1" => Ok(true),
@@ -102,35 +103,35 @@ impl Given<'_> {
         }
     }
 
-    /// The value that has this name.
+    /// The one of `choices` that has this name.
     pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T, String> {
         let found = choices.iter().find(|(name, _)| *name == self.one());
         found.map(|(_, value)| *value).ok_or_else(|| format!("unknown value {:?}", self.one()))
     }
 
-    /// A size in bytes within these bounds, both included.
+    /// The value as a size in bytes from `min` to `max`.
     pub fn bytes(&self, min: u64, max: u64) -> Result<u64, String> {
         let bytes = quantity::parse_bytes(self.one()).map_err(|error| error.to_string())?;
         within(bytes, min, max, |bytes| quantity::exact_bytes(*bytes)).map(|()| bytes)
     }
 
-    /// A duration with its unit, within these bounds, both included.
+    /// The value as a duration with its unit, from `min` to `max`.
     pub fn duration(&self, min: Duration, max: Duration) -> Result<Duration, String> {
         within_duration(quantity::parse_duration(self.one()), min, max)
     }
 
-    /// A duration in seconds where it has no unit, within these bounds, both included.
+    /// The value as a duration from `min` to `max`. Without a unit it is in seconds.
     pub fn seconds(&self, min: Duration, max: Duration) -> Result<Duration, String> {
         within_duration(quantity::parse_seconds(self.one()), min, max)
     }
 
-    /// Which events are logged, as [`log::is_filter`] accepts it.
+    /// The value as a filter of log events, which [`log::is_filter`] accepts.
     pub fn log_filter(&self) -> Result<String, String> {
         let filter = self.one();
         if log::is_filter(filter) { Ok(filter.to_owned()) } else { Err(format!("{filter:?} is not a log filter")) }
     }
 
-    /// How events are logged.
+    /// The value as a log format.
     pub fn log_format(&self) -> Result<log::LogFormat, String> {
         log::LogFormat::from_name(self.one()).ok_or_else(|| format!("unknown value {:?}", self.one()))
     }

@@ -307,7 +307,7 @@ fn a_bad_value_is_reported_with_its_place_its_fault_and_the_valid_values() {
     assert_eq!(
         bench.error(&[]),
         format!(
-            "{}:2: duration is not valid: \"60\" has no unit of time; valid: 1s to 1h",
+            "{}:2: duration is not valid: \"60\" needs a unit of time; valid: 1s to 1h",
             bench.path("etc.toml").display()
         )
     );

@@ -1,5 +1,5 @@
 //! Reads the facts of this host: processor, interfaces, limits, buffers. Changes nothing and never fails: a fact that
-//! can't be read is absent. The other files of this folder measure.
+//! cannot be read is absent. The other files of this folder measure.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use paramedic_report::self_test::{
     Buffers, CongestionControls, Descriptors, Facts, Governor, Interface, InterfaceKind, Processor, Timestamps,
 };
 
-/// Reads the current facts of the host, without timers and time stamps, which have to be measured.
+/// Reads the current facts of the host, except timers and timestamps, which must be measured.
 pub(super) fn read() -> Facts {
     let setting = |name: &str| text(Path::new("/proc/sys/net").join(name));
     let words = |name: &str| setting(name).map(|text| words(&text)).unwrap_or_default();
@@ -45,7 +45,7 @@ pub(super) fn read() -> Facts {
     }
 }
 
-/// The instructions that AES-GCM uses, the cipher of every link and tunnel.
+/// The processor instructions that AES-GCM uses, the cipher of every link and tunnel.
 #[cfg(target_arch = "x86_64")]
 fn ciphers() -> Processor {
     use std::arch::is_x86_feature_detected as has;
@@ -59,21 +59,21 @@ fn ciphers() -> Processor {
     ])
 }
 
-/// The instructions that AES-GCM uses, the cipher of every link and tunnel.
+/// The processor instructions that AES-GCM uses, the cipher of every link and tunnel.
 #[cfg(target_arch = "aarch64")]
 fn ciphers() -> Processor {
     use std::arch::is_aarch64_feature_detected as has;
     named([("aes", has!("aes")), ("pmull", has!("pmull")), ("sha3", has!("sha3"))])
 }
 
-/// Other architectures are not supported.
+/// Nothing: the instructions of other architectures are not detected.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn ciphers() -> Processor {
     Processor::default()
 }
 
-/// Names the available instructions. AES-GCM in hardware needs the first two, for the cipher's rounds and for the
-/// multiplication of its tag; the others make it faster.
+/// Lists the available instructions. AES-GCM in hardware needs the first two: one for the rounds of the cipher, one for
+/// the multiplication of its tag. The others make it faster.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn named<const N: usize>(instructions: [(&str, bool); N]) -> Processor {
     let names = instructions.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned());
@@ -84,7 +84,7 @@ fn named<const N: usize>(instructions: [(&str, bool); N]) -> Processor {
     }
 }
 
-/// The frequency governors of all cores, each once.
+/// The frequency governors of all cores, without repetitions.
 fn governors(cpus: &Path) -> Vec<Governor> {
     let governor = |cpu: PathBuf| {
         let word = |name: &str| Some(PeerText::new(&text(cpu.join("cpufreq").join(name))?));
@@ -96,9 +96,9 @@ fn governors(cpus: &Path) -> Vec<Governor> {
     found
 }
 
-/// The interfaces in `net` that are up, without loopback, by name.
+/// The interfaces in `net` that are up, except loopback, ordered by name.
 fn interfaces(net: &Path) -> Vec<Interface> {
-    /// `ARPHRD_LOOPBACK` (linux/if_arp.h).
+    /// The interface type of loopback, `ARPHRD_LOOPBACK` (linux/if_arp.h).
     const LOOPBACK: &str = "772";
     let interface = |folder: PathBuf| {
         let file = |name: &str| Some(text(folder.join(name))?.trim().to_owned());

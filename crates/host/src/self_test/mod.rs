@@ -1,5 +1,5 @@
-//! Measures the capacity of this host in less than a minute and without another host: facts, and rates over loopback.
-//! `paramedic-report` judges them, and each program prints them in its own style.
+//! Measures the capacity of this host in less than a minute and without another host: reads facts, and measures rates
+//! over loopback. `paramedic-report` judges them, and each program prints them in its own style.
 
 mod facts;
 mod timers;
@@ -25,15 +25,15 @@ use paramedic_report::self_test::{
 
 use crate::engines::ENGINES;
 
-/// The most streams of a measurement: the default of a test.
+/// The most streams of a measurement, which is the default of a test.
 const MOST_STREAMS: u16 = 4;
 
-/// The shortest duration of a measurement. A shorter one gives no meaningful rate.
+/// The shortest duration of one measurement. A shorter one gives no meaningful rate.
 pub const SHORTEST: Duration = Duration::from_millis(100);
-/// The longest duration of a measurement.
+/// The longest duration of one measurement.
 pub const LONGEST: Duration = Duration::from_secs(10);
 
-/// The longest reported reason, in characters. Reasons of other programs may be longer, and are truncated.
+/// The longest reported reason, in characters. Longer reasons, which may come from other programs, are truncated.
 const LONGEST_REASON: usize = 300;
 
 /// One step of a running self-test, reported when it begins.
@@ -41,9 +41,9 @@ const LONGEST_REASON: usize = 300;
 pub struct Step {
     /// The number of the step, from 0.
     pub number: u32,
-    /// The number of all known steps.
+    /// The number of all steps that are known so far.
     pub of: u32,
-    /// The measurement of this step.
+    /// What this step measures.
     pub what: String,
 }
 
@@ -72,8 +72,8 @@ pub fn scratch() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("self-test-").tempdir()
 }
 
-/// Tests this host for the program `role`. Each measurement lasts for `each`; `scratch` is a working folder for engines
-/// that need one. Blocks, and calls `report` when a step begins.
+/// Tests this host for the program `role`. Each measurement lasts for `each`. `scratch` is a folder for temporary files
+/// of engines. Blocks, and calls `report` when a step begins.
 pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -> SelfTest {
     let started_at = now();
     let each = each.clamp(SHORTEST, LONGEST);
@@ -207,7 +207,7 @@ impl LoopbackRun {
     }
 }
 
-/// The rate that the receiver counted.
+/// The rate that the receiver counted, or the reason why there is none.
 fn carried(both: &BothEnds, direction: Direction) -> Result<DirectionRate, String> {
     let (sender, receiver) = both.sender_and_receiver(direction);
     let cut_short = receiver.cut_short.as_ref().or(sender.cut_short.as_ref());
@@ -217,7 +217,7 @@ fn carried(both: &BothEnds, direction: Direction) -> Result<DirectionRate, Strin
     let path = |tally: &PhaseTally| tally.direction(direction)?.data_path.clone();
     let count = receiver.direction(direction).map(|tally| tally.count).unwrap_or_default();
     if count.bytes == 0 || count.elapsed_us == 0 {
-        return Err("nothing arrived".to_owned());
+        return Err("no payload arrived".to_owned());
     }
     let bps = u128::from(count.bytes) * 8 * 1_000_000 / u128::from(count.elapsed_us);
     Ok(DirectionRate {

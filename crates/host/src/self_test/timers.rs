@@ -9,8 +9,8 @@ use paramedic_report::stats::percentile;
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
 
-/// Lets the timer expire `expirations` times on an absolute schedule, so that a late expiration does not delay the next
-/// ones.
+/// Measures `expirations` expirations of the timer, one per millisecond. The schedule is absolute, so a late expiration
+/// does not delay the next ones.
 pub(super) fn measure(expirations: u32) -> io::Result<Timers> {
     const APART: Duration = Duration::from_millis(1);
     let clock = Clock::start();

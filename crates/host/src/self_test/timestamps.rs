@@ -1,5 +1,5 @@
-//! Tests whether this kernel timestamps packets on arrival and departure (`SO_TIMESTAMPING`), with datagrams to the
-//! same socket. Only for the kernel's own time stamps, not for those of an interface's hardware.
+//! Tests whether the kernel timestamps packets on arrival and departure (`SO_TIMESTAMPING`), with datagrams that a
+//! socket sends to itself. Tests only the timestamps of the kernel, not those of an interface's hardware.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -14,14 +14,14 @@ use nix::sys::socket::{
 };
 use paramedic_report::self_test::Timestamps;
 
-/// The timeout for time stamps. The kernel begins to stamp a moment after the first request, so the first datagrams may
-/// have no stamp. On a busy host that moment is long.
+/// How long the test waits for timestamps. The kernel begins to timestamp a moment after the first request, so the
+/// first datagrams may have no timestamp. On a busy host that moment is long.
 const STAMP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The least number of datagrams that are sent before the test gives up.
+/// The test sends at least this many datagrams before it gives up.
 const TRIES: usize = 100;
 
-/// Tests whether the kernel stamps sent and received datagrams.
+/// Tests whether the kernel timestamps sent and received datagrams.
 #[expect(clippy::disallowed_methods, reason = "it waits for the kernel, for a bounded time")]
 pub(super) fn probe() -> Timestamps {
     let Ok(socket) = to_itself() else { return Timestamps::default() };
@@ -55,7 +55,7 @@ fn to_itself() -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Whether a message in a queue of `socket` has a time stamp of the kernel. Reads all messages of that queue.
+/// Whether a message in a queue of `socket` has a timestamp of the kernel. Reads all messages of that queue.
 fn stamped(socket: &UdpSocket, flags: MsgFlags) -> bool {
     let mut is_stamped = false;
     loop {

@@ -1,4 +1,4 @@
-//! `completions`: prints the shell completions of this command line.
+//! `packetparamedic completions`: prints completions of this command line for a shell.
 
 use clap_complete::Shell;
 
@@ -7,7 +7,7 @@ use super::{Context, command};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The shell
+    /// Shell to print completions for
     shell: Shell,
 }
 

@@ -1,4 +1,4 @@
-//! `config`: explains, checks and shows the configuration.
+//! `packetparamedic config`: explains, checks and shows the configuration.
 
 use clap::Subcommand;
 use paramedic_host::config::{load, template};
@@ -9,13 +9,13 @@ use crate::config::Settings;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Print a configuration file that explains every setting, with its default
+    /// Print a configuration file that explains every setting and its default
     Template,
     /// Check the configuration, and list the files that were read
     Check,
     /// Print the configuration that a command would use
     Show {
-        /// Show the source of each value
+        /// Show where each value comes from: default, file, environment or flag
         #[arg(long)]
         origin: bool,
     },

@@ -1,4 +1,4 @@
-//! `doctor`: inspects the installation, reaches every paired reflector, and prints what is wrong.
+//! `packetparamedic doctor`: inspects the installation, connects to every paired reflector, and prints the problems.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub(super) struct Args {
     /// Inspect only this device, without connecting to reflectors
     #[arg(long)]
     offline: bool,
-    /// Also write the diagnosis, host facts and configuration to FILE, for a support request
+    /// Also write the diagnosis, facts of the host and configuration to FILE, to attach to a bug report
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
     /// Replace addresses, names and Endpoint IDs in the bundle
@@ -59,7 +59,7 @@ fn print(diagnosis: &Diagnosis, context: &Context) -> Result<(), CommandFailure>
     }
 }
 
-/// The checks of every paired reflector. An appliance whose state cannot be read has one problem instead.
+/// The checks of every paired reflector. If the appliance's state cannot be read, returns that problem instead.
 async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Context) -> Vec<Check> {
     let paired = match context.appliance() {
         Ok(appliance) => appliance.reflectors_to_check(None).await.map_err(CommandFailure::from),
@@ -73,7 +73,7 @@ async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Cont
     if paired.is_empty() {
         return vec![Check::problem(
             "no_reflector",
-            "this device is paired with no reflector",
+            "no reflector is paired with this device",
             "no pairing is saved",
             "run `reflector pair` on a reflector, then `packetparamedic pair-reflector --peer HOST` here",
         )];
@@ -89,7 +89,7 @@ async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Cont
     checks
 }
 
-/// The checks of one reflector: that it answers with its key, and its version.
+/// The checks of one reflector: whether it answers with the paired key, and whether its version is the same.
 async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
     let reached = match context.appliance() {
         Ok(appliance) => appliance.check(reflector).await.map_err(CommandFailure::from),
@@ -141,7 +141,7 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
     checks
 }
 
-/// Whether latency probes reach a reflector by UDP.
+/// Checks whether latency probes reach a reflector over UDP and come back.
 async fn of_udp(reflector: &Reflector, context: &Context) -> Check {
     let checked = match context.appliance() {
         Ok(appliance) => appliance.check_udp(reflector).await.map_err(CommandFailure::from),

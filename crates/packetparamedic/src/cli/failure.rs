@@ -1,6 +1,8 @@
-//! The text, the machine code and the exit code of each cause of a failed command. Only this file decides them.
+//! Decides the text, the machine code and the exit code of each cause for which a command fails. No other file decides
+//! them.
 
 mod data_connections;
+mod monitors;
 mod nothing_arrived;
 mod schedules;
 mod state;
@@ -23,23 +25,23 @@ use paramedic_report::quantity;
 
 use crate::config::Settings;
 
-/// The exit code of the program.
+/// The exit code of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ExitStatus {
-    /// Done.
+    /// The command succeeded.
     Done = 0,
-    /// The test failed, or the reflector was not reached.
+    /// The test failed, or the reflector could not be reached.
     Failed = 1,
-    /// Wrong usage or configuration.
+    /// The arguments or the configuration are not valid.
     Usage = 2,
-    /// Measured, but below a requested threshold.
+    /// The test measured, but its result does not meet a requested threshold.
     BelowThreshold = 3,
-    /// Not paired, or denied permanently.
+    /// The device is not paired, or the reflector denied the test permanently.
     Denied = 4,
-    /// Busy or out of quota: a retry may succeed.
+    /// This device or the other end is busy, or a quota is used up. A retry may succeed.
     Busy = 5,
-    /// Interrupted by Ctrl-C or a signal.
+    /// Ctrl-C or a signal interrupted the command.
     Interrupted = 130,
 }
 
@@ -49,14 +51,14 @@ impl From<ExitStatus> for std::process::ExitCode {
     }
 }
 
-/// A failed command. Prints as three lines.
+/// A failed command. Prints as three lines: what, because, try.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CommandFailure {
-    /// The text and the exit code.
+    /// The three lines and the exit code.
     cause: Box<paramedic_host::failure::Failure<ExitStatus>>,
-    /// The measurements before the failure.
+    /// What the test measured before it failed.
     pub measured_so_far: Option<Box<ResultDocument>>,
-    /// Whether no text is printed, because the reader has closed the output.
+    /// Whether nothing is printed, because the reader of the output has closed it.
     pub is_quiet: bool,
 }
 
@@ -75,7 +77,7 @@ impl DerefMut for CommandFailure {
 }
 
 impl CommandFailure {
-    /// A failure.
+    /// A failure with its exit code, its machine code, and the three lines.
     pub fn new(
         exit: ExitStatus,
         code: &'static str,
@@ -87,26 +89,27 @@ impl CommandFailure {
         Self { cause: Box::new(cause), measured_so_far: None, is_quiet: false }
     }
 
-    /// The end of a command whose reader closed the output, as with `| head`: not a failure, and no text is printed.
+    /// The end of a command whose output was closed by its reader, as with `| head`. It is no failure, and nothing is
+    /// printed.
     pub fn reader_gone() -> Self {
         let cause =
             Self::new(ExitStatus::Done, "reader_gone", "the output is closed", "its reader has ended", "nothing");
         Self { is_quiet: true, ..cause }
     }
 
-    /// Sets when a retry may succeed, in milliseconds from now.
+    /// Sets after how many milliseconds a retry may succeed.
     fn retry_after(mut self, ms: Option<u64>) -> Self {
         self.retry_after_ms = ms;
         self
     }
 
-    /// Adds the measurements before the failure.
+    /// Adds what the test measured before it failed.
     pub fn measured(mut self, so_far: ResultDocument) -> Self {
         self.measured_so_far = Some(Box::new(so_far));
         self
     }
 
-    /// The error document.
+    /// The failure as an error document.
     pub fn document(&self) -> ErrorDocument {
         self.cause.document(self.measured_so_far.clone())
     }
@@ -120,8 +123,8 @@ impl fmt::Display for CommandFailure {
 
 impl std::error::Error for CommandFailure {}
 
-/// The error in the form of a result.
-pub(super) fn describe(error: &ApplianceError) -> ErrorBody {
+/// Turns an error into the text that a result contains.
+pub(crate) fn describe(error: &ApplianceError) -> ErrorBody {
     CommandFailure::from(error).body()
 }
 
@@ -151,6 +154,23 @@ impl From<&ApplianceError> for CommandFailure {
                     format!("check that this user may write to {folder}, or set another folder with --state-dir");
                 Self::new(Usage, "state_dir_unusable", "cannot use the state folder", source, try_)
             }
+            E::BackupFile { .. } => {
+                let try_ = "name a file that does not exist, in a folder with free space that this user may write to";
+                Self::new(Usage, "backup_unusable", "the backup was not made", error, try_)
+            }
+            E::OldStore { .. } => {
+                let try_ = "name the folder with its packetparamedic.db and identity.key, and run this as the user who owns it";
+                Self::new(Usage, "import_unusable", "cannot read the older store", error, try_)
+            }
+            E::IdentityInUse { .. } => {
+                let try_ = "pair again with the reflectors of the older store: packetparamedic pair-reflector";
+                Self::new(Usage, "identity_in_use", "the older identity is not taken over", error, try_)
+            }
+            E::InConfiguration { object, source } => {
+                let cause = Self::from(&**source);
+                let because = format!("{object}: {}", cause.because);
+                Self::new(cause.exit, cause.code, "the configuration is not possible", because, cause.try_.clone())
+            }
             E::NoSuchProvider(wanted) => no_such("provider", wanted),
             E::NoSuchEngine(wanted) => no_such("engine", wanted),
             E::Unsupported(reason) => {
@@ -165,7 +185,8 @@ impl From<&ApplianceError> for CommandFailure {
                 Self::new(Usage, "engine_lacking", format!("cannot run {engine} on this device"), because, try_)
             }
             E::CongestionControl(source) => {
-                let try_ = "choose another with -C, run this as root, or allow it in that setting with sysctl";
+                let try_ =
+                    "choose another with -C, run this command as root, or allow it in that kernel setting (sysctl)";
                 Self::new(Usage, "bad_request", "this device cannot run that test", source, try_)
             }
             E::ThreadLimit(refused) => thread_limit("this device cannot run that test", refused),
@@ -229,7 +250,7 @@ impl From<&ApplianceError> for CommandFailure {
                 Denied,
                 "not_paired",
                 format!("the reflector at {target} is not paired with this device"),
-                format!("it presented {presented}"),
+                format!("its key is {presented}, which is not paired with this device"),
                 "run `reflector pair` there, then `packetparamedic pair-reflector` here",
             ),
             E::TlsSetup(reason) => Self::new(Failed, "tls", "cannot set up TLS", reason, REPORT_IT),
@@ -251,14 +272,14 @@ impl From<&ApplianceError> for CommandFailure {
                 "phase_not_started",
                 "the reflector could not start a phase",
                 reason,
-                "what the reason advises; otherwise: is every data connection let through? `--data-mode tunneled` needs the \
-                 control port alone",
+                "follow the reason above; if it gives no advice, let every data connection through the firewalls, or use \
+                 --data-mode tunneled, which needs only the control port",
             ),
             E::PhaseOverdue(address) => Self::new(
                 Failed,
                 "stuck",
                 format!("the test with {address} did not end in time"),
-                "the reflector did not report the begin or the end of a phase",
+                "the reflector did not report the start or the end of a phase",
                 "try again; if it happens again, see the reflector's log",
             ),
             E::ImpossibleReport { address, claim } => Self::new(
@@ -273,7 +294,8 @@ impl From<&ApplianceError> for CommandFailure {
                 "data_lost",
                 format!("the {load} ended early"),
                 reason,
-                "what the reason advises; otherwise again: if it fails again, something on the path ends connections",
+                "follow the reason above, or run the test again; if it fails again, a device on the path closes \
+                 connections",
             ),
             E::NothingArrived { directions, transport } => nothing_arrived::failure(directions, *transport),
             E::NothingMeasured => Self::new(
@@ -285,8 +307,26 @@ impl From<&ApplianceError> for CommandFailure {
             ),
             E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
             E::Schedule(source) => schedules::not_accepted(source),
+            E::Monitor(source) => monitors::not_accepted(source),
             E::ScheduleDisabled { .. } | E::ScheduleRuns { .. } | E::ServiceRuns { .. } => schedules::refused(error),
-            E::BrokeOff(reason) => Self::new(Failed, "internal", "the test broke off", reason, REPORT_IT),
+            E::TokenName(_) => Self::new(
+                Usage,
+                "bad_request",
+                "the token is not added",
+                error,
+                "choose such a name, as in --name grafana",
+            ),
+            E::NoSuchSetupLink => Self::new(
+                Denied,
+                "no_such_link",
+                "the link is not valid",
+                error,
+                "run `packetparamedic token setup` for a new one",
+            ),
+            E::PasswordLength { .. } => {
+                Self::new(Usage, "bad_request", "the password is not set", error, "choose such a password")
+            }
+            E::BrokeOff(reason) => Self::new(Failed, "internal", "the test ended without a result", reason, REPORT_IT),
         }
     }
 }
@@ -302,7 +342,7 @@ fn no_such(what: &str, wanted: &str) -> CommandFailure {
         ExitStatus::Usage,
         "bad_usage",
         format!("there is no {what} {wanted}"),
-        "the configuration or the command line names one that this version does not have",
+        "the command line or the configuration names it, but this version does not have it",
         "run `packetparamedic speed-test --help` to list them",
     )
 }
@@ -315,7 +355,7 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
         CommandFailure::new(exit, code, what, because, try_)
     };
     let cannot_open = || format!("cannot open a link with {target}");
-    let lost = || format!("lost the reflector at {target}");
+    let lost = || format!("lost the connection to the reflector at {target}");
     let not_served = || format!("the reflector at {target} did not serve the test");
     let see_log = "run `reflector status` on its host, and see its log";
     let same_version = "update both programs to the same version";
@@ -328,7 +368,7 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
             Denied,
             "key_changed",
             format!("the reflector at {target} has a key other than the paired one"),
-            &format_args!("it presented {presented}"),
+            &format_args!("it presented the key {presented}"),
             "if its operator rotated the identity, pair again; otherwise the connection may be intercepted",
         ),
         E::CodeOfAnother(presented) => new(
@@ -354,12 +394,12 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
         ),
         E::HandshakeTimeout(time) => {
             let try_ = format!(
-                "is that a reflector? If it is, the path may drop packets above an MTU: `ping -M do -s 1472 {}` sends 1500 \
-                 bytes; correct the MTU or the firewall that drops ICMP",
+                "check that this is a reflector; if it is, the path may drop large packets: `ping -M do -s 1472 {}` sends \
+                 1500 bytes; correct the MTU or the firewall that drops ICMP",
                 target.host
             );
             let because = format!(
-                "it accepted the connection, and then nothing came back for {} s, with small segments neither",
+                "it accepted the connection but sent nothing for {} s, neither with ordinary nor with small segments",
                 time.as_secs()
             );
             new(Failed, "silent", cannot_open(), &because, &try_)
@@ -382,7 +422,7 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
             Busy,
             "busy",
             not_served(),
-            &format_args!("its queue did not move for {}", length(*time)),
+            &format_args!("the position in its queue did not improve for {}", length(*time)),
             "try again later, or use a longer --wait",
         ),
         E::WaitedTooLong(time) => new(
@@ -408,7 +448,7 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
         E::SessionEnded { reason, detail } => {
             let (code, exit, try_) = match reason {
                 EndReason::BytesPerDay => {
-                    ("bytes_per_day", Busy, "try again tomorrow, or raise max_bytes_per_day there")
+                    ("bytes_per_day", Busy, "try again tomorrow, or raise max_bytes_per_day on the reflector")
                 }
                 EndReason::PeerRemoved => ("not_paired", Denied, "pair again: run `reflector pair` there"),
                 EndReason::Shutdown => ("draining", Busy, "try again after its restart"),
@@ -433,7 +473,7 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
             Failed,
             "protocol",
             format!("cannot understand the reflector at {target}"),
-            &"it sent a message that is not valid in this state",
+            &"it sent a message that is not valid at this point of the protocol",
             same_version,
         ),
         E::CodeNotProven => new(
@@ -465,20 +505,29 @@ fn denied(target: &HostPort, denial: &Denial) -> CommandFailure {
         DenialReason::BadRequest => ("bad_request", "change the request, or update both programs to the same version"),
         DenialReason::EngineNotOffered => ("engine_not_offered", "choose another --engine, or update the reflector"),
         DenialReason::ModeNotOffered => {
-            ("mode_not_offered", "use --data-mode tunneled, or set REFLECTOR_MODE=direct_ephemeral there")
+            ("mode_not_offered", "use --data-mode tunneled, or set REFLECTOR_MODE=direct_ephemeral on the reflector")
         }
-        DenialReason::TooLong => ("too_long", "request less with -t, or raise max_test_duration there"),
-        DenialReason::TooManyStreams => ("too_many_streams", "request less with -P, or raise max_streams there"),
+        DenialReason::TooLong => {
+            ("too_long", "request a shorter test with -t, or raise max_test_duration on the reflector")
+        }
+        DenialReason::TooManyStreams => {
+            ("too_many_streams", "request fewer streams with -P, or raise max_streams on the reflector")
+        }
         DenialReason::AlreadyAsked => ("already_asked", "let the running test finish first"),
         DenialReason::Busy => ("busy", "omit --no-wait to wait in the queue, or try again later"),
         DenialReason::QueueFull => ("queue_full", "try again later"),
-        DenialReason::TestsPerHour => ("tests_per_hour", "try again later, or raise max_tests_per_hour there"),
-        DenialReason::BytesPerDay => ("bytes_per_day", "try again tomorrow, or raise max_bytes_per_day there"),
-        DenialReason::NoPort => {
-            ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range there")
+        DenialReason::TestsPerHour => {
+            ("tests_per_hour", "try again later, or raise max_tests_per_hour on the reflector")
         }
+        DenialReason::BytesPerDay => {
+            ("bytes_per_day", "try again tomorrow, or raise max_bytes_per_day on the reflector")
+        }
+        DenialReason::NoPort => {
+            ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range on the reflector")
+        }
+        DenialReason::TooManyMonitors => ("too_many_monitors", "raise max_monitors there"),
         DenialReason::Draining => ("draining", "try again after its restart"),
-        DenialReason::Faulted => ("reflector_faulted", "run `reflector status` there"),
+        DenialReason::Faulted => ("reflector_faulted", "run `reflector status` on its host"),
         DenialReason::Unknown => ("denied", "the reflector is newer than this program; update it"),
     };
     let exit = if denial.reason.is_worth_a_retry() { ExitStatus::Busy } else { ExitStatus::Denied };
@@ -511,7 +560,7 @@ impl From<&Iperf3Failure> for CommandFailure {
                 "no_server",
                 "no iperf3 server to measure against",
                 "the request names none",
-                "set it with --peer HOST or --peer HOST:PORT; it runs `iperf3 -s`",
+                "name a host that runs `iperf3 -s`: --peer HOST or --peer HOST:PORT",
             ),
             Iperf3Failure::NotAPublicKey { .. } => {
                 let try_ = "use the output of `openssl rsa -in private.pem -pubout` for the server's private key";
@@ -569,7 +618,7 @@ impl From<&Iperf3Failure> for CommandFailure {
                     }
                     FailureKind::PathSilent => {
                         let what = format!("the path to the iperf3 server at {target} fell silent");
-                        let try_ = "is that host still up, and the way to it? `ping` it, then run the test again";
+                        let try_ = "check with `ping` that the host is up and can be reached, then run the test again";
                         Self::new(Failed, "silent", what, reason, try_)
                     }
                     FailureKind::Other => {
@@ -594,7 +643,7 @@ impl From<&NotAHostPort> for CommandFailure {
             Fault::Empty | Fault::Port | Fault::Name | Fault::V4 => {
                 "HOST or HOST:PORT, as in reflector.example.net, 203.0.113.7:4000 or [2001:db8::7]:4000"
             }
-            Fault::Url => "the host alone, without https:// and without a path",
+            Fault::Url => "give only the host, without https:// and without a path",
             Fault::Brackets | Fault::V6 => "an IPv6 address in brackets, as in [2001:db8::7]:4000",
             Fault::Character(c) if !c.is_ascii() => "the name in its ASCII form, beginning with xn--",
             Fault::Character(_) => "a name of letters, digits, dots and dashes",
@@ -621,6 +670,7 @@ impl From<ConfigError> for CommandFailure {
 mod tests {
     use std::time::Duration;
 
+    use paramedic_appliance::monitor::MonitorError;
     use paramedic_appliance::payload_transport::PayloadTransport;
     use paramedic_appliance::schedule::{RecurrenceError, ScheduleError};
     use paramedic_appliance::store::StorageError;
@@ -713,6 +763,19 @@ mod tests {
             ("no more threads", E::ThreadLimit(ThreadLimitReached { limit: Some(ThreadLimit::User(25)) })),
             ("device busy", E::DeviceBusy),
             ("state folder", E::TestFolder { folder: "/state".into(), source: other() }),
+            ("backup", E::BackupFile { file: "/backup.db".into(), source: other() }),
+            (
+                "older store",
+                E::OldStore { folder: "/old".into(), source: Box::new(S::Corrupt { path: path() }.into()) },
+            ),
+            ("identity in use", E::IdentityInUse { own: key, pairings: 2 }),
+            (
+                "in a configuration",
+                E::InConfiguration {
+                    object: "schedule nightly".to_owned(),
+                    source: Box::new(E::Schedule(ScheduleError::NoBudget)),
+                },
+            ),
             ("result cannot be saved", E::from(S::ReadOnly { doing: saving, path: path() }).or_cannot_save()),
             ("unreachable", at(LinkFailure::Unreachable(io::ErrorKind::ConnectionRefused.into()))),
             ("unreachable in the handshake", at(LinkFailure::Unreachable(io::ErrorKind::TimedOut.into()))),
@@ -742,6 +805,7 @@ mod tests {
             ("denied: tests per hour", denied(DenialReason::TestsPerHour)),
             ("denied: bytes per day", denied(DenialReason::BytesPerDay)),
             ("denied: no port", denied(DenialReason::NoPort)),
+            ("denied: monitors", denied(DenialReason::TooManyMonitors)),
             ("denied: draining", denied(DenialReason::Draining)),
             ("denied: faulted", denied(DenialReason::Faulted)),
             ("denied: unknown", denied(DenialReason::Unknown)),
@@ -829,12 +893,20 @@ mod tests {
             ("broke off", E::BrokeOff("some reason".to_owned())),
             ("schedule exists", S::ScheduleExists { name: wanted() }.into()),
             ("no such schedule", S::NoSuchSchedule { wanted: wanted() }.into()),
+            ("monitor exists", S::MonitorExists { name: wanted() }.into()),
+            ("no such monitor", S::NoSuchMonitor { wanted: wanted() }.into()),
+            ("monitor without a target", E::Monitor(MonitorError::Target("router".to_owned()))),
             ("schedule without a budget", E::Schedule(ScheduleError::NoBudget)),
             ("schedule with an unknown zone", E::Schedule(ScheduleError::Zone("Mars".to_owned()))),
             ("schedule that never occurs", E::Schedule(RecurrenceError::Never { text: "0 0 30 2 *".into() }.into())),
             ("schedule is disabled", E::ScheduleDisabled { name: wanted() }),
             ("schedule runs", E::ScheduleRuns { name: wanted() }),
             ("service runs", E::ServiceRuns { state_dir: "/state".into() }),
+            ("token exists", S::TokenExists { name: wanted() }.into()),
+            ("no such token", S::NoSuchToken { wanted: wanted() }.into()),
+            ("token without a name", E::TokenName(String::new())),
+            ("link that was used", E::NoSuchSetupLink),
+            ("short password", E::PasswordLength { shortest: 10, longest: 200 }),
         ]
     }
 

@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP. The first signal requests the end of the command, which keeps its measurements. A second
-//! Ctrl-C or SIGTERM ends the command at once.
+//! Handles Ctrl-C, SIGTERM and SIGHUP. The first signal ends the command, which keeps its measurements. A second Ctrl-C
+//! or SIGTERM ends the command at once.
 
 use super::failure::{CommandFailure, ExitStatus};
 use std::io;
@@ -8,14 +8,14 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
-/// The interrupts of this process. Until a command watches them, they end the program as by default.
+/// The signals that interrupt this process. Until a command calls [`Interrupts::watch`], they end the program as usual.
 #[derive(Clone, Default)]
 pub(super) struct Interrupts {
     second: Arc<Notify>,
 }
 
 impl Interrupts {
-    /// Becomes true with the first interrupt.
+    /// Starts to handle the signals. The returned value becomes true with the first one.
     pub(super) fn watch(&self) -> Result<watch::Receiver<bool>, CommandFailure> {
         let failed = |error: io::Error| {
             CommandFailure::new(
@@ -54,13 +54,13 @@ impl Interrupts {
         Ok(receiver)
     }
 
-    /// Ends with the second interrupt: then the command must be dropped.
+    /// Completes at the second signal. Then the command must be dropped.
     pub(super) async fn second(&self) {
         self.second.notified().await;
     }
 }
 
-/// Ends when the signal is received; never if there is none.
+/// Completes when the signal arrives. Without a signal, never completes.
 async fn received(signal: Option<&mut Signal>) {
     match signal {
         Some(signal) => {
@@ -70,12 +70,12 @@ async fn received(signal: Option<&mut Signal>) {
     }
 }
 
-/// Whether the parent process made this process ignore SIGHUP.
+/// Whether this process ignores SIGHUP, because its parent process chose so.
 fn is_hangup_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
 }
 
-/// Whether a process with this status (proc_pid_status(5)) ignores SIGHUP.
+/// Whether a process ignores SIGHUP. `status` is the text of /proc/PID/status (proc_pid_status(5)).
 fn ignores_hangup(status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     // Bit 0 is signal 1, SIGHUP.

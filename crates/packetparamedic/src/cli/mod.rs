@@ -1,11 +1,14 @@
-//! The command line: one file per subcommand, and the dispatch to them. Only `output` prints.
+//! The command line of the appliance: one file for each subcommand, and the dispatch to them. Only `output` prints.
 
 mod completions;
 mod config;
+mod configuration;
 mod doctor;
 pub mod failure;
 mod history;
 mod interrupts;
+mod moment;
+mod monitor;
 pub mod output;
 mod pair_reflector;
 mod plot_file;
@@ -20,6 +23,8 @@ mod serve;
 mod show_id;
 mod speed_test;
 mod status;
+mod store;
+mod token;
 mod values;
 
 use std::cell::{Cell, OnceCell};
@@ -40,7 +45,7 @@ use failure::{CommandFailure, ExitStatus};
 use interrupts::Interrupts;
 use output::{Output, OutputFormat, Verbosity, Wanted};
 
-/// The first commands to run.
+/// The first commands to run, shown below the help text.
 const FIRST_STEPS: &str = "\
 First steps:
   packetparamedic pair-reflector --peer HOST      with the code that `reflector pair` prints there
@@ -58,13 +63,13 @@ struct Cli {
     command: Command,
 }
 
-/// The options of every subcommand.
+/// The flags of every subcommand.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Options of every command")]
 struct Common {
     #[command(flatten)]
     settings: Flags<CommonFlags>,
-    /// Use the state folder, also if a service runs
+    /// Use the state folder directly, even if a service is running
     #[arg(long, global = true)]
     local: bool,
     /// Print only the result and errors
@@ -82,19 +87,31 @@ enum Command {
     /// Pair this device with a reflector, by the code that `reflector pair` prints there
     #[command(visible_alias = "pair")]
     PairReflector(pair_reflector::Args),
-    /// List, check, rename or remove the paired reflectors
+    /// List, check, rename, import or remove the paired reflectors
     Reflectors(reflectors::Args),
-    /// List, show and export the saved results
+    /// List, show, export, import and delete the saved results
     History(history::Args),
-    /// Tests that the service runs by itself: add, list, remove, enable, disable
+    /// Back up, check or prune the database of results, pairings and schedules
+    Store(store::Args),
+    /// Manage the tests that the service runs by itself: add, list, remove, enable, disable
     Schedule(schedule::Args),
-    /// Run the schedules and answer the other commands, until a signal ends it
+    /// Latency and loss all the time: list, add, remove, enable, disable and show the monitors of the service
+    Monitor(monitor::Args),
+    /// List when targets of the monitors were not reachable, and what still was
+    Outages(monitor::OutagesArgs),
+    /// Tokens for the API of the service: add, list, remove
+    Token(token::Args),
+    /// Make the schedules and the names of the reflectors as a file says
+    Apply(configuration::ApplyArgs),
+    /// Print the schedules and the names of the reflectors as a file for apply
+    ExportConfig,
+    /// Run the scheduled tests and the monitors, and answer other commands, until a signal ends it
     Serve,
-    /// Show what the running service does, and what it runs next
+    /// Show what the running service does now, and what it will run next
     Status(status::Args),
-    /// Check the running service; exit code 1 if it is faulted, stopping or not running
+    /// Check the running service; exit code 1 if it cannot use its database, is stopping or is not running
     Health(status::HealthArgs),
-    /// Inspect this device and the connection to its reflectors, without load; exit code 1 if there is a problem
+    /// Inspect this device and its connection to each reflector, without load; exit code 1 if it finds a problem
     Doctor(doctor::Args),
     /// Measure what this device can carry and find its bottlenecks; takes less than a minute
     SelfTest(self_test::Args),
@@ -114,22 +131,27 @@ enum Command {
 }
 
 impl Command {
-    /// The output format that the subcommand's own flags select.
+    /// The output format that the flags of the subcommand select.
     fn format(&self) -> OutputFormat {
         match self {
             Command::SpeedTest(args) => args.format(),
             Command::PairReflector(args) if args.json => OutputFormat::Json,
             Command::Reflectors(args) if args.json => OutputFormat::Json,
             Command::History(args) if args.json => OutputFormat::Json,
+            Command::Apply(args) if args.json => OutputFormat::Json,
+            Command::Store(args) if args.json => OutputFormat::Json,
             Command::Schedule(args) if args.json => OutputFormat::Json,
+            Command::Monitor(args) if args.json => OutputFormat::Json,
+            Command::Outages(args) if args.json => OutputFormat::Json,
             Command::Status(args) if args.json => OutputFormat::Json,
+            Command::Token(args) if args.json => OutputFormat::Json,
             Command::SelfTest(args) if args.json => OutputFormat::Json,
             Command::Doctor(args) if args.json => OutputFormat::Json,
             _ => OutputFormat::Human,
         }
     }
 
-    /// The settings that the subcommand's own flags set.
+    /// The settings that the flags of the subcommand set.
     fn settings(&self) -> FlagValues {
         match self {
             Command::SpeedTest(args) => args.settings(),
@@ -139,24 +161,24 @@ impl Command {
     }
 }
 
-/// The environment of a subcommand.
+/// What every subcommand works with: settings, output, appliance.
 struct Context {
     settings: Settings,
-    /// Where they come from.
+    /// Where the values of the settings come from.
     origins: Origins,
     /// The settings that the command line sets.
     flags: FlagValues,
     output: Output,
     appliance: OnceCell<Appliance>,
     interrupts: Interrupts,
-    /// Whether no service is asked.
+    /// Whether the user asked not to use the running service (`--local`).
     is_local: bool,
-    /// Whether the user knows which store is used.
+    /// Whether the user was told which state is used.
     is_store_named: Cell<bool>,
 }
 
 impl Context {
-    /// The appliance, opened at first use.
+    /// The appliance, which is opened at the first call.
     fn appliance(&self) -> Result<&Appliance, CommandFailure> {
         Ok(self.open_appliance()?)
     }
@@ -178,7 +200,7 @@ impl Context {
 }
 
 impl Context {
-    /// The running service, unless none is to be asked.
+    /// The running service. `None` if there is none, or if it must not be used.
     async fn service(&self) -> Result<Option<ServiceClient>, CommandFailure> {
         if self.is_local {
             return Ok(None);
@@ -199,7 +221,7 @@ impl Context {
         }
     }
 
-    /// Says once which store is used, and why.
+    /// Tells the user once which state is used, and why.
     fn name_store(&self, why: &str) {
         if !self.is_store_named.replace(true) {
             self.output.note(&format!("{why}: using the store in {}", self.settings.state_dir.display()));
@@ -207,7 +229,7 @@ impl Context {
     }
 }
 
-/// The change of the state folder, as a sentence.
+/// Describes in a sentence how the state folder was changed.
 fn describe_change(named: &Path, path: &Path, change: &Change) -> String {
     let named = named.display();
     match change {
@@ -221,12 +243,12 @@ fn describe_change(named: &Path, path: &Path, change: &Change) -> String {
     }
 }
 
-/// The command line as clap knows it, for man pages and completions.
+/// The definition of the command line, for man pages and completions.
 pub fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
 }
 
-/// Runs the command line of this process.
+/// Parses the arguments of this process and runs the command.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -308,10 +330,10 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// What no command can do without: a thread for blocking work, and that of the database.
+/// The number of threads that every command needs: one for blocking work, one for the database.
 const LEAST_THREADS: usize = 2;
 
-/// The crates of this program that log.
+/// The crates of this project that log events.
 const LOGGING_CRATES: [&str; 6] = [
     "packetparamedic",
     "paramedic_appliance",
@@ -321,8 +343,8 @@ const LOGGING_CRATES: [&str; 6] = [
     "paramedic_link",
 ];
 
-/// The log filter that `-q`, `-v` or `-vv` selects, with the name of that flag. Other crates use `debug` for their own
-/// developers.
+/// The log filter that `-q`, `-v` or `-vv` selects, with the name of that flag. `debug` events of other crates are
+/// meant for their developers.
 fn log_filter(common: &Common) -> Option<(&'static str, String)> {
     let (flag, others, own) = match (common.quiet, common.verbose) {
         (true, _) => return Some(("-q", "off".to_owned())),
@@ -333,7 +355,7 @@ fn log_filter(common: &Common) -> Option<(&'static str, String)> {
     Some((flag, LOGGING_CRATES.iter().fold(others.to_owned(), |filter, name| format!("{filter},{name}={own}"))))
 }
 
-/// The output format of a command line that does not parse: its error is printed in that format, too.
+/// The output format to use for the error of a command line that cannot be parsed.
 fn format_of_invalid_command_line() -> OutputFormat {
     let has_flag = |flag: &str| std::env::args_os().any(|arg| arg == flag);
     match (has_flag("--json-stream"), has_flag("--json")) {
@@ -343,7 +365,8 @@ fn format_of_invalid_command_line() -> OutputFormat {
     }
 }
 
-/// The parser's error as an error document. Without --json, its own text is printed, which has more details.
+/// Turns an error of the argument parser into an error document. Used with --json; otherwise the parser's own text is
+/// printed, which has more details.
 fn not_understood(error: &clap::Error) -> CommandFailure {
     let text = error.to_string();
     let because = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
@@ -357,7 +380,13 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::PairReflector(args) => pair_reflector::run(args, context).await,
         Command::Reflectors(args) => reflectors::run(args, context).await,
         Command::History(args) => history::run(args, context).await,
+        Command::Store(args) => store::run(args, context).await,
         Command::Schedule(args) => schedule::run(args, context).await,
+        Command::Apply(args) => configuration::apply(args, context).await,
+        Command::ExportConfig => configuration::export(context).await,
+        Command::Token(args) => token::run(args, context).await,
+        Command::Monitor(args) => monitor::run(args, context).await,
+        Command::Outages(args) => monitor::outages(args, context).await,
         Command::Serve => Box::pin(serve::run(context)).await,
         Command::Status(args) => status::run(args, context).await,
         Command::Health(args) => status::health(args, context).await,

@@ -1,5 +1,5 @@
-//! The only printer: results on stdout, everything else on stderr, as text or as JSON, progress only on a terminal. The
-//! callers decide what to print.
+//! The only code of the command line that prints: results on stdout, everything else on stderr, as text or as JSON.
+//! Shows progress only on a terminal. Callers decide what to print.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,42 +15,42 @@ use super::failure::{CommandFailure, ExitStatus};
 use super::progress::ProgressLine;
 use crate::config::Color;
 
-/// The format of stdout.
+/// The format in which a command prints on stdout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutputFormat {
-    /// Text for users.
+    /// Text for a reader.
     #[default]
     Human,
-    /// One document (`--json`).
+    /// One JSON document (`--json`).
     Json,
-    /// One event per line (`--json-stream`).
+    /// One JSON event in each line (`--json-stream`).
     JsonStream,
 }
 
-/// The amount of output on stderr.
+/// How much a command prints on stderr.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
     /// Only errors (`-q`).
     Quiet,
-    /// Errors, notes, progress.
+    /// Errors, notes and progress.
     #[default]
     Normal,
-    /// Also details (`-v`).
+    /// Errors, notes, progress and details (`-v`).
     Verbose,
 }
 
-/// The requested output.
+/// What the user asked to print.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// The format of the results on stdout.
+    /// The format of results on stdout.
     pub format: OutputFormat,
     /// When to use colours.
     pub color: Color,
-    /// The amount of output on stderr.
+    /// How much to print on stderr.
     pub verbosity: Verbosity,
 }
 
-/// The printer. Output of one call is never interleaved with other output.
+/// Prints the output of a command. The output of one call is never mixed with other output.
 pub struct Output {
     format: OutputFormat,
     verbosity: Verbosity,
@@ -59,7 +59,7 @@ pub struct Output {
     streams: Arc<Mutex<OutputStreams>>,
 }
 
-/// The part of the printer for the events of a running test.
+/// Prints the events of a running test.
 #[derive(Clone)]
 pub struct LiveOutput {
     format: OutputFormat,
@@ -70,7 +70,7 @@ pub struct LiveOutput {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderGone;
 
-/// The part of the printer for the log: each event goes to stderr in one write, above the progress line.
+/// Prints log lines: each goes to stderr in one write, above the progress line.
 #[derive(Clone)]
 pub struct LogOutput {
     streams: Arc<Mutex<OutputStreams>>,
@@ -82,14 +82,14 @@ struct OutputStreams {
     progress: ProgressLine,
 }
 
-/// The destination of lines.
+/// Where lines are written.
 struct OutputStream {
     writer: Box<dyn Write + Send>,
     color: bool,
 }
 
 impl Output {
-    /// A printer on the process's stdout and stderr.
+    /// Prints on stdout and stderr of this process.
     pub fn new(wanted: Wanted) -> Self {
         let color = |auto: ColorChoice| match wanted.color {
             Color::Always => true,
@@ -112,32 +112,32 @@ impl Output {
         Self { format: wanted.format, verbosity: wanted.verbosity, is_terminal: false, streams }
     }
 
-    /// The format of the results on stdout.
+    /// The format of results on stdout.
     pub fn format(&self) -> OutputFormat {
         self.format
     }
 
-    /// Whether a report is followed by graphs: they are for readers, not for programs.
+    /// Whether graphs follow a report. They are drawn for a reader at a terminal, not for a program.
     pub fn draws_graphs(&self) -> bool {
         self.format == OutputFormat::Human && self.is_terminal
     }
 
-    /// Whether the report has every detail (`-v`).
+    /// Whether reports contain every detail (`-v`).
     pub fn detail(&self) -> Detail {
         if self.verbosity == Verbosity::Verbose { Detail::Full } else { Detail::Plain }
     }
 
-    /// The output for the events of a running test: progress on stderr, or JSON events on stdout.
+    /// Returns what prints the events of a running test: progress on stderr, or JSON events on stdout.
     pub fn live(&self) -> LiveOutput {
         LiveOutput { format: self.format, streams: Arc::clone(&self.streams) }
     }
 
-    /// The output for log lines, which share stderr with the progress line.
+    /// Returns what prints log lines. They share stderr with the progress line.
     pub fn log(&self) -> LogOutput {
         LogOutput { streams: Arc::clone(&self.streams) }
     }
 
-    /// Prints a test's result in the requested format.
+    /// Prints the result of a test in the requested format.
     pub fn result(&self, document: &ResultDocument) -> Result<(), CommandFailure> {
         match self.format {
             OutputFormat::Human => self.report(document),
@@ -147,34 +147,34 @@ impl Output {
         }
     }
 
-    /// Prints a test's result as text, regardless of the format.
+    /// Prints the result of a test as text, whatever the requested format.
     pub fn report(&self, document: &ResultDocument) -> Result<(), CommandFailure> {
         self.lines(&text::report(document, self.detail()))
     }
 
-    /// Prints lines of a command's result as text.
+    /// Prints lines of a result as text.
     pub fn lines(&self, lines: &[Line]) -> Result<(), CommandFailure> {
         let mut streams = self.streams();
         let text = rendered(lines, streams.stdout.color);
         streams.write_stdout(text.as_bytes())
     }
 
-    /// Prints the text of a command's result, one line or several, without colours and control characters.
+    /// Prints text of a result, one line or more, without colours and control characters.
     pub fn line(&self, text: &str) -> Result<(), CommandFailure> {
         self.streams().write_stdout(printable(text).as_bytes())
     }
 
-    /// Prints a file for another program, byte for byte.
+    /// Prints a file for another program, byte by byte.
     pub fn script(&self, bytes: &[u8]) -> Result<(), CommandFailure> {
         self.streams().write_stdout(bytes)
     }
 
-    /// Prints JSON on one line.
+    /// Prints a value as JSON in one line.
     pub fn json_line(&self, value: &impl Serialize) -> Result<(), CommandFailure> {
         self.line(&serde_json::to_string(value).map_err(unprintable)?)
     }
 
-    /// Prints JSON as an indented document.
+    /// Prints a value as an indented JSON document.
     pub fn json(&self, value: &impl Serialize) -> Result<(), CommandFailure> {
         self.line(&serde_json::to_string_pretty(value).map_err(unprintable)?)
     }
@@ -186,8 +186,8 @@ impl Output {
         }
     }
 
-    /// Reports a failed command in the requested format, and returns the exit code. Measurements before the failure are
-    /// a result; in text format they are reported first.
+    /// Reports a failed command in the requested format, and returns its exit code. In text format, what was measured
+    /// before the failure is printed first.
     pub fn fail(&self, failure: &CommandFailure) -> ExitStatus {
         if failure.is_quiet {
             self.streams().progress.clear();
@@ -206,7 +206,7 @@ impl Output {
         failure.exit
     }
 
-    /// Reports on stderr a failure that does not affect the result, regardless of the format and of `-q`.
+    /// Reports on stderr a failure that does not affect the result, whatever the format and even with `-q`.
     pub fn beside(&self, failure: &CommandFailure) {
         let mut streams = self.streams();
         let text = rendered(
@@ -226,8 +226,8 @@ impl Output {
 }
 
 impl LiveOutput {
-    /// Prints an event of a running test: a line of the stream, or progress on a terminal. Fails if the reader has
-    /// closed the stream. Any other write failure will recur, and be reported, when the result is printed.
+    /// Prints an event of a running test: as a line of the stream, or as progress on a terminal. Fails if the reader
+    /// has closed the stream. Ignores other write errors, which will recur when the result is printed.
     pub fn event(&self, event: &Event) -> Result<(), ReaderGone> {
         match self.format {
             OutputFormat::JsonStream => {
@@ -243,24 +243,24 @@ impl LiveOutput {
         Ok(())
     }
 
-    /// Clears the progress: the test is over without a result.
+    /// Clears the progress line, because the test ended without a result.
     pub fn over(&self) {
         unpoisoned(&self.streams).progress.clear();
     }
 
-    /// Shows that a step of a command begins, as progress on a terminal.
+    /// Shows as progress that step `number` of `of` begins.
     pub fn step(&self, number: u32, of: u32, what: &str) {
         unpoisoned(&self.streams).progress.step(number, of, what);
     }
 }
 
-/// Ignores poison: a thread that panicked while it printed leaves half a line at worst.
+/// Locks the streams even if a thread panicked while it printed. That leaves half a line at worst.
 fn unpoisoned(streams: &Mutex<OutputStreams>) -> MutexGuard<'_, OutputStreams> {
     streams.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LogOutput {
-    /// Whether stderr supports colours.
+    /// Whether stderr shows colours.
     pub fn has_color(&self) -> bool {
         unpoisoned(&self.streams).stderr.color
     }
@@ -293,7 +293,7 @@ impl OutputStreams {
         writer.write_all(bytes).and_then(|()| writer.flush()).map_err(|error| unwritten(&error))
     }
 
-    /// Writes to stderr and redraws the progress line below it. Ignores a failure, which could only be reported on
+    /// Writes to stderr, and draws the progress line again below it. Ignores an error, which could only be reported on
     /// stderr.
     fn write_stderr(&mut self, text: &str) {
         self.write_stderr_bytes(text.as_bytes());
@@ -307,8 +307,8 @@ impl OutputStreams {
     }
 }
 
-/// Removes every control character except newlines, and appends a newline. Text from a peer is sanitised when it is
-/// received; this protects the terminal if a path omits that.
+/// Removes all control characters except newlines, and appends a newline. Text from a peer is already sanitised when it
+/// is received; this also protects the terminal from text that was not.
 fn printable(text: &str) -> String {
     let mut clean = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect::<String>();
     clean.push('\n');
@@ -351,7 +351,7 @@ mod tests {
 
     use super::*;
 
-    /// The written bytes, for the test to read.
+    /// The bytes that were written, for the test to read.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 
@@ -372,7 +372,7 @@ mod tests {
         }
     }
 
-    /// A writer that fails.
+    /// A writer that always fails.
     struct Broken(io::ErrorKind);
 
     impl Write for Broken {

@@ -1,4 +1,4 @@
-//! `pair-reflector`: pairs this device with a reflector, by a code or by its Endpoint ID.
+//! `packetparamedic pair-reflector`: pairs this device with a reflector, by a code or by the reflector's Endpoint ID.
 
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -19,17 +19,17 @@ pub(super) struct Args {
     /// Address of the reflector: a host name, an IPv4 or an [IPv6] address, with or without port
     #[arg(long, value_name = "HOST[:PORT]")]
     peer: String,
-    /// The code that `reflector pair` printed; - reads it from standard input. Asked for when not given
+    /// The code that `reflector pair` printed; - reads it from standard input. Without a code the command asks for it
     /// [env: PACKETPARAMEDIC_CODE]
     #[arg(long, conflicts_with = "endpoint_id")]
     code: Option<String>,
     /// Read the code from this file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["code", "endpoint_id"])]
     code_file: Option<PathBuf>,
-    /// Pair without a code: the reflector's Endpoint ID. Run `reflector peers add` there first
+    /// Pair by the reflector's Endpoint ID, without a code; first run `reflector peers add` on the reflector
     #[arg(long, value_name = "PP-…")]
     endpoint_id: Option<EndpointId>,
-    /// The name to save the reflector under [default: its configured name]
+    /// The name under which to save the reflector [default: the name that it is configured with]
     #[arg(long)]
     name: Option<String>,
     /// Print JSON
@@ -37,7 +37,7 @@ pub(super) struct Args {
     pub(super) json: bool,
 }
 
-/// The most bytes that are read for a code.
+/// The most bytes that are read as a code.
 const LONGEST_CODE: u64 = 1024;
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
@@ -75,7 +75,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     Ok(ExitStatus::Done)
 }
 
-/// The text of a code, checked before it is used.
+/// The text of the code. Checks it before it is used.
 fn code(args: &Args) -> Result<String, CommandFailure> {
     let from_environment = || std::env::var(CODE_VARIABLE).ok().filter(|code| !code.is_empty());
     let text = match (&args.code, &args.code_file) {

@@ -1,4 +1,4 @@
-//! The file of a plot.
+//! The file to which a plot is written.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -9,14 +9,14 @@ use paramedic_report::plot;
 
 use super::failure::{CommandFailure, ExitStatus};
 
-/// A file that can be written. It is removed if it did not exist before and nothing is written.
+/// A file that can be written. If nothing is written, a file that did not exist before is removed.
 pub(super) struct PlotFile {
     path: PathBuf,
     is_unwritten: bool,
 }
 
 impl PlotFile {
-    /// Creates the file if it does not exist. An existing one keeps its contents until [`PlotFile::write`].
+    /// Creates the file if it does not exist. An existing file keeps its contents until [`PlotFile::write`].
     pub(super) fn create(path: PathBuf) -> Result<Self, CommandFailure> {
         let is_new = !path.exists();
         let opened = OpenOptions::new().append(true).create(true).open(&path);
@@ -24,7 +24,7 @@ impl PlotFile {
         Ok(Self { path, is_unwritten: is_new })
     }
 
-    /// Writes the plot of `document`.
+    /// Writes the plot of `document` to the file.
     pub(super) fn write(mut self, document: &ResultDocument) -> Result<(), CommandFailure> {
         let svg = svg(document)?;
         fs::write(&self.path, svg).map_err(|error| unwritten(&self.path, &error))?;
@@ -42,7 +42,7 @@ impl Drop for PlotFile {
     }
 }
 
-/// The plot of `document`.
+/// Draws the plot of `document` as SVG.
 pub(super) fn svg(document: &ResultDocument) -> Result<String, CommandFailure> {
     plot::svg(document).map_err(|because| {
         let try_ = "measure with `packetparamedic speed-test --intervals` or `--plot FILE`";

@@ -1,4 +1,4 @@
-//! The progress of a running test as one line on a terminal.
+//! Shows the progress of a running test as one line on a terminal.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::Event;
 use paramedic_report::quantity;
 
-/// The width of the bar, in columns.
+/// The width of the progress bar, in columns.
 const BAR: usize = 20;
-/// The assumed width of a terminal that does not report it, in columns.
+/// The width of a terminal that does not report it, in columns.
 const COLUMNS: usize = 80;
-/// Moves to the start of the line and clears it (ECMA-48, EL).
+/// The control sequence that moves to the start of the line and clears it (ECMA-48, EL).
 const CLEAR: &str = "\r\u{1b}[K";
 
-/// The line; invisible without a terminal.
+/// The progress line. It is invisible if stderr is not a terminal.
 pub(super) struct ProgressLine {
     terminal: Option<Box<dyn Write + Send>>,
     prefix: &'static str,
@@ -23,7 +23,7 @@ pub(super) struct ProgressLine {
     position: u64,
     length: u64,
     live: PhaseReadings,
-    /// Whether the line is visible: only while a test has progress to show.
+    /// Whether the line is on the screen. It is only while a test has progress to show.
     is_drawn: bool,
 }
 
@@ -36,14 +36,14 @@ struct PhaseReadings {
 }
 
 impl ProgressLine {
-    /// Draws on stderr, which is a terminal.
+    /// A progress line on stderr, which is a terminal.
     pub(super) fn on_stderr() -> Self {
         // A dumb terminal has no way to clear a line.
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         if is_dumb { Self::hidden() } else { Self { terminal: Some(Box::new(io::stderr())), ..Self::hidden() } }
     }
 
-    /// Draws nothing.
+    /// A progress line that draws nothing.
     pub(super) fn hidden() -> Self {
         Self {
             terminal: None,
@@ -88,7 +88,7 @@ impl ProgressLine {
         }
     }
 
-    /// Shows that step `number`, from 0, of `of` steps begins.
+    /// Shows that step `number` of `of` begins; the first step is 0.
     pub(super) fn step(&mut self, number: u32, of: u32, what: &str) {
         self.prefix = "self-test";
         what.clone_into(&mut self.message);
@@ -130,7 +130,8 @@ impl ProgressLine {
         }
     }
 
-    /// The line for a terminal with `columns` columns. It never uses the last one: a line that wraps cannot be cleared.
+    /// The text of the line for a terminal with `columns` columns. It never uses the last column, because a line that
+    /// wraps cannot be cleared.
     fn line(&self, columns: usize) -> String {
         let room = columns.saturating_sub(1);
         let done = usize::try_from(self.position.saturating_mul(BAR as u64) / self.length).unwrap_or(BAR).min(BAR);
@@ -150,7 +151,7 @@ impl ProgressLine {
     }
 }
 
-/// The width of the terminal, which may change at any time.
+/// The width of the terminal in columns. It may change at any time.
 fn columns() -> usize {
     let size = rustix::termios::tcgetwinsize(io::stderr());
     size.ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(COLUMNS)

@@ -1,4 +1,4 @@
-//! The flags for the options that providers declare: their parsing, and the reading of their values.
+//! The flags for the options that providers declare: parses them, and reads their values.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::failure::{CommandFailure, ExitStatus};
 
-/// The provider options on the command line, each with its text or its file.
+/// The provider options that were given, each with its text or its file.
 #[derive(Default)]
 pub(super) struct ProviderFlags {
     given: BTreeMap<&'static str, ProvidedValue>,
@@ -75,7 +75,7 @@ impl ProviderFlags {
         self.given.keys().next().copied()
     }
 
-    /// The values of all given flags, and this provider's secrets in the environment.
+    /// The values of all flags that were given, and secrets of this provider from the environment.
     pub(super) fn values(&self, provider: &str) -> Result<OptionValues, CommandFailure> {
         let mut values = OptionValues::default();
         for (owner, option) in all_options() {

@@ -1,15 +1,16 @@
-//! `reflectors`: the pairings of this device: list, check, rename, remove.
+//! `reflectors`: the pairings of this device: list, check, rename, import, remove.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use paramedic_appliance::app::Reached;
+use paramedic_appliance::app::{ImportedPairings, OldStore, Reached};
 use paramedic_appliance::store::Reflector;
 use paramedic_link::PeerText;
 use serde_json::{Value, json};
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
-use crate::web::reflectors::row;
+use crate::web::reflectors::ListedReflector;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -24,7 +25,7 @@ pub(super) struct Args {
 enum Command {
     /// List the paired reflectors (the default)
     List,
-    /// Connect to each reflector, or to one, and check address, key and answer; without load
+    /// Connect to each reflector, or to one, and check address, key and answer; sends no load
     Check {
         /// Name, address or Endpoint ID of the reflector
         reflector: Option<String>,
@@ -36,7 +37,14 @@ enum Command {
         /// The new name
         name: String,
     },
-    /// Remove a reflector from this device; `reflector peers remove` removes this device there
+    /// Take over the identity and the pairings of an older store of this machine, if this device is not paired yet
+    Import {
+        /// The state folder of the older store
+        #[arg(long, value_name = "FOLDER")]
+        from: PathBuf,
+    },
+    /// Remove a reflector from this device; to also remove this device there, run `reflector peers remove` on the
+    /// reflector
     Remove {
         /// Name, address or Endpoint ID of the reflector
         reflector: String,
@@ -48,7 +56,13 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         Command::List => {
             let all: Vec<Value> = match context.service().await? {
                 Some(service) => service.get("/reflectors").await?,
-                None => context.appliance()?.reflectors().await?.iter().map(row).collect(),
+                None => context
+                    .appliance()?
+                    .reflectors()
+                    .await?
+                    .iter()
+                    .map(|one| json!(ListedReflector::from(one)))
+                    .collect(),
             };
             if args.json {
                 context.output.line(&json!(all).to_string())?;
@@ -74,6 +88,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             context.output.line(&format!("its name is {} now", renamed.name))?;
             Ok(ExitStatus::Done)
         }
+        Command::Import { from } => import(&from, args.json, context).await,
         Command::Remove { reflector } => {
             let removed = context.appliance()?.remove_reflector(&reflector).await?;
             context.output.line(&format!("forgot {}", removed.name))?;
@@ -83,12 +98,34 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     }
 }
 
+async fn import(from: &Path, json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let old = OldStore::open(from).await?.pairings().await?;
+    let imported: ImportedPairings = match context.service().await? {
+        Some(service) => service.post("/reflectors/imports", &old).await?,
+        None => context.appliance()?.import_pairings(old).await?,
+    };
+    if json {
+        context.output.json_line(&imported)?;
+        return Ok(ExitStatus::Done);
+    }
+    let ImportedPairings { endpoint_id, is_new_identity, reflectors, known } = imported;
+    let identity = if is_new_identity { "is now" } else { "is" };
+    context.output.line(&format!("this device {identity} {endpoint_id}"))?;
+    for name in &reflectors {
+        context.output.line(&format!("imported: {name}"))?;
+    }
+    if known > 0 {
+        context.output.note(&format!("{known} reflectors were paired already"));
+    }
+    Ok(ExitStatus::Done)
+}
+
 /// Checks each reflector in turn. The first failure decides the exit code.
 async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let mut first_failure = None;
     let mut rows = Vec::new();
     for reflector in chosen {
-        let mut row = row(reflector);
+        let mut row = json!(ListedReflector::from(reflector));
         match context.appliance()?.check(reflector).await {
             Ok(Reached { address, version, took, segment_limit, .. }) => {
                 if json {
@@ -127,7 +164,7 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
     Ok(first_failure.unwrap_or(ExitStatus::Done))
 }
 
-/// Notes that the path to a reflector drops large packets, if the link had to limit its segments.
+/// Prints a note that the path to a reflector drops large packets, if the link had to limit its segments.
 pub(super) fn note_small_segments(segment_limit: Option<u16>, context: &Context) {
     if let Some(bytes) = segment_limit {
         context.output.note(&format!(

@@ -1,11 +1,12 @@
-//! `rotate-identity`: creates a new key, keeps the old one, and lists the pairings that are lost.
+//! `packetparamedic rotate-identity`: creates a new key, keeps the old one in another file, and lists the pairings that
+//! are lost.
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Confirm the change
+    /// Confirm that this device must be paired again with every reflector
     #[arg(long)]
     yes: bool,
 }

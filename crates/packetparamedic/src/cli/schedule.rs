@@ -1,4 +1,4 @@
-//! `schedule`: tests that the service runs by itself: add, list, remove, enable, disable, next, runs.
+//! `packetparamedic schedule`: manages the tests that the service runs by itself.
 
 use std::io::{BufRead, IsTerminal, Read};
 use std::time::Duration;
@@ -23,9 +23,9 @@ use super::values::{share, size_of_data, time};
 use super::{Context, speed_test};
 use crate::web::client::ServiceClient;
 
-/// The share of the line that other traffic may use, if no option sets it.
+/// The share of the line that other traffic may use unless an option sets it.
 const BUSY_SHARE: f64 = 0.2;
-/// The longest answer that is read from the terminal.
+/// The longest answer that is read from the terminal, in bytes.
 const LONGEST_ANSWER: u64 = 100;
 
 #[derive(clap::Args)]
@@ -43,52 +43,52 @@ enum Command {
     List,
     /// Add a schedule: prints the data that it will use, and asks for confirmation
     Add(Box<AddArgs>),
-    /// Remove a schedule; its results stay
+    /// Remove a schedule; its results stay saved
     Remove {
-        /// Its name
+        /// Name of the schedule
         name: String,
     },
-    /// Let a schedule run again
+    /// Let a disabled schedule run again
     Enable {
-        /// Its name
+        /// Name of the schedule
         name: String,
     },
-    /// Keep a schedule from running
+    /// Keep a schedule from running, without removing it
     Disable {
-        /// Its name
+        /// Name of the schedule
         name: String,
     },
-    /// Run a schedule now, as soon as no other test runs; needs the running service
+    /// Run a schedule now, or as soon as no other test runs; needs the running service
     Run {
-        /// Its name
+        /// Name of the schedule
         name: String,
     },
     /// Print the next times at which schedules are due
     Next {
-        /// The name of one schedule
+        /// Name of the schedule [default: all]
         name: Option<String>,
-        /// This many times of each schedule
+        /// Number of times to print for each schedule
         #[arg(short = 'n', long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=100))]
         count: u8,
     },
-    /// List what became of the latest runs, newest first
+    /// List the latest runs and their outcomes, newest first
     Runs {
-        /// The name of one schedule
+        /// Name of the schedule [default: all]
         name: Option<String>,
-        /// At most this many
+        /// Number of runs to list
         #[arg(short = 'n', long, default_value_t = 20)]
         limit: u32,
     },
 }
 
 #[derive(clap::Args)]
-struct AddArgs {
-    /// Its name: letters, digits, dots, dashes and underscores
+pub(super) struct AddArgs {
+    /// Name of the schedule: letters, digits, dots, dashes and underscores
     #[arg(long, value_name = "NAME")]
     name: String,
-    /// Run in this interval (5m to 366d: 6h, 1d)
+    /// Run at this interval, from 5m to 366d (6h, 1d)
     #[arg(long, value_name = "TIME", required_unless_present = "cron", conflicts_with = "cron")]
-    every: Option<String>,
+    pub(super) every: Option<String>,
     /// Run at these times: minute, hour, day of month, month, day of week ("30 3 * * *"), or @hourly, @daily, @weekly,
     /// @monthly, @yearly
     #[arg(long, value_name = "EXPRESSION")]
@@ -100,26 +100,29 @@ struct AddArgs {
     /// [default: a tenth of the time between two runs, at most 10m]
     #[arg(long, value_name = "TIME", value_parser = time)]
     spread: Option<Duration>,
-    /// After runs were missed because this device was off: run once, or skip them
+    /// What to do after runs were missed because this device was off: skip them, or run once
     #[arg(long, value_name = "skip|once", value_parser = missed, default_value = "skip")]
     missed: MissedRunPolicy,
-    /// Do not run in these hours of the day (22:00-07:00)
+    /// Do not run within these hours of the day (22:00-07:00)
     #[arg(long, value_name = "HH:MM-HH:MM", value_parser = |text: &str| text.parse::<QuietHours>())]
     quiet_hours: Option<QuietHours>,
-    /// Skip runs that do not fit into this much data a day (5GB)
+    /// Skip a run that would exceed this much data in a day (5GB)
     #[arg(long, value_name = "SIZE", value_parser = size_of_data)]
     budget_day: Option<u64>,
-    /// Skip runs that do not fit into this much data a calendar month (50GB)
+    /// Skip a run that would exceed this much data in a calendar month (50GB)
     #[arg(long, value_name = "SIZE", value_parser = size_of_data)]
     budget_month: Option<u64>,
     /// Skip a run while other traffic uses more than this share of the line (20%, off) [default: 20%]
     #[arg(long, value_name = "SHARE|off", value_parser = busy_share)]
     busy_share: Option<LineShareLimit>,
-    /// Add it without asking
+    /// Run only while this is the interface of the default route; several with commas, or repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    uplink: Vec<String>,
+    /// Add the schedule without asking for confirmation
     #[arg(short, long)]
     yes: bool,
-    #[command(flatten, next_help_heading = "The test, as of speed-test")]
-    test: speed_test::Args,
+    #[command(flatten, next_help_heading = "The test (options as in speed-test)")]
+    pub(super) test: speed_test::Args,
 }
 
 /// The value of `--busy-share`.
@@ -130,7 +133,7 @@ enum LineShareLimit {
 }
 
 impl Args {
-    /// The flags that are also settings.
+    /// The settings that the flags set.
     pub(super) fn settings(&self) -> FlagValues {
         match &self.command {
             Some(Command::Add(args)) => args.test.settings(),
@@ -204,7 +207,7 @@ async fn enable(name: &str, enabled: bool, json: bool, context: &Context) -> Res
     say(json, event, &stored.schedule.name, context)
 }
 
-/// The failure of a command that only the service can execute.
+/// The failure of a command that needs the running service.
 fn no_service() -> CommandFailure {
     let try_ = "start it with `packetparamedic serve`, or run `packetparamedic speed-test`";
     let because = "only the running service runs schedules";
@@ -265,8 +268,8 @@ async fn add(args: AddArgs, json: bool, context: &mut Context) -> Result<ExitSta
     Ok(ExitStatus::Done)
 }
 
-/// The schedule of the flags.
-fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedule, ScheduleError> {
+/// The schedule that the flags describe.
+pub(super) fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedule, ScheduleError> {
     let when = match (&args.every, &args.cron) {
         (Some(interval), _) => Recurrence::every(interval)?,
         (None, Some(expression)) if expression.trim_start().starts_with("every ") => {
@@ -289,6 +292,7 @@ fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedule, Schedule
             Some(LineShareLimit::Off) => None,
             Some(LineShareLimit::AtMost(share)) => Some(share),
         },
+        uplinks: args.uplink.clone(),
         request,
         expected_bytes: 0,
     };
@@ -298,7 +302,7 @@ fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedule, Schedule
     Ok(schedule)
 }
 
-/// Asks at the terminal; without one the answer is no.
+/// Asks for confirmation at the terminal. Without a terminal, the answer is no.
 fn is_agreed(json: bool) -> Result<bool, CommandFailure> {
     if json || !std::io::stdin().is_terminal() {
         return Ok(false);
@@ -312,7 +316,7 @@ fn is_agreed(json: bool) -> Result<bool, CommandFailure> {
     Ok(["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()))
 }
 
-/// What a proposal will do and use.
+/// What a new schedule will do and how much data it will use, as lines.
 fn described(proposal: &ScheduleProposal) -> Vec<String> {
     let schedule = &proposal.schedule;
     let month = quantity::bytes(proposal.bytes_a_month);
@@ -323,7 +327,7 @@ fn described(proposal: &ScheduleProposal) -> Vec<String> {
     ];
     if proposal.is_assumed {
         let assumed = quantity::rate(ASSUMED_BPS);
-        lines.push(format!("no result says how fast the line is: {assumed} is assumed"));
+        lines.push(format!("no result shows how fast the line is, so {assumed} is assumed"));
     }
     let too_small = |limit: Option<u64>| limit.is_some_and(|limit| limit < schedule.expected_bytes);
     if too_small(schedule.budget.day_bytes) || too_small(schedule.budget.month_bytes) {
@@ -341,10 +345,13 @@ fn headline(schedule: &Schedule) -> String {
     if let Some(hours) = schedule.quiet_hours {
         line += &format!(", not {hours}");
     }
+    if !schedule.uplinks.is_empty() {
+        line += &format!(", only over {}", schedule.uplinks.join(" or "));
+    }
     line
 }
 
-/// Every schedule.
+/// All schedules.
 async fn schedules(context: &Context) -> Result<Vec<ScheduleOverview>, CommandFailure> {
     match context.service().await? {
         Some(service) => service.get("/schedules").await,
@@ -387,7 +394,7 @@ fn listed(overview: &ScheduleOverview) -> Vec<String> {
     vec![headline(schedule), format!("  {next}"), format!("  {last}"), format!("  {}", data(overview))]
 }
 
-/// The data of the current day and month, and what is left.
+/// The data of the present day and month, and what is left of the budget, as text.
 fn data(overview: &ScheduleOverview) -> String {
     let (used, left) = (overview.used, overview.left);
     let part = |period: &str, used: u64, limit: Option<u64>, left: Option<u64>| {
@@ -405,7 +412,7 @@ fn data(overview: &ScheduleOverview) -> String {
     format!("data {day}; {month}")
 }
 
-/// What became of a run.
+/// The outcome of a run, as text.
 fn outcome(run: &ScheduleRun) -> String {
     let reason = run.reason.as_deref();
     match run.outcome {
@@ -456,7 +463,7 @@ async fn next(name: Option<&str>, count: usize, json: bool, context: &Context) -
     Ok(ExitStatus::Done)
 }
 
-/// A time by the clock of a zone, to the minute.
+/// The time in a time zone as text, to the minute.
 fn shown(time: Timestamp, zone: &Zone) -> String {
     time.to_zoned(zone.rules().clone()).strftime("%Y-%m-%d %H:%M %Z").to_string()
 }

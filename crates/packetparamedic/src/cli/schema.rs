@@ -1,4 +1,4 @@
-//! `schema`: prints the JSON Schema of all JSON output.
+//! `packetparamedic schema`: prints the JSON Schema of all JSON output.
 
 use paramedic_report::document;
 

@@ -1,4 +1,5 @@
-//! `self-test`: tests this device and prints the result. `paramedic-report` judges it.
+//! `packetparamedic self-test`: measures what this device can carry and prints the result. `paramedic-report` judges
+//! the numbers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::values::time;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// How long each measurement lasts: seconds, or a time such as 500ms
+    /// Duration of each measurement: seconds, or a duration such as 500ms
     #[arg(short = 't', long = "time", value_name = "SECS", default_value = "2", value_parser = each)]
     time: Duration,
     /// Print one JSON document
@@ -37,8 +38,8 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     });
     let test = tokio::select! {
         test = test => test.map_err(|error| {
-            let try_ = "please report it, it is a fault of this program";
-            CommandFailure::new(ExitStatus::Failed, "internal", "the self-test broke off", error.to_string(), try_)
+            let try_ = "this is a fault of the program; please report it";
+            CommandFailure::new(ExitStatus::Failed, "internal", "the self-test ended without a result", error.to_string(), try_)
         })?,
         // The measuring thread ends with the process.
         _ = interrupt.wait_for(|wanted| *wanted) => {

@@ -1,68 +1,126 @@
-//! `serve`: the service that runs schedules and answers the other commands on its socket.
+//! `serve`: the service that runs schedules and answers the other commands on its socket, and other clients by TCP.
 
+use paramedic_appliance::app::Appliance;
 use paramedic_engines::memory;
 use paramedic_host::unix_socket::{UnixSocket, UnixSocketError};
 use paramedic_host::version;
 use sd_notify::NotifyState;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use zeroize::Zeroizing;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
-use crate::web;
+use crate::config::{ApiListen, PASSWORD_VARIABLE};
+use crate::web::login::SetupLinkAnswer;
+use crate::web::{self, ApiListener, tls};
 
 pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     // A process for months must not keep what a test used.
     memory::share_arenas();
+    memory::return_large_blocks();
     // Before the service reports that it is ready: a signal that arrives right after must be handled.
     let mut interrupt = context.interrupts.watch()?;
     let appliance = context.appliance()?.clone();
-    let service = appliance.start_service().await?;
+    let settings = &context.settings;
+    let service = appliance.start_service(settings.retention, settings.default_monitors).await?;
+    let has_password = set_password(&appliance).await?;
     let path = context.settings.service_socket();
     let socket = UnixSocket::bind(&path).map_err(|error| no_socket(&error))?;
+    let mut listeners = vec![ApiListener::Unix(socket)];
+    let tls = tls_of(context)?;
+    let tcp = listen(context).await?;
     let (stop, stopping) = watch::channel(false);
     context.output.line(&format!("serving on {}", path.display()))?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).map(|address| format!("{scheme}://{address}"));
+    if let Some(address) = &address {
+        context.output.line(&format!("serving on {address}"))?;
+    }
+    let is_remote = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).is_some_and(|at| !at.ip().is_loopback());
+    if is_remote && !has_password {
+        let SetupLinkAnswer { path, .. } = appliance.new_setup_link().await?.into();
+        context.output.line(&format!("set the administrator's password within an hour at {path}"))?;
+    }
+    listeners.extend(tcp.map(|tcp| ApiListener::Tcp(tcp, tls)));
     // Outside of systemd this does nothing.
     sd_notify::notify(&[NotifyState::Ready]).ok();
     tracing::info!(
         version = version::VERSION,
         socket = %path.display(),
+        address = address.as_deref(),
         state_dir = %appliance.state_dir().display(),
         "the service runs"
     );
     let api = async {
-        let served = web::serve(service.clone(), context.settings.name.clone(), socket, stopping.clone()).await;
-        if let Err(error) = &served {
-            tracing::error!(%error, "the API ended");
-        }
-        // Without its API the service cannot be asked or stopped by its users.
-        service.stop();
-        stop.send_replace(true);
-        served
+        let settings = &context.settings;
+        let proxies = settings.trusted_proxies.clone();
+        web::serve(service.clone(), settings.name.clone(), listeners, proxies, stopping.clone()).await;
     };
     let signals = async {
-        let mut stopping = stopping.clone();
-        tokio::select! {
-            _ = interrupt.wait_for(|wanted| *wanted) => {}
-            _ = stopping.wait_for(|wanted| *wanted) => {}
-        }
+        interrupt.wait_for(|wanted| *wanted).await.ok();
         sd_notify::notify(&[NotifyState::Stopping]).ok();
         service.stop();
         stop.send_replace(true);
     };
-    let served = tokio::select! {
-        ((), served, ()) = async { tokio::join!(service.run(), api, signals) } => served,
-        () = feed_watchdog(&service) => Ok(()),
-    };
+    tokio::select! {
+        _ = async { tokio::join!(service.run(), api, signals) } => {}
+        () = feed_watchdog(&service) => {}
+        () = appliance.prune_daily(context.settings.retention) => {}
+    }
     appliance.close().await;
     tracing::info!("stopped");
-    let broken = |error| {
-        let try_ = "read the log, and start it again";
-        CommandFailure::new(ExitStatus::Failed, "serve", "the service cannot go on", error, try_)
-    };
-    served.map(|()| ExitStatus::Done).map_err(broken)
+    Ok(ExitStatus::Done)
 }
 
-/// Feeds systemd's watchdog each time that the scheduler and the store have answered. Never ends.
+/// Sets the administrator's password that the environment names a file of. Returns whether one is set.
+async fn set_password(appliance: &Appliance) -> Result<bool, CommandFailure> {
+    let Some(file) = std::env::var_os(PASSWORD_VARIABLE).filter(|file| !file.is_empty()) else {
+        return Ok(appliance.has_password().await?);
+    };
+    let unreadable = |error| {
+        let what = format!("cannot read the file of {PASSWORD_VARIABLE}");
+        CommandFailure::new(ExitStatus::Usage, "unreadable", what, error, "check its path and permissions")
+    };
+    let text = Zeroizing::new(std::fs::read_to_string(file).map_err(unreadable)?);
+    appliance.set_password(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned())).await?;
+    Ok(true)
+}
+
+/// TLS as the settings say.
+fn tls_of(context: &Context) -> Result<Option<TlsAcceptor>, CommandFailure> {
+    let unusable = |because: &dyn std::fmt::Display| {
+        let try_ = "set tls_certificate and tls_key to readable PEM files that belong together, or neither";
+        CommandFailure::new(ExitStatus::Usage, "bad_config", "cannot use TLS", because, try_)
+    };
+    match (&context.settings.tls_certificate, &context.settings.tls_key) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => tls::acceptor(certificate, key).map(Some).map_err(|error| unusable(&error)),
+        _ => Err(unusable(&"one of tls_certificate and tls_key is set")),
+    }
+}
+
+/// Listens as `listen` says. If another program has the default port, the socket is enough.
+async fn listen(context: &Context) -> Result<Option<TcpListener>, CommandFailure> {
+    let ApiListen::Address(address) = context.settings.listen else { return Ok(None) };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if context.origins.is_default("listen") => {
+            tracing::warn!(%address, %error, "cannot listen there; only the unix socket is served");
+            Ok(None)
+        }
+        Err(error) => Err(CommandFailure::new(
+            ExitStatus::Failed,
+            "serve",
+            format!("cannot listen on {address}"),
+            error,
+            "set another address with PACKETPARAMEDIC_LISTEN, or `off`",
+        )),
+    }
+}
+
+/// Notifies systemd's watchdog each time the scheduler and the database have answered. Never returns.
 async fn feed_watchdog(service: &paramedic_appliance::app::Service) {
     let Some(timeout) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     loop {

@@ -1,4 +1,4 @@
-//! `show-id`: this device's Endpoint ID.
+//! `packetparamedic show-id`: prints the Endpoint ID of this device.
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};

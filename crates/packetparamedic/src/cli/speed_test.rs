@@ -1,4 +1,4 @@
-//! `speed-test`: builds the request from flags and settings, runs the test, and reports its end.
+//! `packetparamedic speed-test`: builds the request from flags and settings, runs the test, and reports its end.
 
 mod early_end;
 mod effects;
@@ -18,7 +18,7 @@ use paramedic_appliance::targets::HostPort;
 use paramedic_engines::Engine as _;
 use paramedic_engines::echo::pacing::SHORTEST_INTERVAL;
 use paramedic_engines::origin::Origin;
-use paramedic_host::config::FlagValues;
+use paramedic_host::config::{FlagValues, Origins};
 use paramedic_iperf3::Iperf3;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::document::Event;
@@ -32,13 +32,14 @@ use super::output::{OutputFormat, ReaderGone};
 use super::plot_file::PlotFile;
 use super::provider_flags::ProviderFlags;
 use super::values::{budget, bytes, code_point, data_path, milliseconds, octet, rate, share, size, time};
+use crate::config::Settings;
 use test_handle::{TestHandle, TestOver};
 
-/// The idle phase, if no option sets it.
+/// The default duration of the idle phase.
 const IDLE: Duration = Duration::from_secs(3);
-/// The least time of a direction that ends after a number of bytes, if no -t limits it.
+/// The longest time of a direction that ends after a number of bytes, unless -t sets it.
 const TIME_FOR_BYTES: Duration = Duration::from_secs(60);
-/// The default number of TCP streams: a single one often measures its congestion control; four fill most lines.
+/// The default number of TCP streams. A single stream often measures its congestion control; four fill most lines.
 const TCP_STREAMS: u16 = 4;
 /// The default number of datagram streams: one, as in iperf3, so that `-b` is the rate of the whole direction.
 const DATAGRAM_STREAMS: u16 = 1;
@@ -61,7 +62,7 @@ pub(super) struct Args {
     /// Refused: iperf3's own JSON
     #[arg(short = 'J', hide = true)]
     iperf3_json: bool,
-    /// What is at the other end of the test
+    /// The kind of server at the other end of the test
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(PROVIDERS.iter().map(|p| clap::builder::PossibleValue::new(p.id()).help(p.about()))))]
     provider: Option<String>,
     /// The test engine, which generates the load
@@ -71,7 +72,7 @@ pub(super) struct Args {
     /// [default: direct if the reflector offers it]
     #[arg(long, value_name = "tunneled|direct")]
     data_mode: Option<String>,
-    /// Seconds for each direction, or a time such as 500ms or 2m [default: 10]
+    /// Duration of each direction: seconds, or a duration such as 500ms or 2m [default: 10]
     #[arg(short = 't', long = "time", value_name = "SECS")]
     time: Option<String>,
     /// End each direction after this many bytes of payload, all streams together (10M, 1G); -t still limits its time
@@ -89,7 +90,7 @@ pub(super) struct Args {
     /// Streams for each direction, 1 to 64 [default: 4, or 1 with datagrams (-u)]
     #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
     pub(super) parallel: Option<String>,
-    /// Seconds of latency measurement before any load [default: 3]
+    /// Duration of the latency measurement before any load: seconds, or a duration such as 500ms [default: 3]
     #[arg(long, value_name = "SECS", value_parser = time)]
     pub(super) idle: Option<Duration>,
     /// Exclude the first SECS of each phase [default: detect the ramp-up]
@@ -148,10 +149,10 @@ pub(super) struct Args {
     /// [default: 10 to 200 ms, such that they take at most 1 % of the line's rate]
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(super) probe_interval: Option<Duration>,
-    /// Source address of the test
+    /// Local IP address to send from
     #[arg(short = 'B', long, value_name = "ADDRESS")]
     bind: Option<IpAddr>,
-    /// Network interface of the test
+    /// Local network interface to send through
     #[arg(long, visible_alias = "bind-dev", value_name = "NAME")]
     interface: Option<String>,
     /// Use only IPv4
@@ -167,44 +168,45 @@ pub(super) struct Args {
     /// improving; with an iperf3 server 0]
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "no_wait")]
     wait: Option<Duration>,
-    /// Add the measurement of each 100 ms interval to the result, and what the kernels recorded of each stream
+    /// Add the measurements of each 100 ms interval to the result, and the kernels' record of each stream
     #[arg(long)]
     pub(super) intervals: bool,
     /// Write a plot of throughput, latency and loss over time to FILE (SVG); implies --intervals
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// Do not draw the phases below the report on a terminal
+    /// Do not draw the graphs below the report, one for each phase (only a terminal gets them)
     #[arg(long)]
     no_graph: bool,
     /// Add iperf3's own output to the result
     #[arg(long)]
     pub(super) raw: bool,
-    /// Exit code 3 if the download is below this rate (bits per second: 900M, 1.5G)
+    /// Exit with code 3 if the download is below this rate (bits per second: 900M, 1.5G)
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_download: Option<u64>,
-    /// Exit code 3 if the upload is below this rate
+    /// Exit with code 3 if the upload is below this rate (bits per second: 900M, 1.5G)
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_upload: Option<u64>,
-    /// Exit code 3 if the median round trip, idle, is above this (ms)
+    /// Exit with code 3 if the median round trip of the idle path is above this (ms)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_idle_latency: Option<f64>,
-    /// Exit code 3 if the median round trip under load is above this (ms)
+    /// Exit with code 3 if the median round trip under load is above this (ms)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_loaded_latency: Option<f64>,
-    /// Exit code 3 if the loss of the path in either direction is above this (0.01 or 1%): while idle, and of
-    /// datagrams at a fixed -b
+    /// Exit with code 3 if the loss of the path in either direction is above this (0.01 or 1%): of probes while idle,
+    /// and of datagrams at a fixed -b
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loss: Option<f64>,
-    /// Exit code 3 if the loss of latency probes under load is above this (0.01 or 1%)
+    /// Exit with code 3 if the loss under the test's own load is above this (0.01 or 1%): of probes, and of datagrams
+    /// with -b 0
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loaded_loss: Option<f64>,
-    /// Do not save the result; only read the state folder
+    /// Do not save the result; changes nothing in the state folder
     #[arg(long)]
     no_save: bool,
     /// Print one JSON document
     #[arg(long, conflicts_with = "json_stream")]
     json: bool,
-    /// Print events as they happen, one JSON document per line; the last is the result
+    /// Print events as they happen, one JSON document in each line; the last one is the result
     #[arg(long)]
     json_stream: bool,
 }
@@ -218,7 +220,7 @@ impl Args {
         }
     }
 
-    /// The flags that are also settings.
+    /// The settings that the flags set.
     pub(super) fn settings(&self) -> FlagValues {
         let flags = [
             ("peer", "--peer", &self.peer),
@@ -340,7 +342,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     }
 }
 
-/// The request of a test that is stored and run later: without secrets, which are not stored.
+/// The request of a test that is stored and run later. It contains no secrets, because those are never stored.
 pub(super) fn storable_request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure> {
     if let Some(option) = args.provider_options.first_given() {
         let because = format!("--{option} may be secret, and schedules store no secrets");
@@ -349,7 +351,7 @@ pub(super) fn storable_request(args: &Args, context: &Context) -> Result<TestReq
     request(args, context)
 }
 
-/// The note on a rate limit, which applies to each stream, if the number of streams `is_default` and not 1.
+/// A note that a rate limit applies to each stream, if `is_default` and the number of streams is not 1.
 fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
     let bps = spec.bitrate_bps.filter(|bps| *bps > 0 && is_default && spec.streams > 1)?;
     let loads = spec.phases.iter().any(|phase| !phase.load.directions().is_empty());
@@ -357,7 +359,7 @@ fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
     loads.then(|| format!("-b limits each stream: {streams} streams × {each} in each direction; -P 1 for one stream"))
 }
 
-/// The pictures of a run that are requested.
+/// Which pictures of a run the user asked for.
 struct Pictures {
     plot: Option<PlotFile>,
     curves: Option<PhaseCurves>,
@@ -408,12 +410,12 @@ fn report_unsaved(unsaved: Option<CommandFailure>, context: &Context) {
     }
 }
 
-/// Why an option that iperf3 has is refused.
+/// Why an option is refused that iperf3 has; `None` if none was given.
 fn refused_iperf3_option(args: &Args) -> Option<&'static str> {
     args.iperf3_json.then_some("-J is iperf3's JSON: use --json (its own schema); --raw keeps iperf3's")
 }
 
-/// The other end, with the port of `-p` if it names none.
+/// The other end, with the port of `-p` if it names no port.
 fn peer(named: Option<&str>, port: Option<u16>) -> Result<Option<String>, ApplianceError> {
     let Some(port) = port else { return Ok(named.map(str::to_owned)) };
     let Some(named) = named else {
@@ -428,9 +430,12 @@ fn peer(named: Option<&str>, port: Option<u16>) -> Result<Option<String>, Applia
     Ok(Some(target.to_string()))
 }
 
-/// The request from flags and settings.
 fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure> {
-    let settings = &context.settings;
+    request_of(args, &context.settings, &context.origins)
+}
+
+/// The request from flags and settings.
+pub(super) fn request_of(args: &Args, settings: &Settings, origins: &Origins) -> Result<TestRequest, CommandFailure> {
     if let Some(because) = refused_iperf3_option(args) {
         return Err(ApplianceError::Unsupported(because.to_owned()).into());
     }
@@ -467,7 +472,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         return Err(ApplianceError::Unsupported(because).into());
     }
     if args.budget.is_some() && setting.has_program {
-        let because = "--budget needs an engine of our own: iperf3 sends more than the requested bytes";
+        let because = "--budget works only with built-in engines: iperf3 sends more than the requested bytes";
         return Err(ApplianceError::Unsupported(because.to_owned()).into());
     }
     let least = if args.bytes.is_some() && args.time.is_none() { TIME_FOR_BYTES } else { Duration::ZERO };
@@ -477,7 +482,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     // The engine may be named without -u.
     let transport = if sends_datagrams { PayloadTransport::Udp } else { transport };
     let length = early_end::RequestedLength {
-        is_configured: !context.origins.is_default("duration"),
+        is_configured: !origins.is_default("duration"),
         sends_datagrams,
         has_program: setting.has_program,
         does_probe: setting.does_probe,

@@ -1,11 +1,11 @@
-//! `status` and `health`: the state of the running service.
+//! `packetparamedic status` and `health`: print the state of the running service.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use paramedic_appliance::app::ServiceStatus;
 
-use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::{Context, monitor};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -16,7 +16,7 @@ pub(super) struct Args {
 
 #[derive(clap::Args)]
 pub(super) struct HealthArgs {
-    /// Exit code 0 whenever the service answers, also if it is faulted or stopping
+    /// Exit with code 0 if the service answers at all, even if it cannot use its database or is stopping
     #[arg(long)]
     live: bool,
 }
@@ -77,11 +77,17 @@ fn described(status: &ServiceStatus) -> Vec<String> {
         lines.push(format!("{} runs since {}", running.schedule, shown(running.since)));
     }
     lines.extend(status.waiting.iter().map(|name| format!("{name} waits for its turn")));
+    lines.extend(
+        status
+            .monitors
+            .iter()
+            .map(|state| format!("monitor {}: {}", state.monitor, monitor::described(&state.condition))),
+    );
     lines.extend(status.planned.iter().map(|next| format!("next {} at {}", next.schedule, shown(next.start))));
     lines
 }
 
-/// A time by the clock of this host.
+/// The time by the clock of this host, as text.
 fn shown(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
 }

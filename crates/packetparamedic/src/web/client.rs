@@ -1,5 +1,6 @@
 //! The client of the running service: the commands that ask it instead of opening the store.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -73,6 +74,38 @@ impl ServiceClient {
         String::from_utf8(bytes.into()).map_err(|error| broken(&error))
     }
 
+    /// Reads the lines of `route`.
+    pub(crate) async fn lines(&self, route: &str) -> Result<LineReader, CommandFailure> {
+        Ok(LineReader::of(self.opened(Method::GET, route, Bytes::new()).await?))
+    }
+
+    /// Reads `route`, which may take any time to answer.
+    pub(crate) async fn get_slow<T: DeserializeOwned>(&self, route: &str) -> Result<T, CommandFailure> {
+        read(whole(&mut self.opened(Method::GET, route, Bytes::new()).await?).await?)
+    }
+
+    /// Sends a body to `route`, which may take any time to answer.
+    pub(crate) async fn post_slow<T: DeserializeOwned>(
+        &self,
+        route: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CommandFailure> {
+        read(whole(&mut self.opened(Method::POST, route, json(body)?).await?).await?)
+    }
+
+    /// Reads the bytes of `route`.
+    pub(crate) async fn chunks(&self, route: &str) -> Result<ChunkReader, CommandFailure> {
+        Ok(ChunkReader { body: self.opened(Method::GET, route, Bytes::new()).await? })
+    }
+
+    /// The body of a successful answer.
+    async fn opened(&self, method: Method, route: &str, body: Bytes) -> Result<Incoming, CommandFailure> {
+        let response = self.send(method, route, body).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        if status.is_success() { Ok(body) } else { Err(problem(&whole(&mut body).await?)) }
+    }
+
     /// Sends a body to `route`.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
@@ -80,6 +113,11 @@ impl ServiceClient {
         body: &impl Serialize,
     ) -> Result<T, CommandFailure> {
         read(self.answer(Method::POST, route, json(body)?).await?)
+    }
+
+    /// Puts a text to `route`.
+    pub(crate) async fn put<T: DeserializeOwned>(&self, route: &str, text: String) -> Result<T, CommandFailure> {
+        read(self.answer(Method::PUT, route, text.into()).await?)
     }
 
     /// Deletes what is at `route`.
@@ -98,6 +136,11 @@ impl ServiceClient {
         format!("/schedule-runs?limit={}{of}", limit.clamp(1, 1000))
     }
 
+    /// The route of a token.
+    pub(crate) fn token_route(name: &str) -> String {
+        format!("/tokens/{}", encoded(name))
+    }
+
     /// The route of a result.
     pub(crate) fn result_route(id: &str) -> String {
         format!("/results/{}", encoded(id))
@@ -105,14 +148,9 @@ impl ServiceClient {
 
     /// Starts a test.
     pub(crate) async fn test(&self, request: &impl Serialize) -> Result<RemoteTest, CommandFailure> {
-        let response = self.send(Method::POST, "/tests", json(request)?).await?;
-        let status = response.status();
-        let mut body = response.into_body();
-        if status != StatusCode::OK {
-            return Err(problem(&whole(&mut body).await?));
-        }
-        let mut lines = LineReader { body, buffer: Vec::new() };
-        match lines.next().await? {
+        let body = self.opened(Method::POST, "/tests", json(request)?).await?;
+        let mut lines = LineReader::of(body);
+        match lines.test_line().await? {
             Some(TestLine::Accepted(id)) => Ok(RemoteTest { lines, id, socket: self.socket.clone() }),
             other => Err(broken(&format!("unexpected line {other:?}"))),
         }
@@ -120,10 +158,8 @@ impl ServiceClient {
 
     async fn answer(&self, method: Method, route: &str, body: Bytes) -> Result<Bytes, CommandFailure> {
         let answer = async {
-            let response = self.send(method, route, body).await?;
-            let status = response.status();
-            let bytes = whole(&mut response.into_body()).await?;
-            if status.is_success() { Ok(bytes) } else { Err(problem(&bytes)) }
+            let mut body = self.opened(method, route, body).await?;
+            whole(&mut body).await
         };
         let late = |_| broken(&format!("it did not answer within {} s", ANSWER_TIMEOUT.as_secs()));
         tokio::time::timeout(ANSWER_TIMEOUT, answer).await.map_err(late)?
@@ -159,7 +195,7 @@ pub(crate) struct RemoteTest {
 impl RemoteTest {
     /// The next event, or the end. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<TestLine, CommandFailure> {
-        self.lines.next().await?.ok_or_else(|| broken(&"it ended during the test"))
+        self.lines.test_line().await?.ok_or_else(|| broken(&"it ended during the test"))
     }
 
     /// Requests the end of the test. Its measurements so far are kept, and its lines go on to the end.
@@ -170,33 +206,72 @@ impl RemoteTest {
     }
 }
 
-/// Reads JSON documents, one a line.
-struct LineReader {
+/// Reads an answer as its bytes arrive.
+pub(crate) struct ChunkReader {
     body: Incoming,
-    buffer: Vec<u8>,
 }
 
-impl LineReader {
-    /// The next document; `None` at the end. Cancel safe.
-    async fn next(&mut self) -> Result<Option<TestLine>, CommandFailure> {
+impl ChunkReader {
+    /// The next bytes; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, CommandFailure> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let line = self.buffer.drain(..=end).collect::<Vec<_>>();
-                return serde_json::from_slice(&line).map(Some).map_err(|error| broken(&error));
-            }
-            if self.buffer.len() > MAX_ANSWER_BYTES {
-                return Err(broken(&"it sent a line without an end"));
-            }
             match self.body.frame().await {
                 None => return Ok(None),
                 Some(Err(error)) => return Err(broken(&error)),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        self.buffer.extend_from_slice(&data);
+                        return Ok(Some(data));
                     }
                 }
             }
         }
+    }
+}
+
+/// Reads an answer line by line.
+pub(crate) struct LineReader {
+    body: ChunkReader,
+    /// The begin of a line.
+    part: Vec<u8>,
+    /// Whole lines that were not taken yet.
+    ready: VecDeque<String>,
+}
+
+impl LineReader {
+    fn of(body: Incoming) -> Self {
+        Self { body: ChunkReader { body }, part: Vec::new(), ready: VecDeque::new() }
+    }
+
+    /// The lines that arrive next, without newlines; `None` at the end. Cancel safe.
+    pub(crate) async fn next_lines(&mut self) -> Result<Option<Vec<String>>, CommandFailure> {
+        let is_open = self.fill().await?;
+        Ok(is_open.then(|| self.ready.drain(..).collect()))
+    }
+
+    /// The next line of a test; `None` at the end. Cancel safe.
+    async fn test_line(&mut self) -> Result<Option<TestLine>, CommandFailure> {
+        self.fill().await?;
+        let Some(line) = self.ready.pop_front() else { return Ok(None) };
+        serde_json::from_str(&line).map(Some).map_err(|error| broken(&error))
+    }
+
+    /// Reads until a line is ready; `false` at the end.
+    async fn fill(&mut self) -> Result<bool, CommandFailure> {
+        while self.ready.is_empty() {
+            if self.part.len() > MAX_ANSWER_BYTES {
+                return Err(broken(&"it sent a line without an end"));
+            }
+            match self.body.next().await? {
+                None if self.part.is_empty() => return Ok(false),
+                None => return Err(broken(&"its answer ended within a line")),
+                Some(data) => self.part.extend_from_slice(&data),
+            }
+            let Some(end) = self.part.iter().rposition(|byte| *byte == b'\n') else { continue };
+            let rest = self.part.split_off(end + 1);
+            let whole = String::from_utf8(std::mem::replace(&mut self.part, rest)).map_err(|error| broken(&error))?;
+            self.ready.extend(whole.lines().map(str::to_owned));
+        }
+        Ok(true)
     }
 }
 

@@ -1,11 +1,20 @@
 //! The parts of a request, read such that every refusal is a problem document.
 
-use axum::extract::rejection::{JsonRejection, PathRejection};
+use std::time::Duration;
+
+use axum::extract::rejection::{JsonRejection, PathRejection, StringRejection};
 use axum::extract::{FromRequest, FromRequestParts, Json, Path, RawQuery, Request};
+use axum::http::header::LINK;
 use axum::http::request::Parts;
+use axum::http::{HeaderName, StatusCode};
+use paramedic_appliance::store::PageCursor;
 use serde::de::DeserializeOwned;
 
+use super::access::API;
 use super::problem::Problem;
+
+/// How long the body of a request may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A JSON body.
 pub(super) struct ApiBody<T>(pub(super) T);
@@ -14,9 +23,43 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let read = Json::<T>::from_request(request, state).await;
+        let read = tokio::time::timeout(BODY_TIMEOUT, Json::<T>::from_request(request, state)).await;
+        let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+        let read = read.map_err(late)?;
         let refused = |error: JsonRejection| Problem::invalid(error.status(), &error.body_text());
         read.map(|Json(body)| Self(body)).map_err(refused)
+    }
+}
+
+/// The fields of an HTML form.
+pub(super) struct FormBody(pub(super) Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequest<S> for FormBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let read = tokio::time::timeout(BODY_TIMEOUT, String::from_request(request, state)).await;
+        let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+        let refused = |error: StringRejection| Problem::invalid(error.status(), &error.body_text());
+        let text = read.map_err(late)?.map_err(refused)?;
+        let fields = text.split('&').map(|field| {
+            let (name, value) = field.split_once('=').unwrap_or((field, ""));
+            Some((decoded(&name.replace('+', " "))?, decoded(&value.replace('+', " "))?))
+        });
+        let unreadable = || Problem::invalid(StatusCode::BAD_REQUEST, "the fields are not percent-encoded");
+        fields.collect::<Option<Vec<_>>>().map(Self).ok_or_else(unreadable)
+    }
+}
+
+/// A body as text.
+pub(super) struct ApiText(pub(super) String);
+
+impl<S: Send + Sync> FromRequest<S> for ApiText {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let refused = |error: StringRejection| Problem::invalid(error.status(), &error.body_text());
+        String::from_request(request, state).await.map(Self).map_err(refused)
     }
 }
 
@@ -33,9 +76,10 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for ApiPath
     }
 }
 
-/// The parameters of a list: `limit`, from 1 to 1000, and `schedule`, a name.
+/// The parameters of a list: `limit`, from 1 to 1000, `after`, a cursor, and `schedule`, a name.
 pub(super) struct ListQuery {
     pub(super) limit: u32,
+    pub(super) after: Option<PageCursor>,
     pub(super) schedule: Option<String>,
 }
 
@@ -45,26 +89,69 @@ impl<S: Send + Sync> FromRequestParts<S> for ListQuery {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let RawQuery(query) = RawQuery::from_request_parts(parts, state).await.unwrap_or(RawQuery(None));
         Self::read(query.as_deref().unwrap_or_default())
-            .map_err(|because| Problem::invalid(axum::http::StatusCode::BAD_REQUEST, &because))
+            .map_err(|because| Problem::invalid(StatusCode::BAD_REQUEST, &because))
     }
 }
 
 impl ListQuery {
     fn read(query: &str) -> Result<Self, String> {
-        let mut read = Self { limit: 20, schedule: None };
+        let mut read = Self { limit: 20, after: None, schedule: None };
         for part in query.split('&').filter(|part| !part.is_empty()) {
             match part.split_once('=') {
                 Some(("limit", value)) => {
                     let limit = value.parse().ok().filter(|limit| (1..=1000).contains(limit));
                     read.limit = limit.ok_or("limit is a number from 1 to 1000")?;
                 }
+                Some(("after", value)) => read.after = Some(value.parse()?),
                 Some(("schedule", value)) => {
                     read.schedule = Some(decoded(value).ok_or("schedule is a name, percent-encoded")?);
                 }
-                _ => return Err(format!("unknown parameter {part:?}; valid: limit, schedule")),
+                _ => return Err(format!("unknown parameter {part:?}; valid: limit, after, schedule")),
             }
         }
         Ok(read)
+    }
+}
+
+impl ListQuery {
+    /// The header of [`next_page`] for the list of this query.
+    pub(super) fn next(&self, route: &str, count: usize, last: Option<PageCursor>) -> Option<NextPage> {
+        let schedule = self.schedule.as_deref().map(|name| format!("&schedule={}", encoded(name)));
+        next_page(route, &schedule.unwrap_or_default(), self.limit, count, last)
+    }
+}
+
+/// The header `Link`.
+pub(super) type NextPage = [(HeaderName, String); 1];
+
+/// The header that leads to the next page of `route` after `last`, the cursor of the last row of this one (RFC 8288), with
+/// the same further `parameters`; none after a page that is not full.
+pub(super) fn next_page(
+    route: &str,
+    parameters: &str,
+    limit: u32,
+    count: usize,
+    last: Option<PageCursor>,
+) -> Option<NextPage> {
+    let last = last.filter(|_| u32::try_from(count).is_ok_and(|count| count >= limit))?;
+    Some([(LINK, format!("<{API}{route}?limit={limit}&after={last}{parameters}>; rel=\"next\""))])
+}
+
+/// The parameter of a series: `points`, from 1 to 10000.
+pub(super) struct PointsQuery(pub(super) usize);
+
+impl<S: Send + Sync> FromRequestParts<S> for PointsQuery {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let wrong = || Problem::invalid(StatusCode::BAD_REQUEST, "the parameter is points, a number from 1 to 10000");
+        match parts.uri.query() {
+            None => Ok(Self(500)),
+            Some(query) => {
+                let points = query.strip_prefix("points=").and_then(|points| points.parse().ok());
+                points.filter(|points| (1..=10_000).contains(points)).map(Self).ok_or_else(wrong)
+            }
+        }
     }
 }
 
@@ -78,7 +165,8 @@ pub(super) fn encoded(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
-fn decoded(text: &str) -> Option<String> {
+/// The text of [`encoded`]; `None` if it is none.
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut plain = Vec::new();
     while let Some(byte) = bytes.next() {
@@ -117,7 +205,8 @@ mod tests {
     fn a_query_has_known_parameters_within_their_range() {
         let read = ListQuery::read("limit=7&schedule=caf%C3%A9").map_err(drop).map(|q| (q.limit, q.schedule));
         assert_eq!(read, Ok((7, Some("café".to_owned()))));
-        for wrong in ["limit=0", "limit=1001", "limit", "offset=3", "schedule=%zz", "schedule=%F"] {
+        for wrong in ["limit=0", "limit=1001", "limit", "offset=3", "after=", "after=1", "schedule=%zz", "schedule=%F"]
+        {
             assert!(ListQuery::read(wrong).is_err(), "{wrong}");
         }
     }

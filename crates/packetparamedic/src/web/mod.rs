@@ -1,41 +1,52 @@
-//! The API of the running service, /api/v1, on its unix socket. A thin client of the appliance's `app`.
+//! The API of the running service, /api/v1, on its unix socket and on TCP. A thin client of the appliance's `app`.
 
+mod access;
+mod channel_body;
+mod chunks;
 pub(crate) mod client;
+pub(crate) mod configuration;
+mod connections;
+mod events;
 mod extract;
+mod guard;
+pub(crate) mod login;
+mod login_attempts;
+pub(crate) mod monitors;
+mod openapi;
 pub(crate) mod problem;
 pub(crate) mod reflectors;
-mod results;
+pub(crate) mod results;
 mod schedules;
+pub(crate) mod store;
 pub(crate) mod test_runs;
+pub(crate) mod tls;
+pub(crate) mod tokens;
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State};
-use axum::middleware::{self, Next};
-use axum::response::Response;
-use axum::routing::{get, post};
-use axum::serve::{IncomingStream, Listener};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::middleware;
+use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
 use paramedic_appliance::app::{Service, ServiceStatus};
-use paramedic_host::unix_socket::UnixSocket;
 use paramedic_host::version;
 use paramedic_link::PeerText;
-use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
+use access::AccessRules;
+pub(crate) use connections::ApiListener;
+use guard::AccessGuard;
 use problem::Problem;
+
+use crate::network::IpNetwork;
 
 /// The longest body of a request, in bytes.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// How long the clients' tests may take to end when the service stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long to wait after a connection could not be accepted.
-const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the routes share.
 #[derive(Clone)]
@@ -43,49 +54,80 @@ pub(super) struct ApiState {
     service: Service,
     /// The name that this device gives when it pairs.
     own_name: PeerText,
+    access: AccessGuard,
+    /// The attempts to log in.
+    attempts: login::SharedAttempts,
+    /// The places for streams of events.
+    event_places: Arc<Semaphore>,
+    stopping: watch::Receiver<bool>,
     /// The tests that clients run, with their cancellation.
     tests: Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>,
 }
 
-/// The user at the other end of the socket, as reported by the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PeerUser {
-    uid: u32,
-}
-
-/// Serves the API until `stopping` becomes true; then cancels the tests of clients and ends when they have their results.
-/// The kernel lets connect: root, the user of the service, and the group of the socket. All of them may do everything.
+/// Serves the API on every listener until `stopping` becomes true; then cancels the tests of clients and ends when they
+/// have their results.
 pub(crate) async fn serve(
     service: Service,
     own_name: PeerText,
-    socket: UnixSocket,
+    listeners: Vec<ApiListener>,
+    trusted_proxies: Vec<IpNetwork>,
     mut stopping: watch::Receiver<bool>,
-) -> io::Result<()> {
-    let state = ApiState { service, own_name, tests: Arc::default() };
+) {
+    let rules = AccessRules { trusted_proxies: trusted_proxies.clone() };
+    let access = AccessGuard::new(service.appliance().clone(), rules);
+    let event_places = Arc::new(Semaphore::new(events::MAX_STREAMS));
+    let (tests, stop) = (Arc::default(), stopping.clone());
+    let attempts = login::SharedAttempts::default();
+    let state = ApiState { service, own_name, access, attempts, event_places, stopping: stop, tests };
     let tests = Arc::clone(&state.tests);
-    let app = routes(state).into_make_service_with_connect_info::<PeerUser>();
-    let (is_cancelled, mut cancelled) = watch::channel(false);
-    let stop = async move {
-        // The sender is dropped only with the process.
-        stopping.wait_for(|wanted| *wanted).await.ok();
-        for cancel in tests.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            cancel.send_replace(true);
-        }
-        is_cancelled.send_replace(true);
-    };
-    let late = async {
-        cancelled.wait_for(|cancelled| *cancelled).await.ok();
-        tokio::time::sleep(STOP_TIMEOUT).await;
-    };
-    tokio::select! {
-        served = axum::serve(ApiListener(socket), app).with_graceful_shutdown(stop) => served,
-        () = late => Ok(()),
+    let app = routes(state);
+    let mut served = tokio::task::JoinSet::new();
+    for listener in listeners {
+        served.spawn(listener.serve(app.clone(), trusted_proxies.clone(), stopping.clone()));
+    }
+    // The sender is dropped only with the process.
+    stopping.wait_for(|wanted| *wanted).await.ok();
+    for cancel in tests.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        cancel.send_replace(true);
+    }
+    let ended = async { while served.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
+        tracing::warn!("some clients did not take their answers in time");
     }
 }
 
 fn routes(state: ApiState) -> Router {
-    let api = Router::new()
+    let api = api();
+    let access = state.access.clone();
+    Router::new()
+        .nest(access::API, api.router)
+        .route(access::SETUP_PAGE, get(login::setup_page).post(login::set_up))
+        .fallback(problem::no_route)
+        .method_not_allowed_fallback(problem::no_method)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .layer(middleware::from_fn_with_state(access, guard::check))
+        .with_state(state)
+}
+
+/// The routes of the API. `openapi` describes them.
+#[derive(Default)]
+struct ApiRoutes {
+    router: Router<ApiState>,
+    paths: Vec<&'static str>,
+}
+
+impl ApiRoutes {
+    fn route(mut self, path: &'static str, methods: MethodRouter<ApiState>) -> Self {
+        self.paths.push(path);
+        Self { router: self.router.route(path, methods), ..self }
+    }
+}
+
+fn api() -> ApiRoutes {
+    ApiRoutes::default()
+        .route("/openapi.json", get(openapi::show))
         .route("/status", get(status))
+        .route("/events", get(events::stream))
         .route("/schedules", get(schedules::list).post(schedules::add))
         .route("/schedules/proposals", post(schedules::propose))
         .route("/schedules/{name}", get(schedules::show).delete(schedules::remove))
@@ -94,61 +136,92 @@ fn routes(state: ApiState) -> Router {
         .route("/schedules/{name}/run", post(schedules::run))
         .route("/schedule-runs", get(schedules::runs))
         .route("/schedule-runs/cancel", post(schedules::cancel))
+        .route("/monitors", get(monitors::list).post(monitors::add))
+        .route("/monitors/{name}", get(monitors::show).delete(monitors::remove))
+        .route("/monitors/{name}/enable", post(monitors::enable))
+        .route("/monitors/{name}/disable", post(monitors::disable))
+        .route("/monitors/{name}/series", get(monitors::series))
+        .route("/outages", get(monitors::outages))
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
+        .route("/reflectors/imports", post(reflectors::import))
         .route("/results", get(results::list))
-        .route("/results/{id}", get(results::show))
+        .route("/results/export", get(results::export))
+        .route("/results/deletions", post(results::delete_several))
+        .route("/results/prune", post(results::prune))
+        .route(
+            "/results/{id}",
+            get(results::show)
+                .delete(results::delete)
+                .put(results::import)
+                .layer(DefaultBodyLimit::max(results::MAX_RESULT_BYTES)),
+        )
+        .route(
+            "/configuration",
+            get(configuration::show)
+                .post(configuration::apply)
+                .layer(DefaultBodyLimit::max(configuration::MAX_CONFIGURATION_BYTES)),
+        )
+        .route("/store/backup", get(store::backup))
+        .route("/store/check", get(store::check))
+        .route("/store/prune", post(store::prune))
+        .route("/results/{id}/series", get(results::series))
         .route("/tests", post(test_runs::run))
-        .route("/tests/{id}/cancel", post(test_runs::cancel));
-    Router::new()
-        .nest("/api/v1", api)
-        .fallback(problem::no_route)
-        .method_not_allowed_fallback(problem::no_method)
-        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .layer(middleware::from_fn(log_change))
-        .with_state(state)
-}
-
-/// Logs each accepted request that is no reading, with the user who sent it.
-async fn log_change(ConnectInfo(peer): ConnectInfo<PeerUser>, request: Request, next: Next) -> Response {
-    let method = request.method().clone();
-    let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
-    let response = next.run(request).await;
-    if !method.is_safe() && response.status().is_success() {
-        tracing::info!(%method, path, uid = peer.uid, "a client's request");
-    }
-    response
+        .route("/tests/{id}/cancel", post(test_runs::cancel))
+        .route("/tokens", get(tokens::list).post(tokens::add))
+        .route("/tokens/{name}", delete(tokens::remove))
+        .route("/setup-links", post(login::new_link))
+        .route("/login", post(login::log_in))
+        .route("/logout", post(login::log_out))
 }
 
 async fn status(State(state): State<ApiState>) -> Result<Json<ServiceStatus>, Problem> {
     Ok(Json(state.service.status(version::VERSION)))
 }
 
-struct ApiListener(UnixSocket);
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
 
-impl Listener for ApiListener {
-    type Io = UnixStream;
-    type Addr = PeerUser;
+    use axum::body::Body;
+    use axum::http::header::ALLOW;
+    use axum::http::{Method, Request, StatusCode};
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+    use paramedic_appliance::app::Appliance;
+    use paramedic_appliance::store::Retention;
 
-    async fn accept(&mut self) -> (UnixStream, PeerUser) {
-        loop {
-            let accepted = self.0.accept().await.and_then(|stream| Ok((stream.peer_cred()?.uid(), stream)));
-            match accepted {
-                Ok((uid, stream)) => return (stream, PeerUser { uid }),
-                Err(error) => {
-                    tracing::debug!(%error, "the socket of the service cannot accept");
-                    tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
-                }
-            }
+    use super::connections::RequestSource;
+    use super::*;
+    use crate::cli::failure::describe;
+
+    async fn state(folder: &std::path::Path) -> ApiState {
+        let appliance = Appliance::open(folder, describe).unwrap().0;
+        let service = appliance.start_service(Retention::default(), false).await.unwrap();
+        ApiState {
+            access: AccessGuard::new(appliance, AccessRules::default()),
+            service,
+            own_name: PeerText::default(),
+            attempts: login::SharedAttempts::default(),
+            event_places: Arc::new(Semaphore::new(1)),
+            stopping: watch::channel(false).1,
+            tests: Arc::default(),
         }
     }
 
-    fn local_addr(&self) -> io::Result<PeerUser> {
-        Ok(PeerUser { uid: rustix::process::geteuid().as_raw() })
-    }
-}
-
-impl Connected<IncomingStream<'_, ApiListener>> for PeerUser {
-    fn connect_info(stream: IncomingStream<'_, ApiListener>) -> Self {
-        *stream.remote_addr()
+    #[tokio::test]
+    async fn every_route_is_described_and_every_description_has_a_route() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = TowerToHyperService::new(routes(state(folder.path()).await));
+        let mut found = BTreeSet::new();
+        for path in api().paths {
+            // A method that no route has: the answer lists those that this one has.
+            let request = Request::builder().method(Method::PATCH).uri(format!("{}{path}", access::API));
+            let request = request.extension(RequestSource::User { uid: 0 }).body(Body::empty()).unwrap();
+            let answer = app.call(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            let allowed = answer.headers()[ALLOW].to_str().unwrap().split(',');
+            found.extend(allowed.filter(|method| *method != "HEAD").map(|method| (path.to_owned(), method.to_owned())));
+        }
+        assert_eq!(found, openapi::rows());
     }
 }

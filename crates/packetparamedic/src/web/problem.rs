@@ -1,11 +1,12 @@
 //! The errors of the API: problem details (RFC 9457), with the parts of a failed command as further members.
 
 use axum::extract::Request;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use paramedic_appliance::ApplianceError;
 use paramedic_report::document::ErrorBody;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::failure::{CommandFailure, ExitStatus};
@@ -13,8 +14,20 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 /// The media type of problem details.
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
+/// The codes of failures at another host, or on the path to it.
+const OTHER_END: [&str; 8] = [
+    "unreachable",
+    "name_not_resolved",
+    "no_reflector",
+    "silent",
+    "reflector_gone",
+    "version",
+    "protocol",
+    "bad_report",
+];
+
 /// A failed request.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Problem {
     /// A URI that names the kind of problem: `urn:packetparamedic:error:` and the code.
     #[serde(rename = "type")]
@@ -42,6 +55,16 @@ impl Problem {
             exit: exit as u8,
             body,
         }
+    }
+
+    /// A request that is refused with this status.
+    pub(super) fn refused(status: StatusCode, failure: CommandFailure) -> Self {
+        Self::new(status, failure.exit, failure.body())
+    }
+
+    /// The status of the response.
+    pub(super) fn status(&self) -> u16 {
+        self.status
     }
 
     /// A request that is not valid.
@@ -78,6 +101,7 @@ impl From<CommandFailure> for Problem {
             (ExitStatus::Usage, _) => StatusCode::BAD_REQUEST,
             (ExitStatus::Denied, _) => StatusCode::FORBIDDEN,
             (ExitStatus::Busy, _) => StatusCode::CONFLICT,
+            (ExitStatus::Failed, code) if OTHER_END.contains(&code) => StatusCode::BAD_GATEWAY,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, failure.exit, failure.body())
@@ -95,6 +119,9 @@ impl IntoResponse for Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, axum::Json(self)).into_response();
         response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
     }
 }
@@ -125,6 +152,8 @@ mod tests {
             assert_eq!(read, problem);
             assert_eq!(read.into_failure(), failure);
         }
+        let gone = CommandFailure::new(ExitStatus::Failed, "unreachable", "what", "because", "try");
+        assert_eq!(Problem::from(gone).status(), 502, "no fault of this service");
         let missing = CommandFailure::new(ExitStatus::Failed, "no_such_run", "no such run", "no run", "list them");
         let value = serde_json::to_value(Problem::from(missing)).unwrap();
         assert_eq!((&value["status"], &value["type"]), (&404.into(), &"urn:packetparamedic:error:no_such_run".into()));

@@ -5,13 +5,14 @@ use std::fmt;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use paramedic_appliance::app::{Appliance, NewPairing, PairingProof};
+use jiff::Timestamp;
+use paramedic_appliance::app::{Appliance, ImportedPairings, NewPairing, OldPairings, PairingProof};
 use paramedic_appliance::store::Reflector;
 use paramedic_appliance::targets::HostPort;
 use paramedic_link::pairing_code::PairingCode;
 use paramedic_link::{EndpointId, PeerText};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::ApiState;
 use super::extract::ApiBody;
@@ -19,7 +20,7 @@ use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
 /// A request to pair with a reflector: by its code or by its Endpoint ID.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PairRequest {
     /// Its address.
     pub(crate) target: String,
@@ -35,7 +36,7 @@ pub(crate) struct PairRequest {
 }
 
 /// A reflector that this device is paired with now.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PairedReflector {
     /// Its Endpoint ID.
     pub(crate) endpoint_id: EndpointId,
@@ -85,18 +86,32 @@ pub(crate) fn bad_code(error: &dyn fmt::Display) -> CommandFailure {
 }
 
 /// A reflector in a list.
-pub(crate) fn row(reflector: &Reflector) -> Value {
-    json!({
-        "name": reflector.name,
-        "address": reflector.address.to_string(),
-        "endpoint_id": reflector.endpoint_id,
-        "paired_at": reflector.paired_at.to_string(),
-    })
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ListedReflector {
+    /// The name under which it is saved.
+    name: PeerText,
+    /// Its address.
+    address: String,
+    /// Its Endpoint ID.
+    endpoint_id: EndpointId,
+    /// When it was paired.
+    paired_at: Timestamp,
 }
 
-pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<Value>>, Problem> {
+impl From<&Reflector> for ListedReflector {
+    fn from(reflector: &Reflector) -> Self {
+        Self {
+            name: reflector.name.clone(),
+            address: reflector.address.to_string(),
+            endpoint_id: reflector.endpoint_id,
+            paired_at: reflector.paired_at,
+        }
+    }
+}
+
+pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<ListedReflector>>, Problem> {
     let all = state.service.appliance().reflectors().await?;
-    Ok(Json(all.iter().map(row).collect()))
+    Ok(Json(all.iter().map(ListedReflector::from).collect()))
 }
 
 pub(super) async fn pair(
@@ -104,5 +119,14 @@ pub(super) async fn pair(
     ApiBody(request): ApiBody<PairRequest>,
 ) -> Result<(StatusCode, Json<PairedReflector>), Problem> {
     let paired = pair_as(state.service.appliance(), request, &state.own_name).await?;
+    state.service.monitors_changed();
     Ok((StatusCode::CREATED, Json(paired)))
+}
+
+/// Takes over an older identity with its pairings.
+pub(super) async fn import(
+    State(state): State<ApiState>,
+    ApiBody(old): ApiBody<OldPairings>,
+) -> Result<Json<ImportedPairings>, Problem> {
+    Ok(Json(state.service.appliance().import_pairings(old).await?))
 }

@@ -3,10 +3,12 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use paramedic_appliance::app::{ScheduleOverview, ScheduleProposal};
 use paramedic_appliance::schedule::Schedule;
-use paramedic_appliance::store::{ScheduleRun, StoredSchedule};
-use serde_json::{Value, json};
+use paramedic_appliance::store::{PageCursor, StoredSchedule};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::ApiState;
 use super::extract::{ApiBody, ApiPath, ListQuery};
@@ -69,20 +71,39 @@ async fn set_enabled(state: &ApiState, name: &str, enabled: bool) -> Result<Json
     Ok(Json(stored))
 }
 
+/// A run that was asked for.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct RunRequested {
+    /// `requested`.
+    event: &'static str,
+    /// The name of the schedule.
+    schedule: String,
+}
+
+/// Whether something was cancelled.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct CancelAnswer {
+    /// `false` if nothing ran, or it was cancelled before.
+    pub(super) cancelled: bool,
+}
+
 /// Runs a schedule as soon as no other test runs.
 pub(super) async fn run(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<(StatusCode, Json<RunRequested>), Problem> {
     state.service.request_run(&name).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({ "event": "requested", "schedule": name }))))
+    Ok((StatusCode::ACCEPTED, Json(RunRequested { event: "requested", schedule: name })))
 }
 
-pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Result<Json<Vec<ScheduleRun>>, Problem> {
-    Ok(Json(state.service.appliance().schedule_runs(query.schedule.as_deref(), query.limit).await?))
+pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Result<impl IntoResponse, Problem> {
+    let of = query.schedule.as_deref();
+    let page = state.service.appliance().schedule_runs_page(of, query.after, query.limit).await?;
+    let last = page.last().map(|run| PageCursor { at: run.decided_at, id: run.id });
+    Ok((query.next("/schedule-runs", page.len(), last), Json(page)))
 }
 
 /// Cancels the running test of a schedule.
-pub(super) async fn cancel(State(state): State<ApiState>) -> Json<Value> {
-    Json(json!({ "cancelled": state.service.cancel_run() }))
+pub(super) async fn cancel(State(state): State<ApiState>) -> Json<CancelAnswer> {
+    Json(CancelAnswer { cancelled: state.service.cancel_run() })
 }

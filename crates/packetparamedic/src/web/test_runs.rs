@@ -2,37 +2,35 @@
 //! away cancels its test.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use hyper::body::Frame;
 use paramedic_appliance::ApplianceError;
-use paramedic_appliance::app::{RunningTest, TestEnd, TestEvent};
+use paramedic_appliance::app::{RunLife, RunReport, RunningTest, Service, TestEnd, TestEvent};
 use paramedic_appliance::providers::options::OptionValues;
 use paramedic_appliance::request::TestRequest;
 use paramedic_report::document::{Event, ResultDocument};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::ApiState;
+use super::channel_body::ChannelBody;
 use super::extract::{ApiBody, ApiPath};
 use super::problem::Problem;
+use super::schedules::CancelAnswer;
 use crate::cli::failure::CommandFailure;
 
 /// The lines that wait for a slow client.
 const WAITING_LINES: usize = 64;
 
 /// A line of the answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TestLine {
     /// The test was accepted under this id: the first line.
@@ -46,7 +44,7 @@ pub(crate) enum TestLine {
 }
 
 /// How a test ended.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct TestLineEnd {
     /// The measurements.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,34 +77,42 @@ pub(super) async fn run(
     let (cancel, cancelled) = watch::channel(false);
     lock(&state.tests).insert(id, cancel);
     let (lines, receiver) = mpsc::channel(WAITING_LINES);
-    let tests = Arc::clone(&state.tests);
+    let (service, tests) = (state.service.clone(), Arc::clone(&state.tests));
     tokio::spawn(async move {
-        forward(test, id, lines, cancelled).await;
+        forward(&service, test, id, lines, cancelled).await;
         lock(&tests).remove(&id);
     });
-    let body = LineBody { lines: receiver, test: id, tests: Arc::clone(&state.tests) };
+    let body = ChannelBody::new(receiver, TestCanceller { test: id, tests: Arc::clone(&state.tests) });
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body)))
 }
 
 /// Cancels a test; its answer goes on to its end.
-pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> Json<Value> {
+pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> Json<CancelAnswer> {
     let is_there = lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true));
-    Json(json!({ "cancelled": is_there }))
+    Json(CancelAnswer { cancelled: is_there })
 }
 
-async fn forward(mut test: RunningTest, id: Uuid, lines: mpsc::Sender<TestLine>, mut cancelled: watch::Receiver<bool>) {
+async fn forward(
+    service: &Service,
+    mut test: RunningTest,
+    id: Uuid,
+    lines: mpsc::Sender<Bytes>,
+    mut cancelled: watch::Receiver<bool>,
+) {
+    service.report(id, None, RunReport::Life(RunLife::Accepted));
     // An error of `send` means that the client has gone; its test is cancelled then.
-    lines.send(TestLine::Accepted(id)).await.ok();
+    lines.send(line(&TestLine::Accepted(id))).await.ok();
     let mut is_cancelled = false;
     loop {
         tokio::select! {
             event = test.next_event() => {
-                let line = match event {
-                    Some(TestEvent::WaitingForDevice) => TestLine::WaitingForDevice,
-                    Some(TestEvent::Test(event)) => TestLine::Event(Box::new(event)),
-                    None => break,
+                let Some(event) = event else { break };
+                service.report(id, None, event.clone().into());
+                let next = match event {
+                    TestEvent::WaitingForDevice => TestLine::WaitingForDevice,
+                    TestEvent::Test(event) => TestLine::Event(Box::new(event)),
                 };
-                lines.send(line).await.ok();
+                lines.send(line(&next)).await.ok();
             }
             () = async { drop(cancelled.wait_for(|wanted| *wanted).await) }, if !is_cancelled => {
                 is_cancelled = true;
@@ -115,7 +121,9 @@ async fn forward(mut test: RunningTest, id: Uuid, lines: mpsc::Sender<TestLine>,
         }
     }
     let problem = |error: ApplianceError| Problem::from(CommandFailure::from(error));
-    let end = match test.end().await {
+    let ended = test.end().await;
+    service.report(id, None, RunReport::Life(service.end_of(&ended)));
+    let end = match ended {
         Ok(Some(TestEnd { measured, failure, unsaved, .. })) => TestLineEnd {
             measured: measured.map(Box::new),
             failure: failure.map(problem),
@@ -125,33 +133,22 @@ async fn forward(mut test: RunningTest, id: Uuid, lines: mpsc::Sender<TestLine>,
         Ok(None) => TestLineEnd { never_began: true, ..TestLineEnd::default() },
         Err(error) => TestLineEnd { failure: Some(problem(error)), ..TestLineEnd::default() },
     };
-    lines.send(TestLine::End(Box::new(end))).await.ok();
+    lines.send(line(&TestLine::End(Box::new(end)))).await.ok();
 }
 
-/// The body of the answer. Dropping it cancels the test: the client has gone, or has read the end.
-struct LineBody {
-    lines: mpsc::Receiver<TestLine>,
+fn line(line: &TestLine) -> Bytes {
+    let mut text = serde_json::to_vec(line).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+/// Cancels the test of an answer that is dropped: the client has gone, or has read the end.
+struct TestCanceller {
     test: Uuid,
     tests: TestRegistry,
 }
 
-impl hyper::body::Body for LineBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.lines.poll_recv(context).map(|line| {
-            let mut text = serde_json::to_vec(&line?).unwrap_or_default();
-            text.push(b'\n');
-            Some(Ok(Frame::data(text.into())))
-        })
-    }
-}
-
-impl Drop for LineBody {
+impl Drop for TestCanceller {
     fn drop(&mut self) {
         if let Some(cancel) = lock(&self.tests).get(&self.test) {
             cancel.send_replace(true);

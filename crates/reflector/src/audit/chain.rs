@@ -1,9 +1,10 @@
-//! The format of an audit line, and how it follows the preceding line. Pure: bytes in, verdicts out; no files.
+//! The format of one line of the audit log, and how it is chained to the preceding line. Works on bytes only, without
+//! files.
 //!
 //! A line is one JSON object: `seq`, `ts`, the event's fields, `prev`, `hash`, in this order. `hash` is the SHA-256 of
-//! the line's bytes up to, and not including, the comma before `"hash"`. These bytes contain `prev`, the hash of the
-//! preceding line (zeros in the first line). So every line authenticates all lines before it, and a check needs no
-//! canonical form of JSON.
+//! the line's bytes before the comma that precedes `"hash"`. These bytes contain `prev`, the hash of the preceding line
+//! (zeros in the first line). So every line authenticates all lines before it, and no canonical form of JSON is needed
+//! to check it.
 
 use std::fmt;
 
@@ -14,36 +15,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::AuditEvent;
 
-/// The end of a chain: a line's number, from 1, and its hash.
+/// The position of a line in its chain: its number and its hash. The head of a chain is its last line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The line's number; 0 before the first.
+    /// The number of the line, from 1; 0 for a chain without lines.
     pub seq: u64,
-    /// Its SHA-256; zeros before the first.
+    /// The SHA-256 of the line; zeros for a chain without lines.
     pub hash: [u8; 32],
 }
 
 impl Head {
-    /// The head of a log without lines.
+    /// The head of a chain without lines.
     pub const GENESIS: Head = Head { seq: 0, hash: [0; 32] };
 
-    /// The hash in the text form of the log.
+    /// The hash in hexadecimal, as in the log.
     pub fn hash_hex(&self) -> String {
         HEXLOWER.encode(&self.hash)
     }
 }
 
-/// The database's record of a chain.
+/// What the database stores about a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainState {
-    /// The line before the first line of the chain's files; [`Head::GENESIS`] until lines are trimmed or moved away.
+    /// The line before the first line that is on disk. [`Head::GENESIS`] until lines are trimmed or moved away.
     pub base: Head,
     /// The last acknowledged line.
     pub head: Head,
 }
 
 impl ChainState {
-    /// A chain without lines.
+    /// The state of a chain without lines.
     pub const GENESIS: ChainState = ChainState { base: Head::GENESIS, head: Head::GENESIS };
 }
 
@@ -53,7 +54,7 @@ impl fmt::Display for Head {
     }
 }
 
-/// The fault of a line.
+/// What is wrong with a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Flaw {
     #[error("the line is incomplete")]
@@ -70,7 +71,7 @@ pub(super) enum Flaw {
     Beginning(u64),
 }
 
-/// The longest line, in bytes: far more than any event has.
+/// The longest valid line, in bytes. No event comes near it.
 pub(super) const MAX_LINE: usize = 64 * 1024;
 
 const HASH_KEY: &[u8] = b",\"hash\":\"";
@@ -86,7 +87,7 @@ struct LineFields<'a> {
     prev: String,
 }
 
-/// The fields that link a line to the preceding one.
+/// The fields that chain a line to the preceding one.
 #[derive(Deserialize)]
 struct Links {
     seq: u64,
@@ -96,7 +97,7 @@ struct Links {
     segment: Option<String>,
 }
 
-/// Appends the line for `event` that follows `head`, with its newline, to `text`. Returns the new head.
+/// Appends the line for `event`, which follows `head`, to `text`, with a newline. Returns the head of the longer chain.
 pub(super) fn write_line(
     head: Head,
     at: Timestamp,
@@ -117,18 +118,18 @@ pub(super) fn write_line(
     Ok(head)
 }
 
-/// The known part of the preceding line.
+/// What is known about the preceding line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum After {
-    /// Its number and hash.
+    /// The number and the hash of the preceding line.
     Line(Head),
-    /// It was not read.
+    /// The preceding line was not read.
     Unseen,
-    /// There is none: the line must be the first of the log, or an event that records why the log begins later.
+    /// No line precedes. The line must then have number 1, or record why the log begins later.
     Nothing,
 }
 
-/// The head after `line` (without its newline), if the line is intact and follows `after`.
+/// Checks that `line` (without its newline) is intact and follows `after`. Returns its number and hash.
 pub(super) fn check_line(after: After, line: &[u8]) -> Result<Head, Flaw> {
     let (body, links) = open_line(line)?;
     let hash = sha256(body);
@@ -153,17 +154,17 @@ pub(super) fn check_line(after: After, line: &[u8]) -> Result<Head, Flaw> {
     Ok(head)
 }
 
-/// The name of [`AuditEvent::LogBegunAnew`] in a line.
+/// The name of [`AuditEvent::LogBegunAnew`] in the log.
 const BEGUN_ANEW: &str = "log_begun_anew";
-/// The name of [`AuditEvent::TailRepaired`] in a line.
+/// The name of [`AuditEvent::TailRepaired`] in the log.
 const TAIL_REPAIRED: &str = "tail_repaired";
 
-/// The claims of a file's first line, unverified.
+/// What the first line of a file states about its position in the chain. Not verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) seq: u64,
     pub(super) begins_anew: bool,
-    /// The claimed hash of the preceding line, if it is a valid hash.
+    /// The hash of the preceding line that it states, if that is a valid hash.
     prev: Option<[u8; 32]>,
     /// The file whose tail was cut, if the line records a repair.
     repairs: Option<String>,
@@ -175,7 +176,7 @@ impl Claim {
         Some(Head { seq: self.seq.checked_sub(1)?, hash: self.prev? })
     }
 
-    /// Whether it claims to follow `before` and to repair the file with this name.
+    /// Whether it claims to follow the line `before` and to repair the file `segment`.
     pub(super) fn repairs(&self, segment: &str, before: Head) -> bool {
         self.before() == Some(before) && self.repairs.as_deref() == Some(segment)
     }
@@ -188,7 +189,7 @@ pub(super) fn claim(line: &[u8]) -> Option<Claim> {
     Some(Claim { seq: links.seq, begins_anew: links.event == BEGUN_ANEW, prev, repairs })
 }
 
-/// The hashed part of a line, and the fields that link the chain.
+/// Splits off the hashed part of a line, and parses the fields that chain it.
 fn open_line(line: &[u8]) -> Result<(&[u8], Links), Flaw> {
     let body = line.len().checked_sub(HASH_KEY.len() + HASH_DIGITS + LINE_END.len()).ok_or(Flaw::NoLine)?;
     if !line[body..].starts_with(HASH_KEY) || !line.ends_with(LINE_END) {

@@ -1,5 +1,5 @@
-//! Failures and kills at every step of the log, compared with a model of the database. The log always opens, every
-//! acknowledged line is kept, and every cut or move of lines is recorded.
+//! Tests with failures and kills at every step of the audit log, compared with a model of the database. They check that
+//! the log always opens, that every acknowledged line is kept, and that every cut or move of lines is recorded.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -16,37 +16,37 @@ use super::tests::{linked, opened};
 use super::{Beginning, ChainState, Head, Sizes, Unacknowledged, Verified, verify};
 use crate::event::Chain;
 
-/// The database's answer to a request to store heads.
+/// How the database answers a request to store heads.
 #[derive(Clone, Copy, Debug)]
 enum StoreOutcome {
     Kept,
-    /// It fails, but stores them.
+    /// It reports an error, but stores the heads.
     Held,
-    /// It fails, and does not store them.
+    /// It reports an error, and does not store the heads.
     Lost,
 }
 
-/// The fault of the disk.
+/// The fault of the disk during a step.
 #[derive(Clone, Copy, Debug)]
 enum DiskFault {
     None,
-    /// This operation fails.
+    /// The operation with this number fails.
     Fails(u64),
-    /// The process is killed before this operation.
+    /// The process is killed before the operation with this number.
     Killed(u64),
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Step {
-    /// The log is moved away before this step, while the process is stopped.
+    /// Whether the log is moved away before this step, while the process is stopped.
     moved: bool,
     main: u64,
     refusals: u8,
     trouble: DiskFault,
     partial: usize,
     keeping: StoreOutcome,
-    /// The process is killed after this step. With a number, the machine loses power: of the unsynced bytes of each
-    /// file, only this many survive.
+    /// Whether the process is killed after this step. With a number, the machine loses power: only this many unsynced
+    /// bytes of each file survive.
     killed: Option<Option<usize>>,
 }
 
@@ -82,11 +82,11 @@ struct Machine {
     folder: TempDir,
     faults: Arc<Mutex<Faults>>,
     sizes: Sizes,
-    /// The content of the database.
+    /// What the database contains.
     database: BTreeMap<Chain, ChainState>,
     journal: Option<Journal>,
     next_value: u64,
-    /// Values in lines that must be kept, because they are acknowledged or may be.
+    /// The values in lines that must be kept, because the lines are acknowledged or may be.
     kept_values: Vec<u64>,
     /// The heads in the database when the log was last moved away.
     moved: BTreeMap<Chain, Head>,
@@ -120,7 +120,7 @@ impl Machine {
         }
     }
 
-    /// The result of a verification; `None` if the log was moved away and no start has detected it yet.
+    /// Verifies the log. `None` if the log was moved away and no start has noticed it yet.
     fn verified(&self) -> Option<[Verified; 2]> {
         let is_missing = !self.audit().exists() && self.database.values().any(|state| state.head != state.base);
         (!is_missing).then(|| verify(&self.audit(), Some(&self.database)).unwrap())
@@ -133,7 +133,7 @@ impl Machine {
         faults.killed_after = if let DiskFault::Killed(after) = trouble { Some(after) } else { None };
     }
 
-    /// Stores the journal's heads if the database works. Returns whether the database reported success.
+    /// Stores the journal's heads as `keeping` says. Returns whether the database reported success.
     fn keep(&mut self, states: BTreeMap<Chain, ChainState>, keeping: StoreOutcome) -> bool {
         if !matches!(keeping, StoreOutcome::Lost) {
             self.database = states;
@@ -141,7 +141,7 @@ impl Machine {
         matches!(keeping, StoreOutcome::Kept)
     }
 
-    /// Starts the reflector, with a fault or without. Without a fault, a start is never refused.
+    /// Starts the reflector, with a fault or without. A start without a fault must succeed.
     fn start(&mut self, trouble: DiskFault, keeping: StoreOutcome) {
         // The remains of a crash are not tampering, before and after a start.
         self.verified();
@@ -199,7 +199,7 @@ impl Machine {
         }
     }
 
-    /// Of the unsynced bytes, only `unsynced` reached each file.
+    /// Simulates a loss of power: only `unsynced` of the unsynced bytes of each file survive.
     fn lose_power(&self, unsynced: usize) {
         let Ok(files) = fs::read_dir(self.audit()) else { return };
         for file in files {
@@ -211,14 +211,14 @@ impl Machine {
         }
     }
 
-    /// The lines of a chain.
+    /// All lines of a chain, as JSON.
     fn lines(&self, chain: Chain) -> Vec<serde_json::Value> {
         let segments = super::verify::segments(&self.audit(), chain).unwrap();
         let text = segments.into_iter().map(|segment| fs::read_to_string(segment.path).unwrap()).collect::<String>();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// A start, and then a batch in both chains without a fault, after which the log must be intact.
+    /// Starts without a fault and writes a batch to both chains. Checks that the log is intact afterwards.
     fn check(&mut self) {
         self.journal = None;
         let torn =

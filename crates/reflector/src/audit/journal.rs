@@ -1,4 +1,4 @@
-//! Both chains of the audit log as one: a batch is written to both chains or to neither.
+//! Both chains of the audit log together: a batch is written to both or to neither.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,18 +11,18 @@ use super::chain::ChainState;
 use super::log::{Bounds, ChainWriter, Disk, Trim};
 use crate::event::{AuditEvent, Chain};
 
-/// The size limits of the log.
+/// The size limits of the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// The size at which a new file is started, in bytes.
+    /// The size in bytes at which the log starts a new file.
     pub segment: u64,
     /// The size limit of all files together, in bytes.
     pub total: u64,
 }
 
 impl Sizes {
-    /// The limits of one chain. The chain of refusals, which any client can cause, gets a quarter, so that it cannot
-    /// displace the main chain.
+    /// The limits of one chain. The chain of refusals gets a quarter of the space: any client can cause refusals, and
+    /// must not displace the main chain.
     fn of(self, chain: Chain) -> Bounds {
         let quarter = self.total / 4;
         let total = match chain {
@@ -34,11 +34,11 @@ impl Sizes {
     }
 }
 
-/// The log, ready to be appended to.
+/// The audit log, open for appending.
 pub(super) struct Journal {
     main: ChainWriter,
     refusals: ChainWriter,
-    /// The trims of the main chain and of the refusals, decided together with the pending lines.
+    /// The files to trim from the main chain and from the chain of refusals, decided together with the pending lines.
     trims: [Option<Trim>; 2],
 }
 
@@ -54,19 +54,20 @@ impl Journal {
         Ok(Self { main: open(Chain::Main)?, refusals: open(Chain::Refusals)?, trims: [None; 2] })
     }
 
-    /// The chain states to store in the database.
+    /// The state of both chains, for the database.
     pub(super) fn states(&self) -> BTreeMap<Chain, ChainState> {
         BTreeMap::from([(Chain::Main, self.main.state()), (Chain::Refusals, self.refusals.state())])
     }
 
-    /// Fails if a path no longer leads to the open file, or if a file's size is not the written size.
+    /// Fails if a path leads to another file than the one that is open, or if a file does not have the size that was
+    /// written.
     pub(super) fn check(&self) -> io::Result<()> {
         self.main.check_all()?;
         self.refusals.check_all()
     }
 
-    /// Writes and syncs the events in their chains. They are final after [`keep`](Journal::keep). On an error, neither
-    /// chain contains any of them.
+    /// Writes and syncs each event in its chain. The lines become final with [`keep`](Journal::keep). After an error,
+    /// neither chain contains any of them.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         self.main.check_last()?;
         self.refusals.check_last()?;
@@ -99,7 +100,7 @@ impl Journal {
         self.refusals.keep(of_refusals);
     }
 
-    /// Whether trimmed files remain to be deleted.
+    /// Whether trimmed files still have to be deleted.
     pub(super) fn has_trimmed(&self) -> bool {
         self.main.has_trimmed() || self.refusals.has_trimmed()
     }

@@ -1,5 +1,5 @@
-//! The files of one chain: opening, appending, abandoning a failed file, and deleting the oldest. Blocking; the caller
-//! decides when the database stores a head.
+//! The files of one chain: opens them, appends lines, abandons a file after a failure, deletes the oldest. All calls
+//! block. The caller decides when the database stores a head.
 //!
 //! Two rules preserve every line that may be acknowledged. A line whose head was passed to the database is never cut,
 //! whatever the database answered. A tail is cut only after a line that records the cut is on disk.
@@ -20,44 +20,44 @@ use crate::event::{AuditEvent, Chain};
 /// The size limits of one chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
-    /// The size at which a new file is started, in bytes.
+    /// The size in bytes at which the chain starts a new file.
     pub(super) segment: u64,
-    /// The size limit of all files together, in bytes.
+    /// The size limit of all files of the chain together, in bytes.
     pub(super) total: u64,
 }
 
-/// One chain, ready to be appended to.
+/// One chain, open for appending.
 pub(super) struct ChainWriter {
     folder: PathBuf,
     chain: Chain,
     bounds: Bounds,
     disk: Disk,
-    /// The state to store in the database: the base and the last final line.
+    /// The state to store in the database: the line before the files, and the last final line.
     state: ChainState,
-    /// The files with final lines, oldest first.
+    /// The files that contain final lines, oldest first.
     parts: Vec<ChainFile>,
-    /// The last part, open; `None` before the first line, and after a failure.
+    /// The last of `parts`, open. `None` before the first line, and after a failure.
     file: Option<File>,
-    /// The file with a tail that never became final. It is not written to again; the tail is cut once the next line
-    /// records the cut.
+    /// A file with a tail that never became final. Nothing is written to it. The tail is cut once the next line records
+    /// the cut.
     torn: Option<Torn>,
-    /// Events to record before the next line.
+    /// Events that must be written before the next event.
     owed: Vec<AuditEvent>,
-    /// Lines that are written and synced, but not final.
+    /// Lines that are written and synced, but not final yet.
     pending: Option<Pending>,
-    /// Trimmed files, which are deleted once the database has stored the new base.
+    /// Trimmed files. They are deleted once the database has stored the new start of the chain.
     trimmed: Vec<Segment>,
 }
 
 #[derive(Clone, Debug)]
 struct ChainFile {
     segment: Segment,
-    /// The size of the file up to its last final line.
+    /// The size of the file up to the end of its last final line, in bytes.
     bytes: u64,
     id: FileId,
 }
 
-/// Identifies a file independently of its path.
+/// Identifies a file whatever its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileId {
     device: u64,
@@ -83,22 +83,22 @@ struct Pending {
     head: Head,
 }
 
-/// The oldest files, to be deleted.
+/// Which of the oldest files to delete.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trim {
     files: usize,
-    /// The line before the first one that remains.
+    /// The line before the first line that remains.
     base: Head,
 }
 
 impl ChainWriter {
-    /// Opens the chain in `folder`. Complete lines after the acknowledged head, which a crash left unacknowledged, are
-    /// adopted. Anything else after the head is cut with the next write. `state` is the database's record of the chain.
+    /// Opens the chain in `folder`. `state` is the database's record of it. Complete lines after the acknowledged head,
+    /// which a crash left, are adopted. Anything else after the head is cut with the next write.
     ///
     /// # Errors
     ///
-    /// Acknowledged lines are missing or were changed. A missing folder is not an error: the log was moved away, and
-    /// the first line of the new log records this.
+    /// Fails if acknowledged lines are missing or were changed. A missing folder is not an error: it means that the log
+    /// was moved away, and the first line of the new log records this.
     pub(super) fn open(
         folder: &Path,
         chain: Chain,
@@ -136,7 +136,7 @@ impl ChainWriter {
         Ok(log)
     }
 
-    /// Opens the files as they are on disk.
+    /// Reads the files as they are on disk, and opens the last one.
     fn take_up(&mut self) -> io::Result<Result<(), AuditError>> {
         let survey = match survey(&self.folder, self.chain, Some(self.state), Extent::End) {
             Ok(survey) => survey,
@@ -181,17 +181,18 @@ impl ChainWriter {
         Ok(Ok(()))
     }
 
-    /// The state of this chain to store in the database.
+    /// The state of this chain, for the database.
     pub(super) fn state(&self) -> ChainState {
         self.state
     }
 
-    /// Fails if the path of the last file no longer leads to it, or if its size is not the written size.
+    /// Fails if the path of the last file leads to another file, or if the file does not have the size that was
+    /// written.
     pub(super) fn check_last(&self) -> io::Result<()> {
         self.parts.last().map_or(Ok(()), |part| self.check_in_place(part))
     }
 
-    /// Like [`ChainWriter::check_last`], for every file.
+    /// Checks every file like [`ChainWriter::check_last`].
     pub(super) fn check_all(&self) -> io::Result<()> {
         self.parts.iter().try_for_each(|part| self.check_in_place(part))
     }
@@ -217,8 +218,8 @@ impl ChainWriter {
         )))
     }
 
-    /// The oldest files to delete so that the next file fits into the limit; `None` if all fit. The last file is never
-    /// deleted.
+    /// The oldest files that must be deleted so that the next file fits into the limit; `None` if it fits. Never
+    /// includes the last file.
     pub(super) fn due_trim(&self) -> Option<Trim> {
         let most = self.bounds.total.saturating_sub(self.bounds.segment);
         let mut bytes = self.parts.iter().map(|part| part.bytes).sum::<u64>();
@@ -236,14 +237,14 @@ impl ChainWriter {
         Some(Trim { files, base })
     }
 
-    /// The event in the main chain that records a trim of this one.
+    /// The event for the main chain that records a trim of this chain.
     pub(super) fn trim_event(&self, trim: Trim) -> AuditEvent {
         let first_line = trim.base.seq.saturating_add(1);
         AuditEvent::LogTrimmed { chain: self.chain, first_line, hash_before: trim.base.hash_hex() }
     }
 
-    /// Writes and syncs the lines. They are final after [`settle`](ChainWriter::settle) and
-    /// [`keep`](ChainWriter::keep). On an error, nothing is pending.
+    /// Writes and syncs the lines. They become final with [`settle`](ChainWriter::settle) and
+    /// [`keep`](ChainWriter::keep). After an error, no line is pending.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         // Does not write into a file that was moved or changed in size, nor while other files are missing.
         self.check_last()?;
@@ -274,7 +275,7 @@ impl ChainWriter {
         written.inspect_err(|_| self.abandon())
     }
 
-    /// Cuts the torn tail, which the pending lines record, and checks that the pending lines are still in place.
+    /// Cuts the torn tail, which the pending lines record. Fails if the pending lines are not in place any more.
     pub(super) fn settle(&self) -> io::Result<()> {
         let Some(pending) = &self.pending else { return Ok(()) };
         if let Some(torn) = &self.torn {
@@ -283,7 +284,7 @@ impl ChainWriter {
         self.check_in_place(&pending.part)
     }
 
-    /// Cuts a torn tail. A line of the log must already record this.
+    /// Cuts a torn tail. A line of the log must already record the cut.
     fn repair(&self, torn: &Torn) -> io::Result<()> {
         if torn.good_bytes > 0 {
             return self.disk.cut(&torn.segment.path, torn.good_bytes);
@@ -292,7 +293,7 @@ impl ChainWriter {
         self.disk.sync_folder(&self.folder)
     }
 
-    /// Makes the pending lines final: after this they are never cut. Called just before their head is stored in the
+    /// Makes the pending lines final: they are never cut after this. Called just before their head is stored in the
     /// database.
     pub(super) fn keep(&mut self, trim: Option<Trim>) {
         if let Some(Pending { part, file, is_new, head }) = self.pending.take() {
@@ -311,8 +312,8 @@ impl ChainWriter {
         }
     }
 
-    /// Abandons the pending lines. After a failed sync the kernel may have dropped unwritten data, so their file is not
-    /// written to again.
+    /// Abandons the pending lines and their file. After a failed sync, the kernel may have dropped unwritten data, so
+    /// nothing is written to that file again.
     pub(super) fn abandon(&mut self) {
         let Some(Pending { part, is_new, .. }) = self.pending.take() else { return };
         self.file = None;
@@ -334,7 +335,7 @@ impl ChainWriter {
         !self.trimmed.is_empty()
     }
 
-    /// Deletes the trimmed files. Called once the database has stored the new base.
+    /// Deletes the trimmed files. Called once the database has stored the new start of the chain.
     pub(super) fn delete_trimmed(&mut self) {
         let disk = &self.disk;
         self.trimmed.retain(|segment| match disk.remove(&segment.path) {
@@ -346,7 +347,7 @@ impl ChainWriter {
         });
     }
 
-    /// Creates the next file, and syncs its folder before anything is written to the file.
+    /// Creates the next file. Syncs its folder before anything is written to the file.
     fn begin_file(&self) -> io::Result<(ChainFile, File)> {
         create_private_folder(&self.folder).map_err(io::Error::other)?;
         let of_parts = self.parts.last().map(|part| part.segment.number);
@@ -364,7 +365,7 @@ impl ChainWriter {
     }
 }
 
-/// Whether the folder has files of the chain that are not empty.
+/// Whether the folder contains files of the chain that are not empty.
 fn has_lines(folder: &Path, chain: Chain) -> io::Result<bool> {
     for segment in segments(folder, chain)? {
         if fs::symlink_metadata(&segment.path)?.len() > 0 {
@@ -374,7 +375,7 @@ fn has_lines(folder: &Path, chain: Chain) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The disk operations that can fail. Tests inject failures.
+/// The disk operations that may fail. Tests inject failures here.
 #[derive(Clone)]
 pub(super) enum Disk {
     Real,
@@ -420,7 +421,7 @@ impl Disk {
         file.sync_all()
     }
 
-    /// Removes a file. A missing file is not an error.
+    /// Deletes a file. A missing file is not an error.
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.touch(Touch::Remove)?;
         match fs::remove_file(path) {
@@ -461,7 +462,7 @@ impl Disk {
     }
 }
 
-/// An operation on the disk.
+/// The kinds of disk operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Touch {
     Create,
@@ -472,19 +473,19 @@ pub(super) enum Touch {
     Remove,
 }
 
-/// The next failures.
+/// The failures that a test injects next.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(super) struct Faults {
-    /// Operations of these kinds, one failure each.
+    /// The kinds of operations that fail, once for each entry.
     pub(super) failing: Vec<(Touch, io::ErrorKind)>,
-    /// How many operations still succeed before one fails.
+    /// The number of operations that still succeed before one fails.
     pub(super) failing_after: Option<u64>,
-    /// How many operations still succeed before all fail: the process is killed there.
+    /// The number of operations that still succeed before all fail, as if the process were killed.
     pub(super) killed_after: Option<u64>,
-    /// How many bytes of a failed write are written.
+    /// The number of bytes that a failing write still writes.
     pub(super) partial: usize,
-    /// The synced length of each file, by its inode.
+    /// The length up to which each file is synced, by its inode.
     pub(super) synced: std::collections::HashMap<u64, u64>,
 }
 

@@ -1,5 +1,5 @@
-//! Finds owed lines that are already in the main chain. A change of the peers owes an audit line; a crash may come
-//! between writing the line and recording that it is written. Read-only.
+//! Finds out which owed lines the main chain already contains. A change of the peers owes an audit line; a crash may
+//! come after the line is written and before the database records that. Reads only.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
@@ -19,8 +19,8 @@ struct EventLine {
     event: AuditEvent,
 }
 
-/// For each owed line, whether the log in `folder` has it after the line `after_seq`. Each line of the log matches at
-/// most once. Reads only from there on, which is near the end of the log.
+/// For each owed line: whether the log in `folder` contains it after the line `after_seq`. A line of the log matches at
+/// most one owed line. Reads only from the lowest `after_seq` on, which is near the end of the log.
 pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     let mut written = vec![false; owed.len()];
     let Some(after) = owed.iter().map(|line| line.after_seq).min() else { return Ok(written) };

@@ -1,4 +1,4 @@
-//! Tests of the audit log: the failures that it survives, and the faults that it must report.
+//! Tests of the audit log: failures that it must survive, and damage that it must report.
 
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
@@ -15,14 +15,14 @@ use super::*;
 
 const LARGE: u64 = 1 << 30;
 
-/// A reflector's state folder.
+/// A state folder for one test.
 struct Home {
     folder: TempDir,
     faults: Arc<Mutex<Faults>>,
     head_store: HeadStoreFaults,
 }
 
-/// The next failures of the store when it stores heads; each states whether the heads are stored nevertheless.
+/// How the next requests to store heads fail: each entry states whether the heads are stored nevertheless.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeadStoreFaults(Arc<Mutex<VecDeque<bool>>>);
 
@@ -76,7 +76,7 @@ impl Home {
         self.try_open(segment_size).await.unwrap()
     }
 
-    /// Opens the log, records one event per batch, and closes it; the writer has released everything.
+    /// Opens the log, records one event in each batch, and closes the log. Afterwards the writer holds no file.
     async fn recorded(&self, segment_size: u64, values: impl Iterator<Item = u64>) {
         let audit = self.open(segment_size).await;
         for value in values {
@@ -93,17 +93,17 @@ impl Home {
         self.states().await[&Chain::Main].head
     }
 
-    /// Both chains.
+    /// Verifies both chains.
     async fn verify_both(&self) -> Result<[Verified; 2], BadLine> {
         verify(&self.dir(), Some(&self.states().await))
     }
 
-    /// The main chain; checks that the other chain is intact, too.
+    /// Verifies both chains, and returns the result of the main chain.
     async fn verify(&self) -> Result<Verified, BadLine> {
         Ok(self.verify_both().await?[0])
     }
 
-    /// Every line of every file of the main chain, as JSON.
+    /// Every line of the main chain, as JSON.
     fn lines(&self) -> Vec<serde_json::Value> {
         self.lines_of(Chain::Main)
     }
@@ -114,7 +114,7 @@ impl Home {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The values by which tests distinguish their events in the main chain.
+    /// The values of the test events in the main chain, in order.
     fn values(&self) -> Vec<u64> {
         self.lines().iter().filter_map(|line| line["ttl_s"].as_u64()).collect()
     }
@@ -123,24 +123,24 @@ impl Home {
         self.faults.lock().unwrap().failing.push((touch, why));
     }
 
-    /// The next write ends after this many bytes.
+    /// Makes the next write fail after `room` bytes.
     fn fail_write(&self, room: usize, why: ErrorKind) {
         self.faults.lock().unwrap().partial = room;
         self.fail(Touch::Write, why);
     }
 }
 
-/// An event of the main chain.
+/// An event for the main chain.
 pub(super) fn opened(value: u64) -> AuditEvent {
     AuditEvent::CodeOpened { ttl_s: value }
 }
 
-/// An event that a peer can cause at will.
+/// An event for the chain of refusals.
 pub(super) fn linked(value: u8) -> AuditEvent {
     AuditEvent::LinkOpened { peer: EndpointId::from_bytes([value; 32]), from: Ipv4Addr::LOCALHOST.into() }
 }
 
-/// Drops the handle and waits until the writer has released the lock of the folder.
+/// Drops the handle, and waits until the writer has released the lock of the folder.
 async fn end(audit: Audit) {
     let mut fault = audit.fault();
     drop(audit);
@@ -642,7 +642,7 @@ async fn a_new_database_beside_an_old_log_is_refused() {
     assert!(matches!(why, AuditError::Foreign { .. }), "{why}");
 }
 
-/// A fault, then another record, which retries.
+/// Injects a fault, and then records an event again, which must succeed.
 async fn recovers_from(fail: impl FnOnce(&Home)) -> Home {
     let home = Home::new();
     let audit = home.open(LARGE).await;

@@ -1,5 +1,5 @@
-//! Verifies the audit log: the intact part of each chain, the remains of a crash, and the first damaged line.
-//! Read-only; the callers decide on the consequences.
+//! Verifies the audit log: how far each chain is intact, what a crash left behind it, and the first damaged line. Reads
+//! only. Callers decide on the consequences.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -13,66 +13,70 @@ use rustix::io::Errno;
 use super::chain::{After, ChainState, Claim, Flaw, Head, MAX_LINE, check_line, claim};
 use crate::event::Chain;
 
-/// The most bytes that a crash can leave after the acknowledged head: one batch. A longer tail has another cause.
+/// A crash can leave at most one batch, this many bytes, after the acknowledged head. A longer tail has another cause.
 pub(super) const MAX_TAIL: u64 = 4 * 1024 * 1024;
 
 /// A chain that was read to its end and is intact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// The number of lines checked.
+    /// The number of lines that were checked.
     pub lines: u64,
-    /// The number of files read.
+    /// The number of files that were read.
     pub segments: u64,
     /// The last line; [`Head::GENESIS`] if there is none.
     pub head: Head,
-    /// The begin of the lines on disk.
+    /// Where the lines on disk begin, and why there.
     pub begins: Beginning,
-    /// The bytes after the acknowledged head. Always empty if no head was given, because then a tail is reported as a
-    /// bad line.
+    /// What follows the acknowledged head. Empty if the database's record was not given: then a tail counts as a bad
+    /// line.
     pub unacknowledged: Unacknowledged,
 }
 
-/// The bytes of a chain after its acknowledged head: a write in progress, the remains of a crash, or lines that another
+/// What follows the acknowledged head of a chain: a write in progress, the remains of a crash, or lines that another
 /// program appended. These cannot be distinguished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unacknowledged {
-    /// The number of these bytes.
+    /// The number of bytes.
     pub bytes: u64,
-    /// Lines that continue the chain. The next start of the reflector adopts them. [`Verified::lines`] counts them too.
+    /// The number of lines that continue the chain. The reflector adopts them when it starts next. [`Verified::lines`]
+    /// includes them.
     pub lines: u64,
-    /// The bytes after the last of these lines. The next start of the reflector cuts them.
+    /// The number of bytes after the last of these lines. The reflector cuts them when it starts next.
     pub torn_bytes: u64,
 }
 
-/// The begin of a chain, with its reason.
+/// Where a chain begins, and why there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beginning {
     /// The chain begins with line 1.
     First,
-    /// The chain begins with this line, which may not be written yet: the earlier log was moved away or deleted.
+    /// The chain begins with this line, because the earlier log was moved away or deleted. The line may not be written
+    /// yet.
     BegunAnew(u64),
-    /// The chain begins with this line: earlier lines were trimmed, and the database has the hash of the last of them.
+    /// The chain begins with this line, because earlier lines were trimmed. The database has the hash of the last of
+    /// them.
     Trimmed(u64),
 }
 
-/// The first line that is damaged, was changed or is missing.
+/// The first line that is missing, damaged or changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{segment}, line {line}: {why}")]
 pub struct BadLine {
-    /// The file's name.
+    /// The name of the file.
     pub segment: String,
-    /// The line in that file, from 1; 0 if the whole file is concerned.
+    /// The number of the line within the file, from 1; 0 if the file as a whole is bad.
     pub line: u64,
-    /// The fault.
+    /// What is wrong with the line.
     pub why: String,
 }
 
 /// Checks every line of both chains of the log in `folder`. `states` are the database's records of the chains (see
-/// [`Store::read_audit_chains`](crate::store::Store::read_audit_chains)); with them, this also detects a log that
-/// begins too late or ends too early.
+/// [`Store::read_audit_chains`](crate::store::Store::read_audit_chains)). Only with them, the check also detects a log
+/// that begins too late or ends too early.
 ///
 /// # Errors
-/// The first line that is missing, was changed or can't be read.
+///
+/// The first line that is missing, was changed or cannot be read.
 pub fn verify(folder: &Path, states: Option<&BTreeMap<Chain, ChainState>>) -> Result<[Verified; 2], BadLine> {
     // A chain without a record in the database has no lines.
     let state = |chain| states.map(|states| states.get(&chain).copied().unwrap_or(ChainState::GENESIS));
@@ -80,29 +84,30 @@ pub fn verify(folder: &Path, states: Option<&BTreeMap<Chain, ChainState>>) -> Re
     Ok([verified(Chain::Main)?, verified(Chain::Refusals)?])
 }
 
-/// The part of a chain to read.
+/// How much of a chain to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
     /// The whole chain.
     Whole,
-    /// From the file with the acknowledged head to the end.
+    /// Only the file with the acknowledged head, and all files after it.
     End,
 }
 
-/// A chain as found on disk: intact up to its head, followed at most by the remains of a crash.
+/// What was found on disk of a chain: lines that are intact up to the head, and at most the remains of a crash after
+/// it.
 #[derive(Debug)]
 pub(super) struct Survey {
-    /// Files whose lines were all trimmed, but that a crash kept from being deleted.
+    /// Files whose lines were all trimmed, but which a crash kept from being deleted.
     pub(super) leftovers: Vec<Segment>,
     /// The files of the chain, each with the size of its complete lines in bytes.
     pub(super) files: Vec<(Segment, u64)>,
-    /// Files to be cut to this many bytes; a later line records the cut.
+    /// Files that must be cut to this many bytes, because a later line records the cut.
     pub(super) recorded_cuts: Vec<(Segment, u64)>,
-    /// The file whose tail is to be repaired. Later files are ignored.
+    /// The file whose tail must be cut, with the size to keep in bytes. Later files are not part of the chain.
     pub(super) torn: Option<(Segment, u64)>,
-    /// Bytes of that tail, later files included.
+    /// The size of that tail in bytes, later files included.
     pub(super) tail: u64,
-    /// The last whole line.
+    /// The last complete line.
     pub(super) head: Head,
     unacknowledged_bytes: u64,
     unacknowledged_lines: u64,
@@ -126,10 +131,11 @@ impl Survey {
     }
 }
 
-/// Reads the chain's files from its base to the last valid line.
+/// Reads the files of the chain from its start to the last valid line.
 ///
 /// # Errors
-/// The first flaw before the acknowledged head, or a tail after it that a crash cannot have left.
+///
+/// The first flaw before the acknowledged head, or a tail after the head that is longer than a crash can leave.
 pub(super) fn survey(
     folder: &Path,
     chain: Chain,
@@ -287,7 +293,7 @@ impl Segment {
     }
 }
 
-/// The prefix of the chain's file names.
+/// The prefix of the names of the chain's files.
 fn prefix(chain: Chain) -> &'static str {
     match chain {
         Chain::Main => "",
@@ -295,7 +301,7 @@ fn prefix(chain: Chain) -> &'static str {
     }
 }
 
-/// The files of the chain in their order; empty if the folder does not exist. Files with other names are ignored.
+/// The files of the chain in their order. Empty if the folder does not exist. Ignores files with other names.
 pub(super) fn segments(folder: &Path, chain: Chain) -> io::Result<Vec<Segment>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -313,8 +319,8 @@ pub(super) fn segments(folder: &Path, chain: Chain) -> io::Result<Vec<Segment>> 
     Ok(segments)
 }
 
-/// Opens a file of the log if it is a regular file. Does not follow a symbolic link or wait for the writer of a FIFO:
-/// another program may have created either with the name of a segment.
+/// Opens a file of the log, but only a regular file. Neither follows a symbolic link nor waits at a FIFO: another
+/// program may have created either under the name of a segment.
 pub(super) fn open_segment(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let not_regular = || io::Error::other("it is not a regular file");
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -330,18 +336,18 @@ pub(super) fn open_segment(path: &Path, options: &mut OpenOptions) -> io::Result
 struct Walk {
     /// The number of valid lines.
     lines: u64,
-    /// The bytes of the valid lines.
+    /// The size of the valid lines, in bytes.
     good_bytes: u64,
-    /// The file's size in bytes.
+    /// The size of the file, in bytes.
     size: u64,
     /// The last valid line.
     head: Option<Head>,
-    /// The fault of the line after the valid ones.
+    /// What is wrong with the line after the valid ones.
     flaw: Option<Flaw>,
 }
 
-/// Reads a file up to its first flaw. Calls `on_line` for each valid line with its head, the number of lines so far,
-/// and their bytes.
+/// Reads a file up to its first flaw. Calls `on_line` for each valid line with its position, the number of lines so
+/// far, and their size in bytes.
 fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> io::Result<Walk> {
     let file = open_segment(path, OpenOptions::new().read(true))?;
     let mut walk = Walk { lines: 0, good_bytes: 0, size: file.metadata()?.len(), head: None, flaw: None };
@@ -373,15 +379,15 @@ fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> i
     }
 }
 
-/// The claims of a file's first line; `None` if it cannot be parsed.
+/// Reads what the first line of a file states about its position; `None` if the line cannot be parsed.
 pub(super) fn first_claim(path: &Path) -> io::Result<Option<Claim>> {
     let mut line = Vec::new();
     next_line(&mut BufReader::new(open_segment(path, OpenOptions::new().read(true))?), &mut line)?;
     Ok(line.pop_if(|byte| *byte == b'\n').and_then(|_| claim(&line)))
 }
 
-/// Reads one line with its newline. The newline is missing at the end of the file, and in a line that is longer than
-/// any valid one.
+/// Reads one line with its newline. The newline is missing at the end of the file, and if the line is longer than any
+/// valid one.
 fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<u64> {
     line.clear();
     let read = reader.take(MAX_LINE as u64).read_until(b'\n', line)?;

@@ -1,4 +1,4 @@
-//! The client of the running reflector's admin socket, and its failures.
+//! The client of the running reflector's admin socket, and the failures of a request.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::config::{Config, PlaceFlags};
 use crate::failure::{Exit, Failure};
 use crate::server::{AdminClient, AdminReply, AdminRequest};
 
-/// Connects to the running reflector and runs `work` with the connection.
+/// Connects to the running reflector, and runs `work` with the connection.
 pub(super) fn asking(
     place: &PlaceFlags,
     work: impl AsyncFnOnce(&mut AdminClient) -> Result<(), Failure>,
@@ -16,7 +16,7 @@ pub(super) fn asking(
     asking_at(&load(&place.values)?, work)
 }
 
-/// Connects to the running reflector of a configuration and runs `work` with the connection.
+/// Connects to the reflector that runs with `config`, and runs `work` with the connection.
 pub(super) fn asking_at<T>(
     config: &Config,
     work: impl AsyncFnOnce(&mut AdminClient) -> Result<T, Failure>,
@@ -60,7 +60,7 @@ fn not_running(path: &Path, error: &std::io::Error) -> Failure {
     }
 }
 
-/// Sends one request and passes the answer to `read`. A refusal is an error.
+/// Sends one request and passes the answer to `read`. Fails if the reflector refuses the request.
 pub(super) async fn one_answer<T>(
     client: &mut AdminClient,
     ask: &AdminRequest,
@@ -74,7 +74,7 @@ pub(super) async fn one_answer<T>(
     }
 }
 
-/// Prints the completed change.
+/// Prints what the reflector has done.
 pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     match answer {
         AdminReply::Done { what } => {
@@ -85,7 +85,7 @@ pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     }
 }
 
-/// The failure for an answer that does not match the request.
+/// The failure for an answer of the wrong kind.
 pub(super) fn unexpected(answer: &Option<AdminReply>) -> Failure {
     broken(&format!("unexpected answer {answer:?}"))
 }

@@ -1,4 +1,4 @@
-//! `reflector audit verify`: reads every line of the audit log, offline.
+//! `reflector audit verify`: checks every line of the audit log. Does not need a running reflector.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,8 @@ use crate::store::Store;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Check every line of the audit log, offline. Exit code 0: whole; 1: lines are missing or were changed; 3: whole
-    /// only from a later line on, because the log was started again or trimmed
+    /// Check every line of the audit log; works without a running reflector. Exit code 0: intact; 1: lines are missing
+    /// or were changed; 3: intact, but begins later than line 1, because the log was trimmed or started again
     Verify {
         #[command(flatten)]
         place: PlaceFlags,

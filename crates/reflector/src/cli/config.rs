@@ -12,7 +12,7 @@ use crate::server::{AdminReply, AdminRequest};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Print a configuration file that explains every setting, with its default
+    /// Print a configuration file that explains every setting and its default
     Template,
     /// Check the configuration that `serve` would use
     Check(Box<AllFlags>),
@@ -20,11 +20,12 @@ pub(super) enum Command {
     Show {
         #[command(flatten)]
         flags: Box<AllFlags>,
-        /// Show the source of each value
+        /// Show where each value comes from: default, file, environment or flag
         #[arg(long)]
         origin: bool,
     },
-    /// Have the running reflector read its configuration again; name the applied settings and those that need a restart
+    /// Make the running reflector read its configuration again; print which changed settings apply now and which need a
+    /// restart
     Reload {
         #[command(flatten)]
         place: PlaceFlags,

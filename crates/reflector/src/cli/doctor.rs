@@ -1,4 +1,4 @@
-//! `reflector doctor`: inspects the installation and prints what is wrong with it.
+//! `reflector doctor`: inspects the installation and prints its problems.
 
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ pub(super) struct Args {
     /// Print one JSON document
     #[arg(long)]
     pub(super) json: bool,
-    /// Also write the diagnosis, host facts, configuration and status to FILE, for a support request
+    /// Also write the diagnosis, facts of the host, configuration and status to FILE, to attach to a bug report
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
     /// Replace addresses, names and Endpoint IDs in the bundle
@@ -72,7 +72,7 @@ fn status_of(answer: AdminReply) -> Result<Status, Failure> {
     }
 }
 
-/// The checks of a running reflector.
+/// The checks that need the status of a running reflector.
 fn of_running(status: &Status) -> Vec<Check> {
     let mut checks = Vec::new();
     if status.problems.is_empty() {
@@ -123,7 +123,8 @@ fn of_running(status: &Status) -> Vec<Check> {
     checks
 }
 
-/// The checks of a reflector that does not answer, for the reason `code`.
+/// Checks whether a reflector that is not running could listen on its addresses. `None` if `code`, the failure of the
+/// request to it, is another one than `not_running`.
 fn of_stopped(config: &Config, code: &str) -> Option<Check> {
     if code != "not_running" {
         return None;

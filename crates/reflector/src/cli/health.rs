@@ -1,4 +1,4 @@
-//! `reflector health`: whether the reflector grants sessions; with `--live`, whether it answers.
+//! `reflector health`: checks whether the reflector grants sessions; with `--live`, whether it answers at all.
 
 use super::asking::{asking, one_answer, unexpected};
 use super::output::print_line;
@@ -11,7 +11,7 @@ use crate::status::Status;
 pub(super) struct Args {
     #[command(flatten)]
     place: PlaceFlags,
-    /// Exit code 0 whenever the reflector answers, also if it is faulted or draining
+    /// Exit with code 0 if the reflector answers at all, even if it grants no sessions
     #[arg(long)]
     live: bool,
 }

@@ -1,4 +1,4 @@
-//! The only printer: answers go to stdout, everything else to stderr.
+//! The only code of the reflector that prints: answers on stdout, everything else on stderr.
 
 use std::io::Write;
 
@@ -16,7 +16,7 @@ pub(super) fn print_json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints one line of the answer. Ends the program if stdout is closed.
+/// Prints one line of an answer on stdout. Ends the program if stdout is closed.
 pub(super) fn print_line(line: &str) {
     print_text(&format!("{line}\n"));
 }
@@ -30,12 +30,12 @@ pub(super) fn print_text(text: &str) {
     }
 }
 
-/// Prints a line on stderr, for a user.
+/// Prints a line for a reader on stderr.
 pub(super) fn note(line: &str) {
     anstream::eprintln!("{}", harmless(line));
 }
 
-/// Removes control characters, so that no text moves the cursor.
+/// Removes control characters, so that the text cannot move the cursor.
 pub(super) fn harmless(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
 }

@@ -1,4 +1,4 @@
-//! `reflector pair`: opens a one-time code, and waits until a device has paired with it.
+//! `reflector pair`: opens a one-time pairing code, and waits for a device to pair with it.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// The name for the device that pairs [default: the name it sends]
     #[arg(long)]
     name: Option<String>,
-    /// Print events as JSON, one per line
+    /// Print JSON events, one in each line
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -68,7 +68,7 @@ async fn pair(client: &mut AdminClient, ttl: Duration, name: Option<String>, jso
     Err(broken(&"it closed the connection"))
 }
 
-/// Prints the code as a QR code, if stderr is a terminal.
+/// Prints the pairing code as a QR code if stderr is a terminal.
 fn show_qr(code: &str) {
     if !std::io::stderr().is_terminal() {
         return;

@@ -1,4 +1,4 @@
-//! `reflector rotate-identity`: creates a new identity, unless a reflector is running with the old one.
+//! `reflector rotate-identity`: creates a new identity. Refuses while a reflector runs with the old one.
 
 use paramedic_link::key_file::{self, KeyFileError};
 
@@ -12,7 +12,7 @@ use crate::failure::{Exit, Failure};
 pub(super) struct Args {
     #[command(flatten)]
     place: PlaceFlags,
-    /// Confirm the change
+    /// Confirm that every device must be paired again
     #[arg(long)]
     yes: bool,
 }

@@ -1,4 +1,5 @@
-//! `reflector self-test`: tests the host and prints the result. `paramedic-report` judges it.
+//! `reflector self-test`: measures what the host can carry and prints the result. `paramedic-report` judges the
+//! numbers.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -13,16 +14,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::output::{harmless, print_json, print_line};
 use crate::failure::{Exit, Failure};
 
-/// The width of the column of labels.
+/// The width of the label column, in characters.
 const LABEL: usize = 14;
 
-/// The duration of each measurement: `2`, `2s`, `500ms`; a bare number is seconds, as in a speed test.
+/// Parses the duration of each measurement: `2`, `2s`, `500ms`. A number without a unit is in seconds, as in a speed
+/// test.
 pub(super) fn parse_each(text: &str) -> Result<Duration, String> {
     let each = quantity::parse_seconds(text).map_err(|error| error.to_string())?;
     self_test::check_each(each)
 }
 
-/// Runs the test and prints it. Fails if no rate could be measured; the result is printed even then.
+/// Runs the self-test and prints its result. Fails if no rate could be measured, but prints the result also then.
 pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
     let test = run_until_interrupted(each, !json && std::io::stderr().is_terminal())?;
     if json {
@@ -33,7 +35,7 @@ pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
     Ok(if test.rates.is_empty() { Exit::Failed } else { Exit::Done })
 }
 
-/// Runs the test on its own thread; Ctrl-C ends it without leftovers.
+/// Runs the self-test on its own thread. Ctrl-C ends it, and leaves no files or processes behind.
 fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest, Failure> {
     let runtime = runtime::start(&mut tokio::runtime::Builder::new_current_thread(), 1).map_err(|e| broken(&e))?;
     let test = runtime.block_on(async {
@@ -70,7 +72,7 @@ fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest
     })
 }
 
-/// Overwrites the progress line on a terminal; `None` clears it.
+/// Overwrites the progress line on the terminal; `None` clears it.
 fn progress(step: Option<&Step>) {
     let line = step.map(|step| harmless(&step.to_string())).unwrap_or_default();
     let mut stderr = anstream::stderr().lock();

@@ -1,4 +1,4 @@
-//! `reflector serve`: the configuration, the log of the program, and the server until it ends.
+//! `reflector serve`: loads the configuration, sets up the program's log, and runs the server until it ends.
 
 use std::io::IsTerminal;
 
@@ -16,7 +16,7 @@ use crate::failure::{Exit, Failure};
 use crate::server::{self, ListenError, MetricsListenError};
 use crate::store::StoreError;
 
-/// The worker threads of the runtime, which move no test data.
+/// The number of worker threads of the async runtime. They do not move test data.
 const WORKERS: usize = 2;
 
 pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {

@@ -1,4 +1,4 @@
-//! The state folder and its identity, for the commands.
+//! Resolves the state folder and loads the identity, for the commands.
 
 use std::path::Path;
 
@@ -9,7 +9,8 @@ use super::output::note;
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
 
-/// The use of the file `name` in the reflector's state folder, or in its runtime folder if that is the same folder.
+/// What the file `name` in the reflector's state folder is used for. Includes the files of the runtime folder, which
+/// may be the same folder.
 fn own_file(name: &str) -> Option<OwnFile> {
     let files = ["identity.key", "reflector.db"];
     match name {
@@ -29,7 +30,7 @@ fn unusable(named: &Path, error: StateFolderError) -> Failure {
     )
 }
 
-/// Resolves the state folder of the configuration. Creates the folder if it does not exist.
+/// Resolves the state folder of the configuration. Creates it if it does not exist.
 pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     let named = config.state_dir.clone();
     let folder = state_folder::open(&named, own_file).map_err(|error| unusable(&named, error))?;
@@ -50,20 +51,21 @@ pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// Like [`with_state`], but creates and changes nothing, and refuses no folder: for commands that inspect.
+/// Resolves the state folder, for commands that inspect. Unlike [`with_state`], creates and changes nothing, and
+/// accepts every folder.
 pub(super) fn with_state_as_it_is(mut config: Config) -> Config {
     config.state_dir = state_folder::locate(&config.state_dir);
     config
 }
 
-/// Like [`with_state`], but creates and changes nothing.
+/// Resolves the state folder. Unlike [`with_state`], creates and changes nothing.
 pub(super) fn with_own_state_as_it_is(mut config: Config) -> Result<Config, Failure> {
     config.state_dir =
         state_folder::locate_own(&config.state_dir).map_err(|error| unusable(&config.state_dir, error))?;
     Ok(config)
 }
 
-/// Loads the identity. Without a provided key, creates it at first use.
+/// Loads the identity of the reflector. Creates it at first use, unless the configuration names a key file.
 pub(super) fn identity(config: &Config) -> Result<SecretKey, Failure> {
     Ok(match &config.provided_key {
         Some(path) => key_file::load_provided(path)?,
@@ -71,8 +73,8 @@ pub(super) fn identity(config: &Config) -> Result<SecretKey, Failure> {
     })
 }
 
-/// Loads the identity for a command that only reads it. Does not move or change existing files, because a reflector may
-/// be using them.
+/// Loads the identity for a command that only reads it. Does not move or change existing files: a reflector may be
+/// using them.
 pub(super) fn identity_as_it_is(config: Config) -> Result<SecretKey, Failure> {
     if config.provided_key.is_some() {
         return identity(&config);

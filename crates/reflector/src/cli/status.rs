@@ -1,4 +1,4 @@
-//! `reflector status`: the state of the running reflector.
+//! `reflector status`: prints the state of the running reflector.
 
 use std::time::Duration;
 

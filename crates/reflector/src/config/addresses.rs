@@ -1,4 +1,4 @@
-//! Ports and addresses as text: `5201-5299`, `192.0.2.7:4000`. Pure: text in, values out.
+//! Parses ports and addresses: `5201-5299`, `192.0.2.7:4000`. Pure: no I/O, no clock.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,14 +7,14 @@ use std::path::PathBuf;
 
 use paramedic_link::DEFAULT_PORT;
 
-/// Where the metrics are served.
+/// Where the reflector serves its metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetricsListen {
-    /// Nowhere.
+    /// The metrics are not served.
     Off,
-    /// On TCP.
+    /// The metrics are served at this TCP address.
     Address(SocketAddr),
-    /// On a unix socket; an absolute path.
+    /// The metrics are served at the Unix socket with this absolute path.
     Socket(PathBuf),
 }
 
@@ -24,7 +24,8 @@ impl MetricsListen {
         matches!(self, Self::Address(address) if !address.ip().to_canonical().is_loopback())
     }
 
-    /// Whether it cannot be bound beside a listener at `other`.
+    /// Whether the metrics cannot be served if the reflector listens at `other`, because both use the same address and
+    /// port.
     pub(super) fn collides_with(&self, other: SocketAddr) -> bool {
         let Self::Address(own) = self else { return false };
         let is_same = own.ip() == other.ip() || own.ip().is_unspecified() || other.ip().is_unspecified();
@@ -32,7 +33,7 @@ impl MetricsListen {
         own.port() == other.port() && own.port() != 0 && is_same
     }
 
-    /// Its TCP port.
+    /// The TCP port of the metrics; `None` if they are not served over TCP.
     pub(super) fn port(&self) -> Option<u16> {
         match self {
             Self::Address(address) => Some(address.port()),
@@ -51,8 +52,8 @@ impl fmt::Display for MetricsListen {
     }
 }
 
-/// Parses where to serve the metrics: `off`, `ADDR:PORT`, `PORT` of 127.0.0.1, or an absolute path. An error names the
-/// problem.
+/// Parses where to serve the metrics: `off`, `ADDR:PORT`, `PORT` (of 127.0.0.1), or an absolute path. The error states
+/// what is wrong.
 pub(super) fn parse_metrics_listen(text: &str) -> Result<MetricsListen, String> {
     let text = text.trim();
     if text == "off" {
@@ -73,7 +74,7 @@ pub(super) fn parse_metrics_listen(text: &str) -> Result<MetricsListen, String> 
     })
 }
 
-/// Parses a range of ports, both ends included: `5201-5299`, or one port. An error names the problem.
+/// Parses a range of ports, both ends included: `5201-5299`, or a single port. The error states what is wrong.
 pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let port = |text: &str| match text.trim().parse::<u16>() {
         Ok(0) | Err(_) => Err(format!("{:?} is not a port", text.trim())),
@@ -89,8 +90,8 @@ pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     Ok(first..=last)
 }
 
-/// Parses addresses to listen on: `ADDR:PORT`, `ADDR` with port 4000, `PORT` or `:PORT` on both IP families. An error
-/// names the problem.
+/// Parses addresses to listen on: `ADDR:PORT`, `ADDR` (with port 4000), `PORT` or `:PORT` (both IP families). The error
+/// states what is wrong.
 pub(super) fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     let text = text.trim();
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -106,7 +107,7 @@ pub(super) fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     Err(format!("{text:?} is not an IP address"))
 }
 
-/// A port on every address of both IP families.
+/// The given port on all addresses of both IP families.
 pub(super) fn both_families(port: u16) -> [SocketAddr; 2] {
     [SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)]
 }

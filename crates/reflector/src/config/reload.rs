@@ -1,28 +1,29 @@
-//! What a configuration that is read again changes in a running reflector: what applies at once, what needs a restart.
-//! Pure.
+//! Compares a new configuration with the running one: which settings apply at once, and which need a restart. Pure: no
+//! I/O, no clock.
 
 use paramedic_host::config::Configuration;
 
 use super::Config;
 
-/// What happens to a running reflector whose configuration is read again.
+/// What changes in a running reflector that reads its configuration again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigChange {
-    /// The configuration to run with from now on.
+    /// The configuration to use from now on.
     pub config: Config,
     /// The changed settings that apply from now on, in the order of the list of settings.
     pub applied: Vec<&'static str>,
-    /// The changed settings that apply after a restart.
+    /// The changed settings that apply only after a restart.
     pub needs_restart: Vec<&'static str>,
 }
 
-/// Compares the configuration that runs with the one that was read.
+/// Compares the running configuration with the one that was just read.
 pub fn change(running: &Config, read: &Config) -> ConfigChange {
     let config = Config {
         name: read.name.clone(),
         authorized_peers: read.authorized_peers.clone(),
         max_concurrent_tests: read.max_concurrent_tests,
         max_queue: read.max_queue,
+        max_monitors: read.max_monitors,
         max_test_duration: read.max_test_duration,
         max_streams: read.max_streams,
         max_tests_per_hour: read.max_tests_per_hour,
@@ -70,6 +71,7 @@ mod tests {
             iperf3_enabled: true,
             max_concurrent_tests: 2,
             max_queue: 3,
+            max_monitors: 12,
             max_test_duration: Duration::from_secs(4),
             max_streams: 5,
             max_tests_per_hour: 6,
@@ -91,6 +93,7 @@ mod tests {
             "authorized_peers",
             "max_concurrent_tests",
             "max_queue",
+            "max_monitors",
             "max_test_duration",
             "max_streams",
             "max_tests_per_hour",

@@ -1,5 +1,5 @@
-//! The reflector's list of settings. File, environment, flags, `--help`, template and `config show` all use it; a new
-//! setting is a field of [`Config`], its default there, and one entry here.
+//! The list of the reflector's settings. File, environment, flags, `--help`, template and `config show` are derived
+//! from it. A new setting is a field of [`Config`], its default there, and one entry here.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use toml::Value;
 
 use super::{Config, Mode, addresses};
 
-/// The largest byte quota: about what a 100 Gbit/s line moves in a day in both directions, and far below the largest
-/// integer of the database.
+/// The largest byte quota. A 100 Gbit/s line moves about as much in a day, in both directions. The database can store
+/// far larger integers.
 const MOST_BYTES: u64 = 2_000_000_000_000_000;
 
-/// Every setting there is, in the order in which they are shown.
+/// Every setting, in the order in which they are shown.
 pub(super) static SETTINGS: &[Setting<Config>] = &[
     Setting {
         name: "listen",
@@ -154,6 +154,17 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         is_list: false,
         read: |config, given| given.number(0, 10_000).map(|number| config.max_queue = number),
         show: |config| Some(Value::Integer(i64::try_from(config.max_queue).unwrap_or(i64::MAX))),
+    },
+    Setting {
+        name: "max_monitors",
+        env: "REFLECTOR_MAX_MONITORS",
+        flag: Some("max-monitors"),
+        placeholder: "N",
+        help: "Monitor sessions at once, which measure latency all the time; at most 4 of one device. 0 denies all.",
+        valid: "a number from 0 to 1000",
+        is_list: false,
+        read: |config, given| given.number(0, 1_000).map(|number| config.max_monitors = number),
+        show: |config| Some(Value::Integer(i64::try_from(config.max_monitors).unwrap_or(i64::MAX))),
     },
     Setting {
         name: "max_test_duration",

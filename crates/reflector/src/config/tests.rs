@@ -1,5 +1,5 @@
-//! What the reflector's configuration must and must not do, on machines that do not exist. Precedence, files and messages
-//! are tested in `paramedic-host`.
+//! Tests of the reflector's configuration on simulated machines. Precedence, files and messages are tested in
+//! `paramedic-host`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,12 +12,12 @@ use tempfile::TempDir;
 use super::settings::SETTINGS;
 use super::*;
 
-/// An isolated machine: nothing of the real one is read.
+/// A simulated machine. Nothing of the real machine is read.
 struct Bench {
     folder: TempDir,
     env: BTreeMap<&'static str, String>,
     is_root: bool,
-    /// The files of the host that a configuration asks for.
+    /// The files that exist on the machine.
     files: Vec<&'static str>,
 }
 
@@ -52,7 +52,7 @@ impl Bench {
         self
     }
 
-    /// The same with a file of the host at `path`.
+    /// The same machine with a file at `path`.
     fn with_file(mut self, path: &'static str) -> Self {
         self.files.push(path);
         self
@@ -122,6 +122,7 @@ fn every_bad_value_is_refused() {
         ("data_port_range", "9-3"),
         ("max_concurrent_tests", "0"),
         ("max_queue", "-1"),
+        ("max_monitors", "1001"),
         ("max_test_duration", "25h"),
         ("max_streams", "many"),
         ("max_tests_per_hour", "0"),

@@ -1,4 +1,4 @@
-//! Accepts connections: their places, the TLS handshake, its timeouts.
+//! Accepts connections: gives each a slot, and does its TLS handshake within a timeout.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -16,31 +16,32 @@ use super::connection_slot::{ConnectionSlot, HandshakenConnection};
 use super::{Lifecycle, Server, data_connection, handshake};
 use crate::event::RefusalReason;
 
-/// The timeout of a TLS handshake.
+/// The longest time that a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The timeout until a connection is authenticated: handshake and first message.
+/// The longest time until a connection is authenticated: its handshake and its first message.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that the kernel queues until they are accepted.
+/// The number of connections that the kernel queues until the reflector accepts them.
 const LISTEN_BACKLOG: i32 = 1024;
-/// How often to retry without a free descriptor, in case no connection of the reflector frees one.
+/// How long to wait before accepting again when no file descriptor is free. The wait ends earlier if a connection of
+/// the reflector frees one.
 const DESCRIPTOR_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why the reflector does not listen on an address.
+/// Why the reflector cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The host does not have the address.
+    /// No interface of the host has the address.
     #[error("no interface of this host has the address {}", .0.ip())]
     NoSuchAddress(SocketAddr),
-    /// Another socket is bound to it.
+    /// Another socket is bound to the address and port.
     #[error("another program uses port {} on {}, TCP or UDP", .0.port(), .0.ip())]
     InUse(SocketAddr),
-    /// The kernel does not allow it.
+    /// The kernel does not permit this user to bind the port.
     #[error("this user may not listen on {0}")]
     NotAllowed(SocketAddr),
-    /// The kernel refused it.
+    /// The kernel refused to bind or listen for another reason.
     #[error("cannot listen on {0}: {1}")]
     Refused(SocketAddr, io::Error),
-    /// No address is left, because the kernel does not support their family.
+    /// No address could be bound, because the kernel does not support their address family.
     #[error("none of the addresses to listen on is available")]
     NoneAvailable,
 }
@@ -56,7 +57,7 @@ impl ListenError {
     }
 }
 
-/// Binds TCP and UDP on each address; with port 0 both get the same free port. With `freebind` the host need not have
+/// Binds TCP and UDP on each address. With port 0, both get the same free port. With `freebind`, the host need not have
 /// the addresses yet.
 pub(super) fn listen(
     addresses: &[SocketAddr],
@@ -82,7 +83,7 @@ pub(super) fn listen(
     if listeners.is_empty() { Err(ListenError::NoneAvailable) } else { Ok(listeners) }
 }
 
-/// Whether the reflector could listen on each address. Binds them and releases them at once.
+/// Checks whether the reflector could listen on each address: binds them, and releases them at once.
 pub fn check_listen(addresses: &[SocketAddr], freebind: bool) -> Result<(), ListenError> {
     listen(addresses, freebind).map(drop)
 }
@@ -114,7 +115,7 @@ fn listen_on(address: SocketAddr, freebind: bool) -> io::Result<(std::net::TcpLi
     Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-/// A socket for `address` that is not bound yet.
+/// Creates a socket for `address`, not bound yet.
 pub(super) fn socket(address: SocketAddr, kind: Type, protocol: Protocol, freebind: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     if address.is_ipv6() {
@@ -129,7 +130,7 @@ pub(super) fn socket(address: SocketAddr, kind: Type, protocol: Protocol, freebi
     Ok(socket)
 }
 
-/// Accepts connections until it is dropped.
+/// Accepts connections until the future is dropped.
 pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rustls::ServerConfig>) {
     let Ok(local) = listener.local_addr() else { return };
     loop {
@@ -165,7 +166,7 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
     }
 }
 
-/// Serves one connection, from its slot to its end.
+/// Serves one connection from its acceptance to its end.
 async fn serve_connection(
     server: Arc<Server>,
     tls: Arc<rustls::ServerConfig>,
@@ -210,13 +211,13 @@ async fn serve_connection(
     server.refuse(from, reason, None);
 }
 
-/// The negotiated protocol and the presented key.
+/// The protocol that the handshake negotiated, and the key that the client presented.
 fn protocol_and_peer(stream: &TlsStream<BoundedSocket>) -> Option<(Alpn, tls::UnverifiedPeer)> {
     let session = stream.get_ref().1;
     Some((Alpn::of(session.alpn_protocol())?, tls::peer_of(session.peer_certificates())?))
 }
 
-/// Resets a connection: no answer, and no socket in TIME_WAIT.
+/// Closes a connection with a reset: the client gets no answer, and no socket stays in TIME_WAIT.
 fn reset(socket: TcpStream) {
     socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).ok();
 }

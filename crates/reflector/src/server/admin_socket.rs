@@ -1,5 +1,5 @@
-//! The admin socket: how `reflector pair`, `peers`, `status` and the like talk to the running server. One JSON object
-//! a line each way. Only root and the user of the reflector may use it.
+//! The admin socket, through which `reflector pair`, `peers`, `status` and other commands talk to the running server.
+//! Requests and answers are JSON objects, one in each line. Only root and the user of the reflector may connect.
 
 use std::io;
 use std::path::Path;
@@ -23,13 +23,13 @@ use crate::event::{AuditEvent, RefusalReason};
 use crate::pairing::OpenedCode;
 use crate::status::Status;
 
-/// The version of this protocol. Both ends are one program, but not always one build.
+/// The version of this protocol. Both ends are the same program, but not always the same build.
 const VERSION: u32 = 1;
-/// The longest request, in bytes.
+/// The longest valid request, in bytes.
 const MAX_REQUEST_BYTES: u64 = 4096;
-/// How long a client may take to send its request or to read an answer.
+/// How long a client may take to send its request, or to read an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the server may take to answer, a slow disk included.
+/// How long the server may take to answer. A slow disk may delay it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A request to the running server.
@@ -37,43 +37,44 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 #[serde(tag = "do", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum AdminRequest {
-    /// Open a pairing code and wait until a device has paired; closing the connection revokes the code.
+    /// Opens a pairing code, and waits until a device has paired with it. If the client closes the connection, the code
+    /// is revoked.
     Pair {
         /// How long the code is valid, in seconds.
         ttl_s: u64,
-        /// The name to give to the device that pairs.
+        /// The name for the device that pairs; `None`: the name that it sends.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<PeerText>,
     },
-    /// List the paired devices.
+    /// Lists the paired devices.
     Peers,
-    /// Pair a device by its Endpoint ID.
+    /// Pairs a device by its Endpoint ID, without a code.
     AddPeer {
         peer: EndpointId,
-        /// Its name at this reflector.
+        /// The name of the device at this reflector.
         name: PeerText,
     },
-    /// Remove a peer: its links and sessions end at once.
+    /// Removes a peer. Its links and sessions end at once.
     RemovePeer {
-        /// Its Endpoint ID or name.
+        /// The Endpoint ID or the name of the peer.
         peer: String,
     },
-    /// Give a peer another name.
+    /// Gives a peer another name.
     RenamePeer {
-        /// Its Endpoint ID or name.
+        /// The Endpoint ID or the present name of the peer.
         peer: String,
-        /// The new name.
+        /// The new name of the peer.
         name: PeerText,
     },
-    /// Report the state of the server.
+    /// Asks for the state of the server.
     Status,
-    /// Read the configuration again.
+    /// Reads the configuration again.
     Reload,
-    /// Grant no more sessions, and end once the running ones are over.
+    /// Grants no more sessions, and ends the server once the running sessions have ended.
     Drain,
 }
 
-/// An answer of the server.
+/// An answer of the running server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
@@ -81,42 +82,42 @@ pub enum AdminReply {
     /// A pairing code is open.
     Code {
         code: String,
-        /// How long it is valid, in seconds.
+        /// How long the code is valid, in seconds.
         expires_in_s: u64,
     },
-    /// A device paired with it.
+    /// A device paired with the code.
     Paired {
         endpoint_id: EndpointId,
-        /// Its name at this reflector.
+        /// The name of the device at this reflector.
         name: PeerText,
     },
-    /// The code ended without use.
+    /// The code was closed without use: it `expired` or was `revoked`.
     CodeClosed { why: String },
-    /// The paired devices.
+    /// The list of paired devices.
     Peers { peers: Vec<PeerLine> },
-    /// The request was carried out.
+    /// The server has carried out the request.
     Done {
-        /// What was done, in words.
+        /// What the server did, in words.
         what: PeerText,
     },
-    /// The configuration was read again. Both lists name settings that changed.
+    /// The server has read the configuration again. Both lists name changed settings.
     Reloaded {
-        /// What applies from now on.
+        /// The settings that apply from now on.
         applied: Vec<String>,
-        /// What applies after a restart.
+        /// The settings that apply only after a restart.
         needs_restart: Vec<String>,
     },
     /// The configuration is not valid, and nothing was changed.
     BadConfig {
-        /// Why, in words.
+        /// Why the configuration is not valid, in words.
         because: String,
-        /// What to do about it.
+        /// How to fix it, in words.
         #[serde(rename = "try")]
         try_: String,
     },
     /// The request failed.
     Failed {
-        /// Why, in words.
+        /// Why it failed, in words.
         because: String,
     },
     /// The state of the server.
@@ -128,11 +129,11 @@ pub enum AdminReply {
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct PeerLine {
     pub endpoint_id: EndpointId,
-    /// Its name at this reflector.
+    /// The name of the device at this reflector.
     pub name: PeerText,
-    /// `store`, or `config` where `authorized_peers` names it.
+    /// Where the pairing is stored: `store` (the database), or `config` (the setting `authorized_peers`).
     pub from: String,
-    /// Whether it has an open link.
+    /// Whether the device has an open link.
     pub linked: bool,
 }
 
@@ -193,10 +194,11 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
     reply(&mut write, &answer).await
 }
 
-/// The request in the line of a client. Public for its fuzz target.
+/// Parses the line of a client. Public only for its fuzz target.
 ///
 /// # Errors
-/// The text that answers it.
+///
+/// The text with which the server answers a line that is not a valid request.
 #[doc(hidden)]
 pub fn read_request(line: &str) -> Result<AdminRequest, String> {
     match serde_json::from_str(line) {
@@ -208,10 +210,11 @@ pub fn read_request(line: &str) -> Result<AdminRequest, String> {
     }
 }
 
-/// The line of a request. Public for its fuzz target.
+/// Writes a request as a line. Public only for its fuzz target.
 ///
 /// # Errors
-/// None that is known: every request can be written as JSON.
+///
+/// No request is known that cannot be written as JSON.
 #[doc(hidden)]
 pub fn write_request(request: &AdminRequest) -> serde_json::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(&Envelope { v: VERSION, body: request })?;
@@ -286,7 +289,8 @@ fn peer_lines(server: &Server) -> Vec<PeerLine> {
         .collect()
 }
 
-/// Opens a code and waits for the device that pairs with it; a client that closes its connection revokes the code.
+/// Opens a pairing code, and waits for the device that pairs with it. If the client closes the connection, the code is
+/// revoked.
 async fn open_code(
     server: &Arc<Server>,
     ttl_s: u64,
@@ -352,16 +356,16 @@ async fn reply(write: &mut OwnedWriteHalf, answer: &AdminReply) -> anyhow::Resul
     Ok(())
 }
 
-/// The other end: a command of this program that asks the running server.
+/// The client end of the admin socket: a command that asks the running server.
 pub struct AdminClient {
-    /// The user of the server.
+    /// The user id of the server process.
     server_user: u32,
     read: BufReader<OwnedReadHalf>,
     write: OwnedWriteHalf,
 }
 
 impl AdminClient {
-    /// Connects to the server whose socket is at `path`.
+    /// Connects to the server whose admin socket is at `path`.
     pub async fn connect(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path).await?;
         let server_user = stream.peer_cred()?.uid();
@@ -369,7 +373,7 @@ impl AdminClient {
         Ok(Self { server_user, read: BufReader::new(read), write })
     }
 
-    /// The user that the server runs as, as reported by the kernel.
+    /// The user id of the server process, as the kernel reports it.
     pub fn server_user(&self) -> u32 {
         self.server_user
     }
@@ -379,14 +383,14 @@ impl AdminClient {
         Ok(self.write.write_all(&write_request(ask)?).await?)
     }
 
-    /// Receives the only answer to a request. Fails if the server takes too long.
+    /// Receives the only answer to a request. Fails if the server takes longer than 30 s.
     pub async fn answer(&mut self) -> anyhow::Result<Option<AdminReply>> {
         tokio::time::timeout(ANSWER_TIMEOUT, self.next())
             .await
             .context("it is running, but did not answer within 30 s")?
     }
 
-    /// The next answer, however long it takes; `None` when the server is done.
+    /// Waits for the next answer, however long it takes. `None` when the server has closed the connection.
     pub async fn next(&mut self) -> anyhow::Result<Option<AdminReply>> {
         let mut line = String::new();
         if self.read.read_line(&mut line).await? == 0 {

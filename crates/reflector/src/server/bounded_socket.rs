@@ -1,5 +1,6 @@
-//! The socket of a connection, with a limit of the bytes that may arrive between two messages. Otherwise padded TLS
-//! records (RFC 8446, section 5.4) and incomplete messages could carry any number of bytes without being charged.
+//! The socket of a connection, with a limit on the bytes that may arrive between two messages. Without the limit,
+//! padded TLS records (RFC 8446, section 5.4) and incomplete messages could carry any number of bytes that are charged
+//! to no budget.
 
 use std::io;
 use std::pin::Pin;
@@ -8,14 +9,14 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// The most bytes that may arrive between two messages. A TLS handshake of this protocol takes about 4 KiB, and a
-/// message at most 16 KiB. The link reads ahead by 4 KiB of text, which takes more only in padded records.
+/// The number of bytes that may arrive between two messages. A TLS handshake of this protocol takes about 4 KiB, and a
+/// message at most 16 KiB. The link reads ahead by 4 KiB of plaintext, which takes more bytes only in padded records.
 const MAX_BYTES_PER_MESSAGE: u64 = 64 * 1024;
 
-/// A TCP socket that fails if too many bytes arrive without a message.
+/// A TCP socket whose reads fail if too many bytes arrive without a message.
 pub(super) struct BoundedSocket {
     socket: TcpStream,
-    /// Bytes that arrived since the last message.
+    /// The number of bytes that arrived since the last message.
     arrived: u64,
 }
 
@@ -24,7 +25,7 @@ impl BoundedSocket {
         Self { socket, arrived: 0 }
     }
 
-    /// Records that a message was read. Returns the number of bytes that arrived since the one before.
+    /// Records that a message was read. Returns the number of bytes that arrived since the message before.
     pub(super) fn message_taken(&mut self) -> u64 {
         std::mem::take(&mut self.arrived)
     }

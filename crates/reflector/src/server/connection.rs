@@ -1,4 +1,4 @@
-//! One link of a paired appliance, from `welcome` to its end: passes the messages of the appliance to the decisions,
+//! Serves one link of a paired appliance from `welcome` to its end: passes the appliance's messages to the decisions,
 //! and sends their answers.
 
 use std::io;
@@ -13,7 +13,8 @@ use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
 use paramedic_link::measurement::Sample;
 use paramedic_link::message::{
-    self, CloseReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, PathFacts, ToAppliance, ToReflector, Welcome,
+    self, CloseReason, END_AFTER_SILENCE, EndReason, Grant, HEARTBEAT, MAX_MONITOR_PROBES_PER_S, MONITOR_PING,
+    MonitorGrant, PathFacts, ToAppliance, ToReflector, Welcome,
 };
 use paramedic_link::test_spec::Direction;
 use paramedic_link::{EndpointId, PeerText, SessionId};
@@ -29,19 +30,19 @@ use super::{Lifecycle, LinkCommand, Server, lock};
 use crate::connection_limiter::Prefix;
 use crate::event::{AuditEvent, RefusalReason};
 use crate::message_budget::Cost;
-use crate::sessions::{Answer, LinkId, Reservation};
+use crate::sessions::{Answer, LinkId, Reservation, SessionPurpose};
 
-/// The timeout of a write, after which the link counts as dead.
+/// The longest time that a write to the link may take. After that, the link counts as dead.
 const WRITE_TIMEOUT: Duration = END_AFTER_SILENCE;
-/// The timeout of a write to disk. Longer than the store waits for another process, and shorter than an appliance waits
-/// for an answer.
+/// The longest time that a write to disk may take. It is longer than the store waits for another process, and shorter
+/// than an appliance waits for an answer.
 const DISK_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long a closing link waits until the other side reads and closes.
+/// How long a closing link waits for the other side to read and close.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) type LinkStream = TlsStream<BoundedSocket>;
 
-/// A link of a known peer.
+/// One link of a paired appliance.
 pub(super) struct Connection {
     server: Arc<Server>,
     framed: Framed<LinkStream>,
@@ -52,27 +53,31 @@ pub(super) struct Connection {
     commands: mpsc::UnboundedReceiver<LinkCommand>,
     session_events: (mpsc::UnboundedSender<SessionEvent>, mpsc::UnboundedReceiver<SessionEvent>),
     session: Option<LinkSession>,
-    /// When the last message arrived on this link. For a session, its session control has the time for all its
-    /// connections.
+    /// The features that both ends sent.
+    features: Vec<Feature>,
+    /// When the last message arrived on this link. For a session, its session control has the time of the last message
+    /// on any of its connections.
     last_message_at: Instant,
-    /// No message is read until then, because the device used up its message budget.
+    /// When the last ping was sent.
+    pinged_at: Instant,
+    /// Until when no message is read, because the device used up its message budget.
     read_paused_until: Option<Instant>,
 }
 
-/// This link's session.
+/// The session of this link.
 struct LinkSession {
     running: Arc<RunningSession>,
-    /// The running phase.
+    /// The number of the running phase; `None` between phases.
     phase: Option<u8>,
     next_phase: u8,
 }
 
-/// What to do next with a link.
+/// What happens next with the link.
 enum LinkFlow {
     Continue,
-    /// Send `close` with this reason, then close.
+    /// The reflector sends `close` with this reason and text, then closes the link.
     Close(CloseReason, &'static str),
-    /// The other side closed the link or does not read.
+    /// The other side has closed the link, or does not read.
     Gone,
 }
 
@@ -100,12 +105,16 @@ impl Connection {
             commands,
             session_events,
             session: None,
+            features: vec![],
             last_message_at: Instant::now(),
+            pinged_at: Instant::now(),
             read_paused_until: None,
         }
     }
 
-    pub(super) async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
+    /// Serves the link until it ends. `versions` and `features` are those of the appliance.
+    pub(super) async fn serve(mut self, versions: &[u16], features: &[Feature], paired: Option<ToAppliance>) {
+        self.features = Feature::common(features);
         let next = match self.pay_for_welcome().await {
             LinkFlow::Continue => self.check_still_paired(),
             other => other,
@@ -144,7 +153,7 @@ impl Connection {
         }
     }
 
-    /// Charges the welcome, and waits if the device has just opened many links.
+    /// Charges the budget for the welcome. Waits if the device has just opened many links.
     async fn pay_for_welcome(&mut self) -> LinkFlow {
         let wait = lock(&self.server.budgets).charge(self.peer, Cost::Welcome, self.server.now().mono);
         if wait.is_zero() {
@@ -161,7 +170,7 @@ impl Connection {
         }
     }
 
-    /// Checks again that the device is paired, now that the link is registered.
+    /// Checks again that the device is paired. A removal before the link was registered did not close the link.
     fn check_still_paired(&self) -> LinkFlow {
         // A removal between the first check and the registration of the link did not close it.
         if !self.server.peers.is_paired(self.peer) {
@@ -170,7 +179,8 @@ impl Connection {
         LinkFlow::Continue
     }
 
-    /// Sends the first answer: `close` if no protocol version is shared, otherwise `welcome` or `paired`.
+    /// Sends the first answer: `welcome`, after a pairing preceded by `paired`; or `close` if both ends share no
+    /// protocol version.
     async fn welcome(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> LinkFlow {
         let Some(version) = message::common_version(versions) else {
             return LinkFlow::Close(CloseReason::Version, "no protocol version in common; this reflector supports 1");
@@ -239,14 +249,13 @@ impl Connection {
         }
     }
 
-    /// Charges the message that was just received.
+    /// Charges the budget for the message that was just received.
     fn charge_message(&mut self) {
         let arrived = self.framed.stream_mut().get_mut().0.message_taken();
         self.charge_budget(Cost::Message { arrived });
     }
 
-    /// Charges the message budget of the device, which all its links share, and pauses reading if the budget is used
-    /// up.
+    /// Charges the device's budget, which all its links share. Pauses reading if the budget is used up.
     fn charge_budget(&mut self, cost: Cost) {
         let wait = lock(&self.server.budgets).charge(self.peer, cost, self.server.now().mono);
         if !wait.is_zero() {
@@ -268,11 +277,19 @@ impl Connection {
             self.server.refuse(self.from, RefusalReason::Silent, Some(self.peer));
             return LinkFlow::Gone;
         }
+        if self.has_monitor() && self.pinged_at.elapsed() < MONITOR_PING {
+            return LinkFlow::Continue;
+        }
+        self.pinged_at = Instant::now();
         self.send(&ToAppliance::Ping).await
     }
 
-    /// Waits for the work of another task and sends pings meanwhile, so that a slow disk does not silence the link.
-    /// `None`: it took longer than [`DISK_TIMEOUT`]; the work continues.
+    fn has_monitor(&self) -> bool {
+        self.session.as_ref().is_some_and(|granted| granted.running.purpose == SessionPurpose::Monitor)
+    }
+
+    /// Waits for `work` of another task. Sends pings meanwhile, so that a slow disk does not make the link silent.
+    /// `None` if it takes longer than [`DISK_TIMEOUT`]; the other task then continues.
     async fn wait_with_heartbeat<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let until = Instant::now() + DISK_TIMEOUT;
         let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
@@ -292,7 +309,7 @@ impl Connection {
         done
     }
 
-    /// Records events before the appliance is answered.
+    /// Writes events to the audit log before the appliance is answered.
     async fn record(&mut self, events: Vec<AuditEvent>) {
         let recorded = tokio::spawn(self.server.record(events));
         let _ = self.wait_with_heartbeat(recorded).await;
@@ -301,6 +318,7 @@ impl Connection {
     async fn handle(&mut self, message: ToReflector) -> LinkFlow {
         match message {
             ToReflector::Request { spec, wait } => {
+                let spec = spec.with_features(&self.features);
                 let refused = tokio::task::block_in_place(|| grant::not_supported(&spec));
                 let (answer, events) = {
                     let mut sessions = self.server.sessions();
@@ -315,6 +333,13 @@ impl Connection {
                 {
                     self.charge_budget(Cost::Fault);
                 }
+                self.server.due.notify_one();
+                self.carry_out(answer, events).await
+            }
+            ToReflector::Monitor => {
+                let id = SessionId::new(uuid::Uuid::now_v7());
+                let (answer, events) =
+                    self.server.sessions().request_monitor(self.id, self.peer, id, self.server.now());
                 self.server.due.notify_one();
                 self.carry_out(answer, events).await
             }
@@ -334,6 +359,7 @@ impl Connection {
                 Some(facts) => self.send(&ToAppliance::Facts(facts)).await,
                 None => LinkFlow::Continue,
             },
+            ToReflector::PathFacts if !Feature::is_in(Feature::PATH_FACTS, &self.features) => LinkFlow::Continue,
             ToReflector::PathFacts => match self.path_facts() {
                 Some(facts) => self.send(&ToAppliance::PathFacts(facts)).await,
                 None => LinkFlow::Continue,
@@ -350,7 +376,7 @@ impl Connection {
         }
     }
 
-    /// This end's view of the path; `None` once the connection is gone.
+    /// What this end knows about the path; `None` once the connection is closed.
     fn path_facts(&self) -> Option<PathFacts> {
         let socket = self.framed.stream().get_ref().0.socket();
         let observed = socket.peer_addr().ok()?;
@@ -375,7 +401,8 @@ impl Connection {
         }
     }
 
-    /// Executes a decision: a reservation becomes a grant; a denial or a queue position is recorded and then sent.
+    /// Carries out a decision: turns a reservation into a grant, or records a denial or queue position and then sends
+    /// it.
     async fn carry_out(&mut self, answer: Answer, events: Vec<AuditEvent>) -> LinkFlow {
         match answer {
             Answer::Queued { place, expected_wait } => {
@@ -391,7 +418,7 @@ impl Connection {
         }
     }
 
-    /// Turns a reservation into a grant and sends it.
+    /// Turns a reservation into a grant, and sends it. Sends a denial if that fails.
     async fn grant(&mut self, reservation: Reservation, mut events: Vec<AuditEvent>) -> LinkFlow {
         let session = reservation.session;
         let (claimed, of_claim) = tokio::task::block_in_place(|| {
@@ -403,8 +430,9 @@ impl Connection {
         let denial = match claimed {
             Ok(claim) => match self.wait_with_heartbeat(grant::record(claim, events)).await {
                 Some(Ok((running, promise))) => {
+                    let answer = granted(running.purpose, promise);
                     self.session = Some(LinkSession { running, phase: None, next_phase: 0 });
-                    return self.send(&ToAppliance::Granted(promise)).await;
+                    return self.send(&answer).await;
                 }
                 Some(Err(_)) => return self.send(&ToAppliance::Denied(grant::not_recorded())).await,
                 None => {
@@ -455,7 +483,7 @@ impl Connection {
         LinkFlow::Continue
     }
 
-    /// Ends a phase before its time. A phase that has just ended by itself needs no stop.
+    /// Ends a phase before its time. Does nothing if the phase has ended by itself in the meantime.
     fn stop_phase(&self, phase: u8) {
         if let Some(granted) = &self.session
             && granted.phase == Some(phase)
@@ -465,7 +493,7 @@ impl Connection {
         }
     }
 
-    /// Sends the events of a phase. Samples that were taken while the link was busy are combined into one message.
+    /// Sends the events of a phase. Combines samples that were taken while the link was busy into one message.
     async fn send_session_events(&mut self, first: SessionEvent) -> LinkFlow {
         let mut next = Some(first);
         while let Some(event) = next.take() {
@@ -501,7 +529,7 @@ impl Connection {
         LinkFlow::Continue
     }
 
-    /// Ends the session, if there is one, and sends `ended`.
+    /// Ends the session of the link, if there is one, and sends `ended`.
     async fn end_session(&mut self, reason: EndReason, detail: &str) -> LinkFlow {
         let Some(granted) = self.session.take() else { return LinkFlow::Continue };
         let (server, session) = (Arc::clone(&self.server), granted.running.session);
@@ -537,8 +565,19 @@ impl Drop for Connection {
     }
 }
 
-/// Moves further samples of the same session, phase and direction from `events` to `samples`, up to the limit of a
-/// message. Returns the event that ended this, if any.
+/// The message that grants a session.
+fn granted(purpose: SessionPurpose, promise: Grant) -> ToAppliance {
+    match purpose {
+        SessionPurpose::Test => ToAppliance::Granted(promise),
+        SessionPurpose::Monitor => {
+            let session = promise.session;
+            ToAppliance::MonitorGranted(MonitorGrant { session, max_probes_per_s: MAX_MONITOR_PROBES_PER_S })
+        }
+    }
+}
+
+/// Moves further samples of the same session, phase and direction from `events` to `samples`, until a message is full.
+/// Returns the first event of another kind, if one came.
 fn take_samples(
     samples: &mut Vec<Sample>,
     of: (SessionId, u8, Direction),
@@ -561,12 +600,12 @@ async fn stopping(lifecycle: &mut tokio::sync::watch::Receiver<Lifecycle>) {
     lifecycle.wait_for(|lifecycle| *lifecycle == Lifecycle::Stopping).await.map(drop).ok();
 }
 
-/// Why a session ended, as text for the appliance.
+/// The reason why a session ended, as text for the appliance.
 fn end_reason_text(reason: EndReason) -> &'static str {
     match reason {
         EndReason::Finished => "finished",
         EndReason::Deadline => "its time limit was reached",
-        EndReason::Silence => "no message arrived for 10 s",
+        EndReason::Silence => "nothing arrived for too long",
         EndReason::NotStarted => "its first phase did not begin within 30 s",
         EndReason::LinkClosed => "the link closed",
         EndReason::BytesPerDay => "the byte limit of this day is used up",

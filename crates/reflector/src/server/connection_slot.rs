@@ -1,4 +1,4 @@
-//! The slot that a connection holds until it is authenticated, and the signal to close it for a newer one.
+//! The slot that a connection holds until it is authenticated, and the signal to close it for a newer connection.
 //! `connection_limiter` decides which connection gets a slot.
 
 use std::collections::HashMap;
@@ -14,21 +14,21 @@ use super::{Server, lock};
 use crate::connection_limiter::{Admission, ConnectionLimiter, ConnectionSlotId, Prefix};
 use crate::event::RefusalReason;
 
-/// A connection that proved a key. Whether that key is paired is not yet checked.
+/// A connection whose client has proved that it has a key. Whether the key is paired is not checked yet.
 pub(super) struct HandshakenConnection {
     pub(super) stream: TlsStream<BoundedSocket>,
     pub(super) from: IpAddr,
     pub(super) local: SocketAddr,
     pub(super) peer: tls::UnverifiedPeer,
     pub(super) slot: ConnectionSlot,
-    /// The deadline of its first message.
+    /// When the first message must have arrived.
     pub(super) deadline: tokio::time::Instant,
 }
 
-/// The slots of all connections.
+/// The slots of all connections that are not authenticated.
 pub(super) struct ConnectionSlots {
     limiter: Mutex<ConnectionLimiter>,
-    /// Wakes the connection that must close.
+    /// For each slot, the signal that its connection must close.
     makes_way: Mutex<HashMap<ConnectionSlotId, Arc<Notify>>>,
 }
 
@@ -37,13 +37,13 @@ impl ConnectionSlots {
         Self { limiter: Mutex::new(limiter), makes_way: Mutex::default() }
     }
 
-    /// The decisions about slots and known prefixes.
+    /// The decisions about slots, with the known prefixes.
     pub(super) fn limiter(&self) -> std::sync::MutexGuard<'_, ConnectionLimiter> {
         lock(&self.limiter)
     }
 }
 
-/// Slots for the streams of a running session, in addition to those of other connections from its prefix; released when
+/// The slots for the streams of a running session, beside those of other connections from its prefix. Released when
 /// dropped.
 pub(super) struct SessionSlots {
     slots: Arc<ConnectionSlots>,
@@ -52,7 +52,7 @@ pub(super) struct SessionSlots {
 }
 
 impl SessionSlots {
-    /// Reserves slots for a session of an appliance at `from` that opens `streams` connections at once.
+    /// Reserves slots for a session of an appliance at `from` that opens up to `streams` connections at once.
     pub(super) fn reserve(slots: &Arc<ConnectionSlots>, from: IpAddr, streams: usize) -> Self {
         let prefix = Prefix::of(from);
         slots.limiter().session_opened(prefix, streams);
@@ -66,7 +66,7 @@ impl Drop for SessionSlots {
     }
 }
 
-/// The slot of a connection; released when dropped.
+/// The slot of one connection. Released when dropped.
 pub(super) struct ConnectionSlot {
     server: Arc<Server>,
     id: ConnectionSlotId,
@@ -74,7 +74,7 @@ pub(super) struct ConnectionSlot {
 }
 
 impl ConnectionSlot {
-    /// A slot for a new connection from `from`, or the reason for a refusal.
+    /// Takes a slot for a new connection from `from`, or returns the reason why it is refused.
     pub(super) fn take(server: &Arc<Server>, from: IpAddr) -> Result<Self, RefusalReason> {
         let mut all = lock(&server.connection_slots.makes_way);
         match server.connection_slots.limiter().admit(Prefix::of(from), server.now().mono) {
@@ -95,15 +95,15 @@ impl ConnectionSlot {
         self.server.connection_slots.limiter().progressed(self.id, self.server.now().mono);
     }
 
-    /// Records that the connection is authenticated or that its proof is being judged: after this it is not closed for
-    /// another one.
+    /// Records that the connection is authenticated, or that its proof is being judged. After this it is not closed for
+    /// another connection.
     pub(super) fn settle(&self) {
         let mut all = lock(&self.server.connection_slots.makes_way);
         all.remove(&self.id);
         self.server.connection_slots.limiter().left(self.id);
     }
 
-    /// Runs `work` until the connection must be closed for another one. `None`: close it now.
+    /// Runs `work` while the connection may keep its slot. `None` if the connection must be closed for another one.
     pub(super) async fn while_held<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

@@ -1,28 +1,30 @@
-//! What the tasks and threads of the server count since its start, without a lock.
+//! The counters that the tasks and threads of the server increment, without a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use paramedic_engines::echo::{DWELL_BOUNDS_US, DwellTimes};
+use paramedic_engines::echo::{DWELL_BOUNDS_US, DwellTimes, LoadFlag};
 use paramedic_link::test_spec::Direction;
 use paramedic_link::tls::Alpn;
 
 use crate::duration_counts::{DurationBucket, DurationCounts};
 use crate::status::{Handshakes, PayloadBytes};
 
-/// Counts since the start.
+/// The counters since the start of the server.
 #[derive(Debug, Default)]
 pub(super) struct ServerCounts {
     link_handshakes: AtomicU64,
     data_handshakes: AtomicU64,
-    /// By direction: download, upload.
+    /// The payload bytes of all phases: download, upload.
     payload_bytes: [AtomicU64; 2],
-    /// Of the probes of all sessions.
+    /// How long the probes of all sessions dwelt at the reflector.
     pub(super) dwell: Arc<DwellTimes>,
+    /// Whether a phase loads this reflector.
+    pub(super) load: Arc<LoadFlag>,
 }
 
 impl ServerCounts {
-    /// Counts a TLS handshake that was completed.
+    /// Counts a completed TLS handshake.
     pub(super) fn note_handshake(&self, alpn: Alpn) {
         let counter = match alpn {
             Alpn::Link => &self.link_handshakes,
@@ -56,12 +58,12 @@ impl ServerCounts {
     }
 }
 
-/// The payload of one phase: its samples while it runs, and what they left out once its tally is known, so that the total
-/// is that of the tally.
+/// Counts the payload of one phase: its samples while it runs, and the rest once its tally is known. So the sum is that
+/// of the tally.
 #[derive(Debug)]
 pub(super) struct PhasePayload {
     counts: Arc<ServerCounts>,
-    /// Counted so far, by direction.
+    /// The bytes that are counted so far: download, upload.
     counted: [AtomicU64; 2],
 }
 
@@ -76,7 +78,7 @@ impl PhasePayload {
         self.counts.note_payload(direction, bytes);
     }
 
-    /// Counts the rest of the phase's `total` bytes in this direction.
+    /// Counts what the samples left out of the `total` bytes of the phase in this direction.
     pub(super) fn note_total(&self, direction: Direction, total: u64) {
         let counted = self.counted[direction as usize].fetch_max(total, Ordering::Relaxed);
         self.counts.note_payload(direction, total.saturating_sub(counted));

@@ -1,5 +1,5 @@
-//! A data connection at the control port (`pp-data/1`): reads its preamble, finds its session, and passes it to the
-//! threads that move bytes.
+//! Serves a data connection at the control port (`pp-data/1`): reads its preamble, finds its session, and passes it to
+//! the session's threads.
 
 use std::sync::Arc;
 
@@ -53,7 +53,8 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     }
 }
 
-/// The session that these bytes authenticate for, if it belongs to this peer.
+/// The session for which these bytes authenticate the connection; `None` if there is none, or if it belongs to another
+/// peer.
 fn admit(
     server: &Server,
     bytes: &[u8; Preamble::LEN],

@@ -1,4 +1,4 @@
-//! The host's facts, read at most once a second for all links.
+//! The facts of the host, read at most once a second for all links.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,14 +12,14 @@ use tokio::time::Instant;
 /// How long the facts of the host are reused.
 const FACTS_LIFETIME: Duration = Duration::from_secs(1);
 
-/// Caches the facts of the host for a second: reading them takes processor time, and every link may request them.
+/// Caches the facts of the host for a second. Reading them takes processor time, and every link may ask for them.
 #[derive(Default)]
 pub(super) struct FactsCache {
     read: tokio::sync::Mutex<HashMap<IpAddr, (Instant, HostFacts)>>,
 }
 
 impl FactsCache {
-    /// The facts, with the interface of the local address `local`; `None` if the program is ending.
+    /// The facts of the host, with the interface that has the address `local`. `None` if the program is ending.
     pub(super) async fn facts(&self, local: IpAddr) -> Option<HostFacts> {
         // Concurrent requests wait for the same reading.
         let mut read = self.read.lock().await;

@@ -1,6 +1,6 @@
-//! From a reservation to a grant, in three steps in this order. Claim: the session's port, sockets and threads are
-//! open. Record: its test and its audit line are on disk, and its first bytes are leased. Promise: the grant is sent. A
-//! reservation that does not reach the promise is taken back (docs/decisions/0005).
+//! Turns a reservation into a grant, in three steps. Claim: opens the session's port, sockets and threads. Record:
+//! writes its test and its audit line to disk, and leases its first bytes. Promise: sends the grant. A reservation that
+//! does not reach the last step is taken back (docs/decisions/0005).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,18 +13,18 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{PeerText, SessionId};
 use tokio::sync::oneshot;
 
-use super::Server;
 use super::running_session::{self, RunningSession};
+use super::{Server, lock};
 use crate::event::AuditEvent;
 use crate::sessions::{Answer, Reservation};
 
-/// The link that requested a session.
+/// The link whose appliance requested the session.
 pub(super) struct RequestingLink<'a> {
-    /// The local address of the link.
+    /// The reflector's address of the link.
     pub(super) local: SocketAddr,
     /// The appliance's address.
     pub(super) from: IpAddr,
-    /// Derives the keys of a session from the link.
+    /// Derives the keys of a session from the TLS connection of the link.
     pub(super) keys: &'a dyn Fn(SessionId) -> io::Result<SessionKeys>,
 }
 
@@ -36,18 +36,19 @@ pub(super) struct ClaimedSession {
     promise: Grant,
 }
 
-/// Why the resources of a reservation could not be claimed. The reservation is taken back.
+/// Why the resources for a reservation could not be claimed. The reservation is taken back.
 pub(super) enum ClaimError {
     /// Every port of the range is in use.
     Denied(Denial),
-    /// The host or the engine refused.
+    /// The host or the engine could not open a resource.
     Failed(Denial),
-    /// The link withdrew the request or is gone.
+    /// The appliance withdrew its request, or closed the link.
     Withdrawn,
 }
 
-/// Step 1: opens the session's port, responder and engine. If another program holds the port, tries the next port of
-/// the range. Blocks while an engine starts a program. Returns the events of the decisions that this causes.
+/// Step 1: opens the port, the responder and the engine of the session. If another program uses the port, tries the
+/// next one of the range. Blocks while an engine starts a program. Also returns the audit events of the decisions that
+/// were made.
 pub(super) fn claim(
     server: &Arc<Server>,
     mut reservation: Reservation,
@@ -101,9 +102,9 @@ pub(super) fn claim(
     }
 }
 
-/// Step 2: records the grant, in a task of its own that is never cancelled. `events`, which include the grant, are
-/// adjacent in the audit log. The receiver gets the session, which all tasks can reach from then on, and the message to
-/// send (step 3). If recording fails or the receiver was dropped, the session is taken back and no message is sent.
+/// Step 2: records the grant, in a task that is never cancelled. `events` include the grant and stay together in the
+/// audit log. The receiver gets the session, which other tasks can find from then on, and the grant to send (step 3).
+/// If recording fails or the receiver was dropped, the session is taken back and the receiver gets nothing.
 pub(super) fn record(
     claim: ClaimedSession,
     events: Vec<AuditEvent>,
@@ -122,13 +123,20 @@ async fn write_down(
     let server = Arc::clone(&pending.server);
     let (session, peer) = (running.session, running.peer);
     // The other events stay true even if the grant is taken back.
-    let is_grant =
-        |event: &AuditEvent| matches!(event, AuditEvent::SessionGranted { session: of, .. } if *of == session);
+    let is_grant = |event: &AuditEvent| {
+        matches!(
+            event,
+            AuditEvent::SessionGranted { session: of, .. } | AuditEvent::MonitorGranted { session: of, .. }
+                if *of == session
+        )
+    };
     let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
     let durable = async {
         if counts_as_test {
             server.store.record_test(session, peer, server.now().unix_ms).await?;
         }
+        // Grants of monitors are limited like links: no quota bounds them.
+        let events = lock(&server.throttle).pass(events, server.now());
         server.audit.record(events).await?;
         anyhow::ensure!(!recorded.is_closed(), "the link of the appliance closed before the grant was sent");
         Ok(())
@@ -158,7 +166,7 @@ async fn write_down(
     }
 }
 
-/// Step 3: the message itself. Sent only once the session is recorded.
+/// Step 3: the grant to send. It is sent only once the session is recorded.
 fn promise(reservation: &Reservation, running: &RunningSession) -> Grant {
     Grant {
         session: reservation.session,
@@ -169,7 +177,7 @@ fn promise(reservation: &Reservation, running: &RunningSession) -> Grant {
     }
 }
 
-/// A reservation that is becoming a grant. Dropping it before that takes the reservation back.
+/// A reservation that is becoming a grant. If it is dropped before, the reservation is taken back.
 struct PendingReservation {
     server: Arc<Server>,
     session: SessionId,
@@ -177,13 +185,13 @@ struct PendingReservation {
 }
 
 impl PendingReservation {
-    /// Takes the reservation back. Returns the events of this.
+    /// Takes the reservation back. Returns the audit events of that.
     fn undo(mut self) -> Vec<AuditEvent> {
         self.is_over = true;
         self.server.undo(self.session)
     }
 
-    /// Disarms the drop: the reservation became a grant, or was taken back elsewhere.
+    /// Ends the guard without effect, because the reservation became a grant or was taken back elsewhere.
     fn leave(mut self) {
         self.is_over = true;
     }
@@ -197,14 +205,14 @@ impl Drop for PendingReservation {
     }
 }
 
-/// The denial if this host can never run this request.
+/// The denial for a request that this host can never run; `None` if it may.
 pub(super) fn not_supported(spec: &TestSpec) -> Option<Denial> {
     let refused = paramedic_engines::check_congestion_control(spec.congestion_control.as_deref()?).err()?;
     Some(not_opened(spec, &refused))
 }
 
-/// The denial if the resources of a reservation could not be opened. If the kernel of this host refuses the congestion
-/// control, the denial is permanent; any other failure may be temporary.
+/// The denial for a session whose resources could not be opened. It is permanent if the kernel refuses the congestion
+/// control or the engine does not support an option. Any other failure may be temporary.
 fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
     let is_refused = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
     // Options that the engine does not support, which is permanent.
@@ -219,10 +227,10 @@ fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
     }
 }
 
-/// The host of this program, in texts for the appliance.
+/// How texts for the appliance name the host of this program.
 pub(super) const AT_REFLECTOR: &str = "the reflector's host";
 
-/// The denial while the audit log or the state cannot be written.
+/// The denial while the audit log or the database cannot be written.
 pub(super) fn not_recorded() -> Denial {
     faulted("the audit log or the state cannot be written")
 }

@@ -1,5 +1,5 @@
-//! From a proven key to a link: the first message, the check whether the key is paired or the pairing of it, and the
-//! single answer to all others.
+//! Turns an authenticated connection into a link: reads the first message, checks that the key is paired or pairs it,
+//! and gives all other clients the same answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,15 +19,16 @@ use super::{Link, LinkCommand, Server, lock, pair};
 use crate::event::RefusalReason;
 use crate::sessions::LinkId;
 
-/// Open links of one peer. An appliance needs one per test; each uses a descriptor and some memory.
+/// The number of links that one peer may have open. An appliance needs one for each test. Each takes a descriptor and
+/// some memory.
 const MAX_LINKS_PER_PEER: usize = 64;
-/// The delay of the answer to an unpaired client after its first message. The constant time does not reveal how its
-/// message was judged, and makes guessing codes slow.
+/// How long after its first message an unpaired client gets its answer. The constant delay does not reveal how the
+/// message was judged, and it slows down guessing of codes.
 const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 
-/// Runs until the link is over.
+/// Runs until the link has ended.
 pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     let HandshakenConnection { stream, from, local, peer, slot, deadline } = connection;
     let peer = peer.id();
@@ -47,7 +48,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     slot.progressed();
     let answer_at = Instant::now() + REFUSAL_DELAY;
     let judged = match first {
-        ToReflector::Hello { versions, .. } if server.peers.is_paired(peer) => Ok((versions, None)),
+        ToReflector::Hello { versions, features, .. } if server.peers.is_paired(peer) => Ok((versions, features, None)),
         ToReflector::Pair { versions, proof, name } => {
             let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None);
             let answer = match exporter {
@@ -55,11 +56,11 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
                 Ok(exporter) => pair::verify_proof(&server, &exporter, from, peer, &proof, &name).await,
                 Err(_) => Err(RefusalReason::Handshake),
             };
-            answer.map(|answer| (versions, Some(answer)))
+            answer.map(|answer| (versions, vec![], Some(answer)))
         }
         _ => Err(RefusalReason::NotPaired),
     };
-    let (versions, paired) = match judged {
+    let (versions, features, paired) = match judged {
         Ok(judged) => judged,
         Err(reason) => {
             refuse(reason);
@@ -81,10 +82,11 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     };
     slot.settle();
     let span = tracing::info_span!("link", %peer, %from);
-    Connection::open(server, framed, id, peer, from, local, commands).serve(&versions, paired).instrument(span).await;
+    let connection = Connection::open(server, framed, id, peer, from, local, commands);
+    connection.serve(&versions, &features, paired).instrument(span).await;
 }
 
-/// Registers a link, unless this device or all devices together have too many.
+/// Registers a link. `None` if this device, or all devices together, have too many links open.
 fn register(server: &Server, peer: EndpointId, commands: mpsc::UnboundedSender<LinkCommand>) -> Option<LinkId> {
     let mut links = lock(&server.links);
     let of_peer = links.values().filter(|link| link.peer == peer).count();
@@ -97,7 +99,7 @@ fn register(server: &Server, peer: EndpointId, commands: mpsc::UnboundedSender<L
     Some(id)
 }
 
-/// The single answer to an unpaired client: always the same, and always [`REFUSAL_DELAY`] after its message.
+/// Answers an unpaired client: always the same, and always [`REFUSAL_DELAY`] after its message.
 async fn reject_unpaired(mut framed: Framed<LinkStream>, answer_at: Instant) {
     tokio::time::sleep_until(answer_at).await;
     // Best effort, with a timeout.

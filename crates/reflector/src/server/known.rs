@@ -1,5 +1,5 @@
-//! The prefixes from which paired devices authenticated: recorded at once, written to the database in bulk.
-//! `known_prefixes` decides which are known.
+//! Records the prefixes from which paired devices authenticate: at once in memory, and in batches in the database.
+//! `known_prefixes` decides which prefixes are known.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -12,14 +12,14 @@ use crate::connection_limiter::Prefix;
 use crate::known_prefixes::{KnownPrefixes, PeerPrefixes};
 use crate::store::{Store, StoreError};
 
-/// The shortest time between two writes. A device can use a new prefix for each link, and every write delays the others
-/// at the disk.
+/// The shortest time between two writes. A device can use a new prefix for each link, and each write delays other
+/// writes to disk.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// Expired prefixes are removed at least this often.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl Server {
-    /// Records that `peer` authenticated from this prefix, which is known from now on.
+    /// Records that `peer` authenticated from `prefix`. The prefix is known from now on.
     pub(super) fn note_prefix(&self, peer: EndpointId, prefix: Prefix) {
         let now = self.now().unix_ms;
         let mut known = lock(&self.known_prefixes);
@@ -35,7 +35,7 @@ impl Server {
         self.prefix_noted.notify_one();
     }
 
-    /// Removes the prefixes of `peer`. The store removes them together with a peer of the database; for a peer of the
+    /// Removes the prefixes of `peer`. The store removes those of a peer in the database itself; for a peer in the
     /// configuration, the next write does.
     pub(super) fn forget_prefixes(&self, peer: EndpointId) {
         let mut known = lock(&self.known_prefixes);
@@ -44,7 +44,7 @@ impl Server {
         self.prefix_noted.notify_one();
     }
 
-    /// Removes the expired prefixes. The next write removes them from the database.
+    /// Removes expired prefixes. The next write removes them from the database.
     fn expire_prefixes(&self) {
         let now = self.now().unix_ms;
         let mut known = lock(&self.known_prefixes);
@@ -52,7 +52,7 @@ impl Server {
         self.connection_slots.limiter().set_known(known.all(now));
     }
 
-    /// Writes the pending prefixes.
+    /// Writes the prefixes that changed to the database.
     pub(super) async fn write_known(&self) {
         // A write with an older list of authorized peers must not follow the removal of one of them.
         let _one_at_a_time = self.writing_known.lock().await;
@@ -65,7 +65,8 @@ impl Server {
     }
 }
 
-/// Writes the pending prefixes. If the write fails or is cancelled, for example by a shutdown, they stay pending.
+/// Writes the prefixes that changed. If the write fails or is cancelled, for example by a shutdown, the next write
+/// includes them.
 async fn write(
     known: &Mutex<KnownPrefixes>,
     store: &Store,
@@ -80,7 +81,7 @@ async fn write(
     Ok(())
 }
 
-/// Prefixes that are being written. Dropping this makes the remaining ones pending again.
+/// Prefixes that are being written. If this is dropped before they are written, the next write includes them.
 struct Unwritten<'a> {
     prefixes: Vec<PeerPrefixes>,
     known: &'a Mutex<KnownPrefixes>,
@@ -92,7 +93,7 @@ impl Drop for Unwritten<'_> {
     }
 }
 
-/// Writes prefixes and removes expired ones, until the future is dropped.
+/// Writes changed prefixes and removes expired ones, until the future is dropped.
 pub(super) async fn keep(server: Arc<Server>) {
     loop {
         // A timeout is not a failure: expired prefixes are removed even while no device connects.

@@ -1,4 +1,4 @@
-//! The server's life: what it is started with, the signals that end it, and the order in which everything ends.
+//! Starts and stops the server: what it is started with, the signals that end it, and the order in which its parts end.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ use crate::pairing::Pairing;
 use crate::sessions::{Limits, Now, PastUsage, Sessions, charged_after_crash};
 use crate::store::Store;
 
-/// Serves until a signal stops the reflector.
+/// Serves until a signal or `reflector drain` ends the reflector.
 pub async fn serve(
     config: Config,
     key: SecretKey,
@@ -193,7 +193,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// Charges what a crash left open. Returns the number of sessions and of bytes.
+/// Charges the sessions that were running when the reflector crashed. Returns the number of sessions and of bytes.
 async fn charge_open_leases(store: &Store) -> anyhow::Result<(u64, u64)> {
     let (mut sessions, mut bytes) = (0, 0_u64);
     for open in store.open_leases().await? {
@@ -209,7 +209,7 @@ async fn charge_open_leases(store: &Store) -> anyhow::Result<(u64, u64)> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// Of the terminal.
+    /// SIGHUP of the terminal. `None` if SIGHUP does not end this process.
     hangup: Option<Signal>,
 }
 
@@ -237,8 +237,8 @@ impl Signals {
     }
 }
 
-/// The first signal lets running sessions finish, a second one ends them. An error: one of the tasks that everything
-/// depends on is gone, and only a new start helps.
+/// The first signal lets running sessions finish; the second ends them. Fails if a task ends on which everything
+/// depends: then only a restart helps.
 async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
     let lost = |_| anyhow::anyhow!("a task of the reflector ended; see its log");
     let mut stage = server.lifecycle.subscribe();
@@ -259,9 +259,9 @@ async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut Joi
     Ok(())
 }
 
-/// Raises the limit of open descriptors. A session of 64 streams in each direction takes some 400 descriptors, and
-/// shells and service managers often allow 1,024 in total although the kernel would allow more. Returns the new limit;
-/// `None`: no limit.
+/// Raises the limit of open file descriptors to its maximum. A session of 64 streams in each direction uses about 400,
+/// and shells and service managers often set 1,024 although the kernel would allow more. Returns the new limit; `None`
+/// if there is none.
 fn allow_many_descriptors(listening: usize) -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -277,8 +277,7 @@ fn allow_many_descriptors(listening: usize) -> Option<u64> {
     allowed
 }
 
-/// Loads the prefixes from which the paired devices authenticated, and removes those of devices that are no longer
-/// paired.
+/// Loads the prefixes from which paired devices authenticated. Removes those of devices that are not paired any more.
 async fn load_known_prefixes(store: &Store, peers: &Peers) -> anyhow::Result<KnownPrefixes> {
     let rows = store.known_prefixes().await?;
     let gone = rows.iter().map(|(peer, ..)| *peer).filter(|peer| !peers.is_paired(*peer));

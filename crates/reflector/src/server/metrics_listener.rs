@@ -1,5 +1,5 @@
-//! Answers `GET /metrics` with the state of the server, for Prometheus. Off unless `metrics_listen` is set. Whatever the
-//! clients do, few connections are open, each for a short time, and few are accepted in a second: tests must not notice.
+//! Serves `GET /metrics` for Prometheus. Off unless `metrics_listen` is set. Limits the connections of its clients in
+//! number, duration and rate, so that they do not disturb tests.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,34 +24,35 @@ use super::{Server, lock, status};
 use crate::config::MetricsListen;
 use crate::metrics;
 
-/// The most connections at once. The kernel queues further ones.
+/// The number of connections at once. The kernel queues further ones.
 const MAX_CONNECTIONS: usize = 8;
-/// The longest time of a connection, from its acceptance to its end.
+/// The longest time from the acceptance of a connection to its end.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection counts at least, so that a client that asks in a loop takes no processor time from tests: 32 are
-/// accepted in a second, on average.
+/// The shortest time for which a connection occupies its slot. It limits clients to 32 connections per second on
+/// average, so that a client that polls in a loop takes little processor time from tests.
 const MIN_SLOT_TIME: Duration = Duration::from_millis(250);
-/// Connections that the kernel queues until they are accepted.
+/// The number of connections that the kernel queues until they are accepted.
 const LISTEN_BACKLOG: i32 = 16;
-/// The most bytes of a request's line and headers together; hyper's smallest buffer.
+/// The size limit of the request line and headers, in bytes: hyper's smallest buffer.
 const MAX_REQUEST_BYTES: usize = 8192;
-/// How long a text is served again, for the same reason.
+/// How long the text of the metrics is reused. It limits the processor time that requests take.
 const TEXT_LIFETIME: Duration = Duration::from_secs(1);
-/// How long to wait without a free descriptor, if none of the reflector's connections frees one.
+/// How long to wait before accepting again when no file descriptor is free. The wait ends earlier if a connection of
+/// the reflector frees one.
 const DESCRIPTOR_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why the metrics are not served.
+/// Why the metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsListenError {
-    /// On an address.
+    /// The TCP address cannot be bound.
     #[error(transparent)]
     Address(#[from] ListenError),
-    /// On a unix socket.
+    /// The Unix socket cannot be created.
     #[error(transparent)]
     Socket(#[from] UnixSocketError),
 }
 
-/// A bound listener.
+/// A bound listener for the metrics.
 #[derive(Debug)]
 pub(super) enum MetricsListener {
     Tcp(TcpListener, SocketAddr),
@@ -59,7 +60,7 @@ pub(super) enum MetricsListener {
 }
 
 impl MetricsListener {
-    /// Binds what the configuration names; `None` if that is nothing.
+    /// Binds what the configuration names; `None` if metrics are off.
     pub(super) fn bind(listen: &MetricsListen) -> Result<Option<Self>, MetricsListenError> {
         match listen {
             MetricsListen::Off => Ok(None),
@@ -71,7 +72,7 @@ impl MetricsListener {
         }
     }
 
-    /// Where a client finds the metrics.
+    /// The address or path at which clients find the metrics.
     pub(super) fn place(&self) -> String {
         match self {
             Self::Tcp(_, address) => format!("http://{address}/metrics"),
@@ -91,7 +92,7 @@ fn bind_tcp(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
     Ok((listener, bound))
 }
 
-/// Answers until the future is dropped.
+/// Answers requests until the future is dropped.
 pub(super) async fn run(server: Arc<Server>, listener: MetricsListener) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let text = Arc::new(CachedText::default());
@@ -115,7 +116,7 @@ pub(super) async fn run(server: Arc<Server>, listener: MetricsListener) {
     }
 }
 
-/// Serves one connection: one request, whatever the client wants.
+/// Serves one connection: answers one request, then closes it.
 async fn serve<S>(server: Arc<Server>, text: Arc<CachedText>, stream: S, slot: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -154,7 +155,7 @@ fn respond<B>(request: &Request<B>, text: impl FnOnce() -> String) -> Response<S
     response
 }
 
-/// The metrics as they were at most [`TEXT_LIFETIME`] ago.
+/// The text of the metrics, reused for [`TEXT_LIFETIME`].
 #[derive(Default)]
 struct CachedText(Mutex<Option<(Instant, String)>>);
 

@@ -1,5 +1,5 @@
-//! The reflector's shell: sockets, tasks and time around the pure decisions of `sessions`, `connection_limiter` and `pairing`.
-//! Nothing is decided here.
+//! The server of the reflector: sockets, tasks and time around the decisions of `sessions`, `connection_limiter` and
+//! `pairing`. This module makes no decisions.
 
 mod accept;
 mod admin_socket;
@@ -58,8 +58,8 @@ use counts::ServerCounts;
 use peers::Peers;
 use running_session::RunningSession;
 
-/// How long the last links and teardowns may take at a stop. A peer that does not read, or a disk that does not write,
-/// must not keep the reflector from stopping.
+/// How long a stop waits for the last links and session teardowns. A peer that does not read, or a disk that does not
+/// write, must not keep the reflector from stopping.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The state that all tasks of the server share.
@@ -72,7 +72,7 @@ struct Server {
     sessions: Mutex<Sessions<Arc<RunningSession>>>,
     connection_slots: Arc<ConnectionSlots>,
     known_prefixes: Mutex<KnownPrefixes>,
-    /// Notified when known prefixes have changed that are not written yet.
+    /// Notified when known prefixes have changed and must be written.
     prefix_noted: Notify,
     /// Locked while known prefixes are written.
     writing_known: tokio::sync::Mutex<()>,
@@ -80,84 +80,84 @@ struct Server {
     throttle: Mutex<EventThrottle>,
     budgets: Mutex<MessageBudgets>,
     facts: facts_cache::FactsCache,
-    /// The most links that may be open at once.
+    /// The number of links that may be open at once.
     max_links: usize,
     peers: Peers,
     store: Store,
     audit: Audit,
     links: Mutex<HashMap<LinkId, Link>>,
-    /// Each teardown of a session holds a read lock; the write lock waits for all of them.
+    /// Each teardown of a session holds a read lock. The write lock waits for all teardowns.
     teardowns: tokio::sync::RwLock<()>,
-    /// One for each address that is listened on: answers the datagrams of tunneled sessions.
+    /// One UDP port for each listening address. It answers the datagrams of tunneled sessions.
     udp_ports: HashMap<SocketAddr, Arc<UdpPort>>,
     began: Instant,
-    /// Wakes the session timer: something may be due earlier than it expects.
+    /// Wakes the session timer, because an action may be due earlier than it expects.
     due: Notify,
-    /// Notified each time that the session timer has polled the sessions.
+    /// Notified each time the session timer has polled the sessions.
     polled: Notify,
-    /// A connection or session ended: a task that waits for a slot or a descriptor tries again.
+    /// Notified when a connection or session has ended, so that tasks that wait for a slot or descriptor try again.
     capacity: Notify,
-    /// The command that opened the last code. Locked while `pairing` is.
+    /// The command that opened the last pairing code. Locked while `pairing` is locked.
     code_requester: Mutex<Option<CodeRequester>>,
-    /// Wakes when a pairing was written to disk or failed to be.
+    /// Notified when the write of a pairing has succeeded or failed.
     claim_settled: Notify,
     lifecycle: watch::Sender<Lifecycle>,
     counts: Arc<ServerCounts>,
-    /// Where the metrics are served, if they are.
+    /// Where the metrics are served; `None` if they are not.
     metrics: Option<String>,
-    /// Datagrams whose source was not their session's device, of sessions that ended.
+    /// The number of datagrams of ended sessions that came from another address than the session's device.
     datagrams_from_elsewhere: AtomicU64,
-    /// Engines that are offered.
+    /// The engines that the reflector offers.
     engines: Vec<&'static dyn Engine>,
-    /// Engines that are configured and cannot run on this host.
+    /// The engines that are configured but cannot run on this host.
     unavailable: Vec<UnavailableEngine>,
-    /// Ended sessions whose bytes could not be charged on disk yet.
+    /// Ended sessions whose bytes could not be written to the database yet.
     unsettled: Mutex<Vec<SessionAccounts>>,
 }
 
-/// The stages from serving to stopped.
+/// The stages of the server from start to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Lifecycle {
     Serving,
-    /// No new sessions; running ones go on.
+    /// The server grants no new sessions. Running sessions continue.
     Draining,
-    /// Everything ends now.
+    /// All sessions and links end now.
     Stopping,
 }
 
-/// An open link, for the tasks of other links and of the server.
+/// What the server and the tasks of other links know about an open link.
 struct Link {
     peer: EndpointId,
     commands: mpsc::UnboundedSender<LinkCommand>,
 }
 
-/// A command to the task of a link. The channel is unbounded, but each link has at most one request or session, and the
-/// session timer sends a few commands a second.
+/// A command to the task of a link. The channel is unbounded. It stays short, because a link has at most one request or
+/// session, and the session timer sends only a few commands per second.
 #[expect(clippy::large_enum_variant, reason = "one is in a channel for each queued request")]
 #[derive(Debug)]
 enum LinkCommand {
-    /// The queued request was reserved: grant it.
+    /// The queued request has a reservation: turn it into a grant.
     Reserved(Reservation),
-    /// Its place in the queue.
+    /// The position of the queued request has changed.
     Place { place: u32, expected_wait: Duration },
     /// The queued request was denied.
     Denied(paramedic_link::message::Denial),
-    /// Its session has ended and was torn down.
+    /// The session of the link was ended and torn down.
     Ended { session: SessionId, reason: EndReason },
-    /// Its device is no longer paired.
+    /// The device of the link is not paired any more.
     PeerRemoved,
 }
 
-/// The command that opened a code.
+/// The command that opened a pairing code.
 struct CodeRequester {
     code: CodeId,
-    /// The name to give to the device that pairs.
+    /// The name for the device that pairs; `None`: the name that it sends.
     wanted_name: Option<PeerText>,
-    /// Receives the device that paired, once.
+    /// Sends the command the device that paired, once.
     over: Option<oneshot::Sender<PairedDevice>>,
 }
 
-/// The device that paired with a code, and its name.
+/// A device that paired with a code, and its name.
 struct PairedDevice(EndpointId, PeerText);
 
 impl Server {
@@ -165,7 +165,7 @@ impl Server {
         lock(&self.sessions)
     }
 
-    /// The configuration that applies now.
+    /// The configuration that applies at present.
     fn config(&self) -> Arc<Config> {
         Arc::clone(&lock(&self.config))
     }
@@ -174,14 +174,14 @@ impl Server {
         Now { mono: self.began.elapsed(), unix_ms: unix_now() }
     }
 
-    /// Writes events that no answer to a client depends on. They take their place in the log now; await the write
-    /// before answering. Events that cannot be written now are kept and written later: a fault shows in the status and
-    /// stops further grants.
+    /// Writes events that no answer to a client depends on. The call fixes their place in the log; await the write
+    /// before answering. Events that cannot be written now are written later. A fault of the log shows in the status
+    /// and stops further grants.
     fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         self.audit.record_or_note(lock(&self.throttle).pass(events, self.now()))
     }
 
-    /// As [`Server::record`], for a caller that can't wait.
+    /// Like [`Server::record`], for a caller that cannot wait.
     fn record_soon(&self, events: Vec<AuditEvent>) {
         // Without a runtime the program is ending, and so is the log.
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
@@ -191,13 +191,14 @@ impl Server {
         }
     }
 
-    /// Datagrams since the start that did not come from the address of their session's device.
+    /// The number of datagrams since the start that came from another address than their session's device.
     fn datagrams_from_elsewhere(&self) -> u64 {
         let running = self.sessions().handles().map(|running| running.datagrams().from_elsewhere).sum::<u64>();
         self.datagrams_from_elsewhere.load(Ordering::Relaxed) + running
     }
 
-    /// Charges the bytes of an ended session. If the disk fails, they are charged once it works again.
+    /// Writes the charged bytes of an ended session to the database. If the disk fails, they are written once it works
+    /// again.
     async fn settle(&self, settled: SessionAccounts) {
         match self.store.settle(settled.session, &settled.bytes_by_day).await {
             Ok(()) => {}
@@ -209,7 +210,7 @@ impl Server {
         }
     }
 
-    /// Writes what could not be written during a fault of the disk.
+    /// Writes what could not be written while the disk failed.
     async fn write_pending(&self) {
         self.peers.settle().await;
         let unsettled = std::mem::take(&mut *lock(&self.unsettled));
@@ -218,7 +219,7 @@ impl Server {
         }
     }
 
-    /// Why no session is granted, as text; empty if there is no such reason.
+    /// Why the reflector grants no sessions at present, as text; empty if it does.
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(why) = &*self.audit.fault().borrow() {
@@ -230,7 +231,7 @@ impl Server {
         problems
     }
 
-    /// Takes back a reservation that was not promised, if it still exists. Returns the events of that.
+    /// Takes back a reservation that was not promised, if it still exists. Returns the audit events of that.
     #[must_use]
     fn undo(&self, session: SessionId) -> Vec<AuditEvent> {
         let undone = self.sessions().undo(session, self.now());
@@ -238,7 +239,7 @@ impl Server {
         undone
     }
 
-    /// A slot or a port may be free again: wakes the tasks that wait for one.
+    /// Wakes the tasks that wait for a slot or a port, because one may be free.
     fn capacity_freed(&self) {
         self.capacity.notify_waiters();
         self.due.notify_one();
@@ -253,7 +254,7 @@ impl Server {
         }
     }
 
-    /// Returns once no session is reserved or runs.
+    /// Waits until no session is reserved or running.
     async fn await_no_sessions(&self) {
         loop {
             let changed = self.capacity.notified();
@@ -264,7 +265,7 @@ impl Server {
         }
     }
 
-    /// Reports the device that paired with this code to the command that opened it.
+    /// Reports the device that paired with this code to the command that opened the code.
     fn report_paired(&self, code: CodeId, end: PairedDevice) {
         let over = lock(&self.code_requester)
             .as_mut()
@@ -276,7 +277,7 @@ impl Server {
         }
     }
 
-    /// Returns once no pairing with this code is being written.
+    /// Waits until no pairing with this code is being written.
     async fn await_no_claim(&self, code: CodeId) {
         loop {
             let settled = self.claim_settled.notified();
@@ -287,7 +288,7 @@ impl Server {
         }
     }
 
-    /// Returns once the task of every link has ended. A change of `lifecycle` ends these tasks.
+    /// Waits until the task of every link has ended. A change of `lifecycle` ends these tasks.
     async fn await_no_links(&self) {
         let all_gone = async {
             loop {
@@ -301,7 +302,7 @@ impl Server {
         tokio::time::timeout(STOP_TIMEOUT, all_gone).await.ok();
     }
 
-    /// Counts a refused connection, and logs it at a bounded rate.
+    /// Counts a refused connection, and logs it unless there are too many.
     fn refuse(&self, from: IpAddr, reason: RefusalReason, peer: Option<EndpointId>) {
         let events = lock(&self.throttle).pass(vec![AuditEvent::Refused { from, reason, peer }], self.now());
         for event in events {
@@ -310,7 +311,8 @@ impl Server {
         }
     }
 
-    /// Whether a line that `peer` causes may be written to the program's log now.
+    /// Whether a line about `peer` may be written to the program's log now. A peer can cause only a limited number per
+    /// minute.
     fn may_log(&self, peer: EndpointId) -> bool {
         let (may, suppressed) = lock(&self.throttle).count(Cause::Log(peer), self.now());
         self.note_suppressed(suppressed);
@@ -327,7 +329,7 @@ impl Server {
         }
     }
 
-    /// Sends a command to a link; `false` if the link is closed.
+    /// Sends a command to a link. Returns `false` if the link is closed.
     fn send_command(&self, link: LinkId, command: LinkCommand) -> bool {
         lock(&self.links).get(&link).is_some_and(|link| link.commands.send(command).is_ok())
     }
@@ -343,14 +345,14 @@ impl Server {
     }
 }
 
-/// Milliseconds since 1970; a clock before that reads as 0.
+/// The time in milliseconds since 1970; 0 if the clock is set before 1970.
 #[expect(clippy::disallowed_methods, reason = "the shell reads the clock for the decisions")]
 fn unix_now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Locks `mutex` and ignores poison, so that a panic in one connection does not stop the others.
+/// Locks `mutex`, also if it is poisoned: a panic in one connection must not stop the others.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The reflector's offer: the engines that its host can run, and the configured limits.
+//! What the reflector offers: the engines that can run on its host, and the configured limits.
 
 use std::os::unix::fs::DirBuilderExt;
 
@@ -11,7 +11,8 @@ use crate::config::Config;
 use crate::sessions::Limits;
 use crate::status::UnavailableEngine;
 
-/// Tries each configured engine. Returns those that run on this host, and those that do not.
+/// Checks each configured engine. Returns the engines that can run on this host, and those that cannot with the
+/// reasons.
 pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<UnavailableEngine>)> {
     let scratch = config.scratch_dir();
     // Leftovers of a killed reflector.
@@ -44,7 +45,7 @@ pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn
     Ok((engines, unavailable))
 }
 
-/// The configured session limits, with the engines that can be offered.
+/// The session limits of the configuration, with the engines that are offered.
 pub(super) fn limits(config: &Config, engines: &[&'static dyn Engine]) -> Limits {
     let direct = config.offers_direct();
     let mut data_modes = vec![DataMode::Tunneled];
@@ -61,6 +62,7 @@ pub(super) fn limits(config: &Config, engines: &[&'static dyn Engine]) -> Limits
         max_bytes_per_day: config.max_bytes_per_day,
         max_bytes_per_day_total: config.max_bytes_per_day_total,
         max_queue: config.max_queue,
+        max_monitors: config.max_monitors,
         data_ports: direct.then(|| config.data_port_range.clone()),
         data_modes,
         engine_modes: engines.clone().map(|(id, modes)| (id, modes.to_vec())).collect(),

@@ -1,5 +1,5 @@
-//! The pairing after a right proof or a command at the admin socket: a device becomes a peer on disk and in the audit
-//! log, or remains unpaired.
+//! Pairs a device after a right proof or a command at the admin socket. The device becomes a peer on disk and in the
+//! audit log, or it remains unpaired.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::connection_limiter::Prefix;
 use crate::event::RefusalReason;
 use crate::pairing::ProofDecision;
 
-/// Judges a proof that was received with this exporter value. A right proof makes the device a peer before it is
-/// answered.
+/// Judges a pairing proof; `exporter` is the TLS exporter value of its connection. After a right proof, the device is a
+/// peer on disk before it is answered.
 pub(super) async fn verify_proof(
     server: &Arc<Server>,
     exporter: &[u8; 32],
@@ -58,7 +58,7 @@ pub(super) async fn verify_proof(
     answer
 }
 
-/// Renames a peer.
+/// Renames a peer in the database and in the audit log.
 pub(super) async fn rename(server: &Server, peer: EndpointId, name: &PeerText) -> anyhow::Result<()> {
     let renamed = server.peers.rename(peer, name).await?;
     renamed.then_some(()).context("no such device is paired")?;

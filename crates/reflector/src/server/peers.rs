@@ -1,7 +1,7 @@
-//! The paired devices: a copy in memory that every handshake checks, consistent with the store and the audit log.
+//! The paired devices. Every handshake checks a copy in memory, which is consistent with the store and the audit log.
 //!
-//! Each change in the store also stores, in the same transaction, the audit line that it owes. A device is a peer once
-//! its line is written. Lines that a crash or a fault leaves owed are written at the next start, or when the log can be
+//! A change in the store also stores, in the same transaction, the audit line that it owes. A device is a peer once its
+//! line is written. Lines that a crash or a fault left owed are written at the next start, or when the log can be
 //! written again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,38 +16,38 @@ use crate::audit::{self, Audit};
 use crate::event::AuditEvent;
 use crate::store::{Peer, Store};
 
-/// All paired appliances.
+/// All paired devices.
 pub(super) struct Peers {
     store: Store,
     audit: Audit,
-    /// Peers of the configuration, which only the configuration can remove.
+    /// The peers in the configuration. Only a change of the configuration removes them.
     authorized: RwLock<BTreeSet<EndpointId>>,
     known: RwLock<BTreeMap<EndpointId, Peer>>,
-    /// Held while the database is changed and read again, so that an older state does not restore a removed peer.
+    /// Locked while the database is changed and then read, so that an older state does not restore a removed peer.
     changing: Mutex<Unsettled>,
 }
 
-/// Unfinished work of earlier changes.
+/// What earlier changes have left to do.
 #[derive(Default)]
 struct Unsettled {
-    /// Lines that are in the audit log, but that the database still lists as owed.
+    /// The ids of lines that are in the audit log, but that the database still lists as owed.
     written: BTreeSet<i64>,
-    /// Added peers whose audit line could not be written and whose removal failed, too.
+    /// Peers to remove again: their audit line could not be written, and the first attempt to remove them failed, too.
     take_back: BTreeSet<EndpointId>,
 }
 
-/// The result of a removal.
+/// The result of removing a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Removal {
     Removed,
     NotThere,
-    /// `authorized_peers` names it: only the configuration can remove it.
+    /// `authorized_peers` names the peer, so only a change of the configuration removes it.
     InConfig,
 }
 
 impl Peers {
-    /// Loads the peers of the database and of the configuration. First writes the lines that a crash left owed to the
-    /// audit log in `audit_folder`.
+    /// Loads the peers of the database and of the configuration. Before that, writes the audit lines that a crash left
+    /// owed to the log in `audit_folder`.
     pub(super) async fn load(
         store: &Store,
         audit: &Audit,
@@ -79,7 +79,7 @@ impl Peers {
         Ok(peers)
     }
 
-    /// Whether `id` is paired.
+    /// Whether the device `id` is paired.
     pub(super) fn is_paired(&self, id: EndpointId) -> bool {
         self.is_authorized(id) || self.read().contains_key(&id)
     }
@@ -93,7 +93,7 @@ impl Peers {
         self.authorized.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
     }
 
-    /// Replaces the peers in the configuration. Returns those that are no longer paired.
+    /// Replaces the peers in the configuration. Returns the devices that are not paired any more.
     pub(super) fn set_authorized(&self, ids: &[EndpointId]) -> Vec<EndpointId> {
         let next = ids.iter().copied().collect();
         let mut authorized = self.authorized.write().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +102,7 @@ impl Peers {
         before.into_iter().filter(|id| !self.is_paired(*id)).collect()
     }
 
-    /// All peers, those of the configuration first.
+    /// All peers, those in the configuration first.
     pub(super) fn list(&self) -> Vec<(EndpointId, PeerText, &'static str)> {
         let (authorized, known) = (self.authorized(), self.read());
         let from_config = authorized.iter().map(|id| (*id, PeerText::new("(from the configuration)"), "config"));
@@ -110,8 +110,8 @@ impl Peers {
         from_config.chain(from_store.filter(|(id, ..)| !authorized.contains(id))).collect()
     }
 
-    /// Adds a peer, durably and with its line in the audit log. Returns its name and whether it is new. On an error the
-    /// device is not paired, unless it was before.
+    /// Adds a peer, on disk and in the audit log. Returns its name, and whether it is new. After an error the device is
+    /// not paired, unless it was before.
     pub(super) async fn add(&self, id: EndpointId, name: &PeerText, by: &str) -> anyhow::Result<(PeerText, bool)> {
         let mut unsettled = self.lock_changes().await?;
         let is_new = self.store.add_peer(id, name, by).await?;
@@ -131,7 +131,7 @@ impl Peers {
         Ok((name, is_new))
     }
 
-    /// Removes a peer durably. [`Peers::settle`] writes its audit line.
+    /// Removes a peer on disk. [`Peers::settle`] writes its audit line.
     pub(super) async fn remove(&self, id: EndpointId) -> anyhow::Result<Removal> {
         if self.is_authorized(id) {
             return Ok(Removal::InConfig);
@@ -142,7 +142,7 @@ impl Peers {
         Ok(if removed { Removal::Removed } else { Removal::NotThere })
     }
 
-    /// Renames a peer, durably; `false` if there is no such peer. [`Peers::settle`] writes its audit line.
+    /// Renames a peer on disk. Returns `false` if there is no such peer. [`Peers::settle`] writes its audit line.
     pub(super) async fn rename(&self, id: EndpointId, name: &PeerText) -> anyhow::Result<bool> {
         let _changes = self.lock_changes().await?;
         let renamed = self.store.rename_peer(id, name).await?;
@@ -150,7 +150,7 @@ impl Peers {
         Ok(renamed)
     }
 
-    /// Finishes the work that earlier changes left. Work that fails because of the disk is left for the next call.
+    /// Finishes what earlier changes have left to do. What fails because of the disk is left for the next call.
     pub(super) async fn settle(&self) {
         let mut unsettled = self.changing.lock().await;
         let settled = async {
@@ -162,7 +162,7 @@ impl Peers {
         }
     }
 
-    /// The peer with this Endpoint ID or name.
+    /// Finds a peer by its Endpoint ID or name.
     pub(super) fn find(&self, text: &str) -> Option<EndpointId> {
         if let Ok(id) = text.parse() {
             return Some(id);
@@ -170,7 +170,7 @@ impl Peers {
         self.read().values().find(|peer| peer.name.as_str() == text).map(|peer| peer.id)
     }
 
-    /// Locks the changes of the peers, after retrying the failed removals.
+    /// Locks the peers for a change. First removes the peers whose removal failed earlier.
     async fn lock_changes(&self) -> anyhow::Result<MutexGuard<'_, Unsettled>> {
         let mut unsettled = self.changing.lock().await;
         self.take_back(&mut unsettled).await?;
@@ -187,7 +187,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Writes the owed lines to the audit log. An error means that they are not acknowledged.
+    /// Writes the owed lines to the audit log. After an error, they are not acknowledged.
     async fn pay(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
         let owed = self.store.owed_lines().await?;
         let unwritten = owed.iter().filter(|line| !unsettled.written.contains(&line.id));

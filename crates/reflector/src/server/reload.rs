@@ -1,5 +1,5 @@
-//! Reads the configuration again while the server runs: on SIGHUP without a terminal, and for `reflector config
-//! reload`.
+//! Reads the configuration again while the server runs: on SIGHUP if the process has no terminal, and for `reflector
+//! config reload`.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -14,20 +14,21 @@ use super::{Server, lock};
 use crate::config::{Config, ConfigChange, change};
 use crate::sessions::Limits;
 
-/// How long the removal of known prefixes from the database may keep the outcome waiting. After that it continues later.
+/// How long an answer waits until the prefixes of removed peers are deleted from the database. After that, a later
+/// write deletes them.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a running server reads its configuration again, and changes its log filter.
+/// How a running server reads its configuration again and changes its log filter.
 pub struct ConfigReloader {
     /// Reads the same flags, environment and files as at the start.
     pub read: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
-    /// The filter of the log.
+    /// The filter of the program's log.
     pub log_filter: LogFilter,
 }
 
 impl Server {
-    /// Reads the configuration and applies the settings that need no restart. An invalid configuration changes nothing.
-    /// The outcome is logged.
+    /// Reads the configuration, and applies the settings that need no restart. An invalid configuration changes
+    /// nothing. Logs the outcome.
     pub(super) async fn reload(&self) -> Result<ConfigChange, ConfigError> {
         let _one_at_a_time = self.reloading.lock().await;
         let read = tokio::task::block_in_place(|| (self.reloader.read)()).inspect_err(|error| {
@@ -62,7 +63,7 @@ impl Server {
     }
 }
 
-/// Reads the configuration again on each signal, until it is dropped.
+/// Reads the configuration again each time the signal arrives, until the future is dropped.
 pub(super) async fn on_signal(server: Arc<Server>, mut signal: Signal) {
     while signal.recv().await.is_some() {
         // The outcome is logged.
@@ -70,19 +71,19 @@ pub(super) async fn on_signal(server: Arc<Server>, mut signal: Signal) {
     }
 }
 
-/// The effect of SIGHUP on this process.
+/// What SIGHUP does to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hangup {
-    /// The terminal closed: ends the reflector like SIGTERM.
+    /// SIGHUP ends the reflector like SIGTERM, because it means that the terminal was closed.
     Ends,
-    /// A service manager or an operator sent it: reads the configuration again.
+    /// SIGHUP makes the reflector read its configuration again, because a service manager or an operator sent it.
     Reloads,
-    /// The parent process, for example nohup, chose to ignore it.
+    /// SIGHUP is ignored, because the parent process (such as nohup) chose so.
     IsIgnored,
 }
 
 impl Hangup {
-    /// The effect for this process, determined before it handles any signal.
+    /// Determines what SIGHUP does to this process. Call it before the process handles any signal.
     pub(super) fn of_this_process() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let has_terminal =
@@ -99,7 +100,7 @@ impl Hangup {
     }
 }
 
-/// Whether a process with this /proc/PID/status (proc_pid_status(5)) ignores SIGHUP, which is signal 1.
+/// Whether a process ignores SIGHUP (signal 1). `status` is the text of /proc/PID/status (proc_pid_status(5)).
 fn ignores_hangup(status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)

@@ -1,4 +1,4 @@
-//! One granted session while it runs: its engine's end, its probes, its keys, its leases, and its teardown.
+//! A granted session while it runs: the reflector's end of its engine, its probes, keys and leases, and its teardown.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use paramedic_engines::bind;
 use paramedic_engines::data_stream::DataStream;
-use paramedic_engines::echo::{self, DwellTimes, ProbeResponder};
+use paramedic_engines::echo::{self, DwellTimes, MonitorResponder, ProbeResponder};
 use paramedic_engines::engine::{EngineServer, PhaseProgress, ServerSetup};
 use paramedic_engines::interface::InterfaceClock;
 use paramedic_engines::metered_stream::MeteredStream;
@@ -30,56 +30,60 @@ use super::connection_slot::SessionSlots;
 use super::counts::{PhasePayload, ServerCounts};
 use super::{LinkCommand, Server, lock};
 use crate::descriptors;
-use crate::sessions::{Lease, LinkId, Reservation, UseRecorder};
+use crate::sessions::{Lease, LinkId, Reservation, SessionPurpose, UseRecorder};
 use crate::store::StoreError;
 
-/// The most bytes that a session leases at once: more than a second at 400 Gbit/s. `sessions` may grant less. Writing a
-/// lease uses the processor and the disk, which disturbs the measurement, so leases are few and large.
+/// The largest lease, in bytes: more than a second at 400 Gbit/s. `sessions` may grant less. Writing a lease takes
+/// processor and disk time, which disturbs the measurement, so leases are few and large.
 const LARGEST_LEASE: u64 = 64 << 30;
 
-/// The delay before a failed write of a lease is retried, while bytes of an earlier one are left.
+/// The bytes that a monitor session leases at once: more than an hour at one probe a second. A crash charges all of them.
+const MONITOR_LEASE: u64 = 1_000_000;
+
+/// How long to wait before a failed write of a lease is retried, while bytes of an earlier lease are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 
-/// What the kernel recorded of the streams of a phase takes at most this part of its payload to send: a twentieth.
+/// Before it is sent, the kernel's record of a phase's streams is thinned to at most 1/20 of the phase's payload.
 const DETAIL_OF_PAYLOAD: u64 = 20;
 
-/// One granted session.
+/// A granted session.
 pub(super) struct RunningSession {
     pub(super) session: SessionId,
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
+    pub(super) purpose: SessionPurpose,
     pub(super) spec: TestSpec,
-    /// The local address of its link.
+    /// The reflector's address of the link.
     local: IpAddr,
     pub(super) keys: Arc<SessionKeys>,
     pub(super) control: Arc<SessionControl>,
     counts: Arc<ServerCounts>,
-    /// What it holds until it is closed. A phase reads it for as long as it runs.
+    /// The sockets and threads of the session; `None` once it is closed. A phase holds the read lock while it runs.
     resources: RwLock<Option<SessionResources>>,
     /// Whether the session already has its one connection for latency probes over TCP.
     has_probe_stream: AtomicBool,
-    /// The thread of that connection.
+    /// The thread that answers the probes on that connection.
     probe_thread: Mutex<Option<JoinHandle<()>>>,
     wants_lease: Arc<Notify>,
     datagrams: Arc<DatagramCounts>,
-    /// What must be on disk of the bytes that were used.
+    /// Decides when the number of used bytes must be written to disk.
     use_recorder: Mutex<UseRecorder>,
-    /// Whether the streams of a phase with load arrived.
+    /// Whether the streams of a phase with load have arrived.
     had_streams: AtomicBool,
-    /// Notified when a phase begins or ends: the use must then be read earlier.
+    /// Notified when a phase begins or ends, because the use must then be read earlier.
     phase_changed: Notify,
-    /// The origin of the monotonic clock of `use_recorder`.
+    /// The zero of the monotonic clock that `use_recorder` uses.
     began: Instant,
-    /// Whether leasing has stopped. Locked while leases and use are written, so that none is written after the final
+    /// Whether leasing has stopped. Locked while leases and use are written, so that nothing is written after the final
     /// charge.
     is_over: tokio::sync::Mutex<bool>,
 }
 
-/// The reflector's sockets and threads of a session.
+/// The sockets and threads that the reflector has open for a session.
 struct SessionResources {
     server_end: Box<dyn EngineServer>,
     _enrolment: Enrolment,
-    /// The UDP port of the session. In direct mode it belongs to this session alone and ends with it.
+    /// The UDP port of the session. In direct mode it belongs to this session alone, and is closed with it.
     _port: Arc<UdpPort>,
     _slots: SessionSlots,
 }
@@ -92,19 +96,19 @@ pub(super) struct SessionEvent {
     pub(super) what: PhaseEvent,
 }
 
-/// The events of a phase.
+/// What happened in a phase.
 #[derive(Debug)]
 pub(super) enum PhaseEvent {
     Started(u8),
     Sample(u8, Direction, Sample),
-    /// A part of what the kernel recorded of the streams; it fits a message.
+    /// A part of the kernel's record of the streams, small enough for one message.
     Detail(u8, Direction, Vec<TcpSample>),
     Done(u8, Box<PhaseTally>),
 }
 
 impl RunningSession {
-    /// Opens all resources of the session. Blocks while an engine starts a program. `AddrInUse`: another program holds
-    /// the port.
+    /// Opens all resources of the session. Blocks while an engine starts a program. Fails with `AddrInUse` if another
+    /// program uses the port.
     pub(super) fn open(
         server: &Server,
         reservation: &Reservation,
@@ -145,11 +149,21 @@ impl RunningSession {
             Some(refused) => io::Error::new(io::ErrorKind::QuotaExceeded, refused.clone()),
             None => error,
         })?;
-        // What is promised is there: a phase that gets no threads fails, and with it a test that took its turn.
-        thread_limit::check(threads_of(&reservation.spec))?;
+        if reservation.purpose == SessionPurpose::Test {
+            // What is promised is there: a phase that gets no threads fails, and with it a test that took its turn.
+            thread_limit::check(threads_of(&reservation.spec))?;
+        }
         let dwell = Arc::clone(&server.counts.dwell);
-        let probes: Arc<dyn DatagramHandler> =
-            Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control), dwell, reservation.spec.dscp));
+        let (of_session, its_control) = (Arc::clone(&keys), Arc::clone(&control));
+        let probes: Arc<dyn DatagramHandler> = match reservation.purpose {
+            SessionPurpose::Test => {
+                Arc::new(ProbeResponder::new(of_session, its_control, dwell, reservation.spec.dscp))
+            }
+            SessionPurpose::Monitor => {
+                let load = Arc::clone(&server.counts.load);
+                Arc::new(MonitorResponder::new(of_session, its_control, dwell, load))
+            }
+        };
         let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();
         let enrolment = port.enroll(keys.session(), Arc::clone(&control), from, handlers);
         let streams = descriptors::control_port_streams(&reservation.spec);
@@ -157,6 +171,7 @@ impl RunningSession {
             session: reservation.session,
             link: reservation.link,
             peer: reservation.peer,
+            purpose: reservation.purpose,
             spec: reservation.spec.clone(),
             local: local.ip(),
             datagrams: enrolment.counts(),
@@ -180,17 +195,17 @@ impl RunningSession {
         })
     }
 
-    /// The terms of the engine for the appliance's end, if it has any.
+    /// The terms of the reflector's end of the engine for the appliance's end, if the engine has terms.
     pub(super) fn engine_terms(&self) -> Option<EngineTerms> {
         self.resources.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.server_end.terms()
     }
 
-    /// When anything was last received on any connection of the session, as the time since `began`.
+    /// When the reflector last received something on any connection of the session, as the time since `began`.
     pub(super) fn last_heard(&self, began: Instant) -> Duration {
         self.control.last_heard().saturating_duration_since(began)
     }
 
-    /// Takes over a data connection whose preamble authenticated it for this session.
+    /// Takes over a data connection whose preamble authenticates it for this session.
     pub(super) fn admit(&self, preamble: Preamble, stream: DataStream) {
         let stream = MeteredStream::new(stream, Arc::clone(&self.control));
         // If the session is being closed, the connection is dropped.
@@ -200,7 +215,7 @@ impl RunningSession {
         }
     }
 
-    /// Answers the probes of a data connection on its own thread.
+    /// Answers the latency probes of a data connection on a thread of its own.
     pub(super) fn answer_probes(&self, stream: DataStream, dwell: Arc<DwellTimes>) -> io::Result<()> {
         let (keys, control) = (Arc::clone(&self.keys), Arc::clone(&self.control));
         let (stream, dscp) = (MeteredStream::new(stream, Arc::clone(&control)), self.spec.dscp);
@@ -214,18 +229,18 @@ impl RunningSession {
         Ok(())
     }
 
-    /// The session's datagrams so far.
+    /// The datagrams of the session that were counted so far.
     pub(super) fn datagrams(&self) -> DatagramsSeen {
         self.datagrams.seen()
     }
 
-    /// Whether to accept a connection for latency probes. Each uses a thread, so only the first is accepted.
+    /// Whether to accept a connection for latency probes. Each takes a thread, so only the first is accepted.
     pub(super) fn admits_probe_stream(&self) -> bool {
-        !self.has_probe_stream.swap(true, Ordering::Relaxed)
+        self.purpose == SessionPurpose::Test && !self.has_probe_stream.swap(true, Ordering::Relaxed)
     }
 
-    /// Ends the session's work and frees its resources. Blocks until the threads of its phase and of its probes have
-    /// ended, which the cancellation wakes, and its port is free. All its streams have charged their bytes then.
+    /// Cancels the session and frees its resources. Blocks until the threads of its phase and of its probes have ended
+    /// and its port is free. After that, all streams have charged their bytes.
     fn close(&self) {
         self.control.cancel();
         let resources = self.resources.write().unwrap_or_else(PoisonError::into_inner).take();
@@ -237,7 +252,7 @@ impl RunningSession {
         }
     }
 
-    /// Runs a phase on its own threads.
+    /// Starts a phase on threads of its own.
     pub(super) fn start(self: &Arc<Self>, phase: u8, events: mpsc::UnboundedSender<SessionEvent>) -> io::Result<()> {
         let running = Arc::clone(self);
         let run = move || {
@@ -266,6 +281,9 @@ impl RunningSession {
                     }
                 });
             };
+            let loads =
+                running.spec.phases.get(usize::from(phase)).is_some_and(|spec| !spec.load.directions().is_empty());
+            let _loaded = loads.then(|| running.counts.load.begin());
             let resources = running.resources.read().unwrap_or_else(PoisonError::into_inner);
             let mut tally = resources
                 .as_ref()
@@ -288,8 +306,8 @@ impl RunningSession {
         thread_limit::spawn(format!("phase-{phase}"), run).map(drop)
     }
 
-    /// Leases bytes for the session as it uses them: each lease is on disk before its bytes may be moved. Ends with the
-    /// session, and ends the session when no more bytes may be leased. Sends `first` after the first lease.
+    /// Leases bytes for the session as it uses them. Each lease is on disk before its bytes may be moved. Returns when
+    /// the session ends, and ends the session when no more bytes may be leased. Sends on `first` after the first lease.
     pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>, first: oneshot::Sender<()>) {
         if let Err(reason) = self.lease_slices(&server, first).await {
             end_and_notify(&server, self.session, reason).await;
@@ -303,7 +321,7 @@ impl RunningSession {
             if *is_over {
                 return Ok(());
             }
-            let leased = server.sessions().lease(self.session, LARGEST_LEASE, server.now());
+            let leased = server.sessions().lease(self.session, self.wanted_lease(), server.now());
             let bytes = match leased {
                 Ok(lease) => match self.write_lease(server, lease).await {
                     Ok(()) => lease.bytes,
@@ -333,6 +351,13 @@ impl RunningSession {
         }
     }
 
+    fn wanted_lease(&self) -> u64 {
+        match self.purpose {
+            SessionPurpose::Test => LARGEST_LEASE,
+            SessionPurpose::Monitor => MONITOR_LEASE,
+        }
+    }
+
     async fn write_lease(&self, server: &Server, lease: Lease) -> Result<(), StoreError> {
         let recorded = lock(&self.use_recorder).current(self.control.spent(), self.began.elapsed());
         server.store.lease(self.session, self.peer, lease, recorded).await?;
@@ -340,8 +365,13 @@ impl RunningSession {
         Ok(())
     }
 
-    /// Writes the session's use whenever that is due, until more bytes must be leased or leasing has stopped.
+    /// Writes the session's use to disk whenever that is due. Returns when more bytes must be leased or leasing has
+    /// stopped.
     async fn record_use_until_lease_wanted(&self, server: &Server) {
+        if self.purpose == SessionPurpose::Monitor {
+            // Its leases are small: a write a second for months would cost more than what a crash charges too much.
+            return self.wants_lease.notified().await;
+        }
         loop {
             let next = lock(&self.use_recorder).next_reading();
             let read_at = async {
@@ -371,8 +401,8 @@ impl RunningSession {
     }
 }
 
-/// Ends a session: first its sockets and threads, then its accounts, then its audit line. The first caller does this,
-/// in a task of its own or that of its link; later callers return at once.
+/// Ends a session: first its sockets and threads, then its accounts, then its audit line. Only the first caller does
+/// this; later callers return at once.
 pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) {
     let _teardown = server.teardowns.read().await;
     let Some(running) = server.sessions().tear_down(session, reason, server.now()) else { return };
@@ -397,8 +427,8 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
     recorded.await;
 }
 
-/// Ends a session, then has its link notify the appliance. Not in the link's task, which may be gone or blocked in a
-/// write to a peer that no longer reads.
+/// Ends a session, and then has its link tell the appliance. Does not run in the task of the link, which may have ended
+/// or be blocked in a write to a peer that does not read.
 pub(super) async fn end_and_notify(server: &Server, session: SessionId, reason: EndReason) {
     let Some(link) = server.sessions().handle(session).map(|running| running.link) else { return };
     end(server, session, reason).await;
@@ -406,14 +436,14 @@ pub(super) async fn end_and_notify(server: &Server, session: SessionId, reason: 
     server.send_command(link, LinkCommand::Ended { session, reason });
 }
 
-/// The most threads of a session at a time, beyond those of its open ports: a phase's streams and its watcher, and the
-/// probes over TCP.
+/// The number of threads that a session uses at once, beside those of its open ports: one for each stream of a phase,
+/// one that watches the phase, one for probes over TCP.
 fn threads_of(spec: &TestSpec) -> usize {
     let streams = spec.phases.iter().map(|phase| usize::from(streams_of(spec, phase))).max().unwrap_or(0);
     streams + 2
 }
 
-/// Whether a socket bound to `bound` receives packets to `local`, the local address of a link.
+/// Whether a socket that is bound to `bound` receives packets for `local`, the reflector's address of a link.
 fn is_behind(bound: SocketAddr, local: SocketAddr) -> bool {
     let every_address = bound.ip().is_unspecified() && bound.is_ipv4() == local.is_ipv4();
     bound.port() == local.port() && (bound.ip() == local.ip() || every_address)

@@ -8,7 +8,7 @@ use rustix::time::ClockId;
 use super::{Lifecycle, Server, lock};
 use crate::status::{ProcessUse, Status, WritableStores};
 
-/// The current state.
+/// The state of the server at present.
 pub(super) fn read(server: &Server) -> Status {
     let stage = *server.lifecycle.borrow();
     let problems = server.problems();
@@ -51,7 +51,7 @@ pub(super) fn read(server: &Server) -> Status {
     }
 }
 
-/// What this process uses; 0 for what /proc does not show.
+/// What this process uses. A value that /proc does not show is 0.
 fn process_use() -> ProcessUse {
     let cpu = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,12 +1,13 @@
-//! systemd's watchdog: it is fed as long as the session timer and the database answer. An error is an answer too: with a
-//! full disk the reflector is faulted, and its running tests go on.
+//! Notifies systemd's watchdog as long as the session timer and the database answer. An error of the database is an
+//! answer, too: with a full disk the reflector grants no sessions, but its running sessions continue.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Server;
 
-/// Feeds the watchdog, which ends the process `timeout` after the last message. Runs until it is dropped.
+/// Notifies the watchdog of systemd, which ends the process if no notification comes for `timeout`. Runs until the
+/// future is dropped.
 pub(super) async fn run(server: Arc<Server>, timeout: Duration) {
     let feed = || {
         // A service manager that is gone needs no message.
@@ -16,7 +17,7 @@ pub(super) async fn run(server: Arc<Server>, timeout: Duration) {
     feed_after(|| answers(Arc::clone(&server)), feed, || tokio::time::sleep(timeout / 3)).await;
 }
 
-/// Calls `feed` after each answer, and pauses.
+/// Calls `feed` after each answer, and then waits for `pause`.
 async fn feed_after<A, P>(answers: impl Fn() -> A, feed: impl Fn(), pause: impl Fn() -> P)
 where
     A: Future<Output = ()>,
@@ -29,7 +30,7 @@ where
     }
 }
 
-/// Returns once the session timer has polled the sessions, and the database has answered.
+/// Waits until the session timer has polled the sessions and the database has answered.
 async fn answers(server: Arc<Server>) {
     let polled = server.polled.notified();
     server.due.notify_one();

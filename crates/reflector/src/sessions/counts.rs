@@ -1,4 +1,5 @@
-//! What happened since the start, counted by the decisions themselves, for `status` and the metrics. Pure.
+//! What happened to sessions since the start, for `status` and the metrics. The decisions count it themselves. Pure: no
+//! I/O, no clock.
 
 use std::collections::BTreeMap;
 
@@ -8,35 +9,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::duration_counts::DurationCounts;
 
-/// The upper bounds of the counted waits, in microseconds: at once, then from 1 s to an hour.
+/// The upper bounds of the histogram of waits, in microseconds: 0 (no wait), then from 1 s to an hour.
 const WAIT_BOUNDS_US: [u64; 9] =
     [0, 1_000_000, 5_000_000, 15_000_000, 30_000_000, 60_000_000, 300_000_000, 900_000_000, 3_600_000_000];
 
-/// Counts since the start.
+/// What happened since the start of the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionCounts {
-    /// Granted sessions by engine. Each has ended or runs.
+    /// The number of granted sessions of each engine. Includes the running ones.
     pub granted: BTreeMap<EngineId, u64>,
-    /// Ended sessions by engine and reason.
+    /// The number of ended sessions of each engine, by reason.
     pub ended: BTreeMap<EngineId, BTreeMap<EndReason, u64>>,
-    /// Reservations that were taken back before their appliance was answered.
+    /// The number of reservations that were taken back before their appliance was answered.
     pub undone: u64,
-    /// Requests that were not granted, by reason.
+    /// The number of denied requests, by reason.
     pub denied: BTreeMap<DenialReason, u64>,
-    /// How long reserved requests had waited in the queue; 0 where they did not have to.
+    /// How long requests waited in the queue until they were reserved; 0 if they did not wait.
     pub waits: DurationCounts,
-    /// Leases.
+    /// What happened to leases.
     pub leases: LeaseCounts,
+    /// Granted monitor sessions.
+    #[serde(default)]
+    pub monitors_granted: u64,
+    /// Ended monitor sessions by reason.
+    #[serde(default)]
+    pub monitors_ended: BTreeMap<EndReason, u64>,
 }
 
-/// Counts of leases since the start.
+/// What happened to leases since the start of the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseCounts {
-    /// Leases that were given out.
+    /// The number of leases that were given out.
     pub granted: u64,
-    /// Those among them that could not be written to disk, so that no byte of them flowed.
+    /// The number of those leases that could not be written to disk. No byte of them was moved.
     pub unwritten: u64,
-    /// Leases that were refused because the bytes of the day are used up.
+    /// The number of leases that were refused, because the bytes of the day are used up.
     pub refused: u64,
 }
 
@@ -49,6 +56,8 @@ impl Default for SessionCounts {
             denied: BTreeMap::new(),
             waits: DurationCounts::with_bounds(&WAIT_BOUNDS_US),
             leases: LeaseCounts::default(),
+            monitors_granted: 0,
+            monitors_ended: BTreeMap::new(),
         }
     }
 }
@@ -60,6 +69,10 @@ impl SessionCounts {
 
     pub(super) fn note_ended(&mut self, engine: &EngineId, reason: EndReason) {
         *self.ended.entry(engine.clone()).or_default().entry(reason).or_default() += 1;
+    }
+
+    pub(super) fn note_monitor_ended(&mut self, reason: EndReason) {
+        *self.monitors_ended.entry(reason).or_default() += 1;
     }
 
     pub(super) fn note_denied(&mut self, reason: DenialReason) {

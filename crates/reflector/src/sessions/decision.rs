@@ -1,4 +1,4 @@
-//! The inputs and outputs of the session rules: plain values without rules.
+//! The inputs and outputs of the session rules. Plain values; the rules are in other modules.
 
 use std::time::Duration;
 
@@ -10,66 +10,76 @@ use serde::{Deserialize, Serialize};
 use super::counts::SessionCounts;
 use super::limits::{bytes, span};
 
-/// Milliseconds of a UTC day.
+/// The number of milliseconds of a UTC day.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// The time of both clocks. Sessions use the monotonic one. The hours and days of quotas use the wall clock, because
-/// they persist across restarts.
+/// The present time by both clocks. Sessions use the monotonic clock. The hours and days of quotas use the wall clock,
+/// because quotas must survive a restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Since an arbitrary start; never goes back.
+    /// The time since an arbitrary start. Never goes back.
     pub mono: Duration,
-    /// Milliseconds since 1970, UTC; may jump.
+    /// The time in milliseconds since 1970, UTC. Jumps if the clock is set.
     pub unix_ms: u64,
 }
 
 impl Now {
-    /// The UTC day, counted from 1970-01-01.
+    /// The number of the UTC day; 0 is 1970-01-01.
     pub fn day(self) -> u32 {
         Self::day_of(self.unix_ms)
     }
 
-    /// The number of days (UTC) since 1970 at a wall-clock time in milliseconds since 1970.
+    /// The number of the UTC day (0 is 1970-01-01) at a time in milliseconds since 1970.
     pub fn day_of(unix_ms: u64) -> u32 {
         u32::try_from(unix_ms / DAY_MS).unwrap_or(u32::MAX)
     }
 
-    /// The time until the next UTC day begins.
+    /// How long it is until the next UTC day begins.
     pub(super) fn until_tomorrow(self) -> Duration {
         Duration::from_millis(DAY_MS - self.unix_ms % DAY_MS)
     }
 }
 
-/// An open link. The server gives each a unique number.
+/// Identifies an open link. The server gives each link its own number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
 
-/// Usage from before the start, as read from the database.
+/// What peers used before the server started, as read from the database.
 #[derive(Clone, Debug, Default)]
 pub struct PastUsage {
-    /// The peer of each granted test, and when it was granted, in milliseconds since 1970.
+    /// Each granted test: its peer, and its time in milliseconds since 1970.
     pub tests: Vec<(EndpointId, u64)>,
-    /// Charged bytes: peer, day, bytes.
+    /// The charged bytes: peer, day, bytes.
     pub bytes_today: Vec<(EndpointId, u32, u64)>,
 }
 
-/// A session whose slot, port and test are reserved. It becomes a grant with [`super::Sessions::opened`].
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionPurpose {
+    /// A test: it takes a slot.
+    Test,
+    /// A monitor: probes for as long as its link exists. It takes no slot and counts as no test.
+    Monitor,
+}
+
+/// A session for which slot, port and test are reserved. [`super::Sessions::opened`] turns it into a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Reservation {
+    pub purpose: SessionPurpose,
     pub session: SessionId,
-    /// The link of the request.
+    /// The link on which the appliance sent the request.
     pub link: LinkId,
-    /// The peer of that link.
+    /// The peer that sent the request.
     pub peer: EndpointId,
     /// The requested test.
     pub spec: TestSpec,
-    /// The port to claim, in direct mode.
+    /// The port that the session must open, in direct mode.
     pub port: Option<u16>,
-    /// The longest time that it may last, from its reservation on.
+    /// The longest time that the session may last, counted from its reservation.
     pub expires_in: Duration,
-    /// Whether it counts as a test of the hour. A tunneled repetition of a direct session that was not reached does not
-    /// count.
+    /// Whether the session counts for the limit of tests per hour. It does not if it repeats through the tunnel a
+    /// direct session that the appliance could not reach.
     pub counts_as_test: bool,
 }
 
@@ -77,84 +87,91 @@ pub struct Reservation {
 #[expect(clippy::large_enum_variant, reason = "one is made for each request")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Everything is reserved: claim the resources, call `opened`, record the grant, and then send it; or call `undo`.
+    /// Everything is reserved. Claim the resources, call `opened`, record the grant, then send it. If a step fails,
+    /// call `undo`.
     Reserved(Reservation),
-    /// The request is queued. Nothing is reserved.
+    /// The request is queued. Nothing is reserved for it.
     Queued {
-        /// Its position in the queue, from 1.
+        /// The position of the request in the queue; 1 is next.
         place: u32,
-        /// The expected waiting time.
+        /// How long the request will probably wait.
         expected_wait: Duration,
     },
     /// The request is denied and not queued.
     Denied(Denial),
 }
 
-/// Bytes that a session may move after the lease is on disk.
+/// Bytes that a session may move once the lease is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Payload bytes; never 0.
+    /// The number of payload bytes; never 0.
     pub bytes: u64,
-    /// The UTC day that they are charged to, counted from 1970-01-01.
+    /// The UTC day to which the bytes are charged; 0 is 1970-01-01.
     pub day: u32,
 }
 
-/// The accounts of a session that is over.
+/// The accounts of a session that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct SessionAccounts {
     pub session: SessionId,
     pub peer: EndpointId,
-    /// Payload bytes charged to each day, oldest first, without days of 0 bytes.
+    /// The payload bytes that are charged to each day, oldest day first. Days without bytes are left out.
     pub bytes_by_day: Vec<(u32, u64)>,
-    /// The first reason why it ended.
+    /// The reason why the session ended. If several causes came together, the first one.
     pub reason: EndReason,
 }
 
-/// An action that the server must take because of elapsed time or a change.
+/// An action that the server must take, because time has passed or something has changed.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum SessionAction {
-    /// A queued request is reserved, as in [`Answer::Reserved`].
+    /// A queued request has a reservation. Proceed as for [`Answer::Reserved`].
     Reserve(Reservation),
-    /// The server should send a queued request its position.
+    /// Send a queued request its new position.
     Place {
-        /// The link that waits.
+        /// The link of the queued request.
         link: LinkId,
-        /// Its position in the queue, from 1.
+        /// The position of the request in the queue; 1 is next.
         place: u32,
-        /// The expected waiting time.
+        /// How long the request will probably wait.
         expected_wait: Duration,
     },
     /// A queued request is denied.
     Deny {
-        /// The link that waited.
+        /// The link of the queued request.
         link: LinkId,
         /// The denial to send.
         denial: Denial,
     },
-    /// Tear the session down and call `ended`. Repeated until that call.
+    /// Tear the session down, then call `ended`. The action is repeated until that call.
     End { session: SessionId, reason: EndReason },
 }
 
-/// The current state, for `status`.
+/// The present state of all sessions, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Sessions that may run at once.
+    /// The number of sessions that may run at once.
     pub slots: u32,
-    /// Whether the reflector is shutting down and grants no sessions.
+    /// Whether the reflector is shutting down, so that it grants no sessions.
     pub draining: bool,
-    /// Whether audit log or state can't be written, so that no session is granted.
+    /// Whether the audit log or the database cannot be written, so that the reflector grants no sessions.
     pub faulted: bool,
-    /// The reserved and the running sessions.
+    /// The reserved and the running sessions of tests.
     pub sessions: Vec<SessionStatus>,
-    /// The queued requests, the next one first.
+    /// The reserved and the running monitor sessions.
+    #[serde(default)]
+    pub monitors: Vec<MonitorStatus>,
+    /// The most monitor sessions at once.
+    #[serde(default)]
+    pub max_monitors: usize,
+    /// The queued requests, in the order in which they will be served.
     pub queue: Vec<QueueStatus>,
-    /// The used quotas of each peer; peers without usage are left out.
+    /// What each peer has used of its quotas. Peers that used nothing are left out.
     pub peers: Vec<PeerStatus>,
-    /// Payload bytes charged today to all peers together, open leases included.
+    /// The payload bytes that are charged today to all peers together. Includes open leases.
     pub bytes_today: u64,
-    /// Ports of the range that other programs held when they were last tried.
+    /// The ports of the range that other programs used when they were last tried.
     pub held_ports: Vec<u16>,
     /// What happened since the start.
     #[serde(default)]
@@ -162,7 +179,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The snapshot as text: a label and a text for each line.
+    /// The state as rows of text, each a label and its text.
     pub fn rows(&self) -> Vec<(&'static str, String)> {
         let mut rows = vec![("slots", format!("{} of {} in use", self.sessions.len(), self.slots))];
         rows.extend(self.sessions.iter().map(|session| {
@@ -175,6 +192,9 @@ impl Snapshot {
             let wait = span(Duration::from_millis(waiting.expected_wait_ms));
             ("waiting", format!("{}. {}, about {wait}", waiting.place, waiting.peer))
         }));
+        if !self.monitors.is_empty() {
+            rows.push(("monitors", format!("{} of {}", self.monitors.len(), self.max_monitors)));
+        }
         rows.push(("bytes today", bytes(self.bytes_today)));
         rows.extend(self.peers.iter().map(|peer| {
             let tests = peer.tests_this_hour;
@@ -188,53 +208,65 @@ impl Snapshot {
     }
 }
 
-/// One session, for `status`.
+/// One session, as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct SessionStatus {
     pub session: SessionId,
     pub peer: EndpointId,
-    /// The engine that loads the path.
+    /// The engine that moves the payload.
     pub engine: EngineId,
-    /// How its data travels.
+    /// The data mode of the session.
     pub data_mode: DataMode,
-    /// Its port, in direct mode.
+    /// The port of the session, in direct mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The time since its reservation, in milliseconds.
+    /// How long ago the session was reserved, in milliseconds.
     pub elapsed_ms: u64,
-    /// The longest remaining time, in milliseconds.
+    /// The longest time that the session may still last, in milliseconds.
     pub expires_in_ms: u64,
-    /// Payload bytes leased so far.
+    /// The payload bytes that were leased for the session so far.
     pub leased_bytes: u64,
 }
 
-/// One queued request, for `status`.
+/// One monitor session, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
+pub struct MonitorStatus {
+    pub session: SessionId,
+    pub peer: EndpointId,
+    /// How long ago the session was reserved, in milliseconds.
+    pub elapsed_ms: u64,
+    /// The payload bytes that were leased for the session so far.
+    pub leased_bytes: u64,
+}
+
+/// One queued request, as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct QueueStatus {
     pub peer: EndpointId,
-    /// Its position in the queue, from 1.
+    /// The position of the request in the queue; 1 is next.
     pub place: u32,
-    /// The expected waiting time, in milliseconds.
+    /// How much longer the request will probably wait, in milliseconds.
     pub expected_wait_ms: u64,
-    /// How long it has waited, in milliseconds.
+    /// How long the request has waited, in milliseconds.
     #[serde(default)]
     pub waited_ms: u64,
 }
 
-/// One peer's quotas, for `status`.
+/// What one peer has used of its quotas, as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct PeerStatus {
     pub peer: EndpointId,
-    /// Tests granted within the last hour.
+    /// The number of tests that were granted within the last hour.
     pub tests_this_hour: u32,
-    /// Payload bytes charged today, open leases included.
+    /// The payload bytes that are charged today. Includes open leases.
     pub bytes_today: u64,
 }
 
-/// Whole milliseconds, capped.
+/// The duration in whole milliseconds; `u64::MAX` if it is longer.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -269,6 +301,13 @@ mod tests {
                 expires_in_ms: 46_000,
                 leased_bytes: 16_000_000,
             }],
+            monitors: vec![MonitorStatus {
+                session: SessionId::from_bytes([2; 16]),
+                peer,
+                elapsed_ms: 1_000,
+                leased_bytes: 1_000_000,
+            }],
+            max_monitors: 64,
             queue: vec![QueueStatus { peer, place: 1, expected_wait_ms: 22_000, waited_ms: 7_000 }],
             peers: vec![],
             bytes_today: 1_500_000_000,
@@ -280,6 +319,7 @@ mod tests {
             "slots: 1 of 1 in use".to_owned(),
             format!("session: {peer}, tcp direct_ephemeral on port 5201, 16 MB leased, ends within 46 s"),
             format!("waiting: 1. {peer}, about 22 s"),
+            "monitors: 1 of 64".to_owned(),
             "bytes today: 1.5 GB".to_owned(),
             "held ports: 5202 (other programs hold them)".to_owned(),
         ];

@@ -1,5 +1,5 @@
-//! Recognises the tunneled repetition of a direct session that could not be reached: the link's next request is the
-//! same test. Pure.
+//! Recognises when an appliance repeats a test through the tunnel, because it could not reach the direct session. Then
+//! the next request on the link is the same test. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 
 use super::decision::LinkId;
 
-/// How long after the end of such a session a request of the link counts as the same test.
+/// For this long after the end of such a session, a request on the link can count as the same test.
 pub(super) const FALLBACK_WINDOW: Duration = Duration::from_secs(30);
 
 /// The links whose direct session ended before any of its streams arrived.
@@ -17,17 +17,18 @@ pub(super) struct Fallbacks {
     open: BTreeMap<LinkId, Repeatable>,
 }
 
-/// A test that may be repeated through the tunnel.
+/// A test that its appliance may repeat through the tunnel.
 #[derive(Debug)]
 struct Repeatable {
-    /// The request of its repetition.
+    /// The request that counts as the repetition.
     spec: TestSpec,
-    /// The end of the window, on the monotonic clock.
+    /// Until when the request counts as the repetition, on the monotonic clock.
     until: Duration,
 }
 
 impl Fallbacks {
-    /// Records the end of a session of `link`. Only a session that counted as a test can be repeated, and only once.
+    /// Records the end of a session of `link`. The caller passes only sessions that counted as a test, so a repetition
+    /// cannot be repeated.
     pub(super) fn session_ended(&mut self, link: LinkId, session: EndedSession, mono: Duration) {
         if session.spec.data_mode == DataMode::DirectEphemeral && !session.had_streams {
             let spec = TestSpec { data_mode: DataMode::Tunneled, ..session.spec };
@@ -35,7 +36,7 @@ impl Fallbacks {
         }
     }
 
-    /// Whether a request of `link` is the same test as its ended session: only the data mode differs.
+    /// Whether a request on `link` repeats the test of its ended session: only the data mode differs.
     pub(super) fn is_fallback(&self, link: LinkId, spec: &TestSpec, mono: Duration) -> bool {
         self.open.get(&link).is_some_and(|test| mono <= test.until && *spec == test.spec)
     }
@@ -45,7 +46,7 @@ impl Fallbacks {
         self.open.remove(&link);
     }
 
-    /// Removes the links whose window is over.
+    /// Removes the links whose time for a repetition is over.
     pub(super) fn pass_time(&mut self, mono: Duration) {
         self.open.retain(|_, test| mono <= test.until);
     }

@@ -1,4 +1,5 @@
-//! The limits that the operator sets, and the denial of requests above them. Usage is not checked here.
+//! The limits that the operator sets, and the denial of requests that exceed them. What peers have used is not checked
+//! here.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -11,46 +12,50 @@ use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use super::decision::millis;
 use crate::descriptors;
 
-/// The allowed time of a phase beyond its duration: to open its streams, and to drain bytes in flight.
+/// How much longer than its duration a phase may take: to open its streams, and to drain bytes in flight.
 const PHASE_ALLOWANCE: Duration = Duration::from_secs(6);
-/// The allowed time of a session beyond its phases: to open, for the first and last messages, for a slow disk.
+/// How much longer than its phases a session may take: to open, for its first and last messages, and for a slow disk.
 const SESSION_ALLOWANCE: Duration = Duration::from_secs(15);
-/// How much longer than its duration a phase usually takes, for the expected wait of queued requests.
+/// How much longer than its duration a phase usually takes. Used for the expected wait in the queue.
 const USUAL_PHASE_OVERHEAD: Duration = Duration::from_secs(1);
 
 /// The limits that the operator sets.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Sessions that run at once.
+    /// The number of sessions that may run at once.
     pub max_concurrent_tests: u32,
-    /// The longest session, all its phases together.
+    /// The longest duration of a session: all its phases together.
     pub max_test_duration: Duration,
-    /// The most streams per direction.
+    /// The number of streams in each direction.
     pub max_streams: u16,
-    /// Sessions granted to one peer within any hour.
+    /// The number of sessions that one peer may start within any hour.
     pub max_tests_per_hour: u32,
-    /// Payload bytes charged to one peer on one UTC day.
+    /// The payload bytes that may be charged to one peer on one UTC day.
     pub max_bytes_per_day: u64,
-    /// Payload bytes charged to all peers on one UTC day.
+    /// The payload bytes that may be charged to all peers together on one UTC day.
     pub max_bytes_per_day_total: u64,
-    /// Queued requests at once.
+    /// The number of requests that may be queued at once.
     pub max_queue: usize,
-    /// Queued requests of one peer at once, over all its links.
+    /// The number of requests of one peer that may be queued at once, over all its links.
     pub max_queue_per_peer: usize,
-    /// Descriptors of all sessions together.
+    /// Monitor sessions at once.
+    pub max_monitors: usize,
+    /// Monitor sessions of one peer at once, over all its links.
+    pub max_monitors_per_peer: usize,
+    /// The file descriptors for all sessions together.
     pub descriptors: usize,
-    /// The ports of direct sessions; `None`: direct sessions are not offered.
+    /// The ports for direct sessions; `None` if direct sessions are not offered.
     pub data_ports: Option<RangeInclusive<u16>>,
-    /// The data modes offered.
+    /// The data modes that are offered.
     pub data_modes: Vec<DataMode>,
-    /// The engines offered.
+    /// The engines that are offered.
     pub engines: Vec<EngineId>,
-    /// The data modes that each engine supports. An engine without an entry supports every mode.
+    /// The data modes that each engine supports. An engine without an entry supports all of them.
     pub engine_modes: BTreeMap<EngineId, Vec<DataMode>>,
 }
 
 impl Default for Limits {
-    /// Limits that offer and allow nothing. The defaults are in the configuration; only limits without a setting have
+    /// Limits that offer and allow nothing. The configuration has the defaults. Only limits that have no setting get
     /// their value here.
     fn default() -> Self {
         Self {
@@ -63,6 +68,9 @@ impl Default for Limits {
             max_queue: 0,
             // An appliance needs one for its schedule, and a few more for manual tests.
             max_queue_per_peer: 4,
+            max_monitors: 0,
+            // One for each of a few appliances' programs that share a key, and for links that are not known to be dead.
+            max_monitors_per_peer: 4,
             // The program that starts the server sets the limit of the host.
             descriptors: usize::MAX,
             data_ports: None,
@@ -74,7 +82,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Denies requests that no peer may make.
+    /// Denies a request that no peer may make, whatever it has used.
     pub(super) fn check(&self, spec: &TestSpec) -> Result<(), Denial> {
         let refuse = |reason, detail: String| Err(denial(reason, &detail, None));
         if let Err(bad) = spec.check() {
@@ -128,12 +136,12 @@ impl Limits {
     }
 }
 
-/// The longest time that a session may last, from its reservation on.
+/// The longest time that a session may last, counted from its reservation.
 pub(super) fn longest(spec: &TestSpec) -> Duration {
     spec.duration() + allowance(PHASE_ALLOWANCE, spec) + SESSION_ALLOWANCE
 }
 
-/// How long a session usually lasts.
+/// How long a session with this test usually lasts.
 pub(super) fn usual(spec: &TestSpec) -> Duration {
     spec.duration() + allowance(USUAL_PHASE_OVERHEAD, spec)
 }
@@ -143,7 +151,7 @@ fn allowance(each: Duration, spec: &TestSpec) -> Duration {
     each.saturating_mul(u32::try_from(spec.phases.len()).unwrap_or(u32::MAX))
 }
 
-/// A denial with its text.
+/// A denial with its reason and text.
 pub(super) fn denial(reason: DenialReason, detail: &str, retry_after: Option<Duration>) -> Denial {
     Denial { reason, detail: PeerText::new(detail), retry_after_ms: retry_after.map(millis) }
 }
@@ -155,7 +163,7 @@ fn list(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// A duration for users: `2 min`, `1 min 30 s`, `500 ms`; rounded down to the second from 1 s on.
+/// Prints a duration for a reader: `2 min`, `1 min 30 s`, `500 ms`. Rounds down to whole seconds from 1 s on.
 pub fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
     if seconds == 0 {
@@ -165,7 +173,7 @@ pub fn span(duration: Duration) -> String {
     parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n} {unit}")).collect::<Vec<_>>().join(" ")
 }
 
-/// A number of bytes for users, in SI units: `500 GB`, `1.5 TB`.
+/// Prints a number of bytes for a reader, in SI units: `500 GB`, `1.5 TB`.
 pub(super) fn bytes(count: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let at = (1..units.len()).rev().find(|at| count >= 1000u64.pow(*at as u32)).unwrap_or(0);

@@ -1,11 +1,12 @@
-//! Decides what is granted, queued, denied and charged, as a pure state machine. Each call returns its answer and the
-//! audit events of this decision, in order. It has no sockets, files, clocks or tasks: time, ids and the time of the
-//! last received message are arguments, and actions are results.
+//! Decides which sessions are granted, queued, denied and charged: a state machine without I/O. Each call returns its
+//! answer and the audit events of its decision, in order. Time, ids and the time of the last received message are
+//! arguments. Actions are return values.
 
 mod counts;
 mod decision;
 mod fallback;
 mod limits;
+mod monitors;
 #[cfg(test)]
 mod orders;
 mod ports;
@@ -19,7 +20,7 @@ mod session;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use paramedic_link::message::{Denial, DenialReason, END_AFTER_SILENCE, EndReason};
+use paramedic_link::message::{Denial, DenialReason, EndReason};
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 
@@ -28,8 +29,8 @@ use crate::event::AuditEvent;
 pub use counts::{LeaseCounts, SessionCounts};
 use decision::millis;
 pub use decision::{
-    Answer, Lease, LinkId, Now, PastUsage, PeerStatus, QueueStatus, Reservation, SessionAccounts, SessionAction,
-    SessionStatus, Snapshot,
+    Answer, Lease, LinkId, MonitorStatus, Now, PastUsage, PeerStatus, QueueStatus, Reservation, SessionAccounts,
+    SessionAction, SessionPurpose, SessionStatus, Snapshot,
 };
 use fallback::{EndedSession, Fallbacks};
 use limits::denial;
@@ -39,18 +40,18 @@ use queue::{Occupancy, Queue};
 pub use recorded_use::{RecordedUse, UseRecorder, charged_after_crash};
 use session::{HeldSession, PendingEnd, START_TIMEOUT};
 
-/// When to retry while audit log or state can't be written.
+/// When an appliance may retry while the audit log or the database cannot be written.
 const RETRY_FAULTED: Duration = Duration::from_secs(5);
-/// When to retry if other programs hold every port.
+/// When an appliance may retry while other programs use every port.
 const RETRY_HELD: Duration = Duration::from_secs(60);
 
-/// A lease takes at most this fraction (1/16) of the rest of the day's bytes.
+/// A lease takes at most 1/16 of the bytes that are left of the day.
 const PARTS_OF_THE_DAY: u64 = 16;
-/// A lease of this size is always allowed.
+/// A lease of this size, in bytes, is allowed even if it is a larger part.
 const SMALL_LEASE: u64 = 16 << 20;
 
-/// All sessions and requests of a reflector, and their quotas. The only place that knows which sessions exist: `H` is
-/// the server's handle of a running session, which is kept here.
+/// All sessions and requests of a reflector, and the use of their quotas. No other code knows which sessions exist. `H`
+/// is the server's handle of a running session.
 #[derive(Debug)]
 pub struct Sessions<H> {
     limits: Limits,
@@ -59,17 +60,17 @@ pub struct Sessions<H> {
     fallbacks: Fallbacks,
     tests: quota::Tests,
     bytes: quota::ChargedBytes,
-    /// Reserved and running sessions: each holds a slot, and there are never more than slots.
+    /// Reserved and running sessions. Each test holds a slot, and there are never more of them than slots.
     held: BTreeMap<SessionId, HeldSession<H>>,
     counts: SessionCounts,
     draining: bool,
     faulted: bool,
-    /// Whether something changed since the last `poll` that could advance the queue.
+    /// Whether anything changed since the last `poll` that may let a queued request begin.
     changed: bool,
 }
 
 impl<H> Sessions<H> {
-    /// No sessions, with the quotas used in the past.
+    /// A state without sessions. `past` has what peers used before.
     pub fn new(limits: Limits, past: PastUsage, now: Now) -> Self {
         let mut sessions = Self {
             ports: Ports::new(limits.data_ports.clone()),
@@ -99,8 +100,8 @@ impl<H> Sessions<H> {
         self.changed = true;
     }
 
-    /// Checks a request, and reserves everything that it needs if it can begin now. `id` is the id of the session, if
-    /// there will be one; it must never have been used before.
+    /// Checks a request. If it can begin now, reserves everything that it needs. `id` becomes the id of the session; it
+    /// must be new.
     #[must_use]
     pub fn request(
         &mut self,
@@ -125,9 +126,8 @@ impl<H> Sessions<H> {
         now: Now,
     ) -> Answer {
         self.pass_time(now);
-        if self.queue.holds(link) || self.held.values().any(|session| session.link == link) {
-            let detail = "this link already has a session or a request";
-            return Answer::Denied(denial(DenialReason::AlreadyAsked, detail, None));
+        if let Err(denial) = self.check_link(link) {
+            return Answer::Denied(denial);
         }
         let is_fallback = self.fallbacks.is_fallback(link, &spec, now.mono);
         if let Err(denial) = self.check(peer, &spec, is_fallback, now) {
@@ -157,14 +157,14 @@ impl<H> Sessions<H> {
         Answer::Queued { place, expected_wait }
     }
 
-    /// Denies a request that this host can't run, before anything is reserved for it.
+    /// Denies a request that this host cannot run, before anything is reserved for it.
     #[must_use]
     pub fn refuse(&mut self, peer: EndpointId, denial: Denial) -> (Answer, Vec<AuditEvent>) {
         self.with_event(peer, Answer::Denied(denial))
     }
 
-    /// Another program holds the reserved port: takes the next one of the range, or undoes the reservation if there is
-    /// none. Only before [`Sessions::opened`].
+    /// Records that another program uses the reserved port. Takes the next port of the range, or undoes the reservation
+    /// if there is none. Call it only before [`Sessions::opened`].
     #[must_use]
     pub fn port_is_held(&mut self, session: SessionId, now: Now) -> (Answer, Vec<AuditEvent>) {
         let held = self.held.get_mut(&session).filter(|session| !session.opened);
@@ -189,8 +189,8 @@ impl<H> Sessions<H> {
         (answer, events)
     }
 
-    /// Everything reserved is claimed: from here on it is a grant, to be recorded and then sent. `false`: the
-    /// reservation was taken back in the meantime; release everything.
+    /// Records that everything reserved is claimed. From now on the session is a grant, to be recorded and then sent.
+    /// Returns `false` if the reservation was taken back in the meantime: then release everything.
     #[must_use]
     pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<AuditEvent>) {
         let Some(held) = self.held.get_mut(&session) else { return (false, Vec::new()) };
@@ -198,7 +198,10 @@ impl<H> Sessions<H> {
             return (true, Vec::new());
         }
         held.opened = true;
-        held.silence_check_at = now.mono.saturating_add(END_AFTER_SILENCE);
+        held.silence_check_at = now.mono.saturating_add(held.silence_limit());
+        if held.is_monitor() {
+            return (true, vec![AuditEvent::MonitorGranted { session, peer: held.peer }]);
+        }
         held.start_by = Some(now.mono.saturating_add(START_TIMEOUT));
         let granted = AuditEvent::SessionGranted {
             session,
@@ -211,15 +214,18 @@ impl<H> Sessions<H> {
         (true, vec![granted])
     }
 
-    /// The grant is recorded: from here on the session can be reached through `handle`.
+    /// Records that the grant is on disk. From now on the session can be found by its `handle`.
     pub fn granted(&mut self, session: SessionId, handle: H) {
         if let Some(held) = self.held.get_mut(&session) {
-            self.counts.note_granted(&held.spec.engine);
+            match held.purpose {
+                SessionPurpose::Test => self.counts.note_granted(&held.spec.engine),
+                SessionPurpose::Monitor => self.counts.monitors_granted += 1,
+            }
             held.handle = Some(handle);
         }
     }
 
-    /// The handle of a running session; `None` before it is granted, and once its teardown has begun.
+    /// The handle of a running session. `None` before it is granted, and once its teardown has begun.
     pub fn handle(&self, session: SessionId) -> Option<&H> {
         self.held.get(&session)?.handle.as_ref()
     }
@@ -229,20 +235,21 @@ impl<H> Sessions<H> {
         self.held.values().filter_map(|held| held.handle.as_ref())
     }
 
-    /// The running sessions.
+    /// The ids of all running sessions.
     pub fn running(&self) -> impl Iterator<Item = SessionId> {
         self.held.iter().filter(|(_, held)| held.handle.is_some()).map(|(id, _)| *id)
     }
 
-    /// Takes a reservation back, because a resource could not be claimed or the grant could not be recorded. Frees
-    /// slot, port and test.
+    /// Takes a reservation back, because a resource could not be claimed or the grant could not be recorded. Frees its
+    /// slot, its port and its test.
     #[must_use]
     pub fn undo(&mut self, session: SessionId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
         self.undone(session).into_iter().collect()
     }
 
-    /// Withdraws the request of the link. A granted session continues; `finish` ends it.
+    /// Withdraws the request of the link: removes it from the queue, or takes its reservation back. A granted session
+    /// continues.
     #[must_use]
     pub fn withdraw(&mut self, link: LinkId) -> Vec<AuditEvent> {
         if self.queue.remove(link).is_some() {
@@ -252,7 +259,7 @@ impl<H> Sessions<H> {
         unopened.and_then(|session| self.undone(session)).into_iter().collect()
     }
 
-    /// The link closed: withdraws its request and ends its session.
+    /// Records that the link closed: withdraws its request and ends its session.
     #[must_use]
     pub fn link_closed(&mut self, link: LinkId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
@@ -262,7 +269,7 @@ impl<H> Sessions<H> {
         events
     }
 
-    /// The peer was removed: ends its sessions and drops its requests. Its usage stays charged.
+    /// Ends the sessions and drops the requests of a peer that was removed. What it used stays charged.
     pub fn peer_removed(&mut self, peer: EndpointId, now: Now) {
         self.pass_time(now);
         self.queue.remove_peer(peer);
@@ -270,35 +277,38 @@ impl<H> Sessions<H> {
         self.end_where(EndReason::PeerRemoved, |held| held.peer == peer);
     }
 
-    /// Grants no new sessions; running ones continue, and the next `poll` denies queued requests.
+    /// Grants no new sessions. Running tests continue; monitor sessions end, which have no end of their own; the next
+    /// `poll` denies queued requests.
     pub fn drain(&mut self) {
         self.draining = true;
         self.changed = true;
+        self.end_where(EndReason::Shutdown, HeldSession::is_monitor);
     }
 
-    /// Sets whether audit log or state cannot be written: no session is granted until they can.
+    /// Sets whether the audit log or the database cannot be written. If so, no session is granted.
     pub fn set_faulted(&mut self, faulted: bool) {
         self.changed |= self.faulted != faulted;
         self.faulted = faulted;
     }
 
-    /// The session's first phase began: from here on only its deadline limits it.
+    /// Records that the first phase of the session began. From now on only its deadline limits it.
     pub fn started(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.start_by = None;
         }
     }
 
-    /// The streams of a phase with load arrived: the session can be reached, and is not repeated.
+    /// Records that the streams of a phase with load arrived. So the appliance can reach the session, and will not
+    /// repeat it.
     pub fn streams_arrived(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.had_streams = true;
         }
     }
 
-    /// Charges up to `wanted` more bytes to the session, before they flow. It leases less if little is left of the day,
-    /// because other sessions may need bytes and a crash charges the whole lease. The bytes belong to the day of the
-    /// lease. The error is the reason why the session must end.
+    /// Charges up to `wanted` more bytes to the session before they are moved. Charges less if little is left of the
+    /// day: other sessions may need bytes, and a crash may charge the whole lease. The bytes count for the day of the
+    /// lease. An error is the reason why the session must end.
     pub fn lease(&mut self, session: SessionId, wanted: u64, now: Now) -> Result<Lease, EndReason> {
         let day = now.day();
         // No bytes without a recorded grant.
@@ -321,7 +331,7 @@ impl<H> Sessions<H> {
         Ok(Lease { bytes, day })
     }
 
-    /// Returns a lease that could not be written: its bytes never flowed.
+    /// Returns a lease that could not be written to disk. None of its bytes was moved.
     pub fn return_lease(&mut self, session: SessionId, lease: Lease) {
         if let Some(held) = self.held.get_mut(&session)
             && let Some(leased) = held.leased.get_mut(&lease.day)
@@ -332,8 +342,8 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// Begins the teardown of a session; the first reason counts. The first caller gets its handle, tears it down and
-    /// calls [`Sessions::ended`]; later callers get `None`.
+    /// Begins the teardown of a session. If several causes come together, the first reason counts. The first caller
+    /// gets the handle, tears the session down and calls [`Sessions::ended`]. Later callers get `None`.
     #[must_use]
     pub fn tear_down(&mut self, session: SessionId, reason: EndReason, now: Now) -> Option<H> {
         let held = self.held.get_mut(&session)?;
@@ -341,8 +351,8 @@ impl<H> Sessions<H> {
         held.handle.take()
     }
 
-    /// The session is torn down and has used this many bytes. Frees its slot and port, and returns its unused leases.
-    /// `None`: there is no such session, or its accounts are settled.
+    /// Records that a session is torn down and has used this many bytes. Frees its slot and port, and returns its
+    /// unused leases. `None` if there is no such session, or if it was already recorded.
     #[must_use]
     pub fn ended(
         &mut self,
@@ -363,21 +373,24 @@ impl<H> Sessions<H> {
             self.fallbacks.session_ended(held.link, ended, now.mono);
         }
         let bytes_by_day = self.settle(&held, used_bytes, now.day());
-        let reason = held.ending.map_or(reason, |ending| ending.reason);
-        self.counts.note_ended(&held.spec.engine, reason);
-        let ended = AuditEvent::SessionEnded {
-            session,
-            peer: held.peer,
-            reason,
-            bytes: used_bytes,
-            elapsed_ms: millis(now.mono.saturating_sub(held.reserved_at)),
+        let (peer, elapsed_ms) = (held.peer, millis(now.mono.saturating_sub(held.reserved_at)));
+        let reason = held.ending.as_ref().map_or(reason, |ending| ending.reason);
+        let ended = match held.purpose {
+            SessionPurpose::Test => {
+                self.counts.note_ended(&held.spec.engine, reason);
+                AuditEvent::SessionEnded { session, peer, reason, bytes: used_bytes, elapsed_ms }
+            }
+            SessionPurpose::Monitor => {
+                self.counts.note_monitor_ended(reason);
+                AuditEvent::MonitorEnded { session, peer, reason, bytes: used_bytes, elapsed_ms }
+            }
         };
-        (Some(SessionAccounts { session, peer: held.peer, bytes_by_day, reason }), vec![ended])
+        (Some(SessionAccounts { session, peer, bytes_by_day, reason }), vec![ended])
     }
 
-    /// The actions that are due now. `last_heard` returns when a session last received anything on any connection, on
-    /// the monotonic clock; it is called if silence could end a session. `new_id` creates ids as for
-    /// [`Sessions::request`].
+    /// Returns the actions that are due now. `last_heard` returns when a session last received something on any
+    /// connection, on the monotonic clock. It is only called if silence could end the session. `new_id` creates ids as
+    /// for [`Sessions::request`].
     #[must_use]
     pub fn poll(
         &mut self,
@@ -394,7 +407,8 @@ impl<H> Sessions<H> {
         (actions, events)
     }
 
-    /// When `poll` is due, on the monotonic clock; a past time means now. `None`: not before another call.
+    /// When `poll` is due, on the monotonic clock; a time in the past means now. `None` if it is not due before another
+    /// call.
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.changed {
             return Some(Duration::ZERO);
@@ -402,7 +416,7 @@ impl<H> Sessions<H> {
         self.held.values().filter_map(HeldSession::next_deadline).min()
     }
 
-    /// The current state.
+    /// The present state of all sessions.
     pub fn snapshot(&self, now: Now) -> Snapshot {
         let day = now.day();
         let peers = self.tests.peers().chain(self.bytes.peers(day)).collect::<BTreeSet<_>>();
@@ -412,7 +426,9 @@ impl<H> Sessions<H> {
             slots: self.limits.max_concurrent_tests,
             draining: self.draining,
             faulted: self.faulted,
-            sessions: self.held.iter().map(|(id, held)| held.status(*id, now.mono)).collect(),
+            sessions: self.tests_with_ids().map(|(id, held)| held.status(id, now.mono)).collect(),
+            monitors: self.monitors_with_ids().map(|(id, held)| held.monitor_status(id, now.mono)).collect(),
+            max_monitors: self.limits.max_monitors,
             queue: (1..)
                 .zip(order.iter().zip(waits))
                 .map(|(place, (waiting, wait))| QueueStatus {
@@ -442,9 +458,21 @@ impl<H> Sessions<H> {
         self.fallbacks.pass_time(now.mono);
     }
 
-    /// Checks everything except free resources: when a request arrives, and again when it is the next in the queue.
+    /// Checks everything except free resources. Called when a request arrives, and again when it is next in the queue.
     fn check(&self, peer: EndpointId, spec: &TestSpec, is_fallback: bool, now: Now) -> Result<(), Denial> {
         self.limits.check(spec)?;
+        self.check_open()?;
+        let limit = self.limits.max_tests_per_hour;
+        if !is_fallback && self.tests.count(peer) >= limit {
+            let retry_after = self.tests.until_one_leaves(peer, limit, now.unix_ms);
+            let detail = format!("limit of {limit} tests per hour and device reached");
+            return Err(denial(DenialReason::TestsPerHour, &detail, retry_after));
+        }
+        self.check_bytes(peer, now)
+    }
+
+    /// Denies every request while no session is granted.
+    fn check_open(&self) -> Result<(), Denial> {
         if self.draining {
             return Err(draining());
         }
@@ -452,12 +480,20 @@ impl<H> Sessions<H> {
             let detail = "the audit log or the state cannot be written; no session is granted until it can";
             return Err(denial(DenialReason::Faulted, detail, Some(RETRY_FAULTED)));
         }
-        let limit = self.limits.max_tests_per_hour;
-        if !is_fallback && self.tests.count(peer) >= limit {
-            let retry_after = self.tests.until_one_leaves(peer, limit, now.unix_ms);
-            let detail = format!("limit of {limit} tests per hour and device reached");
-            return Err(denial(DenialReason::TestsPerHour, &detail, retry_after));
+        Ok(())
+    }
+
+    /// Denies a request of a link that has one, or has a session.
+    fn check_link(&self, link: LinkId) -> Result<(), Denial> {
+        if self.queue.holds(link) || self.held.values().any(|session| session.link == link) {
+            let detail = "this link already has a session or a request";
+            return Err(denial(DenialReason::AlreadyAsked, detail, None));
         }
+        Ok(())
+    }
+
+    /// Denies requests of a device whose bytes of this day are used up.
+    fn check_bytes(&self, peer: EndpointId, now: Now) -> Result<(), Denial> {
         let spent = [
             (self.bytes.of_peer(peer, now.day()), self.limits.max_bytes_per_day, "and device"),
             (self.bytes.of_all(now.day()), self.limits.max_bytes_per_day_total, "for all devices together"),
@@ -470,7 +506,7 @@ impl<H> Sessions<H> {
         Ok(())
     }
 
-    /// Why a request that can't begin now can't be queued either.
+    /// Why a request that cannot begin now cannot be queued either; `None` if it can.
     fn queue_denial(
         &self,
         peer: EndpointId,
@@ -485,7 +521,7 @@ impl<H> Sessions<H> {
         }
         let retry_after = Some(expected.max(Duration::from_secs(1)));
         if !wait {
-            let slots_left = usize::try_from(slots).unwrap_or(usize::MAX) > self.held.len();
+            let slots_left = usize::try_from(slots).unwrap_or(usize::MAX) > self.tests_held().count();
             let lacks_port = slots_left && spec.data_mode == DataMode::DirectEphemeral && self.ports.free() == 0;
             return Some(if lacks_port {
                 denial(DenialReason::NoPort, "every port of the range is in use", retry_after)
@@ -509,13 +545,13 @@ impl<H> Sessions<H> {
         None
     }
 
-    /// The waiting links that can be served now, in order. A request that lacks only a port lets others pass: a port is
-    /// freed together with a slot, so it cannot be overtaken forever.
+    /// The links whose queued requests can begin now, in order. A request that lacks only a port lets others pass. A
+    /// port is freed together with a slot, so others cannot pass it forever.
     fn ready_links(&self) -> Vec<LinkId> {
         let slots = usize::try_from(self.limits.max_concurrent_tests).unwrap_or(usize::MAX);
-        let room = slots.saturating_sub(self.held.len());
+        let room = slots.saturating_sub(self.tests_held().count());
         let mut ports = self.ports.free();
-        let held = self.held.values().map(|held| descriptors::of_session(&held.spec)).fold(0, usize::saturating_add);
+        let held = self.tests_held().map(|held| descriptors::of_session(&held.spec)).fold(0, usize::saturating_add);
         let mut descriptors = self.limits.descriptors.saturating_sub(held);
         // Descriptors are freed one session at a time: a request that needs many must not be overtaken forever.
         let fits = |waiting: &&queue::QueuedRequest| {
@@ -569,8 +605,8 @@ impl<H> Sessions<H> {
         Ok(reservation)
     }
 
-    /// Returns all resources of a reservation. The peer still counts as served: a peer whose requests fail repeatedly
-    /// must not always be the first.
+    /// Returns everything that is reserved for a session. Its peer still counts as served, so a peer whose requests
+    /// fail repeatedly is not always first.
     fn take_back(&mut self, session: SessionId) -> Option<HeldSession<H>> {
         let held = self.held.remove(&session)?;
         self.changed = true;
@@ -584,20 +620,20 @@ impl<H> Sessions<H> {
         Some(held)
     }
 
-    /// Takes a reservation back and counts it. Returns its event.
+    /// Takes a reservation back and counts that. Returns its audit event.
     fn undone(&mut self, session: SessionId) -> Option<AuditEvent> {
         let held = self.take_back(session)?;
         self.counts.undone += 1;
         Some(AuditEvent::SessionUndone { session, peer: held.peer })
     }
 
-    /// Counts a denial. Returns its event.
+    /// Counts a denial. Returns its audit event.
     fn denied(&mut self, peer: EndpointId, denial: &Denial) -> AuditEvent {
         self.counts.note_denied(denial.reason);
         AuditEvent::SessionDenied { peer, reason: denial.reason }
     }
 
-    /// An answer to a request of `peer`, with its event. What is reserved has one only once it is opened.
+    /// An answer to a request of `peer`, with its audit event. A reservation has no event until it is opened.
     fn with_event(&mut self, peer: EndpointId, answer: Answer) -> (Answer, Vec<AuditEvent>) {
         let event = match &answer {
             Answer::Reserved(_) => None,
@@ -607,7 +643,16 @@ impl<H> Sessions<H> {
         (answer, event.into_iter().collect())
     }
 
-    /// Charges the used bytes instead of the leases.
+    /// The sessions that hold a slot.
+    fn tests_held(&self) -> impl Iterator<Item = &HeldSession<H>> {
+        self.tests_with_ids().map(|(_, held)| held)
+    }
+
+    fn tests_with_ids(&self) -> impl Iterator<Item = (SessionId, &HeldSession<H>)> {
+        self.held.iter().filter(|(_, held)| !held.is_monitor()).map(|(id, held)| (*id, held))
+    }
+
+    /// Charges the bytes that a session used, instead of its leases.
     fn settle(&mut self, held: &HeldSession<H>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
         for (day, leased) in &held.leased {
             self.bytes.refund(held.peer, *day, *leased);
@@ -637,8 +682,8 @@ impl<H> Sessions<H> {
         actions.extend(due.map(|(session, reason)| SessionAction::End { session, reason }));
     }
 
-    /// Reserves for all queued requests that can be granted, one after the other, because each changes which is next.
-    /// Returns the events of the denied ones.
+    /// Reserves for all queued requests that can begin, one after the other, because each changes which one is next.
+    /// Returns the audit events of those that are denied.
     fn serve_queue(
         &mut self,
         now: Now,
@@ -684,7 +729,7 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// The place of a waiting link, from 1, and its expected wait.
+    /// The position of a queued request, from 1, and its expected wait.
     fn queue_position(&self, link: LinkId, mono: Duration) -> (u32, Duration) {
         let order = self.queue.in_order();
         let waits = queue::expected_waits(&order, &self.occupied(mono));
@@ -693,10 +738,12 @@ impl<H> Sessions<H> {
     }
 
     fn occupied(&self, mono: Duration) -> Occupancy {
-        let running = self.held.values();
         Occupancy {
             slots: self.limits.max_concurrent_tests,
-            running: running.map(|held| (held.expected_end.saturating_sub(mono), held.port.is_some())).collect(),
+            running: self
+                .tests_held()
+                .map(|held| (held.expected_end.saturating_sub(mono), held.port.is_some()))
+                .collect(),
             free_ports: self.ports.free(),
         }
     }

@@ -1,10 +1,10 @@
-//! Tests with random orders of events: the promises always hold. A model next to the state machine recounts its
-//! answers. Contains no rules.
+//! Tests with random sequences of events: the promises must always hold. A model recounts the answers of the state
+//! machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use paramedic_link::message::{DenialReason, EndReason};
+use paramedic_link::message::{DenialReason, END_AFTER_SILENCE, END_MONITOR_AFTER_SILENCE, EndReason};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use proptest::collection::vec;
@@ -16,10 +16,11 @@ const HOUR_MS: u64 = 3_600_000;
 const PEERS: u8 = 4;
 const LINKS: u64 = 10;
 
-/// One event. Sessions are selected by a number among the existing ones.
+/// One event of a sequence. A session is chosen by a number among those that exist.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Ask { link: u64, direct: bool, wait: bool, duration_ms: u32 },
+    AskMonitor(u64),
     Poll,
     Open(usize),
     Undo(usize),
@@ -41,6 +42,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         12 => (link.clone(), any::<bool>(), prop::bool::weighted(0.8), 1u32..70_000)
             .prop_map(|(link, direct, wait, duration_ms)| Op::Ask { link, direct, wait, duration_ms }),
+        4 => link.clone().prop_map(Op::AskMonitor),
         8 => Just(Op::Poll),
         8 => which.clone().prop_map(Op::Open),
         2 => which.clone().prop_map(Op::Undo),
@@ -51,13 +53,13 @@ fn op() -> impl Strategy<Value = Op> {
         1 => link.clone().prop_map(Op::Withdraw),
         2 => link.prop_map(Op::LinkClosed),
         1 => (0..PEERS).prop_map(Op::PeerRemoved),
-        4 => prop_oneof![0u64..3_000, Just(6_000), Just(20_000), Just(HOUR_MS / 3), Just(9 * HOUR_MS)]
+        4 => prop_oneof![0u64..3_000, Just(6_000), Just(20_000), Just(45_000), Just(HOUR_MS / 3), Just(9 * HOUR_MS)]
             .prop_map(Op::Pass),
         1 => prop::bool::weighted(0.3).prop_map(Op::Faulted),
     ]
 }
 
-/// Events, sometimes with a shutdown among them.
+/// Random sequences of events, some with a shutdown.
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     (vec(op(), 1..50), prop::option::weighted(0.1, 0usize..50)).prop_map(|(mut ops, drain)| {
         if let Some(at) = drain {
@@ -77,6 +79,8 @@ fn limits() -> impl Strategy<Value = Limits> {
         max_bytes_per_day_total: total,
         max_queue: 6,
         max_queue_per_peer: 2,
+        max_monitors: 3,
+        max_monitors_per_peer: 2,
         descriptors: usize::MAX,
         data_ports: Some(5201..=5200 + ports),
         data_modes: vec![DataMode::Tunneled, DataMode::DirectEphemeral],
@@ -99,7 +103,7 @@ fn peer(number: u8) -> EndpointId {
     EndpointId::from_bytes([number + 1; 32])
 }
 
-/// The model's record of a session.
+/// What the model knows about a session.
 #[derive(Debug)]
 struct Known {
     link: LinkId,
@@ -107,10 +111,11 @@ struct Known {
     port: Option<u16>,
     tried: BTreeSet<u16>,
     opened: bool,
+    is_monitor: bool,
     leased: BTreeMap<u32, u64>,
 }
 
-/// The state machine, and the counts of the model.
+/// The state machine, and the model with its counts.
 pub(super) struct World {
     sessions: Sessions<SessionId>,
     limits: Limits,
@@ -121,12 +126,13 @@ pub(super) struct World {
     held: BTreeMap<SessionId, Known>,
     waiting: BTreeSet<LinkId>,
     tests: Vec<(EndpointId, u64, SessionId)>,
-    /// The links whose last session that counts as a test was direct and had no streams.
+    /// The links whose last session that counted as a test was direct and had no streams.
     unreached: BTreeSet<LinkId>,
     bytes: BTreeMap<(u32, EndpointId), u64>,
     granted: BTreeSet<SessionId>,
     ending: BTreeSet<SessionId>,
     over: BTreeSet<SessionId>,
+    draining: bool,
 }
 
 impl World {
@@ -146,6 +152,7 @@ impl World {
             granted: BTreeSet::new(),
             ending: BTreeSet::new(),
             over: BTreeSet::new(),
+            draining: false,
         }
     }
 
@@ -157,6 +164,7 @@ impl World {
     pub(super) fn run(&mut self, op: &Op) {
         match *op {
             Op::Ask { link, direct, wait, duration_ms } => self.ask(LinkId(link), spec(direct, duration_ms), wait),
+            Op::AskMonitor(link) => self.ask_monitor(LinkId(link)),
             Op::Poll => self.poll(),
             Op::Open(which) => self.with(which, Self::open),
             Op::Undo(which) => self.with(which, |world, session| {
@@ -189,7 +197,10 @@ impl World {
                 self.now.unix_ms += ms;
             }
             Op::Faulted(faulted) => self.sessions.set_faulted(faulted),
-            Op::Drain => self.sessions.drain(),
+            Op::Drain => {
+                self.draining = true;
+                self.sessions.drain();
+            }
         }
         self.check();
     }
@@ -225,6 +236,34 @@ impl World {
         self.note(events);
     }
 
+    fn ask_monitor(&mut self, link: LinkId) {
+        self.ids += 1;
+        let id = SessionId::from_bytes(self.ids.to_be_bytes());
+        let occupied = self.waiting.contains(&link) || self.held.values().any(|known| known.link == link);
+        let (answer, events) = self.sessions.request_monitor(link, peer_of(link), id, self.now);
+        match answer {
+            Answer::Reserved(reservation) => {
+                assert!(!occupied && !self.draining);
+                assert_eq!((reservation.session, reservation.purpose), (id, SessionPurpose::Monitor));
+                assert!(!reservation.counts_as_test && reservation.port.is_none());
+                self.reserved(&reservation);
+            }
+            Answer::Queued { .. } => panic!("a monitor is not queued"),
+            Answer::Denied(denial) => {
+                assert_eq!(occupied, denial.reason == DenialReason::AlreadyAsked);
+                let of_peer = self.monitors().filter(|known| known.peer == peer_of(link)).count();
+                let is_full =
+                    of_peer >= self.limits.max_monitors_per_peer || self.monitors().count() >= self.limits.max_monitors;
+                assert!(is_full || denial.reason != DenialReason::TooManyMonitors);
+            }
+        }
+        self.note(events);
+    }
+
+    fn monitors(&self) -> impl Iterator<Item = &Known> {
+        self.held.values().filter(|known| known.is_monitor)
+    }
+
     fn poll(&mut self) {
         let mut ids = self.ids;
         let last_received = &self.last_received;
@@ -244,11 +283,14 @@ impl World {
                     assert!(self.waiting.contains(&link) && place as usize <= self.limits.max_queue);
                 }
                 SessionAction::End { session, reason } => {
-                    assert!(self.held[&session].opened);
+                    let known = &self.held[&session];
+                    assert!(known.opened);
+                    assert!(!known.is_monitor || !matches!(reason, EndReason::Deadline | EndReason::NotStarted));
+                    let limit = if known.is_monitor { END_MONITOR_AFTER_SILENCE } else { END_AFTER_SILENCE };
                     let silent_for = self.now.mono - self.last_received[&session];
                     // A message that arrives after the end was first reported does not revive the session.
                     if self.ending.insert(session) && reason == EndReason::Silence {
-                        assert!(silent_for >= END_AFTER_SILENCE, "{silent_for:?}");
+                        assert!(silent_for >= limit, "{silent_for:?}");
                     }
                 }
             }
@@ -258,7 +300,9 @@ impl World {
     }
 
     fn reserved(&mut self, reservation: &Reservation) {
-        if reservation.counts_as_test {
+        if reservation.purpose == SessionPurpose::Monitor {
+            // No slot, no test.
+        } else if reservation.counts_as_test {
             self.tests.push((reservation.peer, self.now.unix_ms, reservation.session));
         } else {
             assert!(self.unreached.remove(&reservation.link), "another test on this link");
@@ -270,6 +314,7 @@ impl World {
             port: reservation.port,
             tried: BTreeSet::new(),
             opened: false,
+            is_monitor: reservation.purpose == SessionPurpose::Monitor,
             leased: BTreeMap::new(),
         };
         assert!(self.held.insert(reservation.session, known).is_none());
@@ -355,7 +400,7 @@ impl World {
         }
     }
 
-    /// A reservation was taken back: it has no effect.
+    /// Removes a reservation that was taken back from the model.
     fn forget(&mut self, session: SessionId) {
         let known = self.held.remove(&session).unwrap();
         self.tests.retain(|(_, _, of)| *of != session);
@@ -364,7 +409,7 @@ impl World {
         }
     }
 
-    /// A link without further requests.
+    /// Removes a link from the model. The link makes no further requests.
     fn withdrawn(&mut self, link: LinkId) {
         self.waiting.remove(&link);
         let unopened = self.held.iter().find(|(_, known)| known.link == link && !known.opened).map(|(id, _)| *id);
@@ -380,18 +425,34 @@ impl World {
                 AuditEvent::SessionGranted { session, port, .. } => {
                     assert!(self.granted.insert(session) && !self.over.contains(&session));
                     assert_eq!(self.held[&session].port, port);
+                    assert!(!self.held[&session].is_monitor);
                 }
-                AuditEvent::SessionEnded { session, .. } | AuditEvent::SessionUndone { session, .. } => {
+                AuditEvent::MonitorGranted { session, .. } => {
+                    assert!(self.granted.insert(session) && !self.over.contains(&session));
+                    assert!(self.held[&session].is_monitor);
+                }
+                AuditEvent::SessionEnded { session, .. }
+                | AuditEvent::MonitorEnded { session, .. }
+                | AuditEvent::SessionUndone { session, .. } => {
                     assert!(self.over.insert(session), "over only once");
                 }
-                AuditEvent::SessionQueued { .. } | AuditEvent::SessionDenied { .. } | AuditEvent::PortHeld { .. } => {}
+                AuditEvent::SessionQueued { .. }
+                | AuditEvent::SessionDenied { .. }
+                | AuditEvent::MonitorDenied { .. }
+                | AuditEvent::PortHeld { .. } => {}
                 other => panic!("{other:?} is not a session's event"),
             }
         }
     }
 
     fn check(&self) {
-        assert!(self.held.len() <= self.limits.max_concurrent_tests as usize);
+        let tests = self.held.values().filter(|known| !known.is_monitor).count();
+        assert!(tests <= self.limits.max_concurrent_tests as usize);
+        assert!(self.monitors().count() <= self.limits.max_monitors);
+        for number in 0..PEERS {
+            let of_peer = self.monitors().filter(|known| known.peer == peer(number)).count();
+            assert!(of_peer <= self.limits.max_monitors_per_peer);
+        }
         let ports = self.held.values().filter_map(|known| known.port).collect::<Vec<_>>();
         let range = self.limits.data_ports.as_ref().unwrap();
         assert!(ports.iter().all(|port| range.contains(port)));
@@ -403,11 +464,13 @@ impl World {
         }
         let seen = self.sessions.snapshot(self.now);
         assert!(
-            seen.sessions
+            seen.sessions.iter().map(|seen| (seen.session, seen.port)).eq(self
+                .held
                 .iter()
-                .map(|seen| (seen.session, seen.port))
-                .eq(self.held.iter().map(|(id, k)| (*id, k.port)))
+                .filter(|(_, k)| !k.is_monitor)
+                .map(|(id, k)| (*id, k.port)))
         );
+        assert_eq!(seen.monitors.len(), self.monitors().count());
         let today = self.bytes.iter().filter(|((day, _), _)| *day == self.now.day()).map(|(_, bytes)| bytes);
         assert_eq!(seen.bytes_today, today.sum::<u64>());
         // No session is lost, and none exists twice.
@@ -418,7 +481,7 @@ impl World {
         assert!(self.granted.iter().all(|session| self.over.contains(session) || self.held.contains_key(session)));
     }
 
-    /// Finishes all sessions, round by round, until the queue is empty.
+    /// Ends all sessions, round after round, until the queue is empty.
     pub(super) fn finish(&mut self) {
         self.run(&Op::Faulted(false));
         for _ in 0..=self.waiting.len() {
@@ -444,7 +507,7 @@ proptest! {
     }
 }
 
-/// Wrong clocks and extreme numbers.
+/// Random numbers for times: ordinary and extreme ones.
 fn wild() -> impl Strategy<Value = u64> {
     prop_oneof![Just(0), Just(1), Just(u64::MAX), Just(u64::MAX - 1), any::<u64>()]
 }
@@ -468,6 +531,8 @@ proptest! {
             max_bytes_per_day_total: budget,
             max_queue: usize::MAX,
             max_queue_per_peer: usize::MAX,
+            max_monitors: usize::MAX,
+            max_monitors_per_peer: usize::MAX,
             descriptors: usize::MAX,
             data_ports: Some(0..=2),
             data_modes: vec![DataMode::DirectEphemeral],
@@ -491,6 +556,9 @@ proptest! {
                 2 => {
                     drop(sessions.opened(session, now));
                     sessions.granted(session, session);
+                }
+                3 if number % 3 == 0 => {
+                    drop(sessions.request_monitor(LinkId(number % 5), peer(0), id(at), now));
                 }
                 3 => drop(sessions.lease(session, number, now)),
                 4 => drop(sessions.ended(session, number, EndReason::Failed, now)),

@@ -1,19 +1,20 @@
-//! The assignment of ports of the data port range to sessions. The server finds out whether a port can be bound.
+//! Assigns ports of the data port range to sessions. The server finds out whether a port can be bound.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// For this long, a port that another program held is used only if no other port is free.
+/// For this long, a port that another program used is taken only if no other port is free.
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
-/// The data port range. Every port of it is either free or in use, never both.
+/// The data port range. Each port is either free or in use.
 #[derive(Debug)]
 pub(super) struct Ports {
-    /// Longest unused first, so that a late packet of an old session reaches no new session.
+    /// The free ports, the one that was unused the longest first. So a late packet of an old session does not reach a
+    /// new one.
     free: VecDeque<u16>,
     in_use: BTreeSet<u16>,
-    /// Each port that is tried last, with the end of that period.
+    /// The ports to take last, each with the time until which that holds.
     suspects: BTreeMap<u16, Duration>,
 }
 
@@ -28,7 +29,8 @@ impl Ports {
         self.free.len()
     }
 
-    /// Takes the free port that was unused for longest and is not in `tried`; suspects come last.
+    /// Takes the free port that was unused the longest and is not in `tried`. Ports that other programs used recently
+    /// come last.
     pub(super) fn take(&mut self, tried: &BTreeSet<u16>, mono: Duration) -> Option<u16> {
         self.suspects.retain(|_, until| *until > mono);
         let untried = |port: &&u16| !tried.contains(port);
@@ -46,13 +48,13 @@ impl Ports {
         }
     }
 
-    /// Gives back a port that another program holds.
+    /// Gives back a port that another program uses.
     pub(super) fn give_back_held(&mut self, port: u16, mono: Duration) {
         self.give_back(port);
         self.suspects.insert(port, mono.saturating_add(SUSPECT_FOR));
     }
 
-    /// The ports that are tried last.
+    /// The ports that other programs used recently.
     pub(super) fn suspects(&self, mono: Duration) -> Vec<u16> {
         self.suspects.iter().filter(|(_, until)| **until > mono).map(|(port, _)| *port).collect()
     }

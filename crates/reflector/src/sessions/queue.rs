@@ -1,5 +1,5 @@
-//! The queue of requests: peers take turns, and the requests of one peer are served in order of arrival. Grants
-//! nothing.
+//! The queue of requests. Peers take turns. The requests of one peer are served in the order in which they arrived.
+//! Grants nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use super::decision::LinkId;
 use super::limits;
 
-/// A change of the expected wait that is too small to send.
+/// A change of the expected wait that is smaller than this is not sent.
 const SAME_WAIT: Duration = Duration::from_secs(5);
 
 /// A queued request.
@@ -19,9 +19,9 @@ pub(super) struct QueuedRequest {
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
-    /// Whether it repeats a test that was already served: then it precedes all others.
+    /// Whether the request repeats a test that was already served. Then it comes before all others.
     pub(super) is_fallback: bool,
-    /// When it was queued.
+    /// When the request was queued.
     pub(super) since: Duration,
     last_update: Option<LastUpdate>,
 }
@@ -39,7 +39,7 @@ impl QueuedRequest {
         self.spec.data_mode == DataMode::DirectEphemeral
     }
 
-    /// Records the next update for the appliance; `false` if it changed too little to send.
+    /// Records what is sent to the appliance next. Returns `false` if it changed too little to send.
     pub(super) fn note_update(&mut self, place: u32, expected_wait: Duration, mono: Duration) -> bool {
         let is_news = self.last_update.is_none_or(|last_update| {
             let left = last_update.expected_wait.saturating_sub(mono.saturating_sub(last_update.at));
@@ -52,13 +52,13 @@ impl QueuedRequest {
     }
 }
 
-/// The queued requests.
+/// All queued requests.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// In order of arrival.
+    /// The requests in the order in which they arrived.
     waiting: Vec<QueuedRequest>,
-    /// For each peer, the number of served requests when it was last served; absent: never. Only contains peers that
-    /// were granted a session.
+    /// For each peer, how many requests had been served in all when it was last served. Absent for a peer that was
+    /// never served.
     served: BTreeMap<EndpointId, u64>,
     served_in_all: u64,
 }
@@ -98,15 +98,15 @@ impl Queue {
         self.waiting.iter().filter(|waiting| waiting.peer == peer).count()
     }
 
-    /// Records that a peer was served: its next request comes after those of all other peers.
+    /// Records that a peer was served. Its next request comes after those of all other peers.
     pub(super) fn note_served(&mut self, peer: EndpointId) {
         self.served_in_all += 1;
         self.served.insert(peer, self.served_in_all);
     }
 
-    /// All queued requests in the order in which they will be served. Repetitions of a test come first, in order of
-    /// arrival. Then comes always a request of the peer that was served longest ago, where earlier requests in this
-    /// order count as served.
+    /// All queued requests in the order in which they will be served. First those that repeat a test, in the order in
+    /// which they arrived. Then, one after the other, a request of the peer that was served the longest ago; requests
+    /// earlier in this order count as served.
     pub(super) fn in_order(&self) -> Vec<&QueuedRequest> {
         let mut served = self.served.clone();
         let mut counter = self.served_in_all;
@@ -122,18 +122,18 @@ impl Queue {
     }
 }
 
-/// The slots and ports that queued requests wait for.
+/// The slots and ports for which queued requests wait.
 #[derive(Clone, Debug)]
 pub(super) struct Occupancy {
-    /// Sessions that may run at once.
+    /// The number of sessions that may run at once.
     pub(super) slots: u32,
-    /// The expected end of each running session, from now, and whether it frees a port.
+    /// For each running session, how long until its expected end, and whether it then frees a port.
     pub(super) running: Vec<(Duration, bool)>,
-    /// Ports that are free now.
+    /// The number of ports that are free now.
     pub(super) free_ports: usize,
 }
 
-/// The expected wait of each request of `order`.
+/// The expected wait of each request in `order`.
 pub(super) fn expected_waits(order: &[&QueuedRequest], occupied: &Occupancy) -> Vec<Duration> {
     let slots = usize::try_from(occupied.slots).unwrap_or(usize::MAX);
     // Free slots or ports beyond the number of requests make no difference.

@@ -1,21 +1,24 @@
-//! The usage of each peer: tests of the last hour, bytes of the day. The caller checks the limits.
+//! What each peer has used: its tests of the last hour, and its bytes of the day. The caller compares it with the
+//! limits.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use paramedic_link::{EndpointId, SessionId};
 
-/// The window of the limit of tests per hour, in milliseconds.
+/// The time that the limit of tests per hour covers, in milliseconds.
 const HOUR_MS: u64 = 3600 * 1000;
-/// Days that are kept before and after today, for sessions that run past midnight and for clock changes.
+/// The number of days before and after today whose bytes are kept, for sessions that run past midnight and for changes
+/// of the clock.
 const DAYS_KEPT: u32 = 7;
 
-/// Tests granted within the last hour.
+/// The tests that were granted within the last hour.
 #[derive(Debug, Default)]
 pub(super) struct Tests {
-    /// The times, oldest first, in milliseconds since 1970. Nothing else, because a device may be allowed many tests.
+    /// The times at which tests were granted, oldest first, in milliseconds since 1970. Nothing else is kept, because a
+    /// device may be allowed many tests.
     granted: BTreeMap<EndpointId, VecDeque<u64>>,
-    /// When each session that is not over was granted.
+    /// When each session was granted that has not ended yet.
     refundable: BTreeMap<SessionId, u64>,
 }
 
@@ -29,8 +32,8 @@ impl Tests {
         tests
     }
 
-    /// Removes the tests that left the window. A time in the future means that the clock was set back. It then counts
-    /// as now; otherwise it would stay for as long as the clock was wrong.
+    /// Removes the tests that are older than an hour. A test in the future means that the clock was set back. It then
+    /// counts as granted now; otherwise it would count for as long as the clock was wrong.
     pub(super) fn pass_time(&mut self, unix_ms: u64) {
         for at in self.refundable.values_mut() {
             *at = unix_ms.min(*at);
@@ -59,7 +62,7 @@ impl Tests {
         }
     }
 
-    /// The session is over: its test stays charged.
+    /// Records that the session has ended. Its test stays charged.
     pub(super) fn settle(&mut self, session: SessionId) {
         self.refundable.remove(&session);
     }
@@ -68,7 +71,7 @@ impl Tests {
         self.granted.get(&peer).map_or(0, |tests| u32::try_from(tests.len()).unwrap_or(u32::MAX))
     }
 
-    /// The time until one more test fits below `limit`; `None`: it fits now, or never will.
+    /// How long until one more test fits below `limit`. `None` if it fits now, or never will.
     pub(super) fn until_one_leaves(&self, peer: EndpointId, limit: u32, unix_ms: u64) -> Option<Duration> {
         let tests = self.granted.get(&peer)?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -82,7 +85,7 @@ impl Tests {
     }
 }
 
-/// Bytes charged, by day: bytes that were moved, and all bytes of open leases.
+/// The bytes that are charged on each day: those that were moved, and all bytes of open leases.
 #[derive(Debug, Default)]
 pub(super) struct ChargedBytes {
     days: BTreeMap<u32, BTreeMap<EndpointId, u64>>,
@@ -97,7 +100,7 @@ impl ChargedBytes {
         all
     }
 
-    /// Removes days that are long over.
+    /// Removes days that are long past.
     pub(super) fn pass_time(&mut self, today: u32) {
         self.days.retain(|day, _| day.abs_diff(today) <= DAYS_KEPT);
     }

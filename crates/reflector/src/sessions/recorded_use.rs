@@ -1,38 +1,39 @@
-//! The use of a session's leased bytes: when it must be written to disk, and the charge for a session that a crash left
-//! unsettled (docs/decisions/0028). Pure.
+//! Decides when the number of bytes that a session used must be written to disk, and what is charged for a session that
+//! was running at a crash (docs/decisions/0028). Pure: no I/O, no clock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// The least that a crash charges beyond the recorded use.
+/// A crash charges at least this many bytes beyond the recorded use.
 pub(super) const SMALLEST_SURGE: u64 = 16 << 20;
-/// When use is written at the beginning of a phase, while its rate is unknown. After that: at each whole second.
+/// When use is written after the start of a phase, while its rate is not known yet. After that, it is written at each
+/// whole second.
 const FIRST_WRITES: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often use is read during a phase. Reading is free; only writing needs the disk.
+/// How often use is read during a phase. Reading costs nothing; only writing needs the disk.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
-/// How often use is read, and written if it changed, outside of phases: latency probes flow there too.
+/// How often use is read outside of phases, and written if it changed: latency probes also use bytes there.
 const IDLE_INTERVAL: Duration = WRITE_INTERVAL;
-/// The period over which the fastest rate is measured.
+/// The period for which the highest rate is measured.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The record of a session's use on disk.
+/// What is on disk about the bytes that a session used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordedUse {
-    /// Payload bytes charged when it was read.
+    /// The number of payload bytes that the session had used when this was read.
     pub used: u64,
-    /// How many bytes beyond `used` a crash charges: twice the bytes of the fastest second so far, and at least 16 MiB.
+    /// How many bytes a crash charges beyond `used`: twice the bytes of the fastest second so far, and at least 16 MiB.
     pub surge: u64,
 }
 
 impl RecordedUse {
-    /// A session that has not moved anything yet.
+    /// The record of a session that has not used any bytes.
     pub const NOTHING: Self = Self { used: 0, surge: SMALLEST_SURGE };
 }
 
-/// The bytes that a crash charges for a session with these leases, by day, the oldest first. Without recorded use,
-/// which an earlier version did not write, the leases are charged in full.
+/// The bytes that a crash charges for a session with these leases: day and bytes, oldest day first. Earlier versions
+/// recorded no use; then the leases are charged in full.
 pub fn charged_after_crash(leased: &BTreeMap<u32, u64>, recorded: Option<RecordedUse>) -> Vec<(u32, u64)> {
     let all = leased.values().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
     let charged = recorded.map_or(all, |recorded| recorded.used.saturating_add(recorded.surge).min(all));
@@ -41,8 +42,8 @@ pub fn charged_after_crash(leased: &BTreeMap<u32, u64>, recorded: Option<Recorde
     by_day(leased, charged, 0)
 }
 
-/// Spreads used bytes over leases, the oldest first. Use beyond them, for example a receive buffer, is added to the
-/// last day; without a lease, to `today`.
+/// Divides used bytes among the leases, oldest day first. Bytes beyond the leases, such as those in a receive buffer,
+/// count for the last day; without a lease, for `today`.
 pub(super) fn by_day(leased: &BTreeMap<u32, u64>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
     let mut left = used_bytes;
     let mut by_day = Vec::new();
@@ -70,12 +71,12 @@ pub struct UseRecorder {
     readings: VecDeque<(Duration, u64)>,
     fastest_second: u64,
     recorded: RecordedUse,
-    /// When the use was read that was last written, or could not be written.
+    /// When the use was read that was last written, or that could not be written.
     tried_at: Duration,
 }
 
 impl Default for UseRecorder {
-    /// A session before its first phase.
+    /// The recorder of a session before its first phase.
     fn default() -> Self {
         Self {
             phase_began: None,
@@ -89,19 +90,19 @@ impl Default for UseRecorder {
 }
 
 impl UseRecorder {
-    /// A phase began: its streams are connected.
+    /// Records that a phase began: its streams are connected.
     pub fn phase_began(&mut self, used: u64, mono: Duration) {
         self.phase_began = Some(mono);
         self.note(used, mono);
     }
 
-    /// The phase ended.
+    /// Records that the phase ended.
     pub fn phase_ended(&mut self) {
         self.phase_began = None;
         self.is_last_reading_due = true;
     }
 
-    /// When to call [`UseRecorder::read`]; `None`: not before the first lease or phase, because no bytes flow before.
+    /// When to call [`UseRecorder::read`]. `None` before the first lease or phase, because no bytes are moved before.
     pub fn next_reading(&self) -> Option<Duration> {
         if self.is_last_reading_due {
             return Some(Duration::ZERO);
@@ -112,7 +113,7 @@ impl UseRecorder {
         Some(of_start.unwrap_or(Duration::MAX).min(last.saturating_add(READ_INTERVAL)))
     }
 
-    /// Reads the use. `Some`: write it now, and call [`UseRecorder::written`] once it is on disk.
+    /// Reads the use. If it returns a record, write it now, and call [`UseRecorder::written`] once it is on disk.
     pub fn read(&mut self, used: u64, mono: Duration) -> Option<RecordedUse> {
         let is_last = std::mem::take(&mut self.is_last_reading_due);
         let current = self.current(used, mono);
@@ -129,18 +130,18 @@ impl UseRecorder {
         Some(current)
     }
 
-    /// The present use, for a write that happens anyway.
+    /// The use at present, for a write that happens anyway.
     pub fn current(&mut self, used: u64, mono: Duration) -> RecordedUse {
         self.note(used, mono);
         RecordedUse { used, surge: self.fastest_second.saturating_mul(2).max(SMALLEST_SURGE) }
     }
 
-    /// This use is on disk.
+    /// Records that this use is on disk.
     pub fn written(&mut self, recorded: RecordedUse) {
         self.recorded = recorded;
     }
 
-    /// Adds a reading. The fastest second really carried its bytes: in a longer span, one of its seconds carried at
+    /// Adds a reading, and updates the fastest second. A span longer than a second contains a second that carried at
     /// least the mean of the whole seconds that cover the span.
     fn note(&mut self, used: u64, mono: Duration) {
         for (at, before) in &self.readings {
@@ -157,7 +158,7 @@ impl UseRecorder {
     }
 }
 
-/// The last time, since a phase began, at which its use had to be written; 0 before the first one.
+/// The last time, counted from the start of a phase, at which its use had to be written; 0 before the first such time.
 fn last_scheduled_write(elapsed: Duration) -> Duration {
     let whole = Duration::from_secs(elapsed.as_secs());
     if whole >= WRITE_INTERVAL {
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(charged_after_crash(&BTreeMap::new(), recorded(0, 5)), []);
     }
 
-    /// Bytes that flow in each millisecond, and their running sum.
+    /// The bytes that are moved in each millisecond, as a running sum.
     fn flow() -> impl Strategy<Value = Vec<u64>> {
         // Pauses, slow lines, bursts and 100 Gbit/s alternate.
         let rate = prop_oneof![Just(0_u64), 0..1_000_u64, 0..200_000_u64, 0..13_000_000_u64];
@@ -260,8 +261,8 @@ mod tests {
     }
 
     proptest! {
-        /// For any flow, and any delay of readings and writes: a crash at any moment charges at most the promised
-        /// surplus, and leaves uncharged at most the bytes since the last reading that could be on disk.
+        /// For any rate over time, and any delay of readings and writes: a crash at any moment charges at most the
+        /// promised surplus. It leaves uncharged at most the bytes since the last reading that could be on disk.
         #[test]
         fn a_crash_at_any_moment_charges_within_the_promise(
             flowed in flow(),
@@ -310,8 +311,8 @@ mod tests {
             }
         }
 
-        /// A steady rate, and one that grows by no more than half within a second, is never undercharged once
-        /// the first write is on disk.
+        /// A steady rate, and one that grows by at most half within a second, is never charged too little once the
+        /// first write is on disk.
         #[test]
         fn a_steady_rate_is_never_undercharged(bytes_per_ms in 1..13_000_000_u64, late in 0..15_u64, write in 1..15_u64) {
             let leased = BTreeMap::from([(1, u64::MAX)]);

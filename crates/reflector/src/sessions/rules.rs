@@ -1,4 +1,4 @@
-//! Tests: each session rule as a sentence. Contains no rules.
+//! Tests of the session rules, each written as a sentence.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -14,7 +14,7 @@ const A: EndpointId = EndpointId::from_bytes([1; 32]);
 const B: EndpointId = EndpointId::from_bytes([2; 32]);
 const C: EndpointId = EndpointId::from_bytes([3; 32]);
 
-/// Noon of the day numbered 20,000.
+/// Noon of the day with number 20,000, in milliseconds since 1970.
 const NOON: u64 = 20_000 * 86_400_000 + 12 * 3_600_000;
 
 fn seconds(n: u64) -> Duration {
@@ -35,6 +35,8 @@ fn limits() -> Limits {
         max_bytes_per_day_total: 1_500_000,
         max_queue: 4,
         max_queue_per_peer: 2,
+        max_monitors: 3,
+        max_monitors_per_peer: 2,
         descriptors: usize::MAX,
         data_ports: Some(5201..=5202),
         data_modes: vec![DataMode::Tunneled, DataMode::DirectEphemeral],
@@ -59,14 +61,14 @@ fn lasting(duration_ms: u32) -> TestSpec {
     TestSpec { phases: vec![PhaseSpec { load: Load::Download, duration_ms }], ..tunneled() }
 }
 
-/// A reflector's sessions with a simulated clock and ids.
+/// The sessions of a reflector, with a simulated clock and simulated ids.
 struct Fixture {
     sessions: Sessions<SessionId>,
     now: Now,
     ids: u64,
     /// When each session last received something.
     last_received: BTreeMap<SessionId, Duration>,
-    /// The events of all decisions.
+    /// The audit events of all decisions.
     events: Vec<AuditEvent>,
 }
 
@@ -97,6 +99,23 @@ impl Fixture {
         answer
     }
 
+    fn ask_monitor(&mut self, link: u64, peer: EndpointId) -> Result<Reservation, DenialReason> {
+        self.ids += 1;
+        let (answer, events) = self.sessions.request_monitor(LinkId(link), peer, id(self.ids), self.now);
+        self.events.extend(events);
+        match answer {
+            Answer::Reserved(reservation) => Ok(reservation),
+            Answer::Denied(denial) => Err(denial.reason),
+            Answer::Queued { .. } => panic!("a monitor is not queued"),
+        }
+    }
+
+    fn grant_monitor(&mut self, link: u64, peer: EndpointId) -> Reservation {
+        let reservation = self.ask_monitor(link, peer).unwrap();
+        assert!(self.open(reservation.session));
+        reservation
+    }
+
     fn reserve(&mut self, link: u64, peer: EndpointId, spec: TestSpec) -> Reservation {
         match self.ask(link, peer, spec, true) {
             Answer::Reserved(reservation) => reservation,
@@ -111,7 +130,7 @@ impl Fixture {
         reservation
     }
 
-    /// Opens and grants it, unless it was taken back.
+    /// Opens and grants a session, unless it was taken back. Returns whether it was granted.
     fn open(&mut self, session: SessionId) -> bool {
         let (is_wanted, events) = self.sessions.opened(session, self.now);
         self.events.extend(events);
@@ -169,7 +188,7 @@ impl Fixture {
         actions
     }
 
-    /// The reservations of links whose turn has come.
+    /// The reservations of the queued requests that can begin.
     fn served(&mut self) -> Vec<Reservation> {
         let reserved = |action| match action {
             SessionAction::Reserve(reservation) => Some(reservation),
@@ -189,6 +208,70 @@ fn a_free_slot_is_reserved_at_once_and_without_one_requests_are_queued() {
     assert!(fixture.served().is_empty());
     fixture.end(&first, 0);
     assert_eq!(fixture.served()[0].link, LinkId(2));
+}
+
+#[test]
+fn a_monitor_takes_no_slot_and_counts_as_no_test() {
+    let mut fixture = Fixture::new(Limits { max_tests_per_hour: 1, ..limits() });
+    fixture.grant_monitor(1, A);
+    let test = fixture.grant(2, A, tunneled());
+    fixture.grant_monitor(3, B);
+    fixture.end(&test, 0);
+    let seen = fixture.sessions.snapshot(fixture.now);
+    assert_eq!((seen.sessions.len(), seen.monitors.len(), seen.counts.monitors_granted), (0, 2, 2));
+    assert_eq!(fixture.ask_monitor(1, A), Err(DenialReason::AlreadyAsked));
+    assert_eq!(fixture.denial(1, A, tunneled(), true).reason, DenialReason::AlreadyAsked, "one session a link");
+}
+
+#[test]
+fn monitors_have_limits_for_each_device_and_in_all() {
+    let mut fixture = Fixture::new(limits());
+    let first = fixture.grant_monitor(1, A);
+    fixture.grant_monitor(2, A);
+    assert_eq!(fixture.ask_monitor(3, A), Err(DenialReason::TooManyMonitors));
+    fixture.grant_monitor(4, B);
+    assert_eq!(fixture.ask_monitor(5, C), Err(DenialReason::TooManyMonitors));
+    fixture.over(first.session, 0, EndReason::Finished).unwrap();
+    fixture.grant_monitor(5, C);
+    let denied = AuditEvent::MonitorDenied { peer: C, reason: DenialReason::TooManyMonitors };
+    assert!(fixture.events.contains(&denied), "{:?}", fixture.events);
+}
+
+#[test]
+fn a_monitor_lasts_until_45_seconds_of_silence_a_drain_or_the_removal_of_its_device() {
+    let mut fixture = Fixture::new(limits());
+    let silent = fixture.grant_monitor(1, A).session;
+    fixture.pass(seconds(44));
+    assert_eq!(fixture.poll(), []);
+    fixture.pass(seconds(1));
+    assert_eq!(fixture.poll(), [SessionAction::End { session: silent, reason: EndReason::Silence }]);
+    fixture.over(silent, 0, EndReason::Failed).unwrap();
+    let (removed, drained) = (fixture.grant_monitor(2, A).session, fixture.grant_monitor(3, B).session);
+    let test = fixture.grant(4, C, tunneled()).session;
+    fixture.sessions.peer_removed(A, fixture.now);
+    assert_eq!(fixture.poll(), [SessionAction::End { session: removed, reason: EndReason::PeerRemoved }]);
+    fixture.over(removed, 0, EndReason::Failed).unwrap();
+    fixture.sessions.drain();
+    assert_eq!(fixture.poll(), [SessionAction::End { session: drained, reason: EndReason::Shutdown }]);
+    assert!(fixture.sessions.running().any(|running| running == test), "a test goes on");
+    assert_eq!(fixture.ask_monitor(5, A), Err(DenialReason::Draining));
+    fixture.over(drained, 7_000, EndReason::Failed).unwrap();
+    let ended = fixture.events.iter().filter_map(|event| match event {
+        AuditEvent::MonitorEnded { reason, bytes, .. } => Some((*reason, *bytes)),
+        _ => None,
+    });
+    let expected = [(EndReason::Silence, 0), (EndReason::PeerRemoved, 0), (EndReason::Shutdown, 7_000)];
+    assert_eq!(ended.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn the_bytes_of_a_monitor_count_for_the_quotas() {
+    let mut fixture = Fixture::new(limits());
+    let monitor = fixture.grant_monitor(1, A);
+    assert_eq!(fixture.sessions.lease(monitor.session, 2_000_000, fixture.now).unwrap().bytes, 1_000_000);
+    assert_eq!(fixture.denial(2, A, tunneled(), true).reason, DenialReason::BytesPerDay);
+    assert_eq!(fixture.ask_monitor(2, A), Err(DenialReason::BytesPerDay));
+    assert_eq!(fixture.sessions.lease(monitor.session, 1, fixture.now), Err(EndReason::BytesPerDay));
 }
 
 #[test]
@@ -708,7 +791,7 @@ fn extreme_times_do_not_panic() {
     fixture.sessions.snapshot(fixture.now);
 }
 
-/// A direct session on link 1 that ended before its streams arrived; requests of other links wait.
+/// Link 1 had a direct session that ended before its streams arrived. Requests of other links wait.
 fn unreached(limits: Limits) -> Fixture {
     let mut fixture = Fixture::new(limits);
     let first = fixture.grant(1, A, direct());

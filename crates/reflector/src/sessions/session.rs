@@ -1,45 +1,47 @@
-//! One session, and when it must end. Its shared resources, slots, ports and quotas, are managed elsewhere.
+//! One session, and when it must end. Other modules manage slots, ports and quotas.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use paramedic_link::message::{END_AFTER_SILENCE, EndReason};
-use paramedic_link::test_spec::TestSpec;
+use paramedic_link::message::{END_AFTER_SILENCE, END_MONITOR_AFTER_SILENCE, EndReason};
+use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 
-use super::decision::{LinkId, Reservation, SessionStatus, millis};
+use super::decision::{LinkId, MonitorStatus, Reservation, SessionPurpose, SessionStatus, millis};
 use super::limits;
 
 /// How often the end of a session is reported again until it is torn down.
 const END_REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long after its grant a session's first phase may begin: other requests wait for its slot.
+/// How long after its grant the first phase of a session may begin. Other requests wait for its slot.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One session, from its reservation until its accounts are settled.
 #[derive(Debug)]
 pub(super) struct HeldSession<H> {
+    pub(super) purpose: SessionPurpose,
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
     pub(super) port: Option<u16>,
-    /// Ports that other programs turned out to hold.
+    /// The ports that were tried and that other programs use.
     pub(super) tried: BTreeSet<u16>,
     pub(super) reserved_at: Duration,
     pub(super) deadline: Duration,
     pub(super) expected_end: Duration,
     /// Whether all resources are claimed. From then on the session is granted, and ends only through `ended`.
     pub(super) opened: bool,
-    /// The server's handle of the session, set while it runs: from its recorded grant until its teardown begins.
+    /// The server's handle of the session. It is set while the session runs: from its recorded grant until its teardown
+    /// begins.
     pub(super) handle: Option<H>,
-    /// When to check for silence. Only the server has the time of the last received message.
+    /// When to check the session for silence. Only the server knows the time of its last received message.
     pub(super) silence_check_at: Duration,
-    /// The latest begin of its first phase; `None` before it is opened, and after the begin.
+    /// The latest time for the first phase to begin. `None` before the session is opened, and once the phase has begun.
     pub(super) start_by: Option<Duration>,
-    /// Bytes leased on each day.
+    /// The bytes that are leased on each day.
     pub(super) leased: BTreeMap<u32, u64>,
     pub(super) ending: Option<PendingEnd>,
-    /// Whether it counts as a test of the hour.
+    /// Whether the session counts for the limit of tests per hour.
     pub(super) counts_as_test: bool,
     /// Whether the streams of a phase with load arrived.
     pub(super) had_streams: bool,
@@ -55,6 +57,7 @@ pub(super) struct PendingEnd {
 impl<H> HeldSession<H> {
     pub(super) fn new(link: LinkId, peer: EndpointId, spec: TestSpec, port: Option<u16>, mono: Duration) -> Self {
         Self {
+            purpose: SessionPurpose::Test,
             link,
             peer,
             port,
@@ -74,8 +77,32 @@ impl<H> HeldSession<H> {
         }
     }
 
+    /// A monitor session: no time limits it.
+    pub(super) fn monitor(link: LinkId, peer: EndpointId, mono: Duration) -> Self {
+        Self {
+            purpose: SessionPurpose::Monitor,
+            deadline: Duration::MAX,
+            expected_end: Duration::MAX,
+            counts_as_test: false,
+            ..Self::new(link, peer, no_phases(), None, mono)
+        }
+    }
+
+    pub(super) fn is_monitor(&self) -> bool {
+        self.purpose == SessionPurpose::Monitor
+    }
+
+    /// How long nothing may be received before it ends.
+    pub(super) fn silence_limit(&self) -> Duration {
+        match self.purpose {
+            SessionPurpose::Test => END_AFTER_SILENCE,
+            SessionPurpose::Monitor => END_MONITOR_AFTER_SILENCE,
+        }
+    }
+
     pub(super) fn reservation(&self, session: SessionId) -> Reservation {
         Reservation {
+            purpose: self.purpose,
             session,
             link: self.link,
             peer: self.peer,
@@ -86,8 +113,8 @@ impl<H> HeldSession<H> {
         }
     }
 
-    /// The reason why the session must be torn down, if that must be reported now. `None` before it is opened: until
-    /// then the server still claims its resources, and the appliance was not answered.
+    /// The reason why the session must end, if that must be reported now. `None` before the session is opened: until
+    /// then the server still claims its resources, and the appliance has no answer yet.
     pub(super) fn end_if_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration) -> Option<EndReason> {
         if self.next_deadline()? > mono {
             return None;
@@ -100,7 +127,8 @@ impl<H> HeldSession<H> {
             EndReason::Silence
         };
         if self.ending.is_none() && because == EndReason::Silence {
-            let silent_at = self.handle.as_ref().map(|handle| last_heard(handle).saturating_add(END_AFTER_SILENCE));
+            let limit = self.silence_limit();
+            let silent_at = self.handle.as_ref().map(|handle| last_heard(handle).saturating_add(limit));
             if let Some(later) = silent_at.filter(|at| *at > mono) {
                 self.silence_check_at = later;
                 return None;
@@ -111,7 +139,7 @@ impl<H> HeldSession<H> {
         Some(ending.reason)
     }
 
-    /// When [`HeldSession::end_if_due`] must be called.
+    /// When [`HeldSession::end_if_due`] must be called next.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.opened.then(|| match &self.ending {
             None => {
@@ -123,6 +151,19 @@ impl<H> HeldSession<H> {
         })
     }
 
+    pub(super) fn monitor_status(&self, session: SessionId, mono: Duration) -> MonitorStatus {
+        MonitorStatus {
+            session,
+            peer: self.peer,
+            elapsed_ms: millis(mono.saturating_sub(self.reserved_at)),
+            leased_bytes: self.leased_bytes(),
+        }
+    }
+
+    fn leased_bytes(&self) -> u64 {
+        self.leased.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
     pub(super) fn status(&self, session: SessionId, mono: Duration) -> SessionStatus {
         SessionStatus {
             session,
@@ -132,7 +173,14 @@ impl<H> HeldSession<H> {
             port: self.port,
             elapsed_ms: millis(mono.saturating_sub(self.reserved_at)),
             expires_in_ms: millis(self.deadline.saturating_sub(mono)),
-            leased_bytes: self.leased.values().fold(0, |sum, bytes| sum.saturating_add(*bytes)),
+            leased_bytes: self.leased_bytes(),
         }
     }
+}
+
+/// The spec of a session without phases, which nothing can start: probes through the port of the link.
+fn no_phases() -> TestSpec {
+    // The name is valid: it is that of an engine without load.
+    let engine = EngineId::try_from("echo").unwrap_or_else(|_| unreachable!("a valid name"));
+    TestSpec::new(engine, DataMode::Tunneled, Vec::new(), 1)
 }

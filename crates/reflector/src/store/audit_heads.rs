@@ -1,4 +1,4 @@
-//! The begin and the end of each chain of the audit log.
+//! Stores the start and the end of each chain of the audit log.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,17 +12,17 @@ use super::{BUSY_TIMEOUT, Store, StoreError, signed, unsigned};
 use crate::audit::{ChainState, Head};
 use crate::event::Chain;
 
-/// Each chain of the audit log as a [`ChainRow`].
+/// Selects each chain of the audit log as a [`ChainRow`].
 const AUDIT_CHAINS: &str = "SELECT chain, seq, hash, base_seq, base_hash FROM audit_chains";
-/// The same for a database of an earlier version, which has one head and no chains.
+/// Selects the chain of a database of an earlier version, which has only one.
 const AUDIT_HEAD: &str = "SELECT 'main', seq, hash, 0, zeroblob(32) FROM audit_head";
 
-/// A chain of the audit log: its name, and number and hash of its head and its base.
+/// A row about a chain of the audit log: its name, then number and hash of its head, then number and hash of its base.
 type ChainRow = (String, i64, Vec<u8>, i64, Vec<u8>);
 
 impl Store {
-    /// Reads the records of the audit log's chains in the database at `path`. Creates, changes and locks nothing, so
-    /// that it works beside a running reflector.
+    /// Reads what the database at `path` records about the chains of the audit log. Creates, changes and locks nothing,
+    /// so it works beside a running reflector.
     pub async fn read_audit_chains(path: &Path) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
         let lock = File::open(path).map_err(|source| StoreError::Unusable { path: path.to_owned(), source })?;
         let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
@@ -42,9 +42,8 @@ impl Store {
         chains
     }
 
-    /// Stores the records of the audit log's chains, all or none. During a fault of the log, this is repeated with
-    /// equal records to test the disk. SQLite does not write a page for an unchanged row, so one column changes every
-    /// time.
+    /// Stores the records of all chains, or of none. While the log has a fault, this is called again with the same
+    /// records to test the disk. SQLite does not write a page for an unchanged row, so one column changes each time.
     pub async fn set_audit_chains(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
         let mut change = self.begin("keeping the audit log's heads").await?;
         let kept = async {
@@ -68,7 +67,7 @@ impl Store {
         self.conclude(change, kept).await
     }
 
-    /// The records of the audit log's chains. A chain without a row never had a line on disk.
+    /// The records of the chains of the audit log. A chain without a record never had a line on disk.
     pub async fn audit_chains(&self) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
         self.audit_chains_by(AUDIT_CHAINS).await
     }

@@ -1,4 +1,4 @@
-//! One change of the database: it begins with the write lock, and succeeds only if a second connection sees it.
+//! One change of the database. It begins with the write lock, and succeeds only if a second connection sees it.
 //! Acknowledged means on disk (docs/decisions/0019).
 
 use std::time::Duration;
@@ -10,15 +10,15 @@ use tokio::sync::watch;
 
 use super::{Store, StoreError};
 
-/// How long a change waits for earlier changes. Together with [`BUSY_TIMEOUT`] it limits the total wait of a caller.
+/// How long a change waits for earlier changes. Together with [`BUSY_TIMEOUT`], it limits how long a caller waits.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the disk is retried after a failed change.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// One transaction, rolled back unless it is concluded.
+/// A transaction that is rolled back unless it is concluded.
 pub(super) struct PendingChange {
     pub(super) work: Transaction<'static, Sqlite>,
-    /// The number of rows that its connection had changed before.
+    /// How many rows the connection had changed before this transaction.
     before: i64,
     doing: &'static str,
 }
@@ -29,7 +29,7 @@ impl Store {
         self.fault.subscribe()
     }
 
-    /// Retries the disk periodically while the last change failed. Runs until it is dropped.
+    /// Retries the disk periodically while the last change failed. Runs until the future is dropped.
     pub async fn watch_over(&self) {
         let mut fault = self.fault();
         // The sender exists as long as this store.
@@ -42,8 +42,8 @@ impl Store {
         }
     }
 
-    /// Returns once the connection that writes has answered. An error is an answer; a connection that is still busy with
-    /// an earlier change has not answered.
+    /// Waits until the connection that writes has answered. An error is an answer. A connection that is busy with an
+    /// earlier change has not answered.
     pub async fn await_answer(&self) {
         while let Err(sqlx::Error::PoolTimedOut) = sqlx::query("SELECT 1").execute(&self.pool).await {}
     }
@@ -58,7 +58,7 @@ impl Store {
         self.conclude(change, tried.map(drop)).await
     }
 
-    /// Begins a change, with the write lock held: it can't fail later because another process writes.
+    /// Begins a change with the write lock. So it cannot fail later because another process writes.
     pub(super) async fn begin(&self, doing: &'static str) -> Result<PendingChange, StoreError> {
         let begun = async {
             let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await?;
@@ -106,7 +106,7 @@ impl Store {
         sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.witness).await
     }
 
-    /// Records the error if it means that the disk is at fault. Returns it.
+    /// Records an error if it means that the disk is at fault. Returns the error.
     fn note_fault(&self, why: StoreError) -> StoreError {
         if why.is_fault() && self.fault.send_replace(Some(why.to_string())).is_none() {
             tracing::error!(because = %why, "the database can't be written: nothing is granted until it can");
@@ -119,7 +119,7 @@ async fn total_changes(work: &mut Transaction<'static, Sqlite>) -> Result<i64, s
     sqlx::query_scalar("SELECT total_changes()").fetch_one(&mut **work).await
 }
 
-/// The pool of the one connection that writes.
+/// The options of a pool with one connection, which makes all changes.
 pub(super) fn one_connection() -> SqlitePoolOptions {
     pool_options(1)
         .idle_timeout(None)

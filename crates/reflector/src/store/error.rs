@@ -1,4 +1,4 @@
-//! The errors of the store, by cause.
+//! The errors of the database, by cause.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use paramedic_host::database::{DatabaseError, SqliteRefusal, is_unique_violation};
 use paramedic_link::PeerText;
 
-/// Why an operation of the store failed.
+/// Why an operation of the database failed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum StoreError {
-    /// The folder or the file can't be created or used.
+    /// The folder or the file cannot be created or used.
     #[error("cannot use {}: {source}", path.display())]
     Unusable { path: PathBuf, source: io::Error },
     /// Another reflector serves from the same folder.
@@ -33,7 +33,7 @@ pub enum StoreError {
         /// The message of SQLite.
         detail: String,
     },
-    /// A newer version of the program wrote it.
+    /// A newer version of the program wrote the file.
     #[error(
         "the database {} was written by a newer version of reflector (migration {step} is unknown here); \
          run that version, or restore a backup of the older database",
@@ -41,25 +41,25 @@ pub enum StoreError {
     )]
     Newer {
         path: PathBuf,
-        /// The first unknown migration.
+        /// The first migration that this version does not know.
         step: i64,
     },
     /// A statement failed.
     #[error("the database {} failed while {doing}: {source}", path.display())]
     Failed {
         path: PathBuf,
-        /// The operation.
+        /// What the statement was for, such as `adding a peer`.
         doing: &'static str,
         source: sqlx::Error,
     },
-    /// The database reported a commit, but the change is not in it.
+    /// The database reported a commit, but the file does not contain the change.
     #[error("the database {} reported a commit that is not in the file, while {doing}", path.display())]
     NotKept {
         path: PathBuf,
-        /// The operation.
+        /// What the change was for, such as `adding a peer`.
         doing: &'static str,
     },
-    /// Another peer has that name.
+    /// Another peer has this name.
     #[error("another peer already has the name {0:?}")]
     NameTaken(PeerText),
     /// The name is empty, or is the text of an Endpoint ID.
@@ -68,7 +68,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the disk or the file is at fault, not the request.
+    /// Whether the disk or the file is at fault, and not the request.
     pub fn is_fault(&self) -> bool {
         match self {
             StoreError::Failed { source: sqlx::Error::RowNotFound, .. } => false,
@@ -80,7 +80,7 @@ impl StoreError {
 }
 
 impl StoreError {
-    /// The error of opening the database.
+    /// Converts an error of opening the database.
     pub(super) fn opening(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Unusable { path, source } => StoreError::Unusable { path, source },
@@ -95,7 +95,7 @@ impl StoreError {
     }
 }
 
-/// An operation on the open database failed.
+/// Converts an error of an operation on the open database.
 pub(super) fn failure(path: &Path, doing: &'static str, source: sqlx::Error) -> StoreError {
     match DatabaseError::of(path, doing, source) {
         DatabaseError::Refused { path, doing, source, .. } => StoreError::Failed { path, doing, source },

@@ -1,4 +1,4 @@
-//! The paired appliances, and the audit lines that their changes owe.
+//! Stores the paired appliances, and the audit lines that changes of them owe.
 
 use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
@@ -13,26 +13,26 @@ use crate::event::AuditEvent;
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Peer {
     pub id: EndpointId,
-    /// Its name at this reflector; unique among the peers.
+    /// The name of the appliance at this reflector. No two peers have the same name.
     pub name: PeerText,
-    /// `code` or `hand`.
+    /// How the appliance was paired: with a `code`, or by `hand` (`reflector peers add`).
     pub added_by: String,
-    /// When it was added, in milliseconds since 1970.
+    /// When the appliance was paired, in milliseconds since 1970.
     pub added_unix_ms: u64,
 }
 
-/// An audit line that belongs to a committed change of the peers and may not be in the audit log yet.
+/// The audit line of a committed change of the peers that may not be in the audit log yet.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct OwedLine {
     pub id: i64,
-    /// The last acknowledged line when the change was made. The owed line can only follow it.
+    /// The last acknowledged line of the log when the change was made. The owed line can only come after it.
     pub after_seq: u64,
     pub event: AuditEvent,
 }
 
 impl Store {
-    /// All peers, by name.
+    /// All peers, sorted by name.
     pub async fn peers(&self) -> Result<Vec<Peer>, StoreError> {
         let rows: Vec<(Vec<u8>, String, String, i64)> =
             sqlx::query_as("SELECT id, name, added_by, added_unix_ms FROM peers ORDER BY name")
@@ -47,8 +47,9 @@ impl Store {
             .collect()
     }
 
-    /// Adds a peer; `false` if it is already paired, in which case its name stays. A number is added to a taken name. A
-    /// name that is empty, or is the text of an Endpoint ID, is not used. `by` is `code` or `hand`.
+    /// Adds a peer. Returns `false` if it is already paired; then its name stays. If another peer has the name, a
+    /// number is added. If the name is empty or is the text of an Endpoint ID, another name is used. `by` is `code` or
+    /// `hand`.
     pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
         let mut change = self.begin("adding a peer").await?;
         let added = async {
@@ -75,7 +76,8 @@ impl Store {
         self.conclude(change, added).await
     }
 
-    /// Removes a peer; `false` if there is no such peer. Its usage of today stays charged, in case it pairs again.
+    /// Removes a peer. Returns `false` if there is no such peer. What it used today stays charged, in case it pairs
+    /// again.
     pub async fn remove_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
         let mut change = self.begin("removing a peer").await?;
         let removed = async {
@@ -91,7 +93,7 @@ impl Store {
         self.conclude(change, removed).await
     }
 
-    /// Renames a peer; `false` if there is no such peer.
+    /// Renames a peer. Returns `false` if there is no such peer.
     pub async fn rename_peer(&self, id: EndpointId, name: &PeerText) -> Result<bool, StoreError> {
         if !is_name(name.as_str()) {
             return Err(StoreError::NoName);
@@ -146,7 +148,7 @@ impl Store {
     }
 }
 
-/// Stores, in the transaction of a change, the audit line that the change owes.
+/// Stores the audit line that a change owes, in the transaction of the change.
 async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Result<(), sqlx::Error> {
     let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
     sqlx::query(
@@ -159,13 +161,12 @@ async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Res
     Ok(())
 }
 
-/// Whether this is a valid name of a peer. The text of an Endpoint ID is not, because it could be taken for another
-/// peer.
+/// Whether a peer may have this name. It may not be the text of an Endpoint ID, which could be taken for another peer.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.parse::<EndpointId>().is_err()
 }
 
-/// The wanted name, or the first free one with a number added.
+/// The wanted name, or the first free name with a number added.
 fn free_name(wanted: &PeerText, is_taken: impl Fn(&str) -> bool) -> PeerText {
     let wanted = if is_name(wanted.as_str()) { wanted.as_str() } else { "appliance" };
     // Leaves room for the number: a name that is too long is truncated.

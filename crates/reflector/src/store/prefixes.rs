@@ -1,4 +1,4 @@
-//! The prefixes from which each peer authenticated.
+//! Stores the prefixes from which each peer authenticated.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::connection_limiter::Prefix;
 use crate::known_prefixes::PeerPrefixes;
 
 impl Store {
-    /// The prefixes of each peer, and when it last authenticated from them, in milliseconds since 1970.
+    /// Each prefix of each peer, and when the peer last authenticated from it, in milliseconds since 1970.
     pub async fn known_prefixes(&self) -> Result<Vec<(EndpointId, Prefix, u64)>, StoreError> {
         let rows: Vec<(Vec<u8>, String, i64)> =
             sqlx::query_as("SELECT peer, prefix, seen_unix_ms FROM known_prefixes ORDER BY peer, prefix")
@@ -24,8 +24,8 @@ impl Store {
             .collect()
     }
 
-    /// Replaces the prefixes of these peers, in one change. Prefixes of a peer that is neither in the database nor
-    /// `authorized` by the configuration are not stored: it was removed since `peers` was read.
+    /// Replaces the prefixes of these peers in one change. Does not store prefixes of a peer that is neither in the
+    /// database nor `authorized` by the configuration: it was removed after `peers` was read.
     pub async fn keep_prefixes(
         &self,
         peers: &[PeerPrefixes],

@@ -1,4 +1,4 @@
-//! Tests of the store, each with its own database.
+//! Tests of the database. Each test has its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -285,7 +285,7 @@ async fn a_folder_that_cannot_be_created_is_named() {
     assert!(why.to_string().contains("state"), "{why}");
 }
 
-/// The result for a connection that is opened only for this query.
+/// The result of a query on a connection that is opened only for it.
 async fn on_disk(path: &Path, sql: &'static str) -> i64 {
     let options = SqliteConnectOptions::new().filename(path).read_only(true);
     let mut other = SqliteConnection::connect_with(&options).await.unwrap();
@@ -304,8 +304,8 @@ async fn limit_pages(connection: &mut SqliteConnection, more: i64) {
 
 const FILL: &str = "INSERT INTO leases (session, day, peer, bytes) VALUES (zeroblob(200000), 1, x'00', 1)";
 
-/// The behaviour of sqlx after SQLite rolled back on its own; the reason for [`pool_options`]. If this test fails, an
-/// update of sqlx has changed it: read docs/decisions/0019 again.
+/// Checks what sqlx does after SQLite rolled back on its own, which is the reason for [`pool_options`]. If this test
+/// fails, an update of sqlx has changed it: read docs/decisions/0019 again.
 #[tokio::test]
 async fn sqlx_still_counts_a_transaction_that_sqlite_rolled_back() {
     let folder = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! The usage of each peer: tests of the hour, leases of running sessions with their recorded use, bytes of the day.
+//! Stores what each peer used: tests of the hour, leases and recorded use of running sessions, bytes of the day.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use paramedic_link::{EndpointId, SessionId};
 use super::{Store, StoreError, signed, unsigned};
 use crate::sessions::{Lease, RecordedUse};
 
-/// How long tests are kept: the hour of the limits, and another one for a clock that is set back.
+/// How long tests are stored: an hour for the limit, and another hour in case the clock is set back.
 const TESTS_KEPT: Duration = Duration::from_secs(2 * 3600);
-/// How many days of usage are kept; the limits need one.
+/// How many days of charged bytes are stored. The limits need one.
 const USAGE_DAYS_KEPT: u32 = 31;
 
-/// The leases of a session that is not settled.
+/// The leases of a session whose accounts are not settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenLease {
-    /// The session.
+    /// The id of the session.
     pub session: SessionId,
-    /// Leased bytes by day.
+    /// The bytes that are leased on each day.
     pub leased: BTreeMap<u32, u64>,
-    /// Its recorded use; `None` if an earlier version wrote its leases.
+    /// The recorded use of the session; `None` if an earlier version wrote its leases.
     pub recorded: Option<RecordedUse>,
 }
 
 impl Store {
-    /// Counts a granted session as a test of the peer. `unix_ms` is when it was granted; removes tests that are old by
-    /// then.
+    /// Counts a granted session as a test of the peer. `unix_ms` is the time of the grant. Also removes tests that are
+    /// too old at that time.
     pub async fn record_test(&self, session: SessionId, peer: EndpointId, unix_ms: u64) -> Result<(), StoreError> {
         let kept_ms = u64::try_from(TESTS_KEPT.as_millis()).unwrap_or(u64::MAX);
         let mut change = self.begin("counting a test").await?;
@@ -46,7 +46,7 @@ impl Store {
         self.conclude(change, recorded.map(drop)).await
     }
 
-    /// Undoes [`Store::record_test`]: the grant was not sent.
+    /// Undoes [`Store::record_test`], because the grant was not sent.
     pub async fn forget_test(&self, session: SessionId) -> Result<(), StoreError> {
         let mut change = self.begin("taking back a test").await?;
         let forgotten = sqlx::query("DELETE FROM tests WHERE session = $1").bind(&session.as_bytes()[..]);
@@ -54,7 +54,7 @@ impl Store {
         self.conclude(change, forgotten.map(drop)).await
     }
 
-    /// The peers that were granted a session at or after `unix_ms`, with the times, oldest first.
+    /// The tests that were granted at or after `unix_ms`: peer and time in milliseconds since 1970, oldest first.
     pub async fn tests_since(&self, unix_ms: u64) -> Result<Vec<(EndpointId, u64)>, StoreError> {
         let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(
             "SELECT peer, granted_unix_ms FROM tests WHERE granted_unix_ms >= $1 ORDER BY granted_unix_ms, session",
@@ -66,7 +66,7 @@ impl Store {
         rows.into_iter().map(|(peer, at)| Ok((self.endpoint_id(&peer)?, unsigned(at)))).collect()
     }
 
-    /// Adds a lease of the session, and writes its use so far. The session may move the bytes once this returns.
+    /// Adds a lease of the session, and writes its use so far. Once this returns, the session may move the bytes.
     pub async fn lease(
         &self,
         session: SessionId,
@@ -101,11 +101,12 @@ impl Store {
         self.conclude(change, leased.map(drop)).await
     }
 
-    /// Ends the session's leases and charges the bytes that it used, by day, in one transaction.
+    /// Ends the session's leases and charges the bytes that it used on each day, in one transaction.
     ///
     /// # Errors
     ///
-    /// A session that used bytes but has neither a lease nor a recorded test can't be charged to any peer.
+    /// Fails if a session used bytes but has neither a lease nor a recorded test: then they cannot be charged to any
+    /// peer.
     pub async fn settle(&self, session: SessionId, used_by_day: &[(u32, u64)]) -> Result<(), StoreError> {
         let session = &session.as_bytes()[..];
         let used = used_by_day.iter().filter(|(_, bytes)| *bytes > 0).collect::<Vec<_>>();
@@ -141,7 +142,7 @@ impl Store {
         self.conclude(change, settled.map(drop)).await
     }
 
-    /// Writes the use of the session's leases. Does nothing for a session without a lease.
+    /// Writes the use of the session. Does nothing for a session without a lease.
     pub async fn record_use(&self, session: SessionId, recorded: RecordedUse) -> Result<(), StoreError> {
         let mut change = self.begin("recording what a session used").await?;
         let written = sqlx::query(
@@ -155,7 +156,7 @@ impl Store {
         self.conclude(change, written.map(drop)).await
     }
 
-    /// The sessions whose leases are open. At the start, when no session runs, these remain from a crash.
+    /// The sessions whose leases are open. At the start, when no session runs, these are sessions that a crash ended.
     pub async fn open_leases(&self) -> Result<Vec<OpenLease>, StoreError> {
         type Row = (Vec<u8>, i64, i64, Option<i64>, Option<i64>);
         let rows: Vec<Row> = sqlx::query_as(
@@ -183,7 +184,7 @@ impl Store {
         Ok(open)
     }
 
-    /// The usage of each peer on `day` (UTC days since 1970), without open leases.
+    /// The bytes that each peer was charged on `day` (the number of days since 1970), without open leases.
     pub async fn usage(&self, day: u32) -> Result<Vec<(EndpointId, u64)>, StoreError> {
         let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as("SELECT peer, bytes FROM usage WHERE day = $1 ORDER BY peer")
             .bind(i64::from(day))

@@ -1,4 +1,5 @@
-//! The table of all situations and their sentences. docs/results.md has the same table, and this test prints it.
+//! Tests of the report sentence: a table of all situations with the sentence of each. The test also checks that
+//! docs/results.md has the same table.
 
 use super::*;
 use crate::document::LimitCause;
@@ -14,7 +15,7 @@ const DOWN: Speed = Speed {
 const UP: Speed = Speed { direction: Direction::Upload, bps: 9_410_000, ..DOWN };
 const LOSS: LossSeen = LossSeen { lost: 0, of: 1_000, periods: 0, longest_probes: 1, longest_ms: 10 };
 
-/// The probes of a phase of which nothing was lost.
+/// The latency probes of a phase in which no probe was lost.
 fn probes(load: Load) -> PhaseProbes {
     let increase = (load != Load::Idle).then_some((3.0, Grade::APlus));
     PhaseProbes {
@@ -37,7 +38,7 @@ fn answered(load: Load, received: u64, sent: u64) -> PhaseProbes {
     PhaseProbes { sent, received, median_us: None, increase: None, ..probes(load) }
 }
 
-/// `lost` of 1,000 probes, each for itself.
+/// The latency probes of a phase in which `lost` of 1,000 probes were lost, each in a loss period of its own.
 fn lossy(load: Load, lost: u64) -> PhaseProbes {
     let loss = Some(LossSeen { lost, periods: lost, ..LOSS });
     PhaseProbes { received: 1_000 - lost, loss, ..probes(load) }
@@ -58,7 +59,7 @@ fn seen(speeds: &[Speed], probes: &[PhaseProbes]) -> Observations {
     }
 }
 
-/// Each situation in words, and what was observed in it.
+/// Each case: a situation in words, and the observations that describe it.
 fn cases() -> Vec<(&'static str, Observations)> {
     use Load::{Download, Idle, Upload};
     let both = [DOWN, UP];

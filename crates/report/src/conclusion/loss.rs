@@ -1,55 +1,56 @@
-//! The kind of loss that the lost probes of a phase show: a loss rate, a burst or an outage. Pure.
+//! Classifies the lost probes of a phase as a loss rate, a burst or an outage. Pure: no I/O, no clock.
 
 use crate::stats;
 
-/// The share of lost packets from which a path is faulty: it audibly disturbs calls.
+/// A path that loses at least this share of its packets counts as faulty: from here on, calls are audibly disturbed.
 const FAULTY_LOSS: f64 = 0.01;
-/// A loss period of this length is an outage, whatever the share.
+/// A loss period of at least this many milliseconds counts as an outage, whatever the share of lost probes.
 const OUTAGE_MS: u64 = 1_000;
-/// The fewest probes of a burst.
+/// A loss period needs at least this many lost probes to count as a burst.
 const MIN_BURST: u64 = 3;
 
-/// The lost probes of a phase.
+/// The probes that a phase lost, and their distribution over loss periods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LossSeen {
-    /// The lost probes, in the worse direction if the directions are known.
+    /// The number of lost probes: those of the worse direction or, if the directions are unknown, of the round trip.
     pub lost: u64,
-    /// All probes of the same direction.
+    /// The number of probes that were sent.
     pub of: u64,
-    /// The loss periods (RFC 3357) in which they were lost.
+    /// The number of loss periods. A loss period is a run of consecutive lost probes (RFC 3357).
     pub periods: u64,
-    /// The probes of the longest loss period.
+    /// The number of lost probes in the longest loss period.
     pub longest_probes: u64,
-    /// The length of that period in milliseconds.
+    /// The duration of the longest loss period, in milliseconds.
     pub longest_ms: u64,
 }
 
-/// The kind of loss that lost probes show.
+/// What the lost probes of a phase show about the path.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LossKind {
-    /// The path always loses this share: the lower bound of the share's 95 % confidence interval is above 1 %.
+    /// The path loses this share of its packets (0 to 1) throughout: the lower bound of its 95 % confidence interval is
+    /// above 1 %.
     Rate(f64),
-    /// Most of the lost probes were lost in one short period.
+    /// At least half of the lost probes were lost in one loss period of less than a second.
     Burst {
-        /// The probes of the period.
+        /// The number of probes lost in that period.
         probes: u64,
-        /// The length of the period.
+        /// The duration of that period, in milliseconds.
         ms: u64,
     },
-    /// Nothing arrived for a second or more.
+    /// No probe was answered for one second or longer.
     Outage {
-        /// The length of the outage.
+        /// The duration of the outage, in milliseconds.
         ms: u64,
     },
 }
 
 impl LossSeen {
-    /// The share of lost probes.
+    /// The share of probes that were lost, from 0 to 1.
     pub fn share(&self) -> f64 {
         if self.of == 0 { 0.0 } else { self.lost as f64 / self.of as f64 }
     }
 
-    /// The kind of loss; `None` if too few probes were lost to show one.
+    /// The kind of loss, or `None` if too few probes were lost to show one.
     pub fn kind(&self) -> Option<LossKind> {
         if self.longest_ms >= OUTAGE_MS {
             return Some(LossKind::Outage { ms: self.longest_ms });

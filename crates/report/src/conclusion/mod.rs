@@ -1,5 +1,5 @@
-//! The conclusion of a test in one sentence: from a result document to observations, and from observations to text.
-//! Pure. A sentence claims no more than the observations show. `cases.rs` is the table of all situations.
+//! The one-sentence conclusion of a test: reads observations from a result document and turns them into text. A
+//! sentence claims no more than the observations show. `cases.rs` lists all situations. Pure: no I/O, no clock.
 
 #[cfg(test)]
 mod cases;
@@ -16,86 +16,87 @@ use crate::stats::{Grade, Statement};
 
 pub use loss::{LossKind, LossSeen};
 
-/// The observations of a test.
+/// Everything from a result document that the sentence depends on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observations {
-    /// The name or address of the other end.
+    /// The name or address of the reflector or server; `None` if the test reached neither and the request names none.
     pub other_end: Option<String>,
     /// Whether the test ran through the tunnel because direct mode was blocked.
     pub is_through_tunnel: bool,
-    /// How the test ended.
+    /// Whether the test completed, and if not, why.
     pub completion: Completion,
-    /// The measured directions: at most one download and one upload.
+    /// The measured throughput: at most one download and one upload.
     pub speeds: Vec<Speed>,
     /// The latency probes of each phase, in the order of the phases.
     pub probes: Vec<PhaseProbes>,
 }
 
-/// How a test ended.
+/// Whether a test completed, and if not, why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Completion {
-    /// Every phase was completed.
+    /// The test completed every phase.
     Complete,
-    /// The user interrupted it.
+    /// A signal at the appliance ended the test.
     Interrupted,
-    /// It failed.
+    /// The test failed after it had measured something.
     Failed,
-    /// It failed before anything was measured; the text names the error.
+    /// The test failed before it measured anything. The text names the error.
     NothingMeasured(String),
-    /// Almost nothing arrived in some directions, or nothing any more; the text names them.
+    /// In some directions almost no payload arrived, or it stopped before the end. The text names those directions.
     NothingArrived(String),
 }
 
-/// The rate of a direction, and the facts that limit the claim that the line carries it.
+/// The measured rate of one direction, with everything that may have limited it besides the line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Speed {
     /// The direction of the payload.
     pub direction: Direction,
-    /// The mean, in bits per second.
+    /// The mean goodput, in bits per second.
     pub bps: u64,
-    /// The requested rate, in bits per second.
+    /// The rate that the user requested for this direction, in bits per second.
     pub requested_bps: Option<u64>,
-    /// The requested socket buffers of each stream, in bytes, if they may have been the limit.
+    /// The socket buffer size that the user requested for each stream, in bytes; `None` if it cannot have been the
+    /// limit.
     pub window_bytes: Option<u32>,
-    /// What limited the rate; `None` in documents that do not say.
+    /// The cause that limited the rate; `None` if the document does not name one (earlier versions).
     pub limit: Option<LimitCause>,
-    /// How the rate varied, if it was not steady.
+    /// How the rate varied; `None` if it was steady.
     pub unsteady: Option<Unsteady>,
 }
 
-/// How an unsteady rate varied, in bits per second.
+/// How the rate of a direction varied over time. Rates are in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsteady {
-    /// The rates of the first and the last third.
+    /// The mean rates of the first and of the last third, which differ.
     Thirds([u64; 2]),
-    /// The 10th and the 90th percentile of the intervals; the thirds were alike.
+    /// The 10th and the 90th percentile of the interval rates. The first and the last third have about the same rate.
     Spread([u64; 2]),
-    /// Neither pair of rates is known.
+    /// The document has neither the thirds nor the percentiles.
     Unknown,
 }
 
-/// The latency probes of a phase.
+/// The latency probes of one phase.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PhaseProbes {
-    /// The load during the phase.
+    /// The load on the path during this phase.
     pub load: Load,
-    /// Probes sent.
+    /// The number of probes that the appliance sent.
     pub sent: u64,
-    /// Probes answered.
+    /// The number of probes that were answered in time.
     pub received: u64,
-    /// The median round trip in microseconds, if there were enough answers to assess it.
+    /// The median round trip in microseconds; `None` if too few probes were answered to assess it.
     pub median_us: Option<u64>,
-    /// The increase over the idle median, in milliseconds, and its grade.
+    /// The increase of the median round trip over the idle phase, in milliseconds, and the grade of that increase.
     pub increase: Option<(f64, Grade)>,
-    /// The lost probes; `None` if nothing was lost or loss is not known.
+    /// The lost probes; `None` if no probe was lost, or if loss is unknown (probes over TCP).
     pub loss: Option<LossSeen>,
-    /// The direction in which the load's queue stands, if that was measured.
+    /// The direction in which the load built up a queue; `None` if it was not measured.
     pub queue: Option<QueueSide>,
-    /// Whether it stands in this device, before its network interface.
+    /// Whether that queue is in the appliance itself, before its network interface.
     pub is_own_queue: bool,
 }
 
-/// The sentence, and the tone in which it is printed.
+/// Writes the sentence for these observations, and chooses the tone in which it is printed.
 pub fn conclude(seen: &Observations) -> (Tone, String) {
     let mut path = match &seen.other_end {
         Some(name) => format!("your connection to {name}"),
@@ -127,13 +128,13 @@ pub fn conclude(seen: &Observations) -> (Tone, String) {
 }
 
 impl Completion {
-    /// Whether every measured phase lasted its whole time.
+    /// Whether every phase that was measured lasted its full time.
     fn is_measured(&self) -> bool {
         matches!(self, Self::Complete | Self::NothingArrived(_))
     }
 }
 
-/// The sentence of a complete test.
+/// The sentence for a test that completed every phase.
 fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, String) {
     let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
     let clause = match (speeds, idle) {
@@ -168,7 +169,7 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
     (tone, format!("{clause}{latency}.{limits}"))
 }
 
-/// The clause about the response of the path under a load that caused no trouble; begins with its own punctuation.
+/// The clause about latency under load, if the load caused no trouble. It starts with its own comma or semicolon.
 fn response(seen: &Observations) -> (Tone, String) {
     let loads = || seen.probes.iter().filter(|probes| probes.load != Load::Idle);
     let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
@@ -200,15 +201,15 @@ fn response(seen: &Observations) -> (Tone, String) {
     (tone, text)
 }
 
-/// A disturbance of the user of the path.
+/// A problem that the user of the path notices.
 struct Trouble {
     severity: Severity,
-    /// The phase.
+    /// The phase in which it was observed, in words (`during a download`).
     when: &'static str,
     text: String,
 }
 
-/// All troubles in one clause, each phase named once.
+/// Joins all troubles into one clause that names each phase once.
 fn joined(troubles: &[Trouble]) -> String {
     let mut clause = String::new();
     let mut before = "";
@@ -228,20 +229,20 @@ fn joined(troubles: &[Trouble]) -> String {
     clause
 }
 
-/// How much a trouble disturbs.
+/// How much a trouble disturbs the user; a higher value is worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Severity {
-    /// It happened once.
+    /// A single burst of loss, without a lasting effect.
     Noticed,
-    /// It disturbs now and then.
+    /// The latency under load makes calls and games stutter at times (grade C).
     Disturbing,
-    /// The path did not work for a time.
+    /// The path answered no or few probes for a time.
     Broken,
-    /// It disturbs all the time.
+    /// Loss or latency disturbs calls and games all the time (grade D or F, or a lasting loss rate).
     Stuttering,
 }
 
-/// The troubles of the idle path and of the path under load.
+/// Finds the troubles of the idle path and of the path under load.
 fn troubles(seen: &Observations) -> Vec<Trouble> {
     let is_filled = is_filled(&seen.speeds);
     let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
@@ -287,7 +288,7 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
     of_idle.into_iter().chain(of_loads).collect()
 }
 
-/// Where the queue of a load stands, if that is not the direction of the load.
+/// The words for the direction of the queue; `None` if it is the direction of the load itself, or unknown.
 fn queued(load: Load, queue: QueueSide) -> Option<&'static str> {
     match (load, queue) {
         (Load::Upload, QueueSide::Upload) | (Load::Download, QueueSide::Download) | (Load::Bidir, QueueSide::Both) => {
@@ -300,7 +301,8 @@ fn queued(load: Load, queue: QueueSide) -> Option<&'static str> {
     }
 }
 
-/// The loss of a phase, if it is trouble.
+/// Turns the loss of a phase into a trouble; `None` if it is too small to matter. `is_filled`: the test may have filled
+/// the line, so the text uses the present tense.
 fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
     let loss = probes.loss?;
     let when = during(probes.load);
@@ -323,7 +325,7 @@ fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
 }
 
 impl PhaseProbes {
-    /// Whether so few probes were answered that the answers are not representative.
+    /// Whether fewer than half of the probes were answered: then the answered ones are not representative.
     fn is_unanswered(&self) -> bool {
         !crate::stats::is_mostly_answered(self.received, self.sent)
     }
@@ -337,20 +339,21 @@ impl PhaseProbes {
     }
 }
 
-/// The text for too few answers.
+/// The clause that states how many probes were answered and how many an assessment needs.
 fn few(probes: &PhaseProbes) -> String {
     let least = Statement::Assessment.least_samples();
     format!("{} of {} latency probes were answered, and {least} answers are needed", probes.received, probes.sent)
 }
 
-/// Whether the test may have filled the line: no other limit is known.
+/// Whether the test may have filled the line: nothing else is known to have limited the rates.
 fn is_filled(speeds: &[Speed]) -> bool {
     let has_limit =
         |speed: &Speed| speed.requested_bps.is_some() || speed.window_bytes.is_some() || !speed.may_fill_line();
     !speeds.iter().any(has_limit)
 }
 
-/// Further sentences that name what limited the rates other than the path.
+/// Further sentences that name each limit of the rates other than the path: processor, socket buffer, interface, other
+/// traffic, unknown.
 fn limits(speeds: &[Speed]) -> String {
     let has = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && !speed.is_as_requested());
     // A requested buffer is part of the clause.

@@ -1,4 +1,4 @@
-//! The observations of a result document. Pure.
+//! Reads the observations for the sentence from a result document. Pure: no I/O, no clock.
 
 use paramedic_link::test_spec::{Direction, Load};
 
@@ -7,8 +7,8 @@ use crate::document::{CpuCost, ErrorBody, LatencyResult, LimitCause, ResultDocum
 use crate::stats;
 
 impl Observations {
-    /// The observations of this document. The speeds are those of the one-way phases; without such a phase, those of
-    /// the bidirectional one.
+    /// Reads the observations from `document`. The speeds come from the download and the upload phase; without either,
+    /// from the bidirectional phase.
     pub fn of(document: &ResultDocument) -> Self {
         let speeds = Direction::BOTH.into_iter().filter_map(|direction| {
             let alone = match direction {
@@ -68,7 +68,7 @@ fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: 
     }
 }
 
-/// The end whose processor was full, for documents of earlier versions, which name no limit.
+/// The end whose processor was the limit. Used for documents of earlier versions, which have no `limited_by`.
 fn full_processor(direction: Direction, measured: &ThroughputResult) -> Option<LimitCause> {
     let is_full = |cpu: Option<CpuCost>| cpu.is_some_and(|cpu| stats::processor_limit(&cpu.used).is_some());
     let (own, theirs) = match direction {
@@ -82,8 +82,8 @@ fn full_processor(direction: Direction, measured: &ThroughputResult) -> Option<L
     }
 }
 
-/// Whether windows of this many bytes in all may have been the limit. A sender that its window limits keeps it full, so
-/// the rate times the round trip is about the size of the windows. Half of that is clearly below.
+/// Whether the requested windows, `windows` bytes over all streams, may have limited the rate. A sender limited by its
+/// window keeps the window full, so rate times round trip is about `windows`. Less than half of that rules it out.
 fn may_be_limit(windows: f64, goodput_bps: u64, round_trip_us: Option<u64>) -> bool {
     round_trip_us.is_none_or(|us| goodput_bps as f64 / 8.0 * us as f64 / 1e6 >= windows / 2.0)
 }
@@ -101,7 +101,8 @@ fn probes(document: &ResultDocument, load: Load, latency: &LatencyResult) -> Pha
     }
 }
 
-/// The lost probes of the worse direction, with its share of the periods of both directions.
+/// The loss of the worse direction. The document counts loss periods for both directions together, so this direction
+/// gets a share of them in proportion to its lost probes.
 fn loss(latency: &LatencyResult) -> Option<LossSeen> {
     let share = latency.worst_loss()?;
     let count = |share: f64| (share * latency.sent as f64).round() as u64;
@@ -126,7 +127,8 @@ mod tests {
     use crate::conclusion::conclude;
     use crate::document::{ByLoad, LossPattern, RequestedLimits, Thirds, example};
 
-    /// A complete download of 36.2 Mbit/s in 4 streams, with a median round trip of 12.3 ms idle and 15.3 ms loaded.
+    /// A complete download of 36.2 Mbit/s in 4 streams. The median round trip is 12.3 ms while idle and 15.3 ms under
+    /// load.
     fn download() -> ResultDocument {
         let latency = |median| LatencyResult { loss: Some(0.0), loss_download: Some(0.0), ..example::latency(median) };
         ResultDocument {
@@ -141,7 +143,7 @@ mod tests {
         }
     }
 
-    /// The sentence without its first words.
+    /// The sentence for [`download`] after `change`, without its first words.
     fn sentence(change: impl FnOnce(&mut ResultDocument)) -> String {
         let mut document = download();
         change(&mut document);

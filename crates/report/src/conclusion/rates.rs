@@ -1,5 +1,5 @@
-//! The clause of a sentence that states the speeds. It claims that the line carries a rate only if no other limit than
-//! the network is known. Pure.
+//! The clause of the sentence that states the rates. It claims that the line carries a rate only if the network is the
+//! only known limit. Pure: no I/O, no clock.
 
 use paramedic_link::test_spec::Direction;
 
@@ -8,8 +8,8 @@ use crate::document::LimitCause;
 use crate::limit::is_as_requested;
 use crate::quantity;
 
-/// The clause with its verbs, such as `carries 941 Mbit/s down and 94.2 Mbit/s up`; `None` without a speed.
-/// `is_measured`: every measured phase lasted its whole time.
+/// The clause with its verb, such as `carries 941 Mbit/s down and 94.2 Mbit/s up`; `None` without a speed.
+/// `is_measured`: every phase that was measured lasted its full time.
 pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
     if let [down, up] = speeds
         && down.is_as_requested()
@@ -38,12 +38,13 @@ pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
 }
 
 impl Speed {
-    /// Whether the direction carried the requested rate: then the request was the limit.
+    /// Whether this direction reached the requested rate. Then the request limited it, not the line.
     pub(super) fn is_as_requested(&self) -> bool {
         self.requested_bps.is_some_and(|requested| is_as_requested(self.bps, requested))
     }
 
-    /// Whether the line may have been full: the path was the limit, or an interface or other traffic on it.
+    /// Whether the line may have been full: the limit was the network, a network interface or other traffic, or is not
+    /// named.
     pub(super) fn may_fill_line(&self) -> bool {
         use LimitCause::{LinkRate, Network, OtherTraffic};
         self.limit.is_none_or(|limit| matches!(limit, Network | LinkRate | OtherTraffic))
@@ -94,7 +95,7 @@ fn requested(bps: u64) -> String {
     format!("the requested {}", quantity::rate(bps))
 }
 
-/// A size in the units of `-w`.
+/// Formats a size in the binary units that the flag `-w` uses.
 fn binary(bytes: u32) -> String {
     match bytes {
         bytes if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),

@@ -1,59 +1,61 @@
-//! The checks that both programs make of their host: limits, kernel settings, the clock, the container, the state folder.
+//! The diagnosis checks that the reflector and the appliance share: descriptor limit, socket buffers, congestion
+//! control, clock, container, state folder.
 
 use super::Check;
 use crate::quantity;
 use crate::self_test::{Facts, Role, judge};
 
-/// The UDP receive buffer that every test needs at least, in bytes: that of the latency probes, and of one stream of
-/// datagrams.
+/// The UDP receive buffer in bytes that every test needs: enough for the latency probes and one stream of datagrams.
 const ENOUGH_UDP_BUFFER: u64 = 1 << 20;
 
-/// The congestion controls that tests commonly request.
+/// The congestion control algorithms that tests request most often.
 const COMMON_CONGESTION_CONTROLS: [&str; 2] = ["bbr", "cubic"];
 
-/// The facts of an installation that are not facts of its host. A fact that could not be read is absent.
+/// What the checks need to know about the installed program beyond the facts of its host. A fact that could not be read
+/// is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installation {
-    /// The container that the program runs in.
+    /// The container that the program runs in; `None` outside a container.
     pub container: Option<Container>,
-    /// The state folder.
+    /// What was found out about the state folder.
     pub state_folder: StateFolderFacts,
-    /// Whether the program runs as root, which no limit of socket buffers and congestion controls binds.
+    /// Whether the program runs as root. The kernel's limits on socket buffers and congestion control do not apply to
+    /// root.
     pub is_root: bool,
 }
 
-/// A container.
+/// The container that the program runs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
-    /// The program that runs it, such as `podman`.
+    /// The container runtime, such as `podman`.
     pub engine: String,
-    /// Its network.
+    /// How the container is connected to the network.
     pub network: ContainerNetwork,
 }
 
-/// The network of a container.
+/// How a container is connected to the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContainerNetwork {
-    /// The interfaces of the host.
+    /// The container uses the host's network interfaces.
     Host,
-    /// A network of its own, which a bridge or address translation connects with the host's.
+    /// The container has a network of its own. A bridge or address translation connects it to the host's network.
     Bridged,
 }
 
-/// A state folder.
+/// What was found out about the program's state folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateFolderFacts {
-    /// Its path.
+    /// The path of the folder.
     pub path: String,
-    /// The type of its file system, if it is on another host.
+    /// The network file system on which the folder is, such as `nfs`; `None` on a local file system.
     pub network_file_system: Option<&'static str>,
-    /// Why it cannot be used; absent if it can.
+    /// Why the program cannot use the folder; `None` if it can.
     pub fault: Option<String>,
-    /// Whether it exists.
+    /// Whether the folder exists.
     pub exists: bool,
 }
 
-/// Checks the host of the program `role`.
+/// Runs all host checks for the program `role`.
 pub fn host_checks(role: Role, facts: &Facts, installation: &Installation) -> Vec<Check> {
     let (_, weak_points) = judge(role, facts, &[]);
     let is_weak = |code: &str| weak_points.iter().any(|weak| weak.code == code);
@@ -180,7 +182,7 @@ mod tests {
         Installation { state_folder, ..Installation::default() }
     }
 
-    /// The codes of the problems.
+    /// The codes of the checks that found a problem.
     fn problems(facts: &Facts, installation: &Installation) -> Vec<String> {
         let checks = host_checks(Role::Reflector, facts, installation);
         let problems = checks.iter().filter(|check| check.outcome == CheckOutcome::Problem);

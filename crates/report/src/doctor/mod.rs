@@ -1,5 +1,5 @@
-//! A diagnosis: what an inspection of an installation found, without any measurement. Plain values and pure rules; other
-//! crates read the facts.
+//! The diagnosis that the `doctor` command prints: what was found in an installation without measuring anything.
+//! Contains the document and the rules. Other crates read the facts.
 
 mod host;
 
@@ -14,72 +14,72 @@ use crate::self_test::{Role, WeakPoint};
 
 pub use host::{Container, ContainerNetwork, Installation, StateFolderFacts, host_checks};
 
-/// The name and version of the diagnosis document's format.
+/// The format of the diagnosis document: its name and version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DiagnosisSchema {
-    /// The first version.
+    /// Version 1 of the format.
     #[default]
     #[serde(rename = "packetparamedic.doctor/1")]
     V1,
 }
 
-/// The result of all checks of an installation.
+/// The diagnosis of an installation: the outcome of every check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Diagnosis {
     /// The format of this document.
     pub schema: DiagnosisSchema,
-    /// The program whose installation was inspected.
+    /// Which program was inspected: the reflector or the appliance.
     pub program: Role,
-    /// Its version.
+    /// The version of the inspected program.
     pub version: String,
-    /// When it was inspected, by the host's clock (RFC 3339, UTC).
+    /// When the inspection was made, by the host's clock (RFC 3339, UTC).
     pub at: Timestamp,
-    /// Every check, problems first.
+    /// The outcome of every check, problems first.
     pub checks: Vec<Check>,
 }
 
-/// One check.
+/// One check and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
-    /// For scripts: lower case, stays the same when the text changes.
+    /// A stable identifier for scripts, in lower case. It stays the same when the text changes.
     pub code: String,
-    /// Its outcome.
+    /// Whether the check passed, found a problem, or could not be made.
     pub outcome: CheckOutcome,
-    /// What was found.
+    /// What the check found.
     pub what: String,
-    /// The cause of a problem, or why the check was not made.
+    /// The cause of the problem, or the reason why the check could not be made; absent if it passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
-    /// What to do about a problem.
+    /// How to fix the problem; absent if there is none.
     #[serde(rename = "try", default, skip_serializing_if = "Option::is_none")]
     pub try_: Option<String>,
 }
 
-/// The outcome of a check, problems first.
+/// The outcome of a check. The order is that of the report: problems first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckOutcome {
-    /// Something is wrong.
+    /// The check found a problem.
     Problem,
     /// The check could not be made.
     NotChecked,
-    /// Nothing is wrong.
+    /// The check found no problem.
     Passed,
 }
 
 impl Check {
-    /// A check that found nothing wrong.
+    /// A check that found no problem.
     pub fn passed(code: &str, what: impl Into<String>) -> Self {
         Self { code: code.to_owned(), outcome: CheckOutcome::Passed, what: what.into(), because: None, try_: None }
     }
 
-    /// A check that found a problem.
+    /// A check that found a problem. Takes what was found, its cause, and how to fix it.
     pub fn problem(code: &str, what: impl Into<String>, because: impl Into<String>, try_: impl Into<String>) -> Self {
         let (because, try_) = (Some(because.into()), Some(try_.into()));
         Self { code: code.to_owned(), outcome: CheckOutcome::Problem, what: what.into(), because, try_ }
     }
 
-    /// A check that could not be made.
+    /// A check that could not be made, with the reason.
     pub fn not_checked(code: &str, what: impl Into<String>, because: impl Into<String>) -> Self {
         let because = Some(because.into());
         Self { code: code.to_owned(), outcome: CheckOutcome::NotChecked, what: what.into(), because, try_: None }
@@ -99,24 +99,24 @@ impl From<WeakPoint> for Check {
 }
 
 impl Diagnosis {
-    /// A diagnosis at the time `at`.
+    /// A diagnosis made at the time `at`. Sorts `checks`: problems first.
     pub fn new(program: Role, version: &str, at: Timestamp, mut checks: Vec<Check>) -> Self {
         checks.sort_by_key(|check| check.outcome);
         Self { schema: DiagnosisSchema::V1, program, version: version.to_owned(), at, checks }
     }
 
-    /// The number of checks with this outcome.
+    /// The number of checks with the given outcome.
     pub fn count(&self, outcome: CheckOutcome) -> usize {
         self.checks.iter().filter(|check| check.outcome == outcome).count()
     }
 
-    /// Whether a check found a problem.
+    /// Whether at least one check found a problem.
     pub fn has_problem(&self) -> bool {
         self.count(CheckOutcome::Problem) > 0
     }
 }
 
-/// The report for people. Ends without a newline.
+/// Prints the diagnosis for a reader. The text ends without a newline.
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [problems, not_checked, passed] =

@@ -1,18 +1,18 @@
-//! The part of a result that says what ended a direction.
+//! The part of the result document that states why a direction ended.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What ended a direction.
+/// Why the measurement of a direction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EndedBy {
-    /// Its time.
+    /// The requested duration was over.
     Time,
-    /// It was stable at one of the times at which a run may end early.
+    /// The rate was stable at one of the fixed times at which `--until-stable` may end a direction.
     Stable,
-    /// Its share of the budget of the run was through.
+    /// The direction had moved its share of the run's byte budget (`--budget`).
     Budget,
-    /// The number of bytes that was requested for each direction was through.
+    /// The direction had moved the requested number of bytes (`-n`).
     Asked,
 }

@@ -1,4 +1,4 @@
-//! The events of a running test: the lines of `--json-stream`, and the source of the progress display.
+//! The events of a running test. They are the lines of `--json-stream`, and the progress display shows them.
 
 use std::time::Duration;
 
@@ -10,101 +10,102 @@ use uuid::Uuid;
 
 use super::{ErrorDocument, ResultDocument, is_false};
 
-/// One line of `--json-stream`; `event` names its kind. The last line is a result or an error.
+/// An event of a running test: one line of `--json-stream`. `event` names its kind. The last line is a result or an
+/// error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// The test is in the queue.
+    /// The test waits in the reflector's queue.
     Queued(Queued),
-    /// The test was granted and begins.
+    /// The test begins.
     Start(Started),
-    /// A phase begins.
+    /// A phase of the test begins.
     Phase(PhaseBegun),
-    /// The receiver's reading of an interval.
+    /// The rate that the receiver measured in one interval.
     Interval(IntervalReading),
     /// The latest round trips of the latency probes.
     Latency(LatencyReading),
-    /// The result, as `--json` prints it.
+    /// The result of the test, as `--json` prints it.
     Result(Box<ResultDocument>),
-    /// The error, as `--json` prints it.
+    /// The error that ended the test, as `--json` prints it.
     Error(Box<ErrorDocument>),
 }
 
-/// The test is in the queue.
+/// A test that waits in the reflector's queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Queued {
-    /// Its place in the queue, from 1.
+    /// The position of the test in the reflector's queue; 1 is next.
     pub place: u32,
-    /// The reflector's estimate of the wait.
+    /// How long the reflector expects the test to wait, in milliseconds.
     pub expected_wait_ms: u64,
 }
 
 impl Queued {
-    /// A test at this place, with this expected wait.
+    /// The event for a test at position `place` of the queue, which the reflector expects to wait for `expected_wait`.
     pub fn new(place: u32, expected_wait: Duration) -> Self {
         Self { place, expected_wait_ms: u64::try_from(expected_wait.as_millis()).unwrap_or(u64::MAX) }
     }
 }
 
-/// The test begins.
+/// A test that begins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Started {
-    /// The run's id, the same as in the result.
+    /// The id of the run, a UUIDv7. The result has the same id.
     pub id: Uuid,
     /// When the test began, by the appliance's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
     /// The provider that runs the test.
     pub provider: String,
-    /// The engine that loads the path.
+    /// The engine that moves the payload.
     #[schemars(with = "String")]
     pub engine: EngineId,
-    /// The data mode; absent if the provider has no data modes.
+    /// The data mode, direct or tunneled; absent if the provider has no data modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
     /// The address and port to which the appliance connected.
     pub address: String,
-    /// All phases, in order.
+    /// All phases of the test, in the order in which they run.
     pub phases: Vec<PhaseBegun>,
 }
 
 /// A phase that begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseBegun {
-    /// The load of the phase.
+    /// The load on the path in this phase.
     pub phase: Load,
-    /// The requested duration.
+    /// The requested duration of the phase, in milliseconds.
     pub duration_ms: u64,
 }
 
-/// The receiver's reading of one interval, start-up included. If the receiver is an external program that reports only
-/// at its end, these are the sender's readings.
+/// The rate that the receiver measured in one interval, start-up included. If the receiver is an external program that
+/// reports only a total, the event has the sender's rate instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IntervalReading {
-    /// The phase it belongs to.
+    /// The phase to which the interval belongs.
     pub phase: Load,
     /// The direction of the payload.
     pub direction: Direction,
-    /// When the interval ended, since the phase began.
+    /// The end of the interval, in milliseconds since the phase began.
     pub at_ms: u64,
-    /// The rate of the payload at the receiver; at the sender if `by_sender` is set.
+    /// The payload rate, in bits per second. Measured at the receiver, or at the sender if `by_sender` is set.
     pub bps: u64,
-    /// Whether it is the sender's reading, for progress displays. Results use the receiver's readings.
+    /// Whether the sender measured this rate. Such a rate is only for progress displays: results use the receiver's.
     #[serde(default, skip_serializing_if = "is_false")]
     pub by_sender: bool,
 }
 
-/// The latency probes since the last event of this kind.
+/// The latency probes that were answered or lost since the previous event of this kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyReading {
-    /// The phase it belongs to.
+    /// The phase in which the probes were sent.
     pub phase: Load,
-    /// The time since the phase began.
+    /// The time of this event, in milliseconds since the phase began.
     pub at_ms: u64,
-    /// The median of the round-trip times; absent if no probe was answered.
+    /// The median round trip of these probes, in microseconds; absent if no probe was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<u64>,
-    /// Probes sent.
+    /// The number of probes that the appliance sent.
     pub sent: u64,
-    /// Probes answered.
+    /// The number of probes that were answered.
     pub received: u64,
 }

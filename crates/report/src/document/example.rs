@@ -1,4 +1,5 @@
-//! Fixed documents for tests: one with every field, one with as few as possible, and one event of each kind.
+//! Example documents for tests: a result with every field, a result with as few fields as possible, and one event of
+//! each kind.
 
 use jiff::Timestamp;
 use paramedic_link::measurement::{CpuUse, HostFacts};
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use super::*;
 
-/// A result with every field.
+/// A result document in which every field is present.
 pub fn full() -> ResultDocument {
     let facts = HostFacts { version: "0.1.0".into(), cpus: Some(4), load_1m: Some(0.25), ..HostFacts::default() };
     ResultDocument {
@@ -35,6 +36,7 @@ pub fn full() -> ResultDocument {
             facts_before: Some(facts.clone()),
             facts_after: Some(facts.clone()),
         },
+        uplink: UplinkLabel { interface: Some("eth0".to_owned()), public_prefix: Some("198.51.100.0/24".to_owned()) },
         program: Some(ProgramSaid {
             version: "iperf3 3.12".to_owned(),
             raw: ByLoad { download: Some(serde_json::json!({ "end": {} })), ..ByLoad::default() },
@@ -105,7 +107,7 @@ pub fn full() -> ResultDocument {
     }
 }
 
-/// A result with as few fields as possible: one direction, no latency.
+/// A result document with as few fields as possible: one direction, no latency.
 pub fn bare() -> ResultDocument {
     ResultDocument {
         id: run_id(2),
@@ -116,6 +118,7 @@ pub fn bare() -> ResultDocument {
         data_path: Some(DataPath::Tls),
         requested: None,
         appliance: ApplianceEnd { facts_before: None, facts_after: None, ..full().appliance },
+        uplink: UplinkLabel::default(),
         program: None,
         peer: None,
         reflector: full().reflector.map(|end| ReflectorEnd { facts_before: None, facts_after: None, ..end }),
@@ -152,7 +155,7 @@ pub fn bare() -> ResultDocument {
     }
 }
 
-/// One event of each kind but the error.
+/// One event of each kind except the error.
 pub fn events() -> Vec<Event> {
     let phase = PhaseBegun { phase: Load::Download, duration_ms: 10_000 };
     vec![
@@ -186,7 +189,7 @@ pub fn events() -> Vec<Event> {
     ]
 }
 
-/// The id of the n-th run.
+/// A fixed run id that ends in `n`.
 pub fn run_id(n: u8) -> Uuid {
     let mut bytes = *b"\x01\x9c\x13\x50\x20\x00\x70\x00\x80\x00\x00\x00\x00\x00\x00\x00";
     bytes[5] = n;
@@ -194,7 +197,7 @@ pub fn run_id(n: u8) -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
-/// One direction at this rate, with every field.
+/// The result of a direction with this goodput, in which every field is present.
 pub fn throughput(goodput_bps: u64) -> ThroughputResult {
     let cost = |used| CpuCost::of(used, goodput_bps / 4 * 5);
     ThroughputResult {
@@ -288,7 +291,7 @@ pub fn throughput(goodput_bps: u64) -> ThroughputResult {
     }
 }
 
-/// Latency with this median, in microseconds.
+/// The latency result of a phase with this median round trip, in microseconds.
 pub fn latency(p50: u64) -> LatencyResult {
     LatencyResult {
         rtt_us: Some(RttSpread {

@@ -1,4 +1,4 @@
-//! The part of a result that says why a test did not use direct mode.
+//! The part of the result document that states why a test did not use direct mode.
 
 use std::fmt;
 
@@ -7,30 +7,31 @@ use paramedic_link::test_spec::DataMode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A data mode that was tried and could not be used.
+/// The data mode that a test tried first and could not use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataModeFallback {
-    /// The mode.
+    /// The data mode that could not be used.
     pub tried: DataMode,
-    /// Why it was not used.
+    /// Why the data mode could not be used.
     pub reason: FallbackReason,
-    /// The address and port to which no data connection could be opened; absent if this test tried none.
+    /// The address and port to which no data connection could be opened; absent if this test did not try, because an
+    /// earlier test had found the mode blocked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// When an earlier test found the mode blocked (RFC 3339, UTC).
+    /// When an earlier test found the mode blocked (RFC 3339, UTC); absent if this test found it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found_at: Option<Timestamp>,
 }
 
-/// Why a data mode was not used.
+/// Why a test could not use a data mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FallbackReason {
-    /// Every data connection was refused.
+    /// The reflector's host or a router rejected every attempt to open a data connection.
     Refused,
-    /// No data connection got an answer.
+    /// Every attempt to open a data connection timed out without an answer.
     Silent,
-    /// An earlier test found it blocked, and this test did not try it.
+    /// An earlier test had found the mode blocked, so this test did not try it.
     Remembered,
 }
 

@@ -1,4 +1,4 @@
-//! What limited the rate of a direction, in the document.
+//! The part of the result document that states what limited the rate of a direction.
 
 use paramedic_link::test_spec::{Direction, Load};
 use schemars::JsonSchema;
@@ -6,54 +6,55 @@ use serde::{Deserialize, Serialize};
 
 use super::{Quantity, ResultDocument, ThroughputResult};
 
-/// What limited the rate of a direction, and the observations that show it.
+/// What limited the rate of a direction, with the observations that show it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitedBy {
-    /// The cause.
+    /// The cause of the limit.
     pub cause: LimitCause,
-    /// The observations, the deciding one first.
+    /// The observations behind the cause. The first one decided it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evidence: Vec<LimitEvidence>,
-    /// Why no cause could be named; only with the cause `unknown`.
+    /// Why the observations show no cause. Present only if the cause is `unknown`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub because: Vec<String>,
 }
 
-/// What limited a rate.
+/// The cause that limited the rate of a direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitCause {
-    /// The path between the two ends.
+    /// The path between the two ends limited the rate.
     Network,
-    /// The processor of the appliance.
+    /// A processor of the appliance was full.
     ApplianceCpu,
-    /// The processor of the other end.
+    /// A processor of the other end, a reflector or another server, was full.
     ReflectorCpu,
-    /// The receiver's window: its socket buffer.
+    /// The receiver's TCP window, that is its socket buffer, stopped the sender.
     ReceiveWindow,
-    /// The sender's socket buffer.
+    /// The sender's socket buffer was too small.
     SendBuffer,
-    /// The speed or the duplex mode of an end's network interface.
+    /// The network interface of one end reached its speed, or its limit in half duplex.
     LinkRate,
-    /// The requested rate or number of bytes.
+    /// The test reached the requested rate or number of bytes.
     Policy,
-    /// Other traffic on the interface of an end.
+    /// Other traffic used a considerable part of an end's network interface.
     OtherTraffic,
-    /// The observations do not show it.
+    /// The observations show none of the other causes.
     Unknown,
 }
 
-/// An observation with its number.
+/// One observation: its name, its value, and a text for the reader.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitEvidence {
-    /// Its name, whose last word is the unit: `share` (0 to 1), `bps`, `ms`, `bytes`, `segments` or `datagrams`.
+    /// The name of the observation. Its last word is the unit: `share` (0 to 1), `bps`, `ms`, `bytes`, `segments` or
+    /// `datagrams`.
     pub name: String,
-    /// The end at which it was observed; absent if it concerns no single end.
+    /// The end at which it was observed; absent if it belongs to neither end alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<ObservedEnd>,
-    /// The number.
+    /// The value, in the unit that the name ends with.
     pub value: Quantity,
-    /// For people.
+    /// The observation as text for the reader.
     pub text: String,
 }
 
@@ -61,14 +62,14 @@ pub struct LimitEvidence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ObservedEnd {
-    /// The appliance.
+    /// The appliance, which requested the test.
     Appliance,
-    /// The reflector, or the server that takes its place.
+    /// The reflector, or the server that the appliance measured against instead.
     Reflector,
 }
 
 impl ResultDocument {
-    /// The result of `direction` under `load`, to complete it.
+    /// Returns the result of `direction` under `load` for changes; `None` if it was not measured.
     pub(crate) fn measured_mut(&mut self, load: Load, direction: Direction) -> Option<&mut ThroughputResult> {
         match (load, direction) {
             (Load::Download, Direction::Download) => self.download.as_mut(),

@@ -1,5 +1,5 @@
-//! The documents that scripts rely on: a test's result, an error, the events of a stream. Plain values; a value that
-//! was not measured is absent. Other modules print and save them.
+//! The JSON documents that scripts rely on: the result of a test, an error, the events of a stream. Plain values. A
+//! value that was not measured is absent. Other modules print and save the documents.
 
 mod ended;
 mod event;
@@ -10,7 +10,9 @@ mod fallback;
 mod limit;
 mod one_way;
 mod schema;
+mod series;
 mod tcp;
+mod uplink;
 
 use std::fmt;
 use std::time::Duration;
@@ -32,28 +34,29 @@ pub use limit::{LimitCause, LimitEvidence, LimitedBy, ObservedEnd};
 pub use one_way::{
     ClockComparison, ClockJumpSeen, DelayVariation, LatencyInterval, OneWayDelays, QueueByDirection, QueueSide,
 };
-pub use schema::schema;
+pub use schema::{NeverNull, schema};
 pub use tcp::TcpOfEnds;
+pub use uplink::UplinkLabel;
 
-/// The name and version of the result document's format.
+/// The format of the result document: its name and version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ResultSchema {
-    /// The first version.
+    /// Version 1 of the format.
     #[default]
     #[serde(rename = "packetparamedic.result/1")]
     V1,
 }
 
-/// The name and version of the error document's format.
+/// The format of the error document: its name and version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ErrorSchema {
-    /// The first version.
+    /// Version 1 of the format.
     #[default]
     #[serde(rename = "packetparamedic.error/1")]
     V1,
 }
 
-/// One speed test's result. Rates are in bits per second of payload, fractions from 0 to 1.
+/// The result of one speed test. Rates are in bits per second of payload. Shares are fractions from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResultDocument {
     /// The format of this document.
@@ -66,89 +69,92 @@ pub struct ResultDocument {
     pub finished_at: Timestamp,
     /// The provider that ran the test.
     pub provider: String,
-    /// The engine that loaded the path.
+    /// The engine that moved the payload.
     #[schemars(with = "String")]
     pub engine: EngineId,
-    /// The data mode; absent if the provider has no data modes.
+    /// The data mode, direct or tunneled; absent if the provider has no data modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
-    /// The data mode that was tried before it and could not be used.
+    /// The data mode that the test tried first and could not use; absent if it used the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode_fallback: Option<DataModeFallback>,
-    /// How the bytes were moved: at the receiving end, or `splice` where the sending end gave them to its kernel by
-    /// reference. Each direction has both ends' words.
+    /// How payload moved, in one word: the receiver's method, or `splice` if the sender used zero-copy sending. The
+    /// `data_path` of each direction has the methods of both ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_path: Option<DataPath>,
-    /// The limits that the request sets; absent in documents of earlier versions.
+    /// The limits that the request set; absent in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested: Option<RequestedLimits>,
-    /// The appliance that measured.
+    /// The appliance that ran the test.
     pub appliance: ApplianceEnd,
-    /// The external program that moved the data, if there was one.
+    /// The appliance's way into the Internet; absent if it is not known, and in documents of earlier versions.
+    #[serde(default, skip_serializing_if = "UplinkLabel::is_empty")]
+    pub uplink: UplinkLabel,
+    /// The external program that moved the payload, such as iperf3; absent if a built-in engine did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramSaid>,
-    /// The other end as the request names it; absent if the request names none and not exactly one reflector is paired.
+    /// The other end, as the request names it. Absent if it named none and not exactly one reflector was paired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// The reflector at the other end; absent if the provider uses none.
+    /// The reflector at the other end; absent if the test used another kind of server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reflector: Option<ReflectorEnd>,
-    /// The server at the other end, if it is not a reflector.
+    /// The server at the other end; absent if it is a reflector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerEnd>,
-    /// The payload towards the appliance, measured in a phase of its own.
+    /// The throughput towards the appliance, measured in a phase without upload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<ThroughputResult>,
-    /// The payload away from the appliance, measured in a phase of its own.
+    /// The throughput away from the appliance, measured in a phase without download.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload: Option<ThroughputResult>,
-    /// Both directions at once.
+    /// The throughput of both directions, measured in a phase that loads both at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bidir: Option<BidirResult>,
-    /// The latency, by the load on the path.
+    /// The latency in each phase, by the load on the path.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub latency: ByLoad<LatencyResult>,
-    /// How much the latency rose under load; `idle` is always absent.
+    /// How much each load raised the latency. `idle` is always absent, because it is the baseline.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub bufferbloat: ByLoad<Bufferbloat>,
-    /// How the clocks of both ends ran against each other; absent without latency probes while idle.
+    /// How the clocks of the two ends compare; absent if no latency probes were sent while the path was idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clocks: Option<ClockComparison>,
-    /// The requested thresholds, and whether each was met.
+    /// The thresholds that the request set, and whether the result met each of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub thresholds: Vec<ThresholdResult>,
-    /// Payload bytes of the whole run: all phases and directions, start-up and latency probes included.
+    /// The payload bytes of the whole run, in both directions. Includes all phases, start-up and latency probes.
     pub data_used_bytes: u64,
-    /// What a reader should know before trusting the numbers.
+    /// Facts to know before you trust the numbers.
     pub warnings: Vec<Warning>,
     /// Whether the numbers describe the path; absent in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validity: Option<Validity>,
-    /// Whether every requested phase was measured to its end.
+    /// Whether every requested phase ran to its end.
     pub complete: bool,
-    /// Whether a signal at the appliance ended the run.
+    /// Whether a signal at the appliance (such as Ctrl-C) ended the run.
     #[serde(default, skip_serializing_if = "is_false")]
     pub interrupted: bool,
-    /// The error that ended the run, if one did.
+    /// The error that ended the run; absent if none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
 }
 
 impl ResultDocument {
-    /// The document as text: what `--json` prints and what the history keeps, to the byte. Ends without a newline.
+    /// The document as JSON text, exactly as `--json` prints it and the history stores it, but without a final newline.
     pub fn to_text(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string_pretty(self)
     }
 
-    /// Whether the run measured something. That no payload arrived is a measurement, too.
+    /// Whether the run measured anything. The finding that no payload arrived counts as a measurement.
     pub fn has_measurements(&self) -> bool {
         self.all_measured().next().is_some()
             || !self.latency.is_empty()
             || self.error.as_ref().is_some_and(|error| error.code == ErrorBody::NOTHING_ARRIVED)
     }
 
-    /// The name of the other end: the reflector's name, else its or the server's address. If the run reached neither,
-    /// the name in the request.
+    /// The name of the other end: the reflector's name, or else its address or the server's. If the run reached
+    /// neither, the name in the request.
     pub fn other_end(&self) -> Option<&str> {
         match (&self.reflector, &self.server) {
             (Some(reflector), _) if !reflector.name.is_empty() => Some(reflector.name.as_str()),
@@ -158,7 +164,7 @@ impl ResultDocument {
         }
     }
 
-    /// The result of `direction` under `load`.
+    /// The result of `direction` in the phase with this `load`; `None` if it was not measured.
     pub fn measured(&self, load: Load, direction: Direction) -> Option<&ThroughputResult> {
         match (load, direction) {
             (Load::Download, Direction::Download) => self.download.as_ref(),
@@ -169,57 +175,56 @@ impl ResultDocument {
         }
     }
 
-    /// Every direction that was measured, in the order of the phases.
+    /// The result of every measured direction, in the order of the phases.
     pub fn all_measured(&self) -> impl Iterator<Item = (Load, Direction, &ThroughputResult)> {
         let all = [Load::Download, Load::Upload, Load::Bidir].into_iter();
         let all = all.flat_map(|load| load.directions().iter().map(move |direction| (load, *direction)));
         all.filter_map(move |(load, direction)| Some((load, direction, self.measured(load, direction)?)))
     }
 
-    /// Whether payload moved in every direction of this load.
+    /// Whether payload moved in every direction that `load` has.
     pub fn has_load(&self, load: Load) -> bool {
         let directions = load.directions();
         !directions.is_empty() && directions.iter().all(|direction| self.measured(load, *direction).is_some())
     }
 }
 
-/// The limits that a request sets. With one of them the measured rate may be that of the request, not of the path.
+/// The limits that the request set. A rate that reaches one of them shows the request, not the path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RequestedLimits {
-    /// Streams in each direction.
+    /// The number of parallel streams in each direction.
     pub streams: u16,
-    /// The rate of each stream, in bits per second of payload; absent without a limit and in a search for the highest
-    /// rate.
+    /// The requested rate of each stream, in bits per second of payload; absent without one, and in a rate search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_bitrate_bps: Option<u64>,
-    /// The size of the socket buffers of each stream, in bytes.
+    /// The requested socket buffer size of each stream, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_bytes: Option<u32>,
-    /// The payload after which each direction ends, in bytes.
+    /// The number of payload bytes after which each direction ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction_bytes: Option<u64>,
-    /// The payload after which the run ends, in bytes; each direction has an equal share, which is `direction_bytes`.
+    /// The payload bytes after which the run ends. Each direction has an equal share of them: `direction_bytes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_bytes: Option<u64>,
-    /// Whether a direction was to end early once it is stable.
+    /// Whether the request allowed a direction to end early once its rate is stable (`--until-stable`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub until_stable: bool,
 }
 
 impl RequestedLimits {
-    /// The rate of all streams of a direction together.
+    /// The requested rate of all streams of one direction together, in bits per second.
     pub fn bitrate_bps(&self) -> Option<u64> {
         self.stream_bitrate_bps.map(|bps| bps.saturating_mul(self.streams.into()))
     }
 }
 
-/// How both ends moved the payload. An end that does not report it is absent.
+/// How each end moved the payload. A method that an end did not report is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataPathOfEnds {
-    /// The sender.
+    /// The method of the sending end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<DataPath>,
-    /// The receiver.
+    /// The method of the receiving end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<DataPath>,
 }
@@ -229,33 +234,33 @@ impl DataPathOfEnds {
         self.sender.is_none() && self.receiver.is_none()
     }
 
-    /// The data path of both ends as one value.
+    /// The methods of both ends as one value: the receiver's, or `splice` if the sender used it.
     pub fn in_short(&self) -> Option<DataPath> {
         self.sender.filter(|path| *path == DataPath::Splice).or(self.receiver).or(self.sender)
     }
 }
 
-/// How an end moved the payload.
+/// The method by which an end moved the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataPath {
-    /// Copied between the program and its kernel.
+    /// The payload was copied between the program and the kernel.
     Plain,
-    /// Discarded in the receiver's kernel (`MSG_TRUNC`).
+    /// The receiver's kernel discarded the payload without a copy to the program (`MSG_TRUNC`).
     Trunc,
-    /// Passed to the sender's kernel by reference (`vmsplice`, `splice`).
+    /// The payload was passed to the sender's kernel by reference, without a copy (`vmsplice`, `splice`).
     Splice,
-    /// Encrypted or decrypted by the program (TLS).
+    /// The program encrypted or decrypted the payload (TLS).
     Tls,
 }
 
 impl DataPath {
-    /// The data path that a tally names; `None` if this version does not know it.
+    /// Parses the name of the method in a tally; `None` if this version does not know it.
     pub fn from_word(word: &str) -> Option<Self> {
         [Self::Plain, Self::Trunc, Self::Splice, Self::Tls].into_iter().find(|path| path.as_str() == word)
     }
 
-    /// The name of the data path.
+    /// The name of the method, as in the JSON documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -272,257 +277,260 @@ impl fmt::Display for DataPath {
     }
 }
 
-/// The appliance that measured.
+/// The appliance that ran the test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplianceEnd {
-    /// Its key; all zeros if `anonymous`.
+    /// The Endpoint ID of the appliance, which is its public key; all zeros if `anonymous` is set.
     pub endpoint_id: EndpointId,
-    /// Whether the test ran without the device's identity.
+    /// Whether the test ran without the appliance's identity.
     #[serde(default, skip_serializing_if = "is_false")]
     pub anonymous: bool,
-    /// The program's version.
+    /// The version of the appliance's program.
     pub version: String,
-    /// The state of its host before the first phase.
+    /// The state of the appliance's host before the first phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts_before: Option<HostFacts>,
-    /// The state of its host after the last phase.
+    /// The state of the appliance's host after the last phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts_after: Option<HostFacts>,
 }
 
-/// An external program that moved the data.
+/// The external program that moved the payload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProgramSaid {
-    /// Its name and version on the appliance.
+    /// The name and version of the program that is installed on the appliance.
     pub version: String,
-    /// Its unchanged output on the appliance, one entry per phase; only with `--raw`. Its names and units are its own.
+    /// The program's output, unchanged, in its own names and units, for each phase. Present only with `--raw`.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub raw: ByLoad<serde_json::Value>,
 }
 
-/// The reflector at the other end.
+/// The reflector at the other end of the test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReflectorEnd {
-    /// Its Endpoint ID.
+    /// The Endpoint ID of the reflector, which is its public key.
     pub endpoint_id: EndpointId,
-    /// The name under which this appliance saved it.
+    /// The name under which this appliance saved the reflector.
     pub name: PeerText,
     /// The address and port to which the appliance connected.
     pub address: String,
-    /// The version of its program, as the reflector reports it.
+    /// The version of the reflector's program, as the reflector reports it.
     pub version: PeerText,
-    /// The state of its host before the first phase.
+    /// The state of the reflector's host before the first phase, as the reflector reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts_before: Option<HostFacts>,
-    /// The state of its host after the last phase.
+    /// The state of the reflector's host after the last phase, as the reflector reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts_after: Option<HostFacts>,
 }
 
-/// A server that is not a reflector. Its identity is not verified.
+/// A server at the other end that is not a reflector. Its identity is not verified.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerEnd {
     /// The address and port to which the appliance connected.
     pub address: String,
 }
 
-/// The result of one direction. All values are those of the steady part, after the start-up, unless stated otherwise.
+/// The throughput of one direction. Values cover the steady part, after the start-up, unless stated otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ThroughputResult {
-    /// The rate of the payload at the receiver.
+    /// The mean rate of the payload at the receiver, in bits per second.
     pub goodput_bps: u64,
-    /// The 95 % confidence interval of `goodput_bps`: lower and upper bound. Absent if there are too few intervals.
+    /// The lower and the upper bound of the 95 % confidence interval of `goodput_bps`, in bits per second. Absent if
+    /// the phase is too short or has too few intervals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95_bps: Option<[u64; 2]>,
-    /// The rates of the first and the last third of the steady part. They are those of the whole phase if the excluded
-    /// start-up was long and was no ramp-up, but a burst or a rate that had not settled.
+    /// The mean rates of the first and the last third of the steady part. Of the whole phase if the excluded start-up
+    /// was long and did not simply ramp up: it was a burst, or the rate had not settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thirds_bps: Option<Thirds>,
-    /// The distribution of the receiver's interval rates.
+    /// The distribution of the rates that the receiver measured in its intervals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_bps: Option<IntervalSpread>,
-    /// Payload bytes that the receiver counted.
+    /// The payload bytes that the receiver counted in the steady part.
     pub bytes_received: u64,
-    /// Payload bytes that the sender counted; absent if it does not count the steady part on its own.
+    /// The payload bytes that the sender counted in the steady part; absent if the sender did not report samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_sent: Option<u64>,
-    /// Payload bytes that the receiver counted in all, start-up included.
+    /// The payload bytes that the receiver counted in the whole phase, start-up included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes_received: Option<u64>,
-    /// Payload bytes that the sender counted in all, start-up included. It exceeds the received bytes by what was in
-    /// flight or in the sender's queue when the phase ended.
+    /// The payload bytes that the sender counted in the whole phase, start-up included. Exceeds the received bytes by
+    /// the data that was in flight or unsent in the sender's buffer when the phase ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes_sent: Option<u64>,
-    /// The length of the steady part.
+    /// The duration of the steady part, in milliseconds.
     pub duration_ms: u64,
-    /// The length of the start-up before it. No other value includes the start-up unless stated otherwise.
+    /// The duration of the start-up, in milliseconds. Values exclude the start-up unless stated otherwise.
     pub startup_ms: u64,
-    /// How the start-up's length was determined.
+    /// How the end of the start-up was determined.
     pub omitted: Omitted,
-    /// What ended the direction; absent if it did not come to its end, and in documents of earlier versions.
+    /// Why the measurement of this direction ended. Absent if it was cut short, and in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<EndedBy>,
-    /// The number of streams that moved data.
+    /// The number of streams that carried payload.
     pub streams: u16,
-    /// The congestion control that the sender's kernel used.
+    /// The congestion control algorithm of the sender's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub congestion_control: Option<PeerText>,
-    /// Segments that the sender retransmitted, over all streams, start-up included.
+    /// The number of TCP segments that the sender retransmitted, in all streams of the whole phase, start-up included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retransmits: Option<u64>,
-    /// The maximum segment size, in bytes of payload.
+    /// The TCP maximum segment size, in bytes of payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
-    /// The rate on the wire that corresponds to `goodput_bps`.
+    /// The estimated rate on the wire that corresponds to `goodput_bps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line_rate_estimate: Option<LineRateEstimate>,
-    /// The receiver's reading of each interval, if requested.
+    /// The rate that the receiver measured in each interval; present only if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<Vec<Interval>>,
-    /// The counts of the datagrams, if the engine sends datagrams.
+    /// The datagram counts; absent if the engine does not send datagrams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp: Option<UdpResult>,
-    /// How both ends moved the payload.
+    /// How each end moved the payload.
     #[serde(default, skip_serializing_if = "DataPathOfEnds::is_empty")]
     pub data_path: DataPathOfEnds,
-    /// The processor use of both ends.
+    /// The processor use of each end.
     #[serde(default, skip_serializing_if = "CpuOfEnds::is_empty")]
     pub cpu: CpuOfEnds,
     /// What limited the rate; absent in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limited_by: Option<LimitedBy>,
-    /// What the kernels recorded of the streams, if requested.
+    /// What the kernels recorded about the TCP streams; present only if requested.
     #[serde(default, skip_serializing_if = "TcpOfEnds::is_empty")]
     pub tcp: TcpOfEnds,
 }
 
 impl ThroughputResult {
-    /// Whether the rate was steady, so that the mean describes it.
+    /// Whether the rate was steady. If not, the mean does not describe it well.
     pub fn is_steady(&self) -> bool {
         let thirds = self.thirds_bps.map(|thirds| [thirds.first, thirds.last]);
         stats::is_steady(thirds, self.goodput_bps, self.ci95_bps)
     }
 }
 
-/// The rates of two parts of a direction, in bits per second.
+/// The mean rates in two parts of a direction, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Thirds {
-    /// In the first third.
+    /// The mean rate of the first third, in bits per second.
     pub first: u64,
-    /// In the last third.
+    /// The mean rate of the last third, in bits per second.
     pub last: u64,
 }
 
-/// The counts of the datagrams, over all streams. After a search for the highest rate: those that were sent at the rate
-/// found; otherwise all.
+/// The datagram counts of a direction, over all streams. After a search for the highest rate, only the datagrams that
+/// were sent at the rate found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UdpResult {
-    /// Datagrams sent.
+    /// The number of datagrams that the sender sent.
     pub datagrams: u64,
-    /// Datagrams lost.
+    /// The number of datagrams that did not arrive.
     pub lost: u64,
-    /// The share of the datagrams that were lost.
+    /// The share of the sent datagrams that did not arrive, from 0 to 1.
     pub loss: f64,
-    /// Datagrams that arrived more than once, in the whole phase; absent if not reported.
+    /// The number of datagrams that arrived more than once in the whole phase; absent if not reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicates: Option<u64>,
-    /// Datagrams that arrived after a later one, in the whole phase; absent if not reported.
+    /// The number of datagrams that arrived after a later one in the whole phase; absent if not reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out_of_order: Option<u64>,
-    /// The receiver's jitter (RFC 3550, section 6.4.1); absent if not reported.
+    /// The jitter that the receiver computed (RFC 3550, section 6.4.1), in microseconds; absent if not reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_us: Option<u64>,
-    /// The payload of one datagram.
+    /// The payload of one datagram, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_bytes: Option<u32>,
-    /// The datagrams of the search itself, before it found the rate; absent without a search.
+    /// The datagrams that the sender sent while it searched for the highest rate; absent without a search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<UdpSearch>,
-    /// For how long the sender paused because no feedback arrived from the receiver; absent if it did not pause.
+    /// How long the sender paused for lack of feedback from the receiver, in milliseconds; absent if it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
-    /// Further, larger datagrams that did not arrive because they were too large for the path, sent before the sender
-    /// reduced their payload; absent if there were none.
+    /// The number of datagrams that exceeded the path MTU and were dropped, before the sender reduced their size. Not
+    /// part of `datagrams` and `lost`; absent if there were none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vanished: Option<u64>,
 }
 
-/// The datagrams of a search for the highest rate, before it found the rate. The search overloads the path on purpose.
+/// The datagrams sent during a search for the highest rate, before the rate was found. Loss is expected: the search
+/// overloads the path on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UdpSearch {
-    /// Datagrams sent.
+    /// The number of datagrams that the sender sent during the search.
     pub datagrams: u64,
-    /// Datagrams lost.
+    /// The number of datagrams that did not arrive during the search.
     pub lost: u64,
 }
 
-/// The distribution of the interval rates of the steady part, in bits per second.
+/// The distribution of the interval rates in the steady part, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IntervalSpread {
-    /// The 10th percentile.
+    /// The 10th percentile, in bits per second.
     pub p10: u64,
-    /// The median.
+    /// The median, in bits per second.
     pub p50: u64,
-    /// The 90th percentile.
+    /// The 90th percentile, in bits per second.
     pub p90: u64,
 }
 
-/// How the length of the start-up was determined.
+/// How the end of the start-up was determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Omitted {
-    /// Detected from the readings: the rate stopped rising.
+    /// The receiver's samples show when the rate settled.
     Found,
-    /// Requested (`-O`).
+    /// The request set it (`-O`).
     Asked,
-    /// Not detected: the run is too short, or the rate did not settle in its first half. The first half is excluded.
+    /// The run was too short, or the rate did not settle in its first half. The first half is excluded.
     NotFound,
-    /// Nothing was excluded: the receiver reports only its total.
+    /// It was not determined: the receiver reports only a total, or it had received the requested bytes before a
+    /// start-up could be detected. Nothing is excluded.
     Nothing,
 }
 
-/// The rate on the wire, with headers and inter-frame gaps: an estimate from the segment size.
+/// The rate on the wire, including headers and inter-frame gaps. An estimate from the segment size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LineRateEstimate {
-    /// The estimated rate on the wire.
+    /// The estimated rate on the wire, in bits per second.
     pub rate_bps: u64,
-    /// The bytes that the estimate adds to the payload of each segment.
+    /// The number of bytes that the estimate adds to the payload of each segment.
     pub overhead_bytes: u32,
 }
 
-/// One interval's reading.
+/// The rate that the receiver measured in one interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Interval {
-    /// When it ended, since the phase began.
+    /// The end of the interval, in milliseconds since the phase began.
     pub at_ms: u64,
-    /// Payload at the receiver.
+    /// The payload rate at the receiver, in bits per second.
     pub bps: u64,
 }
 
-/// The processor use of both ends. An end that does not report it is absent.
+/// The processor use of each end. Absent for an end that did not report it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuOfEnds {
-    /// The sender.
+    /// The processor use of the sending end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<CpuCost>,
-    /// The receiver.
+    /// The processor use of the receiving end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<CpuCost>,
 }
 
-/// The processor use of an end, start-up included.
+/// The processor use of one end in the whole phase, start-up included.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuCost {
-    /// The processor time and load.
+    /// The processor time and load that this end reports.
     #[serde(flatten)]
     pub used: CpuUse,
-    /// User and system time together, in seconds, for each 10^9 bytes of payload that this end counted.
+    /// User and system time in seconds, for each 10^9 payload bytes that this end counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s_per_gb: Option<f64>,
 }
 
 impl CpuCost {
-    /// The cost of `bytes` of payload that took `used`.
+    /// The processor use `used`, with its cost for `bytes` of payload.
     pub fn of(used: CpuUse, bytes: u64) -> Self {
         let s_per_gb = (used.user_s + used.system_s) * 1e9 / bytes as f64;
         // Whole microseconds per gigabyte are precise enough.
@@ -537,31 +545,31 @@ impl CpuOfEnds {
     }
 }
 
-/// Both directions at once.
+/// The throughput of a phase that loads both directions at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BidirResult {
-    /// Payload towards the appliance.
+    /// The throughput towards the appliance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<ThroughputResult>,
-    /// Payload away from the appliance.
+    /// The throughput away from the appliance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload: Option<ThroughputResult>,
 }
 
-/// One value per load on the path. A load that was not measured is absent.
+/// One value for each load on the path. The value for a load that was not measured is absent.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "{T}ByLoad")]
 pub struct ByLoad<T> {
-    /// Only the latency probes.
+    /// The value for the idle path, which carries only latency probes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle: Option<T>,
-    /// Payload towards the appliance.
+    /// The value under a download: payload towards the appliance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download: Option<T>,
-    /// Payload away from the appliance.
+    /// The value under an upload: payload away from the appliance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload: Option<T>,
-    /// Both at once.
+    /// The value under a download and an upload at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bidir: Option<T>,
 }
@@ -573,7 +581,7 @@ impl<T> Default for ByLoad<T> {
 }
 
 impl<T> ByLoad<T> {
-    /// The value measured under `load`.
+    /// The value that was measured under `load`.
     pub fn of(&self, load: Load) -> Option<&T> {
         match load {
             Load::Idle => self.idle.as_ref(),
@@ -584,7 +592,7 @@ impl<T> ByLoad<T> {
         }
     }
 
-    /// Sets the value measured under `load`. An unknown load is ignored.
+    /// Sets the value that was measured under `load`. Ignores an unknown load.
     pub fn set(&mut self, load: Load, value: T) {
         match load {
             Load::Idle => self.idle = Some(value),
@@ -595,91 +603,91 @@ impl<T> ByLoad<T> {
         }
     }
 
-    /// All measured values, in the order of the phases.
+    /// All values that were measured, in the order of the phases.
     pub fn iter(&self) -> impl Iterator<Item = (Load, &T)> {
         [Load::Idle, Load::Download, Load::Upload, Load::Bidir]
             .into_iter()
             .filter_map(|load| self.of(load).map(|value| (load, value)))
     }
 
-    /// Whether nothing was measured.
+    /// Whether no load has a value.
     pub fn is_empty(&self) -> bool {
         self.iter().next().is_none()
     }
 }
 
-/// Latency and loss of one phase.
+/// The latency and the loss of the probes in one phase.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyResult {
-    /// Round-trip times, in microseconds; absent if no probe was answered.
+    /// The distribution of the round-trip times, in microseconds; absent if no probe was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<RttSpread>,
-    /// The mean difference between one round-trip time and the next; absent without two in a row.
+    /// The mean difference between consecutive round-trip times, in microseconds; absent without two in a row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_us: Option<u64>,
-    /// Probes sent.
+    /// The number of probes that the appliance sent.
     pub sent: u64,
-    /// Probes answered in time.
+    /// The number of probes that were answered before the timeout.
     pub received: u64,
-    /// Probes that were due but not sent, because the appliance did not run in time.
+    /// The number of probes that were due but not sent, because the appliance ran too late to send them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
-    /// The share of the probes that were not answered, whichever direction lost them; absent over TCP.
+    /// The share of the probes that were not answered, from 0 to 1. Absent over TCP, which hides loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// Of the probes whose fate is known, the share that did not reach the other end; absent if the fate of most lost
-    /// probes is unknown (TCP, no answer at all).
+    /// The share of the probes that did not reach the other end, from 0 to 1, among the probes of which this is known.
+    /// Absent if it is unknown for most lost probes: over TCP, or without any answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_upload: Option<f64>,
-    /// Of the probes that reached the other end, the share whose answer was lost; absent if unknown.
+    /// The share of lost answers (0 to 1) among the probes that reached the other end; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_download: Option<f64>,
-    /// The distribution of the lost probes over time; absent if none was lost, and over TCP.
+    /// How the lost probes are distributed over time; absent if no probe was lost, and over TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_pattern: Option<LossPattern>,
-    /// Answers that arrived more than once.
+    /// The number of answers that arrived more than once.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub duplicates: u64,
-    /// Answers that arrived after the timeout. `received` excludes them.
+    /// The number of answers that arrived after the timeout. `received` does not include them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub late: u64,
-    /// The transport of the probes.
+    /// The transport protocol of the probes.
     pub transport: ProbeTransport,
-    /// The 99th percentile of how late the appliance sent its probes: the host may have added as much to round trips.
+    /// The 99th percentile of how late probes were sent, in microseconds. Round trips may be too high by as much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_late_us: Option<u64>,
-    /// The interval of the probes, in microseconds, constant in the measured window.
+    /// The time between two probes, in microseconds. Constant within the measured window of a phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_us: Option<u64>,
-    /// Under load: the share of the probes' IP packets in the rate of the slowest loaded direction.
+    /// Under load: the rate of the probes' IP packets as a share (0 to 1) of the slowest loaded direction's rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_share: Option<f64>,
-    /// Under load: responsiveness, 60,000 ms divided by the median round trip, in round trips per minute. The round trips
-    /// are those of the latency probes beside the load, not of requests on the loaded connections.
+    /// The responsiveness in round trips per minute: 60,000 ms divided by the median round trip. Present only under
+    /// load. Measured by the latency probes beside the load, not by requests on the loaded connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub responsiveness_rpm: Option<u64>,
-    /// The delay of each direction; absent without an idle phase, and from a jump of a clock on.
+    /// The delay of each direction. Absent if the run has no idle phase, and for phases after a jump of a clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_way: Option<OneWayDelays>,
-    /// How long probes waited in the appliance's own host, before its network interface; absent if its kernel does not report
-    /// when packets leave. Part of the round trip.
+    /// How long probes waited in the appliance's host before its network interface sent them. Part of the round trip.
+    /// Absent if the kernel does not report send times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_wait: Option<DelayVariation>,
-    /// Under load: the queue, by direction.
+    /// The queue that the load built up in each direction. Present only under load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueByDirection>,
-    /// The probes of each interval of the whole phase, if requested.
+    /// The probes in each interval of the whole phase; present only if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<Vec<LatencyInterval>>,
 }
 
 impl LatencyResult {
-    /// The median round trip, if it describes the phase: what grades, thresholds and sentences compare.
+    /// The median round trip in microseconds, for grades, thresholds and sentences. `None` with too few answers.
     pub fn median_us(&self) -> Option<u64> {
         self.round_trip_us(Statement::Assessment)
     }
 
-    /// The percentile that `statement` speaks of, if there were enough round trips for it.
+    /// The percentile of the round trip for `statement`; `None` if there were too few round trips for it.
     pub fn round_trip_us(&self, statement: Statement) -> Option<u64> {
         let rtt = self.rtt_us.filter(|_| stats::is_enough(statement, self.received, self.sent))?;
         match statement {
@@ -691,7 +699,7 @@ impl LatencyResult {
         }
     }
 
-    /// The largest share that was lost: in the worse direction or, if the directions are unknown, of the round trips.
+    /// The loss share of the worse direction; of the round trips if the directions are unknown.
     pub fn worst_loss(&self) -> Option<f64> {
         match (self.loss_upload, self.loss_download) {
             (None, None) => self.loss,
@@ -700,65 +708,64 @@ impl LatencyResult {
     }
 }
 
-/// The distribution of the lost probes of a phase (RFC 3357). A loss period is a run of consecutive lost probes.
+/// How the lost probes of a phase are distributed (RFC 3357). A loss period is a run of consecutive lost probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LossPattern {
     /// The number of loss periods.
     pub periods: u64,
-    /// The lost probes of the longest period.
+    /// The number of lost probes in the longest loss period.
     pub longest_probes: u64,
-    /// The duration of that period: from its first lost probe to the next answered one.
+    /// The duration of the longest loss period, in milliseconds: from its first lost probe to the next answered probe.
     pub longest_ms: u64,
 }
 
-/// Round-trip times, in microseconds. A percentile is absent if too few probes were answered for it.
+/// The distribution of the round-trip times, in microseconds. A percentile is absent if too few probes were answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RttSpread {
-    /// The minimum.
+    /// The shortest round trip, in microseconds.
     pub min: u64,
-    /// The mean.
+    /// The mean round trip, in microseconds.
     pub mean: u64,
-    /// The median; absent below 20 answered probes.
+    /// The median round trip, in microseconds; absent with fewer than 20 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p50: Option<u64>,
-    /// The 90th percentile; absent below 50 answered probes.
+    /// The 90th percentile, in microseconds; absent with fewer than 50 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p90: Option<u64>,
-    /// The 95th percentile; absent below 100 answered probes.
+    /// The 95th percentile, in microseconds; absent with fewer than 100 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p95: Option<u64>,
-    /// The 99th percentile; absent below 200 answered probes.
+    /// The 99th percentile, in microseconds; absent with fewer than 200 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99: Option<u64>,
-    /// The 99.9th percentile; absent below 2,000 answered probes.
+    /// The 99.9th percentile, in microseconds; absent with fewer than 2,000 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p999: Option<u64>,
-    /// The maximum.
+    /// The longest round trip, in microseconds.
     pub max: u64,
 }
 
-/// The transport of latency probes.
+/// The transport protocol of the latency probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeTransport {
-    /// UDP datagrams.
+    /// The probes are UDP datagrams.
     Udp,
-    /// A data connection, because no UDP datagram arrived. A lost packet appears as a late one.
+    /// The probes use a TCP data connection, because no UDP datagram arrived. TCP turns loss into delay.
     Tcp,
 }
 
-/// How much the latency rose under load.
+/// How much a load raised the latency.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Bufferbloat {
-    /// The increase as a grade.
+    /// The grade of the increase, from A+ (best) to F.
     pub grade: Grade,
-    /// How much the median round-trip time exceeds the idle one.
+    /// The increase in milliseconds: the median round trip under this load minus the idle median.
     pub increase_ms: f64,
 }
 
 impl Bufferbloat {
-    /// The grade of a median round trip that exceeds the idle one by `increase_ms`. A negative increase is noise and
-    /// counts as none.
+    /// Grades a median round trip that exceeds the idle one by `increase_ms`. A negative increase counts as zero.
     pub fn of_increase_ms(increase_ms: f64) -> Self {
         // Not `clamp`, which lets NaN through.
         let bounded = if increase_ms > 0.0 { increase_ms.min(MOST_INCREASE_MS) } else { 0.0 };
@@ -768,47 +775,47 @@ impl Bufferbloat {
     }
 }
 
-/// The longest increase that is represented: an hour, which fits a `Duration`.
+/// The longest increase that is stored, in milliseconds: one hour. It fits a `Duration`.
 const MOST_INCREASE_MS: f64 = 3_600_000.0;
 
-/// A requested threshold.
+/// A threshold that the request set, and whether the result met it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ThresholdResult {
-    /// Its name, which ends in its unit, as in `min_download_bps`.
+    /// The name of the threshold. It ends in the unit, as in `min_download_bps`.
     pub name: String,
-    /// The requested limit.
+    /// The limit that the request set, in the unit that the name ends with.
     pub limit: Quantity,
-    /// The measured value. If it was not measured, it is absent and the threshold is not met.
+    /// The measured value, in the same unit. Absent if it was not measured; then the threshold is not met.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Quantity>,
-    /// Whether it was met.
+    /// Whether the result met the threshold.
     pub passed: bool,
-    /// Whether the test ran through the tunnel because direct mode was blocked.
+    /// Whether the value was measured through the tunnel because direct mode was blocked.
     #[serde(default, skip_serializing_if = "is_false")]
     pub through_tunnel: bool,
 }
 
-/// A number: an integer of bits per second, or a fraction of milliseconds or of a share.
+/// A number in a document: an integer in bits per second, or a fraction in milliseconds or as a share.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Quantity {
-    /// An integer.
+    /// A number without a fraction, such as a rate in bits per second.
     Whole(u64),
-    /// A fraction.
+    /// A number with a fraction, such as milliseconds or a share.
     Fraction(f64),
 }
 
-/// What a reader should know before trusting the numbers.
+/// A fact to know before you trust the numbers of a result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Warning {
-    /// For scripts: lower case, stays the same when the text changes.
+    /// A stable identifier for scripts, in lower case. It stays the same when the text changes.
     pub code: String,
-    /// For people.
+    /// The warning as text for the reader.
     pub text: String,
 }
 
 impl Warning {
-    /// A warning.
+    /// A warning with this code and text.
     pub fn new(code: &'static str, text: impl Into<String>) -> Self {
         Self { code: code.to_owned(), text: text.into() }
     }
@@ -817,27 +824,27 @@ impl Warning {
 /// Whether the numbers of a result describe the path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Validity {
-    /// The verdict.
+    /// Whether the result is valid or suspect.
     pub verdict: ValidityVerdict,
-    /// Why the result is suspect; empty if it is valid.
+    /// The warnings that make the result suspect; empty if it is valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<Warning>,
 }
 
-/// The verdict on the validity of a result.
+/// Whether the numbers of a result can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ValidityVerdict {
     /// No reason to doubt the numbers is known.
     Valid,
-    /// Something other than the path may have determined them.
+    /// Something other than the path may have determined the numbers.
     Suspect,
 }
 
 impl Validity {
-    /// The code of an incomplete run among the reasons.
+    /// The code of the reason that marks an incomplete run as suspect.
     pub const INCOMPLETE: &'static str = "incomplete";
-    /// The codes of the warnings that make a result suspect. Other warnings explain numbers that are right.
+    /// The codes of the warnings that make a result suspect. The other warnings explain numbers that are correct.
     const SUSPECT: [&'static str; 11] = [
         "appliance_cpu",
         "reflector_cpu",
@@ -852,7 +859,7 @@ impl Validity {
         "sending_paused",
     ];
 
-    /// The validity of a result with these warnings.
+    /// Judges a result by its warnings, and by whether the run completed.
     pub fn of(warnings: &[Warning], is_complete: bool) -> Self {
         let suspect = warnings.iter().filter(|warning| Self::SUSPECT.contains(&warning.code.as_str()));
         let mut reasons = suspect.cloned().collect::<Vec<_>>();
@@ -864,10 +871,10 @@ impl Validity {
     }
 }
 
-/// An error: what failed, why, and what to try.
+/// An error in three parts: what failed, why, and what to try.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
-    /// For scripts: lower case, stays the same when the text changes.
+    /// A stable identifier for scripts, in lower case. It stays the same when the text changes.
     pub code: String,
     /// What failed.
     pub what: String,
@@ -876,25 +883,25 @@ pub struct ErrorBody {
     /// What to try.
     #[serde(rename = "try")]
     pub try_: String,
-    /// The time from now after which a retry may succeed.
+    /// How long to wait before a retry may succeed, in milliseconds; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
 }
 
 impl ErrorBody {
-    /// The code of a run with a direction in which almost no payload arrived.
+    /// The code of the error that ends a run in which a direction received almost no payload.
     pub const NOTHING_ARRIVED: &str = "nothing_arrived";
 }
 
-/// The document that JSON mode prints instead of a result.
+/// The error document. `--json` prints it instead of a result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorDocument {
     /// The format of this document.
     pub schema: ErrorSchema,
-    /// The error.
+    /// What failed, why, and what to try.
     #[serde(flatten)]
     pub error: ErrorBody,
-    /// The measurements before the failure.
+    /// What the test measured before it failed; absent if it measured nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_so_far: Option<Box<ResultDocument>>,
 }

@@ -1,4 +1,5 @@
-//! The JSON Schema of every document, generated from the types. Only the composition of the parts is written by hand.
+//! Generates the JSON Schema of all documents from their types. Only the composition of the definitions is written by
+//! hand.
 
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
@@ -9,8 +10,8 @@ use super::{ErrorDocument, Event, ResultDocument};
 use crate::doctor::Diagnosis;
 use crate::self_test::SelfTest;
 
-/// The schema (draft 2020-12) of the result document, the error document, the stream's events and the self-test. Each
-/// stands under `$defs` by the name of its type: `ResultDocument`, `ErrorDocument`, `Event`, `SelfTest`, `Diagnosis`.
+/// The JSON Schema (draft 2020-12) of every document. Each document is under `$defs` by its type name:
+/// `ResultDocument`, `ErrorDocument`, `Event`, `SelfTest`, `Diagnosis`.
 pub fn schema() -> Value {
     // The schema of serialisation, not of deserialisation: a field that is always written is required.
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
@@ -39,9 +40,9 @@ fn reference<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
-/// Removes `null` from every type: a value that was not measured is absent, so a field that is present has a value.
+/// Removes `null` from every type. The documents never contain `null`: a value that was not measured is absent.
 #[derive(Clone)]
-struct NeverNull;
+pub struct NeverNull;
 
 impl Transform for NeverNull {
     fn transform(&mut self, schema: &mut Schema) {
@@ -70,7 +71,7 @@ mod tests {
     use super::super::{DataPath, ErrorBody, ErrorSchema, Validity, ValidityVerdict, Warning, example};
     use super::*;
 
-    /// Validates `document` against one of the schema's definitions.
+    /// Validates `document` against the definition `name` of the schema, and returns the violations.
     fn faults(name: &str, document: &Value) -> Vec<String> {
         let mut schema = schema();
         schema["anyOf"] = json!([{ "$ref": format!("#/$defs/{name}") }]);

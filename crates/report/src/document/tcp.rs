@@ -1,16 +1,16 @@
-//! What the kernels recorded of the streams of a direction, in the document.
+//! The part of the result document with the kernels' record of the TCP streams.
 
 use paramedic_link::phase_detail::TcpSample;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the kernels of both ends recorded of the streams (TCP_INFO), in the order of time.
+/// What the kernels of both ends recorded about the TCP streams of a direction (`TCP_INFO`), in order of time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TcpOfEnds {
-    /// At the sender.
+    /// The samples of the sender's kernel.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sender: Vec<TcpSample>,
-    /// At the receiver, which sends only acknowledgements.
+    /// The samples of the receiver's kernel. The receiver sends only acknowledgements.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub receiver: Vec<TcpSample>,
 }
@@ -20,8 +20,8 @@ impl TcpOfEnds {
         self.sender.is_empty() && self.receiver.is_empty()
     }
 
-    /// The medians of the sender's samples: round trip and smallest round trip in microseconds, congestion window in
-    /// segments. `None` if its kernel reports one of them not at all.
+    /// The medians of the sender's samples: round trip (µs), smallest round trip (µs), congestion window (segments).
+    /// `None` if the sender's kernel does not report all three.
     pub fn medians(&self) -> Option<[u32; 3]> {
         let median = |of: fn(&TcpSample) -> Option<u32>| {
             let mut values = self.sender.iter().filter_map(of).collect::<Vec<_>>();

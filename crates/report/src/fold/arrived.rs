@@ -1,4 +1,4 @@
-//! Whether enough arrived in a direction to report a rate. Pure.
+//! Decides whether enough payload arrived in a direction to report a rate. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
@@ -6,47 +6,50 @@ use paramedic_link::measurement::Sample;
 
 use super::rates::bytes_of;
 
-/// Fewer segments than this do not count as payload: a handshake and some retransmissions can add up to as many.
+/// A direction that received fewer bytes than this many segments counts as having received nothing: a handshake with a
+/// few retransmissions can move as much.
 const LEAST_SEGMENTS: u64 = 10;
-/// The longest segment that this check assumes (Ethernet, IPv4, TCP with time stamps). Ten segments of loopback would
-/// be 640 KiB.
+/// The longest segment that this check assumes, in bytes: Ethernet, IPv4, TCP with timestamps. With the segments of
+/// loopback, ten of them would be 640 KiB.
 pub(super) const USUAL_SEGMENT: u32 = 1448;
-/// The most bytes that a rate-limited stream writes at once: the block size of iperf3 and of the engine tcp, and about
-/// a segment of loopback.
+/// The most bytes that a rate-limited stream writes at once: the block size of iperf3 and of the engine `tcp`. About
+/// one segment on loopback.
 pub(super) const USUAL_STEP: u32 = 128 * 1024;
-/// If a rate-limited stream writes less often than this in half a phase, the last write may lie before that half.
+/// If a rate-limited stream writes less often than this in half of a phase, half of a phase may contain no write at
+/// all. The check then looks at the whole phase.
 const STEPS_IN_HALF: u64 = 4;
 
-/// The shortest time by which a direction is judged: a busy host may not run a receiver for a few tenths of a second.
+/// A direction is judged over at least this time. A busy host may not schedule a receiver for some tenths of a second.
 const LEAST_SPAN: Duration = Duration::from_millis(500);
 
-/// The request for one direction of a phase.
+/// What the request asked of one direction of a phase.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DirectionRequest {
-    /// The duration of the phase.
+    /// How long the phase lasted.
     pub(super) span: Duration,
-    /// The payload of a segment or a datagram, in bytes.
+    /// The payload of one segment or datagram, in bytes.
     pub(super) segment: u32,
-    /// The rate limit of each stream, in bits per second; `None` if the sender always had more to send.
+    /// The rate limit of each stream, in bits per second; `None` if the sender was not limited.
     pub(super) rate_bps: Option<u64>,
-    /// The bytes that a rate-limited stream writes at once.
+    /// The number of bytes that a rate-limited stream writes at once.
     pub(super) step: u32,
     /// The number of streams.
     pub(super) streams: u16,
 }
 
-/// The receiver's report of a direction.
+/// What the receiver reported about a direction.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Arrived<'a> {
-    /// The receiver's samples.
+    /// The samples that the receiver took.
     Readings(&'a [Sample]),
-    /// The receiver's total, if it reports no samples.
+    /// The total number of bytes, from a receiver that takes no samples.
     Total(u64),
 }
 
-/// Whether the direction moved nothing: the receiver counted no payload in the last half of the phase, or fewer than
-/// ten segments although the sender had more to send. Earlier payload is not a rate of the path. In a phase of less than
-/// a second the last 500 ms count.
+/// Whether too little payload arrived in this direction to report a rate. Counts the payload of the last half of the
+/// phase, or of its last 500 ms if that is longer: payload that stopped before does not show the rate of the path.
+/// Counts the whole phase if the receiver reports only a total, or if the sender writes seldom. The payload must reach
+/// ten segments, or a quarter of the requested rate if that is less.
 pub(super) fn moved_nothing(arrived: Arrived<'_>, request: &DirectionRequest) -> bool {
     // The bytes that all rate-limited streams send in this time.
     let paced = |span: Duration| {
@@ -71,8 +74,8 @@ pub(super) fn moved_nothing(arrived: Arrived<'_>, request: &DirectionRequest) ->
     u128::from(bytes) < least.min(slow).max(1)
 }
 
-/// When the payload of a direction that moved nothing in its last half stopped to arrive: the end of the sample after which
-/// fewer than ten segments came. `None` if there were not even ten.
+/// The time at which payload stopped arriving, for a direction that moved nothing in its last half: the end of the
+/// sample after which fewer than ten segments came. `None` if fewer than ten segments arrived in all.
 pub(super) fn stopped_after(samples: &[Sample], segment: u32) -> Option<Duration> {
     let least = u128::from(LEAST_SEGMENTS * u64::from(segment.clamp(1, USUAL_SEGMENT)));
     let mut later = 0;
@@ -90,7 +93,8 @@ mod tests {
     const REQUEST: DirectionRequest =
         DirectionRequest { span: Duration::from_secs(4), segment: 1000, rate_bps: None, step: 250, streams: 2 };
 
-    /// One sample per 100 ms.
+    /// A sample each 100 ms until `until_ms`; `bytes` gives the bytes of the sample that ends at a time in
+    /// milliseconds.
     fn readings(bytes: impl Fn(u64) -> u64, until_ms: u64) -> Vec<Sample> {
         (1..=until_ms / 100).map(|at| Sample { at_us: at * 100_000, bytes: bytes(at * 100) }).collect()
     }

@@ -1,4 +1,5 @@
-//! The end of a phase before its time: whether all its directions are stable, and what then counts. Pure.
+//! Ends a phase before its requested time: checks whether all its directions are stable, and drops the samples after
+//! the end. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
@@ -7,11 +8,11 @@ use paramedic_link::measurement::Sample;
 use super::phase::PhaseRecord;
 use crate::stats::{self, Unstable};
 
-/// A sample may come so much later than it was due.
+/// A sample may arrive at most this much later than it was due and still count for the time before the end.
 const SAMPLE_SLACK: Duration = Duration::from_millis(50);
 
 impl PhaseRecord {
-    /// Whether the receivers of all its directions have reported up to `at`.
+    /// Whether the receiver of every direction of this phase has reported samples up to `at`.
     pub fn is_measured_until(&self, at: Duration) -> bool {
         let directions = self.load.directions();
         let is_measured =
@@ -19,8 +20,9 @@ impl PhaseRecord {
         !directions.is_empty() && directions.iter().all(|direction| is_measured(&self.received[*direction as usize]))
     }
 
-    /// Judges all its directions at a look. `omit` is the requested start-up. `medians` are the median round trips, in
-    /// microseconds, of the last two seconds and of the two before, in the order of time.
+    /// Checks at the time `look` whether every direction of this phase is stable. `omit` is the requested start-up. The
+    /// last argument has the median round trips in microseconds: of the two seconds before the last two, and of the
+    /// last two seconds.
     pub fn check_stability(
         &self,
         look: Duration,
@@ -35,7 +37,7 @@ impl PhaseRecord {
         stats::check_latency(before, last)
     }
 
-    /// Ends the phase at `look`: later samples are those of the drain, and are not kept.
+    /// Ends the phase at the time `look`. Drops later samples: they show how the queues drain.
     pub fn stop(&mut self, look: Duration) {
         self.stopped_at = Some(look);
         for samples in self.received.iter_mut().chain(&mut self.sent) {
@@ -43,7 +45,7 @@ impl PhaseRecord {
         }
     }
 
-    /// Whether a sample at this time belongs to the phase.
+    /// Whether a sample that ends at `at_us` belongs to the phase.
     pub(super) fn is_within(&self, at_us: u64) -> bool {
         self.stopped_at.is_none_or(|stopped| is_until(stopped, at_us))
     }
@@ -67,7 +69,7 @@ mod tests {
     const LOOK: Duration = Duration::from_secs(5);
     const QUIET: [Option<u32>; 2] = [Some(20_000); 2];
 
-    /// A phase with a sample each 100 ms of each direction, of the rates that these return.
+    /// A phase with one sample each 100 ms in each direction; `rate` returns the rate of a sample.
     fn phase(load: Load, tenths: u64, rate: impl Fn(Direction, u64) -> u64) -> PhaseRecord {
         let mut record = PhaseRecord::new(PhaseSpec { load, duration_ms: 10_000 });
         for at in 1..=tenths {
@@ -113,7 +115,8 @@ mod tests {
         assert_eq!(download.received[Direction::Download as usize].len(), 50);
     }
 
-    /// A download of 10 s at a constant rate that was to end early, with its end.
+    /// A result for a download of 10 s at a constant rate. `may_stop`: it was allowed to end early. `stopped`: when it
+    /// did.
     fn result(may_stop: bool, stopped: Option<Duration>) -> ResultDocument {
         let run = RunIdentity {
             id: uuid::Uuid::nil(),

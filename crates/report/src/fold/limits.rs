@@ -1,4 +1,5 @@
-//! What limited each direction: the observations of both ends for [`crate::limit`], and the warnings that follow. Pure.
+//! Determines what limited each direction: gathers the observations of both ends for [`crate::limit`], and adds the
+//! warnings that follow. Pure: no I/O, no clock.
 
 use std::net::SocketAddr;
 
@@ -13,14 +14,14 @@ use crate::document::{LimitCause, LimitedBy, ObservedEnd, ResultDocument, Throug
 use crate::limit::{DatagramsLost, ENDS, InterfaceUse, LimitObservations, StreamShares, limited_by};
 use crate::quantity;
 
-/// The Ethernet header, which the counters of an interface include.
+/// The bytes of an Ethernet header. The counters of an interface include it.
 const ETHERNET_HEADER: u32 = 14;
-/// What TLS and the link add to the payload, at most.
+/// TLS and the framing of the link add at most 2 % to the payload.
 const FRAMING: f64 = 1.02;
-/// The bytes of a latency probe at an interface, with all headers.
+/// The bytes of a latency probe at an interface, all headers included.
 const PROBE_BYTES: f64 = 138.0;
 
-/// Sets what limited each direction, and adds the warnings that follow from it.
+/// Sets `limited_by` of every direction, and adds the warnings that follow from it.
 pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord], spec: &TestSpec, address: SocketAddr) {
     let idle = phases.iter().find(|phase| phase.load == Load::Idle);
     for phase in phases {
@@ -38,7 +39,7 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord], spec: &Te
     slow_interfaces(result);
 }
 
-/// One direction of a phase, with all that is known of it.
+/// One direction of a phase, with what both ends reported about it.
 struct LoadedDirection<'a> {
     result: &'a ResultDocument,
     phase: &'a PhaseRecord,
@@ -78,7 +79,7 @@ impl LoadedDirection<'_> {
         }
     }
 
-    /// The counts of an end.
+    /// What the end `end` counted in this direction.
     fn tally(&self, end: ObservedEnd) -> Option<&DirectionTally> {
         let (sender, receiver) = self.phase.ends(self.direction);
         if self.is_received_at(end) { receiver } else { sender }
@@ -103,8 +104,8 @@ impl LoadedDirection<'_> {
         }
     }
 
-    /// What the interface of an end carried beside this test, in bits per second. `None` if its counters do not include
-    /// this test: then the test went through another one.
+    /// The traffic at the interface of `end` that did not belong to this test, in bits per second. `None` if the
+    /// counters show less than this test's payload: then the test used another interface.
     fn other_traffic(&self, end: ObservedEnd) -> Option<f64> {
         let (traffic, tally) = (self.phase.traffic(end)?, self.tally(end)?);
         let carried = self.carried_bps(traffic, end);
@@ -129,13 +130,13 @@ impl LoadedDirection<'_> {
         Some((carried - bits_per_second(own, traffic) - self.probes_bps(self.phase.load)).max(0.0))
     }
 
-    /// What an interface carried in this direction.
+    /// The traffic that the interface of `end` carried in this direction, in bits per second.
     fn carried_bps(&self, traffic: InterfaceTraffic, end: ObservedEnd) -> f64 {
         let bytes = if self.is_received_at(end) { traffic.received_bytes } else { traffic.sent_bytes };
         bits_per_second(bytes as f64, traffic)
     }
 
-    /// The rate of the latency probes at an interface.
+    /// The rate of the latency probes at an interface, in bits per second.
     fn probes_bps(&self, load: Load) -> f64 {
         let interval_us = self.result.latency.of(load).and_then(|latency| latency.interval_us);
         interval_us.filter(|us| *us > 0).map_or(0.0, |us| PROBE_BYTES * 8.0 * 1e6 / us as f64)
@@ -146,7 +147,8 @@ fn bits_per_second(bytes: f64, traffic: InterfaceTraffic) -> f64 {
     bytes * 8.0 / (traffic.elapsed_us.max(1) as f64 / 1e6)
 }
 
-/// Warns of a direction whose rate is not that of the path. What the request itself limits is no reason.
+/// Adds a warning if something other than the path limited the rate. A limit that the request itself set is no reason
+/// for a warning.
 fn warn(result: &mut ResultDocument, load: Load, limit: &LimitedBy, has_window: bool) {
     let shown = limit.evidence.first().map(|evidence| evidence.text.as_str()).unwrap_or_default();
     let (code, text) = match limit.cause {
@@ -179,7 +181,7 @@ fn warn(result: &mut ResultDocument, load: Load, limit: &LimitedBy, has_window: 
     }
 }
 
-/// Warns of an interface that is slower than it could be: often a bad cable.
+/// Adds a warning for each interface that runs below its supported speed or in half duplex: often a bad cable.
 fn slow_interfaces(result: &mut ResultDocument) {
     let reflector = result.reflector.as_ref().and_then(|reflector| reflector.facts_before.as_ref());
     let ends = ENDS.into_iter().zip([result.appliance.facts_before.as_ref(), reflector]);
@@ -215,7 +217,8 @@ mod tests {
     use super::*;
     use crate::document::{Bufferbloat, ByLoad, example};
 
-    /// A download of 10 s at 20 Mbit/s that the path limits, in which the interfaces carried `other` bytes more.
+    /// A download of 10 s at 20 Mbit/s that the path limits. The interfaces carried `other` bytes beyond the test's
+    /// own.
     fn download(other: u64) -> (PhaseRecord, PhaseRecord, ResultDocument) {
         let bytes = 25_000_000;
         let cpu = CpuUse { runnable: Some(0.1), run_queue_wait: Some(0.0), ..CpuUse::default() };

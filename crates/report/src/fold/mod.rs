@@ -1,5 +1,5 @@
-//! The fold from the counts of both ends to a result document: samples and tallies in, a document out, also for a run
-//! that ended early. Pure: times, ids and host facts are arguments.
+//! Builds the result document from the samples and tallies of both ends, also for a run that ended early. Times, ids
+//! and host facts are arguments. Pure: no I/O, no clock.
 
 mod arrived;
 mod claims;
@@ -11,7 +11,7 @@ mod rates;
 mod series;
 mod warnings;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::document::{
     ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataModeFallback, DataPath, ErrorBody, LatencyResult, LossPattern,
     Omitted, ProbeTransport, ProgramSaid, ReflectorEnd, RequestedLimits, ResultDocument, ResultSchema, RttSpread,
-    ServerEnd, Validity, Warning,
+    ServerEnd, UplinkLabel, Validity, Warning,
 };
 use crate::stats;
 
@@ -32,83 +32,86 @@ use one_way::PhaseWindow;
 pub use claims::{Impossible, count as check_count, received_of_sent};
 pub use phase::{CountedReading, DataEnd, PhaseRecord, ProbeSchedule};
 
-/// If the prober's p99 lateness is above this, it sampled busy moments less often. The result then has a warning.
+/// If the 99th percentile of the prober's lateness is above this many microseconds, the result has a warning: a late
+/// prober samples busy moments less often.
 const LATE_PROBE_US: u32 = 5_000;
 
-/// The options of a [`ResultBuilder`].
+/// What the user requested of the result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FoldOptions {
-    /// The start-up to exclude; absent: it is detected.
+    /// The start-up to exclude. `None`: detect it.
     pub omit: Option<Duration>,
-    /// Whether the result includes the samples of each interval.
+    /// Whether the result includes every interval.
     pub intervals: bool,
-    /// The budget of the run, in bytes of payload, if the directions end after their shares of it.
+    /// The byte budget of the run; `None` if the directions do not end after their shares of one.
     pub budget_bytes: Option<u64>,
-    /// Whether a direction was to end early once it is stable.
+    /// Whether a direction may end early once its rate is stable.
     pub until_stable: bool,
 }
 
-/// The run whose result is built.
+/// What is known about a run before it reaches the other end.
 #[derive(Clone, Debug)]
 pub struct RunIdentity {
-    /// Its id, a UUIDv7.
+    /// The id of the run, a UUIDv7.
     pub id: Uuid,
-    /// The provider's id.
+    /// The id of the provider that runs the test.
     pub provider: String,
-    /// The requested engine.
+    /// The engine that the request names.
     pub engine: EngineId,
-    /// The other end as the request names it.
+    /// The other end, as the request names it.
     pub peer: Option<String>,
-    /// When it began, by the appliance's clock.
+    /// When the run began, by the appliance's clock.
     pub started_at: Timestamp,
-    /// The appliance's key, if the run has one.
+    /// The appliance's Endpoint ID; `None` for an anonymous run.
     pub appliance: Option<EndpointId>,
     /// The version of the appliance's program.
     pub version: String,
 }
 
-/// A direction of a completed phase without a result.
+/// A direction of a completed phase that has no result, because too little payload arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmptyDirection {
     /// The load of the phase.
     pub load: Load,
-    /// The direction.
+    /// The direction of the payload.
     pub direction: Direction,
-    /// How long payload arrived before it stopped; `None` if almost nothing ever arrived.
+    /// The time since the start of the phase at which the payload stopped; `None` if almost none ever arrived.
     pub stopped_after: Option<Duration>,
 }
 
-/// How a run ended.
+/// Whether a run completed, and if not, why.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunEnd {
-    /// Every phase was completed.
+    /// The run completed every phase.
     Complete,
-    /// The user of the appliance ended it.
+    /// A signal at the appliance ended the run.
     Interrupted,
-    /// It failed.
+    /// An error ended the run.
     Failed(ErrorBody),
 }
 
 /// The latency probes of all phases.
 pub struct ProbeLog<'a> {
-    /// The transport of the probes; absent if neither UDP nor TCP worked.
+    /// The transport protocol of the probes; absent if neither UDP nor TCP worked.
     pub transport: Option<ProbeTransport>,
-    /// Probes and replies that arrived more than once.
+    /// The number of probes and replies that arrived more than once.
     pub duplicates: u64,
-    /// Payload bytes of all probes.
+    /// The payload bytes of all probes.
     pub bytes: u64,
-    /// Bits of one probe's IP packet.
+    /// The size of one probe's IP packet, in bits.
     pub packet_bits: u64,
-    /// The probes sent in the period from the first time up to the second, by the prober's clock, in the order sent.
+    /// Returns the probes that were sent between two times of the prober's clock (the second excluded), in the order
+    /// sent.
     pub within: Box<dyn Fn(Duration, Duration) -> ProbeWindow<'a> + 'a>,
-    /// The lateness of the prober, in microseconds, for each probe that was due in that period and that it skipped.
+    /// Returns how late the prober was, in microseconds, for each probe that was due between two times and that it
+    /// skipped.
     pub skipped_within: Box<dyn Fn(Duration, Duration) -> Vec<u32> + 'a>,
 }
 
-/// The probes of a part of a run, in the order sent.
+/// The probes of one part of a run, in the order sent.
 pub type ProbeWindow<'a> = Box<dyn Iterator<Item = Probe> + 'a>;
 
-/// Builds the result of one run.
+/// Collects what both ends report during a run, and builds its result document.
 pub struct ResultBuilder {
     run: RunIdentity,
     options: FoldOptions,
@@ -116,26 +119,28 @@ pub struct ResultBuilder {
     reflector_facts: [Option<HostFacts>; 2],
     own_facts: [Option<HostFacts>; 2],
     phases: Vec<PhaseRecord>,
-    /// The external program that moved the data, if there was one.
+    /// The name and version of the external program that moved the payload.
     program: Option<String>,
-    /// The data mode that was tried before.
+    /// The data mode that the test tried first and could not use.
     fallback: Option<DataModeFallback>,
-    /// Payload bytes of what was discarded.
+    /// The payload bytes of phases that were discarded because the test began again.
     discarded_bytes: u64,
-    /// The datagrams of the session at the reflector.
+    /// The datagrams of the session that the reflector counted.
     datagrams: Option<DatagramsSeen>,
-    /// The segment size in bytes to which the link had to be limited.
+    /// The segment size in bytes to which the link had to be limited, because the path drops larger packets.
     segment_limit: Option<u16>,
+    /// The appliance's way into the Internet.
+    uplink: UplinkLabel,
     /// How far the wall clock moved against the monotonic clock during the run, in milliseconds.
     wall_clock_moved_ms: i64,
 }
 
-/// The other end of a run, and the test agreed with it.
+/// The other end of a run, and the test that both ends agreed on.
 struct AgreedTest {
     other_end: OtherEnd,
     address: SocketAddr,
     spec: TestSpec,
-    /// The start-up that an external program excluded itself from its whole report.
+    /// The start-up that an external program excluded from everything it reports.
     left_out: Duration,
 }
 
@@ -145,7 +150,7 @@ enum OtherEnd {
 }
 
 impl ResultBuilder {
-    /// A result without measurements.
+    /// A builder for a run that has not measured anything yet.
     pub fn new(run: RunIdentity, options: FoldOptions) -> Self {
         Self {
             run,
@@ -159,22 +164,23 @@ impl ResultBuilder {
             discarded_bytes: 0,
             datagrams: None,
             segment_limit: None,
+            uplink: UplinkLabel::default(),
             wall_clock_moved_ms: 0,
         }
     }
 
-    /// The run.
+    /// The identity of the run.
     pub fn run(&self) -> &RunIdentity {
         &self.run
     }
 
-    /// Sets the name of the other end for a request that names none.
+    /// Sets the name of the other end, for a request that names none.
     pub fn set_peer(&mut self, name: String) {
         self.run.peer = Some(name);
     }
 
-    /// Sets the reflector of the run: its Endpoint ID, its saved name, its version, its address, and the requested
-    /// test.
+    /// Sets the reflector of the run: its Endpoint ID, its saved name, its version and its address, and the test that
+    /// it granted.
     pub fn set_reflector(
         &mut self,
         id: EndpointId,
@@ -187,8 +193,8 @@ impl ResultBuilder {
         self.agreed = Some(AgreedTest { other_end, address, spec, left_out: Duration::ZERO });
     }
 
-    /// Sets the server of the run, which is not a reflector. `name` is the name that the user gave; `left_out` is the
-    /// start-up that the external program does not report.
+    /// Sets the server of the run, which is not a reflector. `name`: the server as the user named it. `left_out`: the
+    /// start-up that the external program excludes from its report.
     pub fn set_server(&mut self, name: String, address: SocketAddr, spec: TestSpec, left_out: Duration) {
         self.agreed = Some(AgreedTest { other_end: OtherEnd::Server { name }, address, spec, left_out });
     }
@@ -198,51 +204,62 @@ impl ResultBuilder {
         self.segment_limit = bytes;
     }
 
+    /// Sets the interface of the default route.
+    pub fn set_default_interface(&mut self, interface: Option<String>) {
+        self.uplink.interface = interface;
+    }
+
+    /// Sets the address from which the link arrived at the reflector.
+    pub fn set_observed_address(&mut self, address: IpAddr) {
+        self.uplink.set_observed(address);
+    }
+
     /// Sets how far the wall clock of this host moved against its monotonic clock during the run, in milliseconds.
     pub fn set_wall_clock_moved(&mut self, ms: i64) {
         self.wall_clock_moved_ms = ms;
     }
 
-    /// Sets the external program that moves the data, if there is one.
+    /// Sets the name and version of the external program that moves the payload; `None` if a built-in engine does.
     pub fn set_program(&mut self, program: Option<String>) {
         self.program = program;
     }
 
-    /// Sets the state of the hosts before the first phase; only a reflector reports its own.
+    /// Sets the state of both hosts before the first phase. A server that is not a reflector does not report its state.
     pub fn set_facts_before(&mut self, own: HostFacts, reflector: Option<HostFacts>) {
         (self.own_facts[0], self.reflector_facts[0]) = (Some(own), reflector);
     }
 
-    /// Sets the state of the hosts after the last phase; only a reflector reports its own.
+    /// Sets the state of both hosts after the last phase. A server that is not a reflector does not report its state.
     pub fn set_facts_after(&mut self, own: HostFacts, reflector: Option<HostFacts>) {
         (self.own_facts[1], self.reflector_facts[1]) = (Some(own), reflector);
     }
 
-    /// Sets the data mode that was tried before this one, and why it was not used.
+    /// Sets the data mode that the test tried first, and why it could not be used.
     pub fn set_data_mode_fallback(&mut self, fallback: DataModeFallback) {
         self.fallback = Some(fallback);
     }
 
-    /// Sets what the reflector counted of the session's datagrams.
+    /// Sets how many datagrams of the session the reflector counted.
     pub fn set_datagrams(&mut self, seen: DatagramsSeen) {
         self.datagrams = Some(seen);
     }
 
-    /// Discards the phases so far and their probes, because the test begins again. Their bytes still count as used.
+    /// Discards all phases and their probes, because the test begins again in another data mode. Their bytes stay in
+    /// `data_used_bytes`.
     pub fn discard_phases(&mut self, probe_bytes: u64) {
         self.discarded_bytes = self.phase_bytes().saturating_add(probe_bytes);
         self.phases.clear();
     }
 
-    /// Begins a phase.
+    /// Adds a phase, and returns its record.
     pub fn begin_phase(&mut self, phase: PhaseSpec) -> &mut PhaseRecord {
         self.phases.push(PhaseRecord::new(phase));
         let last = self.phases.len() - 1;
         &mut self.phases[last]
     }
 
-    /// The directions of completed phases in which almost nothing was received, or nothing any more. They have no result
-    /// and make the run incomplete.
+    /// The directions of completed phases in which too little payload arrived, or in which it stopped. They have no
+    /// result and make the run incomplete.
     pub fn directions_without_payload(&self) -> Vec<EmptyDirection> {
         let Some(agreed) = &self.agreed else { return vec![] };
         let whole = self.phases.iter().filter(|phase| phase.is_counted());
@@ -256,7 +273,7 @@ impl ResultBuilder {
         empty.map(described).collect()
     }
 
-    /// The document, also for a run that measured nothing.
+    /// Builds the document, also for a run that measured nothing.
     pub fn finish(mut self, finished_at: Timestamp, end: RunEnd, probes: Option<&ProbeLog<'_>>) -> ResultDocument {
         let agreed = self.agreed.take();
         let (reflector, server) = match agreed.as_ref().map(|agreed| (&agreed.other_end, agreed.address)) {
@@ -287,6 +304,7 @@ impl ResultBuilder {
                 facts_before: self.own_facts[0].take(),
                 facts_after: self.own_facts[1].take(),
             },
+            uplink: self.uplink.clone(),
             program: self.program.take().map(|version| ProgramSaid { version, raw: self.raw() }),
             peer: self.run.peer.clone(),
             reflector,
@@ -329,7 +347,7 @@ impl ResultBuilder {
         }
         if [&result.download, &result.upload].into_iter().flatten().any(|one| one.omitted == Omitted::Nothing) {
             let text = if agreed.spec.direction_bytes.is_some() {
-                "the bytes of -n or --budget were through before the start-up could be told from the rest, so the rate includes it"
+                "the bytes of -n or --budget had arrived before the start-up could be detected, so the rate includes it"
             } else {
                 "the server reports only its total, so the upload's rate includes the start-up; -O excludes it"
             };
@@ -353,7 +371,8 @@ impl ResultBuilder {
         result
     }
 
-    /// The output of the external program, if it was kept: as JSON if it is valid JSON, otherwise as text.
+    /// The external program's output for each phase, if it was kept: as JSON if it is valid JSON, otherwise as a
+    /// string.
     fn raw(&mut self) -> ByLoad<serde_json::Value> {
         let mut raw = ByLoad::default();
         for phase in &mut self.phases {
@@ -364,7 +383,7 @@ impl ResultBuilder {
         raw
     }
 
-    /// The payload bytes at this end's sockets, probes and everything else included.
+    /// All payload bytes that passed this end's sockets: those of the phases, of the probes and of discarded phases.
     fn data_used(&self, probes: Option<&ProbeLog<'_>>) -> u64 {
         let probe_bytes = probes.map_or(0, |probes| probes.bytes);
         self.phase_bytes().saturating_add(probe_bytes).saturating_add(self.discarded_bytes)
@@ -379,7 +398,7 @@ impl ResultBuilder {
         phases.fold(0, u64::saturating_add)
     }
 
-    /// The limits that the request sets, the default rate of datagrams included.
+    /// The limits that the request set. Includes the default rate of datagrams.
     fn requested(&self, spec: &TestSpec) -> RequestedLimits {
         let rates = self.phases.iter().flat_map(|phase| {
             phase.load.directions().iter().filter_map(|direction| rates::requested_bitrate(phase, *direction, spec))
@@ -458,7 +477,7 @@ impl ResultBuilder {
     }
 }
 
-/// The rate of the probes, of `bits` each, as a share of the rate of the slowest direction that the phase loads.
+/// The rate of the probes, of `bits` each, divided by the rate of the slowest direction that the phase loads.
 fn probe_share(result: &ResultDocument, load: Load, bits: u64, interval: Duration) -> Option<f64> {
     let rates = load.directions().iter().map(|direction| Some(result.measured(load, *direction)?.goodput_bps));
     let slowest = rates.collect::<Option<Vec<_>>>()?.into_iter().min()?;

@@ -1,4 +1,5 @@
-//! The delays of each direction and the queue under load, from the probes of the whole run. Pure.
+//! Computes the delay of each direction and the queue under load from the probes of the whole run. Pure: no I/O, no
+//! clock.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::document::{
 use crate::quantity;
 use crate::stats::{self, ClockFit, DelaySpread, OneWayDelay, QueueEstimate, StandingQueue};
 
-/// The measured window of a phase, by the prober's clock.
+/// The measured part of a phase, in time of the prober's clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PhaseWindow {
     pub(super) load: Load,
@@ -20,15 +21,15 @@ pub(super) struct PhaseWindow {
     pub(super) until: Duration,
 }
 
-/// The relation of the clocks, and until when it is known.
+/// How the clocks of both ends compare, and up to which time of the run that holds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KnownClocks {
     pub(super) fit: ClockFit,
     pub(super) until: Duration,
 }
 
-/// Adds the delays of each direction to the phases that have a latency, and the queue to those with a load. `None` if the
-/// idle phase does not show the relation of the clocks.
+/// Adds the delay of each direction to every phase that has a latency, and the queue to those that have a load. `None`
+/// if the idle phase does not show how the clocks compare.
 pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) -> Option<KnownClocks> {
     let delays_within = |from, until| {
         let within = (probes.within)(from, until);
@@ -91,7 +92,7 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
     Some(KnownClocks { fit, until: moved_at })
 }
 
-/// How long the probes of each phase waited in this host.
+/// Sets `own_wait` of each phase: how long its probes waited in this host. Returns these values.
 fn own_waits(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) -> ByLoad<DelayVariation> {
     let mut own_waits = ByLoad::default();
     for window in windows {
@@ -145,7 +146,7 @@ fn queue(estimate: &QueueEstimate) -> QueueByDirection {
     }
 }
 
-/// A tenth of a millisecond is precise enough.
+/// Microseconds as milliseconds, rounded to a tenth: finer digits would not be accurate.
 fn millis(us: f64) -> Option<f64> {
     Some((us / 100.0).round() / 10.0)
 }
@@ -157,8 +158,9 @@ mod tests {
     use super::*;
     use crate::document::{ProbeTransport, example};
 
-    /// A probe every 10 ms for 20 s: idle until 5 s, a download from 6 to 12 s, an upload from 13 to 20 s. The reflector's
-    /// clock runs 100 ppm fast, and jumps at `jump_s`. The download's queue is 40 ms, the upload's 90 ms.
+    /// One probe every 10 ms for 20 s: idle until 5 s, a download from 6 to 12 s, an upload from 13 to 20 s. The
+    /// reflector's clock runs 100 ppm fast, and jumps at `jump_s`. The queue is 40 ms in the download, 90 ms in the
+    /// upload.
     fn probes(jump_s: Option<f64>) -> Vec<Probe> {
         let probe = |at: u32| {
             let second = f64::from(at) / 100.0;

@@ -1,5 +1,5 @@
-//! The record of one running phase: the samples and tallies of both ends. The reports of the reflector are not
-//! verified: they may be wrong, but they are bounded in memory and overflow no sum.
+//! The record of one phase: the samples and tallies of both ends. What the reflector reports is unverified. The record
+//! limits the memory it takes, and sums saturate.
 
 use std::time::Duration;
 
@@ -12,51 +12,52 @@ use super::claims::{self, Impossible};
 use super::rates::bytes_of;
 use crate::document::{Event, IntervalReading, ObservedEnd, TcpOfEnds, UdpResult};
 
-/// The most bytes that an end that stopped early may have sent without counting them: one write of 1 MiB on each of 64
-/// streams.
+/// An end that stopped early may have sent up to this many bytes without counting them: one write of 1 MiB on each of
+/// 64 streams.
 const UNDER_WAY_BYTES: u64 = 64 << 20;
 
-/// The record of one phase.
+/// The samples and tallies that both ends reported of one phase.
 pub struct PhaseRecord {
-    /// The load of the phase.
+    /// The load on the path in this phase.
     pub load: Load,
-    /// The requested duration.
+    /// The requested duration of the phase.
     pub(super) requested: Duration,
-    /// When it was ended before its time, by the receivers' clocks.
+    /// The time at which the phase was ended early, by the receivers' clocks; `None` if it was not.
     pub(super) stopped_at: Option<Duration>,
-    /// The most samples of one kind that are kept.
+    /// The record keeps at most this many samples of each end and direction.
     most: usize,
     /// When the phase began, by the prober's clock.
     pub begun_at: Option<Duration>,
     /// When the phase ended, by the prober's clock.
     pub ended_at: Option<Duration>,
-    /// The probes of the measured window; absent if the phase ended before their interval was chosen.
+    /// The probe interval of the measured part. Absent if the phase ended before the interval was chosen.
     pub probe_schedule: Option<ProbeSchedule>,
-    /// The tally of this end.
+    /// The appliance's tally of this phase.
     pub own: Option<PhaseTally>,
-    /// The tally of the reflector.
+    /// The other end's tally of this phase.
     theirs: Option<PhaseTally>,
-    /// The samples of the receivers and of the senders: download, upload.
+    /// The receivers' samples: of the download, of the upload.
     pub(super) received: [Vec<Sample>; 2],
     pub(super) sent: [Vec<Sample>; 2],
-    /// Whether the sender's samples are shown while the receiver reports none.
+    /// Whether the sender's samples are shown as progress while the receiver reports none.
     pub shows_sent: bool,
-    /// Whether the other end reports only the total of what it received.
+    /// Whether the other end reports only the total that it received, and no samples.
     pub tells_total: bool,
-    /// The datagram counts of an external program that reports them itself: download, upload.
+    /// The datagram counts that an external program reports: of the download, of the upload.
     pub udp: [Option<UdpResult>; 2],
-    /// Whether the engine searches for the highest rate.
+    /// Whether the engine searches for the highest rate in this phase.
     pub is_searched: bool,
-    /// The unchanged output of the external program.
+    /// The external program's unchanged output for this phase.
     pub raw: Option<String>,
-    /// What the kernels recorded of the streams: at the appliance, at the other end.
+    /// The kernels' records of the TCP streams: at the appliance, at the other end.
     details: [Vec<(Direction, TcpSample)>; 2],
 }
 
-/// The most samples of the streams that are kept of an end: more than fit [`PhaseDetail::MAX_BYTES`].
+/// The record keeps at most this many stream samples of each end. That is more than fit into
+/// [`PhaseDetail::MAX_BYTES`].
 const MOST_DETAIL: usize = PhaseDetail::MAX_BYTES / 64;
 
-/// The schedule of the latency probes in the measured window of a phase.
+/// The interval of the latency probes in the measured part of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeSchedule {
     /// When the interval takes effect, by the prober's clock.
@@ -68,27 +69,27 @@ pub struct ProbeSchedule {
 /// The end that took a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataEnd {
-    /// The sender, which counts the bytes that it sent.
+    /// The sender, which counts the bytes that it writes.
     Sender,
-    /// The receiver. The result is computed from its samples.
+    /// The receiver, which counts the bytes that arrive. Results use its samples.
     Receiver,
 }
 
-/// A sample that counts for the result, or is shown until one does.
+/// A sample to show as progress. Results use those that the receiver took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CountedReading {
     /// The direction of the payload.
     pub direction: Direction,
-    /// The length of the interval, in microseconds; never 0.
+    /// The time that the sample covers, in microseconds; never 0.
     pub length_us: u64,
-    /// The sample itself.
+    /// The sample.
     pub sample: Sample,
-    /// Whether the sender took it.
+    /// Whether the sender took the sample.
     pub by_sender: bool,
 }
 
 impl CountedReading {
-    /// The event that reports this sample, in a phase with this `load`.
+    /// The progress event for this sample, in a phase with this `load`.
     pub fn event(&self, load: Load) -> Event {
         let bps = u128::from(self.sample.bytes) * 8_000_000 / u128::from(self.length_us);
         Event::Interval(IntervalReading {
@@ -127,9 +128,9 @@ impl PhaseRecord {
         }
     }
 
-    /// Keeps a sample. Returns it if a progress display should show it: the receiver's, or the sender's while the
-    /// receiver reports none. Drops a sample of a direction that the phase does not load, one whose time does not
-    /// advance, one after an early end, and one beyond the limit.
+    /// Records a sample. Returns it if the progress display should show it: a receiver's sample, or a sender's while
+    /// the receiver has none. Drops a sample if the phase does not load its direction, if its time does not advance, if
+    /// the phase ended before it, or if the record is full.
     pub fn note(&mut self, end: DataEnd, direction: Direction, sample: Sample) -> Option<CountedReading> {
         let is_within = self.is_within(sample.at_us);
         let list = match end {
@@ -147,7 +148,7 @@ impl PhaseRecord {
         is_shown.then_some(CountedReading { direction, length_us, sample, by_sender })
     }
 
-    /// Keeps what the kernel of an end recorded of a stream, up to a limit.
+    /// Records what the kernel of `end` reported about a stream. Drops it if the record is full.
     pub fn note_detail(&mut self, end: ObservedEnd, direction: Direction, sample: TcpSample) {
         let kept = &mut self.details[end as usize];
         if self.load.moves(direction) && kept.len() < MOST_DETAIL {
@@ -155,7 +156,7 @@ impl PhaseRecord {
         }
     }
 
-    /// What the kernels recorded of the streams of a direction.
+    /// What the kernels of both ends reported about the streams of a direction.
     pub(super) fn detail(&self, direction: Direction) -> TcpOfEnds {
         let of = |end: ObservedEnd| {
             let samples = self.details[end as usize].iter().filter(|(of, _)| *of == direction);
@@ -168,7 +169,8 @@ impl PhaseRecord {
         }
     }
 
-    /// Checks whether a sample of the other end can be true. Ignores a sample whose time does not advance.
+    /// Checks whether a sample that the other end reported can be true. Accepts a sample whose time does not advance,
+    /// because [`PhaseRecord::note`] drops it.
     pub fn check(&self, end: DataEnd, direction: Direction, sample: Sample) -> Result<(), Impossible> {
         let list = match end {
             DataEnd::Sender => &self.sent[direction as usize],
@@ -181,15 +183,18 @@ impl PhaseRecord {
         }
     }
 
-    /// Checks whether the other end's tally can be true, compared with this end's. Also checks a phase that was cut
-    /// short: that the other end stopped early is an unverified report, too.
+    /// Checks whether the other end's tally can be true: by itself, and compared with this end's. Includes phases that
+    /// were cut short, because that the other end stopped early is an unverified report, too.
     pub fn check_tallies(&self) -> Result<(), Impossible> {
         let is_cut = |tally: &Option<PhaseTally>| tally.as_ref().is_none_or(|tally| tally.cut_short.is_some());
+        if let Some(traffic) = self.theirs.as_ref().and_then(|theirs| theirs.interface) {
+            claims::traffic(traffic, self.requested)?;
+        }
         for direction in self.load.directions() {
             let own = self.own.as_ref().and_then(|tally| tally.direction(*direction));
             let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(*direction));
             if let Some(theirs) = theirs {
-                claims::count(theirs.count, self.requested)?;
+                claims::tally(theirs, self.requested)?;
             }
             // Counts from different sources may differ.
             let Some(own) = own.filter(|own| own.counted_by.is_none()) else { continue };
@@ -218,14 +223,14 @@ impl PhaseRecord {
         Ok(())
     }
 
-    /// Discards everything that the other end reported.
+    /// Discards everything that the other end reported about this phase.
     pub fn forget_claims(&mut self) {
         self.theirs = None;
         self.received[Direction::Upload as usize].clear();
         self.sent[Direction::Download as usize].clear();
     }
 
-    /// Sets the reflector's tally.
+    /// Sets the other end's tally. Limits its shares to 0 to 1 and its times to 0 or more.
     pub fn set_theirs(&mut self, mut tally: PhaseTally) {
         for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {
             let cpu = &mut direction.cpu;
@@ -240,7 +245,7 @@ impl PhaseRecord {
         self.theirs = Some(tally);
     }
 
-    /// What the interface of an end carried during the phase.
+    /// The traffic that the interface of `end` carried during the phase.
     pub(super) fn traffic(&self, end: ObservedEnd) -> Option<InterfaceTraffic> {
         let tally = match end {
             ObservedEnd::Appliance => &self.own,
@@ -249,18 +254,18 @@ impl PhaseRecord {
         tally.as_ref()?.interface
     }
 
-    /// Whether the tallies of both ends are known.
+    /// Whether both ends reported their tally.
     pub fn is_counted(&self) -> bool {
         self.own.is_some() && self.theirs.is_some()
     }
 
-    /// The reason if an end stopped early.
+    /// The reason why an end stopped early; `None` if none did.
     pub fn cut_short(&self) -> Option<&PeerText> {
         [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
     }
 
-    /// The duration of the phase: as requested, until it was ended early, or until the last sample if the phase was cut
-    /// short.
+    /// How long the phase lasted: the requested duration, the time until it was ended early, or the time of the last
+    /// sample if it was cut short.
     pub(super) fn span(&self) -> Duration {
         if self.is_counted() && self.cut_short().is_none() {
             return self.planned_span();
@@ -269,12 +274,12 @@ impl PhaseRecord {
         Duration::from_micros(last.unwrap_or(0)).min(self.requested)
     }
 
-    /// How long its senders had to send: as requested, or until it was ended early.
+    /// How long the senders were to send: the requested duration, or the time until the phase was ended early.
     pub(super) fn planned_span(&self) -> Duration {
         self.stopped_at.unwrap_or(self.requested)
     }
 
-    /// The tallies of both ends for one direction: sender, receiver.
+    /// The tallies of one direction: the sender's, the receiver's.
     pub(super) fn ends(&self, direction: Direction) -> (Option<&DirectionTally>, Option<&DirectionTally>) {
         let own = self.own.as_ref().and_then(|tally| tally.direction(direction));
         let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(direction));
@@ -349,6 +354,15 @@ mod tests {
         upload.own = Some(PhaseTally { upload: Some(iperf3), ..PhaseTally::default() });
         upload.set_theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
         assert_eq!(upload.check_tallies(), Ok(()));
+        let retransmits = DirectionTally { retransmits: Some(u64::MAX), ..count(1000).unwrap() };
+        let interface = InterfaceTraffic { received_bytes: u64::MAX, sent_bytes: 0, elapsed_us: 1_000_000 };
+        for impossible in [
+            PhaseTally { upload: Some(retransmits), ..PhaseTally::default() },
+            PhaseTally { upload: count(1000), interface: Some(interface), ..PhaseTally::default() },
+        ] {
+            upload.set_theirs(impossible);
+            assert!(upload.check_tallies().is_err());
+        }
         assert!(check(&upload, 100_000, u64::MAX).is_err());
         assert!(check(&upload, u64::MAX, 1).is_err());
         assert_eq!(check(&upload, 0, u64::MAX), Ok(()), "no time passed: it is not kept");

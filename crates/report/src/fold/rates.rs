@@ -1,4 +1,5 @@
-//! The result of one direction from the counts of both ends: rates, datagram counts, processor cost. Pure.
+//! Computes the result of one direction from the counts of both ends: rates, datagram counts, processor cost. Pure: no
+//! I/O, no clock.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,23 +16,23 @@ use crate::document::{
 };
 use crate::stats::{self, Confidence};
 
-/// Ethernet's share of each packet on the wire: preamble 8, header 14, checksum 4, gap 12.
+/// The bytes that Ethernet adds to each packet on the wire: preamble 8, header 14, checksum 4, gap 12.
 const ETHERNET: u32 = 38;
-/// TCP's header with the time stamps that Linux uses.
+/// The bytes of a TCP header with timestamps, which Linux uses by default.
 pub(super) const TCP: u32 = 32;
-/// The fewest intervals of a direction that ends after a number of bytes for which its steady part is looked for.
+/// A direction that ends after a number of bytes and has fewer samples than this has no steady part.
 const INTERVALS_OF_A_RATE: usize = 10;
-/// UDP's header.
+/// The bytes of a UDP header.
 pub(super) const UDP: u32 = 8;
 
-/// The bytes of headers and framing of each segment on the wire; absent on loopback, which has no wire.
+/// The bytes that headers and framing add to each segment on the wire. `None` on loopback, which has no wire.
 pub(super) fn line_overhead(result: &ResultDocument, address: SocketAddr) -> Option<u32> {
     let ip = if address.is_ipv4() { 20 } else { 40 };
     let is_wire = !address.ip().is_loopback() && result.appliance.facts_before.is_some();
     is_wire.then_some(ip + TCP + ETHERNET)
 }
 
-/// The result of one direction; `None` if nothing was measured.
+/// The result of one direction; `None` if too little was measured.
 pub(super) fn throughput(
     phase: &PhaseRecord,
     direction: Direction,
@@ -113,8 +114,8 @@ pub(super) fn throughput(
     })
 }
 
-/// What ended a direction, from the counts of its sender, or of its receiver if the sender reports none. `None` if it was
-/// cut short.
+/// Why the measurement of a direction ended. `counted` is the sender's tally, or the receiver's if the sender reports
+/// none. `None` if the phase was cut short.
 fn ended(
     phase: &PhaseRecord,
     counted: Option<&DirectionTally>,
@@ -135,8 +136,8 @@ fn ended(
     })
 }
 
-/// The requested rate of each stream of a direction: the request's, or the default for datagrams. `None` if the sender
-/// always had more to send.
+/// The rate limit of each stream of a direction, in bits per second: the requested one, or the default for datagrams.
+/// `None` if the sender was not limited.
 pub(super) fn requested_bitrate(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> Option<u64> {
     let sends_datagrams = phase.udp[direction as usize].is_some()
         || phase.ends(direction).0.is_some_and(|sender| sender.datagrams.is_some());
@@ -144,7 +145,7 @@ pub(super) fn requested_bitrate(phase: &PhaseRecord, direction: Direction, spec:
     spec.bitrate_bps.or(default).filter(|bps| *bps > 0)
 }
 
-/// Whether too little arrived in a direction of a phase to report a rate.
+/// Whether too little payload arrived in a direction of a phase to report a rate.
 pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> bool {
     let samples = &phase.received[direction as usize];
     let (sender, receiver) = phase.ends(direction);
@@ -173,7 +174,7 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
     moved_nothing(arriving, &request)
 }
 
-/// When the payload of a direction that moved nothing in its last half stopped to arrive.
+/// The time at which payload stopped arriving, for a direction that moved nothing in its last half.
 pub(super) fn stopped_after(phase: &PhaseRecord, direction: Direction) -> Option<Duration> {
     let (sender, _) = phase.ends(direction);
     let segment = sender.and_then(|sender| sender.mss).or_else(|| datagram_payload(sender)).unwrap_or(USUAL_SEGMENT);
@@ -184,13 +185,14 @@ fn datagram_payload(sender: Option<&DirectionTally>) -> Option<u32> {
     sender?.datagrams.as_ref()?.payload_bytes
 }
 
-/// When the receiver saw that the rate search had settled; `None` if an end does not report it.
+/// The time at which the receiver saw the rate search settle; `None` if an end does not report it.
 pub(super) fn found_at(sender: Option<&DirectionTally>, receiver: Option<&DirectionTally>) -> Option<Duration> {
     sender?.datagrams.as_ref()?.settled.filter(|settled| *settled > 0)?;
     receiver?.datagrams.as_ref()?.settled_at_us.map(Duration::from_micros)
 }
 
-/// The datagram result from the counts of both ends. The counts of the other end are unverified, so all sums saturate.
+/// The datagram counts of a direction, from the tallies of both ends. Sums saturate, because the other end's tally is
+/// unverified.
 fn datagrams(sender: &DirectionTally, receiver: &DirectionTally) -> Option<UdpResult> {
     let (ours, theirs) = (sender.datagrams.as_ref()?, receiver.datagrams.as_ref()?);
     let (sent, received) = (ours.sent?, theirs.received?);
@@ -220,13 +222,14 @@ fn cost(tally: &DirectionTally) -> CpuCost {
     CpuCost::of(tally.cpu, tally.count.bytes)
 }
 
-/// How sender and receiver moved the payload, if this version knows the methods that they report.
+/// The methods by which sender and receiver moved the payload. Absent where this version does not know the reported
+/// name.
 pub(super) fn data_paths((sender, receiver): (Option<&DirectionTally>, Option<&DirectionTally>)) -> DataPathOfEnds {
     let path = |tally: Option<&DirectionTally>| DataPath::from_word(tally?.data_path.as_ref()?.as_str());
     DataPathOfEnds { sender: path(sender), receiver: path(receiver) }
 }
 
-/// The throughput of a direction for which the receiver reports only the total.
+/// The throughput over the whole phase, for a direction without samples: the receiver's total divided by its time.
 fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     let Count { bytes, elapsed_us } = receiver.count;
     let goodput = (u128::from(bytes) * 8_000_000).checked_div(u128::from(elapsed_us)).filter(|bps| *bps > 0)?;
@@ -244,7 +247,7 @@ fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     })
 }
 
-/// The sender's bytes in the steady part, by the sender's own clock; `None` if the sender reported no samples.
+/// The bytes that the sender counted in the steady part, by its own clock; `None` if it reported no samples.
 pub(super) fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) -> Option<u64> {
     let (from, until) = (startup.as_micros(), (startup + steady).as_micros());
     // A sample belongs to the steady part if most of its interval does.
@@ -253,7 +256,7 @@ pub(super) fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) 
     (!sent.is_empty()).then(|| bytes_of(sent.iter().filter(inside)))
 }
 
-/// The sum of all bytes. Saturates, because samples of the other end are unverified.
+/// The bytes of all samples together. The sum saturates, because the other end's samples are unverified.
 pub(super) fn bytes_of<'a>(samples: impl Iterator<Item = &'a Sample>) -> u64 {
     samples.fold(0, |sum, sample| sum.saturating_add(sample.bytes))
 }

@@ -1,4 +1,4 @@
-//! The latency of each interval of a phase. Pure.
+//! Computes the latency of each interval of a phase. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::phase::PhaseRecord;
 use crate::document::{LatencyInterval, ResultDocument};
 use crate::stats::{self, OneWayDelay};
 
-/// Adds the intervals of the whole phase to each phase that has a latency.
+/// Adds the latency of every interval to each phase that has a latency.
 pub(super) fn add(
     result: &mut ResultDocument,
     phases: &[PhaseRecord],

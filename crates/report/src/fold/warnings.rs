@@ -1,4 +1,4 @@
-//! The warnings of a result: buffers were reduced, counts differ, or a part is incomplete.
+//! Adds the warnings to a result: reduced buffers, counts that differ, incomplete parts. Pure: no I/O, no clock.
 
 use paramedic_link::measurement::{DatagramsSeen, INTERVAL_MS};
 use paramedic_link::test_spec::{Direction, Load};
@@ -9,19 +9,20 @@ use crate::document::{LatencyResult, ResultDocument, Thirds, ThroughputResult, W
 use crate::quantity;
 use crate::stats::Statement;
 
-/// One skipped probe in this many is worth a warning: 1 %.
+/// The result has a warning if at least 1 % of its probes were skipped.
 const SKIPPED_OF: u64 = 100;
 
-/// Up to this share, the counts of both ends in the steady part are the same.
+/// If the counts of both ends in the steady part differ by at most this share, they count as equal.
 const SAME_COUNT: f64 = 0.05;
 
-/// A wall clock that moves by less than this against the monotonic clock was not set: both are read one after the other.
+/// A difference below this, in milliseconds, does not mean that the wall clock was set. The wall clock and the
+/// monotonic clock are read one after the other.
 const LEAST_CLOCK_SET_MS: u64 = 1_000;
 
-/// From this share of the rate on, the latency probes noticeably lower it.
+/// If the probes take at least this share of the rate, they noticeably lower it.
 const PROBE_LOAD: f64 = 0.02;
 
-/// Adds warnings from the tallies of both ends.
+/// Adds the warnings that follow from the tallies of both ends.
 pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
     for phase in phases {
         for direction in phase.load.directions() {
@@ -91,7 +92,7 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
     }
 }
 
-/// Warns that latency was measured over TCP, with the reason as far as the reflector's counts show it.
+/// Adds a warning if latency was measured over TCP. States the reason as far as the reflector's counts show it.
 pub(super) fn udp_blocked(result: &mut ResultDocument, seen: Option<DatagramsSeen>) {
     let why = match seen {
         Some(DatagramsSeen { from_elsewhere: 1.., .. }) => "a NAT on the way rewrites the source of UDP",
@@ -103,18 +104,18 @@ pub(super) fn udp_blocked(result: &mut ResultDocument, seen: Option<DatagramsSee
     result.warnings.push(Warning::new("udp_blocked", text));
 }
 
-/// Warns of a test that ran through the tunnel because direct mode was blocked.
+/// Adds a warning if the test ran through the tunnel because direct mode was blocked.
 pub(super) fn tunnel(result: &mut ResultDocument) {
     if let Some(fallback) = &result.data_mode_fallback {
         let text = format!(
-            "{fallback}, so the test ran through the tunnel, to the reflector's control port alone: open its data ports, then \
+            "{fallback}, so the test ran through the tunnel, only to the reflector's control port: open its data ports, then \
              use --data-mode direct once"
         );
         result.warnings.push(Warning::new("direct_blocked", text));
     }
 }
 
-/// Warns of times of day that do not fit together.
+/// Adds a warning if the wall clock was set during the run: then the times of day in the result do not fit together.
 pub(super) fn wall_clock(result: &mut ResultDocument, moved_ms: i64) {
     if moved_ms.unsigned_abs() < LEAST_CLOCK_SET_MS {
         return;
@@ -128,7 +129,7 @@ pub(super) fn wall_clock(result: &mut ResultDocument, moved_ms: i64) {
     result.warnings.push(Warning::new("clock_set", text));
 }
 
-/// Warns of a path that drops large packets, if the link had to limit its segments.
+/// Adds a warning if the link had to limit its segments, because the path drops large packets.
 pub(super) fn small_segments(result: &mut ResultDocument, segment_limit: Option<u16>) {
     let Some(bytes) = segment_limit else { return };
     let text = format!(
@@ -138,13 +139,13 @@ pub(super) fn small_segments(result: &mut ResultDocument, segment_limit: Option<
     result.warnings.push(Warning::new("small_segments", text));
 }
 
-/// Warns that the reflector cannot end a direction early, so that the whole time was measured.
+/// Adds a warning that the full time was measured, because the reflector does not support an early end.
 pub(super) fn full_time(result: &mut ResultDocument) {
     let text = "the reflector is too old to end a direction early (--until-stable), so the full time was measured";
     result.warnings.push(Warning::new("full_time", text));
 }
 
-/// Warns of directions whose time was over before the requested `bytes` were through.
+/// Adds a warning for directions whose time was over before they had moved the requested `bytes`.
 pub(super) fn bytes_left(result: &mut ResultDocument, bytes: Option<u64>) {
     let Some(bytes) = bytes else { return };
     let left = result.all_measured().filter_map(|(_, direction, measured)| {
@@ -153,12 +154,12 @@ pub(super) fn bytes_left(result: &mut ResultDocument, bytes: Option<u64>) {
     });
     let left = left.collect::<Vec<_>>();
     if !left.is_empty() {
-        let text = format!("the time (-t) was over before {bytes} bytes (-n) were through: {}", left.join(", "));
+        let text = format!("the time (-t) was over before {bytes} bytes (-n) had been moved: {}", left.join(", "));
         result.warnings.push(Warning::new("bytes_left", text));
     }
 }
 
-/// Warns of phases in which too few probes were answered to assess the latency.
+/// Adds a warning for phases in which too few probes were answered to assess the latency.
 pub(super) fn lost_probes(result: &mut ResultDocument) {
     let silent = result.latency.iter().filter(|(_, latency)| latency.median_us().is_none());
     let unanswered = silent.map(|(load, latency)| match latency.received {
@@ -176,7 +177,7 @@ pub(super) fn lost_probes(result: &mut ResultDocument) {
     }
 }
 
-/// Warns of phases in which this device skipped many probes of the schedule.
+/// Adds a warning for phases in which this device skipped many scheduled probes.
 pub(super) fn skipped_probes(result: &mut ResultDocument) {
     let is_many = |latency: &LatencyResult| {
         latency.skipped.saturating_mul(SKIPPED_OF) >= latency.sent.saturating_add(latency.skipped)
@@ -193,7 +194,7 @@ pub(super) fn skipped_probes(result: &mut ResultDocument) {
     }
 }
 
-/// Warns of directions whose rate was not steady.
+/// Adds a warning for directions whose rate was not steady.
 pub(super) fn unsteady(result: &mut ResultDocument) {
     let unsteady = result.all_measured().filter(|(_, _, measured)| !measured.is_steady());
     let parts = unsteady.map(|(load, direction, measured)| {
@@ -211,7 +212,7 @@ pub(super) fn unsteady(result: &mut ResultDocument) {
     }
 }
 
-/// Warns of phases in which the latency probes took a considerable part of the rate.
+/// Adds a warning for phases in which the latency probes took a considerable share of the rate.
 pub(super) fn probe_load(result: &mut ResultDocument) {
     let shares = result.latency.iter().filter_map(|(load, latency)| Some((load, latency.rate_share?)));
     let Some((load, share)) = shares.filter(|(_, share)| *share >= PROBE_LOAD).max_by(|a, b| a.1.total_cmp(&b.1))
@@ -225,7 +226,7 @@ pub(super) fn probe_load(result: &mut ResultDocument) {
     result.warnings.push(Warning::new("probe_load", text));
 }
 
-/// Warns of directions of whose steady part the ends counted different bytes, and says why.
+/// Adds a warning for directions in whose steady part the ends counted different numbers of bytes, with the reason.
 pub(super) fn steady_counts(result: &mut ResultDocument, is_counted_by_program: bool) {
     let differing = result.all_measured().filter_map(|(load, direction, measured)| {
         let sent = measured.bytes_sent?;
@@ -243,9 +244,8 @@ pub(super) fn steady_counts(result: &mut ResultDocument, is_counted_by_program: 
     }
 }
 
-/// Why the sender counted `sent` bytes in the steady part of a direction and the receiver others. `None` if both agree
-/// as far as they can: the loss of datagrams is a number of its own, and the window of either end begins and ends with
-/// one of its readings.
+/// Why the sender's count `sent` differs from the receiver's in the steady part of a direction. `None` if they agree
+/// within 5 % or one sample, after the datagrams that were lost.
 fn why_counts_differ(measured: &ThroughputResult, sent: u64, is_counted_by_program: bool) -> Option<&'static str> {
     let received = measured.bytes_received as f64;
     let kept = 1.0 - measured.udp.map_or(0.0, |udp| udp.loss);
@@ -257,12 +257,14 @@ fn why_counts_differ(measured: &ThroughputResult, sent: u64, is_counted_by_progr
         return None;
     }
     Some(match (is_counted_by_program, measured.udp.is_some(), expected > received) {
-        (true, _, true) => "iperf3 counts what it wrote into its socket, and a part of that was still queued",
-        (true, _, false) => "iperf3 counts what it wrote into its socket, and a part of what arrived was queued before",
+        (true, _, true) => "iperf3 counts what it wrote into its socket, and some of that was still queued at the end",
+        (true, _, false) => {
+            "iperf3 counts what it wrote into its socket, and some of what arrived had been queued before"
+        }
         (false, true, true) => "more datagrams were in the queues of the path at its end than at its beginning",
         (false, true, false) => "more datagrams were in the queues of the path at its beginning than at its end",
         (false, false, true) => "the receiver's host acknowledged bytes that its program had not read yet",
-        (false, false, false) => "the acknowledgements of a part came after its end, or its bytes were read late",
+        (false, false, false) => "acknowledgements arrived after the end of that part, or its bytes were read late",
     })
 }
 

@@ -1,9 +1,9 @@
-//! The table of causes: what was observed, and what is concluded from it.
+//! Tests of the cause of a limit: a table of observations with the expected cause.
 
 use super::*;
 use crate::document::Quantity;
 
-/// A processor whose busiest thread ran, or waited for a processor, for this share of the time.
+/// The processor use of an end whose busiest thread ran, or waited for a processor, for this share of the time.
 fn runnable(share: f64) -> CpuUse {
     CpuUse { busiest_thread: share.min(0.5), runnable: Some(share), run_queue_wait: Some(0.01), ..CpuUse::default() }
 }
@@ -12,7 +12,8 @@ fn shares(busy: f64, receive_window: f64, send_buffer: f64) -> Option<StreamShar
     Some(StreamShares { busy, receive_window, send_buffer })
 }
 
-/// 94.1 Mbit/s over TCP that the path limits: idle processors, streams that wait for it, a queue and losses.
+/// The observations of a path that is full at 94.1 Mbit/s over TCP: idle processors, streams that wait for the path, a
+/// queue, losses.
 fn filled() -> LimitObservations {
     LimitObservations {
         goodput_bps: 94_100_000,
@@ -37,7 +38,7 @@ fn throttled() -> CpuUse {
     CpuUse { held_back: Some(0.9), ..runnable(0.99) }
 }
 
-/// Observations in words, what was observed, the cause, and the name of the deciding observation.
+/// Each case: a description, the observations, the expected cause, and the name of the expected first evidence.
 fn cases() -> Vec<(&'static str, LimitObservations, LimitCause, &'static str)> {
     use LimitCause::*;
     let no_wait_known = CpuUse { runnable: None, ..runnable(0.3) };
@@ -343,7 +344,8 @@ fn an_unknown_cause_has_a_reason_and_a_known_one_has_evidence() {
     }
 }
 
-/// Each observation of a limit of the tool or of a host, added to a filled path, must take the network's place.
+/// Adds each observation that points to a host or to the program to the observations of a full path. Each must replace
+/// the network as the cause.
 #[test]
 fn the_network_is_not_named_if_the_tool_may_have_been_the_limit() {
     for share in [0.85, 0.9, 0.95, 1.0] {

@@ -1,4 +1,4 @@
-//! The observations as evidence: name, number and text of each. Pure.
+//! Turns observations into evidence, each with a name, a value and a text. Pure: no I/O, no clock.
 
 use paramedic_link::measurement::Duplex;
 
@@ -7,7 +7,7 @@ use crate::document::{LimitEvidence, ObservedEnd, Quantity};
 use crate::quantity;
 use crate::stats::ProcessorLimit;
 
-/// The end, as the owner of something.
+/// The end in the possessive form, for texts.
 pub(super) fn whose(end: ObservedEnd) -> &'static str {
     match end {
         ObservedEnd::Appliance => "this device's",
@@ -15,7 +15,7 @@ pub(super) fn whose(end: ObservedEnd) -> &'static str {
     }
 }
 
-/// A share of the time.
+/// A share of the time, as a percentage in words.
 pub(super) fn percent(share: f64) -> String {
     format!("{} % of the time", (share * 100.0).round())
 }
@@ -57,7 +57,8 @@ pub(super) fn send_buffer(streams: StreamShares) -> LimitEvidence {
     of("send_buffer_share", fraction(share), format!("the send buffer stopped the sender for {}", percent(share)))
 }
 
-/// The share of the time for which the streams had data under way and no socket buffer stopped them.
+/// Evidence: the share of the time in which the streams had data in flight or unsent, and no socket buffer stopped
+/// them.
 pub(super) fn waited_for_path(streams: StreamShares) -> LimitEvidence {
     let share = (streams.busy - streams.stopped()).max(0.0);
     of("path_share", fraction(share), format!("the streams waited for the path for {}", percent(share)))
@@ -104,7 +105,7 @@ pub(super) fn other_idle(end: ObservedEnd, bps: f64) -> LimitEvidence {
     LimitEvidence { end: Some(end), ..of("other_idle_bps", Quantity::Whole(bps), text) }
 }
 
-/// A fraction to four digits, which is more than any of these observations is exact.
+/// Rounds a share to four digits. No observation is more accurate.
 fn fraction(number: f64) -> Quantity {
     Quantity::Fraction((number * 10_000.0).round() / 10_000.0)
 }

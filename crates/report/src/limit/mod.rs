@@ -1,5 +1,5 @@
-//! What limited the rate of a direction: from named observations to a cause, with the numbers that show it. Pure. Never
-//! names the network without evidence for it.
+//! Determines what limited the rate of a direction: takes named observations, returns a cause with the evidence for it.
+//! Never names the network without evidence. Pure: no I/O, no clock.
 
 #[cfg(test)]
 mod cases;
@@ -10,100 +10,104 @@ use paramedic_link::measurement::{CpuUse, Duplex};
 use crate::document::{LimitCause, LimitEvidence, LimitedBy, ObservedEnd};
 use crate::stats;
 
-/// From this share of the requested rate on, the rate counts as the requested one.
+/// A rate of at least this share of the requested rate counts as the requested rate.
 const AS_REQUESTED: f64 = 0.98;
-/// From this share of the time on, what the streams waited for is what limited them.
+/// If the streams waited for something for at least this share of the time, it limited them.
 const MOST: f64 = 0.5;
-/// The same of a socket buffer, if nothing was lost either: then the path set no limit. The kernel counts only the time
-/// in which it had something to send, or knew that the program waits.
+/// The share used for socket buffers instead of [`MOST`] if no segment was lost: then the path set no limit. It is
+/// lower because the kernel counts such a wait only while it has data to send, or knows that the program waits.
 const CONSIDERABLE: f64 = 0.2;
-/// From this share of the time on, the receiver's window was reached, so that a larger send buffer alone has no effect.
+/// If the receiver's window stopped the streams for at least this share of the time, a larger send buffer alone has no
+/// effect.
 const REACHED: f64 = 0.1;
-/// From this share of the time on, a thread or a core is too close to its own limit to rule it out.
+/// A thread or core that is busy for at least this share of the time may have been the limit.
 const NEARLY_FULL: f64 = 0.85;
-/// From this increase of the latency on, in milliseconds, there is a queue in the path.
+/// An increase of the latency by at least this many milliseconds shows a queue in the path.
 const QUEUE_MS: f64 = 1.0;
-/// A queue has more packets than these: even on a free line a probe may wait for one packet or two.
+/// A queue holds at least this many packets. Even on a free line, a probe may wait for one or two packets.
 const QUEUE_PACKETS: f64 = 3.0;
-/// The size of a full packet, in bits.
+/// The size of a full-sized packet, in bits.
 const PACKET_BITS: f64 = 12_000.0;
-/// From this share of the traffic of an interface on, other traffic takes a considerable part of a line.
+/// Other traffic counts as the cause if it is at least this share of an interface's traffic.
 const OTHER_SHARE: f64 = 0.1;
-/// Less other traffic than this, in bits per second, is what every host sends.
+/// Other traffic below this rate, in bits per second, is ignored: every host sends that much.
 const OTHER_BPS: f64 = 100_000.0;
-/// From these shares of its speed on, an interface is full. In half duplex, acknowledgements wait for the same medium.
+/// An interface that carries at least this share of its speed is full. The share for half duplex is lower, because
+/// acknowledgements use the same medium.
 const FULL: f64 = 0.95;
 const FULL_IN_HALF_DUPLEX: f64 = 0.7;
-/// An interface that carries more than this share of its speed has another speed than its driver reports.
+/// An interface that carries more than this share of its reported speed is faster than its driver reports.
 const UNREAL: f64 = 1.1;
 
-/// Both ends, in the order of the observations.
+/// Both ends, in the order that [`LimitObservations`] uses.
 pub const ENDS: [ObservedEnd; 2] = [ObservedEnd::Appliance, ObservedEnd::Reflector];
 
-/// What was observed of a direction, at both ends. Absent is what is not known.
+/// What both ends observed about one direction. A value that is not known is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LimitObservations {
-    /// The rate of the payload at the receiver, in bits per second.
+    /// The payload rate at the receiver, in bits per second.
     pub goodput_bps: u64,
-    /// The same with all headers.
+    /// The rate on the wire in bits per second: the payload with all headers.
     pub wire_bps: Option<u64>,
-    /// The requested rate of all streams, in bits per second.
+    /// The requested rate of all streams together, in bits per second.
     pub requested_bps: Option<u64>,
-    /// The requested bytes, if the direction ended because they were through.
+    /// The requested number of bytes, if the direction ended because it had moved them.
     pub requested_bytes: Option<u64>,
-    /// The processor of the appliance, and of the other end.
+    /// The processor use of the appliance and of the other end, during this direction.
     pub cpu: [Option<CpuUse>; 2],
-    /// The interface of the appliance, and of the other end.
+    /// The use of the appliance's network interface, and of the other end's.
     pub interfaces: [InterfaceUse; 2],
-    /// What the sender's streams waited for; absent for datagrams.
+    /// What the sender's TCP streams waited for; absent for datagrams.
     pub streams: Option<StreamShares>,
-    /// Retransmitted segments.
+    /// The number of retransmitted TCP segments.
     pub retransmits: Option<u64>,
-    /// The datagrams; absent with TCP.
+    /// The number of lost datagrams; absent with TCP.
     pub datagrams: Option<DatagramsLost>,
-    /// How much the median latency rose under the load, in milliseconds.
+    /// The increase of the median round trip under this load, in milliseconds.
     pub queue_ms: Option<f64>,
 }
 
-/// What the streams of a sender waited for, as shares of their time.
+/// What the TCP streams of a sender waited for, as shares of their time (0 to 1).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StreamShares {
-    /// There was unacknowledged or unsent data.
+    /// The share of the time in which data was unsent or not acknowledged.
     pub busy: f64,
-    /// Of that: the receiver's window stopped them.
+    /// The part of `busy` in which the receiver's window stopped the stream.
     pub receive_window: f64,
-    /// Of that: the size of the send buffer stopped them.
+    /// The part of `busy` in which the size of the send buffer stopped the stream.
     pub send_buffer: f64,
 }
 
-/// The datagrams of a direction that were lost.
+/// How many datagrams of a direction were lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DatagramsLost {
-    /// Datagrams lost, in a search for the highest rate those of the search included.
+    /// The number of lost datagrams. Includes those of a search for the highest rate.
     pub lost: u64,
-    /// Datagrams sent, counted in the same way.
+    /// The number of sent datagrams. Includes those of a search for the highest rate.
     pub sent: u64,
 }
 
-/// The interface of an end during a direction. Rates are in bits per second, in the direction of the payload.
+/// The use of an end's network interface during a direction. Rates are in bits per second, in the direction of the
+/// payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct InterfaceUse {
-    /// Its speed, as the driver reports it.
+    /// The speed that the driver reports, in bits per second.
     pub speed_bps: Option<u64>,
-    /// Its duplex mode.
+    /// The duplex mode that the driver reports.
     pub duplex: Option<Duplex>,
-    /// What it carried of other programs; absent if its counters do not include this test.
+    /// The rate of traffic that does not belong to this test; absent if the counters do not include this test.
     pub other_bps: Option<f64>,
-    /// The same during the idle phase.
+    /// The rate of such traffic during the idle phase.
     pub other_idle_bps: Option<f64>,
 }
 
-/// Whether `bps` is the requested rate: then the request was the limit.
+/// Whether `bps` reaches the requested rate. Then the request limited the rate.
 pub fn is_as_requested(bps: u64, requested_bps: u64) -> bool {
     bps as f64 >= AS_REQUESTED * requested_bps as f64
 }
 
-/// What limited the direction. The request and the tool come first: what they limited shows nothing about the path.
+/// Determines what limited the direction. Checks the request, the processors and the socket buffers first: if one of
+/// them was the limit, the rate shows nothing about the path.
 pub fn limited_by(seen: &LimitObservations) -> LimitedBy {
     let of_tool = policy(seen).or_else(|| processor(seen)).or_else(|| buffers(seen));
     if let Some((cause, evidence)) = of_tool {
@@ -127,7 +131,7 @@ pub fn limited_by(seen: &LimitObservations) -> LimitedBy {
     LimitedBy { cause, evidence, because }
 }
 
-/// The cause, and its evidence.
+/// A cause with its evidence, the deciding observation first.
 type Decided = (LimitCause, Vec<LimitEvidence>);
 
 fn policy(seen: &LimitObservations) -> Option<Decided> {
@@ -140,7 +144,7 @@ fn policy(seen: &LimitObservations) -> Option<Decided> {
     Some((LimitCause::Policy, vec![evidence]))
 }
 
-/// The end with the fuller processor, if one was full.
+/// The processor that was the limit; of two, the fuller one.
 fn processor(seen: &LimitObservations) -> Option<Decided> {
     let limits = ENDS.into_iter().zip(&seen.cpu).filter_map(|(end, cpu)| {
         let limit = stats::processor_limit(cpu.as_ref()?)?;
@@ -155,8 +159,8 @@ fn processor(seen: &LimitObservations) -> Option<Decided> {
     Some((cause, vec![evidence::processor(end, limit)]))
 }
 
-/// The socket buffer that stopped the streams for most of the time, or for a considerable part if nothing was lost. Not
-/// if there is a queue in the path: then the buffers were large enough to fill it.
+/// The socket buffer that was the limit: it stopped the streams for most of the time, or for a considerable part if
+/// nothing was lost. `None` if there is a queue in the path: then the buffers were large enough to fill it.
 fn buffers(seen: &LimitObservations) -> Option<Decided> {
     let streams = seen.streams?;
     let least = if has_loss(seen) { MOST } else { CONSIDERABLE };
@@ -173,18 +177,18 @@ fn buffers(seen: &LimitObservations) -> Option<Decided> {
 }
 
 impl StreamShares {
-    /// The share of the time for which a socket buffer of either end stopped the streams.
+    /// The share of the time in which a socket buffer of either end stopped the streams.
     fn stopped(self) -> f64 {
         self.receive_window + self.send_buffer
     }
 }
 
-/// Whether segments were lost.
+/// Whether the sender retransmitted segments.
 fn has_loss(seen: &LimitObservations) -> bool {
     seen.retransmits.is_some_and(|segments| segments > 0)
 }
 
-/// Whether the latency shows a queue in the path.
+/// Whether the increase of the latency shows a queue in the path.
 fn has_queue(seen: &LimitObservations) -> bool {
     let packets_ms = QUEUE_PACKETS * PACKET_BITS / (seen.goodput_bps.max(1) as f64) * 1000.0;
     seen.queue_ms.is_some_and(|queue_ms| queue_ms >= QUEUE_MS.max(packets_ms))
@@ -193,11 +197,11 @@ fn has_queue(seen: &LimitObservations) -> bool {
 /// Why there is no evidence that the path was the limit.
 struct Doubt {
     because: Vec<String>,
-    /// Whether everything is there except a queue or a loss.
+    /// Whether a queue or a loss is all that is missing as evidence.
     lacks_only_queue: bool,
 }
 
-/// The evidence that the path limited the direction, or why there is none.
+/// The evidence that the path limited the direction, or the reasons why there is none.
 fn path(seen: &LimitObservations) -> Result<Vec<LimitEvidence>, Doubt> {
     let mut because = nearly_full_processors(seen);
     let mut lacks_queue = false;
@@ -234,7 +238,7 @@ fn path(seen: &LimitObservations) -> Result<Vec<LimitEvidence>, Doubt> {
     if because.is_empty() { Ok(evidence) } else { Err(Doubt { because, lacks_only_queue }) }
 }
 
-/// Why the processors cannot be ruled out.
+/// The reasons why an end's processor cannot be ruled out as the limit.
 fn nearly_full_processors(seen: &LimitObservations) -> Vec<String> {
     let doubts = ENDS.into_iter().zip(&seen.cpu).filter_map(|(end, cpu)| {
         let whose = evidence::whose(end);
@@ -254,7 +258,7 @@ fn nearly_full_processors(seen: &LimitObservations) -> Vec<String> {
     doubts.collect()
 }
 
-/// The evidence that an interface was full, with all traffic; of two, the slower one.
+/// The evidence that an interface was full with all its traffic. If both were, that of the slower one.
 fn full_interface(seen: &LimitObservations) -> Option<Vec<LimitEvidence>> {
     let own = seen.wire_bps.unwrap_or(seen.goodput_bps) as f64;
     let full = ENDS.into_iter().zip(seen.interfaces).filter_map(|(end, interface)| {
@@ -267,14 +271,14 @@ fn full_interface(seen: &LimitObservations) -> Option<Vec<LimitEvidence>> {
     Some(vec![evidence::interface_speed(end, speed, duplex), evidence::wire_rate(own)])
 }
 
-/// Other traffic that took a considerable part of the traffic of an interface.
+/// Other traffic that took a considerable share of an interface.
 struct OtherTraffic {
     evidence: Vec<LimitEvidence>,
-    /// Whether as much was there before the load.
+    /// Whether the other traffic was already there in the idle phase.
     is_before_load: bool,
 }
 
-/// Considerable other traffic; of two interfaces, the larger part.
+/// Finds considerable other traffic. If both interfaces carried some, returns the larger.
 fn other_traffic(seen: &LimitObservations) -> Option<OtherTraffic> {
     let own = seen.wire_bps.unwrap_or(seen.goodput_bps) as f64;
     let others = ENDS.into_iter().zip(seen.interfaces).filter_map(|(end, interface)| {
@@ -289,7 +293,7 @@ fn other_traffic(seen: &LimitObservations) -> Option<OtherTraffic> {
     Some(OtherTraffic { evidence, is_before_load })
 }
 
-/// All numbers that are known, for a cause that is not.
+/// All known observations, as evidence for the cause `unknown`.
 fn known(seen: &LimitObservations) -> Vec<LimitEvidence> {
     let threads = ENDS.into_iter().zip(&seen.cpu);
     let threads = threads.filter_map(|(end, cpu)| Some(evidence::runnable(end, cpu.as_ref()?.runnable?)));

@@ -1,31 +1,31 @@
-//! The axes of a plot: ranges, ticks and units. Pure.
+//! The axes of a plot: range, ticks and unit. Pure: no I/O, no clock.
 
-/// A linear axis from 0 to `end`.
+/// A linear axis that starts at 0.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
-    /// The end, in the values of the data.
+    /// The value at which the axis ends, in the unit of the data.
     pub(super) end: f64,
     step: f64,
-    /// The value of one labelled unit.
+    /// How many units of the data one unit of the labels is.
     scale: f64,
-    /// The unit of the labels.
+    /// The unit that the labels use.
     pub(super) unit: &'static str,
 }
 
 impl Axis {
-    /// An axis for rates up to `highest`, in bits per second.
+    /// An axis for rates from 0 to `highest` bits per second.
     pub(super) fn of_rate(highest: f64) -> Self {
         let units = [(1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")];
         let (scale, unit) = units.into_iter().find(|(scale, _)| highest >= *scale).unwrap_or((1.0, "bit/s"));
         Self::up_to(highest, scale, unit)
     }
 
-    /// An axis for delays up to `highest`, in milliseconds.
+    /// An axis for delays from 0 to `highest` milliseconds.
     pub(super) fn of_delay(highest: f64) -> Self {
         Self::up_to(highest, 1.0, "ms")
     }
 
-    /// An axis for shares up to `highest`, in percent.
+    /// An axis for shares from 0 to `highest` percent.
     pub(super) fn of_share(highest: f64) -> Self {
         Self {
             step: if highest > 20.0 { 50.0 } else { 10.0 },
@@ -35,7 +35,7 @@ impl Axis {
         }
     }
 
-    /// An axis that ends at `length_s` seconds.
+    /// A time axis from 0 to `length_s` seconds.
     pub(super) fn of_time(length_s: f64) -> Self {
         let units = [(7_200.0, 3_600.0, "h"), (600.0, 60.0, "min")];
         let (_, scale, unit) = units.into_iter().find(|(from, ..)| length_s >= *from).unwrap_or((0.0, 1.0, "s"));
@@ -49,33 +49,33 @@ impl Axis {
         Self { end: (highest / step).ceil() * step, step, scale, unit }
     }
 
-    /// The values that have a label.
+    /// The values at which the axis has a tick with a label.
     pub(super) fn ticks(&self) -> impl Iterator<Item = f64> + use<> {
         let (step, count) = (self.step, (self.end / self.step + 1e-9).floor());
         // At most a few dozen.
         (0..=(count as u32).min(64)).map(move |at| f64::from(at) * step)
     }
 
-    /// The label of a tick, without its unit.
+    /// The label of the tick at `value`, without the unit.
     pub(super) fn label(&self, value: f64) -> String {
         // Removes the errors of the multiplication.
         let text = format!("{:.6}", value / self.scale);
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
 
-    /// The vertical position of a value in a panel.
+    /// The vertical position of `value` in a panel with this top edge and height, in SVG units.
     pub(super) fn y(&self, top: f64, height: f64, value: f64) -> f64 {
         top + height - height * (value / self.end).clamp(0.0, 1.0)
     }
 }
 
-/// The smallest of 1, 2, 5, 10, … that is at least `least`.
+/// The smallest number of the series 1, 2, 5, 10, 20, … that is at least `least`.
 fn step(least: f64) -> f64 {
     let power = 10f64.powf(least.max(1e-6).log10().floor());
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= least * 0.999).unwrap_or(least)
 }
 
-/// Text for SVG.
+/// Escapes text for use in SVG.
 pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

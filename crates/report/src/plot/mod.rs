@@ -1,5 +1,5 @@
-//! The plot of a result over time as an SVG image: throughput, latency of each direction, loss. Pure: a document in, text
-//! out. Each curve has its own dash pattern, so that it can be told apart without colours.
+//! Plots a result over time as an SVG image: throughput, latency of each direction, loss. Each curve has its own dash
+//! pattern, so it can be told apart without colours. Pure: no I/O, no clock.
 
 mod axis;
 mod sparkline;
@@ -14,15 +14,15 @@ pub use sparkline::{PhaseCurves, sparkline};
 const WIDTH: f64 = 800.0;
 const LEFT: f64 = 76.0;
 const RIGHT: f64 = 784.0;
-/// Above the first panel: the title and the names of the phases.
+/// The space above the first panel, for the title and the names of the phases.
 const TOP: f64 = 84.0;
 const PANEL: f64 = 150.0;
 const LOSS_PANEL: f64 = 76.0;
-/// Between two panels: the legend of the lower one.
+/// The space between two panels, for the legend of the lower one.
 const GAP: f64 = 44.0;
-/// Below the last panel: the labels of the time axis.
+/// The space below the last panel, for the labels of the time axis.
 const BOTTOM: f64 = 48.0;
-/// The most points of a curve in a phase: more would not be visible.
+/// A curve has at most this many points in each phase: more would not be visible.
 const MAX_POINTS: usize = 400;
 
 const STYLE: &str = "
@@ -42,23 +42,24 @@ const STYLE: &str = "
   .loss { fill: #52606d; }
 ";
 
-/// A result that has nothing to plot.
+/// Why a result cannot be plotted: it has no intervals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it was saved without the intervals of its phases")]
+#[error("the run was saved without the intervals of its phases")]
 pub struct NothingToPlot;
 
-/// A phase on the common time axis.
+/// One phase on the time axis that all panels share.
 struct PlotPhase<'a> {
     load: Load,
-    /// When it begins, in seconds since the first phase began. Pauses between the phases are left out.
+    /// When the phase begins, in seconds since the first phase began. The pauses between phases are left out.
     from_s: f64,
     length_s: f64,
-    /// Ends of intervals in seconds since the phase began, and bits per second: download, upload.
+    /// The points of the rate curves: the end of each interval, in seconds since the phase began, and bits per second.
+    /// Download, upload.
     rates: [Vec<(f64, f64)>; 2],
     latency: &'a [LatencyInterval],
 }
 
-/// The plot of `document`.
+/// Draws `document` as an SVG image.
 pub fn svg(document: &ResultDocument) -> Result<String, NothingToPlot> {
     let phases = phases(document);
     let length_s = phases.last().map(|last| last.from_s + last.length_s).ok_or(NothingToPlot)?;
@@ -124,7 +125,7 @@ impl Canvas<'_> {
         LEFT + (RIGHT - LEFT) * second / self.time.end
     }
 
-    /// The throughput of both directions.
+    /// Draws the panel with the throughput of both directions.
     fn rates(&mut self, top: f64) {
         let values = self.phases.iter().flat_map(|phase| phase.rates.iter().flatten().map(|(_, bps)| *bps));
         let axis = Axis::of_rate(values.fold(0.0, f64::max));
@@ -143,7 +144,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// The round trip, and the delay of each direction above its shortest one.
+    /// Draws the panel with the round trip, and with the delay of each direction above its shortest delay.
     fn latency(&mut self, top: f64) {
         let of = |interval: &LatencyInterval| {
             [interval.rtt_us, interval.upload_us, interval.download_us].map(|us| us.map(|us| us as f64 / 1000.0))
@@ -175,7 +176,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// The share of lost probes in each interval, as bars.
+    /// Draws the panel with the share of lost probes in each interval, as bars.
     fn loss(&mut self, top: f64) {
         let share = |interval: &LatencyInterval| match interval.sent {
             0 => 0.0,
@@ -205,7 +206,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// The frame, the grid and the legend of a panel.
+    /// Draws the frame, the grid and the legend of a panel.
     fn frame(&mut self, top: f64, height: f64, axis: &Axis, label: &str, legend: &[(&str, &str)]) {
         for tick in axis.ticks() {
             let y = axis.y(top, height, tick);
@@ -253,13 +254,13 @@ impl Canvas<'_> {
         }
     }
 
-    /// The reason why a panel has no curve.
+    /// Writes into an empty panel why it has no curve.
     fn missing(&mut self, top: f64, height: f64, why: &str) {
         let (x, y) = (f64::midpoint(LEFT, RIGHT), top + height / 2.0 + 4.5);
         self.put(format!(r#"<text class="faint" x="{x:.1}" y="{y:.1}" text-anchor="middle">{}</text>"#, escaped(why)));
     }
 
-    /// The names of the phases, and the lines between them.
+    /// Writes the names of the phases and draws the lines between them.
     fn phase_names(&mut self, bottom: f64) {
         for (at, phase) in self.phases.iter().enumerate() {
             let (from, to) = (self.x(phase.from_s), self.x(phase.from_s + phase.length_s));
@@ -295,13 +296,14 @@ impl Canvas<'_> {
     }
 }
 
-/// At most [`MAX_POINTS`] points: each the mean of neighbours, at the end of the last one.
+/// Reduces a curve to at most [`MAX_POINTS`] points. Each is the mean of a group of neighbours, at the end of the
+/// group.
 fn mean_of_groups(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mean = |group: &[(f64, f64)]| group.iter().map(|(_, value)| value).sum::<f64>() / group.len() as f64;
     in_groups(points, mean)
 }
 
-/// At most [`MAX_POINTS`] points: each the highest of neighbours, so that no peak disappears.
+/// Reduces a curve to at most [`MAX_POINTS`] points. Each is the highest of a group of neighbours, so no peak is lost.
 fn highest_of_groups(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     in_groups(points, |group| group.iter().map(|(_, value)| *value).fold(0.0, f64::max))
 }
@@ -316,7 +318,7 @@ mod tests {
     use super::*;
     use crate::document::{Interval, example};
 
-    /// A run with a download and an upload of 10 s each and 3 s of idle time.
+    /// A result with a download and an upload of 10 s each, after 3 s of idle time.
     fn document() -> ResultDocument {
         let mut document = example::full();
         document.bidir = None;

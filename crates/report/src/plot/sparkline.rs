@@ -1,4 +1,4 @@
-//! The curves of a running test as one line of text for each phase. Pure.
+//! Draws the curves of a running test as text: one line for each phase. Pure: no I/O, no clock.
 
 use paramedic_link::test_spec::{Direction, Load};
 
@@ -7,21 +7,21 @@ use crate::lines::{Line, Tone};
 use crate::quantity;
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-/// The most characters of a sparkline.
+/// A sparkline has at most this many characters.
 const MOST: usize = 38;
 
-/// A phase and the direction of its rate, and the values in the order of their events.
+/// One curve: its phase, the direction of its rate (`None` for a latency), and its values in the order of the events.
 type Curve = ((Load, Option<Direction>), Vec<u64>);
 
-/// The curves that the events of a run show.
+/// The curves of a running test: rates and idle latency.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PhaseCurves {
-    /// The phases in the order of their first event: rates by direction, latencies of the idle phase.
+    /// One curve for each phase and direction, in the order of their first events.
     curves: Vec<Curve>,
 }
 
 impl PhaseCurves {
-    /// Adds what an event shows.
+    /// Adds the value of a progress event to its curve.
     pub fn note(&mut self, event: &Event) {
         let (of, value) = match event {
             Event::Interval(reading) => ((reading.phase, Some(reading.direction)), reading.bps),
@@ -39,7 +39,7 @@ impl PhaseCurves {
         }
     }
 
-    /// A line for each curve, with its lowest and its highest value.
+    /// One line of text for each curve, with its lowest and highest value.
     pub fn lines(&self) -> Vec<Line> {
         let line = |((load, direction), values): &Curve| {
             let name = match (load, direction) {
@@ -61,7 +61,8 @@ impl PhaseCurves {
     }
 }
 
-/// `values` as bars from 0 to the highest one; neighbours are averaged if there are many.
+/// Draws `values` as bars. The highest value has the tallest bar. Averages neighbours if there are more values than
+/// characters.
 pub fn sparkline(values: &[u64]) -> String {
     let group = values.len().div_ceil(MOST).max(1);
     let mean = |group: &[u64]| group.iter().map(|value| *value as f64).sum::<f64>() / group.len() as f64;

@@ -1,8 +1,8 @@
-//! A fixed self-test for tests: one rate, one missing rate, no facts.
+//! A self-test document for tests: one rate, one missing rate, no facts.
 
 use super::*;
 
-/// A self-test with one rate and as few other fields as possible.
+/// A self-test document with one rate and as few other fields as possible.
 pub(crate) fn measured() -> SelfTest {
     let word = |word: &str| Some(PeerText::new(word));
     let rate = |goodput_bps| {

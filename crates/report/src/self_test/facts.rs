@@ -1,155 +1,157 @@
-//! The facts of a host in a self-test: processor, interfaces, limits, buffers, timers. A fact that could not be read or
-//! measured is absent. `paramedic-host` reads them.
+//! The facts of a host in a self-test: processor, interfaces, limits, buffers, timers. `paramedic-host` reads them. A
+//! fact that could not be read or measured is absent.
 
 use paramedic_link::PeerText;
 use paramedic_link::measurement::{Duplex, HostFacts};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The facts of the host. A fact that could not be read or measured is absent.
+/// What the self-test found out about the host. A fact that could not be read or measured is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Facts {
-    /// System, processor, memory, load and clock.
+    /// The operating system, the processor, the memory, the load and the clock.
     pub host: HostFacts,
-    /// The properties of the processor that matter to a test.
+    /// The properties of the processor that affect a test.
     pub processor: Processor,
-    /// The interfaces that are up, without loopback, by name.
+    /// The network interfaces that are up, except loopback, sorted by name.
     pub interfaces: Vec<Interface>,
-    /// The limit of open file descriptors.
+    /// The limit of open file descriptors for this program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub descriptors: Option<Descriptors>,
-    /// The limits of socket buffers.
+    /// The kernel's limits for socket buffers.
     pub buffers: Buffers,
-    /// The congestion controls of TCP.
+    /// The TCP congestion control algorithms of the kernel.
     pub congestion: CongestionControls,
-    /// How late timers expire.
+    /// How late timers expire on this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timers: Option<Timers>,
-    /// Which timestamps the kernel gives to packets.
+    /// Which packet timestamps the kernel provides.
     pub timestamps: Timestamps,
-    /// The mode of transparent huge pages: `always`, `madvise`, `never`.
+    /// The kernel's mode of transparent huge pages: `always`, `madvise` or `never`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub huge_pages: Option<String>,
 }
 
-/// The properties of the processor that matter to a test.
+/// The properties of the processor that affect a test.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Processor {
-    /// Whether it has instructions for AES-GCM; absent on an architecture that this program does not know.
+    /// Whether the processor has instructions for AES-GCM, which speed up TLS. Absent on an architecture for which this
+    /// program does not know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aes_gcm_in_hardware: Option<bool>,
-    /// Those of its instructions that speed up AES-GCM, with the architecture's names.
+    /// The instructions of the processor that speed up AES-GCM, by the names of its architecture.
     pub instructions: Vec<String>,
-    /// The cores that this program may run on.
+    /// The number of cores that this program may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cores: Option<u32>,
     /// The CPU quota of this program's control group, in cores; absent without a quota.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota_cores: Option<f64>,
-    /// The share of all cores, 0 to 1, that other programs used before the measurement.
+    /// The share of all cores (0 to 1) that other programs used just before the measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other_work: Option<f64>,
-    /// The frequency governors of its cores, each once; empty if the system does not report them.
+    /// The frequency governors of the cores, without repetitions. Empty if the system reports none.
     pub governors: Vec<Governor>,
 }
 
-/// A frequency governor (the kernel's cpufreq).
+/// The CPU frequency governor of a core (the kernel's cpufreq).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Governor {
-    /// The governor: `performance`, `powersave`, `schedutil`, …
+    /// The name of the governor, such as `performance`, `powersave` or `schedutil`.
     pub name: PeerText,
-    /// The driver. With some drivers `powersave` adapts the frequency to the load.
+    /// The driver of the governor. With some drivers, `powersave` adapts the frequency to the load.
     pub driver: PeerText,
 }
 
-/// One interface.
+/// One network interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Interface {
-    /// Its name.
+    /// The name of the interface, such as `eth0`.
     pub name: PeerText,
-    /// Its kind.
+    /// Whether the interface is wired, wireless or virtual.
     pub kind: InterfaceKind,
-    /// Its MTU, in bytes.
+    /// The MTU of the interface, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu_bytes: Option<u32>,
-    /// The speed that its driver reports, in bits per second; absent if it reports none.
+    /// The speed that the driver reports, in bits per second; absent if it reports none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed_bps: Option<u64>,
-    /// Its duplex mode; absent if the driver does not report it.
+    /// The duplex mode that the driver reports; absent if it reports none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplex: Option<Duplex>,
 }
 
-/// The kind of an interface.
+/// The kind of a network interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InterfaceKind {
-    /// A wired device, or one that a hypervisor presents as such.
+    /// A wired device, or a device that a hypervisor presents as wired.
     Wired,
     /// A wireless device.
     Wireless,
-    /// An interface without a device: a bridge, a tunnel, a veth. The speed that it reports has no meaning.
+    /// An interface without a device of its own, such as a bridge, a tunnel or a veth. Its reported speed has no
+    /// meaning.
     Virtual,
 }
 
-/// The limit of open file descriptors (`RLIMIT_NOFILE`).
+/// The limit of open file descriptors of this program (`RLIMIT_NOFILE`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Descriptors {
-    /// The limit in force.
+    /// The limit in force (soft limit).
     pub soft: u64,
-    /// The highest limit that the program may set.
+    /// The highest limit that the program may set for itself (hard limit).
     pub hard: u64,
 }
 
-/// The limits of socket buffers, in bytes.
+/// The kernel's limits for socket buffers, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Buffers {
-    /// The largest receive buffer that a program may request (`net.core.rmem_max`).
+    /// The largest receive buffer that a program may request, in bytes (`net.core.rmem_max`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive_max_bytes: Option<u64>,
-    /// The largest send buffer that a program may request (`net.core.wmem_max`).
+    /// The largest send buffer that a program may request, in bytes (`net.core.wmem_max`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_max_bytes: Option<u64>,
-    /// The largest receive buffer that TCP sizes itself (the last value of `net.ipv4.tcp_rmem`).
+    /// The largest receive buffer that the kernel chooses for TCP, in bytes (the last value of `net.ipv4.tcp_rmem`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_receive_max_bytes: Option<u64>,
-    /// The largest send buffer that TCP sizes itself (the last value of `net.ipv4.tcp_wmem`).
+    /// The largest send buffer that the kernel chooses for TCP, in bytes (the last value of `net.ipv4.tcp_wmem`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_send_max_bytes: Option<u64>,
 }
 
-/// The congestion controls of TCP.
+/// The TCP congestion control algorithms of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CongestionControls {
-    /// The default.
+    /// The default algorithm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<String>,
-    /// Those that any program may request (`-C`).
+    /// The algorithms that every program may request (`-C`).
     pub allowed: Vec<String>,
-    /// Those that the kernel has loaded; a program of root may request them.
+    /// The algorithms that the kernel has loaded. A program that runs as root may request any of them.
     pub available: Vec<String>,
 }
 
-/// How late a timer expired.
+/// How late a timer expired, measured over many expirations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Timers {
-    /// The number of expirations, 1 ms apart.
+    /// The number of measured expirations, 1 ms apart.
     pub rings: u32,
-    /// The median lateness.
+    /// The median lateness, in microseconds.
     pub late_p50_us: u64,
-    /// The 99th percentile of the lateness.
+    /// The 99th percentile of the lateness, in microseconds.
     pub late_p99_us: u64,
-    /// The highest lateness.
+    /// The highest lateness, in microseconds.
     pub late_max_us: u64,
 }
 
-/// Which timestamps the kernel gives to packets.
+/// Which packet timestamps the kernel provides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Timestamps {
-    /// On arrival; absent if it could not be tried.
+    /// Whether the kernel timestamps packets when they arrive; absent if this could not be tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub software_receive: Option<bool>,
-    /// On departure; absent if it could not be tried.
+    /// Whether the kernel timestamps packets when they leave; absent if this could not be tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub software_send: Option<bool>,
 }

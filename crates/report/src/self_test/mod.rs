@@ -1,4 +1,4 @@
-//! The document of the self-test, which measures what a host can carry without a second host. Plain values, the
+//! The self-test document: what rates a host can carry, measured without a second host. Contains the document, the
 //! verdict, and the rows of the report. `paramedic-host` makes the measurements.
 
 #[cfg(test)]
@@ -19,22 +19,22 @@ pub use facts::{
 pub use rows::{FactRow, fact_rows, rate_note, rate_rows};
 pub use verdict::{Verdict, WeakPoint, judge};
 
-/// The name and version of the self-test document's format.
+/// The format of the self-test document: its name and version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SelfTestSchema {
-    /// The first version.
+    /// Version 1 of the format.
     #[default]
     #[serde(rename = "packetparamedic.self_test/1")]
     V1,
 }
 
-/// The program that tests its host.
+/// The program that an inspection or a self-test belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Role {
-    /// The test endpoint.
+    /// The reflector, the test endpoint.
     #[serde(rename = "reflector")]
     Reflector,
-    /// The device that measures.
+    /// The appliance, the device that measures.
     #[serde(rename = "packetparamedic")]
     Appliance,
 }
@@ -45,47 +45,47 @@ pub enum Role {
 pub struct SelfTest {
     /// The format of this document.
     pub schema: SelfTestSchema,
-    /// The program that tested its host.
+    /// The program that tested its host: the reflector or the appliance.
     pub program: Role,
-    /// Its version.
+    /// The version of that program.
     pub version: String,
-    /// When it began, by the host's clock (RFC 3339, UTC).
+    /// When the self-test began, by the host's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
-    /// When it ended, by the host's clock (RFC 3339, UTC).
+    /// When the self-test ended, by the host's clock (RFC 3339, UTC).
     pub finished_at: Timestamp,
-    /// The line rates that the host can test.
+    /// The highest line rates that the host can test.
     pub verdict: Verdict,
-    /// What limits the host or makes its results less accurate.
+    /// What limits the host, or makes its results less accurate.
     pub weak_points: Vec<WeakPoint>,
-    /// The rate of each engine over loopback, with its fastest data path; if that copies no byte, measured once more
-    /// with every byte copied. Both ends ran on this host: one end alone can carry more, and an interface costs
+    /// The rate of each engine over loopback, with its fastest data path. If that path copies no payload, also the rate
+    /// with every byte copied. Both ends ran on this host: one end alone can carry more. A real interface costs
     /// processor time that loopback does not.
     pub rates: Vec<LoopbackRate>,
-    /// What was not measured, and why.
+    /// The rates that were not measured, with the reasons.
     pub not_measured: Vec<NotMeasured>,
-    /// The facts of the host.
+    /// What the self-test found out about the host.
     pub facts: Facts,
 }
 
-/// The rates of an engine over loopback in one of its data modes.
+/// The rates that one engine carried over loopback in one data mode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LoopbackRate {
-    /// The engine.
+    /// The name of the engine.
     pub engine: String,
-    /// The data mode.
+    /// The data mode: direct or tunneled.
     pub data_mode: DataMode,
-    /// Streams in each direction.
+    /// The number of parallel streams in each direction.
     pub streams: u16,
-    /// From the reflector's end to the appliance's.
+    /// The rate from the reflector's end to the appliance's end; absent if not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<DirectionRate>,
-    /// From the appliance's end to the reflector's.
+    /// The rate from the appliance's end to the reflector's end; absent if not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload: Option<DirectionRate>,
 }
 
 impl LoopbackRate {
-    /// Whether an end moved payload without copying it, which is cheaper on loopback than on any interface.
+    /// Whether an end moved payload without copying it. On loopback that costs less than on any interface.
     pub fn is_by_reference(&self) -> bool {
         const UNTOUCHED: [&str; 2] = ["splice", "trunc"];
         let both = [&self.download, &self.upload].into_iter().flatten();
@@ -93,7 +93,7 @@ impl LoopbackRate {
         paths.any(|path| UNTOUCHED.contains(&path.as_str()))
     }
 
-    /// The rate in `direction`.
+    /// The rate in `direction`; `None` if it was not measured.
     pub fn direction(&self, direction: Direction) -> Option<&DirectionRate> {
         match direction {
             Direction::Download => self.download.as_ref(),
@@ -102,27 +102,28 @@ impl LoopbackRate {
     }
 }
 
-/// The rate in one direction.
+/// The rate that one direction carried over loopback.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DirectionRate {
-    /// The rate of the payload at the receiver over the whole time, start-up included.
+    /// The payload rate at the receiver over the whole measurement, start-up included.
     pub goodput_bps: u64,
-    /// Payload bytes that the receiver counted.
+    /// The number of payload bytes that the receiver counted.
     pub bytes_received: u64,
-    /// How long it received.
+    /// How long the receiver received, in milliseconds.
     pub duration_ms: u64,
-    /// How both ends moved the payload.
+    /// How each end moved the payload.
     #[serde(default, skip_serializing_if = "MovedBy::is_empty")]
     pub data_path: MovedBy,
 }
 
-/// How both ends moved the payload, with the names of the result document. An end that does not report it is absent.
+/// How each end moved the payload, by the names that the result document uses. Absent for an end that did not report
+/// it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MovedBy {
-    /// The sender.
+    /// The method of the sending end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<PeerText>,
-    /// The receiver.
+    /// The method of the receiving end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<PeerText>,
 }
@@ -133,21 +134,21 @@ impl MovedBy {
     }
 }
 
-/// What was not measured, and why.
+/// A rate that was not measured, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NotMeasured {
-    /// The engine.
+    /// The name of the engine.
     pub engine: String,
     /// The data mode that was not measured.
     pub data_mode: DataMode,
-    /// The direction; absent if neither was measured.
+    /// The direction that was not measured; absent if neither was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
-    /// Why it was not measured.
+    /// The reason why it was not measured.
     pub because: String,
 }
 
-/// The name of a data mode in reports.
+/// The name of a data mode, as reports print it.
 pub fn mode_word(mode: DataMode) -> &'static str {
     match mode {
         DataMode::Tunneled => "tunneled",

@@ -1,5 +1,5 @@
-//! The findings of a self-test as rows of a label and a text. Pure. A fact that could not be read has a row that states
-//! so.
+//! Turns the findings of a self-test into rows of the report, each with a label and a text. A fact that could not be
+//! read has a row that states so. Pure: no I/O, no clock.
 
 use paramedic_link::measurement::Duplex;
 use paramedic_link::test_spec::Direction;
@@ -9,12 +9,12 @@ use super::verdict::line_rate;
 use super::{DirectionRate, LoopbackRate, SelfTest, mode_word};
 use crate::quantity;
 
-/// A label and its text.
+/// One row of the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FactRow {
-    /// The label.
+    /// The label on the left.
     pub label: String,
-    /// The text.
+    /// The text beside the label.
     pub text: String,
 }
 
@@ -24,10 +24,10 @@ impl FactRow {
     }
 }
 
-/// The text for a fact that cannot be read on this host.
+/// The text of a row whose fact cannot be read on this host.
 const UNKNOWN: &str = "can't be read here";
 
-/// A row for each engine's rate, and for each rate that was not measured.
+/// One row for each engine's rate, and one for each rate that was not measured.
 pub fn rate_rows(test: &SelfTest) -> Vec<FactRow> {
     let carried = test.rates.iter().map(|rate| {
         let both = Direction::BOTH.into_iter().filter_map(|direction| {
@@ -45,7 +45,7 @@ pub fn rate_rows(test: &SelfTest) -> Vec<FactRow> {
     carried.chain(missed).collect()
 }
 
-/// The note below the rates, if there are any rates.
+/// The note below the rates, which explains them; `None` if there are no rates.
 pub fn rate_note(test: &SelfTest) -> Option<String> {
     let streams = test.rates.first()?.streams;
     let streams = if streams == 1 { "one stream".to_owned() } else { format!("{streams} streams") };
@@ -60,7 +60,7 @@ pub fn rate_note(test: &SelfTest) -> Option<String> {
     ))
 }
 
-/// The rows of facts about the host.
+/// The rows with the facts about the host.
 pub fn fact_rows(test: &SelfTest) -> Vec<FactRow> {
     let facts = &test.facts;
     let system = facts.host.system.as_ref().map_or(UNKNOWN, |system| system.as_str());
@@ -81,7 +81,7 @@ pub fn fact_rows(test: &SelfTest) -> Vec<FactRow> {
     rows
 }
 
-/// The methods by which the payload was moved, each once.
+/// The methods by which both ends moved the payload, without repetitions.
 fn moved(rate: &LoopbackRate) -> String {
     let path = |rate: &DirectionRate| {
         let both = [&rate.data_path.sender, &rate.data_path.receiver];
@@ -116,7 +116,7 @@ fn memory(facts: &Facts) -> String {
     joined([total, free, huge])
 }
 
-/// A row for each hardware interface, and one for all virtual ones.
+/// One row for each hardware interface, and one for all virtual interfaces together.
 fn interfaces(interfaces: &[Interface]) -> Vec<FactRow> {
     let (made, real) = interfaces.iter().partition::<Vec<_>, _>(|interface| interface.kind == InterfaceKind::Virtual);
     let row = |interface: &&Interface| {

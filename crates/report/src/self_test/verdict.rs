@@ -1,4 +1,5 @@
-//! The verdict on a host from its facts and rates, and its weak points with a remedy for each. Pure.
+//! Judges a host by its facts and rates: the line rates that it can test, and its weak points with a remedy for each.
+//! Pure: no I/O, no clock.
 
 use paramedic_link::measurement::Duplex;
 use paramedic_link::test_spec::{DataMode, Direction};
@@ -9,7 +10,7 @@ use super::facts::{Facts, Interface, InterfaceKind};
 use super::{LoopbackRate, Role};
 use crate::quantity;
 
-/// The nominal rates of common lines. A rate between two of them counts as the lower one.
+/// The nominal rates of common lines, in bits per second. A rate between two of them counts as the lower one.
 const STEPS_BPS: [u64; 10] = [
     100_000_000,
     250_000_000,
@@ -23,58 +24,63 @@ const STEPS_BPS: [u64; 10] = [
     100_000_000_000,
 ];
 
-/// An interface of this speed or less is slower than most lines; often it is a gigabit interface with a bad cable.
+/// An interface of at most this speed, in bits per second, is slower than most lines. It is often a gigabit interface
+/// with a bad cable.
 const SLOW_INTERFACE_BPS: u64 = 100_000_000;
 
-/// A session of 64 streams in both directions holds some 400 descriptors. The reflector also warns below this limit.
+/// A host needs at least this limit of file descriptors: a session with 64 streams in both directions uses about 400.
+/// The reflector uses the same limit for its warning.
 const ENOUGH_DESCRIPTORS: u64 = 1024;
 
-/// From this p99 lateness of timers on, probes, which leave every 10 ms, are sent noticeably late.
+/// If the 99th percentile of the timer lateness reaches this many microseconds, latency probes are noticeably late.
+/// They leave every 10 ms.
 const LATE_TIMER_US: u64 = 1_000;
 
-/// From this share of all cores on, other work on the host noticeably lowers the measured rates.
+/// If other programs use at least this share of all cores, they noticeably lower the measured rates.
 const BUSY: f64 = 0.25;
 
-/// A round trip between continents: the longest for which the buffers should suffice.
+/// The longest round trip for which the socket buffers should suffice, in milliseconds: one between continents.
 const LONG_RTT_MS: u64 = 100;
 
-/// The highest rate for which the buffers of a long path are judged. Faster lines are short.
+/// Socket buffers are judged for rates up to this one, in bits per second. Lines that are faster have short round
+/// trips.
 const LONG_PATH_MOST_BPS: u64 = 10_000_000_000;
 
-/// The default number of streams of a test.
+/// The number of streams that a test has by default.
 const STREAMS: u64 = 4;
 
-/// Socket buffers also hold the kernel's metadata of each packet: about half is payload (tcp(7), `tcp_adv_win_scale`
-/// 1).
+/// About half of a socket buffer holds payload; the rest holds the kernel's metadata of each packet (tcp(7),
+/// `tcp_adv_win_scale` 1).
 const BUFFER_PER_PAYLOAD: u64 = 2;
 
-/// Drivers whose governor `powersave` adapts the frequency to the load, instead of choosing the lowest.
+/// The frequency drivers whose governor `powersave` adapts the frequency to the load. With other drivers, it selects
+/// the lowest frequency.
 const ADAPTIVE_POWERSAVE: [&str; 2] = ["intel_pstate", "amd-pstate-epp"];
 
-/// The lines that the host can test in both directions: the highest nominal line rate at or below the measured rate.
-/// Absent if it was not measured or is below the lowest nominal rate.
+/// The lines that the host can test in both directions: for each data mode the highest nominal line rate that is not
+/// above the measured rate. Absent if the rate was not measured, or is below the lowest nominal rate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
-    /// In tunneled mode, in bits per second.
+    /// The highest line rate in tunneled mode, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunneled_bps: Option<u64>,
-    /// In direct mode, in bits per second.
+    /// The highest line rate in direct mode, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_ephemeral_bps: Option<u64>,
     /// The verdict as a sentence.
     pub text: String,
 }
 
-/// What limits a host or makes its results less accurate.
+/// Something that limits a host, or makes its results less accurate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WeakPoint {
-    /// For scripts: lower case, stays the same when the text changes.
+    /// A stable identifier for scripts, in lower case. It stays the same when the text changes.
     pub code: String,
-    /// The weak point.
+    /// What is weak.
     pub what: String,
-    /// Its cause.
+    /// Why it is a weak point.
     pub because: String,
-    /// What to try.
+    /// How to improve it.
     #[serde(rename = "try")]
     pub try_: String,
 }
@@ -85,7 +91,7 @@ impl WeakPoint {
     }
 }
 
-/// Judges a host for the program `role`.
+/// Judges the host of the program `role`: returns the verdict and the weak points.
 pub fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec<WeakPoint>) {
     let verdict = verdict(facts, rates);
     let weak_points = [
@@ -104,9 +110,9 @@ pub fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec
     (verdict, weak_points)
 }
 
-/// The rate that the fastest engine carried both ways in `mode`; `None` if none was measured both ways. If the engine
-/// was also measured with every byte copied, that rate counts: passing bytes by reference is free on loopback, but not
-/// on a real interface.
+/// The rate that the fastest engine carried in both directions in `mode`; `None` if none was measured both ways. If an
+/// engine was also measured with every byte copied, that rate counts: zero-copy costs nothing on loopback, but does on
+/// a real interface.
 fn carried(rates: &[LoopbackRate], mode: DataMode) -> Option<u64> {
     best(rates.iter().filter(|rate| rate.data_mode == mode && !rate.is_by_reference()))
         .or_else(|| best(rates.iter().filter(|rate| rate.data_mode == mode)))
@@ -124,7 +130,7 @@ fn step(bps: u64) -> Option<u64> {
     STEPS_BPS.into_iter().rev().find(|step| *step <= bps)
 }
 
-/// The nominal rate of a line: `2.5 Gbit/s`, `100 Mbit/s`.
+/// Prints the nominal rate of a line: `2.5 Gbit/s`, `100 Mbit/s`.
 pub(super) fn line_rate(bps: u64) -> String {
     if bps >= 1_000_000_000 { format!("{} Gbit/s", bps as f64 / 1e9) } else { format!("{} Mbit/s", bps as f64 / 1e6) }
 }
@@ -153,7 +159,7 @@ fn verdict(facts: &Facts, rates: &[LoopbackRate]) -> Verdict {
     Verdict { tunneled_bps, direct_ephemeral_bps, text }
 }
 
-/// The fastest interface and its speed, if every interface that could be faster reports its speed.
+/// The fastest interface and its speed. `None` if an interface that may be faster does not report its speed.
 fn fastest_interface(facts: &Facts) -> Option<(u64, &Interface)> {
     let mut real = facts.interfaces.iter().filter(|interface| interface.kind != InterfaceKind::Virtual).peekable();
     real.peek()?;
@@ -216,8 +222,8 @@ fn cpu_quota(facts: &Facts) -> Option<WeakPoint> {
     }
     Some(WeakPoint::new(
         "cpu_quota",
-        format!("it may use at most {quota:.2} cores"),
-        "a control group limits it (cpu.max); once the quota is used up, the program is suspended, which adds latency",
+        format!("this program may use at most {quota:.2} cores"),
+        "a control group sets this quota (cpu.max); once the quota is used up, the program is suspended, which adds latency",
         "remove CPUQuota= from its unit, or --cpus from its container",
     ))
 }
@@ -272,14 +278,15 @@ fn few_descriptors(role: Role, facts: &Facts) -> Option<WeakPoint> {
     (allowed < ENOUGH_DESCRIPTORS).then(|| {
         WeakPoint::new(
             "few_descriptors",
-            format!("it may have {} open; {ENOUGH_DESCRIPTORS} are enough", counted(allowed, "descriptor")),
-            format!("that is its {raised}; a test of 64 streams in both directions holds some 400"),
+            format!("this program may open {}; it needs {ENOUGH_DESCRIPTORS}", counted(allowed, "descriptor")),
+            format!("that is its {raised}; a test of 64 streams in both directions opens about 400"),
             try_,
         )
     })
 }
 
-/// Whether four streams can keep a long path full at the rate that this host and its interfaces carry.
+/// The weak point of socket buffers that are too small: four streams cannot fill a long path at the rate that this host
+/// and its interfaces carry. `None` if they can.
 fn small_buffers(facts: &Facts, rates: &[LoopbackRate]) -> Option<WeakPoint> {
     let host = carried(rates, DataMode::Tunneled).max(carried(rates, DataMode::DirectEphemeral)).and_then(step)?;
     let wanted = fastest_interface(facts).map_or(host, |(speed, _)| speed.min(host)).min(LONG_PATH_MOST_BPS);
@@ -337,7 +344,7 @@ mod tests {
         Interface { name, kind: InterfaceKind::Wired, mtu_bytes: Some(1500), speed_bps, duplex }
     }
 
-    /// A host without weak points.
+    /// The facts of a host without weak points.
     fn sound() -> Facts {
         Facts {
             host: HostFacts { cpus: Some(4), clock_synchronised: Some(true), ..HostFacts::default() },

@@ -1,5 +1,5 @@
-//! The samples of a direction as intervals that carry information: long enough for a rate, and merged where bytes arrive
-//! in clumps. The only place that merges intervals. Pure.
+//! Turns the samples of a direction into intervals that are long enough for a rate, and merges intervals where bytes
+//! arrive in clumps. No other module merges intervals. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
@@ -7,21 +7,22 @@ use paramedic_link::measurement::{INTERVAL_MS, Sample};
 
 use super::latency::percentile;
 
-/// An interval shorter than this is merged with its neighbour, because its rate is mostly rounding.
+/// An interval shorter than this, in microseconds, is merged with its neighbour: its rate would be mostly rounding
+/// error.
 const SHORTEST_US: u64 = INTERVAL_MS * 1000 / 2;
-/// The number of clumps that an interval should hold if bytes arrive in clumps further apart than samples.
+/// A merged interval should hold this many clumps.
 const CLUMPS: usize = 4;
-/// The fewest intervals that merging leaves, unless clumps are further apart than that.
+/// Merging leaves at least this many intervals, unless clumps are further apart than that.
 const FEWEST_MERGED: usize = 10;
-/// The fewest silences after which bytes are said to arrive in clumps. One or two are outages.
+/// Bytes count as arriving in clumps only after this many silences. One or two silences are outages.
 const FEWEST_SILENCES: usize = 3;
-/// Silences of less than one in this many parts of the time do not change a percentile that is reported.
+/// If silences take less than 1/20 of the time, intervals are not merged: no reported percentile would change.
 const SILENT_PART: usize = 20;
-/// A silence delayed bytes, and did not stop them, if the two intervals after it hold at least this share of what the
-/// mean rate brings in its time.
+/// A silence only delayed bytes if the two intervals after it hold at least this share of what arrives in its time at
+/// the mean rate. Otherwise the silence stopped them.
 const CLUMP_SHARE: f64 = 0.8;
 
-/// Bytes between two moments of the receiver's clock; never empty.
+/// The bytes that arrived between two times of the receiver's clock. The two times differ.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ByteInterval {
     pub(super) from_us: u64,
@@ -38,13 +39,13 @@ impl ByteInterval {
         self.bytes as f64 * 8e6 / self.length_us() as f64
     }
 
-    /// The rate in whole bits per second, rounded.
+    /// The rate in bits per second, rounded to a whole number.
     pub(super) fn bps(&self) -> u64 {
         let length = u128::from(self.length_us());
         u64::try_from((self.bytes.saturating_mul(8_000_000) + length / 2) / length).unwrap_or(u64::MAX)
     }
 
-    /// Merges neighbouring intervals; `parts` is not empty.
+    /// Merges neighbouring intervals into one. `parts` must not be empty.
     pub(super) fn whole(parts: &[ByteInterval]) -> ByteInterval {
         ByteInterval {
             from_us: parts[0].from_us,
@@ -54,8 +55,8 @@ impl ByteInterval {
     }
 }
 
-/// The samples as intervals with their real lengths. Bytes of a sample whose time did not advance go to the interval
-/// before it; intervals too short for a rate are merged.
+/// Turns samples into intervals with their real lengths. A sample whose time did not advance adds its bytes to the
+/// interval before it. Intervals that are too short for a rate are merged.
 pub(super) fn intervals(samples: &[Sample], span: Duration) -> Vec<ByteInterval> {
     let last_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).saturating_add(INTERVAL_MS * 1000);
     let mut found: Vec<ByteInterval> = Vec::with_capacity(samples.len());
@@ -83,8 +84,8 @@ pub(super) fn intervals(samples: &[Sample], span: Duration) -> Vec<ByteInterval>
     found
 }
 
-/// The intervals from the first byte on. If bytes arrive in clumps, up to the last byte, because the next clump may be
-/// in flight at the end.
+/// The intervals from the first byte on. If bytes arrive in clumps, only up to the last byte: the next clump may have
+/// been in flight at the end.
 pub(super) fn between_first_and_last_byte(intervals: &[ByteInterval]) -> &[ByteInterval] {
     let Some(lead) = intervals.iter().position(|interval| interval.bytes > 0) else { return intervals };
     let gap = usual_gap(intervals);
@@ -96,8 +97,8 @@ pub(super) fn between_first_and_last_byte(intervals: &[ByteInterval]) -> &[ByteI
     if gap > 1 && rest.len() - last <= 2 * gap { &rest[..=last] } else { rest }
 }
 
-/// The intervals, merged where bytes arrive in clumps that are further apart than samples: then each holds several
-/// clumps, and ends with one that has bytes. `usual_gap` is that of the whole direction.
+/// Merges the intervals if bytes arrive in clumps that are further apart than samples. Each merged interval holds
+/// several clumps and ends with a part that has bytes. `usual_gap` is that of the whole direction.
 pub(super) fn merged(intervals: &[ByteInterval], usual_gap: usize) -> Vec<ByteInterval> {
     if usual_gap == 1 || intervals.iter().all(|interval| interval.bytes == 0) {
         return intervals.to_vec();
@@ -121,13 +122,13 @@ pub(super) fn merged(intervals: &[ByteInterval], usual_gap: usize) -> Vec<ByteIn
     merged
 }
 
-/// The usual distance between an interval with bytes and the next one, if bytes arrive in clumps: nine of ten clumps are
-/// no further apart. Otherwise 1.
+/// The usual distance between clumps, counted in intervals from one interval with bytes to the next; 1 if bytes do not
+/// arrive in clumps. Nine of ten clumps are at most this far apart.
 ///
-/// Bytes arrive in clumps if silences are repeated and only delay bytes: what the line carried in a silence arrives at its
-/// end. So arrive pieces of 16 KiB on a slow line, and all bytes behind a lost packet. A line that stops and goes brings
-/// no more after a silence than at any other time. A single outage is no clump, and the silences of slow start end with
-/// few bytes.
+/// Bytes arrive in clumps if there are repeated silences that only delay bytes: what the line carried during a silence
+/// arrives at its end. TLS records of 16 KiB arrive like that on a slow line, and so do all bytes behind a lost packet.
+/// A line that stops and starts again brings no more after a silence than at other times. One outage is not a clump.
+/// The silences of TCP slow start end with few bytes, so they do not count either.
 pub(super) fn usual_gap(intervals: &[ByteInterval]) -> usize {
     let with_bytes = intervals.iter().enumerate().filter(|(_, interval)| interval.bytes > 0).map(|(at, _)| at);
     let with_bytes = with_bytes.collect::<Vec<_>>();

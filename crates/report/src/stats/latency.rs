@@ -1,4 +1,5 @@
-//! Latency statistics of probes: percentiles, jitter, loss per direction, and the bufferbloat grade. Pure.
+//! Latency statistics of probes: percentiles, jitter, loss of each direction, bufferbloat grade. Pure: no I/O, no
+//! clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,54 +10,55 @@ use serde::{Deserialize, Serialize};
 
 use super::sufficiency::{Statement, is_enough};
 
-/// The statistics of the probes of one window.
+/// The statistics of the probes in one time window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LatencySummary {
-    /// The round trips; absent if no reply was received.
+    /// The round-trip times; absent if no probe was answered in time.
     pub rtt: Option<RoundTrips>,
-    /// Probes sent.
+    /// The number of probes that were sent.
     pub sent: u64,
-    /// Replies in time.
+    /// The number of probes that were answered in time.
     pub received: u64,
-    /// Probes that the prober skipped because it was late.
+    /// The number of probes that the prober skipped because it was late.
     pub skipped: u64,
-    /// Probes that the reflector did not receive.
+    /// The number of probes that the reflector did not receive.
     pub lost_upload: u64,
-    /// Probes that the reflector received, but whose reply was lost.
+    /// The number of probes that the reflector received, but whose reply was lost.
     pub lost_download: u64,
-    /// Lost probes whose direction of loss is unknown, because no later reply shows it.
+    /// The number of lost probes of which it is not known which direction lost them, because no later reply shows it.
     pub lost_somewhere: u64,
-    /// Probes whose reply arrived later than [`Probe::LATE_AFTER`]; neither received nor lost.
+    /// The number of probes whose reply arrived later than [`Probe::LATE_AFTER`]. They count neither as received nor as
+    /// lost.
     pub late: u64,
-    /// The fraction of probes that the reflector did not receive, 0 to 1, among those whose direction of loss is known;
-    /// absent if it is unknown for most lost probes.
+    /// The share of probes that the reflector did not receive (0 to 1), among those of which this is known. Absent if
+    /// it is unknown for most lost probes.
     pub loss_upload: Option<f64>,
-    /// The fraction of probes whose reply was lost, 0 to 1, among those that the reflector received; absent if it is
+    /// The share of probes whose reply was lost (0 to 1), among those that the reflector received. Absent if it is
     /// unknown for most lost probes.
     pub loss_download: Option<f64>,
-    /// The fraction of all probes without a reply, 0 to 1.
+    /// The share of all probes that were not answered, from 0 to 1.
     pub loss: f64,
-    /// The distribution of the lost probes; absent if none was lost.
+    /// How the lost probes are distributed; absent if none was lost.
     pub loss_pattern: Option<LossPeriods>,
-    /// The 99th percentile of the prober's own lateness, skipped probes included, in microseconds. Round trips start at
-    /// the actual sending, so they do not include it. But a late prober samples busy moments less often.
+    /// The 99th percentile of the prober's lateness in microseconds, skipped probes included. A round trip starts when
+    /// its probe was sent, so it does not include the lateness. But a late prober samples busy moments less often.
     pub probe_late_p99_us: u32,
 }
 
-/// The distribution of lost probes in the order sent (RFC 3357). A loss period is a run of lost probes without an
-/// answered one in between.
+/// How lost probes are distributed, in the order sent (RFC 3357). A loss period is a run of consecutive lost probes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LossPeriods {
-    /// Loss periods.
+    /// The number of loss periods.
     pub periods: u64,
-    /// The number of probes of the longest period.
+    /// The number of lost probes in the longest loss period.
     pub longest_probes: u64,
-    /// The duration of that period: from its first probe to the next answered one, or to its last if none follows.
+    /// The duration of the longest loss period: from its first probe to the next answered probe, or to its last probe
+    /// if none follows.
     pub longest: Duration,
 }
 
 impl LossPeriods {
-    /// Adds a period of `probes` probes.
+    /// Adds a loss period of `probes` probes.
     fn add(&mut self, probes: u64, length: Duration) {
         self.periods += 1;
         if probes > self.longest_probes {
@@ -65,33 +67,33 @@ impl LossPeriods {
     }
 }
 
-/// Round trips, in microseconds, without the reflector's turn-around. Percentiles are nearest-rank: each is a measured
-/// round trip. A percentile that needs more round trips is absent.
+/// Round-trip times in microseconds, without the time that the reflector took to reply. Percentiles are nearest-rank,
+/// so each is a round trip that was measured. A percentile is absent if there are too few round trips.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoundTrips {
-    /// The shortest.
+    /// The shortest round trip, in microseconds.
     pub min_us: u32,
-    /// The mean.
+    /// The mean round trip, in microseconds.
     pub mean_us: f64,
-    /// The median.
+    /// The median round trip, in microseconds.
     pub p50_us: Option<u32>,
-    /// The 90th percentile.
+    /// The 90th percentile, in microseconds.
     pub p90_us: Option<u32>,
-    /// The 95th percentile.
+    /// The 95th percentile, in microseconds.
     pub p95_us: Option<u32>,
-    /// The 99th percentile.
+    /// The 99th percentile, in microseconds.
     pub p99_us: Option<u32>,
-    /// The 99.9th percentile.
+    /// The 99.9th percentile, in microseconds.
     pub p999_us: Option<u32>,
-    /// The longest.
+    /// The longest round trip, in microseconds.
     pub max_us: u32,
-    /// The mean absolute difference of the round trips of consecutive probes (RFC 3393's selection of consecutive
-    /// packets, applied to round trips). Pairs with a lost probe do not count; absent without a pair.
+    /// The mean absolute difference between the round trips of consecutive probes, in microseconds (RFC 3393 selects
+    /// packets like this). A pair with a lost probe does not count. Absent without a pair.
     pub jitter_us: Option<f64>,
 }
 
-/// The statistics of the probes of a window, given in the order sent; `None` without probes. `skipped_late_us`: the
-/// lateness of the prober for each probe that it skipped.
+/// Computes the statistics of the probes of a window; `None` without probes. `probes` are in the order sent.
+/// `skipped_late_us`: how late the prober was, for each probe that it skipped.
 pub fn latency(
     probes: impl IntoIterator<Item = Probe>,
     skipped_late_us: impl IntoIterator<Item = u32>,
@@ -171,7 +173,7 @@ fn summed(sorted: &[u32], jitter_us: Option<f64>) -> Option<RoundTrips> {
     })
 }
 
-/// The nearest-rank percentile of sorted values; `per_mille` counts in thousandths, 1 to 1000.
+/// The nearest-rank percentile of `sorted`. `per_mille` is in thousandths, 1 to 1000: 500 is the median.
 pub fn percentile<T: Copy>(sorted: &[T], per_mille: usize) -> Option<T> {
     let rank = (sorted.len() * per_mille).div_ceil(1000);
     sorted.get(rank.max(1) - 1).copied()
@@ -181,16 +183,16 @@ fn fraction(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// How many round trips of this length fit into a minute, one after the other.
+/// How many round trips of this duration fit into one minute, one after the other.
 pub fn round_trips_per_minute(round_trip_us: u64) -> u64 {
     let least = round_trip_us.max(1);
     (60_000_000 + least / 2) / least
 }
 
-/// A bufferbloat grade: how much a load raises the latency. `grade` has the limits.
+/// The bufferbloat grade: how much a load raises the latency. [`grade`] has the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Grade {
-    /// Almost no increase.
+    /// The latency hardly rises.
     #[serde(rename = "A+")]
     APlus,
     /// No application is affected.
@@ -218,7 +220,7 @@ impl fmt::Display for Grade {
     }
 }
 
-/// The grade of a load that raised the median round trip by `increase` over the idle one.
+/// Grades a load by the `increase` of the median round trip over the idle one.
 pub fn grade(increase: Duration) -> Grade {
     const BELOW_MS: [(u64, Grade); 5] =
         [(5, Grade::APlus), (30, Grade::A), (60, Grade::B), (200, Grade::C), (400, Grade::D)];
@@ -232,7 +234,7 @@ mod tests {
 
     use super::*;
 
-    /// The statistics of these probes, without skipped ones.
+    /// The statistics of these probes, with no probe skipped.
     fn of_probes(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary> {
         latency(probes, [])
     }

@@ -1,49 +1,53 @@
-//! The confidence interval of the mean rate of a direction, valid although its intervals are correlated. Pure.
+//! The confidence interval of the mean rate of a direction. It is valid although consecutive samples are correlated.
+//! Pure: no I/O, no clock.
 
 use std::f64::consts::PI;
 use std::time::Duration;
 
 use super::byte_intervals::ByteInterval;
 
-/// A direction that was measured for less than this has no interval.
+/// A direction that was measured for less than this time has no confidence interval.
 pub const LEAST_MEASURED: Duration = Duration::from_secs(5);
-/// Neither has one whose steady part is shorter than this.
+/// A direction whose steady part is shorter than this has no confidence interval.
 pub const LEAST_STEADY: Duration = Duration::from_secs(4);
-/// The last sample may come so much early.
+/// The last sample may be this much too early and still complete the required time.
 const SAMPLE_SLACK: Duration = Duration::from_millis(50);
-/// The most waves that are compared with the rate.
+/// The rate is compared with at most this many cosine waves.
 const WAVES: usize = 4;
-/// Each wave needs this many intervals.
+/// Each cosine wave needs this many intervals.
 const INTERVALS_PER_WAVE: usize = 2;
-/// Student's t for 95 %, two-sided, by degrees of freedom from 1.
+/// Student's t for 95 %, two-sided, for 1, 2, … degrees of freedom.
 const T_95: [f64; WAVES] = [12.706, 4.303, 3.182, 2.776];
-/// The same for one of three looks, which together err in at most 5 % (Bonferroni: 1 - 0.05 / 3).
+/// Student's t for one of three looks, for 1, 2, … degrees of freedom. All three together err in at most 5 % of runs
+/// (Bonferroni: 1 - 0.05 / 3).
 const T_LOOK: [f64; WAVES] = [38.188, 7.649, 4.857, 3.961];
-/// By how much the interval is widened because the memory is estimated from the same samples, for a memory as long as the
-/// run; less for a shorter one. Chosen such that the coverage of autoregressive rates hardly depends on their memory:
-/// `tests/coverage.rs`.
+/// How much the interval is widened because the memory is estimated from the same samples. Applies to a memory as long
+/// as the run; a shorter memory widens it less. Chosen such that the coverage for autoregressive rates hardly depends
+/// on their memory: see `tests/coverage.rs`.
 const MEMORY_DOUBT: f64 = 5.5;
 
-/// How sure an interval is.
+/// The confidence level of an interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Confidence {
-    /// 95 %.
+    /// 95 % for one interval.
     Single,
-    /// As much as is needed so that the intervals of three looks at a growing run are right together in 95 % of runs.
+    /// 95 % for three intervals together, computed at three looks at a growing run. Each single interval is wider.
     OneOfThreeLooks,
 }
 
-/// The interval of the mean over `steady`, in bits per second: lower and upper bound. `measured` is the time from the
-/// begin of the phase to its last sample.
+/// The lower and the upper bound of the confidence interval of the mean rate over `steady`, in bits per second.
+/// `measured` is the time from the start of the phase to its last sample.
 ///
-/// The mean of a rate with memory varies like the slow waves in it. So the rate is compared with the slowest cosine waves
-/// of its time, those with 1 to 4 half periods. With white noise each of these [`WAVES`] products varies exactly as the
-/// mean does, whatever the noise does faster: their mean square is the variance of the mean, and Student's t with as many
-/// degrees of freedom gives the interval (Müller 2007; Lazarus, Lewis, Stock, Watson 2018). If the memory is long, even
-/// these waves are weaker than the mean's variation. Then each is scaled by what an autoregressive process of first
-/// order with the same correlation of neighbouring intervals has (Andrews, Monahan 1992), with that correlation's bias
-/// removed (Kendall 1954). That correlation is uncertain, too, so the interval is widened the more, the longer the
-/// memory is compared with the run.
+/// The rate has memory: consecutive intervals are correlated. The mean of such a rate varies like its slow waves. So
+/// the method multiplies the rate's deviation from the mean with the slowest cosine waves of the measured time, those
+/// with 1 to 4 half periods. With white noise each of these [`WAVES`] products varies exactly as the mean does,
+/// whatever the fast noise does. Their mean square is the variance of the mean, and Student's t with as many degrees of
+/// freedom gives the interval (Müller 2007; Lazarus, Lewis, Stock, Watson 2018).
+///
+/// If the memory is long, even these waves vary less than the mean. Then the method scales each product by the ratio
+/// that a first-order autoregressive process with the same correlation of neighbouring intervals has (Andrews, Monahan
+/// 1992). It removes the bias of that correlation first (Kendall 1954). The correlation is uncertain, too, so the
+/// interval becomes wider, the longer the memory is compared with the run.
 pub(super) fn mean_interval(
     steady: &[ByteInterval],
     whole: &ByteInterval,
@@ -61,7 +65,7 @@ pub(super) fn mean_interval(
     Some([(whole.rate() - reach).round().max(0.0) as u64, (whole.rate() + reach).round() as u64])
 }
 
-/// Half the length of the interval.
+/// Half of the width of the confidence interval, in bits per second.
 fn reach(steady: &[ByteInterval], whole: &ByteInterval, waves: usize, confidence: Confidence) -> f64 {
     let (count, length) = (steady.len() as f64, whole.length_us() as f64);
     let mean = whole.rate();
@@ -83,7 +87,7 @@ fn reach(steady: &[ByteInterval], whole: &ByteInterval, waves: usize, confidence
     student * variance.sqrt() * memory.doubt()
 }
 
-/// The correlation of neighbouring intervals, and what follows from it.
+/// The correlation of neighbouring intervals, and factors that follow from it.
 struct Memory {
     intervals: f64,
     correlation: f64,
@@ -101,14 +105,15 @@ impl Memory {
         Self { intervals, correlation: unbiased.clamp(0.0, 1.0 - 1.0 / intervals) }
     }
 
-    /// The variance of the mean, divided by that of a wave of this angle per interval.
+    /// The variance of the mean divided by the variance of a wave's product. `angle` is the angle of the wave for each
+    /// interval, in radians.
     fn mean_per_wave(&self, angle: f64) -> f64 {
         let (r, n) = (self.correlation, self.intervals);
         let of_mean = ((1.0 + r) / (1.0 - r) - 2.0 * r * (1.0 - r.powf(n)) / (n * (1.0 - r).powi(2))) / (1.0 - r * r);
         of_mean * (1.0 - 2.0 * r * angle.cos() + r * r)
     }
 
-    /// The factor that covers the doubt of the memory.
+    /// The factor that widens the interval because the memory itself is uncertain.
     fn doubt(&self) -> f64 {
         let part_of_run = 1.0 / (self.intervals * (1.0 - self.correlation));
         1.0 + MEMORY_DOUBT * part_of_run

@@ -1,4 +1,4 @@
-//! Statistics of samples and probes: goodput and latency. Pure: values in, values out.
+//! Statistics of samples and probes: goodput and latency. Pure: takes values and returns values; no I/O, no clock.
 
 mod byte_intervals;
 mod latency;

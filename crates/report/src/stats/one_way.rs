@@ -1,11 +1,11 @@
-//! The delay of each direction from the times of two clocks that are not synchronised: the fit of their offset and skew,
-//! jumps between them, and which way a queue stands. Pure.
+//! The delay of each direction, from the times of two clocks that are not synchronised: fits the offset and the skew of
+//! the clocks, finds jumps between them, and determines the direction of a queue. Pure: no I/O, no clock.
 //!
-//! A one-way difference is the delay of a direction plus the offset of the clocks in the upload direction and minus it in
-//! the download direction. The offset and the shortest delays cannot be separated, and need not be: what is reported is
-//! the delay above the shortest one, the packet delay variation of RFC 5481. Only the skew of the clocks must be known.
-//! Delays are never shorter than the shortest one, so that the lower envelopes of both directions bound the skew from
-//! both sides (V. Paxson, "On calibrating measurements of packet transit times", 1998).
+//! The difference between send and receive time of a probe is a delay plus the offset of the clocks in the upload
+//! direction, and minus it in the download direction. The offset and the shortest delays cannot be separated. They need
+//! not be: what is reported is the delay above the shortest one, the packet delay variation of RFC 5481. Only the skew
+//! of the clocks must be known. No delay is shorter than the shortest one, so the lower envelopes of both directions
+//! bound the skew from both sides (V. Paxson, "On calibrating measurements of packet transit times", 1998).
 
 use std::time::Duration;
 
@@ -13,28 +13,29 @@ use paramedic_link::measurement::Probe;
 
 use super::latency::percentile;
 
-/// The fewest one-way delays of a phase for a statement about it: as many as for a median round trip.
+/// A phase needs at least this many one-way delays for a statement about it. A median round trip needs as many.
 const LEAST_DELAYS: usize = 20;
-/// The probes of which the second-shortest delay represents the lower envelope. Not the shortest: a single wrong time must
-/// have no effect.
+/// The second-shortest delay of this many consecutive probes represents the lower envelope. The shortest would not do:
+/// one wrong time must have no effect.
 const CHUNK: usize = 10;
-/// No clock that a kernel keeps runs faster or slower than this: the limit of adjtimex(2), in µs per second.
+/// No clock that a kernel keeps has a larger skew, in parts per million: the limit of adjtimex(2).
 const MOST_SKEW_PPM: f64 = 500.0;
-/// The skew of two unsynchronised clocks is usually below this: the standard deviation of what is expected before
+/// The usual skew of two unsynchronised clocks, in parts per million: the standard deviation that is assumed before
 /// anything is measured.
 const USUAL_SKEW_PPM: f64 = 100.0;
-/// The times of both ends are no better than this, in microseconds.
+/// The times of both ends are not more accurate than this, in microseconds.
 const RESOLUTION_US: f64 = 20.0;
-/// A jump between the clocks below this is not distinguished from delay, in microseconds.
+/// A jump between the clocks that is smaller than this, in microseconds, cannot be distinguished from delay.
 const LEAST_JUMP_US: f64 = 3_000.0;
-/// The probes before and after a jump that show it.
+/// A jump must show in this many probes before it and in as many after it.
 const JUMP_PROBES: usize = 8;
-/// A queue below this is none, in microseconds.
+/// A delay increase below this, in microseconds, does not count as a queue.
 const LEAST_QUEUE_US: f64 = 2_000.0;
-/// A direction has a part in the queue from this share of the larger direction's part on.
+/// A direction counts as part of the queue if its delay increase is at least this share of the other direction's.
 const PART_OF_QUEUE: f64 = 0.25;
 
-/// The one-way differences of one answered probe, in microseconds.
+/// The receive time minus the send time of one answered probe and of its reply, in microseconds. The times are from
+/// different clocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OneWayDelay {
     /// When the probe was sent, in microseconds of the appliance's clock.
@@ -58,34 +59,35 @@ impl OneWayDelay {
     }
 }
 
-/// The relation of the two clocks: offset, skew and the shortest delays, as the idle phase shows them.
+/// How the two clocks compare: offset, skew and shortest delays, as the idle phase shows them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClockFit {
     /// The middle of the idle phase, in microseconds of the appliance's clock.
     at_us: f64,
-    /// The shortest differences there.
+    /// The shortest difference of each direction at `at_us`, in microseconds.
     upload_us: f64,
     download_us: f64,
-    /// How much faster the reflector's clock runs, in µs per second (ppm).
+    /// How much faster the reflector's clock runs than the appliance's, in parts per million.
     pub skew_ppm: f64,
-    /// The largest error of `skew_ppm`.
+    /// The largest error of `skew_ppm`, in parts per million.
     pub skew_uncertainty_ppm: f64,
-    /// How much the lower envelope varies, in microseconds.
+    /// How much the lower envelope varies in the idle phase, in microseconds.
     noise_us: f64,
-    /// When a part of the run shows that the clocks moved against each other, if one does: since the appliance's start.
+    /// When the clocks moved against each other, in time since the prober's start; `None` if no part of the run shows
+    /// it.
     pub moved_at: Option<Duration>,
 }
 
-/// A jump between the clocks.
+/// A jump of one clock against the other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClockJump {
-    /// When the first probe after it was sent, since the prober's start.
+    /// When the first probe after the jump was sent, in time since the prober's start.
     pub at: Duration,
-    /// How far the reflector's clock moved forward against the appliance's, in microseconds.
+    /// How far the reflector's clock jumped forward against the appliance's, in microseconds.
     pub moved_us: f64,
 }
 
-/// The lower envelope of some consecutive probes: times and values of their second-shortest delays.
+/// The lower envelope of some consecutive probes: the times and values of their second-shortest differences.
 #[derive(Clone, Copy, Debug)]
 struct EnvelopePart {
     begin_us: f64,
@@ -114,7 +116,7 @@ impl EnvelopePart {
     }
 }
 
-/// The lower envelope of the idle phase at its middle, for a given skew.
+/// The lower envelope of the idle phase at its middle, for an assumed skew.
 #[derive(Clone, Copy)]
 struct ShortestDelays {
     at_us: f64,
@@ -133,7 +135,7 @@ impl ShortestDelays {
         }
     }
 
-    /// How much longer the delays of a part are than the shortest ones.
+    /// How much the differences of `part` exceed the shortest ones, in microseconds: upload, download.
     fn above(&self, part: &EnvelopePart, skew_ppm: f64) -> (f64, f64) {
         let drift = |time_us: f64| (time_us - self.at_us) * skew_ppm / 1e6;
         (
@@ -143,8 +145,8 @@ impl ShortestDelays {
     }
 }
 
-/// The relation of the clocks from the probes of the idle phase, and from those of the whole run as far as they bound the
-/// skew. Both in the order sent. `None` if the idle phase has too few.
+/// Determines how the clocks compare. The idle probes give offset and skew; those of the whole run narrow the skew
+/// further. Both are in the order sent. `None` if there are fewer than 20 idle probes.
 pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> {
     let (first, last) = (idle.first()?, idle.last()?);
     if idle.len() < LEAST_DELAYS {
@@ -204,8 +206,9 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
     })
 }
 
-/// The slope of half the difference of both directions, which delay in either direction hardly moves at the lower envelope
-/// (the median of all slopes between two parts, after Theil and Sen), and its error.
+/// The skew from the idle phase, and its error, in parts per million. Takes the slope of half the difference between
+/// both directions: at the lower envelope, delay hardly affects it. The slope is the median of the slopes between pairs
+/// of parts (Theil, Sen).
 fn slope(parts: &[EnvelopePart]) -> (f64, f64) {
     let points = parts.iter().map(|part| {
         let at_us = f64::midpoint(part.upload.0, part.download.0);
@@ -231,7 +234,8 @@ fn slope(parts: &[EnvelopePart]) -> (f64, f64) {
     (slope_ppm, error_ppm.min(MOST_SKEW_PPM))
 }
 
-/// How much the lower envelopes of both directions vary in the idle phase: the range of most of their parts.
+/// How much the lower envelopes of both directions vary in the idle phase, in microseconds: the median of how far their
+/// parts are above the lowest part.
 fn noise(parts: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> f64 {
     let base = ShortestDelays::of(parts, at_us, skew_ppm);
     let range = |value: fn((f64, f64)) -> f64| {
@@ -242,9 +246,9 @@ fn noise(parts: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> f64 {
     range(|above| above.0).max(range(|above| above.1))
 }
 
-/// The first jump between the clocks within the probes of one phase, in the order sent: from one probe to the next, one
-/// direction becomes slower and the other faster by the same amount, and it stays so. Delay cannot do that: a queue
-/// changes the round trip, too.
+/// Finds the first jump between the clocks within the probes of one phase, given in the order sent. At a jump, from one
+/// probe to the next, one direction becomes slower, the other faster by the same amount, and both stay so. Delay cannot
+/// look like that: a queue also changes the round trip.
 pub fn clock_jump(phase: &[OneWayDelay]) -> Option<ClockJump> {
     let is_sudden = |at: &usize| {
         let (before, after) = (&phase[at - 1], &phase[*at]);
@@ -285,24 +289,24 @@ fn jump_at(phase: &[OneWayDelay], at: usize) -> Option<ClockJump> {
     })
 }
 
-/// The delays of one direction in a phase above the shortest one, in microseconds. A percentile is absent without enough
-/// of them.
+/// The distribution of the delays of one direction in a phase above the shortest delay, in microseconds. A percentile
+/// is absent if there are too few delays.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DelaySpread {
-    /// The median.
+    /// The median, in microseconds.
     pub p50_us: f64,
-    /// The 95th percentile.
+    /// The 95th percentile, in microseconds.
     pub p95_us: Option<f64>,
-    /// The 99th percentile.
+    /// The 99th percentile, in microseconds.
     pub p99_us: Option<f64>,
-    /// The longest.
+    /// The longest delay, in microseconds.
     pub max_us: f64,
-    /// The standard error of the median, without the error of the skew.
+    /// The standard error of the median in microseconds, without the error of the skew.
     error_us: f64,
 }
 
 impl DelaySpread {
-    /// The spread of these delays; `None` if there are too few.
+    /// The distribution of these delays; `None` if there are too few.
     pub fn of(mut delays: Vec<f64>) -> Option<Self> {
         use super::sufficiency::{Statement, is_enough};
         if delays.len() < LEAST_DELAYS {
@@ -325,7 +329,7 @@ impl DelaySpread {
 }
 
 impl ClockFit {
-    /// The delays of both directions of a probe above the shortest ones, in microseconds: upload, download.
+    /// The delay of a probe in each direction above the shortest delay, in microseconds: upload, download.
     pub fn above_shortest(&self, probe: &OneWayDelay) -> [f64; 2] {
         let drift_us = (probe.at_us - self.at_us) * self.skew_ppm / 1e6;
         let upload_us = probe.upload_us - drift_us - self.upload_us;
@@ -333,24 +337,24 @@ impl ClockFit {
         [upload_us.max(0.0), download_us.max(0.0)]
     }
 
-    /// The delays of both directions in a phase: upload, download. `None` if the phase has too few.
+    /// The distribution of the delays of each direction in a phase: upload, download. `None` if there are too few.
     pub fn delays(&self, phase: &[OneWayDelay]) -> Option<[DelaySpread; 2]> {
         let of = |at: usize| DelaySpread::of(phase.iter().map(|probe| self.above_shortest(probe)[at]).collect());
         Some([of(0)?, of(1)?])
     }
 
-    /// The error that the skew may have caused at a time of the run, in microseconds.
+    /// The error that an error of the skew may cause at a time of the run, in microseconds.
     fn drift_error_us(&self, at_us: f64) -> f64 {
         (at_us - self.at_us).abs() * self.skew_uncertainty_ppm / 1e6
     }
 
-    /// The reflector's clock minus the appliance's in the middle of the idle phase, in microseconds, if the shortest round
-    /// trip takes as long in each direction; and how far off that may be.
+    /// The reflector's clock minus the appliance's in the middle of the idle phase, and the largest error of it, both
+    /// in microseconds. Assumes that the shortest round trip takes equally long in each direction.
     pub fn offset_us(&self) -> (f64, f64) {
         ((self.upload_us - self.download_us) / 2.0, (self.upload_us + self.download_us).max(0.0) / 2.0)
     }
 
-    /// The queue that a load built, from the delays of both directions while idle and in the phase under load.
+    /// The queue that a load built up, from the delays of both directions in the idle phase and in the loaded phase.
     pub fn queue(&self, idle: &[DelaySpread; 2], loaded: &[DelaySpread; 2], phase: &[OneWayDelay]) -> QueueEstimate {
         let at_us = phase.get(phase.len() / 2).map_or(self.at_us, |probe| probe.at_us);
         let error_us = |at: usize| 3.0 * idle[at].error_us.hypot(loaded[at].error_us);
@@ -371,31 +375,31 @@ impl ClockFit {
     }
 }
 
-/// The queue that a load built: how much the median delay of each direction rose, in microseconds.
+/// The queue that a load built up: how much the median delay of each direction rose.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueueEstimate {
-    /// Where it stands.
+    /// The direction of the queue.
     pub stands: StandingQueue,
-    /// In the upload direction.
+    /// The rise of the median upload delay, in microseconds.
     pub upload_us: f64,
-    /// In the download direction.
+    /// The rise of the median download delay, in microseconds.
     pub download_us: f64,
-    /// How far off each of them may be.
+    /// The largest error of both values, in microseconds.
     pub uncertainty_us: f64,
 }
 
-/// The direction in which a queue stands.
+/// The direction in which a load built up a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StandingQueue {
-    /// In the upload direction.
+    /// The queue is in the upload direction.
     Upload,
-    /// In the download direction.
+    /// The queue is in the download direction.
     Download,
-    /// In both.
+    /// Both directions have a considerable part of the queue.
     Both,
-    /// In none: the delay did not rise by 2 ms.
+    /// There is no queue: neither median delay rose by 2 ms.
     None,
-    /// The measurement cannot show it.
+    /// The measurement does not show where the queue is.
     Unknown,
 }
 

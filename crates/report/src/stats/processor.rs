@@ -1,33 +1,34 @@
-//! Whether the processor of an end was its limit. Pure.
+//! Decides whether the processor of an end limited its rate. Pure: no I/O, no clock.
 
 use std::fmt;
 
 use paramedic_link::measurement::CpuUse;
 
-/// From this share of the time without sleep on, a thread's processor may have been the limit instead of the path.
+/// If a thread runs or waits for a processor for at least this share of the time, the processor may be the limit
+/// instead of the path.
 const NO_REST: f64 = 0.95;
-/// The share of a thread's time from which the text mentions its wait for a processor.
+/// If a thread waits for a processor for at least this share of the time, the text mentions it.
 const WAITED: f64 = 0.05;
-/// From this share of a core's time on, soft interrupts leave the kernel too little to move packets.
+/// If a core spends at least this share of the time on soft interrupts, the kernel has too little time to move packets.
 const SOFTIRQ: f64 = 0.9;
-/// From this share of the time on, throttling by a control group noticeably reduces a rate.
+/// If a control group throttles the program for at least this share of the time, the rate is noticeably lower.
 const HELD_BACK: f64 = 0.05;
 
-/// Why the processor was the limit of an end, with the share that shows it.
+/// Why the processor limited an end. Each value has the share of the time that shows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ProcessorLimit {
-    /// A control group throttled the program.
+    /// A control group throttled the program for this share of the time.
     HeldBack(f64),
-    /// A thread that moved data was always ready to run, and waited for a processor for this share of the time.
+    /// A thread that moved payload never slept, and waited for a processor for this share of the time.
     Waited(f64),
-    /// One thread that moved data used its core.
+    /// A thread that moved payload never slept and used its core for this share of the time.
     OneThread(f64),
-    /// One core handled soft interrupts, the kernel's own work on packets.
+    /// One core spent this share of the time on soft interrupts, the kernel's own work on packets.
     SoftInterrupts(f64),
 }
 
 impl ProcessorLimit {
-    /// The share that shows it.
+    /// The share of the time that shows the limit.
     pub fn share(self) -> f64 {
         match self {
             Self::HeldBack(share) | Self::Waited(share) | Self::OneThread(share) | Self::SoftInterrupts(share) => share,
@@ -49,11 +50,11 @@ impl fmt::Display for ProcessorLimit {
     }
 }
 
-/// Why the processor was the limit of an end; `None` if it was not.
+/// Why the processor limited an end; `None` if it did not.
 ///
 /// A thread that the path limits sleeps until it can send or receive again. A thread that never sleeps runs or waits
-/// for a processor all the time: the processor limits it. Other load on the host is no evidence, because the kernel
-/// prefers threads that run seldom.
+/// for a processor all the time, so the processor limits it. Other load on the host alone proves nothing, because the
+/// kernel prefers threads that seldom run.
 pub fn processor_limit(cpu: &CpuUse) -> Option<ProcessorLimit> {
     let waited = cpu.run_queue_wait.filter(|waited| *waited >= WAITED);
     if let Some(held_back) = cpu.held_back.filter(|held_back| *held_back >= HELD_BACK) {

@@ -1,16 +1,16 @@
-//! Whether a share of lost packets is significantly above a bound. Pure.
+//! Decides whether a share of lost packets is significantly above a bound. Pure: no I/O, no clock.
 
-/// The probability that the lower bound of a 95 % confidence interval is above the true value: half of 5 %.
+/// The lower bound of a 95 % confidence interval is above the true value with this probability: half of 5 %.
 const TAIL: f64 = 0.025;
 
-/// Whether the lower bound of the 95 % confidence interval (Clopper and Pearson, 1934) of `lost` in `of` is above
-/// `bound`.
+/// Whether the share `lost` / `of` is significantly above `bound`: the lower bound of its 95 % confidence interval
+/// (Clopper and Pearson, 1934) is above it.
 ///
-/// That holds if a path with exactly that loss would lose `lost` packets or more in at most 2.5 % of such tests. So the
-/// test computes that probability, the upper tail of the binomial distribution, instead of the interval.
+/// That is so if a path with a loss of exactly `bound` would lose `lost` or more packets in at most 2.5 % of such
+/// tests. So the code computes that probability, the upper tail of the binomial distribution, instead of the interval.
 ///
-/// `periods` is the number of loss periods (RFC 3357). The packets of one period have one cause, so they are not
-/// independent. The test therefore counts each period as one lost packet.
+/// `periods` is the number of loss periods (RFC 3357). The packets of one period were lost for the same reason, so they
+/// are not independent. Therefore each period counts as one lost packet.
 pub fn is_share_above(bound: f64, lost: u64, of: u64, periods: u64) -> bool {
     if lost == 0 || of == 0 || lost as f64 <= bound * of as f64 {
         return false;
@@ -21,7 +21,8 @@ pub fn is_share_above(bound: f64, lost: u64, of: u64, periods: u64) -> bool {
     upper_tail(bound, periods, of) <= TAIL
 }
 
-/// The probability of `least` or more successes in `of` trials, each with `probability`; `least` is not below the mean.
+/// The probability of at least `least` successes in `of` trials, each with `probability`. `least` must not be below the
+/// mean.
 fn upper_tail(probability: f64, least: u64, of: u64) -> f64 {
     if probability <= 0.0 || probability >= 1.0 {
         return if probability >= 1.0 { 1.0 } else { 0.0 };

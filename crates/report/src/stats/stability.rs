@@ -1,4 +1,5 @@
-//! Whether a direction may end before its time: three looks at fixed times, and what each must find. Pure.
+//! Decides whether a direction may end early: at three fixed times (looks) it checks the rate and the latency. Pure: no
+//! I/O, no clock.
 
 use std::time::Duration;
 
@@ -8,40 +9,41 @@ use super::mean_interval::{Confidence, LEAST_STEADY};
 use super::steadiness::thirds;
 use super::throughput::throughput_with;
 
-/// When a direction may end early. There are no other moments: each further look would be another chance to stop at an
-/// accidentally narrow interval, and would need wider ones.
+/// The times at which a direction may end early. There are no others: each further look is another chance to stop at an
+/// interval that is narrow by accident, so all intervals would have to be wider.
 pub const LOOKS: [Duration; 3] = [Duration::from_millis(5_000), Duration::from_millis(6_500), Duration::from_secs(8)];
-/// The widest interval, from the mean to either side, as a fraction of the mean.
+/// The confidence interval may extend at most this fraction of the mean to either side.
 const WIDEST_REACH: f64 = 0.02;
-/// The first and the last third of the steady part differ by less than this fraction.
+/// The rates of the first and the last third of the steady part must differ by less than this fraction.
 const MOST_DRIFT: f64 = 0.02;
-/// A start-up of more than one in this many parts of the time may have been a change of the line's rate.
+/// If the start-up took more than 1/5 of the time, the line may have changed its rate.
 const LONG_START_UP: u32 = 5;
-/// A start-up with an interval faster than the rest by more than this factor was no ramp-up but a burst.
+/// If an interval of the start-up is faster than the rest by more than this factor, the start-up was a burst and not a
+/// ramp-up.
 const FASTER: f64 = 1.2;
-/// The samples of a phase may come so much early or late.
+/// The samples of a phase may be this much early or late.
 const SAMPLE_SLACK: Duration = Duration::from_millis(50);
-/// The median round trip under load may change by one part in this many.
+/// The median round trip under load may change by at most 1/10, or by [`LATENCY_CHANGE_US`] if that is more.
 const LATENCY_PART: u32 = 10;
-/// Or by so much, in microseconds.
+/// The median round trip under load may always change by this much, in microseconds.
 const LATENCY_CHANGE_US: u32 = 3_000;
 
 /// Why a direction may not end at a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unstable {
-    /// Less than 4 s of it are steady.
+    /// The steady part is shorter than 4 s, or too short for a confidence interval.
     Short,
-    /// Its start-up was not found, or was long, or was a burst.
+    /// The start-up was not found, took long, or was a burst.
     StartUp,
-    /// The interval of its mean is too wide.
+    /// The confidence interval of the mean is too wide.
     Unsure,
-    /// Its first and last third differ.
+    /// The first and the last third of the steady part differ too much.
     Drifts,
-    /// The latency under load is not known, or still changes.
+    /// The latency under load is unknown, or still changes.
     Latency,
 }
 
-/// Judges the rate of a direction at a look, from its samples up to then.
+/// Checks the rate of a direction at a look, from its samples up to then.
 pub fn check_rate(samples: &[Sample], requested_omit: Option<Duration>, look: Duration) -> Result<(), Unstable> {
     let confidence = Confidence::OneOfThreeLooks;
     let measured = throughput_with(samples, requested_omit, look, confidence).ok_or(Unstable::Short)?;
@@ -65,14 +67,15 @@ pub fn check_rate(samples: &[Sample], requested_omit: Option<Duration>, look: Du
     if is_level { Ok(()) } else { Err(Unstable::Drifts) }
 }
 
-/// Judges the median round trips, in microseconds, of the last two seconds and of the two before.
+/// Checks the median round trips in microseconds: `last` of the last two seconds, `before` of the two seconds before
+/// those.
 pub fn check_latency(before: Option<u32>, last: Option<u32>) -> Result<(), Unstable> {
     let (before, last) = before.zip(last).ok_or(Unstable::Latency)?;
     let most = LATENCY_CHANGE_US.max(before / LATENCY_PART);
     if before.abs_diff(last) <= most { Ok(()) } else { Err(Unstable::Latency) }
 }
 
-/// Whether the excluded start-up was faster than the rest, in all or in one of its intervals.
+/// Whether the excluded start-up was faster than the rest: in total, or clearly in one of its intervals.
 fn has_burst(samples: &[Sample], startup: Duration, goodput_bps: u64) -> bool {
     let startup_us = u64::try_from(startup.as_micros()).unwrap_or(u64::MAX);
     let begins = std::iter::once(0).chain(samples.iter().map(|sample| sample.at_us));
@@ -90,7 +93,7 @@ fn has_burst(samples: &[Sample], startup: Duration, goodput_bps: u64) -> bool {
 mod tests {
     use super::*;
 
-    /// One sample per 100 ms, at this rate in kbit/s by the start of its interval in ms.
+    /// A sample each 100 ms; `kbit` returns its rate in kbit/s for the start of its interval in ms.
     fn readings(kbit: impl Fn(u64) -> u64) -> Vec<Sample> {
         (1..=100).map(|at| Sample { at_us: at * 100_000, bytes: kbit((at - 1) * 100) * 25 / 2 }).collect()
     }
@@ -103,7 +106,7 @@ mod tests {
         })
     }
 
-    /// Alternates by this share of a mean of 100 Mbit/s, from one interval to the next.
+    /// A rate in kbit/s that alternates around 100 Mbit/s by this share, from one interval to the next.
     fn noisy(ms: u64, per_mille: u64) -> u64 {
         if (ms / 100).is_multiple_of(2) { 100_000 + 100 * per_mille } else { 100_000 - 100 * per_mille }
     }

@@ -1,27 +1,30 @@
-//! The end of the start-up of a direction: where its rate settles. Pure.
+//! Finds the end of the start-up of a direction: the time at which its rate settles. Pure: no I/O, no clock.
 
 use super::byte_intervals::ByteInterval;
 use super::latency::percentile;
 
-/// The fewest intervals in which a start-up can be detected.
+/// A start-up can be detected in at least this many intervals.
 const FEWEST_INTERVALS: usize = 10;
-/// How far the band of the rest is widened on both sides, as a fraction of its median.
+/// The band of settled rates is widened on both sides by this fraction of its median.
 const BAND_SLACK: f64 = 0.05;
-/// A band wider than this fraction of its median would hold a ramp-up, too: then it is that of longer windows.
+/// A band that is wider than this fraction of its median would contain a ramp-up, too. Then the band is computed from
+/// longer windows.
 const WIDEST_BAND: f64 = 0.25;
-/// The longest windows, in intervals.
+/// A window has at most this many intervals.
 const LONGEST_WINDOW: usize = 8;
-/// The fewest windows in the second half, one after the other.
+/// The second half of the run must have room for at least this many windows.
 const FEWEST_WINDOWS: usize = 5;
-/// A rate that grows by more than this factor from each quarter of the time to the next is still in its start-up.
+/// If the rate grows by more than this factor from each quarter of the time to the next, the run is still in its
+/// start-up.
 const GROWTH: f64 = 1.25;
 
-/// The first interval of the steady part, and whether it was found.
+/// The index of the first interval of the steady part, and whether the end of the start-up was found.
 ///
-/// The second half of the run is the reference. The 10th to the 90th percentile of its rates, widened by 5 % of the
-/// median on both sides, are the band. The start-up ends at the first of two consecutive windows inside the band,
-/// whether the rate rose into it (slow start) or fell into it (the burst of a token bucket). A window is one interval.
-/// On a bursty line the band of single intervals would hold everything, so windows are longer there, up to 0.8 s.
+/// The second half of the run is the reference. The band of settled rates goes from the 10th to the 90th percentile of
+/// its rates, and is widened by 5 % of the median on both sides. The start-up ends at the first of two consecutive
+/// windows inside the band. The rate may have risen into the band (slow start), or fallen into it (the burst of a token
+/// bucket). A window is one interval. On a bursty line the band of single intervals would contain almost every rate, so
+/// windows are longer there, up to 0.8 s.
 pub(super) fn end_of_start_up(intervals: &[ByteInterval]) -> (usize, bool) {
     if intervals.len() < FEWEST_INTERVALS {
         return (0, false);
@@ -43,14 +46,14 @@ pub(super) fn end_of_start_up(intervals: &[ByteInterval]) -> (usize, bool) {
     }
 }
 
-/// Whether the rate grew through the whole run: a slow start on a long path that was not over by the middle.
+/// Whether the rate grew throughout the run: on a long path, slow start may last beyond the middle of the run.
 fn is_still_rising(intervals: &[ByteInterval]) -> bool {
     let bound = |quarter: usize| quarter * intervals.len() / 4;
     let rates = [0, 1, 2, 3].map(|at| ByteInterval::whole(&intervals[bound(at)..bound(at + 1)]).rate());
     rates.windows(2).all(|pair| pair[1] > GROWTH * pair[0])
 }
 
-/// The usual rates of the second half.
+/// The range of the usual rates in the second half of the run.
 struct Band {
     low: f64,
     median: f64,
@@ -58,7 +61,7 @@ struct Band {
 }
 
 impl Band {
-    /// The band of all windows of this length; `rest` is not shorter.
+    /// The band of all windows of `window` intervals in `rest`, which must have at least that many.
     fn of(rest: &[ByteInterval], window: usize) -> Self {
         let mut rates = rest.windows(window).map(|window| ByteInterval::whole(window).rate()).collect::<Vec<_>>();
         rates.sort_unstable_by(f64::total_cmp);

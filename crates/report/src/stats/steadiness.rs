@@ -1,4 +1,4 @@
-//! Whether the rate of a direction was steady, so that its mean is representative. Pure.
+//! Decides whether the rate of a direction was steady, so that its mean represents it. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
@@ -6,17 +6,17 @@ use paramedic_link::measurement::Sample;
 
 /// A rate is not steady if the first and the last third differ by more than this factor.
 const MOST_BETWEEN_THIRDS: f64 = 1.25;
-/// A rate is not steady if its confidence interval extends further than this fraction of the mean to either side.
+/// A rate is not steady if its confidence interval extends more than this fraction of the mean to either side.
 const MOST_DOUBT: f64 = 0.25;
-/// An excluded start-up of at least one in this many parts of the phase counts for the steadiness of the line.
+/// An excluded start-up that took at least 1/5 of the phase also counts when the steadiness is judged.
 const LONG_START_UP: u32 = 5;
-/// An excluded start-up that was faster than the rest by more than this factor was not a ramp-up but a burst: that of a
+/// An excluded start-up that was faster than the rest by more than this factor was a burst and not a ramp-up: that of a
 /// token bucket, or of a line that became slower.
 const FASTER: f64 = 1.2;
 
-/// Where the thirds of a direction begin. Usually they begin with the steady part, which begins at `startup` and lasts
-/// for `steady`. They begin with the phase if the excluded start-up was long, and was a burst or was not found
-/// (`is_found`: the rate settled).
+/// The time at which the first third of a direction begins. Usually the steady part begins there, too: at `startup`,
+/// for the duration `steady`. It is the start of the phase if the excluded start-up was long, and was a burst or was
+/// not found (`is_found` is false).
 pub fn begin_of_thirds(samples: &[Sample], startup: Duration, steady: Duration, is_found: bool) -> Duration {
     let until = startup.saturating_add(steady);
     let is_long = !startup.is_zero() && startup.saturating_mul(LONG_START_UP) >= until;
@@ -27,8 +27,8 @@ pub fn begin_of_thirds(samples: &[Sample], startup: Duration, steady: Duration, 
     if is_long && (!is_found || is_burst()) { Duration::ZERO } else { startup }
 }
 
-/// The rates of the first and the last third of a period, in bits per second; `None` without samples or for an empty
-/// period.
+/// The rates of the first and the last third of a period, in bits per second. `None` without samples, or if the period
+/// is empty.
 pub fn thirds(samples: &[Sample], from: Duration, until: Duration) -> Option<[u64; 2]> {
     let third = until.saturating_sub(from) / 3;
     let first = rate_between(samples, from, from + third)?;
@@ -37,7 +37,8 @@ pub fn thirds(samples: &[Sample], from: Duration, until: Duration) -> Option<[u6
     Some([first.round() as u64, last.round() as u64])
 }
 
-/// Whether a rate with these thirds, this mean and this confidence interval was steady. Absent values do not count.
+/// Whether a rate was steady: its first and last third (`thirds`) are about equal, and its confidence interval (`ci95_bps`)
+/// is narrow beside its mean (`goodput_bps`). An absent value is not judged.
 pub fn is_steady(thirds: Option<[u64; 2]>, goodput_bps: u64, ci95_bps: Option<[u64; 2]>) -> bool {
     let is_level = thirds.is_none_or(are_level);
     let is_sure =
@@ -50,7 +51,7 @@ pub fn are_level([first, last]: [u64; 2]) -> bool {
     first.max(last) as f64 <= MOST_BETWEEN_THIRDS * first.min(last) as f64
 }
 
-/// The rate between two moments, in bits per second. The bytes of a sample are spread evenly over its interval.
+/// The mean rate between two times, in bits per second. Spreads the bytes of a sample evenly over its interval.
 fn rate_between(samples: &[Sample], from: Duration, until: Duration) -> Option<f64> {
     let (from, until) = (from.as_micros() as f64, until.as_micros() as f64);
     if samples.is_empty() || until <= from {
@@ -69,7 +70,7 @@ fn rate_between(samples: &[Sample], from: Duration, until: Duration) -> Option<f
 mod tests {
     use super::*;
 
-    /// One sample per 100 ms, at this rate in Mbit/s.
+    /// A sample each 100 ms for `seconds`; `mbit` returns its rate in Mbit/s.
     fn readings(mbit: impl Fn(u64) -> u64, seconds: u64) -> Vec<Sample> {
         (1..=seconds * 10).map(|at| Sample { at_us: at * 100_000, bytes: mbit((at - 1) * 100) * 12_500 }).collect()
     }

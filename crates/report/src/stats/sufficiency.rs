@@ -1,26 +1,26 @@
-//! Whether there are enough samples for a statement about latency. All grades, percentiles, thresholds, sentences,
-//! lists and progress displays use these limits. Pure.
+//! How many samples each statement about latency needs. All grades, percentiles, thresholds, sentences, lists and
+//! progress displays use these limits. Pure: no I/O, no clock.
 
 /// A statement about the round trips of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statement {
-    /// The median.
+    /// The median of the round trips.
     P50,
-    /// The 90th percentile.
+    /// The 90th percentile of the round trips.
     P90,
-    /// The 95th percentile.
+    /// The 95th percentile of the round trips.
     P95,
-    /// The 99th percentile.
+    /// The 99th percentile of the round trips.
     P99,
-    /// The 99.9th percentile.
+    /// The 99.9th percentile of the round trips.
     P999,
-    /// An assessment of the median: a grade, a comparison with a threshold, a sentence. It covers all probes of the
-    /// phase, so it also requires that most of them were answered.
+    /// An assessment of the median: a grade, a comparison with a threshold, or a sentence. It is about all probes of
+    /// the phase, so at least half of them must have been answered.
     Assessment,
 }
 
 impl Statement {
-    /// The fewest round trips for this statement. At least two of them lie beyond the percentile.
+    /// The number of round trips that the statement needs. At least two of them lie beyond the percentile.
     pub fn least_samples(self) -> u64 {
         match self {
             Self::P50 | Self::Assessment => 20,
@@ -38,7 +38,7 @@ pub fn is_enough(statement: Statement, received: u64, sent: u64) -> bool {
     received >= statement.least_samples() && is_answered
 }
 
-/// Whether at least half of the probes were answered. Fewer answers are not representative.
+/// Whether at least half of the probes were answered. If not, the answered ones are not representative.
 pub fn is_mostly_answered(received: u64, sent: u64) -> bool {
     received.saturating_mul(2) >= sent
 }

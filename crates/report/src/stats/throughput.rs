@@ -1,4 +1,5 @@
-//! Goodput from samples: the mean over the steady part, and its confidence interval. Pure.
+//! Computes goodput from samples: the mean rate over the steady part, and its confidence interval. Pure: no I/O, no
+//! clock.
 
 use std::time::Duration;
 
@@ -9,43 +10,45 @@ use super::latency::percentile;
 use super::mean_interval::{Confidence, mean_interval};
 use super::startup::end_of_start_up;
 
-/// The throughput of one direction of a phase, in the steady part only, as the receiver counted it.
+/// The throughput of one direction of a phase, as the receiver counted it, in the steady part only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Throughput {
-    /// Payload bits per second: bytes over time, nothing else.
+    /// The mean payload rate in bits per second: bytes divided by time, without corrections.
     pub goodput_bps: u64,
-    /// The 95 % confidence interval of that mean, in bits per second; absent if the phase or its steady part is too
-    /// short (below 5 s and 4 s).
+    /// The 95 % confidence interval of the mean, in bits per second. Absent if the phase is shorter than 5 s, or its
+    /// steady part shorter than 4 s.
     pub ci95_bps: Option<[u64; 2]>,
-    /// The 10th percentile of the intervals' rates, in bits per second.
+    /// The 10th percentile of the interval rates, in bits per second.
     pub p10: u64,
-    /// The median of the intervals' rates, in bits per second.
+    /// The median of the interval rates, in bits per second.
     pub p50: u64,
-    /// The 90th percentile of the intervals' rates, in bits per second.
+    /// The 90th percentile of the interval rates, in bits per second.
     pub p90: u64,
-    /// Payload bytes of the steady part.
+    /// The payload bytes that arrived in the steady part.
     pub bytes: u64,
-    /// How long the steady part was.
+    /// The duration of the steady part.
     pub steady: Duration,
-    /// How long the excluded start-up was.
+    /// The duration of the excluded start-up.
     pub startup: Duration,
-    /// Whether the end of the start-up was found in the samples. False if it was requested, if the run is too short to
-    /// find it, or if the rate had not settled by the middle of the run (then the first half is excluded).
+    /// Whether the samples show the end of the start-up. False if the start-up was requested, or if the run is too
+    /// short. Also false if the rate had not settled by the middle of the run: then the first half is excluded.
     pub startup_found: bool,
 }
 
-/// Computes the throughput of one direction of a phase of length `span` from its samples; `None` if no sample is left.
-/// Ignores samples later than one interval after the span.
+/// Computes the throughput of one direction in a phase of the duration `span`. `None` if no sample is left. Ignores
+/// samples that are later than one interval after the end.
 ///
-/// The steady part never begins before the first byte. With `requested_omit` no start-up is detected: intervals that
-/// begin before it are left out. Percentiles and the confidence interval use intervals that carry information: on a line
-/// whose bytes arrive in clumps that are further apart than two samples (16 KiB of a TLS record, a datagram, all bytes
-/// behind a lost packet), samples are merged until each interval holds several clumps.
+/// The steady part never begins before the first byte. With `requested_omit` the start-up is not detected: intervals
+/// that begin before that time are excluded.
+///
+/// On some lines bytes arrive in clumps that are further apart than two samples: TLS records of 16 KiB, datagrams, all
+/// bytes behind a lost packet. There, samples are merged until each interval holds several clumps. Percentiles and the
+/// confidence interval use these intervals.
 pub fn throughput(samples: &[Sample], requested_omit: Option<Duration>, span: Duration) -> Option<Throughput> {
     throughput_with(samples, requested_omit, span, Confidence::Single)
 }
 
-/// As [`throughput`], with an interval of this confidence.
+/// Does the same as [`throughput`], with a confidence interval of this level.
 pub fn throughput_with(
     samples: &[Sample],
     requested_omit: Option<Duration>,
@@ -92,12 +95,12 @@ mod tests {
 
     const TEN_SECONDS: Duration = Duration::from_secs(10);
 
-    /// One sample every 100 ms.
+    /// A sample every 100 ms with these bytes.
     fn samples(bytes: impl IntoIterator<Item = u64>) -> Vec<Sample> {
         bytes.into_iter().enumerate().map(|(i, bytes)| Sample { at_us: (i as u64 + 1) * 100_000, bytes }).collect()
     }
 
-    /// Reproducible noise in -1..1.
+    /// A generator of reproducible noise from -1 to 1.
     struct Noise(u64);
 
     impl Noise {
@@ -149,7 +152,7 @@ mod tests {
         assert_eq!((t.startup, t.startup_found), (Duration::from_secs(5), false));
     }
 
-    /// 1 Mbit/s in TLS records of 16 KiB, the first after `lead_ms`.
+    /// The samples of 1 Mbit/s in TLS records of 16 KiB; the first record arrives after `lead_ms`.
     fn in_records(lead_ms: u64, phase_ms: u64) -> Vec<Sample> {
         let arrived = |ms: u64| (ms.saturating_sub(lead_ms) * 125 / 16_384) * 16_384;
         samples((1..=phase_ms / 100).map(|at| arrived(at * 100) - arrived((at - 1) * 100)))

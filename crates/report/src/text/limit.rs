@@ -1,9 +1,10 @@
-//! The rows about what limited each direction. Pure.
+//! The rows of the report that state what limited each direction. Pure: no I/O, no clock.
 
 use super::Detail;
 use crate::document::{LimitCause, LimitedBy};
 
-/// The cause with its evidence; of an unknown cause why it is not known, in full detail with all numbers.
+/// The text about a limit: the cause with its evidence. For an unknown cause, why it is unknown. In full detail also
+/// all known values.
 pub(super) fn limit(limited_by: &LimitedBy, detail: Detail) -> String {
     let has_numbers = limited_by.cause != LimitCause::Unknown || detail == Detail::Full;
     let numbers = limited_by.evidence.iter().filter(|_| has_numbers).map(|evidence| evidence.text.as_str());

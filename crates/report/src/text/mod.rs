@@ -1,4 +1,5 @@
-//! The report of a result document for a reader: a sentence, then the numbers. Pure; never prints.
+//! The text report of a result document: a sentence, then the numbers. Returns lines and never prints. Pure: no I/O, no
+//! clock.
 
 mod limit;
 mod self_test;
@@ -19,17 +20,17 @@ use crate::summary::RunSummary;
 
 pub use self_test::self_test;
 
-/// How detailed a report is.
+/// How much a report contains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detail {
-    /// The most important facts.
+    /// Only the most important facts.
     #[default]
     Plain,
-    /// Every fact of a report (`-v`).
+    /// The most important facts and all details (`-v`).
     Full,
 }
 
-/// The width of the column of labels.
+/// The width of the label column, in characters.
 const LABEL: usize = 12;
 
 /// The report on a result, in lines of at most [`WIDTH`] columns.
@@ -57,38 +58,38 @@ pub fn report(document: &ResultDocument, detail: Detail) -> Vec<Line> {
     lines
 }
 
-/// Runs as a list in the given order: a header and a line for each. A run is shown with the end of its id, which
-/// suffices to find it.
-pub fn list(runs: &[RunSummary]) -> Vec<String> {
-    let row = |cells: [&str; 7]| {
-        let [id, started, peer, down, up, rtt, grade] = cells;
-        format!("{id:<12}  {started:<16}  {peer:<12}  {down:>8}  {up:>8}  {rtt:>7}  {grade:<3}").trim_end().to_owned()
+/// The header of a list of runs, each of which is a [`list_line`].
+pub fn list_header() -> String {
+    list_row(["run", "started (UTC)", "against", "down", "up", "idle", "worst"])
+}
+
+/// A run in a list. It is shown with the end of its id, which suffices to find it.
+pub fn list_line(run: &RunSummary) -> String {
+    let none = || "-".to_owned();
+    let id = run.id.to_string();
+    let started = run.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
+    let peer = run.peer.as_deref().unwrap_or("-").chars().take(12).collect::<String>();
+    // The header of the column has the unit, so the cells omit "bit/s".
+    let rate = |bps: Option<u64>| bps.map_or_else(none, |bps| quantity::rate(bps).replace("bit/s", ""));
+    let rtt = run.rtt_idle_us.map_or_else(none, quantity::micros);
+    let grade = run.bufferbloat_download.max(run.bufferbloat_upload);
+    let grade = match (run.complete, grade) {
+        (false, _) => format!("({})", run.error.as_ref().map_or("incomplete", |error| error.code.as_str())),
+        (true, grade) => grade.map_or_else(none, |grade| grade.to_string()),
     };
-    let header = row(["run", "started (UTC)", "against", "down", "up", "idle", "worst"]);
-    let line = |run: &RunSummary| {
-        let none = || "-".to_owned();
-        let id = run.id.to_string();
-        let started = run.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
-        let peer = run.peer.as_deref().unwrap_or("-").chars().take(12).collect::<String>();
-        // The header of the column has the unit, so the cells omit "bit/s".
-        let rate = |bps: Option<u64>| bps.map_or_else(none, |bps| quantity::rate(bps).replace("bit/s", ""));
-        let rtt = run.rtt_idle_us.map_or_else(none, quantity::micros);
-        let grade = run.bufferbloat_download.max(run.bufferbloat_upload);
-        let grade = match (run.complete, grade) {
-            (false, _) => format!("({})", run.error.as_ref().map_or("incomplete", |error| error.code.as_str())),
-            (true, grade) => grade.map_or_else(none, |grade| grade.to_string()),
-        };
-        row([
-            id.get(24..).unwrap_or(&id),
-            &started,
-            &peer,
-            &rate(run.download_bps),
-            &rate(run.upload_bps),
-            &rtt,
-            &grade,
-        ])
-    };
-    [header].into_iter().chain(runs.iter().map(line)).collect()
+    list_row([
+        id.get(24..).unwrap_or(&id),
+        &started,
+        &peer,
+        &rate(run.download_bps),
+        &rate(run.upload_bps),
+        &rtt,
+        &grade,
+    ])
+}
+
+fn list_row([id, started, peer, down, up, rtt, grade]: [&str; 7]) -> String {
+    format!("{id:<12}  {started:<16}  {peer:<12}  {down:>8}  {up:>8}  {rtt:>7}  {grade:<3}").trim_end().to_owned()
 }
 
 fn lower_first(text: &str) -> String {
@@ -96,7 +97,7 @@ fn lower_first(text: &str) -> String {
     chars.next().map(|first| first.to_lowercase().collect::<String>() + chars.as_str()).unwrap_or_default()
 }
 
-/// The rows of throughput.
+/// Adds the rows with the throughput of each direction.
 fn throughput(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     for (label, result) in directions(document) {
         let rate = quantity::rate(result.goodput_bps);
@@ -119,7 +120,7 @@ fn throughput(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) 
     }
 }
 
-/// Each measured direction under its label.
+/// Each direction that was measured, with its label.
 fn directions(document: &ResultDocument) -> impl Iterator<Item = (&'static str, &ThroughputResult)> {
     document.all_measured().map(|(load, direction, result)| {
         let label = match (load, direction) {
@@ -132,7 +133,7 @@ fn directions(document: &ResultDocument) -> impl Iterator<Item = (&'static str, 
     })
 }
 
-/// The details after a rate.
+/// The details that follow the rate of a direction.
 fn facts(result: &ThroughputResult) -> Vec<String> {
     let mut facts = vec![match result.streams {
         1 => "1 stream".to_owned(),
@@ -159,7 +160,7 @@ fn facts(result: &ThroughputResult) -> Vec<String> {
     indented(&facts.join(", "))
 }
 
-/// The counts of datagrams as text.
+/// The datagram counts of a direction as text.
 fn datagrams(udp: &UdpResult) -> String {
     let each = udp.payload_bytes.map(|bytes| format!(" of {bytes} bytes")).unwrap_or_default();
     let lost = format!("{} of {} datagrams{each} lost ({})", udp.lost, udp.datagrams, quantity::share(udp.loss));
@@ -170,7 +171,7 @@ fn datagrams(udp: &UdpResult) -> String {
     said.join(", ")
 }
 
-/// The table of latencies.
+/// Adds the table of latencies.
 fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
     if document.latency.is_empty() {
         return;
@@ -206,7 +207,7 @@ fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
     queues(document, lines);
 }
 
-/// The table of what each load does to the latency: the queue by direction, and the responsiveness.
+/// Adds the table of what each load does to the latency: the queue of each direction, and the responsiveness.
 fn queues(document: &ResultDocument, lines: &mut Vec<Line>) {
     let loaded = document.latency.iter().filter(|(_, one)| one.queue.is_some() || one.responsiveness_rpm.is_some());
     let rows = loaded.map(|(load, latency)| {
@@ -240,7 +241,7 @@ fn grade_tone(grade: Grade) -> Tone {
     }
 }
 
-/// The rows about both ends, and the amount of data.
+/// Adds the rows about both ends, and the amount of data.
 fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     lines.push(Line::empty());
     let mut labelled = |label: &str, text: String| {
@@ -297,8 +298,8 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     }
 }
 
-/// The processor use of an end: the share of a core that its busiest thread used; in full detail also the share of the
-/// host.
+/// The processor use of an end as text: the share of a core that its busiest thread used. In full detail also the share
+/// of the host.
 fn busy(cpu: &CpuUse, detail: Detail) -> String {
     let thread = quantity::share(cpu.busiest_thread);
     match cpu.host_busy.filter(|_| detail == Detail::Full) {
@@ -307,14 +308,14 @@ fn busy(cpu: &CpuUse, detail: Detail) -> String {
     }
 }
 
-/// The beginning of an Endpoint ID: enough to recognise a device, too short to verify it.
+/// The first characters of an Endpoint ID: enough to recognise a device, too few to verify it.
 pub fn short(id: EndpointId) -> String {
     let text = id.to_string();
     // "PP-" and two groups of four; a printed id is longer and plain ASCII.
     format!("{}-…", text.get(..12).unwrap_or(&text))
 }
 
-/// The line of a threshold and whether the result meets it.
+/// The line about a threshold: whether the result meets it.
 fn threshold(threshold: &ThresholdResult) -> Line {
     let show = |quantity: Quantity| shown(&threshold.name, quantity);
     let measured = threshold.measured.map_or_else(|| "not measured".to_owned(), show);
@@ -324,7 +325,7 @@ fn threshold(threshold: &ThresholdResult) -> Line {
     Line::of(tone, format!("{word:<LABEL$}")).with(Tone::Plain, text)
 }
 
-/// A threshold's number as text. The end of the name gives the unit of the number.
+/// The number of a threshold as text. The end of `name` gives the unit of the number.
 fn shown(name: &str, quantity: Quantity) -> String {
     let (whole, fraction) = match quantity {
         Quantity::Whole(number) => (number, number as f64),
@@ -363,7 +364,7 @@ mod tests {
         ResultDocument { bufferbloat: ByLoad { upload, ..ByLoad::default() }, ..example::full() }
     }
 
-    /// The sentence of the document if direct mode was not blocked.
+    /// The sentence about `document` as if direct mode had not been blocked.
     fn sentence(document: &ResultDocument) -> String {
         let document = ResultDocument { data_mode_fallback: None, ..document.clone() };
         conclude(&Observations::of(&document)).1
@@ -478,7 +479,7 @@ mod tests {
         let interrupted = ResultDocument { complete: false, ..example::bare() };
         let runs = [example::full(), interrupted].map(|document| RunSummary::of(&document));
         assert_eq!(
-            list(&runs),
+            [list_header()].into_iter().chain(runs.iter().map(list_line)).collect::<Vec<_>>(),
             [
                 "run           started (UTC)     against           down        up     idle  worst",
                 "000000000001  2026-01-31 12:00  attic            941 M    94.2 M  12.3 ms  A",

@@ -1,4 +1,4 @@
-//! The text of a self-test for a reader: the verdict, the rates, the facts, the weak points.
+//! The text report of a self-test: the verdict, the rates, the facts, the weak points.
 
 use crate::lines::{Line, Tone, WIDTH, wrapped};
 use crate::self_test::{FactRow, SelfTest, WeakPoint, fact_rows, rate_note, rate_rows};
@@ -25,14 +25,14 @@ pub fn self_test(test: &SelfTest) -> Vec<Line> {
     lines
 }
 
-/// A row with its text after the label, wrapped to as many lines as needed.
+/// A row as lines: its text after the label, wrapped as needed.
 fn columns(row: &FactRow, label: usize) -> Vec<Line> {
     let mut text = wrapped(&row.text, WIDTH - label, 0).into_iter();
     let first = Line::of(Tone::Plain, format!("{:<label$}{}", row.label, text.next().unwrap_or_default()));
     [first].into_iter().chain(text.map(|line| Line::from(format!("{:<label$}{line}", "")))).collect()
 }
 
-/// The weak point, its cause and its remedy, after an empty line.
+/// The lines about a weak point: an empty line, then the weak point, its cause and its remedy.
 fn weak_point(weak: &WeakPoint) -> Vec<Line> {
     let parts = [
         ("weak: ", Tone::Fair, &weak.what),

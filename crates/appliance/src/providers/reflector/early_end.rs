@@ -1,29 +1,30 @@
-//! When a phase is looked at, to end it before its time once it is stable. Pure.
+//! Decides at fixed times (looks) whether a running phase is stable, so that it may end early. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
 use paramedic_report::fold::PhaseRecord;
 use paramedic_report::stats::LOOKS;
 
-/// The length of each of the two periods whose latency is compared.
+/// The latency is compared between two periods of this length.
 const LATENCY_PERIOD: Duration = Duration::from_secs(2);
 
-/// The looks at a running phase.
+/// The looks at one running phase: at each fixed time, whether the phase is stable and may end.
 pub(super) struct StabilityLooks {
-    /// The requested start-up.
+    /// The start-up that the request excludes.
     omit: Option<Duration>,
-    /// How many looks were taken.
+    /// The number of looks that were taken so far.
     taken: usize,
 }
 
 impl StabilityLooks {
-    /// The looks at a phase that begins.
+    /// The looks at a phase that begins. `omit` is the start-up that the request excludes.
     pub(super) fn new(omit: Option<Duration>) -> Self {
         Self { omit, taken: 0 }
     }
 
-    /// The look at which the phase may end, if it is the next one and its samples have come. `median_rtt` is the median
-    /// round trip in microseconds between two times since the begin of the phase, if it is known.
+    /// Takes the next look if all its samples have arrived. Returns its time if the phase is stable and may end there.
+    /// `median_rtt` returns the median round trip in microseconds between two times since the start of the phase, if it
+    /// is known.
     pub(super) fn due(
         &mut self,
         record: &PhaseRecord,
@@ -52,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// The looks at which a download that becomes steady at this time may end.
+    /// The looks at which a download may end that becomes steady at this time.
     fn ends(steady_from_ms: u64, median_rtt: impl Fn(Duration, Duration) -> Option<u32> + Copy) -> Vec<Duration> {
         let run = RunIdentity {
             id: uuid::Uuid::nil(),

@@ -1,4 +1,4 @@
-//! The provider `reflector`: one session with a paired reflector, all phases and probes included.
+//! The provider `reflector`: one session with a paired reflector, with all its phases and probes.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that asks a reflector in wall time")]
 
@@ -35,10 +35,11 @@ use crate::waiting::QueueWait;
 use fallback::ModePlan;
 use session::{Blocked, ReflectorSession, SessionFailure};
 
-/// How long a grant waits for the device's lock: a reflector ends one that does not begin within 30 s.
+/// How long the appliance waits for the lock of the device once a test is granted. The reflector ends a session that
+/// does not begin within 30 s.
 const RETAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Speed tests against reflectors that this device is paired with.
+/// The provider of tests against paired reflectors.
 pub(super) struct Reflectors;
 
 impl Provider for Reflectors {
@@ -118,6 +119,13 @@ async fn measure(
         introduced = introduced => introduced?,
         () = observer.interrupted() => return Err(ApplianceError::Interrupted),
     };
+    if Feature::is_in(Feature::PATH_FACTS, &welcome.features) {
+        let path = tokio::select! {
+            path = client.path_facts() => path?,
+            () = observer.interrupted() => return Err(ApplianceError::Interrupted),
+        };
+        record.result.set_observed_address(path.observed_address.ip());
+    }
     if job.request.spec.direction_bytes.is_some() && !Feature::is_in(Feature::DIRECTION_BYTES, &welcome.features) {
         return Err(ApplianceError::Unsupported("this reflector is too old for -n and --budget; use -t".to_owned()));
     }
@@ -164,32 +172,32 @@ async fn measure(
     end.map(drop)
 }
 
-/// What the reflector said when the link was opened.
+/// What the reflector reported when the link was opened.
 struct Introduction {
     name: PeerText,
     version: PeerText,
     facts: HostFacts,
-    /// Whether it can send what its kernel recorded of the streams.
+    /// Whether the reflector can send its kernel's record of the streams.
     sends_detail: bool,
 }
 
 /// How a session ended that did not fail.
 enum SessionEnd {
-    /// All its phases ran.
+    /// All phases of the session ran.
     Complete,
-    /// Direct mode is blocked. The session is ended, and the link can take another request.
+    /// Direct mode is blocked. The session has ended, and the link can be used for another request.
     Blocked(Box<ReflectorClient>, Blocked),
 }
 
-/// One test against a reflector: one session, or two if direct mode is blocked.
+/// One test against a reflector. It has one session, or two if direct mode is blocked.
 struct ReflectorRun<'a> {
     job: &'a TestJob,
     peer: Introduction,
-    /// Whether the reflector can end a phase before its time.
+    /// Whether the reflector supports an early end of a phase.
     can_stop: bool,
-    /// The longest test of the reflector.
+    /// The longest duration of a test at this reflector.
     longest_test: Duration,
-    /// How long the test may still wait for its turn.
+    /// How long the test may still wait in the queue.
     turn: TurnWait,
     /// Whether all streams of a phase with load arrived at the reflector.
     had_streams: bool,
@@ -199,8 +207,8 @@ struct ReflectorRun<'a> {
 }
 
 impl ReflectorRun<'_> {
-    /// Requests a session in this data mode and runs it. `falls_back`: with [`SessionEnd::Blocked`] instead of an error
-    /// if direct mode is blocked.
+    /// Requests a session in this data mode and runs it. With `falls_back`, a blocked direct mode is not an error but
+    /// returns [`SessionEnd::Blocked`].
     async fn session(
         &mut self,
         mut client: ReflectorClient,
@@ -270,8 +278,8 @@ impl ReflectorRun<'_> {
     }
 }
 
-/// Takes the device's lock again, where it was released in the queue, and answers the reflector meanwhile. A grant
-/// expires: where the lock does not come in time, the grant is of no use.
+/// Takes the lock of the device again if it was released in the queue. Answers the reflector meanwhile. Fails if the
+/// lock is not free in time, because the grant expires.
 async fn retake(
     lock: &mut TestLock,
     client: &mut ReflectorClient,
@@ -298,8 +306,8 @@ async fn retake(
     }
 }
 
-/// The data mode that is requested. A mode that the reflector does not offer is requested all the same, if there is no
-/// other: the denial names what it offers.
+/// The data mode to request. If the reflector offers none that can be used, requests one nevertheless: the reflector's
+/// denial then names the modes that it offers.
 fn mode_plan(job: &TestJob, welcome: &Welcome, reflector: EndpointId) -> ModePlan {
     let engine = engines::find(job.request.spec.engine.as_str());
     let ways = engine.into_iter().flat_map(|engine| {
@@ -315,8 +323,8 @@ fn mode_plan(job: &TestJob, welcome: &Welcome, reflector: EndpointId) -> ModePla
     })
 }
 
-/// Limits segments or datagrams to what the path has carried, unless the request sets their size. The datagram fills
-/// the same IP packet: TCP's header has 20 bytes, UDP's has 8.
+/// Limits the size of segments or datagrams to what the path can carry, unless the request sets it. A datagram may have
+/// 12 bytes more than a segment, because a UDP header has 8 bytes and a TCP header 20.
 fn fit_path(spec: TestSpec, segment_limit: Option<u16>) -> TestSpec {
     let Some(bytes) = segment_limit else { return spec };
     let Some(engine) = engines::find(spec.engine.as_str()) else { return spec };
@@ -331,7 +339,7 @@ fn fit_path(spec: TestSpec, segment_limit: Option<u16>) -> TestSpec {
     }
 }
 
-/// A link to the reflector that is meant, and how it is saved here.
+/// Opens a link to the reflector that the request names. Returns it with the saved reflector.
 async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), ApplianceError> {
     let Some(first) = job.known.first() else { return Err(ApplianceError::NoReflectorPaired) };
     let Some(asked) = &job.request.peer else {

@@ -1,4 +1,5 @@
-//! A granted session as the appliance lives it: phase after phase on threads, with one eye on the link all the while.
+//! The appliance's end of a granted session: runs its phases one after the other on threads, and serves the link
+//! meanwhile.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -34,38 +35,38 @@ use crate::providers::run_record::{RunRecord, own_facts, probe_bytes, reading as
 use crate::providers::{Observer, TestJob};
 use crate::reflector_client::ReflectorClient;
 
-/// The timeout for the connections of a phase with one stream in each direction.
+/// How long the connections of a phase may take to open, apart from [`CONNECT_TIMEOUT_PER_STREAM`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// What each further stream adds to that timeout; a bidirectional phase has twice its streams.
+/// How much longer each stream may take to open.
 const CONNECT_TIMEOUT_PER_STREAM: Duration = Duration::from_millis(500);
-/// How long both ends may take, after a phase's time, to drain and to count.
+/// How long both ends may take after the end of a phase to drain their queues and report their counts.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long the engine may take to hand over its counts after a failure; longer than an external program has to exit.
+/// How long the engine may take to report its counts after a failure. An external program needs less time to exit.
 const COUNTS_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long to wait, after a failure, for a message of the reflector that explains it.
+/// How long to wait after a failure for a message of the reflector that explains it.
 const LINK_ERROR_GRACE: Duration = Duration::from_secs(1);
-/// How long closing a failed session may take.
+/// How long the end of a failed session may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
-/// The same if the reflector may know the cause.
+/// How long the end of a failed session may take if the reflector may know the cause.
 const CLOSE_TIMEOUT_WITH_CAUSE: Duration = Duration::from_secs(3);
-/// How long the link may be silent once this end's data connections have failed: both share the path.
+/// How long the link may be silent once the data connections of this end have failed. Both use the same path.
 const LINK_SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often the latency so far is shown.
+/// How often the latency so far is reported as progress.
 const LATENCY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Why the data connections of direct mode cannot be used.
+/// Why direct data connections to the reflector cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Blocked {
     pub(super) reason: FallbackReason,
-    /// The address and port that no stream reached.
+    /// The address and port that no stream could reach.
     pub(super) address: SocketAddr,
 }
 
-/// How a session ends early.
+/// Why a session ended early.
 pub(super) enum SessionFailure {
-    /// Direct mode is blocked, and the test may go through the tunnel.
+    /// Direct mode is blocked. The test may continue through the tunnel.
     Blocked(Blocked),
-    /// Anything else.
+    /// The test failed.
     Failed(ApplianceError),
 }
 
@@ -75,7 +76,7 @@ impl From<ApplianceError> for SessionFailure {
     }
 }
 
-/// Cancels a session when it is dropped: whichever way it is left, no thread may go on moving bytes.
+/// Cancels the session when it is dropped: no thread may continue to move bytes after that.
 struct CancelOnDrop(Arc<SessionControl>);
 
 impl std::ops::Deref for CancelOnDrop {
@@ -92,39 +93,39 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// One granted session.
+/// A granted session, as the appliance runs it.
 pub(super) struct ReflectorSession {
     client: ReflectorClient,
     spec: TestSpec,
     control: CancelOnDrop,
-    /// Where data goes, and what carries it.
+    /// The address to which data connections go.
     data: SocketAddr,
     transport: PayloadTransport,
-    /// Whether [`SessionFailure::Blocked`] is the answer to blocked data connections. Not once streams of a phase
-    /// arrived.
+    /// Whether blocked data connections end the session with [`SessionFailure::Blocked`]. False once streams of a phase
+    /// have arrived.
     falls_back: bool,
     had_streams: bool,
     client_end: Arc<dyn EngineClient>,
     prober: Option<Prober>,
-    /// The current probe interval.
+    /// The present time between two latency probes.
     probe_interval: Duration,
-    /// The choice of the probe interval in the running phase; `None` where it is fixed.
+    /// Chooses the probe interval of the running phase; `None` if the interval is fixed.
     pacing: Option<ProbePacing>,
     adapts_probes: bool,
-    /// The requested start-up.
+    /// The start-up that the request excludes.
     omit: Option<Duration>,
-    /// The looks at the running phase; `None` where it runs for its time.
+    /// The looks at the running phase; `None` if it runs for its full time.
     looks: Option<StabilityLooks>,
     beat: Interval,
     received_at: Instant,
-    /// When it was last looked at how long that is ago.
+    /// When the silence of the link was last checked.
     silence_checked_at: Instant,
-    /// Whether what the engine's program says is to be kept.
+    /// Whether the result includes the output of the engine's program.
     keeps_raw: bool,
 }
 
 impl ReflectorSession {
-    /// Derives the keys, opens the engine's end, begins to probe.
+    /// Derives the keys of the session, opens the engine's end, and starts the latency probes.
     pub(super) async fn open(
         job: &TestJob,
         client: ReflectorClient,
@@ -221,12 +222,12 @@ impl ReflectorSession {
         self.had_streams
     }
 
-    /// The program that moves the data, where it is another one than ours.
+    /// The name and version of the external program that moves the payload; `None` if the engine itself does.
     pub(super) fn program(&self) -> Option<String> {
         self.client_end.program()
     }
 
-    /// All phases, in order.
+    /// Runs all phases in order.
     pub(super) async fn run(
         &mut self,
         observer: &mut Observer,
@@ -332,8 +333,8 @@ impl ReflectorSession {
         Ok(connected?)
     }
 
-    /// Ends when so much time has passed that direct mode counts as blocked, if `count` is still 0 then; otherwise
-    /// never.
+    /// Completes when direct mode counts as blocked: `count`, the number of streams that got an answer, is still 0
+    /// after [`fallback::SILENCE`]. Otherwise never completes.
     fn silence_of_all_streams(
         &self,
         number: u8,
@@ -356,8 +357,8 @@ impl ReflectorSession {
         SessionFailure::Blocked(Blocked { reason, address: self.data })
     }
 
-    /// The timeout for all connections of a phase. Handshakes run in parallel, each with at most [`CONNECT_TIMEOUT`];
-    /// the sum bounds a reflector that delays each of them.
+    /// How long all connections of a phase may take. Handshakes run in parallel, each with at most [`CONNECT_TIMEOUT`].
+    /// The limit is for a reflector that delays each of them.
     fn connect_timeout(&self) -> Duration {
         CONNECT_TIMEOUT + CONNECT_TIMEOUT_PER_STREAM * u32::from(self.spec.streams) * 2
     }
@@ -432,7 +433,7 @@ impl ReflectorSession {
         }
     }
 
-    /// Ends a phase before its time if it is stable at a look.
+    /// Ends the phase early if it is stable at a look.
     async fn end_if_stable(&mut self, number: u8, record: &mut PhaseRecord) -> Result<(), ApplianceError> {
         let (Some(looks), Some(prober), Some(begun)) = (&mut self.looks, &self.prober, record.begun_at) else {
             return Ok(());
@@ -446,7 +447,7 @@ impl ReflectorSession {
         Ok(())
     }
 
-    /// Begins the choice of the probe interval in a phase.
+    /// Starts to choose the probe interval of a phase.
     fn begin_pacing(&mut self, phase: PhaseSpec, record: &mut PhaseRecord) {
         let (Some(prober), Some(begun)) = (&self.prober, record.begun_at) else { return };
         if !self.adapts_probes {
@@ -465,7 +466,7 @@ impl ReflectorSession {
         Some(self.pacing.as_ref()?.due()?.saturating_sub(self.prober.as_ref()?.now()))
     }
 
-    /// Changes the probe interval if it is time to.
+    /// Changes the probe interval if that is due.
     fn pace_probes(&mut self, record: &mut PhaseRecord) {
         let (Some(prober), Some(pacing)) = (&self.prober, &mut self.pacing) else { return };
         let now = prober.now();
@@ -478,7 +479,7 @@ impl ReflectorSession {
         }
     }
 
-    /// Keeps a reading, shows it, and looks whether it decides the probe interval.
+    /// Records a reading and reports it as progress. It may also decide the probe interval.
     fn note(&mut self, observer: &mut Observer, record: &mut PhaseRecord, reading: PhaseProgress) {
         if let Some(counted) = note(observer, record, reading) {
             if let Some(pacing) = &mut self.pacing {
@@ -524,7 +525,8 @@ impl ReflectorSession {
         }
     }
 
-    /// The failure of a phase, or its cause if this device refused a thread: all else follows from that.
+    /// The failure of a phase; or the refused thread if this device could not start one, because that is the cause of
+    /// everything else.
     fn or_thread_limit(&self, failure: SessionFailure) -> SessionFailure {
         match self.control.refused_thread() {
             Some(refused) => ApplianceError::ThreadLimit(refused.clone()).into(),
@@ -536,7 +538,7 @@ impl ReflectorSession {
         ApplianceError::ImpossibleReport { address: self.client.address(), claim }
     }
 
-    /// Does `work` with one eye on the link.
+    /// Waits for `work`, and serves the link meanwhile.
     async fn during<T>(&mut self, work: impl Future<Output = T>, observer: &mut Observer) -> Result<T, ApplianceError> {
         let mut work = std::pin::pin!(work);
         loop {
@@ -551,8 +553,8 @@ impl ReflectorSession {
         }
     }
 
-    /// Replaces an error by the reason why the reflector ended the session, if the reflector sends one within
-    /// [`LINK_ERROR_GRACE`]: the end of the session causes the error, and its message may arrive after it.
+    /// Replaces an error by the reason for which the reflector ended the session. The end of a session causes such
+    /// errors, and its message may arrive after them, so waits for it up to [`LINK_ERROR_GRACE`].
     async fn with_reason_of_reflector<T>(&mut self, done: Result<T, ApplianceError>) -> Result<T, ApplianceError> {
         let Err(failure) = done else { return done };
         let deadline = Instant::now() + LINK_ERROR_GRACE;
@@ -565,7 +567,7 @@ impl ReflectorSession {
         Err(failure)
     }
 
-    /// Answers what needs an answer, and passes on what belongs to a phase.
+    /// Answers a ping, fails on the end of the session, and returns every other message.
     async fn handle_message(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, ApplianceError> {
         self.received_at = Instant::now();
         self.control.heard();
@@ -579,12 +581,12 @@ impl ReflectorSession {
         }
     }
 
-    /// How long ago anything was last received on any connection of the session.
+    /// How long nothing was received on any connection of the session.
     fn silent_for(&self) -> Duration {
         self.received_at.max(self.control.last_heard().into()).elapsed()
     }
 
-    /// Sends a heartbeat, and fails if nothing was received for too long on any connection.
+    /// Sends a heartbeat. Fails if nothing was received for too long on any connection.
     async fn keep_alive(&mut self) -> Result<(), ApplianceError> {
         let silent_for = self.silent_for();
         // Who was held up here for long has not read yet what may have come.
@@ -595,7 +597,7 @@ impl ReflectorSession {
         self.client.send(&ToReflector::Ping).await
     }
 
-    /// The results of the probes; sends no more of them.
+    /// Stops the latency probes, and returns their results.
     async fn finish_probes(&mut self) -> Option<Probes> {
         let prober = self.prober.take()?;
         let mut finished = tokio::task::spawn_blocking(move || prober.finish());
@@ -608,7 +610,7 @@ impl ReflectorSession {
         probes.ok().and_then(Result::ok)
     }
 
-    /// Ends the session without its result, and returns the link, which can take another request.
+    /// Ends the session without a result. Returns the link, which can be used for another request.
     pub(super) async fn give_back(
         mut self,
         run: &mut RunRecord,
@@ -624,8 +626,8 @@ impl ReflectorSession {
         Ok(self.client)
     }
 
-    /// Ends the session: gathers the probes, informs the reflector, and requests the facts of its host once more.
-    /// `failure` is why the session is not complete; it gets what only the reflector knows of its cause.
+    /// Ends the session: collects the probes, tells the reflector, and asks for the facts of its host again. `failure`
+    /// is why the session is not complete; the datagrams that the reflector counted are added to it.
     pub(super) async fn close(mut self, run: &mut RunRecord, failure: Option<&mut ApplianceError>) {
         let close_timeout = match &failure {
             None => END_AFTER_SILENCE,
@@ -656,7 +658,7 @@ impl ReflectorSession {
     }
 }
 
-/// How the probes' data connection is made, should they need one.
+/// Returns a function that opens a data connection for the probes. It is called only if the probes need one.
 fn fall_back(
     session: SessionId,
     keys: &Arc<SessionKeys>,
@@ -672,7 +674,7 @@ fn fall_back(
     })
 }
 
-/// Starts to probe, over UDP where it comes back and else over a data connection.
+/// Starts the latency probes: over UDP if answers come back, otherwise over a data connection.
 async fn probe(order: ProberSetup) -> Result<Prober, ApplianceError> {
     let started = tokio::task::spawn_blocking(move || {
         let prober = Prober::start(order)?;
@@ -683,7 +685,7 @@ async fn probe(order: ProberSetup) -> Result<Prober, ApplianceError> {
     started.map_err(|error| ApplianceError::of_io(error, ApplianceError::NoProbes))
 }
 
-/// Keeps a reading. Reports it to the observer and returns it if it counts.
+/// Records a reading. If it counts for the progress display, reports it and returns it.
 fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgress) -> Option<CountedReading> {
     if let PhaseProgress::Detail(direction, sample) = progress {
         record.note_detail(ObservedEnd::Appliance, direction, sample);
@@ -694,7 +696,7 @@ fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgre
     Some(shown)
 }
 
-/// Waits for `left`; for ever without a time.
+/// Waits for `left`; without a time, for ever.
 async fn pacing_due(left: Option<Duration>) {
     match left {
         Some(left) => tokio::time::sleep(left).await,
@@ -702,13 +704,13 @@ async fn pacing_due(left: Option<Duration>) {
     }
 }
 
-/// Whether a reading of the other end can be true.
+/// Checks whether a reading of the other end can be true.
 fn check(record: &PhaseRecord, progress: PhaseProgress) -> Result<(), Impossible> {
     as_folded(progress).map_or(Ok(()), |(end, direction, sample)| record.check(end, direction, sample))
 }
 
-/// The results of the probes since the last such reading, once they are enough for a median, or twice as many were
-/// sent. Those that may still be under way are left for the next reading.
+/// The latency since the last such reading. Returns a reading once there are enough answers for a median, or twice as
+/// many probes were sent. Probes that may still be under way are left for the next reading.
 fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant) -> Option<LatencyReading> {
     let under_way = prober.recent().unwrap_or(LATENCY_INTERVAL) * 2;
     let until = prober.now().checked_sub(under_way)?.max(*seen_until);
@@ -721,11 +723,11 @@ fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant
     Some(LatencyReading { phase: load, at_ms: millis(begun.elapsed()), rtt_us, sent, received })
 }
 
-/// The probes of a period of a running phase.
+/// The probes in a period of a running phase.
 struct RecentProbes {
     sent: u64,
     received: u64,
-    /// The median round trip, if enough of them were answered.
+    /// The median round trip in microseconds; `None` if too few probes were answered.
     median_us: Option<u32>,
 }
 
@@ -746,8 +748,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Why this device cannot run its end of the test. A congestion control that its kernel refuses is no fault of the
-/// program.
+/// The error of a device that cannot run its end of the test. It is a bad request if the kernel refuses the requested
+/// congestion control.
 fn not_driven(spec: &TestSpec, error: std::io::Error) -> ApplianceError {
     if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
         return ApplianceError::EngineUnavailable { engine: spec.engine.to_string(), lacking: lacking.clone() };

@@ -1,4 +1,4 @@
-//! Why the data of a test did not reach the reflector, although the link did, and what to change.
+//! Explains why the data of a test did not reach the reflector although the link did, and what to change.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_link::measurement::DatagramsSeen;
 use paramedic_link::test_spec::DataMode;
 
-/// The cause and the advice. `seen` is what the reflector counted of the session's datagrams.
+/// Returns the cause and the advice. `seen` is how many datagrams of the session the reflector counted.
 pub(super) fn explain(
     address: SocketAddr,
     mode: DataMode,
@@ -24,14 +24,15 @@ pub(super) fn explain(
         (PayloadTransport::Tcp, DataMode::Tunneled) => (
             source.to_string(),
             format!(
-                "the link to the same port works: raise limits of connections to TCP {} on the way, or use -P 1",
+                "the link to this port works, so a firewall may limit connections: raise its limit for TCP {}, or use \
+                 -P 1",
                 address.port()
             ),
         ),
         (PayloadTransport::Tcp, _) => (
             source.to_string(),
-            "let TCP to the reflector's data_port_range through, or use --data-mode tunneled, which needs the control port \
-             alone"
+            "let TCP to the reflector's data_port_range through, or use --data-mode tunneled, which needs only \
+             the control port"
                 .to_owned(),
         ),
     }
@@ -41,9 +42,11 @@ fn of_datagrams(port: u16, mode: DataMode, source: &io::Error, seen: Option<Data
     let without = "measure with TCP, without -u";
     let open = match mode {
         DataMode::Tunneled => format!("let UDP to port {port} of the reflector through, or {without}"),
-        _ => "let UDP to the reflector's data_port_range through, or use --data-mode tunneled, which needs UDP to the control \
-              port alone"
-            .to_owned(),
+        _ => {
+            "let UDP to the reflector's data_port_range through, or use --data-mode tunneled, which needs UDP only to \
+              the control port"
+                .to_owned()
+        }
     };
     match seen {
         None => {

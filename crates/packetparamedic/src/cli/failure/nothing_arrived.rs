@@ -1,4 +1,4 @@
-//! The failure of a test with directions in which almost nothing arrived, or nothing any more.
+//! The failure of a test in which, in some directions, almost no payload arrived or the payload stopped.
 
 use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_link::test_spec::Load;

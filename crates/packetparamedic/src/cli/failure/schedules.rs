@@ -1,21 +1,26 @@
-//! The failures of schedules and of the service that runs them.
+//! The failures of schedules, and of the service that runs them.
 
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::schedule::{RecurrenceError, ScheduleError};
 
 use super::{CommandFailure, ExitStatus, REPORT_IT};
 
-/// The failure of a schedule that is not accepted.
+/// The failure of adding a schedule that is not valid.
 pub(super) fn not_accepted(error: &ScheduleError) -> CommandFailure {
     let try_ = match error {
-        ScheduleError::Name(_) => "choose such a name, as in --name nightly",
+        ScheduleError::Name(_) => "choose a valid name, such as --name nightly",
         ScheduleError::Recurrence(RecurrenceError::TooOften { .. }) => "leave at least 5 minutes between two runs",
-        ScheduleError::Recurrence(_) => "--every 6h, or --cron \"30 3 * * *\" (minute, hour, day, month, day of week)",
-        ScheduleError::Zone(_) => "use a name such as Europe/Berlin; a host without any needs the package tzdata",
+        ScheduleError::Recurrence(_) => {
+            "use --every 6h, or --cron \"30 3 * * *\" (minute, hour, day, month, day of week)"
+        }
+        ScheduleError::Zone(_) => {
+            "use a name such as Europe/Berlin; if this host knows none, install the package tzdata"
+        }
         ScheduleError::Spread { .. } => "use a shorter --spread",
         ScheduleError::AlwaysQuiet { .. } => "move the runs with --every or --cron, or change --quiet-hours",
         ScheduleError::NoBudget => "raise --budget-day and --budget-month, or omit them",
-        ScheduleError::LineShare(_) => "--busy-share 20%, or --busy-share off",
+        ScheduleError::LineShare(_) => "use --busy-share 20% or --busy-share off",
+        ScheduleError::Uplink(_) => "run `ip link` to list the interfaces, and name them with --uplink",
         ScheduleError::DiscardsResult => "omit --no-save",
     };
     CommandFailure::new(ExitStatus::Usage, "bad_schedule", "the schedule is not accepted", error, try_)
@@ -28,7 +33,7 @@ pub(super) fn refused(error: &ApplianceError) -> CommandFailure {
             ExitStatus::Failed,
             "schedule_disabled",
             "the schedule does not run",
-            format!("packetparamedic schedule enable {name}"),
+            format!("run `packetparamedic schedule enable {name}`"),
         ),
         ApplianceError::ScheduleRuns { .. } => (
             ExitStatus::Busy,
@@ -40,7 +45,7 @@ pub(super) fn refused(error: &ApplianceError) -> CommandFailure {
             ExitStatus::Failed,
             "already_running",
             "the service cannot start",
-            format!("end the other one, or set a folder other than {} with --state-dir", state_dir.display()),
+            format!("stop that service, or set a folder other than {} with --state-dir", state_dir.display()),
         ),
         _ => (ExitStatus::Failed, "internal", "the request failed", REPORT_IT.to_owned()),
     };

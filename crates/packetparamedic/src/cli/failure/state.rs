@@ -1,4 +1,4 @@
-//! The failures of the state folder: its key and its database.
+//! The failures of the state folder, its key and its database.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use paramedic_link::state_folder::StateFolderError;
 
 use super::{CommandFailure, ExitStatus, thread_limit};
 
-/// The failure of a test that was not begun, because `failure` would have kept its result from being saved.
+/// The failure of a test that was not begun, because its result could not have been saved: `failure` is why.
 pub(super) fn cannot_save(mut failure: CommandFailure) -> CommandFailure {
     failure.what = "the test was not begun: its result could not be saved".to_owned();
     failure.try_ = format!("`speed-test --no-save` measures without saving; otherwise: {}", failure.try_);
@@ -37,7 +37,7 @@ impl From<&StorageError> for CommandFailure {
                 Exit::Failed,
                 "history_corrupt",
                 "cannot read the saved pairings and results",
-                format!("nothing was overwritten: move {} away, or restore it from a backup", path.display()),
+                format!("restore {} from a backup, or move it away to start anew; it was not changed", path.display()),
             ),
             E::Newer { .. } => fail(
                 Exit::Usage,
@@ -97,6 +97,20 @@ impl From<&StorageError> for CommandFailure {
                 "no such schedule",
                 "run `packetparamedic schedule list` to list them".to_owned(),
             ),
+            E::TokenExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
+            E::NoSuchToken { .. } => fail(
+                Exit::Failed,
+                "no_such_token",
+                "no such token",
+                "run `packetparamedic token list` to list them".to_owned(),
+            ),
+            E::MonitorExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
+            E::NoSuchMonitor { .. } => fail(
+                Exit::Failed,
+                "no_such_monitor",
+                "no such monitor",
+                "run `packetparamedic monitor list` to list them".to_owned(),
+            ),
             E::Document { .. } => fail(
                 Exit::Failed,
                 "history_unreadable",
@@ -114,7 +128,7 @@ impl From<&StorageError> for CommandFailure {
     }
 }
 
-/// The failure of opening the configured state folder.
+/// The failure of opening the state folder that is configured as `named`.
 pub(super) fn unusable_folder(named: &Path, error: &StateFolderError) -> CommandFailure {
     let what = format!("cannot use the state folder {}", named.display());
     let (code, try_) = match error {

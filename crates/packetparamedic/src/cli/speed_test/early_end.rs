@@ -1,21 +1,21 @@
-//! Which options of `speed-test` exclude `--until-stable`: those that set the length of a direction, and those that need
-//! all of it.
+//! Which options of `speed-test` exclude `--until-stable`: those that set the duration of a direction, and those that
+//! need its full duration.
 
 use super::Args;
 
-/// The facts of the test that decide it beside the options.
+/// What else about the test decides whether `--until-stable` is possible.
 pub(super) struct RequestedLength {
-    /// Whether a setting sets the duration.
+    /// Whether the configuration sets the duration.
     pub(super) is_configured: bool,
-    /// Whether datagrams are sent.
+    /// Whether the test sends datagrams.
     pub(super) sends_datagrams: bool,
-    /// Whether an external program moves the data.
+    /// Whether an external program moves the payload.
     pub(super) has_program: bool,
     /// Whether the test sends latency probes.
     pub(super) does_probe: bool,
 }
 
-/// Why `--until-stable` is refused, as a clause; `None` if it is not.
+/// Why `--until-stable` is refused, as a clause; `None` if it is possible.
 pub(super) fn conflict(args: &Args, length: &RequestedLength) -> Option<&'static str> {
     let has_threshold = args.min_download.is_some()
         || args.min_upload.is_some()

@@ -1,40 +1,40 @@
-//! Detects options of `speed-test` that have no effect with the chosen provider and engine. Such an option is refused,
-//! because its user expects an effect.
+//! Finds options of `speed-test` that have no effect with the chosen provider and engine. Such an option is refused,
+//! because the user expects an effect.
 
 use super::Args;
 
-/// The facts on which the effect of an option depends.
+/// What decides whether an option has an effect.
 pub(super) struct RequestedSetup<'a> {
-    /// The provider's id.
+    /// The id of the provider.
     pub(super) provider: &'a str,
-    /// The engine's id.
+    /// The id of the engine.
     pub(super) engine: &'a str,
     /// Whether the engine loads the path.
     pub(super) has_load: bool,
-    /// Whether the provider sends latency probes.
+    /// Whether the provider can send latency probes.
     pub(super) may_probe: bool,
-    /// Whether this test sends them.
+    /// Whether this test sends latency probes.
     pub(super) does_probe: bool,
-    /// Whether an external program moves the data.
+    /// Whether an external program moves the payload.
     pub(super) has_program: bool,
 }
 
-/// The condition under which an option has an effect.
+/// What an option needs to have an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Needs {
     /// A phase with load.
     Load,
-    /// A phase without load before the load.
+    /// An idle phase before the load.
     IdlePhase,
-    /// A provider that probes latency.
+    /// A provider that sends latency probes.
     Probes,
     /// A phase with load, or latency probes.
     Packets,
-    /// An external program that moves the data.
+    /// An external program that moves the payload.
     Program,
 }
 
-/// An option: its name on the command line, whether it is given, and its condition.
+/// An option: its name on the command line, whether it was given, and what it needs.
 type OptionNeeds = (&'static str, fn(&Args) -> bool, Needs);
 
 const OPTIONS: &[OptionNeeds] = &[
@@ -61,7 +61,7 @@ const OPTIONS: &[OptionNeeds] = &[
     ("--raw", |args| args.raw, Needs::Program),
 ];
 
-/// The first given option without effect, with the reason.
+/// The first option that was given and has no effect, with the reason.
 pub(super) fn without_effect(args: &Args, setting: &RequestedSetup<'_>) -> Option<String> {
     let given = OPTIONS.iter().filter(|(_, is_given, _)| is_given(args));
     given.map(|(option, _, needs)| (option, needs)).find_map(|(option, needs)| {
@@ -71,7 +71,7 @@ pub(super) fn without_effect(args: &Args, setting: &RequestedSetup<'_>) -> Optio
 }
 
 impl Needs {
-    /// Why the condition does not hold; `None` if it does.
+    /// Why the option has no effect; `None` if it has.
     fn missing(self, setting: &RequestedSetup<'_>) -> Option<String> {
         let RequestedSetup { provider, engine, has_load, may_probe, does_probe, has_program } = setting;
         match self {
@@ -106,7 +106,7 @@ mod tests {
         SpeedTest::parse_from([&["speed-test"], given].concat()).args
     }
 
-    /// The setup in which no option has an effect.
+    /// A test for which no option has an effect.
     fn nothing() -> RequestedSetup<'static> {
         RequestedSetup {
             provider: "p",

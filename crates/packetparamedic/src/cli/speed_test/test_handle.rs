@@ -1,4 +1,4 @@
-//! A running test: of this process, or of the service.
+//! A running test, in this process or in the service.
 
 use paramedic_appliance::app::{RunningTest, TestEnd, TestEvent};
 use paramedic_report::document::ResultDocument;
@@ -10,24 +10,24 @@ use crate::web::test_runs::{TestLine, TestLineEnd};
 
 /// A running test.
 pub(super) enum TestHandle {
-    /// In this process.
+    /// A test that runs in this process.
     Here(RunningTest),
-    /// In the service, with its end once it is known.
+    /// A test that runs in the service. Holds its end once that is known.
     AtService(RemoteTest, Option<Box<TestLineEnd>>),
 }
 
 /// How a test ended.
 pub(super) struct TestOver {
-    /// The measurements.
+    /// What the test measured; `None` if it measured nothing.
     pub(super) measured: Option<ResultDocument>,
-    /// Why it is not complete.
+    /// Why the test is not complete; `None` if it is.
     pub(super) failure: Option<CommandFailure>,
-    /// Why it is not saved.
+    /// Why the result was not saved; `None` if it was.
     pub(super) unsaved: Option<CommandFailure>,
 }
 
 impl TestHandle {
-    /// The next event; `None` when the test is over. Cancel safe.
+    /// Waits for the next event. `None` when the test has ended. Cancel safe.
     pub(super) async fn next_event(&mut self) -> Result<Option<TestEvent>, CommandFailure> {
         match self {
             Self::Here(test) => Ok(test.next_event().await),
@@ -45,7 +45,7 @@ impl TestHandle {
         }
     }
 
-    /// Requests the end of the test. Its measurements so far are kept.
+    /// Asks the test to end. What it has measured is kept.
     pub(super) async fn cancel(&self) -> Result<(), CommandFailure> {
         match self {
             Self::Here(test) => {
@@ -56,7 +56,7 @@ impl TestHandle {
         }
     }
 
-    /// Waits for the end of the test: `None` if it was cancelled before it began, an error if it could not begin.
+    /// Waits until the test has ended. `None` if it was cancelled before it began. Fails if it could not begin.
     pub(super) async fn end(self) -> Result<Option<TestOver>, CommandFailure> {
         match self {
             Self::Here(test) => {

@@ -2,11 +2,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Reproducible random numbers.
+/// A generator of reproducible random numbers.
 struct Random(u64);
 
 impl Random {
-    /// In 0..1.
+    /// The next random number, from 0 to 1.
     fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 11) as f64 / (1u64 << 53) as f64
@@ -16,36 +16,36 @@ impl Random {
         from + (to - from) * self.next()
     }
 
-    /// With this mean, exponentially distributed: never below 0, sometimes far above.
+    /// A random delay with this mean, exponentially distributed: never below 0, sometimes far above the mean.
     fn delay(&mut self, mean: f64) -> f64 {
         -mean * (1.0 - self.next()).ln()
     }
 }
 
-/// A path between two clocks. Times in microseconds.
+/// A simulated path between two clocks. Times are in microseconds.
 #[derive(Clone, Copy, Debug)]
 struct Path {
     upload_us: f64,
     download_us: f64,
-    /// The mean of the random delay of each direction.
+    /// The mean of the random delay in each direction, in microseconds.
     jitter_us: f64,
     offset_us: f64,
     skew_ppm: f64,
-    /// The reflector's clock moves by so much at so many seconds.
+    /// A jump of the reflector's clock: the time in seconds, and how far it moves.
     jump: Option<(f64, f64)>,
 }
 
 const PATH: Path =
     Path { upload_us: 6_000.0, download_us: 6_000.0, jitter_us: 50.0, offset_us: 7.3e6, skew_ppm: 0.0, jump: None };
 
-/// The idle phase, and the load in each direction, in seconds.
+/// The times of the idle phase and of the load in each direction, in seconds.
 const IDLE: (f64, f64) = (2.0, 4.0);
 const DOWNLOAD: (f64, f64) = (6.0, 14.0);
 const UPLOAD: (f64, f64) = (16.0, 24.0);
 
 impl Path {
-    /// The probes from the begin of the idle phase to the end of the upload phase, with these queues in each direction at
-    /// a time in seconds.
+    /// The probes from the start of the idle phase to the end of the upload phase. `queue` returns the queues of both
+    /// directions at a time in seconds.
     fn probes(&self, random: &mut Random, queue: impl Fn(f64) -> [f64; 2]) -> Vec<OneWayDelay> {
         let times = (0..2_200).map(|at| IDLE.0 + f64::from(at) / 100.0);
         let probe = |second: f64| {
@@ -69,7 +69,7 @@ fn part(run: &[OneWayDelay], (from, to): (f64, f64)) -> &[OneWayDelay] {
     &run[at(from)..at(to)]
 }
 
-/// A queue that a load fills to `depth_us` within half a second.
+/// The depth of a queue at a time: a load from `from` to `to` fills it to `depth_us` within half a second.
 fn filled(second: f64, (from, to): (f64, f64), depth_us: f64) -> f64 {
     if (from..to).contains(&second) { depth_us * ((second - from) * 2.0).min(1.0) } else { 0.0 }
 }

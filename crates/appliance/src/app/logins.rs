@@ -1,0 +1,204 @@
+//! The administrator's login: the password, the logins with it, and the link by which it is set. The shell that hashes
+//! passwords and reads the clock for them.
+
+#![expect(clippy::disallowed_methods, reason = "the shell that dates logins")]
+
+use std::time::Duration;
+
+use argon2::{Algorithm, Argon2, Params, Version};
+use data_encoding::HEXLOWER;
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+use super::Appliance;
+use super::secret::{self, SecretHash, SecretKind};
+use crate::error::ApplianceError;
+use crate::store::StoredPassword;
+
+/// How long a login lasts.
+pub const LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+/// How long a setup link is valid.
+const LINK_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// The lengths of a password, in characters.
+const PASSWORD_CHARS: std::ops::RangeInclusive<usize> = 10..=200;
+/// The cost of a hash: the first choice of OWASP's password storage cheat sheet for a server that also does other work.
+const MEMORY_KIB: u32 = 19 * 1024;
+const PASSES: u32 = 2;
+/// The most memory and passes that a stored password may ask for.
+const MAX_COST: (i64, i64) = (256 * 1024, 16);
+
+/// One hash at a time: each takes 19 MiB.
+static HASHING: Semaphore = Semaphore::const_new(1);
+
+/// A new setup link.
+pub struct SetupLink {
+    /// Its secret.
+    pub secret: String,
+    /// Until when it is valid.
+    pub expires_at: Timestamp,
+}
+
+impl Appliance {
+    /// Whether the administrator's password is set.
+    pub async fn has_password(&self) -> Result<bool, ApplianceError> {
+        Ok(self.reading_store().await?.admin_password().await?.is_some())
+    }
+
+    /// Makes a new setup link; older ones are not valid any more.
+    pub async fn new_setup_link(&self) -> Result<SetupLink, ApplianceError> {
+        let (secret, hash) = secret::new_secret(SecretKind::SetupLink)?;
+        let expires_at = in_future(LINK_LIFETIME);
+        self.store().await?.set_setup_link(hash.as_str(), expires_at).await?;
+        Ok(SetupLink { secret, expires_at })
+    }
+
+    /// Whether a setup link is valid.
+    pub async fn is_setup_link(&self, secret: &str) -> Result<bool, ApplianceError> {
+        let Some(hash) = SecretHash::of(SecretKind::SetupLink, secret) else { return Ok(false) };
+        Ok(self.reading_store().await?.is_setup_link(hash.as_str(), Timestamp::now()).await?)
+    }
+
+    /// Sets the password with the secret of a setup link, which is used up. Ends all logins.
+    pub async fn set_up(&self, secret: &str, password: Zeroizing<String>) -> Result<(), ApplianceError> {
+        // Before the hash, which is costly.
+        if !self.is_setup_link(secret).await? {
+            return Err(ApplianceError::NoSuchSetupLink);
+        }
+        let hash = SecretHash::of(SecretKind::SetupLink, secret).ok_or(ApplianceError::NoSuchSetupLink)?;
+        let stored = new_password(password).await?;
+        match self.store().await?.set_admin_password(&stored, Some(hash.as_str()), Timestamp::now()).await? {
+            true => Ok(()),
+            false => Err(ApplianceError::NoSuchSetupLink),
+        }
+    }
+
+    /// Sets the password. Ends all logins, unless it is the same as before.
+    pub async fn set_password(&self, password: Zeroizing<String>) -> Result<(), ApplianceError> {
+        if self.is_password(password.clone()).await? {
+            return Ok(());
+        }
+        let stored = new_password(password).await?;
+        self.store().await?.set_admin_password(&stored, None, Timestamp::now()).await?;
+        Ok(())
+    }
+
+    /// Begins a login if the password is right: returns its secret.
+    pub async fn log_in(&self, password: Zeroizing<String>) -> Result<Option<String>, ApplianceError> {
+        if !self.is_password(password).await? {
+            return Ok(None);
+        }
+        let (secret, hash) = secret::new_secret(SecretKind::Login)?;
+        self.store().await?.add_login(hash.as_str(), Timestamp::now(), in_future(LOGIN_LIFETIME)).await?;
+        Ok(Some(secret))
+    }
+
+    /// Whether a login exists.
+    pub async fn is_login(&self, login: &SecretHash) -> Result<bool, ApplianceError> {
+        Ok(self.reading_store().await?.is_login(login.as_str(), Timestamp::now()).await?)
+    }
+
+    /// Ends a login.
+    pub async fn log_out(&self, login: &SecretHash) -> Result<(), ApplianceError> {
+        Ok(self.store().await?.remove_login(login.as_str()).await?)
+    }
+
+    async fn is_password(&self, password: Zeroizing<String>) -> Result<bool, ApplianceError> {
+        let Some(stored) = self.reading_store().await?.admin_password().await? else { return Ok(false) };
+        let unusable = || ApplianceError::Internal("the stored password is damaged".to_owned());
+        let salt = HEXLOWER.decode(stored.salt.as_bytes()).map_err(|_| unusable())?;
+        let expected = HEXLOWER.decode(stored.hash.as_bytes()).map_err(|_| unusable())?;
+        if stored.memory_kib > MAX_COST.0 || stored.passes > MAX_COST.1 {
+            return Err(unusable());
+        }
+        let cost = |number: i64| u32::try_from(number).map_err(|_| unusable());
+        let found = hash(password, salt, cost(stored.memory_kib)?, cost(stored.passes)?).await?;
+        Ok(aws_lc_rs::constant_time::verify_slices_are_equal(&found, &expected).is_ok())
+    }
+}
+
+async fn new_password(password: Zeroizing<String>) -> Result<StoredPassword, ApplianceError> {
+    if !PASSWORD_CHARS.contains(&password.chars().count()) {
+        return Err(ApplianceError::PasswordLength {
+            shortest: *PASSWORD_CHARS.start(),
+            longest: *PASSWORD_CHARS.end(),
+        });
+    }
+    let salt = secret::random_bytes::<16>()?;
+    let hash = hash(password, salt.to_vec(), MEMORY_KIB, PASSES).await?;
+    Ok(StoredPassword {
+        salt: HEXLOWER.encode(&salt),
+        hash: HEXLOWER.encode(&hash),
+        memory_kib: MEMORY_KIB.into(),
+        passes: PASSES.into(),
+    })
+}
+
+/// The argon2id hash of a password.
+async fn hash(
+    password: Zeroizing<String>,
+    salt: Vec<u8>,
+    memory_kib: u32,
+    passes: u32,
+) -> Result<[u8; 32], ApplianceError> {
+    let failed = |error: &dyn std::fmt::Display| ApplianceError::Internal(format!("cannot hash the password: {error}"));
+    let turn = HASHING.acquire().await.map_err(|error| failed(&error))?;
+    let hashed = tokio::task::spawn_blocking(move || {
+        let mut hash = [0; 32];
+        let params = Params::new(memory_kib, passes, 1, Some(hash.len()))?;
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password_into(
+            password.as_bytes(),
+            &salt,
+            &mut hash,
+        )?;
+        Ok::<_, argon2::Error>(hash)
+    });
+    let hashed = hashed.await.map_err(|error| failed(&error))?;
+    drop(turn);
+    hashed.map_err(|error| failed(&error))
+}
+
+fn in_future(time: Duration) -> Timestamp {
+    Timestamp::now().checked_add(time).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_report::document::ErrorBody;
+
+    use super::*;
+
+    fn describe(error: &ApplianceError) -> ErrorBody {
+        let text = error.to_string();
+        ErrorBody { code: String::new(), what: text, because: String::new(), try_: String::new(), retry_after_ms: None }
+    }
+
+    fn secret(text: &str) -> Zeroizing<String> {
+        text.to_owned().into()
+    }
+
+    #[tokio::test]
+    async fn the_password_that_a_link_set_begins_logins_until_it_is_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let appliance = Appliance::open(folder.path(), describe).unwrap().0;
+        assert_eq!(appliance.log_in(secret("")).await.unwrap(), None);
+        let link = appliance.new_setup_link().await.unwrap().secret;
+        let short = appliance.set_up(&link, secret("123456789")).await;
+        assert!(matches!(short, Err(ApplianceError::PasswordLength { .. })), "{short:?}");
+        appliance.set_up(&link, secret("correct horse")).await.unwrap();
+        let again = appliance.set_up(&link, secret("another horse")).await;
+        assert!(matches!(again, Err(ApplianceError::NoSuchSetupLink)), "{again:?}");
+        for wrong in ["", "correct hors", "Correct horse", "correct horse "] {
+            assert_eq!(appliance.log_in(secret(wrong)).await.unwrap(), None, "{wrong}");
+        }
+        let login = appliance.log_in(secret("correct horse")).await.unwrap().unwrap();
+        let login = SecretHash::of(SecretKind::Login, &login).unwrap();
+        assert!(appliance.is_login(&login).await.unwrap());
+        // The same password changes nothing; another one ends the logins.
+        appliance.set_password(secret("correct horse")).await.unwrap();
+        assert!(appliance.is_login(&login).await.unwrap());
+        appliance.set_password(secret("battery staple")).await.unwrap();
+        assert!(!appliance.is_login(&login).await.unwrap());
+        assert_eq!(appliance.log_in(secret("correct horse")).await.unwrap(), None);
+    }
+}

@@ -1,0 +1,397 @@
+//! The running monitors: starts and ends their tasks, collects their probes, watches the host, writes minutes and
+//! outages. The shell that reads the clocks.
+
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use paramedic_report::quantity;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use super::context::{
+    Dating, LiveMonitors, MonitorActivity, MonitorCondition, MonitorContext, MonitorState, SharedMonitors, StoreTask,
+};
+use super::{MonitorOverview, hosts, minute_of, reflectors};
+use crate::app::Appliance;
+use crate::app::clocks::{read_clocks, since_boot};
+use crate::error::ApplianceError;
+use crate::monitor::default_route::DefaultRoute;
+use crate::monitor::host_changes::{HostChange, HostReading, HostWatch};
+use crate::monitor::open_probes::LOST_AFTER;
+use crate::monitor::outage::WatchedTarget;
+use crate::monitor::{MonitorTarget, PauseReason};
+use crate::store::{StoredMonitor, StoredOutage};
+
+/// How often the host is looked at, and what is complete is written.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the definitions are read again: a reflector may be paired by another command.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(15);
+/// How long after the end of a minute its last probes are decided.
+const MINUTE_DELAY: Duration = Duration::from_millis(LOST_AFTER.as_millis() as u64 + 500);
+/// How long after a failed write the next one is tried.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the tasks may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The monitors of a running service. Clones share them.
+#[derive(Clone)]
+pub(in crate::app) struct MonitorBoard {
+    state: Arc<BoardState>,
+}
+
+struct BoardState {
+    shared: Arc<SharedMonitors>,
+    endpoint_id: String,
+    /// Whether it adds monitors by itself.
+    adds_monitors: bool,
+    /// The definitions have changed.
+    changed: Notify,
+}
+
+/// The task of a monitor.
+struct MonitorTask {
+    stored: StoredMonitor,
+    task: JoinHandle<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl MonitorBoard {
+    /// The monitors of this appliance. [`MonitorBoard::run`] does their work.
+    pub(in crate::app) fn new(appliance: Appliance, endpoint_id: String, adds_monitors: bool) -> Self {
+        let shared = Arc::new(SharedMonitors::new(appliance));
+        Self { state: Arc::new(BoardState { shared, endpoint_id, adds_monitors, changed: Notify::new() }) }
+    }
+
+    /// Runs the monitors until `stopping` becomes true, then writes what they measured.
+    pub(in crate::app) async fn run(&self, mut stopping: watch::Receiver<bool>) {
+        let mut tasks = HashMap::new();
+        let mut host = HostWatch::default();
+        let mut last_look = since_boot();
+        let mut reload_at = Duration::ZERO;
+        let mut write_at = Duration::ZERO;
+        let mut is_prepared = false;
+        while !*stopping.borrow_and_update() {
+            let now = since_boot();
+            self.look_at_host(&mut host, last_look);
+            last_look = now;
+            if now >= reload_at {
+                let reloaded = async {
+                    if !is_prepared {
+                        self.prepare_store().await?;
+                        is_prepared = true;
+                    }
+                    self.reload(&mut tasks).await
+                };
+                let reloaded = reloaded.await;
+                reload_at = now + if reloaded.is_ok() { RELOAD_INTERVAL } else { RETRY_INTERVAL };
+                self.note_result(StoreTask::ReadMonitors, reloaded);
+            }
+            {
+                let live = &mut *self.live();
+                let closed = live.book.close(now, MINUTE_DELAY);
+                live.minutes.extend(closed);
+                live.forget_oldest();
+            }
+            // An outage of this run must not end as one of the run before.
+            if is_prepared && now >= write_at {
+                let written = self.write().await;
+                if written.is_err() {
+                    write_at = now + RETRY_INTERVAL;
+                }
+                self.note_result(StoreTask::WriteMinutes, written);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                () = self.state.changed.notified() => reload_at = Duration::ZERO,
+                () = self.state.shared.outage_changed.notified() => {}
+                _ = stopping.wait_for(|wanted| *wanted) => {}
+            }
+        }
+        for (_, running) in tasks.drain() {
+            end(running).await;
+        }
+        {
+            let live = &mut *self.live();
+            let rest = live.book.close_all();
+            live.minutes.extend(rest);
+        }
+        if let Err(error) = self.write().await {
+            tracing::error!(%error, "the last minute of the monitors is not stored");
+        }
+    }
+
+    fn appliance(&self) -> &Appliance {
+        self.state.shared.appliance()
+    }
+
+    fn live(&self) -> MutexGuard<'_, LiveMonitors> {
+        self.state.shared.live()
+    }
+
+    /// The definitions have changed.
+    pub(in crate::app) fn definitions_changed(&self) {
+        self.state.changed.notify_one();
+    }
+
+    /// Why what the monitors measure cannot be written.
+    pub(in crate::app) fn problem(&self) -> Option<String> {
+        self.live().problems.values().next().cloned()
+    }
+
+    /// A monitor with its state, and with the probes that are not saved yet.
+    pub(in crate::app) async fn overview(&self, stored: StoredMonitor) -> Result<MonitorOverview, ApplianceError> {
+        let (id, enabled, since) = (stored.id, stored.enabled, stored.added_at);
+        let (unsaved, condition) = {
+            let live = self.live();
+            let mut unsaved = live.book.current(id);
+            live.minutes.iter().filter_map(|minute| minute.tallies.get(&id)).for_each(|tally| unsaved.merge(tally));
+            (unsaved, live.conditions.get(&id).cloned())
+        };
+        let mut overview = self.appliance().monitor_overview(stored, unsaved).await?;
+        // A change is known to the tasks a moment later.
+        let reason = if enabled { PauseReason::Connecting } else { PauseReason::Disabled };
+        let is_known = |condition: &MonitorCondition| enabled == (condition.reason != Some(PauseReason::Disabled));
+        let paused = MonitorCondition { activity: MonitorActivity::Paused, reason: Some(reason), since };
+        overview.condition = Some(condition.filter(is_known).unwrap_or(paused));
+        Ok(overview)
+    }
+
+    /// What each monitor does, by name.
+    pub(in crate::app) fn states(&self) -> Vec<MonitorState> {
+        let live = self.live();
+        let state = |(id, condition): (&Uuid, &MonitorCondition)| {
+            Some(MonitorState { monitor: live.names.get(id)?.clone(), condition: condition.clone() })
+        };
+        let mut states = live.conditions.iter().filter_map(state).collect::<Vec<_>>();
+        states.sort_by(|one, other| one.monitor.cmp(&other.monitor));
+        states
+    }
+
+    /// What was interrupted by the last end of the service.
+    async fn prepare_store(&self) -> Result<(), ApplianceError> {
+        let store = self.appliance().store().await?;
+        let interrupted = store.end_open_outages().await?;
+        if interrupted > 0 {
+            tracing::warn!(interrupted, "the service ended during an outage, whose end is not known");
+        }
+        Ok(store.roll_up_missing(minute_of(Timestamp::now())).await?)
+    }
+
+    fn look_at_host(&self, host: &mut HostWatch, last_look: Duration) {
+        let reading = HostReading {
+            since_boot: since_boot(),
+            wall_us: Timestamp::now().as_microsecond(),
+            routes: default_routes(),
+        };
+        for change in host.look(reading) {
+            match change {
+                HostChange::Stopped(time) => {
+                    tracing::info!(seconds = time.as_secs(), "this host slept, or the service did not run");
+                    self.forget_what_is_open(last_look);
+                }
+                HostChange::NetworkChanged => {
+                    tracing::info!("the default route changed: the monitors begin anew");
+                    self.forget_what_is_open(last_look);
+                }
+                HostChange::ClockSet(us) => {
+                    tracing::warn!(seconds = us / 1_000_000, "the clock was set");
+                    self.live().book.clock_set(since_boot(), Timestamp::now().as_microsecond());
+                }
+            }
+        }
+    }
+
+    fn forget_what_is_open(&self, last_look: Duration) {
+        let ended = self.live().outages.host_changed(last_look);
+        self.state.shared.note_outage(ended);
+        self.state.shared.host_changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Reads the definitions, and starts and ends tasks accordingly.
+    async fn reload(&self, tasks: &mut HashMap<Uuid, MonitorTask>) -> Result<(), ApplianceError> {
+        let added = if self.state.adds_monitors { self.appliance().ensure_monitors().await? } else { Vec::new() };
+        for added in added {
+            let month = quantity::bytes(added.monitor.bytes_a_month());
+            tracing::info!(
+                monitor = added.monitor.name,
+                target = %added.monitor.target,
+                "a monitor runs from now on; it uses about {month} a month"
+            );
+        }
+        let stored = self.appliance().store().await?.monitors().await?;
+        if self.live().numbers.is_empty() && !stored.is_empty() {
+            let bytes =
+                stored.iter().filter(|stored| stored.enabled).map(|stored| stored.monitor.bytes_a_month()).sum();
+            let names = stored.iter().filter(|stored| stored.enabled).map(|stored| stored.monitor.name.as_str());
+            let names = names.collect::<Vec<_>>().join(", ");
+            tracing::info!("monitors: {names}; they use about {} a month", quantity::bytes(bytes));
+        }
+        let wanted = stored.into_iter().map(|stored| (stored.id, stored)).collect::<HashMap<_, _>>();
+        let obsolete = tasks.iter().filter(|(id, running)| {
+            let is_wanted =
+                wanted.get(*id).is_some_and(|stored| stored.enabled && stored.monitor == running.stored.monitor);
+            // One that broke off begins anew.
+            !is_wanted || running.task.is_finished()
+        });
+        let obsolete = obsolete.map(|(id, _)| *id).collect::<Vec<_>>();
+        for id in obsolete {
+            if let Some(running) = tasks.remove(&id) {
+                end(running).await;
+            }
+        }
+        self.watch_targets(&wanted);
+        for (id, stored) in wanted {
+            if !stored.enabled {
+                self.state.shared.pause(id, PauseReason::Disabled);
+                continue;
+            }
+            tasks.entry(id).or_insert_with(|| {
+                self.state.shared.pause(id, PauseReason::Connecting);
+                self.start(stored)
+            });
+        }
+        Ok(())
+    }
+
+    fn watch_targets(&self, wanted: &HashMap<Uuid, StoredMonitor>) {
+        let changed = {
+            let live = &mut *self.live();
+            live.numbers = wanted.iter().map(|(id, stored)| (*id, stored.number)).chain(live.numbers.drain()).collect();
+            live.names = wanted.iter().map(|(id, stored)| (*id, stored.monitor.name.clone())).collect();
+            live.conditions.retain(|id, _| wanted.contains_key(id));
+            let target = |stored: &StoredMonitor| WatchedTarget {
+                name: stored.monitor.name.clone(),
+                is_gateway: stored.monitor.target == MonitorTarget::Gateway,
+                needs_connection_check: matches!(stored.monitor.target, MonitorTarget::Reflector(_)),
+            };
+            let targets = wanted.iter().filter(|(_, stored)| stored.enabled);
+            let targets = targets.map(|(id, stored)| (*id, target(stored))).collect();
+            live.outages.set_targets(targets, since_boot())
+        };
+        self.state.shared.note_outage(changed);
+    }
+
+    fn start(&self, stored: StoredMonitor) -> MonitorTask {
+        let (stop, stopped) = watch::channel(false);
+        let context = MonitorContext { shared: Arc::clone(&self.state.shared), stored: stored.clone() };
+        let task = tokio::spawn(async move {
+            match context.stored.monitor.target.clone() {
+                MonitorTarget::Gateway => hosts::probe_gateway(&context, stopped).await,
+                MonitorTarget::Dns { resolver, name } => {
+                    hosts::probe_dns(&context, &resolver, &name, stopped).await;
+                }
+                MonitorTarget::Host(host) => hosts::probe_host(&context, &host, stopped).await,
+                MonitorTarget::Reflector(name) => reflectors::probe(&context, &name, stopped).await,
+            }
+        });
+        MonitorTask { stored, task, stop }
+    }
+
+    /// Writes complete minutes and changed outages, if the clock can date them.
+    async fn write(&self) -> Result<(), ApplianceError> {
+        let clocks = read_clocks();
+        if !clocks.is_trusted() {
+            return Ok(());
+        }
+        let dating = Dating { now: since_boot(), wall: clocks.wall };
+        self.write_outages(dating).await?;
+        let (minutes, rows) = {
+            let live = &mut *self.live();
+            let minutes = std::mem::take(&mut live.minutes);
+            let rows = minutes.iter().flat_map(|minute| live.rows(minute, dating)).collect::<Vec<_>>();
+            (minutes, rows)
+        };
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let store = self.appliance().store().await;
+        let saved = match store {
+            Ok(store) => store.save_minutes(&rows, minute_of(clocks.wall)).await.map_err(ApplianceError::from),
+            Err(error) => Err(error),
+        };
+        match saved {
+            Ok(()) => {
+                tracing::debug!(rows = rows.len(), "minutes of the monitors are stored");
+                Ok(())
+            }
+            Err(error) => {
+                let live = &mut *self.live();
+                let later = std::mem::replace(&mut live.minutes, minutes);
+                live.minutes.extend(later);
+                Err(error)
+            }
+        }
+    }
+
+    async fn write_outages(&self, dating: Dating) -> Result<(), ApplianceError> {
+        let changed = std::mem::take(&mut self.live().changed_outages);
+        let mut unwritten = changed.into_iter();
+        while let Some((id, outage)) = unwritten.next() {
+            let stored = self.live().dated(&outage, dating);
+            let saved = match self.appliance().store().await {
+                Ok(store) => store.save_outage(&self.state.endpoint_id, &stored).await.map_err(ApplianceError::from),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = saved {
+                let live = &mut *self.live();
+                for (id, outage) in std::iter::once((id, outage)).chain(unwritten) {
+                    // A later state may be there.
+                    live.changed_outages.entry(id).or_insert(outage);
+                }
+                return Err(error);
+            }
+            if stored.ended_at.is_some() {
+                self.live().dated_begins.remove(&id);
+            }
+            log_outage(&stored);
+        }
+        Ok(())
+    }
+
+    /// Keeps why a task of the store failed, until it succeeds.
+    fn note_result(&self, task: StoreTask, result: Result<(), ApplianceError>) {
+        let problem = result.err().map(|error| error.to_string());
+        let live = &mut *self.live();
+        let before = match &problem {
+            Some(problem) => live.problems.insert(task, problem.clone()),
+            None => live.problems.remove(&task),
+        };
+        match problem {
+            Some(problem) if before.as_ref() != Some(&problem) => {
+                tracing::error!(
+                    problem,
+                    "the monitors cannot use the store; what they measure is kept and stored later"
+                );
+            }
+            None if before.is_some() => tracing::info!("the monitors can use the store again"),
+            _ => {}
+        }
+    }
+}
+
+/// Ends a task, in order if it can.
+async fn end(mut running: MonitorTask) {
+    running.stop.send_replace(true);
+    if tokio::time::timeout(STOP_TIMEOUT, &mut running.task).await.is_err() {
+        running.task.abort();
+    }
+}
+
+fn log_outage(outage: &StoredOutage) {
+    let failed = outage.failed.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let reachable = outage.reachable.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let (scope, began) = (outage.scope.as_str(), outage.began_at);
+    match outage.ended_at {
+        None => tracing::warn!(failed, reachable, scope, %began, "an outage"),
+        Some(ended) => tracing::info!(failed, reachable, scope, %began, %ended, "an outage ended"),
+    }
+}
+
+/// The default routes of this host: interface and gateway.
+fn default_routes() -> Vec<(String, String)> {
+    let gateway = |route: &DefaultRoute| route.gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
+    hosts::routes().into_iter().map(|route| (route.interface.clone(), gateway(&route))).collect()
+}

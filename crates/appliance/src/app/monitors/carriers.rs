@@ -1,0 +1,222 @@
+//! What carries the probes of a monitor: a session of a reflector, ICMP echo, or TCP connections. Shell: sockets.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use paramedic_engines::echo::{MonitorSocket, ProbeAnswer};
+use paramedic_engines::origin::Origin;
+use paramedic_engines::ping::PingSocket;
+use paramedic_link::admission::SessionKeys;
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::monitor::dns_query;
+use crate::monitor::open_probes::LOST_AFTER;
+
+/// Sends probes, and reports their answers.
+pub(super) trait ProbeCarrier: Send {
+    /// Sends the probe with this number.
+    fn send(&mut self, seq: u32);
+
+    /// The next answers; never none. Cancel safe.
+    fn answers(&mut self) -> impl Future<Output = Vec<ProbeAnswer>> + Send;
+}
+
+/// Probes of a monitor session.
+pub(super) struct SessionCarrier {
+    socket: MonitorSocket,
+    readiness: UdpSocket,
+}
+
+impl SessionCarrier {
+    pub(super) fn open(target: SocketAddr, keys: SessionKeys) -> io::Result<Self> {
+        let socket = MonitorSocket::connect(target, Arc::new(keys), &Origin::default())?;
+        let readiness = UdpSocket::from_std(socket.readiness()?)?;
+        Ok(Self { socket, readiness })
+    }
+}
+
+impl ProbeCarrier for SessionCarrier {
+    fn send(&mut self, seq: u32) {
+        self.socket.send(seq);
+    }
+
+    async fn answers(&mut self) -> Vec<ProbeAnswer> {
+        read(&self.readiness, || self.socket.answers()).await
+    }
+}
+
+/// Probes of a host: ICMP echo, or TCP connections where this host allows no ICMP sockets.
+pub(super) enum HostCarrier {
+    Ping {
+        socket: PingSocket,
+        readiness: UdpSocket,
+        /// The number of the last probe, of which a request has the lower 16 bits.
+        last: u32,
+    },
+    Connections(ConnectionCarrier),
+}
+
+impl HostCarrier {
+    /// `port` is that of the TCP connections.
+    pub(super) fn open(target: SocketAddr, port: u16) -> io::Result<Self> {
+        match PingSocket::connect(target) {
+            Ok(socket) => {
+                let readiness = UdpSocket::from_std(socket.readiness()?)?;
+                Ok(Self::Ping { socket, readiness, last: 0 })
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let mut target = target;
+                target.set_port(port);
+                Ok(Self::Connections(ConnectionCarrier { target, tries: JoinSet::new() }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What it uses, for the log.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Ping { .. } => "ICMP echo",
+            Self::Connections(_) => "TCP connect",
+        }
+    }
+}
+
+impl ProbeCarrier for HostCarrier {
+    fn send(&mut self, seq: u32) {
+        match self {
+            Self::Ping { socket, last, .. } => {
+                *last = seq;
+                socket.send(seq as u16);
+            }
+            Self::Connections(connections) => connections.send(seq),
+        }
+    }
+
+    async fn answers(&mut self) -> Vec<ProbeAnswer> {
+        match self {
+            Self::Ping { socket, readiness, last } => {
+                let last = *last;
+                let answers = read(readiness, || socket.answers()).await;
+                let answer = |(seq, round_trip): (u16, Duration)| ProbeAnswer {
+                    // The latest one with these bits.
+                    seq: last.wrapping_sub((last as u16).wrapping_sub(seq).into()),
+                    round_trip,
+                    is_under_load: false,
+                };
+                answers.into_iter().map(answer).collect()
+            }
+            Self::Connections(connections) => connections.answers().await,
+        }
+    }
+}
+
+/// Probes that are TCP connections: accepted or refused, both are answers.
+pub(super) struct ConnectionCarrier {
+    target: SocketAddr,
+    tries: JoinSet<Option<ProbeAnswer>>,
+}
+
+impl ProbeCarrier for ConnectionCarrier {
+    fn send(&mut self, seq: u32) {
+        let target = self.target;
+        self.tries.spawn(async move {
+            let began = Instant::now();
+            let is_answered = is_reachable(target, LOST_AFTER).await;
+            is_answered.then(|| ProbeAnswer { seq, round_trip: began.elapsed(), is_under_load: false })
+        });
+    }
+
+    async fn answers(&mut self) -> Vec<ProbeAnswer> {
+        loop {
+            match self.tries.join_next().await {
+                Some(Ok(Some(answer))) => return vec![answer],
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// Queries of a DNS server.
+pub(super) struct DnsCarrier {
+    socket: UdpSocket,
+    name: String,
+    /// The queries that wait for an answer: number of the probe, bytes, sending time.
+    open: VecDeque<(u32, Vec<u8>, Instant)>,
+}
+
+impl DnsCarrier {
+    pub(super) async fn open(resolver: SocketAddr, name: &str) -> io::Result<Self> {
+        let any: IpAddr = if resolver.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0)).await?;
+        socket.connect(resolver).await?;
+        Ok(Self { socket, name: name.to_owned(), open: VecDeque::new() })
+    }
+}
+
+impl ProbeCarrier for DnsCarrier {
+    fn send(&mut self, seq: u32) {
+        self.open.retain(|(.., sent)| sent.elapsed() < LOST_AFTER);
+        // The low bits of a UUIDv7 are random.
+        let id = Uuid::now_v7().as_u128() as u16;
+        let Some(query) = dns_query::query(id, &self.name) else { return };
+        // A send may report an ICMP error of an earlier query instead of sending.
+        if self.socket.try_send(&query).is_err() {
+            self.socket.try_send(&query).ok();
+        }
+        self.open.push_back((seq, query, Instant::now()));
+    }
+
+    async fn answers(&mut self) -> Vec<ProbeAnswer> {
+        let mut bytes = [0; dns_query::MAX_ANSWER];
+        loop {
+            // An error is that of an earlier query, which reading it clears.
+            let Ok(length) = self.socket.recv(&mut bytes).await else { continue };
+            let answer = bytes.get(..length).unwrap_or_default();
+            let answered = self.open.iter().position(|(_, query, _)| dns_query::is_answer(query, answer));
+            if let Some((seq, _, sent)) = answered.and_then(|at| self.open.remove(at)) {
+                return vec![ProbeAnswer { seq, round_trip: sent.elapsed(), is_under_load: false }];
+            }
+        }
+    }
+}
+
+/// Whether the host answers a TCP connection within `timeout`: accepts or refuses it.
+pub(super) async fn is_reachable(target: SocketAddr, timeout: Duration) -> bool {
+    let refusals = [io::ErrorKind::ConnectionRefused, io::ErrorKind::ConnectionReset];
+    match tokio::time::timeout(timeout, TcpStream::connect(target)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => refusals.contains(&error.kind()),
+        Err(_) => false,
+    }
+}
+
+/// Whether the host accepts a TCP connection within `timeout`.
+pub(super) async fn is_accepting(target: SocketAddr, timeout: Duration) -> bool {
+    matches!(tokio::time::timeout(timeout, TcpStream::connect(target)).await, Ok(Ok(_)))
+}
+
+/// Waits until the socket is readable, and reads its answers; never none.
+async fn read<A>(readiness: &UdpSocket, mut answers: impl FnMut() -> Vec<A>) -> Vec<A> {
+    loop {
+        if readiness.readable().await.is_err() {
+            // The runtime ends.
+            return std::future::pending().await;
+        }
+        let read = readiness.try_io(Interest::READABLE, || {
+            let answers = answers();
+            if answers.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(answers) }
+        });
+        if let Ok(read) = read {
+            return read;
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What the tasks of the monitors and the board share: probes, outages and states, and how a task reports. The shell that
+//! reads the clocks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use uuid::Uuid;
+
+use super::carriers::ProbeCarrier;
+use crate::app::Appliance;
+use crate::app::clocks::since_boot;
+use crate::monitor::minute::{ClosedMinute, MinuteBook, ProbeOutcome};
+use crate::monitor::open_probes::{DecidedProbe, OpenProbes};
+use crate::monitor::outage::{Outage, OutageWatch};
+use crate::monitor::{PauseReason, ProbeTally};
+use crate::store::{MonitorMinute, StoredMonitor, StoredOutage};
+
+/// The most minutes, of all monitors together, that wait for a clock or a disk: the oldest are given up.
+const MOST_PENDING_MINUTES: usize = 24 * 60;
+/// The most outages that wait for a clock or a disk.
+const MOST_PENDING_OUTAGES: usize = 1000;
+
+/// What a monitor does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MonitorState {
+    /// Its name.
+    pub monitor: String,
+    /// What it does.
+    #[serde(flatten)]
+    pub condition: MonitorCondition,
+}
+
+/// What a monitor does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MonitorCondition {
+    /// What it does.
+    pub activity: MonitorActivity,
+    /// Why it is paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<PauseReason>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What a monitor does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MonitorActivity {
+    /// It probes.
+    Running,
+    /// It does not probe, for a reason.
+    Paused,
+    /// Its target is not reachable.
+    Unreachable,
+}
+
+/// What the board and the tasks of the monitors share.
+pub(super) struct SharedMonitors {
+    appliance: Appliance,
+    live: Mutex<LiveMonitors>,
+    /// An outage waits to be written.
+    pub(super) outage_changed: Notify,
+    /// Counts the changes of the host after which nothing that was sent before can be judged.
+    pub(super) host_changes: watch::Sender<u64>,
+}
+
+impl SharedMonitors {
+    pub(super) fn new(appliance: Appliance) -> Self {
+        let live = LiveMonitors {
+            book: MinuteBook::new(since_boot(), Timestamp::now().as_microsecond()),
+            outages: OutageWatch::default(),
+            conditions: BTreeMap::new(),
+            minutes: Vec::new(),
+            changed_outages: BTreeMap::new(),
+            dated_begins: BTreeMap::new(),
+            numbers: HashMap::new(),
+            names: HashMap::new(),
+            problems: BTreeMap::new(),
+        };
+        Self { appliance, live: Mutex::new(live), outage_changed: Notify::new(), host_changes: watch::channel(0).0 }
+    }
+
+    pub(super) fn appliance(&self) -> &Appliance {
+        &self.appliance
+    }
+
+    /// Ignores poison: every change of these values is complete.
+    pub(super) fn live(&self) -> MutexGuard<'_, LiveMonitors> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a changed outage until it is written.
+    pub(super) fn note_outage(&self, changed: Option<Outage>) {
+        let Some(outage) = changed else { return };
+        let live = &mut *self.live();
+        live.changed_outages.insert(outage.id, outage);
+        self.outage_changed.notify_one();
+    }
+
+    pub(super) fn pause(&self, id: Uuid, reason: PauseReason) {
+        let condition =
+            MonitorCondition { activity: MonitorActivity::Paused, reason: Some(reason), since: Timestamp::now() };
+        self.set_condition(id, condition);
+    }
+
+    fn set_condition(&self, id: Uuid, condition: MonitorCondition) {
+        let live = &mut *self.live();
+        let is_same = live
+            .conditions
+            .get(&id)
+            .is_some_and(|before| (before.activity, before.reason) == (condition.activity, condition.reason));
+        if !is_same {
+            let monitor = live.names.get(&id).map(String::as_str).unwrap_or_default();
+            match (condition.activity, condition.reason) {
+                (MonitorActivity::Running, _) => tracing::info!(monitor, "a monitor probes"),
+                (MonitorActivity::Unreachable, _) => {
+                    tracing::warn!(monitor, "the target of a monitor is not reachable");
+                }
+                (MonitorActivity::Paused, reason) => {
+                    let reason = reason.map(PauseReason::as_str);
+                    tracing::info!(monitor, reason, "a monitor is paused");
+                }
+            }
+            live.conditions.insert(id, condition);
+        }
+    }
+}
+
+/// What the board does with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum StoreTask {
+    ReadMonitors,
+    WriteMinutes,
+}
+
+/// The probes, outages and states of the monitors that run.
+pub(super) struct LiveMonitors {
+    pub(super) book: MinuteBook,
+    pub(super) outages: OutageWatch,
+    pub(super) conditions: BTreeMap<Uuid, MonitorCondition>,
+    /// Complete minutes that are not written yet.
+    pub(super) minutes: Vec<ClosedMinute>,
+    /// Outages that are not written yet, in their latest state.
+    pub(super) changed_outages: BTreeMap<Uuid, Outage>,
+    /// When each outage began, as it was first written: a later step of the clock does not move it.
+    pub(super) dated_begins: BTreeMap<Uuid, Timestamp>,
+    /// The keys of the monitors.
+    pub(super) numbers: HashMap<Uuid, i64>,
+    pub(super) names: HashMap<Uuid, String>,
+    /// Why each task of the store failed, the last time.
+    pub(super) problems: BTreeMap<StoreTask, String>,
+}
+
+impl LiveMonitors {
+    pub(super) fn rows(&self, minute: &ClosedMinute, dating: Dating) -> Vec<MonitorMinute> {
+        // A minute begins with one of the system clock; the clock may have been set by less than a second meanwhile.
+        let begin_us = dating.wall_us(minute.began_us);
+        let at = begin_us.saturating_add(30_000_000).div_euclid(60_000_000);
+        let row = |(id, tally): (&Uuid, &ProbeTally)| {
+            Some(MonitorMinute { number: *self.numbers.get(id)?, minute: at, tally: tally.clone() })
+        };
+        minute.tallies.iter().filter_map(row).collect()
+    }
+
+    pub(super) fn dated(&mut self, outage: &Outage, dating: Dating) -> StoredOutage {
+        let began_at = *self.dated_begins.entry(outage.id).or_insert_with(|| dating.wall(outage.began));
+        let ended_at = outage.ended.map(|ended| dating.wall(ended).max(began_at));
+        StoredOutage {
+            id: outage.id,
+            began_at,
+            ended_at,
+            end_known: true,
+            scope: outage.scope,
+            failed: outage.failed.clone(),
+            reachable: outage.reachable.clone(),
+        }
+    }
+
+    pub(super) fn forget_oldest(&mut self) {
+        let excess = self.minutes.len().saturating_sub(MOST_PENDING_MINUTES);
+        self.minutes.drain(..excess);
+        while self.changed_outages.len() > MOST_PENDING_OUTAGES {
+            // Ids are ordered by time.
+            self.changed_outages.pop_first();
+        }
+    }
+}
+
+/// The time since boot and the system clock at one time.
+#[derive(Clone, Copy)]
+pub(super) struct Dating {
+    pub(super) now: Duration,
+    pub(super) wall: Timestamp,
+}
+
+impl Dating {
+    /// The system clock so many microseconds since boot.
+    fn wall_us(self, since_boot_us: i64) -> i64 {
+        self.wall.as_microsecond().saturating_sub(micros(self.now)).saturating_add(since_boot_us)
+    }
+
+    fn wall(self, since_boot: Duration) -> Timestamp {
+        Timestamp::from_microsecond(self.wall_us(micros(since_boot))).unwrap_or(self.wall)
+    }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// What the task of a monitor needs.
+pub(super) struct MonitorContext {
+    pub(super) shared: Arc<SharedMonitors>,
+    pub(super) stored: StoredMonitor,
+}
+
+impl MonitorContext {
+    pub(super) fn appliance(&self) -> &Appliance {
+        self.shared.appliance()
+    }
+
+    /// It probes.
+    pub(super) fn running(&self) {
+        let condition = MonitorCondition { activity: MonitorActivity::Running, reason: None, since: Timestamp::now() };
+        self.shared.set_condition(self.stored.id, condition);
+    }
+
+    /// It does not probe: the target was reached, or nothing was tried.
+    pub(super) fn paused(&self, reason: PauseReason) {
+        self.shared.pause(self.stored.id, reason);
+        let changed = self.shared.live().outages.paused(self.stored.id, since_boot());
+        self.shared.note_outage(changed);
+    }
+
+    /// The target cannot be reached since `since`.
+    pub(super) fn unreachable(&self, since: Duration) {
+        self.set_unreachable();
+        let changed = self.shared.live().outages.unreachable(self.stored.id, since);
+        self.shared.note_outage(changed);
+    }
+
+    fn set_unreachable(&self) {
+        let condition =
+            MonitorCondition { activity: MonitorActivity::Unreachable, reason: None, since: Timestamp::now() };
+        self.shared.set_condition(self.stored.id, condition);
+    }
+
+    /// A connection to the target was made.
+    pub(super) fn reached(&self) {
+        let changed = self.shared.live().outages.reached(self.stored.id, since_boot());
+        self.shared.note_outage(changed);
+    }
+
+    /// Whether a connection to the target must be tried.
+    pub(super) fn wants_connection_check(&self) -> bool {
+        self.shared.live().outages.wants_connection_check(self.stored.id)
+    }
+
+    /// A probe is decided.
+    pub(super) fn decided(&self, probe: DecidedProbe) {
+        let (id, DecidedProbe { sent, outcome }) = (self.stored.id, probe);
+        let (changed, is_down) = {
+            let live = &mut *self.shared.live();
+            live.book.note(id, sent, outcome);
+            let changed = match outcome {
+                ProbeOutcome::Answered { .. } => live.outages.answered(id, sent),
+                ProbeOutcome::Lost => live.outages.lost(id, sent),
+            };
+            (changed, live.outages.is_down(id))
+        };
+        match outcome {
+            ProbeOutcome::Answered { .. } => self.running(),
+            ProbeOutcome::Lost if is_down => self.set_unreachable(),
+            ProbeOutcome::Lost => {}
+        }
+        self.shared.note_outage(changed);
+    }
+
+    /// Counts the probes that cannot be sent while the target is not reachable, for this time.
+    pub(super) async fn lose_probes(&self, time: Duration) {
+        let mut probes = OpenProbes::new(self.stored.monitor.interval(), since_boot());
+        let until = since_boot() + time;
+        while since_boot() < until {
+            let now = since_boot();
+            if probes.due(now).is_some() {
+                self.decided(DecidedProbe { sent: now, outcome: ProbeOutcome::Lost });
+            }
+            tokio::time::sleep(self.stored.monitor.interval().min(until.saturating_sub(now))).await;
+        }
+    }
+
+    /// Probes until `when_decided` asks to end or the host changed.
+    pub(super) async fn keep_probing<E>(
+        &self,
+        carrier: &mut impl ProbeCarrier,
+        mut when_decided: impl FnMut(&DecidedProbe) -> Option<E> + Send,
+    ) -> Option<E> {
+        let mut probes = OpenProbes::new(self.stored.monitor.interval(), since_boot());
+        let mut changes = self.host_changes();
+        loop {
+            let now = since_boot();
+            if let Some(seq) = probes.due(now) {
+                carrier.send(seq);
+            }
+            let wait = probes.next_deadline().saturating_sub(since_boot());
+            tokio::select! {
+                // After a stall of this process, an answer that is there must not count as lost.
+                biased;
+                _ = changes.changed() => return None,
+                answers = carrier.answers() => {
+                    for answer in answers {
+                        probes.answered(answer.seq, answer.round_trip, answer.is_under_load);
+                    }
+                }
+                () = tokio::time::sleep(wait) => {}
+            }
+            let decided = probes.decided(since_boot());
+            for probe in decided {
+                if let Some(end) = when_decided(&probe) {
+                    return Some(end);
+                }
+            }
+        }
+    }
+
+    /// Changes when nothing that was sent before can be judged.
+    pub(super) fn host_changes(&self) -> watch::Receiver<u64> {
+        let mut changes = self.shared.host_changes.subscribe();
+        changes.borrow_and_update();
+        changes
+    }
+}

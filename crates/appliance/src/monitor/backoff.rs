@@ -1,0 +1,98 @@
+//! When to connect again after a failure: later each time, and with a random spread, so that many devices do not come
+//! back together.
+
+use std::time::Duration;
+
+/// The wait after the first failure.
+const FIRST: Duration = Duration::from_secs(1);
+/// The longest wait, without the spread.
+const LONGEST: Duration = Duration::from_secs(60);
+/// The longest wait while the target is not reachable: the end of the outage is noticed within about this time.
+const LONGEST_UNREACHABLE: Duration = Duration::from_secs(8);
+/// The longest wait after an orderly end, such as a restart of the reflector.
+const AFTER_DRAIN: Duration = Duration::from_secs(5);
+
+/// The failures since the last success.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// It worked: the next failure is the first again.
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The wait after a failure: half to one and a half of a time that doubles each time, from 1 s to 1 min. `random` is
+    /// from 0 to 1.
+    pub fn failed(&mut self, random: f64) -> Duration {
+        self.next(LONGEST, random)
+    }
+
+    /// The wait after no connection could be made: as [`Backoff::failed`], and at most 12 s.
+    pub fn unreachable(&mut self, random: f64) -> Duration {
+        self.next(LONGEST_UNREACHABLE, random)
+    }
+
+    fn next(&mut self, longest: Duration, random: f64) -> Duration {
+        let doubled = FIRST.saturating_mul(1 << self.failures.min(16)).min(longest);
+        self.failures = self.failures.saturating_add(1);
+        doubled.mul_f64(0.5 + random.clamp(0.0, 1.0))
+    }
+
+    /// The wait after the other end asked for one: at least that long.
+    pub fn refused(&mut self, retry_after: Option<Duration>, random: f64) -> Duration {
+        let own = self.failed(random);
+        retry_after.map_or(own, |asked| own.max(asked.min(LONGEST * 10).mul_f64(1.0 + random.clamp(0.0, 1.0) / 2.0)))
+    }
+
+    /// The wait after the other end ended the session in order, because it restarts. It is spread, and does not count as
+    /// a failure.
+    pub fn drained(&mut self, random: f64) -> Duration {
+        self.failures = 0;
+        AFTER_DRAIN.mul_f64(random.clamp(0.0, 1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_wait_doubles_up_to_a_minute_and_a_success_resets_it() {
+        let mut backoff = Backoff::default();
+        let waits = (0..8).map(|_| backoff.failed(0.5).as_secs()).collect::<Vec<_>>();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+        backoff.succeeded();
+        assert_eq!(backoff.failed(0.5), FIRST);
+        assert_eq!(backoff.refused(Some(Duration::from_secs(60)), 0.0), Duration::from_secs(60));
+        assert_eq!(backoff.drained(0.0), Duration::ZERO);
+        let waits = (0..6).map(|_| backoff.unreachable(0.5).as_secs()).collect::<Vec<_>>();
+        assert_eq!(waits, [1, 2, 4, 8, 8, 8]);
+    }
+
+    #[test]
+    fn devices_that_lose_a_reflector_together_do_not_come_back_together() {
+        // 64 devices with evenly spread random numbers.
+        let waits = (0..64).map(|n| Backoff::default().drained(f64::from(n) / 63.0)).collect::<Vec<_>>();
+        for from in 0..50 {
+            let slot = Duration::from_millis(from * 100)..Duration::from_millis(from * 100 + 100);
+            assert!(waits.iter().filter(|wait| slot.contains(*wait)).count() <= 2, "{from}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_wait_is_within_its_bounds(failures in 0u32..40, random in -1.0f64..2.0) {
+            let mut backoff = Backoff::default();
+            for _ in 0..failures {
+                backoff.failed(random);
+            }
+            let wait = backoff.failed(random);
+            prop_assert!(wait >= FIRST / 2 && wait <= LONGEST * 3 / 2, "{wait:?}");
+        }
+    }
+}

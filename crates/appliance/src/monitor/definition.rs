@@ -1,0 +1,293 @@
+//! A monitor as its owner defines it, and the checks before it is accepted.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use paramedic_report::quantity;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::dns_query;
+use crate::targets::{Host, HostPort};
+
+/// The longest name, in characters.
+const MAX_NAME_CHARS: usize = 60;
+/// The usual interval.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
+/// The usual interval of queries of a DNS server, and the shortest.
+const DNS_INTERVAL: Duration = Duration::from_secs(30);
+const MIN_DNS_INTERVAL: Duration = Duration::from_secs(10);
+/// The port of DNS servers.
+const DNS_PORT: u16 = 53;
+/// The shortest interval against a reflector, which answers five probes a second.
+const MIN_REFLECTOR_INTERVAL: Duration = Duration::from_millis(200);
+/// The shortest interval against other hosts, which did not agree to be probed.
+const MIN_HOST_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest interval: at most so long an outage is not noticed.
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
+/// The bytes of a probe or a reply of a reflector on the line, with UDP and IPv4 headers.
+const PROBE_WIRE_BYTES: u64 = 96 + 28;
+/// The bytes of a usual DNS query or answer on the line.
+const DNS_WIRE_BYTES: u64 = 100;
+/// The bytes of an ICMP echo on the line.
+const ICMP_WIRE_BYTES: u64 = 8 + 8 + 20;
+/// The month of a volume estimate.
+const MONTH: Duration = Duration::from_secs(30 * 86_400);
+
+/// A monitor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Monitor {
+    /// Its name.
+    pub name: String,
+    /// What it probes.
+    pub target: MonitorTarget,
+    /// The time between two probes, in milliseconds.
+    pub interval_ms: u64,
+}
+
+/// What a monitor probes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(into = "String", try_from = "String")]
+pub enum MonitorTarget {
+    /// The default gateway of this host.
+    Gateway,
+    /// The paired reflector with this name or Endpoint ID.
+    Reflector(String),
+    /// A host.
+    Host(Host),
+    /// A DNS server, which is asked for a name.
+    Dns {
+        /// The server.
+        resolver: HostPort,
+        /// The name.
+        name: String,
+    },
+}
+
+/// Why a monitor is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MonitorError {
+    /// The name.
+    #[error("a name has 1 to 60 letters, digits, dots, dashes and underscores: {0:?}")]
+    Name(String),
+    /// The target.
+    #[error("{0:?} is no target of a monitor")]
+    Target(String),
+    /// The interval.
+    #[error("the interval is from {} to {}: {}", quantity::exact_duration(*.shortest),
+        quantity::exact_duration(MAX_INTERVAL), quantity::exact_duration(*.interval))]
+    Interval {
+        /// The interval.
+        interval: Duration,
+        /// The shortest one for this target.
+        shortest: Duration,
+    },
+}
+
+impl Monitor {
+    /// A monitor of `target` with the usual interval, or the one that is given.
+    pub fn new(name: &str, target: MonitorTarget, interval: Option<Duration>) -> Self {
+        let usual = if matches!(target, MonitorTarget::Dns { .. }) { DNS_INTERVAL } else { DEFAULT_INTERVAL };
+        let interval = interval.unwrap_or(usual);
+        let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        Self { name: name.to_owned(), target, interval_ms }
+    }
+
+    /// The time between two probes.
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms)
+    }
+
+    /// Checks that it can be accepted.
+    pub fn check(&self) -> Result<(), MonitorError> {
+        if !is_name(&self.name) {
+            return Err(MonitorError::Name(self.name.chars().take(MAX_NAME_CHARS).collect()));
+        }
+        let (interval, shortest) = (self.interval(), self.target.shortest_interval());
+        if interval < shortest || interval > MAX_INTERVAL {
+            return Err(MonitorError::Interval { interval, shortest });
+        }
+        Ok(())
+    }
+
+    /// The bytes in 30 days that the monitor sends and receives beyond the gateway, headers included.
+    pub fn bytes_a_month(&self) -> u64 {
+        let each = match self.target {
+            MonitorTarget::Gateway => return 0,
+            MonitorTarget::Reflector(_) => 2 * PROBE_WIRE_BYTES,
+            MonitorTarget::Host(_) => 2 * ICMP_WIRE_BYTES,
+            MonitorTarget::Dns { .. } => 2 * DNS_WIRE_BYTES,
+        };
+        let probes = MONTH.as_millis() / u128::from(self.interval_ms.max(1));
+        u64::try_from(probes).unwrap_or(u64::MAX).saturating_mul(each)
+    }
+}
+
+impl MonitorTarget {
+    fn shortest_interval(&self) -> Duration {
+        match self {
+            Self::Reflector(_) => MIN_REFLECTOR_INTERVAL,
+            Self::Gateway | Self::Host(_) => MIN_HOST_INTERVAL,
+            Self::Dns { .. } => MIN_DNS_INTERVAL,
+        }
+    }
+
+    /// A name for a monitor of this target: `gateway`, or that of the reflector or host without the characters that a
+    /// name cannot have.
+    pub fn default_name(&self) -> String {
+        let text = match self {
+            Self::Gateway => return "gateway".to_owned(),
+            Self::Reflector(name) => name.clone(),
+            Self::Host(host) => host.to_string(),
+            Self::Dns { resolver, .. } => format!("dns-{}", resolver.host),
+        };
+        let valid = |c: char| if is_name_char(c) { c } else { '-' };
+        let name = text.chars().take(MAX_NAME_CHARS).map(valid).collect::<String>();
+        if name.is_empty() { "monitor".to_owned() } else { name }
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().count() <= MAX_NAME_CHARS && name.chars().all(is_name_char)
+}
+
+fn is_name_char(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '.' | '-' | '_')
+}
+
+impl fmt::Display for MonitorTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway => f.write_str("gateway"),
+            Self::Reflector(name) => write!(f, "reflector:{name}"),
+            Self::Host(host) => write!(f, "host:{host}"),
+            Self::Dns { resolver, name } => {
+                let port = resolver.port;
+                let host = match &resolver.host {
+                    Host::V6 { .. } if port != DNS_PORT => format!("[{}]", resolver.host),
+                    host => host.to_string(),
+                };
+                let port = if port == DNS_PORT { String::new() } else { format!(":{port}") };
+                write!(f, "dns:{host}{port}/{name}")
+            }
+        }
+    }
+}
+
+impl FromStr for MonitorTarget {
+    type Err = MonitorError;
+
+    fn from_str(text: &str) -> Result<Self, MonitorError> {
+        let wrong = || MonitorError::Target(text.chars().take(200).collect());
+        match text.trim().split_once(':') {
+            None if text.trim() == "gateway" => Ok(Self::Gateway),
+            Some(("reflector", name)) if !name.trim().is_empty() => Ok(Self::Reflector(name.trim().to_owned())),
+            Some(("host", host)) => {
+                // Brackets tell an IPv6 address from a host with a port.
+                let host = host.trim();
+                let bracketed =
+                    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+                let target = HostPort::parse(&bracketed, 1).map_err(|_| wrong())?;
+                let has_port = target.port != 1;
+                if has_port || target.host.lacks_zone() { Err(wrong()) } else { Ok(Self::Host(target.host)) }
+            }
+            Some(("dns", query)) => {
+                let (resolver, name) = query.split_once('/').ok_or_else(wrong)?;
+                let resolver = resolver.trim();
+                let is_bare_v6 = resolver.parse::<std::net::Ipv6Addr>().is_ok();
+                let resolver = if is_bare_v6 { format!("[{resolver}]") } else { resolver.to_owned() };
+                let resolver = HostPort::parse(&resolver, DNS_PORT).map_err(|_| wrong())?;
+                let name = name.trim();
+                if resolver.host.lacks_zone() || dns_query::query(0, name).is_none() {
+                    return Err(wrong());
+                }
+                Ok(Self::Dns { resolver, name: name.to_owned() })
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl From<MonitorTarget> for String {
+    fn from(target: MonitorTarget) -> Self {
+        target.to_string()
+    }
+}
+
+impl TryFrom<String> for MonitorTarget {
+    type Error = MonitorError;
+
+    fn try_from(text: String) -> Result<Self, MonitorError> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_strictly_and_printed_as_read() {
+        for text in [
+            "gateway",
+            "reflector:attic",
+            "reflector:my attic",
+            "host:192.0.2.1",
+            "host:2001:db8::1",
+            "dns:192.0.2.53/example.org",
+            "dns:[2001:db8::53]:5353/example.org",
+            "dns:2001:db8::53/example.org",
+            "host:example.org",
+        ] {
+            assert_eq!(text.parse::<MonitorTarget>().unwrap().to_string(), text);
+        }
+        for wrong in [
+            "",
+            "router",
+            "reflector:",
+            "reflector",
+            "host:",
+            "host:a b",
+            "host:192.0.2.1:80",
+            "ftp:x",
+            "dns:192.0.2.53",
+            "dns:192.0.2.53/",
+            "dns:/example.org",
+            "dns:192.0.2.53/a b",
+            "host:fe80::1",
+        ] {
+            assert!(wrong.parse::<MonitorTarget>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_and_intervals_have_limits() {
+        let monitor = |name: &str, target: &str, ms| {
+            Monitor::new(name, target.parse().unwrap(), Some(Duration::from_millis(ms))).check()
+        };
+        assert_eq!(monitor("home", "reflector:attic", 200), Ok(()));
+        assert_eq!(monitor("home", "gateway", 60_000), Ok(()));
+        for (name, target, ms) in [
+            ("", "gateway", 1_000),
+            ("a b", "gateway", 1_000),
+            ("home", "reflector:attic", 199),
+            ("home", "gateway", 999),
+            ("home", "host:192.0.2.1", 60_001),
+            ("home", "gateway", 0),
+            ("home", "dns:192.0.2.53/example.org", 9_999),
+        ] {
+            assert!(monitor(name, target, ms).is_err(), "{name:?} {target} {ms}");
+        }
+        assert_eq!("reflector:my attic/2".parse::<MonitorTarget>().unwrap().default_name(), "my-attic-2");
+    }
+
+    #[test]
+    fn a_probe_a_second_to_a_reflector_is_two_thirds_of_a_gigabyte_a_month() {
+        let month = |target: &str| Monitor::new("m", target.parse().unwrap(), None).bytes_a_month();
+        assert_eq!(month("reflector:a"), 642_816_000);
+        assert_eq!(month("host:192.0.2.1"), 186_624_000);
+        assert_eq!(month("dns:192.0.2.53/example.org"), 17_280_000);
+        assert_eq!(month("gateway"), 0, "it does not use the line");
+    }
+}

@@ -1,0 +1,22 @@
+//! Monitors: what is probed how often, what its probes become, and when an outage begins and ends. Pure: the time,
+//! randomness and observations are arguments.
+
+pub mod backoff;
+pub mod default_route;
+mod definition;
+pub mod dns_query;
+mod histogram;
+pub mod host_changes;
+pub mod minute;
+pub mod open_probes;
+pub mod outage;
+mod pause;
+pub mod series;
+
+pub use definition::{Monitor, MonitorError, MonitorTarget};
+pub use histogram::{DamagedHistogram, LatencyHistogram};
+pub use minute::ProbeTally;
+pub use pause::PauseReason;
+
+#[cfg(test)]
+mod simulation;

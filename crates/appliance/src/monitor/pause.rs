@@ -1,0 +1,59 @@
+//! Why a monitor does not probe. None of these is an outage: the target answered, or nothing was tried.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Declares the reasons with their words in one list.
+macro_rules! pause_reasons {
+    ($($(#[$doc:meta])+ $variant:ident => $word:literal),+ $(,)?) => {
+        /// Why a monitor is paused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+        pub enum PauseReason {
+            $($(#[$doc])+ #[serde(rename = $word)] $variant),+
+        }
+
+        impl PauseReason {
+            /// The word.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),+
+                }
+            }
+        }
+    };
+}
+
+pause_reasons! {
+    /// The user disabled it.
+    Disabled => "disabled",
+    /// It has just begun, or connects again.
+    Connecting => "connecting",
+    /// The reflector has as many monitor sessions as it may have, or as this device may have.
+    TooManyMonitors => "too_many_monitors",
+    /// The reflector shuts down.
+    Draining => "draining",
+    /// The quota of bytes of this device, or of all devices, is used up at the reflector.
+    BytesPerDay => "bytes_per_day",
+    /// The reflector cannot write its audit log or state.
+    ReflectorFaulted => "reflector_faulted",
+    /// The reflector denied the session for another reason.
+    Denied => "denied",
+    /// The reflector does not know this device.
+    NotPaired => "not_paired",
+    /// No paired reflector has this name.
+    TargetGone => "target_gone",
+    /// The reflector has another key than the paired one.
+    KeyChanged => "key_changed",
+    /// The reflector's version has no monitor sessions.
+    NotSupported => "not_supported",
+    /// The link works, but no datagram is answered.
+    UdpBlocked => "udp_blocked",
+    /// The target has not answered since the service runs.
+    NoAnswer => "no_answer",
+    /// This host has no default route.
+    NoGateway => "no_gateway",
+    /// The name of the target cannot be resolved.
+    NotResolved => "not_resolved",
+    /// This host cannot open the socket that it needs.
+    LocalFailure => "local_failure",
+}

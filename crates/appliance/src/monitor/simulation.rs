@@ -1,0 +1,154 @@
+//! A simulated day of three monitors: what was set is what is found, to the second and to the minute.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::host_changes::{HostChange, HostReading, HostWatch};
+use super::minute::{ClosedMinute, MinuteBook, ProbeOutcome};
+use super::open_probes::{LOST_AFTER, OpenProbes};
+use super::outage::{Outage, OutageScope, OutageWatch, WatchedTarget};
+
+const NAMES: [&str; 3] = ["gateway", "attic", "office"];
+const DAY: u64 = 86_400;
+/// The system clock at boot: 12:00:17.
+const BOOT_WALL_S: i64 = 1_800_014_417;
+
+/// The simulated devices, second by second. A range holds for the targets with these numbers.
+struct SimulatedDay {
+    down: Vec<(Range<u64>, Vec<usize>)>,
+    asleep: Vec<Range<u64>>,
+    /// When the clock is set, and by how many seconds.
+    clock_steps: Vec<(u64, i64)>,
+}
+
+/// What the monitors found.
+#[derive(Default)]
+struct Found {
+    minutes: Vec<ClosedMinute>,
+    outages: BTreeMap<Uuid, Outage>,
+}
+
+fn id(target: usize) -> Uuid {
+    Uuid::from_u128(target as u128 + 1)
+}
+
+impl SimulatedDay {
+    fn run(&self) -> Found {
+        let second = Duration::from_secs(1);
+        let wall_us = |at: u64| {
+            let steps = self.clock_steps.iter().filter(|(when, _)| *when <= at).map(|(_, by)| by).sum::<i64>();
+            (BOOT_WALL_S + i64::try_from(at).unwrap() + steps) * 1_000_000
+        };
+        let mut found = Found::default();
+        let mut book = MinuteBook::new(Duration::ZERO, wall_us(0));
+        let (mut watch, mut host) = (OutageWatch::default(), HostWatch::default());
+        let target = |number: usize| WatchedTarget {
+            name: NAMES[number].to_owned(),
+            is_gateway: number == 0,
+            needs_connection_check: number == 1,
+        };
+        let targets = (0..3).map(|number| (id(number), target(number))).collect();
+        assert_eq!(watch.set_targets(targets, Duration::ZERO), None);
+        let mut open = (0..3).map(|_| OpenProbes::new(second, Duration::ZERO)).collect::<Vec<_>>();
+        let mut last = Duration::ZERO;
+        for at in (0..DAY).filter(|at| !self.asleep.iter().any(|range| range.contains(at))) {
+            let now = Duration::from_secs(at);
+            let routes = vec![("eth0".to_owned(), "192.0.2.1".to_owned())];
+            let mut changed = Vec::new();
+            for change in host.look(HostReading { since_boot: now, wall_us: wall_us(at), routes }) {
+                match change {
+                    HostChange::ClockSet(_) => book.clock_set(now, wall_us(at)),
+                    HostChange::Stopped(_) | HostChange::NetworkChanged => {
+                        open.iter_mut().for_each(OpenProbes::forget);
+                        changed.extend(watch.host_changed(last));
+                    }
+                }
+            }
+            last = now;
+            for (number, probes) in open.iter_mut().enumerate() {
+                let is_down = self.down.iter().any(|(range, of)| range.contains(&at) && of.contains(&number));
+                let seq = probes.due(now).expect("one is due every second");
+                if !is_down {
+                    probes.answered(seq, Duration::from_millis(20), false);
+                }
+                for probe in probes.decided(now) {
+                    book.note(id(number), probe.sent, probe.outcome);
+                    changed.extend(match probe.outcome {
+                        ProbeOutcome::Answered { .. } => watch.answered(id(number), probe.sent),
+                        ProbeOutcome::Lost => watch.lost(id(number), probe.sent),
+                    });
+                }
+                if watch.wants_connection_check(id(number)) {
+                    changed.extend(if is_down {
+                        watch.unreachable(id(number), now)
+                    } else {
+                        watch.reached(id(number), now)
+                    });
+                }
+            }
+            found.outages.extend(changed.into_iter().map(|outage| (outage.id, outage)));
+            found.minutes.extend(book.close(now, LOST_AFTER + second));
+        }
+        found.minutes.extend(book.close_all());
+        found
+    }
+}
+
+fn seconds(outage: &Outage) -> (u64, Option<u64>, OutageScope) {
+    (outage.began.as_secs(), outage.ended.map(|ended| ended.as_secs()), outage.scope)
+}
+
+#[test]
+fn a_day_with_outages_sleep_and_clock_steps_is_found_as_it_was() {
+    let world = SimulatedDay {
+        down: vec![
+            (3_600..3_900, vec![1]),
+            (7_200..7_203, vec![2]),
+            (7_300..7_302, vec![0, 1, 2]),
+            (10_000..17_200, vec![1, 2]),
+            (20_000..20_060, vec![0, 1, 2]),
+            // It begins before the device sleeps, and is over when it wakes up.
+            (30_000..31_000, vec![0, 1, 2]),
+            // It begins while the device sleeps.
+            (41_000..42_100, vec![2]),
+            (50_000..50_600, vec![0]),
+        ],
+        asleep: vec![30_500..36_000, 40_000..42_000],
+        clock_steps: vec![(60_000, 31_536_000), (61_000, -31_536_000), (70_000, 17)],
+    };
+    let found = world.run();
+    let mut outages = found.outages.values().map(seconds).collect::<Vec<_>>();
+    outages.sort();
+    use OutageScope::{BeyondGateway, Everything, Gateway, Target};
+    let expected = [
+        (3_600, Some(3_900), Target),
+        (7_200, Some(7_203), Target),
+        (10_000, Some(17_200), BeyondGateway),
+        (20_000, Some(20_060), Everything),
+        (30_000, Some(30_499), Everything),
+        (42_000, Some(42_100), Target),
+        (50_000, Some(50_600), Gateway),
+    ];
+    assert_eq!(outages, expected);
+
+    // Every second awake has one probe of each target, in the minute of the clock at that time.
+    let awake = DAY - world.asleep.iter().map(|range| range.end - range.start).sum::<u64>();
+    let down = |number: usize| {
+        let is_awake = |at: &u64| !world.asleep.iter().any(|range| range.contains(at));
+        let of = world.down.iter().filter(|(_, of)| of.contains(&number));
+        of.flat_map(|(range, _)| range.clone()).filter(is_awake).count() as u64
+    };
+    for number in 0..3 {
+        let of = found.minutes.iter().filter_map(|minute| minute.tallies.get(&id(number)));
+        let (count, lost) = of.fold((0, 0), |(count, lost), tally| (count + tally.count, lost + tally.lost));
+        // What was open when the device fell asleep, and at the end of the day, is not judged.
+        assert!(count <= awake && count + 6 >= awake, "{count} of {awake}");
+        assert!(lost <= down(number) && lost + 6 >= down(number), "{lost} of {}", down(number));
+    }
+    let is_full = |minute: &&ClosedMinute| minute.tallies.values().all(|tally| tally.count == 60);
+    let full = found.minutes.iter().filter(is_full).count();
+    assert!(found.minutes.len() - full <= 12, "{} of {}: only around changes", full, found.minutes.len());
+}

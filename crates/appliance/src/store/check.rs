@@ -1,0 +1,201 @@
+//! Checks the whole database: its pages and indexes, its version, and that every row can be read. Changes nothing.
+
+use std::collections::BTreeSet;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{ApplianceStore, MIGRATIONS, RunQuery, StorageError};
+
+/// The problems of one kind that are listed.
+const LISTED: usize = 20;
+/// The documents that are read at once.
+const PAGE: u32 = 64;
+
+/// What a check of the database found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StoreCheck {
+    /// The file.
+    pub path: String,
+    /// Its size, without its write-ahead log.
+    pub bytes: u64,
+    /// Its last migration.
+    pub migration: i64,
+    /// Whether it is of an earlier version: the next command that may write upgrades it.
+    pub is_earlier: bool,
+    /// The saved results.
+    pub results: u64,
+    /// The paired reflectors.
+    pub reflectors: u64,
+    /// The schedules.
+    pub schedules: u64,
+    /// What is wrong with the database; empty if nothing is.
+    pub problems: Vec<String>,
+    /// The ids of saved results that cannot be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
+}
+
+impl ApplianceStore {
+    /// Checks the database. A file of a later version is an error.
+    pub async fn check(&self) -> Result<StoreCheck, StorageError> {
+        let (migration, is_earlier) = self.check_migrations().await?;
+        let mut problems = self.check_pages().await?;
+        problems.extend(self.check_references().await?);
+        if migration == 0 {
+            problems.push("it has no tables: it is empty, or of another program".to_owned());
+        }
+        let mut check = StoreCheck {
+            path: self.path.display().to_string(),
+            bytes: std::fs::metadata(&self.path).map_or(0, |file| file.len()),
+            migration,
+            is_earlier,
+            ..StoreCheck::default()
+        };
+        let count = |found: Result<usize, StorageError>, problems: &mut Vec<String>| match found {
+            Ok(count) => count as u64,
+            Err(error) => {
+                problems.push(error.to_string());
+                0
+            }
+        };
+        if migration == 0 {
+            return Ok(StoreCheck { problems, ..check });
+        }
+        check.reflectors = count(self.reflectors().await.map(|all| all.len()), &mut problems);
+        if self.has_table("schedules").await? {
+            check.schedules = count(self.schedules().await.map(|all| all.len()), &mut problems);
+        }
+        (check.results, check.unreadable) = self.check_documents(&mut problems).await;
+        check.problems = problems;
+        Ok(check)
+    }
+
+    /// The last migration, and whether this program has a later one.
+    async fn check_migrations(&self) -> Result<(i64, bool), StorageError> {
+        if !self.has_table("_sqlx_migrations").await? {
+            return Ok((0, true));
+        }
+        let applied: Vec<i64> = sqlx::query_scalar("SELECT version FROM _sqlx_migrations ORDER BY version")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.fault("checking it"))?;
+        let known = MIGRATIONS.iter().map(|migration| migration.version).collect::<BTreeSet<_>>();
+        if let Some(migration) = applied.iter().copied().find(|migration| !known.contains(migration)) {
+            return Err(StorageError::Newer { path: self.path.clone(), migration });
+        }
+        Ok((applied.last().copied().unwrap_or_default(), applied.len() < known.len()))
+    }
+
+    async fn has_table(&self, name: &str) -> Result<bool, StorageError> {
+        let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = $1")
+            .bind(name)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(self.fault("checking it"))?;
+        Ok(count > 0)
+    }
+
+    /// The structure of the file: every page, every index.
+    async fn check_pages(&self) -> Result<Vec<String>, StorageError> {
+        let lines: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("PRAGMA integrity_check({LISTED})")))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.fault("checking it"))?;
+        Ok(lines.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    async fn check_references(&self) -> Result<Vec<String>, StorageError> {
+        let rows: Vec<(String, Option<i64>, String, i64)> = sqlx::query_as("PRAGMA foreign_key_check")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.fault("checking it"))?;
+        let problem = |(table, row, parent, _): (String, Option<i64>, String, i64)| {
+            let row = row.map_or_else(String::new, |row| format!(" {row}"));
+            format!("row{row} of {table} refers to a missing row of {parent}")
+        };
+        Ok(rows.into_iter().take(LISTED).map(problem).collect())
+    }
+
+    /// Reads every result. Returns their number, and the ids of those that are no documents.
+    async fn check_documents(&self, problems: &mut Vec<String>) -> (u64, Vec<String>) {
+        let (mut count, mut unreadable, mut last) = (0, Vec::new(), None);
+        loop {
+            let page = match self.documents(&RunQuery::default(), last.as_ref(), PAGE).await {
+                Ok(page) => page,
+                Err(error) => {
+                    problems.push(error.to_string());
+                    break;
+                }
+            };
+            let Some((position, _)) = page.last() else { break };
+            last = Some(position.clone());
+            count += page.len() as u64;
+            unreadable
+                .extend(page.iter().filter(|(_, run)| run.document().is_err()).map(|(_, run)| run.id.to_string()));
+        }
+        (count, unreadable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_report::document::example;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_whole_database_has_no_problems_and_a_broken_index_or_document_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ApplianceStore::open(folder.path()).await.unwrap();
+        for document in [example::full(), example::bare()] {
+            store.save_run(&document).await.unwrap();
+        }
+        let check = store.check().await.unwrap();
+        assert_eq!((check.results, check.is_earlier, &check.problems[..]), (2, false, &[][..]));
+        assert_eq!(check.migration, MIGRATIONS.iter().last().unwrap().version);
+        let change = async |sql: &'static str| sqlx::raw_sql(sql).execute(&store.pool).await.unwrap();
+        change("UPDATE runs SET document = '{}' WHERE complete AND download_bps = 941000000").await;
+        let check = store.check().await.unwrap();
+        assert_eq!((check.problems, check.unreadable), (Vec::new(), vec![example::full().id.to_string()]));
+        // An index of which SQLite does not know that it does not match.
+        change(
+            "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE INDEX runs_by_start ON runs (provider)' \
+             WHERE name = 'runs_by_start'; PRAGMA writable_schema = RESET",
+        )
+        .await;
+        store.close().await;
+        let store = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
+        let problems = store.check().await.unwrap().problems;
+        assert!(problems.iter().any(|problem| problem.contains("runs_by_start")), "{problems:?}");
+    }
+
+    #[tokio::test]
+    async fn an_empty_file_is_not_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(super::super::FILE), "").unwrap();
+        let store = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
+        let check = store.check().await.unwrap();
+        assert!(check.problems.len() == 1 && check.problems[0].contains("it is empty"), "{check:?}");
+    }
+
+    #[tokio::test]
+    async fn a_later_version_is_an_error_and_an_earlier_one_is_not_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(super::super::FILE);
+        let before = include_bytes!("../../tests/before_schedules.db");
+        std::fs::write(&file, before).unwrap();
+        let store = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
+        let check = store.check().await.unwrap();
+        assert_eq!((check.is_earlier, check.results, check.reflectors), (true, 2, 1), "{check:?}");
+        store.close().await;
+        assert!(std::fs::read(&file).unwrap() == before);
+        let store = ApplianceStore::open(folder.path()).await.unwrap();
+        sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, TRUE, x'00', 0)")
+            .execute(&store.pool)
+            .await
+            .unwrap();
+        let refused = store.check().await;
+        assert!(matches!(refused, Err(StorageError::Newer { migration: 9999, .. })), "{refused:?}");
+    }
+}

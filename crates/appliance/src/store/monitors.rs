@@ -1,0 +1,671 @@
+//! The monitors of this appliance, what became of their probes (minutes, hours, days), and the outages.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use paramedic_host::database::is_unique_violation;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sqlx::{Sqlite, Transaction};
+use uuid::Uuid;
+
+use super::{ApplianceStore, StorageError, natural, strange, unsigned};
+use crate::monitor::outage::OutageScope;
+use crate::monitor::series::{DAY, HOUR, Resolution};
+use crate::monitor::{LatencyHistogram, Monitor, MonitorTarget, ProbeTally};
+
+/// How long minutes are kept, in minutes.
+const MINUTES_KEPT: i64 = 14 * DAY;
+/// How long hours are kept, in minutes. Days are kept for ever.
+const HOURS_KEPT: i64 = 400 * DAY;
+/// The time for which hours that were not computed are looked for, in minutes: that of the minutes.
+const ROLL_UP_WINDOW: i64 = MINUTES_KEPT;
+
+/// A monitor as stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StoredMonitor {
+    /// Its id, a UUIDv7.
+    pub id: Uuid,
+    /// The short key of its probes.
+    pub number: i64,
+    /// Whether it probes.
+    pub enabled: bool,
+    /// When it was added.
+    pub added_at: Timestamp,
+    /// The Endpoint ID of the reflector for which the service added it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Its definition.
+    #[serde(flatten)]
+    pub monitor: Monitor,
+}
+
+/// The probes of one monitor in one minute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MonitorMinute {
+    /// The key of the monitor.
+    pub number: i64,
+    /// Minutes since 1970.
+    pub minute: i64,
+    /// Its probes.
+    pub tally: ProbeTally,
+}
+
+/// An outage with its times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StoredOutage {
+    /// Its id, a UUIDv7.
+    pub id: Uuid,
+    /// When the first unanswered probe was sent.
+    pub began_at: Timestamp,
+    /// When the first answered probe after it was sent; absent while it lasts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+    /// Whether that is its end. Otherwise the service ended while it lasted, and it was last seen then.
+    pub end_known: bool,
+    /// What failed.
+    pub scope: OutageScope,
+    /// The names of the monitors whose target was not reachable.
+    pub failed: BTreeSet<String>,
+    /// The names of the monitors whose target was reachable all the time.
+    pub reachable: BTreeSet<String>,
+}
+
+/// The stored columns of a monitor.
+#[derive(sqlx::FromRow)]
+struct MonitorRow {
+    number: i64,
+    id: String,
+    name: String,
+    target: String,
+    peer: Option<String>,
+    interval_ms: i64,
+    enabled: bool,
+    removed: bool,
+    added_at_us: i64,
+}
+
+impl MonitorRow {
+    fn stored(self) -> Result<StoredMonitor, sqlx::Error> {
+        let target = self.target.parse::<MonitorTarget>().map_err(strange)?;
+        Ok(StoredMonitor {
+            id: self.id.parse().map_err(strange)?,
+            number: self.number,
+            enabled: self.enabled,
+            added_at: time(self.added_at_us)?,
+            peer: self.peer,
+            monitor: Monitor { name: self.name, target, interval_ms: natural(self.interval_ms) },
+        })
+    }
+}
+
+/// The stored columns of the probes of a time.
+#[derive(sqlx::FromRow)]
+struct TallyRow {
+    minute: i64,
+    monitor: i64,
+    count: i64,
+    lost: i64,
+    under_load: i64,
+    min_us: Option<i64>,
+    max_us: Option<i64>,
+    round_trips: Vec<u8>,
+}
+
+impl TallyRow {
+    fn tally(&self) -> Result<ProbeTally, sqlx::Error> {
+        Ok(ProbeTally {
+            count: natural(self.count),
+            lost: natural(self.lost),
+            under_load: natural(self.under_load),
+            min_max_us: self.min_us.zip(self.max_us).map(|(min, max)| (natural(min), natural(max))),
+            round_trips: LatencyHistogram::decode(&self.round_trips).map_err(strange)?,
+        })
+    }
+}
+
+/// The stored columns of an outage.
+type OutageRow = (String, i64, Option<i64>, bool, String, String, String);
+
+impl ApplianceStore {
+    /// Adds the monitors that are not there yet, and were not removed by the user, enabled. Each probes the gateway, or
+    /// the reflector with that Endpoint ID. If the name is taken, a number is added to it.
+    pub async fn ensure_monitors(
+        &self,
+        appliance: &str,
+        wanted: &[(Monitor, Option<String>)],
+        now: Timestamp,
+    ) -> Result<Vec<StoredMonitor>, StorageError> {
+        let fault = || self.fault("saving the monitors");
+        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let known = all_monitors(&mut work).await.map_err(fault())?;
+        let gateway = MonitorTarget::Gateway.to_string();
+        let is_known = |peer: &Option<String>| {
+            known.iter().any(|row| match peer {
+                Some(peer) => row.peer.as_ref() == Some(peer),
+                None => row.target == gateway,
+            })
+        };
+        let mut names = known.iter().filter(|row| !row.removed).map(|row| row.name.to_lowercase()).collect();
+        let mut number = known.iter().map(|row| row.number).max().unwrap_or(0);
+        let mut added = Vec::new();
+        for (monitor, peer) in wanted.iter().filter(|(_, peer)| !is_known(peer)) {
+            number += 1;
+            let monitor = Monitor { name: free_name(&monitor.name, &mut names), ..monitor.clone() };
+            let stored = new_monitor(number, monitor, peer.clone(), now);
+            insert(&mut work, appliance, &stored).await.map_err(fault())?;
+            added.push(stored);
+        }
+        work.commit().await.map_err(fault())?;
+        Ok(added)
+    }
+
+    /// Saves a new monitor, enabled. `appliance` is the Endpoint ID of this device.
+    pub async fn add_monitor(
+        &self,
+        appliance: &str,
+        monitor: &Monitor,
+        now: Timestamp,
+    ) -> Result<StoredMonitor, StorageError> {
+        let fault = || self.fault("saving the monitor");
+        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let number = sqlx::query_scalar::<_, i64>("SELECT COALESCE(MAX(number), 0) + 1 FROM monitors")
+            .fetch_one(&mut *work)
+            .await
+            .map_err(fault())?;
+        let stored = new_monitor(number, monitor.clone(), None, now);
+        match insert(&mut work, appliance, &stored).await {
+            Ok(()) => {}
+            Err(error) if is_unique_violation(&error) => {
+                work.rollback().await.map_err(fault())?;
+                return Err(StorageError::MonitorExists { name: monitor.name.clone() });
+            }
+            Err(error) => return Err(fault()(error)),
+        }
+        work.commit().await.map_err(fault())?;
+        Ok(stored)
+    }
+
+    /// Every monitor, by name.
+    pub async fn monitors(&self) -> Result<Vec<StoredMonitor>, StorageError> {
+        let fault = || self.fault("reading the monitors");
+        let rows = sqlx::query_as::<_, MonitorRow>(
+            "SELECT number, id, name, target, peer, interval_ms, enabled, removed, added_at_us FROM monitors \
+             WHERE NOT removed ORDER BY lower(name)",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(fault())?;
+        rows.into_iter().map(|row| row.stored().map_err(fault())).collect()
+    }
+
+    /// The monitor with this name, ignoring case.
+    pub async fn monitor(&self, name: &str) -> Result<StoredMonitor, StorageError> {
+        let wanted = name.trim().to_lowercase();
+        let mut all = self.monitors().await?;
+        all.retain(|stored| stored.monitor.name.to_lowercase() == wanted);
+        all.pop().ok_or_else(|| StorageError::NoSuchMonitor { wanted: name.to_owned() })
+    }
+
+    /// Removes the monitor with this name, and returns it. What it measured is kept as long as that of others.
+    pub async fn remove_monitor(&self, name: &str) -> Result<StoredMonitor, StorageError> {
+        let stored = self.monitor(name).await?;
+        sqlx::query("UPDATE monitors SET removed = TRUE WHERE number = $1")
+            .bind(stored.number)
+            .execute(&self.pool)
+            .await
+            .map_err(self.fault("removing the monitor"))?;
+        Ok(stored)
+    }
+
+    /// Enables or disables the monitor with this name, and returns it.
+    pub async fn enable_monitor(&self, name: &str, enabled: bool) -> Result<StoredMonitor, StorageError> {
+        let stored = self.monitor(name).await?;
+        sqlx::query("UPDATE monitors SET enabled = $2 WHERE number = $1")
+            .bind(stored.number)
+            .bind(enabled)
+            .execute(&self.pool)
+            .await
+            .map_err(self.fault("saving the monitor"))?;
+        Ok(StoredMonitor { enabled, ..stored })
+    }
+
+    /// Saves minutes in one write, adds them to those that are there, and computes the hours and days that are complete
+    /// with them. `now` is the minute that runs.
+    pub async fn save_minutes(&self, minutes: &[MonitorMinute], now: i64) -> Result<(), StorageError> {
+        let fault = || self.fault("saving what the monitors measured");
+        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        for MonitorMinute { number, minute, tally } in minutes {
+            let mut merged = tally.clone();
+            for (_, _, stored) in rows_between(&mut work, Resolution::Minutes, *minute, *minute)
+                .await
+                .map_err(fault())?
+                .into_iter()
+                .filter(|(_, monitor, _)| monitor == number)
+            {
+                merged.merge(&stored);
+            }
+            write_row(&mut work, Resolution::Minutes, *minute, *number, &merged).await.map_err(fault())?;
+        }
+        let hours = minutes.iter().map(|saved| saved.minute.div_euclid(HOUR) * HOUR).collect();
+        roll_up(&mut work, hours, now).await.map_err(fault())?;
+        work.commit().await.map_err(fault())
+    }
+
+    /// Computes the hours and days that were not computed when they ended, because the service did not run, and deletes
+    /// what is kept no longer. `now` is the minute that runs.
+    pub async fn roll_up_missing(&self, now: i64) -> Result<(), StorageError> {
+        let fault = || self.fault("computing the hours of the monitors");
+        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let hours = sqlx::query_scalar::<_, i64>(
+            "SELECT DISTINCT minute / 60 * 60 AS hour FROM monitor_rows AS one WHERE span = 1 AND minute >= $1 \
+             AND NOT EXISTS (SELECT 1 FROM monitor_rows AS whole WHERE whole.span = 60 \
+             AND whole.minute = one.minute / 60 * 60 AND whole.monitor = one.monitor)",
+        )
+        .bind(now.saturating_sub(ROLL_UP_WINDOW))
+        .fetch_all(&mut *work)
+        .await
+        .map_err(fault())?;
+        roll_up(&mut work, hours.into_iter().collect(), now).await.map_err(fault())?;
+        work.commit().await.map_err(fault())
+    }
+
+    /// The probes of a monitor from the minute `from` up to `to`, in order of time: rows of `resolution`, and finer ones
+    /// after the latest of those.
+    pub async fn monitor_rows(
+        &self,
+        number: i64,
+        resolution: Resolution,
+        from: i64,
+        to: i64,
+    ) -> Result<Vec<(i64, ProbeTally)>, StorageError> {
+        let fault = || self.fault("reading what a monitor measured");
+        let mut rows = Vec::new();
+        let mut from = from;
+        for finer in [Resolution::Days, Resolution::Hours, Resolution::Minutes] {
+            if finer > resolution {
+                continue;
+            }
+            let part = sqlx::query_as::<_, TallyRow>(
+                "SELECT minute, monitor, count, lost, under_load, min_us, max_us, round_trips FROM monitor_rows \
+                 WHERE span = $1 AND minute >= $2 AND minute < $3 AND monitor = $4 ORDER BY minute",
+            )
+            .bind(finer.minutes())
+            .bind(from)
+            .bind(to)
+            .bind(number)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(fault())?;
+            if let Some(last) = part.last() {
+                from = last.minute + finer.minutes();
+            }
+            for row in part {
+                rows.push((row.minute, row.tally().map_err(fault())?));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Saves an outage, new or changed.
+    pub async fn save_outage(&self, appliance: &str, outage: &StoredOutage) -> Result<(), StorageError> {
+        let json =
+            |names: &BTreeSet<String>| serde_json::to_string(names).map_err(|source| StorageError::Document { source });
+        sqlx::query(
+            "INSERT INTO outages (id, appliance, began_at_us, ended_at_us, end_known, scope, failed, reachable) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET began_at_us = $3, \
+             ended_at_us = $4, end_known = $5, scope = $6, failed = $7, reachable = $8",
+        )
+        .bind(outage.id.to_string())
+        .bind(appliance)
+        .bind(outage.began_at.as_microsecond())
+        .bind(outage.ended_at.map(Timestamp::as_microsecond))
+        .bind(outage.end_known)
+        .bind(outage.scope.as_str())
+        .bind(json(&outage.failed)?)
+        .bind(json(&outage.reachable)?)
+        .execute(&self.pool)
+        .await
+        .map_err(self.fault("saving an outage"))?;
+        Ok(())
+    }
+
+    /// Ends the outages that lasted when the service ended, at the end of the last minute that it saved. Returns their
+    /// number.
+    pub async fn end_open_outages(&self) -> Result<u64, StorageError> {
+        let ended = sqlx::query(
+            "UPDATE outages SET end_known = FALSE, ended_at_us = MAX(began_at_us, COALESCE((SELECT MAX(minute) + 1 \
+             FROM monitor_rows WHERE span = 1), 0) * 60000000) WHERE ended_at_us IS NULL",
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(self.fault("ending outages"))?;
+        Ok(ended.rows_affected())
+    }
+
+    /// The outages that began before `before`, newest first, at most `limit`.
+    pub async fn outages(&self, before: Option<Timestamp>, limit: u32) -> Result<Vec<StoredOutage>, StorageError> {
+        let fault = || self.fault("reading the outages");
+        let rows = sqlx::query_as::<_, OutageRow>(
+            "SELECT id, began_at_us, ended_at_us, end_known, scope, failed, reachable FROM outages \
+             WHERE $1 IS NULL OR began_at_us < $1 ORDER BY began_at_us DESC, id DESC LIMIT $2",
+        )
+        .bind(before.map(Timestamp::as_microsecond))
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(fault())?;
+        rows.into_iter().map(|row| outage(row).map_err(fault())).collect()
+    }
+}
+
+fn new_monitor(number: i64, monitor: Monitor, peer: Option<String>, now: Timestamp) -> StoredMonitor {
+    let added_at = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
+    StoredMonitor { id: Uuid::now_v7(), number, enabled: true, added_at, peer, monitor }
+}
+
+async fn all_monitors(work: &mut Transaction<'_, Sqlite>) -> Result<Vec<MonitorRow>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT number, id, name, target, peer, interval_ms, enabled, removed, added_at_us FROM monitors \
+         ORDER BY number",
+    )
+    .fetch_all(&mut **work)
+    .await
+}
+
+async fn insert(work: &mut Transaction<'_, Sqlite>, appliance: &str, new: &StoredMonitor) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO monitors (number, id, appliance, name, target, peer, interval_ms, enabled, removed, added_at_us) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, FALSE, $9)",
+    )
+    .bind(new.number)
+    .bind(new.id.to_string())
+    .bind(appliance)
+    .bind(&new.monitor.name)
+    .bind(new.monitor.target.to_string())
+    .bind(&new.peer)
+    .bind(unsigned(new.monitor.interval_ms))
+    .bind(new.enabled)
+    .bind(new.added_at.as_microsecond())
+    .execute(&mut **work)
+    .await
+    .map(drop)
+}
+
+/// The name, or the name with the first number that makes it free. Takes it.
+fn free_name(wanted: &str, taken: &mut BTreeSet<String>) -> String {
+    let numbered = (2..).map(|number| format!("{wanted}-{number}"));
+    let name = std::iter::once(wanted.to_owned()).chain(numbered).find(|name| taken.insert(name.to_lowercase()));
+    name.unwrap_or_else(|| wanted.to_owned())
+}
+
+/// The rows of all monitors whose begin is from `from` to `to`: begin, monitor, probes.
+async fn rows_between(
+    work: &mut Transaction<'_, Sqlite>,
+    resolution: Resolution,
+    from: i64,
+    to: i64,
+) -> Result<Vec<(i64, i64, ProbeTally)>, sqlx::Error> {
+    let rows = sqlx::query_as::<_, TallyRow>(
+        "SELECT minute, monitor, count, lost, under_load, min_us, max_us, round_trips FROM monitor_rows \
+         WHERE span = $1 AND minute >= $2 AND minute <= $3",
+    )
+    .bind(resolution.minutes())
+    .bind(from)
+    .bind(to)
+    .fetch_all(&mut **work)
+    .await?;
+    rows.into_iter().map(|row| Ok((row.minute, row.monitor, row.tally()?))).collect()
+}
+
+async fn write_row(
+    work: &mut Transaction<'_, Sqlite>,
+    resolution: Resolution,
+    minute: i64,
+    number: i64,
+    tally: &ProbeTally,
+) -> Result<(), sqlx::Error> {
+    let round_trips = match resolution {
+        Resolution::Minutes => tally.round_trips.encode_minute(),
+        Resolution::Hours | Resolution::Days => tally.round_trips.encode(),
+    };
+    sqlx::query(
+        "INSERT INTO monitor_rows (span, minute, monitor, count, lost, under_load, min_us, max_us, round_trips) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (span, minute, monitor) DO UPDATE SET count = $4, \
+         lost = $5, under_load = $6, min_us = $7, max_us = $8, round_trips = $9",
+    )
+    .bind(resolution.minutes())
+    .bind(minute)
+    .bind(number)
+    .bind(unsigned(tally.count))
+    .bind(unsigned(tally.lost))
+    .bind(unsigned(tally.under_load))
+    .bind(tally.min_max_us.map(|(min, _)| unsigned(min)))
+    .bind(tally.min_max_us.map(|(_, max)| unsigned(max)))
+    .bind(round_trips)
+    .execute(&mut **work)
+    .await
+    .map(drop)
+}
+
+/// Computes those of these hours that are over, and their days if those are over, and deletes what is kept no longer.
+async fn roll_up(work: &mut Transaction<'_, Sqlite>, hours: BTreeSet<i64>, now: i64) -> Result<(), sqlx::Error> {
+    let over = hours.into_iter().filter(|hour| hour + HOUR <= now).collect::<BTreeSet<_>>();
+    if over.is_empty() {
+        return Ok(());
+    }
+    for hour in &over {
+        merge_rows(work, Resolution::Minutes, Resolution::Hours, *hour).await?;
+    }
+    let days = over.iter().map(|hour| hour.div_euclid(DAY) * DAY).filter(|day| day + DAY <= now);
+    for day in days.collect::<BTreeSet<_>>() {
+        merge_rows(work, Resolution::Hours, Resolution::Days, day).await?;
+    }
+    for (resolution, kept) in [(Resolution::Minutes, MINUTES_KEPT), (Resolution::Hours, HOURS_KEPT)] {
+        sqlx::query("DELETE FROM monitor_rows WHERE span = $1 AND minute < $2")
+            .bind(resolution.minutes())
+            .bind(now.saturating_sub(kept))
+            .execute(&mut **work)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Computes the rows of `to` that begin at `begin` from the rows of `from`.
+async fn merge_rows(
+    work: &mut Transaction<'_, Sqlite>,
+    from: Resolution,
+    to: Resolution,
+    begin: i64,
+) -> Result<(), sqlx::Error> {
+    let mut merged = BTreeMap::<i64, ProbeTally>::new();
+    for (_, monitor, tally) in rows_between(work, from, begin, begin + to.minutes() - 1).await? {
+        merged.entry(monitor).or_default().merge(&tally);
+    }
+    for (monitor, tally) in &merged {
+        write_row(work, to, begin, *monitor, tally).await?;
+    }
+    Ok(())
+}
+
+fn outage(row: OutageRow) -> Result<StoredOutage, sqlx::Error> {
+    let (id, began_at_us, ended_at_us, end_known, scope, failed, reachable) = row;
+    let scope = OutageScope::ALL.iter().find(|(_, word)| *word == scope);
+    Ok(StoredOutage {
+        id: id.parse().map_err(strange)?,
+        began_at: time(began_at_us)?,
+        ended_at: ended_at_us.map(time).transpose()?,
+        end_known,
+        scope: scope.ok_or_else(|| sqlx::Error::Decode("an unknown scope".into()))?.0,
+        failed: serde_json::from_str(&failed).map_err(strange)?,
+        reachable: serde_json::from_str(&reachable).map_err(strange)?,
+    })
+}
+
+fn time(us: i64) -> Result<Timestamp, sqlx::Error> {
+    Timestamp::from_microsecond(us).map_err(strange)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::monitor::minute::ProbeOutcome;
+    use crate::monitor::series;
+
+    /// 2026-06-30 22:00 UTC, in minutes since 1970.
+    const EVENING: i64 = 20_634 * DAY + 22 * HOUR;
+
+    fn tally(ms: &[u64], lost: u64) -> ProbeTally {
+        let mut tally = ProbeTally::default();
+        for ms in ms {
+            let round_trip = Duration::from_millis(*ms);
+            tally.note(ProbeOutcome::Answered { round_trip, is_under_load: false });
+        }
+        (0..lost).for_each(|_| tally.note(ProbeOutcome::Lost));
+        tally
+    }
+
+    fn minute(number: i64, minute: i64, tally: ProbeTally) -> MonitorMinute {
+        MonitorMinute { number, minute, tally }
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(EVENING * 60).unwrap()
+    }
+
+    fn monitor(name: &str, target: &str) -> Monitor {
+        Monitor::new(name, target.parse().unwrap(), None)
+    }
+
+    async fn store() -> (tempfile::TempDir, ApplianceStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ApplianceStore::open(folder.path()).await.unwrap();
+        (folder, store)
+    }
+
+    #[tokio::test]
+    async fn the_monitors_of_the_service_are_added_once_and_stay_removed() {
+        let (_folder, store) = store().await;
+        let wanted = [
+            (monitor("gateway", "gateway"), None),
+            (monitor("attic", "reflector:attic"), Some("PP-1".to_owned())),
+            (monitor("attic", "reflector:Attic"), Some("PP-2".to_owned())),
+        ];
+        let added = store.ensure_monitors("PP-0", &wanted, now()).await.unwrap();
+        let names = added.iter().map(|stored| stored.monitor.name.as_str()).collect::<Vec<_>>();
+        assert_eq!(names, ["gateway", "attic", "attic-2"]);
+        assert_eq!(store.ensure_monitors("PP-0", &wanted, now()).await.unwrap(), []);
+        store.remove_monitor("GATEWAY").await.unwrap();
+        store.enable_monitor("attic", false).await.unwrap();
+        assert_eq!(store.ensure_monitors("PP-0", &wanted, now()).await.unwrap(), [], "the user removed it");
+        let again = store.add_monitor("PP-0", &monitor("gateway", "gateway"), now()).await.unwrap();
+        assert_eq!(again.number, 4, "no number is used twice");
+        let same = store.add_monitor("PP-0", &monitor("Attic", "host:192.0.2.1"), now()).await;
+        assert!(matches!(same, Err(StorageError::MonitorExists { .. })), "{same:?}");
+        let listed = store.monitors().await.unwrap();
+        assert_eq!(listed.iter().map(|stored| stored.enabled).collect::<Vec<_>>(), [false, true, true]);
+        assert!(matches!(store.monitor("cellar").await, Err(StorageError::NoSuchMonitor { .. })));
+    }
+
+    #[tokio::test]
+    async fn minutes_become_hours_and_days_as_they_end() {
+        let (_folder, store) = store().await;
+        for at in EVENING..EVENING + 2 * HOUR {
+            let minutes = [minute(1, at, tally(&[10, 20], 1)), minute(2, at, tally(&[5], 0))];
+            store.save_minutes(&minutes, at + 1).await.unwrap();
+        }
+        let hours = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + DAY).await.unwrap();
+        assert_eq!(
+            hours.iter().map(|(at, hour)| (*at, hour.count, hour.lost)).collect::<Vec<_>>(),
+            [(EVENING, 180, 60), (EVENING + HOUR, 180, 60)]
+        );
+        let day = EVENING - 22 * HOUR;
+        let days = store.monitor_rows(2, Resolution::Days, day, day + DAY).await.unwrap();
+        assert_eq!((days.len(), days[0].0, days[0].1.count, days[0].1.min_max_us), (1, day, 120, Some((5_000, 5_000))));
+        // A minute that is saved late is in its hour, too, and one that is there already is added to.
+        store.save_minutes(&[minute(1, EVENING + 7, tally(&[30], 0))], EVENING + 3 * HOUR).await.unwrap();
+        let hours = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + 1).await.unwrap();
+        assert_eq!((hours[0].1.count, hours[0].1.min_max_us), (181, Some((10_000, 30_000))));
+    }
+
+    #[tokio::test]
+    async fn an_hour_that_ended_while_the_service_did_not_run_is_computed_at_its_start() {
+        let (_folder, store) = store().await;
+        store.save_minutes(&[minute(1, EVENING + 10, tally(&[10], 0))], EVENING + 11).await.unwrap();
+        store.save_minutes(&[minute(1, EVENING + 70, tally(&[20], 0))], EVENING + 71).await.unwrap();
+        // The first hour ended without a write.
+        store.roll_up_missing(EVENING + 72).await.unwrap();
+        let rows = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + DAY).await.unwrap();
+        assert_eq!(
+            rows.iter().map(|(at, row)| (*at, row.count)).collect::<Vec<_>>(),
+            [(EVENING, 1), (EVENING + 70, 1)]
+        );
+    }
+
+    #[tokio::test]
+    async fn minutes_are_kept_for_two_weeks_and_a_row_is_small() {
+        let (_folder, store) = store().await;
+        let old = EVENING - 15 * DAY;
+        store.save_minutes(&[minute(1, old, tally(&[10], 0))], old + 1).await.unwrap();
+        store.save_minutes(&[minute(1, EVENING, tally(&[10], 0))], EVENING + HOUR).await.unwrap();
+        let minutes = store.monitor_rows(1, Resolution::Minutes, old - 1, EVENING + 1).await.unwrap();
+        assert_eq!(minutes.len(), 1);
+        let ms = (0..60).map(|n| 11 + n * 37 % 9).collect::<Vec<_>>();
+        for at in 0..600 {
+            let minutes = (1..=5).map(|number| minute(number, EVENING + HOUR + at, tally(&ms, 0))).collect::<Vec<_>>();
+            store.save_minutes(&minutes, EVENING + HOUR + at).await.unwrap();
+        }
+        let bytes = sqlx::query_scalar::<_, i64>("SELECT SUM(pgsize) FROM dbstat WHERE name = 'monitor_rows'")
+            .fetch_one(&store.pool)
+            .await;
+        // SQLite may be built without dbstat.
+        if let Ok(bytes) = bytes {
+            assert!(bytes / 3_000 < 400, "{} bytes a minute", bytes / 3_000);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_series_of_a_year_is_made_of_days_and_of_what_is_not_a_day_yet() {
+        let (_folder, store) = store().await;
+        let day = EVENING - 22 * HOUR;
+        for (at, now) in [(day - DAY + 5, day), (day + 5, day + HOUR), (EVENING + 3, EVENING + 4)] {
+            store.save_minutes(&[minute(1, at, tally(&[10], 1))], now).await.unwrap();
+        }
+        let step = series::step_minutes(day - 365 * DAY, EVENING + 10, None);
+        let resolution = Resolution::of_step(step);
+        assert_eq!(resolution, Resolution::Days);
+        let rows = store.monitor_rows(1, resolution, day - 365 * DAY, EVENING + 10).await.unwrap();
+        let points = series::points(rows, step);
+        assert_eq!(points.iter().map(|point| point.count).sum::<u64>(), 6, "{points:?}");
+    }
+
+    #[tokio::test]
+    async fn outages_are_saved_as_they_change_and_end_with_the_service() {
+        let (_folder, store) = store().await;
+        let at = |second| Timestamp::from_second(EVENING * 60 + second).unwrap();
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let mut outage = StoredOutage {
+            id: Uuid::now_v7(),
+            began_at: at(10),
+            ended_at: None,
+            end_known: true,
+            scope: OutageScope::Target,
+            failed: names(&["attic"]),
+            reachable: names(&["gateway", "office"]),
+        };
+        store.save_outage("PP-0", &outage).await.unwrap();
+        outage.scope = OutageScope::BeyondGateway;
+        outage.failed = names(&["attic", "office"]);
+        outage.reachable = names(&["gateway"]);
+        store.save_outage("PP-0", &outage).await.unwrap();
+        assert_eq!(store.outages(None, 10).await.unwrap(), [outage.clone()]);
+        assert_eq!(store.outages(Some(at(10)), 10).await.unwrap(), []);
+        store.save_minutes(&[minute(1, EVENING + 4, tally(&[], 60))], EVENING + 5).await.unwrap();
+        assert_eq!(store.end_open_outages().await.unwrap(), 1);
+        let ended = store.outages(None, 10).await.unwrap().remove(0);
+        assert_eq!((ended.ended_at, ended.end_known), (Some(at(300)), false));
+        assert_eq!(store.end_open_outages().await.unwrap(), 0);
+    }
+}

@@ -1,0 +1,324 @@
+//! The probes of a monitor session, both ends: the reflector's answers, with the flag of its load, and the appliance's
+//! socket.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use paramedic_link::admission::SessionKeys;
+use paramedic_link::message::MAX_MONITOR_PROBES_PER_S;
+
+use super::dwell::DwellTimes;
+use super::ledger::{Entry, ProbeLedger};
+use super::packet::{self, MonitorReply, ProbePacket};
+use super::responder::reply_to;
+use crate::clock::Clock;
+use crate::origin::Origin;
+use crate::session_control::SessionControl;
+use crate::udp_port::datagram::Mailbox;
+use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
+
+/// How long after a load phase probes still count as under load: its queues drain.
+const LOAD_LINGERS: Duration = Duration::from_secs(2);
+/// The time between two probes at the highest rate.
+const PROBE_INTERVAL_NS: u64 = 1_000_000_000 / MAX_MONITOR_PROBES_PER_S as u64;
+/// Probes that may come at once, because the path can delay them.
+const PROBE_BURST: u64 = MAX_MONITOR_PROBES_PER_S as u64;
+/// The datagrams that are read from a socket in one call.
+const MAX_READS_IN_A_ROW: usize = 64;
+
+/// Whether a load phase of any test runs at this reflector, or ended less than 2 s ago.
+#[derive(Debug)]
+pub struct LoadFlag {
+    running: AtomicUsize,
+    /// When the last load phase ended, by `clock`; [`NO_LOAD`] before the first.
+    ended_ns: AtomicU64,
+    clock: Clock,
+}
+
+/// The value of `ended_ns` before the first load phase.
+const NO_LOAD: u64 = u64::MAX;
+
+impl Default for LoadFlag {
+    fn default() -> Self {
+        Self { running: AtomicUsize::new(0), ended_ns: AtomicU64::new(NO_LOAD), clock: Clock::start() }
+    }
+}
+
+impl LoadFlag {
+    /// A load phase begins; it ends when the returned value is dropped.
+    pub fn begin(self: &Arc<Self>) -> LoadGuard {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        LoadGuard(Arc::clone(self))
+    }
+
+    /// Whether the flag is set now.
+    pub fn is_set(&self) -> bool {
+        self.is_set_at(self.clock.now_ns())
+    }
+
+    fn is_set_at(&self, now_ns: u64) -> bool {
+        if self.running.load(Ordering::SeqCst) > 0 {
+            return true;
+        }
+        let ended_ns = self.ended_ns.load(Ordering::SeqCst);
+        ended_ns != NO_LOAD && now_ns.saturating_sub(ended_ns) < LOAD_LINGERS.as_nanos() as u64
+    }
+}
+
+/// A load phase that runs.
+#[derive(Debug)]
+pub struct LoadGuard(Arc<LoadFlag>);
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        // In this order: the flag must not be unset in between.
+        self.0.ended_ns.store(self.0.clock.now_ns(), Ordering::SeqCst);
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Limits the probes of one session (a leaky bucket as a virtual schedule). Pure.
+#[derive(Debug, Default)]
+struct ProbeRate {
+    /// When the probes so far would have come at the highest rate.
+    schedule_ns: u64,
+}
+
+impl ProbeRate {
+    /// Whether a probe that arrives at `now_ns` is answered.
+    fn admits(&mut self, now_ns: u64) -> bool {
+        if self.schedule_ns > now_ns.saturating_add((PROBE_BURST - 1) * PROBE_INTERVAL_NS) {
+            return false;
+        }
+        self.schedule_ns = self.schedule_ns.max(now_ns).saturating_add(PROBE_INTERVAL_NS);
+        true
+    }
+}
+
+/// Answers the probes of one monitor session at a UDP port. Each verified probe is a sign of life of the appliance.
+pub struct MonitorResponder {
+    keys: Arc<SessionKeys>,
+    control: Arc<SessionControl>,
+    received: Mutex<(ProbeLedger, ProbeRate)>,
+    clock: Clock,
+    dwell: Arc<DwellTimes>,
+    load: Arc<LoadFlag>,
+}
+
+impl MonitorResponder {
+    /// A responder for the session with these keys, which counts each reply in `dwell` and marks it with `load`.
+    pub fn new(
+        keys: Arc<SessionKeys>,
+        control: Arc<SessionControl>,
+        dwell: Arc<DwellTimes>,
+        load: Arc<LoadFlag>,
+    ) -> Self {
+        let received = Mutex::new((ProbeLedger::new(), ProbeRate::default()));
+        Self { keys, control, received, clock: Clock::start(), dwell, load }
+    }
+}
+
+impl DatagramHandler for MonitorResponder {
+    fn takes(&self, kind: u8) -> bool {
+        packet::is_monitor_probe(kind)
+    }
+
+    fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal> {
+        let received_ns = self.clock.at(datagram.arrived_ns);
+        let probe = ProbePacket::open_for_monitor(datagram.bytes, &self.keys).ok_or(Refusal::Forged)?;
+        // Ignores poison: a panic cannot leave the ledger inconsistent.
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ledger, rate) = &mut *received;
+        if ledger.enter(probe.seq) == Entry::Replayed {
+            return Err(Refusal::Replayed);
+        }
+        // After the replay check: a replayed probe must not keep a session alive.
+        self.control.heard();
+        if !rate.admits(received_ns) {
+            return Err(Refusal::TooFast);
+        }
+        let is_under_load = self.load.is_set();
+        let reply = reply_to(&probe, ledger, received_ns, &self.clock);
+        drop(received);
+        self.dwell.note(reply.dwell_ns);
+        Ok(MonitorReply { reply, is_under_load }.seal(&self.keys))
+    }
+}
+
+/// The appliance's socket of a monitor session. Never blocks; readable when an answer arrived.
+pub struct MonitorSocket {
+    socket: UdpSocket,
+    mailbox: Mailbox,
+    keys: Arc<SessionKeys>,
+    clock: Clock,
+}
+
+/// An answered probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeAnswer {
+    /// The sequence number of the probe.
+    pub seq: u32,
+    /// The time from sending to arrival, without the time that the other end held the probe.
+    pub round_trip: Duration,
+    /// Whether a test loaded the reflector.
+    pub is_under_load: bool,
+}
+
+impl MonitorSocket {
+    /// A socket that is connected to `target`.
+    pub fn connect(target: SocketAddr, keys: Arc<SessionKeys>, origin: &Origin) -> io::Result<Self> {
+        let socket = origin.datagrams(target)?;
+        socket.set_nonblocking(true)?;
+        let mailbox = Mailbox::of(&socket)?;
+        Ok(Self { socket, mailbox, keys, clock: Clock::start() })
+    }
+
+    /// A second descriptor of the socket, to wait until it is readable.
+    pub fn readiness(&self) -> io::Result<UdpSocket> {
+        self.socket.try_clone()
+    }
+
+    /// Sends the probe with this sequence number. A probe that this host fails to send counts as lost.
+    pub fn send(&self, seq: u32) {
+        let send = || {
+            let probe = ProbePacket { seq, about: seq, sent_ns: self.clock.now_ns() };
+            self.socket.send(&probe.seal_for_monitor(&self.keys))
+        };
+        // A send may report an ICMP error of an earlier datagram instead of sending.
+        if send().is_err() {
+            send().ok();
+        }
+    }
+
+    /// The answers that have arrived. Datagrams that are not sealed with the session's keys are ignored.
+    pub fn answers(&mut self) -> Vec<ProbeAnswer> {
+        let mut answers = Vec::new();
+        for _ in 0..MAX_READS_IN_A_ROW {
+            let arrival = match self.mailbox.receive(&self.socket) {
+                Ok(Some(arrival)) => arrival,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An ICMP error, which reading it clears.
+                Ok(None) | Err(_) => continue,
+            };
+            let bytes = self.mailbox.bytes.get(..arrival.len).unwrap_or_default();
+            let Some(MonitorReply { reply, is_under_load }) = MonitorReply::open(bytes, &self.keys) else { continue };
+            let received_ns = self.clock.at(arrival.arrived_ns);
+            let round_trip_ns = received_ns.saturating_sub(reply.sent_ns).saturating_sub(reply.dwell_ns.into());
+            let round_trip = Duration::from_nanos(round_trip_ns);
+            answers.push(ProbeAnswer { seq: reply.seq, round_trip, is_under_load });
+        }
+        answers
+    }
+}
+
+impl AsFd for MonitorSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+    use rustix::event::PollFlags;
+
+    use super::super::tests::keys;
+    use super::*;
+    use crate::clock::wait;
+    use crate::udp_port::{Enrolment, UdpPort};
+
+    const HERE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
+
+    fn reflector(load: &Arc<LoadFlag>) -> (Arc<UdpPort>, Enrolment, Arc<SessionControl>) {
+        let port = UdpPort::spawn(UdpSocket::bind(HERE).unwrap()).unwrap();
+        let control = SessionControl::metered(|| ());
+        control.allow(1_000_000);
+        let responder =
+            MonitorResponder::new(Arc::new(keys(1)), Arc::clone(&control), Arc::default(), Arc::clone(load));
+        let handlers: Vec<Arc<dyn DatagramHandler>> = vec![Arc::new(responder)];
+        let enrolment = port.enroll(keys(1).session(), Arc::clone(&control), Ipv4Addr::LOCALHOST.into(), handlers);
+        (port, enrolment, control)
+    }
+
+    /// The next answers.
+    fn await_answers(socket: &mut MonitorSocket) -> Vec<ProbeAnswer> {
+        loop {
+            wait([(socket.as_fd(), PollFlags::IN)]).unwrap();
+            let answers = socket.answers();
+            if !answers.is_empty() {
+                return answers;
+            }
+        }
+    }
+
+    #[test]
+    fn probes_are_answered_charged_and_marked_under_load() {
+        let load = Arc::<LoadFlag>::default();
+        let (port, _enrolment, control) = reflector(&load);
+        let target = port.local_addr();
+        let mut socket = MonitorSocket::connect(target, Arc::new(keys(1)), &Origin::default()).unwrap();
+        socket.send(0);
+        let answer = await_answers(&mut socket)[0];
+        assert_eq!((answer.seq, answer.is_under_load), (0, false));
+        let phase = load.begin();
+        socket.send(1);
+        let answer = await_answers(&mut socket)[0];
+        assert_eq!((answer.seq, answer.is_under_load), (1, true));
+        drop(phase);
+        assert_eq!(control.spent(), 2 * 2 * 96);
+        // Keys of another session: neither answered nor taken for an answer.
+        let mut other = MonitorSocket::connect(target, Arc::new(keys(2)), &Origin::default()).unwrap();
+        other.send(0);
+        socket.send(2);
+        assert_eq!(await_answers(&mut socket)[0].seq, 2);
+        assert_eq!((other.answers(), port.refused().unknown_session), (vec![], 1));
+    }
+
+    #[test]
+    fn the_flag_outlives_the_last_load_phase_by_two_seconds() {
+        let load = Arc::<LoadFlag>::default();
+        let at = |ms: u64| load.ended_ns.load(Ordering::SeqCst).wrapping_add(ms * 1_000_000);
+        assert!(!load.is_set_at(u64::MAX) && !load.is_set_at(0));
+        let (first, second) = (load.begin(), load.begin());
+        drop(first);
+        assert!(load.is_set_at(at(60_000)), "another one runs");
+        drop(second);
+        assert!(load.is_set_at(at(0)) && load.is_set_at(at(1_999)) && !load.is_set_at(at(2_000)));
+        drop(load.begin());
+        assert!(load.is_set_at(at(1_999)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_second_has_more_than_the_rate_and_a_burst(gaps_ms in prop::collection::vec(0u64..400, 1..200)) {
+            let mut rate = ProbeRate::default();
+            let mut now_ms = 0;
+            let mut admitted = Vec::new();
+            for gap in gaps_ms {
+                now_ms += gap;
+                if rate.admits(now_ms * 1_000_000) {
+                    admitted.push(now_ms);
+                }
+            }
+            for (at, first) in admitted.iter().enumerate() {
+                let within = admitted[at..].iter().take_while(|ms| **ms - first < 1_000).count();
+                prop_assert!(within <= 10, "{within} within a second");
+            }
+        }
+    }
+
+    #[test]
+    fn probes_at_the_highest_rate_are_all_answered_also_with_jitter() {
+        let mut rate = ProbeRate::default();
+        assert!((0..1_000u64).all(|n| rate.admits((n * 200 + n * 37 % 150) * 1_000_000)));
+        let mut rate = ProbeRate::default();
+        let answered = (0..1_000u64).filter(|n| rate.admits(n * 100 * 1_000_000)).count();
+        assert!((500..=505).contains(&answered), "{answered} of twice the rate");
+    }
+}

@@ -1,0 +1,319 @@
+//! The appliance's store with the real program: lists, deletion, retention; through the service and without it.
+
+use std::time::Duration;
+
+use lab::{Appliance, Device, Reflector};
+use rustix::process::Signal;
+use serde_json::Value;
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const DAY_US: i64 = 86_400_000_000;
+
+/// Executes statements on the database of a device.
+fn execute(device: &Device, statements: &[String]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = SqliteConnectOptions::new().filename(device.database());
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        for statement in statements {
+            sqlx::query(sqlx::AssertSqlSafe(statement.clone())).execute(&mut connection).await.unwrap();
+        }
+        connection.close().await.unwrap();
+    });
+}
+
+/// A device with the results of `ages`, in days before now, which are failed runs against the peer `attic`.
+fn with_results(ages: &[i64]) -> Device {
+    let device = Device::new(Appliance::new());
+    let unreachable = ["speed-test", "--provider", "iperf3", "--peer", "127.0.0.1:9", "-t", "1"];
+    for age in ages {
+        assert_eq!(device.run(&unreachable).code, 1);
+        let dated = format!(
+            "UPDATE runs SET started_at_us = started_at_us - {}, peer = 'attic' WHERE peer IS NOT 'attic'",
+            age * DAY_US
+        );
+        execute(&device, &[dated]);
+    }
+    device
+}
+
+fn ids(list: &Value) -> Vec<String> {
+    list.as_array().unwrap().iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn results_are_listed_by_time_and_deleted_with_and_without_the_service() {
+    let device = with_results(&[500, 40, 3, 0]);
+    let all = ids(&device.json(&["history", "list"]));
+    let [today, recent, month, old] = &all[..] else { panic!("{all:?}") };
+    let lists = [
+        (&["--since", "7d"][..], vec![today, recent]),
+        (&["--until", "7d"], vec![month, old]),
+        (&["--since", "50d", "--until", "1d", "--peer", "ATTIC"], vec![recent, month]),
+        (&["-n", "1"], vec![today]),
+        (&["--peer", "elsewhere"], vec![]),
+    ];
+    let look = || {
+        for (options, expected) in &lists {
+            let args = [&["history", "list"], *options].concat();
+            assert_eq!(ids(&device.json(&args)).iter().collect::<Vec<_>>(), *expected, "{args:?}");
+            let lines = device.must(&[&args[..], &["--format", "jsonl"]].concat());
+            let of_lines = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>();
+            assert_eq!(ids(&Value::Array(of_lines)).iter().collect::<Vec<_>>(), *expected, "{lines}");
+            let table = device.must(&[&args[..], &["--format", "csv"]].concat());
+            let of_table = table.lines().skip(1).map(|line| line.split(',').next().unwrap()).collect::<Vec<_>>();
+            assert_eq!(of_table, *expected, "{table}");
+            let text = device.must(&args);
+            assert_eq!(text.lines().count(), if expected.is_empty() { 0 } else { expected.len() + 1 }, "{text}");
+        }
+        let exported = device.must(&["history", "export", "--until", "7d"]);
+        let exported = exported.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>();
+        assert_eq!(ids(&Value::Array(exported)), [old.as_str(), month], "oldest first");
+    };
+    look();
+    let mut command = device.command(&["serve"]);
+    command.env("PACKETPARAMEDIC_KEEP_RESULTS", "forever");
+    let mut service = device.serve_with(command);
+    look();
+    // The same refusals from both.
+    let refusals = || {
+        let unknown = device.run(&["history", "delete", today, "ffffffff"]);
+        assert_eq!((unknown.code, unknown.three_lines()[0]), (1, "no such run"), "{unknown:?}");
+        let usage = device.run(&["history", "prune", "--older-than", "90"]);
+        assert_eq!(usage.code, 2, "{usage:?}");
+        assert_eq!(device.run(&["history", "list", "--since", "yesterday"]).code, 2);
+        assert_eq!(ids(&device.json(&["history", "list"])), all, "nothing was deleted");
+    };
+    refusals();
+    let counted = device.json(&["history", "prune", "--older-than", "30d", "--dry-run"]);
+    assert_eq!((&counted["results"], ids(&device.json(&["history"]))), (&2.into(), all.clone()));
+    assert_eq!(device.must(&["history", "delete", recent]), format!("deleted: {recent}\n"));
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait(PATIENCE).unwrap().code(), Some(0), "{}", device.log());
+    assert_eq!(device.json(&["history", "prune", "--older-than", "450d"])["results"], 1);
+    assert_eq!(ids(&device.json(&["history"])), [today.as_str(), month]);
+    assert_eq!(device.json(&["history", "delete", today, month])["results"].as_array().unwrap().len(), 2);
+    assert_eq!(device.json(&["history"]), serde_json::json!([]));
+}
+
+#[test]
+fn the_service_deletes_old_results_and_a_clock_that_is_ahead_deletes_none_early() {
+    // In the second case the clock is two years ahead: to the program, the latest result is two years old.
+    for ahead in [0, 730] {
+        let device = with_results(&[500, 3]);
+        let all = ids(&device.json(&["history"]));
+        execute(&device, &[format!("UPDATE runs SET started_at_us = started_at_us - {}", ahead * DAY_US)]);
+        let _service = device.serve();
+        let left = device.await_json(&["history"], |list| list.as_array().unwrap().len() < 2);
+        assert_eq!(ids(&left), all[..1], "{}", device.log());
+    }
+}
+
+#[test]
+fn a_backup_is_whole_and_restores_what_was_saved_with_and_without_the_service() {
+    let device = with_results(&[3, 0]);
+    let list = device.json(&["history"]);
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first.db"), folder.path().join("second.db"));
+    let [first_name, second_name] = [&first, &second].map(|file| file.to_str().unwrap());
+    let alone = device.json(&["store", "backup", first_name]);
+    assert_eq!((&alone["results"], &alone["problems"]), (&2.into(), &serde_json::json!([])));
+    let _service = device.serve();
+    assert_eq!(device.run(&["speed-test", "--provider", "iperf3", "--peer", "127.0.0.1:9"]).code, 1);
+    let served = device.json(&["store", "backup", second_name]);
+    assert_eq!(served["results"], 3, "the last row is in it");
+    assert!(device.must(&["store", "check"]).contains(": whole, "));
+    for name in [first_name, "/proc/backup.db"] {
+        let refused = device.run(&["store", "backup", name]);
+        assert_eq!((refused.code, refused.three_lines()[0]), (2, "the backup was not made"), "{refused:?}");
+    }
+    let names = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(names, 2, "nothing else is left");
+    let copies = std::fs::read_dir(device.appliance.state()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(copies.into_iter().all(|name| !name.to_string_lossy().contains("copy")));
+
+    let restored = Device::new(Appliance::new());
+    restored.must(&["show-id"]);
+    std::fs::copy(&first, restored.database()).unwrap();
+    assert_eq!(restored.json(&["history"]), list);
+}
+
+#[test]
+fn what_is_older_than_the_settings_allow_is_pruned_on_request() {
+    let device = with_results(&[500, 3]);
+    let counted = device.json(&["store", "prune", "--dry-run"]);
+    assert_eq!((&counted["results"], device.json(&["history"]).as_array().unwrap().len()), (&1.into(), 2));
+    let mut command = device.command(&["store", "prune", "--json"]);
+    command.env("PACKETPARAMEDIC_KEEP_RESULTS", "600d");
+    let kept = lab::Outcome::from(command.output().unwrap()).json();
+    assert_eq!(kept["results"], 0);
+    let mut command = device.command(&["serve"]);
+    command.env("PACKETPARAMEDIC_KEEP_RESULTS", "forever");
+    let _service = device.serve_with(command);
+    // The settings of the service count, not those of its client.
+    assert_eq!(device.json(&["store", "prune"])["results"], 0);
+}
+
+#[test]
+fn a_damaged_and_a_newer_database_are_named_and_not_changed() {
+    let device = with_results(&[0]);
+    let whole = std::fs::read(device.database()).unwrap();
+    let unchanged = |args: &[&str], exit: i32, said: &str| {
+        let before = std::fs::read(device.database()).unwrap();
+        let refused = device.run(args);
+        assert_eq!(refused.code, exit, "{refused:?}");
+        assert!(refused.three_lines().concat().contains(said), "{refused:?}");
+        assert!(std::fs::read(device.database()).unwrap() == before);
+    };
+    let mut damaged = whole.clone();
+    damaged[4 * 4096..].fill(b'?');
+    std::fs::write(device.database(), &damaged).unwrap();
+    let backup = tempfile::tempdir().unwrap();
+    let file = backup.path().join("backup.db");
+    for args in [&["store", "check"][..], &["store", "backup", file.to_str().unwrap()], &["history"], &["serve"]] {
+        unchanged(args, 1, "damaged");
+    }
+    assert_eq!(std::fs::read_dir(backup.path()).unwrap().count(), 0);
+    std::fs::write(device.database(), &whole).unwrap();
+    device.must(&["store", "check"]);
+    execute(
+        &device,
+        &["INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (99, 'later', TRUE, x'00', 0)"
+            .to_owned()],
+    );
+    for args in [&["store", "check"][..], &["store", "prune"], &["history", "delete", "0"], &["serve"]] {
+        unchanged(args, 2, "newer version");
+    }
+}
+
+#[test]
+fn an_older_store_of_this_machine_is_given_to_the_service() {
+    let reflector = Reflector::serve(&[]);
+    let mut older = Device::new(Appliance::new().pair(&reflector, reflector.address()));
+    older.must(&["speed-test", "-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"]);
+    let (id, results) = (older.appliance.id(), ids(&older.json(&["history"])));
+    let folder = older.appliance.state();
+    let folder = folder.to_str().unwrap();
+    // The folder is not to be changed: a copy of all its files is compared.
+    let contents = || {
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let before = contents();
+
+    let device = Device::new(Appliance::new());
+    let mut service = device.serve();
+    for is_first in [true, false] {
+        let pairings = device.json(&["reflectors", "import", "--from", folder]);
+        assert_eq!(pairings["endpoint_id"], id.as_str(), "{pairings:#}");
+        assert_eq!(
+            (&pairings["is_new_identity"], &pairings["known"]),
+            (&is_first.into(), &u64::from(!is_first).into())
+        );
+        let imported = device.json(&["history", "import", "--from", folder]);
+        let counts = [&imported["results"], &imported["known"]].map(|count| count.as_u64().unwrap());
+        assert_eq!(counts, if is_first { [1, 0] } else { [0, 1] }, "{imported:#}");
+    }
+    assert!(contents() == before);
+    assert_eq!(ids(&device.json(&["history"])), results);
+    let [theirs, ours] = [&older, &device].map(|device| device.must(&["history", "show", &results[0], "--json"]));
+    assert_eq!(theirs, ours, "to the byte");
+    assert_eq!(device.json(&["status"])["endpoint_id"], id.as_str());
+    // The service has the identity that the reflector knows.
+    device.must(&["speed-test", "-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"]);
+    assert_eq!(device.json(&["history"])[0]["endpoint_id"], device.json(&["reflectors"])[0]["endpoint_id"]);
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait(PATIENCE).unwrap().code(), Some(0), "{}", device.log());
+
+    // A device that is paired keeps its identity.
+    older = Device::new(Appliance::new());
+    older.must(&["show-id"]);
+    older.must(&["history"]);
+    let folder = older.appliance.state();
+    let refused = device.run(&["reflectors", "import", "--from", folder.to_str().unwrap()]);
+    assert_eq!((refused.code, refused.three_lines()[0]), (2, "the older identity is not taken over"), "{refused:?}");
+    assert_eq!(device.appliance.id(), id);
+    let nothing = device.run(&["history", "import", "--from", "/nonexistent"]);
+    assert_eq!((nothing.code, nothing.three_lines()[0]), (2, "cannot read the older store"), "{nothing:?}");
+}
+
+#[test]
+fn a_file_makes_the_schedules_and_the_names_with_and_without_the_service() {
+    let reflector = Reflector::serve(&[]);
+    let device = Device::new(Appliance::new().pair(&reflector, reflector.address()));
+    let id = device.json(&["reflectors"])[0]["endpoint_id"].as_str().unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("device.toml");
+    let path = file.to_str().unwrap();
+    let apply = |text: &str, options: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let applied = device.run(&[&["apply", path, "--json"], options].concat());
+        assert_eq!(applied.code, 0, "{applied:?}\n{}", device.log());
+        applied.json()["changes"].as_array().unwrap().len()
+    };
+    let names = || {
+        let listed = device.json(&["schedule", "list"]);
+        listed.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    device.schedule("by_hand", &["-t", "5"]);
+    let text = format!(
+        "[[reflector]]\nendpoint_id = \"{id}\"\nname = \"attic\"\n\n[[schedule]]\nname = \"nightly\"\n\
+         cron = \"30 3 * * *\"\nzone = \"Europe/Berlin\"\nbudget_month = \"20GB\"\npeer = \"attic\"\ntime = 5\n\n\
+         [[schedule]]\nname = \"off\"\nevery = \"6h\"\nudp = true\nbitrate = \"5M\"\nenabled = false\n"
+    );
+    let mut service = None;
+    for is_served in [false, true] {
+        if is_served {
+            service = Some(device.serve());
+        }
+        assert_eq!(apply(&text, &["--dry-run"]), if is_served { 0 } else { 3 });
+        assert_eq!(names().len(), if is_served { 3 } else { 1 });
+        assert_eq!(apply(&text, &[]), if is_served { 0 } else { 3 });
+        assert_eq!((names(), apply(&text, &[])), (vec!["by_hand".into(), "nightly".into(), "off".into()], 0));
+        assert_eq!(device.json(&["reflectors"])[0]["name"], "attic");
+    }
+    // The service plans what the file changed.
+    let later = text.replace("30 3 * * *", "45 4 * * *").replace("enabled = false\n", "");
+    let shown = {
+        std::fs::write(&file, &later).unwrap();
+        device.must(&["apply", path, "--dry-run"])
+    };
+    let expected = "~ schedule nightly: changed\n    when: 30 3 * * * -> 45 4 * * *\n~ schedule off: changed\n    \
+                    enabled: false -> true\n";
+    assert_eq!(shown, expected);
+    assert_eq!(apply(&later, &[]), 2);
+    let planned =
+        device.await_json(&["status"], |status| status["planned"].as_array().is_some_and(|all| all.len() == 3));
+    assert!(planned["planned"].as_array().unwrap().iter().any(|plan| plan["schedule"] == "off"), "{planned:#}");
+    // What is exported makes no difference, and a shorter file removes only what a file made.
+    let exported = device.must(&["export-config"]);
+    assert_eq!(apply(&exported, &["--dry-run"]), 0, "{exported}");
+    let (reflectors, _) = text.split_once("[[schedule]]").unwrap();
+    assert_eq!(apply(reflectors, &[]), 2);
+    assert_eq!(names(), ["by_hand"]);
+    drop(service);
+
+    // A faulty file changes nothing, and is named with its line.
+    let store = device.must(&["export-config"]);
+    for (text, said) in [
+        ("[[schedule]]\nname = \"a\"\nevry = \"6h\"\n", ":3: unknown key \"evry\"; did you mean \"every\"?"),
+        ("[[schedule]]\nname = \"a\"\nevery = \"2s\"\n", ":3: every: \"2s\" is no interval"),
+        ("[[schedul]]\n", ":1: unknown key \"schedul\"; did you mean \"schedule\"?"),
+        ("[[schedule]\n", ":1: not valid TOML"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let error = device.appliance.fails(&["apply", path], 2, "bad_file").error;
+        assert!(error.because.starts_with(&format!("{path}{said}")), "{error:?}");
+    }
+    std::fs::write(&file, text.replace(&id, &device.appliance.id())).unwrap();
+    let error = device.appliance.fails(&["apply", path], 4, "not_paired").error;
+    assert!(error.because.starts_with("reflector attic: "), "{error:?}");
+    std::fs::write(&file, text.replace("peer = \"attic\"", "peer = \"cellar\"")).unwrap();
+    let error = device.appliance.fails(&["apply", path], 4, "not_paired").error;
+    assert!(error.because.starts_with("schedule nightly: "), "{error:?}");
+    device.appliance.fails(&["apply", "/nonexistent"], 2, "unreadable");
+    assert_eq!(device.must(&["export-config"]), store);
+}

@@ -1,0 +1,15 @@
+//! The failures of monitors.
+
+use paramedic_appliance::monitor::MonitorError;
+
+use super::{CommandFailure, ExitStatus};
+
+/// The failure of a monitor that is not accepted.
+pub(super) fn not_accepted(error: &MonitorError) -> CommandFailure {
+    let try_ = match error {
+        MonitorError::Name(_) => "choose such a name, as in --name home",
+        MonitorError::Target(_) => "use gateway, reflector:NAME, host:ADDRESS or dns:RESOLVER/NAME",
+        MonitorError::Interval { .. } => "--interval 1s",
+    };
+    CommandFailure::new(ExitStatus::Usage, "bad_monitor", "the monitor is not accepted", error, try_)
+}

@@ -1,0 +1,377 @@
+//! Decides who may do what through the TCP listener. Pure: the shell hands in what a request has.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::http::Method;
+use paramedic_appliance::store::AccessScope;
+
+use crate::network::IpNetwork;
+
+/// The prefix of the API's routes.
+pub(super) const API: &str = "/api/v1";
+
+/// The changes that start or end a test, or only check something.
+const RUNS: [&str; 5] =
+    ["/tests", "/tests/{id}/cancel", "/schedules/proposals", "/schedules/{name}/run", "/schedule-runs/cancel"];
+
+/// What can be read, but is part of the settings.
+const SETTINGS: [&str; 4] = ["/tokens", "/setup-links", "/store", "/configuration"];
+
+/// What has a password of its own.
+const LOGIN: [&str; 2] = ["/login", "/logout"];
+/// The page on which a setup link leads.
+pub(super) const SETUP_PAGE: &str = "/setup/{secret}";
+
+/// What the rules know of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RequestFacts<'a> {
+    /// The address at the other end of the connection.
+    pub(super) peer: IpAddr,
+    /// The address of this end.
+    pub(super) local: SocketAddr,
+    /// The value of `Host`; `None` if there is not exactly one.
+    pub(super) host: Option<&'a str>,
+    /// The authority of a request target in absolute form.
+    pub(super) target: Option<&'a str>,
+    /// The name of the first header of a proxy.
+    pub(super) proxy_header: Option<&'a str>,
+    /// The values of `X-Forwarded-For`, joined.
+    pub(super) forwarded_for: Option<&'a str>,
+    /// The value of `Origin`.
+    pub(super) origin: Option<&'a str>,
+    /// The value of `Sec-Fetch-Site`.
+    pub(super) fetch_site: Option<&'a str>,
+    /// Whether its method may change something.
+    pub(super) is_change: bool,
+}
+
+/// A request that may be looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Admitted {
+    /// The client's address, behind a trusted proxy as that proxy reports it.
+    pub(super) client: IpAddr,
+    /// What it may do without a login, or why nothing.
+    pub(super) without_login: Result<AccessScope, AccessRefusal>,
+}
+
+/// Why a request is not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AccessRefusal {
+    /// The request names another host: a web page may have given its name this host's address (DNS rebinding).
+    WrongHost { port: u16 },
+    /// A proxy that is not trusted forwarded it.
+    UntrustedProxy { header: String, peer: IpAddr },
+    /// A page of another site sent it.
+    CrossOrigin { origin: String },
+    /// It has no login.
+    LoginRequired,
+    /// Its token is not, or no longer, valid.
+    UnknownToken,
+    /// Its token, its login, or a client without login, may do less.
+    ScopeTooSmall { needs: AccessScope, has: AccessScope },
+}
+
+/// The rules.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AccessRules {
+    pub(super) trusted_proxies: Vec<IpNetwork>,
+}
+
+impl AccessRules {
+    /// Whether a request may be looked at.
+    pub(super) fn admit(&self, facts: &RequestFacts<'_>) -> Result<Admitted, AccessRefusal> {
+        let peer = facts.peer.to_canonical();
+        let is_trusted = |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
+        if let Some(header) = facts.proxy_header
+            && !is_trusted(peer)
+        {
+            return Err(AccessRefusal::UntrustedProxy { header: header.to_owned(), peer });
+        }
+        if facts.is_change {
+            check_origin(facts)?;
+        }
+        // The last address that no trusted proxy has: a client can write whatever it likes before it.
+        let forwarded = facts.forwarded_for.unwrap_or_default().rsplit(',').map_while(|part| part.trim().parse().ok());
+        let client = forwarded.map(|address: IpAddr| address.to_canonical()).find(|address| !is_trusted(*address));
+        let without_login = if !self.trusted_proxies.is_empty() || !is_loopback(facts) {
+            Err(AccessRefusal::LoginRequired)
+        } else if !is_own_host(facts) {
+            Err(AccessRefusal::WrongHost { port: facts.local.port() })
+        } else {
+            Ok(AccessScope::Run)
+        };
+        Ok(Admitted { client: client.unwrap_or(peer), without_login })
+    }
+}
+
+impl Admitted {
+    /// Whether a request that needs this scope is answered; `None` is needed by what has a password of its own. `login` is
+    /// what its login or its token allows.
+    pub(super) fn authorise(
+        &self,
+        login: Option<AccessScope>,
+        needs: Option<AccessScope>,
+    ) -> Result<(), AccessRefusal> {
+        let Some(needs) = needs else {
+            return match &self.without_login {
+                Err(AccessRefusal::WrongHost { port }) => Err(AccessRefusal::WrongHost { port: *port }),
+                _ => Ok(()),
+            };
+        };
+        let has = match (login, &self.without_login) {
+            (Some(scope), _) => scope,
+            (None, Ok(scope)) => *scope,
+            (None, Err(refusal)) => return Err(refusal.clone()),
+        };
+        if has >= needs { Ok(()) } else { Err(AccessRefusal::ScopeTooSmall { needs, has }) }
+    }
+}
+
+/// Whether a header, in lower case, is one by which proxies say that they forwarded a request.
+pub(super) fn is_proxy_header(name: &str) -> bool {
+    ["forwarded", "via", "x-real-ip"].contains(&name) || name.starts_with("x-forwarded-")
+}
+
+/// The scope that a route needs; `path` is its pattern. `None` if it has a password of its own. What is not listed here may be read by all, and changed by
+/// administrators.
+pub(super) fn needed_scope(method: &Method, path: &str) -> Option<AccessScope> {
+    let route = path.strip_prefix(API).unwrap_or(path);
+    let is_below = |part: &&str| route.strip_prefix(*part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if LOGIN.contains(&route) || path == SETUP_PAGE {
+        None
+    } else if SETTINGS.iter().any(is_below) {
+        Some(AccessScope::Admin)
+    } else if method.is_safe() {
+        Some(AccessScope::Read)
+    } else if RUNS.contains(&route) {
+        Some(AccessScope::Run)
+    } else {
+        Some(AccessScope::Admin)
+    }
+}
+
+fn is_loopback(facts: &RequestFacts<'_>) -> bool {
+    [facts.peer, facts.local.ip()].iter().all(|address| address.to_canonical().is_loopback())
+}
+
+/// Whether the request names this host's loopback with the port of the listener.
+fn is_own_host(facts: &RequestFacts<'_>) -> bool {
+    let port = facts.local.port();
+    let is_own = |host: &str| {
+        let name = match host.strip_suffix(&format!(":{port}")) {
+            Some(name) => name,
+            // The ports of http and https.
+            None if [80, 443].contains(&port) => host,
+            None => return false,
+        };
+        ["127.0.0.1", "[::1]"].contains(&name) || name.eq_ignore_ascii_case("localhost")
+    };
+    facts.host.is_some_and(is_own) && facts.target.is_none_or(is_own)
+}
+
+/// A browser gives the origin of the page with every change. Programs give none.
+fn check_origin(facts: &RequestFacts<'_>) -> Result<(), AccessRefusal> {
+    let refused = |origin: &str| Err(AccessRefusal::CrossOrigin { origin: origin.to_owned() });
+    if let Some(site) = facts.fetch_site.filter(|site| !["same-origin", "none"].contains(site)) {
+        return refused(facts.origin.unwrap_or(site));
+    }
+    let Some(origin) = facts.origin else { return Ok(()) };
+    // Behind a proxy the page has https.
+    let of_origin = ["http://", "https://"].iter().find_map(|scheme| origin.strip_prefix(scheme));
+    match (of_origin, facts.host) {
+        (Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host) => Ok(()),
+        _ => refused(origin),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LOOPBACK: &str = "127.0.0.1";
+    const LISTENER: &str = "127.0.0.1:8068";
+
+    fn facts<'a>(peer: &str, local: &str, host: &'a str) -> RequestFacts<'a> {
+        RequestFacts {
+            peer: peer.parse().unwrap(),
+            local: local.parse().unwrap(),
+            host: Some(host),
+            target: None,
+            proxy_header: None,
+            forwarded_for: None,
+            origin: None,
+            fetch_site: None,
+            is_change: false,
+        }
+    }
+
+    fn behind(proxies: &[&str]) -> AccessRules {
+        AccessRules { trusted_proxies: proxies.iter().map(|network| network.parse().unwrap()).collect() }
+    }
+
+    #[test]
+    fn without_login_loopback_is_answered_under_its_own_names_alone() {
+        let rules = AccessRules::default();
+        let without_login = |peer, local, host| rules.admit(&facts(peer, local, host)).unwrap().without_login;
+        for host in ["localhost:8068", "LocalHost:8068", "127.0.0.1:8068", "[::1]:8068"] {
+            assert_eq!(without_login(LOOPBACK, LISTENER, host), Ok(AccessScope::Run), "{host}");
+        }
+        assert_eq!(without_login("::1", "[::1]:8068", "[::1]:8068"), Ok(AccessScope::Run));
+        assert_eq!(without_login("::ffff:127.0.0.1", "[::ffff:127.0.0.1]:80", "localhost"), Ok(AccessScope::Run));
+        for host in [
+            "evil.example",
+            "evil.example:8068",
+            "localhost",
+            "localhost:80",
+            "localhost:8068:8068",
+            "localhost.:8068",
+            "localhost.evil.example:8068",
+            "127.0.0.1.evil.example:8068",
+            "127.0.0.2:8068",
+            "127.1:8068",
+            "::1:8068",
+            "user@localhost:8068",
+            "",
+        ] {
+            let refused = Err(AccessRefusal::WrongHost { port: 8068 });
+            assert_eq!(without_login(LOOPBACK, LISTENER, host), refused, "{host}");
+        }
+        for (peer, local) in [("192.0.2.7", "192.0.2.1:8068"), ("192.0.2.7", LISTENER), (LOOPBACK, "192.0.2.1:8068")] {
+            let refused = without_login(peer, local, "localhost:8068");
+            assert_eq!(refused, Err(AccessRefusal::LoginRequired), "{peer} {local}");
+        }
+    }
+
+    #[test]
+    fn the_host_must_be_given_once_and_as_the_target_gives_it() {
+        let rules = AccessRules::default();
+        let none = RequestFacts { host: None, ..facts(LOOPBACK, LISTENER, "") };
+        let other = RequestFacts { target: Some("evil.example"), ..facts(LOOPBACK, LISTENER, "localhost:8068") };
+        for refused in [none, other] {
+            assert_eq!(rules.admit(&refused).unwrap().without_login, Err(AccessRefusal::WrongHost { port: 8068 }));
+        }
+    }
+
+    #[test]
+    fn a_forwarded_request_is_answered_behind_a_trusted_proxy_alone_and_needs_a_login_there() {
+        let forwarded = RequestFacts { proxy_header: Some("via"), ..facts(LOOPBACK, LISTENER, "localhost:8068") };
+        let untrusted =
+            Err(AccessRefusal::UntrustedProxy { header: "via".to_owned(), peer: LOOPBACK.parse().unwrap() });
+        for proxies in [&[][..], &["192.0.2.0/24"]] {
+            assert_eq!(behind(proxies).admit(&forwarded), untrusted);
+        }
+        let proxies = behind(&["127.0.0.0/8", "192.0.2.0/24"]);
+        let client = |forwarded_for| {
+            let admitted = proxies.admit(&RequestFacts { forwarded_for, ..forwarded }).unwrap();
+            assert_eq!(admitted.without_login, Err(AccessRefusal::LoginRequired));
+            admitted.client.to_string()
+        };
+        for (given, read) in [
+            (None, LOOPBACK),
+            (Some("203.0.113.9"), "203.0.113.9"),
+            (Some("198.51.100.1, 203.0.113.9, 192.0.2.5"), "203.0.113.9"),
+            (Some("203.0.113.9, nonsense"), LOOPBACK),
+            (Some("192.0.2.5"), LOOPBACK),
+            (Some("::ffff:203.0.113.9"), "203.0.113.9"),
+        ] {
+            assert_eq!(client(given), read, "{given:?}");
+        }
+        // With a proxy on this host, a request without its headers could be one that it forwarded.
+        let direct = proxies.admit(&facts(LOOPBACK, LISTENER, "localhost:8068")).unwrap();
+        assert_eq!(direct.without_login, Err(AccessRefusal::LoginRequired));
+    }
+
+    #[test]
+    fn a_change_that_a_page_of_another_site_sends_is_refused() {
+        let change = |origin, fetch_site| {
+            let change = RequestFacts { origin, fetch_site, is_change: true, ..facts(LOOPBACK, LISTENER, "a:8068") };
+            AccessRules::default().admit(&change).map(drop)
+        };
+        for (origin, site) in [
+            (None, None),
+            (Some("http://a:8068"), None),
+            (Some("https://A:8068"), Some("same-origin")),
+            (None, Some("none")),
+        ] {
+            assert_eq!(change(origin, site), Ok(()), "{origin:?} {site:?}");
+        }
+        for (origin, site) in [
+            (Some("http://evil.example"), None),
+            (Some("http://a:8069"), None),
+            (Some("http://a"), None),
+            (Some("null"), None),
+            (Some("file://a:8068"), None),
+            (Some("http://a:8068"), Some("cross-site")),
+            (None, Some("same-site")),
+        ] {
+            assert!(matches!(change(origin, site), Err(AccessRefusal::CrossOrigin { .. })), "{origin:?} {site:?}");
+        }
+        let reading = RequestFacts { origin: Some("http://evil.example"), ..facts(LOOPBACK, LISTENER, "a:8068") };
+        assert!(AccessRules::default().admit(&reading).is_ok());
+    }
+
+    #[test]
+    fn a_login_allows_what_its_scope_says_and_no_login_what_loopback_allows() {
+        use AccessScope::{Admin, Read, Run};
+        let open = Admitted { client: LOOPBACK.parse().unwrap(), without_login: Ok(Run) };
+        let closed = Admitted { without_login: Err(AccessRefusal::LoginRequired), ..open.clone() };
+        for (admitted, login, needs, is_answered) in [
+            (&open, None, Run, true),
+            (&open, None, Admin, false),
+            (&open, Some(Read), Run, false),
+            (&open, Some(Admin), Admin, true),
+            (&closed, None, Read, false),
+            (&closed, Some(Read), Read, true),
+            (&closed, Some(Run), Admin, false),
+        ] {
+            assert_eq!(admitted.authorise(login, Some(needs)).is_ok(), is_answered, "{login:?} {needs:?}");
+        }
+        assert_eq!(closed.authorise(None, Some(Read)), Err(AccessRefusal::LoginRequired));
+        // The login itself needs none; a page of another name may not try passwords.
+        let wrong = Admitted { without_login: Err(AccessRefusal::WrongHost { port: 1 }), ..open.clone() };
+        assert!(open.authorise(None, None).is_ok() && closed.authorise(None, None).is_ok());
+        assert!(wrong.authorise(None, None).is_err() && wrong.authorise(Some(Admin), None).is_err());
+    }
+
+    #[test]
+    fn a_route_needs_the_scope_of_its_effect() {
+        use AccessScope::{Admin, Read, Run};
+        for (method, path, needs) in [
+            (Method::GET, "/api/v1/results/{id}", Read),
+            (Method::HEAD, "/api/v1/status", Read),
+            (Method::POST, "/api/v1/tests", Run),
+            (Method::POST, "/api/v1/tests/{id}/cancel", Run),
+            (Method::POST, "/api/v1/schedules/{name}/run", Run),
+            (Method::POST, "/api/v1/schedules", Admin),
+            (Method::DELETE, "/api/v1/schedules/{name}", Admin),
+            (Method::POST, "/api/v1/reflectors", Admin),
+            (Method::GET, "/api/v1/tokens", Admin),
+            (Method::DELETE, "/api/v1/tokens/{name}", Admin),
+            (Method::POST, "/api/v1/a_route_of_later", Admin),
+            (Method::GET, "", Read),
+            (Method::POST, "/api/v1/setup-links", Admin),
+            (Method::POST, "/api/v1/login/more", Admin),
+        ] {
+            assert_eq!(needed_scope(&method, path), Some(needs), "{method} {path}");
+        }
+        for (method, path) in [(Method::POST, "/api/v1/login"), (Method::GET, SETUP_PAGE), (Method::POST, SETUP_PAGE)] {
+            assert_eq!(needed_scope(&method, path), None, "{method} {path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_panics_or_opens_an_address(host in "\\PC{0,30}", other in "\\PC{0,30}") {
+            let from_outside = RequestFacts {
+                proxy_header: Some("forwarded"),
+                forwarded_for: Some(&other),
+                origin: Some(&other),
+                ..facts("192.0.2.7", "192.0.2.1:8068", &host)
+            };
+            let admitted = behind(&["192.0.2.7"]).admit(&from_outside).unwrap();
+            prop_assert_eq!(admitted.without_login, Err(AccessRefusal::LoginRequired));
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Accepts the connections of the API and serves HTTP on them. However a client behaves, it holds few connections, a
+//! request is complete within seconds, and an answer that nothing reads ends.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use paramedic_host::unix_socket::UnixSocket;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
+
+use crate::network::{IpNetwork, user_part};
+
+/// The most connections of a listener at once.
+const MAX_CONNECTIONS: usize = 64;
+/// The most of them from one address (an IPv6 /64) that is neither of this host nor a trusted proxy.
+const MAX_CONNECTIONS_PER_ADDRESS: usize = 16;
+/// How long the line and the headers of a request may take, and how long a connection may be without a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most bytes of a request's line and headers together.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// How long an answer may wait until its client takes the next bytes.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The answer to a connection for which there is no place.
+const NO_PLACE: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// Where a request comes from, as reported by the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestSource {
+    /// A user, through the unix socket. The kernel lets connect: root, the user of the service, and the socket's group.
+    User { uid: u32 },
+    /// An address, through a TCP listener.
+    Address { peer: SocketAddr, local: SocketAddr, is_tls: bool },
+}
+
+/// A bound listener of the API.
+pub(crate) enum ApiListener {
+    /// A unix socket.
+    Unix(UnixSocket),
+    /// An address, with TLS or without.
+    Tcp(TcpListener, Option<TlsAcceptor>),
+}
+
+impl ApiListener {
+    /// Accepts connections until `stopping` becomes true; then ends when the last answer has ended.
+    pub(super) async fn serve(self, app: Router, proxies: Vec<IpNetwork>, mut stopping: watch::Receiver<bool>) {
+        let places = Arc::new(Mutex::new(ConnectionPlaces::default()));
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.accept() => accepted,
+                Some(_) = connections.join_next() => continue,
+                // The sender is dropped only with the process.
+                _ = stopping.wait_for(|wanted| *wanted) => break,
+            };
+            let (stream, source) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "the API cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
+                    continue;
+                }
+            };
+            let tls = match &self {
+                Self::Tcp(_, tls) => tls.clone(),
+                Self::Unix(_) => None,
+            };
+            let Some(place) = HeldPlace::take(&places, limited_address(&source, &proxies)) else {
+                // No TLS client reads an answer before its handshake.
+                if tls.is_none() {
+                    stream.refuse();
+                }
+                continue;
+            };
+            let (app, stopping) = (app.clone(), stopping.clone());
+            connections.spawn(async move {
+                match tls {
+                    None => serve_one(WriteLimited::new(stream), source, app, stopping).await,
+                    Some(tls) => match tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
+                        Ok(Ok(stream)) => serve_one(WriteLimited::new(stream), source, app, stopping).await,
+                        Ok(Err(error)) => tracing::debug!(%error, ?source, "a TLS handshake of the API failed"),
+                        Err(_) => tracing::debug!(?source, "a TLS handshake of the API took too long"),
+                    },
+                }
+                drop(place);
+            });
+        }
+        drop(self);
+        while connections.join_next().await.is_some() {}
+    }
+
+    async fn accept(&self) -> io::Result<(ApiStream, RequestSource)> {
+        match self {
+            Self::Unix(socket) => {
+                let stream = socket.accept().await?;
+                let uid = stream.peer_cred()?.uid();
+                Ok((ApiStream::Unix(stream), RequestSource::User { uid }))
+            }
+            Self::Tcp(listener, tls) => {
+                let (stream, peer) = listener.accept().await?;
+                let local = stream.local_addr()?;
+                // Events are small, and each is due at once.
+                stream.set_nodelay(true)?;
+                Ok((ApiStream::Tcp(stream), RequestSource::Address { peer, local, is_tls: tls.is_some() }))
+            }
+        }
+    }
+}
+
+/// The address whose connections are limited.
+fn limited_address(source: &RequestSource, proxies: &[IpNetwork]) -> Option<IpAddr> {
+    let RequestSource::Address { peer, .. } = source else { return None };
+    let address = peer.ip().to_canonical();
+    let is_free = address.is_loopback() || proxies.iter().any(|network| network.contains(address));
+    (!is_free).then(|| user_part(address))
+}
+
+/// The open connections of a listener. Pure.
+#[derive(Default)]
+struct ConnectionPlaces {
+    taken: usize,
+    of_address: HashMap<IpAddr, usize>,
+}
+
+impl ConnectionPlaces {
+    fn take(&mut self, address: Option<IpAddr>) -> bool {
+        if self.taken >= MAX_CONNECTIONS {
+            return false;
+        }
+        if let Some(address) = address {
+            let taken = self.of_address.entry(address).or_default();
+            if *taken >= MAX_CONNECTIONS_PER_ADDRESS {
+                return false;
+            }
+            *taken += 1;
+        }
+        self.taken += 1;
+        true
+    }
+
+    fn release(&mut self, address: Option<IpAddr>) {
+        self.taken = self.taken.saturating_sub(1);
+        let Some(address) = address else { return };
+        if let Some(taken) = self.of_address.get_mut(&address) {
+            *taken -= 1;
+            if *taken == 0 {
+                self.of_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// A place that a connection holds until this is dropped.
+struct HeldPlace {
+    places: Arc<Mutex<ConnectionPlaces>>,
+    address: Option<IpAddr>,
+}
+
+impl HeldPlace {
+    fn take(places: &Arc<Mutex<ConnectionPlaces>>, address: Option<IpAddr>) -> Option<Self> {
+        let is_taken = places.lock().unwrap_or_else(PoisonError::into_inner).take(address);
+        is_taken.then(|| Self { places: Arc::clone(places), address })
+    }
+}
+
+impl Drop for HeldPlace {
+    fn drop(&mut self) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).release(self.address);
+    }
+}
+
+/// Serves the requests of one connection, one after another.
+async fn serve_one<S>(stream: S, source: RequestSource, app: Router, mut stopping: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let app = TowerToHyperService::new(app);
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(source);
+        app.call(request)
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), answer));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = async { drop(stopping.wait_for(|wanted| *wanted).await) } => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, ?source, "a connection of the API broke off");
+    }
+}
+
+/// A connection of either kind.
+enum ApiStream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl ApiStream {
+    /// Answers that there is no place, as far as the kernel takes the answer at once.
+    fn refuse(self) {
+        let mut unread = [0; 4096];
+        // What was not read makes the kernel reset the connection, and the answer could be lost.
+        match self {
+            Self::Unix(stream) => drop((stream.try_read(&mut unread), stream.try_write(NO_PLACE))),
+            Self::Tcp(stream) => drop((stream.try_read(&mut unread), stream.try_write(NO_PLACE))),
+        }
+    }
+}
+
+/// Runs the same expression for either kind of stream.
+macro_rules! either {
+    ($stream:expr, $inner:ident => $call:expr) => {
+        match $stream {
+            ApiStream::Unix($inner) => $call,
+            ApiStream::Tcp($inner) => $call,
+        }
+    };
+}
+
+impl AsyncRead for ApiStream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(self.get_mut(), stream => Pin::new(stream).poll_read(context, buffer))
+    }
+}
+
+impl AsyncWrite for ApiStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        either!(self.get_mut(), stream => Pin::new(stream).poll_write(context, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self.get_mut(), stream => Pin::new(stream).poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(context))
+    }
+}
+
+/// A stream whose writes fail after [`WRITE_TIMEOUT`] without progress.
+struct WriteLimited<S> {
+    stream: S,
+    /// Runs while a write waits.
+    timeout: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> WriteLimited<S> {
+    fn new(stream: S) -> Self {
+        Self { stream, timeout: None }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for WriteLimited<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteLimited<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(context, bytes) {
+            self.timeout = None;
+            return Poll::Ready(written);
+        }
+        let timeout = self.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
+        ready!(timeout.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_address_has_some_of_the_places_and_a_proxy_all() {
+        let source = |peer: &str| RequestSource::Address {
+            peer: SocketAddr::new(peer.parse().unwrap(), 1),
+            local: "192.0.2.1:8068".parse().unwrap(),
+            is_tls: false,
+        };
+        let proxies = ["192.0.2.9".parse().unwrap()];
+        let address = |peer| limited_address(&source(peer), &proxies);
+        assert_eq!(address("2001:db8::1"), address("2001:db8::2"));
+        assert_ne!(address("2001:db8::1"), address("2001:db8:0:1::1"));
+        assert_eq!([address("::ffff:127.0.0.1"), address("::1"), address("192.0.2.9")], [None; 3]);
+        assert_eq!(limited_address(&RequestSource::User { uid: 0 }, &[]), None);
+        let mut places = ConnectionPlaces::default();
+        let of_one = (0..MAX_CONNECTIONS).filter(|_| places.take(address("198.51.100.1"))).count();
+        assert_eq!(of_one, MAX_CONNECTIONS_PER_ADDRESS);
+        let others = (0..MAX_CONNECTIONS).filter(|_| places.take(None)).count();
+        assert_eq!(others, MAX_CONNECTIONS - MAX_CONNECTIONS_PER_ADDRESS);
+        assert!(!places.take(address("203.0.113.1")));
+        places.release(address("198.51.100.1"));
+        assert!(places.take(address("203.0.113.1")) && !places.take(None));
+    }
+
+    proptest! {
+        #[test]
+        fn every_place_that_is_released_can_be_taken_again(steps in proptest::collection::vec((any::<bool>(), 0..3_u8), 0..400)) {
+            let mut places = ConnectionPlaces::default();
+            let mut held = Vec::new();
+            for (takes, peer) in steps {
+                let address = (peer > 0).then(|| IpAddr::from([192, 0, 2, peer]));
+                if takes && places.take(address) {
+                    held.push(address);
+                } else if let Some(address) = held.pop() {
+                    places.release(address);
+                }
+                prop_assert!(places.taken == held.len() && held.len() <= MAX_CONNECTIONS);
+            }
+            held.into_iter().for_each(|address| places.release(address));
+            prop_assert!(places.taken == 0 && places.of_address.is_empty());
+        }
+    }
+}

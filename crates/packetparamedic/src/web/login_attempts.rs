@@ -1,0 +1,98 @@
+//! Limits the wrong passwords of an address. Pure.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::network::user_part;
+
+/// The wrong passwords of an address (an IPv6 /64) before it has to wait.
+const MAX_WRONG: u8 = 5;
+/// How long it waits after the last one, and how long wrong passwords count.
+const WAIT: Duration = Duration::from_secs(10 * 60);
+/// The most addresses that are remembered.
+const MAX_ADDRESSES: usize = 1024;
+
+/// The wrong passwords of late.
+#[derive(Debug, Default)]
+pub(super) struct LoginAttempts {
+    wrong: HashMap<IpAddr, (u8, Instant)>,
+}
+
+impl LoginAttempts {
+    /// Whether an address may try a password at `now`; otherwise how long it has to wait. The attempt counts as wrong
+    /// until it is reported as right, so that attempts at the same time count too.
+    pub(super) fn begin(&mut self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+        let address = user_part(address);
+        if let Some((wrong, last)) = self.wrong.get(&address) {
+            let left = WAIT.saturating_sub(now.saturating_duration_since(*last));
+            if left.is_zero() {
+                self.wrong.remove(&address);
+            } else if *wrong >= MAX_WRONG {
+                return Err(left);
+            }
+        }
+        if self.wrong.len() >= MAX_ADDRESSES && !self.wrong.contains_key(&address) {
+            self.wrong.retain(|_, (_, last)| now.saturating_duration_since(*last) < WAIT);
+            // Those that have to wait are the last to be forgotten.
+            let least = self.wrong.iter().min_by_key(|(_, (wrong, last))| (*wrong, *last)).map(|(address, _)| *address);
+            if let Some(least) = least.filter(|_| self.wrong.len() >= MAX_ADDRESSES) {
+                self.wrong.remove(&least);
+            }
+        }
+        let (wrong, last) = self.wrong.entry(address).or_insert((0, now));
+        *wrong += 1;
+        *last = now;
+        Ok(())
+    }
+
+    /// The password was right: the address has no wrong ones.
+    pub(super) fn succeeded(&mut self, address: IpAddr) {
+        self.wrong.remove(&user_part(address));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "any time is a begin")]
+    fn begin() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn after_five_wrong_passwords_an_address_waits_and_others_do_not() {
+        let (mut attempts, now) = (LoginAttempts::default(), begin());
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let one = address("2001:db8::1");
+        for _ in 0..MAX_WRONG {
+            assert_eq!(attempts.begin(one, now), Ok(()));
+        }
+        assert_eq!(attempts.begin(address("2001:db8::2"), now), Err(WAIT));
+        assert_eq!(attempts.begin(address("2001:db8:0:1::1"), now), Ok(()));
+        assert_eq!(attempts.begin(one, now + WAIT / 2), Err(WAIT / 2));
+        assert_eq!(attempts.begin(one, now + WAIT), Ok(()));
+        attempts.succeeded(one);
+        for _ in 0..MAX_WRONG {
+            assert_eq!(attempts.begin(one, now + WAIT), Ok(()));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+        #[test]
+        fn many_addresses_are_bounded_and_free_none_that_waits(addresses in proptest::collection::vec(any::<u32>(), 1..3000)) {
+            let (mut attempts, now) = (LoginAttempts::default(), begin());
+            let waits = IpAddr::from([192, 0, 2, 1]);
+            while attempts.begin(waits, now).is_ok() {}
+            for address in addresses {
+                let _ = attempts.begin(IpAddr::V4(address.into()), now);
+                prop_assert!(attempts.wrong.len() <= MAX_ADDRESSES);
+            }
+            prop_assert_eq!(attempts.begin(waits, now), Err(WAIT));
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! The description of the API (OpenAPI 3.1), with schemas from the types of its bodies and answers. `OPERATIONS` has a row
+//! for each route; a test compares them with the router.
+
+use std::sync::LazyLock;
+
+use axum::http::Method;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use paramedic_appliance::app::{
+    ConfigurationChange, DeviceConfiguration, ImportedPairings, MonitorOverview, MonitorSeries, NewToken, OldPairings,
+    RunUpdate, ScheduleOverview, ScheduleProposal, ServiceStatus,
+};
+use paramedic_appliance::request::TestRequest;
+use paramedic_appliance::schedule::Schedule;
+use paramedic_appliance::store::{
+    Pruned, ScheduleRun, StoreCheck, StoredMonitor, StoredOutage, StoredSchedule, StoredToken,
+};
+use paramedic_report::document::{NeverNull, ResultDocument};
+use paramedic_report::series::ResultSeries;
+use paramedic_report::summary::RunSummary;
+use schemars::generate::SchemaSettings;
+use schemars::transform::{RecursiveTransform, Transform};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use super::access::{API, needed_scope};
+use super::configuration::ApplyRequest;
+use super::guard::LOGIN_COOKIE;
+use super::login::{LoginRequest, SetupLinkAnswer};
+use super::monitors::NewMonitor;
+use super::problem::Problem;
+use super::reflectors::{ListedReflector, PairRequest, PairedReflector};
+use super::results::{DeletionRequest, ImportAnswer, PruneRequest};
+use super::schedules::{CancelAnswer, RunRequested};
+use super::store::StorePruneRequest;
+use super::test_runs::TestLine;
+use super::tokens::TokenRequest;
+
+/// A route of the API.
+struct Operation {
+    method: &'static str,
+    /// Below /api/v1.
+    path: &'static str,
+    summary: &'static str,
+    /// The parameters of the query.
+    query: &'static [QueryParameter],
+    /// The body of the request.
+    body: Option<SchemaOf>,
+    status: u16,
+    /// The media type of the answer, and the schema of what it has, if it has a body.
+    answer: Option<(&'static str, SchemaOf)>,
+}
+
+/// A parameter of a query.
+struct QueryParameter {
+    name: &'static str,
+    about: &'static str,
+    schema: fn() -> Value,
+}
+
+type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+/// The bytes of a file.
+fn binary(_: &mut SchemaGenerator) -> Schema {
+    schemars::json_schema!({ "type": "string", "format": "binary" })
+}
+
+const fn text_parameter(name: &'static str, about: &'static str) -> QueryParameter {
+    QueryParameter { name, about, schema: || json!({ "type": "string" }) }
+}
+
+const fn time_parameter(name: &'static str, about: &'static str) -> QueryParameter {
+    QueryParameter { name, about, schema: || json!({ "type": "string", "format": "date-time" }) }
+}
+
+const FROM: QueryParameter = time_parameter("from", "The begin of the series; by default a day before its end.");
+const TO: QueryParameter = time_parameter("to", "The end of the series; by default now.");
+const STEP: QueryParameter = text_parameter("step", "The length of a step, at least a minute, such as 5m or 1h.");
+const BEFORE: QueryParameter = time_parameter("before", "Those that began before this time.");
+const SINCE: QueryParameter = time_parameter("since", "Those that began at this time or later.");
+const UNTIL: QueryParameter = time_parameter("until", "Those that began before this time.");
+const PEER: QueryParameter = text_parameter("peer", "Those against this name, address or Endpoint ID.");
+const ORDER: QueryParameter =
+    QueryParameter { name: "order", about: "The order.", schema: || json!({ "enum": ["newest", "oldest"] }) };
+const FORMAT: QueryParameter = QueryParameter {
+    name: "format",
+    about: "The format.",
+    schema: || json!({ "enum": ["jsonl", "csv", "summaries"] }),
+};
+
+const JSON: &str = "application/json";
+
+const LIMIT: QueryParameter = QueryParameter {
+    name: "limit",
+    about: "At most this many.",
+    schema: || json!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 20 }),
+};
+const AFTER: QueryParameter = QueryParameter {
+    name: "after",
+    about: "The page after this cursor. A full page has the link to the next one in its header `Link`.",
+    schema: || json!({ "type": "string" }),
+};
+const POINTS: QueryParameter = QueryParameter {
+    name: "points",
+    about: "At most this many points in a series; each is the mean and the extremes of neighbouring intervals.",
+    schema: || json!({ "type": "integer", "minimum": 1, "maximum": 10000, "default": 500 }),
+};
+const OF_SCHEDULE: QueryParameter = QueryParameter {
+    name: "schedule",
+    about: "Those of the schedule with this name.",
+    schema: || json!({ "type": "string" }),
+};
+
+const fn read(path: &'static str, summary: &'static str, answer: SchemaOf) -> Operation {
+    Operation { method: "get", path, summary, query: &[], body: None, status: 200, answer: Some((JSON, answer)) }
+}
+
+const fn change(method: &'static str, path: &'static str, summary: &'static str, answer: SchemaOf) -> Operation {
+    Operation { method, ..read(path, summary, answer) }
+}
+
+/// Every route.
+const OPERATIONS: &[Operation] = &[
+    read("/openapi.json", "This description", of::<Value>),
+    read("/status", "The state of the service", of::<ServiceStatus>),
+    Operation {
+        answer: Some(("text/event-stream", of::<RunUpdate>)),
+        ..read("/events", "What the running tests report, as server-sent events", of::<Value>)
+    },
+    read("/schedules", "Every schedule", of::<Vec<ScheduleOverview>>),
+    Operation {
+        body: Some(of::<Schedule>),
+        status: 201,
+        ..change("post", "/schedules", "Adds a schedule", of::<StoredSchedule>)
+    },
+    Operation {
+        body: Some(of::<Schedule>),
+        ..change(
+            "post",
+            "/schedules/proposals",
+            "Checks a schedule and estimates its data; saves nothing",
+            of::<ScheduleProposal>,
+        )
+    },
+    read("/schedules/{name}", "A schedule", of::<ScheduleOverview>),
+    change("delete", "/schedules/{name}", "Removes a schedule; its results stay", of::<StoredSchedule>),
+    change("post", "/schedules/{name}/enable", "Lets a schedule run again", of::<StoredSchedule>),
+    change("post", "/schedules/{name}/disable", "Keeps a schedule from running", of::<StoredSchedule>),
+    Operation {
+        status: 202,
+        ..change("post", "/schedules/{name}/run", "Runs a schedule as soon as no other test runs", of::<RunRequested>)
+    },
+    Operation {
+        query: &[LIMIT, AFTER, OF_SCHEDULE],
+        ..read("/schedule-runs", "What became of the latest runs, newest first", of::<Vec<ScheduleRun>>)
+    },
+    change("post", "/schedule-runs/cancel", "Cancels the running test of a schedule", of::<CancelAnswer>),
+    read("/monitors", "Every monitor with its state and its last 15 minutes", of::<Vec<MonitorOverview>>),
+    Operation {
+        body: Some(of::<NewMonitor>),
+        status: 201,
+        ..change("post", "/monitors", "Adds a monitor", of::<StoredMonitor>)
+    },
+    read("/monitors/{name}", "A monitor", of::<MonitorOverview>),
+    change("delete", "/monitors/{name}", "Removes a monitor with all that it measured", of::<StoredMonitor>),
+    change("post", "/monitors/{name}/enable", "Lets a monitor measure again", of::<StoredMonitor>),
+    change("post", "/monitors/{name}/disable", "Keeps a monitor from measuring", of::<StoredMonitor>),
+    Operation {
+        query: &[FROM, TO, STEP],
+        ..read("/monitors/{name}/series", "Round trips and loss of a monitor over time", of::<MonitorSeries>)
+    },
+    Operation {
+        query: &[LIMIT, BEFORE],
+        ..read("/outages", "The latest outages, newest first", of::<Vec<StoredOutage>>)
+    },
+    read("/reflectors", "The paired reflectors", of::<Vec<ListedReflector>>),
+    Operation {
+        body: Some(of::<OldPairings>),
+        ..change(
+            "post",
+            "/reflectors/imports",
+            "Takes over an older identity with its pairings, if this device is not paired",
+            of::<ImportedPairings>,
+        )
+    },
+    Operation {
+        body: Some(of::<PairRequest>),
+        status: 201,
+        ..change("post", "/reflectors", "Pairs with a reflector, by its code or its Endpoint ID", of::<PairedReflector>)
+    },
+    Operation {
+        query: &[LIMIT, AFTER, SINCE, UNTIL, PEER, ORDER],
+        ..read("/results", "Summaries of the latest results, newest first", of::<Vec<RunSummary>>)
+    },
+    Operation {
+        query: &[LIMIT, SINCE, UNTIL, PEER, ORDER, FORMAT],
+        answer: Some(("application/x-ndjson", of::<ResultDocument>)),
+        ..read("/results/export", "Whole documents, one a line, or CSV, or summaries", of::<Value>)
+    },
+    Operation {
+        body: Some(of::<DeletionRequest>),
+        ..change("post", "/results/deletions", "Deletes results: all of them, or none", of::<Value>)
+    },
+    Operation {
+        body: Some(of::<PruneRequest>),
+        ..change("post", "/results/prune", "Deletes results by their age", of::<Pruned>)
+    },
+    change("delete", "/results/{id}", "Deletes a result", of::<Value>),
+    Operation {
+        body: Some(of::<ResultDocument>),
+        ..change("put", "/results/{id}", "Adds a result document of another store, to the byte", of::<ImportAnswer>)
+    },
+    read("/configuration", "The names of the reflectors and the schedules", of::<DeviceConfiguration>),
+    Operation {
+        body: Some(of::<ApplyRequest>),
+        ..change("post", "/configuration", "Makes the configuration as the body says", of::<Vec<ConfigurationChange>>)
+    },
+    Operation {
+        answer: Some(("application/vnd.sqlite3", binary)),
+        ..read("/store/backup", "A consistent copy of the database", of::<Value>)
+    },
+    read("/store/check", "Checks the database", of::<StoreCheck>),
+    Operation {
+        body: Some(of::<StorePruneRequest>),
+        ..change("post", "/store/prune", "Deletes what is older than the settings of the service allow", of::<Pruned>)
+    },
+    read("/results/{id}", "A result document, to the byte as it was saved", of::<ResultDocument>),
+    Operation {
+        query: &[POINTS],
+        ..read("/results/{id}/series", "The rates and round trips of a result over time, thinned", of::<ResultSeries>)
+    },
+    Operation {
+        body: Some(of::<TestRequest>),
+        answer: Some(("application/x-ndjson", of::<TestLine>)),
+        ..change("post", "/tests", "Runs a test: a document a line until its end", of::<Value>)
+    },
+    change("post", "/tests/{id}/cancel", "Cancels a test; its answer goes on to its end", of::<CancelAnswer>),
+    read("/tokens", "The tokens, without their secrets", of::<Vec<StoredToken>>),
+    Operation {
+        body: Some(of::<TokenRequest>),
+        status: 201,
+        ..change("post", "/tokens", "Adds a token; only this answer has its secret", of::<NewToken>)
+    },
+    change("delete", "/tokens/{name}", "Removes a token", of::<StoredToken>),
+    Operation {
+        status: 201,
+        ..change("post", "/setup-links", "Makes a link by which the password is set", of::<SetupLinkAnswer>)
+    },
+    Operation {
+        body: Some(of::<LoginRequest>),
+        status: 204,
+        answer: None,
+        ..change("post", "/login", "Begins a login: the answer sets its cookie", of::<Value>)
+    },
+    Operation { status: 204, answer: None, ..change("post", "/logout", "Ends a login", of::<Value>) },
+];
+
+/// The rows: path and method, as a router names them.
+#[cfg(test)]
+pub(super) fn rows() -> std::collections::BTreeSet<(String, String)> {
+    OPERATIONS.iter().map(|row| (row.path.to_owned(), row.method.to_uppercase())).collect()
+}
+
+/// The description as JSON text.
+static TEXT: LazyLock<String> = LazyLock::new(|| {
+    // A value of these types always has a text.
+    serde_json::to_string_pretty(&document()).map(|text| text + "\n").unwrap_or_default()
+});
+
+pub(super) async fn show() -> impl IntoResponse {
+    ([(CONTENT_TYPE, JSON)], TEXT.as_str())
+}
+
+fn document() -> Value {
+    let settings = SchemaSettings::draft2020_12().for_serialize().with(|settings| {
+        settings.definitions_path = "/components/schemas".into();
+    });
+    let mut generator = settings.into_generator();
+    let problem = json!({
+        "description": "The request failed (RFC 9457)",
+        "content": { "application/problem+json": { "schema": of::<Problem>(&mut generator) } },
+    });
+    let mut paths = Map::new();
+    for operation in OPERATIONS {
+        let described = operation.describe(&mut generator);
+        let methods = paths.entry(format!("{API}{}", operation.path)).or_insert_with(|| json!({}));
+        methods[operation.method] = described;
+    }
+    let mut schemas = generator.take_definitions(true);
+    for schema in schemas.values_mut().filter_map(|schema| <&mut Schema>::try_from(schema).ok()) {
+        RecursiveTransform(NeverNull).transform(schema);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "info": {
+            "title": "PacketParamedic: the service of the appliance",
+            "version": "1",
+            "description": "docs/service.md says which clients need a token.",
+            "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
+        },
+        "servers": [{ "url": "http://localhost:8068" }],
+        "security": [{}, { "token": [] }, { "login": [] }],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {
+                "token": { "type": "http", "scheme": "bearer" },
+                "login": { "type": "apiKey", "in": "cookie", "name": LOGIN_COOKIE },
+            },
+            "responses": { "Problem": problem },
+            "schemas": schemas,
+        },
+    })
+}
+
+impl Operation {
+    fn describe(&self, generator: &mut SchemaGenerator) -> Value {
+        let method = Method::from_bytes(self.method.to_uppercase().as_bytes()).unwrap_or_default();
+        let scope = needed_scope(&method, &format!("{API}{}", self.path));
+        let in_path = self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let in_path =
+            in_path.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
+        let in_query = self.query.iter().map(|QueryParameter { name, about, schema }| {
+            json!({ "name": name, "in": "query", "description": about, "schema": schema() })
+        });
+        let mut answer = json!({ "description": self.summary });
+        if let Some((media_type, schema)) = self.answer {
+            answer["content"] = json!({ media_type: { "schema": schema(generator) } });
+        }
+        let needs = scope.map(|scope| format!("Needs the scope `{scope}`."));
+        let mut described = json!({
+            "operationId": self.id(),
+            "summary": self.summary,
+            "description": needs.unwrap_or_else(|| "Needs no token.".to_owned()),
+            "parameters": in_path.chain(in_query).collect::<Vec<_>>(),
+            "responses": {
+                self.status.to_string(): answer,
+                "default": { "$ref": "#/components/responses/Problem" },
+            },
+        });
+        if let Some(schema) = self.body {
+            described["requestBody"] =
+                json!({ "required": true, "content": { JSON: { "schema": schema(generator) } } });
+        }
+        described
+    }
+
+    /// A name for generated clients: the method and the words of the path.
+    fn id(&self) -> String {
+        let words = self.path.split(['/', '-', '.']).filter(|word| !word.is_empty());
+        let words = words.map(|word| word.trim_matches(['{', '}']));
+        [self.method].into_iter().chain(words).collect::<Vec<_>>().join("_")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_stored_description_is_that_of_this_program() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
+        if std::env::var_os("PACKETPARAMEDIC_WRITE_OPENAPI").is_some() {
+            std::fs::write(&file, TEXT.as_bytes()).unwrap();
+        }
+        let stored = std::fs::read_to_string(&file).unwrap();
+        let advice = "run `PACKETPARAMEDIC_WRITE_OPENAPI=1 cargo test -p packetparamedic openapi` to write it again";
+        assert!(stored == *TEXT, "docs/openapi.json is of another version: {advice}");
+    }
+
+    #[test]
+    fn every_reference_leads_to_a_schema_and_every_name_stands_once() {
+        let document = document();
+        let text = document.to_string();
+        let references = text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap());
+        let references = references.collect::<BTreeSet<_>>();
+        assert!(references.len() > 30, "{references:?}");
+        for reference in references {
+            assert!(document.pointer(reference).is_some(), "{reference}");
+        }
+        let ids = OPERATIONS.iter().map(Operation::id).collect::<BTreeSet<_>>();
+        assert_eq!(ids.len(), OPERATIONS.len());
+        // A schema with a number was generated twice, for two types of one name.
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        assert!(schemas.keys().all(|name| !name.ends_with(|last: char| last.is_ascii_digit())), "{:?}", schemas.keys());
+    }
+}

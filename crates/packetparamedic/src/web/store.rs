@@ -1,0 +1,65 @@
+//! The routes of the store: backup, check, prune.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use paramedic_appliance::store::{Pruned, StoreCheck};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::ApiState;
+use super::chunks::{self, ChunkSender};
+use super::extract::ApiBody;
+use super::problem::Problem;
+
+/// The bytes of a chunk.
+const CHUNK: usize = 256 * 1024;
+
+/// A request to delete what is older than the settings of the service allow.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub(crate) struct StorePruneRequest {
+    /// Whether it is only counted.
+    #[serde(default)]
+    pub(crate) dry_run: bool,
+}
+
+/// A consistent copy of the database.
+pub(super) async fn backup(State(state): State<ApiState>) -> Result<impl IntoResponse, Problem> {
+    let copy = state.service.appliance().copy_of_store().await?;
+    let (sender, body) = chunks::body();
+    tokio::task::spawn_blocking(move || {
+        // The copy is removed at the end.
+        if let Err(error) = send(copy.as_file(), &sender) {
+            tracing::warn!(%error, "the copy of the database cannot be read");
+            sender.blocking_send(Err(error)).ok();
+        }
+    });
+    Ok(([(CONTENT_TYPE, "application/vnd.sqlite3")], body))
+}
+
+/// Sends the file until its end, or until the client has gone.
+fn send(file: &File, sender: &ChunkSender) -> io::Result<()> {
+    loop {
+        let mut chunk = Vec::new();
+        file.take(CHUNK as u64).read_to_end(&mut chunk)?;
+        if chunk.is_empty() || sender.blocking_send(Ok(Bytes::from(chunk))).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+pub(super) async fn check(State(state): State<ApiState>) -> Result<Json<StoreCheck>, Problem> {
+    Ok(Json(state.service.appliance().check_store().await?))
+}
+
+pub(super) async fn prune(
+    State(state): State<ApiState>,
+    ApiBody(StorePruneRequest { dry_run }): ApiBody<StorePruneRequest>,
+) -> Result<Json<Pruned>, Problem> {
+    Ok(Json(state.service.appliance().prune(&state.service.retention(), dry_run).await?))
+}

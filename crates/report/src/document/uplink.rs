@@ -1,0 +1,53 @@
+//! The way from the appliance into the Internet, in the document.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The uplink of the appliance during a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UplinkLabel {
+    /// The interface of the IPv4 default route when the run began; absent without such a route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// The prefix from which the link arrived at the reflector, behind every NAT: the /24 of an IPv4 address, the /48 of an
+    /// IPv6 address. Absent if the reflector does not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_prefix: Option<String>,
+}
+
+impl UplinkLabel {
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Sets the prefix of the address from which the link arrived at the reflector.
+    pub fn set_observed(&mut self, address: IpAddr) {
+        self.public_prefix = Some(match address.to_canonical() {
+            IpAddr::V4(address) => format!("{}/24", Ipv4Addr::from_bits(address.to_bits() & !0xff)),
+            IpAddr::V6(address) => format!("{}/48", Ipv6Addr::from_bits(address.to_bits() & !(u128::MAX >> 48))),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prefix_of_an_address_has_no_host_in_it() {
+        for (address, expected) in [
+            ("203.0.113.77", "203.0.113.0/24"),
+            ("::ffff:203.0.113.77", "203.0.113.0/24"),
+            ("2001:db8:7:8::9", "2001:db8:7::/48"),
+            ("::1", "::/48"),
+        ] {
+            let mut uplink = UplinkLabel::default();
+            uplink.set_observed(address.parse().unwrap());
+            assert_eq!(uplink.public_prefix.as_deref(), Some(expected), "{address}");
+        }
+        assert!(UplinkLabel::default().is_empty());
+    }
+}
