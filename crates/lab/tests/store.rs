@@ -300,7 +300,7 @@ fn a_file_makes_the_schedules_and_the_names_with_and_without_the_service() {
     let store = device.must(&["export-config"]);
     for (text, said) in [
         ("[[schedule]]\nname = \"a\"\nevry = \"6h\"\n", ":3: unknown key \"evry\"; did you mean \"every\"?"),
-        ("[[schedule]]\nname = \"a\"\nevery = \"2s\"\n", ":3: every: \"2s\" is no interval"),
+        ("[[schedule]]\nname = \"a\"\nevery = \"2s\"\n", ":3: every: \"2s\" is not an interval"),
         ("[[schedul]]\n", ":1: unknown key \"schedul\"; did you mean \"schedule\"?"),
         ("[[schedule]\n", ":1: not valid TOML"),
     ] {

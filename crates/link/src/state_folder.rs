@@ -400,6 +400,6 @@ mod tests {
     #[test]
     fn a_file_in_place_of_the_folder_is_refused() {
         let (_kept, path) = folder(0o700, &["key"]);
-        assert!(matches!(open(&path.join("key"), own_file), Err(StateFolderError::Io { doing: "make", .. })));
+        assert!(matches!(open(&path.join("key"), own_file), Err(StateFolderError::Io { doing: "create", .. })));
     }
 }

@@ -411,9 +411,9 @@ mod tests {
     #[test]
     fn a_share_is_a_fraction_or_a_percentage() {
         assert_eq!(["0.01", "1%", "7 %", "100%"].map(|text| parse_share(text).unwrap()), [0.01, 0.01, 0.07, 1.0]);
-        for (text, question) in [("1", "1% or 0.01?"), (" 2.5", "2.5% or 0.025?"), ("99", "99% or 0.99?")] {
+        for (text, choice) in [("1", "1% or 0.01"), (" 2.5", "2.5% or 0.025"), ("99", "99% or 0.99")] {
             let refused = parse_share(text).unwrap_err().to_string();
-            assert!(refused.ends_with(question), "{refused}");
+            assert!(refused.ends_with(choice), "{refused}");
         }
         assert!(
             parse_share("1.01").is_err()
