@@ -14,7 +14,7 @@ use socket2::{Domain, SockRef, TcpKeepalive};
 
 use crate::sys;
 
-/// The options of one data socket. [`SocketOptions::apply`] also sets options that all data sockets have.
+/// The options of one data socket. `SocketOptions::apply` also sets options that all data sockets have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketOptions {
     /// The congestion control; absent: the kernel's default.
