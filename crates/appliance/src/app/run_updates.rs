@@ -1,5 +1,5 @@
 //! What the running tests of the service report, for any number of listeners. The memory is bounded: a listener that does
-//! not keep up is told so, and gets no further update.
+//! not keep up gets an error, and no further update.
 
 use std::sync::Arc;
 

@@ -12,7 +12,7 @@ const LINEAR: u64 = 1 << LINEAR_BITS;
 const LINEAR_BITS: u32 = 7;
 /// Buckets of each further power of two, as a number of bits.
 const SUB_BITS: u32 = LINEAR_BITS - 1;
-/// The longest round trip that is told apart, in µs: a longer one counts as this.
+/// The longest round trip with a value of its own, in microseconds: a longer one counts as this.
 const MAX_US: u64 = 60_000_000;
 /// How often neighbouring buckets can be merged.
 const MAX_COARSENING: u8 = 7;
