@@ -27,13 +27,13 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::network::{IpNetwork, user_part};
 
-/// The most connections of a listener at once.
+/// The maximum number of connections of a listener at once.
 const MAX_CONNECTIONS: usize = 64;
 /// The most of them from one address (an IPv6 /64) that is neither of this host nor a trusted proxy.
 const MAX_CONNECTIONS_PER_ADDRESS: usize = 16;
 /// How long the line and the headers of a request may take, and how long a connection may be without a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most bytes of a request's line and headers together.
+/// The maximum number of bytes of a request's line and headers together.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// How long an answer may wait until its client takes the next bytes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);

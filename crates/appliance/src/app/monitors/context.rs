@@ -20,9 +20,9 @@ use crate::monitor::outage::{Outage, OutageWatch};
 use crate::monitor::{PauseReason, ProbeTally};
 use crate::store::{MonitorMinute, StoredMonitor, StoredOutage};
 
-/// The most minutes, of all monitors together, that wait for a clock or a disk: the oldest are given up.
+/// The maximum number of minutes, of all monitors together, that wait for a clock or a disk: the oldest are given up.
 const MOST_PENDING_MINUTES: usize = 24 * 60;
-/// The most outages that wait for a clock or a disk.
+/// The maximum number of outages that wait for a clock or a disk.
 const MOST_PENDING_OUTAGES: usize = 1000;
 
 /// What a monitor does.
