@@ -7,6 +7,7 @@ mod definition;
 pub mod dns_query;
 mod histogram;
 pub mod host_changes;
+pub mod http_url;
 pub mod minute;
 pub mod open_probes;
 pub mod outage;

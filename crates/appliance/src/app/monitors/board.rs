@@ -284,6 +284,7 @@ impl MonitorBoard {
                     hosts::probe_dns(&context, &resolver, &name, stopped).await;
                 }
                 MonitorTarget::Host(host) => hosts::probe_host(&context, &host, stopped).await,
+                MonitorTarget::Http(url) => hosts::probe_http(&context, &url, stopped).await,
                 MonitorTarget::Reflector(name) => reflectors::probe(&context, &name, stopped).await,
             }
         });

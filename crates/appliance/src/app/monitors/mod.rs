@@ -6,6 +6,7 @@ mod board;
 mod carriers;
 mod context;
 mod hosts;
+mod http;
 mod reflectors;
 
 use jiff::Timestamp;
