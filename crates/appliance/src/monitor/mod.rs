@@ -2,6 +2,7 @@
 //! randomness and observations are arguments.
 
 pub mod backoff;
+pub mod dating;
 pub mod default_route;
 mod definition;
 pub mod dns_query;
@@ -20,4 +21,4 @@ pub use minute::ProbeTally;
 pub use pause::PauseReason;
 
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;

@@ -8,6 +8,8 @@ mod context;
 mod hosts;
 mod http;
 mod reflectors;
+#[cfg(test)]
+mod simulation;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
