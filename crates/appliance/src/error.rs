@@ -251,11 +251,11 @@ pub enum ApplianceError {
     #[error("it was used, has expired, or is not the latest one")]
     NoSuchSetupLink,
     /// The password is too short or too long.
-    #[error("a password has {shortest} to {longest} characters")]
+    #[error("a password must have {shortest} to {longest} characters")]
     PasswordLength {
         /// The fewest characters.
         shortest: usize,
-        /// The most characters.
+        /// The maximum number of characters.
         longest: usize,
     },
     /// Another service is running with the same state folder.

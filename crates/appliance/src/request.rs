@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use paramedic_engines::Engine;
+use paramedic_link::PeerText;
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_report::thresholds::Thresholds;
 use schemars::JsonSchema;
@@ -96,7 +97,20 @@ impl TurnWait {
     }
 }
 
+/// The longest name or address of the other end: more than a host name with its port (253 characters, RFC 1123) needs.
+const MAX_PEER_CHARS: usize = 300;
+
 impl TestRequest {
+    /// Checks that the other end can be a name or an address: it is saved with the result, and printed.
+    pub fn check_peer(&self) -> Result<(), ApplianceError> {
+        let Some(peer) = &self.peer else { return Ok(()) };
+        if *peer == PeerText::harmless(peer, MAX_PEER_CHARS) {
+            return Ok(());
+        }
+        let shown = PeerText::harmless(peer, 60);
+        Err(ApplianceError::Unsupported(format!("{shown:?} is no name and no address")))
+    }
+
     /// The test in the terms of the link protocol, with this data mode.
     pub fn spec(&self, data_mode: DataMode) -> TestSpec {
         TestSpec { data_mode, ..self.spec.clone() }
@@ -182,6 +196,15 @@ mod tests {
         assert_eq!(share(&[Load::Idle, Load::Download, Load::Upload, Load::Bidir], 200), Some(50));
         assert_eq!(share(&[Load::Download], 200), Some(200));
         assert_eq!((share(&plain, 2), share(&plain, 1), share(&[Load::Idle], 200)), (Some(1), None, None));
+    }
+
+    #[test]
+    fn the_other_end_is_a_name_or_an_address() {
+        let check = |peer: &str| TestRequest { peer: Some(peer.to_owned()), ..request() }.check_peer().is_ok();
+        assert!(check("attic") && check("my attic") && check("[2001:db8::7]:4000") && check(&"a".repeat(300)));
+        for wrong in ["a\nb", "a\u{202e}b", " attic", "\u{1b}[2J", &"a".repeat(301), &"a".repeat(60_000)] {
+            assert!(!check(wrong), "{wrong:?}");
+        }
     }
 
     #[test]

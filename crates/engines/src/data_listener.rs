@@ -28,7 +28,7 @@ const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
 const SPARE_PENDING: usize = 16;
 /// The listener's backlog: connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
-/// The most connections that are accepted before the loop reads from the pending ones again.
+/// The maximum number of connections that are accepted before the loop reads from the pending ones again.
 const MAX_ACCEPTS_IN_A_ROW: usize = 64;
 /// How long accepting pauses after the host ran out of file descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -127,7 +127,8 @@ pub struct DataListener {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The most connections that may be pending (not authenticated yet) in a session with `streams` streams per direction.
+/// The maximum number of connections that may be pending (not authenticated yet) in a session with `streams` streams
+/// per direction.
 pub fn max_pending(streams: u16) -> usize {
     usize::from(streams) + SPARE_PENDING
 }

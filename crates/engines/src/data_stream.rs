@@ -6,12 +6,12 @@ use std::net::{Shutdown, TcpStream};
 use rustix::net::RecvFlags;
 use rustls::Connection;
 
-/// The most bytes per read or write call. Large enough to make the cost of the call negligible, small enough for a
-/// processor's cache.
+/// The maximum number of bytes per read or write call. Large enough to make the cost of the call negligible, small
+/// enough for a processor's cache.
 pub(crate) const CHUNK: usize = 256 * 1024;
 
-/// The most bytes per call inside TLS. TLS accesses each byte several times, so a chunk should stay in a faster cache
-/// level.
+/// The maximum number of bytes per call inside TLS. TLS accesses each byte several times, so a chunk should stay in a
+/// faster cache level.
 const TLS_CHUNK: usize = 128 * 1024;
 
 /// The longest TLS record, header and tag included (RFC 8446, section 5.2).
@@ -21,8 +21,8 @@ const RECORD: usize = 5 + 16 * 1024 + 256;
 const RECORD_PAYLOAD: usize = 16 * 1024;
 const RECORD_FRAMING: u64 = 5 + 1 + 16;
 
-/// The most record bytes that one read accepts without plaintext. Empty records, padding and key updates carry no
-/// payload, so no payload counter limits them.
+/// The maximum number of record bytes that one read accepts without plaintext. Empty records, padding and key updates
+/// carry no payload, so no payload counter limits them.
 const MAX_WITHOUT_PLAINTEXT: u64 = 64 * 1024;
 
 /// A blocking byte stream to the other end.
@@ -58,7 +58,8 @@ impl DataStream {
         self.socket().shutdown(Shutdown::Write)
     }
 
-    /// The most bytes that the receiver of a stream may send back: none, or a few alerts and key updates inside TLS.
+    /// The maximum number of bytes that the receiver of a stream may send back: none, or a few alerts and key updates
+    /// inside TLS.
     pub(crate) fn max_answer(&self) -> usize {
         match self {
             Self::Plain(_) => 0,

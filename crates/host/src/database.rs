@@ -32,8 +32,8 @@ pub enum DatabaseError {
         /// The first unknown migration.
         migration: i64,
     },
-    /// The file records other migrations than those of this program.
-    #[error("{} records other migrations than those of this program: {source}", path.display())]
+    /// The migrations in the file differ from those of this program.
+    #[error("the migrations in {} differ from those of this program: {source}", path.display())]
     Altered {
         path: PathBuf,
         /// The difference.

@@ -32,12 +32,12 @@ use super::program::Program;
 
 /// The interval of the client's readings in seconds: the shortest that iperf3 supports, and the one of our own engines.
 const INTERVAL_S: &str = "0.1";
-/// The most bytes that a client may print per stream and interval, both directions together: three times what iperf3
-/// prints.
+/// The maximum number of bytes that a client may print per stream and interval, both directions together: three times
+/// what iperf3 prints.
 const MAX_BYTES_PER_READING: u64 = 2048;
-/// The most bytes that a client may print in addition to its readings.
+/// The maximum number of bytes that a client may print in addition to its readings.
 const MAX_BYTES_BESIDE_READINGS: u64 = 1 << 20;
-/// The most bytes that a client may print in total: enough for an hour with four streams.
+/// The maximum number of bytes that a client may print in total: enough for an hour with four streams.
 const MAX_OUTPUT_BYTES: u64 = 256 << 20;
 /// The bytes that are kept of a client's stderr.
 const MAX_STDERR_BYTES: u64 = 16 << 10;
@@ -562,7 +562,7 @@ fn read_output(stdout: impl Read, streams_json: bool, order: &ClientOrder, share
     ClientOutput { report: Some(report), raw }
 }
 
-/// The most bytes that a run of `order` may print.
+/// The maximum number of bytes that a run of `order` may print.
 fn max_output_bytes(order: &ClientOrder) -> u64 {
     let intervals = 10 * (u64::from(order.seconds) + u64::from(order.omit_seconds.unwrap_or(0)) + 1);
     let readings = intervals * (2 * u64::from(order.spec.streams) + 2);

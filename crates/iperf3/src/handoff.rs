@@ -222,7 +222,8 @@ fn look_interval(max_bytes_per_s: u64, left: Option<u64>) -> Duration {
     Duration::from_micros(u64::try_from(used_up).unwrap_or(u64::MAX)).clamp(MIN_LOOK_INTERVAL, MAX_LOOK_INTERVAL)
 }
 
-/// The most bytes that a control connection may carry. The results of 128 streams take some tens of kilobytes.
+/// The maximum number of bytes that a control connection may carry. The results of 128 streams take some tens of
+/// kilobytes.
 const MAX_CONTROL_BYTES: u64 = 1 << 20;
 
 impl LaneHandoff {

@@ -14,7 +14,8 @@ use serde_json::{Map, Value};
 #[cfg(test)]
 mod tests;
 
-/// The most readings that are kept: one per second and direction for a day. Later ones are only in the totals.
+/// The maximum number of readings that are kept: one per second and direction for a day. Later ones are only in the
+/// totals.
 pub const MAX_READINGS: usize = 2 * 24 * 3600;
 /// The longest text that is kept, in characters. The longest recorded error, that of a host without an address, has
 /// 172.

@@ -13,7 +13,7 @@ use paramedic_engines::thread_limit::{self, ThreadLimitReached};
 use super::login::LoginPadding;
 use super::output::{Version, version_of};
 
-/// The most bytes that are read of the output of `--version` and `--help`.
+/// The maximum number of bytes that are read of the output of `--version` and `--help`.
 const MAX_OUTPUT_BYTES: u64 = 256 << 10;
 /// The timeout of `--version` and `--help`. With these options iperf3 reads no file and opens no connection.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);

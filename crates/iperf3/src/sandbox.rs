@@ -12,7 +12,8 @@ use nix::libc::{self, c_int, c_long};
 use paramedic_engines::sys::child::Confinement;
 use paramedic_engines::sys::seccomp::{Argument, ArgumentHalf, Filter, Rule, SyscallAction, Value};
 
-/// The most open descriptors of the child. They suffice for 64 streams in each direction with a file and a buffer each.
+/// The maximum number of open descriptors of the child. They suffice for 64 streams in each direction with a file and a
+/// buffer each.
 const DESCRIPTORS: u64 = 512;
 /// The largest file that the child may write, in bytes. iperf3 keeps the block of each stream in a file of at most 1
 /// MiB.

@@ -42,7 +42,7 @@ pub(super) struct ChildSetup {
     pub(super) padding: LoginPadding,
     /// The folder of the children, which is deleted together with this value.
     pub(super) folder: TempDir,
-    /// The most streams of a test.
+    /// The maximum number of streams of a test.
     pub(super) streams: usize,
     /// The number of tests of the session.
     pub(super) tests: usize,

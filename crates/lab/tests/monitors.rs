@@ -2,7 +2,8 @@
 //! drains, limits, marks of tests, and what a killed service keeps.
 
 use std::fs;
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -198,8 +199,18 @@ fn each_kind_of_target_is_probed_and_a_paused_monitor_says_why() {
     });
     device.must(&["monitor", "add", &format!("dns:{resolver}/example.org"), "--name", "names"]);
     device.must(&["monitor", "add", "host:127.0.0.1", "--name", "own"]);
+    let pages = TcpListener::bind("127.0.0.1:0").unwrap();
+    let page = format!("http://{}/health", pages.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in pages.incoming() {
+            let mut stream = stream.unwrap();
+            stream.read(&mut [0; 1024]).unwrap();
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        }
+    });
+    device.must(&["monitor", "add", &page, "--name", "page"]);
     let mut service = device.serve(false);
-    for name in ["one", "two", "three", "four", "names", "own"] {
+    for name in ["one", "two", "three", "four", "names", "own", "page"] {
         device.await_state(name, "running");
     }
     // The fifth of a device.
@@ -209,7 +220,7 @@ fn each_kind_of_target_is_probed_and_a_paused_monitor_says_why() {
     device.must(&["monitor", "disable", "one"]);
     device.await_state("one", "disabled");
     device.must(&["monitor", "remove", "two"]);
-    let list = device.await_json(&["monitor", "list"], |list| list.as_array().unwrap().len() == 6);
+    let list = device.await_json(&["monitor", "list"], |list| list.as_array().unwrap().len() == 7);
     assert!(named(&list, "gateway").is_none(), "none is added by itself: {list:#}");
 
     // The device is removed: paused, no outage.

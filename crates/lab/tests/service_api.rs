@@ -415,8 +415,12 @@ fn slow_clients_and_too_many_leave_place_for_others() {
     let service = Service::on_loopback();
     let own = service.host();
     let head = format!("POST /api/v1/tests HTTP/1.1\r\n{own}\r\nContent-Type: application/json\r\n");
-    // Neither says anything complete; each ends by itself.
-    let slow = ["", "GET /api/v1/st", &head, &format!("{head}Content-Length: 10\r\n\r\n{{")].map(|start| {
+    let admin = service.token("admin", "admin");
+    let result = "PUT /api/v1/results/00000000-0000-0000-0000-000000000000 HTTP/1.1\r\n";
+    let result = format!("{result}{own}\r\nAuthorization: Bearer {admin}\r\n");
+    let [test, result] = [head.clone(), result].map(|head| head + "Content-Length: 10\r\n\r\n{");
+    // None sends anything complete; each ends by itself.
+    let slow = ["", "GET /api/v1/st", &head, &test, &result].map(|start| {
         let mut stream = service.connect();
         send(&mut stream, start);
         stream
@@ -434,8 +438,8 @@ fn slow_clients_and_too_many_leave_place_for_others() {
     }
     for (number, mut stream) in slow.into_iter().enumerate() {
         let answered = String::from_utf8(read_all(&mut stream)).unwrap();
-        // The body of the last one is late; no answer fits a request without an end of its head.
-        let expected = if number == 3 { "HTTP/1.1 408 " } else { "" };
+        // The bodies of the last two are late; no answer fits a request without an end of its head.
+        let expected = if number >= 3 { "HTTP/1.1 408 " } else { "" };
         assert!(answered.starts_with(expected) && answered.is_empty() == expected.is_empty(), "{number}: {answered}");
     }
     assert_eq!(status(), 200);
@@ -468,6 +472,32 @@ fn no_name_writes_headers_or_lines_of_the_log() {
     let log = service.log();
     let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>();
     assert!(lines.iter().all(|line| line["level"] != "ERROR") && !log.contains('\u{1b}'), "{log}");
+}
+
+#[test]
+fn a_client_without_a_login_cannot_fill_the_disk_with_tests() {
+    let reflector = Reflector::serve(&[("NAME", "attic")]);
+    let service = Service::start(Appliance::new().pair(&reflector, reflector.address()), LOOPBACK, &[]);
+    service.must(&["schedule", "add", "--name", "nightly", "--every", "366d", "--yes", "--peer", "attic"]);
+    let own = service.host();
+    let mut request = service.ask("GET", "/api/v1/schedules/nightly", &[&own], "").json()["request"].take();
+    let mut statuses = Vec::new();
+    for number in 0..100 {
+        request["peer"] = match number % 3 {
+            0 => "x".repeat(60_000).into(),
+            1 => "a\nforged line".into(),
+            _ => "attic\u{202e}cilpoh".into(),
+        };
+        let answer = service.ask("POST", "/api/v1/tests", &[&own], &request.to_string());
+        assert!([400, 429].contains(&answer.status), "{answer:?}");
+        statuses.push((answer.status, answer.code()));
+    }
+    assert!(statuses.contains(&(429, "too_many_tests".to_owned())), "{statuses:?}");
+    assert_eq!(statuses[0].0, 400);
+    let history = service.must(&["history", "list", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&history).unwrap(), json!([]), "nothing is saved");
+    // The commands are not limited.
+    service.must(&["speed-test", "--peer", "attic", "-t", "0.2", "--idle", "0.1", "--download"]);
 }
 
 /// Connects from a network namespace.

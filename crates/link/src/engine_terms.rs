@@ -12,7 +12,7 @@ use serde_json::Value;
 pub struct EngineTerms(BTreeMap<String, String>);
 
 impl EngineTerms {
-    /// The most entries of one grant.
+    /// The maximum number of entries of one grant.
     pub const MAX_ENTRIES: usize = 8;
     /// The longest name and the longest text, in bytes. Both must be printable ASCII.
     pub const MAX_TEXT: usize = 1024;

@@ -8,8 +8,8 @@ use crate::PeerText;
 /// The longest body of a frame, in bytes.
 pub const MAX_FRAME: usize = 16 * 1024;
 
-/// The most bytes that a [`Decoder`] buffers. Only a caller that pushes without calling [`Decoder::next`] reaches this
-/// limit: once `next` has returned `None`, less than one frame remains in the buffer.
+/// The maximum number of bytes that a [`Decoder`] buffers. Only a caller that pushes without calling [`Decoder::next`]
+/// reaches this limit: once `next` has returned `None`, less than one frame remains in the buffer.
 pub const MAX_BUFFERED: usize = 4 * MAX_FRAME;
 
 /// Length of a frame's length field, in bytes.
@@ -44,7 +44,7 @@ pub enum FrameError {
 pub struct TooMany {
     /// The name of the field that holds the list.
     pub list: &'static str,
-    /// The most entries that the list may have.
+    /// The maximum number of entries that the list may have.
     pub most: usize,
 }
 

@@ -15,7 +15,7 @@ pub const INTERVAL_MS: u64 = 100;
 /// The payload that one end counted in one interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The end of the interval, in microseconds since this end began the phase (monotonic clock).
+    /// When the interval ended, in microseconds after this device began the phase (monotonic clock).
     pub at_us: u64,
     /// Payload bytes of all streams during the interval: received at the receiver, sent at the sender.
     pub bytes: u64,

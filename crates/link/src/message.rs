@@ -19,22 +19,22 @@ use crate::test_spec::{DataMode, Direction, EngineId, TestSpec};
 /// The protocol version that this code implements.
 pub const PROTOCOL_VERSION: u16 = 1;
 
-/// The most protocol versions in a `hello` or `pair`.
+/// The maximum number of protocol versions in a `hello` or `pair`.
 pub const MAX_VERSIONS: usize = 16;
 
-/// The most data modes in a `welcome`.
+/// The maximum number of data modes in a `welcome`.
 pub const MAX_DATA_MODES: usize = 16;
 
-/// The most engines in a `welcome`.
+/// The maximum number of engines in a `welcome`.
 pub const MAX_ENGINES: usize = 32;
 
-/// The most features in a `hello` or `welcome`.
+/// The maximum number of features in a `hello` or `welcome`.
 pub const MAX_FEATURES: usize = 32;
 
-/// The most entries of `login_paddings` in a `request`.
+/// The maximum number of entries of `login_paddings` in a `request`.
 pub const MAX_ENGINE_SUPPORT: usize = 8;
 
-/// The most samples one [`ToAppliance::Samples`] carries.
+/// The maximum number of samples one [`ToAppliance::Samples`] carries.
 pub const MAX_SAMPLES: usize = 64;
 
 /// How often each end of a link sends a message, so that the other end can detect a dead link.
@@ -52,7 +52,7 @@ pub const MONITOR_PING: Duration = Duration::from_secs(15);
 /// A monitor session ends when nothing was received on its link and no probe arrived for this long.
 pub const END_MONITOR_AFTER_SILENCE: Duration = Duration::from_secs(45);
 
-/// The most probes of a monitor session that a reflector answers in a second.
+/// The maximum number of probes of a monitor session that a reflector answers in a second.
 pub const MAX_MONITOR_PROBES_PER_S: u8 = 5;
 
 /// Messages from an appliance to a reflector.
@@ -271,8 +271,8 @@ impl Bounded for ToAppliance {
     }
 }
 
-/// The most phases that are decoded. The limit is above `TestSpec::MAX_PHASES`, so that a request with a few phases too
-/// many gets a denial. A request above this limit closes the link.
+/// The maximum number of phases that are decoded. The limit is above `TestSpec::MAX_PHASES`, so that a request with a
+/// few phases too many gets a denial. A request above this limit closes the link.
 const MAX_PHASES_READ: usize = 4 * TestSpec::MAX_PHASES;
 
 fn at_most<T>(list: &'static str, entries: &[T], most: usize) -> Result<(), TooMany> {
@@ -303,7 +303,7 @@ pub struct Welcome {
     pub data_modes: Vec<DataMode>,
     /// The engines that the reflector offers.
     pub engines: Vec<EngineId>,
-    /// The most streams per direction.
+    /// The maximum number of streams per direction.
     pub max_streams: u16,
     /// The longest session, all phases together, in milliseconds.
     pub max_duration_ms: u64,
@@ -337,7 +337,7 @@ pub struct Grant {
 pub struct MonitorGrant {
     /// The session's id. The keys of its probes are derived from it and the link.
     pub session: SessionId,
-    /// The most probes that the reflector answers in a second.
+    /// The maximum number of probes that the reflector answers in a second.
     pub max_probes_per_s: u8,
 }
 

@@ -40,7 +40,7 @@ impl PeerText {
 /// Whether a character may be shown. Control characters drive the terminal, bidirectional overrides and joiners change
 /// what a reader sees, and blank characters hide text. The list is the property `Default_Ignorable_Code_Point` of
 /// Unicode 16 (DerivedCoreProperties.txt), plus line separators, interlinear annotations and the Braille blank.
-fn is_harmless(c: char) -> bool {
+pub fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c,
             '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'

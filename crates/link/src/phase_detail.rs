@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::test_spec::Direction;
 
-/// The most samples in one message.
+/// The maximum number of samples in one message.
 pub const MAX_DETAIL_SAMPLES: usize = 32;
 
 /// The kernel's state of one stream at one time (`TCP_INFO`). A value that the kernel does not report is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TcpSample {
-    /// When the sample was taken, in milliseconds since this end began the phase (monotonic clock).
+    /// When the sample was taken, in milliseconds after this device began the phase (monotonic clock).
     pub at_ms: u32,
     /// The number of the stream in its direction, from 0.
     pub stream: u16,

@@ -261,7 +261,7 @@ pub struct TestSpec {
 }
 
 impl TestSpec {
-    /// The most streams per direction.
+    /// The maximum number of streams per direction.
     pub const MAX_STREAMS: u16 = 64;
     /// The largest socket buffer that can be requested, in bytes. The kernel may grant less.
     pub const MAX_WINDOW_BYTES: u32 = 512 << 20;
@@ -275,7 +275,7 @@ impl TestSpec {
     pub const MIN_BITRATE_BPS: u64 = 1_000;
     /// The default rate of a stream of datagrams, in bits per second. It is iperf3's default.
     pub const DEFAULT_DATAGRAM_BPS: u64 = 1_000_000;
-    /// The most phases of one session.
+    /// The maximum number of phases of one session.
     pub const MAX_PHASES: usize = 16;
     /// The shortest interval between latency probes, in microseconds.
     pub const MIN_PROBE_INTERVAL_US: u32 = 1_000;

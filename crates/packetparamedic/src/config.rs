@@ -99,7 +99,7 @@ pub struct Settings {
     pub listen: ApiListen,
     /// The PEM file of the listener's certificates; absent: no TLS.
     pub tls_certificate: Option<PathBuf>,
-    /// The PEM file of its key.
+    /// The PEM file of the certificate's key.
     pub tls_key: Option<PathBuf>,
     /// The reverse proxies of the service, whose forwarded addresses are believed.
     pub trusted_proxies: Vec<IpNetwork>,

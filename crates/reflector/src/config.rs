@@ -40,7 +40,7 @@ pub struct Config {
     pub max_concurrent_tests: u32,
     /// The number of requests that may wait in the queue.
     pub max_queue: usize,
-    /// The most monitor sessions at once.
+    /// The maximum number of monitor sessions at once.
     pub max_monitors: usize,
     /// The longest duration of a session: the sum of its phases.
     pub max_test_duration: Duration,

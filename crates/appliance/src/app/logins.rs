@@ -144,6 +144,8 @@ async fn hash(
     let failed = |error: &dyn std::fmt::Display| ApplianceError::Internal(format!("cannot hash the password: {error}"));
     let turn = HASHING.acquire().await.map_err(|error| failed(&error))?;
     let hashed = tokio::task::spawn_blocking(move || {
+        // The work goes on if the client goes away: its turn ends with it.
+        let _turn = turn;
         let mut hash = [0; 32];
         let params = Params::new(memory_kib, passes, 1, Some(hash.len()))?;
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password_into(
@@ -154,7 +156,6 @@ async fn hash(
         Ok::<_, argon2::Error>(hash)
     });
     let hashed = hashed.await.map_err(|error| failed(&error))?;
-    drop(turn);
     hashed.map_err(|error| failed(&error))
 }
 

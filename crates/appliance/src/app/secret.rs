@@ -6,7 +6,7 @@ use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 
 use crate::error::ApplianceError;
 
-/// The bytes of a secret.
+/// The length of a secret, in bytes.
 const SECRET_BYTES: usize = 32;
 
 /// What a secret is for.

@@ -161,6 +161,7 @@ impl Appliance {
         let describe = self.state.describe;
         let TestState { key, known, blocked_direct } = state;
         let mut job = TestJob { request, key, known, blocked_direct, options, scratch, describe };
+        job.request.check_peer()?;
         if let Err(bad) = job.request.spec.check() {
             return Err(ApplianceError::Unsupported(bad.to_string()));
         }

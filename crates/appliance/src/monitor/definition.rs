@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::dns_query;
+use super::http_url::HttpUrl;
 use crate::targets::{Host, HostPort};
 
 /// The longest name, in characters.
@@ -18,6 +19,9 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 /// The usual interval of queries of a DNS server, and the shortest.
 const DNS_INTERVAL: Duration = Duration::from_secs(30);
 const MIN_DNS_INTERVAL: Duration = Duration::from_secs(10);
+/// The usual interval of requests to a web server, and the shortest.
+const HTTP_INTERVAL: Duration = Duration::from_secs(60);
+const MIN_HTTP_INTERVAL: Duration = Duration::from_secs(10);
 /// The port of DNS servers.
 const DNS_PORT: u16 = 53;
 /// The shortest interval against a reflector, which answers five probes a second.
@@ -30,6 +34,9 @@ const MAX_INTERVAL: Duration = Duration::from_secs(60);
 const PROBE_WIRE_BYTES: u64 = 96 + 28;
 /// The bytes of a usual DNS query or answer on the line.
 const DNS_WIRE_BYTES: u64 = 100;
+/// The bytes of a usual HTTP request and its answer on the line: connection, TLS handshake, and what a server sends of a
+/// page in its first round trip (RFC 6928: 10 segments).
+const HTTP_WIRE_BYTES: u64 = 20_000;
 /// The bytes of an ICMP echo on the line.
 const ICMP_WIRE_BYTES: u64 = 8 + 8 + 20;
 /// The month of a volume estimate.
@@ -63,6 +70,8 @@ pub enum MonitorTarget {
         /// The name.
         name: String,
     },
+    /// A web server, from which a page is requested.
+    Http(HttpUrl),
 }
 
 /// Why a monitor is not accepted.
@@ -88,7 +97,11 @@ pub enum MonitorError {
 impl Monitor {
     /// A monitor of `target` with the usual interval, or the one that is given.
     pub fn new(name: &str, target: MonitorTarget, interval: Option<Duration>) -> Self {
-        let usual = if matches!(target, MonitorTarget::Dns { .. }) { DNS_INTERVAL } else { DEFAULT_INTERVAL };
+        let usual = match target {
+            MonitorTarget::Dns { .. } => DNS_INTERVAL,
+            MonitorTarget::Http(_) => HTTP_INTERVAL,
+            MonitorTarget::Gateway | MonitorTarget::Reflector(_) | MonitorTarget::Host(_) => DEFAULT_INTERVAL,
+        };
         let interval = interval.unwrap_or(usual);
         let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
         Self { name: name.to_owned(), target, interval_ms }
@@ -118,6 +131,7 @@ impl Monitor {
             MonitorTarget::Reflector(_) => 2 * PROBE_WIRE_BYTES,
             MonitorTarget::Host(_) => 2 * ICMP_WIRE_BYTES,
             MonitorTarget::Dns { .. } => 2 * DNS_WIRE_BYTES,
+            MonitorTarget::Http(_) => HTTP_WIRE_BYTES,
         };
         let probes = MONTH.as_millis() / u128::from(self.interval_ms.max(1));
         u64::try_from(probes).unwrap_or(u64::MAX).saturating_mul(each)
@@ -130,6 +144,7 @@ impl MonitorTarget {
             Self::Reflector(_) => MIN_REFLECTOR_INTERVAL,
             Self::Gateway | Self::Host(_) => MIN_HOST_INTERVAL,
             Self::Dns { .. } => MIN_DNS_INTERVAL,
+            Self::Http(_) => MIN_HTTP_INTERVAL,
         }
     }
 
@@ -141,6 +156,7 @@ impl MonitorTarget {
             Self::Reflector(name) => name.clone(),
             Self::Host(host) => host.to_string(),
             Self::Dns { resolver, .. } => format!("dns-{}", resolver.host),
+            Self::Http(url) => url.server().host.to_string(),
         };
         let valid = |c: char| if is_name_char(c) { c } else { '-' };
         let name = text.chars().take(MAX_NAME_CHARS).map(valid).collect::<String>();
@@ -171,6 +187,7 @@ impl fmt::Display for MonitorTarget {
                 let port = if port == DNS_PORT { String::new() } else { format!(":{port}") };
                 write!(f, "dns:{host}{port}/{name}")
             }
+            Self::Http(url) => url.fmt(f),
         }
     }
 }
@@ -204,7 +221,7 @@ impl FromStr for MonitorTarget {
                 }
                 Ok(Self::Dns { resolver, name: name.to_owned() })
             }
-            _ => Err(wrong()),
+            _ => HttpUrl::parse(text.trim()).map(Self::Http).ok_or_else(wrong),
         }
     }
 }
@@ -239,6 +256,7 @@ mod tests {
             "dns:[2001:db8::53]:5353/example.org",
             "dns:2001:db8::53/example.org",
             "host:example.org",
+            "https://example.org/health?full=1",
         ] {
             assert_eq!(text.parse::<MonitorTarget>().unwrap().to_string(), text);
         }
@@ -256,6 +274,7 @@ mod tests {
             "dns:/example.org",
             "dns:192.0.2.53/a b",
             "host:fe80::1",
+            "https://user@example.org/",
         ] {
             assert!(wrong.parse::<MonitorTarget>().is_err(), "{wrong}");
         }
@@ -276,6 +295,7 @@ mod tests {
             ("home", "host:192.0.2.1", 60_001),
             ("home", "gateway", 0),
             ("home", "dns:192.0.2.53/example.org", 9_999),
+            ("home", "https://example.org/", 9_999),
         ] {
             assert!(monitor(name, target, ms).is_err(), "{name:?} {target} {ms}");
         }
@@ -288,6 +308,7 @@ mod tests {
         assert_eq!(month("reflector:a"), 642_816_000);
         assert_eq!(month("host:192.0.2.1"), 186_624_000);
         assert_eq!(month("dns:192.0.2.53/example.org"), 17_280_000);
+        assert_eq!(month("https://example.org/"), 864_000_000);
         assert_eq!(month("gateway"), 0, "it does not use the line");
     }
 }

@@ -2,7 +2,7 @@
 
 /// The largest answer over UDP without extensions.
 pub const MAX_ANSWER: usize = 512;
-/// Bytes of the header.
+/// The length of the header, in bytes.
 const HEADER: usize = 12;
 /// Type A, class IN.
 const QUESTION_END: [u8; 4] = [0, 1, 0, 1];

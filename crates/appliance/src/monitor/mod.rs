@@ -2,11 +2,13 @@
 //! randomness and observations are arguments.
 
 pub mod backoff;
+pub mod dating;
 pub mod default_route;
 mod definition;
 pub mod dns_query;
 mod histogram;
 pub mod host_changes;
+pub mod http_url;
 pub mod minute;
 pub mod open_probes;
 pub mod outage;
@@ -19,4 +21,4 @@ pub use minute::ProbeTally;
 pub use pause::PauseReason;
 
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;

@@ -11,7 +11,7 @@ use super::minute::ProbeTally;
 pub const HOUR: i64 = 60;
 /// Minutes of a day.
 pub const DAY: i64 = 24 * HOUR;
-/// The most points of a series.
+/// The maximum number of points of a series.
 pub const MAX_POINTS: i64 = 2_000;
 
 /// Which stored rows a step is computed from.

@@ -1,4 +1,4 @@
-//! A simulated day of three monitors: what was set is what is found, to the second and to the minute.
+//! A simulated host with three monitors, and a day of it: what was set is what is found, to the second and to the minute.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,39 +11,50 @@ use super::minute::{ClosedMinute, MinuteBook, ProbeOutcome};
 use super::open_probes::{LOST_AFTER, OpenProbes};
 use super::outage::{Outage, OutageScope, OutageWatch, WatchedTarget};
 
-const NAMES: [&str; 3] = ["gateway", "attic", "office"];
+pub(crate) const NAMES: [&str; 3] = ["gateway", "attic", "office"];
 const DAY: u64 = 86_400;
 /// The system clock at boot: 12:00:17.
 const BOOT_WALL_S: i64 = 1_800_014_417;
 
-/// The simulated devices, second by second. A range holds for the targets with these numbers.
-struct SimulatedDay {
-    down: Vec<(Range<u64>, Vec<usize>)>,
-    asleep: Vec<Range<u64>>,
+/// A simulated host from a boot until it loses power, second by second. Times are since boot. A range holds for the targets
+/// with these numbers.
+pub(crate) struct SimulatedHost {
+    /// The system clock at boot, in seconds since 1970.
+    pub(crate) boot_wall_s: i64,
+    /// How long it runs, in seconds.
+    pub(crate) length: u64,
+    /// The time between two probes, in seconds.
+    pub(crate) interval: u64,
+    pub(crate) down: Vec<(Range<u64>, Vec<usize>)>,
+    pub(crate) asleep: Vec<Range<u64>>,
     /// When the clock is set, and by how many seconds.
-    clock_steps: Vec<(u64, i64)>,
+    pub(crate) clock_steps: Vec<(u64, i64)>,
+    /// The round trip of a probe that is sent at this time, in milliseconds.
+    pub(crate) round_trip_ms: Box<dyn Fn(u64) -> u64>,
 }
 
 /// What the monitors found.
 #[derive(Default)]
-struct Found {
-    minutes: Vec<ClosedMinute>,
-    outages: BTreeMap<Uuid, Outage>,
+pub(crate) struct Found {
+    pub(crate) minutes: Vec<ClosedMinute>,
+    pub(crate) outages: BTreeMap<Uuid, Outage>,
 }
 
-fn id(target: usize) -> Uuid {
+pub(crate) fn id(target: usize) -> Uuid {
     Uuid::from_u128(target as u128 + 1)
 }
 
-impl SimulatedDay {
-    fn run(&self) -> Found {
-        let second = Duration::from_secs(1);
-        let wall_us = |at: u64| {
-            let steps = self.clock_steps.iter().filter(|(when, _)| *when <= at).map(|(_, by)| by).sum::<i64>();
-            (BOOT_WALL_S + i64::try_from(at).unwrap() + steps) * 1_000_000
-        };
+impl SimulatedHost {
+    /// The system clock at a time, in microseconds since 1970.
+    pub(crate) fn wall_us(&self, at: u64) -> i64 {
+        let steps = self.clock_steps.iter().filter(|(when, _)| *when <= at).map(|(_, by)| by).sum::<i64>();
+        (self.boot_wall_s + i64::try_from(at).unwrap() + steps) * 1_000_000
+    }
+
+    pub(crate) fn run(&self) -> Found {
+        let interval = Duration::from_secs(self.interval);
         let mut found = Found::default();
-        let mut book = MinuteBook::new(Duration::ZERO, wall_us(0));
+        let mut book = MinuteBook::new(Duration::ZERO, self.wall_us(0));
         let (mut watch, mut host) = (OutageWatch::default(), HostWatch::default());
         let target = |number: usize| WatchedTarget {
             name: NAMES[number].to_owned(),
@@ -52,15 +63,16 @@ impl SimulatedDay {
         };
         let targets = (0..3).map(|number| (id(number), target(number))).collect();
         assert_eq!(watch.set_targets(targets, Duration::ZERO), None);
-        let mut open = (0..3).map(|_| OpenProbes::new(second, Duration::ZERO)).collect::<Vec<_>>();
+        let mut open = (0..3).map(|_| OpenProbes::new(interval, Duration::ZERO)).collect::<Vec<_>>();
         let mut last = Duration::ZERO;
-        for at in (0..DAY).filter(|at| !self.asleep.iter().any(|range| range.contains(at))) {
+        let step = usize::try_from(self.interval).unwrap();
+        for at in (0..self.length).step_by(step).filter(|at| !self.asleep.iter().any(|range| range.contains(at))) {
             let now = Duration::from_secs(at);
             let routes = vec![("eth0".to_owned(), "192.0.2.1".to_owned())];
             let mut changed = Vec::new();
-            for change in host.look(HostReading { since_boot: now, wall_us: wall_us(at), routes }) {
+            for change in host.look(HostReading { since_boot: now, wall_us: self.wall_us(at), routes }) {
                 match change {
-                    HostChange::ClockSet(_) => book.clock_set(now, wall_us(at)),
+                    HostChange::ClockSet(_) => book.clock_set(now, self.wall_us(at)),
                     HostChange::Stopped(_) | HostChange::NetworkChanged => {
                         open.iter_mut().for_each(OpenProbes::forget);
                         changed.extend(watch.host_changed(last));
@@ -70,9 +82,10 @@ impl SimulatedDay {
             last = now;
             for (number, probes) in open.iter_mut().enumerate() {
                 let is_down = self.down.iter().any(|(range, of)| range.contains(&at) && of.contains(&number));
-                let seq = probes.due(now).expect("one is due every second");
-                if !is_down {
-                    probes.answered(seq, Duration::from_millis(20), false);
+                if let Some(seq) = probes.due(now)
+                    && !is_down
+                {
+                    probes.answered(seq, Duration::from_millis((self.round_trip_ms)(at)), false);
                 }
                 for probe in probes.decided(now) {
                     book.note(id(number), probe.sent, probe.outcome);
@@ -90,7 +103,7 @@ impl SimulatedDay {
                 }
             }
             found.outages.extend(changed.into_iter().map(|outage| (outage.id, outage)));
-            found.minutes.extend(book.close(now, LOST_AFTER + second));
+            found.minutes.extend(book.close(now, LOST_AFTER + Duration::from_secs(1)));
         }
         found.minutes.extend(book.close_all());
         found
@@ -103,7 +116,11 @@ fn seconds(outage: &Outage) -> (u64, Option<u64>, OutageScope) {
 
 #[test]
 fn a_day_with_outages_sleep_and_clock_steps_is_found_as_it_was() {
-    let world = SimulatedDay {
+    let world = SimulatedHost {
+        boot_wall_s: BOOT_WALL_S,
+        length: DAY,
+        interval: 1,
+        round_trip_ms: Box::new(|_| 20),
         down: vec![
             (3_600..3_900, vec![1]),
             (7_200..7_203, vec![2]),

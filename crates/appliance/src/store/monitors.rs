@@ -248,7 +248,7 @@ impl ApplianceStore {
             write_row(&mut work, Resolution::Minutes, *minute, *number, &merged).await.map_err(fault())?;
         }
         let hours = minutes.iter().map(|saved| saved.minute.div_euclid(HOUR) * HOUR).collect();
-        roll_up(&mut work, hours, now).await.map_err(fault())?;
+        roll_up(&mut work, hours, BTreeSet::new(), now).await.map_err(fault())?;
         work.commit().await.map_err(fault())
     }
 
@@ -266,7 +266,17 @@ impl ApplianceStore {
         .fetch_all(&mut *work)
         .await
         .map_err(fault())?;
-        roll_up(&mut work, hours.into_iter().collect(), now).await.map_err(fault())?;
+        // A day can be over although each of its hours was computed in time.
+        let days = sqlx::query_scalar::<_, i64>(
+            "SELECT DISTINCT minute / 1440 * 1440 AS day FROM monitor_rows AS one WHERE span = 60 AND minute >= $1 \
+             AND NOT EXISTS (SELECT 1 FROM monitor_rows AS whole WHERE whole.span = 1440 \
+             AND whole.minute = one.minute / 1440 * 1440 AND whole.monitor = one.monitor)",
+        )
+        .bind(now.saturating_sub(HOURS_KEPT))
+        .fetch_all(&mut *work)
+        .await
+        .map_err(fault())?;
+        roll_up(&mut work, hours.into_iter().collect(), days.into_iter().collect(), now).await.map_err(fault())?;
         work.commit().await.map_err(fault())
     }
 
@@ -448,16 +458,22 @@ async fn write_row(
     .map(drop)
 }
 
-/// Computes those of these hours that are over, and their days if those are over, and deletes what is kept no longer.
-async fn roll_up(work: &mut Transaction<'_, Sqlite>, hours: BTreeSet<i64>, now: i64) -> Result<(), sqlx::Error> {
+/// Computes those of these hours that are over, those of their days and of `days` that are over, and deletes what is kept no
+/// longer.
+async fn roll_up(
+    work: &mut Transaction<'_, Sqlite>,
+    hours: BTreeSet<i64>,
+    days: BTreeSet<i64>,
+    now: i64,
+) -> Result<(), sqlx::Error> {
     let over = hours.into_iter().filter(|hour| hour + HOUR <= now).collect::<BTreeSet<_>>();
-    if over.is_empty() {
+    if over.is_empty() && days.is_empty() {
         return Ok(());
     }
     for hour in &over {
         merge_rows(work, Resolution::Minutes, Resolution::Hours, *hour).await?;
     }
-    let days = over.iter().map(|hour| hour.div_euclid(DAY) * DAY).filter(|day| day + DAY <= now);
+    let days = over.iter().map(|hour| hour.div_euclid(DAY) * DAY).chain(days).filter(|day| day + DAY <= now);
     for day in days.collect::<BTreeSet<_>>() {
         merge_rows(work, Resolution::Hours, Resolution::Days, day).await?;
     }

@@ -404,7 +404,7 @@ impl ApplianceStore {
         Ok(natural(used))
     }
 
-    /// The most bytes that one of the latest complete runs of a schedule used; `None` if it has none.
+    /// The maximum number of bytes that one of the latest complete runs of a schedule used; `None` if it has none.
     pub async fn schedule_run_bytes(&self, schedule: Uuid) -> Result<Option<u64>, StorageError> {
         let most: Option<i64> = sqlx::query_scalar(
             "SELECT MAX(data_used_bytes) FROM (SELECT data_used_bytes FROM schedule_runs \

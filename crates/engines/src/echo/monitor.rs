@@ -1,6 +1,7 @@
 //! The probes of a monitor session, both ends: the reflector's answers, with the flag of its load, and the appliance's
 //! socket.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,6 +30,8 @@ const PROBE_INTERVAL_NS: u64 = 1_000_000_000 / MAX_MONITOR_PROBES_PER_S as u64;
 const PROBE_BURST: u64 = MAX_MONITOR_PROBES_PER_S as u64;
 /// The datagrams that are read from a socket in one call.
 const MAX_READS_IN_A_ROW: usize = 64;
+/// The probes whose sending times are kept: those of more than 10 s at the highest rate.
+const REMEMBERED_PROBES: usize = 64;
 
 /// Whether a load phase of any test runs at this reflector, or ended less than 2 s ago.
 #[derive(Debug)]
@@ -155,6 +158,8 @@ pub struct MonitorSocket {
     mailbox: Mailbox,
     keys: Arc<SessionKeys>,
     clock: Clock,
+    /// The latest probes: sequence number and sending time.
+    sent: VecDeque<(u32, u64)>,
 }
 
 /// An answered probe.
@@ -174,7 +179,7 @@ impl MonitorSocket {
         let socket = origin.datagrams(target)?;
         socket.set_nonblocking(true)?;
         let mailbox = Mailbox::of(&socket)?;
-        Ok(Self { socket, mailbox, keys, clock: Clock::start() })
+        Ok(Self { socket, mailbox, keys, clock: Clock::start(), sent: VecDeque::new() })
     }
 
     /// A second descriptor of the socket, to wait until it is readable.
@@ -183,15 +188,17 @@ impl MonitorSocket {
     }
 
     /// Sends the probe with this sequence number. A probe that this host fails to send counts as lost.
-    pub fn send(&self, seq: u32) {
-        let send = || {
-            let probe = ProbePacket { seq, about: seq, sent_ns: self.clock.now_ns() };
-            self.socket.send(&probe.seal_for_monitor(&self.keys))
-        };
+    pub fn send(&mut self, seq: u32) {
+        let sent_ns = self.clock.now_ns();
+        let probe = ProbePacket { seq, about: seq, sent_ns }.seal_for_monitor(&self.keys);
         // A send may report an ICMP error of an earlier datagram instead of sending.
-        if send().is_err() {
-            send().ok();
+        if self.socket.send(&probe).is_err() {
+            self.socket.send(&probe).ok();
         }
+        if self.sent.len() == REMEMBERED_PROBES {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((seq, sent_ns));
     }
 
     /// The answers that have arrived. Datagrams that are not sealed with the session's keys are ignored.
@@ -206,8 +213,14 @@ impl MonitorSocket {
             };
             let bytes = self.mailbox.bytes.get(..arrival.len).unwrap_or_default();
             let Some(MonitorReply { reply, is_under_load }) = MonitorReply::open(bytes, &self.keys) else { continue };
-            let received_ns = self.clock.at(arrival.arrived_ns);
-            let round_trip_ns = received_ns.saturating_sub(reply.sent_ns).saturating_sub(reply.dwell_ns.into());
+            // What the reply says about its probe is not trusted: its own record decides.
+            let Some((_, sent_ns)) = self.sent.iter().rev().find(|(seq, _)| *seq == reply.seq) else { continue };
+            if *sent_ns != reply.sent_ns {
+                continue;
+            }
+            let whole_ns = self.clock.at(arrival.arrived_ns).saturating_sub(*sent_ns);
+            // Ignores a reported dwell time that is longer than the round trip.
+            let round_trip_ns = whole_ns.checked_sub(reply.dwell_ns.into()).unwrap_or(whole_ns);
             let round_trip = Duration::from_nanos(round_trip_ns);
             answers.push(ProbeAnswer { seq: reply.seq, round_trip, is_under_load });
         }
@@ -228,6 +241,7 @@ mod tests {
     use proptest::prelude::*;
     use rustix::event::PollFlags;
 
+    use super::super::packet::{ArrivalHistory, ReplyPacket};
     use super::super::tests::keys;
     use super::*;
     use crate::clock::wait;
@@ -278,6 +292,43 @@ mod tests {
         socket.send(2);
         assert_eq!(await_answers(&mut socket)[0].seq, 2);
         assert_eq!((other.answers(), port.refused().unknown_session), (vec![], 1));
+    }
+
+    #[test]
+    fn a_reply_that_lies_about_its_times_has_the_measured_round_trip_or_none() {
+        let reflector = UdpSocket::bind(HERE).unwrap();
+        let target = reflector.local_addr().unwrap();
+        let mut socket = MonitorSocket::connect(target, Arc::new(keys(1)), &Origin::default()).unwrap();
+        let mut bytes = [0; 2048];
+        let mut reply = |seq: u32, change: fn(&mut ReplyPacket)| {
+            socket.send(seq);
+            let (_, from) = reflector.recv_from(&mut bytes).unwrap();
+            let sent_ns = socket.sent.back().unwrap().1;
+            // Longer than the clock's own steps.
+            std::thread::sleep(Duration::from_millis(1));
+            let history = ArrivalHistory { about: seq, arrived: Default::default() };
+            for is_lie in [true, false] {
+                let mut reply = ReplyPacket { seq, sent_ns, received_ns: 1, dwell_ns: 0, history, duplicates: 0 };
+                if is_lie {
+                    change(&mut reply);
+                }
+                reflector.send_to(&MonitorReply { reply, is_under_load: false }.seal(&keys(1)), from).unwrap();
+            }
+            let mut answers = Vec::new();
+            while answers.last().is_none_or(|last: &ProbeAnswer| last.seq != seq) || answers.is_empty() {
+                answers.extend(await_answers(&mut socket));
+            }
+            answers
+        };
+        let within = |answer: &ProbeAnswer| {
+            assert!((Duration::from_millis(1)..Duration::from_secs(60)).contains(&answer.round_trip), "{answer:?}");
+        };
+        // The times of another probe, and a dwell time that is longer than the round trip.
+        reply(0, |reply| reply.sent_ns = 0).iter().for_each(within);
+        reply(1, |reply| reply.sent_ns += 1).iter().for_each(within);
+        reply(2, |reply| reply.dwell_ns = u32::MAX).iter().for_each(within);
+        // A probe that was never sent.
+        assert!(reply(3, |reply| reply.seq = 77).iter().all(|answer| answer.seq == 3));
     }
 
     #[test]

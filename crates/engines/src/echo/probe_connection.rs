@@ -10,7 +10,7 @@ use super::packet;
 use crate::clock::{Timer, Wake, wait};
 use crate::data_stream::DataStream;
 
-/// The most unsent bytes. A connection that exceeds this limit has stalled and counts as ended.
+/// The maximum number of unsent bytes. A connection that exceeds this limit has stalled and counts as ended.
 const MAX_UNSENT: usize = 1024 * 1024;
 
 /// A data connection in non-blocking mode, with buffers for one incoming packet and for unsent ones.

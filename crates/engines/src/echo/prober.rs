@@ -34,7 +34,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
 /// The socket's receive buffer in bytes.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// The most datagrams that are read before the thread checks again whether it must end.
+/// The maximum number of datagrams that are read before the thread checks again whether it must end.
 const MAX_READS_IN_A_ROW: usize = 64;
 
 const _: () = assert!(UDP_TRIES <= FIRST_SEQ, "a test probe must not look like a probe of the schedule");

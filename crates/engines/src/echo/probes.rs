@@ -62,8 +62,8 @@ impl Probes {
 pub(super) const FIRST_SEQ: u32 = 64;
 /// Slots per piece. Slots are stored in pieces, so that growth does not copy them.
 const PIECE: usize = 4096;
-/// The most slots of a schedule; a prober that has used them all sends no further probes. They suffice for 4.5 hours at
-/// an interval of 1 ms or for two days at 10 ms, and take up to 320 MiB.
+/// The maximum number of slots of a schedule; a prober that has used them all sends no further probes. They suffice for
+/// 4.5 hours at an interval of 1 ms or for two days at 10 ms, and take up to 320 MiB.
 const MAX_SLOTS: usize = 1 << 24;
 
 /// A slot of the schedule: one time at which a probe is due.

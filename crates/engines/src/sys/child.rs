@@ -28,7 +28,7 @@ pub struct Confinement {
     pub files: RulesetCreated,
     /// The system calls that the child can make.
     pub calls: Filter,
-    /// The most open descriptors.
+    /// The maximum number of open descriptors.
     pub descriptors: u64,
     /// The largest file that the child can write, in bytes.
     pub file_bytes: u64,

@@ -20,7 +20,7 @@ use crate::session_control::SessionControl;
 use crate::socket::{self, SocketOptions};
 use crate::thread_limit;
 
-/// The most concurrent handshakes of an appliance at the reflector's control port.
+/// The maximum number of handshakes that an appliance makes at once at the reflector's control port.
 const MAX_CONCURRENT_DIALS: u16 = 4;
 
 pub(super) struct TcpClient {

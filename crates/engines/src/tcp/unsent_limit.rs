@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::socket;
 
-/// The most unsent bytes that the kernel may hold for one stream: about the bytes that it sends in one sample interval.
-/// On a slow link, more bytes would only wait in this host's memory. They would be counted as sent, and would still be
-/// in flight when the phase ends.
+/// The maximum number of unsent bytes that the kernel may hold for one stream: about the bytes that it sends in one
+/// sample interval. On a slow link, more bytes would only wait in this host's memory. They would be counted as sent,
+/// and would still be in flight when the phase ends.
 pub(super) struct UnsentLimit {
     /// `limit`, or 0 while the stream pauses.
     bytes: AtomicU32,

@@ -13,7 +13,7 @@ pub(super) const HEADER: usize = 52;
 pub(super) const LARGEST: usize = 65_507;
 /// Bytes of every signal. All have the same length, so that no answer is longer than its request.
 pub(super) const SIGNAL: usize = DATAGRAM_LEN;
-/// Bytes of the token that validates an address.
+/// The length of the token that validates an address, in bytes.
 pub(super) const TOKEN: usize = 16;
 
 /// The kinds of datagrams. Latency probes and their replies have the kinds 1 and 2.

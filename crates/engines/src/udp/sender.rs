@@ -35,7 +35,7 @@ const MAX_SEARCH_CATCH_UP: Duration = Duration::from_millis(1);
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often the sender reads signals while datagrams are always due.
 const LISTEN_INTERVAL_NS: u64 = 1_000_000;
-/// The most signals that the sender reads at once.
+/// The maximum number of signals that the sender reads at once.
 const MAX_READS_IN_A_ROW: usize = 64;
 
 /// The tally of a direction's senders.

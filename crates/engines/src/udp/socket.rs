@@ -22,7 +22,7 @@ use crate::socket::mark;
 /// burst that exceeds the buffer is lost.
 const RECEIVE_BUFFERS: usize = 32 << 20;
 const MIN_RECEIVE_BUFFER: usize = 1 << 20;
-/// The most datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
+/// The maximum number of datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
 const MAX_SEGMENTS: usize = 64;
 /// How long a send may wait for buffer space.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
@@ -102,7 +102,7 @@ fn too_large(payload: usize, room: usize, mtu: u32) -> io::Error {
 pub(super) struct BatchSender {
     /// Payload bytes of each datagram.
     payload: usize,
-    /// The most datagrams in one send.
+    /// The maximum number of datagrams in one send.
     most: usize,
 }
 
@@ -113,7 +113,7 @@ impl BatchSender {
         Self { payload, most: if is_whole { (LARGEST / payload).clamp(1, MAX_SEGMENTS) } else { 1 } }
     }
 
-    /// The most datagrams per call of [`BatchSender::send`].
+    /// The maximum number of datagrams per call of [`BatchSender::send`].
     pub(super) fn most(&self) -> usize {
         self.most
     }

@@ -31,9 +31,10 @@ pub(crate) const VERSION: u8 = 1;
 /// The socket's receive buffer in bytes, shared by all sessions. It holds the datagrams that arrive while the thread is
 /// not scheduled.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// The most datagrams that the thread reads before it checks whether it must end.
+/// The maximum number of datagrams that the thread reads before it checks whether it must end.
 const MAX_READS_IN_A_ROW: usize = 64;
-/// The most datagrams of other senders that a new socket may hold, because they arrived before it was connected.
+/// The maximum number of datagrams of other senders that a new socket may hold, because they arrived before it was
+/// connected.
 const MAX_STRAYS: usize = 4096;
 
 /// Handles some kinds of datagrams of one session.

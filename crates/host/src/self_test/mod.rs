@@ -25,7 +25,7 @@ use paramedic_report::self_test::{
 
 use crate::engines::ENGINES;
 
-/// The most streams of a measurement, which is the default of a test.
+/// The maximum number of streams of a measurement, which is the default of a test.
 const MOST_STREAMS: u16 = 4;
 
 /// The shortest duration of one measurement. A shorter one gives no meaningful rate.

@@ -32,13 +32,13 @@ enum Command {
     List,
     /// Add a monitor; the service begins to probe at once
     Add {
-        /// What to probe: gateway, reflector:NAME, host:ADDRESS or dns:RESOLVER/NAME
+        /// What to probe: gateway, reflector:NAME, host:ADDRESS, dns:RESOLVER/NAME or an http or https URL
         target: String,
         /// Its name: letters, digits, dots, dashes and underscores [default: that of the target]
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
-        /// The time between two probes (200ms to 1m for a reflector, 10s to 1m for dns, 1s to 1m for others)
-        /// [default: 1s, of dns 30s]
+        /// The time between two probes (200ms to 1m for a reflector, 10s to 1m for dns and URLs, 1s to 1m for others)
+        /// [default: 1s, of dns 30s, of URLs 1m]
         #[arg(long, value_name = "TIME", value_parser = time)]
         interval: Option<Duration>,
     },

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anstream::{AutoStream, ColorChoice};
+use paramedic_link::peer_text::is_harmless;
 use paramedic_report::document::{Event, ResultDocument};
 use paramedic_report::lines::{Line, Tone};
 use paramedic_report::text::{self, Detail};
@@ -307,10 +308,10 @@ impl OutputStreams {
     }
 }
 
-/// Removes all control characters except newlines, and appends a newline. Text from a peer is already sanitised when it
-/// is received; this also protects the terminal from text that was not.
+/// Removes all control and invisible characters except newlines, and appends a newline. Text from a peer is already
+/// sanitised when it is received; this also protects the terminal from text that was not.
 fn printable(text: &str) -> String {
-    let mut clean = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect::<String>();
+    let mut clean = text.chars().filter(|c| *c == '\n' || is_harmless(*c)).collect::<String>();
     clean.push('\n');
     clean
 }

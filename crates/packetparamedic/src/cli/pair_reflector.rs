@@ -37,7 +37,7 @@ pub(super) struct Args {
     pub(super) json: bool,
 }
 
-/// The most bytes that are read as a code.
+/// The maximum number of bytes that are read as a code.
 const LONGEST_CODE: u64 = 1024;
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {

@@ -32,7 +32,7 @@ enum Command {
         #[arg(long, value_name = "read|run|admin", value_parser = scope, default_value = "read")]
         scope: AccessScope,
     },
-    /// Print a link by which the administrator's password is set, once and within an hour
+    /// Print a link for setting the administrator's password; it works once and expires after an hour
     Setup,
     /// Remove a token: requests with it are refused from then on
     Remove {

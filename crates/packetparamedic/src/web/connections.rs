@@ -27,13 +27,13 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::network::{IpNetwork, user_part};
 
-/// The most connections of a listener at once.
+/// The maximum number of connections of a listener at once.
 const MAX_CONNECTIONS: usize = 64;
 /// The most of them from one address (an IPv6 /64) that is neither of this host nor a trusted proxy.
 const MAX_CONNECTIONS_PER_ADDRESS: usize = 16;
 /// How long the line and the headers of a request may take, and how long a connection may be without a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most bytes of a request's line and headers together.
+/// The maximum number of bytes of a request's line and headers together.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// How long an answer may wait until its client takes the next bytes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -273,6 +273,17 @@ impl<S> WriteLimited<S> {
     fn new(stream: S) -> Self {
         Self { stream, timeout: None }
     }
+
+    /// What became of a write, or its failure after [`WRITE_TIMEOUT`].
+    fn limited<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.timeout = None;
+            return written;
+        }
+        let timeout = self.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
+        ready!(timeout.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for WriteLimited<S> {
@@ -287,21 +298,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteLimited<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteLimited<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(context, bytes) {
-            self.timeout = None;
-            return Poll::Ready(written);
-        }
-        let timeout = self.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
-        ready!(timeout.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.limited(context, written)
     }
 
+    // TLS takes a write before the socket does: the rest waits in a flush.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.limited(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let ended = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.limited(context, ended)
     }
 }
 

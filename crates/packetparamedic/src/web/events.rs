@@ -17,7 +17,7 @@ use super::channel_body::ChannelBody;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The most streams at once: other requests must find a connection.
+/// The maximum number of streams at once: other requests must find a connection.
 pub(super) const MAX_STREAMS: usize = 32;
 /// The events that wait for a slow client.
 const WAITING_EVENTS: usize = 64;

@@ -23,11 +23,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let read = tokio::time::timeout(BODY_TIMEOUT, Json::<T>::from_request(request, state)).await;
-        let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
-        let read = read.map_err(late)?;
         let refused = |error: JsonRejection| Problem::invalid(error.status(), &error.body_text());
-        read.map(|Json(body)| Self(body)).map_err(refused)
+        let Json(body) = in_time(Json::<T>::from_request(request, state)).await?.map_err(refused)?;
+        Ok(Self(body))
     }
 }
 
@@ -38,10 +36,8 @@ impl<S: Send + Sync> FromRequest<S> for FormBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let read = tokio::time::timeout(BODY_TIMEOUT, String::from_request(request, state)).await;
-        let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
         let refused = |error: StringRejection| Problem::invalid(error.status(), &error.body_text());
-        let text = read.map_err(late)?.map_err(refused)?;
+        let text = in_time(String::from_request(request, state)).await?.map_err(refused)?;
         let fields = text.split('&').map(|field| {
             let (name, value) = field.split_once('=').unwrap_or((field, ""));
             Some((decoded(&name.replace('+', " "))?, decoded(&value.replace('+', " "))?))
@@ -59,8 +55,14 @@ impl<S: Send + Sync> FromRequest<S> for ApiText {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let refused = |error: StringRejection| Problem::invalid(error.status(), &error.body_text());
-        String::from_request(request, state).await.map(Self).map_err(refused)
+        in_time(String::from_request(request, state)).await?.map(Self).map_err(refused)
     }
+}
+
+/// What `read` read of the body of a request, if it arrives in time.
+async fn in_time<T>(read: impl Future<Output = T>) -> Result<T, Problem> {
+    let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+    tokio::time::timeout(BODY_TIMEOUT, read).await.map_err(late)
 }
 
 /// A part of the path.

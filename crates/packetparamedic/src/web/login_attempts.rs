@@ -10,7 +10,7 @@ use crate::network::user_part;
 const MAX_WRONG: u8 = 5;
 /// How long it waits after the last one, and how long wrong passwords count.
 const WAIT: Duration = Duration::from_secs(10 * 60);
-/// The most addresses that are remembered.
+/// The maximum number of addresses that are remembered.
 const MAX_ADDRESSES: usize = 1024;
 
 /// The wrong passwords of late.

@@ -19,6 +19,7 @@ pub(crate) mod results;
 mod schedules;
 pub(crate) mod store;
 pub(crate) mod test_runs;
+mod test_starts;
 pub(crate) mod tls;
 pub(crate) mod tokens;
 
@@ -40,6 +41,7 @@ use access::AccessRules;
 pub(crate) use connections::ApiListener;
 use guard::AccessGuard;
 use problem::Problem;
+use test_starts::TestStarts;
 
 use crate::network::IpNetwork;
 
@@ -62,6 +64,8 @@ pub(super) struct ApiState {
     stopping: watch::Receiver<bool>,
     /// The tests that clients run, with their cancellation.
     tests: Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>,
+    /// The tests that clients of the TCP listener began.
+    starts: Arc<Mutex<TestStarts>>,
 }
 
 /// Serves the API on every listener until `stopping` becomes true; then cancels the tests of clients and ends when they
@@ -78,7 +82,8 @@ pub(crate) async fn serve(
     let event_places = Arc::new(Semaphore::new(events::MAX_STREAMS));
     let (tests, stop) = (Arc::default(), stopping.clone());
     let attempts = login::SharedAttempts::default();
-    let state = ApiState { service, own_name, access, attempts, event_places, stopping: stop, tests };
+    let starts = Arc::default();
+    let state = ApiState { service, own_name, access, attempts, event_places, stopping: stop, tests, starts };
     let tests = Arc::clone(&state.tests);
     let app = routes(state);
     let mut served = tokio::task::JoinSet::new();
@@ -205,6 +210,7 @@ mod tests {
             event_places: Arc::new(Semaphore::new(1)),
             stopping: watch::channel(false).1,
             tests: Arc::default(),
+            starts: Arc::default(),
         }
     }
 

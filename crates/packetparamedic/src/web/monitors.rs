@@ -23,7 +23,7 @@ pub(crate) struct NewMonitor {
     /// Absent: made from the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
-    /// `gateway`, `reflector:NAME`, `host:ADDRESS` or `dns:RESOLVER/NAME`.
+    /// `gateway`, `reflector:NAME`, `host:ADDRESS`, `dns:RESOLVER/NAME` or an `http` or `https` URL.
     pub(crate) target: String,
     /// The time between two probes, in milliseconds; absent: the usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -25,7 +25,7 @@ use super::problem::Problem;
 
 /// The longest document that is imported, in bytes: one with all intervals and streams is far below.
 pub(super) const MAX_RESULT_BYTES: usize = 32 * 1024 * 1024;
-/// The most results of one page.
+/// The maximum number of results of one page.
 const LARGEST_PAGE: u32 = 1000;
 /// The results of a page, if the request does not say how many.
 const PAGE: u32 = 20;

@@ -17,7 +17,7 @@ use super::chunks::{self, ChunkSender};
 use super::extract::ApiBody;
 use super::problem::Problem;
 
-/// The bytes of a chunk.
+/// The length of a chunk, in bytes.
 const CHUNK: usize = 256 * 1024;
 
 /// A request to delete what is older than the settings of the service allow.

@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::{RunLife, RunReport, RunningTest, Service, TestEnd, TestEvent};
 use paramedic_appliance::providers::options::OptionValues;
@@ -21,10 +23,11 @@ use uuid::Uuid;
 
 use super::ApiState;
 use super::channel_body::ChannelBody;
+use super::connections::RequestSource;
 use super::extract::{ApiBody, ApiPath};
 use super::problem::Problem;
 use super::schedules::CancelAnswer;
-use crate::cli::failure::CommandFailure;
+use crate::cli::failure::{CommandFailure, ExitStatus};
 
 /// The lines that wait for a slow client.
 const WAITING_LINES: usize = 64;
@@ -66,8 +69,14 @@ type TestRegistry = Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>;
 /// Runs a test.
 pub(super) async fn run(
     State(state): State<ApiState>,
+    Extension(source): Extension<RequestSource>,
     ApiBody(request): ApiBody<TestRequest>,
 ) -> Result<impl IntoResponse, Problem> {
+    if let RequestSource::Address { .. } = source {
+        #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of tests")]
+        let now = Instant::now();
+        lock(&state.starts).begin(now).map_err(too_many)?;
+    }
     if request.discards_result {
         let reason = "the service keeps its results: use --local with --no-save".to_owned();
         return Err(ApplianceError::Unsupported(reason).into());
@@ -84,6 +93,13 @@ pub(super) async fn run(
     });
     let body = ChannelBody::new(receiver, TestCanceller { test: id, tests: Arc::clone(&state.tests) });
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body)))
+}
+
+fn too_many(wait: Duration) -> Problem {
+    let because = format!("clients began many tests of late: wait {} s", wait.as_secs() + 1);
+    let try_ = "for tests at fixed times add a schedule";
+    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_tests", "no test begins", because, try_);
+    Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
 }
 
 /// Cancels a test; its answer goes on to its end.

@@ -166,7 +166,11 @@ impl RunningSession {
         };
         let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();
         let enrolment = port.enroll(keys.session(), Arc::clone(&control), from, handlers);
-        let streams = descriptors::control_port_streams(&reservation.spec);
+        let streams = match reservation.purpose {
+            SessionPurpose::Test => descriptors::control_port_streams(&reservation.spec),
+            // Its probes are datagrams alone.
+            SessionPurpose::Monitor => 0,
+        };
         Ok(Self {
             session: reservation.session,
             link: reservation.link,

@@ -162,7 +162,7 @@ pub struct Snapshot {
     /// The reserved and the running monitor sessions.
     #[serde(default)]
     pub monitors: Vec<MonitorStatus>,
-    /// The most monitor sessions at once.
+    /// The maximum number of monitor sessions at once.
     #[serde(default)]
     pub max_monitors: usize,
     /// The queued requests, in the order in which they will be served.

@@ -418,7 +418,7 @@ impl World {
         }
     }
 
-    /// Counts the events of one call.
+    /// Adds the events that one call returned to the counts.
     fn note(&mut self, events: Vec<AuditEvent>) {
         for event in events {
             match event {

@@ -4,9 +4,9 @@
 mod limit;
 mod self_test;
 
-use paramedic_link::EndpointId;
 use paramedic_link::measurement::CpuUse;
 use paramedic_link::test_spec::{Direction, Load};
+use paramedic_link::{EndpointId, PeerText};
 
 use crate::conclusion::{Observations, conclude};
 use crate::document::{
@@ -68,7 +68,8 @@ pub fn list_line(run: &RunSummary) -> String {
     let none = || "-".to_owned();
     let id = run.id.to_string();
     let started = run.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
-    let peer = run.peer.as_deref().unwrap_or("-").chars().take(12).collect::<String>();
+    // The document may come from another program.
+    let peer = PeerText::harmless(run.peer.as_deref().unwrap_or("-"), 12);
     // The header of the column has the unit, so the cells omit "bit/s".
     let rate = |bps: Option<u64>| bps.map_or_else(none, |bps| quantity::rate(bps).replace("bit/s", ""));
     let rtt = run.rtt_idle_us.map_or_else(none, quantity::micros);

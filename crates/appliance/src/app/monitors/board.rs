@@ -12,12 +12,13 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::context::{
-    Dating, LiveMonitors, MonitorActivity, MonitorCondition, MonitorContext, MonitorState, SharedMonitors, StoreTask,
+    LiveMonitors, MonitorActivity, MonitorCondition, MonitorContext, MonitorState, SharedMonitors, StoreTask,
 };
 use super::{MonitorOverview, hosts, minute_of, reflectors};
 use crate::app::Appliance;
 use crate::app::clocks::{read_clocks, since_boot};
 use crate::error::ApplianceError;
+use crate::monitor::dating::Dating;
 use crate::monitor::default_route::DefaultRoute;
 use crate::monitor::host_changes::{HostChange, HostReading, HostWatch};
 use crate::monitor::open_probes::LOST_AFTER;
@@ -284,6 +285,7 @@ impl MonitorBoard {
                     hosts::probe_dns(&context, &resolver, &name, stopped).await;
                 }
                 MonitorTarget::Host(host) => hosts::probe_host(&context, &host, stopped).await,
+                MonitorTarget::Http(url) => hosts::probe_http(&context, &url, stopped).await,
                 MonitorTarget::Reflector(name) => reflectors::probe(&context, &name, stopped).await,
             }
         });
@@ -296,7 +298,7 @@ impl MonitorBoard {
         if !clocks.is_trusted() {
             return Ok(());
         }
-        let dating = Dating { now: since_boot(), wall: clocks.wall };
+        let dating = Dating { since_boot: since_boot(), wall: clocks.wall };
         self.write_outages(dating).await?;
         let (minutes, rows) = {
             let live = &mut *self.live();

@@ -1,4 +1,4 @@
-//! What carries the probes of a monitor: a session of a reflector, ICMP echo, or TCP connections. Shell: sockets.
+//! What carries the probes of a monitor: a session of a reflector, ICMP echo, TCP connections, or DNS queries. Shell: sockets.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -74,7 +74,7 @@ impl HostCarrier {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 let mut target = target;
                 target.set_port(port);
-                Ok(Self::Connections(ConnectionCarrier { target, tries: JoinSet::new() }))
+                Ok(Self::Connections(ConnectionCarrier { target, tries: Tries::default() }))
             }
             Err(error) => Err(error),
         }
@@ -121,22 +121,40 @@ impl ProbeCarrier for HostCarrier {
 /// Probes that are TCP connections: accepted or refused, both are answers.
 pub(super) struct ConnectionCarrier {
     target: SocketAddr,
-    tries: JoinSet<Option<ProbeAnswer>>,
+    tries: Tries,
 }
 
 impl ProbeCarrier for ConnectionCarrier {
     fn send(&mut self, seq: u32) {
         let target = self.target;
-        self.tries.spawn(async move {
-            let began = Instant::now();
-            let is_answered = is_reachable(target, LOST_AFTER).await;
+        self.tries.begin(seq, async move { is_reachable(target, LOST_AFTER).await });
+    }
+
+    async fn answers(&mut self) -> Vec<ProbeAnswer> {
+        self.tries.answers().await
+    }
+}
+
+/// Probes that run at the same time, each a future that ends with whether it was answered.
+#[derive(Default)]
+pub(super) struct Tries {
+    running: JoinSet<Option<ProbeAnswer>>,
+}
+
+impl Tries {
+    /// Begins the probe with this number.
+    pub(super) fn begin(&mut self, seq: u32, probe: impl Future<Output = bool> + Send + 'static) {
+        let began = Instant::now();
+        self.running.spawn(async move {
+            let is_answered = probe.await;
             is_answered.then(|| ProbeAnswer { seq, round_trip: began.elapsed(), is_under_load: false })
         });
     }
 
-    async fn answers(&mut self) -> Vec<ProbeAnswer> {
+    /// The next answer. Cancel safe.
+    pub(super) async fn answers(&mut self) -> Vec<ProbeAnswer> {
         loop {
-            match self.tries.join_next().await {
+            match self.running.join_next().await {
                 Some(Ok(Some(answer))) => return vec![answer],
                 Some(_) => {}
                 None => std::future::pending().await,

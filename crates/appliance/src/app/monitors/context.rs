@@ -14,15 +14,16 @@ use uuid::Uuid;
 use super::carriers::ProbeCarrier;
 use crate::app::Appliance;
 use crate::app::clocks::since_boot;
+use crate::monitor::dating::Dating;
 use crate::monitor::minute::{ClosedMinute, MinuteBook, ProbeOutcome};
 use crate::monitor::open_probes::{DecidedProbe, OpenProbes};
 use crate::monitor::outage::{Outage, OutageWatch};
 use crate::monitor::{PauseReason, ProbeTally};
 use crate::store::{MonitorMinute, StoredMonitor, StoredOutage};
 
-/// The most minutes, of all monitors together, that wait for a clock or a disk: the oldest are given up.
+/// The maximum number of minutes, of all monitors together, that wait for a clock or a disk: the oldest are given up.
 const MOST_PENDING_MINUTES: usize = 24 * 60;
-/// The most outages that wait for a clock or a disk.
+/// The maximum number of outages that wait for a clock or a disk.
 const MOST_PENDING_OUTAGES: usize = 1000;
 
 /// What a monitor does.
@@ -158,9 +159,7 @@ pub(super) struct LiveMonitors {
 
 impl LiveMonitors {
     pub(super) fn rows(&self, minute: &ClosedMinute, dating: Dating) -> Vec<MonitorMinute> {
-        // A minute begins with one of the system clock; the clock may have been set by less than a second meanwhile.
-        let begin_us = dating.wall_us(minute.began_us);
-        let at = begin_us.saturating_add(30_000_000).div_euclid(60_000_000);
+        let at = dating.minute(minute.began_us);
         let row = |(id, tally): (&Uuid, &ProbeTally)| {
             Some(MonitorMinute { number: *self.numbers.get(id)?, minute: at, tally: tally.clone() })
         };
@@ -168,8 +167,8 @@ impl LiveMonitors {
     }
 
     pub(super) fn dated(&mut self, outage: &Outage, dating: Dating) -> StoredOutage {
-        let began_at = *self.dated_begins.entry(outage.id).or_insert_with(|| dating.wall(outage.began));
-        let ended_at = outage.ended.map(|ended| dating.wall(ended).max(began_at));
+        let began_at = *self.dated_begins.entry(outage.id).or_insert_with(|| dating.wall_at(outage.began));
+        let ended_at = outage.ended.map(|ended| dating.wall_at(ended).max(began_at));
         StoredOutage {
             id: outage.id,
             began_at,
@@ -189,28 +188,6 @@ impl LiveMonitors {
             self.changed_outages.pop_first();
         }
     }
-}
-
-/// The time since boot and the system clock at one time.
-#[derive(Clone, Copy)]
-pub(super) struct Dating {
-    pub(super) now: Duration,
-    pub(super) wall: Timestamp,
-}
-
-impl Dating {
-    /// The system clock so many microseconds since boot.
-    fn wall_us(self, since_boot_us: i64) -> i64 {
-        self.wall.as_microsecond().saturating_sub(micros(self.now)).saturating_add(since_boot_us)
-    }
-
-    fn wall(self, since_boot: Duration) -> Timestamp {
-        Timestamp::from_microsecond(self.wall_us(micros(since_boot))).unwrap_or(self.wall)
-    }
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// What the task of a monitor needs.

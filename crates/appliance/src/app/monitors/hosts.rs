@@ -1,5 +1,6 @@
-//! The tasks of monitors of the gateway, of a host and of a DNS server.
+//! The tasks of monitors of the gateway, of a host, of a DNS server and of a web server.
 
+use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
@@ -9,10 +10,12 @@ use tokio::sync::watch;
 
 use super::carriers::{DnsCarrier, HostCarrier, ProbeCarrier};
 use super::context::MonitorContext;
+use super::http::HttpCarrier;
 use crate::app::clocks::random;
 use crate::monitor::PauseReason;
 use crate::monitor::backoff::Backoff;
 use crate::monitor::default_route::{DefaultRoute, default_routes};
+use crate::monitor::http_url::HttpUrl;
 use crate::monitor::minute::ProbeOutcome;
 use crate::reflector_client::{Route, resolve};
 use crate::targets::{Host, HostPort};
@@ -89,6 +92,22 @@ pub(super) async fn probe_dns(
     }
 }
 
+/// Requests a page from a web server until `stopped`.
+pub(super) async fn probe_http(context: &MonitorContext, url: &HttpUrl, mut stopped: watch::Receiver<bool>) {
+    let probing = async {
+        loop {
+            match HttpCarrier::open(url) {
+                Ok(mut carrier) => probe_from_first_answer(context, &mut carrier).await,
+                Err(error) => cannot_probe(context, url, &error).await,
+            }
+        }
+    };
+    tokio::select! {
+        () = probing => {}
+        _ = stopped.wait_for(|wanted| *wanted) => {}
+    }
+}
+
 /// The first address of the target; `None` after a wait if it cannot be resolved.
 async fn resolved(context: &MonitorContext, target: &HostPort, backoff: &mut Backoff) -> Option<SocketAddr> {
     let address = resolve(target, &Route::default()).await.ok().and_then(|found| found.first().copied());
@@ -112,7 +131,7 @@ async fn probe_address(context: &MonitorContext, target: SocketAddr, port: u16) 
     }
 }
 
-async fn cannot_probe(context: &MonitorContext, target: SocketAddr, error: &io::Error) {
+async fn cannot_probe(context: &MonitorContext, target: impl Display, error: &io::Error) {
     tracing::debug!(monitor = context.stored.monitor.name, %target, %error, "cannot probe");
     context.paused(PauseReason::LocalFailure);
     tokio::time::sleep(RETRY_INTERVAL).await;

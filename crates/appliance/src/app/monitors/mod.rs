@@ -6,7 +6,10 @@ mod board;
 mod carriers;
 mod context;
 mod hosts;
+mod http;
 mod reflectors;
+#[cfg(test)]
+mod simulation;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;

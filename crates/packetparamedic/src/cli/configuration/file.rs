@@ -15,7 +15,7 @@ use super::options::{self, FileOption, OptionFault};
 const TABLES: [&str; 2] = ["reflector", "schedule"];
 /// The keys of a reflector.
 const REFLECTOR_KEYS: [&str; 2] = ["endpoint_id", "name"];
-/// The most keys that an error lists.
+/// The maximum number of keys that an error lists.
 const LISTED_KEYS: usize = 8;
 /// The key of a schedule that is no option of `schedule add`.
 const ENABLED: &str = "enabled";

@@ -160,7 +160,7 @@ fn fault_of_setting(error: &ConfigError) -> OptionFault {
     }
 }
 
-/// The options of a schedule. Read back, they are the same schedule.
+/// The options that describe a schedule. Parsing them gives the same schedule.
 pub(super) fn options_of(schedule: &Schedule) -> Vec<(String, FileOption)> {
     let options = expressed(schedule);
     let read = schedule_of(&options);

@@ -8,7 +8,9 @@ use super::{CommandFailure, ExitStatus};
 pub(super) fn not_accepted(error: &MonitorError) -> CommandFailure {
     let try_ = match error {
         MonitorError::Name(_) => "choose such a name, as in --name home",
-        MonitorError::Target(_) => "use gateway, reflector:NAME, host:ADDRESS or dns:RESOLVER/NAME",
+        MonitorError::Target(_) => {
+            "use gateway, reflector:NAME, host:ADDRESS, dns:RESOLVER/NAME or an http or https URL"
+        }
         MonitorError::Interval { .. } => "--interval 1s",
     };
     CommandFailure::new(ExitStatus::Usage, "bad_monitor", "the monitor is not accepted", error, try_)
