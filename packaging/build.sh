@@ -35,10 +35,19 @@ compile() {
     triple=$(triple_of "$arch")
     variable=${triple//-/_}
     flags="--remap-path-prefix=$PWD=/source --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-    local settings=("CARGO_TARGET_DIR=$work/cargo")
+    # glibc 2.36, which the packages need, reads packed relocations.
+    flags+=" -C link-arg=-Wl,-z,pack-relative-relocs"
+    local settings=("CARGO_TARGET_DIR=$work/cargo"
+        # No exception passes through C, and no statement uses these parts of SQLite.
+        "CFLAGS_$variable=-fno-asynchronous-unwind-tables"
+        "LIBSQLITE3_FLAGS=-USQLITE_ENABLE_FTS3 -USQLITE_ENABLE_FTS3_PARENTHESIS -USQLITE_ENABLE_FTS5 -USQLITE_ENABLE_RTREE")
     if [ "$arch" = arm64 ]; then
         settings+=("CC_$variable=aarch64-linux-gnu-gcc" "AR_$variable=aarch64-linux-gnu-ar"
             "CARGO_TARGET_${variable^^}_LINKER=aarch64-linux-gnu-gcc")
+        # The linker of binutils cannot pack relocations of arm64; the one that comes with Rust can.
+        local lld
+        lld=$(rustc --print sysroot)/lib/rustlib/$(triple_of amd64)/bin/gcc-ld
+        [ ! -d "$lld" ] || flags+=" -C link-arg=-B$lld -C link-arg=-fuse-ld=lld"
     else
         also=(-p manuals)
     fi
