@@ -27,23 +27,41 @@ triple_of() {
 # The folder of the built programs of an architecture, dynamic or static.
 built() { echo "$work/programs/$1-$2"; }
 
-# Compiles both programs for an architecture, dynamic or static. Flags go to the target alone, so that build scripts are
-# compiled once; paths of this machine do not get into the programs.
+# Compiles both programs for an architecture, dynamic and static, and for the architecture of this machine also the
+# program that writes the man pages. Flags go to the target alone, so that build scripts are compiled once; paths of this
+# machine do not get into the programs.
 compile() {
-    local arch=$1 linking=$2 triple variable flags
+    local arch=$1 triple variable flags also=()
     triple=$(triple_of "$arch")
     variable=${triple//-/_}
     flags="--remap-path-prefix=$PWD=/source --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-    [ "$linking" = dynamic ] || flags+=" -C target-feature=+crt-static"
-    local settings=("CARGO_TARGET_${variable^^}_RUSTFLAGS=$flags" "CARGO_TARGET_DIR=$work/cargo")
+    # glibc 2.36, which the packages need, reads packed relocations.
+    flags+=" -C link-arg=-Wl,-z,pack-relative-relocs"
+    local settings=("CARGO_TARGET_DIR=$work/cargo"
+        # No exception passes through C, and no statement uses these parts of SQLite.
+        "CFLAGS_$variable=-fno-asynchronous-unwind-tables"
+        "LIBSQLITE3_FLAGS=-USQLITE_ENABLE_FTS3 -USQLITE_ENABLE_FTS3_PARENTHESIS -USQLITE_ENABLE_FTS5 -USQLITE_ENABLE_RTREE")
     if [ "$arch" = arm64 ]; then
-        settings+=("CARGO_TARGET_${variable^^}_LINKER=aarch64-linux-gnu-gcc" "CC_$variable=aarch64-linux-gnu-gcc"
-            "AR_$variable=aarch64-linux-gnu-ar")
+        settings+=("CC_$variable=aarch64-linux-gnu-gcc" "AR_$variable=aarch64-linux-gnu-ar"
+            "CARGO_TARGET_${variable^^}_LINKER=aarch64-linux-gnu-gcc")
+        # The linker of binutils cannot pack relocations of arm64; the one that comes with Rust can.
+        local lld
+        lld=$(rustc --print sysroot)/lib/rustlib/$(triple_of amd64)/bin/gcc-ld
+        [ ! -d "$lld" ] || flags+=" -C link-arg=-B$lld -C link-arg=-fuse-ld=lld"
+    else
+        also=(-p manuals)
     fi
-    echo "compiling for $arch, $linking"
-    env "${settings[@]}" cargo build --quiet --locked --profile dist --target "$triple" -p reflector -p packetparamedic
-    # The next build for this architecture puts its programs in the same place.
-    install -D -t "$(built "$arch" "$linking")" "$work/cargo/$triple/dist/"{reflector,packetparamedic}
+    settings+=("CARGO_TARGET_${variable^^}_RUSTFLAGS=$flags")
+    local build=(cargo build --quiet --locked --profile dist --target "$triple" -p reflector -p packetparamedic)
+    # Each build for an architecture puts its programs in the same place.
+    local results=$work/cargo/$triple/dist
+    echo "compiling for $arch, dynamic"
+    env "${settings[@]}" "${build[@]}" "${also[@]}"
+    install -D -t "$(built "$arch" dynamic)" "$results/reflector" "$results/packetparamedic"
+    [ "$arch" = arm64 ] || install -D -t "$work/programs" "$results/manuals"
+    echo "compiling for $arch, static"
+    env "${settings[@]}" "RUSTC_WORKSPACE_WRAPPER=$PWD/packaging/rustc-static" "${build[@]}"
+    install -D -t "$(built "$arch" static)" "$results/reflector" "$results/packetparamedic"
 }
 
 # Whether this machine can compile for arm64: needs the standard library of the target and a cross compiler.
@@ -63,8 +81,7 @@ can_build_arm64() {
 # Everything for one architecture.
 package() {
     local arch=$1
-    compile "$arch" dynamic
-    compile "$arch" static
+    compile "$arch"
     describe
     for program in "${programs[@]}"; do
         deb "$program" "$arch" "$version" "$dist"
@@ -78,9 +95,10 @@ package() {
 describe() {
     local shared=$work/shared bin
     bin=$(built amd64 dynamic)
+    [ -x "$work/programs/manuals" ] || compile amd64
     rm -rf "$shared"
     mkdir -p "$shared/man" "$shared/completions"
-    cargo run --quiet --locked -p manuals -- "$shared/man"
+    "$work/programs/manuals" "$shared/man"
     for program in "${programs[@]}"; do
         "$bin/$program" config template >"$shared/$program.toml"
         for shell in bash zsh fish; do
