@@ -51,6 +51,19 @@ impl<S: Send + Sync> FromRequest<S> for FormBody {
     }
 }
 
+impl FormBody {
+    /// The value of a field, without the spaces around it; `None` if it is not there or empty.
+    pub(super) fn text(&self, wanted: &str) -> Option<&str> {
+        let field = self.0.iter().find(|(name, _)| name == wanted);
+        field.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// Whether a box is ticked.
+    pub(super) fn is_ticked(&self, wanted: &str) -> bool {
+        self.text(wanted).is_some()
+    }
+}
+
 /// A body as text.
 pub(super) struct ApiText(pub(super) String);
 

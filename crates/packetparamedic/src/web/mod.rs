@@ -1,4 +1,5 @@
-//! The API of the running service, /api/v1, on its unix socket and on TCP. A thin client of the appliance's `app`.
+//! The API of the running service, /api/v1, and its pages, on its unix socket and on TCP. Thin clients of the appliance's
+//! `app`.
 
 mod access;
 mod channel_body;
@@ -13,6 +14,7 @@ pub(crate) mod login;
 mod login_attempts;
 pub(crate) mod monitors;
 mod openapi;
+mod pages;
 pub(crate) mod problem;
 pub(crate) mod reflectors;
 pub(crate) mod results;
@@ -101,11 +103,12 @@ fn routes(state: ApiState) -> Router {
     let access = state.access.clone();
     Router::new()
         .nest(access::API, api.router)
-        .route(access::SETUP_PAGE, get(login::setup_page).post(login::set_up))
+        .merge(pages::pages())
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(middleware::from_fn_with_state(access, guard::check))
+        .layer(middleware::from_fn(pages::dress))
         .with_state(state)
 }
 

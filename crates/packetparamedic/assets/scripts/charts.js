@@ -1,0 +1,1 @@
+// The charts of history, runs and monitors.

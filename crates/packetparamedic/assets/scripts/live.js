@@ -1,0 +1,1 @@
+// The progress of a running test, as the service reports it.
