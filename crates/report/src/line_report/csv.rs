@@ -1,6 +1,5 @@
 //! The table of all runs of a report as CSV.
 
-use jiff::fmt::strtime;
 use paramedic_link::test_spec::Direction;
 
 use super::rates::line_bps;
@@ -23,12 +22,10 @@ pub(super) fn table(report: &LineReport) -> String {
 
 fn cells(report: &LineReport, row: &ReportRow) -> Vec<String> {
     let run = &row.run;
-    let local = report.zone.to_datetime(run.started_at);
-    let local = strtime::format("%Y-%m-%d %H:%M:%S", local).unwrap_or_default();
     let mut cells = vec![
         run.id.to_string(),
         run.started_at.to_string(),
-        local,
+        report.local_time(run.started_at),
         text_cell(&row.other_end),
         super::names::code(&run.engine),
     ];
@@ -51,7 +48,7 @@ fn cells(report: &LineReport, row: &ReportRow) -> Vec<String> {
         latency.and_then(|latency| latency.p50_us).map(|us| us.to_string()).unwrap_or_default()
     };
     cells.extend([run.idle, run.under_download, run.under_upload].map(median));
-    let kind = run.interface.as_ref().map(|interface| interface.kind().as_str().to_owned());
+    let kind = row.interface.map(|kind| kind.as_str().to_owned());
     cells.extend([kind.unwrap_or_default(), run.is_complete.to_string(), row.error.clone().unwrap_or_default()]);
     cells
 }

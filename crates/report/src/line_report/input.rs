@@ -143,6 +143,28 @@ pub enum InterfaceKind {
     Unknown,
 }
 
+impl InterfaceKind {
+    /// The kind in one word, for tables of other programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wired => "wired",
+            Self::Wireless => "wireless",
+            Self::Tunnel => "vpn",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The kind in words.
+    pub fn as_words(self) -> &'static str {
+        match self {
+            Self::Wired => "wired",
+            Self::Wireless => "wireless",
+            Self::Tunnel => "a virtual private network",
+            Self::Unknown => "not known",
+        }
+    }
+}
+
 impl InterfaceSeen {
     /// The kind, by the names that Linux distributions give (systemd.net-naming-scheme(7)) and by what the driver reports.
     pub fn kind(&self) -> InterfaceKind {
@@ -289,6 +311,24 @@ impl ReportRun {
             error: document.error.as_ref().map(|error| error.code.clone()),
             suspect,
             warnings: document.warnings.iter().map(|warning| warning.code.clone()).collect(),
+        }
+    }
+
+    /// The run without names, addresses, keys and texts of others.
+    pub(super) fn without_names(self) -> Self {
+        Self {
+            other_end: None,
+            address: None,
+            endpoint_id: None,
+            appliance: String::new(),
+            version: String::new(),
+            interface: None,
+            uplink: None,
+            public_prefix: None,
+            error: None,
+            suspect: None,
+            warnings: Vec::new(),
+            ..self
         }
     }
 

@@ -82,6 +82,8 @@ pub struct ReportRow {
     pub download_left_out: Option<LeftOut>,
     /// Why the upload does not count.
     pub upload_left_out: Option<LeftOut>,
+    /// How this device was connected.
+    pub interface: Option<InterfaceKind>,
     /// The code of the error that ended it.
     pub error: Option<String>,
 }
@@ -101,12 +103,14 @@ impl LineReport {
         let latencies = latencies.map(|load| LatencyReport::of(load, &input.runs, main_uplink));
         let outages = OutageReport::of(&input, &mut names);
         let monitors = observed::monitors(&input.hours, &input.zone, &mut names);
+        let is_redacted = input.is_redacted;
         let row = |run: ReportRun| ReportRow {
             other_end: names.other_end(&run),
             download_left_out: selection::left_out(&run, Direction::Download, main_uplink),
             upload_left_out: selection::left_out(&run, Direction::Upload, main_uplink),
+            interface: run.interface.as_ref().map(InterfaceSeen::kind),
             error: run.error.as_deref().map(names::code),
-            run,
+            run: if is_redacted { run.without_names() } else { run },
         };
         let runs = input.runs.into_iter().map(row).collect();
         let mut report = Self {
@@ -115,7 +119,7 @@ impl LineReport {
             made_at: input.made_at,
             zone: input.zone,
             plan: input.plan,
-            is_redacted: input.is_redacted,
+            is_redacted,
             findings: Vec::new(),
             directions: directions.into(),
             latencies: latencies.into(),
@@ -134,6 +138,12 @@ impl LineReport {
     /// The table of all runs as CSV (RFC 4180, but lines end with a plain newline), with a header.
     pub fn to_csv(&self) -> String {
         csv::table(self)
+    }
+
+    /// A time by the local clock: `2026-01-31 19:05`.
+    pub fn local_time(&self, at: Timestamp) -> String {
+        let local = self.zone.to_datetime(at);
+        format!("{} {:02}:{:02}", local.date(), local.hour(), local.minute())
     }
 
     /// Whether nothing was measured and nothing was monitored in the period.
