@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use paramedic_engines::engine::Unavailable;
 use paramedic_engines::thread_limit::ThreadLimitReached;
 use paramedic_iperf3::output::FailureKind;
@@ -232,6 +233,20 @@ pub enum ApplianceError {
     /// A monitor is not accepted.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    /// The period of a report has no length.
+    #[error("the period from {since} to {until} is empty")]
+    EmptyPeriod {
+        /// Its begin.
+        since: Timestamp,
+        /// Its end, at most now.
+        until: Timestamp,
+    },
+    /// The period of a report has too many results.
+    #[error("the period has more than {most} results")]
+    PeriodTooLong {
+        /// The most results of a report.
+        most: usize,
+    },
     /// The schedule is disabled, so it cannot be run.
     #[error("the schedule {name} is disabled")]
     ScheduleDisabled {

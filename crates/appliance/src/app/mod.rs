@@ -7,6 +7,7 @@ mod clocks;
 mod configuration;
 mod identity;
 mod import;
+mod line_report;
 mod logins;
 mod monitors;
 mod reflectors;
@@ -32,6 +33,7 @@ pub use configuration::{
     ChangeAction, ConfigurationChange, ConfiguredSchedule, DeviceConfiguration, ReflectorName, ValueChange,
 };
 pub use import::{ImportedPairings, OldPairings, OldStore};
+pub use line_report::ReportRequest;
 pub use logins::{LOGIN_LIFETIME, SetupLink};
 pub use monitors::{MonitorActivity, MonitorCondition, MonitorOverview, MonitorSeries, MonitorState, SeriesRange};
 pub use reflectors::{NewPairing, PairingProof, Reached};

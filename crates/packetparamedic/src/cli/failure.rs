@@ -4,6 +4,7 @@
 mod data_connections;
 mod monitors;
 mod nothing_arrived;
+mod reports;
 mod schedules;
 mod state;
 
@@ -309,6 +310,7 @@ impl From<&ApplianceError> for CommandFailure {
             E::Schedule(source) => schedules::not_accepted(source),
             E::Monitor(source) => monitors::not_accepted(source),
             E::ScheduleDisabled { .. } | E::ScheduleRuns { .. } | E::ServiceRuns { .. } => schedules::refused(error),
+            E::EmptyPeriod { .. } | E::PeriodTooLong { .. } => reports::not_made(error),
             E::TokenName(_) => Self::new(
                 Usage,
                 "bad_request",
@@ -899,6 +901,8 @@ mod tests {
             ("schedule without a budget", E::Schedule(ScheduleError::NoBudget)),
             ("schedule with an unknown zone", E::Schedule(ScheduleError::Zone("Mars".to_owned()))),
             ("schedule that never occurs", E::Schedule(RecurrenceError::Never { text: "0 0 30 2 *".into() }.into())),
+            ("empty period", E::EmptyPeriod { since: jiff::Timestamp::MIN, until: jiff::Timestamp::MIN }),
+            ("long period", E::PeriodTooLong { most: 7 }),
             ("schedule is disabled", E::ScheduleDisabled { name: wanted() }),
             ("schedule runs", E::ScheduleRuns { name: wanted() }),
             ("service runs", E::ServiceRuns { state_dir: "/state".into() }),

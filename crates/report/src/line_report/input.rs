@@ -15,7 +15,7 @@ use crate::stats::{Grade, Statement};
 
 /// What the contract of a line promises for one direction, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PromisedRate {
+pub struct ContractRate {
     /// The rate that the contract names.
     pub promised_bps: u64,
     /// The rate that is usually available, if the contract names one.
@@ -28,22 +28,23 @@ pub struct PromisedRate {
 
 /// What the contract of a line promises. A direction without a promise is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PromisedLine {
+pub struct Contract {
     /// Towards the appliance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub download: Option<PromisedRate>,
+    pub download: Option<ContractRate>,
     /// Away from the appliance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upload: Option<PromisedRate>,
+    pub upload: Option<ContractRate>,
 }
 
-impl PromisedLine {
-    /// The promise for `direction`.
-    pub fn of(&self, direction: Direction) -> Option<PromisedRate> {
-        match direction {
+impl Contract {
+    /// The promise for `direction`. A rate of zero promises nothing.
+    pub fn of(&self, direction: Direction) -> Option<ContractRate> {
+        let promise = match direction {
             Direction::Download => self.download,
             Direction::Upload => self.upload,
-        }
+        };
+        promise.filter(|promise| promise.promised_bps > 0)
     }
 }
 
@@ -59,9 +60,11 @@ pub struct ReportInput {
     /// The zone of local times, evening and night.
     pub zone: TimeZone,
     /// The contract; absent if none is known.
-    pub plan: Option<PromisedLine>,
+    pub plan: Option<Contract>,
     /// The runs of the period, in order of time.
     pub runs: Vec<ReportRun>,
+    /// The saved results of the period that cannot be read.
+    pub unreadable: usize,
     /// The hours of all monitors in the period.
     pub hours: Vec<MonitorHour>,
     /// The outages that the period touches, in order of time.

@@ -66,6 +66,10 @@ pub(super) fn all(report: &LineReport) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if report.unreadable > 0 {
+        let results = counted(report.unreadable, "saved result", "saved results");
+        limits.push(format!("{results} of the period cannot be read and are missing here."));
+    }
     limits.push(
         "The intervals assume that runs are independent of each other. Runs shortly after one another are not.".to_owned(),
     );

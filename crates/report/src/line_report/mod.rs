@@ -24,7 +24,7 @@ use names::Names;
 
 pub use findings::Finding;
 pub use input::{
-    InterfaceKind, InterfaceSeen, MonitorHour, OutageExtent, PromisedLine, PromisedRate, ReportInput, ReportOutage,
+    InterfaceKind, InterfaceSeen, MonitorHour, OutageExtent, Contract, ContractRate, ReportInput, ReportOutage,
     ReportRun, RunLatency, RunRate,
 };
 pub use median::Median;
@@ -32,7 +32,7 @@ pub use method::{InterfaceReport, MethodReport, OtherEnd};
 pub use observed::{ExtentSum, LatencyReport, MonitorPart, MonitorReport, OutageReport, OutageRow};
 pub use rates::{
     Comparison, CountedRate, DirectionReport, EVENING, HourRates, LEAST_COMPARED, LEAST_DAYS, LeftOutCount, LevelReached,
-    NIGHT, PartOfDay, PlanLevel,
+    NIGHT, PartOfDay, PlanLevel, TARGET_SHARE,
 };
 pub use selection::LeftOut;
 
@@ -48,7 +48,7 @@ pub struct LineReport {
     /// The zone of local times.
     pub zone: TimeZone,
     /// The contract.
-    pub plan: Option<PromisedLine>,
+    pub plan: Option<Contract>,
     /// Whether names, addresses and Endpoint IDs are left out.
     pub is_redacted: bool,
     /// What was found, in sentences.
@@ -65,6 +65,8 @@ pub struct LineReport {
     pub method: MethodReport,
     /// The uplink whose runs count.
     pub main_uplink: Option<String>,
+    /// The saved results of the period that cannot be read.
+    pub unreadable: usize,
     /// What the report does not prove.
     pub limits: Vec<String>,
     /// Every run of the period, in order of time.
@@ -127,6 +129,7 @@ impl LineReport {
             monitors,
             method,
             main_uplink: uplink.map(|name| names.interface(&name)),
+            unreadable: input.unreadable,
             limits: Vec::new(),
             runs,
         };

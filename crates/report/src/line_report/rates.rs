@@ -8,7 +8,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use paramedic_link::test_spec::Direction;
 
-use super::input::{PromisedRate, ReportRun, RunRate};
+use super::input::{ContractRate, ReportRun, RunRate};
 use super::median::Median;
 use super::selection::{LeftOut, left_out};
 use crate::document::LimitCause;
@@ -22,13 +22,16 @@ pub const LEAST_COMPARED: usize = 10;
 /// The fewest days on which they were measured.
 pub const LEAST_DAYS: usize = 3;
 
+/// The share of the promised rate that a line should have whose contract names no normal rate.
+pub const TARGET_SHARE: f64 = 0.9;
+
 /// One direction of the line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DirectionReport {
     /// The direction.
     pub direction: Direction,
     /// What the contract promises.
-    pub promise: Option<PromisedRate>,
+    pub promise: Option<ContractRate>,
     /// The runs that count, in order of time.
     pub counted: Vec<CountedRate>,
     /// The days on which they were measured.
@@ -161,7 +164,7 @@ pub(super) fn line_bps(rate: &RunRate) -> u64 {
 impl DirectionReport {
     pub(super) fn of(
         direction: Direction,
-        promise: Option<PromisedRate>,
+        promise: Option<ContractRate>,
         runs: &[ReportRun],
         main_uplink: Option<&str>,
         zone: &TimeZone,
@@ -210,9 +213,14 @@ impl DirectionReport {
         self.left_out.iter().map(|reason| reason.count).sum()
     }
 
-    /// The rate that the line should have: the normal one, or else the promised one.
-    pub fn target_bps(&self) -> Option<u64> {
-        self.promise.map(|promise| promise.normal_bps.unwrap_or(promise.promised_bps))
+    /// The rate that the line should have, in bits per second: the normal one, or else [`TARGET_SHARE`] of the promised
+    /// one.
+    pub fn target_bps(&self) -> Option<f64> {
+        let target = |promise: ContractRate| match promise.normal_bps {
+            Some(normal_bps) => normal_bps as f64,
+            None => promise.promised_bps as f64 * TARGET_SHARE,
+        };
+        self.promise.map(target)
     }
 }
 
@@ -234,7 +242,7 @@ fn days<'a>(rates: impl Iterator<Item = &'a LocalRate>) -> usize {
     rates.map(|rate| rate.date).collect::<BTreeSet<_>>().len()
 }
 
-fn levels(promise: PromisedRate, rates: &[LocalRate]) -> Vec<LevelReached> {
+fn levels(promise: ContractRate, rates: &[LocalRate]) -> Vec<LevelReached> {
     let all = [
         (PlanLevel::Promised, Some(promise.promised_bps)),
         (PlanLevel::Normal, promise.normal_bps),
@@ -267,7 +275,9 @@ fn compare(evening: &PartOfDay, night: &PartOfDay) -> Comparison {
     }
     let ([late_low, late_high], [early_low, early_high]) = (late.bounds(), early.bounds());
     let share = (late.value / early.value - 1.0).abs();
-    if late_high < early_low {
+    if early.value <= 0.0 {
+        Comparison::NoDifference
+    } else if late_high < early_low {
         Comparison::SlowerEvening(share)
     } else if late_low > early_high {
         Comparison::FasterEvening(share)
