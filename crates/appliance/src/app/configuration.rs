@@ -255,7 +255,8 @@ fn change(object: &str, name: &str, action: ChangeAction, values: Vec<ValueChang
 }
 
 fn in_configuration(object: &str, name: &str, source: ApplianceError) -> ApplianceError {
-    ApplianceError::InConfiguration { object: format!("{object} {name}"), source: Box::new(source) }
+    let object = format!("{object} {name}").trim_end().to_owned();
+    ApplianceError::InConfiguration { object, source: Box::new(source) }
 }
 
 /// The values of a schedule that change, apart from its expected data.

@@ -7,8 +7,10 @@ mod clocks;
 mod configuration;
 mod identity;
 mod import;
+mod line_overview;
 mod logins;
 mod monitors;
+mod plan;
 mod reflectors;
 mod results;
 mod run_updates;
@@ -32,6 +34,7 @@ pub use configuration::{
     ChangeAction, ConfigurationChange, ConfiguredSchedule, DeviceConfiguration, ReflectorName, ValueChange,
 };
 pub use import::{ImportedPairings, OldPairings, OldStore};
+pub use line_overview::{DAY_STEP, LineOverview, MonitorDay};
 pub use logins::{LOGIN_LIFETIME, SetupLink};
 pub use monitors::{MonitorActivity, MonitorCondition, MonitorOverview, MonitorSeries, MonitorState, SeriesRange};
 pub use reflectors::{NewPairing, PairingProof, Reached};

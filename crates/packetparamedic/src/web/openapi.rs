@@ -10,10 +10,11 @@ use paramedic_appliance::app::{
     ConfigurationChange, DeviceConfiguration, ImportedPairings, MonitorOverview, MonitorSeries, NewToken, OldPairings,
     RunUpdate, ScheduleOverview, ScheduleProposal, ServiceStatus,
 };
+use paramedic_appliance::plan::Plan;
 use paramedic_appliance::request::TestRequest;
 use paramedic_appliance::schedule::Schedule;
 use paramedic_appliance::store::{
-    Pruned, ScheduleRun, StoreCheck, StoredMonitor, StoredOutage, StoredSchedule, StoredToken,
+    Pruned, ScheduleRun, StoreCheck, StoredMonitor, StoredOutage, StoredPlan, StoredSchedule, StoredToken,
 };
 use paramedic_report::document::{NeverNull, ResultDocument};
 use paramedic_report::series::ResultSeries;
@@ -28,6 +29,7 @@ use super::configuration::ApplyRequest;
 use super::guard::LOGIN_COOKIE;
 use super::login::{LoginRequest, SetupLinkAnswer};
 use super::monitors::NewMonitor;
+use super::plan::PlanAnswer;
 use super::problem::Problem;
 use super::reflectors::{ListedReflector, PairRequest, PairedReflector};
 use super::results::{DeletionRequest, ImportAnswer, PruneRequest};
@@ -177,6 +179,12 @@ const OPERATIONS: &[Operation] = &[
         query: &[LIMIT, BEFORE],
         ..read("/outages", "The latest outages, newest first", of::<Vec<StoredOutage>>)
     },
+    read("/plan", "What the contract promises", of::<PlanAnswer>),
+    Operation {
+        body: Some(of::<Plan>),
+        ..change("put", "/plan", "Sets the plan, with which results are compared", of::<StoredPlan>)
+    },
+    change("delete", "/plan", "Removes the plan; the answer has it", of::<PlanAnswer>),
     read("/reflectors", "The paired reflectors", of::<Vec<ListedReflector>>),
     Operation {
         body: Some(of::<OldPairings>),
@@ -214,7 +222,7 @@ const OPERATIONS: &[Operation] = &[
         body: Some(of::<ResultDocument>),
         ..change("put", "/results/{id}", "Adds a result document of another store, to the byte", of::<ImportAnswer>)
     },
-    read("/configuration", "The names of the reflectors and the schedules", of::<DeviceConfiguration>),
+    read("/configuration", "The names of the reflectors, the schedules and the plan", of::<DeviceConfiguration>),
     Operation {
         body: Some(of::<ApplyRequest>),
         ..change("post", "/configuration", "Makes the configuration as the body says", of::<Vec<ConfigurationChange>>)
