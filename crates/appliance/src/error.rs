@@ -21,6 +21,7 @@ use paramedic_report::fold::{EmptyDirection, Impossible};
 
 use crate::monitor::MonitorError;
 use crate::payload_transport::PayloadTransport;
+use crate::plan::PlanError;
 use crate::schedule::ScheduleError;
 use crate::store::StorageError;
 use crate::targets::{Host, HostPort, NotAHostPort};
@@ -247,6 +248,9 @@ pub enum ApplianceError {
         /// The most results of a report.
         most: usize,
     },
+    /// The plan is not accepted.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The schedule is disabled, so it cannot be run.
     #[error("the schedule {name} is disabled")]
     ScheduleDisabled {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use paramedic_link::test_spec::Direction;
 use paramedic_report::line_report::{
-    Contract, LineReport, MonitorHour, OutageExtent, ReportInput, ReportOutage, ReportRun,
+    Contract, ContractRate, LineReport, MonitorHour, OutageExtent, ReportInput, ReportOutage, ReportRun,
 };
 
 use super::Appliance;
@@ -15,6 +16,7 @@ use crate::error::ApplianceError;
 use crate::monitor::MonitorTarget;
 use crate::monitor::outage::OutageScope;
 use crate::monitor::series::{self, HOUR, Resolution};
+use crate::plan::{Plan, PromisedRate};
 use crate::store::{ApplianceStore, RunOrder, RunPosition, RunQuery, StoredOutage};
 
 /// The most runs of a report.
@@ -37,7 +39,7 @@ pub struct ReportRequest {
     pub until: Option<Timestamp>,
     /// The zone of local times; absent: that of this host.
     pub zone: Option<TimeZone>,
-    /// The contract to compare with.
+    /// The contract to compare with; absent: the plan of this appliance.
     pub plan: Option<Contract>,
     /// Whether names, addresses and Endpoint IDs are left out.
     pub is_redacted: bool,
@@ -53,6 +55,10 @@ impl Appliance {
         if since >= until {
             return Err(ApplianceError::EmptyPeriod { since, until });
         }
+        let plan = match request.plan {
+            Some(contract) => Some(contract),
+            None => self.plan().await?.map(|stored| contract(&stored.plan)),
+        };
         let store = self.reading_store().await?;
         let (runs, unreadable) = runs(store, since, until).await?;
         let report = ReportInput {
@@ -60,7 +66,7 @@ impl Appliance {
             until,
             made_at,
             zone: request.zone.unwrap_or_else(TimeZone::system),
-            plan: request.plan,
+            plan,
             runs,
             unreadable,
             hours: hours(store, since, until).await?,
@@ -69,6 +75,14 @@ impl Appliance {
         };
         Ok(LineReport::of(report))
     }
+}
+
+fn contract(plan: &Plan) -> Contract {
+    let rate = |direction| {
+        let PromisedRate { promised_bps, normal_bps, minimum_bps } = plan.of(direction);
+        Some(ContractRate { promised_bps, normal_bps, minimum_bps })
+    };
+    Contract { download: rate(Direction::Download), upload: rate(Direction::Upload) }
 }
 
 /// The runs of the period, and the number of those that cannot be read.

@@ -8,8 +8,10 @@ mod configuration;
 mod identity;
 mod import;
 mod line_report;
+mod line_overview;
 mod logins;
 mod monitors;
+mod plan;
 mod reflectors;
 mod results;
 mod run_updates;
@@ -34,6 +36,7 @@ pub use configuration::{
 };
 pub use import::{ImportedPairings, OldPairings, OldStore};
 pub use line_report::ReportRequest;
+pub use line_overview::{DAY_STEP, LineOverview, MonitorDay};
 pub use logins::{LOGIN_LIFETIME, SetupLink};
 pub use monitors::{MonitorActivity, MonitorCondition, MonitorOverview, MonitorSeries, MonitorState, SeriesRange};
 pub use reflectors::{NewPairing, PairingProof, Reached};

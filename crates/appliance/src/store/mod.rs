@@ -9,10 +9,12 @@ mod export;
 mod logins;
 mod monitors;
 mod page;
+mod plan;
 mod reflectors;
 mod retention;
 mod runs;
 mod schedules;
+mod sums;
 mod tokens;
 
 use std::fs::File;
@@ -30,16 +32,18 @@ use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 
 pub use check::StoreCheck;
-pub use configuration::{ConfigurationWrite, ScheduleWrite};
+pub use configuration::{ConfigurationWrite, PlanWrite, ScheduleWrite};
 pub use direct_mode::DirectModeFinding;
 pub use export::{Export, ExportFormat};
 pub use logins::StoredPassword;
 pub use monitors::{MonitorMinute, StoredMonitor, StoredOutage};
 pub use page::PageCursor;
+pub use plan::StoredPlan;
 pub use reflectors::{Reflector, find_reflector};
 pub use retention::{Pruned, Retention};
 pub use runs::{RunOrder, RunPosition, RunQuery, SavedRun};
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
+pub use sums::LossSum;
 pub use tokens::{AccessScope, StoredToken};
 
 /// The file's name in the state folder.

@@ -309,6 +309,10 @@ impl From<&ApplianceError> for CommandFailure {
             E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
             E::Schedule(source) => schedules::not_accepted(source),
             E::Monitor(source) => monitors::not_accepted(source),
+            E::Plan(_) => {
+                let try_ = "packetparamedic plan set --download 250M --upload 40M";
+                Self::new(Usage, "bad_plan", "the plan is not accepted", error, try_)
+            }
             E::ScheduleDisabled { .. } | E::ScheduleRuns { .. } | E::ServiceRuns { .. } => schedules::refused(error),
             E::EmptyPeriod { .. } | E::PeriodTooLong { .. } => reports::not_made(error),
             E::TokenName(_) => Self::new(
@@ -674,6 +678,7 @@ mod tests {
 
     use paramedic_appliance::monitor::MonitorError;
     use paramedic_appliance::payload_transport::PayloadTransport;
+    use paramedic_appliance::plan::PlanError;
     use paramedic_appliance::schedule::{RecurrenceError, ScheduleError};
     use paramedic_appliance::store::StorageError;
     use paramedic_engines::thread_limit::ThreadLimit;
@@ -898,6 +903,7 @@ mod tests {
             ("monitor exists", S::MonitorExists { name: wanted() }.into()),
             ("no such monitor", S::NoSuchMonitor { wanted: wanted() }.into()),
             ("monitor without a target", E::Monitor(MonitorError::Target("router".to_owned()))),
+            ("plan without a rate", E::Plan(PlanError::Zero { direction: Direction::Upload })),
             ("schedule without a budget", E::Schedule(ScheduleError::NoBudget)),
             ("schedule with an unknown zone", E::Schedule(ScheduleError::Zone("Mars".to_owned()))),
             ("schedule that never occurs", E::Schedule(RecurrenceError::Never { text: "0 0 30 2 *".into() }.into())),

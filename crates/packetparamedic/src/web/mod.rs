@@ -10,13 +10,16 @@ mod connections;
 mod events;
 mod extract;
 mod guard;
+mod live_runs;
 pub(crate) mod login;
 mod login_attempts;
 pub(crate) mod monitors;
 mod openapi;
 mod pages;
+pub(crate) mod plan;
 pub(crate) mod problem;
 pub(crate) mod reflectors;
+pub(crate) mod report;
 pub(crate) mod results;
 mod schedules;
 pub(crate) mod store;
@@ -33,6 +36,7 @@ use axum::middleware;
 use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
 use paramedic_appliance::app::{Service, ServiceStatus};
+use paramedic_appliance::request::TestRequest;
 use paramedic_host::version;
 use paramedic_link::PeerText;
 use tokio::sync::{Semaphore, watch};
@@ -41,8 +45,10 @@ use uuid::Uuid;
 use access::AccessRules;
 pub(crate) use connections::ApiListener;
 use guard::AccessGuard;
+use live_runs::LiveRuns;
 use problem::Problem;
 
+use crate::cli::failure::CommandFailure;
 use crate::network::IpNetwork;
 
 /// The longest body of a request, in bytes.
@@ -62,6 +68,10 @@ pub(super) struct ApiState {
     /// The places for streams of events.
     event_places: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
+    /// The test that the button of the first page runs, without its other end; or why the settings make none.
+    default_test: Result<TestRequest, CommandFailure>,
+    /// The tests that run at present.
+    live: LiveRuns,
     /// The tests that clients run, with their cancellation.
     tests: Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>,
 }
@@ -71,6 +81,7 @@ pub(super) struct ApiState {
 pub(crate) async fn serve(
     service: Service,
     own_name: PeerText,
+    default_test: Result<TestRequest, CommandFailure>,
     listeners: Vec<ApiListener>,
     trusted_proxies: Vec<IpNetwork>,
     mut stopping: watch::Receiver<bool>,
@@ -80,10 +91,14 @@ pub(crate) async fn serve(
     let event_places = Arc::new(Semaphore::new(events::MAX_STREAMS));
     let (tests, stop) = (Arc::default(), stopping.clone());
     let attempts = login::SharedAttempts::default();
-    let state = ApiState { service, own_name, access, attempts, event_places, stopping: stop, tests };
+    let live = LiveRuns::default();
+    let following = live.clone().follow(service.updates().clone(), stopping.clone());
+    let state =
+        ApiState { service, own_name, default_test, live, access, attempts, event_places, stopping: stop, tests };
     let tests = Arc::clone(&state.tests);
     let app = routes(state);
     let mut served = tokio::task::JoinSet::new();
+    served.spawn(following);
     for listener in listeners {
         served.spawn(listener.serve(app.clone(), trusted_proxies.clone(), stopping.clone()));
     }
@@ -145,6 +160,7 @@ fn api() -> ApiRoutes {
         .route("/monitors/{name}/disable", post(monitors::disable))
         .route("/monitors/{name}/series", get(monitors::series))
         .route("/outages", get(monitors::outages))
+        .route(plan::ROUTE, get(plan::show).put(plan::set).delete(plan::clear))
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
         .route("/reflectors/imports", post(reflectors::import))
         .route("/results", get(results::list))
@@ -168,6 +184,7 @@ fn api() -> ApiRoutes {
         .route("/store/check", get(store::check))
         .route("/store/prune", post(store::prune))
         .route("/results/{id}/series", get(results::series))
+        .route("/report", get(report::show))
         .route("/tests", post(test_runs::run))
         .route("/tests/{id}/cancel", post(test_runs::cancel))
         .route("/tokens", get(tokens::list).post(tokens::add))
@@ -195,7 +212,7 @@ mod tests {
 
     use super::connections::RequestSource;
     use super::*;
-    use crate::cli::failure::describe;
+    use crate::cli::failure::{ExitStatus, describe};
 
     async fn state(folder: &std::path::Path) -> ApiState {
         let appliance = Appliance::open(folder, describe).unwrap().0;
@@ -204,6 +221,8 @@ mod tests {
             access: AccessGuard::new(appliance, AccessRules::default()),
             service,
             own_name: PeerText::default(),
+            default_test: Err(CommandFailure::new(ExitStatus::Usage, "bad_request", "no test", "it is a test", "none")),
+            live: LiveRuns::default(),
             attempts: login::SharedAttempts::default(),
             event_places: Arc::new(Semaphore::new(1)),
             stopping: watch::channel(false).1,

@@ -169,8 +169,8 @@ impl ReportQuery {
         parameters
     }
 
-    /// The request of this query. `stored` is the contract that is stored.
-    pub(crate) fn request(&self, stored: Option<Contract>) -> Result<ReportRequest, String> {
+    /// The request of this query.
+    pub(crate) fn request(&self) -> Result<ReportRequest, String> {
         let zone = match &self.zone {
             Some(name) => TimeZone::get(name).map_err(|_| "zone is a name such as Europe/Berlin".to_owned())?,
             None => TimeZone::system(),
@@ -182,7 +182,7 @@ impl ReportQuery {
         Ok(ReportRequest {
             since: time(self.since, false)?,
             until: time(self.until, true)?,
-            plan: self.plan.contract()?.or(stored),
+            plan: self.plan.contract()?,
             is_redacted: self.is_redacted,
             zone: Some(zone),
         })
@@ -217,7 +217,7 @@ pub(super) async fn show(State(state): State<ApiState>, query: ReportQuery) -> R
 
 /// The report of a query.
 pub(super) async fn line_report(appliance: &Appliance, query: &ReportQuery) -> Result<LineReport, Problem> {
-    let request = query.request(stored_contract(appliance).await?).map_err(|because| invalid(&because))?;
+    let request = query.request().map_err(|because| invalid(&because))?;
     Ok(appliance.line_report(request).await?)
 }
 
@@ -259,18 +259,16 @@ mod tests {
     #[test]
     fn days_are_those_of_the_zone_and_the_last_one_is_included() {
         let query = ReportQuery::read("since=2026-06-01&until=2026-06-02&zone=Europe/Berlin").unwrap();
-        let request = query.request(None).unwrap();
+        let request = query.request().unwrap();
         assert_eq!(request.since.unwrap().to_string(), "2026-05-31T22:00:00Z");
         assert_eq!(request.until.unwrap().to_string(), "2026-06-02T22:00:00Z");
-        assert!(ReportQuery::read("zone=Mars").unwrap().request(None).is_err());
+        assert!(ReportQuery::read("zone=Mars").unwrap().request().is_err());
     }
 
     #[test]
     fn a_contract_that_contradicts_itself_is_refused() {
-        let plan = |text: &str| ReportQuery::read(text).unwrap().request(None).map(|request| request.plan);
-        let stored = Contract { upload: Some(ContractRate { promised_bps: 7, normal_bps: None, minimum_bps: None }), download: None };
-        let with_stored = ReportQuery::default().request(Some(stored)).unwrap();
-        assert_eq!((with_stored.plan, plan("")), (Some(stored), Ok(None)));
+        let plan = |text: &str| ReportQuery::read(text).unwrap().request().map(|request| request.plan);
+        assert_eq!(plan(""), Ok(None));
         assert_eq!(plan("plan_down=100M&normal_down=80M").unwrap().unwrap().download.unwrap().normal_bps, Some(80_000_000));
         for wrong in ["normal_down=80M", "plan_down=0", "plan_down=1M&normal_down=2M", "plan_up=9M&normal_up=5M&minimum_up=6M"] {
             assert!(plan(wrong).is_err(), "{wrong}");
@@ -281,7 +279,7 @@ mod tests {
         #[test]
         fn no_query_panics(query in "[a-z_%0-9&=:TZ+-]{0,80}") {
             if let Ok(read) = ReportQuery::read(&query) {
-                drop(read.request(None));
+                drop(read.request());
             }
         }
     }

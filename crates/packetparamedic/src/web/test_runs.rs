@@ -72,6 +72,16 @@ pub(super) async fn run(
         let reason = "the service keeps its results: use --local with --no-save".to_owned();
         return Err(ApplianceError::Unsupported(reason).into());
     }
+    let (test, receiver) = start(&state, request).await?;
+    let body = ChannelBody::new(receiver, TestCanceller { test, tests: Arc::clone(&state.tests) });
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body)))
+}
+
+/// Starts a test, which goes on also if its lines are dropped. Returns its id.
+pub(super) async fn start(
+    state: &ApiState,
+    request: TestRequest,
+) -> Result<(Uuid, mpsc::Receiver<Bytes>), ApplianceError> {
     let test = state.service.appliance().run(request, OptionValues::default()).await?;
     let id = Uuid::now_v7();
     let (cancel, cancelled) = watch::channel(false);
@@ -82,14 +92,17 @@ pub(super) async fn run(
         forward(&service, test, id, lines, cancelled).await;
         lock(&tests).remove(&id);
     });
-    let body = ChannelBody::new(receiver, TestCanceller { test: id, tests: Arc::clone(&state.tests) });
-    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body)))
+    Ok((id, receiver))
+}
+
+/// Cancels a test of a client; `false` if none has this id, or it was cancelled before.
+pub(super) fn cancel_test(state: &ApiState, id: Uuid) -> bool {
+    lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true))
 }
 
 /// Cancels a test; its answer goes on to its end.
 pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> Json<CancelAnswer> {
-    let is_there = lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true));
-    Json(CancelAnswer { cancelled: is_there })
+    Json(CancelAnswer { cancelled: cancel_test(&state, id) })
 }
 
 async fn forward(

@@ -5,9 +5,10 @@ mod assets;
 mod dress;
 mod layout;
 mod login;
-mod moment;
+
 mod notice;
 mod now;
+mod page_time;
 mod theme;
 mod visitor;
 

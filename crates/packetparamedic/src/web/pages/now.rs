@@ -10,7 +10,7 @@ use paramedic_report::summary::RunSummary;
 use super::super::ApiState;
 use super::super::problem::Problem;
 use super::layout::{Layout, Section, page};
-use super::moment::Moment;
+use super::page_time::PageTime;
 use super::visitor::Visitor;
 
 /// The page.
@@ -26,8 +26,8 @@ impl NowPage {
         quantity::rate(*bps)
     }
 
-    fn moment(&self, run: &RunSummary) -> Moment {
-        Moment::full(run.started_at)
+    fn moment(&self, run: &RunSummary) -> PageTime {
+        PageTime::full(run.started_at)
     }
 }
 

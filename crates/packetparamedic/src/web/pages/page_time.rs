@@ -7,14 +7,14 @@ use jiff::Timestamp;
 
 /// A time. It is HTML: `<time datetime="…" title="… UTC">…</time>`. No text of it comes from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Moment {
+pub(super) struct PageTime {
     at: Timestamp,
-    form: MomentForm,
+    form: TimeForm,
 }
 
 /// How much of it is shown. `data-form` tells the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MomentForm {
+enum TimeForm {
     /// Day and time.
     Full,
     /// The time alone.
@@ -23,29 +23,29 @@ enum MomentForm {
     Day,
 }
 
-impl Moment {
+impl PageTime {
     /// Day and time.
     pub(super) fn full(at: Timestamp) -> Self {
-        Self { at, form: MomentForm::Full }
+        Self { at, form: TimeForm::Full }
     }
 
     /// The time of a day that the text names.
     pub(super) fn clock(at: Timestamp) -> Self {
-        Self { at, form: MomentForm::Clock }
+        Self { at, form: TimeForm::Clock }
     }
 
     /// The day.
     pub(super) fn day(at: Timestamp) -> Self {
-        Self { at, form: MomentForm::Day }
+        Self { at, form: TimeForm::Day }
     }
 }
 
-impl fmt::Display for Moment {
+impl fmt::Display for PageTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (form, text) = match self.form {
-            MomentForm::Full => ("full", "%Y-%m-%d %H:%M UTC"),
-            MomentForm::Clock => ("clock", "%H:%M UTC"),
-            MomentForm::Day => ("day", "%Y-%m-%d"),
+            TimeForm::Full => ("full", "%Y-%m-%d %H:%M UTC"),
+            TimeForm::Clock => ("clock", "%H:%M UTC"),
+            TimeForm::Day => ("day", "%Y-%m-%d"),
         };
         let (machine, title) = (self.at.strftime("%Y-%m-%dT%H:%M:%SZ"), self.at.strftime("%Y-%m-%d %H:%M:%S UTC"));
         let text = self.at.strftime(text);
@@ -53,7 +53,7 @@ impl fmt::Display for Moment {
     }
 }
 
-impl HtmlSafe for Moment {}
+impl HtmlSafe for PageTime {}
 
 #[cfg(test)]
 mod tests {
@@ -64,8 +64,8 @@ mod tests {
         let at = "2026-01-31T12:34:56.789Z".parse().unwrap();
         let html = "<time datetime=\"2026-01-31T12:34:56Z\" title=\"2026-01-31 12:34:56 UTC\" data-form=\"full\">\
                     2026-01-31 12:34 UTC</time>";
-        assert_eq!(Moment::full(at).to_string(), html);
-        assert!(Moment::clock(at).to_string().ends_with(">12:34 UTC</time>"));
-        assert!(Moment::day(at).to_string().ends_with(">2026-01-31</time>"));
+        assert_eq!(PageTime::full(at).to_string(), html);
+        assert!(PageTime::clock(at).to_string().ends_with(">12:34 UTC</time>"));
+        assert!(PageTime::day(at).to_string().ends_with(">2026-01-31</time>"));
     }
 }
