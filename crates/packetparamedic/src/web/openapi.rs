@@ -90,6 +90,7 @@ const BEFORE: QueryParameter = time_parameter("before", "Those that began before
 const SINCE: QueryParameter = time_parameter("since", "Those that began at this time or later.");
 const UNTIL: QueryParameter = time_parameter("until", "Those that began before this time.");
 const PEER: QueryParameter = text_parameter("peer", "Those against this name, address or Endpoint ID.");
+const ENGINE: QueryParameter = text_parameter("engine", "Those of this engine.");
 const ORDER: QueryParameter =
     QueryParameter { name: "order", about: "The order.", schema: || json!({ "enum": ["newest", "oldest"] }) };
 const FORMAT: QueryParameter = QueryParameter {
@@ -224,7 +225,7 @@ const OPERATIONS: &[Operation] = &[
         ..change("post", "/reflectors", "Pairs with a reflector, by its code or its Endpoint ID", of::<PairedReflector>)
     },
     Operation {
-        query: &[LIMIT, AFTER, SINCE, UNTIL, PEER, ORDER],
+        query: &[LIMIT, AFTER, SINCE, UNTIL, PEER, ENGINE, ORDER],
         ..read("/results", "Summaries of the latest results, newest first", of::<Vec<RunSummary>>)
     },
     Operation {
@@ -245,7 +246,7 @@ const OPERATIONS: &[Operation] = &[
         ..read("/report", "The report on the line, as a page or as CSV", of::<Value>)
     },
     Operation {
-        query: &[LIMIT, SINCE, UNTIL, PEER, ORDER, FORMAT],
+        query: &[LIMIT, SINCE, UNTIL, PEER, ENGINE, ORDER, FORMAT],
         answer: Some(("application/x-ndjson", of::<ResultDocument>)),
         ..read("/results/export", "Whole documents, one a line, or CSV, or summaries", of::<Value>)
     },

@@ -1,0 +1,236 @@
+//! Sums over the runs in steps of time, for charts. They read the columns of an index alone, no document.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::runs::{CHOSEN, READING};
+use super::{ApplianceStore, RunQuery, StorageError, natural, strange};
+
+/// The most names of other ends, and of engines, that are listed.
+const MAX_KINDS: i64 = 100;
+
+/// The runs of a step of time. Rates are in bits per second, round trips in microseconds, losses are shares (0 to 1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RunSums {
+    /// The begin of the step.
+    pub begins_at: Timestamp,
+    /// The runs.
+    pub count: u64,
+    /// The download rates.
+    pub download: Option<ValueSum>,
+    /// The upload rates.
+    pub upload: Option<ValueSum>,
+    /// The median round trips without load.
+    pub idle: Option<ValueSum>,
+    /// The median round trips under load, of the direction in which it was longer.
+    pub loaded_p50: Option<ValueSum>,
+    /// The 95th percentiles under load, of the direction in which it was longer.
+    pub loaded_p95: Option<ValueSum>,
+    /// The loss without load.
+    pub loss_idle: Option<ValueSum>,
+    /// The loss under load, of the direction in which it was higher.
+    pub loss_loaded: Option<ValueSum>,
+}
+
+/// Values that were added up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ValueSum {
+    /// Their number, at least 1.
+    pub count: u64,
+    /// Their sum.
+    pub sum: f64,
+    /// The lowest.
+    pub min: f64,
+    /// The highest.
+    pub max: f64,
+}
+
+impl ValueSum {
+    /// The mean.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            sum: self.sum + other.sum,
+            min: self.min.min(other.min),
+            max: self.max.max(other.max),
+        }
+    }
+}
+
+impl RunSums {
+    /// Adds the runs of another step; `begins_at` stays.
+    pub fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        let merge = |own: &mut Option<ValueSum>, other: Option<ValueSum>| {
+            *own = match (*own, other) {
+                (Some(own), Some(other)) => Some(own.with(other)),
+                (own, other) => own.or(other),
+            };
+        };
+        merge(&mut self.download, other.download);
+        merge(&mut self.upload, other.upload);
+        merge(&mut self.idle, other.idle);
+        merge(&mut self.loaded_p50, other.loaded_p50);
+        merge(&mut self.loaded_p95, other.loaded_p95);
+        merge(&mut self.loss_idle, other.loss_idle);
+        merge(&mut self.loss_loaded, other.loss_loaded);
+    }
+}
+
+/// The higher of two columns, or the one that has a value.
+fn higher(one: &str, other: &str) -> String {
+    format!("CASE WHEN {other} IS NULL OR {one} >= {other} THEN {one} ELSE {other} END")
+}
+
+impl ApplianceStore {
+    /// The sums of the runs of a query, in order of time. A step without a run has no row. The order and the limit of the
+    /// query have no effect.
+    pub async fn run_sums(&self, query: &RunQuery, step: Duration) -> Result<Vec<RunSums>, StorageError> {
+        let values = [
+            ("download", "download_bps".to_owned()),
+            ("upload", "upload_bps".to_owned()),
+            ("idle", "rtt_idle_us".to_owned()),
+            ("loaded_p50", higher("rtt_download_us", "rtt_upload_us")),
+            ("loaded_p95", higher("rtt_download_p95_us", "rtt_upload_p95_us")),
+            ("loss_idle", "loss_idle".to_owned()),
+            ("loss_loaded", higher("loss_download", "loss_upload")),
+        ];
+        // Built from constants alone.
+        let columns = values.map(|(name, value)| {
+            let value = format!("CAST({value} AS DOUBLE PRECISION)");
+            format!("COUNT({value}) AS {name}_n, SUM({value}) AS {name}_sum, MIN({value}) AS {name}_min, MAX({value}) AS {name}_max")
+        });
+        let sql = format!(
+            "SELECT started_at_us / $5 * $5 AS step, COUNT(*) AS runs, {} FROM runs WHERE {CHOSEN} GROUP BY 1 ORDER BY 1",
+            columns.join(", ")
+        );
+        let fault = || self.fault(READING);
+        let step_us = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(query.since.map_or(i64::MIN, Timestamp::as_microsecond))
+            .bind(query.until.map_or(i64::MAX, Timestamp::as_microsecond))
+            .bind(query.peer.as_deref())
+            .bind(query.engine.as_deref())
+            .bind(step_us)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(fault())?;
+        rows.iter().map(|row| sums(row).map_err(fault())).collect()
+    }
+
+    /// The names of the other ends of the runs, or their addresses, and their engines, in order.
+    pub async fn run_kinds(&self) -> Result<(Vec<String>, Vec<String>), StorageError> {
+        let ends = "SELECT DISTINCT COALESCE(peer, address) FROM runs WHERE COALESCE(peer, address) IS NOT NULL \
+             ORDER BY 1 LIMIT $1";
+        let engines = "SELECT DISTINCT engine FROM runs ORDER BY 1 LIMIT $1";
+        let list = async |sql: &'static str| {
+            sqlx::query_scalar::<_, String>(sql).bind(MAX_KINDS).fetch_all(&self.pool).await.map_err(self.fault(READING))
+        };
+        Ok((list(ends).await?, list(engines).await?))
+    }
+}
+
+fn sums(row: &SqliteRow) -> Result<RunSums, sqlx::Error> {
+    let value = |name: &str| -> Result<Option<ValueSum>, sqlx::Error> {
+        let count = natural(row.try_get::<i64, _>(format!("{name}_n").as_str())?);
+        if count == 0 {
+            return Ok(None);
+        }
+        let part = |part: &str| row.try_get::<f64, _>(format!("{name}_{part}").as_str());
+        Ok(Some(ValueSum { count, sum: part("sum")?, min: part("min")?, max: part("max")? }))
+    };
+    Ok(RunSums {
+        begins_at: Timestamp::from_microsecond(row.try_get("step")?).map_err(strange)?,
+        count: natural(row.try_get::<i64, _>("runs")?),
+        download: value("download")?,
+        upload: value("upload")?,
+        idle: value("idle")?,
+        loaded_p50: value("loaded_p50")?,
+        loaded_p95: value("loaded_p95")?,
+        loss_idle: value("loss_idle")?,
+        loss_loaded: value("loss_loaded")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_report::document::{ResultDocument, example};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    async fn store() -> (tempfile::TempDir, ApplianceStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ApplianceStore::open(folder.path()).await.unwrap();
+        (folder, store)
+    }
+
+    #[tokio::test]
+    async fn runs_are_summed_by_step() {
+        let (_folder, store) = store().await;
+        for (started_at, mbit) in [("2026-02-01T10:00:00Z", 10), ("2026-02-01T10:59:59Z", 30), ("2026-02-01T12:00:00Z", 50)] {
+            let mut run = ResultDocument { id: Uuid::now_v7(), started_at: started_at.parse().unwrap(), ..example::full() };
+            run.download.as_mut().unwrap().goodput_bps = mbit * 1_000_000;
+            store.save_run(&run).await.unwrap();
+        }
+        let bare = ResultDocument { started_at: "2026-02-01T12:30:00Z".parse().unwrap(), ..example::bare() };
+        store.save_run(&bare).await.unwrap();
+        let sums = store.run_sums(&RunQuery::default(), HOUR).await.unwrap();
+        let begins = sums.iter().map(|sum| (sum.begins_at.to_string(), sum.count)).collect::<Vec<_>>();
+        assert_eq!(begins, [("2026-02-01T10:00:00Z".to_owned(), 2), ("2026-02-01T12:00:00Z".to_owned(), 2)]);
+        let first = sums[0];
+        assert_eq!(first.download, Some(ValueSum { count: 2, sum: 40e6, min: 10e6, max: 30e6 }));
+        assert_eq!(first.download.unwrap().mean(), 20e6);
+        // The upload has the longer round trips.
+        assert_eq!(first.loaded_p50.unwrap().max, 30_100.0);
+        assert_eq!((first.loaded_p95.unwrap().max, first.loss_idle.unwrap().mean()), (32_100.0, 0.001));
+        // Of the second run of that hour, no latency and no upload was measured.
+        assert_eq!((sums[1].upload.unwrap().count, sums[1].idle.unwrap().count), (1, 1));
+        let mut both = sums[0];
+        both.add(&sums[1]);
+        assert_eq!((both.count, both.download.unwrap().count, both.download.unwrap().max), (4, 4, 50e6));
+    }
+
+    #[tokio::test]
+    async fn a_query_chooses_by_target_engine_and_time() {
+        let (_folder, store) = store().await;
+        let full = example::full();
+        store.save_run(&full).await.unwrap();
+        let count = async |query: RunQuery| {
+            store.run_sums(&query, HOUR).await.unwrap().iter().map(|sum| sum.count).sum::<u64>()
+        };
+        let of = |peer: &str, engine: &str| RunQuery {
+            peer: Some(peer.to_owned()),
+            engine: Some(engine.to_owned()),
+            ..RunQuery::default()
+        };
+        assert_eq!((count(of("ATTIC", "tcp")).await, count(of("attic", "udp")).await), (1, 0));
+        assert_eq!(count(of("cellar", "tcp")).await, 0);
+        let later = RunQuery { since: Some(full.finished_at), ..RunQuery::default() };
+        assert_eq!(count(later).await, 0);
+        assert_eq!(store.run_kinds().await.unwrap(), (vec!["attic".to_owned()], vec!["tcp".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn a_chart_reads_an_index_and_no_document() {
+        let (_folder, store) = store().await;
+        let plan = sqlx::query(
+            "EXPLAIN QUERY PLAN SELECT started_at_us / 5 * 5, COUNT(download_bps), SUM(loss_upload), MIN(rtt_idle_p95_us) \
+             FROM runs WHERE started_at_us >= 1 AND started_at_us < 2 AND engine = 'tcp' GROUP BY 1",
+        );
+        let plan = plan.fetch_all(&store.pool).await.unwrap();
+        let plan = plan.iter().map(|row| row.get::<String, _>("detail")).collect::<Vec<_>>().join("; ");
+        assert!(plan.contains("COVERING INDEX runs_of_charts"), "{plan}");
+    }
+}
