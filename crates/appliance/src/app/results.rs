@@ -35,6 +35,11 @@ impl Appliance {
         Ok(self.reading_store().await?.run_sums(query, step).await?)
     }
 
+    /// The download rates of the results that a query finds, in quarters of an hour: begin, number, sum in bits per second.
+    pub async fn download_quarters(&self, query: &RunQuery) -> Result<Vec<(Timestamp, u64, f64)>, ApplianceError> {
+        Ok(self.reading_store().await?.download_quarters(query).await?)
+    }
+
     /// The names of the other ends of the results, and their engines.
     pub async fn result_kinds(&self) -> Result<(Vec<String>, Vec<String>), ApplianceError> {
         Ok(self.reading_store().await?.run_kinds().await?)

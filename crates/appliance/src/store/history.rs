@@ -12,6 +12,9 @@ use super::{ApplianceStore, RunQuery, StorageError, natural, strange};
 /// The most names of other ends, and of engines, that are listed.
 const MAX_KINDS: i64 = 100;
 
+/// A quarter of an hour: every zone begins its hours at one.
+const QUARTER_US: i64 = 900_000_000;
+
 /// The runs of a step of time. Rates are in bits per second, round trips in microseconds, losses are shares (0 to 1).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RunSums {
@@ -127,6 +130,30 @@ impl ApplianceStore {
         rows.iter().map(|row| sums(row).map_err(fault())).collect()
     }
 
+    /// The download rates of the runs of a query in quarters of an hour, in order of time: the begin, their number, their sum
+    /// in bits per second.
+    pub async fn download_quarters(&self, query: &RunQuery) -> Result<Vec<(Timestamp, u64, f64)>, StorageError> {
+        let sql = format!(
+            "SELECT started_at_us / $5 * $5 AS step, COUNT(download_bps), SUM(CAST(download_bps AS DOUBLE PRECISION)) \
+             FROM runs WHERE {CHOSEN} AND download_bps IS NOT NULL GROUP BY 1 ORDER BY 1"
+        );
+        let fault = || self.fault(READING);
+        let rows = sqlx::query_as::<_, (i64, i64, f64)>(sqlx::AssertSqlSafe(sql))
+            .bind(query.since.map_or(i64::MIN, Timestamp::as_microsecond))
+            .bind(query.until.map_or(i64::MAX, Timestamp::as_microsecond))
+            .bind(query.peer.as_deref())
+            .bind(query.engine.as_deref())
+            .bind(QUARTER_US)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(fault())?;
+        let quarter = |(step, count, sum): (i64, i64, f64)| {
+            let begins_at = Timestamp::from_microsecond(step).map_err(strange).map_err(fault())?;
+            Ok((begins_at, natural(count), sum))
+        };
+        rows.into_iter().map(quarter).collect()
+    }
+
     /// The names of the other ends of the runs, or their addresses, and their engines, in order.
     pub async fn run_kinds(&self) -> Result<(Vec<String>, Vec<String>), StorageError> {
         let ends = "SELECT DISTINCT COALESCE(peer, address) FROM runs WHERE COALESCE(peer, address) IS NOT NULL \
@@ -220,6 +247,44 @@ mod tests {
         let later = RunQuery { since: Some(full.finished_at), ..RunQuery::default() };
         assert_eq!(count(later).await, 0);
         assert_eq!(store.run_kinds().await.unwrap(), (vec!["attic".to_owned()], vec!["tcp".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn quarters_have_the_download_rates() {
+        let (_folder, store) = store().await;
+        store.save_run(&example::full()).await.unwrap();
+        let quarters = store.download_quarters(&RunQuery::default()).await.unwrap();
+        assert_eq!(quarters, [("2026-01-31T12:00:00Z".parse().unwrap(), 1, 941e6)]);
+    }
+
+    #[tokio::test]
+    async fn rows_of_an_earlier_version_get_what_new_ones_have() {
+        let (_folder, store) = store().await;
+        let mut lost = ResultDocument { id: Uuid::now_v7(), ..example::full() };
+        let idle = lost.latency.idle.as_mut().unwrap();
+        (idle.loss_upload, idle.loss_download, idle.loss) = (None, Some(0.25), Some(0.5));
+        let upload = lost.latency.upload.as_mut().unwrap();
+        (upload.loss_upload, upload.loss_download, upload.loss) = (None, None, Some(0.5));
+        for run in [example::full(), example::bare(), lost] {
+            store.save_run(&run).await.unwrap();
+        }
+        let values = async || {
+            sqlx::query_as::<_, (String, Option<i64>, Option<i64>, Option<i64>, Option<f64>, Option<f64>, Option<f64>)>(
+                "SELECT id, rtt_idle_p95_us, rtt_download_p95_us, rtt_upload_p95_us, loss_idle, loss_download, \
+                 loss_upload FROM runs ORDER BY id",
+            )
+            .fetch_all(&store.pool)
+            .await
+            .unwrap()
+        };
+        let written = values().await;
+        assert!(written.iter().any(|row| row.4 == Some(0.25) && row.6 == Some(0.5)), "{written:?}");
+        let migration = super::super::MIGRATIONS.iter().find(|migration| migration.version == 9).unwrap();
+        let sql = migration.sql.as_str();
+        let update = &sql[sql.find("UPDATE runs").unwrap()..sql.find("CREATE INDEX").unwrap()];
+        sqlx::query("UPDATE runs SET rtt_idle_p95_us = NULL, loss_idle = 9, loss_upload = 9").execute(&store.pool).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(update.split("\n\n--").next().unwrap().to_owned())).execute(&store.pool).await.unwrap();
+        assert_eq!(values().await, written);
     }
 
     #[tokio::test]
