@@ -54,6 +54,9 @@ pub struct ScheduleOverview {
     pub used: DataUse,
     /// What is left of its budget.
     pub left: DataBudget,
+    /// The bytes in 30 days, without the limits of a budget.
+    #[serde(default)]
+    pub bytes_a_month: u64,
 }
 
 impl Appliance {
@@ -173,7 +176,9 @@ async fn overview(
     let next_due = stored.enabled.then(|| stored.schedule.when.next_after(now, &frame)).flatten();
     let last_run = store.schedule_runs(Some(stored.id), 1).await?.pop();
     let left = stored.schedule.budget.left(used);
-    Ok(ScheduleOverview { from_file: from_file.contains(&stored.id), stored, next_due, last_run, used, left })
+    let bytes_a_month = stored.schedule.expected_bytes.saturating_mul(stored.schedule.runs_within(MONTH, now));
+    let from_file = from_file.contains(&stored.id);
+    Ok(ScheduleOverview { stored, from_file, next_due, last_run, used, left, bytes_a_month })
 }
 
 /// The data of a schedule in the day and the month of `now`.

@@ -32,6 +32,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
 }
 
 /// The fields of an HTML form.
+#[derive(Clone, Debug, Default)]
 pub(super) struct FormBody(pub(super) Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequest<S> for FormBody {
@@ -56,6 +57,11 @@ impl FormBody {
     pub(super) fn text(&self, wanted: &str) -> Option<&str> {
         let field = self.0.iter().find(|(name, _)| name == wanted);
         field.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// The value of a field, to be shown again; empty if there is none.
+    pub(super) fn value(&self, wanted: &str) -> &str {
+        self.text(wanted).unwrap_or_default()
     }
 
     /// Whether a box is ticked.

@@ -79,6 +79,11 @@ impl Problem {
         Self::new(status, ExitStatus::Usage, body)
     }
 
+    /// The status of the response, for a page that has the problem in it.
+    pub(super) fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
     /// The parts of the error.
     pub(super) fn body(&self) -> &ErrorBody {
         &self.body
@@ -126,7 +131,7 @@ impl From<ApplianceError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.status_code();
         let mut response = (status, axum::Json(&self)).into_response();
         response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
         // For a browser, `pages` makes a page of it.

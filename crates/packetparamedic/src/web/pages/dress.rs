@@ -77,8 +77,7 @@ fn of_problem(problem: &Problem, visitor: &Visitor, is_reading: bool) -> Respons
     if problem.asks_for_login() {
         return see_other(&login_path(if is_reading { &layout.path } else { "/" }));
     }
-    let status = StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    page_with(status, &ErrorPage { layout, problem })
+    page_with(problem.status_code(), &ErrorPage { layout, problem })
 }
 
 /// A redirection that htmx follows with the whole page, not with a part of it.

@@ -94,6 +94,11 @@ impl Layout {
         }
     }
 
+    /// The same page under this path: the answer to a form is of the page that has the form.
+    pub(super) fn at(self, path: &str) -> Self {
+        Self { path: path.to_owned(), ..self }
+    }
+
     /// The navigation.
     pub(super) fn sections(&self) -> &'static [(Section, &'static str, &'static str)] {
         SECTIONS

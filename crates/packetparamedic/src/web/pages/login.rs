@@ -58,8 +58,7 @@ pub(super) async fn log_in(
         Err(problem) if problem.status() < 500 => {
             let has_password = state.service.appliance().has_password().await?;
             let error = Some(format!("{}: {}.", problem.body().what, problem.body().because));
-            let status = StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::BAD_REQUEST);
-            Ok(page_with(status, &LoginPage { layout: layout(&visitor, "Log in"), has_password, next, error }))
+            Ok(page_with(problem.status_code(), &LoginPage { layout: layout(&visitor, "Log in"), has_password, next, error }))
         }
         Err(problem) => Err(problem),
     }
