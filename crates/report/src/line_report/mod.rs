@@ -29,7 +29,6 @@ pub use input::{
 };
 pub use median::Median;
 pub use method::{InterfaceReport, MethodReport, OtherEnd};
-pub use names::shown as shown_name;
 pub use observed::{ExtentSum, LatencyReport, MonitorPart, MonitorReport, OutageReport, OutageRow};
 pub use rates::{
     Comparison, CountedRate, DirectionReport, EVENING, HourRates, LEAST_COMPARED, LEAST_DAYS, LeftOutCount, LevelReached,

@@ -56,8 +56,8 @@ fn numbered(kind: &str, key: &str, known: &mut Vec<String>) -> String {
     format!("{kind} {}", at + 1)
 }
 
-/// A name that others chose, as reports and pages show it: without control and invisible characters, shortened.
-pub fn shown(text: &str) -> String {
+/// Text of others without control and invisible characters, shortened.
+pub(super) fn shown(text: &str) -> String {
     let short = PeerText::harmless(text, MAX_CHARS);
     match short.as_str() {
         "" => "(no name)".to_owned(),

@@ -11,13 +11,25 @@ use super::notice::Notice;
 
 /// The sections of the navigation, in their order, with their paths. A section stands here once its page works.
 pub(super) const SECTIONS: &[(Section, &str, &str)] =
-    &[(Section::Now, "Now", "/"), (Section::Settings, "Settings", "/settings")];
+    &[
+        (Section::Now, "Now", "/"),
+        (Section::History, "History", "/history"),
+        (Section::Monitors, "Monitors", "/monitors"),
+        (Section::Report, "Report", "/report"),
+        (Section::Settings, "Settings", "/settings"),
+    ];
 
 /// A section of the navigation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Section {
     /// How the line is.
     Now,
+    /// What was measured.
+    History,
+    /// What is probed all the time.
+    Monitors,
+    /// The report on the line.
+    Report,
     /// What can be changed.
     Settings,
     /// None of them: errors, login.

@@ -13,6 +13,7 @@ mod page_time;
 mod settings;
 mod start;
 mod theme;
+mod views;
 mod visitor;
 
 use axum::Router;
@@ -56,4 +57,5 @@ pub(super) fn pages() -> Router<ApiState> {
         .route(SETUP_PAGE, get(login::setup).post(login::set_up))
         .route("/theme", post(theme::choose))
         .route("/assets/{name}", get(assets::file))
+        .merge(views::routes())
 }

@@ -10,11 +10,11 @@ use paramedic_appliance::plan::PromisedRate;
 use paramedic_appliance::store::StoredPlan;
 use paramedic_report::quantity;
 
-use super::super::ApiState;
-use super::super::problem::Problem;
-use super::super::report::{ReportQuery, line_report, unmade};
-use super::layout::{Layout, Section, page};
-use super::visitor::Visitor;
+use super::super::super::ApiState;
+use super::super::super::problem::Problem;
+use super::super::super::report::{ReportQuery, line_report, unmade};
+use super::super::layout::{Layout, Section, page};
+use super::super::visitor::Visitor;
 use crate::report_file::{ReportFormat, report_policy, report_text};
 
 /// The page.

@@ -9,15 +9,15 @@ use jiff::Timestamp;
 use paramedic_appliance::app::Appliance;
 use paramedic_appliance::monitor::outage::OutageScope;
 use paramedic_appliance::store::StoredOutage;
-use paramedic_report::line_report::shown_name;
+use super::super::outside_text::shown;
 use paramedic_report::quantity;
 
-use super::super::ApiState;
-use super::super::extract::encoded;
-use super::super::problem::Problem;
-use super::layout::{Layout, Section, page};
-use super::page_time::PageTime;
-use super::visitor::Visitor;
+use super::super::super::ApiState;
+use super::super::super::extract::encoded;
+use super::super::super::problem::Problem;
+use super::super::layout::{Layout, Section, page};
+use super::super::page_time::PageTime;
+use super::super::visitor::Visitor;
 
 /// The most outages of a list.
 const LIST: u32 = 200;
@@ -74,7 +74,7 @@ impl OutageList {
     }
 
     fn names(&self, monitors: &std::collections::BTreeSet<String>) -> String {
-        let names = monitors.iter().take(8).map(|name| shown_name(name)).collect::<Vec<_>>().join(", ");
+        let names = monitors.iter().take(8).map(|name| shown(name)).collect::<Vec<_>>().join(", ");
         match monitors.len() {
             0 => "–".to_owned(),
             count if count > 8 => format!("{names} and {} more", count - 8),

@@ -10,17 +10,17 @@ use paramedic_appliance::app::{MonitorActivity, MonitorOverview, MonitorSeries, 
 use paramedic_appliance::monitor::series::SeriesPoint;
 use paramedic_report::quantity;
 
-use super::super::ApiState;
-use super::super::access::API;
-use super::super::extract::ApiPath;
-use super::super::monitors::{monitor_route, series_route};
-use super::super::problem::Problem;
+use super::super::super::ApiState;
+use super::super::super::access::API;
+use super::super::super::extract::ApiPath;
+use super::super::super::monitors::{monitor_route, series_route};
+use super::super::super::problem::Problem;
 use super::chart::{Chart, ChartColumn, ChartPosition, ChartUnit, ColumnForm};
-use super::layout::{Layout, Section, page};
+use super::super::layout::{Layout, Section, page};
 use super::outages::{OutageList, outages_between};
-use super::page_time::PageTime;
+use super::super::page_time::PageTime;
 use super::period::ChartPeriod;
-use super::visitor::Visitor;
+use super::super::visitor::Visitor;
 
 /// The list.
 #[derive(Template)]

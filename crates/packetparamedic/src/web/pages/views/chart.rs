@@ -6,7 +6,7 @@ use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 use paramedic_report::quantity;
 
-use super::page_time::PageTime;
+use super::super::page_time::PageTime;
 
 /// The unit of the values of a chart. `data-unit` tells the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

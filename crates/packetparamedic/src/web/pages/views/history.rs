@@ -10,21 +10,21 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use paramedic_appliance::app::Appliance;
 use paramedic_appliance::store::{ExportFormat, PageCursor, RunOrder, RunQuery, RunSums, ValueSum};
-use paramedic_report::line_report::shown_name;
+use super::super::outside_text::shown;
 use paramedic_report::quantity;
 use paramedic_report::summary::RunSummary;
 
-use super::super::ApiState;
-use super::super::extract::encoded;
-use super::super::problem::Problem;
-use super::super::results;
+use super::super::super::ApiState;
+use super::super::super::extract::encoded;
+use super::super::super::problem::Problem;
+use super::super::super::results;
 use super::chart::{Chart, ChartColumn, ChartPosition, ChartUnit, ColumnForm};
 use super::heat::{HeatMap, TimedRates};
-use super::layout::{Layout, Section, page};
+use super::super::layout::{Layout, Section, page};
 use super::outages::{OutageList, outages_between};
-use super::page_time::PageTime;
+use super::super::page_time::PageTime;
 use super::period::ChartPeriod;
-use super::visitor::Visitor;
+use super::super::visitor::Visitor;
 
 /// The runs of a page of the list.
 const LIST_PAGE: u32 = 25;
@@ -83,11 +83,11 @@ impl HistoryPage {
     }
 
     fn name(&self, text: &str) -> String {
-        shown_name(text)
+        shown(text)
     }
 
     fn peer(&self, run: &RunSummary) -> String {
-        run.peer.as_deref().or(run.address.as_deref()).map_or_else(|| "–".to_owned(), shown_name)
+        run.peer.as_deref().or(run.address.as_deref()).map_or_else(|| "–".to_owned(), shown)
     }
 }
 
@@ -173,7 +173,7 @@ async fn charts(
     let rates = appliance.download_quarters(query).await?;
     let rates = rates.into_iter().map(|(at, count, sum_bps)| TimedRates { at, count, sum_bps });
     let csv = RunQuery { order: RunOrder::OldestFirst, ..query.clone() };
-    let csv = format!("{}{}", super::super::access::API, results::export_route(&csv, ExportFormat::Csv));
+    let csv = format!("{}{}", super::super::super::access::API, results::export_route(&csv, ExportFormat::Csv));
     let make = ChartMaker { sums: &sums, range: [ChartPosition::At(since), ChartPosition::At(now)], csv };
     Ok(HistoryCharts {
         since,
