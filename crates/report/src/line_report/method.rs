@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::tz::TimeZone;
 use paramedic_link::test_spec::Direction;
 
-use super::input::{InterfaceKind, ReportRun};
+use super::input::{ConnectionKind, ReportRun};
 use super::names::{self, Names};
 use super::tally;
 use crate::document::LimitCause;
@@ -20,7 +20,7 @@ pub struct MethodReport {
     /// The hours of the day (0 to 23) in which at least one run began.
     pub hours_of_day: BTreeSet<i8>,
     /// What was measured against.
-    pub other_ends: Vec<OtherEnd>,
+    pub other_ends: Vec<MeasuredEnd>,
     /// The Endpoint IDs of the devices that measured; empty in a redacted report.
     pub devices: Vec<String>,
     /// The number of those devices.
@@ -53,7 +53,7 @@ pub struct MethodReport {
 
 /// A reflector or server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OtherEnd {
+pub struct MeasuredEnd {
     /// Its name.
     pub name: String,
     /// Its address; absent in a redacted report.
@@ -74,7 +74,7 @@ pub struct InterfaceReport {
     /// Its name.
     pub name: String,
     /// How it is connected.
-    pub kind: InterfaceKind,
+    pub kind: ConnectionKind,
     /// The speed that its driver reports, in bits per second.
     pub speed_bps: Option<u64>,
     /// Whether it runs in half duplex.
@@ -121,11 +121,11 @@ impl MethodReport {
     }
 }
 
-fn other_ends(runs: &[ReportRun], names: &mut Names) -> Vec<OtherEnd> {
+fn other_ends(runs: &[ReportRun], names: &mut Names) -> Vec<MeasuredEnd> {
     let reached = runs.iter().filter(|run| run.address.is_some());
     let ends = reached.map(|run| {
         let endpoint_id = run.endpoint_id.as_deref();
-        OtherEnd {
+        MeasuredEnd {
             name: names.other_end(run),
             address: run.address.as_deref().and_then(|address| names.detail(address)),
             endpoint_id: endpoint_id.and_then(|id| names.detail(id)),
@@ -135,7 +135,7 @@ fn other_ends(runs: &[ReportRun], names: &mut Names) -> Vec<OtherEnd> {
         }
     });
     let counted = tally(ends).into_iter();
-    counted.map(|(end, runs)| OtherEnd { runs, ..end }).collect()
+    counted.map(|(end, runs)| MeasuredEnd { runs, ..end }).collect()
 }
 
 fn interfaces(runs: &[ReportRun], names: &mut Names) -> Vec<(InterfaceReport, usize)> {

@@ -24,12 +24,12 @@ use names::Names;
 
 pub use findings::Finding;
 pub use input::{
-    InterfaceKind, InterfaceSeen, MonitorHour, OutageExtent, Contract, ContractRate, ReportInput, ReportOutage,
+    ConnectionKind, InterfaceSeen, MonitorHour, OutageExtent, Contract, ContractRate, ReportInput, ReportOutage,
     ReportRun, RunLatency, RunRate,
 };
 pub use median::Median;
-pub use method::{InterfaceReport, MethodReport, OtherEnd};
-pub use observed::{ExtentSum, LatencyReport, MonitorPart, MonitorReport, OutageReport, OutageRow};
+pub use method::{InterfaceReport, MethodReport, MeasuredEnd};
+pub use observed::{ExtentSum, LatencyReport, MonitorPart, MonitorReport, OutageReport, ReportedOutage};
 pub use rates::{
     Comparison, CountedRate, DirectionReport, EVENING, HourRates, LEAST_COMPARED, LEAST_DAYS, LeftOutCount, LevelReached,
     NIGHT, PartOfDay, PlanLevel, TARGET_SHARE,
@@ -85,7 +85,7 @@ pub struct ReportRow {
     /// Why the upload does not count.
     pub upload_left_out: Option<LeftOut>,
     /// How this device was connected.
-    pub interface: Option<InterfaceKind>,
+    pub interface: Option<ConnectionKind>,
     /// The code of the error that ended it.
     pub error: Option<String>,
 }

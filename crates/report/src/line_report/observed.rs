@@ -72,7 +72,7 @@ impl LatencyReport {
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutageReport {
     /// Each of them, in order of time.
-    pub rows: Vec<OutageRow>,
+    pub rows: Vec<ReportedOutage>,
     /// Their sums, by what they concerned.
     pub sums: Vec<ExtentSum>,
     /// The hours of the period in which something beyond the gateway was probed.
@@ -85,7 +85,7 @@ pub struct OutageReport {
 
 /// One outage.
 #[derive(Clone, Debug, PartialEq)]
-pub struct OutageRow {
+pub struct ReportedOutage {
     /// When it began.
     pub began_at: Timestamp,
     /// When it ended; absent if it lasts.
@@ -133,7 +133,7 @@ impl OutageReport {
         let mut rows = Vec::new();
         for outage in &input.outages {
             let mut shown = |monitors: &BTreeSet<String>| monitors.iter().map(|name| names.monitor(name)).collect();
-            rows.push(OutageRow {
+            rows.push(ReportedOutage {
                 began_at: outage.began_at,
                 ended_at: outage.ended_at,
                 is_end_known: outage.is_end_known,
@@ -144,7 +144,7 @@ impl OutageReport {
             });
         }
         let mut sums = BTreeMap::<OutageExtent, ExtentSum>::new();
-        for OutageRow { extent, seconds, .. } in &rows {
+        for ReportedOutage { extent, seconds, .. } in &rows {
             let empty = ExtentSum { extent: *extent, count: 0, seconds: 0, longest_s: 0 };
             let sum = sums.entry(*extent).or_insert(empty);
             sum.count += 1;

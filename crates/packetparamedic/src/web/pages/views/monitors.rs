@@ -25,7 +25,7 @@ use super::super::visitor::Visitor;
 /// The list.
 #[derive(Template)]
 #[template(path = "monitors.html")]
-struct MonitorsPage {
+struct MonitorListPage {
     layout: Layout,
     monitors: Vec<MonitorOverview>,
     outages: OutageList,
@@ -88,7 +88,7 @@ trait MonitorTexts {
     }
 }
 
-impl MonitorTexts for MonitorsPage {}
+impl MonitorTexts for MonitorListPage {}
 impl MonitorTexts for MonitorPage {}
 
 impl MonitorPage {
@@ -103,7 +103,7 @@ pub(super) async fn list(State(state): State<ApiState>, visitor: Visitor) -> Res
     let since = ChartPeriod::Week.since(now).unwrap_or(now);
     let outages = outages_between(state.service.appliance(), since, now).await?;
     let monitors = state.service.monitors().await?;
-    Ok(page(&MonitorsPage { layout: visitor.layout("Monitors", Section::Monitors), monitors, outages }))
+    Ok(page(&MonitorListPage { layout: visitor.layout("Monitors", Section::Monitors), monitors, outages }))
 }
 
 /// One monitor.

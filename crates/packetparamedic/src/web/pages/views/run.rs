@@ -7,6 +7,7 @@ use askama::Template;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use paramedic_appliance::ApplianceError;
+use paramedic_link::PeerText;
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::conclusion::{Observations, conclude};
 use paramedic_report::document::{LimitedBy, ResultDocument, ThroughputResult, ValidityVerdict};
@@ -143,7 +144,21 @@ fn short_document(document: &ResultDocument) -> Result<Option<String>, Problem> 
     let mut short = document.clone();
     short.remove_series();
     let text = short.to_text().map_err(|source| ApplianceError::from(paramedic_appliance::store::StorageError::Document { source }))?;
-    Ok((text.len() <= LONGEST_DOCUMENT).then_some(text))
+    Ok((text.len() <= LONGEST_DOCUMENT).then(|| visible(&text)))
+}
+
+/// The same JSON with its invisible and formatting characters as escapes, so that they change nothing around them.
+fn visible(json: &str) -> String {
+    let is_hidden = |c: char| !c.is_ascii() && PeerText::harmless(c.encode_utf8(&mut [0; 4]), 1).is_empty();
+    let mut visible = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_hidden(c) {
+            visible.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            visible.push(c);
+        }
+    }
+    visible
 }
 
 fn tone_class(tone: Tone) -> &'static str {
@@ -260,7 +275,7 @@ mod tests {
         });
         let html = html(&document);
         let before_raw = html.split("id=\"document\"").next().unwrap();
-        assert!(!html.contains("<script>alert") && !before_raw.contains('\u{202e}'));
+        assert!(!html.contains("<script>alert") && !html.contains('\u{202e}') && html.contains("\\u202e"));
         assert!(!before_raw.contains(&"x".repeat(300)));
     }
 }
