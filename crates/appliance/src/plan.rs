@@ -41,7 +41,7 @@ pub struct PromisedRate {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// The name.
-    #[error("the name of a plan has at most {MAX_NAME_CHARS} printable characters")]
+    #[error("the name of a plan has 1 to {} printable characters", MAX_NAME_CHARS)]
     Name,
     /// A rate of zero.
     #[error("the {} of a plan is more than 0 bit/s", word(*.direction))]

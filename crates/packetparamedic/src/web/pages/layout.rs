@@ -36,6 +36,17 @@ pub(super) enum Section {
     Elsewhere,
 }
 
+/// A link of a navigation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NavigationLink {
+    /// Its text.
+    pub(super) name: &'static str,
+    /// Where it leads.
+    pub(super) path: &'static str,
+    /// Whether it leads to this page, or to the section of it.
+    pub(super) is_current: bool,
+}
+
 /// The choice of colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Theme {
@@ -112,13 +123,18 @@ impl Layout {
     }
 
     /// The navigation.
-    pub(super) fn sections(&self) -> &'static [(Section, &'static str, &'static str)] {
-        SECTIONS
+    pub(super) fn sections(&self) -> Vec<NavigationLink> {
+        let link = |(section, name, path): &(Section, &'static str, &'static str)| NavigationLink {
+            name,
+            path,
+            is_current: *section == self.section,
+        };
+        SECTIONS.iter().map(link).collect()
     }
 
-    /// The choices of colours.
-    pub(super) fn themes(&self) -> [Theme; 3] {
-        Theme::ALL
+    /// The choices of colours: each with whether it is the current one.
+    pub(super) fn themes(&self) -> Vec<(&'static str, bool)> {
+        Theme::ALL.into_iter().map(|theme| (theme.word(), theme == self.theme)).collect()
     }
 
     /// The version of the program.

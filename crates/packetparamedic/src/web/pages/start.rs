@@ -8,7 +8,7 @@ use axum::response::Response;
 use super::super::ApiState;
 use super::super::extract::FormBody;
 use super::super::problem::Problem;
-use super::layout::{Layout, Section, page_with, see_other};
+use super::layout::{Layout, NavigationLink, Section, page_with, see_other};
 use super::now;
 use super::settings::schedules::ProposalView;
 use super::settings::{plan, reflectors, schedules};
@@ -52,7 +52,7 @@ impl StartStep {
 struct StartPage {
     layout: Layout,
     step: StartStep,
-    steps: [(StartStep, &'static str); 3],
+    steps: Vec<NavigationLink>,
     /// The names of the paired reflectors.
     paired: Vec<String>,
     /// The recurrences that can be chosen, each with its words and what it costs.
@@ -147,7 +147,9 @@ async fn page(
         }
     }
     let status = error.as_ref().map_or(StatusCode::OK, Problem::status_code);
-    Ok(page_with(status, &StartPage { layout, step, steps: StartStep::ALL, paired, choices, error, entered }))
+    let link = |(other, name): (StartStep, _)| NavigationLink { name, path: other.path(), is_current: other == step };
+    let steps = StartStep::ALL.map(link).to_vec();
+    Ok(page_with(status, &StartPage { layout, step, steps, paired, choices, error, entered }))
 }
 
 #[cfg(test)]

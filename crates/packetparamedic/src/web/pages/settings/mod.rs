@@ -7,7 +7,7 @@ pub(super) mod reflectors;
 pub(super) mod schedules;
 pub(super) mod tokens;
 
-use super::layout::{Layout, Section};
+use super::layout::{Layout, NavigationLink, Section};
 use super::visitor::Visitor;
 
 /// The pages of the settings, in their order, with their paths.
@@ -22,18 +22,14 @@ const TABS: [(&str, &str); 6] = [
 
 /// What every page of the settings has.
 pub(super) struct SettingsFrame {
-    /// The name of the page.
-    pub(super) tab: &'static str,
+    /// The pages of the settings.
+    pub(super) tabs: Vec<NavigationLink>,
 }
 
 impl SettingsFrame {
     fn of(path: &str, visitor: &Visitor) -> (Self, Layout) {
-        let tab = TABS.iter().find(|(_, own)| *own == path).map_or("", |(name, _)| name);
-        (Self { tab }, visitor.layout(&format!("{tab} · Settings"), Section::Settings).at(path))
-    }
-
-    /// The names of the pages with their paths.
-    pub(super) fn tabs(&self) -> [(&'static str, &'static str); 6] {
-        TABS
+        let tabs = TABS.map(|(name, own)| NavigationLink { name, path: own, is_current: own == path }).to_vec();
+        let name = tabs.iter().find(|tab| tab.is_current).map_or("", |tab| tab.name);
+        (Self { tabs }, visitor.layout(&format!("{name} · Settings"), Section::Settings).at(path))
     }
 }

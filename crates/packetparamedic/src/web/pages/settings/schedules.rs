@@ -43,8 +43,10 @@ struct SchedulesPage {
     layout: Layout,
     frame: SettingsFrame,
     schedules: Vec<ScheduleView>,
-    targets: Vec<String>,
-    choices: [(&'static str, &'static str); 5],
+    /// What can be measured against, each with whether it was chosen.
+    targets: Vec<(String, bool)>,
+    /// When it can run: the value, its words, and whether it was chosen.
+    choices: Vec<(&'static str, &'static str, bool)>,
     /// The schedule that waits for its confirmation.
     proposal: Option<ProposalView>,
     error: Option<Problem>,
@@ -241,9 +243,15 @@ async fn page(
     let appliance = state.service.appliance();
     let (frame, layout) = SettingsFrame::of(PATH, visitor);
     let schedules = appliance.schedules().await?.iter().map(ScheduleView::of).collect();
-    let targets = appliance.reflectors().await?.iter().map(|reflector| reflector.name.to_string()).collect();
     let ScheduleOutcomeView { proposal, error, entered } = outcome;
-    let choices = CHOICES;
+    let (when, peer) = (entered.value("when"), entered.value("peer"));
+    let target = |name: String| {
+        let is_chosen = name == peer;
+        (name, is_chosen)
+    };
+    let reflectors = appliance.reflectors().await?;
+    let targets = reflectors.iter().map(|reflector| target(reflector.name.to_string())).collect();
+    let choices = CHOICES.iter().map(|(value, words)| (*value, *words, *value == when)).collect();
     Ok(page_with(status, &SchedulesPage { layout, frame, schedules, targets, choices, proposal, error, entered }))
 }
 

@@ -27,7 +27,8 @@ struct TokensPage {
     layout: Layout,
     frame: SettingsFrame,
     tokens: Vec<TokenView>,
-    scopes: [AccessScope; 3],
+    /// What a token can allow, with words for it.
+    scopes: Vec<(AccessScope, &'static str)>,
     /// The secret of a new token, which is shown once.
     secret: Option<String>,
     error: Option<Problem>,
@@ -107,5 +108,14 @@ async fn page(
     let (frame, layout) = SettingsFrame::of(PATH, visitor);
     let tokens = state.service.appliance().tokens().await?.iter().map(TokenView::of).collect();
     let TokenOutcome { secret, error, entered } = outcome;
-    Ok(page_with(status, &TokensPage { layout, frame, tokens, scopes: AccessScope::ALL, secret, error, entered }))
+    let scopes = AccessScope::ALL.map(|scope| (scope, words(scope))).to_vec();
+    Ok(page_with(status, &TokensPage { layout, frame, tokens, scopes, secret, error, entered }))
+}
+
+fn words(scope: AccessScope) -> &'static str {
+    match scope {
+        AccessScope::Read => "read everything but the tokens and the configuration",
+        AccessScope::Run => "also run and cancel tests",
+        AccessScope::Admin => "change everything",
+    }
 }
