@@ -3,7 +3,7 @@
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::QueueSide;
 use paramedic_report::line_report::{
-    DirectionReport, ConnectionKind, LineReport, Median, MethodReport, MonitorPart, PartOfDay, PlanLevel, ReportRow,
+    DirectionReport, LinkMedium, LineReport, Median, MethodReport, MonitorPart, PartOfDay, PlanLevel, ReportRow,
 };
 use paramedic_report::quantity;
 
@@ -76,7 +76,7 @@ pub(super) fn connection(method: &MethodReport) -> String {
             None => "",
         };
         let kind = match interface.kind {
-            ConnectionKind::Unknown => "wired or not is not known",
+            LinkMedium::Unknown => "wired or not is not known",
             kind => kind.as_words(),
         };
         parts.push(format!("{}: {kind}{speed}{duplex} ({runs} runs)", interface.name));

@@ -135,7 +135,7 @@ pub struct InterfaceSeen {
 
 /// How an interface is connected, as far as its name shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ConnectionKind {
+pub enum LinkMedium {
     /// Its driver reports a speed and a duplex mode, and its name is not that of another kind.
     Wired,
     /// Its name is that of a wireless network (`wl…`) or a mobile one (`ww…`).
@@ -146,7 +146,7 @@ pub enum ConnectionKind {
     Unknown,
 }
 
-impl ConnectionKind {
+impl LinkMedium {
     /// The kind in one word, for tables of other programs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -170,16 +170,16 @@ impl ConnectionKind {
 
 impl InterfaceSeen {
     /// The kind, by the names that Linux distributions give (systemd.net-naming-scheme(7)) and by what the driver reports.
-    pub fn kind(&self) -> ConnectionKind {
+    pub fn kind(&self) -> LinkMedium {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| self.name.starts_with(prefix));
         if begins(&["wl", "ww"]) {
-            ConnectionKind::Wireless
+            LinkMedium::Wireless
         } else if begins(&["tun", "tap", "wg", "tailscale"]) {
-            ConnectionKind::Tunnel
+            LinkMedium::Tunnel
         } else if self.speed_bps.is_some() && self.is_half_duplex.is_some() {
-            ConnectionKind::Wired
+            LinkMedium::Wired
         } else {
-            ConnectionKind::Unknown
+            LinkMedium::Unknown
         }
     }
 }
@@ -436,12 +436,12 @@ mod tests {
     fn the_kind_of_an_interface_is_claimed_only_if_something_shows_it() {
         let seen = |name: &str, speed_bps, is_half_duplex| InterfaceSeen { name: name.into(), speed_bps, is_half_duplex };
         for (interface, kind) in [
-            (seen("eth0", Some(1_000_000_000), Some(false)), ConnectionKind::Wired),
-            (seen("eth0", None, None), ConnectionKind::Unknown),
-            (seen("wlan0", Some(866_000_000), Some(false)), ConnectionKind::Wireless),
-            (seen("wwp0s20", None, None), ConnectionKind::Wireless),
-            (seen("wg0", None, None), ConnectionKind::Tunnel),
-            (seen("tun0", Some(10_000_000), Some(false)), ConnectionKind::Tunnel),
+            (seen("eth0", Some(1_000_000_000), Some(false)), LinkMedium::Wired),
+            (seen("eth0", None, None), LinkMedium::Unknown),
+            (seen("wlan0", Some(866_000_000), Some(false)), LinkMedium::Wireless),
+            (seen("wwp0s20", None, None), LinkMedium::Wireless),
+            (seen("wg0", None, None), LinkMedium::Tunnel),
+            (seen("tun0", Some(10_000_000), Some(false)), LinkMedium::Tunnel),
         ] {
             assert_eq!(interface.kind(), kind, "{interface:?}");
         }

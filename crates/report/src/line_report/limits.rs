@@ -1,7 +1,7 @@
 //! What a report does not prove.
 
 use super::findings::counted;
-use super::input::ConnectionKind;
+use super::input::LinkMedium;
 use super::{LineReport, OutageExtent};
 
 /// The limits that hold for the runs of this report.
@@ -20,7 +20,7 @@ pub(super) fn all(report: &LineReport) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if method.interfaces.iter().any(|(interface, _)| interface.kind == ConnectionKind::Wired) {
+    if method.interfaces.iter().any(|(interface, _)| interface.kind == LinkMedium::Wired) {
         limits.push(
             "Wired means that the driver of this device's interface reports a speed and a duplex mode. A wireless bridge \
              behind that interface would not be seen, and a virtual interface can look the same."
@@ -28,7 +28,7 @@ pub(super) fn all(report: &LineReport) -> Vec<String> {
         );
     }
     if method.without_interface > 0
-        || method.interfaces.iter().any(|(interface, _)| interface.kind == ConnectionKind::Unknown)
+        || method.interfaces.iter().any(|(interface, _)| interface.kind == LinkMedium::Unknown)
     {
         limits.push("For some runs it is not known whether this device was connected by cable.".to_owned());
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::tz::TimeZone;
 use paramedic_link::test_spec::Direction;
 
-use super::input::{ConnectionKind, ReportRun};
+use super::input::{LinkMedium, ReportRun};
 use super::names::{self, Names};
 use super::tally;
 use crate::document::LimitCause;
@@ -74,7 +74,7 @@ pub struct InterfaceReport {
     /// Its name.
     pub name: String,
     /// How it is connected.
-    pub kind: ConnectionKind,
+    pub kind: LinkMedium,
     /// The speed that its driver reports, in bits per second.
     pub speed_bps: Option<u64>,
     /// Whether it runs in half duplex.

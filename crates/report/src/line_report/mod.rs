@@ -24,7 +24,7 @@ use names::Names;
 
 pub use findings::Finding;
 pub use input::{
-    ConnectionKind, InterfaceSeen, MonitorHour, OutageExtent, Contract, ContractRate, ReportInput, ReportOutage,
+    LinkMedium, InterfaceSeen, MonitorHour, OutageExtent, Contract, ContractRate, ReportInput, ReportOutage,
     ReportRun, RunLatency, RunRate,
 };
 pub use median::Median;
@@ -85,7 +85,7 @@ pub struct ReportRow {
     /// Why the upload does not count.
     pub upload_left_out: Option<LeftOut>,
     /// How this device was connected.
-    pub interface: Option<ConnectionKind>,
+    pub interface: Option<LinkMedium>,
     /// The code of the error that ended it.
     pub error: Option<String>,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use paramedic_link::test_spec::Direction;
 
-use super::input::{ConnectionKind, InterfaceSeen, ReportRun};
+use super::input::{LinkMedium, InterfaceSeen, ReportRun};
 use crate::document::LimitCause;
 
 /// Why a direction of a run says nothing about the line.
@@ -109,9 +109,9 @@ pub(super) fn left_out_of_path(run: &ReportRun, main_uplink: Option<&str>) -> Op
         return Some(LeftOut::OtherUplink);
     }
     match run.interface.as_ref().map(InterfaceSeen::kind) {
-        Some(ConnectionKind::Wireless) => Some(LeftOut::Wireless),
-        Some(ConnectionKind::Tunnel) => Some(LeftOut::Tunnel),
-        Some(ConnectionKind::Wired | ConnectionKind::Unknown) | None => None,
+        Some(LinkMedium::Wireless) => Some(LeftOut::Wireless),
+        Some(LinkMedium::Tunnel) => Some(LeftOut::Tunnel),
+        Some(LinkMedium::Wired | LinkMedium::Unknown) | None => None,
     }
 }
 

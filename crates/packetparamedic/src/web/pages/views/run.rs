@@ -24,7 +24,7 @@ use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 use super::chart::Chart;
-use rows::{FactRow, FactTable};
+use rows::{NamedFact, FactTable};
 
 /// The longest document that stands in its page, in bytes; a longer one is behind its link.
 const LONGEST_DOCUMENT: usize = 128 * 1024;
@@ -39,7 +39,7 @@ struct RunPage {
     finished: PageTime,
     tone: &'static str,
     sentence: String,
-    facts: Vec<FactRow>,
+    facts: Vec<NamedFact>,
     directions: Vec<RunDirection>,
     latency: FactTable,
     /// The rates and the latency over time.
@@ -61,7 +61,7 @@ struct RunDirection {
     title: &'static str,
     class: &'static str,
     rate: String,
-    facts: Vec<FactRow>,
+    facts: Vec<NamedFact>,
     cpu: FactTable,
     limit: Option<RunLimit>,
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::super::super::outside_text::shown;
 
 /// A fact: its name and its value.
-pub(super) type FactRow = (&'static str, String);
+pub(super) type NamedFact = (&'static str, String);
 
 /// A table whose rows begin with their name. Rows and columns without a value are left out.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,7 +53,7 @@ fn millis(ms: f64) -> String {
 }
 
 /// What was measured, against what, and how.
-pub(super) fn facts(document: &ResultDocument) -> Vec<FactRow> {
+pub(super) fn facts(document: &ResultDocument) -> Vec<NamedFact> {
     let mut facts = Vec::new();
     let mut add = |name, value: Option<String>| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
@@ -117,7 +117,7 @@ pub(super) fn facts(document: &ResultDocument) -> Vec<FactRow> {
 }
 
 /// The numbers of a direction.
-pub(super) fn direction(result: &ThroughputResult) -> Vec<FactRow> {
+pub(super) fn direction(result: &ThroughputResult) -> Vec<NamedFact> {
     let mut facts = Vec::new();
     let mut add = |name, value: Option<String>| {
         if let Some(value) = value {
