@@ -115,11 +115,7 @@ async fn runs(
     }
 }
 
-async fn hours(
-    store: &ApplianceStore,
-    since: Timestamp,
-    until: Timestamp,
-) -> Result<Vec<MonitorHour>, ApplianceError> {
+async fn hours(store: &ApplianceStore, since: Timestamp, until: Timestamp) -> Result<Vec<MonitorHour>, ApplianceError> {
     let hour_of = |time: Timestamp| time.as_second().div_euclid(60 * HOUR);
     let (first, end) = (hour_of(since).max(0), hour_of(until) + 1);
     let mut hours = Vec::new();
@@ -206,7 +202,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = ApplianceStore::open(folder.path()).await.unwrap();
         let (since, until) = (at("2026-01-10T00:00:00Z"), at("2026-01-20T00:00:00Z"));
-        for started_at in ["2026-01-09T23:59:59Z", "2026-01-10T00:00:00Z", "2026-01-19T12:00:00Z", "2026-01-20T00:00:00Z"] {
+        for started_at in
+            ["2026-01-09T23:59:59Z", "2026-01-10T00:00:00Z", "2026-01-19T12:00:00Z", "2026-01-20T00:00:00Z"]
+        {
             let run = ResultDocument { id: Uuid::now_v7(), started_at: at(started_at), ..example::full() };
             store.save_run(&run).await.unwrap();
         }

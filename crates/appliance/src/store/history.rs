@@ -160,7 +160,11 @@ impl ApplianceStore {
              ORDER BY 1 LIMIT $1";
         let engines = "SELECT DISTINCT engine FROM runs ORDER BY 1 LIMIT $1";
         let list = async |sql: &'static str| {
-            sqlx::query_scalar::<_, String>(sql).bind(MAX_KINDS).fetch_all(&self.pool).await.map_err(self.fault(READING))
+            sqlx::query_scalar::<_, String>(sql)
+                .bind(MAX_KINDS)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(self.fault(READING))
         };
         Ok((list(ends).await?, list(engines).await?))
     }
@@ -206,8 +210,11 @@ mod tests {
     #[tokio::test]
     async fn runs_are_summed_by_step() {
         let (_folder, store) = store().await;
-        for (started_at, mbit) in [("2026-02-01T10:00:00Z", 10), ("2026-02-01T10:59:59Z", 30), ("2026-02-01T12:00:00Z", 50)] {
-            let mut run = ResultDocument { id: Uuid::now_v7(), started_at: started_at.parse().unwrap(), ..example::full() };
+        for (started_at, mbit) in
+            [("2026-02-01T10:00:00Z", 10), ("2026-02-01T10:59:59Z", 30), ("2026-02-01T12:00:00Z", 50)]
+        {
+            let mut run =
+                ResultDocument { id: Uuid::now_v7(), started_at: started_at.parse().unwrap(), ..example::full() };
             run.download.as_mut().unwrap().goodput_bps = mbit * 1_000_000;
             store.save_run(&run).await.unwrap();
         }
@@ -282,8 +289,14 @@ mod tests {
         let migration = super::super::MIGRATIONS.iter().find(|migration| migration.version == 9).unwrap();
         let sql = migration.sql.as_str();
         let update = &sql[sql.find("UPDATE runs").unwrap()..sql.find("CREATE INDEX").unwrap()];
-        sqlx::query("UPDATE runs SET rtt_idle_p95_us = NULL, loss_idle = 9, loss_upload = 9").execute(&store.pool).await.unwrap();
-        sqlx::query(sqlx::AssertSqlSafe(update.split("\n\n--").next().unwrap().to_owned())).execute(&store.pool).await.unwrap();
+        sqlx::query("UPDATE runs SET rtt_idle_p95_us = NULL, loss_idle = 9, loss_upload = 9")
+            .execute(&store.pool)
+            .await
+            .unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(update.split("\n\n--").next().unwrap().to_owned()))
+            .execute(&store.pool)
+            .await
+            .unwrap();
         assert_eq!(values().await, written);
     }
 

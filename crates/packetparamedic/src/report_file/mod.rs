@@ -136,7 +136,10 @@ fn summary(report: &LineReport) -> Vec<(&'static str, String)> {
         ("Contract", if contract.is_empty() { "not given".to_owned() } else { contract }),
         ("Measured", format!("{} runs on {} days, {} monitors", method.runs, method.days, report.monitors.len())),
         ("Connection of the device", tables::connection(method)),
-        ("Made", format!("{} by packetparamedic {}", report.local_time(report.made_at), paramedic_host::version::VERSION)),
+        (
+            "Made",
+            format!("{} by packetparamedic {}", report.local_time(report.made_at), paramedic_host::version::VERSION),
+        ),
     ]
 }
 
@@ -245,7 +248,12 @@ mod tests {
 
     #[test]
     fn hostile_names_are_harmless_in_every_format() {
-        for name in ["</title><script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "\u{202e}evil", &"x".repeat(10_000)] {
+        for name in [
+            "</title><script>alert(1)</script>",
+            "\"><img src=x onerror=alert(1)>",
+            "\u{202e}evil",
+            &"x".repeat(10_000),
+        ] {
             let html = report_text(&report(name), ReportFormat::Html).unwrap();
             assert!(!html.contains("<script") && !html.contains("<img") && !html.contains('\u{202e}'), "{name}");
             assert!(!html.contains(&"x".repeat(100)), "the name is shortened");

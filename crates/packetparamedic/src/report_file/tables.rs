@@ -3,7 +3,7 @@
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::QueueSide;
 use paramedic_report::line_report::{
-    DirectionReport, LinkMedium, LineReport, Median, MethodReport, MonitorPart, PartOfDay, PlanLevel, ReportRow,
+    DirectionReport, LineReport, LinkMedium, Median, MethodReport, MonitorPart, PartOfDay, PlanLevel, ReportRow,
 };
 use paramedic_report::quantity;
 
@@ -100,9 +100,14 @@ pub(super) fn contract(report: &LineReport) -> ReportTable {
     ];
     let mut rows = Vec::new();
     for direction in &report.directions {
-        let promised = direction.promise.map_or_else(|| NONE.to_owned(), |promise| quantity::rate(promise.promised_bps));
+        let promised =
+            direction.promise.map_or_else(|| NONE.to_owned(), |promise| quantity::rate(promise.promised_bps));
         let reached = direction.levels.iter().map(|level| {
-            let name = if level.level == PlanLevel::Promised { String::new() } else { format!("{}: ", level.level.as_words()) };
+            let name = if level.level == PlanLevel::Promised {
+                String::new()
+            } else {
+                format!("{}: ", level.level.as_words())
+            };
             format!("{name}{} of {}", level.reached, direction.counted.len())
         });
         let reached = reached.collect::<Vec<_>>().join("; ");
@@ -153,7 +158,8 @@ pub(super) fn hours(report: &LineReport) -> ReportTable {
         Some(row)
     };
     let rows = if report.runs.is_empty() { Vec::new() } else { (0..24).filter_map(row).collect() };
-    let title = format!("By the hour of the day, headers included ({NONE} where fewer than {} runs count)", Median::LEAST);
+    let title =
+        format!("By the hour of the day, headers included ({NONE} where fewer than {} runs count)", Median::LEAST);
     ReportTable::new(&title, &columns, rows, "No run in this period.")
 }
 
@@ -290,10 +296,7 @@ pub(super) fn facts(report: &LineReport) -> ReportTable {
         ("Its public address, without the host", redacted(list(&method.prefixes), method.prefix_count)),
         ("Streams of a run", streams.unwrap_or_else(|| NONE.to_owned())),
         ("Counted time of a direction", steady.unwrap_or_else(|| NONE.to_owned())),
-        (
-            "Its clock",
-            format!("synchronised in {synchronised} runs, not in {unsynchronised}, not known in {unknown}"),
-        ),
+        ("Its clock", format!("synchronised in {synchronised} runs, not in {unsynchronised}, not known in {unknown}")),
         (
             "Among the runs that count",
             report
@@ -301,7 +304,10 @@ pub(super) fn facts(report: &LineReport) -> ReportTable {
                 .iter()
                 .map(|direction| {
                     let name = direction_name(direction.direction);
-                    format!("{name}: {} not steady, {} whose limit is not known", direction.unsteady, direction.unknown_limit)
+                    format!(
+                        "{name}: {} not steady, {} whose limit is not known",
+                        direction.unsteady, direction.unknown_limit
+                    )
                 })
                 .collect::<Vec<_>>()
                 .join("; "),
@@ -312,8 +318,7 @@ pub(super) fn facts(report: &LineReport) -> ReportTable {
 }
 
 pub(super) fn other_ends(report: &LineReport) -> ReportTable {
-    let columns =
-        [("Name", false), ("Address", false), ("Identity", false), ("Engine", false), ("Runs", true)];
+    let columns = [("Name", false), ("Address", false), ("Identity", false), ("Engine", false), ("Runs", true)];
     let rows = report.method.other_ends.iter().map(|end| {
         let left_out = || "left out".to_owned();
         let identity = match (&end.endpoint_id, end.is_reflector) {
@@ -345,8 +350,7 @@ pub(super) fn causes(report: &LineReport) -> ReportTable {
 }
 
 pub(super) fn left_out(report: &LineReport) -> ReportTable {
-    let columns =
-        [("Direction", false), ("Why", false), ("Runs", true), ("Of these reached the promised rate", true)];
+    let columns = [("Direction", false), ("Why", false), ("Runs", true), ("Of these reached the promised rate", true)];
     let mut rows = Vec::new();
     for direction in &report.directions {
         for reason in &direction.left_out {

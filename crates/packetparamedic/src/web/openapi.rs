@@ -99,8 +99,11 @@ const FORMAT: QueryParameter = QueryParameter {
     schema: || json!({ "enum": ["jsonl", "csv", "summaries"] }),
 };
 
-const REPORT_FORMAT: QueryParameter =
-    QueryParameter { name: "format", about: "The format.", schema: || json!({ "enum": ["html", "csv"], "default": "html" }) };
+const REPORT_FORMAT: QueryParameter = QueryParameter {
+    name: "format",
+    about: "The format.",
+    schema: || json!({ "enum": ["html", "csv"], "default": "html" }),
+};
 const REPORT_SINCE: QueryParameter =
     text_parameter("since", "The begin of the period, a time or a day; by default 30 days before its end.");
 const REPORT_UNTIL: QueryParameter =
@@ -111,7 +114,8 @@ const REDACT: QueryParameter = QueryParameter {
     about: "Whether names, addresses and Endpoint IDs are left out.",
     schema: || json!({ "type": "boolean", "default": false }),
 };
-const PLAN_DOWN: QueryParameter = text_parameter("plan_down", "The promised download, such as 250M, instead of the plan.");
+const PLAN_DOWN: QueryParameter =
+    text_parameter("plan_down", "The promised download, such as 250M, instead of the plan.");
 const PLAN_UP: QueryParameter = text_parameter("plan_up", "The promised upload, such as 40M, instead of the plan.");
 const NORMAL_DOWN: QueryParameter = text_parameter("normal_down", "The normally available download.");
 const NORMAL_UP: QueryParameter = text_parameter("normal_up", "The normally available upload.");

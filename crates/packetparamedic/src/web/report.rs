@@ -245,7 +245,11 @@ mod tests {
             zone: Some("Europe/Berlin".to_owned()),
             format: ReportFormat::Csv,
             is_redacted: true,
-            plan: PlanRates { promised: [Some(250_000_000), None], normal: [Some(200_000_000), None], minimum: [None; 2] },
+            plan: PlanRates {
+                promised: [Some(250_000_000), None],
+                normal: [Some(200_000_000), None],
+                minimum: [None; 2],
+            },
         };
         for query in [query, ReportQuery::default()] {
             assert_eq!(ReportQuery::read(&query.parameters()), Ok(query));
@@ -269,8 +273,13 @@ mod tests {
     fn a_contract_that_contradicts_itself_is_refused() {
         let plan = |text: &str| ReportQuery::read(text).unwrap().request().map(|request| request.plan);
         assert_eq!(plan(""), Ok(None));
-        assert_eq!(plan("plan_down=100M&normal_down=80M").unwrap().unwrap().download.unwrap().normal_bps, Some(80_000_000));
-        for wrong in ["normal_down=80M", "plan_down=0", "plan_down=1M&normal_down=2M", "plan_up=9M&normal_up=5M&minimum_up=6M"] {
+        assert_eq!(
+            plan("plan_down=100M&normal_down=80M").unwrap().unwrap().download.unwrap().normal_bps,
+            Some(80_000_000)
+        );
+        for wrong in
+            ["normal_down=80M", "plan_down=0", "plan_down=1M&normal_down=2M", "plan_up=9M&normal_up=5M&minimum_up=6M"]
+        {
             assert!(plan(wrong).is_err(), "{wrong}");
         }
     }

@@ -81,7 +81,8 @@ fn rates(report: &DirectionReport) -> Finding {
     };
     let measured = format!("{name}: {count} runs on {} count", counted(report.days, "day", "days"));
     let Some(promise) = report.promise else {
-        let text = format!("{measured}; the median is {}. No contract was given to compare it with.", with_interval(line));
+        let text =
+            format!("{measured}; the median is {}. No contract was given to compare it with.", with_interval(line));
         return Finding::new(Tone::Plain, text);
     };
     let share = quantity::share(line.value / promise.promised_bps as f64);
@@ -155,7 +156,10 @@ fn outages(report: &OutageReport) -> Vec<Finding> {
         report.observed_hours, report.period_hours
     );
     if report.observed_hours == 0 && report.rows.is_empty() {
-        return vec![Finding::new(Tone::Fair, "Outages: not known; nothing beyond the router was monitored.".to_owned())];
+        return vec![Finding::new(
+            Tone::Fair,
+            "Outages: not known; nothing beyond the router was monitored.".to_owned(),
+        )];
     }
     let mut findings = Vec::new();
     for sum in &report.sums {
@@ -167,13 +171,16 @@ fn outages(report: &OutageReport) -> Vec<Finding> {
         let longest = quantity::millis(sum.longest_s.saturating_mul(1000));
         let length = if sum.count == 1 { together } else { format!("{together} together, the longest {longest}") };
         let (tone, what) = match sum.extent {
-            OutageExtent::BeyondGateway => (Tone::Bad, "the router was reachable and nothing beyond it that was probed"),
+            OutageExtent::BeyondGateway => {
+                (Tone::Bad, "the router was reachable and nothing beyond it that was probed")
+            }
             OutageExtent::Everything => {
                 (Tone::Fair, "not even the router was reachable, which points to the network at home")
             }
-            OutageExtent::Target => {
-                (Tone::Plain, "one target was not reachable while others beyond the router were, which is no outage of the line")
-            }
+            OutageExtent::Target => (
+                Tone::Plain,
+                "one target was not reachable while others beyond the router were, which is no outage of the line",
+            ),
             OutageExtent::Gateway => {
                 (Tone::Plain, "the router did not answer while others beyond it did, which is no outage of the line")
             }

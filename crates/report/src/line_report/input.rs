@@ -434,7 +434,8 @@ mod tests {
 
     #[test]
     fn the_kind_of_an_interface_is_claimed_only_if_something_shows_it() {
-        let seen = |name: &str, speed_bps, is_half_duplex| InterfaceSeen { name: name.into(), speed_bps, is_half_duplex };
+        let seen =
+            |name: &str, speed_bps, is_half_duplex| InterfaceSeen { name: name.into(), speed_bps, is_half_duplex };
         for (interface, kind) in [
             (seen("eth0", Some(1_000_000_000), Some(false)), LinkMedium::Wired),
             (seen("eth0", None, None), LinkMedium::Unknown),

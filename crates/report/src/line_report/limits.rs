@@ -71,7 +71,8 @@ pub(super) fn all(report: &LineReport) -> Vec<String> {
         limits.push(format!("{results} of the period cannot be read and are missing here."));
     }
     limits.push(
-        "The intervals assume that runs are independent of each other. Runs shortly after one another are not.".to_owned(),
+        "The intervals assume that runs are independent of each other. Runs shortly after one another are not."
+            .to_owned(),
     );
     limits.push(
         "This report was made on the customer's device from its own records. It is not signed, and no third party \

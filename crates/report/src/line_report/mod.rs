@@ -24,15 +24,15 @@ use names::Names;
 
 pub use findings::Finding;
 pub use input::{
-    LinkMedium, InterfaceSeen, MonitorHour, OutageExtent, Contract, ContractRate, ReportInput, ReportOutage,
-    ReportRun, RunLatency, RunRate,
+    Contract, ContractRate, InterfaceSeen, LinkMedium, MonitorHour, OutageExtent, ReportInput, ReportOutage, ReportRun,
+    RunLatency, RunRate,
 };
 pub use median::Median;
-pub use method::{InterfaceReport, MethodReport, MeasuredEnd};
+pub use method::{InterfaceReport, MeasuredEnd, MethodReport};
 pub use observed::{ExtentSum, LatencyReport, MonitorPart, MonitorReport, OutageReport, ReportedOutage};
 pub use rates::{
-    Comparison, CountedRate, DirectionReport, EVENING, HourRates, LEAST_COMPARED, LEAST_DAYS, LeftOutCount, LevelReached,
-    NIGHT, PartOfDay, PlanLevel, TARGET_SHARE,
+    Comparison, CountedRate, DirectionReport, EVENING, HourRates, LEAST_COMPARED, LEAST_DAYS, LeftOutCount,
+    LevelReached, NIGHT, PartOfDay, PlanLevel, TARGET_SHARE,
 };
 pub use selection::LeftOut;
 
@@ -154,7 +154,6 @@ impl LineReport {
         self.runs.is_empty() && self.monitors.is_empty() && self.outages.rows.is_empty()
     }
 }
-
 
 /// How often each value occurs, the most frequent first; equally frequent ones in the order of their first occurrence.
 fn tally<T: PartialEq>(values: impl IntoIterator<Item = T>) -> Vec<(T, usize)> {

@@ -68,7 +68,8 @@ pub(super) fn shown(text: &str) -> String {
 
 /// The code of an error or a warning, which is a word in lower case; of anything else, nothing is shown.
 pub(super) fn code(text: &str) -> String {
-    let is_code = text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte));
+    let is_code =
+        text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte));
     if is_code && !text.is_empty() { text.to_owned() } else { "(unknown)".to_owned() }
 }
 
@@ -95,6 +96,9 @@ mod tests {
         assert_eq!(shown(&long).chars().count(), MAX_CHARS + 1);
         assert_eq!(shown("\u{202e}evil\u{7}"), "evil");
         assert_eq!(shown("\u{200b}"), "(no name)");
-        assert_eq!((code("probes_lost"), code("<b>"), code("")), ("probes_lost".into(), "(unknown)".into(), "(unknown)".into()));
+        assert_eq!(
+            (code("probes_lost"), code("<b>"), code("")),
+            ("probes_lost".into(), "(unknown)".into(), "(unknown)".into())
+        );
     }
 }

@@ -231,7 +231,8 @@ pub(super) fn monitors(hours: &[MonitorHour], zone: &TimeZone, names: &mut Names
     for hour in hours.iter().filter(|hour| hour.count > 0) {
         of_monitor.entry(&hour.monitor).or_default().push(hour);
     }
-    let is_in = |hour: &MonitorHour, part: &std::ops::Range<i8>| part.contains(&zone.to_datetime(hour.begins_at).hour());
+    let is_in =
+        |hour: &MonitorHour, part: &std::ops::Range<i8>| part.contains(&zone.to_datetime(hour.begins_at).hour());
     let report = |(name, hours): (&str, Vec<&MonitorHour>)| {
         let all = || hours.iter().copied();
         let first = hours.first()?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use paramedic_link::test_spec::Direction;
 
-use super::input::{LinkMedium, InterfaceSeen, ReportRun};
+use super::input::{InterfaceSeen, LinkMedium, ReportRun};
 use crate::document::LimitCause;
 
 /// Why a direction of a run says nothing about the line.

@@ -24,7 +24,8 @@ fn run(started_at: Timestamp, download: u64, upload: u64) -> ReportRun {
 }
 
 fn input(runs: Vec<ReportRun>) -> ReportInput {
-    let promise = |mbit| ContractRate { promised_bps: mbit * MBIT, normal_bps: None, minimum_bps: Some(mbit * MBIT / 2) };
+    let promise =
+        |mbit| ContractRate { promised_bps: mbit * MBIT, normal_bps: None, minimum_bps: Some(mbit * MBIT / 2) };
     ReportInput {
         since: at("2026-06-01T00:00:00Z"),
         until: at("2026-06-15T00:00:00Z"),
@@ -58,7 +59,8 @@ fn a_report_compares_with_the_contract_and_the_evening_with_the_night() {
     let download = &report.directions[0];
     assert_eq!((download.counted.len(), download.days, download.left_out_count()), (20, 10, 0));
     assert_eq!(download.comparison, Comparison::SlowerEvening(1.0 - 45.0 / 95.0));
-    let reached = download.levels.iter().map(|level| (level.level, level.reached, level.days_below)).collect::<Vec<_>>();
+    let reached =
+        download.levels.iter().map(|level| (level.level, level.reached, level.days_below)).collect::<Vec<_>>();
     assert_eq!(reached, [(PlanLevel::Promised, 0, 10), (PlanLevel::Minimum, 10, 10)]);
     let text = texts(&report);
     for part in [
@@ -124,11 +126,8 @@ fn runs_that_do_not_count_are_counted_by_their_reason() {
     let report = LineReport::of(input(runs));
     let download = &report.directions[0];
     let left_out = download.left_out.iter().map(|row| (row.why, row.count, row.reached)).collect::<Vec<_>>();
-    let expected = [
-        (LeftOut::Incomplete, 1, Some(1)),
-        (LeftOut::Local, 1, Some(0)),
-        (LeftOut::OtherTraffic, 1, Some(1)),
-    ];
+    let expected =
+        [(LeftOut::Incomplete, 1, Some(1)), (LeftOut::Local, 1, Some(0)), (LeftOut::OtherTraffic, 1, Some(1))];
     assert_eq!((left_out.as_slice(), download.counted.len()), (expected.as_slice(), 17));
     let csv = report.to_csv();
     let cell = |line: usize| csv.lines().nth(line).unwrap().split(',').nth(8).unwrap().to_owned();
@@ -214,7 +213,8 @@ fn a_line_without_outages_is_praised_only_if_it_was_watched() {
 fn a_redacted_report_has_no_name_address_or_key() {
     let mut runs = two_a_day(95, 45);
     for run in &mut runs {
-        run.interface = Some(InterfaceSeen { name: "enx0123secret".into(), speed_bps: Some(1), is_half_duplex: Some(false) });
+        run.interface =
+            Some(InterfaceSeen { name: "enx0123secret".into(), speed_bps: Some(1), is_half_duplex: Some(false) });
         run.other_end = Some("secret attic".to_owned());
         run.address = Some("203.0.113.7:4000".to_owned());
         run.public_prefix = Some("198.51.100.0/24".to_owned());

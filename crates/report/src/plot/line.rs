@@ -31,11 +31,7 @@ pub fn rates_over_time(report: &LineReport, direction: &DirectionReport) -> Opti
         let second = since + (until - since) / TIMES * number;
         let Ok(at) = Timestamp::from_second(second) else { continue };
         let date = report.zone.to_datetime(at).date();
-        figure.put(format!(
-            r#"<text class="tick" x="{:.1}" y="{:.1}">{date}</text>"#,
-            x(at),
-            TOP + PANEL + 18.0
-        ));
+        figure.put(format!(r#"<text class="tick" x="{:.1}" y="{:.1}">{date}</text>"#, x(at), TOP + PANEL + 18.0));
         figure.put(format!(r#"<path class="grid" d="M{0:.1} {TOP}v{PANEL}"/>"#, x(at)));
     }
     let every = direction.counted.len().div_ceil(MAX_DOTS).max(1);

@@ -55,7 +55,8 @@ impl HeatMap {
             let local = zone.to_datetime(rate.at);
             let day = usize::try_from(local.weekday().to_monday_zero_offset()).unwrap_or(0);
             let hour = usize::try_from(local.hour()).unwrap_or(0);
-            if let Some((count, sum)) = cells.get_mut(day).and_then(|hours: &mut [(u64, f64); 24]| hours.get_mut(hour)) {
+            if let Some((count, sum)) = cells.get_mut(day).and_then(|hours: &mut [(u64, f64); 24]| hours.get_mut(hour))
+            {
                 *count += rate.count;
                 *sum += rate.sum_bps;
             }
@@ -87,9 +88,8 @@ impl HeatMap {
 
     /// The rows of the table: a day, and the mean of each hour with its number of runs.
     fn rows(&self) -> Vec<(&'static str, Vec<Option<(String, u64)>>)> {
-        let cell = |(count, sum): &(u64, f64)| {
-            (*count > 0).then(|| (quantity::rate((sum / *count as f64) as u64), *count))
-        };
+        let cell =
+            |(count, sum): &(u64, f64)| (*count > 0).then(|| (quantity::rate((sum / *count as f64) as u64), *count));
         let days = DAYS.iter().zip(&self.cells);
         days.map(|((_, name), hours)| (*name, hours.iter().map(cell).collect())).collect()
     }
@@ -97,9 +97,8 @@ impl HeatMap {
     fn svg(&self) -> String {
         let highest = self.means().map(|(.., mean)| mean).fold(0.0, f64::max);
         let (width, height) = (LEFT + 24 * CELL, TOP + 7 * CELL);
-        let mut svg = format!(
-            r#"<svg class="heat" viewBox="0 0 {width} {height}" role="img" aria-labelledby="week-summary">"#
-        );
+        let mut svg =
+            format!(r#"<svg class="heat" viewBox="0 0 {width} {height}" role="img" aria-labelledby="week-summary">"#);
         // Writing to a string never fails.
         let mut put = |line: String| write!(svg, "{line}").ok();
         for hour in (0..24).step_by(3) {
@@ -142,7 +141,9 @@ mod tests {
         let map = HeatMap::of(&rates, &TimeZone::get("Europe/Berlin").unwrap()).unwrap();
         assert_eq!((map.cells[0][0], map.cells[0][20]), ((2, 40e6), (1, 5e6)));
         let html = map.to_string();
-        for part in ["Mon 0 h: 20.0 Mbit/s, 2 runs", "class=\"h7\"", "class=\"h2\"", "slowest Mon 20 h", "Europe/Berlin"] {
+        for part in
+            ["Mon 0 h: 20.0 Mbit/s, 2 runs", "class=\"h7\"", "class=\"h2\"", "slowest Mon 20 h", "Europe/Berlin"]
+        {
             assert!(html.contains(part), "{part}\n{html}");
         }
         assert!(!html.contains("style="));

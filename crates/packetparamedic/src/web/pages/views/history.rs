@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the period")]
 
+use super::super::outside_text::shown;
 use askama::Template;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -10,7 +11,6 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use paramedic_appliance::app::Appliance;
 use paramedic_appliance::store::{ExportFormat, PageCursor, RunOrder, RunQuery, RunSums, ValueSum};
-use super::super::outside_text::shown;
 use paramedic_report::quantity;
 use paramedic_report::summary::RunSummary;
 
@@ -18,13 +18,13 @@ use super::super::super::ApiState;
 use super::super::super::extract::encoded;
 use super::super::super::problem::Problem;
 use super::super::super::results;
+use super::super::layout::{Layout, Section, page};
+use super::super::page_time::PageTime;
+use super::super::visitor::Visitor;
 use super::chart::{Chart, ChartColumn, ChartPosition, ChartUnit, ColumnForm};
 use super::heat::{HeatMap, TimedRates};
-use super::super::layout::{Layout, Section, page};
 use super::outages::{OutageList, outages_between};
-use super::super::page_time::PageTime;
 use super::period::ChartPeriod;
-use super::super::visitor::Visitor;
 
 /// The runs of a page of the list.
 const LIST_PAGE: u32 = 25;
@@ -76,7 +76,10 @@ impl HistoryPage {
     /// What became of a run.
     fn outcome(&self, run: &RunSummary) -> String {
         match (run.complete, &run.error) {
-            (true, _) => run.bufferbloat_download.max(run.bufferbloat_upload).map_or_else(|| "complete".to_owned(), |grade| format!("grade {grade}")),
+            (true, _) => run
+                .bufferbloat_download
+                .max(run.bufferbloat_upload)
+                .map_or_else(|| "complete".to_owned(), |grade| format!("grade {grade}")),
             (false, Some(error)) => error.code.clone(),
             (false, None) => "incomplete".to_owned(),
         }
@@ -286,7 +289,9 @@ impl ChartMaker<'_> {
     fn loss(&self) -> Chart {
         let text = |total: Option<ValueSum>| match total {
             None => "not measured".to_owned(),
-            Some(total) => format!("{} in the mean, {} at most", quantity::share(total.mean()), quantity::share(total.max)),
+            Some(total) => {
+                format!("{} in the mean, {} at most", quantity::share(total.mean()), quantity::share(total.max))
+            }
         };
         let (idle, loaded) = (self.total(|sums| sums.loss_idle), self.total(|sums| sums.loss_loaded));
         let summary = match idle.or(loaded) {

@@ -15,12 +15,12 @@ use super::super::super::access::API;
 use super::super::super::extract::ApiPath;
 use super::super::super::monitors::{monitor_route, series_route};
 use super::super::super::problem::Problem;
-use super::chart::{Chart, ChartColumn, ChartPosition, ChartUnit, ColumnForm};
 use super::super::layout::{Layout, Section, page};
-use super::outages::{OutageList, outages_between};
 use super::super::page_time::PageTime;
-use super::period::ChartPeriod;
 use super::super::visitor::Visitor;
+use super::chart::{Chart, ChartColumn, ChartPosition, ChartUnit, ColumnForm};
+use super::outages::{OutageList, outages_between};
+use super::period::ChartPeriod;
 
 /// The list.
 #[derive(Template)]
@@ -219,7 +219,11 @@ mod tests {
         let latency = latency(&series, "/x");
         assert_eq!(latency.rows[0].1, [Some(11_000.0), Some(12_000.0), Some(14_000.0), Some(21_000.0)]);
         assert_eq!(latency.rows[1].1, [None; 4]);
-        assert!(latency.summary.contains("between 12.0 ms and 20.0 ms; the longest one 29.0 ms"), "{}", latency.summary);
+        assert!(
+            latency.summary.contains("between 12.0 ms and 20.0 ms; the longest one 29.0 ms"),
+            "{}",
+            latency.summary
+        );
         let loss = loss(&series, "/x");
         assert_eq!(loss.rows[1].1[0], Some(1.0));
         assert!(loss.summary.contains("75 of 180 probes lost: 42 %"), "{}", loss.summary);

@@ -1,5 +1,6 @@
 //! Outages in pages: the list of a time, and the page of all of them.
 
+use super::super::outside_text::shown;
 use askama::Template;
 use askama::filters::HtmlSafe;
 use axum::extract::State;
@@ -9,7 +10,6 @@ use jiff::Timestamp;
 use paramedic_appliance::app::Appliance;
 use paramedic_appliance::monitor::outage::OutageScope;
 use paramedic_appliance::store::StoredOutage;
-use super::super::outside_text::shown;
 use paramedic_report::quantity;
 
 use super::super::super::ApiState;
@@ -144,7 +144,9 @@ mod tests {
         let lasting = StoredOutage { ended_at: None, end_known: true, ..outage.clone() };
         let list = OutageList { title: "Outages", outages: vec![outage, lasting], none: "none", has_more: false };
         let html = list.to_string();
-        for part in ["nothing beyond it", "2 min 30 s", "lasts", "gateway</", "the service ended", "data-outage-to=\"\""] {
+        for part in
+            ["nothing beyond it", "2 min 30 s", "lasts", "gateway</", "the service ended", "data-outage-to=\"\""]
+        {
             assert!(html.contains(part), "{part}\n{html}");
         }
         assert!(!html.contains("<script"));

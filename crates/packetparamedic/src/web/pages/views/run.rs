@@ -24,7 +24,7 @@ use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 use super::chart::Chart;
-use rows::{NamedFact, FactTable};
+use rows::{FactTable, NamedFact};
 
 /// The longest document that stands in its page, in bytes; a longer one is behind its link.
 const LONGEST_DOCUMENT: usize = 128 * 1024;
@@ -121,7 +121,10 @@ fn run_page(layout: Layout, document: &ResultDocument) -> Result<RunPage, Proble
         tone: tone_class(tone),
         sentence: shown(&sentence),
         facts: rows::facts(document),
-        directions: document.all_measured().map(|(load, direction, result)| run_direction(load, direction, result)).collect(),
+        directions: document
+            .all_measured()
+            .map(|(load, direction, result)| run_direction(load, direction, result))
+            .collect(),
         latency: rows::latency(document),
         plot: plot::svg_part(document).ok(),
         charts: tcp::charts(document),
@@ -143,7 +146,9 @@ fn run_page(layout: Layout, document: &ResultDocument) -> Result<RunPage, Proble
 fn short_document(document: &ResultDocument) -> Result<Option<String>, Problem> {
     let mut short = document.clone();
     short.remove_series();
-    let text = short.to_text().map_err(|source| ApplianceError::from(paramedic_appliance::store::StorageError::Document { source }))?;
+    let text = short
+        .to_text()
+        .map_err(|source| ApplianceError::from(paramedic_appliance::store::StorageError::Document { source }))?;
     Ok((text.len() <= LONGEST_DOCUMENT).then(|| visible(&text)))
 }
 
@@ -194,9 +199,10 @@ fn run_direction(load: Load, direction: Direction, result: &ThroughputResult) ->
 }
 
 fn limit(limited: &LimitedBy) -> RunLimit {
-    let evidence = limited.evidence.iter().map(|evidence| {
-        [shown(&evidence.name), rows::quantity(evidence.value), shown(&evidence.text)]
-    });
+    let evidence = limited
+        .evidence
+        .iter()
+        .map(|evidence| [shown(&evidence.name), rows::quantity(evidence.value), shown(&evidence.text)]);
     RunLimit {
         cause: limited.cause.as_words(),
         evidence: evidence.collect(),

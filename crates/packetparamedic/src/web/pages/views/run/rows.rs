@@ -158,7 +158,10 @@ pub(super) fn direction(result: &ThroughputResult) -> Vec<NamedFact> {
         add("Duplicate datagrams", udp.duplicates.map(|count| count.to_string()));
         add("Jitter (RFC 3550)", udp.jitter_us.map(text_of::micros));
         add("Payload of a datagram", udp.payload_bytes.map(|bytes| format!("{bytes} B")));
-        add("Search for the rate", udp.search.map(|search| format!("{} of {} datagrams lost", search.lost, search.datagrams)));
+        add(
+            "Search for the rate",
+            udp.search.map(|search| format!("{} of {} datagrams lost", search.lost, search.datagrams)),
+        );
         add("Sending paused", udp.paused_ms.map(text_of::millis));
         add("Too large for the path", udp.vanished.map(|count| count.to_string()));
     }
@@ -168,7 +171,9 @@ pub(super) fn direction(result: &ThroughputResult) -> Vec<NamedFact> {
 /// The processor use of both ends.
 pub(super) fn processors(result: &ThroughputResult, direction: Direction) -> FactTable {
     let costs = [result.cpu.sender, result.cpu.receiver];
-    let row = |name, of: fn(&CpuCost) -> Option<String>| (name, costs.iter().map(|cost| cost.as_ref().and_then(of)).collect());
+    let row = |name, of: fn(&CpuCost) -> Option<String>| {
+        (name, costs.iter().map(|cost| cost.as_ref().and_then(of)).collect())
+    };
     let rows = vec![
         row("User time", |cost| Some(format!("{:.2} s", cost.used.user_s))),
         row("System time", |cost| Some(format!("{:.2} s", cost.used.system_s))),
@@ -225,7 +230,9 @@ pub(super) fn latency(document: &ResultDocument) -> FactTable {
         row("Upload delay above its shortest", &|_, latency| latency.one_way.map(|ways| delay(ways.upload))),
         row("Download delay above its shortest", &|_, latency| latency.one_way.map(|ways| delay(ways.download))),
         row("Wait in this device", &|_, latency| latency.own_wait.map(delay)),
-        row("Responsiveness", &|_, latency| latency.responsiveness_rpm.map(|rpm| format!("{rpm} round trips a minute"))),
+        row("Responsiveness", &|_, latency| {
+            latency.responsiveness_rpm.map(|rpm| format!("{rpm} round trips a minute"))
+        }),
         row("Probes sent", &|_, latency| Some(latency.sent.to_string())),
         row("Answered", &|_, latency| Some(latency.received.to_string())),
         row("Lost", &|_, latency| latency.loss.map(text_of::share)),

@@ -46,10 +46,12 @@ pub(super) fn charts(document: &ResultDocument) -> Vec<Chart> {
             rows: points.iter().map(|(at_ms, sample)| (second(*at_ms), vec![of(sample)])).collect(),
             download: None,
         };
-        let streams = result.tcp.sender.iter().map(|sample| sample.stream).collect::<std::collections::BTreeSet<_>>().len();
+        let streams =
+            result.tcp.sender.iter().map(|sample| sample.stream).collect::<std::collections::BTreeSet<_>>().len();
         let medians = result.tcp.medians().map(|[rtt, least, cwnd]| {
             let micros = |us: u32| ChartUnit::Micros.text(f64::from(us));
-            let rtt = format!("Median {}, the smallest {}, of {streams} streams, by TCP_INFO.", micros(rtt), micros(least));
+            let rtt =
+                format!("Median {}, the smallest {}, of {streams} streams, by TCP_INFO.", micros(rtt), micros(least));
             (rtt, format!("Median of a stream {cwnd} segments, of {streams} streams."))
         });
         let (of_rtt, of_cwnd) = medians.unwrap_or_default();
@@ -117,10 +119,8 @@ mod tests {
             ..TcpSample::default()
         };
         let samples = [sample(95, 0, 10, 4), sample(100, 0, 20, 5), sample(100, 1, 40, 7), sample(200, 0, 9, 1)];
-        let expected = [
-            (100, StreamsSample { rtt: (2, 60), cwnd: (2, 12) }),
-            (200, StreamsSample { rtt: (1, 9), cwnd: (1, 1) }),
-        ];
+        let expected =
+            [(100, StreamsSample { rtt: (2, 60), cwnd: (2, 12) }), (200, StreamsSample { rtt: (1, 9), cwnd: (1, 1) })];
         assert_eq!(points(&samples), expected);
         let long = (0..100_000).map(|at| sample(at * 100, 0, 1, 1)).collect::<Vec<_>>();
         assert!(points(&long).len() <= MAX_POINTS + 1);
@@ -135,7 +135,10 @@ mod tests {
         let tcp = &mut document.download.as_mut().unwrap().tcp.sender;
         tcp.push(TcpSample { at_ms: 200, ..tcp[0] });
         let charts = charts(&document);
-        assert_eq!(charts.iter().map(|chart| chart.id.as_str()).collect::<Vec<_>>(), ["tcp-download-download-rtt", "tcp-download-download-cwnd"]);
+        assert_eq!(
+            charts.iter().map(|chart| chart.id.as_str()).collect::<Vec<_>>(),
+            ["tcp-download-download-rtt", "tcp-download-download-cwnd"]
+        );
         assert!(charts[0].summary.contains("Median 24.6 ms, the smallest 12.1 ms"), "{}", charts[0].summary);
     }
 }
