@@ -57,7 +57,8 @@ pub(super) fn all(report: &LineReport) -> Vec<String> {
     }
     if report.directions.iter().any(|direction| direction.unknown_limit > 0) {
         let count = report.directions.iter().map(|direction| direction.unknown_limit).sum();
-        limits.push(format!("What limited {} that count is not known.", counted(count, "rate", "rates")));
+        let rates = counted(count, "rate", "rates");
+        limits.push(format!("It is not known what limited {rates} among those that count."));
     }
     if report.outages.sum(OutageExtent::BeyondGateway).is_some() || report.outages.observed_hours > 0 {
         limits.push(

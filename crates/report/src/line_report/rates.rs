@@ -250,20 +250,20 @@ fn levels(promise: ContractRate, rates: &[LocalRate]) -> Vec<LevelReached> {
     ];
     let level = |(level, bps): (PlanLevel, Option<u64>)| {
         let bps = bps?;
-        let below = || rates.iter().filter(|local| local.rate.line_bps < bps);
+        let below = || rates.iter().filter(move |local| local.rate.line_bps < bps);
         Some(LevelReached { level, bps, reached: rates.len() - below().count(), days_below: days(below()) })
     };
     all.into_iter().filter_map(level).collect()
 }
 
 fn hour_rates(rates: &[LocalRate], hour: i8) -> HourRates {
-    let of_hour = || rates.iter().filter(|local| local.hour == hour);
+    let of_hour = || rates.iter().filter(move |local| local.hour == hour);
     let line = Median::of(of_hour().map(|local| local.rate.line_bps as f64));
     HourRates { hour, count: of_hour().count(), line }
 }
 
 fn part_of_day(rates: &[LocalRate], hours: &Range<i8>) -> PartOfDay {
-    let of_part = || rates.iter().filter(|local| hours.contains(&local.hour));
+    let of_part = || rates.iter().filter(move |local| hours.contains(&local.hour));
     let line = Median::of(of_part().map(|local| local.rate.line_bps as f64));
     PartOfDay { count: of_part().count(), days: days(of_part()), line }
 }

@@ -253,7 +253,7 @@ fn the_limits_of_the_proof_are_those_of_the_runs() {
     }
     let limits = LineReport::of(input(runs)).limits.join("\n");
     for part in
-        ["one other end (attic)", "2 of the 24 hours", "In 1 run the clock", "What limited 1 rate", "not signed"]
+        ["one other end (attic)", "2 of the 24 hours", "In 1 run the clock", "what limited 1 rate among", "not signed"]
     {
         assert!(limits.contains(part), "{part}\n{limits}");
     }
