@@ -112,7 +112,7 @@ pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Res
     let period = ChartPeriod::of_word(visitor.parameter("period"));
     let text = |name| visitor.parameter(name).unwrap_or_default().to_owned();
     let (target, engine) = (text("target"), text("engine"));
-    let wrong = |because: String| Problem::invalid(StatusCode::BAD_REQUEST, &because);
+    let wrong = |because: &str| Problem::invalid(StatusCode::BAD_REQUEST, because);
     let after = visitor.parameter("after").map(str::parse::<PageCursor>).transpose().map_err(wrong)?;
     let query = query(period, &target, &engine, now);
     let charts = charts(appliance, period, &query, now).await?;
