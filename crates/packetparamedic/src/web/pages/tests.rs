@@ -1,7 +1,6 @@
 //! The pages through the whole router: who may see and do what, the headers, and that text from outside stays text.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -362,18 +361,4 @@ async fn a_file_that_applies_marks_its_rows_on_the_page() {
     assert!(pages.get(SOCKET, "/settings/plan").await.text().contains("by a file"));
     pages.post(SOCKET, "/settings/plan", "download=100&upload=40", "").await;
     assert!(!pages.get(SOCKET, "/settings/plan").await.text().contains("by a file"));
-}
-
-#[test]
-fn every_page_extends_the_base() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("templates");
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() || path.ends_with("base.html") {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).unwrap();
-        let is_report = path.file_name().is_some_and(|name| name == "report.html");
-        assert!(is_report || text.starts_with("{% extends \"base.html\" %}"), "{}", path.display());
-    }
 }
