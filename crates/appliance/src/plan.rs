@@ -44,13 +44,13 @@ pub enum PlanError {
     #[error("the name of a plan has 1 to {} printable characters", MAX_NAME_CHARS)]
     Name,
     /// A rate of zero.
-    #[error("the {} of a plan is more than 0 bit/s", word(*.direction))]
+    #[error("the {direction} of a plan is more than 0 bit/s")]
     Zero {
         /// The direction.
         direction: Direction,
     },
     /// Rates that contradict each other.
-    #[error("for the {} the minimum is at most the normal rate, and that at most the promised one", word(*.direction))]
+    #[error("for the {direction} the minimum is at most the normal rate, and that at most the promised one")]
     Order {
         /// The direction.
         direction: Direction,
@@ -85,7 +85,7 @@ impl Plan {
         {
             return Err(PlanError::Name);
         }
-        for direction in [Direction::Download, Direction::Upload] {
+        for direction in Direction::BOTH {
             let rate = self.of(direction);
             let minimum = rate.minimum_bps.unwrap_or(1);
             let normal = rate.normal_bps.unwrap_or(rate.promised_bps);
@@ -122,13 +122,6 @@ impl PromisedRate {
             (_, None) if self.share(measured_bps) < KEPT_SHARE => PlanStanding::BelowPromise,
             _ => PlanStanding::Kept,
         }
-    }
-}
-
-fn word(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Download => "download",
-        Direction::Upload => "upload",
     }
 }
 

@@ -40,7 +40,7 @@ impl MeasuredSpeed {
 /// The sentence about the direction that is furthest below the plan; `None` if none is.
 pub(super) fn fault(result: &ResultSeen) -> Option<LineVerdict> {
     let worst = result.speeds.iter().filter(|speed| speed.badness() > 0).max_by_key(|speed| speed.badness())?;
-    let (promised, name) = (worst.promised?, word(worst.direction));
+    let (promised, name) = (worst.promised?, worst.direction);
     let (tone, below) = match worst.standing()? {
         PlanStanding::BelowMinimum { minimum_bps } => {
             (Tone::Bad, format!("below the minimum of the plan, {}", quantity::rate(minimum_bps)))
@@ -64,7 +64,7 @@ pub(super) fn fault(result: &ResultSeen) -> Option<LineVerdict> {
 
 /// What a result says that is not below the plan, after "the test at …"; `None` if it has no rate.
 pub(super) fn praise(result: &ResultSeen) -> Option<String> {
-    let rates = result.speeds.iter().map(|speed| format!("{} {}", quantity::rate(speed.bps), word(speed.direction)));
+    let rates = result.speeds.iter().map(|speed| format!("{} {}", quantity::rate(speed.bps), speed.direction));
     let rates = rates.collect::<Vec<_>>().join(" and ");
     match &result.speeds[..] {
         [] => None,
@@ -85,12 +85,5 @@ fn excuse(limit: Option<LimitCause>) -> Option<&'static str> {
         LimitCause::LinkRate => Some("the network interface of one end was the limit"),
         LimitCause::Policy => Some("the test asked for no more"),
         LimitCause::OtherTraffic => Some("other traffic used the line at the same time"),
-    }
-}
-
-fn word(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Download => "download",
-        Direction::Upload => "upload",
     }
 }

@@ -214,7 +214,7 @@ mod tests {
     use super::*;
     use crate::cli::failure::{ExitStatus, describe};
 
-    async fn state(folder: &std::path::Path) -> ApiState {
+    pub(super) async fn state(folder: &std::path::Path) -> ApiState {
         let appliance = Appliance::open(folder, describe).unwrap().0;
         let service = appliance.start_service(Retention::default(), false).await.unwrap();
         ApiState {

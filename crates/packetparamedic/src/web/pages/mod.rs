@@ -12,6 +12,8 @@ mod outside_text;
 mod page_time;
 mod settings;
 mod start;
+#[cfg(test)]
+mod tests;
 mod theme;
 mod views;
 mod visitor;
