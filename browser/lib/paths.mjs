@@ -10,5 +10,17 @@ export const SETTINGS = [
   "/settings/about",
 ];
 
+/** The pages that show what was measured. The monitor `gateway` is always there. */
+export const VIEWS_OF_DATA = [
+  "/history",
+  "/history?period=day",
+  "/history?period=all",
+  "/monitors",
+  "/monitors/gateway",
+  "/monitors/gateway?period=day",
+  "/outages",
+  "/report",
+];
+
 /** All pages. */
-export const PATHS = ["/", ...SETTINGS, "/start?step=pair", "/start?step=plan", "/start?step=schedule", "/login", "/no-such-page"];
+export const PATHS = ["/", ...VIEWS_OF_DATA, ...SETTINGS, "/start?step=pair", "/start?step=plan", "/start?step=schedule", "/login", "/no-such-page"];

@@ -26,8 +26,14 @@ use super::super::tests::state;
 use super::assets::AssetPaths;
 
 /// Every page that can be read.
-const PAGES: [&str; 11] = [
+const PAGES: [&str; 17] = [
     "/",
+    "/history",
+    "/history?period=all",
+    "/history?period=day&target=x&engine=tcp",
+    "/monitors",
+    "/outages",
+    "/report",
     "/start",
     "/start?step=plan",
     "/start?step=schedule",
@@ -144,13 +150,15 @@ async fn text_from_outside_is_text_on_every_page() {
     let pages = Pages::new().await;
     let hostile = format!("<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u{202E}\u{1F480}{}", "x".repeat(10_000));
     fill(&pages, &hostile).await;
-    for path in PAGES {
+    let run = format!("/runs/{}", example::full().id);
+    for path in PAGES.into_iter().chain([run.as_str(), "/monitors/gateway", "/history?period=all&target=%3Cb%3E"]) {
         let page = pages.get(SOCKET, path).await;
         assert_eq!(page.status, StatusCode::OK, "{path}: {}", page.text());
         let html = page.text();
         only_own_markup(path, &html);
         assert!(!html.contains("<img src=x") && !html.contains('\u{202E}'), "{path}");
-        assert!(!html.contains(&"x".repeat(1100)), "{path}: text of any length");
+        // The document of a run is shown as it is.
+        assert!(!html.contains(&"x".repeat(1100)) || path == run, "{path}: text of any length");
     }
     let now = pages.get(SOCKET, "/").await.text();
     assert!(now.contains("&#60;script&#62;alert(1)&#60;/script&#62;") && now.contains('\u{1F480}'), "{now}");
@@ -361,4 +369,49 @@ async fn a_file_that_applies_marks_its_rows_on_the_page() {
     assert!(pages.get(SOCKET, "/settings/plan").await.text().contains("by a file"));
     pages.post(SOCKET, "/settings/plan", "download=100&upload=40", "").await;
     assert!(!pages.get(SOCKET, "/settings/plan").await.text().contains("by a file"));
+}
+
+#[tokio::test]
+async fn a_run_has_one_address_and_an_administrator_deletes_it() {
+    let pages = Pages::new().await;
+    let run = example::full();
+    pages.appliance.import_result(&run.to_text().unwrap()).await.unwrap();
+    let path = format!("/runs/{}", run.id);
+    let short = pages.get(SOCKET, &path[..path.len() - 1]).await;
+    assert_eq!((short.status, short.header(LOCATION)), (StatusCode::SEE_OTHER, path.as_str()));
+    let shown = pages.get(SOCKET, &path).await;
+    assert_eq!(shown.status, StatusCode::OK);
+    only_own_markup(&path, &shown.text());
+    assert!(shown.text().contains("Delete this run"));
+    let near = address("127.0.0.1:5000");
+    assert!(!pages.get(near, &path).await.text().contains("Delete this run"));
+    let delete = format!("{path}/delete");
+    let refused = pages.post(near, &delete, "", "").await;
+    assert_eq!((refused.status, refused.header(LOCATION)), (StatusCode::SEE_OTHER, "/login?next=%2F"));
+    let deleted = pages.post(SOCKET, &delete, "", "").await;
+    assert_eq!((deleted.status, deleted.header(LOCATION)), (StatusCode::SEE_OTHER, "/history?done=result-deleted"));
+    assert_eq!(pages.get(SOCKET, &path).await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_report_is_a_file_and_its_preview_may_use_its_own_styles_alone() {
+    let pages = Pages::new().await;
+    fill(&pages, "<script>alert(1)</script>\u{202E}").await;
+    let period = "since=2026-01-01&until=2026-02-28&zone=UTC";
+    let preview = pages.get(SOCKET, &format!("/report/preview?{period}")).await;
+    let policy = preview.header(CONTENT_SECURITY_POLICY);
+    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-") && policy.contains("frame-ancestors 'none'"), "{policy}");
+    let html = preview.text();
+    assert!(html.contains("1 runs on 1 days") || html.contains("runs on"), "{html}");
+    assert!(!html.contains("<script") && !html.contains('\u{202E}'));
+    for (format, kind) in [("html", "text/html; charset=utf-8"), ("csv", "text/csv; charset=utf-8")] {
+        for path in ["/report/file", "/api/v1/report"] {
+            let file = pages.get(SOCKET, &format!("{path}?{period}&format={format}")).await;
+            assert_eq!((file.status, file.header(CONTENT_TYPE)), (StatusCode::OK, kind), "{path}");
+            let disposition = file.header(axum::http::header::CONTENT_DISPOSITION);
+            assert!(disposition.starts_with("attachment; filename=\"line-report-") && disposition.contains(format));
+        }
+    }
+    let wrong = pages.get(SOCKET, "/report/preview?since=yesterday").await;
+    assert!(wrong.status == StatusCode::BAD_REQUEST && wrong.text().contains("since is a day or a time"), "{}", wrong.text());
 }
