@@ -9,8 +9,8 @@ use sqlx::sqlite::SqliteRow;
 use super::runs::{CHOSEN, READING};
 use super::{ApplianceStore, RunQuery, StorageError, natural, strange};
 
-/// The most names of other ends, and of engines, that are listed.
-const MAX_KINDS: i64 = 100;
+/// The latest runs whose other ends and engines are listed.
+const LATEST: i64 = 2_000;
 
 /// A quarter of an hour: every zone begins its hours at one.
 const QUARTER_US: i64 = 900_000_000;
@@ -154,17 +154,16 @@ impl ApplianceStore {
         rows.into_iter().map(quarter).collect()
     }
 
-    /// The names of the other ends of the runs, or their addresses, and their engines, in order.
+    /// The names of the paired reflectors and of the other ends of the latest runs, or their addresses, and the engines of
+    /// these runs, in order.
     pub async fn run_kinds(&self) -> Result<(Vec<String>, Vec<String>), StorageError> {
-        let ends = "SELECT DISTINCT COALESCE(peer, address) FROM runs WHERE COALESCE(peer, address) IS NOT NULL \
-             ORDER BY 1 LIMIT $1";
-        let engines = "SELECT DISTINCT engine FROM runs ORDER BY 1 LIMIT $1";
+        let ends = "SELECT DISTINCT name FROM (SELECT COALESCE(peer, address) AS name FROM runs \
+             ORDER BY started_at_us DESC LIMIT $1) AS latest WHERE name IS NOT NULL \
+             UNION SELECT name FROM reflectors ORDER BY 1";
+        let engines = "SELECT DISTINCT engine FROM (SELECT engine FROM runs ORDER BY started_at_us DESC LIMIT $1) \
+             AS latest ORDER BY 1";
         let list = async |sql: &'static str| {
-            sqlx::query_scalar::<_, String>(sql)
-                .bind(MAX_KINDS)
-                .fetch_all(&self.pool)
-                .await
-                .map_err(self.fault(READING))
+            sqlx::query_scalar::<_, String>(sql).bind(LATEST).fetch_all(&self.pool).await.map_err(self.fault(READING))
         };
         Ok((list(ends).await?, list(engines).await?))
     }
