@@ -1,5 +1,6 @@
 //! Sums over the runs in steps of time, for charts. They read the columns of an index alone, no document.
 
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,6 +12,65 @@ use super::{ApplianceStore, RunQuery, StorageError, natural, strange};
 
 /// The latest runs whose other ends and engines are listed.
 const LATEST: i64 = 2_000;
+
+/// A step is over only so long after its end: a run is saved when it has ended.
+const GRACE_US: i64 = 2 * 3_600_000_000;
+/// For so long sums are kept that another process may have made wrong.
+const KEPT_US: i64 = 600_000_000;
+/// The most queries whose sums are kept.
+const MAX_KEPT: usize = 16;
+
+/// The sums of steps that are over. Sums over years of runs take a second, and a page that stays open asks for them again and
+/// again.
+#[derive(Debug, Default)]
+pub(super) struct SumsCache {
+    kept: Vec<KeptSums>,
+}
+
+/// Kept sums.
+#[derive(Debug)]
+struct KeptSums {
+    key: SumsKey,
+    /// When they were computed.
+    at_us: i64,
+    sums: Vec<RunSums>,
+}
+
+/// Which sums: the begin, the end, the step, the other end, the engine.
+#[derive(Debug, PartialEq, Eq)]
+struct SumsKey {
+    since_us: i64,
+    closed_us: i64,
+    step_us: i64,
+    peer: Option<String>,
+    engine: Option<String>,
+}
+
+impl SumsCache {
+    /// The sums of `key`, if they are not old by `now_us`.
+    fn find(&self, key: &SumsKey, now_us: i64) -> Option<Vec<RunSums>> {
+        let is_fresh = |kept: &&KeptSums| (0..KEPT_US).contains(&now_us.saturating_sub(kept.at_us));
+        self.kept.iter().filter(is_fresh).find(|kept| kept.key == *key).map(|kept| kept.sums.clone())
+    }
+
+    fn add(&mut self, key: SumsKey, at_us: i64, sums: Vec<RunSums>) {
+        self.kept.retain(|kept| kept.key != key);
+        if self.kept.len() >= MAX_KEPT {
+            self.kept.remove(0);
+        }
+        self.kept.push(KeptSums { key, at_us, sums });
+    }
+
+    /// Forgets what a run that began then changes.
+    pub(super) fn forget(&mut self, started_at_us: i64) {
+        self.kept.retain(|kept| kept.key.closed_us <= started_at_us);
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.kept.clear();
+    }
+}
 
 /// A quarter of an hour: every zone begins its hours at one.
 const QUARTER_US: i64 = 900_000_000;
@@ -95,9 +155,43 @@ fn higher(one: &str, other: &str) -> String {
 }
 
 impl ApplianceStore {
-    /// The sums of the runs of a query, in order of time. A step without a run has no row. The order and the limit of the
-    /// query have no effect.
+    /// The sums of the runs of a query, in order of time. The begin of the query is that of its step. A step without a run has
+    /// no row. The order and the limit of the query have no effect.
     pub async fn run_sums(&self, query: &RunQuery, step: Duration) -> Result<Vec<RunSums>, StorageError> {
+        let step_us = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
+        let begin = |us: i64| us.div_euclid(step_us).saturating_mul(step_us);
+        let since_us = query.since.map_or(i64::MIN, |since| begin(since.as_microsecond()));
+        let until_us = query.until.map_or(i64::MAX, Timestamp::as_microsecond);
+        let closed_us = begin(until_us.saturating_sub(GRACE_US));
+        if query.until.is_none() || closed_us <= since_us {
+            return self.sums_between(query, step_us, since_us, until_us).await;
+        }
+        let key = SumsKey { since_us, closed_us, step_us, peer: query.peer.clone(), engine: query.engine.clone() };
+        let kept = self.sums().find(&key, until_us);
+        let mut sums = match kept {
+            Some(sums) => sums,
+            None => {
+                let sums = self.sums_between(query, step_us, since_us, closed_us).await?;
+                self.sums().add(key, until_us, sums.clone());
+                sums
+            }
+        };
+        sums.extend(self.sums_between(query, step_us, closed_us, until_us).await?);
+        Ok(sums)
+    }
+
+    /// The sums that are kept.
+    pub(super) fn sums(&self) -> MutexGuard<'_, SumsCache> {
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn sums_between(
+        &self,
+        query: &RunQuery,
+        step_us: i64,
+        since_us: i64,
+        until_us: i64,
+    ) -> Result<Vec<RunSums>, StorageError> {
         let values = [
             ("download", "download_bps".to_owned()),
             ("upload", "upload_bps".to_owned()),
@@ -110,17 +204,19 @@ impl ApplianceStore {
         // Built from constants alone.
         let columns = values.map(|(name, value)| {
             let value = format!("CAST({value} AS DOUBLE PRECISION)");
-            format!("COUNT({value}) AS {name}_n, SUM({value}) AS {name}_sum, MIN({value}) AS {name}_min, MAX({value}) AS {name}_max")
+            format!(
+                "COUNT({value}) AS {name}_n, SUM({value}) AS {name}_sum, MIN({value}) AS {name}_min, \
+                 MAX({value}) AS {name}_max"
+            )
         });
         let sql = format!(
             "SELECT started_at_us / $5 * $5 AS step, COUNT(*) AS runs, {} FROM runs WHERE {CHOSEN} GROUP BY 1 ORDER BY 1",
             columns.join(", ")
         );
         let fault = || self.fault(READING);
-        let step_us = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(query.since.map_or(i64::MIN, Timestamp::as_microsecond))
-            .bind(query.until.map_or(i64::MAX, Timestamp::as_microsecond))
+            .bind(since_us)
+            .bind(until_us)
             .bind(query.peer.as_deref())
             .bind(query.engine.as_deref())
             .bind(step_us)
@@ -236,6 +332,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn kept_sums_are_those_of_the_runs_whatever_becomes_of_them() {
+        let (_folder, store) = store().await;
+        let at = |hour: i64| {
+            "2026-02-01T00:30:00Z".parse::<Timestamp>().unwrap() + jiff::SignedDuration::from_hours(hour)
+        };
+        let run = |hour| ResultDocument { id: Uuid::now_v7(), started_at: at(hour), ..example::full() };
+        let (first, second) = (run(0), run(1));
+        store.save_run(&first).await.unwrap();
+        store.save_run(&second).await.unwrap();
+        let count = async |until: Timestamp| {
+            let query = RunQuery { since: Some(at(-1)), until: Some(until), ..RunQuery::default() };
+            let sums = store.run_sums(&query, HOUR).await.unwrap();
+            assert!(sums.is_sorted_by_key(|sums| sums.begins_at), "{sums:?}");
+            sums.iter().map(|sums| sums.count).sum::<u64>()
+        };
+        assert_eq!(count(at(10)).await, 2);
+        assert_eq!(store.sums().kept.len(), 1);
+        // In the step that runs; in one that is over; deleted; by another process.
+        store.save_run(&run(9)).await.unwrap();
+        assert_eq!((store.sums().kept.len(), count(at(10)).await), (1, 3));
+        store.save_run(&run(2)).await.unwrap();
+        assert_eq!((store.sums().kept.len(), count(at(10)).await), (0, 4));
+        store.delete_runs(&[first.id.to_string()]).await.unwrap();
+        assert_eq!(count(at(10)).await, 3);
+        sqlx::query("DELETE FROM runs WHERE id = $1").bind(second.id.to_string()).execute(&store.pool).await.unwrap();
+        assert_eq!(count(at(10)).await, 3);
+        assert_eq!(count(at(10) + jiff::SignedDuration::from_mins(11)).await, 2);
+        for number in 0..2 * MAX_KEPT as i64 {
+            count(at(20 + number)).await;
+        }
+        assert_eq!(store.sums().kept.len(), MAX_KEPT);
+    }
+
+    #[tokio::test]
     async fn a_query_chooses_by_target_engine_and_time() {
         let (_folder, store) = store().await;
         let full = example::full();
@@ -250,7 +380,7 @@ mod tests {
         };
         assert_eq!((count(of("ATTIC", "tcp")).await, count(of("attic", "udp")).await), (1, 0));
         assert_eq!(count(of("cellar", "tcp")).await, 0);
-        let later = RunQuery { since: Some(full.finished_at), ..RunQuery::default() };
+        let later = RunQuery { since: full.finished_at.checked_add(HOUR).ok(), ..RunQuery::default() };
         assert_eq!(count(later).await, 0);
         assert_eq!(store.run_kinds().await.unwrap(), (vec!["attic".to_owned()], vec!["tcp".to_owned()]));
     }

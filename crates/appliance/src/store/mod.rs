@@ -22,6 +22,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use paramedic_engines::thread_limit::{self, ThreadLimitReached};
@@ -209,6 +210,7 @@ pub enum StorageError {
 pub struct ApplianceStore {
     pool: SqlitePool,
     path: PathBuf,
+    sums: Arc<Mutex<history::SumsCache>>,
 }
 
 impl ApplianceStore {
@@ -226,7 +228,7 @@ impl ApplianceStore {
         // The check reads the whole file, which is too slow for a short command.
         let database = Database { path: &path, options, pool: pool_options(4), is_checked: false, migrations };
         let pool = database.open().await?;
-        Ok(Self { pool, path })
+        Ok(Self { pool, path, sums: Arc::default() })
     }
 
     /// Opens an existing database for reading and changes nothing in the folder. A change of the returned store fails with
@@ -253,7 +255,7 @@ impl ApplianceStore {
         }
         let pool = pool_options(1).connect_with(reading_options(&path)).await;
         let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
-        Ok(Self { pool, path })
+        Ok(Self { pool, path, sums: Arc::default() })
     }
 
     /// Checks that changes can be made.

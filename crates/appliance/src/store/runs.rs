@@ -190,6 +190,7 @@ impl ApplianceStore {
         .await
         .map(|done| done.rows_affected() > 0)
         .map_err(self.fault("saving the run"))
+        .inspect(|_| self.sums().forget(run.started_at.as_microsecond()))
     }
 
     /// The runs after the position `after`, at most `count`.
@@ -282,6 +283,7 @@ impl ApplianceStore {
                 .map_err(fault())?;
         }
         work.commit().await.map_err(fault())?;
+        self.sums().clear();
         Ok(ids)
     }
 

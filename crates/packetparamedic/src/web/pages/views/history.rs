@@ -3,6 +3,8 @@
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the period")]
 
 use super::super::outside_text::shown;
+use std::time::Duration;
+
 use askama::Template;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -28,6 +30,9 @@ use super::period::ChartPeriod;
 
 /// The runs of a page of the list.
 const LIST_PAGE: u32 = 25;
+
+/// The time of which the week is a mean, at most.
+const WEEKS: Duration = Duration::from_secs(90 * 86_400);
 
 /// The page.
 #[derive(Template)]
@@ -173,7 +178,9 @@ async fn charts(
         }
     };
     let sums = appliance.result_sums(query, period.step(since, now)).await?;
-    let rates = appliance.download_quarters(query).await?;
+    let recent = now.checked_sub(WEEKS).ok();
+    let of_week = RunQuery { since: query.since.max(recent), ..query.clone() };
+    let rates = appliance.download_quarters(&of_week).await?;
     let rates = rates.into_iter().map(|(at, count, sum_bps)| TimedRates { at, count, sum_bps });
     let csv = RunQuery { order: RunOrder::OldestFirst, ..query.clone() };
     let csv = format!("{}{}", super::super::super::access::API, results::export_route(&csv, ExportFormat::Csv));
