@@ -1,5 +1,6 @@
 //! Fills a state folder with three months of a made-up line, for the pictures of the pages: a cable line that is slow in the
-//! evening. `cargo run -p paramedic-appliance --example seed -- FOLDER`
+//! evening. The monitors are of the gateway and of the reflector "attic", which is made up too unless it is paired.
+//! `cargo run -p paramedic-appliance --example seed -- FOLDER`
 
 #![expect(clippy::disallowed_methods, reason = "the made-up data ends now")]
 
@@ -58,12 +59,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let own = appliance.0.endpoint_id()?.to_string();
     let store = ApplianceStore::open(appliance.0.state_dir()).await?;
     let (now, mut dice) = (Timestamp::now(), Dice(7));
-    let attic = EndpointId::from_bytes([9; 32]);
     let paired_at = now.checked_sub(SignedDuration::from_hours(24 * DAYS))?;
-    let reflector =
-        |id, name: &str, address: &str| Ok::<_, Box<dyn Error>>(Reflector { endpoint_id: id, name: name.into(), address: address.parse()?, paired_at });
-    store.add_reflector(&reflector(attic, "attic", "reflector.example.net:4000")?).await?;
-    store.add_reflector(&reflector(EndpointId::from_bytes([8; 32]), "Frankfurt", "198.51.100.7:4000")?).await?;
+    if store.reflectors().await?.is_empty() {
+        let (endpoint_id, address) = (EndpointId::from_bytes([9; 32]), "203.0.113.7:4000".parse()?);
+        store.add_reflector(&Reflector { endpoint_id, name: "attic".into(), address, paired_at }).await?;
+    }
     let rate = |promised: u64, normal: u64, minimum: u64| PromisedRate {
         promised_bps: promised * 1_000_000,
         normal_bps: Some(normal * 1_000_000),
