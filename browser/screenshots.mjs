@@ -18,13 +18,13 @@ if (!["--docs", "--all"].includes(kind) || !folder) {
   process.exit(2);
 }
 await mkdir(folder, { recursive: true });
-const bench = await Bench.start({
-  PACKETPARAMEDIC_STATE_DIR: process.env.SEEDED,
-  // The made-up monitors have their data; the service adds no others.
-  PACKETPARAMEDIC_DEFAULT_MONITORS: "false",
-});
+const bench = await Bench.prepare();
 const browser = await launch();
 try {
+  // A real reflector, so that the monitor of it measures.
+  await bench.pair("attic");
+  await bench.output(bench.spawnPath("seed", process.env.SEED, [bench.env.PACKETPARAMEDIC_STATE_DIR]));
+  await bench.serve();
   if (kind === "--docs") {
     for (const { file, path, view, colorScheme } of DOCS) {
       const { page } = await open(browser, bench.url, { viewport: view, colorScheme });

@@ -14,7 +14,7 @@ class Program {
   constructor(name, command, args, env) {
     this.name = name;
     this.log = "";
-    this.child = spawn(join(bin, command), args, { env, stdio: ["ignore", "pipe", "pipe"] });
+    this.child = spawn(command, args, { env, stdio: ["ignore", "pipe", "pipe"] });
     this.child.stderr.on("data", (text) => (this.log += text));
     this.lines = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
     this.ended = new Promise((resolve) => this.child.on("exit", resolve));
@@ -42,7 +42,15 @@ class Program {
 
 /** The programs of a test, with everything that they need. */
 export class Bench {
+  /** Starts the service with these settings beside those of every test; `password: null` leaves the password unset. */
   static async start(settings = {}) {
+    const bench = await Bench.prepare(settings);
+    await bench.serve();
+    return bench;
+  }
+
+  /** Everything but the service. */
+  static async prepare(settings = {}) {
     const bench = new Bench();
     bench.folder = await mkdtemp(join(tmpdir(), "pages-"));
     const folder = (name) => join(bench.folder, name);
@@ -57,6 +65,8 @@ export class Bench {
       PACKETPARAMEDIC_LISTEN: "127.0.0.1:0",
       // Long enough to be watched, short enough for a gate.
       PACKETPARAMEDIC_DURATION: "2s",
+      // A test probes nothing outside of loopback.
+      PACKETPARAMEDIC_DEFAULT_MONITORS: "false",
       PACKETPARAMEDIC_NAME: "the appliance",
       ...settings,
     };
@@ -66,13 +76,21 @@ export class Bench {
     }
     delete bench.env.password;
     bench.programs = [];
-    bench.service = bench.spawn("the service", "packetparamedic", ["serve"]);
-    [, bench.url] = await bench.service.line(/serving on (http\S+)/);
     return bench;
   }
 
+  /** Starts the service. */
+  async serve() {
+    this.service = this.spawn("the service", "packetparamedic", ["serve"]);
+    [, this.url] = await this.service.line(/serving on (http\S+)/);
+  }
+
   spawn(name, command, args) {
-    const program = new Program(name, command, args, this.env);
+    return this.spawnPath(name, join(bin, command), args);
+  }
+
+  spawnPath(name, path, args) {
+    const program = new Program(name, path, args, this.env);
     this.programs.push(program);
     return program;
   }
@@ -92,14 +110,18 @@ export class Bench {
 
   /** What a command of the appliance prints. */
   async command(...args) {
-    const program = this.spawn(args[0], "packetparamedic", args);
+    return this.output(this.spawn(args[0], "packetparamedic", args));
+  }
+
+  /** What a program prints until it ends. */
+  async output(program) {
     let text = "";
     for (let next = await program.lines.next(); !next.done; next = await program.lines.next()) {
       text += `${next.value}\n`;
     }
     const exit = await program.ended;
     if (exit !== 0) {
-      throw new Error(`${args.join(" ")}: exit ${exit}: ${program.log}`);
+      throw new Error(`${program.name}: exit ${exit}: ${program.log}`);
     }
     return text;
   }

@@ -14,6 +14,7 @@ before(async () => {
   await bench.pair("<img src=x onerror=alert(1)>");
   await bench.command("plan", "set", "--download", "1G", "--upload", "1G", "--name", "<script>alert(2)</script>");
   await bench.command("schedule", "add", "--name", "nightly", "--cron", "30 3 * * *", "--yes");
+  await bench.command("monitor", "add", "host:127.0.0.1", "--name", "own");
   await bench.command("speed-test", "-t", "1", "--idle", "1", "--json");
 });
 

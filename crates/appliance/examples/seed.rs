@@ -1,10 +1,14 @@
 //! Fills a state folder with three months of a made-up line, for the pictures of the pages: a cable line that is slow in the
-//! evening. `cargo run -p paramedic-appliance --example seed -- FOLDER`
+//! evening. The monitors are of the gateway and of the reflector "attic", which is made up too unless it is paired.
+//! `cargo run -p paramedic-appliance --example seed -- FOLDER [--many COUNT]`
+//!
+//! `--many` adds so many short results of the two years before, and two years of monitor hours, to measure how long the pages
+//! take.
 
 #![expect(clippy::disallowed_methods, reason = "the made-up data ends now")]
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +24,8 @@ use paramedic_report::document::{
     Bufferbloat, ErrorBody, Interval, LatencyInterval, LatencyResult, QueueByDirection, QueueSide, ResultDocument,
     RttSpread, ThroughputResult, Validity, example,
 };
+use sqlx::ConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
 use uuid::Uuid;
 
 /// The days of results.
@@ -58,12 +64,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let own = appliance.0.endpoint_id()?.to_string();
     let store = ApplianceStore::open(appliance.0.state_dir()).await?;
     let (now, mut dice) = (Timestamp::now(), Dice(7));
-    let attic = EndpointId::from_bytes([9; 32]);
     let paired_at = now.checked_sub(SignedDuration::from_hours(24 * DAYS))?;
-    let reflector =
-        |id, name: &str, address: &str| Ok::<_, Box<dyn Error>>(Reflector { endpoint_id: id, name: name.into(), address: address.parse()?, paired_at });
-    store.add_reflector(&reflector(attic, "attic", "reflector.example.net:4000")?).await?;
-    store.add_reflector(&reflector(EndpointId::from_bytes([8; 32]), "Frankfurt", "198.51.100.7:4000")?).await?;
+    if store.reflectors().await?.is_empty() {
+        let (endpoint_id, address) = (EndpointId::from_bytes([9; 32]), "203.0.113.7:4000".parse()?);
+        store.add_reflector(&Reflector { endpoint_id, name: "attic".into(), address, paired_at }).await?;
+    }
     let rate = |promised: u64, normal: u64, minimum: u64| PromisedRate {
         promised_bps: promised * 1_000_000,
         normal_bps: Some(normal * 1_000_000),
@@ -74,7 +79,56 @@ async fn main() -> Result<(), Box<dyn Error>> {
     results(&store, now, &mut dice).await?;
     monitors(&store, &own, now, &mut dice).await?;
     store.close().await;
+    if let Some(count) = many()? {
+        add_many(&appliance.0.state_dir().join(paramedic_appliance::store::FILE), count).await?;
+    }
     appliance.0.close().await;
+    Ok(())
+}
+
+/// The count of `--many`.
+fn many() -> Result<Option<i64>, Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(2);
+    match (arguments.next().as_deref(), arguments.next()) {
+        (None, _) => Ok(None),
+        (Some("--many"), Some(count)) => Ok(Some(count.parse()?)),
+        _ => Err("usage: seed FOLDER [--many COUNT]".into()),
+    }
+}
+
+/// Copies the oldest result and the oldest hour of the monitors again and again, each earlier than the one before.
+async fn add_many(file: &Path, count: i64) -> Result<(), Box<dyn Error>> {
+    let mut database = SqliteConnectOptions::new().filename(file).connect().await?;
+    let columns: Vec<String> =
+        sqlx::query_scalar("SELECT name FROM pragma_table_info('runs')").fetch_all(&mut database).await?;
+    // Two years, with so many results.
+    let step_us = 2 * 365 * 86_400_000_000 / count.max(1);
+    let values = columns.iter().map(|column| match column.as_str() {
+        "id" => "printf('01900000-0000-7000-8000-%012x', n)".to_owned(),
+        "started_at_us" => format!("started_at_us - n * {step_us}"),
+        "has_series" => "FALSE".to_owned(),
+        // What a page reads of it is in the other columns.
+        "document" => "substr(document, 1, 1000)".to_owned(),
+        other => other.to_owned(),
+    });
+    let values = values.collect::<Vec<_>>().join(", ");
+    let columns = columns.join(", ");
+    let numbers = |count: i64| {
+        format!("WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count})")
+    };
+    let runs = format!(
+        "INSERT INTO runs ({columns}) {} SELECT {values} FROM numbers, (SELECT * FROM runs ORDER BY started_at_us LIMIT 1)",
+        numbers(count)
+    );
+    let hours = format!(
+        "INSERT OR IGNORE INTO monitor_rows {} SELECT span, minute - n * 60, monitor, count, lost, under_load, min_us, \
+         max_us, round_trips FROM numbers, (SELECT * FROM monitor_rows WHERE span = 60 AND minute = \
+         (SELECT MIN(minute) FROM monitor_rows WHERE span = 60))",
+        numbers(2 * 365 * 24)
+    );
+    for sql in [runs, hours] {
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut database).await?;
+    }
     Ok(())
 }
 
