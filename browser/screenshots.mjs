@@ -9,6 +9,8 @@ import { Bench, PASSWORD } from "./lib/service.mjs";
 /** The pictures of the documentation: file, path, size, colours. */
 const DOCS = [
   { file: "now.png", path: "/", view: { width: 1280, height: 900 }, colorScheme: "light" },
+  { file: "history.png", path: "/history?period=month", view: { width: 1280, height: 900 }, colorScheme: "light" },
+  { file: "report.png", path: "/report/preview", view: { width: 1280, height: 900 }, colorScheme: "light" },
   { file: "now-phone.png", path: "/", view: { width: 390, height: 844 }, colorScheme: "dark" },
 ];
 
