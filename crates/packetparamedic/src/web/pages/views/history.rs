@@ -74,8 +74,8 @@ impl HistoryPage {
         us.map_or_else(|| "–".to_owned(), quantity::micros)
     }
 
-    fn loaded(&self, run: &RunSummary) -> Option<u64> {
-        run.rtt_download_us.max(run.rtt_upload_us)
+    fn loaded(&self, run: &RunSummary) -> String {
+        self.micros(&run.rtt_download_us.max(run.rtt_upload_us))
     }
 
     /// What became of a run.
