@@ -11,6 +11,7 @@ use super::failure::{CommandFailure, ExitStatus};
 use super::moment::{Moment, moment};
 use super::values::rate;
 use crate::report_file::{ReportFormat, report_text};
+use crate::web::client::ChunkReader;
 use crate::web::report::{PlanRates, ReportQuery, ReportTime, report_route};
 
 #[derive(clap::Args)]
@@ -84,15 +85,15 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Com
         plan: args.plan.rates(),
     };
     let text = match context.service().await? {
-        Some(service) => service.get_text(&report_route(&query)).await?,
+        Some(service) => whole(&mut service.chunks(&report_route(&query)).await?).await?,
         None => {
             let request = query.request().map_err(invalid)?;
             let report = context.appliance()?.line_report(request).await?;
-            report_text(&report, args.format).map_err(invalid)?
+            report_text(&report, args.format).map_err(invalid)?.into_bytes()
         }
     };
     match args.output {
-        None => context.output.script(text.as_bytes())?,
+        None => context.output.script(&text)?,
         Some(file) => {
             fs::write(&file, text).map_err(|error| {
                 let what = format!("cannot write the report {}", file.display());
@@ -103,6 +104,15 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Com
         }
     }
     Ok(ExitStatus::Done)
+}
+
+/// An answer of the service, which takes its time for a long period.
+async fn whole(chunks: &mut ChunkReader) -> Result<Vec<u8>, CommandFailure> {
+    let mut whole = Vec::new();
+    while let Some(chunk) = chunks.next().await? {
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole)
 }
 
 fn invalid(because: impl std::fmt::Display) -> CommandFailure {
