@@ -5,6 +5,7 @@ mod axis;
 mod line;
 mod sparkline;
 
+use paramedic_link::PeerText;
 use paramedic_link::test_spec::{Direction, Load};
 
 use crate::document::{LatencyInterval, ResultDocument};
@@ -26,6 +27,8 @@ const GAP: f64 = 44.0;
 const BOTTOM: f64 = 48.0;
 /// A curve has at most this many points in each phase: more would not be visible.
 const MAX_POINTS: usize = 400;
+/// The longest name of another end in the title, in characters.
+const MAX_NAME_CHARS: usize = 60;
 
 const STYLE: &str = "
   .page { fill: #ffffff; }
@@ -98,7 +101,8 @@ fn draw(document: &ResultDocument, is_file: bool) -> Result<String, NothingToPlo
 }
 
 fn title(document: &ResultDocument) -> String {
-    let other_end = document.other_end().map(|name| format!(" to {name}")).unwrap_or_default();
+    let other_end = document.other_end().map(|name| format!(" to {}", PeerText::harmless(name, MAX_NAME_CHARS)));
+    let other_end = other_end.unwrap_or_default();
     let started = document.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
     format!("Connection{other_end}, {started} UTC")
 }

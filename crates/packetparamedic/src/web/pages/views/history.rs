@@ -85,7 +85,7 @@ impl HistoryPage {
                 .bufferbloat_download
                 .max(run.bufferbloat_upload)
                 .map_or_else(|| "complete".to_owned(), |grade| format!("grade {grade}")),
-            (false, Some(error)) => error.code.clone(),
+            (false, Some(error)) => shown(&error.code),
             (false, None) => "incomplete".to_owned(),
         }
     }
@@ -125,7 +125,10 @@ pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Res
     let has_older = runs.len() > LIST_PAGE as usize;
     runs.truncate(LIST_PAGE as usize);
     let last = runs.last().filter(|_| has_older).map(|run| PageCursor { at: run.started_at, id: run.id });
-    let (targets, engines) = appliance.result_kinds().await?;
+    let (mut targets, mut engines) = appliance.result_kinds().await?;
+    // A name that is not shown as it is cannot be chosen from a list.
+    targets.retain(|name| shown(name) == *name);
+    engines.retain(|name| shown(name) == *name);
     let outages = outages_between(appliance, charts.since, now).await?;
     let heat = HeatMap::of(&charts.rates, &TimeZone::system());
     Ok(page(&HistoryPage {
