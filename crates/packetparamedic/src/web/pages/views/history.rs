@@ -2,7 +2,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the period")]
 
-use super::super::outside_text::shown;
 use std::time::Duration;
 
 use askama::Template;
@@ -21,6 +20,7 @@ use super::super::super::extract::encoded;
 use super::super::super::problem::Problem;
 use super::super::super::results;
 use super::super::layout::{Layout, Section, page};
+use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 use super::chart::{Chart, ChartColumn, ChartPosition, ChartUnit, ColumnForm};

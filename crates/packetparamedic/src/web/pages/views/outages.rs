@@ -1,6 +1,5 @@
 //! Outages in pages: the list of a time, and the page of all of them.
 
-use super::super::outside_text::shown;
 use askama::Template;
 use askama::filters::HtmlSafe;
 use axum::extract::State;
@@ -16,6 +15,7 @@ use super::super::super::ApiState;
 use super::super::super::extract::encoded;
 use super::super::super::problem::Problem;
 use super::super::layout::{Layout, Section, page};
+use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 
