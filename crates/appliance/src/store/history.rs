@@ -347,13 +347,14 @@ mod tests {
             assert!(sums.is_sorted_by_key(|sums| sums.begins_at), "{sums:?}");
             sums.iter().map(|sums| sums.count).sum::<u64>()
         };
+        let kept = || store.sums().kept.len();
         assert_eq!(count(at(10)).await, 2);
-        assert_eq!(store.sums().kept.len(), 1);
+        assert_eq!(kept(), 1);
         // In the step that runs; in one that is over; deleted; by another process.
         store.save_run(&run(9)).await.unwrap();
-        assert_eq!((store.sums().kept.len(), count(at(10)).await), (1, 3));
+        assert_eq!((kept(), count(at(10)).await), (1, 3));
         store.save_run(&run(2)).await.unwrap();
-        assert_eq!((store.sums().kept.len(), count(at(10)).await), (0, 4));
+        assert_eq!((kept(), count(at(10)).await), (0, 4));
         store.delete_runs(&[first.id.to_string()]).await.unwrap();
         assert_eq!(count(at(10)).await, 3);
         sqlx::query("DELETE FROM runs WHERE id = $1").bind(second.id.to_string()).execute(&store.pool).await.unwrap();
@@ -362,7 +363,7 @@ mod tests {
         for number in 0..2 * MAX_KEPT as i64 {
             count(at(20 + number)).await;
         }
-        assert_eq!(store.sums().kept.len(), MAX_KEPT);
+        assert_eq!(kept(), MAX_KEPT);
     }
 
     #[tokio::test]
