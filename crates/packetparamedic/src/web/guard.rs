@@ -106,7 +106,12 @@ impl AccessGuard {
         let (response, client) = match source {
             Some(RequestSource::User { uid }) => {
                 let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
-                request.extensions_mut().insert(Caller { client, is_https: false, login: None, scope: Some(AccessScope::Admin) });
+                request.extensions_mut().insert(Caller {
+                    client,
+                    is_https: false,
+                    login: None,
+                    scope: Some(AccessScope::Admin),
+                });
                 (next.run(request).await, format!("user {uid}"))
             }
             Some(RequestSource::Address { peer, local, is_tls }) => {

@@ -13,7 +13,6 @@ use super::super::page_time::PageTime;
 
 /// The last result.
 pub(in super::super) struct LastView {
-    pub(in super::super) path: String,
     pub(in super::super) at: PageTime,
     pub(in super::super) other_end: String,
     pub(in super::super) sentence: String,
@@ -63,14 +62,10 @@ impl LastView {
             (Load::Download, Direction::Download, "Download", "download"),
             (Load::Upload, Direction::Upload, "Upload", "upload"),
         ];
-        let loaded = [
-            (Load::Download, "under a download"),
-            (Load::Upload, "under an upload"),
-            (Load::Bidir, "under both"),
-        ];
+        let loaded =
+            [(Load::Download, "under a download"), (Load::Upload, "under an upload"), (Load::Bidir, "under both")];
         let median = |load| document.latency.of(load).and_then(|latency| latency.median_us());
         Self {
-            path: format!("/runs/{}", document.id),
             at: PageTime::full(document.started_at),
             other_end: shown(document.other_end().unwrap_or("an unknown host")),
             sentence: shown_long(&conclusion::conclude(&Observations::of(document)).1),

@@ -129,8 +129,7 @@ pub(super) async fn cancel(
     ApiPath(id): ApiPath<uuid::Uuid>,
 ) -> Result<Response, Problem> {
     let is_of_schedule = state.live.all().iter().any(|run| run.id == id && run.schedule.is_some());
-    let is_cancelled =
-        if is_of_schedule { schedules::cancel_run(&state) } else { test_runs::cancel_test(&state, id) };
+    let is_cancelled = if is_of_schedule { schedules::cancel_run(&state) } else { test_runs::cancel_test(&state, id) };
     Ok(done(PATH, if is_cancelled { Notice::TestCancelled } else { Notice::NothingToCancel }))
 }
 
