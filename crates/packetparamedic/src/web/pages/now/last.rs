@@ -8,7 +8,7 @@ use paramedic_report::document::{QueueSide, ResultDocument};
 use paramedic_report::quantity;
 use paramedic_report::stats::Grade;
 
-use super::super::outside_text::shown;
+use super::super::outside_text::{sentence, shown};
 use super::super::page_time::PageTime;
 
 /// The last result.
@@ -68,7 +68,7 @@ impl LastView {
         Self {
             at: PageTime::full(document.started_at),
             other_end: shown(document.other_end().unwrap_or("an unknown host")),
-            sentence: shown_long(&conclusion::conclude(&Observations::of(document)).1),
+            sentence: sentence(&conclusion::conclude(&Observations::of(document)).1),
             rates: rates.into_iter().filter_map(rate).collect(),
             idle: median(Load::Idle).map(|us| FigureView::of(&quantity::micros(us))),
             loaded: loaded
@@ -94,11 +94,6 @@ impl FigureView {
         let (number, unit) = text.split_once(' ').unwrap_or((text, ""));
         Self { number: number.to_owned(), unit: unit.to_owned() }
     }
-}
-
-/// A sentence about a result. Its only text from outside is a name, which is bounded.
-fn shown_long(sentence: &str) -> String {
-    paramedic_link::PeerText::harmless(sentence, 1000)
 }
 
 /// The class of the style sheet for a grade.
