@@ -273,8 +273,7 @@ async fn monitors(store: &ApplianceStore, own: &str, now: Timestamp, dice: &mut 
             _ => (names(&["attic"]), names(&["gateway"])),
         };
         let id = Uuid::now_v7();
-        let outage =
-            StoredOutage { id, began_at, ended_at: Some(ended_at), end_known: true, scope, failed, reachable };
+        let outage = StoredOutage { id, began_at, ended_at: Some(ended_at), end_known: true, scope, failed, reachable };
         store.save_outage(own, &outage).await?;
     }
     Ok(())

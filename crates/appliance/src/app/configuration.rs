@@ -15,9 +15,7 @@ use super::Appliance;
 use crate::error::ApplianceError;
 use crate::plan::Plan;
 use crate::schedule::Schedule;
-use crate::store::{
-    ConfigurationWrite, PlanWrite, Reflector, ScheduleWrite, StorageError, StoredPlan, StoredSchedule,
-};
+use crate::store::{ConfigurationWrite, PlanWrite, Reflector, ScheduleWrite, StorageError, StoredPlan, StoredSchedule};
 
 /// What a configuration file describes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -12,7 +12,9 @@ use paramedic_report::summary::RunSummary;
 use super::monitors::{MonitorActivity, MonitorOverview, minute_of};
 use super::service::Service;
 use crate::error::ApplianceError;
-use crate::line_verdict::{self, FailedTest, LineObservations, LineVerdict, MeasuredSpeed, MonitorLoss, OutageSeen, ResultSeen};
+use crate::line_verdict::{
+    self, FailedTest, LineObservations, LineVerdict, MeasuredSpeed, MonitorLoss, OutageSeen, ResultSeen,
+};
 use crate::monitor::MonitorTarget;
 use crate::monitor::series::DAY;
 use crate::plan::Plan;

@@ -58,7 +58,8 @@ fn cases() -> Vec<(&'static str, LineObservations, Tone, &'static str)> {
     let bare = promise(100, None, None);
     let failure = Some(FailedTest { at: at(-5), what: "cannot reach reflector at 203.0.113.7:4000".to_owned() });
     let kept = || result(-60, &[down(95, plan), up(96, plan)]);
-    let bloated = |load, grade, ms| result(-60, &[]).map(|seen| ResultSeen { worst_load: Some((load, grade, ms)), ..seen });
+    let bloated =
+        |load, grade, ms| result(-60, &[]).map(|seen| ResultSeen { worst_load: Some((load, grade, ms)), ..seen });
     let excused = |limit| result(-60, &[speed(Direction::Download, 40, plan, limit)]);
     vec![
         ("nothing", nothing(), Tone::Plain, "Nothing has been measured yet."),
@@ -103,7 +104,11 @@ fn cases() -> Vec<(&'static str, LineObservations, Tone, &'static str)> {
         ),
         (
             "a little loss",
-            LineObservations { monitors: vec![monitor("attic", 900, 2)], result: result(-60, &[down(95, None)]), ..nothing() },
+            LineObservations {
+                monitors: vec![monitor("attic", 900, 2)],
+                result: result(-60, &[down(95, None)]),
+                ..nothing()
+            },
             Tone::Good,
             "Good: only 0.22 % of the probes were lost in the last 15 minutes, and the test at 11:00 measured 95.0 Mbit/s download.",
         ),
@@ -127,7 +132,11 @@ fn cases() -> Vec<(&'static str, LineObservations, Tone, &'static str)> {
         ),
         (
             "nothing answers",
-            LineObservations { outage: outage(OutageScope::Everything, &["gateway", "attic"], None), result: kept(), ..nothing() },
+            LineObservations {
+                outage: outage(OutageScope::Everything, &["gateway", "attic"], None),
+                result: kept(),
+                ..nothing()
+            },
             Tone::Bad,
             "Nothing answers, not even the gateway, since 11:30.",
         ),
@@ -163,7 +172,12 @@ fn cases() -> Vec<(&'static str, LineObservations, Tone, &'static str)> {
         ),
         (
             "an outage has just ended",
-            LineObservations { outage: outage(OutageScope::BeyondGateway, &["attic"], Some(-26)), monitors: clean(), result: kept(), ..nothing() },
+            LineObservations {
+                outage: outage(OutageScope::BeyondGateway, &["attic"], Some(-26)),
+                monitors: clean(),
+                result: kept(),
+                ..nothing()
+            },
             Tone::Fair,
             "The line answers again since 11:34, after an outage of 4 min 0 s.",
         ),
@@ -176,8 +190,11 @@ fn cases() -> Vec<(&'static str, LineObservations, Tone, &'static str)> {
         (
             "an outage ended long ago",
             LineObservations {
-                outage: outage(OutageScope::BeyondGateway, &["attic"], Some(-26))
-                    .map(|old| OutageSeen { began: at(-200), ended: Some(at(-100)), ..old }),
+                outage: outage(OutageScope::BeyondGateway, &["attic"], Some(-26)).map(|old| OutageSeen {
+                    began: at(-200),
+                    ended: Some(at(-100)),
+                    ..old
+                }),
                 monitors: clean(),
                 result: kept(),
                 ..nothing()
@@ -187,7 +204,11 @@ fn cases() -> Vec<(&'static str, LineObservations, Tone, &'static str)> {
         ),
         (
             "loss beyond the gateway",
-            LineObservations { monitors: vec![monitor("gateway", 900, 0), monitor("attic", 900, 60)], result: kept(), ..nothing() },
+            LineObservations {
+                monitors: vec![monitor("gateway", 900, 0), monitor("attic", 900, 60)],
+                result: kept(),
+                ..nothing()
+            },
             Tone::Bad,
             "6.7 % of the probes to attic were lost in the last 15 minutes, but none of those to the gateway: the loss is beyond it.",
         ),

@@ -221,7 +221,8 @@ fn recovered(outage: &OutageSeen, now: Timestamp) -> Option<LineVerdict> {
 
 fn failed_test(failure: &FailedTest, monitors: &[MonitorLoss]) -> LineVerdict {
     let what = failure.what.trim_end_matches('.');
-    let mut sentence = Sentence::default().text("The last test, at ").time(failure.at).text(format!(", failed: {what}"));
+    let mut sentence =
+        Sentence::default().text("The last test, at ").time(failure.at).text(format!(", failed: {what}"));
     if monitors.iter().any(|monitor| !monitor.is_gateway && monitor.is_clean()) {
         sentence = sentence.text("; the monitors lost no probe in the last 15 minutes");
     }

@@ -44,7 +44,8 @@ impl ApplianceStore {
         .fetch_all(&self.pool)
         .await
         .map_err(self.fault("reading what the monitors measured"))?;
-        let sum = |(number, minute, count, lost)| LossSum { number, minute, count: natural(count), lost: natural(lost) };
+        let sum =
+            |(number, minute, count, lost)| LossSum { number, minute, count: natural(count), lost: natural(lost) };
         Ok(rows.into_iter().map(sum).collect())
     }
 }
@@ -67,7 +68,8 @@ mod tests {
         for (started_at, data_used_bytes) in
             [("2026-01-31T23:59:59Z", 5), ("2026-02-01T00:00:00Z", 7), ("2026-02-02T00:00:00Z", 9)]
         {
-            let run = ResultDocument { id: Uuid::now_v7(), started_at: at(started_at), data_used_bytes, ..example::bare() };
+            let run =
+                ResultDocument { id: Uuid::now_v7(), started_at: at(started_at), data_used_bytes, ..example::bare() };
             store.save_run(&run).await.unwrap();
         }
         assert_eq!(store.data_used_since(at("2026-02-01T00:00:00Z")).await.unwrap(), 16);
@@ -82,7 +84,8 @@ mod tests {
             let tally = ProbeTally { count: 60, lost, ..ProbeTally::default() };
             MonitorMinute { number, minute: begin + minute, tally }
         };
-        let minutes = [minute(1, -1, 9), minute(1, 0, 1), minute(1, 14, 2), minute(2, 14, 0), minute(1, 15, 3), minute(1, 30, 9)];
+        let minutes =
+            [minute(1, -1, 9), minute(1, 0, 1), minute(1, 14, 2), minute(2, 14, 0), minute(1, 15, 3), minute(1, 30, 9)];
         store.save_minutes(&minutes, begin + 31).await.unwrap();
         let sums = store.monitor_losses(begin, begin + 30, 15).await.unwrap();
         let sum = |number, step, count, lost| LossSum { number, minute: begin + step, count, lost };

@@ -169,7 +169,8 @@
       for (const name of names) {
         source.addEventListener(name, note);
       }
-      // What happened while no connection was open.
+      // What happened while no connection was open: a test may have ended since the page was made.
+      source.addEventListener("open", refresh);
       source.addEventListener("error", () => setTimeout(refresh, 3000));
     } else if (!wanted && source) {
       source.close();

@@ -106,7 +106,12 @@ impl AccessGuard {
         let (response, client) = match source {
             Some(RequestSource::User { uid }) => {
                 let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
-                request.extensions_mut().insert(Caller { client, is_https: false, login: None, scope: Some(AccessScope::Admin) });
+                request.extensions_mut().insert(Caller {
+                    client,
+                    is_https: false,
+                    login: None,
+                    scope: Some(AccessScope::Admin),
+                });
                 (next.run(request).await, format!("user {uid}"))
             }
             Some(RequestSource::Address { peer, local, is_tls }) => {
@@ -305,6 +310,10 @@ impl hyper::body::Body for RevocableBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        // A client that ends its own login reads the end of the answer, not a failure.
+        if self.body.is_end_stream() {
+            return Poll::Ready(None);
+        }
         match self.end.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Some(Err(axum::Error::new("the token or the login was removed")))),
             Poll::Pending => Pin::new(&mut self.body).poll_frame(context),

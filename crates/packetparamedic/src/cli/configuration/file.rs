@@ -294,7 +294,8 @@ mod tests {
 
     #[test]
     fn a_plan_is_printed_and_read_back() {
-        let read = parse("[plan]\nname = \"Fibre\"\ndownload = \"250M\"\nupload = 40000000\nupload_minimum = \"1M\"\n").unwrap();
+        let read = parse("[plan]\nname = \"Fibre\"\ndownload = \"250M\"\nupload = 40000000\nupload_minimum = \"1M\"\n")
+            .unwrap();
         let plan = read.plan.clone().unwrap();
         assert_eq!((plan.name.as_deref(), plan.download.promised_bps), (Some("Fibre"), 250_000_000));
         assert_eq!((plan.upload.minimum_bps, plan.upload.normal_bps), (Some(1_000_000), None));

@@ -178,7 +178,8 @@ pub(super) fn page_with(status: StatusCode, template: &impl Template) -> Respons
 
 /// Leads to another page of this service after a change: its address has the notice.
 pub(super) fn done(path: &str, notice: Notice) -> Response {
-    let (path, fragment) = path.split_once('#').map_or((path, String::new()), |(path, part)| (path, format!("#{part}")));
+    let (path, fragment) =
+        path.split_once('#').map_or((path, String::new()), |(path, part)| (path, format!("#{part}")));
     let separator = if path.contains('?') { '&' } else { '?' };
     see_other(&format!("{path}{separator}{}={}{fragment}", Notice::PARAMETER, notice.word()))
 }
@@ -198,7 +199,9 @@ mod tests {
         for path in ["/", "/settings", "/runs/1?points=3", "/a/b%20c"] {
             assert_eq!(own_path(path), Some(path));
         }
-        for wrong in ["", "settings", "//evil.example", "/\\evil.example", "https://evil.example/", "/a\nb", "/a b", "/é"] {
+        for wrong in
+            ["", "settings", "//evil.example", "/\\evil.example", "https://evil.example/", "/a\nb", "/a b", "/é"]
+        {
             assert_eq!(own_path(wrong), None, "{wrong:?}");
         }
     }

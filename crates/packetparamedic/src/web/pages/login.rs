@@ -3,8 +3,8 @@
 use askama::Template;
 use axum::Extension;
 use axum::extract::State;
-use axum::http::header::{HeaderName, HeaderValue, SET_COOKIE};
 use axum::http::StatusCode;
+use axum::http::header::{HeaderName, HeaderValue, SET_COOKIE};
 use axum::response::{AppendHeaders, IntoResponse, Response};
 use paramedic_appliance::ApplianceError;
 use zeroize::Zeroizing;
@@ -58,7 +58,10 @@ pub(super) async fn log_in(
         Err(problem) if problem.status() < 500 => {
             let has_password = state.service.appliance().has_password().await?;
             let error = Some(format!("{}: {}.", problem.body().what, problem.body().because));
-            Ok(page_with(problem.status_code(), &LoginPage { layout: layout(&visitor, "Log in"), has_password, next, error }))
+            Ok(page_with(
+                problem.status_code(),
+                &LoginPage { layout: layout(&visitor, "Log in"), has_password, next, error },
+            ))
         }
         Err(problem) => Err(problem),
     }

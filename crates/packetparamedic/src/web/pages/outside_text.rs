@@ -5,6 +5,8 @@ use paramedic_link::PeerText;
 
 /// The longest text, in characters.
 const LONGEST: usize = 200;
+/// The longest sentence, in characters.
+const LONGEST_SENTENCE: usize = 1000;
 
 /// The text without control and formatting characters, such as a right-to-left override; cut if it is long.
 pub(super) fn shown(text: &str) -> String {
@@ -13,6 +15,11 @@ pub(super) fn shown(text: &str) -> String {
         Some((end, _)) => format!("{}…", clean.get(..end).unwrap_or_default().trim_end()),
         None => clean,
     }
+}
+
+/// A sentence that has text from outside in it, such as a name.
+pub(super) fn sentence(text: &str) -> String {
+    PeerText::harmless(text, LONGEST_SENTENCE)
 }
 
 #[cfg(test)]

@@ -71,11 +71,7 @@ pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Res
 }
 
 /// Pairs with the reflector of the form.
-pub(super) async fn pair(
-    State(state): State<ApiState>,
-    visitor: Visitor,
-    form: FormBody,
-) -> Result<Response, Problem> {
+pub(super) async fn pair(State(state): State<ApiState>, visitor: Visitor, form: FormBody) -> Result<Response, Problem> {
     match reflectors::pair_from(&state, &form).await {
         Ok(()) => Ok(see_other(StartStep::Plan.path())),
         Err(problem) => page(&state, &visitor, StartStep::Pair, Some(problem), form).await,

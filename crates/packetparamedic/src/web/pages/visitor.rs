@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn a_request_says_the_theme_the_notice_and_the_way_back() {
-        let request = Request::get("/history?target=caf%C3%A9+1&done=paired&bad=%zz").header(COOKIE, "a=b; packetparamedic_theme=dark");
+        let request = Request::get("/history?target=caf%C3%A9+1&done=paired&bad=%zz")
+            .header(COOKIE, "a=b; packetparamedic_theme=dark");
         let visitor = Visitor::of(&request.body(()).unwrap().into_parts().0);
         assert_eq!((visitor.theme, visitor.notice), (Theme::Dark, Some(Notice::Paired)));
         assert_eq!(visitor.parameter("target"), Some("café 1"));

@@ -65,7 +65,8 @@ pub(in super::super) struct CellView {
 impl DayView {
     /// The view of the last day.
     pub(super) fn of(overview: &LineOverview) -> Self {
-        let beyond = overview.monitors.iter().filter(|day| day.overview.stored.monitor.target != MonitorTarget::Gateway);
+        let beyond =
+            overview.monitors.iter().filter(|day| day.overview.stored.monitor.target != MonitorTarget::Gateway);
         let steps = beyond.flat_map(|day| &day.steps);
         let (count, lost) = steps.fold((0, 0), |(count, lost), step| (count + step.count, lost + step.lost));
         let loss = (count > 0).then(|| {
@@ -79,7 +80,12 @@ impl DayView {
             outage_time: lasted(total(&overview.outages, day_ago, overview.at)),
             has_outages: !overview.outages.is_empty(),
             more_outages: overview.outages.len().saturating_sub(LISTED_OUTAGES),
-            outages: overview.outages.iter().take(LISTED_OUTAGES).map(|outage| OutageView::of(outage, overview.at)).collect(),
+            outages: overview
+                .outages
+                .iter()
+                .take(LISTED_OUTAGES)
+                .map(|outage| OutageView::of(outage, overview.at))
+                .collect(),
             strips: overview.monitors.iter().map(StripView::of).collect(),
             from: PageTime::full(from),
             to: PageTime::clock(overview.at),
@@ -194,8 +200,8 @@ pub(in super::super) fn grouped(number: u64) -> String {
 mod tests {
     use paramedic_appliance::app::MonitorOverview;
     use paramedic_appliance::monitor::Monitor;
-    use paramedic_appliance::monitor::series::SeriesPoint;
     use paramedic_appliance::monitor::ProbeTally;
+    use paramedic_appliance::monitor::series::SeriesPoint;
     use paramedic_appliance::store::{LossSum, StoredMonitor};
 
     use super::*;
@@ -219,7 +225,8 @@ mod tests {
     fn neighbouring_steps_of_one_kind_are_one_cell() {
         let cell = |class, x, width| CellView { class, x, width };
         assert_eq!(cells(&day(&[])), [cell("unknown", 0, 96)]);
-        let seen = cells(&day(&[(0, 60, 0), (1, 60, 0), (2, 60, 1), (3, 60, 30), (95, 60, 0), (96, 60, 60), (-1, 9, 9)]));
+        let seen =
+            cells(&day(&[(0, 60, 0), (1, 60, 0), (2, 60, 1), (3, 60, 30), (95, 60, 0), (96, 60, 60), (-1, 9, 9)]));
         let expected =
             [cell("up", 0, 2), cell("some", 2, 1), cell("down", 3, 1), cell("unknown", 4, 91), cell("up", 95, 1)];
         assert_eq!(seen, expected);

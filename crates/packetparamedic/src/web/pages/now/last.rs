@@ -8,12 +8,11 @@ use paramedic_report::document::{QueueSide, ResultDocument};
 use paramedic_report::quantity;
 use paramedic_report::stats::Grade;
 
-use super::super::outside_text::shown;
+use super::super::outside_text::{sentence, shown};
 use super::super::page_time::PageTime;
 
 /// The last result.
 pub(in super::super) struct LastView {
-    pub(in super::super) path: String,
     pub(in super::super) at: PageTime,
     pub(in super::super) other_end: String,
     pub(in super::super) sentence: String,
@@ -63,17 +62,13 @@ impl LastView {
             (Load::Download, Direction::Download, "Download", "download"),
             (Load::Upload, Direction::Upload, "Upload", "upload"),
         ];
-        let loaded = [
-            (Load::Download, "under a download"),
-            (Load::Upload, "under an upload"),
-            (Load::Bidir, "under both"),
-        ];
+        let loaded =
+            [(Load::Download, "under a download"), (Load::Upload, "under an upload"), (Load::Bidir, "under both")];
         let median = |load| document.latency.of(load).and_then(|latency| latency.median_us());
         Self {
-            path: format!("/runs/{}", document.id),
             at: PageTime::full(document.started_at),
             other_end: shown(document.other_end().unwrap_or("an unknown host")),
-            sentence: shown_long(&conclusion::conclude(&Observations::of(document)).1),
+            sentence: sentence(&conclusion::conclude(&Observations::of(document)).1),
             rates: rates.into_iter().filter_map(rate).collect(),
             idle: median(Load::Idle).map(|us| FigureView::of(&quantity::micros(us))),
             loaded: loaded
@@ -99,11 +94,6 @@ impl FigureView {
         let (number, unit) = text.split_once(' ').unwrap_or((text, ""));
         Self { number: number.to_owned(), unit: unit.to_owned() }
     }
-}
-
-/// A sentence about a result. Its only text from outside is a name, which is bounded.
-fn shown_long(sentence: &str) -> String {
-    paramedic_link::PeerText::harmless(sentence, 1000)
 }
 
 /// The class of the style sheet for a grade.

@@ -19,7 +19,7 @@ use super::super::problem::Problem;
 use super::super::{schedules, test_runs};
 use super::layout::{Layout, Section, done, page, see_other};
 use super::notice::Notice;
-use super::outside_text::shown;
+use super::outside_text::{sentence, shown};
 use super::page_time::PageTime;
 use super::visitor::Visitor;
 use day::DayView;
@@ -129,8 +129,7 @@ pub(super) async fn cancel(
     ApiPath(id): ApiPath<uuid::Uuid>,
 ) -> Result<Response, Problem> {
     let is_of_schedule = state.live.all().iter().any(|run| run.id == id && run.schedule.is_some());
-    let is_cancelled =
-        if is_of_schedule { schedules::cancel_run(&state) } else { test_runs::cancel_test(&state, id) };
+    let is_cancelled = if is_of_schedule { schedules::cancel_run(&state) } else { test_runs::cancel_test(&state, id) };
     Ok(done(PATH, if is_cancelled { Notice::TestCancelled } else { Notice::NothingToCancel }))
 }
 
@@ -142,11 +141,18 @@ fn next(status: &ServiceStatus) -> Option<(PageTime, String)> {
 impl VerdictView {
     fn of(verdict: &LineVerdict) -> Self {
         let part = |part: &SentencePart| match part {
-            SentencePart::Text(text) => PartView::Text(text.clone()),
+            // The spaces around a time are part of the text.
+            SentencePart::Text(text) => PartView::Text(bounded(text)),
             SentencePart::Time(time) => PartView::Time(PageTime::full(*time)),
         };
         Self { class: tone_class(verdict.tone), parts: verdict.parts.iter().map(part).collect() }
     }
+}
+
+/// The text without formatting characters, and not endless: it may name monitors.
+fn bounded(text: &str) -> String {
+    let (head, tail) = (text.starts_with(' '), text.ends_with(' '));
+    format!("{}{}{}", if head { " " } else { "" }, sentence(text), if tail { " " } else { "" })
 }
 
 /// The class of the style sheet for a tone.

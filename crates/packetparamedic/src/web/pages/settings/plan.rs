@@ -97,7 +97,8 @@ fn rates(form: &FormBody, word: &str) -> Result<PromisedRate, Problem> {
 }
 
 fn wrong(field: &str, text: &str) -> Problem {
-    let because = format!("{}: {text:?} is no rate; valid: megabits per second such as 250, or 1G", field.replace('_', " "));
+    let because =
+        format!("{}: {text:?} is no rate; valid: megabits per second such as 250, or 1G", field.replace('_', " "));
     Problem::invalid(StatusCode::BAD_REQUEST, &because)
 }
 
@@ -129,12 +130,17 @@ mod tests {
 
     #[test]
     fn a_plan_is_read_from_its_own_fields() {
-        for (promised_bps, normal_bps) in [(250_000_000, Some(1_500_000)), (1, None), (10_000_000_000, Some(999_999_999))] {
+        for (promised_bps, normal_bps) in
+            [(250_000_000, Some(1_500_000)), (1, None), (10_000_000_000, Some(999_999_999))]
+        {
             let rates_of = PromisedRate { promised_bps, normal_bps, minimum_bps: None };
             let form = fields(&Plan { name: None, download: rates_of, upload: rates_of });
             assert_eq!(rates(&form, "download").unwrap(), rates_of);
         }
-        assert_eq!(["250", "0.5", "1G", "40 Mbit/s"].map(megabits), [Some(250_000_000), Some(500_000), Some(1_000_000_000), Some(40_000_000)]);
+        assert_eq!(
+            ["250", "0.5", "1G", "40 Mbit/s"].map(megabits),
+            [Some(250_000_000), Some(500_000), Some(1_000_000_000), Some(40_000_000)]
+        );
         assert_eq!(["", "fast", "-1", "1.2.3"].map(megabits), [None; 4]);
     }
 }
