@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use paramedic_engines::engine::Unavailable;
 use paramedic_engines::thread_limit::ThreadLimitReached;
 use paramedic_iperf3::output::FailureKind;
@@ -20,6 +21,7 @@ use paramedic_report::fold::{EmptyDirection, Impossible};
 
 use crate::monitor::MonitorError;
 use crate::payload_transport::PayloadTransport;
+use crate::plan::PlanError;
 use crate::schedule::ScheduleError;
 use crate::store::StorageError;
 use crate::targets::{Host, HostPort, NotAHostPort};
@@ -232,6 +234,23 @@ pub enum ApplianceError {
     /// A monitor is not accepted.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    /// The period of a report has no length.
+    #[error("the period from {since} to {until} is empty")]
+    EmptyPeriod {
+        /// Its begin.
+        since: Timestamp,
+        /// Its end, at most now.
+        until: Timestamp,
+    },
+    /// The period of a report has too many results.
+    #[error("the period has more than {most} results")]
+    PeriodTooLong {
+        /// The most results of a report.
+        most: usize,
+    },
+    /// The plan is not accepted.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The schedule is disabled, so it cannot be run.
     #[error("the schedule {name} is disabled")]
     ScheduleDisabled {

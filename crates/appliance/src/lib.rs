@@ -9,8 +9,10 @@
 pub mod app;
 pub mod error;
 mod handshake;
+pub mod line_verdict;
 pub mod monitor;
 pub mod payload_transport;
+pub mod plan;
 pub mod providers;
 pub mod reflector_client;
 pub mod request;

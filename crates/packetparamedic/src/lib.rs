@@ -8,4 +8,5 @@
 pub mod cli;
 pub mod config;
 pub mod network;
+mod report_file;
 mod web;

@@ -1,5 +1,5 @@
-//! The configuration that a file can describe: the names of the paired reflectors, and the schedules. The shell that reads
-//! the clock for its changes.
+//! The configuration that a file can describe: the names of the paired reflectors, the schedules and the plan. The shell
+//! that reads the clock for its changes.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the changes")]
 
@@ -13,8 +13,9 @@ use serde_json::Value;
 
 use super::Appliance;
 use crate::error::ApplianceError;
+use crate::plan::Plan;
 use crate::schedule::Schedule;
-use crate::store::{ConfigurationWrite, Reflector, ScheduleWrite, StorageError, StoredSchedule};
+use crate::store::{ConfigurationWrite, PlanWrite, Reflector, ScheduleWrite, StorageError, StoredPlan, StoredSchedule};
 
 /// What a configuration file describes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -25,6 +26,9 @@ pub struct DeviceConfiguration {
     /// The schedules.
     #[serde(default)]
     pub schedules: Vec<ConfiguredSchedule>,
+    /// The plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
 }
 
 /// The name of a paired reflector.
@@ -49,7 +53,7 @@ pub struct ConfiguredSchedule {
 /// A difference between a configuration and the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigurationChange {
-    /// `reflector` or `schedule`.
+    /// `reflector`, `schedule` or `plan`.
     pub object: String,
     /// Its name; of a renamed reflector the one before.
     pub name: String,
@@ -106,6 +110,7 @@ impl Appliance {
         Ok(DeviceConfiguration {
             reflectors: store.reflectors().await?.into_iter().map(name).collect(),
             schedules: store.schedules().await?.into_iter().map(schedule).collect(),
+            plan: store.plan().await?.map(|stored| stored.plan),
         })
     }
 
@@ -163,6 +168,7 @@ impl Appliance {
                 write.removed.push(gone.id);
             }
         }
+        write.plan = planned(store.plan().await?, wanted.plan, &mut changes)?;
         if !is_rehearsal {
             let own = self.endpoint_id()?.to_string();
             store.write_configuration(&own, &write, now).await?;
@@ -210,12 +216,45 @@ fn rename(
     Ok(changes)
 }
 
+/// What becomes of the plan. One that no file made stays if the file has none.
+fn planned(
+    stored: Option<StoredPlan>,
+    wanted: Option<Plan>,
+    changes: &mut Vec<ConfigurationChange>,
+) -> Result<PlanWrite, ApplianceError> {
+    let name = |plan: &Plan| plan.name.clone().unwrap_or_default();
+    if let Some(wanted) = &wanted {
+        wanted.check().map_err(|error| in_configuration("plan", &name(wanted), error.into()))?;
+    }
+    let of = |plan: &Plan| serde_json::to_value(plan).unwrap_or_default();
+    Ok(match (stored, wanted) {
+        (None, None) => PlanWrite::Keep,
+        (Some(stored), None) if !stored.from_file => PlanWrite::Keep,
+        (Some(stored), None) => {
+            changes.push(change("plan", &name(&stored.plan), ChangeAction::Removed, Vec::new()));
+            PlanWrite::Remove
+        }
+        (None, Some(wanted)) => {
+            changes.push(change("plan", &name(&wanted), ChangeAction::Added, Vec::new()));
+            PlanWrite::Set(wanted)
+        }
+        (Some(stored), Some(wanted)) if stored.plan == wanted => PlanWrite::Mark,
+        (Some(stored), Some(wanted)) => {
+            let mut values = Vec::new();
+            compare("", Some(&of(&stored.plan)), Some(&of(&wanted)), &mut values);
+            changes.push(change("plan", &name(&stored.plan), ChangeAction::Changed, values));
+            PlanWrite::Set(wanted)
+        }
+    })
+}
+
 fn change(object: &str, name: &str, action: ChangeAction, values: Vec<ValueChange>) -> ConfigurationChange {
     ConfigurationChange { object: object.to_owned(), name: name.to_owned(), action, values }
 }
 
 fn in_configuration(object: &str, name: &str, source: ApplianceError) -> ApplianceError {
-    ApplianceError::InConfiguration { object: format!("{object} {name}"), source: Box::new(source) }
+    let object = format!("{object} {name}").trim_end().to_owned();
+    ApplianceError::InConfiguration { object, source: Box::new(source) }
 }
 
 /// The values of a schedule that change, apart from its expected data.
@@ -251,6 +290,7 @@ mod tests {
     use paramedic_report::document::ErrorBody;
 
     use super::*;
+    use crate::plan::PromisedRate;
     use crate::schedule::example_schedule;
 
     fn describe(error: &ApplianceError) -> ErrorBody {
@@ -296,6 +336,7 @@ mod tests {
             // The two exchange their names.
             reflectors: vec![named(1, "cellar"), named(2, "attic")],
             schedules: vec![scheduled("nightly", "cellar"), scheduled("Weekly", "attic")],
+            plan: None,
         };
         let rehearsed = device.apply_configuration(file.clone(), true).await.unwrap();
         let seen = rehearsed.iter().map(|change| (&*change.object, &*change.name, change.action)).collect::<Vec<_>>();
@@ -336,11 +377,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_sets_its_plan_and_removes_no_other() {
+        let (_folder, device) = device().await;
+        let plan = |promised_bps| {
+            let rate = PromisedRate { promised_bps, normal_bps: None, minimum_bps: None };
+            Plan { name: Some("Fibre".to_owned()), download: rate, upload: rate }
+        };
+        let file = |plan| DeviceConfiguration { plan, ..DeviceConfiguration::default() };
+        let apply = async |plan| device.apply_configuration(file(plan), false).await;
+        let from_file = async || device.plan().await.unwrap().map(|stored| stored.from_file);
+        device.set_plan(&plan(10)).await.unwrap();
+        assert_eq!(apply(None).await.unwrap(), []);
+        assert_eq!(from_file().await, Some(false));
+        assert_eq!(apply(Some(plan(10))).await.unwrap(), []);
+        assert_eq!(from_file().await, Some(true));
+        let changed = apply(Some(plan(20))).await.unwrap();
+        let values = changed[0].values.iter().map(|value| value.value.as_str()).collect::<Vec<_>>();
+        assert_eq!(values, ["download.promised_bps", "upload.promised_bps"]);
+        assert_eq!(device.configuration().await.unwrap().plan, Some(plan(20)));
+        let refused = apply(Some(plan(0))).await.unwrap_err();
+        assert!(refused.to_string().starts_with("plan Fibre: "), "{refused}");
+        assert_eq!(apply(None).await.unwrap()[0].action, ChangeAction::Removed);
+        assert_eq!(from_file().await, None);
+    }
+
+    #[tokio::test]
     async fn a_configuration_that_is_not_possible_changes_nothing() {
         let (_folder, device) = device().await;
         let with = |reflectors: &[ReflectorName], schedules: &[ConfiguredSchedule]| DeviceConfiguration {
             reflectors: reflectors.to_vec(),
             schedules: schedules.to_vec(),
+            plan: None,
         };
         let mut never = scheduled("never", "attic");
         never.schedule.when = crate::schedule::Recurrence::parse("0 0 30 2 *").unwrap();

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::Appliance;
 use crate::error::ApplianceError;
-use crate::store::{Export, ExportFormat, PageCursor, Pruned, Retention, RunPosition, RunQuery, SavedRun};
+use crate::store::{Export, ExportFormat, PageCursor, Pruned, Retention, RunPosition, RunQuery, RunSums, SavedRun};
 
 /// The time between two prunings by the service.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(86_400);
@@ -28,6 +28,21 @@ impl Appliance {
     ) -> Result<Vec<RunSummary>, ApplianceError> {
         let after = after.map(RunPosition::from);
         Ok(self.reading_store().await?.runs(query, after.as_ref(), count).await?)
+    }
+
+    /// The sums of the results that a query finds, in steps of `step`. `query.order` and `query.limit` have no effect.
+    pub async fn result_sums(&self, query: &RunQuery, step: Duration) -> Result<Vec<RunSums>, ApplianceError> {
+        Ok(self.reading_store().await?.run_sums(query, step).await?)
+    }
+
+    /// The download rates of the results that a query finds, in quarters of an hour: begin, number, sum in bits per second.
+    pub async fn download_quarters(&self, query: &RunQuery) -> Result<Vec<(Timestamp, u64, f64)>, ApplianceError> {
+        Ok(self.reading_store().await?.download_quarters(query).await?)
+    }
+
+    /// The names of the other ends of the results, and their engines.
+    pub async fn result_kinds(&self) -> Result<(Vec<String>, Vec<String>), ApplianceError> {
+        Ok(self.reading_store().await?.run_kinds().await?)
     }
 
     /// The result whose id is, begins or ends with `wanted`.

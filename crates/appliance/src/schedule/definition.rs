@@ -21,6 +21,8 @@ const MAX_NAME_CHARS: usize = 60;
 const MAX_INTERFACE_NAME: usize = 15;
 /// The longest default spread.
 const LONGEST_DEFAULT_SPREAD: Duration = Duration::from_secs(10 * 60);
+/// The share of the line that other traffic may use, unless the user says otherwise.
+const USUAL_LINE_SHARE: f64 = 0.2;
 /// The number of occurrences that are checked against the quiet hours.
 const CHECKED_OCCURRENCES: usize = 400;
 
@@ -78,6 +80,27 @@ pub struct Zone {
 }
 
 impl Schedule {
+    /// A schedule of this name that runs `request`, with the usual values for everything else: with the spread of
+    /// [`default_spread`], without a budget, and not while other traffic uses a considerable part of the line.
+    pub fn usual(name: &str, when: Recurrence, zone: Zone, request: TestRequest, now: Timestamp) -> Self {
+        let mut schedule = Self {
+            name: name.to_owned(),
+            when,
+            zone,
+            spread: Duration::ZERO,
+            missed: MissedRunPolicy::default(),
+            quiet_hours: None,
+            budget: DataBudget::default(),
+            max_line_share: Some(USUAL_LINE_SHARE),
+            uplinks: Vec::new(),
+            request,
+            expected_bytes: 0,
+        };
+        let gap = schedule.when.shortest_gap(&schedule.frame(now), now).unwrap_or_default();
+        schedule.spread = default_spread(gap);
+        schedule
+    }
+
     /// The frame in which the recurrence is read. Intervals count from `added_at`.
     pub fn frame(&self, added_at: Timestamp) -> TimeFrame {
         TimeFrame { zone: self.zone.rules.clone(), anchor: added_at }

@@ -7,7 +7,9 @@ use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
 use uuid::Uuid;
 
+use super::plan::SET_PLAN;
 use super::{ApplianceStore, StorageError};
+use crate::plan::Plan;
 use crate::schedule::Schedule;
 
 /// What a configuration file changes.
@@ -21,6 +23,22 @@ pub struct ConfigurationWrite {
     pub unchanged: Vec<Uuid>,
     /// Schedules that an earlier file made, and that are no longer in it.
     pub removed: Vec<Uuid>,
+    /// The plan.
+    pub plan: PlanWrite,
+}
+
+/// What becomes of the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PlanWrite {
+    /// It stays as it is.
+    #[default]
+    Keep,
+    /// It is set.
+    Set(Plan),
+    /// It stays, and counts as made by the file.
+    Mark,
+    /// It is removed.
+    Remove,
 }
 
 /// A schedule to be written.
@@ -108,6 +126,29 @@ impl ApplianceStore {
             .execute(&mut *work)
             .await
             .map_err(fault())?;
+        }
+        match &write.plan {
+            PlanWrite::Keep => {}
+            PlanWrite::Set(plan) => {
+                let definition = serde_json::to_string(plan).map_err(|source| StorageError::Document { source })?;
+                sqlx::query(SET_PLAN)
+                    .bind(appliance)
+                    .bind(definition)
+                    .bind(true)
+                    .bind(now_us)
+                    .execute(&mut *work)
+                    .await
+                    .map_err(fault())?;
+            }
+            PlanWrite::Mark => {
+                sqlx::query("UPDATE plan SET from_file = TRUE WHERE NOT from_file")
+                    .execute(&mut *work)
+                    .await
+                    .map_err(fault())?;
+            }
+            PlanWrite::Remove => {
+                sqlx::query("DELETE FROM plan").execute(&mut *work).await.map_err(fault())?;
+            }
         }
         work.commit().await.map_err(fault())
     }

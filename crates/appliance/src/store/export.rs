@@ -1,10 +1,9 @@
 //! Runs in formats for other programs: JSON lines and CSV. Passes lines to the caller, and opens no file or stream.
 
-use std::fmt::Write as _;
-
 use paramedic_link::test_spec::Load;
 use paramedic_report::document::ResultDocument;
 use paramedic_report::summary::RunSummary;
+use paramedic_report::table::text_cell;
 
 use super::{ApplianceStore, RunPosition, RunQuery, SavedRun, StorageError};
 
@@ -125,10 +124,10 @@ type Cell = fn(&CsvRow<'_>) -> Option<String>;
 const CSV_COLUMNS: [(&str, Cell); 28] = [
     ("id", |CsvRow { run, .. }| Some(run.id.to_string())),
     ("started_at", |CsvRow { run, .. }| Some(run.started_at.to_string())),
-    ("provider", |CsvRow { run, .. }| Some(text(&run.provider))),
-    ("engine", |CsvRow { run, .. }| Some(text(&run.engine))),
-    ("peer", |CsvRow { run, .. }| run.peer.as_deref().map(text)),
-    ("address", |CsvRow { run, .. }| run.address.as_deref().map(text)),
+    ("provider", |CsvRow { run, .. }| Some(text_cell(&run.provider))),
+    ("engine", |CsvRow { run, .. }| Some(text_cell(&run.engine))),
+    ("peer", |CsvRow { run, .. }| run.peer.as_deref().map(text_cell)),
+    ("address", |CsvRow { run, .. }| run.address.as_deref().map(text_cell)),
     ("endpoint_id", |CsvRow { run, .. }| run.endpoint_id.map(|id| id.to_string())),
     ("download_bps", |CsvRow { run, .. }| run.download_bps.map(|bps| bps.to_string())),
     ("upload_bps", |CsvRow { run, .. }| run.upload_bps.map(|bps| bps.to_string())),
@@ -139,9 +138,9 @@ const CSV_COLUMNS: [(&str, Cell); 28] = [
     ("bufferbloat_upload", |CsvRow { run, .. }| run.bufferbloat_upload.map(|grade| grade.to_string())),
     ("data_used_bytes", |CsvRow { run, .. }| Some(run.data_used_bytes.to_string())),
     ("complete", |CsvRow { run, .. }| Some(run.complete.to_string())),
-    ("error", |CsvRow { run, .. }| run.error.as_ref().map(|error| text(&error.code))),
+    ("error", |CsvRow { run, .. }| run.error.as_ref().map(|error| text_cell(&error.code))),
     ("error_text", |CsvRow { run, .. }| {
-        run.error.as_ref().map(|error| text(&format!("{}: {}", error.what, error.because)))
+        run.error.as_ref().map(|error| text_cell(&format!("{}: {}", error.what, error.because)))
     }),
     ("loss_idle", |row| row.loss(Load::Idle)),
     ("loss_download", |row| row.loss(Load::Download)),
@@ -169,19 +168,6 @@ impl CsvRow<'_> {
 fn csv_row(document: &ResultDocument) -> String {
     let row = CsvRow { run: RunSummary::of(document), document };
     CSV_COLUMNS.map(|(_, cell)| cell(&row).unwrap_or_default()).join(",")
-}
-
-/// A cell with text from outside. It is quoted if CSV requires it, and a spreadsheet never reads it as a formula
-/// (<https://owasp.org/www-community/attacks/CSV_Injection>).
-fn text(text: &str) -> String {
-    let guard = if text.starts_with(['=', '+', '-', '@']) { "'" } else { "" };
-    if !text.contains(['"', ',', '\n', '\r']) {
-        return format!("{guard}{text}");
-    }
-    let mut cell = String::new();
-    // Writing to a string never fails.
-    write!(cell, "\"{guard}{}\"", text.replace('"', "\"\"")).ok();
-    cell
 }
 
 #[cfg(test)]
@@ -252,13 +238,6 @@ mod tests {
                 assert_eq!(ids[0], first.to_string());
             }
         }
-    }
-
-    #[test]
-    fn a_name_is_not_a_formula_and_stays_in_its_cell() {
-        assert_eq!(text("attic"), "attic");
-        assert_eq!(text("=1+1"), "'=1+1");
-        assert_eq!(text("a \"b\", c"), "\"a \"\"b\"\", c\"");
     }
 
     proptest! {

@@ -6,19 +6,23 @@ mod check;
 mod configuration;
 mod direct_mode;
 mod export;
+mod history;
 mod logins;
 mod monitors;
 mod page;
+mod plan;
 mod reflectors;
 mod retention;
 mod runs;
 mod schedules;
+mod sums;
 mod tokens;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use paramedic_engines::thread_limit::{self, ThreadLimitReached};
@@ -30,16 +34,19 @@ use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 
 pub use check::StoreCheck;
-pub use configuration::{ConfigurationWrite, ScheduleWrite};
+pub use configuration::{ConfigurationWrite, PlanWrite, ScheduleWrite};
 pub use direct_mode::DirectModeFinding;
 pub use export::{Export, ExportFormat};
+pub use history::{RunSums, ValueSum};
 pub use logins::StoredPassword;
 pub use monitors::{MonitorMinute, StoredMonitor, StoredOutage};
 pub use page::PageCursor;
+pub use plan::StoredPlan;
 pub use reflectors::{Reflector, find_reflector};
 pub use retention::{Pruned, Retention};
 pub use runs::{RunOrder, RunPosition, RunQuery, SavedRun};
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
+pub use sums::LossSum;
 pub use tokens::{AccessScope, StoredToken};
 
 /// The file's name in the state folder.
@@ -203,6 +210,7 @@ pub enum StorageError {
 pub struct ApplianceStore {
     pool: SqlitePool,
     path: PathBuf,
+    sums: Arc<Mutex<history::SumsCache>>,
 }
 
 impl ApplianceStore {
@@ -220,7 +228,7 @@ impl ApplianceStore {
         // The check reads the whole file, which is too slow for a short command.
         let database = Database { path: &path, options, pool: pool_options(4), is_checked: false, migrations };
         let pool = database.open().await?;
-        Ok(Self { pool, path })
+        Ok(Self { pool, path, sums: Arc::default() })
     }
 
     /// Opens an existing database for reading and changes nothing in the folder. A change of the returned store fails with
@@ -247,7 +255,7 @@ impl ApplianceStore {
         }
         let pool = pool_options(1).connect_with(reading_options(&path)).await;
         let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
-        Ok(Self { pool, path })
+        Ok(Self { pool, path, sums: Arc::default() })
     }
 
     /// Checks that changes can be made.

@@ -61,6 +61,7 @@ impl ApplianceStore {
         let mut pruned = Pruned::default();
         if let Some(before) = before(retention.results) {
             pruned.results = self.prune_runs(before, is_rehearsal).await?;
+            self.sums().clear();
         }
         if let Some(before) = before(retention.series) {
             // A result that is deleted is not counted twice.

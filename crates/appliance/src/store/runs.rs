@@ -2,8 +2,9 @@
 //! the series of its intervals is removed after a time.
 
 use jiff::Timestamp;
+use paramedic_link::test_spec::Load;
 use paramedic_report::document::ResultDocument;
-use paramedic_report::stats::Grade;
+use paramedic_report::stats::{Grade, Statement};
 use paramedic_report::summary::RunSummary;
 use uuid::Uuid;
 
@@ -23,6 +24,8 @@ pub struct RunQuery {
     pub until: Option<Timestamp>,
     /// Runs against this other end: its name at that time or now, its address or its Endpoint ID.
     pub peer: Option<String>,
+    /// Runs of this engine.
+    pub engine: Option<String>,
     /// The order.
     pub order: RunOrder,
     /// The number of runs at most.
@@ -46,7 +49,12 @@ pub struct RunPosition {
     id: String,
 }
 
-const READING: &str = "reading the runs";
+pub(super) const READING: &str = "reading the runs";
+
+/// The runs of a query: $1 since, $2 until, $3 the other end, $4 the engine.
+pub(super) const CHOSEN: &str = "started_at_us >= $1 AND started_at_us < $2 AND ($3 IS NULL OR lower(peer) = lower($3) \
+     OR address = $3 OR endpoint_id = $3 OR endpoint_id IN \
+     (SELECT endpoint_id FROM reflectors WHERE lower(name) = lower($3))) AND ($4 IS NULL OR engine = $4)";
 
 /// A saved run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,11 +149,15 @@ impl ApplianceStore {
         let run = RunSummary::of(document);
         let error = run.error.as_ref().map(serde_json::to_string).transpose();
         let error = error.map_err(|source| StorageError::Document { source })?;
+        let p95 = |load| Some(unsigned(document.latency.of(load)?.round_trip_us(Statement::P95)?));
+        let loss = |load| document.latency.of(load)?.worst_loss();
         sqlx::query(
             "INSERT INTO runs (id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, \
              upload_bps, rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, \
-             data_used_bytes, complete, document, error, appliance, has_series) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) \
+             data_used_bytes, complete, document, error, appliance, has_series, rtt_idle_p95_us, \
+             rtt_download_p95_us, rtt_upload_p95_us, loss_idle, loss_download, loss_upload) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, \
+             $22, $23, $24, $25, $26) \
              ON CONFLICT (id) DO NOTHING",
         )
         .bind(run.id.to_string())
@@ -168,10 +180,17 @@ impl ApplianceStore {
         .bind(error)
         .bind(document.appliance.endpoint_id.to_string())
         .bind(document.has_series())
+        .bind(p95(Load::Idle))
+        .bind(p95(Load::Download))
+        .bind(p95(Load::Upload))
+        .bind(loss(Load::Idle))
+        .bind(loss(Load::Download))
+        .bind(loss(Load::Upload))
         .execute(&self.pool)
         .await
         .map(|done| done.rows_affected() > 0)
         .map_err(self.fault("saving the run"))
+        .inspect(|_| self.sums().forget(run.started_at.as_microsecond()))
     }
 
     /// The runs after the position `after`, at most `count`.
@@ -216,16 +235,15 @@ impl ApplianceStore {
         };
         // Built from constants alone. The first comparison of the position makes use of the index.
         let sql = format!(
-            "SELECT {columns} FROM runs WHERE started_at_us >= $1 AND started_at_us < $2 AND ($3 IS NULL \
-             OR lower(peer) = lower($3) OR address = $3 OR endpoint_id = $3 OR endpoint_id IN \
-             (SELECT endpoint_id FROM reflectors WHERE lower(name) = lower($3))) \
-             AND started_at_us {beyond}= $4 AND (started_at_us {beyond} $4 OR id {beyond} $5) \
-             ORDER BY started_at_us {direction}, id {direction} LIMIT $6"
+            "SELECT {columns} FROM runs WHERE {CHOSEN} \
+             AND started_at_us {beyond}= $5 AND (started_at_us {beyond} $5 OR id {beyond} $6) \
+             ORDER BY started_at_us {direction}, id {direction} LIMIT $7"
         );
         sqlx::query_as::<_, R>(sqlx::AssertSqlSafe(sql))
             .bind(query.since.map_or(i64::MIN, Timestamp::as_microsecond))
             .bind(query.until.map_or(i64::MAX, Timestamp::as_microsecond))
             .bind(query.peer.as_deref())
+            .bind(query.engine.as_deref())
             .bind(after.map_or(start, |after| after.started_at_us))
             .bind(after.map_or("", |after| &after.id))
             .bind(i64::from(count))
@@ -265,6 +283,7 @@ impl ApplianceStore {
                 .map_err(fault())?;
         }
         work.commit().await.map_err(fault())?;
+        self.sums().clear();
         Ok(ids)
     }
 

@@ -4,6 +4,7 @@
 mod data_connections;
 mod monitors;
 mod nothing_arrived;
+mod reports;
 mod schedules;
 mod state;
 
@@ -308,7 +309,12 @@ impl From<&ApplianceError> for CommandFailure {
             E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
             E::Schedule(source) => schedules::not_accepted(source),
             E::Monitor(source) => monitors::not_accepted(source),
+            E::Plan(_) => {
+                let try_ = "packetparamedic plan set --download 250M --upload 40M";
+                Self::new(Usage, "bad_plan", "the plan is not accepted", error, try_)
+            }
             E::ScheduleDisabled { .. } | E::ScheduleRuns { .. } | E::ServiceRuns { .. } => schedules::refused(error),
+            E::EmptyPeriod { .. } | E::PeriodTooLong { .. } => reports::not_made(error),
             E::TokenName(_) => Self::new(
                 Usage,
                 "bad_request",
@@ -672,6 +678,7 @@ mod tests {
 
     use paramedic_appliance::monitor::MonitorError;
     use paramedic_appliance::payload_transport::PayloadTransport;
+    use paramedic_appliance::plan::PlanError;
     use paramedic_appliance::schedule::{RecurrenceError, ScheduleError};
     use paramedic_appliance::store::StorageError;
     use paramedic_engines::thread_limit::ThreadLimit;
@@ -896,9 +903,12 @@ mod tests {
             ("monitor exists", S::MonitorExists { name: wanted() }.into()),
             ("no such monitor", S::NoSuchMonitor { wanted: wanted() }.into()),
             ("monitor without a target", E::Monitor(MonitorError::Target("router".to_owned()))),
+            ("plan without a rate", E::Plan(PlanError::Zero { direction: Direction::Upload })),
             ("schedule without a budget", E::Schedule(ScheduleError::NoBudget)),
             ("schedule with an unknown zone", E::Schedule(ScheduleError::Zone("Mars".to_owned()))),
             ("schedule that never occurs", E::Schedule(RecurrenceError::Never { text: "0 0 30 2 *".into() }.into())),
+            ("empty period", E::EmptyPeriod { since: jiff::Timestamp::MIN, until: jiff::Timestamp::MIN }),
+            ("long period", E::PeriodTooLong { most: 7 }),
             ("schedule is disabled", E::ScheduleDisabled { name: wanted() }),
             ("schedule runs", E::ScheduleRuns { name: wanted() }),
             ("service runs", E::ServiceRuns { state_dir: "/state".into() }),

@@ -104,6 +104,9 @@ struct Selection {
     /// Runs against this reflector or server: its name, address or Endpoint ID
     #[arg(long, value_name = "HOST[:PORT]|NAME")]
     peer: Option<String>,
+    /// Runs of this engine (tcp, udp, iperf3)
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<String>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -130,7 +133,14 @@ impl Selection {
     fn query(self, order: RunOrder, limit: Option<u32>) -> RunQuery {
         let (now, zone) = (now(), TimeZone::system());
         let resolve = |moment: Option<Moment>| moment.map(|moment| moment.resolve(now, &zone));
-        RunQuery { since: resolve(self.since), until: resolve(self.until), peer: self.peer, order, limit }
+        RunQuery {
+            since: resolve(self.since),
+            until: resolve(self.until),
+            peer: self.peer,
+            engine: self.engine,
+            order,
+            limit,
+        }
     }
 }
 
@@ -192,7 +202,7 @@ async fn list(args: ListArgs, json: bool, context: &Context) -> Result<(), Comma
     let has_period = selection.since.is_some() || selection.until.is_some();
     let limit = limit.or((!has_period).then_some(SHORT_LIST));
     let format = format.unwrap_or(if json { ListFormat::Json } else { ListFormat::Text });
-    let is_everything = !has_period && selection.peer.is_none();
+    let is_everything = !has_period && selection.peer.is_none() && selection.engine.is_none();
     let query = selection.query(RunOrder::NewestFirst, limit);
     let stored = if format == ListFormat::Csv { ExportFormat::Csv } else { ExportFormat::Summaries };
     let mut lines = ResultLines::of(query, stored, context).await?;

@@ -11,10 +11,12 @@ mod moment;
 mod monitor;
 pub mod output;
 mod pair_reflector;
+mod plan;
 mod plot_file;
 mod progress;
 mod provider_flags;
 mod reflectors;
+mod report;
 mod rotate_identity;
 mod schedule;
 mod schema;
@@ -99,11 +101,15 @@ enum Command {
     Monitor(monitor::Args),
     /// List when targets of the monitors were not reachable, and what still was
     Outages(monitor::OutagesArgs),
+    /// What the contract with the provider promises, with which results are compared: show, set, clear
+    Plan(plan::Args),
+    /// Make a report on the line for its provider: the rates beside the contract, outages, and how it was measured
+    Report(Box<report::Args>),
     /// Tokens for the API of the service: add, list, remove
     Token(token::Args),
-    /// Make the schedules and the names of the reflectors as a file says
+    /// Make the schedules, the names of the reflectors and the plan as a file says
     Apply(configuration::ApplyArgs),
-    /// Print the schedules and the names of the reflectors as a file for apply
+    /// Print the schedules, the names of the reflectors and the plan as a file for apply
     ExportConfig,
     /// Run the scheduled tests and the monitors, and answer other commands, until a signal ends it
     Serve,
@@ -144,6 +150,7 @@ impl Command {
             Command::Monitor(args) if args.json => OutputFormat::Json,
             Command::Outages(args) if args.json => OutputFormat::Json,
             Command::Status(args) if args.json => OutputFormat::Json,
+            Command::Plan(args) if args.json => OutputFormat::Json,
             Command::Token(args) if args.json => OutputFormat::Json,
             Command::SelfTest(args) if args.json => OutputFormat::Json,
             Command::Doctor(args) if args.json => OutputFormat::Json,
@@ -384,6 +391,8 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::Schedule(args) => schedule::run(args, context).await,
         Command::Apply(args) => configuration::apply(args, context).await,
         Command::ExportConfig => configuration::export(context).await,
+        Command::Plan(args) => plan::run(args, context).await,
+        Command::Report(args) => report::run(*args, context).await,
         Command::Token(args) => token::run(args, context).await,
         Command::Monitor(args) => monitor::run(args, context).await,
         Command::Outages(args) => monitor::outages(args, context).await,

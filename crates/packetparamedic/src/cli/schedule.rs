@@ -11,7 +11,7 @@ use paramedic_appliance::schedule::admission::SkipReason;
 use paramedic_appliance::schedule::budget::DataBudget;
 use paramedic_appliance::schedule::volume::ASSUMED_BPS;
 use paramedic_appliance::schedule::{
-    MissedRunPolicy, QuietHours, Recurrence, RecurrenceError, Schedule, ScheduleError, Zone, default_spread,
+    MissedRunPolicy, QuietHours, Recurrence, RecurrenceError, Schedule, ScheduleError, Zone,
 };
 use paramedic_appliance::store::{ScheduleRun, ScheduleRunOutcome, StoredSchedule};
 use paramedic_host::config::FlagValues;
@@ -23,8 +23,6 @@ use super::values::{share, size_of_data, time};
 use super::{Context, speed_test};
 use crate::web::client::ServiceClient;
 
-/// The share of the line that other traffic may use unless an option sets it.
-const BUSY_SHARE: f64 = 0.2;
 /// The longest answer that is read from the terminal, in bytes.
 const LONGEST_ANSWER: u64 = 100;
 
@@ -279,26 +277,19 @@ pub(super) fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedul
         (None, expression) => Recurrence::parse(expression.as_deref().unwrap_or_default())?,
     };
     let zone = args.zone.as_deref().map_or_else(|| Ok(Zone::of_host()), str::parse)?;
-    let mut schedule = Schedule {
-        name: args.name.clone(),
-        when,
-        zone,
-        spread: Duration::ZERO,
-        missed: args.missed,
-        quiet_hours: args.quiet_hours,
-        budget: DataBudget { day_bytes: args.budget_day, month_bytes: args.budget_month },
-        max_line_share: match args.busy_share {
-            None => Some(BUSY_SHARE),
-            Some(LineShareLimit::Off) => None,
-            Some(LineShareLimit::AtMost(share)) => Some(share),
-        },
-        uplinks: args.uplink.clone(),
-        request,
-        expected_bytes: 0,
-    };
-    let now = now();
-    let gap = schedule.when.shortest_gap(&schedule.frame(now), now).unwrap_or_default();
-    schedule.spread = args.spread.unwrap_or_else(|| default_spread(gap));
+    let mut schedule = Schedule::usual(&args.name, when, zone, request, now());
+    schedule.missed = args.missed;
+    schedule.quiet_hours = args.quiet_hours;
+    schedule.budget = DataBudget { day_bytes: args.budget_day, month_bytes: args.budget_month };
+    schedule.uplinks.clone_from(&args.uplink);
+    match args.busy_share {
+        None => {}
+        Some(LineShareLimit::Off) => schedule.max_line_share = None,
+        Some(LineShareLimit::AtMost(share)) => schedule.max_line_share = Some(share),
+    }
+    if let Some(spread) = args.spread {
+        schedule.spread = spread;
+    }
     Ok(schedule)
 }
 

@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
-use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::{Context, speed_test};
 use crate::config::{ApiListen, PASSWORD_VARIABLE};
 use crate::web::login::SetupLinkAnswer;
 use crate::web::{self, ApiListener, tls};
@@ -56,7 +56,9 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     let api = async {
         let settings = &context.settings;
         let proxies = settings.trusted_proxies.clone();
-        web::serve(service.clone(), settings.name.clone(), listeners, proxies, stopping.clone()).await;
+        let default_test = speed_test::default_request(settings, &context.origins);
+        let name = settings.name.clone();
+        web::serve(service.clone(), name, default_test, listeners, proxies, stopping.clone()).await;
     };
     let signals = async {
         interrupt.wait_for(|wanted| *wanted).await.ok();

@@ -434,6 +434,21 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     request_of(args, &context.settings, &context.origins)
 }
 
+/// The command line without an option.
+#[derive(clap::Parser)]
+#[command(no_binary_name = true)]
+struct NoOptions {
+    #[command(flatten)]
+    test: Box<Args>,
+}
+
+/// The request that the settings make without any flag.
+pub(super) fn default_request(settings: &Settings, origins: &Origins) -> Result<TestRequest, CommandFailure> {
+    let parsed = <NoOptions as clap::Parser>::try_parse_from(std::iter::empty::<&str>());
+    let wrong = |error: clap::Error| ApplianceError::Internal(error.to_string());
+    request_of(&parsed.map_err(wrong)?.test, settings, origins)
+}
+
 /// The request from flags and settings.
 pub(super) fn request_of(args: &Args, settings: &Settings, origins: &Origins) -> Result<TestRequest, CommandFailure> {
     if let Some(because) = refused_iperf3_option(args) {

@@ -15,12 +15,14 @@ const RUNS: [&str; 5] =
     ["/tests", "/tests/{id}/cancel", "/schedules/proposals", "/schedules/{name}/run", "/schedule-runs/cancel"];
 
 /// What can be read, but is part of the settings.
-const SETTINGS: [&str; 4] = ["/tokens", "/setup-links", "/store", "/configuration"];
+const SETTINGS: [&str; 5] = ["/tokens", "/setup-links", "/store", "/configuration", "/settings/tokens"];
 
 /// What has a password of its own.
 const LOGIN: [&str; 2] = ["/login", "/logout"];
 /// The page on which a setup link leads.
 pub(super) const SETUP_PAGE: &str = "/setup/{secret}";
+/// The files of the pages, and the choice of their colours: the login page has them too.
+const OPEN_PAGES: [&str; 2] = ["/assets/{name}", "/theme"];
 
 /// What the rules know of a request.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +139,7 @@ pub(super) fn is_proxy_header(name: &str) -> bool {
 pub(super) fn needed_scope(method: &Method, path: &str) -> Option<AccessScope> {
     let route = path.strip_prefix(API).unwrap_or(path);
     let is_below = |part: &&str| route.strip_prefix(*part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if LOGIN.contains(&route) || path == SETUP_PAGE {
+    if LOGIN.contains(&route) || path == SETUP_PAGE || OPEN_PAGES.contains(&path) {
         None
     } else if SETTINGS.iter().any(is_below) {
         Some(AccessScope::Admin)
@@ -355,12 +357,26 @@ mod tests {
             (Method::DELETE, "/api/v1/tokens/{name}", Admin),
             (Method::POST, "/api/v1/a_route_of_later", Admin),
             (Method::GET, "", Read),
+            (Method::GET, "/", Read),
+            (Method::GET, "/settings", Read),
+            (Method::GET, "/settings/tokens", Admin),
+            (Method::POST, "/settings/monitors", Admin),
+            (Method::POST, "/tests", Run),
+            (Method::POST, "/assets", Admin),
+            (Method::POST, "/api/v1/theme", Admin),
             (Method::POST, "/api/v1/setup-links", Admin),
             (Method::POST, "/api/v1/login/more", Admin),
         ] {
             assert_eq!(needed_scope(&method, path), Some(needs), "{method} {path}");
         }
-        for (method, path) in [(Method::POST, "/api/v1/login"), (Method::GET, SETUP_PAGE), (Method::POST, SETUP_PAGE)] {
+        for (method, path) in [
+            (Method::POST, "/api/v1/login"),
+            (Method::GET, "/login"),
+            (Method::GET, SETUP_PAGE),
+            (Method::POST, SETUP_PAGE),
+            (Method::GET, "/assets/{name}"),
+            (Method::POST, "/theme"),
+        ] {
             assert_eq!(needed_scope(&method, path), None, "{method} {path}");
         }
     }

@@ -30,6 +30,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
 }
 
 /// The fields of an HTML form.
+#[derive(Clone, Debug, Default)]
 pub(super) struct FormBody(pub(super) Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequest<S> for FormBody {
@@ -44,6 +45,24 @@ impl<S: Send + Sync> FromRequest<S> for FormBody {
         });
         let unreadable = || Problem::invalid(StatusCode::BAD_REQUEST, "the fields are not percent-encoded");
         fields.collect::<Option<Vec<_>>>().map(Self).ok_or_else(unreadable)
+    }
+}
+
+impl FormBody {
+    /// The value of a field, without the spaces around it; `None` if it is not there or empty.
+    pub(super) fn text(&self, wanted: &str) -> Option<&str> {
+        let field = self.0.iter().find(|(name, _)| name == wanted);
+        field.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// The value of a field, to be shown again; empty if there is none.
+    pub(super) fn value(&self, wanted: &str) -> &str {
+        self.text(wanted).unwrap_or_default()
+    }
+
+    /// Whether a box is ticked.
+    pub(super) fn is_ticked(&self, wanted: &str) -> bool {
+        self.text(wanted).is_some()
     }
 }
 

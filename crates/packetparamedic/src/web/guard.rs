@@ -84,14 +84,16 @@ pub(super) struct Caller {
     pub(super) is_https: bool,
     /// Its login.
     pub(super) login: Option<SecretHash>,
+    /// What it may do; `None` where a login is needed and it has none.
+    pub(super) scope: Option<AccessScope>,
 }
 
-/// Answers a request, if its client may send it, and logs each change. No answer is kept by a cache, or taken by a browser
-/// for something else than it is.
+/// Answers a request, if its client may send it, and logs each change. A cache keeps no answer, except one that says that it
+/// may be kept; a browser takes none for something else than it is.
 pub(super) async fn check(State(guard): State<AccessGuard>, request: Request, next: Next) -> Response {
     let mut response = guard.answer(request, next).await;
     let headers = response.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
@@ -104,7 +106,12 @@ impl AccessGuard {
         let (response, client) = match source {
             Some(RequestSource::User { uid }) => {
                 let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
-                request.extensions_mut().insert(Caller { client, is_https: false, login: None });
+                request.extensions_mut().insert(Caller {
+                    client,
+                    is_https: false,
+                    login: None,
+                    scope: Some(AccessScope::Admin),
+                });
                 (next.run(request).await, format!("user {uid}"))
             }
             Some(RequestSource::Address { peer, local, is_tls }) => {
@@ -125,9 +132,11 @@ impl AccessGuard {
                         let client = admitted.client;
                         // Only a trusted proxy gets here with this header.
                         let is_https = is_tls || only(request.headers(), "x-forwarded-proto") == Some("https");
+                        let scope = credential.as_ref().map(|credential| credential.found.scope);
+                        let scope = scope.or(admitted.without_login.ok());
                         let login = credential.as_ref().filter(|credential| credential.kind == SecretKind::Login);
                         let login = login.map(|credential| credential.hash.clone());
-                        request.extensions_mut().insert(Caller { client, is_https, login });
+                        request.extensions_mut().insert(Caller { client, is_https, login, scope });
                         let response = next.run(request).await;
                         match credential {
                             None => (response, client.to_string()),
@@ -301,6 +310,10 @@ impl hyper::body::Body for RevocableBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        // A client that ends its own login reads the end of the answer, not a failure.
+        if self.body.is_end_stream() {
+            return Poll::Ready(None);
+        }
         match self.end.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Some(Err(axum::Error::new("the token or the login was removed")))),
             Poll::Pending => Pin::new(&mut self.body).poll_frame(context),

@@ -1,15 +1,14 @@
-//! The routes of the administrator's login: log in, log out, make a setup link, set the password with it.
+//! The routes of the administrator's login: log in, log out, make a setup link. The pages of the login use their parts.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
-use axum::http::header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY, SET_COOKIE};
+use axum::http::header::SET_COOKIE;
 use axum::http::{HeaderValue, StatusCode};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use jiff::Timestamp;
-use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::{LOGIN_LIFETIME, SetupLink};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::ApiState;
 use super::access::SETUP_PAGE;
-use super::extract::{ApiBody, ApiPath, FormBody};
+use super::extract::ApiBody;
 use super::guard::{Caller, LOGIN_COOKIE};
 use super::login_attempts::LoginAttempts;
 use super::problem::Problem;
@@ -54,7 +53,7 @@ pub(super) async fn log_in(
     ApiBody(request): ApiBody<LoginRequest>,
 ) -> Result<Response, Problem> {
     let login = attempt(&state, &caller, Zeroizing::new(request.password)).await?;
-    Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, cookie(&login, LOGIN_LIFETIME, &caller))]).into_response())
+    Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, cookie(&login, &caller))]).into_response())
 }
 
 /// Ends the login of the request.
@@ -62,11 +61,16 @@ pub(super) async fn log_out(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Response, Problem> {
+    Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, end(&state, &caller).await?)]).into_response())
+}
+
+/// Ends the login of a request: returns the cookie that removes its own.
+pub(super) async fn end(state: &ApiState, caller: &Caller) -> Result<HeaderValue, Problem> {
     if let Some(login) = &caller.login {
         state.service.appliance().log_out(login).await?;
         state.access.credential_removed();
     }
-    Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, cookie("", Duration::ZERO, &caller))]).into_response())
+    Ok(cookie_for("", Duration::ZERO, caller))
 }
 
 /// Makes a new setup link.
@@ -75,39 +79,8 @@ pub(super) async fn new_link(State(state): State<ApiState>) -> Result<(StatusCod
     Ok((StatusCode::CREATED, Json(link.into())))
 }
 
-/// The page of a setup link.
-pub(super) async fn setup_page(
-    State(state): State<ApiState>,
-    ApiPath(secret): ApiPath<String>,
-) -> Result<Response, Problem> {
-    if !state.service.appliance().is_setup_link(&secret).await? {
-        return Err(ApplianceError::NoSuchSetupLink.into());
-    }
-    let form = "<form method=\"post\"><p><label>New password of the administrator (at least 10 characters): \
-                <input name=\"password\" type=\"password\" autocomplete=\"new-password\" minlength=\"10\" required \
-                autofocus></label></p><p><button>Set the password</button></p></form>";
-    Ok(page(form))
-}
-
-/// Sets the password of the form, and begins a login.
-pub(super) async fn set_up(
-    State(state): State<ApiState>,
-    Extension(caller): Extension<Caller>,
-    ApiPath(secret): ApiPath<String>,
-    FormBody(fields): FormBody,
-) -> Result<Response, Problem> {
-    let password = fields.into_iter().find(|(name, _)| name == "password").map(|(_, value)| value).unwrap_or_default();
-    let password = Zeroizing::new(password);
-    state.service.appliance().set_up(&secret, password.clone()).await?;
-    state.access.credential_removed();
-    let login = attempt(&state, &caller, password).await?;
-    let mut response = page("<p>The password is set.</p>");
-    response.headers_mut().insert(SET_COOKIE, cookie(&login, LOGIN_LIFETIME, &caller));
-    Ok(response)
-}
-
 /// Tries a password: the secret of the new login.
-async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizing<String>) -> Result<String, Problem> {
+pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizing<String>) -> Result<String, Problem> {
     #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of attempts")]
     let now = Instant::now();
     let attempts = || state.attempts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -134,22 +107,16 @@ fn too_many(wait: Duration) -> Problem {
     Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
 }
 
-/// The cookie of a login. Only with TLS it is kept from connections without.
-fn cookie(login: &str, lifetime: Duration, caller: &Caller) -> HeaderValue {
+/// The cookie of a login.
+pub(super) fn cookie(login: &str, caller: &Caller) -> HeaderValue {
+    cookie_for(login, LOGIN_LIFETIME, caller)
+}
+
+/// A cookie of a login. Only with TLS it is kept from connections without.
+fn cookie_for(login: &str, lifetime: Duration, caller: &Caller) -> HeaderValue {
     let secure = if caller.is_https { "; Secure" } else { "" };
     let seconds = lifetime.as_secs();
     let text = format!("{LOGIN_COOKIE}={login}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}");
     // A secret has letters, digits, dashes and underscores.
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-fn page(content: &str) -> Response {
-    let title = "PacketParamedic";
-    let html = format!(
-        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width\"><title>{title}</title></head><body><h1>{title}</h1>{content}</body></html>"
-    );
-    let policy = "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
-    // The path has a secret.
-    ([(CONTENT_SECURITY_POLICY, policy), (REFERRER_POLICY, "same-origin")], Html(html)).into_response()
 }

@@ -1,4 +1,5 @@
-//! The API of the running service, /api/v1, on its unix socket and on TCP. A thin client of the appliance's `app`.
+//! The API of the running service, /api/v1, and its pages, on its unix socket and on TCP. Thin clients of the appliance's
+//! `app`.
 
 mod access;
 mod channel_body;
@@ -9,12 +10,16 @@ mod connections;
 mod events;
 mod extract;
 mod guard;
+mod live_runs;
 pub(crate) mod login;
 mod login_attempts;
 pub(crate) mod monitors;
 mod openapi;
+mod pages;
+pub(crate) mod plan;
 pub(crate) mod problem;
 pub(crate) mod reflectors;
+pub(crate) mod report;
 pub(crate) mod results;
 mod schedules;
 pub(crate) mod store;
@@ -32,6 +37,7 @@ use axum::middleware;
 use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
 use paramedic_appliance::app::{Service, ServiceStatus};
+use paramedic_appliance::request::TestRequest;
 use paramedic_host::version;
 use paramedic_link::PeerText;
 use tokio::sync::{Semaphore, watch};
@@ -40,9 +46,11 @@ use uuid::Uuid;
 use access::AccessRules;
 pub(crate) use connections::ApiListener;
 use guard::AccessGuard;
+use live_runs::LiveRuns;
 use problem::Problem;
 use test_starts::TestStarts;
 
+use crate::cli::failure::CommandFailure;
 use crate::network::IpNetwork;
 
 /// The longest body of a request, in bytes.
@@ -62,6 +70,10 @@ pub(super) struct ApiState {
     /// The places for streams of events.
     event_places: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
+    /// The test that the button of the first page runs, without its other end; or why the settings make none.
+    default_test: Result<TestRequest, CommandFailure>,
+    /// The tests that run at present.
+    live: LiveRuns,
     /// The tests that clients run, with their cancellation.
     tests: Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>,
     /// The tests that clients of the TCP listener began.
@@ -73,6 +85,7 @@ pub(super) struct ApiState {
 pub(crate) async fn serve(
     service: Service,
     own_name: PeerText,
+    default_test: Result<TestRequest, CommandFailure>,
     listeners: Vec<ApiListener>,
     trusted_proxies: Vec<IpNetwork>,
     mut stopping: watch::Receiver<bool>,
@@ -82,11 +95,25 @@ pub(crate) async fn serve(
     let event_places = Arc::new(Semaphore::new(events::MAX_STREAMS));
     let (tests, stop) = (Arc::default(), stopping.clone());
     let attempts = login::SharedAttempts::default();
+    let live = LiveRuns::default();
+    let following = live.clone().follow(service.updates().clone(), stopping.clone());
     let starts = Arc::default();
-    let state = ApiState { service, own_name, access, attempts, event_places, stopping: stop, tests, starts };
+    let state = ApiState {
+        service,
+        own_name,
+        default_test,
+        live,
+        access,
+        attempts,
+        event_places,
+        stopping: stop,
+        tests,
+        starts,
+    };
     let tests = Arc::clone(&state.tests);
     let app = routes(state);
     let mut served = tokio::task::JoinSet::new();
+    served.spawn(following);
     for listener in listeners {
         served.spawn(listener.serve(app.clone(), trusted_proxies.clone(), stopping.clone()));
     }
@@ -106,11 +133,12 @@ fn routes(state: ApiState) -> Router {
     let access = state.access.clone();
     Router::new()
         .nest(access::API, api.router)
-        .route(access::SETUP_PAGE, get(login::setup_page).post(login::set_up))
+        .merge(pages::pages())
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(middleware::from_fn_with_state(access, guard::check))
+        .layer(middleware::from_fn(pages::dress))
         .with_state(state)
 }
 
@@ -147,6 +175,7 @@ fn api() -> ApiRoutes {
         .route("/monitors/{name}/disable", post(monitors::disable))
         .route("/monitors/{name}/series", get(monitors::series))
         .route("/outages", get(monitors::outages))
+        .route(plan::ROUTE, get(plan::show).put(plan::set).delete(plan::clear))
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
         .route("/reflectors/imports", post(reflectors::import))
         .route("/results", get(results::list))
@@ -170,6 +199,7 @@ fn api() -> ApiRoutes {
         .route("/store/check", get(store::check))
         .route("/store/prune", post(store::prune))
         .route("/results/{id}/series", get(results::series))
+        .route("/report", get(report::show))
         .route("/tests", post(test_runs::run))
         .route("/tests/{id}/cancel", post(test_runs::cancel))
         .route("/tokens", get(tokens::list).post(tokens::add))
@@ -197,15 +227,17 @@ mod tests {
 
     use super::connections::RequestSource;
     use super::*;
-    use crate::cli::failure::describe;
+    use crate::cli::failure::{ExitStatus, describe};
 
-    async fn state(folder: &std::path::Path) -> ApiState {
+    pub(super) async fn state(folder: &std::path::Path) -> ApiState {
         let appliance = Appliance::open(folder, describe).unwrap().0;
         let service = appliance.start_service(Retention::default(), false).await.unwrap();
         ApiState {
             access: AccessGuard::new(appliance, AccessRules::default()),
             service,
             own_name: PeerText::default(),
+            default_test: Err(CommandFailure::new(ExitStatus::Usage, "bad_request", "no test", "it is a test", "none")),
+            live: LiveRuns::default(),
             attempts: login::SharedAttempts::default(),
             event_places: Arc::new(Semaphore::new(1)),
             stopping: watch::channel(false).1,

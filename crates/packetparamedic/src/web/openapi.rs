@@ -10,10 +10,11 @@ use paramedic_appliance::app::{
     ConfigurationChange, DeviceConfiguration, ImportedPairings, MonitorOverview, MonitorSeries, NewToken, OldPairings,
     RunUpdate, ScheduleOverview, ScheduleProposal, ServiceStatus,
 };
+use paramedic_appliance::plan::Plan;
 use paramedic_appliance::request::TestRequest;
 use paramedic_appliance::schedule::Schedule;
 use paramedic_appliance::store::{
-    Pruned, ScheduleRun, StoreCheck, StoredMonitor, StoredOutage, StoredSchedule, StoredToken,
+    Pruned, ScheduleRun, StoreCheck, StoredMonitor, StoredOutage, StoredPlan, StoredSchedule, StoredToken,
 };
 use paramedic_report::document::{NeverNull, ResultDocument};
 use paramedic_report::series::ResultSeries;
@@ -28,6 +29,7 @@ use super::configuration::ApplyRequest;
 use super::guard::LOGIN_COOKIE;
 use super::login::{LoginRequest, SetupLinkAnswer};
 use super::monitors::NewMonitor;
+use super::plan::PlanAnswer;
 use super::problem::Problem;
 use super::reflectors::{ListedReflector, PairRequest, PairedReflector};
 use super::results::{DeletionRequest, ImportAnswer, PruneRequest};
@@ -64,6 +66,10 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
+fn text(_: &mut SchemaGenerator) -> Schema {
+    schemars::json_schema!({ "type": "string" })
+}
+
 /// The bytes of a file.
 fn binary(_: &mut SchemaGenerator) -> Schema {
     schemars::json_schema!({ "type": "string", "format": "binary" })
@@ -84,6 +90,7 @@ const BEFORE: QueryParameter = time_parameter("before", "Those that began before
 const SINCE: QueryParameter = time_parameter("since", "Those that began at this time or later.");
 const UNTIL: QueryParameter = time_parameter("until", "Those that began before this time.");
 const PEER: QueryParameter = text_parameter("peer", "Those against this name, address or Endpoint ID.");
+const ENGINE: QueryParameter = text_parameter("engine", "Those of this engine.");
 const ORDER: QueryParameter =
     QueryParameter { name: "order", about: "The order.", schema: || json!({ "enum": ["newest", "oldest"] }) };
 const FORMAT: QueryParameter = QueryParameter {
@@ -91,6 +98,29 @@ const FORMAT: QueryParameter = QueryParameter {
     about: "The format.",
     schema: || json!({ "enum": ["jsonl", "csv", "summaries"] }),
 };
+
+const REPORT_FORMAT: QueryParameter = QueryParameter {
+    name: "format",
+    about: "The format.",
+    schema: || json!({ "enum": ["html", "csv"], "default": "html" }),
+};
+const REPORT_SINCE: QueryParameter =
+    text_parameter("since", "The begin of the period, a time or a day; by default 30 days before its end.");
+const REPORT_UNTIL: QueryParameter =
+    text_parameter("until", "The end of the period, a time or its last day; by default now.");
+const ZONE: QueryParameter = text_parameter("zone", "The zone of local times, such as Europe/Berlin.");
+const REDACT: QueryParameter = QueryParameter {
+    name: "redact",
+    about: "Whether names, addresses and Endpoint IDs are left out.",
+    schema: || json!({ "type": "boolean", "default": false }),
+};
+const PLAN_DOWN: QueryParameter =
+    text_parameter("plan_down", "The promised download, such as 250M, instead of the plan.");
+const PLAN_UP: QueryParameter = text_parameter("plan_up", "The promised upload, such as 40M, instead of the plan.");
+const NORMAL_DOWN: QueryParameter = text_parameter("normal_down", "The normally available download.");
+const NORMAL_UP: QueryParameter = text_parameter("normal_up", "The normally available upload.");
+const MINIMUM_DOWN: QueryParameter = text_parameter("minimum_down", "The download below which the line never falls.");
+const MINIMUM_UP: QueryParameter = text_parameter("minimum_up", "The upload below which the line never falls.");
 
 const JSON: &str = "application/json";
 
@@ -177,6 +207,12 @@ const OPERATIONS: &[Operation] = &[
         query: &[LIMIT, BEFORE],
         ..read("/outages", "The latest outages, newest first", of::<Vec<StoredOutage>>)
     },
+    read("/plan", "What the contract promises", of::<PlanAnswer>),
+    Operation {
+        body: Some(of::<Plan>),
+        ..change("put", "/plan", "Sets the plan, with which results are compared", of::<StoredPlan>)
+    },
+    change("delete", "/plan", "Removes the plan; the answer has it", of::<PlanAnswer>),
     read("/reflectors", "The paired reflectors", of::<Vec<ListedReflector>>),
     Operation {
         body: Some(of::<OldPairings>),
@@ -193,11 +229,28 @@ const OPERATIONS: &[Operation] = &[
         ..change("post", "/reflectors", "Pairs with a reflector, by its code or its Endpoint ID", of::<PairedReflector>)
     },
     Operation {
-        query: &[LIMIT, AFTER, SINCE, UNTIL, PEER, ORDER],
+        query: &[LIMIT, AFTER, SINCE, UNTIL, PEER, ENGINE, ORDER],
         ..read("/results", "Summaries of the latest results, newest first", of::<Vec<RunSummary>>)
     },
     Operation {
-        query: &[LIMIT, SINCE, UNTIL, PEER, ORDER, FORMAT],
+        query: &[
+            REPORT_SINCE,
+            REPORT_UNTIL,
+            ZONE,
+            REPORT_FORMAT,
+            REDACT,
+            PLAN_DOWN,
+            PLAN_UP,
+            NORMAL_DOWN,
+            NORMAL_UP,
+            MINIMUM_DOWN,
+            MINIMUM_UP,
+        ],
+        answer: Some(("text/html", text)),
+        ..read("/report", "The report on the line, as a page or as CSV", of::<Value>)
+    },
+    Operation {
+        query: &[LIMIT, SINCE, UNTIL, PEER, ENGINE, ORDER, FORMAT],
         answer: Some(("application/x-ndjson", of::<ResultDocument>)),
         ..read("/results/export", "Whole documents, one a line, or CSV, or summaries", of::<Value>)
     },
@@ -214,7 +267,7 @@ const OPERATIONS: &[Operation] = &[
         body: Some(of::<ResultDocument>),
         ..change("put", "/results/{id}", "Adds a result document of another store, to the byte", of::<ImportAnswer>)
     },
-    read("/configuration", "The names of the reflectors and the schedules", of::<DeviceConfiguration>),
+    read("/configuration", "The names of the reflectors, the schedules and the plan", of::<DeviceConfiguration>),
     Operation {
         body: Some(of::<ApplyRequest>),
         ..change("post", "/configuration", "Makes the configuration as the body says", of::<Vec<ConfigurationChange>>)

@@ -79,6 +79,21 @@ impl Problem {
         Self::new(status, ExitStatus::Usage, body)
     }
 
+    /// The status of the response, for a page that has the problem in it.
+    pub(super) fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// The parts of the error.
+    pub(super) fn body(&self) -> &ErrorBody {
+        &self.body
+    }
+
+    /// Whether a login, or one that may do more, is what the request lacks.
+    pub(super) fn asks_for_login(&self) -> bool {
+        ["login_required", "scope_too_small", "unknown_token"].contains(&self.body.code.as_str())
+    }
+
     /// The failure of the command that sent the request.
     pub(crate) fn into_failure(self) -> CommandFailure {
         use ExitStatus::{BelowThreshold, Busy, Denied, Done, Failed, Interrupted, Usage};
@@ -116,9 +131,11 @@ impl From<ApplianceError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, axum::Json(self)).into_response();
+        let status = self.status_code();
+        let mut response = (status, axum::Json(&self)).into_response();
         response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
+        // For a browser, `pages` makes a page of it.
+        response.extensions_mut().insert(self);
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -57,7 +57,7 @@ pub(crate) struct ImportAnswer {
     pub(crate) is_new: bool,
 }
 
-/// The parameters of a list or an export: `since` and `until` (RFC 3339), `peer`, `order` (newest, oldest), `limit`; of a
+/// The parameters of a list or an export: `since` and `until` (RFC 3339), `peer`, `engine`, `order` (newest, oldest), `limit`; of a
 /// list `after`, a cursor; of an export `format`.
 pub(super) struct ResultsQuery {
     query: RunQuery,
@@ -86,6 +86,7 @@ impl ResultsQuery {
                 "since" => read.query.since = Some(time()?),
                 "until" => read.query.until = Some(time()?),
                 "peer" => read.query.peer = Some(text),
+                "engine" => read.query.engine = Some(text),
                 "after" => read.after = Some(text.parse()?),
                 "limit" => read.query.limit = Some(text.parse().map_err(|_| "limit is a number".to_owned())?),
                 "order" => {
@@ -100,7 +101,7 @@ impl ResultsQuery {
                     read.format = Some(format.ok_or("format is jsonl, csv or summaries")?);
                 }
                 _ => {
-                    let valid = "since, until, peer, order, limit, after, format";
+                    let valid = "since, until, peer, engine, order, limit, after, format";
                     return Err(format!("unknown parameter {name:?}; valid: {valid}"));
                 }
             }
@@ -117,7 +118,7 @@ pub(crate) fn export_route(query: &RunQuery, format: ExportFormat) -> String {
 
 /// Which results a query chooses, and their order, as parameters.
 fn chosen(query: &RunQuery) -> String {
-    let RunQuery { since, until, peer, order, limit: _ } = query;
+    let RunQuery { since, until, peer, engine, order, limit: _ } = query;
     let order = match order {
         RunOrder::NewestFirst => "newest",
         RunOrder::OldestFirst => "oldest",
@@ -127,6 +128,7 @@ fn chosen(query: &RunQuery) -> String {
         ("since", since.map(|time| time.to_string())),
         ("until", until.map(|time| time.to_string())),
         ("peer", peer.clone()),
+        ("engine", engine.clone()),
     ];
     for (name, value) in optional {
         if let Some(value) = value {
@@ -265,6 +267,7 @@ mod tests {
             since: "2026-01-31T12:00:00Z".parse().ok(),
             until: "2026-02-01T00:00:00.123456Z".parse().ok(),
             peer: Some("café & bar".to_owned()),
+            engine: Some("tcp".to_owned()),
             order: RunOrder::OldestFirst,
             limit: Some(7),
         };

@@ -105,5 +105,10 @@ pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Res
 
 /// Cancels the running test of a schedule.
 pub(super) async fn cancel(State(state): State<ApiState>) -> Json<CancelAnswer> {
-    Json(CancelAnswer { cancelled: state.service.cancel_run() })
+    Json(CancelAnswer { cancelled: cancel_run(&state) })
+}
+
+/// Cancels the running test of a schedule; `false` if none runs.
+pub(super) fn cancel_run(state: &ApiState) -> bool {
+    state.service.cancel_run()
 }

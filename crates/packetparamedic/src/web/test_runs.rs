@@ -72,14 +72,25 @@ pub(super) async fn run(
     Extension(source): Extension<RequestSource>,
     ApiBody(request): ApiBody<TestRequest>,
 ) -> Result<impl IntoResponse, Problem> {
+    if request.discards_result {
+        let reason = "the service keeps its results: use --local with --no-save".to_owned();
+        return Err(ApplianceError::Unsupported(reason).into());
+    }
+    let (test, receiver) = start(&state, source, request).await?;
+    let body = ChannelBody::new(receiver, TestCanceller { test, tests: Arc::clone(&state.tests) });
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body)))
+}
+
+/// Starts a test, which goes on also if its lines are dropped. Returns its id.
+pub(super) async fn start(
+    state: &ApiState,
+    source: RequestSource,
+    request: TestRequest,
+) -> Result<(Uuid, mpsc::Receiver<Bytes>), Problem> {
     if let RequestSource::Address { .. } = source {
         #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of tests")]
         let now = Instant::now();
         lock(&state.starts).begin(now).map_err(too_many)?;
-    }
-    if request.discards_result {
-        let reason = "the service keeps its results: use --local with --no-save".to_owned();
-        return Err(ApplianceError::Unsupported(reason).into());
     }
     let test = state.service.appliance().run(request, OptionValues::default()).await?;
     let id = Uuid::now_v7();
@@ -91,8 +102,12 @@ pub(super) async fn run(
         forward(&service, test, id, lines, cancelled).await;
         lock(&tests).remove(&id);
     });
-    let body = ChannelBody::new(receiver, TestCanceller { test: id, tests: Arc::clone(&state.tests) });
-    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body)))
+    Ok((id, receiver))
+}
+
+/// Cancels a test of a client; `false` if none has this id, or it was cancelled before.
+pub(super) fn cancel_test(state: &ApiState, id: Uuid) -> bool {
+    lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true))
 }
 
 fn too_many(wait: Duration) -> Problem {
@@ -104,8 +119,7 @@ fn too_many(wait: Duration) -> Problem {
 
 /// Cancels a test; its answer goes on to its end.
 pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> Json<CancelAnswer> {
-    let is_there = lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true));
-    Json(CancelAnswer { cancelled: is_there })
+    Json(CancelAnswer { cancelled: cancel_test(&state, id) })
 }
 
 async fn forward(

@@ -43,6 +43,38 @@ pub enum LimitCause {
     Unknown,
 }
 
+impl LimitCause {
+    /// The cause as the documents name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::ApplianceCpu => "appliance_cpu",
+            Self::ReflectorCpu => "reflector_cpu",
+            Self::ReceiveWindow => "receive_window",
+            Self::SendBuffer => "send_buffer",
+            Self::LinkRate => "link_rate",
+            Self::Policy => "policy",
+            Self::OtherTraffic => "other_traffic",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The cause in words.
+    pub fn as_words(self) -> &'static str {
+        match self {
+            Self::Network => "the network",
+            Self::ApplianceCpu => "this device's processor",
+            Self::ReflectorCpu => "the reflector's processor",
+            Self::ReceiveWindow => "the receiver's window",
+            Self::SendBuffer => "the sender's socket buffer",
+            Self::LinkRate => "the speed of an interface",
+            Self::Policy => "the request",
+            Self::OtherTraffic => "other traffic",
+            Self::Unknown => "not known",
+        }
+    }
+}
+
 /// One observation: its name, its value, and a text for the reader.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitEvidence {
@@ -77,6 +109,28 @@ impl ResultDocument {
             (Load::Bidir, Direction::Download) => self.bidir.as_mut()?.download.as_mut(),
             (Load::Bidir, Direction::Upload) => self.bidir.as_mut()?.upload.as_mut(),
             (Load::Download | Load::Upload | Load::Idle | Load::Unknown, _) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_written_as_in_the_documents() {
+        for cause in [
+            LimitCause::Network,
+            LimitCause::ApplianceCpu,
+            LimitCause::ReflectorCpu,
+            LimitCause::ReceiveWindow,
+            LimitCause::SendBuffer,
+            LimitCause::LinkRate,
+            LimitCause::Policy,
+            LimitCause::OtherTraffic,
+            LimitCause::Unknown,
+        ] {
+            assert_eq!(serde_json::to_value(cause).unwrap(), cause.as_str());
         }
     }
 }

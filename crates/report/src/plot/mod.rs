@@ -2,13 +2,16 @@
 //! pattern, so it can be told apart without colours. Pure: no I/O, no clock.
 
 mod axis;
+mod line;
 mod sparkline;
 
+use paramedic_link::PeerText;
 use paramedic_link::test_spec::{Direction, Load};
 
 use crate::document::{LatencyInterval, ResultDocument};
 use axis::{Axis, escaped};
 
+pub use line::{rates_by_hour, rates_over_time};
 pub use sparkline::{PhaseCurves, sparkline};
 
 const WIDTH: f64 = 800.0;
@@ -24,6 +27,8 @@ const GAP: f64 = 44.0;
 const BOTTOM: f64 = 48.0;
 /// A curve has at most this many points in each phase: more would not be visible.
 const MAX_POINTS: usize = 400;
+/// The longest name of another end in the title, in characters.
+const MAX_NAME_CHARS: usize = 60;
 
 const STYLE: &str = "
   .page { fill: #ffffff; }
@@ -61,18 +66,31 @@ struct PlotPhase<'a> {
 
 /// Draws `document` as an SVG image.
 pub fn svg(document: &ResultDocument) -> Result<String, NothingToPlot> {
+    draw(document, true)
+}
+
+/// The same as part of a page, which has the styles: without any of its own, and as wide as its place. The classes are
+/// those of the image.
+pub fn svg_part(document: &ResultDocument) -> Result<String, NothingToPlot> {
+    draw(document, false)
+}
+
+fn draw(document: &ResultDocument, is_file: bool) -> Result<String, NothingToPlot> {
     let phases = phases(document);
     let length_s = phases.last().map(|last| last.from_s + last.length_s).ok_or(NothingToPlot)?;
     let height = TOP + 2.0 * PANEL + LOSS_PANEL + 2.0 * GAP + BOTTOM;
     let mut canvas = Canvas { svg: String::new(), phases: &phases, time: Axis::of_time(length_s) };
     let title = title(document);
+    let size = if is_file { format!(r#" width="{WIDTH:.0}" height="{height:.0}""#) } else { String::new() };
     canvas.put(format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH:.0}" height="{height:.0}" viewBox="0 0 {WIDTH:.0} {height:.0}" role="img" aria-label="{}">"#,
+        r#"<svg class="plot-of-run" xmlns="http://www.w3.org/2000/svg"{size} viewBox="0 0 {WIDTH:.0} {height:.0}" role="img" aria-label="{}">"#,
         escaped(&title)
     ));
-    canvas.put(format!("<style>{STYLE}</style>"));
-    canvas.put(format!(r#"<rect class="page" width="{WIDTH:.0}" height="{height:.0}"/>"#));
-    canvas.put(format!(r#"<text class="title" x="16" y="26">{}</text>"#, escaped(&title)));
+    if is_file {
+        canvas.put(format!("<style>{STYLE}</style>"));
+        canvas.put(format!(r#"<rect class="page" width="{WIDTH:.0}" height="{height:.0}"/>"#));
+        canvas.put(format!(r#"<text class="title" x="16" y="26">{}</text>"#, escaped(&title)));
+    }
     canvas.rates(TOP);
     canvas.latency(TOP + PANEL + GAP);
     canvas.loss(TOP + 2.0 * (PANEL + GAP));
@@ -83,7 +101,8 @@ pub fn svg(document: &ResultDocument) -> Result<String, NothingToPlot> {
 }
 
 fn title(document: &ResultDocument) -> String {
-    let other_end = document.other_end().map(|name| format!(" to {name}")).unwrap_or_default();
+    let other_end = document.other_end().map(|name| format!(" to {}", PeerText::harmless(name, MAX_NAME_CHARS)));
+    let other_end = other_end.unwrap_or_default();
     let started = document.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
     format!("Connection{other_end}, {started} UTC")
 }
@@ -364,6 +383,13 @@ mod tests {
         }
         assert!(svg.contains("<rect class=\"loss\"") && !svg.contains("NaN") && !svg.contains("inf"));
         assert_eq!(count(&svg, "<svg"), count(&svg, "</svg>"));
+    }
+
+    #[test]
+    fn a_part_of_a_page_has_no_style_of_its_own() {
+        let part = svg_part(&document()).unwrap();
+        assert!(!part.contains("<style") && !part.contains("style=") && !part.contains(" width=\"800\""));
+        assert_eq!(count(&part, r#""curve round-trip" d="#), 3);
     }
 
     #[test]

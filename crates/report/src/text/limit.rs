@@ -9,19 +9,5 @@ pub(super) fn limit(limited_by: &LimitedBy, detail: Detail) -> String {
     let has_numbers = limited_by.cause != LimitCause::Unknown || detail == Detail::Full;
     let numbers = limited_by.evidence.iter().filter(|_| has_numbers).map(|evidence| evidence.text.as_str());
     let reasons = limited_by.because.iter().map(String::as_str).chain(numbers).collect::<Vec<_>>();
-    format!("{} ({})", name(limited_by.cause), reasons.join(", "))
-}
-
-fn name(cause: LimitCause) -> &'static str {
-    match cause {
-        LimitCause::Network => "the network",
-        LimitCause::ApplianceCpu => "this device's processor",
-        LimitCause::ReflectorCpu => "the reflector's processor",
-        LimitCause::ReceiveWindow => "the receiver's window",
-        LimitCause::SendBuffer => "the sender's socket buffer",
-        LimitCause::LinkRate => "the speed of an interface",
-        LimitCause::Policy => "the request",
-        LimitCause::OtherTraffic => "other traffic",
-        LimitCause::Unknown => "not known",
-    }
+    format!("{} ({})", limited_by.cause.as_words(), reasons.join(", "))
 }

@@ -1,18 +1,25 @@
 //! Reads and prints the file. Pure, except for the clock and the time zones of this host.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use paramedic_appliance::app::{ConfiguredSchedule, DeviceConfiguration, ReflectorName};
+use paramedic_appliance::plan::{Plan, PromisedRate};
 use paramedic_host::config::nearest_name;
 use paramedic_link::{EndpointId, PeerText};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::super::values::rate;
 use super::options::{self, FileOption, OptionFault};
 
-/// The tables of the file: the next kind of object joins here.
+/// The lists of tables of the file: the next kind of object joins here.
 const TABLES: [&str; 2] = ["reflector", "schedule"];
+/// The table of the plan, of which there is one.
+const PLAN: &str = "plan";
+/// The keys of the plan: the options of `packetparamedic plan set`.
+const PLAN_KEYS: [&str; 7] =
+    ["name", "download", "download_normal", "download_minimum", "upload", "upload_normal", "upload_minimum"];
 /// The keys of a reflector.
 const REFLECTOR_KEYS: [&str; 2] = ["endpoint_id", "name"];
 /// The maximum number of keys that an error lists.
@@ -61,10 +68,14 @@ pub(super) fn parse(text: &str) -> Result<DeviceConfiguration, FileFault> {
     })?;
     let mut configuration = DeviceConfiguration::default();
     for (key, value) in in_order(table.get_ref()) {
-        if !TABLES.contains(&&**key.get_ref()) {
-            return Err(file.unknown(key, &TABLES));
-        }
         let name = key.get_ref();
+        if name == PLAN {
+            configuration.plan = Some(plan(&file, key.span().start, value.get_ref())?);
+            continue;
+        }
+        if !TABLES.contains(&&**name) {
+            return Err(file.unknown(key, &[TABLES[0], TABLES[1], PLAN]));
+        }
         let DeValue::Array(objects) = value.get_ref() else {
             return Err(file.fault(key.span().start, format!("{name} is a list of tables: write [[{name}]]")));
         };
@@ -113,6 +124,40 @@ fn reflector(file: &FileText<'_>, at: usize, table: &DeTable<'_>) -> Result<Refl
     }
 }
 
+fn plan(file: &FileText<'_>, at: usize, value: &DeValue<'_>) -> Result<Plan, FileFault> {
+    let DeValue::Table(table) = value else {
+        return Err(file.fault(at, "plan is a table: write [plan]"));
+    };
+    let (mut name, mut rates) = (None, BTreeMap::new());
+    for (key, value) in in_order(table) {
+        let of_key = &**key.get_ref();
+        let wrong = |problem: String| file.fault(key.span().start, format!("{of_key}: {problem}"));
+        let Some(known) = PLAN_KEYS.into_iter().find(|known| *known == of_key) else {
+            return Err(file.unknown(key, &PLAN_KEYS));
+        };
+        let text = match value.get_ref() {
+            DeValue::String(text) => text.to_string(),
+            DeValue::Integer(number) if number.radix() == 10 => number.as_str().to_owned(),
+            other => return Err(wrong(format!("it is of type {}; valid: a text or a number", other.type_str()))),
+        };
+        match known {
+            "name" => name = Some(text),
+            _ => drop(rates.insert(known, rate(&text).map_err(wrong)?)),
+        }
+    }
+    let needed = |key: &str| {
+        let missing = || file.fault(at, format!("plan: {key} is missing"));
+        rates.get(key).copied().ok_or_else(missing)
+    };
+    let promised = |word: &str| {
+        let other = |kind: &str| rates.get(format!("{word}_{kind}").as_str()).copied();
+        Ok(PromisedRate { promised_bps: needed(word)?, normal_bps: other("normal"), minimum_bps: other("minimum") })
+    };
+    let plan = Plan { name, download: promised("download")?, upload: promised("upload")? };
+    plan.check().map_err(|error| file.fault(at, format!("plan: {error}")))?;
+    Ok(plan)
+}
+
 fn schedule(file: &FileText<'_>, at: usize, table: &DeTable<'_>) -> Result<ConfiguredSchedule, FileFault> {
     let known = options::keys();
     let mut keys = known.iter().map(String::as_str).collect::<Vec<_>>();
@@ -159,9 +204,13 @@ fn schedule(file: &FileText<'_>, at: usize, table: &DeTable<'_>) -> Result<Confi
 /// Prints a file that describes this configuration.
 pub(super) fn print(configuration: &DeviceConfiguration) -> String {
     let mut text =
-        "# Names of reflectors and schedules: packetparamedic apply FILE. The keys of a schedule are the options of\n\
-                    # packetparamedic schedule add.\n"
+        "# Names of reflectors, schedules and the plan: packetparamedic apply FILE. The keys of a schedule are the options\n\
+                    # of packetparamedic schedule add, those of the plan the options of packetparamedic plan set.\n"
             .to_owned();
+    if let Some(plan) = &configuration.plan {
+        text += "\n[plan]\n";
+        rows(&mut text, rows_of_plan(plan));
+    }
     for ReflectorName { endpoint_id, name } in &configuration.reflectors {
         let rows = [("name", name.as_str().to_owned()), ("endpoint_id", endpoint_id.to_string())];
         table(&mut text, "reflector", rows.map(|(key, value)| (key.to_owned(), FileOption::Value(value))));
@@ -173,8 +222,25 @@ pub(super) fn print(configuration: &DeviceConfiguration) -> String {
     text
 }
 
-fn table(text: &mut String, name: &str, rows: impl IntoIterator<Item = (String, FileOption)>) {
+fn rows_of_plan(plan: &Plan) -> Vec<(String, FileOption)> {
+    let name = plan.name.iter().map(|name| ("name".to_owned(), FileOption::Value(name.clone())));
+    let rates = [("download", plan.download), ("upload", plan.upload)].into_iter().flat_map(|(word, rate)| {
+        [
+            (word.to_owned(), Some(rate.promised_bps)),
+            (format!("{word}_normal"), rate.normal_bps),
+            (format!("{word}_minimum"), rate.minimum_bps),
+        ]
+    });
+    let rates = rates.filter_map(|(key, bps)| Some((key, FileOption::Value(bps?.to_string()))));
+    name.chain(rates).collect()
+}
+
+fn table(text: &mut String, name: &str, of_table: impl IntoIterator<Item = (String, FileOption)>) {
     *text += &format!("\n[[{name}]]\n");
+    rows(text, of_table);
+}
+
+fn rows(text: &mut String, rows: impl IntoIterator<Item = (String, FileOption)>) {
     let mut seen = BTreeSet::new();
     for (key, value) in rows {
         debug_assert!(seen.insert(key.clone()), "{key} twice");
@@ -227,6 +293,18 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_is_printed_and_read_back() {
+        let read = parse("[plan]\nname = \"Fibre\"\ndownload = \"250M\"\nupload = 40000000\nupload_minimum = \"1M\"\n")
+            .unwrap();
+        let plan = read.plan.clone().unwrap();
+        assert_eq!((plan.name.as_deref(), plan.download.promised_bps), (Some("Fibre"), 250_000_000));
+        assert_eq!((plan.upload.minimum_bps, plan.upload.normal_bps), (Some(1_000_000), None));
+        let printed = print(&read);
+        assert!(printed.contains("\n[plan]\nname = \"Fibre\"\ndownload = 250000000\n"), "{printed}");
+        assert_eq!(parse(&printed).unwrap(), read);
+    }
+
+    #[test]
     fn a_fault_is_named_with_its_line_and_its_key() {
         let schedule = |more: &str| fault(&format!("\n[[schedule]]\nname = \"a\"\nevery = \"6h\"\n{more}\n"));
         for (more, said) in [
@@ -272,6 +350,12 @@ mod tests {
             ("[schedule]\nname = \"a\"\n", 1, "schedule is a list of tables: write [[schedule]]"),
             ("schedule = [1]\n", 1, "schedule is a list of tables"),
             ("x\n", 1, "not valid TOML: "),
+            ("[[plan]]\n", 1, "plan is a table: write [plan]"),
+            ("[plan]\ndownload = \"250M\"\n", 1, "plan: upload is missing"),
+            ("[plan]\ndownlod = \"250M\"\n", 2, "unknown key \"downlod\"; did you mean \"download\"?"),
+            ("[plan]\ndownload = \"fast\"\n", 2, "download: "),
+            ("[plan]\ndownload = 1.5\n", 2, "download: it is of type float"),
+            ("[plan]\ndownload = 9\nupload = 0\n", 1, "plan: the upload of a plan is more than 0 bit/s"),
             ("[[reflector]]\nname = \"a\"\n", 1, "reflector: endpoint_id is missing"),
             ("[[reflector]]\nname = \"a\"\nendpoint_id = \"PP-1\"\n", 3, "endpoint_id: "),
             ("[[reflector]]\nname = 5\n", 2, "name: it is of type integer"),

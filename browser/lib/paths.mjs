@@ -1,0 +1,26 @@
+// The pages that can be opened by their address. Each is checked in every size and colour, and without JavaScript.
+
+/** The pages of the settings. */
+export const SETTINGS = [
+  "/settings",
+  "/settings/schedules",
+  "/settings/monitors",
+  "/settings/plan",
+  "/settings/tokens",
+  "/settings/about",
+];
+
+/** The pages that show what was measured. The monitor `gateway` is always there. */
+export const VIEWS_OF_DATA = [
+  "/history",
+  "/history?period=day",
+  "/history?period=all",
+  "/monitors",
+  "/monitors/gateway",
+  "/monitors/gateway?period=day",
+  "/outages",
+  "/report",
+];
+
+/** All pages. */
+export const PATHS = ["/", ...VIEWS_OF_DATA, ...SETTINGS, "/start?step=pair", "/start?step=plan", "/start?step=schedule", "/login", "/no-such-page"];

@@ -1,0 +1,29 @@
+//! The plan of this appliance: show, set, remove. The shell that dates it.
+
+#![expect(clippy::disallowed_methods, reason = "the shell that dates the plan")]
+
+use jiff::Timestamp;
+
+use super::Appliance;
+use crate::error::ApplianceError;
+use crate::plan::Plan;
+use crate::store::StoredPlan;
+
+impl Appliance {
+    /// The plan, if one is set.
+    pub async fn plan(&self) -> Result<Option<StoredPlan>, ApplianceError> {
+        Ok(self.reading_store().await?.plan().await?)
+    }
+
+    /// Sets the plan.
+    pub async fn set_plan(&self, plan: &Plan) -> Result<StoredPlan, ApplianceError> {
+        plan.check()?;
+        let own = self.endpoint_id()?.to_string();
+        Ok(self.store().await?.set_plan(&own, plan, Timestamp::now()).await?)
+    }
+
+    /// Removes the plan, and returns it.
+    pub async fn clear_plan(&self) -> Result<Option<StoredPlan>, ApplianceError> {
+        Ok(self.store().await?.clear_plan().await?)
+    }
+}

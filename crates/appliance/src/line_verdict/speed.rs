@@ -1,0 +1,89 @@
+//! What the sentence says about measured rates: whether they keep the plan, and if not, whether the line was the limit.
+
+use paramedic_link::test_spec::Direction;
+use paramedic_report::document::LimitCause;
+use paramedic_report::lines::Tone;
+use paramedic_report::quantity;
+
+use super::{LineVerdict, ResultSeen, Sentence};
+use crate::plan::{PlanStanding, PromisedRate};
+
+/// A measured rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MeasuredSpeed {
+    /// The direction of the payload.
+    pub direction: Direction,
+    /// The mean goodput, in bits per second.
+    pub bps: u64,
+    /// What the plan promises; `None` without a plan.
+    pub promised: Option<PromisedRate>,
+    /// What limited it; `None` if that is not known.
+    pub limit: Option<LimitCause>,
+}
+
+impl MeasuredSpeed {
+    fn standing(&self) -> Option<PlanStanding> {
+        Some(self.promised?.standing(self.bps))
+    }
+
+    /// How bad it is, for the choice of the worse direction.
+    fn badness(&self) -> u8 {
+        match self.standing() {
+            Some(PlanStanding::BelowMinimum { .. }) => 3,
+            Some(PlanStanding::BelowNormal { .. }) => 2,
+            Some(PlanStanding::BelowPromise) => 1,
+            Some(PlanStanding::Kept) | None => 0,
+        }
+    }
+}
+
+/// The sentence about the direction that is furthest below the plan; `None` if none is.
+pub(super) fn fault(result: &ResultSeen) -> Option<LineVerdict> {
+    let worst = result.speeds.iter().filter(|speed| speed.badness() > 0).max_by_key(|speed| speed.badness())?;
+    let (promised, name) = (worst.promised?, worst.direction);
+    let (tone, below) = match worst.standing()? {
+        PlanStanding::BelowMinimum { minimum_bps } => {
+            (Tone::Bad, format!("below the minimum of the plan, {}", quantity::rate(minimum_bps)))
+        }
+        PlanStanding::BelowNormal { normal_bps } => {
+            (Tone::Fair, format!("below what is normal for the plan, {}", quantity::rate(normal_bps)))
+        }
+        _ => {
+            let share = quantity::share(promised.share(worst.bps));
+            (Tone::Fair, format!("{share} of the {} of the plan", quantity::rate(promised.promised_bps)))
+        }
+    };
+    let sentence = Sentence::default().text(format!("The {name} was {} at ", quantity::rate(worst.bps)));
+    let sentence = sentence.time(result.at).text(format!(", {below}"));
+    Some(match excuse(worst.limit) {
+        // The rate says nothing about the line.
+        Some(excuse) => sentence.text(format!("; but {excuse}.")).with(Tone::Fair),
+        None => sentence.text(".").with(tone),
+    })
+}
+
+/// What a result says that is not below the plan, after "the test at …"; `None` if it has no rate.
+pub(super) fn praise(result: &ResultSeen) -> Option<String> {
+    let rates = result.speeds.iter().map(|speed| format!("{} {}", quantity::rate(speed.bps), speed.direction));
+    let rates = rates.collect::<Vec<_>>().join(" and ");
+    match &result.speeds[..] {
+        [] => None,
+        speeds if speeds.iter().all(|speed| speed.standing() == Some(PlanStanding::Kept)) => {
+            Some(format!("kept the plan with {rates}"))
+        }
+        _ => Some(format!("measured {rates}")),
+    }
+}
+
+/// Why a low rate is no fault of the line; `None` if it may be one.
+fn excuse(limit: Option<LimitCause>) -> Option<&'static str> {
+    match limit? {
+        LimitCause::Network | LimitCause::Unknown => None,
+        LimitCause::ApplianceCpu => Some("the processor of this device was the limit, not the line"),
+        LimitCause::ReflectorCpu => Some("the processor of the other end was the limit, not the line"),
+        LimitCause::ReceiveWindow | LimitCause::SendBuffer => Some("a socket buffer was the limit, not the line"),
+        LimitCause::LinkRate => Some("the network interface of one end was the limit"),
+        LimitCause::Policy => Some("the test asked for no more"),
+        LimitCause::OtherTraffic => Some("other traffic used the line at the same time"),
+    }
+}

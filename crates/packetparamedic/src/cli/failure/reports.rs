@@ -1,0 +1,14 @@
+//! The failures of a report on the line.
+
+use paramedic_appliance::ApplianceError;
+
+use super::{CommandFailure, ExitStatus};
+
+/// The failure of a report that cannot be made of its period.
+pub(super) fn not_made(error: &ApplianceError) -> CommandFailure {
+    let try_ = match error {
+        ApplianceError::PeriodTooLong { .. } => "choose a shorter period with --since and --until",
+        _ => "choose a begin that is before the end and before now",
+    };
+    CommandFailure::new(ExitStatus::Usage, "bad_period", "the report is not made", error, try_)
+}

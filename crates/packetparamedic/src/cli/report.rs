@@ -1,0 +1,126 @@
+//! `report`: a report on the line for its provider, as a page to read and print, or as a table.
+
+use std::fs;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
+use super::moment::{Moment, moment};
+use super::values::rate;
+use crate::report_file::{ReportFormat, report_text};
+use crate::web::client::ChunkReader;
+use crate::web::report::{PlanRates, ReportQuery, ReportTime, report_route};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The begin of the period: 30d, 2026-01-31, "2026-01-31 12:00" [default: 30 days before its end]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<Moment>,
+    /// The end of the period [default: now]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<Moment>,
+    /// The zone of local times, such as Europe/Berlin [default: that of this host]
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+    /// A page, or the table of the runs
+    #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
+    format: ReportFormat,
+    /// The file [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Leave out names, addresses and Endpoint IDs
+    #[arg(long)]
+    redact: bool,
+    #[command(flatten)]
+    plan: PlanFlags,
+}
+
+/// The contract, instead of the plan that is set.
+#[derive(clap::Args)]
+#[command(next_help_heading = "The contract [default: the plan that is set]")]
+struct PlanFlags {
+    /// The promised download (250M)
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    plan_down: Option<u64>,
+    /// The promised upload
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    plan_up: Option<u64>,
+    /// The normally available download
+    #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_down")]
+    normal_down: Option<u64>,
+    /// The normally available upload
+    #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_up")]
+    normal_up: Option<u64>,
+    /// The download below which the line never falls
+    #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_down")]
+    minimum_down: Option<u64>,
+    /// The upload below which the line never falls
+    #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_up")]
+    minimum_up: Option<u64>,
+}
+
+impl PlanFlags {
+    fn rates(&self) -> PlanRates {
+        PlanRates {
+            promised: [self.plan_down, self.plan_up],
+            normal: [self.normal_down, self.normal_up],
+            minimum: [self.minimum_down, self.minimum_up],
+        }
+    }
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let (now, here) = (now(), TimeZone::system());
+    let resolve = |moment: Option<Moment>| moment.map(|moment| ReportTime::At(moment.resolve(now, &here)));
+    let query = ReportQuery {
+        since: resolve(args.since),
+        until: resolve(args.until),
+        // The service may run in another zone.
+        zone: args.zone.or_else(|| here.iana_name().map(str::to_owned)),
+        format: args.format,
+        is_redacted: args.redact,
+        plan: args.plan.rates(),
+    };
+    let text = match context.service().await? {
+        Some(service) => whole(&mut service.chunks(&report_route(&query)).await?).await?,
+        None => {
+            let request = query.request().map_err(invalid)?;
+            let report = context.appliance()?.line_report(request).await?;
+            report_text(&report, args.format).map_err(invalid)?.into_bytes()
+        }
+    };
+    match args.output {
+        None => context.output.script(&text)?,
+        Some(file) => {
+            fs::write(&file, text).map_err(|error| {
+                let what = format!("cannot write the report {}", file.display());
+                let try_ = "name a file in a folder that you can write";
+                CommandFailure::new(ExitStatus::Usage, "cannot_write_report", what, error, try_)
+            })?;
+            context.output.note(&format!("written: {}", file.display()));
+        }
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// An answer of the service, which takes its time for a long period.
+async fn whole(chunks: &mut ChunkReader) -> Result<Vec<u8>, CommandFailure> {
+    let mut whole = Vec::new();
+    while let Some(chunk) = chunks.next().await? {
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole)
+}
+
+fn invalid(because: impl std::fmt::Display) -> CommandFailure {
+    let try_ = "run `packetparamedic report --help` to see the valid values";
+    CommandFailure::new(ExitStatus::Usage, "bad_request", "the report is not made", because, try_)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the command")]
+fn now() -> Timestamp {
+    Timestamp::now()
+}

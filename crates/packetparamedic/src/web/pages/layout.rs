@@ -1,0 +1,214 @@
+//! What every page has: its head, the navigation, the notice of a change, the theme; and how a page becomes an answer.
+
+use askama::Template;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use paramedic_host::version;
+
+use super::super::extract::encoded;
+use super::assets::AssetPaths;
+use super::notice::Notice;
+
+/// The sections of the navigation, in their order, with their paths. A section stands here once its page works.
+pub(super) const SECTIONS: &[(Section, &str, &str)] = &[
+    (Section::Now, "Now", "/"),
+    (Section::History, "History", "/history"),
+    (Section::Monitors, "Monitors", "/monitors"),
+    (Section::Report, "Report", "/report"),
+    (Section::Settings, "Settings", "/settings"),
+];
+
+/// A section of the navigation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Section {
+    /// How the line is.
+    Now,
+    /// What was measured.
+    History,
+    /// What is probed all the time.
+    Monitors,
+    /// The report on the line.
+    Report,
+    /// What can be changed.
+    Settings,
+    /// None of them: errors, login.
+    Elsewhere,
+}
+
+/// A link of a navigation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NavigationLink {
+    /// Its text.
+    pub(super) name: &'static str,
+    /// Where it leads.
+    pub(super) path: &'static str,
+    /// Whether it leads to this page, or to the section of it.
+    pub(super) is_current: bool,
+}
+
+/// The choice of colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Theme {
+    /// As the system says.
+    #[default]
+    System,
+    /// Light.
+    Light,
+    /// Dark.
+    Dark,
+}
+
+impl Theme {
+    /// All, in the order of the choice.
+    pub(super) const ALL: [Self; 3] = [Self::System, Self::Light, Self::Dark];
+
+    /// The word, in the cookie and in the page.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Light => "light",
+            Self::Dark => "dark",
+        }
+    }
+
+    /// The theme with this word.
+    pub(super) fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|theme| theme.word() == word)
+    }
+}
+
+/// The parts of a page that every page has. `templates/base.html` shows them.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    /// The title, as the first heading names it.
+    pub(super) title: String,
+    /// The section in which the page is.
+    pub(super) section: Section,
+    /// Whether the viewer has a login, which he can end.
+    pub(super) is_logged_in: bool,
+    /// Whether the viewer may change settings.
+    pub(super) is_admin: bool,
+    /// What has been done.
+    pub(super) notice: Option<Notice>,
+    /// The colours.
+    pub(super) theme: Theme,
+    /// The path of this page, to which a change of the theme and a login lead back.
+    pub(super) path: String,
+    /// After so many seconds a browser without JavaScript reads the page again.
+    pub(super) refresh_s: Option<u32>,
+    /// The files of the page.
+    pub(super) assets: AssetPaths,
+}
+
+impl Layout {
+    /// A page for a viewer without a login.
+    pub(super) fn new(title: &str, section: Section) -> Self {
+        Self {
+            title: title.to_owned(),
+            section,
+            is_logged_in: false,
+            is_admin: false,
+            notice: None,
+            theme: Theme::default(),
+            path: "/".to_owned(),
+            refresh_s: None,
+            assets: AssetPaths::current(),
+        }
+    }
+
+    /// The same page under this path: the answer to a form is of the page that has the form.
+    pub(super) fn at(self, path: &str) -> Self {
+        Self { path: path.to_owned(), ..self }
+    }
+
+    /// The navigation.
+    pub(super) fn sections(&self) -> Vec<NavigationLink> {
+        let link = |(section, name, path): &(Section, &'static str, &'static str)| NavigationLink {
+            name,
+            path,
+            is_current: *section == self.section,
+        };
+        SECTIONS.iter().map(link).collect()
+    }
+
+    /// The choices of colours: each with whether it is the current one.
+    pub(super) fn themes(&self) -> Vec<(&'static str, bool)> {
+        Theme::ALL.into_iter().map(|theme| (theme.word(), theme == self.theme)).collect()
+    }
+
+    /// The version of the program.
+    pub(super) fn version(&self) -> &'static str {
+        version::VERSION
+    }
+
+    /// The path of the login page that leads back here.
+    pub(super) fn login_path(&self) -> String {
+        login_path(&self.path)
+    }
+}
+
+/// The path of the login page that leads to `next`.
+pub(super) fn login_path(next: &str) -> String {
+    format!("/login?next={}", encoded(next))
+}
+
+/// The path if it is one of this service, so that a link to a page leads to no other host.
+pub(super) fn own_path(text: &str) -> Option<&str> {
+    let is_path = text.starts_with('/') && !text.starts_with("//") && text.len() <= 2000;
+    // Browsers take a backslash for a slash, and drop control characters.
+    (is_path && text.chars().all(|c| c.is_ascii_graphic() && c != '\\')).then_some(text)
+}
+
+/// The page as an answer.
+pub(super) fn page(template: &impl Template) -> Response {
+    page_with(StatusCode::OK, template)
+}
+
+/// The page as an answer with another status.
+pub(super) fn page_with(status: StatusCode, template: &impl Template) -> Response {
+    match template.render() {
+        Ok(html) => (status, Html(html)).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "a page cannot be made");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+/// Leads to another page of this service after a change: its address has the notice.
+pub(super) fn done(path: &str, notice: Notice) -> Response {
+    let (path, fragment) =
+        path.split_once('#').map_or((path, String::new()), |(path, part)| (path, format!("#{part}")));
+    let separator = if path.contains('?') { '&' } else { '?' };
+    see_other(&format!("{path}{separator}{}={}{fragment}", Notice::PARAMETER, notice.word()))
+}
+
+/// Leads to another page of this service.
+pub(super) fn see_other(path: &str) -> Response {
+    let location = HeaderValue::from_str(path).unwrap_or_else(|_| HeaderValue::from_static("/"));
+    (StatusCode::SEE_OTHER, [(header::LOCATION, location)]).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_of_another_host_is_none_of_this_service() {
+        for path in ["/", "/settings", "/runs/1?points=3", "/a/b%20c"] {
+            assert_eq!(own_path(path), Some(path));
+        }
+        for wrong in
+            ["", "settings", "//evil.example", "/\\evil.example", "https://evil.example/", "/a\nb", "/a b", "/é"]
+        {
+            assert_eq!(own_path(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_leads_to_a_page_with_its_notice() {
+        let location = |path| done(path, Notice::Paired).headers()[header::LOCATION].to_str().unwrap().to_owned();
+        assert_eq!(location("/settings"), "/settings?done=paired");
+        assert_eq!(location("/settings?tab=2#plan"), "/settings?tab=2&done=paired#plan");
+    }
+}

@@ -1,0 +1,60 @@
+//! What a page says about the change that led to it. The address has a word of this list, so that no text of the address
+//! gets into the page.
+
+/// Defines the notices with their words and texts.
+macro_rules! notices {
+    ($($name:ident $word:literal $text:literal,)*) => {
+        /// What has been done.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Notice {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Notice {
+            const ALL: &'static [(Self, &'static str, &'static str)] = &[$((Self::$name, $word, $text),)*];
+        }
+    };
+}
+
+notices! {
+    LoggedIn "logged-in" "You are logged in.",
+    LoggedOut "logged-out" "You are logged out.",
+    PasswordSet "password-set" "The password is set, and you are logged in.",
+    TestStarted "test-started" "The test has begun.",
+    TestCancelled "test-cancelled" "The test is cancelled.",
+    NothingToCancel "nothing-to-cancel" "That test has ended already.",
+    Paired "paired" "The reflector is paired.",
+    ReflectorRenamed "reflector-renamed" "The reflector has its new name.",
+    ReflectorRemoved "reflector-removed" "The reflector is removed. Its results stay.",
+    ScheduleAdded "schedule-added" "The schedule is added.",
+    ScheduleRemoved "schedule-removed" "The schedule is removed. Its results stay.",
+    ScheduleChanged "schedule-changed" "The schedule is changed.",
+    ScheduleRequested "schedule-requested" "The schedule runs as soon as no other test runs.",
+    MonitorAdded "monitor-added" "The monitor is added.",
+    MonitorRemoved "monitor-removed" "The monitor is removed.",
+    MonitorChanged "monitor-changed" "The monitor is changed.",
+    PlanSaved "plan-saved" "The plan is saved.",
+    PlanCleared "plan-cleared" "The plan is removed.",
+    TokenRemoved "token-removed" "The token is removed. Requests with it are refused from now on.",
+    ResultDeleted "result-deleted" "The result is deleted.",
+}
+
+impl Notice {
+    /// The parameter of the address.
+    pub(super) const PARAMETER: &'static str = "done";
+
+    /// The notice with this word.
+    pub(super) fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, own, _)| *own == word).map(|(notice, ..)| *notice)
+    }
+
+    /// Its word.
+    pub(super) fn word(self) -> &'static str {
+        Self::ALL.iter().find(|(own, ..)| *own == self).map_or("", |(_, word, _)| word)
+    }
+
+    /// What the page says.
+    pub(super) fn text(self) -> &'static str {
+        Self::ALL.iter().find(|(own, ..)| *own == self).map_or("", |(.., text)| text)
+    }
+}

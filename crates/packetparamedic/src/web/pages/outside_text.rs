@@ -1,0 +1,38 @@
+//! Text from outside (names, addresses, errors) as a page shows it. The templates escape it; this bounds it, and takes out what
+//! could change the text around it.
+
+use paramedic_link::PeerText;
+
+/// The longest text, in characters.
+const LONGEST: usize = 200;
+/// The longest sentence, in characters.
+const LONGEST_SENTENCE: usize = 1000;
+
+/// The text without control and formatting characters, such as a right-to-left override; cut if it is long.
+pub(super) fn shown(text: &str) -> String {
+    let clean = PeerText::harmless(text, LONGEST + 1);
+    match clean.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", clean.get(..end).unwrap_or_default().trim_end()),
+        None => clean,
+    }
+}
+
+/// A sentence that has text from outside in it, such as a name.
+pub(super) fn sentence(text: &str) -> String {
+    PeerText::harmless(text, LONGEST_SENTENCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_outside_is_bounded_and_has_no_formatting() {
+        assert_eq!(shown("attic \u{1F680} café"), "attic \u{1F680} café");
+        assert_eq!(shown("a\u{202E}b\nc\0d\u{2066}"), "abcd");
+        let long = shown(&"x".repeat(10_000));
+        assert_eq!(long.chars().count(), LONGEST + 1);
+        assert!(long.ends_with('…'));
+        assert_eq!(shown(&"x".repeat(LONGEST)).chars().count(), LONGEST);
+    }
+}

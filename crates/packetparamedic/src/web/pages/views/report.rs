@@ -1,0 +1,51 @@
+//! The page of the report on the line: its period, a preview, the files.
+
+use askama::Template;
+use axum::extract::State;
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_SECURITY_POLICY;
+use axum::response::{Html, IntoResponse, Response};
+use jiff::tz::TimeZone;
+use paramedic_appliance::plan::PromisedRate;
+use paramedic_appliance::store::StoredPlan;
+use paramedic_report::quantity;
+
+use super::super::super::ApiState;
+use super::super::super::problem::Problem;
+use super::super::super::report::{ReportQuery, line_report, unmade};
+use super::super::layout::{Layout, Section, page};
+use super::super::visitor::Visitor;
+use crate::report_file::{ReportFormat, report_policy, report_text};
+
+/// The page.
+#[derive(Template)]
+#[template(path = "report_page.html")]
+struct ReportFormPage {
+    layout: Layout,
+    plan: Option<StoredPlan>,
+    zone: String,
+}
+
+impl ReportFormPage {
+    fn rates(&self, rate: &PromisedRate) -> String {
+        let others = [("normally available", rate.normal_bps), ("at least", rate.minimum_bps)];
+        let others = others.into_iter().filter_map(|(name, bps)| Some(format!(", {name} {}", quantity::rate(bps?))));
+        quantity::rate(rate.promised_bps) + &others.collect::<String>()
+    }
+}
+
+/// The page.
+pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
+    let plan = state.service.appliance().plan().await?;
+    let zone = TimeZone::system().iana_name().unwrap_or_default().to_owned();
+    Ok(page(&ReportFormPage { layout: visitor.layout("Report", Section::Report), plan, zone }))
+}
+
+/// The report as it will be, with the policy of its own styles.
+pub(super) async fn preview(State(state): State<ApiState>, query: ReportQuery) -> Result<Response, Problem> {
+    let report = line_report(state.service.appliance(), &query).await?;
+    let text = report_text(&report, ReportFormat::Html).map_err(|error| unmade(&error))?;
+    // The policy is made of constants and a hash.
+    let policy = HeaderValue::from_str(&report_policy()).unwrap_or(HeaderValue::from_static("default-src 'none'"));
+    Ok(([(CONTENT_SECURITY_POLICY, policy)], Html(text)).into_response())
+}

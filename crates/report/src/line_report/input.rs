@@ -1,0 +1,461 @@
+//! What a report on a line is made of: the plan, runs, hours of monitors, outages. Plain values.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use paramedic_link::measurement::Duplex;
+use paramedic_link::test_spec::{DataMode, Direction, Load};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::document::{LatencyResult, LimitCause, QueueSide, ResultDocument, ThroughputResult, ValidityVerdict};
+use crate::stats::{Grade, Statement};
+
+/// What the contract of a line promises for one direction, in bits per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContractRate {
+    /// The rate that the contract names.
+    pub promised_bps: u64,
+    /// The rate that is usually available, if the contract names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normal_bps: Option<u64>,
+    /// The rate below which the line never falls, if the contract names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_bps: Option<u64>,
+}
+
+/// What the contract of a line promises. A direction without a promise is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contract {
+    /// Towards the appliance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<ContractRate>,
+    /// Away from the appliance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<ContractRate>,
+}
+
+impl Contract {
+    /// The promise for `direction`. A rate of zero promises nothing.
+    pub fn of(&self, direction: Direction) -> Option<ContractRate> {
+        let promise = match direction {
+            Direction::Download => self.download,
+            Direction::Upload => self.upload,
+        };
+        promise.filter(|promise| promise.promised_bps > 0)
+    }
+}
+
+/// Everything that a report is made of.
+#[derive(Clone, Debug)]
+pub struct ReportInput {
+    /// The begin of the period.
+    pub since: Timestamp,
+    /// The end of the period.
+    pub until: Timestamp,
+    /// When the report is made.
+    pub made_at: Timestamp,
+    /// The zone of local times, evening and night.
+    pub zone: TimeZone,
+    /// The contract; absent if none is known.
+    pub plan: Option<Contract>,
+    /// The runs of the period, in order of time.
+    pub runs: Vec<ReportRun>,
+    /// The saved results of the period that cannot be read.
+    pub unreadable: usize,
+    /// The hours of all monitors in the period.
+    pub hours: Vec<MonitorHour>,
+    /// The outages that the period touches, in order of time.
+    pub outages: Vec<ReportOutage>,
+    /// Whether names, addresses and Endpoint IDs are left out.
+    pub is_redacted: bool,
+}
+
+/// What a report takes from a result document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReportRun {
+    /// Its id.
+    pub id: Uuid,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// The name of the other end.
+    pub other_end: Option<String>,
+    /// The address of the other end.
+    pub address: Option<String>,
+    /// The Endpoint ID of the other end; absent if it is no reflector.
+    pub endpoint_id: Option<String>,
+    /// The Endpoint ID of the device that measured.
+    pub appliance: String,
+    /// The version of the device's program.
+    pub version: String,
+    /// The engine that moved the payload.
+    pub engine: String,
+    /// How payload travelled.
+    pub data_mode: Option<DataMode>,
+    /// The interface of this device that carried the link.
+    pub interface: Option<InterfaceSeen>,
+    /// The interface of the IPv4 default route.
+    pub uplink: Option<String>,
+    /// The prefix from which the link arrived at the reflector.
+    pub public_prefix: Option<String>,
+    /// Whether the device's clock was synchronised.
+    pub is_clock_synchronised: Option<bool>,
+    /// The phase with a download alone.
+    pub download: Option<RunRate>,
+    /// The phase with an upload alone.
+    pub upload: Option<RunRate>,
+    /// The probes without load.
+    pub idle: Option<RunLatency>,
+    /// The probes during the download.
+    pub under_download: Option<RunLatency>,
+    /// The probes during the upload.
+    pub under_upload: Option<RunLatency>,
+    /// Whether every phase was measured to its end.
+    pub is_complete: bool,
+    /// The code of the error that ended it.
+    pub error: Option<String>,
+    /// The codes of what makes it suspect; `None` if nothing judged it.
+    pub suspect: Option<Vec<String>>,
+    /// The codes of its warnings.
+    pub warnings: Vec<String>,
+}
+
+/// The network interface of this device during a run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InterfaceSeen {
+    /// Its name.
+    pub name: String,
+    /// The speed that its driver reports, in bits per second.
+    pub speed_bps: Option<u64>,
+    /// Whether it runs in half duplex; absent if its driver reports no duplex mode.
+    pub is_half_duplex: Option<bool>,
+}
+
+/// How an interface is connected, as far as its name shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LinkMedium {
+    /// Its driver reports a speed and a duplex mode, and its name is not that of another kind.
+    Wired,
+    /// Its name is that of a wireless network (`wl…`) or a mobile one (`ww…`).
+    Wireless,
+    /// Its name is that of a virtual private network (`tun…`, `tap…`, `wg…`, `tailscale…`).
+    Tunnel,
+    /// None of this.
+    Unknown,
+}
+
+impl LinkMedium {
+    /// The kind in one word, for tables of other programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wired => "wired",
+            Self::Wireless => "wireless",
+            Self::Tunnel => "vpn",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The kind in words.
+    pub fn as_words(self) -> &'static str {
+        match self {
+            Self::Wired => "wired",
+            Self::Wireless => "wireless",
+            Self::Tunnel => "a virtual private network",
+            Self::Unknown => "not known",
+        }
+    }
+}
+
+impl InterfaceSeen {
+    /// The kind, by the names that Linux distributions give (systemd.net-naming-scheme(7)) and by what the driver reports.
+    pub fn kind(&self) -> LinkMedium {
+        let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| self.name.starts_with(prefix));
+        if begins(&["wl", "ww"]) {
+            LinkMedium::Wireless
+        } else if begins(&["tun", "tap", "wg", "tailscale"]) {
+            LinkMedium::Tunnel
+        } else if self.speed_bps.is_some() && self.is_half_duplex.is_some() {
+            LinkMedium::Wired
+        } else {
+            LinkMedium::Unknown
+        }
+    }
+}
+
+/// The rate of one direction of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RunRate {
+    /// The payload at the receiver, in bits per second.
+    pub bps: u64,
+    /// The estimated rate with headers on an Ethernet link, in bits per second.
+    pub wire_bps: Option<u64>,
+    /// What limited it.
+    pub cause: Option<LimitCause>,
+    /// Whether it was steady.
+    pub is_steady: bool,
+    /// Whether datagrams carried the payload.
+    pub is_datagrams: bool,
+    /// The number of streams.
+    pub streams: u16,
+    /// The length of the steady part, in milliseconds.
+    pub duration_ms: u64,
+}
+
+/// The latency of one phase of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RunLatency {
+    /// The median round trip in microseconds, if enough probes were answered.
+    pub p50_us: Option<u64>,
+    /// The 95th percentile in microseconds, if enough probes were answered.
+    pub p95_us: Option<u64>,
+    /// The rise over the median without load, in milliseconds, with its grade.
+    pub increase: Option<(f64, Grade)>,
+    /// The direction in which the queue stood.
+    pub queue: Option<QueueSide>,
+    /// Whether the queue stood in the device itself.
+    pub is_own_queue: bool,
+    /// The share of lost probes (0 to 1), of the worse direction.
+    pub loss: Option<f64>,
+}
+
+/// The probes of one monitor in one hour. Times are in microseconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MonitorHour {
+    /// The name of the monitor.
+    pub monitor: String,
+    /// What it probes.
+    pub target: String,
+    /// Whether that is the gateway of this network.
+    pub is_gateway: bool,
+    /// The begin of the hour.
+    pub begins_at: Timestamp,
+    /// Probes.
+    pub count: u64,
+    /// Those that were lost.
+    pub lost: u64,
+    /// The median round trip without load.
+    pub p50_us: Option<u64>,
+    /// The 95th percentile.
+    pub p95_us: Option<u64>,
+}
+
+/// What an outage concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OutageExtent {
+    /// The gateway was reachable, and nothing beyond it.
+    BeyondGateway,
+    /// Nothing was reachable, not even the gateway.
+    Everything,
+    /// Others beyond the gateway were reachable.
+    Target,
+    /// The gateway did not answer, and others beyond it did.
+    Gateway,
+    /// Nothing else was probed.
+    Unknown,
+}
+
+/// An outage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReportOutage {
+    /// When it began.
+    pub began_at: Timestamp,
+    /// When it ended; absent while it lasts.
+    pub ended_at: Option<Timestamp>,
+    /// Whether that is its end. Otherwise the service ended while it lasted.
+    pub is_end_known: bool,
+    /// What it concerned.
+    pub extent: OutageExtent,
+    /// The monitors whose target was not reachable.
+    pub failed: BTreeSet<String>,
+    /// The monitors whose target was reachable all the time.
+    pub reachable: BTreeSet<String>,
+}
+
+impl ReportRun {
+    /// What a report takes from `document`.
+    pub fn of(document: &ResultDocument) -> Self {
+        let reflector = document.reflector.as_ref();
+        let address = reflector.map(|end| &end.address).or(document.server.as_ref().map(|end| &end.address));
+        let facts = document.appliance.facts_before.as_ref();
+        let interface = facts.and_then(|facts| {
+            Some(InterfaceSeen {
+                name: facts.interface.as_ref()?.to_string(),
+                speed_bps: facts.interface_speed_bps,
+                is_half_duplex: facts.interface_duplex.map(|duplex| duplex == Duplex::Half),
+            })
+        });
+        let suspect = document.validity.as_ref().map(|validity| match validity.verdict {
+            ValidityVerdict::Valid => Vec::new(),
+            ValidityVerdict::Suspect => validity.reasons.iter().map(|reason| reason.code.clone()).collect(),
+        });
+        let latency = |load| document.latency.of(load).map(|measured| RunLatency::of(document, load, measured));
+        Self {
+            id: document.id,
+            started_at: document.started_at,
+            other_end: document.other_end().map(str::to_owned),
+            address: address.cloned(),
+            endpoint_id: reflector.map(|end| end.endpoint_id.to_string()),
+            appliance: document.appliance.endpoint_id.to_string(),
+            version: document.appliance.version.clone(),
+            engine: document.engine.to_string(),
+            data_mode: document.data_mode,
+            interface,
+            uplink: document.uplink.interface.clone(),
+            public_prefix: document.uplink.public_prefix.clone(),
+            is_clock_synchronised: facts.and_then(|facts| facts.clock_synchronised),
+            download: document.download.as_ref().map(RunRate::of),
+            upload: document.upload.as_ref().map(RunRate::of),
+            idle: latency(Load::Idle),
+            under_download: latency(Load::Download),
+            under_upload: latency(Load::Upload),
+            is_complete: document.complete && !document.interrupted,
+            error: document.error.as_ref().map(|error| error.code.clone()),
+            suspect,
+            warnings: document.warnings.iter().map(|warning| warning.code.clone()).collect(),
+        }
+    }
+
+    /// The run without names, addresses, keys and texts of others.
+    pub(super) fn without_names(self) -> Self {
+        Self {
+            other_end: None,
+            address: None,
+            endpoint_id: None,
+            appliance: String::new(),
+            version: String::new(),
+            interface: None,
+            uplink: None,
+            public_prefix: None,
+            error: None,
+            suspect: None,
+            warnings: Vec::new(),
+            ..self
+        }
+    }
+
+    /// The rate of `direction`.
+    pub fn rate(&self, direction: Direction) -> Option<&RunRate> {
+        match direction {
+            Direction::Download => self.download.as_ref(),
+            Direction::Upload => self.upload.as_ref(),
+        }
+    }
+
+    /// Whether the other end is in the same network as this device: its address, or the address from which the link
+    /// arrived there, is not public.
+    pub fn is_local(&self) -> bool {
+        let address = self.address.as_deref().and_then(address_of);
+        let prefix = self.public_prefix.as_deref().and_then(|prefix| prefix.split('/').next()?.parse().ok());
+        [address, prefix].into_iter().flatten().any(|address: IpAddr| !is_public(address))
+    }
+}
+
+impl RunRate {
+    fn of(measured: &ThroughputResult) -> Self {
+        Self {
+            bps: measured.goodput_bps,
+            wire_bps: measured.line_rate_estimate.map(|estimate| estimate.rate_bps),
+            cause: measured.limited_by.as_ref().map(|limited| limited.cause),
+            is_steady: measured.is_steady(),
+            is_datagrams: measured.udp.is_some(),
+            streams: measured.streams,
+            duration_ms: measured.duration_ms,
+        }
+    }
+}
+
+impl RunLatency {
+    fn of(document: &ResultDocument, load: Load, measured: &LatencyResult) -> Self {
+        Self {
+            p50_us: measured.median_us(),
+            p95_us: measured.round_trip_us(Statement::P95),
+            increase: document.bufferbloat.of(load).map(|bloat| (bloat.increase_ms, bloat.grade)),
+            queue: measured.queue.map(|queue| queue.stands),
+            is_own_queue: measured.queue.is_some_and(|queue| queue.is_own()),
+            loss: measured.worst_loss(),
+        }
+    }
+}
+
+/// The address in `ADDRESS:PORT` or `ADDRESS`; `None` for a name.
+fn address_of(text: &str) -> Option<IpAddr> {
+    let with_port = text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    with_port.or_else(|| text.trim_matches(['[', ']']).parse().ok()).map(|address| address.to_canonical())
+}
+
+/// Whether packets to `address` leave the networks of a site (RFC 1918, RFC 6598, RFC 4193, link-local, loopback).
+fn is_public(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => {
+            let [first, second, ..] = address.octets();
+            let is_shared = first == 100 && (64..128).contains(&second);
+            !(address.is_private()
+                || address.is_loopback()
+                || address.is_link_local()
+                || address.is_unspecified()
+                || is_shared)
+        }
+        IpAddr::V6(address) => {
+            !(address.is_unique_local()
+                || address.is_unicast_link_local()
+                || address.is_loopback()
+                || address.is_unspecified())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::example;
+
+    #[test]
+    fn an_other_end_in_the_same_network_is_recognised() {
+        let mut run = ReportRun::of(&example::full());
+        run.public_prefix = None;
+        for (address, is_local) in [
+            ("203.0.113.7:4000", false),
+            ("192.168.1.5:4000", true),
+            ("[fd00::1]:4000", true),
+            ("[::ffff:10.0.0.1]:4000", true),
+            ("100.64.0.1:4000", true),
+            ("[2001:db8::1]:4000", false),
+            ("127.0.0.1", true),
+            ("attic.example:4000", false),
+        ] {
+            run.address = Some(address.to_owned());
+            assert_eq!(run.is_local(), is_local, "{address}");
+        }
+        run.public_prefix = Some("192.168.1.0/24".to_owned());
+        assert!(run.is_local(), "the reflector saw the link from a private address");
+    }
+
+    #[test]
+    fn the_kind_of_an_interface_is_claimed_only_if_something_shows_it() {
+        let seen =
+            |name: &str, speed_bps, is_half_duplex| InterfaceSeen { name: name.into(), speed_bps, is_half_duplex };
+        for (interface, kind) in [
+            (seen("eth0", Some(1_000_000_000), Some(false)), LinkMedium::Wired),
+            (seen("eth0", None, None), LinkMedium::Unknown),
+            (seen("wlan0", Some(866_000_000), Some(false)), LinkMedium::Wireless),
+            (seen("wwp0s20", None, None), LinkMedium::Wireless),
+            (seen("wg0", None, None), LinkMedium::Tunnel),
+            (seen("tun0", Some(10_000_000), Some(false)), LinkMedium::Tunnel),
+        ] {
+            assert_eq!(interface.kind(), kind, "{interface:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_takes_what_its_document_has() {
+        let run = ReportRun::of(&example::full());
+        assert_eq!((run.is_complete, run.suspect.as_deref()), (true, Some(&["not_steady".to_owned()][..])));
+        let download = run.download.unwrap();
+        assert_eq!((download.bps, download.cause), (941_000_000, Some(LimitCause::Network)));
+        assert_eq!(run.under_upload.unwrap().queue, Some(QueueSide::Upload));
+        let bare = ReportRun::of(&example::bare());
+        assert_eq!((bare.suspect, bare.upload, bare.interface), (None, None, None));
+    }
+}

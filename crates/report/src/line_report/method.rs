@@ -1,0 +1,153 @@
+//! How the runs of a report were measured: ends, devices, interfaces, limits, warnings.
+
+use std::collections::BTreeSet;
+
+use jiff::tz::TimeZone;
+use paramedic_link::test_spec::Direction;
+
+use super::input::{LinkMedium, ReportRun};
+use super::names::{self, Names};
+use super::tally;
+use crate::document::LimitCause;
+
+/// How the runs of the period were measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MethodReport {
+    /// All runs of the period, also those that do not count.
+    pub runs: usize,
+    /// The days on which they were measured, by the local clock.
+    pub days: usize,
+    /// The hours of the day (0 to 23) in which at least one run began.
+    pub hours_of_day: BTreeSet<i8>,
+    /// What was measured against.
+    pub other_ends: Vec<MeasuredEnd>,
+    /// The Endpoint IDs of the devices that measured; empty in a redacted report.
+    pub devices: Vec<String>,
+    /// The number of those devices.
+    pub device_count: usize,
+    /// The versions of their program.
+    pub versions: Vec<String>,
+    /// Their interfaces, with the number of runs.
+    pub interfaces: Vec<(InterfaceReport, usize)>,
+    /// The runs whose interface is not known.
+    pub without_interface: usize,
+    /// The interfaces of the default route, with the number of runs.
+    pub uplinks: Vec<(String, usize)>,
+    /// The public prefixes of the device, with the number of runs; empty in a redacted report.
+    pub prefixes: Vec<(String, usize)>,
+    /// The number of such prefixes.
+    pub prefix_count: usize,
+    /// The fewest and the most streams.
+    pub streams: Option<[u16; 2]>,
+    /// The shortest and the longest steady part, in milliseconds.
+    pub steady_ms: Option<[u64; 2]>,
+    /// The runs with a clock that was synchronised, that was not, and of which it is not known.
+    pub clocks: [usize; 3],
+    /// What limited the download, and the upload, with the number of runs.
+    pub causes: [Vec<(LimitCause, usize)>; 2],
+    /// The codes of the warnings, with the number of runs.
+    pub warnings: Vec<(String, usize)>,
+    /// The codes of the errors that ended runs, with the number of runs.
+    pub failures: Vec<(String, usize)>,
+}
+
+/// A reflector or server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeasuredEnd {
+    /// Its name.
+    pub name: String,
+    /// Its address; absent in a redacted report.
+    pub address: Option<String>,
+    /// Its Endpoint ID; absent in a redacted report, and of a server that is no reflector.
+    pub endpoint_id: Option<String>,
+    /// The engine that moved the payload.
+    pub engine: String,
+    /// Whether its identity was proven.
+    pub is_reflector: bool,
+    /// The runs.
+    pub runs: usize,
+}
+
+/// An interface of the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceReport {
+    /// Its name.
+    pub name: String,
+    /// How it is connected.
+    pub kind: LinkMedium,
+    /// The speed that its driver reports, in bits per second.
+    pub speed_bps: Option<u64>,
+    /// Whether it runs in half duplex.
+    pub is_half_duplex: Option<bool>,
+}
+
+impl MethodReport {
+    pub(super) fn of(runs: &[ReportRun], zone: &TimeZone, names: &mut Names) -> Self {
+        let local = runs.iter().map(|run| zone.to_datetime(run.started_at)).collect::<Vec<_>>();
+        let devices = runs.iter().map(|run| run.appliance.as_str()).collect::<BTreeSet<_>>();
+        let prefixes = tally(runs.iter().filter_map(|run| run.public_prefix.as_deref()));
+        let rates = || runs.iter().flat_map(|run| [run.download, run.upload]).flatten();
+        let causes = Direction::BOTH.map(|direction| tally(runs.iter().filter_map(|run| run.rate(direction)?.cause)));
+        let clock = |wanted: Option<bool>| runs.iter().filter(|run| run.is_clock_synchronised == wanted).count();
+        Self {
+            runs: runs.len(),
+            days: local.iter().map(|time| time.date()).collect::<BTreeSet<_>>().len(),
+            hours_of_day: local.iter().map(|time| time.hour()).collect(),
+            other_ends: other_ends(runs, names),
+            devices: devices.iter().filter_map(|id| names.detail(id)).collect(),
+            device_count: devices.len(),
+            versions: runs.iter().map(|run| names::shown(&run.version)).collect::<BTreeSet<_>>().into_iter().collect(),
+            interfaces: interfaces(runs, names),
+            without_interface: runs.iter().filter(|run| run.interface.is_none()).count(),
+            uplinks: tally(runs.iter().filter_map(|run| run.uplink.as_deref()))
+                .into_iter()
+                .map(|(name, count)| (names.interface(name), count))
+                .collect(),
+            prefix_count: prefixes.len(),
+            prefixes: prefixes.into_iter().filter_map(|(text, count)| Some((names.detail(text)?, count))).collect(),
+            streams: extremes(rates().map(|rate| rate.streams)),
+            steady_ms: extremes(rates().map(|rate| rate.duration_ms)),
+            clocks: [clock(Some(true)), clock(Some(false)), clock(None)],
+            causes,
+            warnings: tally(runs.iter().flat_map(|run| run.warnings.iter().collect::<BTreeSet<_>>()))
+                .into_iter()
+                .map(|(code, count)| (names::code(code), count))
+                .collect(),
+            failures: tally(runs.iter().filter_map(|run| run.error.as_deref()))
+                .into_iter()
+                .map(|(code, count)| (names::code(code), count))
+                .collect(),
+        }
+    }
+}
+
+fn other_ends(runs: &[ReportRun], names: &mut Names) -> Vec<MeasuredEnd> {
+    let reached = runs.iter().filter(|run| run.address.is_some());
+    let ends = reached.map(|run| {
+        let endpoint_id = run.endpoint_id.as_deref();
+        MeasuredEnd {
+            name: names.other_end(run),
+            address: run.address.as_deref().and_then(|address| names.detail(address)),
+            endpoint_id: endpoint_id.and_then(|id| names.detail(id)),
+            engine: names::code(&run.engine),
+            is_reflector: endpoint_id.is_some(),
+            runs: 0,
+        }
+    });
+    let counted = tally(ends).into_iter();
+    counted.map(|(end, runs)| MeasuredEnd { runs, ..end }).collect()
+}
+
+fn interfaces(runs: &[ReportRun], names: &mut Names) -> Vec<(InterfaceReport, usize)> {
+    let seen = runs.iter().filter_map(|run| run.interface.as_ref());
+    tally(seen.map(|interface| InterfaceReport {
+        name: names.interface(&interface.name),
+        kind: interface.kind(),
+        speed_bps: interface.speed_bps,
+        is_half_duplex: interface.is_half_duplex,
+    }))
+}
+
+fn extremes<T: Copy + Ord>(values: impl Iterator<Item = T> + Clone) -> Option<[T; 2]> {
+    Some([values.clone().min()?, values.max()?])
+}

@@ -1,0 +1,249 @@
+//! Latency, monitors and outages in a report.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use paramedic_link::test_spec::Load;
+
+use super::input::{MonitorHour, OutageExtent, ReportInput, ReportOutage, ReportRun, RunLatency};
+use super::median::Median;
+use super::names::Names;
+use super::rates::{EVENING, NIGHT};
+use super::selection::left_out_of_path;
+use super::tally;
+use crate::document::QueueSide;
+use crate::stats::Grade;
+
+/// The codes of warnings that make the latency of a run doubtful.
+const DOUBTFUL: [&str; 3] = ["probe_late", "probes_skipped", "probes_lost"];
+
+/// The latency of the runs under one load. Round trips are in microseconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatencyReport {
+    /// The load.
+    pub load: Load,
+    /// The runs that count.
+    pub count: usize,
+    /// The median of their median round trips.
+    pub p50_us: Option<Median>,
+    /// The median of their 95th percentiles.
+    pub p95_us: Option<Median>,
+    /// The median of the rises over the latency without load, in milliseconds.
+    pub increase_ms: Option<Median>,
+    /// The runs of each grade, best first.
+    pub grades: Vec<(Grade, usize)>,
+    /// Where the queue stood, with the number of runs.
+    pub queues: Vec<(QueueSide, usize)>,
+    /// The runs whose queue stood in this device.
+    pub own_queues: usize,
+}
+
+impl LatencyReport {
+    pub(super) fn of(load: Load, runs: &[ReportRun], main_uplink: Option<&str>) -> Self {
+        let is_sound = |run: &&ReportRun| {
+            let is_doubtful = run.suspect.iter().flatten().any(|code| DOUBTFUL.contains(&code.as_str()));
+            left_out_of_path(run, main_uplink).is_none() && !is_doubtful
+        };
+        let measured = runs.iter().filter(is_sound).filter_map(|run| match load {
+            Load::Idle => run.idle,
+            Load::Download => run.under_download,
+            Load::Upload => run.under_upload,
+            Load::Bidir | Load::Unknown => None,
+        });
+        let measured = measured.collect::<Vec<RunLatency>>();
+        let mut grades = tally(measured.iter().filter_map(|latency| Some(latency.increase?.1)));
+        grades.sort_unstable_by_key(|(grade, _)| *grade);
+        let micros = |us: Option<u64>| us.map(|us| us as f64);
+        Self {
+            load,
+            count: measured.len(),
+            p50_us: Median::of(measured.iter().filter_map(|latency| micros(latency.p50_us))),
+            p95_us: Median::of(measured.iter().filter_map(|latency| micros(latency.p95_us))),
+            increase_ms: Median::of(measured.iter().filter_map(|latency| Some(latency.increase?.0))),
+            grades,
+            queues: tally(measured.iter().filter_map(|latency| latency.queue)),
+            own_queues: measured.iter().filter(|latency| latency.is_own_queue).count(),
+        }
+    }
+}
+
+/// The outages of the period.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutageReport {
+    /// Each of them, in order of time.
+    pub rows: Vec<ReportedOutage>,
+    /// Their sums, by what they concerned.
+    pub sums: Vec<ExtentSum>,
+    /// The hours of the period in which something beyond the gateway was probed.
+    pub observed_hours: usize,
+    /// The hours of the period.
+    pub period_hours: usize,
+    /// Whether the gateway was probed.
+    pub has_gateway: bool,
+}
+
+/// One outage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReportedOutage {
+    /// When it began.
+    pub began_at: Timestamp,
+    /// When it ended; absent if it lasts.
+    pub ended_at: Option<Timestamp>,
+    /// Whether that is its end.
+    pub is_end_known: bool,
+    /// Its part of the period, in seconds.
+    pub seconds: u64,
+    /// What it concerned.
+    pub extent: OutageExtent,
+    /// The monitors whose target was not reachable.
+    pub failed: Vec<String>,
+    /// The monitors whose target was reachable all the time.
+    pub reachable: Vec<String>,
+}
+
+/// The outages of one extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtentSum {
+    /// What they concerned.
+    pub extent: OutageExtent,
+    /// Their number.
+    pub count: usize,
+    /// Their time within the period, in seconds.
+    pub seconds: u64,
+    /// The longest of them, in seconds.
+    pub longest_s: u64,
+}
+
+impl OutageExtent {
+    /// What was reachable, in words.
+    pub fn as_words(self) -> &'static str {
+        match self {
+            Self::BeyondGateway => "the router was reachable, nothing beyond it",
+            Self::Everything => "nothing was reachable, not even the router",
+            Self::Target => "others beyond the router were reachable",
+            Self::Gateway => "the router did not answer, others beyond it did",
+            Self::Unknown => "nothing else was probed",
+        }
+    }
+}
+
+impl OutageReport {
+    pub(super) fn of(input: &ReportInput, names: &mut Names) -> Self {
+        let mut rows = Vec::new();
+        for outage in &input.outages {
+            let mut shown = |monitors: &BTreeSet<String>| monitors.iter().map(|name| names.monitor(name)).collect();
+            rows.push(ReportedOutage {
+                began_at: outage.began_at,
+                ended_at: outage.ended_at,
+                is_end_known: outage.is_end_known,
+                seconds: seconds_within(outage, input.since, input.until),
+                extent: outage.extent,
+                failed: shown(&outage.failed),
+                reachable: shown(&outage.reachable),
+            });
+        }
+        let mut sums = BTreeMap::<OutageExtent, ExtentSum>::new();
+        for ReportedOutage { extent, seconds, .. } in &rows {
+            let empty = ExtentSum { extent: *extent, count: 0, seconds: 0, longest_s: 0 };
+            let sum = sums.entry(*extent).or_insert(empty);
+            sum.count += 1;
+            sum.seconds += seconds;
+            sum.longest_s = sum.longest_s.max(*seconds);
+        }
+        let probed = input.hours.iter().filter(|hour| hour.count > 0);
+        let beyond = probed.clone().filter(|hour| !hour.is_gateway).map(|hour| hour.begins_at);
+        let period_s = input.until.as_second().saturating_sub(input.since.as_second()).max(0);
+        Self {
+            rows,
+            sums: sums.into_values().collect(),
+            observed_hours: beyond.collect::<BTreeSet<_>>().len(),
+            period_hours: usize::try_from((period_s + 3_599) / 3_600).unwrap_or(usize::MAX),
+            has_gateway: probed.clone().any(|hour| hour.is_gateway),
+        }
+    }
+
+    /// The outages of this extent.
+    pub fn sum(&self, extent: OutageExtent) -> Option<ExtentSum> {
+        self.sums.iter().find(|sum| sum.extent == extent).copied()
+    }
+}
+
+/// The part of an outage that is within a period, in seconds. One that lasts reaches to the end of the period.
+fn seconds_within(outage: &ReportOutage, since: Timestamp, until: Timestamp) -> u64 {
+    let (began, ended) = (outage.began_at.max(since), outage.ended_at.unwrap_or(until).min(until));
+    u64::try_from(ended.as_second().saturating_sub(began.as_second())).unwrap_or(0)
+}
+
+/// What a monitor saw in the period.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MonitorReport {
+    /// Its name.
+    pub name: String,
+    /// What it probes; absent in a redacted report.
+    pub target: Option<String>,
+    /// Whether that is the gateway.
+    pub is_gateway: bool,
+    /// The whole period.
+    pub all: MonitorPart,
+    /// The evenings.
+    pub evening: MonitorPart,
+    /// The nights.
+    pub night: MonitorPart,
+}
+
+/// What a monitor saw in a part of the day. Round trips are in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MonitorPart {
+    /// The hours with probes.
+    pub hours: usize,
+    /// Probes.
+    pub probes: u64,
+    /// Those that were lost.
+    pub lost: u64,
+    /// The median of the hours' median round trips.
+    pub p50_us: Option<Median>,
+    /// The median of the hours' 95th percentiles.
+    pub p95_us: Option<Median>,
+}
+
+impl MonitorPart {
+    fn of<'a>(hours: impl Iterator<Item = &'a MonitorHour> + Clone) -> Self {
+        let micros = |us: Option<u64>| us.map(|us| us as f64);
+        Self {
+            hours: hours.clone().count(),
+            probes: hours.clone().map(|hour| hour.count).sum(),
+            lost: hours.clone().map(|hour| hour.lost).sum(),
+            p50_us: Median::of(hours.clone().filter_map(|hour| micros(hour.p50_us))),
+            p95_us: Median::of(hours.filter_map(|hour| micros(hour.p95_us))),
+        }
+    }
+
+    /// The share of lost probes; `None` without probes.
+    pub fn loss(&self) -> Option<f64> {
+        (self.probes > 0).then(|| self.lost as f64 / self.probes as f64)
+    }
+}
+
+/// What each monitor saw, in the order of their names.
+pub(super) fn monitors(hours: &[MonitorHour], zone: &TimeZone, names: &mut Names) -> Vec<MonitorReport> {
+    let mut of_monitor = BTreeMap::<&str, Vec<&MonitorHour>>::new();
+    for hour in hours.iter().filter(|hour| hour.count > 0) {
+        of_monitor.entry(&hour.monitor).or_default().push(hour);
+    }
+    let is_in =
+        |hour: &MonitorHour, part: &std::ops::Range<i8>| part.contains(&zone.to_datetime(hour.begins_at).hour());
+    let report = |(name, hours): (&str, Vec<&MonitorHour>)| {
+        let all = || hours.iter().copied();
+        let first = hours.first()?;
+        Some(MonitorReport {
+            name: names.monitor(name),
+            target: names.detail(&first.target),
+            is_gateway: first.is_gateway,
+            all: MonitorPart::of(all()),
+            evening: MonitorPart::of(all().filter(|hour| is_in(hour, &EVENING))),
+            night: MonitorPart::of(all().filter(|hour| is_in(hour, &NIGHT))),
+        })
+    };
+    of_monitor.into_iter().filter_map(report).collect()
+}

@@ -1,0 +1,287 @@
+//! The rates of a direction in a report: against the plan, by the hour, evening against night.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use paramedic_link::test_spec::Direction;
+
+use super::input::{ContractRate, ReportRun, RunRate};
+use super::median::Median;
+use super::selection::{LeftOut, left_out};
+use crate::document::LimitCause;
+
+/// The hours of the evening, by the local clock.
+pub const EVENING: Range<i8> = 19..23;
+/// The hours of the night, by the local clock.
+pub const NIGHT: Range<i8> = 1..6;
+/// The fewest runs of the evening, and of the night, of which a comparison is made.
+pub const LEAST_COMPARED: usize = 10;
+/// The fewest days on which they were measured.
+pub const LEAST_DAYS: usize = 3;
+
+/// The share of the promised rate that a line should have whose contract names no normal rate.
+pub const TARGET_SHARE: f64 = 0.9;
+
+/// One direction of the line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DirectionReport {
+    /// The direction.
+    pub direction: Direction,
+    /// What the contract promises.
+    pub promise: Option<ContractRate>,
+    /// The runs that count, in order of time.
+    pub counted: Vec<CountedRate>,
+    /// The days on which they were measured.
+    pub days: usize,
+    /// The median of the payload, in bits per second.
+    pub payload: Option<Median>,
+    /// The median of the rate with headers, in bits per second; of a run without an estimate it is that of the payload.
+    pub line: Option<Median>,
+    /// How often the rates of the contract were reached.
+    pub levels: Vec<LevelReached>,
+    /// The hours of the day, 0 to 23.
+    pub hours: Vec<HourRates>,
+    /// The evening.
+    pub evening: PartOfDay,
+    /// The night.
+    pub night: PartOfDay,
+    /// What evening and night show.
+    pub comparison: Comparison,
+    /// The runs that do not count, by reason.
+    pub left_out: Vec<LeftOutCount>,
+    /// The runs among `counted` whose limit is not known.
+    pub unknown_limit: usize,
+    /// The runs among `counted` whose rate was not steady.
+    pub unsteady: usize,
+}
+
+/// A run that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountedRate {
+    /// When it began.
+    pub at: Timestamp,
+    /// The payload, in bits per second.
+    pub payload_bps: u64,
+    /// The rate with headers, in bits per second; that of the payload if it was not estimated.
+    pub line_bps: u64,
+}
+
+/// A rate that the contract names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanLevel {
+    /// The promised rate.
+    Promised,
+    /// The rate that is usually available.
+    Normal,
+    /// The rate below which the line never falls.
+    Minimum,
+}
+
+impl PlanLevel {
+    /// The level in words.
+    pub fn as_words(self) -> &'static str {
+        match self {
+            Self::Promised => "promised",
+            Self::Normal => "normally available",
+            Self::Minimum => "minimum",
+        }
+    }
+}
+
+/// How often a rate of the contract was reached, headers included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelReached {
+    /// The rate's name.
+    pub level: PlanLevel,
+    /// The rate in bits per second.
+    pub bps: u64,
+    /// The runs that reached it.
+    pub reached: usize,
+    /// The days on which a run did not reach it.
+    pub days_below: usize,
+}
+
+/// The runs of one hour of the day.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HourRates {
+    /// The hour by the local clock.
+    pub hour: i8,
+    /// The runs.
+    pub count: usize,
+    /// The median with headers, in bits per second; absent with too few runs.
+    pub line: Option<Median>,
+}
+
+/// The runs of a part of the day.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PartOfDay {
+    /// The runs.
+    pub count: usize,
+    /// The days on which they were measured.
+    pub days: usize,
+    /// The median with headers, in bits per second.
+    pub line: Option<Median>,
+}
+
+impl PartOfDay {
+    fn is_enough(&self) -> bool {
+        self.count >= LEAST_COMPARED && self.days >= LEAST_DAYS
+    }
+}
+
+/// What the runs of the evening and of the night show.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Comparison {
+    /// Too few runs.
+    TooFew,
+    /// The evening is slower, by this share of the night's median.
+    SlowerEvening(f64),
+    /// The evening is faster, by this share of the night's median.
+    FasterEvening(f64),
+    /// Their intervals overlap.
+    NoDifference,
+}
+
+/// The runs that do not count for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftOutCount {
+    /// The reason.
+    pub why: LeftOut,
+    /// The runs.
+    pub count: usize,
+    /// Those among them that reached the promised rate; absent without a promise.
+    pub reached: Option<usize>,
+}
+
+/// The rate with headers; that of the payload if it was not estimated.
+pub(super) fn line_bps(rate: &RunRate) -> u64 {
+    rate.wire_bps.unwrap_or_default().max(rate.bps)
+}
+
+impl DirectionReport {
+    pub(super) fn of(
+        direction: Direction,
+        promise: Option<ContractRate>,
+        runs: &[ReportRun],
+        main_uplink: Option<&str>,
+        zone: &TimeZone,
+    ) -> Self {
+        let mut counted = Vec::new();
+        let mut rejected = BTreeMap::<LeftOut, LeftOutCount>::new();
+        let (mut unknown_limit, mut unsteady) = (0, 0);
+        for run in runs {
+            let Some(rate) = run.rate(direction) else { continue };
+            let line_bps = line_bps(rate);
+            if let Some(why) = left_out(run, direction, main_uplink) {
+                let reached = promise.map(|_| 0);
+                let entry = rejected.entry(why).or_insert(LeftOutCount { why, count: 0, reached });
+                entry.count += 1;
+                let is_reached = promise.is_some_and(|promise| line_bps >= promise.promised_bps);
+                entry.reached = entry.reached.map(|reached| reached + usize::from(is_reached));
+                continue;
+            }
+            unknown_limit += usize::from(rate.cause == Some(LimitCause::Unknown));
+            unsteady += usize::from(!rate.is_steady);
+            counted.push(CountedRate { at: run.started_at, payload_bps: rate.bps, line_bps });
+        }
+        let local = counted.iter().map(|rate| LocalRate::of(*rate, zone)).collect::<Vec<_>>();
+        let part = |hours: &Range<i8>| part_of_day(&local, hours);
+        let (evening, night) = (part(&EVENING), part(&NIGHT));
+        Self {
+            direction,
+            promise,
+            days: days(local.iter()),
+            payload: Median::of(counted.iter().map(|rate| rate.payload_bps as f64)),
+            line: Median::of(counted.iter().map(|rate| rate.line_bps as f64)),
+            levels: promise.map(|promise| levels(promise, &local)).unwrap_or_default(),
+            hours: (0..24).map(|hour| hour_rates(&local, hour)).collect(),
+            comparison: compare(&evening, &night),
+            evening,
+            night,
+            left_out: rejected.into_values().collect(),
+            unknown_limit,
+            unsteady,
+            counted,
+        }
+    }
+
+    /// The runs that do not count.
+    pub fn left_out_count(&self) -> usize {
+        self.left_out.iter().map(|reason| reason.count).sum()
+    }
+
+    /// The rate that the line should have, in bits per second: the normal one, or else [`TARGET_SHARE`] of the promised
+    /// one.
+    pub fn target_bps(&self) -> Option<f64> {
+        let target = |promise: ContractRate| match promise.normal_bps {
+            Some(normal_bps) => normal_bps as f64,
+            None => promise.promised_bps as f64 * TARGET_SHARE,
+        };
+        self.promise.map(target)
+    }
+}
+
+/// A counted run by the local clock.
+struct LocalRate {
+    rate: CountedRate,
+    date: Date,
+    hour: i8,
+}
+
+impl LocalRate {
+    fn of(rate: CountedRate, zone: &TimeZone) -> Self {
+        let local = zone.to_datetime(rate.at);
+        Self { rate, date: local.date(), hour: local.hour() }
+    }
+}
+
+fn days<'a>(rates: impl Iterator<Item = &'a LocalRate>) -> usize {
+    rates.map(|rate| rate.date).collect::<BTreeSet<_>>().len()
+}
+
+fn levels(promise: ContractRate, rates: &[LocalRate]) -> Vec<LevelReached> {
+    let all = [
+        (PlanLevel::Promised, Some(promise.promised_bps)),
+        (PlanLevel::Normal, promise.normal_bps),
+        (PlanLevel::Minimum, promise.minimum_bps),
+    ];
+    let level = |(level, bps): (PlanLevel, Option<u64>)| {
+        let bps = bps?;
+        let below = || rates.iter().filter(move |local| local.rate.line_bps < bps);
+        Some(LevelReached { level, bps, reached: rates.len() - below().count(), days_below: days(below()) })
+    };
+    all.into_iter().filter_map(level).collect()
+}
+
+fn hour_rates(rates: &[LocalRate], hour: i8) -> HourRates {
+    let of_hour = || rates.iter().filter(move |local| local.hour == hour);
+    let line = Median::of(of_hour().map(|local| local.rate.line_bps as f64));
+    HourRates { hour, count: of_hour().count(), line }
+}
+
+fn part_of_day(rates: &[LocalRate], hours: &Range<i8>) -> PartOfDay {
+    let of_part = || rates.iter().filter(move |local| hours.contains(&local.hour));
+    let line = Median::of(of_part().map(|local| local.rate.line_bps as f64));
+    PartOfDay { count: of_part().count(), days: days(of_part()), line }
+}
+
+fn compare(evening: &PartOfDay, night: &PartOfDay) -> Comparison {
+    let (Some(late), Some(early)) = (evening.line, night.line) else { return Comparison::TooFew };
+    if !evening.is_enough() || !night.is_enough() {
+        return Comparison::TooFew;
+    }
+    let ([late_low, late_high], [early_low, early_high]) = (late.bounds(), early.bounds());
+    let share = (late.value / early.value - 1.0).abs();
+    if early.value <= 0.0 {
+        Comparison::NoDifference
+    } else if late_high < early_low {
+        Comparison::SlowerEvening(share)
+    } else if late_low > early_high {
+        Comparison::FasterEvening(share)
+    } else {
+        Comparison::NoDifference
+    }
+}
