@@ -15,6 +15,8 @@ use super::super::page_time::PageTime;
 pub(in super::super) struct LastView {
     pub(in super::super) at: PageTime,
     pub(in super::super) other_end: String,
+    /// The page of the run.
+    pub(in super::super) path: String,
     pub(in super::super) sentence: String,
     pub(in super::super) rates: Vec<RateView>,
     pub(in super::super) idle: Option<FigureView>,
@@ -68,6 +70,7 @@ impl LastView {
         Self {
             at: PageTime::full(document.started_at),
             other_end: shown(document.other_end().unwrap_or("an unknown host")),
+            path: format!("/runs/{}", document.id),
             sentence: sentence(&conclusion::conclude(&Observations::of(document)).1),
             rates: rates.into_iter().filter_map(rate).collect(),
             idle: median(Load::Idle).map(|us| FigureView::of(&quantity::micros(us))),
