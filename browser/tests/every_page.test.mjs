@@ -27,7 +27,7 @@ for (const view of VIEWS) {
   test(`every page at ${view.name}`, async () => {
     const tab = await open(browser, bench.url, view);
     await logIn(tab.page, PASSWORD);
-    for (const path of PATHS) {
+    for (const path of [...PATHS, "/monitors/own"]) {
       await tab.page.goto(path);
       await check(tab, path);
     }
