@@ -149,7 +149,7 @@ async fn text_from_outside_is_text_on_every_page() {
     let pages = Pages::new().await;
     let hostile =
         format!("<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u{202E}\u{1F480}{}", "x".repeat(10_000));
-    fill(&pages, &hostile).await;
+    Box::pin(fill(&pages, &hostile)).await;
     for path in PAGES {
         let page = pages.get(SOCKET, path).await;
         assert_eq!(page.status, StatusCode::OK, "{path}: {}", page.text());
