@@ -334,9 +334,8 @@ mod tests {
     #[tokio::test]
     async fn kept_sums_are_those_of_the_runs_whatever_becomes_of_them() {
         let (_folder, store) = store().await;
-        let at = |hour: i64| {
-            "2026-02-01T00:30:00Z".parse::<Timestamp>().unwrap() + jiff::SignedDuration::from_hours(hour)
-        };
+        let at =
+            |hour: i64| "2026-02-01T00:30:00Z".parse::<Timestamp>().unwrap() + jiff::SignedDuration::from_hours(hour);
         let run = |hour| ResultDocument { id: Uuid::now_v7(), started_at: at(hour), ..example::full() };
         let (first, second) = (run(0), run(1));
         store.save_run(&first).await.unwrap();

@@ -4,7 +4,7 @@
 use paramedic_appliance::plan::Plan;
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::conclusion::{self, Observations};
-use paramedic_report::document::{QueueSide, ResultDocument};
+use paramedic_report::document::{LatencyResult, QueueSide, ResultDocument};
 use paramedic_report::quantity;
 use paramedic_report::stats::Grade;
 
@@ -66,7 +66,7 @@ impl LastView {
         ];
         let loaded =
             [(Load::Download, "under a download"), (Load::Upload, "under an upload"), (Load::Bidir, "under both")];
-        let median = |load| document.latency.of(load).and_then(|latency| latency.median_us());
+        let median = |load| document.latency.of(load).and_then(LatencyResult::median_us);
         Self {
             at: PageTime::full(document.started_at),
             other_end: shown(document.other_end().unwrap_or("an unknown host")),
