@@ -37,7 +37,7 @@ try {
     for (const view of VIEWS) {
       const { page } = await open(browser, bench.url, view);
       await logIn(page, PASSWORD);
-      for (const path of PATHS) {
+      for (const path of [...PATHS, "/monitors/attic", "/report/preview"]) {
         await page.goto(path);
         const name = `${view.name} ${path}`.replace(/[^a-z0-9]+/gi, "-");
         await page.screenshot({ path: join(folder, `${name}.png`), fullPage: true, animations: "disabled" });

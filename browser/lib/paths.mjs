@@ -10,14 +10,12 @@ export const SETTINGS = [
   "/settings/about",
 ];
 
-/** The pages that show what was measured. The monitor `gateway` is always there. */
+/** The pages that show what was measured. */
 export const VIEWS_OF_DATA = [
   "/history",
   "/history?period=day",
   "/history?period=all",
   "/monitors",
-  "/monitors/gateway",
-  "/monitors/gateway?period=day",
   "/outages",
   "/report",
 ];

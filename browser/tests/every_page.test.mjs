@@ -27,7 +27,7 @@ for (const view of VIEWS) {
   test(`every page at ${view.name}`, async () => {
     const tab = await open(browser, bench.url, view);
     await logIn(tab.page, PASSWORD);
-    for (const path of PATHS) {
+    for (const path of [...PATHS, "/monitors/own"]) {
       await tab.page.goto(path);
       await check(tab, path);
     }
@@ -84,6 +84,8 @@ async function tabTo(page, text) {
 
 test("times are of the viewer's zone, and of UTC in the title", async () => {
   const { page } = await open(browser, bench.url, { timezoneId: "Asia/Tokyo" });
+  // A time of another day has the day with it.
+  await page.clock.setFixedTime(Date.now() + 3 * 86_400_000);
   await page.goto("/");
   const time = page.locator("section[aria-labelledby=last] time").first();
   const at = new Date(await time.getAttribute("datetime"));

@@ -25,6 +25,8 @@ const MAX_RUNS: usize = 20_000;
 const PAGE: u32 = 64;
 /// The hours of a monitor that are read at once: their histograms are large.
 const HOURS_AT_ONCE: i64 = 7 * 24;
+/// Hours of monitors are kept for 400 days.
+const KEPT_HOURS: i64 = 401 * 24;
 /// The outages that are read at once.
 const OUTAGE_PAGE: u32 = 500;
 /// The period of a report that names no begin.
@@ -120,8 +122,7 @@ async fn hours(store: &ApplianceStore, since: Timestamp, until: Timestamp) -> Re
     let (first, end) = (hour_of(since).max(0), hour_of(until) + 1);
     let mut hours = Vec::new();
     for stored in store.monitors().await? {
-        // Before it was added there are no rows; days are kept for longer, but have no hours.
-        let mut from = first.max(hour_of(stored.added_at));
+        let mut from = first.max(end - KEPT_HOURS);
         while from < end {
             let to = (from + HOURS_AT_ONCE).min(end);
             let rows = store.monitor_rows(stored.number, Resolution::Hours, from * HOUR, to * HOUR).await?;

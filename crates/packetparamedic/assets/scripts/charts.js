@@ -7,7 +7,7 @@ const paramedicCharts = (() => {
   const units = {
     bps: paramedic.rate,
     us: paramedic.micros,
-    share: (share) => `${(share * 100).toFixed(share > 0 && share < 0.1 ? 2 : 0)} %`,
+    share: (share) => `${Number((share * 100).toFixed(share < 0.01 ? 2 : 1))} %`,
     count: (number) => `${number}`,
   };
 
@@ -16,6 +16,13 @@ const paramedicCharts = (() => {
     const parts = colour.match(/[\d.]+/g) || ["128", "128", "128"];
     return `rgba(${parts.slice(0, 3).join(", ")}, ${percent / 100})`;
   }
+
+  // The steps between the labels of a time axis, in seconds: minutes, hours, days, weeks, and some of them.
+  const TIME_STEPS = [
+    ...[1, 5, 15, 30].map((minutes) => minutes * 60),
+    ...[1, 2, 3, 6, 12].map((hours) => hours * 3600),
+    ...[1, 2, 7, 14, 28, 56, 112, 365, 730].map((days) => days * 86400),
+  ];
 
   // Labels of a time axis: the clock within a day and a half, else the day.
   function timeLabels(from, to) {
@@ -118,7 +125,7 @@ const paramedicCharts = (() => {
         y: { range: (_, low, high) => [0, high > 0 ? high * 1.05 : 1] },
       },
       axes: [
-        { stroke: ink, grid, ticks: grid, values: isTime ? timeLabels(from, to) : (_, all) => all.map((second) => `${second} s`), space: 70 },
+        { stroke: ink, grid, ticks: grid, ...(isTime ? { incrs: TIME_STEPS } : {}), values: isTime ? timeLabels(from, to) : (_, all) => all.map((second) => `${second} s`), space: 70 },
         { stroke: ink, grid, ticks: grid, values: (_, all) => all.map(value), size: 82 },
       ],
       series: [

@@ -8,12 +8,15 @@ const paramedic = (() => {
     day: { dateStyle: "medium" },
   };
 
-  // Shows the times below `root` in the viewer's zone. The server wrote them in UTC, which stays in their title.
+  // Shows the times below `root` in the viewer's zone, those of today without the day. The server wrote them in UTC, which stays
+  // in their title.
   function localTimes(root) {
     for (const element of root.querySelectorAll("time[datetime][data-form]")) {
       const at = new Date(element.dateTime);
       if (!Number.isNaN(at.getTime())) {
-        element.textContent = new Intl.DateTimeFormat(undefined, forms[element.dataset.form]).format(at);
+        const isToday = at.toDateString() === new Date().toDateString();
+        const form = isToday && element.dataset.form === "full" ? forms.clock : forms[element.dataset.form];
+        element.textContent = new Intl.DateTimeFormat(undefined, form).format(at);
       }
     }
   }

@@ -155,7 +155,7 @@ async fn text_from_outside_is_text_on_every_page() {
     let pages = Pages::new().await;
     let hostile =
         format!("<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u{202E}\u{1F480}{}", "x".repeat(10_000));
-    fill(&pages, &hostile).await;
+    Box::pin(fill(&pages, &hostile)).await;
     let run = format!("/runs/{}", example::full().id);
     for path in PAGES.into_iter().chain([run.as_str(), "/monitors/gateway", "/history?period=all&target=%3Cb%3E"]) {
         let page = pages.get(SOCKET, path).await;
@@ -405,7 +405,7 @@ async fn a_run_has_one_address_and_an_administrator_deletes_it() {
 #[tokio::test]
 async fn a_report_is_a_file_and_its_preview_may_use_its_own_styles_alone() {
     let pages = Pages::new().await;
-    fill(&pages, "<script>alert(1)</script>\u{202E}").await;
+    Box::pin(fill(&pages, "<script>alert(1)</script>\u{202E}")).await;
     let period = "since=2026-01-01&until=2026-02-28&zone=UTC";
     let preview = pages.get(SOCKET, &format!("/report/preview?{period}")).await;
     let policy = preview.header(CONTENT_SECURITY_POLICY);

@@ -4,7 +4,7 @@
 use paramedic_appliance::plan::Plan;
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::conclusion::{self, Observations};
-use paramedic_report::document::{QueueSide, ResultDocument};
+use paramedic_report::document::{LatencyResult, QueueSide, ResultDocument};
 use paramedic_report::quantity;
 use paramedic_report::stats::Grade;
 
@@ -15,6 +15,8 @@ use super::super::page_time::PageTime;
 pub(in super::super) struct LastView {
     pub(in super::super) at: PageTime,
     pub(in super::super) other_end: String,
+    /// The page of the run.
+    pub(in super::super) path: String,
     pub(in super::super) sentence: String,
     pub(in super::super) rates: Vec<RateView>,
     pub(in super::super) idle: Option<FigureView>,
@@ -64,10 +66,11 @@ impl LastView {
         ];
         let loaded =
             [(Load::Download, "under a download"), (Load::Upload, "under an upload"), (Load::Bidir, "under both")];
-        let median = |load| document.latency.of(load).and_then(|latency| latency.median_us());
+        let median = |load| document.latency.of(load).and_then(LatencyResult::median_us);
         Self {
             at: PageTime::full(document.started_at),
             other_end: shown(document.other_end().unwrap_or("an unknown host")),
+            path: format!("/runs/{}", document.id),
             sentence: sentence(&conclusion::conclude(&Observations::of(document)).1),
             rates: rates.into_iter().filter_map(rate).collect(),
             idle: median(Load::Idle).map(|us| FigureView::of(&quantity::micros(us))),

@@ -14,9 +14,11 @@ use super::super::super::extract::FormBody;
 use super::super::super::problem::Problem;
 use super::super::layout::{Layout, done, page_with};
 use super::super::notice::Notice;
+use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 use super::SettingsFrame;
+use crate::cli::failure::{CommandFailure, ExitStatus};
 
 /// The path.
 pub(in super::super) const PATH: &str = "/settings/plan";
@@ -86,7 +88,7 @@ fn page(
 }
 
 /// The rates of a direction. Megabits per second, unless a unit is given.
-fn rates(form: &FormBody, word: &str) -> Result<PromisedRate, Problem> {
+fn rates(form: &FormBody, word: &str) -> Result<PromisedRate, CommandFailure> {
     let rate = |field: &str| {
         let parsed = form.text(field).map(|text| megabits(text).ok_or_else(|| wrong(field, text)));
         parsed.transpose()
@@ -96,10 +98,10 @@ fn rates(form: &FormBody, word: &str) -> Result<PromisedRate, Problem> {
     Ok(PromisedRate { promised_bps: promised, normal_bps, minimum_bps })
 }
 
-fn wrong(field: &str, text: &str) -> Problem {
-    let because =
-        format!("{}: {text:?} is no rate; valid: megabits per second such as 250, or 1G", field.replace('_', " "));
-    Problem::invalid(StatusCode::BAD_REQUEST, &because)
+fn wrong(field: &str, text: &str) -> CommandFailure {
+    let because = format!("{}: {text:?} is no rate", field.replace('_', " "));
+    let try_ = "enter megabits per second, such as 250, or a rate with its unit, such as 1G";
+    CommandFailure::new(ExitStatus::Usage, "bad_plan", "the plan is not accepted", because, try_)
 }
 
 fn megabits(text: &str) -> Option<u64> {
@@ -115,7 +117,8 @@ fn fields(plan: &Plan) -> FormBody {
         Some(bps) if bps % 1_000_000 == 0 => (bps / 1_000_000).to_string(),
         Some(bps) => (bps as f64 / 1e6).to_string(),
     };
-    let mut fields = vec![("name".to_owned(), plan.name.clone().unwrap_or_default())];
+    let name = plan.name.as_deref().map(shown).unwrap_or_default();
+    let mut fields = vec![("name".to_owned(), name)];
     for (word, rates) in [("download", plan.download), ("upload", plan.upload)] {
         fields.push((word.to_owned(), rate(Some(rates.promised_bps))));
         fields.push((format!("{word}_normal"), rate(rates.normal_bps)));

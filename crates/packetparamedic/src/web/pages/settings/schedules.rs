@@ -23,6 +23,7 @@ use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 use super::SettingsFrame;
+use crate::cli::failure::{CommandFailure, ExitStatus};
 
 /// The path.
 pub(in super::super) const PATH: &str = "/settings/schedules";
@@ -169,7 +170,7 @@ pub(in super::super) async fn add_from(state: &ApiState, form: &FormBody) -> Res
     Ok(())
 }
 
-fn definition(state: &ApiState, form: &FormBody) -> Result<Schedule, Problem> {
+fn definition(state: &ApiState, form: &FormBody) -> Result<Schedule, CommandFailure> {
     let mut request = state.default_test.clone()?;
     if let Some(peer) = form.text("peer") {
         request.peer = Some(peer.to_owned());
@@ -180,7 +181,10 @@ fn definition(state: &ApiState, form: &FormBody) -> Result<Schedule, Problem> {
     let when = Recurrence::parse(when).map_err(|error| ApplianceError::Schedule(error.into()))?;
     let name = form.text("name").map_or_else(|| default_name(when.as_str()), str::to_owned);
     let mut schedule = Schedule::usual(&name, when, Zone::of_host(), request, Timestamp::now());
-    let invalid = |field: &str, error: String| Problem::invalid(StatusCode::BAD_REQUEST, &format!("{field}: {error}"));
+    let invalid = |field: &str, error: String| {
+        let (because, try_) = (format!("{field}: {error}"), "correct that field");
+        CommandFailure::new(ExitStatus::Usage, "bad_schedule", "the schedule is not accepted", because, try_)
+    };
     if let Some(hours) = form.text("quiet_hours") {
         let hours = hours.parse::<QuietHours>().map_err(|error| invalid("quiet hours", error.to_string()))?;
         schedule.quiet_hours = Some(hours);

@@ -36,6 +36,9 @@ pub(super) struct TimedRates {
     pub(super) sum_bps: f64,
 }
 
+/// A day, and of each hour the mean and the number of rates.
+type HeatRow = (&'static str, Vec<Option<(String, u64)>>);
+
 /// The map.
 #[derive(Template)]
 #[template(path = "heat.html")]
@@ -87,7 +90,7 @@ impl HeatMap {
     }
 
     /// The rows of the table: a day, and the mean of each hour with its number of runs.
-    fn rows(&self) -> Vec<(&'static str, Vec<Option<(String, u64)>>)> {
+    fn rows(&self) -> Vec<HeatRow> {
         let cell =
             |(count, sum): &(u64, f64)| (*count > 0).then(|| (quantity::rate((sum / *count as f64) as u64), *count));
         let days = DAYS.iter().zip(&self.cells);

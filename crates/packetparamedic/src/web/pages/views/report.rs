@@ -14,6 +14,7 @@ use super::super::super::ApiState;
 use super::super::super::problem::Problem;
 use super::super::super::report::{ReportQuery, line_report, unmade};
 use super::super::layout::{Layout, Section, page};
+use super::super::outside_text::shown;
 use super::super::visitor::Visitor;
 use crate::report_file::{ReportFormat, report_policy, report_text};
 
@@ -27,6 +28,10 @@ struct ReportFormPage {
 }
 
 impl ReportFormPage {
+    fn name(&self, text: &str) -> String {
+        shown(text)
+    }
+
     fn rates(&self, rate: &PromisedRate) -> String {
         let others = [("normally available", rate.normal_bps), ("at least", rate.minimum_bps)];
         let others = others.into_iter().filter_map(|(name, bps)| Some(format!(", {name} {}", quantity::rate(bps?))));

@@ -7,6 +7,7 @@ use askama::Template;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use paramedic_appliance::ApplianceError;
+use paramedic_appliance::store::StorageError;
 use paramedic_link::PeerText;
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::conclusion::{Observations, conclude};
@@ -97,7 +98,8 @@ pub(super) async fn show(
     }
     let document = saved.document().map_err(ApplianceError::from)?;
     let layout = visitor.layout("A run", Section::History);
-    Ok(page(&run_page(layout, &document)?))
+    let unwritable = |source| ApplianceError::from(StorageError::Document { source });
+    Ok(page(&run_page(layout, &document).map_err(unwritable)?))
 }
 
 /// Deletes the run.
@@ -109,7 +111,7 @@ pub(super) async fn delete(
     Ok(done("/history", Notice::ResultDeleted).into_response())
 }
 
-fn run_page(layout: Layout, document: &ResultDocument) -> Result<RunPage, Problem> {
+fn run_page(layout: Layout, document: &ResultDocument) -> Result<RunPage, serde_json::Error> {
     let (tone, sentence) = conclude(&Observations::of(document));
     let texts = |warnings: &[paramedic_report::document::Warning]| {
         warnings.iter().map(|warning| (shown(&warning.code), long_text(&warning.text))).collect::<Vec<_>>()
@@ -146,12 +148,10 @@ fn run_page(layout: Layout, document: &ResultDocument) -> Result<RunPage, Proble
 }
 
 /// The document as text without the measurements of its intervals; `None` if it is still long.
-fn short_document(document: &ResultDocument) -> Result<Option<String>, Problem> {
+fn short_document(document: &ResultDocument) -> Result<Option<String>, serde_json::Error> {
     let mut short = document.clone();
     short.remove_series();
-    let text = short
-        .to_text()
-        .map_err(|source| ApplianceError::from(paramedic_appliance::store::StorageError::Document { source }))?;
+    let text = short.to_text()?;
     Ok((text.len() <= LONGEST_DOCUMENT).then(|| visible(&text)))
 }
 

@@ -56,7 +56,7 @@ pub(super) fn charts(document: &ResultDocument) -> Vec<Chart> {
         });
         let (of_rtt, of_cwnd) = medians.unwrap_or_default();
         let rtt = |sample: &StreamsSample| (sample.rtt.0 > 0).then(|| sample.rtt.1 as f64 / f64::from(sample.rtt.0));
-        let cwnd = |sample: &StreamsSample| (sample.cwnd.0 > 0).then(|| sample.cwnd.1 as f64);
+        let cwnd = |sample: &StreamsSample| (sample.cwnd.0 > 0).then_some(sample.cwnd.1 as f64);
         charts.push(chart(
             format!("{id}-rtt"),
             format!("{title}: TCP round trip at the sender"),
