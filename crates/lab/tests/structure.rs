@@ -24,14 +24,25 @@ const CRATES: &[(&str, &[&str])] = &[
             "paramedic-link",
         ],
     ),
-    ("bench", &["lab", "emulator", "paramedic-report", "paramedic-iperf3", "paramedic-engines", "paramedic-link"]),
+    (
+        "bench",
+        &[
+            "lab",
+            "emulator",
+            "test-postgres",
+            "paramedic-report",
+            "paramedic-iperf3",
+            "paramedic-engines",
+            "paramedic-link",
+        ],
+    ),
     ("truth", &["lab", "emulator", "paramedic-report", "paramedic-link"]),
     ("manuals", &["packetparamedic", "reflector"]),
     (
         "fuzz-targets",
         &["packetparamedic", "reflector", "paramedic-host", "paramedic-iperf3", "paramedic-engines", "paramedic-link"],
     ),
-    ("lab", &["emulator", "paramedic-report", "paramedic-link"]),
+    ("lab", &["emulator", "test-postgres", "paramedic-report", "paramedic-link"]),
     ("emulator", &[]),
     (
         "packetparamedic",
@@ -47,13 +58,21 @@ const CRATES: &[(&str, &[&str])] = &[
     ("reflector", &["paramedic-host", "paramedic-iperf3", "paramedic-report", "paramedic-engines", "paramedic-link"]),
     (
         "paramedic-appliance",
-        &["paramedic-host", "paramedic-iperf3", "paramedic-report", "paramedic-engines", "paramedic-link"],
+        &[
+            "paramedic-host",
+            "paramedic-iperf3",
+            "paramedic-report",
+            "paramedic-engines",
+            "paramedic-link",
+            "test-postgres",
+        ],
     ),
     ("paramedic-host", &["paramedic-iperf3", "paramedic-report", "paramedic-engines", "paramedic-link"]),
     ("paramedic-iperf3", &["paramedic-engines", "paramedic-link"]),
     ("paramedic-engines", &["paramedic-link"]),
     ("paramedic-report", &["paramedic-link"]),
     ("paramedic-link", &[]),
+    ("test-postgres", &[]),
 ];
 
 /// Circles of files that still exist: the crate's folder, the modules, and the reason. Delete an entry once its circle is

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use paramedic_appliance::providers::PROVIDERS;
 use paramedic_appliance::providers::options::OptionSource;
-use paramedic_appliance::store::Retention;
+use paramedic_appliance::store::{PostgresAddress, PostgresUrl, Retention};
 use paramedic_host::config::{
     ConfigError, Configuration, FlagGroup, Given, Machine, Origins, Setting, ValueOrigin, list,
 };
@@ -93,6 +93,10 @@ impl fmt::Display for ApiListen {
 pub struct Settings {
     /// The absolute path of the folder with the key, the pairings and the results.
     pub state_dir: PathBuf,
+    /// The PostgreSQL database of the pairings and the results; `None`: a SQLite file in the state folder.
+    pub database: Option<PostgresUrl>,
+    /// The absolute path of the file with the password of that database.
+    pub database_password_file: Option<PathBuf>,
     /// The absolute path of the folder with the service's socket.
     pub runtime_dir: PathBuf,
     /// Where the service listens for TCP connections.
@@ -148,6 +152,9 @@ impl Configuration for Settings {
     fn defaults() -> Self {
         Self {
             state_dir: PathBuf::new(),
+            // Needs no server, and is as durable.
+            database: None,
+            database_password_file: None,
             runtime_dir: PathBuf::new(),
             listen: DEFAULT_LISTEN,
             tls_certificate: None,
@@ -174,6 +181,8 @@ impl Configuration for Settings {
     fn example() -> Self {
         Self {
             state_dir: ROOT_STATE_DIR.into(),
+            database: "postgres://packetparamedic@db.example/packetparamedic?sslmode=verify-full".parse().ok(),
+            database_password_file: Some("/etc/packetparamedic/database-password".into()),
             runtime_dir: ROOT_RUNTIME_DIR.into(),
             tls_certificate: Some("/etc/packetparamedic/certificate.pem".into()),
             tls_key: Some("/etc/packetparamedic/key.pem".into()),
@@ -225,6 +234,12 @@ impl Settings {
         self.runtime_dir.join(SERVICE_SOCKET)
     }
 
+    /// The address of the PostgreSQL database; `None`: a SQLite file in the state folder.
+    pub fn database(&self) -> Option<PostgresAddress> {
+        let url = self.database.clone()?;
+        Some(PostgresAddress { url, password_file: self.database_password_file.clone() })
+    }
+
     /// The sockets at which a command looks for a running service, in this order. The socket of the host's service is
     /// among them if the user set neither folder.
     pub fn service_sockets(&self, origins: &Origins) -> Vec<PathBuf> {
@@ -249,6 +264,9 @@ impl FlagGroup for CommonFlags {
         matches!(setting, "state_dir" | "runtime_dir" | "color")
     }
 }
+
+/// The database in the state folder, as a value.
+const SQLITE: &str = "sqlite";
 
 /// For ever, as a value.
 const FOREVER: &str = "forever";
@@ -276,6 +294,38 @@ static SETTINGS: &[Setting<Settings>] = &[
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.state_dir = path),
         show: |settings| Some(Value::String(settings.state_dir.display().to_string())),
+    },
+    Setting {
+        name: "database",
+        env: "PACKETPARAMEDIC_DATABASE",
+        flag: None,
+        placeholder: "URL",
+        help: "The database of the pairings, schedules and results: `sqlite`, a file in the state folder, or the URL of \
+               a PostgreSQL database of this appliance alone (docs/postgresql.md).",
+        valid: "sqlite, or a URL such as postgres://USER@HOST/DATABASE?sslmode=verify-full",
+        is_list: false,
+        read: |settings, given| {
+            let text = given.one();
+            settings.database = if text == SQLITE { None } else { Some(text.parse()?) };
+            Ok(())
+        },
+        // Without the password.
+        show: |settings| {
+            let url = settings.database.as_ref().map(ToString::to_string);
+            Some(Value::String(url.unwrap_or_else(|| SQLITE.to_owned())))
+        },
+    },
+    Setting {
+        name: "database_password_file",
+        env: "PACKETPARAMEDIC_DATABASE_PASSWORD_FILE",
+        flag: None,
+        placeholder: "FILE",
+        help: "The file of the password of that database. Without it: the password in the URL, in PGPASSWORD or in \
+               ~/.pgpass; or none, where the server trusts the user of a unix socket.",
+        valid: "a file",
+        is_list: false,
+        read: |settings, given| given.path().map(|path| settings.database_password_file = Some(path)),
+        show: |settings| settings.database_password_file.as_ref().map(|path| Value::String(path.display().to_string())),
     },
     Setting {
         name: "runtime_dir",
@@ -580,6 +630,8 @@ mod tests {
             ("listen", "192.0.2.7"),
             ("listen", "localhost:8068"),
             ("listen", "65536"),
+            ("database", "mysql://db.example/pp"),
+            ("database", "postgres://db.example/pp?passwd=geheim"),
             ("trusted_proxies", "proxy.example"),
             ("trusted_proxies", "192.0.2.0/33"),
             ("default_monitors", "some"),
@@ -613,6 +665,22 @@ mod tests {
         }
         let proxies = |text| with("trusted_proxies", text).map(|settings| settings.trusted_proxies.len()).ok();
         assert_eq!([proxies("::1,10.0.0.0/8"), proxies(" ")], [Some(2), Some(0)]);
+    }
+
+    #[test]
+    fn the_password_of_the_database_is_never_shown() {
+        let url = "postgres://ann:geheim@db.example/pp";
+        let loaded = load(&[("PACKETPARAMEDIC_DATABASE", url)], "").unwrap();
+        let shown = loaded.show(true);
+        assert!(shown.contains("database = \"postgres://ann@db.example/pp\"  # PACKETPARAMEDIC_DATABASE"), "{shown}");
+        for text in [shown, format!("{:?}", loaded.config), format!("{:?}", loaded.config.database())] {
+            assert!(!text.contains("geheim"), "{text}");
+        }
+        let wrong = with("database", "postgres://ann:geheim@db.example:port/pp").unwrap_err();
+        let failure = CommandFailure::from(wrong);
+        assert!(!failure.to_string().contains("geheim"), "{failure}");
+        let back = load(&[("PACKETPARAMEDIC_DATABASE", "sqlite")], &format!("database = \"{url}\"")).unwrap();
+        assert_eq!(back.config.database(), None);
     }
 
     #[test]

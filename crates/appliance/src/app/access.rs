@@ -58,31 +58,25 @@ impl Appliance {
 
 #[cfg(test)]
 mod tests {
-    use paramedic_report::document::ErrorBody;
-
     use super::*;
-
-    fn describe(error: &ApplianceError) -> ErrorBody {
-        let text = error.to_string();
-        ErrorBody { code: String::new(), what: text, because: String::new(), try_: String::new(), retry_after_ms: None }
-    }
+    use crate::app::each_engine::devices;
 
     #[tokio::test]
     async fn a_token_is_stored_without_its_secret() {
-        let folder = tempfile::tempdir().unwrap();
-        let appliance = Appliance::open(folder.path(), describe).unwrap().0;
-        let new = appliance.add_token("grafana", AccessScope::Read).await.unwrap();
-        let found = appliance.token(&SecretHash::of(SecretKind::Token, &new.token).unwrap()).await.unwrap();
-        assert_eq!(found.as_ref(), Some(&new.stored));
-        let secret = new.token.trim_start_matches("ppt_").as_bytes();
-        appliance.clone().close().await;
-        for entry in std::fs::read_dir(folder.path()).unwrap() {
-            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-            assert!(!bytes.windows(secret.len()).any(|part| part == secret));
-        }
-        for name in ["", "a b", "a\nb", "é", &"a".repeat(61)] {
-            let refused = appliance.add_token(name, AccessScope::Read).await.err();
-            assert!(matches!(refused, Some(ApplianceError::TokenName(_))), "{name:?}");
+        for (folder, appliance) in devices() {
+            let new = appliance.add_token("grafana", AccessScope::Read).await.unwrap();
+            let found = appliance.token(&SecretHash::of(SecretKind::Token, &new.token).unwrap()).await.unwrap();
+            assert_eq!(found.as_ref(), Some(&new.stored));
+            let secret = new.token.trim_start_matches("ppt_").as_bytes();
+            appliance.clone().close().await;
+            for entry in std::fs::read_dir(folder.path()).unwrap() {
+                let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+                assert!(!bytes.windows(secret.len()).any(|part| part == secret));
+            }
+            for name in ["", "a b", "a\nb", "é", &"a".repeat(61)] {
+                let refused = appliance.add_token(name, AccessScope::Read).await.err();
+                assert!(matches!(refused, Some(ApplianceError::TokenName(_))), "{name:?}");
+            }
         }
     }
 }

@@ -87,7 +87,7 @@ impl Appliance {
 
     /// Checks the database, and changes nothing.
     pub async fn check_store(&self) -> Result<StoreCheck, ApplianceError> {
-        let store = ApplianceStore::open_for_reading(self.state_dir()).await?;
+        let store = self.open_store_for_reading().await?;
         let check = store.check().await;
         store.close().await;
         Ok(check?)

@@ -157,6 +157,7 @@ mod tests {
     use paramedic_report::document::{ErrorBody, example};
 
     use super::*;
+    use crate::app::each_engine::devices;
 
     fn describe(error: &ApplianceError) -> ErrorBody {
         let text = error.to_string();
@@ -178,45 +179,48 @@ mod tests {
 
     #[tokio::test]
     async fn an_older_store_is_taken_over_once_and_is_not_changed() {
-        let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let old = tempfile::tempdir().unwrap();
         std::fs::write(old.path().join(DATABASE_FILE), include_bytes!("../../tests/before_schedules.db")).unwrap();
         let old_id = appliance(old.path()).endpoint_id().unwrap();
         let before = std::fs::read(old.path().join(DATABASE_FILE)).unwrap();
-        let device = appliance(new.path());
-        // A running service has an identity, and is not paired yet.
-        assert_ne!(device.endpoint_id().unwrap(), old_id);
-        for is_first in [true, false] {
-            let opened = OldStore::open(old.path()).await.unwrap();
-            let mut results = Vec::new();
-            while let Some(run) = opened.results_after(results.last()).await.unwrap().into_iter().next() {
-                assert_eq!(device.import_result(&run.text).await.unwrap(), is_first);
-                assert_eq!(device.result(&run.id.to_string()).await.unwrap(), run);
-                results.push(run);
+        for (_folder, device) in devices() {
+            // A running service has an identity, and is not paired yet.
+            assert_ne!(device.endpoint_id().unwrap(), old_id);
+            for is_first in [true, false] {
+                let opened = OldStore::open(old.path()).await.unwrap();
+                let mut results = Vec::new();
+                while let Some(run) = opened.results_after(results.last()).await.unwrap().into_iter().next() {
+                    assert_eq!(device.import_result(&run.text).await.unwrap(), is_first);
+                    assert_eq!(device.result(&run.id.to_string()).await.unwrap(), run);
+                    results.push(run);
+                }
+                assert_eq!(results.len(), 2);
+                let imported = device.import_pairings(opened.pairings().await.unwrap()).await.unwrap();
+                assert_eq!((imported.endpoint_id, imported.is_new_identity), (old_id, is_first));
+                assert_eq!((imported.reflectors.len(), imported.known), if is_first { (1, 0) } else { (0, 1) });
+                assert_eq!(device.endpoint_id().unwrap(), old_id);
             }
-            assert_eq!(results.len(), 2);
-            let imported = device.import_pairings(opened.pairings().await.unwrap()).await.unwrap();
-            assert_eq!((imported.endpoint_id, imported.is_new_identity), (old_id, is_first));
-            assert_eq!((imported.reflectors.len(), imported.known), if is_first { (1, 0) } else { (0, 1) });
-            assert_eq!(device.endpoint_id().unwrap(), old_id);
         }
         assert!(std::fs::read(old.path().join(DATABASE_FILE)).unwrap() == before);
     }
 
     #[tokio::test]
     async fn an_identity_with_pairings_is_not_replaced() {
-        let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (former, device) = (appliance(old.path()), appliance(new.path()));
-        former.endpoint_id().unwrap();
-        former.store().await.unwrap().add_reflector(&reflector(1, "attic")).await.unwrap();
-        let own = device.endpoint_id().unwrap();
-        device.store().await.unwrap().add_reflector(&reflector(2, "cellar")).await.unwrap();
-        let opened = OldStore::open(old.path()).await.unwrap();
-        let refused = device.import_pairings(opened.pairings().await.unwrap()).await;
-        assert!(matches!(refused, Err(ApplianceError::IdentityInUse { pairings: 1, .. })), "{refused:?}");
-        assert_eq!((device.endpoint_id().unwrap(), device.reflectors().await.unwrap().len()), (own, 1));
-        // The results are taken over nevertheless.
-        assert!(device.import_result(&example::full().to_text().unwrap()).await.unwrap());
-        let absent = OldStore::open(&old.path().join("nothing")).await.err().unwrap();
-        assert!(matches!(absent, ApplianceError::OldStore { .. }), "{absent}");
+        for (_folder, device) in devices() {
+            let old = tempfile::tempdir().unwrap();
+            let former = appliance(old.path());
+            former.endpoint_id().unwrap();
+            former.store().await.unwrap().add_reflector(&reflector(1, "attic")).await.unwrap();
+            let own = device.endpoint_id().unwrap();
+            device.store().await.unwrap().add_reflector(&reflector(2, "cellar")).await.unwrap();
+            let opened = OldStore::open(old.path()).await.unwrap();
+            let refused = device.import_pairings(opened.pairings().await.unwrap()).await;
+            assert!(matches!(refused, Err(ApplianceError::IdentityInUse { pairings: 1, .. })), "{refused:?}");
+            assert_eq!((device.endpoint_id().unwrap(), device.reflectors().await.unwrap().len()), (own, 1));
+            // The results are taken over nevertheless.
+            assert!(device.import_result(&example::full().to_text().unwrap()).await.unwrap());
+            let absent = OldStore::open(&old.path().join("nothing")).await.err().unwrap();
+            assert!(matches!(absent, ApplianceError::OldStore { .. }), "{absent}");
+        }
     }
 }

@@ -165,14 +165,8 @@ fn in_future(time: Duration) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use paramedic_report::document::ErrorBody;
-
     use super::*;
-
-    fn describe(error: &ApplianceError) -> ErrorBody {
-        let text = error.to_string();
-        ErrorBody { code: String::new(), what: text, because: String::new(), try_: String::new(), retry_after_ms: None }
-    }
+    use crate::app::each_engine::devices;
 
     fn secret(text: &str) -> Zeroizing<String> {
         text.to_owned().into()
@@ -180,26 +174,26 @@ mod tests {
 
     #[tokio::test]
     async fn the_password_that_a_link_set_begins_logins_until_it_is_changed() {
-        let folder = tempfile::tempdir().unwrap();
-        let appliance = Appliance::open(folder.path(), describe).unwrap().0;
-        assert_eq!(appliance.log_in(secret("")).await.unwrap(), None);
-        let link = appliance.new_setup_link().await.unwrap().secret;
-        let short = appliance.set_up(&link, secret("123456789")).await;
-        assert!(matches!(short, Err(ApplianceError::PasswordLength { .. })), "{short:?}");
-        appliance.set_up(&link, secret("correct horse")).await.unwrap();
-        let again = appliance.set_up(&link, secret("another horse")).await;
-        assert!(matches!(again, Err(ApplianceError::NoSuchSetupLink)), "{again:?}");
-        for wrong in ["", "correct hors", "Correct horse", "correct horse "] {
-            assert_eq!(appliance.log_in(secret(wrong)).await.unwrap(), None, "{wrong}");
+        for (_folder, appliance) in devices() {
+            assert_eq!(appliance.log_in(secret("")).await.unwrap(), None);
+            let link = appliance.new_setup_link().await.unwrap().secret;
+            let short = appliance.set_up(&link, secret("123456789")).await;
+            assert!(matches!(short, Err(ApplianceError::PasswordLength { .. })), "{short:?}");
+            appliance.set_up(&link, secret("correct horse")).await.unwrap();
+            let again = appliance.set_up(&link, secret("another horse")).await;
+            assert!(matches!(again, Err(ApplianceError::NoSuchSetupLink)), "{again:?}");
+            for wrong in ["", "correct hors", "Correct horse", "correct horse "] {
+                assert_eq!(appliance.log_in(secret(wrong)).await.unwrap(), None, "{wrong}");
+            }
+            let login = appliance.log_in(secret("correct horse")).await.unwrap().unwrap();
+            let login = SecretHash::of(SecretKind::Login, &login).unwrap();
+            assert!(appliance.is_login(&login).await.unwrap());
+            // The same password changes nothing; another one ends the logins.
+            appliance.set_password(secret("correct horse")).await.unwrap();
+            assert!(appliance.is_login(&login).await.unwrap());
+            appliance.set_password(secret("battery staple")).await.unwrap();
+            assert!(!appliance.is_login(&login).await.unwrap());
+            assert_eq!(appliance.log_in(secret("correct horse")).await.unwrap(), None);
         }
-        let login = appliance.log_in(secret("correct horse")).await.unwrap().unwrap();
-        let login = SecretHash::of(SecretKind::Login, &login).unwrap();
-        assert!(appliance.is_login(&login).await.unwrap());
-        // The same password changes nothing; another one ends the logins.
-        appliance.set_password(secret("correct horse")).await.unwrap();
-        assert!(appliance.is_login(&login).await.unwrap());
-        appliance.set_password(secret("battery staple")).await.unwrap();
-        assert!(!appliance.is_login(&login).await.unwrap());
-        assert_eq!(appliance.log_in(secret("correct horse")).await.unwrap(), None);
     }
 }

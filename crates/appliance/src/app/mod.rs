@@ -5,6 +5,8 @@ mod access;
 mod backup;
 mod clocks;
 mod configuration;
+#[cfg(test)]
+mod each_engine;
 mod identity;
 mod import;
 mod line_overview;
@@ -49,7 +51,7 @@ pub use udp_check::UdpCheck;
 
 use crate::error::ApplianceError;
 use crate::providers::Describe;
-use crate::store::{ApplianceStore, FILE as DATABASE_FILE};
+use crate::store::{ApplianceStore, FILE as DATABASE_FILE, PostgresAddress, StorageError};
 use crate::test_lock;
 use identity::KEY_FILE;
 
@@ -63,6 +65,8 @@ pub struct Appliance {
 /// works even if the other is unusable.
 struct State {
     folder: PathBuf,
+    /// The server of the database; `None`: the database is a file in the folder.
+    server: Option<PostgresAddress>,
     /// Whether nothing in the folder is created or changed.
     is_read_only: bool,
     describe: Describe,
@@ -83,18 +87,24 @@ impl Appliance {
             opened => opened,
         };
         let StateFolder { path, change } = opened.map_err(unusable(configured))?;
-        Ok((Self::in_folder(path, false, describe), change))
+        Ok((Self::in_folder(path, None, false, describe), change))
     }
 
     /// The appliance of a configured state folder, in which nothing is created or changed. The folder need not exist.
     pub fn open_for_reading(configured: &Path, describe: Describe) -> Result<Self, ApplianceError> {
         let path = state_folder::locate_own(configured).map_err(unusable(configured))?;
-        Ok(Self::in_folder(path, true, describe))
+        Ok(Self::in_folder(path, None, true, describe))
     }
 
-    fn in_folder(folder: PathBuf, is_read_only: bool, describe: Describe) -> Self {
+    fn in_folder(folder: PathBuf, server: Option<PostgresAddress>, is_read_only: bool, describe: Describe) -> Self {
         let (key, store, reading) = (Mutex::new(None), OnceCell::new(), OnceCell::new());
-        Self { state: Arc::new(State { folder, is_read_only, describe, key, store, reading }) }
+        Self { state: Arc::new(State { folder, server, is_read_only, describe, key, store, reading }) }
+    }
+
+    /// The same appliance with its database on this server. The identity and the locks stay in the state folder.
+    pub fn with_database(self, server: Option<PostgresAddress>) -> Self {
+        let State { folder, is_read_only, describe, .. } = &*self.state;
+        Self::in_folder(folder.clone(), server, *is_read_only, *describe)
     }
 
     /// The private state folder: the configured one, or a folder inside it.
@@ -118,12 +128,26 @@ impl Appliance {
 
     /// The database, for changes.
     async fn store(&self) -> Result<&ApplianceStore, ApplianceError> {
-        Ok(self.state.store.get_or_try_init(|| ApplianceStore::open(&self.state.folder)).await?)
+        let open = || async {
+            match &self.state.server {
+                Some(server) => ApplianceStore::open_on_server(server).await,
+                None => ApplianceStore::open(&self.state.folder).await,
+            }
+        };
+        Ok(self.state.store.get_or_try_init(open).await?)
+    }
+
+    /// Opens the database anew, for reading.
+    async fn open_store_for_reading(&self) -> Result<ApplianceStore, StorageError> {
+        match &self.state.server {
+            Some(server) => ApplianceStore::open_on_server_for_reading(server).await,
+            None => ApplianceStore::open_for_reading(&self.state.folder).await,
+        }
     }
 
     /// The database, for reading. It need not be writable.
     async fn reading_store(&self) -> Result<&ApplianceStore, ApplianceError> {
-        let reading = || ApplianceStore::open_for_reading(&self.state.folder);
+        let reading = || self.open_store_for_reading();
         if self.state.is_read_only {
             return Ok(self.state.reading.get_or_try_init(reading).await?);
         }

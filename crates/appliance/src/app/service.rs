@@ -28,7 +28,7 @@ use crate::schedule::Schedule;
 use crate::schedule::admission::{self, RunObservations, SkipReason};
 use crate::schedule::line_load::{self, InterfaceCounters};
 use crate::schedule::planner::{AcceptedSchedule, DueRun, NotAccepted, Planner, SkippedRun};
-use crate::store::{Retention, RunEnding, ScheduleRunOutcome, StorageError, StoredSchedule};
+use crate::store::{DatabaseLock, Retention, RunEnding, ScheduleRunOutcome, StorageError, StoredSchedule};
 
 /// The file in the state folder that the running service locks.
 pub const SERVICE_LOCK: &str = "service.lock";
@@ -58,6 +58,7 @@ struct ServiceState {
     retention: Retention,
     /// Locked while the service runs.
     _lock: File,
+    _database_lock: Option<DatabaseLock>,
     planner: Mutex<Planner>,
     /// Something may be due, or the schedules have changed.
     wake: Notify,
@@ -153,6 +154,7 @@ impl Appliance {
         let endpoint_id = self.endpoint_id()?.to_string();
         self.remove_old_copies();
         let store = self.store().await?;
+        let database_lock = store.lock_service().await?;
         store.check_writable().await?;
         let now = Timestamp::now();
         let interrupted = store.interrupt_open_runs(now).await?;
@@ -168,6 +170,7 @@ impl Appliance {
                 started_at: now,
                 retention,
                 _lock: lock,
+                _database_lock: database_lock,
                 planner: Mutex::default(),
                 wake: Notify::new(),
                 polls: watch::channel(0).0,

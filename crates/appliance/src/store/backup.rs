@@ -6,18 +6,24 @@ use std::path::Path;
 
 use paramedic_host::database::DatabaseError;
 
+use super::place::StorePlace;
+use super::pool::StorePool;
 use super::{ApplianceStore, StorageError};
 
 impl ApplianceStore {
     /// Writes a copy of the database into `target`, an empty file, and syncs it. Changes that are made meanwhile are not
-    /// in it.
+    /// in it. The database of a server is copied by the tools of the server.
     pub async fn copy_to(&self, target: &Path) -> Result<(), StorageError> {
+        let (pool, path) = match &self.pool {
+            StorePool::Sqlite(pool, path) => (pool, path),
+            StorePool::Postgres(server) => return Err(StorageError::NoCopy { server: server.shown().to_owned() }),
+        };
         let folder = |source| StorageError::Folder { path: target.to_owned(), source };
         let not_utf8 = || folder(io::Error::new(io::ErrorKind::InvalidInput, "its name is not UTF-8"));
         let name = target.to_str().ok_or_else(not_utf8)?;
-        let copied = sqlx::query("VACUUM INTO $1").bind(name).execute(&self.pool).await;
+        let copied = sqlx::query("VACUUM INTO $1").bind(name).execute(pool).await;
         copied.map_err(|error| match DatabaseError::of(target, "copying the database", error).into() {
-            StorageError::Corrupt { .. } => StorageError::Corrupt { path: self.path.clone() },
+            StorageError::Corrupt { .. } => StorageError::Corrupt { place: StorePlace::File(path.clone()) },
             other => other,
         })?;
         // SQLite does not sync the copy.
@@ -30,6 +36,7 @@ mod tests {
     use paramedic_report::document::{ResultDocument, example};
 
     use super::*;
+    use crate::store::each_engine::new_database;
     use crate::store::{FILE, RunQuery};
 
     #[tokio::test]
@@ -57,5 +64,15 @@ mod tests {
         saving.await.unwrap();
         let taken = store.copy_to(&copies.path().join("0").join(FILE)).await;
         assert!(taken.is_err(), "an existing file is not overwritten");
+    }
+
+    #[tokio::test]
+    async fn a_database_of_a_server_is_not_copied() {
+        let Some(address) = new_database() else { return };
+        let store = ApplianceStore::open_on_server(&address).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let refused = store.copy_to(&folder.path().join("copy")).await;
+        assert!(matches!(refused, Err(StorageError::NoCopy { .. })), "{refused:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

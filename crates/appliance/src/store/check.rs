@@ -1,23 +1,26 @@
-//! Checks the whole database: its pages and indexes, its version, and that every row can be read. Changes nothing.
+//! Checks the whole database: its structure, its version, and that every result can be read. Changes nothing.
 
 use std::collections::BTreeSet;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sqlx::SqlitePool;
 
-use super::{ApplianceStore, MIGRATIONS, RunQuery, StorageError};
+use super::pool::{StorePool, on};
+use super::{ApplianceStore, RunQuery, StorageError, natural};
 
 /// The problems of one kind that are listed.
 const LISTED: usize = 20;
+const CHECKING: &str = "checking it";
 /// The documents that are read at once.
 const PAGE: u32 = 64;
 
 /// What a check of the database found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoreCheck {
-    /// The file.
+    /// The file, or the URL of the database without its password.
     pub path: String,
-    /// Its size, without its write-ahead log.
+    /// Its size; that of a file is without its write-ahead log.
     pub bytes: u64,
     /// Its last migration.
     pub migration: i64,
@@ -37,17 +40,16 @@ pub struct StoreCheck {
 }
 
 impl ApplianceStore {
-    /// Checks the database. A file of a later version is an error.
+    /// Checks the database. A database of a later version is an error.
     pub async fn check(&self) -> Result<StoreCheck, StorageError> {
         let (migration, is_earlier) = self.check_migrations().await?;
-        let mut problems = self.check_pages().await?;
-        problems.extend(self.check_references().await?);
+        let mut problems = self.check_structure(migration).await?;
         if migration == 0 {
             problems.push("it has no tables: it is empty, or of another program".to_owned());
         }
         let mut check = StoreCheck {
-            path: self.path.display().to_string(),
-            bytes: std::fs::metadata(&self.path).map_or(0, |file| file.len()),
+            path: self.place().to_string(),
+            bytes: self.size().await?,
             migration,
             is_earlier,
             ..StoreCheck::default()
@@ -71,45 +73,99 @@ impl ApplianceStore {
         Ok(check)
     }
 
+    /// Whether the database has no tables yet.
+    pub async fn is_empty(&self) -> Result<bool, StorageError> {
+        Ok(!self.has_table("reflectors").await?)
+    }
+
     /// The last migration, and whether this program has a later one.
     async fn check_migrations(&self) -> Result<(i64, bool), StorageError> {
         if !self.has_table("_sqlx_migrations").await? {
             return Ok((0, true));
         }
-        let applied: Vec<i64> = sqlx::query_scalar("SELECT version FROM _sqlx_migrations ORDER BY version")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(self.fault("checking it"))?;
-        let known = MIGRATIONS.iter().map(|migration| migration.version).collect::<BTreeSet<_>>();
+        let sql = "SELECT version FROM _sqlx_migrations ORDER BY version";
+        let applied: Vec<i64> =
+            on!(self.pool, |db| sqlx::query_scalar(sql).fetch_all(db).await).map_err(self.fault(CHECKING))?;
+        let known = self.migrations().iter().map(|migration| migration.version).collect::<BTreeSet<_>>();
         if let Some(migration) = applied.iter().copied().find(|migration| !known.contains(migration)) {
-            return Err(StorageError::Newer { path: self.path.clone(), migration });
+            return Err(StorageError::Newer { place: self.place(), migration });
         }
         Ok((applied.last().copied().unwrap_or_default(), applied.len() < known.len()))
     }
 
     async fn has_table(&self, name: &str) -> Result<bool, StorageError> {
-        let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = $1")
-            .bind(name)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(self.fault("checking it"))?;
+        let sql = match &self.pool {
+            StorePool::Sqlite(..) => "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = $1",
+            StorePool::Postgres(_) => {
+                "SELECT COUNT(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = $1"
+            }
+        };
+        let count: i64 = on!(self.pool, |db| sqlx::query_scalar(sql).bind(name).fetch_one(db).await)
+            .map_err(self.fault(CHECKING))?;
         Ok(count > 0)
     }
 
+    /// The size of the database in bytes; that of a file is without its write-ahead log.
+    async fn size(&self) -> Result<u64, StorageError> {
+        match &self.pool {
+            StorePool::Sqlite(_, path) => Ok(std::fs::metadata(path).map_or(0, |file| file.len())),
+            StorePool::Postgres(_) => {
+                let sql = "SELECT CAST(COALESCE(SUM(pg_total_relation_size(oid)), 0) AS BIGINT) FROM pg_class \
+                           WHERE relkind = 'r' AND relnamespace = CAST(current_schema() AS regnamespace)";
+                let bytes: i64 =
+                    on!(self.pool, |db| sqlx::query_scalar(sql).fetch_one(db).await).map_err(self.fault(CHECKING))?;
+                Ok(natural(bytes))
+            }
+        }
+    }
+
+    /// The structure of the database. Of a file, every page and every index. A server checks its pages itself: there the
+    /// tables must exist, and every page of them must be readable.
+    async fn check_structure(&self, migration: i64) -> Result<Vec<String>, StorageError> {
+        match &self.pool {
+            StorePool::Sqlite(pool, _) => {
+                let mut problems = self.check_pages(pool).await?;
+                problems.extend(self.check_references(pool).await?);
+                Ok(problems)
+            }
+            StorePool::Postgres(_) => self.check_tables(migration).await,
+        }
+    }
+
+    /// The tables that the migrations up to this one create.
+    async fn check_tables(&self, migration: i64) -> Result<Vec<String>, StorageError> {
+        let mut problems = Vec::new();
+        let applied = self.migrations().iter().filter(|known| known.version <= migration);
+        let lines = applied.flat_map(|known| known.sql.as_str().lines());
+        for table in lines.filter_map(|line| line.strip_prefix("CREATE TABLE ")?.split(' ').next()) {
+            // The name is of a migration.
+            let sql = format!("SELECT COUNT(*) FROM {table}");
+            let read = on!(self.pool, |db| sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(sql)).fetch_one(db).await);
+            match read.map_err(self.fault(CHECKING)) {
+                Ok(_) => {}
+                Err(
+                    error @ (StorageError::Altered { .. } | StorageError::Corrupt { .. } | StorageError::Sql { .. }),
+                ) => {
+                    problems.push(format!("the table {table} cannot be read: {error}"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(problems)
+    }
+
     /// The structure of the file: every page, every index.
-    async fn check_pages(&self) -> Result<Vec<String>, StorageError> {
+    async fn check_pages(&self, pool: &SqlitePool) -> Result<Vec<String>, StorageError> {
         let lines: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("PRAGMA integrity_check({LISTED})")))
-            .fetch_all(&self.pool)
+            .fetch_all(pool)
             .await
-            .map_err(self.fault("checking it"))?;
+            .map_err(self.fault(CHECKING))?;
         Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
 
-    async fn check_references(&self) -> Result<Vec<String>, StorageError> {
-        let rows: Vec<(String, Option<i64>, String, i64)> = sqlx::query_as("PRAGMA foreign_key_check")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(self.fault("checking it"))?;
+    async fn check_references(&self, pool: &SqlitePool) -> Result<Vec<String>, StorageError> {
+        let rows: Vec<(String, Option<i64>, String, i64)> =
+            sqlx::query_as("PRAGMA foreign_key_check").fetch_all(pool).await.map_err(self.fault(CHECKING))?;
         let problem = |(table, row, parent, _): (String, Option<i64>, String, i64)| {
             let row = row.map_or_else(String::new, |row| format!(" {row}"));
             format!("row{row} of {table} refers to a missing row of {parent}")
@@ -143,31 +199,52 @@ mod tests {
     use paramedic_report::document::example;
 
     use super::*;
+    use crate::store::each_engine::{file_pool, new_database, on_each_engine};
+    use crate::store::pool::rows;
 
     #[tokio::test]
-    async fn a_whole_database_has_no_problems_and_a_broken_index_or_document_is_named() {
+    async fn a_whole_database_has_no_problems_and_a_broken_document_is_named() {
+        on_each_engine(async |store| {
+            for document in [example::full(), example::bare()] {
+                store.save_run(&document).await.unwrap();
+            }
+            let check = store.check().await.unwrap();
+            assert_eq!((check.results, check.is_earlier, &check.problems[..]), (2, false, &[][..]));
+            assert_eq!(check.migration, store.migrations().iter().last().unwrap().version);
+            assert!(check.bytes > 0, "{check:?}");
+            let change = "UPDATE runs SET document = '{}' WHERE complete AND download_bps = 941000000";
+            on!(store.pool, |db| sqlx::query(change).execute(db).await.map(rows)).unwrap();
+            let check = store.check().await.unwrap();
+            assert_eq!((check.problems, check.unreadable), (Vec::new(), vec![example::full().id.to_string()]));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_broken_index_of_a_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let store = ApplianceStore::open(folder.path()).await.unwrap();
-        for document in [example::full(), example::bare()] {
-            store.save_run(&document).await.unwrap();
-        }
-        let check = store.check().await.unwrap();
-        assert_eq!((check.results, check.is_earlier, &check.problems[..]), (2, false, &[][..]));
-        assert_eq!(check.migration, MIGRATIONS.iter().last().unwrap().version);
-        let change = async |sql: &'static str| sqlx::raw_sql(sql).execute(&store.pool).await.unwrap();
-        change("UPDATE runs SET document = '{}' WHERE complete AND download_bps = 941000000").await;
-        let check = store.check().await.unwrap();
-        assert_eq!((check.problems, check.unreadable), (Vec::new(), vec![example::full().id.to_string()]));
+        store.save_run(&example::full()).await.unwrap();
         // An index of which SQLite does not know that it does not match.
-        change(
-            "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE INDEX runs_by_start ON runs (provider)' \
-             WHERE name = 'runs_by_start'; PRAGMA writable_schema = RESET",
-        )
-        .await;
+        let change = "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE INDEX runs_by_start ON runs \
+                      (provider)' WHERE name = 'runs_by_start'; PRAGMA writable_schema = RESET";
+        sqlx::raw_sql(change).execute(file_pool(&store)).await.unwrap();
         store.close().await;
         let store = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
         let problems = store.check().await.unwrap().problems;
         assert!(problems.iter().any(|problem| problem.contains("runs_by_start")), "{problems:?}");
+    }
+
+    #[tokio::test]
+    async fn a_table_that_is_missing_on_a_server_is_named() {
+        let Some(address) = new_database() else { return };
+        let store = ApplianceStore::open_on_server(&address).await.unwrap();
+        let drop = "DROP TABLE outages";
+        on!(store.pool, |db| sqlx::query(drop).execute(db).await.map(rows)).unwrap();
+        let problems = store.check().await.unwrap().problems;
+        assert!(problems.len() == 1 && problems[0].contains("outages"), "{problems:?}");
+        let error = store.outages(None, 1).await.unwrap_err();
+        assert!(matches!(error, StorageError::Altered { .. }), "{error:?}");
     }
 
     #[tokio::test]
@@ -192,7 +269,7 @@ mod tests {
         assert!(std::fs::read(&file).unwrap() == before);
         let store = ApplianceStore::open(folder.path()).await.unwrap();
         sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, TRUE, x'00', 0)")
-            .execute(&store.pool)
+            .execute(file_pool(&store))
             .await
             .unwrap();
         let refused = store.check().await;

@@ -8,6 +8,7 @@ use paramedic_link::{EndpointId, PeerText};
 use uuid::Uuid;
 
 use super::plan::SET_PLAN;
+use super::pool::{in_change, on, rows};
 use super::{ApplianceStore, StorageError};
 use crate::plan::Plan;
 use crate::schedule::Schedule;
@@ -57,10 +58,9 @@ pub struct ScheduleWrite {
 impl ApplianceStore {
     /// The schedules that a configuration file made.
     pub async fn schedules_from_file(&self) -> Result<BTreeSet<Uuid>, StorageError> {
-        let ids: Vec<String> = sqlx::query_scalar("SELECT id FROM schedules WHERE from_file")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(self.fault("reading the schedules"))?;
+        let ids: Vec<String> =
+            on!(self.pool, |db| sqlx::query_scalar("SELECT id FROM schedules WHERE from_file").fetch_all(db).await)
+                .map_err(self.fault("reading the schedules"))?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
@@ -73,44 +73,51 @@ impl ApplianceStore {
     ) -> Result<(), StorageError> {
         let fault = || self.fault("saving the configuration");
         let now_us = now.as_microsecond();
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let mut work = self.pool.begin().await.map_err(fault())?;
         // Two reflectors may exchange their names, which are unique: an Endpoint ID is the name of no other one.
         for (id, _) in &write.renamed {
-            sqlx::query("UPDATE reflectors SET name = $1 WHERE endpoint_id = $1")
+            in_change!(&mut work, |db| sqlx::query("UPDATE reflectors SET name = $1 WHERE endpoint_id = $1")
                 .bind(id.to_string())
-                .execute(&mut *work)
+                .execute(db)
                 .await
-                .map_err(fault())?;
+                .map(rows))
+            .map_err(fault())?;
         }
         for (id, name) in &write.renamed {
-            let renamed = sqlx::query("UPDATE reflectors SET name = $2 WHERE endpoint_id = $1")
-                .bind(id.to_string())
-                .bind(name.as_str())
-                .execute(&mut *work)
-                .await;
+            let renamed =
+                in_change!(&mut work, |db| sqlx::query("UPDATE reflectors SET name = $2 WHERE endpoint_id = $1")
+                    .bind(id.to_string())
+                    .bind(name.as_str())
+                    .execute(db)
+                    .await
+                    .map(rows));
             renamed.map_err(|error| match is_unique_violation(&error) {
                 true => StorageError::NameTaken { name: name.to_string() },
                 false => fault()(error),
             })?;
         }
         for id in &write.removed {
-            sqlx::query("DELETE FROM schedules WHERE id = $1")
+            in_change!(&mut work, |db| sqlx::query("DELETE FROM schedules WHERE id = $1")
                 .bind(id.to_string())
-                .execute(&mut *work)
+                .execute(db)
                 .await
-                .map_err(fault())?;
+                .map(rows))
+            .map_err(fault())?;
         }
         for id in &write.unchanged {
-            sqlx::query("UPDATE schedules SET from_file = TRUE WHERE id = $1 AND NOT from_file")
-                .bind(id.to_string())
-                .execute(&mut *work)
-                .await
-                .map_err(fault())?;
+            in_change!(&mut work, |db| sqlx::query(
+                "UPDATE schedules SET from_file = TRUE WHERE id = $1 AND NOT from_file"
+            )
+            .bind(id.to_string())
+            .execute(db)
+            .await
+            .map(rows))
+            .map_err(fault())?;
         }
         for ScheduleWrite { replaces, schedule, enabled, is_replanned } in &write.schedules {
             let definition = serde_json::to_string(schedule).map_err(|source| StorageError::Document { source })?;
             let id = replaces.unwrap_or_else(Uuid::now_v7);
-            sqlx::query(
+            in_change!(&mut work, |db| sqlx::query(
                 "INSERT INTO schedules (id, appliance, name, definition, enabled, added_at_us, decided_until_us, \
                  from_file) VALUES ($1, $2, $3, $4, $5, $6, $6, TRUE) ON CONFLICT (id) DO UPDATE SET name = $3, \
                  definition = $4, enabled = $5, from_file = TRUE, \
@@ -123,31 +130,35 @@ impl ApplianceStore {
             .bind(enabled)
             .bind(now_us)
             .bind(is_replanned)
-            .execute(&mut *work)
+            .execute(db)
             .await
+            .map(rows))
             .map_err(fault())?;
         }
         match &write.plan {
             PlanWrite::Keep => {}
             PlanWrite::Set(plan) => {
                 let definition = serde_json::to_string(plan).map_err(|source| StorageError::Document { source })?;
-                sqlx::query(SET_PLAN)
+                in_change!(&mut work, |db| sqlx::query(SET_PLAN)
                     .bind(appliance)
                     .bind(definition)
                     .bind(true)
                     .bind(now_us)
-                    .execute(&mut *work)
+                    .execute(db)
                     .await
-                    .map_err(fault())?;
+                    .map(rows))
+                .map_err(fault())?;
             }
             PlanWrite::Mark => {
-                sqlx::query("UPDATE plan SET from_file = TRUE WHERE NOT from_file")
-                    .execute(&mut *work)
+                in_change!(&mut work, |db| sqlx::query("UPDATE plan SET from_file = TRUE WHERE NOT from_file")
+                    .execute(db)
                     .await
-                    .map_err(fault())?;
+                    .map(rows))
+                .map_err(fault())?;
             }
             PlanWrite::Remove => {
-                sqlx::query("DELETE FROM plan").execute(&mut *work).await.map_err(fault())?;
+                in_change!(&mut work, |db| sqlx::query("DELETE FROM plan").execute(db).await.map(rows))
+                    .map_err(fault())?;
             }
         }
         work.commit().await.map_err(fault())

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use paramedic_link::EndpointId;
 use paramedic_link::test_spec::EngineId;
 
+use super::pool::{on, rows};
 use super::{ApplianceStore, StorageError, strange};
 
 /// Whether a reflector's data ports can be reached from this device with an engine.
@@ -23,32 +24,42 @@ impl ApplianceStore {
     /// When a test with `engine` last found a reflector's direct mode blocked.
     pub async fn blocked_direct(&self, engine: &EngineId) -> Result<BTreeMap<EndpointId, Timestamp>, StorageError> {
         let fault = || self.fault("reading the data modes");
-        sqlx::query_as::<_, (String, i64)>("SELECT endpoint_id, found_at_us FROM blocked_direct WHERE engine = $1")
-            .bind(engine.as_str())
-            .fetch_all(&self.pool)
-            .await
-            .map_err(fault())?
-            .into_iter()
-            .map(|row| blocked(row).map_err(fault()))
-            .collect()
+        on!(self.pool, |db| sqlx::query_as::<_, (String, i64)>(
+            "SELECT endpoint_id, found_at_us FROM blocked_direct WHERE engine = $1"
+        )
+        .bind(engine.as_str())
+        .fetch_all(db)
+        .await)
+        .map_err(fault())?
+        .into_iter()
+        .map(|row| blocked(row).map_err(fault()))
+        .collect()
     }
 
     /// Stores what a test found at the time `at`. If direct mode works, removes what was stored before.
     pub async fn note_direct_mode(&self, finding: &DirectModeFinding, at: Timestamp) -> Result<(), StorageError> {
-        let note = if finding.is_blocked {
-            sqlx::query(
+        let reflector = finding.reflector.to_string();
+        let engine = finding.engine.as_str();
+        let noted = if finding.is_blocked {
+            on!(self.pool, |db| sqlx::query(
                 "INSERT INTO blocked_direct (endpoint_id, engine, found_at_us) VALUES ($1, $2, $3) \
                  ON CONFLICT (endpoint_id, engine) DO UPDATE SET found_at_us = $3",
             )
-            .bind(finding.reflector.to_string())
-            .bind(finding.engine.as_str())
+            .bind(reflector)
+            .bind(engine)
             .bind(at.as_microsecond())
+            .execute(db)
+            .await
+            .map(rows))
         } else {
-            sqlx::query("DELETE FROM blocked_direct WHERE endpoint_id = $1 AND engine = $2")
-                .bind(finding.reflector.to_string())
-                .bind(finding.engine.as_str())
+            on!(self.pool, |db| sqlx::query("DELETE FROM blocked_direct WHERE endpoint_id = $1 AND engine = $2")
+                .bind(reflector)
+                .bind(engine)
+                .execute(db)
+                .await
+                .map(rows))
         };
-        note.execute(&self.pool).await.map(drop).map_err(self.fault("saving the data mode"))
+        noted.map(drop).map_err(self.fault("saving the data mode"))
     }
 }
 
@@ -60,38 +71,40 @@ fn blocked((endpoint_id, found_at_us): (String, i64)) -> Result<(EndpointId, Tim
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::each_engine::on_each_engine;
 
     #[tokio::test]
     async fn a_blocked_direct_mode_is_kept_per_reflector_and_engine_until_it_works() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        let [one, other] = [1, 2].map(|key| EndpointId::from_bytes([key; 32]));
-        let [tcp, udp] = ["tcp", "udp"].map(|id| EngineId::try_from(id).unwrap());
-        let finding = |reflector, engine: &EngineId, is_blocked| DirectModeFinding {
-            reflector,
-            engine: engine.clone(),
-            is_blocked,
-        };
-        let [early, late] = ["2026-01-31T12:00:00Z", "2026-01-31T13:00:00Z"].map(|text| text.parse().unwrap());
-        for (finding, at) in [
-            (finding(one, &tcp, true), early),
-            (finding(one, &tcp, true), late),
-            (finding(one, &udp, true), early),
-            (finding(other, &tcp, true), early),
-            (finding(other, &tcp, false), late),
-        ] {
-            store.note_direct_mode(&finding, at).await.unwrap();
-        }
-        assert_eq!(store.blocked_direct(&tcp).await.unwrap(), BTreeMap::from([(one, late)]));
-        assert_eq!(store.blocked_direct(&udp).await.unwrap(), BTreeMap::from([(one, early)]));
-        let pairing = crate::store::Reflector {
-            endpoint_id: one,
-            name: "attic".into(),
-            address: "203.0.113.7".parse().unwrap(),
-            paired_at: early,
-        };
-        store.add_reflector(&pairing).await.unwrap();
-        store.remove_reflector("attic").await.unwrap();
-        assert!(store.blocked_direct(&tcp).await.unwrap().is_empty());
+        on_each_engine(async |store| {
+            let [one, other] = [1, 2].map(|key| EndpointId::from_bytes([key; 32]));
+            let [tcp, udp] = ["tcp", "udp"].map(|id| EngineId::try_from(id).unwrap());
+            let finding = |reflector, engine: &EngineId, is_blocked| DirectModeFinding {
+                reflector,
+                engine: engine.clone(),
+                is_blocked,
+            };
+            let [early, late] = ["2026-01-31T12:00:00Z", "2026-01-31T13:00:00Z"].map(|text| text.parse().unwrap());
+            for (finding, at) in [
+                (finding(one, &tcp, true), early),
+                (finding(one, &tcp, true), late),
+                (finding(one, &udp, true), early),
+                (finding(other, &tcp, true), early),
+                (finding(other, &tcp, false), late),
+            ] {
+                store.note_direct_mode(&finding, at).await.unwrap();
+            }
+            assert_eq!(store.blocked_direct(&tcp).await.unwrap(), BTreeMap::from([(one, late)]));
+            assert_eq!(store.blocked_direct(&udp).await.unwrap(), BTreeMap::from([(one, early)]));
+            let pairing = crate::store::Reflector {
+                endpoint_id: one,
+                name: "attic".into(),
+                address: "203.0.113.7".parse().unwrap(),
+                paired_at: early,
+            };
+            store.add_reflector(&pairing).await.unwrap();
+            store.remove_reflector("attic").await.unwrap();
+            assert!(store.blocked_direct(&tcp).await.unwrap().is_empty());
+        })
+        .await;
     }
 }

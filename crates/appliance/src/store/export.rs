@@ -177,6 +177,7 @@ mod tests {
 
     use super::*;
     use crate::store::RunOrder;
+    use crate::store::each_engine::{TestPlace, on_each_engine};
 
     async fn every_line(mut export: Export) -> Vec<String> {
         let mut lines = Vec::new();
@@ -187,13 +188,18 @@ mod tests {
     }
 
     async fn exported(format: ExportFormat) -> Vec<String> {
-        let folder = tempfile::tempdir().unwrap();
-        let history = ApplianceStore::open(folder.path()).await.unwrap();
-        for document in [example::bare(), example::full()] {
-            history.save_run(&document).await.unwrap();
+        let mut of_engines = Vec::new();
+        for place in TestPlace::each() {
+            let history = place.open().await.unwrap();
+            for document in [example::bare(), example::full()] {
+                history.save_run(&document).await.unwrap();
+            }
+            let query = RunQuery { order: RunOrder::OldestFirst, ..RunQuery::default() };
+            of_engines.push(every_line(history.export(query, format)).await);
         }
-        let query = RunQuery { order: RunOrder::OldestFirst, ..RunQuery::default() };
-        every_line(history.export(query, format)).await
+        let lines = of_engines.pop().unwrap();
+        assert!(of_engines.iter().all(|others| *others == lines), "the same from each engine: {of_engines:?}");
+        lines
     }
 
     #[tokio::test]
@@ -216,28 +222,29 @@ mod tests {
 
     #[tokio::test]
     async fn more_runs_than_a_page_are_all_exported() {
-        let folder = tempfile::tempdir().unwrap();
-        let history = ApplianceStore::open(folder.path()).await.unwrap();
-        for n in 0..=PAGE {
-            let id = example::run_id(u8::try_from(n).unwrap());
-            history.save_run(&ResultDocument { id, ..example::bare() }).await.unwrap();
-        }
-        let (newest, oldest) = (example::run_id(u8::try_from(PAGE).unwrap()), example::run_id(0));
-        for (order, limit, first, expected) in [
-            (RunOrder::NewestFirst, None, newest, PAGE + 1),
-            (RunOrder::OldestFirst, None, oldest, PAGE + 1),
-            (RunOrder::NewestFirst, Some(PAGE), newest, PAGE),
-        ] {
-            let query = RunQuery { order, limit, ..RunQuery::default() };
-            for format in [ExportFormat::JsonLines, ExportFormat::Summaries] {
-                let lines = every_line(history.export(query.clone(), format)).await;
-                let id = |line: &String| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].clone();
-                let ids = lines.iter().map(id).collect::<Vec<_>>();
-                let different = ids.iter().map(ToString::to_string).collect::<std::collections::BTreeSet<_>>();
-                assert_eq!((ids.len(), different.len()), (expected as usize, expected as usize), "{query:?}");
-                assert_eq!(ids[0], first.to_string());
+        on_each_engine(async |history| {
+            for n in 0..=PAGE {
+                let id = example::run_id(u8::try_from(n).unwrap());
+                history.save_run(&ResultDocument { id, ..example::bare() }).await.unwrap();
             }
-        }
+            let (newest, oldest) = (example::run_id(u8::try_from(PAGE).unwrap()), example::run_id(0));
+            for (order, limit, first, expected) in [
+                (RunOrder::NewestFirst, None, newest, PAGE + 1),
+                (RunOrder::OldestFirst, None, oldest, PAGE + 1),
+                (RunOrder::NewestFirst, Some(PAGE), newest, PAGE),
+            ] {
+                let query = RunQuery { order, limit, ..RunQuery::default() };
+                for format in [ExportFormat::JsonLines, ExportFormat::Summaries] {
+                    let lines = every_line(history.export(query.clone(), format)).await;
+                    let id = |line: &String| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].clone();
+                    let ids = lines.iter().map(id).collect::<Vec<_>>();
+                    let different = ids.iter().map(ToString::to_string).collect::<std::collections::BTreeSet<_>>();
+                    assert_eq!((ids.len(), different.len()), (expected as usize, expected as usize), "{query:?}");
+                    assert_eq!(ids[0], first.to_string());
+                }
+            }
+        })
+        .await;
     }
 
     proptest! {

@@ -4,10 +4,10 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use sqlx::{ColumnIndex, Decode, Row, Type};
 
-use super::runs::{CHOSEN, READING};
+use super::pool::{on, without_nul};
+use super::runs::{CHOSEN, READING, other_end};
 use super::{ApplianceStore, RunQuery, StorageError, natural, strange};
 
 /// The latest runs whose other ends and engines are listed.
@@ -210,39 +210,42 @@ impl ApplianceStore {
             )
         });
         let sql = format!(
-            "SELECT started_at_us / $5 * $5 AS step, COUNT(*) AS runs, {} FROM runs WHERE {CHOSEN} GROUP BY 1 ORDER BY 1",
+            "SELECT started_at_us / $6 * $6 AS step, COUNT(*) AS runs, {} FROM runs WHERE {CHOSEN} GROUP BY 1 ORDER BY 1",
             columns.join(", ")
         );
-        let fault = || self.fault(READING);
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let [peer, lower] = other_end(query);
+        on!(self.pool, |db| sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(since_us)
             .bind(until_us)
-            .bind(query.peer.as_deref())
-            .bind(query.engine.as_deref())
+            .bind(peer)
+            .bind(query.engine.as_deref().map(without_nul))
+            .bind(lower)
             .bind(step_us)
-            .fetch_all(&self.pool)
+            .fetch_all(db)
             .await
-            .map_err(fault())?;
-        rows.iter().map(|row| sums(row).map_err(fault())).collect()
+            .and_then(|rows| rows.iter().map(sums).collect::<Result<Vec<_>, _>>()))
+        .map_err(self.fault(READING))
     }
 
     /// The download rates of the runs of a query in quarters of an hour, in order of time: the begin, their number, their sum
     /// in bits per second.
     pub async fn download_quarters(&self, query: &RunQuery) -> Result<Vec<(Timestamp, u64, f64)>, StorageError> {
         let sql = format!(
-            "SELECT started_at_us / $5 * $5 AS step, COUNT(download_bps), SUM(CAST(download_bps AS DOUBLE PRECISION)) \
+            "SELECT started_at_us / $6 * $6 AS step, COUNT(download_bps), SUM(CAST(download_bps AS DOUBLE PRECISION)) \
              FROM runs WHERE {CHOSEN} AND download_bps IS NOT NULL GROUP BY 1 ORDER BY 1"
         );
         let fault = || self.fault(READING);
-        let rows = sqlx::query_as::<_, (i64, i64, f64)>(sqlx::AssertSqlSafe(sql))
+        let [peer, lower] = other_end(query);
+        let rows = on!(self.pool, |db| sqlx::query_as::<_, (i64, i64, f64)>(sqlx::AssertSqlSafe(sql))
             .bind(query.since.map_or(i64::MIN, Timestamp::as_microsecond))
             .bind(query.until.map_or(i64::MAX, Timestamp::as_microsecond))
-            .bind(query.peer.as_deref())
-            .bind(query.engine.as_deref())
+            .bind(peer)
+            .bind(query.engine.as_deref().map(without_nul))
+            .bind(lower)
             .bind(QUARTER_US)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(fault())?;
+            .fetch_all(db)
+            .await)
+        .map_err(fault())?;
         let quarter = |(step, count, sum): (i64, i64, f64)| {
             let begins_at = Timestamp::from_microsecond(step).map_err(strange).map_err(fault())?;
             Ok((begins_at, natural(count), sum))
@@ -259,13 +262,19 @@ impl ApplianceStore {
         let engines = "SELECT DISTINCT engine FROM (SELECT engine FROM runs ORDER BY started_at_us DESC LIMIT $1) \
              AS latest ORDER BY 1";
         let list = async |sql: &'static str| {
-            sqlx::query_scalar::<_, String>(sql).bind(LATEST).fetch_all(&self.pool).await.map_err(self.fault(READING))
+            on!(self.pool, |db| sqlx::query_scalar::<_, String>(sql).bind(LATEST).fetch_all(db).await)
+                .map_err(self.fault(READING))
         };
         Ok((list(ends).await?, list(engines).await?))
     }
 }
 
-fn sums(row: &SqliteRow) -> Result<RunSums, sqlx::Error> {
+fn sums<'r, R: Row>(row: &'r R) -> Result<RunSums, sqlx::Error>
+where
+    for<'name> &'name str: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+    f64: Decode<'r, R::Database> + Type<R::Database>,
+{
     let value = |name: &str| -> Result<Option<ValueSum>, sqlx::Error> {
         let count = natural(row.try_get::<i64, _>(format!("{name}_n").as_str())?);
         if count == 0 {
@@ -292,6 +301,7 @@ mod tests {
     use paramedic_report::document::{ResultDocument, example};
     use uuid::Uuid;
 
+    use super::super::each_engine::file_pool;
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -356,7 +366,11 @@ mod tests {
         assert_eq!((kept(), count(at(10)).await), (0, 4));
         store.delete_runs(&[first.id.to_string()]).await.unwrap();
         assert_eq!(count(at(10)).await, 3);
-        sqlx::query("DELETE FROM runs WHERE id = $1").bind(second.id.to_string()).execute(&store.pool).await.unwrap();
+        sqlx::query("DELETE FROM runs WHERE id = $1")
+            .bind(second.id.to_string())
+            .execute(file_pool(&store))
+            .await
+            .unwrap();
         assert_eq!(count(at(10)).await, 3);
         assert_eq!(count(at(10) + jiff::SignedDuration::from_mins(11)).await, 2);
         for number in 0..2 * MAX_KEPT as i64 {
@@ -409,7 +423,7 @@ mod tests {
                 "SELECT id, rtt_idle_p95_us, rtt_download_p95_us, rtt_upload_p95_us, loss_idle, loss_download, \
                  loss_upload FROM runs ORDER BY id",
             )
-            .fetch_all(&store.pool)
+            .fetch_all(file_pool(&store))
             .await
             .unwrap()
         };
@@ -419,11 +433,11 @@ mod tests {
         let sql = migration.sql.as_str();
         let update = &sql[sql.find("UPDATE runs").unwrap()..sql.find("CREATE INDEX").unwrap()];
         sqlx::query("UPDATE runs SET rtt_idle_p95_us = NULL, loss_idle = 9, loss_upload = 9")
-            .execute(&store.pool)
+            .execute(file_pool(&store))
             .await
             .unwrap();
         sqlx::query(sqlx::AssertSqlSafe(update.split("\n\n--").next().unwrap().to_owned()))
-            .execute(&store.pool)
+            .execute(file_pool(&store))
             .await
             .unwrap();
         assert_eq!(values().await, written);
@@ -436,7 +450,7 @@ mod tests {
             "EXPLAIN QUERY PLAN SELECT started_at_us / 5 * 5, COUNT(download_bps), SUM(loss_upload), MIN(rtt_idle_p95_us) \
              FROM runs WHERE started_at_us >= 1 AND started_at_us < 2 AND engine = 'tcp' GROUP BY 1",
         );
-        let plan = plan.fetch_all(&store.pool).await.unwrap();
+        let plan = plan.fetch_all(file_pool(&store)).await.unwrap();
         let plan = plan.iter().map(|row| row.get::<String, _>("detail")).collect::<Vec<_>>().join("; ");
         assert!(plan.contains("COVERING INDEX runs_of_charts"), "{plan}");
     }

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::pool::{in_change, on, rows};
 use super::{ApplianceStore, StorageError};
 
 /// The administrator's password as stored (argon2id).
@@ -20,10 +21,12 @@ pub struct StoredPassword {
 impl ApplianceStore {
     /// The password of the administrator, if it is set.
     pub async fn admin_password(&self) -> Result<Option<StoredPassword>, StorageError> {
-        sqlx::query_as::<_, StoredPassword>("SELECT salt, hash, memory_kib, passes FROM admin_password")
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(self.fault("reading the password"))
+        on!(self.pool, |db| sqlx::query_as::<_, StoredPassword>(
+            "SELECT salt, hash, memory_kib, passes FROM admin_password"
+        )
+        .fetch_optional(db)
+        .await)
+        .map_err(self.fault("reading the password"))
     }
 
     /// Sets the password and ends all logins. If `link` is given, it must be valid, and is used up; otherwise nothing is
@@ -35,22 +38,25 @@ impl ApplianceStore {
         now: Timestamp,
     ) -> Result<bool, StorageError> {
         let fault = || self.fault("saving the password");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let mut work = self.pool.begin().await.map_err(fault())?;
         if let Some(link) = link {
-            let used = sqlx::query("DELETE FROM setup_links WHERE hash = $1 AND expires_at_us > $2")
-                .bind(link)
-                .bind(now.as_microsecond())
-                .execute(&mut *work)
-                .await
-                .map_err(fault())?;
-            if used.rows_affected() == 0 {
+            let used = in_change!(&mut work, |db| sqlx::query(
+                "DELETE FROM setup_links WHERE hash = $1 AND expires_at_us > $2"
+            )
+            .bind(link)
+            .bind(now.as_microsecond())
+            .execute(db)
+            .await
+            .map(rows))
+            .map_err(fault())?;
+            if used == 0 {
                 return Ok(false);
             }
         }
         for clear in ["DELETE FROM admin_password", "DELETE FROM logins", "DELETE FROM setup_links"] {
-            sqlx::query(clear).execute(&mut *work).await.map_err(fault())?;
+            in_change!(&mut work, |db| sqlx::query(clear).execute(db).await.map(rows)).map_err(fault())?;
         }
-        sqlx::query(
+        in_change!(&mut work, |db| sqlx::query(
             "INSERT INTO admin_password (salt, hash, memory_kib, passes, set_at_us) VALUES ($1, $2, $3, $4, $5)",
         )
         .bind(&password.salt)
@@ -58,8 +64,9 @@ impl ApplianceStore {
         .bind(password.memory_kib)
         .bind(password.passes)
         .bind(now.as_microsecond())
-        .execute(&mut *work)
+        .execute(db)
         .await
+        .map(rows))
         .map_err(fault())?;
         work.commit().await.map_err(fault())?;
         Ok(true)
@@ -68,14 +75,16 @@ impl ApplianceStore {
     /// Saves the hash of the only valid setup link.
     pub async fn set_setup_link(&self, hash: &str, expires_at: Timestamp) -> Result<(), StorageError> {
         let fault = || self.fault("saving the setup link");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
-        sqlx::query("DELETE FROM setup_links").execute(&mut *work).await.map_err(fault())?;
-        sqlx::query("INSERT INTO setup_links (hash, expires_at_us) VALUES ($1, $2)")
+        let mut work = self.pool.begin().await.map_err(fault())?;
+        in_change!(&mut work, |db| sqlx::query("DELETE FROM setup_links").execute(db).await.map(rows))
+            .map_err(fault())?;
+        in_change!(&mut work, |db| sqlx::query("INSERT INTO setup_links (hash, expires_at_us) VALUES ($1, $2)")
             .bind(hash)
             .bind(expires_at.as_microsecond())
-            .execute(&mut *work)
+            .execute(db)
             .await
-            .map_err(fault())?;
+            .map(rows))
+        .map_err(fault())?;
         work.commit().await.map_err(fault())
     }
 
@@ -87,18 +96,20 @@ impl ApplianceStore {
     /// Saves a login, and removes those that have expired.
     pub async fn add_login(&self, hash: &str, now: Timestamp, expires_at: Timestamp) -> Result<(), StorageError> {
         let fault = || self.fault("saving the login");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
-        sqlx::query("DELETE FROM logins WHERE expires_at_us <= $1")
+        let mut work = self.pool.begin().await.map_err(fault())?;
+        in_change!(&mut work, |db| sqlx::query("DELETE FROM logins WHERE expires_at_us <= $1")
             .bind(now.as_microsecond())
-            .execute(&mut *work)
+            .execute(db)
             .await
-            .map_err(fault())?;
-        sqlx::query("INSERT INTO logins (hash, expires_at_us) VALUES ($1, $2)")
+            .map(rows))
+        .map_err(fault())?;
+        in_change!(&mut work, |db| sqlx::query("INSERT INTO logins (hash, expires_at_us) VALUES ($1, $2)")
             .bind(hash)
             .bind(expires_at.as_microsecond())
-            .execute(&mut *work)
+            .execute(db)
             .await
-            .map_err(fault())?;
+            .map(rows))
+        .map_err(fault())?;
         work.commit().await.map_err(fault())
     }
 
@@ -109,54 +120,63 @@ impl ApplianceStore {
 
     /// Ends a login.
     pub async fn remove_login(&self, hash: &str) -> Result<(), StorageError> {
-        let removed = sqlx::query("DELETE FROM logins WHERE hash = $1").bind(hash).execute(&self.pool).await;
+        let removed = on!(self.pool, |db| sqlx::query("DELETE FROM logins WHERE hash = $1")
+            .bind(hash)
+            .execute(db)
+            .await
+            .map(rows));
         removed.map(drop).map_err(self.fault("ending the login"))
     }
 
     async fn is_there(&self, query: &'static str, hash: &str, now: Timestamp) -> Result<bool, StorageError> {
-        let count = sqlx::query_scalar::<_, i64>(query).bind(hash).bind(now.as_microsecond());
-        count.fetch_one(&self.pool).await.map(|count| count > 0).map_err(self.fault("reading the logins"))
+        let now = now.as_microsecond();
+        let count = on!(self.pool, |db| sqlx::query_scalar::<_, i64>(query).bind(hash).bind(now).fetch_one(db).await);
+        count.map(|count| count > 0).map_err(self.fault("reading the logins"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::each_engine::on_each_engine;
 
     #[tokio::test]
     async fn a_setup_link_sets_one_password_in_its_time_and_ends_all_logins() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let (now, later) = (at("2026-01-01T00:00:00Z"), at("2026-01-01T01:00:00Z"));
-        let password = |hash: &str| StoredPassword { salt: "00".into(), hash: hash.into(), memory_kib: 8, passes: 1 };
-        assert_eq!(store.admin_password().await.unwrap(), None);
-        store.set_setup_link("old", later).await.unwrap();
-        store.set_setup_link("link", later).await.unwrap();
-        store.add_login("login", now, later).await.unwrap();
-        for (link, time) in [("old", now), ("other", now), ("link", later)] {
-            assert!(!store.is_setup_link(link, time).await.unwrap());
-            assert!(!store.set_admin_password(&password("01"), Some(link), time).await.unwrap(), "{link}");
-        }
-        assert!(store.is_setup_link("link", now).await.unwrap() && store.is_login("login", now).await.unwrap());
-        assert!(store.set_admin_password(&password("02"), Some("link"), now).await.unwrap());
-        assert_eq!(store.admin_password().await.unwrap(), Some(password("02")));
-        assert!(!store.is_login("login", now).await.unwrap());
-        assert!(!store.set_admin_password(&password("03"), Some("link"), now).await.unwrap());
-        assert!(store.set_admin_password(&password("04"), None, now).await.unwrap());
-        assert_eq!(store.admin_password().await.unwrap(), Some(password("04")));
+        on_each_engine(async |store| {
+            let at = |text: &str| text.parse::<Timestamp>().unwrap();
+            let (now, later) = (at("2026-01-01T00:00:00Z"), at("2026-01-01T01:00:00Z"));
+            let password =
+                |hash: &str| StoredPassword { salt: "00".into(), hash: hash.into(), memory_kib: 8, passes: 1 };
+            assert_eq!(store.admin_password().await.unwrap(), None);
+            store.set_setup_link("old", later).await.unwrap();
+            store.set_setup_link("link", later).await.unwrap();
+            store.add_login("login", now, later).await.unwrap();
+            for (link, time) in [("old", now), ("other", now), ("link", later)] {
+                assert!(!store.is_setup_link(link, time).await.unwrap());
+                assert!(!store.set_admin_password(&password("01"), Some(link), time).await.unwrap(), "{link}");
+            }
+            assert!(store.is_setup_link("link", now).await.unwrap() && store.is_login("login", now).await.unwrap());
+            assert!(store.set_admin_password(&password("02"), Some("link"), now).await.unwrap());
+            assert_eq!(store.admin_password().await.unwrap(), Some(password("02")));
+            assert!(!store.is_login("login", now).await.unwrap());
+            assert!(!store.set_admin_password(&password("03"), Some("link"), now).await.unwrap());
+            assert!(store.set_admin_password(&password("04"), None, now).await.unwrap());
+            assert_eq!(store.admin_password().await.unwrap(), Some(password("04")));
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_login_ends_in_time_or_when_it_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let (now, later) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"));
-        store.add_login("a", now, later).await.unwrap();
-        store.add_login("b", now, later).await.unwrap();
-        store.remove_login("a").await.unwrap();
-        assert!(!store.is_login("a", now).await.unwrap() && store.is_login("b", now).await.unwrap());
-        assert!(!store.is_login("b", later).await.unwrap());
+        on_each_engine(async |store| {
+            let at = |text: &str| text.parse::<Timestamp>().unwrap();
+            let (now, later) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"));
+            store.add_login("a", now, later).await.unwrap();
+            store.add_login("b", now, later).await.unwrap();
+            store.remove_login("a").await.unwrap();
+            assert!(!store.is_login("a", now).await.unwrap() && store.is_login("b", now).await.unwrap());
+            assert!(!store.is_login("b", later).await.unwrap());
+        })
+        .await;
     }
 }

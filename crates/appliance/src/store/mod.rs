@@ -1,51 +1,62 @@
-//! The appliance's database and all of its SQL: paired reflectors, runs, schedules and monitors. One SQLite file in the state folder, with
-//! numbered migrations.
+//! The appliance's database and all of its SQL: paired reflectors, runs, schedules and monitors. It is a SQLite file in
+//! the state folder, or a database of a PostgreSQL server; each has numbered migrations.
 
 mod backup;
 mod check;
 mod configuration;
 mod direct_mode;
+#[cfg(test)]
+pub(crate) mod each_engine;
+mod error;
 mod export;
 mod history;
 mod logins;
 mod monitors;
 mod page;
+mod place;
 mod plan;
+mod pool;
+mod postgres_url;
 mod reflectors;
 mod retention;
 mod runs;
 mod schedules;
+mod server;
 mod sums;
 mod tokens;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use paramedic_engines::thread_limit::{self, ThreadLimitReached};
 use paramedic_host::database::{
-    Database, DatabaseError, SqliteRefusal, create_private_file, create_private_folder, durable_options, pool_options,
-    reading_options,
+    Database, DatabaseError, create_private_file, create_private_folder, durable_options, pool_options, reading_options,
 };
-use sqlx::SqlitePool;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::Migrator;
+
+use pool::{StorePool, in_change, rows};
+use server::PostgresServer;
 
 pub use check::StoreCheck;
 pub use configuration::{ConfigurationWrite, PlanWrite, ScheduleWrite};
 pub use direct_mode::DirectModeFinding;
+pub use error::StorageError;
 pub use export::{Export, ExportFormat};
 pub use history::{RunSums, ValueSum};
 pub use logins::StoredPassword;
 pub use monitors::{MonitorMinute, StoredMonitor, StoredOutage};
 pub use page::PageCursor;
+pub use place::StorePlace;
 pub use plan::StoredPlan;
+pub use postgres_url::{PostgresAddress, PostgresUrl};
 pub use reflectors::{Reflector, find_reflector};
 pub use retention::{Pruned, Retention};
 pub use runs::{RunOrder, RunPosition, RunQuery, SavedRun};
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
+pub use server::DatabaseLock;
 pub use sums::LossSum;
 pub use tokens::{AccessScope, StoredToken};
 
@@ -58,158 +69,16 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Write permission of the group and of other users.
 const OTHERS_WRITE: u32 = 0o022;
 
-static MIGRATIONS: Migrator = sqlx::migrate!();
+/// The tables of a SQLite file.
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// Why an operation of the store failed.
-#[derive(Debug, thiserror::Error)]
-pub enum StorageError {
-    /// The state folder or its file can't be created or opened.
-    #[error("{}: {source}", path.display())]
-    Folder {
-        /// The folder or file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The file is damaged, or is not a database.
-    #[error("{} is damaged", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file was written by a later version of this program.
-    #[error("{} was written by a newer version (its migration {migration} is unknown here)", path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// The first unknown migration.
-        migration: i64,
-    },
-    /// The file's tables are not those of its migrations.
-    #[error("{} does not have the tables of this version: {source}", path.display())]
-    Altered {
-        /// The file.
-        path: PathBuf,
-        /// The difference.
-        source: Box<MigrateError>,
-    },
-    /// The disk is full.
-    #[error("{doing}: the disk is full")]
-    Full {
-        /// The operation.
-        doing: &'static str,
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file, or the disk below it, can't be written.
-    #[error("{doing}: {} is read-only", path.display())]
-    ReadOnly {
-        /// The operation.
-        doing: &'static str,
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another process held the lock of the file for too long.
-    #[error("{doing}: another program has locked it")]
-    Locked {
-        /// The operation.
-        doing: &'static str,
-    },
-    /// Another reflector has this name.
-    #[error("another reflector is called {name}")]
-    NameTaken {
-        /// The name.
-        name: String,
-    },
-    /// The name has no printable character.
-    #[error("a name needs at least one printable character")]
-    NoName,
-    /// No paired reflector has this name, address or Endpoint ID.
-    #[error("no paired reflector has the name, address or Endpoint ID {wanted:?}")]
-    NoSuchReflector {
-        /// The text that was searched for.
-        wanted: String,
-    },
-    /// More than one paired reflector has this name, address or Endpoint ID.
-    #[error("{wanted:?} matches {}", names.join(" and "))]
-    AmbiguousReflector {
-        /// The text that was searched for.
-        wanted: String,
-        /// The reflectors that were found.
-        names: Vec<String>,
-    },
-    /// No run has this id.
-    #[error("no run's id begins or ends with {wanted:?}")]
-    NoSuchRun {
-        /// The text that was searched for.
-        wanted: String,
-    },
-    /// The ids of several runs begin or end with this text.
-    #[error("more than one run's id begins or ends with {wanted:?}")]
-    AmbiguousRun {
-        /// The text that was searched for.
-        wanted: String,
-    },
-    /// Another schedule has this name.
-    #[error("another schedule is called {name}")]
-    ScheduleExists {
-        /// The name.
-        name: String,
-    },
-    /// No schedule has this name.
-    #[error("no schedule is called {wanted:?}")]
-    NoSuchSchedule {
-        /// The text that was searched for.
-        wanted: String,
-    },
-    /// Another token has this name.
-    #[error("another token is called {name}")]
-    TokenExists {
-        /// The name.
-        name: String,
-    },
-    /// No token has this name.
-    #[error("no token is called {wanted:?}")]
-    NoSuchToken {
-        /// The text that was searched for.
-        wanted: String,
-    },
-    /// Another monitor has this name.
-    #[error("another monitor is called {name}")]
-    MonitorExists {
-        /// The name.
-        name: String,
-    },
-    /// No monitor has this name.
-    #[error("no monitor is called {wanted:?}")]
-    NoSuchMonitor {
-        /// The text that was searched for.
-        wanted: String,
-    },
-    /// A result can't be written as JSON, or a saved one can't be read.
-    #[error("{source}")]
-    Document {
-        /// The cause.
-        source: serde_json::Error,
-    },
-    /// The host refused a thread for a connection to the database.
-    #[error("{0}")]
-    ThreadLimit(ThreadLimitReached),
-    /// Any other error of the database.
-    #[error("{doing}: {source}")]
-    Sql {
-        /// The operation.
-        doing: &'static str,
-        /// The error of the database.
-        source: sqlx::Error,
-    },
-}
+/// The same tables in the dialect of PostgreSQL: the migrations have the same numbers.
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The appliance's database of pairings and results. Clones share one pool of connections.
 #[derive(Clone, Debug)]
 pub struct ApplianceStore {
-    pool: SqlitePool,
-    path: PathBuf,
+    pool: StorePool,
     sums: Arc<Mutex<history::SumsCache>>,
 }
 
@@ -228,7 +97,24 @@ impl ApplianceStore {
         // The check reads the whole file, which is too slow for a short command.
         let database = Database { path: &path, options, pool: pool_options(4), is_checked: false, migrations };
         let pool = database.open().await?;
-        Ok(Self { pool, path, sums: Arc::default() })
+        Ok(Self::of(StorePool::Sqlite(pool, path)))
+    }
+
+    fn of(pool: StorePool) -> Self {
+        Self { pool, sums: Arc::default() }
+    }
+
+    /// Opens a database of a PostgreSQL server, and migrates an older one. One of a newer version is refused and left
+    /// unchanged.
+    pub async fn open_on_server(address: &PostgresAddress) -> Result<Self, StorageError> {
+        let server = PostgresServer::open(address, &POSTGRES_MIGRATIONS).await?;
+        Ok(Self::of(StorePool::Postgres(server)))
+    }
+
+    /// The same for reading. A change of the returned store fails with [`StorageError::ReadOnly`].
+    pub async fn open_on_server_for_reading(address: &PostgresAddress) -> Result<Self, StorageError> {
+        let server = PostgresServer::open_for_reading(address).await?;
+        Ok(Self::of(StorePool::Postgres(server)))
     }
 
     /// Opens an existing database for reading and changes nothing in the folder. A change of the returned store fails with
@@ -255,16 +141,25 @@ impl ApplianceStore {
         }
         let pool = pool_options(1).connect_with(reading_options(&path)).await;
         let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
-        Ok(Self { pool, path, sums: Arc::default() })
+        Ok(Self::of(StorePool::Sqlite(pool, path)))
     }
 
     /// Checks that changes can be made.
     pub async fn check_writable(&self) -> Result<(), StorageError> {
         let fault = || self.fault("preparing to save");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let mut work = self.pool.begin().await.map_err(fault())?;
         // Of a file that is read-only, SQLite begins a transaction that reads.
-        sqlx::query("DELETE FROM runs WHERE id = ''").execute(&mut *work).await.map_err(fault())?;
+        in_change!(&mut work, |db| sqlx::query("DELETE FROM runs WHERE id = ''").execute(db).await.map(rows))
+            .map_err(fault())?;
         work.rollback().await.map_err(fault())
+    }
+
+    /// Takes the lock of the service of a database of a server; a file is locked with its state folder.
+    pub async fn lock_service(&self) -> Result<Option<DatabaseLock>, StorageError> {
+        match &self.pool {
+            StorePool::Sqlite(..) => Ok(None),
+            StorePool::Postgres(server) => server.lock_service().await.map(Some),
+        }
     }
 
     /// Closes every connection. Not needed for durability: acknowledged changes are already on disk.
@@ -272,14 +167,22 @@ impl ApplianceStore {
         self.pool.close().await;
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Where the database is.
+    pub fn place(&self) -> StorePlace {
+        self.pool.place()
     }
 
     /// Maps an error of the database during `doing` to the kinds of [`StorageError`].
     fn fault(&self, doing: &'static str) -> impl FnOnce(sqlx::Error) -> StorageError {
-        move |error| DatabaseError::of(&self.path, doing, error).into()
+        move |error| self.pool.fault(doing, error)
+    }
+
+    /// The migrations of the engine.
+    fn migrations(&self) -> &'static Migrator {
+        match &self.pool {
+            StorePool::Sqlite(..) => &MIGRATIONS,
+            StorePool::Postgres(_) => &POSTGRES_MIGRATIONS,
+        }
     }
 }
 
@@ -296,48 +199,6 @@ fn prepare(folder: &Path) -> Result<File, StorageError> {
     match create_private_file(&folder.join(FILE)) {
         Err(DatabaseError::Unusable { source, .. }) => Err(StorageError::Folder { path: folder.to_owned(), source }),
         created => Ok(created.map(|()| turn)?),
-    }
-}
-
-impl StorageError {
-    fn other(doing: &'static str, source: sqlx::Error) -> Self {
-        // Each connection has a thread.
-        let sqlx::Error::Io(error) = source else { return Self::Sql { doing, source } };
-        let error = thread_limit::explained(error);
-        match ThreadLimitReached::of(&error) {
-            Some(refused) => Self::ThreadLimit(refused.clone()),
-            None => Self::Sql { doing, source: sqlx::Error::Io(error) },
-        }
-    }
-}
-
-impl From<DatabaseError> for StorageError {
-    fn from(error: DatabaseError) -> Self {
-        match error {
-            DatabaseError::Unusable { path, source } => Self::Folder { path, source },
-            DatabaseError::Damaged { path, .. } => Self::Corrupt { path },
-            DatabaseError::Newer { path, migration } => Self::Newer { path, migration },
-            DatabaseError::Altered { path, source } => Self::Altered { path, source },
-            DatabaseError::Refused { path, doing, cause, source } => match cause {
-                SqliteRefusal::Busy => Self::Locked { doing },
-                SqliteRefusal::ReadOnly => Self::ReadOnly { doing, path },
-                SqliteRefusal::Full => Self::Full { doing, path },
-                SqliteRefusal::CannotOpen => Self::Folder { path, source: io::Error::other(source) },
-                SqliteRefusal::Other => Self::other(doing, source),
-            },
-        }
-    }
-}
-
-impl StorageError {
-    /// Whether the cause is that the folder or the file cannot be written.
-    pub fn is_unwritable(&self) -> bool {
-        matches!(self, Self::Folder { .. } | Self::ReadOnly { .. })
-    }
-
-    /// Whether there is no such folder or file.
-    pub fn is_absent(&self) -> bool {
-        matches!(self, Self::Folder { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
@@ -359,10 +220,13 @@ fn natural(number: i64) -> u64 {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
 
     use paramedic_report::document::example;
     use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
+    use super::each_engine::{TestPlace, file_pool, on_each_engine, on_each_place};
+    use super::pool::on;
     use super::*;
 
     fn mode(path: &Path) -> u32 {
@@ -374,13 +238,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a/b");
         let history = ApplianceStore::open(&state).await.unwrap();
-        assert_eq!((mode(&state), mode(history.path())), (0o700, 0o600));
+        assert_eq!((mode(&state), mode(history.place().file().unwrap())), (0o700, 0o600));
         history.save_run(&example::full()).await.unwrap();
         assert_eq!(mode(&state.join("packetparamedic.db-wal")), 0o600);
         history.close().await;
         fs::set_permissions(state.join(FILE), fs::Permissions::from_mode(0o644)).unwrap();
         let history = ApplianceStore::open(&state).await.unwrap();
-        assert_eq!(mode(history.path()), 0o600);
+        assert_eq!(mode(history.place().file().unwrap()), 0o600);
     }
 
     #[tokio::test]
@@ -432,8 +296,8 @@ mod tests {
     async fn commits_reach_the_disk() {
         let folder = tempfile::tempdir().unwrap();
         let history = ApplianceStore::open(folder.path()).await.unwrap();
-        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&history.pool).await.unwrap();
-        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&history.pool).await.unwrap();
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(file_pool(&history)).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(file_pool(&history)).await.unwrap();
         assert_eq!((journal.as_str(), synchronous), ("wal", 2));
     }
 
@@ -465,23 +329,110 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_newer_file_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let history = ApplianceStore::open(folder.path()).await.unwrap();
-        sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, TRUE, x'00', 0)")
-            .execute(&history.pool)
-            .await
-            .unwrap();
-        history.close().await;
-        let error = ApplianceStore::open(folder.path()).await.unwrap_err();
-        assert!(matches!(error, StorageError::Newer { migration: 9999, .. }), "{error:?}");
+    async fn a_newer_database_is_refused() {
+        on_each_place(async |place| {
+            let history = place.open().await.unwrap();
+            let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                         SELECT 9999, 'later', TRUE, checksum, 0 FROM _sqlx_migrations WHERE version = 1";
+            on!(history.pool, |db| sqlx::query(later).execute(db).await.map(rows)).unwrap();
+            history.close().await;
+            let error = place.open().await.unwrap_err();
+            assert!(matches!(error, StorageError::Newer { migration: 9999, .. }), "{error:?}");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_database_with_other_migrations_is_refused() {
+        on_each_place(async |place| {
+            let history = place.open().await.unwrap();
+            let other = "UPDATE _sqlx_migrations SET checksum = (SELECT checksum FROM _sqlx_migrations WHERE version = 1) \
+                         WHERE version = 2";
+            on!(history.pool, |db| sqlx::query(other).execute(db).await.map(rows)).unwrap();
+            history.close().await;
+            let error = place.open().await.unwrap_err();
+            assert!(matches!(error, StorageError::Altered { .. }), "{error:?}");
+        })
+        .await;
+    }
+
+    #[test]
+    fn both_engines_have_the_same_migrations() {
+        let names = |migrations: &'static Migrator| {
+            migrations.iter().map(|migration| (migration.version, &*migration.description)).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&MIGRATIONS), names(&POSTGRES_MIGRATIONS));
+        // The tables and the columns are compared by the queries of the other tests, which run on both.
+        assert!(!names(&MIGRATIONS).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_opened_for_reading_refuses_changes() {
+        on_each_place(async |place| {
+            let history = place.open().await.unwrap();
+            history.save_run(&example::full()).await.unwrap();
+            let reading = place.open_for_reading().await.unwrap();
+            assert_eq!(reading.runs(&RunQuery::default(), None, 10).await.unwrap().len(), 1);
+            for refused in [reading.check_writable().await, reading.save_run(&example::bare()).await] {
+                assert!(matches!(refused, Err(StorageError::ReadOnly { .. })), "{refused:?}");
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn changes_wait_for_each_other_and_a_dropped_one_is_undone() {
+        on_each_engine(async |store| {
+            let delete = "DELETE FROM runs";
+            store.save_run(&example::full()).await.unwrap();
+            let mut dropped = store.pool.begin().await.unwrap();
+            assert_eq!(in_change!(&mut dropped, |db| sqlx::query(delete).execute(db).await.map(rows)).unwrap(), 1);
+            let other = tokio::spawn({
+                let store = store.clone();
+                async move {
+                    let work = store.pool.begin().await.unwrap();
+                    let seen = store.runs(&RunQuery::default(), None, 10).await.unwrap().len();
+                    work.commit().await.unwrap();
+                    seen
+                }
+            });
+            drop(dropped);
+            assert_eq!(other.await.unwrap(), 1);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn changes_of_many_writers_at_once_are_all_made() {
+        on_each_engine(async |store| {
+            let writers = (1..=8_u8).map(|key| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let reflector = Reflector {
+                        endpoint_id: paramedic_link::EndpointId::from_bytes([key; 32]),
+                        name: "attic".into(),
+                        address: "203.0.113.7".parse().unwrap(),
+                        paired_at: "2026-01-31T12:00:00Z".parse().unwrap(),
+                    };
+                    store.add_reflector(&reflector).await.unwrap().name.to_string()
+                })
+            });
+            let mut names = Vec::new();
+            for writer in writers.collect::<Vec<_>>() {
+                names.push(writer.await.unwrap());
+            }
+            names.sort();
+            assert_eq!(names[..2], ["attic", "attic-2"]);
+            assert_eq!((names.len(), &*names[7]), (8, "attic-8"), "each has a name of its own: {names:?}");
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_file_of_the_first_version_is_upgraded_in_place() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE);
-        let first = include_str!("../../migrations/0001_reflectors_and_runs.sql");
+        let first = include_str!("../../migrations/sqlite/0001_reflectors_and_runs.sql");
         let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
         let old = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
         sqlx::raw_sql(first).execute(&old).await.unwrap();
@@ -524,7 +475,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let history = ApplianceStore::open(folder.path()).await.unwrap();
         // Allow no further page: SQLite then reports the same error as on a full disk.
-        let mut connection = history.pool.acquire().await.unwrap();
+        let mut connection = file_pool(&history).acquire().await.unwrap();
         let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *connection).await.unwrap();
         let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
         sqlx::query(limit).execute(&mut *connection).await.unwrap();
@@ -545,9 +496,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let history = ApplianceStore::open(folder.path()).await.unwrap();
         // Use the other connections up: the failed commit and the next one must use the same connection.
-        let _others = [history.pool.acquire().await.unwrap(), history.pool.acquire().await.unwrap()];
-        let _third = history.pool.acquire().await.unwrap();
-        let mut work = history.pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        let _others = [file_pool(&history).acquire().await.unwrap(), file_pool(&history).acquire().await.unwrap()];
+        let _third = file_pool(&history).acquire().await.unwrap();
+        let mut work = file_pool(&history).begin_with("BEGIN IMMEDIATE").await.unwrap();
         let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *work).await.unwrap();
         let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
         sqlx::query(limit).execute(&mut *work).await.unwrap();
@@ -562,7 +513,8 @@ mod tests {
         };
         history.add_reflector(&reflector).await.unwrap();
         let other = SqlitePoolOptions::new().max_connections(1);
-        let other = other.connect_with(SqliteConnectOptions::new().filename(history.path())).await.unwrap();
+        let other =
+            other.connect_with(SqliteConnectOptions::new().filename(history.place().file().unwrap())).await.unwrap();
         let seen: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM reflectors").fetch_one(&other).await.unwrap();
         assert_eq!(seen, 1);
     }
@@ -577,14 +529,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_programs_can_open_a_new_folder_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let opening = (0..8).map(|_| {
-            let state = folder.path().join("state");
-            tokio::spawn(async move { ApplianceStore::open(&state).await.map(drop) })
-        });
-        for opened in opening.collect::<Vec<_>>() {
-            opened.await.unwrap().unwrap();
+    async fn many_programs_can_open_a_new_place_at_once() {
+        for place in TestPlace::each() {
+            let place = Arc::new(place);
+            let opening = (0..8).map(|_| {
+                let place = Arc::clone(&place);
+                tokio::spawn(async move { place.open().await.map(drop) })
+            });
+            for opened in opening.collect::<Vec<_>>() {
+                opened.await.unwrap().unwrap();
+            }
         }
     }
 }

@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sqlx::{Sqlite, Transaction};
 use uuid::Uuid;
 
+use super::pool::{StoreChange, in_change, on, rows};
 use super::{ApplianceStore, StorageError, natural, strange, unsigned};
 use crate::monitor::outage::OutageScope;
 use crate::monitor::series::{DAY, HOUR, Resolution};
@@ -137,7 +137,7 @@ impl ApplianceStore {
         now: Timestamp,
     ) -> Result<Vec<StoredMonitor>, StorageError> {
         let fault = || self.fault("saving the monitors");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let mut work = self.pool.begin().await.map_err(fault())?;
         let known = all_monitors(&mut work).await.map_err(fault())?;
         let gateway = MonitorTarget::Gateway.to_string();
         let is_known = |peer: &Option<String>| {
@@ -168,11 +168,13 @@ impl ApplianceStore {
         now: Timestamp,
     ) -> Result<StoredMonitor, StorageError> {
         let fault = || self.fault("saving the monitor");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
-        let number = sqlx::query_scalar::<_, i64>("SELECT COALESCE(MAX(number), 0) + 1 FROM monitors")
-            .fetch_one(&mut *work)
-            .await
-            .map_err(fault())?;
+        let mut work = self.pool.begin().await.map_err(fault())?;
+        let number = in_change!(&mut work, |db| sqlx::query_scalar::<_, i64>(
+            "SELECT COALESCE(MAX(number), 0) + 1 FROM monitors"
+        )
+        .fetch_one(db)
+        .await)
+        .map_err(fault())?;
         let stored = new_monitor(number, monitor.clone(), None, now);
         match insert(&mut work, appliance, &stored).await {
             Ok(()) => {}
@@ -189,12 +191,12 @@ impl ApplianceStore {
     /// Every monitor, by name.
     pub async fn monitors(&self) -> Result<Vec<StoredMonitor>, StorageError> {
         let fault = || self.fault("reading the monitors");
-        let rows = sqlx::query_as::<_, MonitorRow>(
+        let rows = on!(self.pool, |db| sqlx::query_as::<_, MonitorRow>(
             "SELECT number, id, name, target, peer, interval_ms, enabled, removed, added_at_us FROM monitors \
              WHERE NOT removed ORDER BY lower(name)",
         )
-        .fetch_all(&self.pool)
-        .await
+        .fetch_all(db)
+        .await)
         .map_err(fault())?;
         rows.into_iter().map(|row| row.stored().map_err(fault())).collect()
     }
@@ -210,23 +212,25 @@ impl ApplianceStore {
     /// Removes the monitor with this name, and returns it. What it measured is kept as long as that of others.
     pub async fn remove_monitor(&self, name: &str) -> Result<StoredMonitor, StorageError> {
         let stored = self.monitor(name).await?;
-        sqlx::query("UPDATE monitors SET removed = TRUE WHERE number = $1")
+        on!(self.pool, |db| sqlx::query("UPDATE monitors SET removed = TRUE WHERE number = $1")
             .bind(stored.number)
-            .execute(&self.pool)
+            .execute(db)
             .await
-            .map_err(self.fault("removing the monitor"))?;
+            .map(rows))
+        .map_err(self.fault("removing the monitor"))?;
         Ok(stored)
     }
 
     /// Enables or disables the monitor with this name, and returns it.
     pub async fn enable_monitor(&self, name: &str, enabled: bool) -> Result<StoredMonitor, StorageError> {
         let stored = self.monitor(name).await?;
-        sqlx::query("UPDATE monitors SET enabled = $2 WHERE number = $1")
+        on!(self.pool, |db| sqlx::query("UPDATE monitors SET enabled = $2 WHERE number = $1")
             .bind(stored.number)
             .bind(enabled)
-            .execute(&self.pool)
+            .execute(db)
             .await
-            .map_err(self.fault("saving the monitor"))?;
+            .map(rows))
+        .map_err(self.fault("saving the monitor"))?;
         Ok(StoredMonitor { enabled, ..stored })
     }
 
@@ -234,7 +238,7 @@ impl ApplianceStore {
     /// with them. `now` is the minute that runs.
     pub async fn save_minutes(&self, minutes: &[MonitorMinute], now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("saving what the monitors measured");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let mut work = self.pool.begin().await.map_err(fault())?;
         for MonitorMinute { number, minute, tally } in minutes {
             let mut merged = tally.clone();
             for (_, _, stored) in rows_between(&mut work, Resolution::Minutes, *minute, *minute)
@@ -256,25 +260,25 @@ impl ApplianceStore {
     /// what is kept no longer. `now` is the minute that runs.
     pub async fn roll_up_missing(&self, now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("computing the hours of the monitors");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
-        let hours = sqlx::query_scalar::<_, i64>(
+        let mut work = self.pool.begin().await.map_err(fault())?;
+        let hours = in_change!(&mut work, |db| sqlx::query_scalar::<_, i64>(
             "SELECT DISTINCT minute / 60 * 60 AS hour FROM monitor_rows AS one WHERE span = 1 AND minute >= $1 \
              AND NOT EXISTS (SELECT 1 FROM monitor_rows AS whole WHERE whole.span = 60 \
              AND whole.minute = one.minute / 60 * 60 AND whole.monitor = one.monitor)",
         )
         .bind(now.saturating_sub(ROLL_UP_WINDOW))
-        .fetch_all(&mut *work)
-        .await
+        .fetch_all(db)
+        .await)
         .map_err(fault())?;
         // A day can be over although each of its hours was computed in time.
-        let days = sqlx::query_scalar::<_, i64>(
+        let days = in_change!(&mut work, |db| sqlx::query_scalar::<_, i64>(
             "SELECT DISTINCT minute / 1440 * 1440 AS day FROM monitor_rows AS one WHERE span = 60 AND minute >= $1 \
              AND NOT EXISTS (SELECT 1 FROM monitor_rows AS whole WHERE whole.span = 1440 \
              AND whole.minute = one.minute / 1440 * 1440 AND whole.monitor = one.monitor)",
         )
         .bind(now.saturating_sub(HOURS_KEPT))
-        .fetch_all(&mut *work)
-        .await
+        .fetch_all(db)
+        .await)
         .map_err(fault())?;
         roll_up(&mut work, hours.into_iter().collect(), days.into_iter().collect(), now).await.map_err(fault())?;
         work.commit().await.map_err(fault())
@@ -296,7 +300,7 @@ impl ApplianceStore {
             if finer > resolution {
                 continue;
             }
-            let part = sqlx::query_as::<_, TallyRow>(
+            let part = on!(self.pool, |db| sqlx::query_as::<_, TallyRow>(
                 "SELECT minute, monitor, count, lost, under_load, min_us, max_us, round_trips FROM monitor_rows \
                  WHERE span = $1 AND minute >= $2 AND minute < $3 AND monitor = $4 ORDER BY minute",
             )
@@ -304,8 +308,8 @@ impl ApplianceStore {
             .bind(from)
             .bind(to)
             .bind(number)
-            .fetch_all(&self.pool)
-            .await
+            .fetch_all(db)
+            .await)
             .map_err(fault())?;
             if let Some(last) = part.last() {
                 from = last.minute + finer.minutes();
@@ -321,7 +325,8 @@ impl ApplianceStore {
     pub async fn save_outage(&self, appliance: &str, outage: &StoredOutage) -> Result<(), StorageError> {
         let json =
             |names: &BTreeSet<String>| serde_json::to_string(names).map_err(|source| StorageError::Document { source });
-        sqlx::query(
+        let (failed, reachable) = (json(&outage.failed)?, json(&outage.reachable)?);
+        on!(self.pool, |db| sqlx::query(
             "INSERT INTO outages (id, appliance, began_at_us, ended_at_us, end_known, scope, failed, reachable) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET began_at_us = $3, \
              ended_at_us = $4, end_known = $5, scope = $6, failed = $7, reachable = $8",
@@ -332,10 +337,11 @@ impl ApplianceStore {
         .bind(outage.ended_at.map(Timestamp::as_microsecond))
         .bind(outage.end_known)
         .bind(outage.scope.as_str())
-        .bind(json(&outage.failed)?)
-        .bind(json(&outage.reachable)?)
-        .execute(&self.pool)
+        .bind(failed)
+        .bind(reachable)
+        .execute(db)
         .await
+        .map(rows))
         .map_err(self.fault("saving an outage"))?;
         Ok(())
     }
@@ -343,27 +349,38 @@ impl ApplianceStore {
     /// Ends the outages that lasted when the service ended, at the end of the last minute that it saved. Returns their
     /// number.
     pub async fn end_open_outages(&self) -> Result<u64, StorageError> {
-        let ended = sqlx::query(
-            "UPDATE outages SET end_known = FALSE, ended_at_us = MAX(began_at_us, COALESCE((SELECT MAX(minute) + 1 \
-             FROM monitor_rows WHERE span = 1), 0) * 60000000) WHERE ended_at_us IS NULL",
+        let fault = || self.fault("ending outages");
+        let mut work = self.pool.begin().await.map_err(fault())?;
+        let seen: Option<i64> =
+            in_change!(&mut work, |db| sqlx::query_scalar("SELECT MAX(minute) + 1 FROM monitor_rows WHERE span = 1")
+                .fetch_one(db)
+                .await)
+            .map_err(fault())?;
+        let seen_us = seen.unwrap_or_default().saturating_mul(60_000_000);
+        let ended = in_change!(&mut work, |db| sqlx::query(
+            "UPDATE outages SET end_known = FALSE, ended_at_us = CASE WHEN began_at_us > $1 THEN began_at_us \
+                 ELSE $1 END WHERE ended_at_us IS NULL"
         )
-        .execute(&self.pool)
+        .bind(seen_us)
+        .execute(db)
         .await
-        .map_err(self.fault("ending outages"))?;
-        Ok(ended.rows_affected())
+        .map(rows))
+        .map_err(fault())?;
+        work.commit().await.map_err(fault())?;
+        Ok(ended)
     }
 
     /// The outages that began before `before`, newest first, at most `limit`.
     pub async fn outages(&self, before: Option<Timestamp>, limit: u32) -> Result<Vec<StoredOutage>, StorageError> {
         let fault = || self.fault("reading the outages");
-        let rows = sqlx::query_as::<_, OutageRow>(
+        let rows = on!(self.pool, |db| sqlx::query_as::<_, OutageRow>(
             "SELECT id, began_at_us, ended_at_us, end_known, scope, failed, reachable FROM outages \
              WHERE $1 IS NULL OR began_at_us < $1 ORDER BY began_at_us DESC, id DESC LIMIT $2",
         )
         .bind(before.map(Timestamp::as_microsecond))
         .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await
+        .fetch_all(db)
+        .await)
         .map_err(fault())?;
         rows.into_iter().map(|row| outage(row).map_err(fault())).collect()
     }
@@ -374,17 +391,17 @@ fn new_monitor(number: i64, monitor: Monitor, peer: Option<String>, now: Timesta
     StoredMonitor { id: Uuid::now_v7(), number, enabled: true, added_at, peer, monitor }
 }
 
-async fn all_monitors(work: &mut Transaction<'_, Sqlite>) -> Result<Vec<MonitorRow>, sqlx::Error> {
-    sqlx::query_as(
+async fn all_monitors(work: &mut StoreChange) -> Result<Vec<MonitorRow>, sqlx::Error> {
+    in_change!(work, |db| sqlx::query_as(
         "SELECT number, id, name, target, peer, interval_ms, enabled, removed, added_at_us FROM monitors \
          ORDER BY number",
     )
-    .fetch_all(&mut **work)
-    .await
+    .fetch_all(db)
+    .await)
 }
 
-async fn insert(work: &mut Transaction<'_, Sqlite>, appliance: &str, new: &StoredMonitor) -> Result<(), sqlx::Error> {
-    sqlx::query(
+async fn insert(work: &mut StoreChange, appliance: &str, new: &StoredMonitor) -> Result<(), sqlx::Error> {
+    in_change!(work, |db| sqlx::query(
         "INSERT INTO monitors (number, id, appliance, name, target, peer, interval_ms, enabled, removed, added_at_us) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, FALSE, $9)",
     )
@@ -397,8 +414,9 @@ async fn insert(work: &mut Transaction<'_, Sqlite>, appliance: &str, new: &Store
     .bind(unsigned(new.monitor.interval_ms))
     .bind(new.enabled)
     .bind(new.added_at.as_microsecond())
-    .execute(&mut **work)
+    .execute(db)
     .await
+    .map(rows))
     .map(drop)
 }
 
@@ -411,25 +429,25 @@ fn free_name(wanted: &str, taken: &mut BTreeSet<String>) -> String {
 
 /// The rows of all monitors whose begin is from `from` to `to`: begin, monitor, probes.
 async fn rows_between(
-    work: &mut Transaction<'_, Sqlite>,
+    work: &mut StoreChange,
     resolution: Resolution,
     from: i64,
     to: i64,
 ) -> Result<Vec<(i64, i64, ProbeTally)>, sqlx::Error> {
-    let rows = sqlx::query_as::<_, TallyRow>(
+    let rows = in_change!(work, |db| sqlx::query_as::<_, TallyRow>(
         "SELECT minute, monitor, count, lost, under_load, min_us, max_us, round_trips FROM monitor_rows \
          WHERE span = $1 AND minute >= $2 AND minute <= $3",
     )
     .bind(resolution.minutes())
     .bind(from)
     .bind(to)
-    .fetch_all(&mut **work)
-    .await?;
+    .fetch_all(db)
+    .await)?;
     rows.into_iter().map(|row| Ok((row.minute, row.monitor, row.tally()?))).collect()
 }
 
 async fn write_row(
-    work: &mut Transaction<'_, Sqlite>,
+    work: &mut StoreChange,
     resolution: Resolution,
     minute: i64,
     number: i64,
@@ -439,7 +457,7 @@ async fn write_row(
         Resolution::Minutes => tally.round_trips.encode_minute(),
         Resolution::Hours | Resolution::Days => tally.round_trips.encode(),
     };
-    sqlx::query(
+    in_change!(work, |db| sqlx::query(
         "INSERT INTO monitor_rows (span, minute, monitor, count, lost, under_load, min_us, max_us, round_trips) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (span, minute, monitor) DO UPDATE SET count = $4, \
          lost = $5, under_load = $6, min_us = $7, max_us = $8, round_trips = $9",
@@ -453,15 +471,16 @@ async fn write_row(
     .bind(tally.min_max_us.map(|(min, _)| unsigned(min)))
     .bind(tally.min_max_us.map(|(_, max)| unsigned(max)))
     .bind(round_trips)
-    .execute(&mut **work)
+    .execute(db)
     .await
+    .map(rows))
     .map(drop)
 }
 
 /// Computes those of these hours that are over, those of their days and of `days` that are over, and deletes what is kept no
 /// longer.
 async fn roll_up(
-    work: &mut Transaction<'_, Sqlite>,
+    work: &mut StoreChange,
     hours: BTreeSet<i64>,
     days: BTreeSet<i64>,
     now: i64,
@@ -478,22 +497,18 @@ async fn roll_up(
         merge_rows(work, Resolution::Hours, Resolution::Days, day).await?;
     }
     for (resolution, kept) in [(Resolution::Minutes, MINUTES_KEPT), (Resolution::Hours, HOURS_KEPT)] {
-        sqlx::query("DELETE FROM monitor_rows WHERE span = $1 AND minute < $2")
+        in_change!(work, |db| sqlx::query("DELETE FROM monitor_rows WHERE span = $1 AND minute < $2")
             .bind(resolution.minutes())
             .bind(now.saturating_sub(kept))
-            .execute(&mut **work)
-            .await?;
+            .execute(db)
+            .await
+            .map(rows))?;
     }
     Ok(())
 }
 
 /// Computes the rows of `to` that begin at `begin` from the rows of `from`.
-async fn merge_rows(
-    work: &mut Transaction<'_, Sqlite>,
-    from: Resolution,
-    to: Resolution,
-    begin: i64,
-) -> Result<(), sqlx::Error> {
+async fn merge_rows(work: &mut StoreChange, from: Resolution, to: Resolution, begin: i64) -> Result<(), sqlx::Error> {
     let mut merged = BTreeMap::<i64, ProbeTally>::new();
     for (_, monitor, tally) in rows_between(work, from, begin, begin + to.minutes() - 1).await? {
         merged.entry(monitor).or_default().merge(&tally);
@@ -529,6 +544,8 @@ mod tests {
     use super::*;
     use crate::monitor::minute::ProbeOutcome;
     use crate::monitor::series;
+    use crate::store::each_engine::on_each_engine;
+    use crate::store::pool::StorePool;
 
     /// 2026-06-30 22:00 UTC, in minutes since 1970.
     const EVENING: i64 = 20_634 * DAY + 22 * HOUR;
@@ -555,133 +572,145 @@ mod tests {
         Monitor::new(name, target.parse().unwrap(), None)
     }
 
-    async fn store() -> (tempfile::TempDir, ApplianceStore) {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        (folder, store)
-    }
-
     #[tokio::test]
     async fn the_monitors_of_the_service_are_added_once_and_stay_removed() {
-        let (_folder, store) = store().await;
-        let wanted = [
-            (monitor("gateway", "gateway"), None),
-            (monitor("attic", "reflector:attic"), Some("PP-1".to_owned())),
-            (monitor("attic", "reflector:Attic"), Some("PP-2".to_owned())),
-        ];
-        let added = store.ensure_monitors("PP-0", &wanted, now()).await.unwrap();
-        let names = added.iter().map(|stored| stored.monitor.name.as_str()).collect::<Vec<_>>();
-        assert_eq!(names, ["gateway", "attic", "attic-2"]);
-        assert_eq!(store.ensure_monitors("PP-0", &wanted, now()).await.unwrap(), []);
-        store.remove_monitor("GATEWAY").await.unwrap();
-        store.enable_monitor("attic", false).await.unwrap();
-        assert_eq!(store.ensure_monitors("PP-0", &wanted, now()).await.unwrap(), [], "the user removed it");
-        let again = store.add_monitor("PP-0", &monitor("gateway", "gateway"), now()).await.unwrap();
-        assert_eq!(again.number, 4, "no number is used twice");
-        let same = store.add_monitor("PP-0", &monitor("Attic", "host:192.0.2.1"), now()).await;
-        assert!(matches!(same, Err(StorageError::MonitorExists { .. })), "{same:?}");
-        let listed = store.monitors().await.unwrap();
-        assert_eq!(listed.iter().map(|stored| stored.enabled).collect::<Vec<_>>(), [false, true, true]);
-        assert!(matches!(store.monitor("cellar").await, Err(StorageError::NoSuchMonitor { .. })));
+        on_each_engine(async |store| {
+            let wanted = [
+                (monitor("gateway", "gateway"), None),
+                (monitor("attic", "reflector:attic"), Some("PP-1".to_owned())),
+                (monitor("attic", "reflector:Attic"), Some("PP-2".to_owned())),
+            ];
+            let added = store.ensure_monitors("PP-0", &wanted, now()).await.unwrap();
+            let names = added.iter().map(|stored| stored.monitor.name.as_str()).collect::<Vec<_>>();
+            assert_eq!(names, ["gateway", "attic", "attic-2"]);
+            assert_eq!(store.ensure_monitors("PP-0", &wanted, now()).await.unwrap(), []);
+            store.remove_monitor("GATEWAY").await.unwrap();
+            store.enable_monitor("attic", false).await.unwrap();
+            assert_eq!(store.ensure_monitors("PP-0", &wanted, now()).await.unwrap(), [], "the user removed it");
+            let again = store.add_monitor("PP-0", &monitor("gateway", "gateway"), now()).await.unwrap();
+            assert_eq!(again.number, 4, "no number is used twice");
+            let same = store.add_monitor("PP-0", &monitor("Attic", "host:192.0.2.1"), now()).await;
+            assert!(matches!(same, Err(StorageError::MonitorExists { .. })), "{same:?}");
+            let listed = store.monitors().await.unwrap();
+            assert_eq!(listed.iter().map(|stored| stored.enabled).collect::<Vec<_>>(), [false, true, true]);
+            assert!(matches!(store.monitor("cellar").await, Err(StorageError::NoSuchMonitor { .. })));
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn minutes_become_hours_and_days_as_they_end() {
-        let (_folder, store) = store().await;
-        for at in EVENING..EVENING + 2 * HOUR {
-            let minutes = [minute(1, at, tally(&[10, 20], 1)), minute(2, at, tally(&[5], 0))];
-            store.save_minutes(&minutes, at + 1).await.unwrap();
-        }
-        let hours = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + DAY).await.unwrap();
-        assert_eq!(
-            hours.iter().map(|(at, hour)| (*at, hour.count, hour.lost)).collect::<Vec<_>>(),
-            [(EVENING, 180, 60), (EVENING + HOUR, 180, 60)]
-        );
-        let day = EVENING - 22 * HOUR;
-        let days = store.monitor_rows(2, Resolution::Days, day, day + DAY).await.unwrap();
-        assert_eq!((days.len(), days[0].0, days[0].1.count, days[0].1.min_max_us), (1, day, 120, Some((5_000, 5_000))));
-        // A minute that is saved late is in its hour, too, and one that is there already is added to.
-        store.save_minutes(&[minute(1, EVENING + 7, tally(&[30], 0))], EVENING + 3 * HOUR).await.unwrap();
-        let hours = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + 1).await.unwrap();
-        assert_eq!((hours[0].1.count, hours[0].1.min_max_us), (181, Some((10_000, 30_000))));
+        on_each_engine(async |store| {
+            for at in EVENING..EVENING + 2 * HOUR {
+                let minutes = [minute(1, at, tally(&[10, 20], 1)), minute(2, at, tally(&[5], 0))];
+                store.save_minutes(&minutes, at + 1).await.unwrap();
+            }
+            let hours = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + DAY).await.unwrap();
+            assert_eq!(
+                hours.iter().map(|(at, hour)| (*at, hour.count, hour.lost)).collect::<Vec<_>>(),
+                [(EVENING, 180, 60), (EVENING + HOUR, 180, 60)]
+            );
+            let day = EVENING - 22 * HOUR;
+            let days = store.monitor_rows(2, Resolution::Days, day, day + DAY).await.unwrap();
+            assert_eq!(
+                (days.len(), days[0].0, days[0].1.count, days[0].1.min_max_us),
+                (1, day, 120, Some((5_000, 5_000)))
+            );
+            // A minute that is saved late is in its hour, too, and one that is there already is added to.
+            store.save_minutes(&[minute(1, EVENING + 7, tally(&[30], 0))], EVENING + 3 * HOUR).await.unwrap();
+            let hours = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + 1).await.unwrap();
+            assert_eq!((hours[0].1.count, hours[0].1.min_max_us), (181, Some((10_000, 30_000))));
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn an_hour_that_ended_while_the_service_did_not_run_is_computed_at_its_start() {
-        let (_folder, store) = store().await;
-        store.save_minutes(&[minute(1, EVENING + 10, tally(&[10], 0))], EVENING + 11).await.unwrap();
-        store.save_minutes(&[minute(1, EVENING + 70, tally(&[20], 0))], EVENING + 71).await.unwrap();
-        // The first hour ended without a write.
-        store.roll_up_missing(EVENING + 72).await.unwrap();
-        let rows = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + DAY).await.unwrap();
-        assert_eq!(
-            rows.iter().map(|(at, row)| (*at, row.count)).collect::<Vec<_>>(),
-            [(EVENING, 1), (EVENING + 70, 1)]
-        );
+        on_each_engine(async |store| {
+            store.save_minutes(&[minute(1, EVENING + 10, tally(&[10], 0))], EVENING + 11).await.unwrap();
+            store.save_minutes(&[minute(1, EVENING + 70, tally(&[20], 0))], EVENING + 71).await.unwrap();
+            // The first hour ended without a write.
+            store.roll_up_missing(EVENING + 72).await.unwrap();
+            let rows = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + DAY).await.unwrap();
+            assert_eq!(
+                rows.iter().map(|(at, row)| (*at, row.count)).collect::<Vec<_>>(),
+                [(EVENING, 1), (EVENING + 70, 1)]
+            );
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn minutes_are_kept_for_two_weeks_and_a_row_is_small() {
-        let (_folder, store) = store().await;
-        let old = EVENING - 15 * DAY;
-        store.save_minutes(&[minute(1, old, tally(&[10], 0))], old + 1).await.unwrap();
-        store.save_minutes(&[minute(1, EVENING, tally(&[10], 0))], EVENING + HOUR).await.unwrap();
-        let minutes = store.monitor_rows(1, Resolution::Minutes, old - 1, EVENING + 1).await.unwrap();
-        assert_eq!(minutes.len(), 1);
-        let ms = (0..60).map(|n| 11 + n * 37 % 9).collect::<Vec<_>>();
-        for at in 0..600 {
-            let minutes = (1..=5).map(|number| minute(number, EVENING + HOUR + at, tally(&ms, 0))).collect::<Vec<_>>();
-            store.save_minutes(&minutes, EVENING + HOUR + at).await.unwrap();
-        }
-        let bytes = sqlx::query_scalar::<_, i64>("SELECT SUM(pgsize) FROM dbstat WHERE name = 'monitor_rows'")
-            .fetch_one(&store.pool)
-            .await;
-        // SQLite may be built without dbstat.
-        if let Ok(bytes) = bytes {
-            assert!(bytes / 3_000 < 400, "{} bytes a minute", bytes / 3_000);
-        }
+        on_each_engine(async |store| {
+            let old = EVENING - 15 * DAY;
+            store.save_minutes(&[minute(1, old, tally(&[10], 0))], old + 1).await.unwrap();
+            store.save_minutes(&[minute(1, EVENING, tally(&[10], 0))], EVENING + HOUR).await.unwrap();
+            let minutes = store.monitor_rows(1, Resolution::Minutes, old - 1, EVENING + 1).await.unwrap();
+            assert_eq!(minutes.len(), 1);
+            let ms = (0..60).map(|n| 11 + n * 37 % 9).collect::<Vec<_>>();
+            for at in 0..600 {
+                let minutes =
+                    (1..=5).map(|number| minute(number, EVENING + HOUR + at, tally(&ms, 0))).collect::<Vec<_>>();
+                store.save_minutes(&minutes, EVENING + HOUR + at).await.unwrap();
+            }
+            let sql = match &store.pool {
+                StorePool::Sqlite(..) => "SELECT SUM(pgsize) FROM dbstat WHERE name = 'monitor_rows'",
+                StorePool::Postgres(_) => "SELECT pg_total_relation_size('monitor_rows')",
+            };
+            let bytes = on!(store.pool, |db| sqlx::query_scalar::<_, i64>(sql).fetch_one(db).await);
+            // SQLite may be built without dbstat.
+            if let Ok(bytes) = bytes {
+                assert!(bytes / 3_000 < 400, "{} bytes a minute", bytes / 3_000);
+            }
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_series_of_a_year_is_made_of_days_and_of_what_is_not_a_day_yet() {
-        let (_folder, store) = store().await;
-        let day = EVENING - 22 * HOUR;
-        for (at, now) in [(day - DAY + 5, day), (day + 5, day + HOUR), (EVENING + 3, EVENING + 4)] {
-            store.save_minutes(&[minute(1, at, tally(&[10], 1))], now).await.unwrap();
-        }
-        let step = series::step_minutes(day - 365 * DAY, EVENING + 10, None);
-        let resolution = Resolution::of_step(step);
-        assert_eq!(resolution, Resolution::Days);
-        let rows = store.monitor_rows(1, resolution, day - 365 * DAY, EVENING + 10).await.unwrap();
-        let points = series::points(rows, step);
-        assert_eq!(points.iter().map(|point| point.count).sum::<u64>(), 6, "{points:?}");
+        on_each_engine(async |store| {
+            let day = EVENING - 22 * HOUR;
+            for (at, now) in [(day - DAY + 5, day), (day + 5, day + HOUR), (EVENING + 3, EVENING + 4)] {
+                store.save_minutes(&[minute(1, at, tally(&[10], 1))], now).await.unwrap();
+            }
+            let step = series::step_minutes(day - 365 * DAY, EVENING + 10, None);
+            let resolution = Resolution::of_step(step);
+            assert_eq!(resolution, Resolution::Days);
+            let rows = store.monitor_rows(1, resolution, day - 365 * DAY, EVENING + 10).await.unwrap();
+            let points = series::points(rows, step);
+            assert_eq!(points.iter().map(|point| point.count).sum::<u64>(), 6, "{points:?}");
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn outages_are_saved_as_they_change_and_end_with_the_service() {
-        let (_folder, store) = store().await;
-        let at = |second| Timestamp::from_second(EVENING * 60 + second).unwrap();
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
-        let mut outage = StoredOutage {
-            id: Uuid::now_v7(),
-            began_at: at(10),
-            ended_at: None,
-            end_known: true,
-            scope: OutageScope::Target,
-            failed: names(&["attic"]),
-            reachable: names(&["gateway", "office"]),
-        };
-        store.save_outage("PP-0", &outage).await.unwrap();
-        outage.scope = OutageScope::BeyondGateway;
-        outage.failed = names(&["attic", "office"]);
-        outage.reachable = names(&["gateway"]);
-        store.save_outage("PP-0", &outage).await.unwrap();
-        assert_eq!(store.outages(None, 10).await.unwrap(), [outage.clone()]);
-        assert_eq!(store.outages(Some(at(10)), 10).await.unwrap(), []);
-        store.save_minutes(&[minute(1, EVENING + 4, tally(&[], 60))], EVENING + 5).await.unwrap();
-        assert_eq!(store.end_open_outages().await.unwrap(), 1);
-        let ended = store.outages(None, 10).await.unwrap().remove(0);
-        assert_eq!((ended.ended_at, ended.end_known), (Some(at(300)), false));
-        assert_eq!(store.end_open_outages().await.unwrap(), 0);
+        on_each_engine(async |store| {
+            let at = |second| Timestamp::from_second(EVENING * 60 + second).unwrap();
+            let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+            let mut outage = StoredOutage {
+                id: Uuid::now_v7(),
+                began_at: at(10),
+                ended_at: None,
+                end_known: true,
+                scope: OutageScope::Target,
+                failed: names(&["attic"]),
+                reachable: names(&["gateway", "office"]),
+            };
+            store.save_outage("PP-0", &outage).await.unwrap();
+            outage.scope = OutageScope::BeyondGateway;
+            outage.failed = names(&["attic", "office"]);
+            outage.reachable = names(&["gateway"]);
+            store.save_outage("PP-0", &outage).await.unwrap();
+            assert_eq!(store.outages(None, 10).await.unwrap(), [outage.clone()]);
+            assert_eq!(store.outages(Some(at(10)), 10).await.unwrap(), []);
+            store.save_minutes(&[minute(1, EVENING + 4, tally(&[], 60))], EVENING + 5).await.unwrap();
+            assert_eq!(store.end_open_outages().await.unwrap(), 1);
+            let ended = store.outages(None, 10).await.unwrap().remove(0);
+            assert_eq!((ended.ended_at, ended.end_known), (Some(at(300)), false));
+            assert_eq!(store.end_open_outages().await.unwrap(), 0);
+        })
+        .await;
     }
 }

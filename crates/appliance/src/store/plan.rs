@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::pool::{on, rows};
 use super::{ApplianceStore, StorageError, strange};
 use crate::plan::Plan;
 
@@ -31,24 +32,25 @@ impl ApplianceStore {
     /// The plan, if one is set.
     pub async fn plan(&self) -> Result<Option<StoredPlan>, StorageError> {
         let fault = || self.fault("reading the plan");
-        let row = sqlx::query_as::<_, PlanRow>("SELECT definition, from_file, set_at_us FROM plan")
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(fault())?;
+        let row = on!(self.pool, |db| {
+            sqlx::query_as::<_, PlanRow>("SELECT definition, from_file, set_at_us FROM plan").fetch_optional(db).await
+        })
+        .map_err(fault())?;
         row.map(stored).transpose().map_err(fault())
     }
 
     /// Sets the plan. `appliance` is the Endpoint ID of this device.
     pub async fn set_plan(&self, appliance: &str, plan: &Plan, now: Timestamp) -> Result<StoredPlan, StorageError> {
         let definition = serde_json::to_string(plan).map_err(|source| StorageError::Document { source })?;
-        sqlx::query(SET_PLAN)
+        on!(self.pool, |db| sqlx::query(SET_PLAN)
             .bind(appliance)
             .bind(definition)
             .bind(false)
             .bind(now.as_microsecond())
-            .execute(&self.pool)
+            .execute(db)
             .await
-            .map_err(self.fault("saving the plan"))?;
+            .map(rows))
+        .map_err(self.fault("saving the plan"))?;
         let set_at = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
         Ok(StoredPlan { plan: plan.clone(), set_at, from_file: false })
     }
@@ -56,10 +58,12 @@ impl ApplianceStore {
     /// Removes the plan, and returns it.
     pub async fn clear_plan(&self) -> Result<Option<StoredPlan>, StorageError> {
         let fault = || self.fault("removing the plan");
-        let row = sqlx::query_as::<_, PlanRow>("DELETE FROM plan RETURNING definition, from_file, set_at_us")
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(fault())?;
+        let row = on!(self.pool, |db| {
+            sqlx::query_as::<_, PlanRow>("DELETE FROM plan RETURNING definition, from_file, set_at_us")
+                .fetch_optional(db)
+                .await
+        })
+        .map_err(fault())?;
         row.map(stored).transpose().map_err(fault())
     }
 }
@@ -74,6 +78,7 @@ fn stored((definition, from_file, set_at_us): PlanRow) -> Result<StoredPlan, sql
 
 #[cfg(test)]
 mod tests {
+    use super::super::each_engine::on_each_engine;
     use super::*;
     use crate::plan::PromisedRate;
 
@@ -84,15 +89,16 @@ mod tests {
 
     #[tokio::test]
     async fn there_is_at_most_one_plan() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        let now = "2026-01-01T00:00:00.000001Z".parse().unwrap();
-        assert_eq!(store.plan().await.unwrap(), None);
-        let first = store.set_plan("PP", &plan(9), now).await.unwrap();
-        assert_eq!(store.plan().await.unwrap(), Some(first));
-        let second = store.set_plan("PP", &plan(10), now).await.unwrap();
-        assert_eq!(store.plan().await.unwrap(), Some(second.clone()));
-        assert_eq!(store.clear_plan().await.unwrap(), Some(second));
-        assert_eq!(store.clear_plan().await.unwrap(), None);
+        on_each_engine(async |store| {
+            let now = "2026-01-01T00:00:00.000001Z".parse().unwrap();
+            assert_eq!(store.plan().await.unwrap(), None);
+            let first = store.set_plan("PP", &plan(9), now).await.unwrap();
+            assert_eq!(store.plan().await.unwrap(), Some(first));
+            let second = store.set_plan("PP", &plan(10), now).await.unwrap();
+            assert_eq!(store.plan().await.unwrap(), Some(second.clone()));
+            assert_eq!(store.clear_plan().await.unwrap(), Some(second));
+            assert_eq!(store.clear_plan().await.unwrap(), None);
+        })
+        .await;
     }
 }

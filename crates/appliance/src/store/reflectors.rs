@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
 
+use super::pool::{in_change, on, rows};
 use super::{ApplianceStore, StorageError, strange};
 use crate::targets::{Host, HostPort};
 
@@ -40,22 +41,23 @@ impl ApplianceStore {
     pub async fn add_reflector(&self, new: &Reflector) -> Result<Reflector, StorageError> {
         let fault = || self.fault("saving the pairing");
         // Immediate: the free name must still be free when it is written.
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
-        let known =
-            sqlx::query_as::<_, ReflectorRow>("SELECT endpoint_id, name, address, paired_at_us FROM reflectors")
-                .fetch_all(&mut *work)
-                .await
-                .map_err(fault())?
-                .into_iter()
-                .map(reflector)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(fault())?;
+        let mut work = self.pool.begin().await.map_err(fault())?;
+        let known = in_change!(&mut work, |db| sqlx::query_as::<_, ReflectorRow>(
+            "SELECT endpoint_id, name, address, paired_at_us FROM reflectors"
+        )
+        .fetch_all(db)
+        .await)
+        .map_err(fault())?
+        .into_iter()
+        .map(reflector)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(fault())?;
         let name = match known.iter().find(|reflector| reflector.endpoint_id == new.endpoint_id) {
             Some(same) => same.name.clone(),
             None => free_name(new, &known),
         };
         let saved = Reflector { name, paired_at: in_microseconds(new.paired_at), ..new.clone() };
-        sqlx::query(
+        in_change!(&mut work, |db| sqlx::query(
             "INSERT INTO reflectors (endpoint_id, name, address, paired_at_us) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (endpoint_id) DO UPDATE SET address = $3, paired_at_us = $4",
         )
@@ -63,8 +65,9 @@ impl ApplianceStore {
         .bind(saved.name.as_str())
         .bind(saved.address.to_string())
         .bind(saved.paired_at.as_microsecond())
-        .execute(&mut *work)
+        .execute(db)
         .await
+        .map(rows))
         .map_err(fault())?;
         work.commit().await.map_err(fault())?;
         Ok(saved)
@@ -73,11 +76,11 @@ impl ApplianceStore {
     /// Every paired reflector, sorted by name.
     pub async fn reflectors(&self) -> Result<Vec<Reflector>, StorageError> {
         let fault = || self.fault("reading the paired reflectors");
-        sqlx::query_as::<_, ReflectorRow>(
+        on!(self.pool, |db| sqlx::query_as::<_, ReflectorRow>(
             "SELECT endpoint_id, name, address, paired_at_us FROM reflectors ORDER BY lower(name), endpoint_id",
         )
-        .fetch_all(&self.pool)
-        .await
+        .fetch_all(db)
+        .await)
         .map_err(fault())?
         .into_iter()
         .map(|row| reflector(row).map_err(fault()))
@@ -95,27 +98,40 @@ impl ApplianceStore {
             return Err(StorageError::NoName);
         }
         let reflector = self.reflector(wanted).await?;
-        let renamed = sqlx::query("UPDATE reflectors SET name = $2 WHERE endpoint_id = $1")
+        let fault = || self.fault("saving the name");
+        // As a change: a pairing at the same time must not take this name for a free one.
+        let mut work = self.pool.begin().await.map_err(fault())?;
+        let renamed = in_change!(&mut work, |db| sqlx::query("UPDATE reflectors SET name = $2 WHERE endpoint_id = $1")
             .bind(reflector.endpoint_id.to_string())
             .bind(name.as_str())
-            .execute(&self.pool)
-            .await;
+            .execute(db)
+            .await
+            .map(rows));
         match renamed {
-            Ok(_) => Ok(Reflector { name: name.clone(), ..reflector }),
-            Err(error) if is_unique_violation(&error) => Err(StorageError::NameTaken { name: name.to_string() }),
-            Err(error) => Err(self.fault("saving the name")(error)),
+            Ok(_) => work.commit().await.map_err(fault())?,
+            Err(error) if is_unique_violation(&error) => {
+                work.rollback().await.map_err(fault())?;
+                return Err(StorageError::NameTaken { name: name.to_string() });
+            }
+            Err(error) => return Err(fault()(error)),
         }
+        Ok(Reflector { name: name.clone(), ..reflector })
     }
 
     /// Removes the reflector that `wanted` identifies, and returns it. Keeps the runs measured against it.
     pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let reflector = self.reflector(wanted).await?;
         let fault = || self.fault("removing the pairing");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let mut work = self.pool.begin().await.map_err(fault())?;
         for remove in
             ["DELETE FROM reflectors WHERE endpoint_id = $1", "DELETE FROM blocked_direct WHERE endpoint_id = $1"]
         {
-            sqlx::query(remove).bind(reflector.endpoint_id.to_string()).execute(&mut *work).await.map_err(fault())?;
+            in_change!(&mut work, |db| sqlx::query(remove)
+                .bind(reflector.endpoint_id.to_string())
+                .execute(db)
+                .await
+                .map(rows))
+            .map_err(fault())?;
         }
         work.commit().await.map_err(fault())?;
         Ok(reflector)
@@ -170,6 +186,7 @@ fn free_name(new: &Reflector, known: &[Reflector]) -> PeerText {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::each_engine::{on_each_engine, on_each_place};
 
     fn new(key: u8, name: &str, address: &str) -> Reflector {
         Reflector {
@@ -180,84 +197,96 @@ mod tests {
         }
     }
 
-    async fn history() -> (tempfile::TempDir, ApplianceStore) {
-        let folder = tempfile::tempdir().unwrap();
-        let history = ApplianceStore::open(folder.path()).await.unwrap();
-        (folder, history)
-    }
-
     #[tokio::test]
     async fn a_pairing_survives_a_restart() {
-        let (folder, history) = history().await;
-        let saved = history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
-        assert_eq!(saved, new(1, "attic", "203.0.113.7"));
-        // Not closed: this opens the database as after a kill right after the answer.
-        let again = ApplianceStore::open(folder.path()).await.unwrap();
-        assert_eq!(again.reflectors().await.unwrap(), [saved]);
+        on_each_place(async |place| {
+            let history = place.open().await.unwrap();
+            let saved = history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+            assert_eq!(saved, new(1, "attic", "203.0.113.7"));
+            // Not closed: this opens the database as after a kill right after the answer.
+            let again = place.open().await.unwrap();
+            assert_eq!(again.reflectors().await.unwrap(), [saved]);
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_reflector_is_found_by_name_address_and_endpoint_id() {
-        let (_folder, history) = history().await;
-        let attic = history.add_reflector(&new(1, "Attic", "[2001:db8::7]")).await.unwrap();
-        history.add_reflector(&new(2, "cellar", "cellar.lan:4001")).await.unwrap();
-        for wanted in ["attic", " ATTIC ", "2001:db8:0::7", "[2001:db8::7]:4000", &attic.endpoint_id.to_string()] {
-            assert_eq!(history.reflector(wanted).await.unwrap(), attic, "{wanted}");
-        }
-        assert_eq!(history.reflector("Cellar.lan:4001").await.unwrap().name.as_str(), "cellar");
-        for wanted in ["cellar.lan", "att", "", "[2001:db8::7]:4001"] {
-            assert!(matches!(history.reflector(wanted).await, Err(StorageError::NoSuchReflector { .. })), "{wanted}");
-        }
+        on_each_engine(async |history| {
+            let attic = history.add_reflector(&new(1, "Attic", "[2001:db8::7]")).await.unwrap();
+            history.add_reflector(&new(2, "cellar", "cellar.lan:4001")).await.unwrap();
+            for wanted in ["attic", " ATTIC ", "2001:db8:0::7", "[2001:db8::7]:4000", &attic.endpoint_id.to_string()] {
+                assert_eq!(history.reflector(wanted).await.unwrap(), attic, "{wanted}");
+            }
+            assert_eq!(history.reflector("Cellar.lan:4001").await.unwrap().name.as_str(), "cellar");
+            for wanted in ["cellar.lan", "att", "", "[2001:db8::7]:4001"] {
+                assert!(
+                    matches!(history.reflector(wanted).await, Err(StorageError::NoSuchReflector { .. })),
+                    "{wanted}"
+                );
+            }
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_name_equal_to_the_address_of_another_reflector_is_ambiguous() {
-        let (_folder, history) = history().await;
-        history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
-        history.add_reflector(&new(2, "203.0.113.7", "198.51.100.1")).await.unwrap();
-        let error = history.reflector("203.0.113.7").await.unwrap_err();
-        assert!(matches!(error, StorageError::AmbiguousReflector { .. }), "{error:?}");
+        on_each_engine(async |history| {
+            history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+            history.add_reflector(&new(2, "203.0.113.7", "198.51.100.1")).await.unwrap();
+            let error = history.reflector("203.0.113.7").await.unwrap_err();
+            assert!(matches!(error, StorageError::AmbiguousReflector { .. }), "{error:?}");
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_repeated_pairing_keeps_the_name_and_updates_the_address() {
-        let (_folder, history) = history().await;
-        history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
-        history.rename_reflector("attic", &"roof".into()).await.unwrap();
-        let again = history.add_reflector(&new(1, "attic", "203.0.113.8")).await.unwrap();
-        assert_eq!((again.name.as_str(), again.address.to_string().as_str()), ("roof", "203.0.113.8:4000"));
-        assert_eq!(history.reflectors().await.unwrap(), [again]);
+        on_each_engine(async |history| {
+            history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+            history.rename_reflector("attic", &"roof".into()).await.unwrap();
+            let again = history.add_reflector(&new(1, "attic", "203.0.113.8")).await.unwrap();
+            assert_eq!((again.name.as_str(), again.address.to_string().as_str()), ("roof", "203.0.113.8:4000"));
+            assert_eq!(history.reflectors().await.unwrap(), [again]);
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_pairing_with_a_taken_name_is_saved() {
-        let (_folder, history) = history().await;
-        let long = "x".repeat(PeerText::MAX_CHARS);
-        for (key, name) in [(1, "pi"), (2, "PI"), (3, "pi"), (4, ""), (5, ""), (6, &long), (7, &long)] {
-            history.add_reflector(&new(key, name, "203.0.113.7")).await.unwrap();
-        }
-        let names = history.reflectors().await.unwrap().into_iter().map(|r| r.name.to_string()).collect::<Vec<_>>();
-        assert_eq!(names[..5], ["203.0.113.7", "203.0.113.7-2", "pi", "PI-2", "pi-3"]);
-        assert_eq!(names.len(), 7);
+        on_each_engine(async |history| {
+            let long = "x".repeat(PeerText::MAX_CHARS);
+            for (key, name) in [(1, "pi"), (2, "PI"), (3, "pi"), (4, ""), (5, ""), (6, &long), (7, &long)] {
+                history.add_reflector(&new(key, name, "203.0.113.7")).await.unwrap();
+            }
+            let names = history.reflectors().await.unwrap().into_iter().map(|r| r.name.to_string()).collect::<Vec<_>>();
+            assert_eq!(names[..5], ["203.0.113.7", "203.0.113.7-2", "pi", "PI-2", "pi-3"]);
+            assert_eq!(names.len(), 7);
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_rename_to_a_taken_name_changes_nothing() {
-        let (_folder, history) = history().await;
-        history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
-        history.add_reflector(&new(2, "cellar", "203.0.113.8")).await.unwrap();
-        let error = history.rename_reflector("cellar", &"Attic".into()).await.unwrap_err();
-        assert!(matches!(error, StorageError::NameTaken { .. }), "{error:?}");
-        assert!(matches!(history.rename_reflector("cellar", &"\u{7}".into()).await, Err(StorageError::NoName)));
-        assert_eq!(history.rename_reflector("attic", &"Attic".into()).await.unwrap().name.as_str(), "Attic");
-        assert!(history.reflector("cellar").await.is_ok());
+        on_each_engine(async |history| {
+            history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+            history.add_reflector(&new(2, "cellar", "203.0.113.8")).await.unwrap();
+            let error = history.rename_reflector("cellar", &"Attic".into()).await.unwrap_err();
+            assert!(matches!(error, StorageError::NameTaken { .. }), "{error:?}");
+            assert!(matches!(history.rename_reflector("cellar", &"\u{7}".into()).await, Err(StorageError::NoName)));
+            assert_eq!(history.rename_reflector("attic", &"Attic".into()).await.unwrap().name.as_str(), "Attic");
+            assert!(history.reflector("cellar").await.is_ok());
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_removed_reflector_is_not_found() {
-        let (_folder, history) = history().await;
-        history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
-        assert_eq!(history.remove_reflector("attic").await.unwrap().name.as_str(), "attic");
-        assert!(matches!(history.remove_reflector("attic").await, Err(StorageError::NoSuchReflector { .. })));
+        on_each_engine(async |history| {
+            history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+            assert_eq!(history.remove_reflector("attic").await.unwrap().name.as_str(), "attic");
+            assert!(matches!(history.remove_reflector("attic").await, Err(StorageError::NoSuchReflector { .. })));
+        })
+        .await;
     }
 }

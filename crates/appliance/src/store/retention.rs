@@ -7,6 +7,7 @@ use paramedic_report::document::ResultDocument;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::pool::{in_change, on, rows};
 use super::{ApplianceStore, StorageError};
 
 /// How long what became of the runs of schedules is kept. A month of it is needed for the data budgets.
@@ -76,33 +77,34 @@ impl ApplianceStore {
 
     /// When the latest run began.
     pub async fn latest_run_start(&self) -> Result<Option<Timestamp>, StorageError> {
-        let latest: Option<i64> = sqlx::query_scalar("SELECT MAX(started_at_us) FROM runs")
-            .fetch_one(&self.pool)
-            .await
-            .map_err(self.fault("reading the runs"))?;
+        let latest: Option<i64> =
+            on!(self.pool, |db| sqlx::query_scalar("SELECT MAX(started_at_us) FROM runs").fetch_one(db).await)
+                .map_err(self.fault("reading the runs"))?;
         Ok(latest.and_then(|latest| Timestamp::from_microsecond(latest).ok()))
     }
 
     async fn prune_runs(&self, before: Timestamp, is_rehearsal: bool) -> Result<u64, StorageError> {
         let fault = || self.fault("deleting old runs");
         if is_rehearsal {
-            let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM runs WHERE started_at_us < $1")
-                .bind(before.as_microsecond())
-                .fetch_one(&self.pool)
-                .await
+            let count: i64 =
+                on!(self.pool, |db| sqlx::query_scalar("SELECT COUNT(*) FROM runs WHERE started_at_us < $1")
+                    .bind(before.as_microsecond())
+                    .fetch_one(db)
+                    .await)
                 .map_err(fault())?;
             return Ok(count.unsigned_abs());
         }
         let mut pruned = 0;
         loop {
-            let deleted =
-                sqlx::query("DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started_at_us < $1 LIMIT $2)")
-                    .bind(before.as_microsecond())
-                    .bind(BATCH)
-                    .execute(&self.pool)
-                    .await
-                    .map_err(fault())?
-                    .rows_affected();
+            let deleted = on!(self.pool, |db| sqlx::query(
+                "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started_at_us < $1 LIMIT $2)"
+            )
+            .bind(before.as_microsecond())
+            .bind(BATCH)
+            .execute(db)
+            .await
+            .map(rows))
+            .map_err(fault())?;
             if deleted == 0 {
                 return Ok(pruned);
             }
@@ -119,40 +121,43 @@ impl ApplianceStore {
         let fault = || self.fault("shortening old runs");
         let from = from.map_or(i64::MIN, Timestamp::as_microsecond);
         if is_rehearsal {
-            let count: i64 = sqlx::query_scalar(
+            let count: i64 = on!(self.pool, |db| sqlx::query_scalar(
                 "SELECT COUNT(*) FROM runs WHERE has_series AND started_at_us >= $1 AND started_at_us < $2",
             )
             .bind(from)
             .bind(before.as_microsecond())
-            .fetch_one(&self.pool)
-            .await
+            .fetch_one(db)
+            .await)
             .map_err(fault())?;
             return Ok(count.unsigned_abs());
         }
         let mut pruned = 0;
         loop {
-            let runs = sqlx::query_as::<_, (String, String)>(
+            let runs = on!(self.pool, |db| sqlx::query_as::<_, (String, String)>(
                 "SELECT id, document FROM runs WHERE has_series AND started_at_us < $1 LIMIT $2",
             )
             .bind(before.as_microsecond())
             .bind(SERIES_BATCH)
-            .fetch_all(&self.pool)
-            .await
+            .fetch_all(db)
+            .await)
             .map_err(fault())?;
             if runs.is_empty() {
                 return Ok(pruned);
             }
-            let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+            let mut work = self.pool.begin().await.map_err(fault())?;
             for (id, text) in &runs {
                 // A document that cannot be read stays as it is.
                 let short = without_series(text);
                 pruned += u64::from(short.is_some());
-                sqlx::query("UPDATE runs SET has_series = FALSE, document = COALESCE($2, document) WHERE id = $1")
-                    .bind(id)
-                    .bind(short)
-                    .execute(&mut *work)
-                    .await
-                    .map_err(fault())?;
+                in_change!(&mut work, |db| sqlx::query(
+                    "UPDATE runs SET has_series = FALSE, document = COALESCE($2, document) WHERE id = $1"
+                )
+                .bind(id)
+                .bind(short)
+                .execute(db)
+                .await
+                .map(rows))
+                .map_err(fault())?;
             }
             work.commit().await.map_err(fault())?;
         }
@@ -175,6 +180,7 @@ mod tests {
 
     use super::*;
     use crate::store::RunQuery;
+    use crate::store::each_engine::{file_pool, on_each_engine};
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -182,37 +188,41 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_older_than_it_is_kept_is_deleted_and_what_is_younger_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        // 401 days before.
-        let old = |n: u8| ResultDocument {
-            id: uuid::Uuid::from_u128(u128::from(n) << 64),
-            started_at: at("2025-01-01T00:00:00Z"),
-            ..example::bare()
-        };
-        for n in 0..20 {
-            store.save_run(&old(n)).await.unwrap();
-        }
-        let dated =
-            |n, start: &str| ResultDocument { id: uuid::Uuid::from_u128(n), started_at: at(start), ..example::full() };
-        let (long_ago, recent) = (dated(1, "2025-12-01T00:00:00Z"), dated(2, "2026-02-01T00:00:00Z"));
-        for run in [&long_ago, &recent] {
-            assert!(run.has_series());
-            store.save_run(run).await.unwrap();
-        }
-        let (kept, now) = (Retention::default(), at("2026-02-06T00:00:00Z"));
-        let expected = Pruned { results: 20, series: 1, schedule_runs: 0 };
-        assert_eq!(store.prune(&kept, now, true).await.unwrap(), expected);
-        assert_eq!(store.runs(&RunQuery::default(), None, 100).await.unwrap().len(), 22, "nothing is deleted");
-        assert_eq!(store.prune(&kept, now, false).await.unwrap(), expected);
-        assert_eq!(store.prune(&kept, now, false).await.unwrap(), Pruned::default());
-        let read = async |run: &ResultDocument| store.run(&run.id.to_string()).await.unwrap().document().unwrap();
-        let mut short = long_ago.clone();
-        short.remove_series();
-        assert_eq!((read(&long_ago).await, read(&recent).await), (short, recent.clone()));
-        assert_eq!(store.runs(&RunQuery::default(), None, 100).await.unwrap().len(), 2);
-        assert_eq!(store.latest_run_start().await.unwrap(), Some(recent.started_at));
-        assert_eq!(store.prune(&Retention::FOREVER, at("2999-01-01T00:00:00Z"), false).await.unwrap().results, 0);
+        on_each_engine(async |store| {
+            // 401 days before.
+            let old = |n: u8| ResultDocument {
+                id: uuid::Uuid::from_u128(u128::from(n) << 64),
+                started_at: at("2025-01-01T00:00:00Z"),
+                ..example::bare()
+            };
+            for n in 0..20 {
+                store.save_run(&old(n)).await.unwrap();
+            }
+            let dated = |n, start: &str| ResultDocument {
+                id: uuid::Uuid::from_u128(n),
+                started_at: at(start),
+                ..example::full()
+            };
+            let (long_ago, recent) = (dated(1, "2025-12-01T00:00:00Z"), dated(2, "2026-02-01T00:00:00Z"));
+            for run in [&long_ago, &recent] {
+                assert!(run.has_series());
+                store.save_run(run).await.unwrap();
+            }
+            let (kept, now) = (Retention::default(), at("2026-02-06T00:00:00Z"));
+            let expected = Pruned { results: 20, series: 1, schedule_runs: 0 };
+            assert_eq!(store.prune(&kept, now, true).await.unwrap(), expected);
+            assert_eq!(store.runs(&RunQuery::default(), None, 100).await.unwrap().len(), 22, "nothing is deleted");
+            assert_eq!(store.prune(&kept, now, false).await.unwrap(), expected);
+            assert_eq!(store.prune(&kept, now, false).await.unwrap(), Pruned::default());
+            let read = async |run: &ResultDocument| store.run(&run.id.to_string()).await.unwrap().document().unwrap();
+            let mut short = long_ago.clone();
+            short.remove_series();
+            assert_eq!((read(&long_ago).await, read(&recent).await), (short, recent.clone()));
+            assert_eq!(store.runs(&RunQuery::default(), None, 100).await.unwrap().len(), 2);
+            assert_eq!(store.latest_run_start().await.unwrap(), Some(recent.started_at));
+            assert_eq!(store.prune(&Retention::FOREVER, at("2999-01-01T00:00:00Z"), false).await.unwrap().results, 0);
+        })
+        .await;
     }
 
     #[tokio::test]
@@ -229,7 +239,7 @@ mod tests {
                 "SELECT id || appliance || name || definition || enabled || added_at_us || decided_until_us \
                  FROM schedules ORDER BY id",
             ] {
-                rows.push(sqlx::query_scalar::<_, String>(sql).fetch_all(&store.pool).await.unwrap());
+                rows.push(sqlx::query_scalar::<_, String>(sql).fetch_all(file_pool(store)).await.unwrap());
             }
             rows
         };
@@ -240,8 +250,10 @@ mod tests {
         old.close().await;
         let store = ApplianceStore::open(folder.path()).await.unwrap();
         assert_eq!(rows(&store).await, before);
-        let marks: Vec<(String, bool)> =
-            sqlx::query_as("SELECT appliance, has_series FROM runs ORDER BY id").fetch_all(&store.pool).await.unwrap();
+        let marks: Vec<(String, bool)> = sqlx::query_as("SELECT appliance, has_series FROM runs ORDER BY id")
+            .fetch_all(file_pool(&store))
+            .await
+            .unwrap();
         let own = store.runs(&RunQuery::default(), None, 1).await.unwrap()[0].id.to_string();
         let own = store.run(&own).await.unwrap().document().unwrap().appliance.endpoint_id.to_string();
         let expected = [(own.clone(), true), (own.clone(), false), (own, false)];
@@ -254,13 +266,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_document_that_cannot_be_read_stays_as_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        store.save_run(&example::full()).await.unwrap();
-        sqlx::query("UPDATE runs SET document = 'no document'").execute(&store.pool).await.unwrap();
-        let far = at("2027-01-01T00:00:00Z");
-        let kept = Retention { results: None, ..Retention::default() };
-        assert_eq!(store.prune(&kept, far, false).await.unwrap().series, 0);
-        assert_eq!(store.run(&example::full().id.to_string()).await.unwrap().text, "no document");
+        on_each_engine(async |store| {
+            store.save_run(&example::full()).await.unwrap();
+            on!(store.pool, |db| sqlx::query("UPDATE runs SET document = 'no document'").execute(db).await.map(rows))
+                .unwrap();
+            let far = at("2027-01-01T00:00:00Z");
+            let kept = Retention { results: None, ..Retention::default() };
+            assert_eq!(store.prune(&kept, far, false).await.unwrap().series, 0);
+            assert_eq!(store.run(&example::full().id.to_string()).await.unwrap().text, "no document");
+        })
+        .await;
     }
 }

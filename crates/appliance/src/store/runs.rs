@@ -8,6 +8,7 @@ use paramedic_report::stats::{Grade, Statement};
 use paramedic_report::summary::RunSummary;
 use uuid::Uuid;
 
+use super::pool::{in_change, on, rows, without_nul};
 use super::{ApplianceStore, PageCursor, StorageError, natural, strange, unsigned};
 
 /// The columns of [`RunRow`].
@@ -51,10 +52,18 @@ pub struct RunPosition {
 
 pub(super) const READING: &str = "reading the runs";
 
-/// The runs of a query: $1 since, $2 until, $3 the other end, $4 the engine.
-pub(super) const CHOSEN: &str = "started_at_us >= $1 AND started_at_us < $2 AND ($3 IS NULL OR lower(peer) = lower($3) \
+/// The runs of a query: $1 since, $2 until, $3 the other end, $4 the engine, $5 the other end in lower case. In Rust: the locale
+/// of a PostgreSQL database would decide what lower() does with a parameter.
+pub(super) const CHOSEN: &str = "started_at_us >= $1 AND started_at_us < $2 AND ($3 IS NULL OR lower(peer) = $5 \
      OR address = $3 OR endpoint_id = $3 OR endpoint_id IN \
-     (SELECT endpoint_id FROM reflectors WHERE lower(name) = lower($3))) AND ($4 IS NULL OR engine = $4)";
+     (SELECT endpoint_id FROM reflectors WHERE lower(name) = $5)) AND ($4 IS NULL OR engine = $4)";
+
+/// The other end of a query, as it is and in lower case.
+pub(super) fn other_end(query: &RunQuery) -> [Option<String>; 2] {
+    let peer = query.peer.as_deref().map(without_nul);
+    let lower = peer.as_deref().map(str::to_ascii_lowercase);
+    [peer, lower]
+}
 
 /// A saved run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,7 +160,7 @@ impl ApplianceStore {
         let error = error.map_err(|source| StorageError::Document { source })?;
         let p95 = |load| Some(unsigned(document.latency.of(load)?.round_trip_us(Statement::P95)?));
         let loss = |load| document.latency.of(load)?.worst_loss();
-        sqlx::query(
+        on!(self.pool, |db| sqlx::query(
             "INSERT INTO runs (id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, \
              upload_bps, rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, \
              data_used_bytes, complete, document, error, appliance, has_series, rtt_idle_p95_us, \
@@ -162,10 +171,10 @@ impl ApplianceStore {
         )
         .bind(run.id.to_string())
         .bind(run.started_at.as_microsecond())
-        .bind(run.provider)
-        .bind(run.engine)
-        .bind(run.peer)
-        .bind(run.address)
+        .bind(without_nul(&run.provider))
+        .bind(without_nul(&run.engine))
+        .bind(run.peer.as_deref().map(without_nul))
+        .bind(run.address.as_deref().map(without_nul))
         .bind(run.endpoint_id.map(|id| id.to_string()))
         .bind(run.download_bps.map(unsigned))
         .bind(run.upload_bps.map(unsigned))
@@ -186,9 +195,10 @@ impl ApplianceStore {
         .bind(loss(Load::Idle))
         .bind(loss(Load::Download))
         .bind(loss(Load::Upload))
-        .execute(&self.pool)
+        .execute(db)
         .await
-        .map(|done| done.rows_affected() > 0)
+        .map(rows))
+        .map(|rows| rows > 0)
         .map_err(self.fault("saving the run"))
         .inspect(|_| self.sums().forget(run.started_at.as_microsecond()))
     }
@@ -227,7 +237,10 @@ impl ApplianceStore {
         count: u32,
     ) -> Result<Vec<R>, StorageError>
     where
-        R: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow> + Send + Unpin,
+        R: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow>
+            + for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>
+            + Send
+            + Unpin,
     {
         let (beyond, direction, start) = match query.order {
             RunOrder::NewestFirst => ("<", "DESC", i64::MAX),
@@ -236,29 +249,31 @@ impl ApplianceStore {
         // Built from constants alone. The first comparison of the position makes use of the index.
         let sql = format!(
             "SELECT {columns} FROM runs WHERE {CHOSEN} \
-             AND started_at_us {beyond}= $5 AND (started_at_us {beyond} $5 OR id {beyond} $6) \
-             ORDER BY started_at_us {direction}, id {direction} LIMIT $7"
+             AND started_at_us {beyond}= $6 AND (started_at_us {beyond} $6 OR id {beyond} $7) \
+             ORDER BY started_at_us {direction}, id {direction} LIMIT $8"
         );
-        sqlx::query_as::<_, R>(sqlx::AssertSqlSafe(sql))
+        let [peer, lower] = other_end(query);
+        on!(self.pool, |db| sqlx::query_as::<_, R>(sqlx::AssertSqlSafe(sql))
             .bind(query.since.map_or(i64::MIN, Timestamp::as_microsecond))
             .bind(query.until.map_or(i64::MAX, Timestamp::as_microsecond))
-            .bind(query.peer.as_deref())
-            .bind(query.engine.as_deref())
+            .bind(peer)
+            .bind(query.engine.as_deref().map(without_nul))
+            .bind(lower)
             .bind(after.map_or(start, |after| after.started_at_us))
             .bind(after.map_or("", |after| &after.id))
             .bind(i64::from(count))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(self.fault(READING))
+            .fetch_all(db)
+            .await)
+        .map_err(self.fault(READING))
     }
 
     /// The place of the run with this whole id.
     pub async fn run_position(&self, id: &str) -> Result<RunPosition, StorageError> {
-        let started_at_us = sqlx::query_scalar("SELECT started_at_us FROM runs WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(self.fault(READING))?;
+        let started_at_us = on!(self.pool, |db| sqlx::query_scalar("SELECT started_at_us FROM runs WHERE id = $1")
+            .bind(without_nul(id))
+            .fetch_optional(db)
+            .await)
+        .map_err(self.fault(READING))?;
         let started_at_us = started_at_us.ok_or_else(|| StorageError::NoSuchRun { wanted: id.to_owned() })?;
         Ok(RunPosition { started_at_us, id: id.to_owned() })
     }
@@ -274,13 +289,14 @@ impl ApplianceStore {
             }
         }
         let fault = || self.fault("deleting runs");
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let mut work = self.pool.begin().await.map_err(fault())?;
         for id in &ids {
-            sqlx::query("DELETE FROM runs WHERE id = $1")
+            in_change!(&mut work, |db| sqlx::query("DELETE FROM runs WHERE id = $1")
                 .bind(id.to_string())
-                .execute(&mut *work)
+                .execute(db)
                 .await
-                .map_err(fault())?;
+                .map(rows))
+            .map_err(fault())?;
         }
         work.commit().await.map_err(fault())?;
         self.sums().clear();
@@ -296,13 +312,13 @@ impl ApplianceStore {
         if part.is_empty() || !part.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
             return Err(StorageError::NoSuchRun { wanted: wanted.to_owned() });
         }
-        let mut found = sqlx::query_as::<_, (String, String)>(
-            "SELECT id, document FROM runs WHERE id LIKE $1 || '%' OR id LIKE '%' || $1 LIMIT 2",
-        )
-        .bind(part)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(fault())?;
+        // A whole id needs no search of all of them.
+        let sql = match part.parse::<Uuid>() {
+            Ok(_) if part.len() == 36 => "SELECT id, document FROM runs WHERE id = $1",
+            _ => "SELECT id, document FROM runs WHERE id LIKE $1 || '%' OR id LIKE '%' || $1 LIMIT 2",
+        };
+        let mut found = on!(self.pool, |db| sqlx::query_as::<_, (String, String)>(sql).bind(part).fetch_all(db).await)
+            .map_err(fault())?;
         match (found.pop(), found.pop()) {
             (Some(row), None) => saved(row).map_err(fault()),
             (None, _) => Err(StorageError::NoSuchRun { wanted: wanted.to_owned() }),
@@ -324,143 +340,155 @@ mod tests {
     use paramedic_report::document::example;
 
     use super::*;
+    use crate::store::each_engine::on_each_engine;
 
     #[tokio::test]
     async fn runs_are_found_by_time_and_by_every_name_of_the_other_end() {
-        let (_folder, history) = history().await;
-        let (full, bare) = (example::full(), example::bare());
-        for document in [&full, &bare] {
-            history.save_run(document).await.unwrap();
-        }
-        let found = async |query: RunQuery| {
-            let runs = history.runs(&query, None, 10).await.unwrap();
-            runs.iter().map(|run| run.id).collect::<Vec<_>>()
-        };
-        let (first, second) = (full.started_at, bare.started_at);
-        assert!(first < second);
-        let since = |since| RunQuery { since: Some(since), ..RunQuery::default() };
-        let until = |until| RunQuery { until: Some(until), ..RunQuery::default() };
-        assert_eq!((found(since(first)).await, found(since(second)).await), (vec![bare.id, full.id], vec![bare.id]));
-        assert_eq!((found(until(first)).await, found(until(second)).await), (vec![], vec![full.id]));
-        let oldest = RunQuery { order: RunOrder::OldestFirst, ..RunQuery::default() };
-        assert_eq!(found(oldest).await, [full.id, bare.id]);
-        let end = full.reflector.as_ref().unwrap();
-        let renamed = crate::store::Reflector {
-            endpoint_id: end.endpoint_id,
-            name: "cellar".into(),
-            address: "203.0.113.8".parse().unwrap(),
-            paired_at: first,
-        };
-        history.add_reflector(&renamed).await.unwrap();
-        for peer in ["ATTIC", &end.address, &end.endpoint_id.to_string(), "cellar"] {
-            let of_peer = RunQuery { peer: Some(peer.to_owned()), ..RunQuery::default() };
-            assert!(found(of_peer).await.contains(&full.id), "{peer}");
-        }
-        let other = RunQuery { peer: Some("elsewhere".to_owned()), ..RunQuery::default() };
-        assert!(found(other).await.is_empty());
+        on_each_engine(async |history| {
+            let (full, bare) = (example::full(), example::bare());
+            for document in [&full, &bare] {
+                history.save_run(document).await.unwrap();
+            }
+            let found = async |query: RunQuery| {
+                let runs = history.runs(&query, None, 10).await.unwrap();
+                runs.iter().map(|run| run.id).collect::<Vec<_>>()
+            };
+            let (first, second) = (full.started_at, bare.started_at);
+            assert!(first < second);
+            let since = |since| RunQuery { since: Some(since), ..RunQuery::default() };
+            let until = |until| RunQuery { until: Some(until), ..RunQuery::default() };
+            assert_eq!(
+                (found(since(first)).await, found(since(second)).await),
+                (vec![bare.id, full.id], vec![bare.id])
+            );
+            assert_eq!((found(until(first)).await, found(until(second)).await), (vec![], vec![full.id]));
+            let oldest = RunQuery { order: RunOrder::OldestFirst, ..RunQuery::default() };
+            assert_eq!(found(oldest).await, [full.id, bare.id]);
+            let end = full.reflector.as_ref().unwrap();
+            let renamed = crate::store::Reflector {
+                endpoint_id: end.endpoint_id,
+                name: "cellar".into(),
+                address: "203.0.113.8".parse().unwrap(),
+                paired_at: first,
+            };
+            history.add_reflector(&renamed).await.unwrap();
+            for peer in ["ATTIC", &end.address, &end.endpoint_id.to_string(), "cellar"] {
+                let of_peer = RunQuery { peer: Some(peer.to_owned()), ..RunQuery::default() };
+                assert!(found(of_peer).await.contains(&full.id), "{peer}");
+            }
+            let other = RunQuery { peer: Some("elsewhere".to_owned()), ..RunQuery::default() };
+            assert!(found(other).await.is_empty());
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn runs_are_deleted_all_or_none() {
-        let (_folder, history) = history().await;
-        let (full, bare) = (example::full().id.to_string(), example::bare().id.to_string());
-        for document in [example::full(), example::bare()] {
-            history.save_run(&document).await.unwrap();
-        }
-        let refused = history.delete_runs(&[full.clone(), "ffffffff".to_owned()]).await;
-        assert!(matches!(refused, Err(StorageError::NoSuchRun { .. })), "{refused:?}");
-        assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap().len(), 2);
-        let deleted = history.delete_runs(&[bare.clone(), full.clone(), bare[20..].to_owned()]).await.unwrap();
-        assert_eq!(deleted.iter().map(ToString::to_string).collect::<Vec<_>>(), [bare, full]);
-        assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap(), []);
+        on_each_engine(async |history| {
+            let (full, bare) = (example::full().id.to_string(), example::bare().id.to_string());
+            for document in [example::full(), example::bare()] {
+                history.save_run(&document).await.unwrap();
+            }
+            let refused = history.delete_runs(&[full.clone(), "ffffffff".to_owned()]).await;
+            assert!(matches!(refused, Err(StorageError::NoSuchRun { .. })), "{refused:?}");
+            assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap().len(), 2);
+            let deleted = history.delete_runs(&[bare.clone(), full.clone(), bare[20..].to_owned()]).await.unwrap();
+            assert_eq!(deleted.iter().map(ToString::to_string).collect::<Vec<_>>(), [bare, full]);
+            assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap(), []);
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_failed_run_is_listed_with_its_error() {
-        let (_folder, history) = history().await;
-        let error = paramedic_report::document::ErrorBody {
-            code: "unreachable".to_owned(),
-            what: "cannot reach it".to_owned(),
-            because: "connection refused".to_owned(),
-            try_: "start it".to_owned(),
-            retry_after_ms: None,
-        };
-        let failed = ResultDocument { complete: false, error: Some(error.clone()), ..example::bare() };
-        history.save_run(&failed).await.unwrap();
-        assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap()[0].error, Some(error));
-    }
-
-    async fn history() -> (tempfile::TempDir, ApplianceStore) {
-        let folder = tempfile::tempdir().unwrap();
-        let history = ApplianceStore::open(folder.path()).await.unwrap();
-        (folder, history)
+        on_each_engine(async |history| {
+            let error = paramedic_report::document::ErrorBody {
+                code: "unreachable".to_owned(),
+                what: "cannot reach it".to_owned(),
+                because: "connection refused".to_owned(),
+                try_: "start it".to_owned(),
+                retry_after_ms: None,
+            };
+            let failed = ResultDocument { complete: false, error: Some(error.clone()), ..example::bare() };
+            history.save_run(&failed).await.unwrap();
+            assert_eq!(history.runs(&RunQuery::default(), None, 10).await.unwrap()[0].error, Some(error));
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_saved_run_is_read_back_byte_for_byte() {
-        let (_folder, history) = history().await;
-        for document in [example::full(), example::bare()] {
-            history.save_run(&document).await.unwrap();
-            let saved = history.run(&document.id.to_string()).await.unwrap();
-            assert_eq!(saved.text, document.to_text().unwrap());
-            assert_eq!(saved.document().unwrap(), document);
-        }
+        on_each_engine(async |history| {
+            for document in [example::full(), example::bare()] {
+                history.save_run(&document).await.unwrap();
+                let saved = history.run(&document.id.to_string()).await.unwrap();
+                assert_eq!(saved.text, document.to_text().unwrap());
+                assert_eq!(saved.document().unwrap(), document);
+            }
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn runs_are_listed_newest_first_up_to_the_limit() {
-        let (_folder, history) = history().await;
-        for document in [example::bare(), example::full()] {
-            history.save_run(&document).await.unwrap();
-        }
-        let runs = history.runs(&RunQuery::default(), None, 10).await.unwrap();
-        assert_eq!(runs, [RunSummary::of(&example::bare()), RunSummary::of(&example::full())]);
-        assert_eq!(runs[1].bufferbloat_download, Some(Grade::A));
-        assert_eq!((runs[0].upload_bps, runs[0].rtt_idle_us), (None, None));
-        assert_eq!(history.runs(&RunQuery::default(), None, 1).await.unwrap().len(), 1);
-        assert_eq!(serde_json::to_value(&runs[0]).unwrap().get("upload_bps"), None);
+        on_each_engine(async |history| {
+            for document in [example::bare(), example::full()] {
+                history.save_run(&document).await.unwrap();
+            }
+            let runs = history.runs(&RunQuery::default(), None, 10).await.unwrap();
+            assert_eq!(runs, [RunSummary::of(&example::bare()), RunSummary::of(&example::full())]);
+            assert_eq!(runs[1].bufferbloat_download, Some(Grade::A));
+            assert_eq!((runs[0].upload_bps, runs[0].rtt_idle_us), (None, None));
+            assert_eq!(history.runs(&RunQuery::default(), None, 1).await.unwrap().len(), 1);
+            assert_eq!(serde_json::to_value(&runs[0]).unwrap().get("upload_bps"), None);
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn the_pages_of_a_list_have_every_run_once_also_if_runs_come_and_go() {
-        let (_folder, history) = history().await;
-        let mut ids = Vec::new();
-        for number in 0..7_u32 {
-            // Several runs began in one microsecond.
-            let started_at = Timestamp::from_microsecond(i64::from(number / 3)).unwrap();
-            let run = ResultDocument { id: Uuid::now_v7(), started_at, ..example::bare() };
-            history.save_run(&run).await.unwrap();
-            ids.push(run.id);
-        }
-        ids.reverse();
-        let (mut seen, mut after) = (Vec::new(), None);
-        loop {
-            let page = history.runs(&RunQuery::default(), after.as_ref(), 2).await.unwrap();
-            let Some(last) = page.last() else { break };
-            after = Some(PageCursor { at: last.started_at, id: last.id }.into());
-            seen.extend(page.iter().map(|run| run.id));
-            // The row of the cursor is deleted, and a newer one is added.
-            let gone = last.id.to_string();
-            sqlx::query("DELETE FROM runs WHERE id = $1").bind(gone).execute(&history.pool).await.unwrap();
-            let newer = ResultDocument { id: Uuid::now_v7(), ..example::bare() };
-            history.save_run(&newer).await.unwrap();
-        }
-        assert_eq!(seen, ids);
+        on_each_engine(async |history| {
+            let mut ids = Vec::new();
+            for number in 0..7_u32 {
+                // Several runs began in one microsecond.
+                let started_at = Timestamp::from_microsecond(i64::from(number / 3)).unwrap();
+                let run = ResultDocument { id: Uuid::now_v7(), started_at, ..example::bare() };
+                history.save_run(&run).await.unwrap();
+                ids.push(run.id);
+            }
+            ids.reverse();
+            let (mut seen, mut after) = (Vec::new(), None);
+            loop {
+                let page = history.runs(&RunQuery::default(), after.as_ref(), 2).await.unwrap();
+                let Some(last) = page.last() else { break };
+                after = Some(PageCursor { at: last.started_at, id: last.id }.into());
+                seen.extend(page.iter().map(|run| run.id));
+                // The row of the cursor is deleted, and a newer one is added.
+                let gone = last.id.to_string();
+                history.delete_runs(&[gone]).await.unwrap();
+                let newer = ResultDocument { id: Uuid::now_v7(), ..example::bare() };
+                history.save_run(&newer).await.unwrap();
+            }
+            assert_eq!(seen, ids);
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_run_is_found_by_a_part_of_its_id_that_is_unique() {
-        let (_folder, history) = history().await;
-        history.save_run(&example::full()).await.unwrap();
-        history.save_run(&example::bare()).await.unwrap();
-        let id = example::full().id;
-        let text = id.to_string();
-        for part in [text.as_str(), &text[..13], &text[28..], &text.to_uppercase()] {
-            assert_eq!(history.run(part).await.unwrap().id, id, "{part}");
-        }
-        assert!(matches!(history.run(&text[..8]).await, Err(StorageError::AmbiguousRun { .. })));
-        for unknown in ["", "%", "_", "ffffffff", "attic"] {
-            assert!(matches!(history.run(unknown).await, Err(StorageError::NoSuchRun { .. })), "{unknown}");
-        }
+        on_each_engine(async |history| {
+            history.save_run(&example::full()).await.unwrap();
+            history.save_run(&example::bare()).await.unwrap();
+            let id = example::full().id;
+            let text = id.to_string();
+            for part in [text.as_str(), &text[..13], &text[28..], &text.to_uppercase()] {
+                assert_eq!(history.run(part).await.unwrap().id, id, "{part}");
+            }
+            assert!(matches!(history.run(&text[..8]).await, Err(StorageError::AmbiguousRun { .. })));
+            for unknown in ["", "%", "_", "ffffffff", "attic"] {
+                assert!(matches!(history.run(unknown).await, Err(StorageError::NoSuchRun { .. })), "{unknown}");
+            }
+        })
+        .await;
     }
 }

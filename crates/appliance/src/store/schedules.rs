@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::pool::{in_change, on, rows, without_nul};
 use super::{ApplianceStore, PageCursor, StorageError, natural, strange, unsigned};
 use crate::schedule::Schedule;
 use crate::schedule::budget::BudgetPeriod;
@@ -172,7 +173,7 @@ impl ApplianceStore {
             decided_until: now,
             schedule: schedule.clone(),
         };
-        let added = sqlx::query(
+        let added = on!(self.pool, |db| sqlx::query(
             "INSERT INTO schedules (id, appliance, name, definition, enabled, added_at_us, decided_until_us) \
              VALUES ($1, $2, $3, $4, TRUE, $5, $5)",
         )
@@ -181,8 +182,9 @@ impl ApplianceStore {
         .bind(&schedule.name)
         .bind(definition)
         .bind(now.as_microsecond())
-        .execute(&self.pool)
-        .await;
+        .execute(db)
+        .await
+        .map(rows));
         match added {
             Ok(_) => Ok(stored),
             Err(error) if is_unique_violation(&error) => {
@@ -195,11 +197,11 @@ impl ApplianceStore {
     /// Every schedule, by name.
     pub async fn schedules(&self) -> Result<Vec<StoredSchedule>, StorageError> {
         let fault = || self.fault("reading the schedules");
-        sqlx::query_as::<_, ScheduleRow>(
+        on!(self.pool, |db| sqlx::query_as::<_, ScheduleRow>(
             "SELECT id, enabled, added_at_us, decided_until_us, definition FROM schedules ORDER BY lower(name)",
         )
-        .fetch_all(&self.pool)
-        .await
+        .fetch_all(db)
+        .await)
         .map_err(fault())?
         .into_iter()
         .map(|row| stored_schedule(row).map_err(fault()))
@@ -217,11 +219,12 @@ impl ApplianceStore {
     /// Removes the schedule with this name, and returns it. Keeps its runs.
     pub async fn remove_schedule(&self, name: &str) -> Result<StoredSchedule, StorageError> {
         let stored = self.schedule(name).await?;
-        sqlx::query("DELETE FROM schedules WHERE id = $1")
+        on!(self.pool, |db| sqlx::query("DELETE FROM schedules WHERE id = $1")
             .bind(stored.id.to_string())
-            .execute(&self.pool)
+            .execute(db)
             .await
-            .map_err(self.fault("removing the schedule"))?;
+            .map(rows))
+        .map_err(self.fault("removing the schedule"))?;
         Ok(stored)
     }
 
@@ -238,13 +241,14 @@ impl ApplianceStore {
             return Ok(stored);
         }
         let now = whole_microsecond(now);
-        sqlx::query("UPDATE schedules SET enabled = $2, decided_until_us = $3 WHERE id = $1")
+        on!(self.pool, |db| sqlx::query("UPDATE schedules SET enabled = $2, decided_until_us = $3 WHERE id = $1")
             .bind(stored.id.to_string())
             .bind(enabled)
             .bind(now.as_microsecond())
-            .execute(&self.pool)
+            .execute(db)
             .await
-            .map_err(self.fault("saving the schedule"))?;
+            .map(rows))
+        .map_err(self.fault("saving the schedule"))?;
         Ok(StoredSchedule { enabled, decided_until: now, ..stored })
     }
 
@@ -283,8 +287,21 @@ impl ApplianceStore {
     async fn insert_run(&self, appliance: &str, new: &NewRun<'_>) -> Result<Uuid, StorageError> {
         let fault = || self.fault("saving the run of a schedule");
         let id = Uuid::now_v7();
-        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
-        sqlx::query(
+        let mut work = self.pool.begin().await.map_err(fault())?;
+        // If the server's answer to a commit was lost, the row of this decision is there already.
+        in_change!(&mut work, |db| sqlx::query(
+            "DELETE FROM schedule_runs WHERE schedule_id = $1 AND due_at_us = $2 AND (outcome = 'running' \
+             OR decided_at_us = $3 AND outcome = $4)",
+        )
+        .bind(new.run.schedule.to_string())
+        .bind(new.run.due.as_microsecond())
+        .bind(new.at.as_microsecond())
+        .bind(new.outcome.as_str())
+        .execute(db)
+        .await
+        .map(rows))
+        .map_err(fault())?;
+        in_change!(&mut work, |db| sqlx::query(
             "INSERT INTO schedule_runs (id, schedule_id, appliance, schedule_name, due_at_us, decided_at_us, \
              ended_at_us, requested, outcome, reason, data_used_bytes) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
@@ -300,17 +317,19 @@ impl ApplianceStore {
         .bind(new.outcome.as_str())
         .bind(new.reason)
         .bind(unsigned(new.data_used_bytes))
-        .execute(&mut *work)
+        .execute(db)
         .await
+        .map(rows))
         .map_err(fault())?;
         // A run on request decides nothing about the occurrences.
         if !new.run.is_requested {
-            sqlx::query("UPDATE schedules SET decided_until_us = $2 WHERE id = $1")
+            in_change!(&mut work, |db| sqlx::query("UPDATE schedules SET decided_until_us = $2 WHERE id = $1")
                 .bind(new.run.schedule.to_string())
                 .bind(new.run.due.as_microsecond())
-                .execute(&mut *work)
+                .execute(db)
                 .await
-                .map_err(fault())?;
+                .map(rows))
+            .map_err(fault())?;
         }
         work.commit().await.map_err(fault())?;
         Ok(id)
@@ -318,7 +337,7 @@ impl ApplianceStore {
 
     /// Notes how a run ended.
     pub async fn end_run(&self, id: Uuid, end: &RunEnding) -> Result<(), StorageError> {
-        sqlx::query(
+        on!(self.pool, |db| sqlx::query(
             "UPDATE schedule_runs SET ended_at_us = $2, outcome = $3, reason = $4, result_id = $5, \
              data_used_bytes = $6 WHERE id = $1",
         )
@@ -328,8 +347,9 @@ impl ApplianceStore {
         .bind(end.reason.as_deref())
         .bind(end.result_id.map(|id| id.to_string()))
         .bind(unsigned(end.data_used_bytes))
-        .execute(&self.pool)
+        .execute(db)
         .await
+        .map(rows))
         .map(drop)
         .map_err(self.fault("saving the run of a schedule"))
     }
@@ -337,25 +357,25 @@ impl ApplianceStore {
     /// Marks the runs that a crash left open as interrupted; their data stays what they were expected to use. Returns
     /// their number.
     pub async fn interrupt_open_runs(&self, now: Timestamp) -> Result<u64, StorageError> {
-        sqlx::query(
+        on!(self.pool, |db| sqlx::query(
             "UPDATE schedule_runs SET ended_at_us = $1, outcome = 'interrupted', reason = 'service_ended' \
              WHERE outcome = 'running'",
         )
         .bind(now.as_microsecond())
-        .execute(&self.pool)
+        .execute(db)
         .await
-        .map(|done| done.rows_affected())
+        .map(rows))
         .map_err(self.fault("saving the runs of schedules"))
     }
 
     /// Deletes what became of runs before `before`. Returns the number of rows.
     pub async fn prune_schedule_runs(&self, before: Timestamp) -> Result<u64, StorageError> {
-        sqlx::query("DELETE FROM schedule_runs WHERE decided_at_us < $1")
+        on!(self.pool, |db| sqlx::query("DELETE FROM schedule_runs WHERE decided_at_us < $1")
             .bind(before.as_microsecond())
-            .execute(&self.pool)
+            .execute(db)
             .await
-            .map(|done| done.rows_affected())
-            .map_err(self.fault("deleting old runs of schedules"))
+            .map(rows))
+        .map_err(self.fault("deleting old runs of schedules"))
     }
 
     /// The latest runs, newest first, at most `limit`; of one schedule, or of all.
@@ -372,7 +392,7 @@ impl ApplianceStore {
     ) -> Result<Vec<ScheduleRun>, StorageError> {
         let (at_us, id) = PageCursor::bounds(after);
         let fault = || self.fault("reading the runs of schedules");
-        sqlx::query_as::<_, ScheduleRunRow>(
+        on!(self.pool, |db| sqlx::query_as::<_, ScheduleRunRow>(
             "SELECT id, schedule_id, schedule_name, due_at_us, decided_at_us, ended_at_us, requested, outcome, reason, \
              result_id, data_used_bytes FROM schedule_runs WHERE ($1 IS NULL OR schedule_id = $1) \
              AND (decided_at_us, id) < ($3, $4) ORDER BY decided_at_us DESC, id DESC LIMIT $2",
@@ -381,8 +401,8 @@ impl ApplianceStore {
         .bind(i64::from(limit))
         .bind(at_us)
         .bind(id)
-        .fetch_all(&self.pool)
-        .await
+        .fetch_all(db)
+        .await)
         .map_err(fault())?
         .into_iter()
         .map(|row| row.run().map_err(fault()))
@@ -391,44 +411,47 @@ impl ApplianceStore {
 
     /// The bytes that the runs of a schedule used within a period.
     pub async fn schedule_data_used(&self, schedule: Uuid, period: BudgetPeriod) -> Result<u64, StorageError> {
-        let used: i64 = sqlx::query_scalar(
+        let used: i64 = on!(self.pool, |db| sqlx::query_scalar(
             "SELECT CAST(COALESCE(SUM(data_used_bytes), 0) AS BIGINT) FROM schedule_runs \
              WHERE schedule_id = $1 AND decided_at_us >= $2 AND decided_at_us < $3",
         )
         .bind(schedule.to_string())
         .bind(period.from.as_microsecond())
         .bind(period.to.as_microsecond())
-        .fetch_one(&self.pool)
-        .await
+        .fetch_one(db)
+        .await)
         .map_err(self.fault("reading the used data"))?;
         Ok(natural(used))
     }
 
     /// The maximum number of bytes that one of the latest complete runs of a schedule used; `None` if it has none.
     pub async fn schedule_run_bytes(&self, schedule: Uuid) -> Result<Option<u64>, StorageError> {
-        let most: Option<i64> = sqlx::query_scalar(
+        let most: Option<i64> = on!(self.pool, |db| sqlx::query_scalar(
             "SELECT MAX(data_used_bytes) FROM (SELECT data_used_bytes FROM schedule_runs \
              WHERE schedule_id = $1 AND outcome = 'done' ORDER BY decided_at_us DESC LIMIT $2) AS latest",
         )
         .bind(schedule.to_string())
         .bind(LATEST_RESULTS)
-        .fetch_one(&self.pool)
-        .await
+        .fetch_one(db)
+        .await)
         .map_err(self.fault("reading the used data"))?;
         Ok(most.map(natural))
     }
 
     /// The highest rates of the latest complete results; with `peer`, of those with this name or address.
     pub async fn line_capacity(&self, peer: Option<&str>) -> Result<LineCapacity, StorageError> {
-        let (down, up): (Option<i64>, Option<i64>) = sqlx::query_as(
+        let peer = peer.map(without_nul);
+        let lower = peer.as_deref().map(str::to_ascii_lowercase);
+        let (down, up): (Option<i64>, Option<i64>) = on!(self.pool, |db| sqlx::query_as(
             "SELECT MAX(download_bps), MAX(upload_bps) FROM (SELECT download_bps, upload_bps FROM runs \
-             WHERE complete AND ($1 IS NULL OR lower(peer) = lower($1) OR address = $1) \
+             WHERE complete AND ($1 IS NULL OR lower(peer) = $3 OR address = $1) \
              ORDER BY started_at_us DESC LIMIT $2) AS latest",
         )
         .bind(peer)
         .bind(LATEST_RESULTS)
-        .fetch_one(&self.pool)
-        .await
+        .bind(lower)
+        .fetch_one(db)
+        .await)
         .map_err(self.fault("reading the runs"))?;
         Ok(LineCapacity { download_bps: down.map(natural), upload_bps: up.map(natural) })
     }
@@ -463,6 +486,7 @@ mod tests {
     use crate::schedule::admission::SkipReason;
     use crate::schedule::example_schedule;
     use crate::store::RunQuery;
+    use crate::store::each_engine::on_each_engine;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -473,84 +497,88 @@ mod tests {
         DueRun { schedule: stored.id, name, due: at(due), is_requested: false }
     }
 
-    async fn store() -> (tempfile::TempDir, ApplianceStore) {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        (folder, store)
-    }
-
     #[tokio::test]
     async fn a_schedule_is_read_back_by_its_name_and_its_name_is_unique() {
-        let (_folder, store) = store().await;
-        let now = at("2026-01-01T12:00:00.123456789Z");
-        let nightly = store.add_schedule("PP-A", &example_schedule("nightly"), now).await.unwrap();
-        let again = store.add_schedule("PP-A", &example_schedule("Nightly"), now).await;
-        assert!(matches!(again, Err(StorageError::ScheduleExists { .. })), "{again:?}");
-        assert_eq!(store.schedule(" NIGHTLY ").await.unwrap(), nightly);
-        let disabled = store.enable_schedule("nightly", false, at("2026-01-02T00:00:00Z")).await.unwrap();
-        assert!(!disabled.enabled && store.schedules().await.unwrap() == [disabled]);
-        let enabled = store.enable_schedule("nightly", true, at("2026-01-03T00:00:00Z")).await.unwrap();
-        assert_eq!(enabled.decided_until, at("2026-01-03T00:00:00Z"), "what was due meanwhile was not missed");
-        store.remove_schedule("nightly").await.unwrap();
-        assert!(matches!(store.schedule("nightly").await, Err(StorageError::NoSuchSchedule { .. })));
+        on_each_engine(async |store| {
+            let now = at("2026-01-01T12:00:00.123456789Z");
+            let nightly = store.add_schedule("PP-A", &example_schedule("nightly"), now).await.unwrap();
+            let again = store.add_schedule("PP-A", &example_schedule("Nightly"), now).await;
+            assert!(matches!(again, Err(StorageError::ScheduleExists { .. })), "{again:?}");
+            assert_eq!(store.schedule(" NIGHTLY ").await.unwrap(), nightly);
+            let disabled = store.enable_schedule("nightly", false, at("2026-01-02T00:00:00Z")).await.unwrap();
+            assert!(!disabled.enabled && store.schedules().await.unwrap() == [disabled]);
+            let enabled = store.enable_schedule("nightly", true, at("2026-01-03T00:00:00Z")).await.unwrap();
+            assert_eq!(enabled.decided_until, at("2026-01-03T00:00:00Z"), "what was due meanwhile was not missed");
+            store.remove_schedule("nightly").await.unwrap();
+            assert!(matches!(store.schedule("nightly").await, Err(StorageError::NoSuchSchedule { .. })));
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn runs_are_kept_with_their_reason_and_count_against_the_period_they_began_in() {
-        let (_folder, store) = store().await;
-        let schedule = store.add_schedule("PP-A", &example_schedule("a"), at("2026-01-01T00:00:00Z")).await.unwrap();
-        let run = due(&schedule, "2026-01-01T03:00:00Z");
-        let id = store.begin_run("PP-A", &run, 100, at("2026-01-01T03:01:00Z")).await.unwrap();
-        let day = BudgetPeriod { from: at("2026-01-01T00:00:00Z"), to: at("2026-01-02T00:00:00Z") };
-        assert_eq!(store.schedule_data_used(schedule.id, day).await.unwrap(), 100, "expected, while it runs");
-        let ending = RunEnding {
-            at: at("2026-01-01T03:02:00Z"),
-            outcome: ScheduleRunOutcome::Done,
-            reason: None,
-            result_id: Some(Uuid::from_u128(7)),
-            data_used_bytes: 70,
-        };
-        store.end_run(id, &ending).await.unwrap();
-        assert_eq!(store.schedule_data_used(schedule.id, day).await.unwrap(), 70);
-        let skipped = SkippedRun { run: due(&schedule, "2026-01-02T03:00:00Z"), reason: SkipReason::LineBusy };
-        store.note_skipped_run("PP-A", &skipped, at("2026-01-02T03:01:00Z")).await.unwrap();
-        let requested = DueRun { is_requested: true, ..due(&schedule, "2026-01-02T09:00:00Z") };
-        store.begin_run("PP-A", &requested, 500, at("2026-01-02T09:00:00Z")).await.unwrap();
-        assert_eq!(store.schedule("a").await.unwrap().decided_until, at("2026-01-02T03:00:00Z"));
-        // The service was killed.
-        assert_eq!(store.interrupt_open_runs(at("2026-01-02T10:00:00Z")).await.unwrap(), 1);
-        assert_eq!(store.interrupt_open_runs(at("2026-01-02T10:00:00Z")).await.unwrap(), 0);
-        let runs = store.schedule_runs(Some(schedule.id), 10).await.unwrap();
-        let seen = runs.iter().map(|run| (run.outcome, run.reason.as_deref(), run.data_used_bytes));
-        assert_eq!(
-            seen.collect::<Vec<_>>(),
-            [
-                (ScheduleRunOutcome::Interrupted, Some("service_ended"), 500),
-                (ScheduleRunOutcome::Skipped, Some("line_busy"), 0),
-                (ScheduleRunOutcome::Done, None, 70),
-            ]
-        );
-        assert_eq!(store.schedule_run_bytes(schedule.id).await.unwrap(), Some(70), "of complete runs");
-        let other = BudgetPeriod { from: at("2026-01-02T00:00:00Z"), to: at("2026-01-03T00:00:00Z") };
-        assert_eq!(store.schedule_data_used(schedule.id, other).await.unwrap(), 500);
-        assert_eq!(store.prune_schedule_runs(at("2026-01-02T00:00:00Z")).await.unwrap(), 1);
-        assert_eq!(store.schedule_runs(None, 10).await.unwrap().len(), 2);
+        on_each_engine(async |store| {
+            let schedule =
+                store.add_schedule("PP-A", &example_schedule("a"), at("2026-01-01T00:00:00Z")).await.unwrap();
+            let run = due(&schedule, "2026-01-01T03:00:00Z");
+            let id = store.begin_run("PP-A", &run, 100, at("2026-01-01T03:01:00Z")).await.unwrap();
+            let day = BudgetPeriod { from: at("2026-01-01T00:00:00Z"), to: at("2026-01-02T00:00:00Z") };
+            assert_eq!(store.schedule_data_used(schedule.id, day).await.unwrap(), 100, "expected, while it runs");
+            let ending = RunEnding {
+                at: at("2026-01-01T03:02:00Z"),
+                outcome: ScheduleRunOutcome::Done,
+                reason: None,
+                result_id: Some(Uuid::from_u128(7)),
+                data_used_bytes: 70,
+            };
+            store.end_run(id, &ending).await.unwrap();
+            assert_eq!(store.schedule_data_used(schedule.id, day).await.unwrap(), 70);
+            let skipped = SkippedRun { run: due(&schedule, "2026-01-02T03:00:00Z"), reason: SkipReason::LineBusy };
+            store.note_skipped_run("PP-A", &skipped, at("2026-01-02T03:01:00Z")).await.unwrap();
+            let requested = DueRun { is_requested: true, ..due(&schedule, "2026-01-02T09:00:00Z") };
+            store.begin_run("PP-A", &requested, 500, at("2026-01-02T09:00:00Z")).await.unwrap();
+            assert_eq!(store.schedule("a").await.unwrap().decided_until, at("2026-01-02T03:00:00Z"));
+            // The service was killed.
+            assert_eq!(store.interrupt_open_runs(at("2026-01-02T10:00:00Z")).await.unwrap(), 1);
+            assert_eq!(store.interrupt_open_runs(at("2026-01-02T10:00:00Z")).await.unwrap(), 0);
+            let runs = store.schedule_runs(Some(schedule.id), 10).await.unwrap();
+            let seen = runs.iter().map(|run| (run.outcome, run.reason.as_deref(), run.data_used_bytes));
+            assert_eq!(
+                seen.collect::<Vec<_>>(),
+                [
+                    (ScheduleRunOutcome::Interrupted, Some("service_ended"), 500),
+                    (ScheduleRunOutcome::Skipped, Some("line_busy"), 0),
+                    (ScheduleRunOutcome::Done, None, 70),
+                ]
+            );
+            // The same decisions again, whose answers were lost, are no further rows.
+            store.note_skipped_run("PP-A", &skipped, at("2026-01-02T03:01:00Z")).await.unwrap();
+            assert_eq!(store.schedule_runs(Some(schedule.id), 10).await.unwrap().len(), 3);
+            assert_eq!(store.schedule_run_bytes(schedule.id).await.unwrap(), Some(70), "of complete runs");
+            let other = BudgetPeriod { from: at("2026-01-02T00:00:00Z"), to: at("2026-01-03T00:00:00Z") };
+            assert_eq!(store.schedule_data_used(schedule.id, other).await.unwrap(), 500);
+            assert_eq!(store.prune_schedule_runs(at("2026-01-02T00:00:00Z")).await.unwrap(), 1);
+            assert_eq!(store.schedule_runs(None, 10).await.unwrap().len(), 2);
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn the_capacity_of_a_line_is_that_of_the_latest_complete_results() {
-        let (_folder, store) = store().await;
-        assert_eq!(store.line_capacity(None).await.unwrap(), LineCapacity::default());
-        let document = ResultDocument { complete: true, ..example::full() };
-        store.save_run(&document).await.unwrap();
-        let measured = LineCapacity {
-            download_bps: document.download.as_ref().map(|result| result.goodput_bps),
-            upload_bps: document.upload.as_ref().map(|result| result.goodput_bps),
-        };
-        let name = document.other_end().unwrap().to_uppercase();
-        assert_eq!(store.line_capacity(None).await.unwrap(), measured);
-        assert_eq!(store.line_capacity(Some(&name)).await.unwrap(), measured);
-        assert_eq!(store.line_capacity(Some("elsewhere")).await.unwrap(), LineCapacity::default());
+        on_each_engine(async |store| {
+            assert_eq!(store.line_capacity(None).await.unwrap(), LineCapacity::default());
+            let document = ResultDocument { complete: true, ..example::full() };
+            store.save_run(&document).await.unwrap();
+            let measured = LineCapacity {
+                download_bps: document.download.as_ref().map(|result| result.goodput_bps),
+                upload_bps: document.upload.as_ref().map(|result| result.goodput_bps),
+            };
+            let name = document.other_end().unwrap().to_uppercase();
+            assert_eq!(store.line_capacity(None).await.unwrap(), measured);
+            assert_eq!(store.line_capacity(Some(&name)).await.unwrap(), measured);
+            assert_eq!(store.line_capacity(Some("elsewhere")).await.unwrap(), LineCapacity::default());
+        })
+        .await;
     }
 
     #[tokio::test]

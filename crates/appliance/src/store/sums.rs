@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 
+use super::pool::on;
 use super::{ApplianceStore, StorageError, natural};
 
 /// The probes of a monitor in a step of time.
@@ -21,12 +22,12 @@ pub struct LossSum {
 impl ApplianceStore {
     /// The payload bytes of the runs that began at this time or later.
     pub async fn data_used_since(&self, since: Timestamp) -> Result<u64, StorageError> {
-        let sum = sqlx::query_scalar::<_, i64>(
+        let sum = on!(self.pool, |db| sqlx::query_scalar::<_, i64>(
             "SELECT CAST(COALESCE(SUM(data_used_bytes), 0) AS BIGINT) FROM runs WHERE started_at_us >= $1",
         )
         .bind(since.as_microsecond())
-        .fetch_one(&self.pool)
-        .await
+        .fetch_one(db)
+        .await)
         .map_err(self.fault("reading the runs"))?;
         Ok(natural(sum))
     }
@@ -34,15 +35,15 @@ impl ApplianceStore {
     /// What the monitors lost from the minute `from` up to `to`, in steps of so many minutes, by monitor and time. A step
     /// without probes has no row.
     pub async fn monitor_losses(&self, from: i64, to: i64, step: i64) -> Result<Vec<LossSum>, StorageError> {
-        let rows = sqlx::query_as::<_, (i64, i64, i64, i64)>(
+        let rows = on!(self.pool, |db| sqlx::query_as::<_, (i64, i64, i64, i64)>(
             "SELECT monitor, minute / $3 * $3 AS step, CAST(SUM(count) AS BIGINT), CAST(SUM(lost) AS BIGINT) \
              FROM monitor_rows WHERE span = 1 AND minute >= $1 AND minute < $2 GROUP BY 1, 2 ORDER BY 1, 2",
         )
         .bind(from)
         .bind(to)
         .bind(step.max(1))
-        .fetch_all(&self.pool)
-        .await
+        .fetch_all(db)
+        .await)
         .map_err(self.fault("reading what the monitors measured"))?;
         let sum =
             |(number, minute, count, lost)| LossSum { number, minute, count: natural(count), lost: natural(lost) };
@@ -55,40 +56,53 @@ mod tests {
     use paramedic_report::document::{ResultDocument, example};
     use uuid::Uuid;
 
+    use super::super::each_engine::on_each_engine;
     use super::*;
     use crate::monitor::ProbeTally;
     use crate::store::MonitorMinute;
 
     #[tokio::test]
     async fn the_data_of_a_time_is_that_of_its_runs() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        assert_eq!(store.data_used_since(Timestamp::UNIX_EPOCH).await.unwrap(), 0);
-        for (started_at, data_used_bytes) in
-            [("2026-01-31T23:59:59Z", 5), ("2026-02-01T00:00:00Z", 7), ("2026-02-02T00:00:00Z", 9)]
-        {
-            let run =
-                ResultDocument { id: Uuid::now_v7(), started_at: at(started_at), data_used_bytes, ..example::bare() };
-            store.save_run(&run).await.unwrap();
-        }
-        assert_eq!(store.data_used_since(at("2026-02-01T00:00:00Z")).await.unwrap(), 16);
+        on_each_engine(async |store| {
+            let at = |text: &str| text.parse::<Timestamp>().unwrap();
+            assert_eq!(store.data_used_since(Timestamp::UNIX_EPOCH).await.unwrap(), 0);
+            for (started_at, data_used_bytes) in
+                [("2026-01-31T23:59:59Z", 5), ("2026-02-01T00:00:00Z", 7), ("2026-02-02T00:00:00Z", 9)]
+            {
+                let run = ResultDocument {
+                    id: Uuid::now_v7(),
+                    started_at: at(started_at),
+                    data_used_bytes,
+                    ..example::bare()
+                };
+                store.save_run(&run).await.unwrap();
+            }
+            assert_eq!(store.data_used_since(at("2026-02-01T00:00:00Z")).await.unwrap(), 16);
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn losses_are_summed_by_monitor_and_step() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        let begin = 29_000_000 / 15 * 15;
-        let minute = |number, minute, lost| {
-            let tally = ProbeTally { count: 60, lost, ..ProbeTally::default() };
-            MonitorMinute { number, minute: begin + minute, tally }
-        };
-        let minutes =
-            [minute(1, -1, 9), minute(1, 0, 1), minute(1, 14, 2), minute(2, 14, 0), minute(1, 15, 3), minute(1, 30, 9)];
-        store.save_minutes(&minutes, begin + 31).await.unwrap();
-        let sums = store.monitor_losses(begin, begin + 30, 15).await.unwrap();
-        let sum = |number, step, count, lost| LossSum { number, minute: begin + step, count, lost };
-        assert_eq!(sums, [sum(1, 0, 120, 3), sum(1, 15, 60, 3), sum(2, 0, 60, 0)]);
+        on_each_engine(async |store| {
+            let begin = 29_000_000 / 15 * 15;
+            let minute = |number, minute, lost| {
+                let tally = ProbeTally { count: 60, lost, ..ProbeTally::default() };
+                MonitorMinute { number, minute: begin + minute, tally }
+            };
+            let minutes = [
+                minute(1, -1, 9),
+                minute(1, 0, 1),
+                minute(1, 14, 2),
+                minute(2, 14, 0),
+                minute(1, 15, 3),
+                minute(1, 30, 9),
+            ];
+            store.save_minutes(&minutes, begin + 31).await.unwrap();
+            let sums = store.monitor_losses(begin, begin + 30, 15).await.unwrap();
+            let sum = |number, step, count, lost| LossSum { number, minute: begin + step, count, lost };
+            assert_eq!(sums, [sum(1, 0, 120, 3), sum(1, 15, 60, 3), sum(2, 0, 60, 0)]);
+        })
+        .await;
     }
 }

@@ -7,6 +7,7 @@ use paramedic_host::database::is_unique_violation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::pool::{on, rows, without_nul};
 use super::{ApplianceStore, StorageError, strange};
 
 /// What a client of the API may do; each scope includes those before it.
@@ -58,13 +59,16 @@ type TokenRow = (String, String, i64);
 impl ApplianceStore {
     /// Saves a new token. `hash` is that of its secret, in hexadecimal digits.
     pub async fn add_token(&self, token: &StoredToken, hash: &str) -> Result<(), StorageError> {
-        let added = sqlx::query("INSERT INTO tokens (hash, name, scope, added_at_us) VALUES ($1, $2, $3, $4)")
-            .bind(hash)
-            .bind(&token.name)
-            .bind(token.scope.as_str())
-            .bind(token.added_at.as_microsecond())
-            .execute(&self.pool)
-            .await;
+        let added = on!(self.pool, |db| sqlx::query(
+            "INSERT INTO tokens (hash, name, scope, added_at_us) VALUES ($1, $2, $3, $4)"
+        )
+        .bind(hash)
+        .bind(&token.name)
+        .bind(token.scope.as_str())
+        .bind(token.added_at.as_microsecond())
+        .execute(db)
+        .await
+        .map(rows));
         match added {
             Ok(_) => Ok(()),
             Err(error) if is_unique_violation(&error) => Err(StorageError::TokenExists { name: token.name.clone() }),
@@ -75,35 +79,40 @@ impl ApplianceStore {
     /// Every token, by name.
     pub async fn tokens(&self) -> Result<Vec<StoredToken>, StorageError> {
         let fault = || self.fault("reading the tokens");
-        sqlx::query_as::<_, TokenRow>("SELECT name, scope, added_at_us FROM tokens ORDER BY lower(name)")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(fault())?
-            .into_iter()
-            .map(|row| token(row).map_err(fault()))
-            .collect()
+        on!(self.pool, |db| sqlx::query_as::<_, TokenRow>(
+            "SELECT name, scope, added_at_us FROM tokens ORDER BY lower(name)"
+        )
+        .fetch_all(db)
+        .await)
+        .map_err(fault())?
+        .into_iter()
+        .map(|row| token(row).map_err(fault()))
+        .collect()
     }
 
     /// The token with this hash.
     pub async fn token_of(&self, hash: &str) -> Result<Option<StoredToken>, StorageError> {
         let fault = || self.fault("reading the tokens");
-        let found = sqlx::query_as::<_, TokenRow>("SELECT name, scope, added_at_us FROM tokens WHERE hash = $1")
-            .bind(hash)
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(fault())?;
+        let found = on!(self.pool, |db| sqlx::query_as::<_, TokenRow>(
+            "SELECT name, scope, added_at_us FROM tokens WHERE hash = $1"
+        )
+        .bind(hash)
+        .fetch_optional(db)
+        .await)
+        .map_err(fault())?;
         found.map(token).transpose().map_err(fault())
     }
 
     /// Removes the token with this name.
     pub async fn remove_token(&self, name: &str) -> Result<StoredToken, StorageError> {
         let fault = || self.fault("removing the token");
-        let removed = sqlx::query_as::<_, TokenRow>(
-            "DELETE FROM tokens WHERE lower(name) = lower($1) RETURNING name, scope, added_at_us",
+        let wanted = without_nul(&name.to_ascii_lowercase());
+        let removed = on!(self.pool, |db| sqlx::query_as::<_, TokenRow>(
+            "DELETE FROM tokens WHERE lower(name) = $1 RETURNING name, scope, added_at_us",
         )
-        .bind(name)
-        .fetch_optional(&self.pool)
-        .await
+        .bind(wanted)
+        .fetch_optional(db)
+        .await)
         .map_err(fault())?;
         match removed {
             Some(row) => token(row).map_err(fault()),
@@ -124,24 +133,26 @@ fn token((name, scope, added_at_us): TokenRow) -> Result<StoredToken, sqlx::Erro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::each_engine::on_each_engine;
 
     #[tokio::test]
     async fn a_token_is_found_by_its_hash_until_it_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ApplianceStore::open(folder.path()).await.unwrap();
-        let added_at = "2026-01-01T00:00:00.000001Z".parse().unwrap();
-        let new = |name: &str, scope| StoredToken { name: name.to_owned(), scope, added_at };
-        let (grafana, script) = (new("Grafana", AccessScope::Read), new("Script", AccessScope::Admin));
-        store.add_token(&script, "02").await.unwrap();
-        store.add_token(&grafana, "01").await.unwrap();
-        assert_eq!(store.tokens().await.unwrap(), [grafana.clone(), script]);
-        assert_eq!(store.token_of("01").await.unwrap(), Some(grafana.clone()));
-        assert_eq!(store.token_of("").await.unwrap(), None);
-        let taken = store.add_token(&new("grafana", AccessScope::Run), "03").await;
-        assert!(matches!(taken, Err(StorageError::TokenExists { .. })), "{taken:?}");
-        assert_eq!(store.remove_token("GRAFANA").await.unwrap(), grafana);
-        assert_eq!(store.token_of("01").await.unwrap(), None);
-        let gone = store.remove_token("grafana").await;
-        assert!(matches!(gone, Err(StorageError::NoSuchToken { .. })), "{gone:?}");
+        on_each_engine(async |store| {
+            let added_at = "2026-01-01T00:00:00.000001Z".parse().unwrap();
+            let new = |name: &str, scope| StoredToken { name: name.to_owned(), scope, added_at };
+            let (grafana, script) = (new("Grafana", AccessScope::Read), new("Script", AccessScope::Admin));
+            store.add_token(&script, "02").await.unwrap();
+            store.add_token(&grafana, "01").await.unwrap();
+            assert_eq!(store.tokens().await.unwrap(), [grafana.clone(), script]);
+            assert_eq!(store.token_of("01").await.unwrap(), Some(grafana.clone()));
+            assert_eq!(store.token_of("").await.unwrap(), None);
+            let taken = store.add_token(&new("grafana", AccessScope::Run), "03").await;
+            assert!(matches!(taken, Err(StorageError::TokenExists { .. })), "{taken:?}");
+            assert_eq!(store.remove_token("GRAFANA").await.unwrap(), grafana);
+            assert_eq!(store.token_of("01").await.unwrap(), None);
+            let gone = store.remove_token("grafana").await;
+            assert!(matches!(gone, Err(StorageError::NoSuchToken { .. })), "{gone:?}");
+        })
+        .await;
     }
 }

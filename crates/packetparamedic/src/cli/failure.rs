@@ -680,7 +680,7 @@ mod tests {
     use paramedic_appliance::payload_transport::PayloadTransport;
     use paramedic_appliance::plan::PlanError;
     use paramedic_appliance::schedule::{RecurrenceError, ScheduleError};
-    use paramedic_appliance::store::StorageError;
+    use paramedic_appliance::store::{StorageError, StorePlace};
     use paramedic_engines::thread_limit::ThreadLimit;
     use paramedic_link::key_file::KeyFileError;
     use paramedic_link::measurement::DatagramsSeen;
@@ -716,7 +716,9 @@ mod tests {
     fn errors() -> Vec<(&'static str, ApplianceError)> {
         use ApplianceError as E;
         use StorageError as S;
-        let path = || "/state/packetparamedic.db".into();
+        let place = || StorePlace::File("/state/packetparamedic.db".into());
+        let url = || "postgres://ann@db.example/pp".to_owned();
+        let on_server = || StorePlace::Server(url());
         let other = || io::Error::other("some reason");
         let wanted = || "attic".to_owned();
         let target = || "attic.lan".parse::<HostPort>().unwrap();
@@ -750,12 +752,32 @@ mod tests {
             ("no such engine", E::NoSuchEngine("nonesuch".to_owned())),
             ("address", HostPort::parse("https://attic", 4000).unwrap_err().into()),
             ("database: folder", S::Folder { path: "/state".into(), source: other() }.into()),
-            ("database: corrupt", S::Corrupt { path: path() }.into()),
-            ("database: newer", S::Newer { path: path(), migration: 99 }.into()),
-            ("database: altered", S::Altered { path: path(), source: MigrateError::Dirty(1).into() }.into()),
-            ("database: full", S::Full { doing: saving, path: path() }.into()),
+            ("database: corrupt", S::Corrupt { place: place() }.into()),
+            ("database: newer", S::Newer { place: place(), migration: 99 }.into()),
+            ("database: altered", S::Altered { place: place(), source: MigrateError::Dirty(1).into() }.into()),
+            ("database: full", S::Full { doing: saving, place: place() }.into()),
             ("database: locked", S::Locked { doing: saving }.into()),
-            ("database: read-only", S::ReadOnly { doing: saving, path: path() }.into()),
+            ("database: read-only", S::ReadOnly { doing: saving, place: place() }.into()),
+            ("server: corrupt", S::Corrupt { place: on_server() }.into()),
+            ("server: newer", S::Newer { place: on_server(), migration: 99 }.into()),
+            (
+                "server: altered",
+                S::Altered { place: on_server(), source: MigrateError::VersionMismatch(1).into() }.into(),
+            ),
+            ("server: full", S::Full { doing: saving, place: on_server() }.into()),
+            ("server: read-only", S::ReadOnly { doing: saving, place: on_server() }.into()),
+            (
+                "server: unreachable",
+                S::Unreachable { doing: saving, server: url(), because: "connection refused".into() }.into(),
+            ),
+            (
+                "server: refused",
+                S::Refused { server: url(), because: "password authentication failed for user \"ann\"".into() }.into(),
+            ),
+            ("server: encoding", S::Encoding { server: url(), encoding: "LATIN1".into() }.into()),
+            ("server: in use", S::InUse { server: url() }.into()),
+            ("server: password file", S::PasswordFile { path: "/etc/password".into(), source: other() }.into()),
+            ("server: no copy", S::NoCopy { server: url() }.into()),
             ("name taken", S::NameTaken { name: wanted() }.into()),
             ("no name", S::NoName.into()),
             ("no such reflector", S::NoSuchReflector { wanted: wanted() }.into()),
@@ -773,7 +795,7 @@ mod tests {
             ("backup", E::BackupFile { file: "/backup.db".into(), source: other() }),
             (
                 "older store",
-                E::OldStore { folder: "/old".into(), source: Box::new(S::Corrupt { path: path() }.into()) },
+                E::OldStore { folder: "/old".into(), source: Box::new(S::Corrupt { place: place() }.into()) },
             ),
             ("identity in use", E::IdentityInUse { own: key, pairings: 2 }),
             (
@@ -783,7 +805,7 @@ mod tests {
                     source: Box::new(E::Schedule(ScheduleError::NoBudget)),
                 },
             ),
-            ("result cannot be saved", E::from(S::ReadOnly { doing: saving, path: path() }).or_cannot_save()),
+            ("result cannot be saved", E::from(S::ReadOnly { doing: saving, place: place() }).or_cannot_save()),
             ("unreachable", at(LinkFailure::Unreachable(io::ErrorKind::ConnectionRefused.into()))),
             ("unreachable in the handshake", at(LinkFailure::Unreachable(io::ErrorKind::TimedOut.into()))),
             ("no TLS", at(LinkFailure::NotAReflector("not TLS".to_owned()))),

@@ -202,7 +202,7 @@ impl Context {
         if let Some(change) = change {
             self.output.note(&describe_change(configured, appliance.state_dir(), &change));
         }
-        Ok(self.appliance.get_or_init(|| appliance))
+        Ok(self.appliance.get_or_init(|| appliance.with_database(self.settings.database())))
     }
 }
 
@@ -231,7 +231,9 @@ impl Context {
     /// Tells the user once which state is used, and why.
     fn name_store(&self, why: &str) {
         if !self.is_store_named.replace(true) {
-            self.output.note(&format!("{why}: using the store in {}", self.settings.state_dir.display()));
+            let place = self.settings.database.as_ref().map(ToString::to_string);
+            let place = place.unwrap_or_else(|| self.settings.state_dir.display().to_string());
+            self.output.note(&format!("{why}: using the store in {place}"));
         }
     }
 }

@@ -51,6 +51,7 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
         socket = %path.display(),
         address = address.as_deref(),
         state_dir = %appliance.state_dir().display(),
+        database = settings.database.as_ref().map(tracing::field::display),
         "the service runs"
     );
     let api = async {

@@ -285,6 +285,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             None => {
                 let opened = if args.no_save {
                     Appliance::open_for_reading(&context.settings.state_dir, failure::describe)?
+                        .with_database(context.settings.database())
                 } else {
                     context.open_appliance().map_err(ApplianceError::or_cannot_save)?.clone()
                 };

@@ -82,11 +82,11 @@ async fn check(json: bool, context: &Context) -> Result<ExitStatus, CommandFailu
         return Ok(if is_whole { ExitStatus::Done } else { ExitStatus::Failed });
     }
     if !check.problems.is_empty() {
-        let try_ = format!(
-            "stop the service, move {} away, and put a backup in its place; `packetparamedic history export` prints \
-             what can still be read",
-            check.path
-        );
+        let rescue = "`packetparamedic history export` prints what can still be read";
+        let try_ = match context.settings.database {
+            Some(_) => format!("stop the service, and restore the database with pg_restore; {rescue}"),
+            None => format!("stop the service, move {} away, and put a backup in its place; {rescue}", check.path),
+        };
         let what = "the database is damaged";
         return Err(CommandFailure::new(ExitStatus::Failed, "history_corrupt", what, check.problems.join("; "), try_));
     }

@@ -112,6 +112,8 @@ impl From<CommandFailure> for Problem {
         let status = match (failure.exit, failure.code) {
             (_, code) if code.starts_with("no_such_") => StatusCode::NOT_FOUND,
             (_, "disk_full") => StatusCode::INSUFFICIENT_STORAGE,
+            (_, "database_unreachable") => StatusCode::SERVICE_UNAVAILABLE,
+            (_, "database_refused" | "database_read_only" | "database_encoding") => StatusCode::INTERNAL_SERVER_ERROR,
             (ExitStatus::Usage, "bad_name") | (_, "schedule_disabled") => StatusCode::CONFLICT,
             (ExitStatus::Usage, _) => StatusCode::BAD_REQUEST,
             (ExitStatus::Denied, _) => StatusCode::FORBIDDEN,

@@ -6,11 +6,9 @@ use std::time::Duration;
 use jiff::civil::{Date, date};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
-use paramedic_report::document::ErrorBody;
 
 use super::minute_of;
-use crate::ApplianceError;
-use crate::app::Appliance;
+use crate::app::each_engine::devices;
 use crate::monitor::dating::Dating;
 use crate::monitor::outage::OutageScope;
 use crate::monitor::series::Resolution;
@@ -72,11 +70,6 @@ fn covered(from: i64, to: i64, parts: impl Iterator<Item = (i64, i64)>) -> i64 {
     parts.map(|(begin, end)| (end.min(to) - begin.max(from)).max(0)).sum()
 }
 
-fn describe(error: &ApplianceError) -> ErrorBody {
-    let text = error.to_string();
-    ErrorBody { code: String::new(), what: text, because: String::new(), try_: String::new(), retry_after_ms: None }
-}
-
 #[tokio::test]
 async fn sixty_days_with_lost_power_slow_evenings_and_outages_are_stored_as_they_were() {
     let first = date(2026, 3, 1);
@@ -97,8 +90,7 @@ async fn sixty_days_with_lost_power_slow_evenings_and_outages_are_stored_as_they
         (local(date(2026, 4, 12), 1, 59), 2, vec![2]),
     ];
 
-    let folder = tempfile::tempdir().unwrap();
-    let device = Appliance::open(folder.path(), describe).unwrap().0;
+    let (_folder, device) = devices().remove(0);
     let store = device.store().await.unwrap();
     let gateway = Monitor::new("gateway", MonitorTarget::Gateway, None);
     let number = store.add_monitor("PP", &gateway, powers[0].0).await.unwrap().number;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use paramedic_appliance::store::StorageError;
+use paramedic_appliance::store::{StorageError, StorePlace};
 use paramedic_link::key_file::KeyFileError;
 use paramedic_link::state_folder::StateFolderError;
 
@@ -33,11 +33,16 @@ impl From<&StorageError> for CommandFailure {
                 "cannot use the state folder",
                 format!("check that this user may write to {}, or set another folder with --state-dir", path.display()),
             ),
-            E::Corrupt { path } => fail(
+            E::Corrupt { place } => fail(
                 Exit::Failed,
                 "history_corrupt",
                 "cannot read the saved pairings and results",
-                format!("restore {} from a backup, or move it away to start anew; it was not changed", path.display()),
+                match place {
+                    StorePlace::File(_) => {
+                        format!("restore {place} from a backup, or move it away to start anew; it was not changed")
+                    }
+                    StorePlace::Server(_) => "restore the database from a backup with pg_restore".to_owned(),
+                },
             ),
             E::Newer { .. } => fail(
                 Exit::Usage,
@@ -45,14 +50,20 @@ impl From<&StorageError> for CommandFailure {
                 "cannot read the saved pairings and results",
                 "use the newer packetparamedic that wrote them".to_owned(),
             ),
-            E::Altered { path, .. } => fail(
+            E::Altered { place, .. } => fail(
                 Exit::Failed,
                 "history_altered",
                 "cannot read the saved pairings and results",
-                format!("use the packetparamedic that wrote {}", path.display()),
+                match place {
+                    StorePlace::File(_) => format!("use the packetparamedic that wrote {place}"),
+                    StorePlace::Server(_) => {
+                        "use the packetparamedic that wrote it, or set `database` to one of this appliance alone"
+                            .to_owned()
+                    }
+                },
             ),
-            E::Full { path, .. } => {
-                fail(Exit::Failed, "disk_full", "cannot save", format!("free space on the disk of {}", path.display()))
+            E::Full { place, .. } => {
+                fail(Exit::Failed, "disk_full", "cannot save", format!("free space on the disk of {place}"))
             }
             E::Locked { .. } => fail(
                 Exit::Busy,
@@ -60,11 +71,53 @@ impl From<&StorageError> for CommandFailure {
                 "cannot use the saved pairings and results",
                 "try again in a moment: another packetparamedic may be using them".to_owned(),
             ),
-            E::ReadOnly { path, .. } => fail(
+            E::ReadOnly { place: place @ StorePlace::File(_), .. } => fail(
                 Exit::Usage,
                 "state_dir_unusable",
                 "cannot save",
-                format!("check that this user may write to {}", path.display()),
+                format!("check that this user may write to {place}"),
+            ),
+            E::ReadOnly { place: StorePlace::Server(_), .. } => fail(
+                Exit::Usage,
+                "database_read_only",
+                "cannot save",
+                "set `database` to the primary server, not to a standby".to_owned(),
+            ),
+            E::Unreachable { .. } => fail(
+                Exit::Failed,
+                "database_unreachable",
+                "cannot use the saved pairings and results",
+                "check that the database server runs, and the host and the port of `database`".to_owned(),
+            ),
+            E::Refused { .. } => fail(
+                Exit::Usage,
+                "database_refused",
+                "cannot use the saved pairings and results",
+                "check the user, the password and the name in `database`, and the server's pg_hba.conf".to_owned(),
+            ),
+            E::Encoding { .. } => fail(
+                Exit::Usage,
+                "database_encoding",
+                "cannot use the saved pairings and results",
+                "create the database with ENCODING 'UTF8' TEMPLATE template0".to_owned(),
+            ),
+            E::InUse { .. } => fail(
+                Exit::Failed,
+                "already_running",
+                "the service cannot start",
+                "stop the other service, or set `database` to one of this appliance alone".to_owned(),
+            ),
+            E::PasswordFile { path, .. } => fail(
+                Exit::Usage,
+                "unreadable",
+                "cannot read the password of the database",
+                format!("check the path and the permissions of {}", path.display()),
+            ),
+            E::NoCopy { .. } => fail(
+                Exit::Usage,
+                "no_backup",
+                "the backup was not made",
+                "run `pg_dump --format=custom --file=FILE URL` with the URL of `database`".to_owned(),
             ),
             E::NameTaken { .. } | E::NoName => {
                 fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned())

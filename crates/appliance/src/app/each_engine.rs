@@ -1,0 +1,24 @@
+//! Appliances with a database of each engine, for tests.
+
+use paramedic_report::document::ErrorBody;
+use tempfile::TempDir;
+
+use super::Appliance;
+use crate::error::ApplianceError;
+use crate::store::each_engine::new_database;
+
+/// Words an error as its text alone.
+fn describe(error: &ApplianceError) -> ErrorBody {
+    let text = error.to_string();
+    ErrorBody { code: String::new(), what: text, because: String::new(), try_: String::new(), retry_after_ms: None }
+}
+
+/// A new appliance with a database of each engine, and its state folder; without PostgreSQL, of SQLite alone.
+pub(crate) fn devices() -> Vec<(TempDir, Appliance)> {
+    let device = |server| {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Appliance::open(folder.path(), describe).unwrap().0.with_database(server);
+        (folder, device)
+    };
+    [device(None)].into_iter().chain(new_database().map(|server| device(Some(server)))).collect()
+}

@@ -1,0 +1,95 @@
+//! Stores of both engines for tests.
+
+use sqlx::SqlitePool;
+use tempfile::TempDir;
+use test_postgres::TestServer;
+
+use super::pool::StorePool;
+use super::{ApplianceStore, PostgresAddress, StorageError};
+
+/// Where the store of a test is.
+pub(crate) enum TestPlace {
+    /// A SQLite file in this folder.
+    Folder(TempDir),
+    /// A database of a PostgreSQL server.
+    Server(PostgresAddress),
+}
+
+impl TestPlace {
+    /// A new place of each engine; without PostgreSQL, that of SQLite alone.
+    pub(crate) fn each() -> Vec<Self> {
+        let folder = Self::Folder(tempfile::tempdir().unwrap());
+        [folder].into_iter().chain(new_database().map(Self::Server)).collect()
+    }
+
+    /// Opens the store.
+    pub(crate) async fn open(&self) -> Result<ApplianceStore, StorageError> {
+        match self {
+            Self::Folder(folder) => ApplianceStore::open(folder.path()).await,
+            Self::Server(address) => ApplianceStore::open_on_server(address).await,
+        }
+    }
+
+    /// Opens the store for reading.
+    pub(crate) async fn open_for_reading(&self) -> Result<ApplianceStore, StorageError> {
+        match self {
+            Self::Folder(folder) => ApplianceStore::open_for_reading(folder.path()).await,
+            Self::Server(address) => ApplianceStore::open_on_server_for_reading(address).await,
+        }
+    }
+
+    /// The name of the engine.
+    pub(crate) fn engine(&self) -> &'static str {
+        match self {
+            Self::Folder(_) => "SQLite",
+            Self::Server(_) => "PostgreSQL",
+        }
+    }
+}
+
+/// The address of a new database of the server that the tests share; `None` without PostgreSQL.
+pub(crate) fn new_database() -> Option<PostgresAddress> {
+    TestServer::shared().map(|server| address(&server.new_url()))
+}
+
+/// The address with this URL.
+pub(crate) fn address(url: &str) -> PostgresAddress {
+    PostgresAddress { url: url.parse().unwrap(), password_file: None }
+}
+
+/// The connections to the file of a store.
+pub(crate) fn file_pool(store: &ApplianceStore) -> &SqlitePool {
+    match &store.pool {
+        StorePool::Sqlite(pool, _) => pool,
+        StorePool::Postgres(_) => panic!("{} is no file", store.place()),
+    }
+}
+
+/// Runs a test on a new place of each engine.
+pub(crate) async fn on_each_place(test: impl AsyncFn(&TestPlace)) {
+    for place in TestPlace::each() {
+        let _name = EngineName(place.engine());
+        Box::pin(test(&place)).await;
+    }
+}
+
+/// Runs a test on a new store of each engine.
+pub(crate) async fn on_each_engine(test: impl AsyncFn(ApplianceStore)) {
+    for place in TestPlace::each() {
+        let _name = EngineName(place.engine());
+        let store = place.open().await.unwrap();
+        Box::pin(test(store.clone())).await;
+        store.close().await;
+    }
+}
+
+/// Names the engine of a test that fails.
+struct EngineName(&'static str);
+
+impl Drop for EngineName {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("on {}", self.0);
+        }
+    }
+}
