@@ -252,7 +252,7 @@ fn collect(folder: &Path, pages: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
         if path.is_dir() {
-            if name != "target" && (!name.starts_with('.') || name == ".github") {
+            if !["target", "node_modules"].contains(&name) && (!name.starts_with('.') || name == ".github") {
                 collect(&path, pages);
             }
         } else if name.ends_with(".md") {
