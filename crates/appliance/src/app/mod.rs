@@ -7,8 +7,8 @@ mod clocks;
 mod configuration;
 mod identity;
 mod import;
-mod line_report;
 mod line_overview;
+mod line_report;
 mod logins;
 mod monitors;
 mod plan;
@@ -35,8 +35,8 @@ pub use configuration::{
     ChangeAction, ConfigurationChange, ConfiguredSchedule, DeviceConfiguration, ReflectorName, ValueChange,
 };
 pub use import::{ImportedPairings, OldPairings, OldStore};
-pub use line_report::ReportRequest;
 pub use line_overview::{DAY_STEP, LineOverview, MonitorDay};
+pub use line_report::ReportRequest;
 pub use logins::{LOGIN_LIFETIME, SetupLink};
 pub use monitors::{MonitorActivity, MonitorCondition, MonitorOverview, MonitorSeries, MonitorState, SeriesRange};
 pub use reflectors::{NewPairing, PairingProof, Reached};

@@ -10,14 +10,13 @@ use super::assets::AssetPaths;
 use super::notice::Notice;
 
 /// The sections of the navigation, in their order, with their paths. A section stands here once its page works.
-pub(super) const SECTIONS: &[(Section, &str, &str)] =
-    &[
-        (Section::Now, "Now", "/"),
-        (Section::History, "History", "/history"),
-        (Section::Monitors, "Monitors", "/monitors"),
-        (Section::Report, "Report", "/report"),
-        (Section::Settings, "Settings", "/settings"),
-    ];
+pub(super) const SECTIONS: &[(Section, &str, &str)] = &[
+    (Section::Now, "Now", "/"),
+    (Section::History, "History", "/history"),
+    (Section::Monitors, "Monitors", "/monitors"),
+    (Section::Report, "Report", "/report"),
+    (Section::Settings, "Settings", "/settings"),
+];
 
 /// A section of the navigation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
