@@ -21,6 +21,8 @@ pub struct Appliance {
     around: Around,
     /// The program to run, if not the one that was built.
     program: Option<PathBuf>,
+    /// The URL of its database, if that is no file.
+    database: Option<String>,
 }
 
 /// Whether a result warns of a full processor at an end: then the machine was measured, not the link.
@@ -42,12 +44,22 @@ impl Default for Appliance {
 impl Appliance {
     /// An appliance on this host.
     pub fn new() -> Self {
-        Self { home: TempDir::new().expect("a temporary folder"), around: Around::Nothing, program: None }
+        Self {
+            home: TempDir::new().expect("a temporary folder"),
+            around: Around::Nothing,
+            program: None,
+            database: None,
+        }
     }
 
     /// An appliance in the network namespace `netns`.
     pub fn in_netns(netns: &str) -> Self {
         Self { around: Around::Netns(netns.to_owned()), ..Self::new() }
+    }
+
+    /// The same with its database on a PostgreSQL server.
+    pub fn on_database(self, url: String) -> Self {
+        Self { database: Some(url), ..self }
     }
 
     /// The same with its state on a small file system. Each command gets its own file system with a copy of the state
@@ -94,6 +106,7 @@ impl Appliance {
         command.args(args).env("PACKETPARAMEDIC_STATE_DIR", self.state());
         // A service would probe the gateway of the machine that runs the tests.
         command.env("PACKETPARAMEDIC_DEFAULT_MONITORS", "false");
+        command.envs(self.database.as_ref().map(|url| ("PACKETPARAMEDIC_DATABASE", url)));
         command
     }
 

@@ -7,36 +7,70 @@ use rustix::process::Signal;
 use serde_json::Value;
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use test_postgres::{OWNER, TestServer};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const DAY_US: i64 = 86_400_000_000;
 
-/// Executes statements on the database of a device.
-fn execute(device: &Device, statements: &[String]) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let options = SqliteConnectOptions::new().filename(device.database());
-        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-        for statement in statements {
-            sqlx::query(sqlx::AssertSqlSafe(statement.clone())).execute(&mut connection).await.unwrap();
-        }
-        connection.close().await.unwrap();
-    });
+/// A device, and its database if that is of a server.
+struct Place {
+    device: Device,
+    database: Option<String>,
 }
 
-/// A device with the results of `ages`, in days before now, which are failed runs against the peer `attic`.
-fn with_results(ages: &[i64]) -> Device {
-    let device = Device::new(Appliance::new());
-    let unreachable = ["speed-test", "--provider", "iperf3", "--peer", "127.0.0.1:9", "-t", "1"];
-    for age in ages {
-        assert_eq!(device.run(&unreachable).code, 1);
-        let dated = format!(
-            "UPDATE runs SET started_at_us = started_at_us - {}, peer = 'attic' WHERE peer IS NOT 'attic'",
-            age * DAY_US
-        );
-        execute(&device, &[dated]);
+impl std::ops::Deref for Place {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.device
     }
-    device
+}
+
+impl Place {
+    /// A device with a SQLite file.
+    fn with_file() -> Self {
+        Self { device: Device::new(Appliance::new()), database: None }
+    }
+
+    /// A device with an empty database of each engine; without PostgreSQL, of SQLite alone.
+    fn each() -> Vec<Self> {
+        let on_server = TestServer::shared().map(|server| {
+            let database = server.create_database();
+            let appliance = Appliance::new().on_database(server.url(OWNER, &database));
+            Self { device: Device::new(appliance), database: Some(database) }
+        });
+        [Self::with_file()].into_iter().chain(on_server).collect()
+    }
+
+    /// Executes a statement on the database.
+    fn execute(&self, statement: &str) {
+        if let Some(database) = &self.database {
+            TestServer::shared().unwrap().psql(database, statement);
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = SqliteConnectOptions::new().filename(self.device.database());
+            let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+            sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+        });
+    }
+
+    /// Adds the results of `ages`, in days before now, which are failed runs against the peer `attic`.
+    fn with_results(self, ages: &[i64]) -> Self {
+        let unreachable = ["speed-test", "--provider", "iperf3", "--peer", "127.0.0.1:9", "-t", "1"];
+        for age in ages {
+            let failed = self.run(&unreachable);
+            assert_eq!(failed.code, 1, "{failed:?}");
+            self.execute(&format!(
+                "UPDATE runs SET started_at_us = started_at_us - {}, peer = 'attic' \
+                 WHERE peer IS DISTINCT FROM 'attic'",
+                age * DAY_US
+            ));
+        }
+        self
+    }
 }
 
 fn ids(list: &Value) -> Vec<String> {
@@ -45,7 +79,12 @@ fn ids(list: &Value) -> Vec<String> {
 
 #[test]
 fn results_are_listed_by_time_and_deleted_with_and_without_the_service() {
-    let device = with_results(&[500, 40, 3, 0]);
+    for place in Place::each() {
+        lists_and_deletes(&place.with_results(&[500, 40, 3, 0]));
+    }
+}
+
+fn lists_and_deletes(device: &Place) {
     let all = ids(&device.json(&["history", "list"]));
     let [today, recent, month, old] = &all[..] else { panic!("{all:?}") };
     let lists = [
@@ -102,18 +141,20 @@ fn results_are_listed_by_time_and_deleted_with_and_without_the_service() {
 fn the_service_deletes_old_results_and_a_clock_that_is_ahead_deletes_none_early() {
     // In the second case the clock is two years ahead: to the program, the latest result is two years old.
     for ahead in [0, 730] {
-        let device = with_results(&[500, 3]);
-        let all = ids(&device.json(&["history"]));
-        execute(&device, &[format!("UPDATE runs SET started_at_us = started_at_us - {}", ahead * DAY_US)]);
-        let _service = device.serve();
-        let left = device.await_json(&["history"], |list| list.as_array().unwrap().len() < 2);
-        assert_eq!(ids(&left), all[..1], "{}", device.log());
+        for place in Place::each() {
+            let device = place.with_results(&[500, 3]);
+            let all = ids(&device.json(&["history"]));
+            device.execute(&format!("UPDATE runs SET started_at_us = started_at_us - {}", ahead * DAY_US));
+            let _service = device.serve();
+            let left = device.await_json(&["history"], |list| list.as_array().unwrap().len() < 2);
+            assert_eq!(ids(&left), all[..1], "{}", device.log());
+        }
     }
 }
 
 #[test]
 fn a_backup_is_whole_and_restores_what_was_saved_with_and_without_the_service() {
-    let device = with_results(&[3, 0]);
+    let device = Place::with_file().with_results(&[3, 0]);
     let list = device.json(&["history"]);
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (folder.path().join("first.db"), folder.path().join("second.db"));
@@ -142,23 +183,26 @@ fn a_backup_is_whole_and_restores_what_was_saved_with_and_without_the_service() 
 
 #[test]
 fn what_is_older_than_the_settings_allow_is_pruned_on_request() {
-    let device = with_results(&[500, 3]);
-    let counted = device.json(&["store", "prune", "--dry-run"]);
-    assert_eq!((&counted["results"], device.json(&["history"]).as_array().unwrap().len()), (&1.into(), 2));
-    let mut command = device.command(&["store", "prune", "--json"]);
-    command.env("PACKETPARAMEDIC_KEEP_RESULTS", "600d");
-    let kept = lab::Outcome::from(command.output().unwrap()).json();
-    assert_eq!(kept["results"], 0);
-    let mut command = device.command(&["serve"]);
-    command.env("PACKETPARAMEDIC_KEEP_RESULTS", "forever");
-    let _service = device.serve_with(command);
-    // The settings of the service count, not those of its client.
-    assert_eq!(device.json(&["store", "prune"])["results"], 0);
+    for place in Place::each() {
+        let device = place.with_results(&[500, 3]);
+        let counted = device.json(&["store", "prune", "--dry-run"]);
+        assert_eq!((&counted["results"], device.json(&["history"]).as_array().unwrap().len()), (&1.into(), 2));
+        let mut command = device.command(&["store", "prune", "--json"]);
+        command.env("PACKETPARAMEDIC_KEEP_RESULTS", "600d");
+        let kept = lab::Outcome::from(command.output().unwrap()).json();
+        assert_eq!(kept["results"], 0);
+        let mut command = device.command(&["serve"]);
+        command.env("PACKETPARAMEDIC_KEEP_RESULTS", "forever");
+        let _service = device.serve_with(command);
+        // The settings of the service count, not those of its client.
+        assert_eq!(device.json(&["store", "prune"])["results"], 0);
+        assert!(device.must(&["store", "check"]).contains(": whole, "));
+    }
 }
 
 #[test]
 fn a_damaged_and_a_newer_database_are_named_and_not_changed() {
-    let device = with_results(&[0]);
+    let device = Place::with_file().with_results(&[0]);
     let whole = std::fs::read(device.database()).unwrap();
     let unchanged = |args: &[&str], exit: i32, said: &str| {
         let before = std::fs::read(device.database()).unwrap();
@@ -178,11 +222,9 @@ fn a_damaged_and_a_newer_database_are_named_and_not_changed() {
     assert_eq!(std::fs::read_dir(backup.path()).unwrap().count(), 0);
     std::fs::write(device.database(), &whole).unwrap();
     device.must(&["store", "check"]);
-    execute(
-        &device,
-        &["INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-         VALUES (99, 'later', TRUE, x'00', 0)"
-            .to_owned()],
+    device.execute(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (99, 'later', TRUE, x'00', 0)",
     );
     for args in [&["store", "check"][..], &["store", "prune"], &["history", "delete", "0"], &["serve"]] {
         unchanged(args, 2, "newer version");
@@ -204,29 +246,33 @@ fn an_older_store_of_this_machine_is_given_to_the_service() {
     };
     let before = contents();
 
-    let device = Device::new(Appliance::new());
-    let mut service = device.serve();
-    for is_first in [true, false] {
-        let pairings = device.json(&["reflectors", "import", "--from", folder]);
-        assert_eq!(pairings["endpoint_id"], id.as_str(), "{pairings:#}");
-        assert_eq!(
-            (&pairings["is_new_identity"], &pairings["known"]),
-            (&is_first.into(), &u64::from(!is_first).into())
-        );
-        let imported = device.json(&["history", "import", "--from", folder]);
-        let counts = [&imported["results"], &imported["known"]].map(|count| count.as_u64().unwrap());
-        assert_eq!(counts, if is_first { [1, 0] } else { [0, 1] }, "{imported:#}");
+    let mut places = Place::each();
+    for device in &places {
+        let mut service = device.serve();
+        for is_first in [true, false] {
+            let pairings = device.json(&["reflectors", "import", "--from", folder]);
+            assert_eq!(pairings["endpoint_id"], id.as_str(), "{pairings:#}");
+            assert_eq!(
+                (&pairings["is_new_identity"], &pairings["known"]),
+                (&is_first.into(), &u64::from(!is_first).into())
+            );
+            let imported = device.json(&["history", "import", "--from", folder]);
+            let counts = [&imported["results"], &imported["known"]].map(|count| count.as_u64().unwrap());
+            assert_eq!(counts, if is_first { [1, 0] } else { [0, 1] }, "{imported:#}");
+        }
+        assert!(contents() == before);
+        assert_eq!(ids(&device.json(&["history"])), results);
+        let [theirs, ours] =
+            [&older, &device.device].map(|device| device.must(&["history", "show", &results[0], "--json"]));
+        assert_eq!(theirs, ours, "to the byte");
+        assert_eq!(device.json(&["status"])["endpoint_id"], id.as_str());
+        // The service has the identity that the reflector knows.
+        device.must(&["speed-test", "-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"]);
+        assert_eq!(device.json(&["history"])[0]["endpoint_id"], device.json(&["reflectors"])[0]["endpoint_id"]);
+        service.signal(Signal::TERM);
+        assert_eq!(service.wait(PATIENCE).unwrap().code(), Some(0), "{}", device.log());
     }
-    assert!(contents() == before);
-    assert_eq!(ids(&device.json(&["history"])), results);
-    let [theirs, ours] = [&older, &device].map(|device| device.must(&["history", "show", &results[0], "--json"]));
-    assert_eq!(theirs, ours, "to the byte");
-    assert_eq!(device.json(&["status"])["endpoint_id"], id.as_str());
-    // The service has the identity that the reflector knows.
-    device.must(&["speed-test", "-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"]);
-    assert_eq!(device.json(&["history"])[0]["endpoint_id"], device.json(&["reflectors"])[0]["endpoint_id"]);
-    service.signal(Signal::TERM);
-    assert_eq!(service.wait(PATIENCE).unwrap().code(), Some(0), "{}", device.log());
+    let device = places.remove(0);
 
     // A device that is paired keeps its identity.
     older = Device::new(Appliance::new());

@@ -237,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn a_period_that_is_empty_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let appliance = Appliance::in_folder(folder.path().to_owned(), false, |_| unreachable!());
+        let appliance = Appliance::in_folder(folder.path().to_owned(), None, false, |_| unreachable!());
         let day = at("2026-01-10T00:00:00Z");
         let request = ReportRequest { since: Some(day), until: Some(day), ..ReportRequest::default() };
         assert!(matches!(appliance.line_report(request).await, Err(ApplianceError::EmptyPeriod { .. })));

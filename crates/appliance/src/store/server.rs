@@ -28,7 +28,8 @@ const SERVER_LIMITS: [(&str, &str); 3] =
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the migrations may take, and wait for those of another program.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-const MIGRATION_LIMITS: [(&str, &str); 1] = [("lock_timeout", "30s")];
+/// sqlx logs each notice, such as that its table is there already.
+const MIGRATION_LIMITS: [(&str, &str); 2] = [("lock_timeout", "30s"), ("client_min_messages", "warning")];
 /// The number of the advisory lock of writers.
 const WRITERS: i64 = 0x7061_636b_6574;
 /// The number of the advisory lock of the service.
