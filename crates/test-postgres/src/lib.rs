@@ -104,6 +104,8 @@ impl TestServer {
             assert!(began.elapsed() < END_TIMEOUT, "the server does not end");
             thread::sleep(Duration::from_millis(5));
         }
+        // Until the process is reaped, the next server would take it for a running one.
+        fs::remove_file(self.folder.join("data/postmaster.pid")).ok();
     }
 
     /// Starts the server again, which recovers first if it crashed.
