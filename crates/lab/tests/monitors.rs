@@ -204,7 +204,7 @@ fn each_kind_of_target_is_probed_and_a_paused_monitor_says_why() {
     std::thread::spawn(move || {
         for stream in pages.incoming() {
             let mut stream = stream.unwrap();
-            stream.read(&mut [0; 1024]).unwrap();
+            assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
             stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
         }
     });

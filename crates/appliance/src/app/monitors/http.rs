@@ -233,7 +233,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let sent = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            stream.read(&mut [0; 1024]).unwrap();
+            assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
             // Ends because the client closes the connection.
             while stream.write_all(&[b'a'; 65536]).is_ok() {}
