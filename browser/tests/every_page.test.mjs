@@ -57,6 +57,8 @@ test("the main flow needs the keyboard alone", async () => {
   await page.keyboard.press("Enter");
   await page.getByText("The test is cancelled.").waitFor();
   await page.goto("/login");
+  // The field has the focus by itself, a moment after the page is there.
+  await page.locator("input[type=password]:focus").waitFor();
   await page.keyboard.type(PASSWORD);
   await page.keyboard.press("Enter");
   await page.getByText("You are logged in.").waitFor();

@@ -92,6 +92,7 @@ fn a_receiver_sees_exactly_what_the_link_did() {
         reflector.recv(&mut buffer).ok().map(|_| u64::from_be_bytes(buffer))
     });
     let received = received.collect::<Vec<_>>();
+    let mut buffer = [0; 8];
     let flow = upwards(&topology);
     let distinct = received.iter().collect::<BTreeSet<_>>().len() as u64;
     let lost = flow.dropped[DropReason::Random as usize];
