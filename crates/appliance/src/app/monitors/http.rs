@@ -220,7 +220,7 @@ mod tests {
             let fault = request("http", address).await.unwrap_err();
             assert!(matches!(fault, HttpFault::Answer(_)), "{fault}");
         }
-        // No TLS at all, and a port that nobody listens at.
+        // A server without TLS, and a port without a listener.
         let (address, _requests) = server(b"HTTP/1.1 200 OK\r\n\r\n".to_vec());
         assert!(matches!(request("https", address).await, Err(HttpFault::Connection(_))));
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -29,7 +29,7 @@ const LONGEST_PAGE: usize = 16 * 1024 * 1024;
 const SHORT_PAGE: usize = 512;
 /// The header of a request that htmx sends.
 const HTMX_REQUEST: &str = "hx-request";
-/// The header by which htmx leads the whole page elsewhere.
+/// The header by which htmx replaces the whole page.
 const HTMX_REDIRECT: HeaderName = HeaderName::from_static("hx-redirect");
 
 /// A page about an error.
