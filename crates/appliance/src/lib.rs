@@ -6,6 +6,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
 #![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
+pub mod alerts;
 pub mod app;
 pub mod error;
 mod handshake;

@@ -1,0 +1,4 @@
+//! Alerts: what opens and closes them, what they say, and the channels that carry the message. Pure: no sockets, no clock, no
+//! SQL.
+
+pub mod message;
