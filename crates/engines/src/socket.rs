@@ -75,8 +75,8 @@ impl SocketOptions {
         }
         if let Some(bps) = self.pace_bps {
             // The kernel paces headers, too, so at exactly the rate it would keep the payload below the rate. The
-            // sender enforces the rate; the kernel spreads the bytes of each write.
-            sys::pace(&*socket, bps / 8 + bps / 32)?;
+            // sender enforces the rate; the kernel spreads the bytes of each write, if it can: some sandboxes cannot.
+            if_offered(sys::pace(&*socket, bps / 8 + bps / 32))?;
         }
         socket.set_tcp_nodelay(self.send_at_once)?;
         // Urgent data (RFC 6093) stays in the stream, so that it is read and counted. Out of band, the kernel's reads
@@ -87,6 +87,14 @@ impl SocketOptions {
         // A receiver sends nothing that could time out, so keepalives detect a peer that has vanished.
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(4)).with_interval(Duration::from_secs(2));
         socket.set_tcp_keepalive(&keepalive.with_retries(3))
+    }
+}
+
+/// Accepts that the kernel does not offer an option (setsockopt(2), `ENOPROTOOPT`). Other errors stay.
+fn if_offered(set: io::Result<()>) -> io::Result<()> {
+    match set {
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOPROTOOPT | Errno::OPNOTSUPP)) => Ok(()),
+        set => set,
     }
 }
 
@@ -278,6 +286,13 @@ pub(crate) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (ours, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn an_option_that_the_kernel_does_not_offer_is_left_out() {
+        assert!(if_offered(Err(Errno::NOPROTOOPT.into())).is_ok());
+        assert!(if_offered(Err(Errno::PERM.into())).is_err());
+        assert!(if_offered(Ok(())).is_ok());
     }
 
     #[test]
