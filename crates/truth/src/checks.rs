@@ -109,7 +109,8 @@ pub const CHECKS: &[Check] = &[
         title: "Lost datagrams",
         unit: "datagrams",
         digits: 0,
-        text: "Datagrams of a run at a fixed rate that the link dropped. Tolerance: none.",
+        text: "Datagrams of a run at a fixed rate that the link dropped. Tolerance: the large datagrams of the session that \
+               are not of its stream, which find the size that the path carries.",
         ours: |record, _| of_udp(record, LOST, |said| said.lost, |truth| truth.dropped),
     },
     Check {
@@ -117,7 +118,7 @@ pub const CHECKS: &[Check] = &[
         title: "Reordered datagrams",
         unit: "datagrams",
         digits: 0,
-        text: "Datagrams of the same run that arrived after a later one (RFC 4737). Tolerance: none.",
+        text: "Datagrams of the same run that arrived after a later one (RFC 4737). The same tolerance.",
         ours: |record, _| of_udp(record, REORDERED, |said| said.out_of_order, |truth| truth.reordered),
     },
     Check {
@@ -125,7 +126,7 @@ pub const CHECKS: &[Check] = &[
         title: "Duplicated datagrams",
         unit: "datagrams",
         digits: 0,
-        text: "Datagrams of the same run that the link delivered twice. Tolerance: none.",
+        text: "Datagrams of the same run that the link delivered twice. The same tolerance.",
         ours: |record, _| of_udp(record, DUPLICATED, |said| said.duplicates, |truth| truth.copies),
     },
 ];
@@ -187,7 +188,8 @@ fn of_udp(
         let (udp, datagrams) = counts?;
         let reported =
             said(&Said { lost: Some(udp.lost), out_of_order: udp.out_of_order, duplicates: udp.duplicates })?;
-        Some(reading(check, word(direction), OURS, [reported as f64, truth(&datagrams) as f64], 0.0))
+        let others = datagrams.entered.saturating_sub(udp.datagrams);
+        Some(reading(check, word(direction), OURS, [reported as f64, truth(&datagrams) as f64], others as f64))
     })
 }
 
