@@ -65,6 +65,48 @@ pub(super) fn other_end(query: &RunQuery) -> [Option<String>; 2] {
     [peer, lower]
 }
 
+/// The query of a page of runs: the parameters of [`CHOSEN`], then $6 and $7, the time and the id after which the page begins,
+/// and $8, its length. Built from constants alone. With another end, each way in which a run can name it is read from an index
+/// of its own, in the order of time: most runs may be of other ends.
+fn page_of_runs(columns: &str, query: &RunQuery) -> String {
+    let (beyond, direction) = match query.order {
+        RunOrder::NewestFirst => ("<", "DESC"),
+        RunOrder::OldestFirst => (">", "ASC"),
+    };
+    let page = format!(
+        "(started_at_us {beyond} $6 OR id {beyond} $7) ORDER BY started_at_us {direction}, id {direction} LIMIT $8"
+    );
+    if query.peer.is_none() {
+        return format!("SELECT {columns} FROM runs WHERE {CHOSEN} AND {page}");
+    }
+    let ways = [
+        "lower(peer) = $5",
+        "address = $3",
+        "endpoint_id = $3",
+        "endpoint_id = (SELECT endpoint_id FROM reflectors WHERE lower(name) = $5)",
+    ];
+    let named = ways.iter().enumerate().map(|(number, way)| {
+        format!(
+            "SELECT id FROM (SELECT id FROM runs WHERE started_at_us >= $1 AND started_at_us < $2 AND {way} \
+             AND ($4 IS NULL OR engine = $4) AND {page}) AS way{number}"
+        )
+    });
+    let named = named.collect::<Vec<_>>().join(" UNION ");
+    format!("SELECT {columns} FROM runs WHERE id IN ({named}) AND {page}")
+}
+
+/// The times between which the runs of a page began: the end is not among them. With the position in them, the index is read
+/// from there.
+fn time_bounds(query: &RunQuery, after: Option<&RunPosition>) -> (i64, i64) {
+    let since = query.since.map_or(i64::MIN, Timestamp::as_microsecond);
+    let until = query.until.map_or(i64::MAX, Timestamp::as_microsecond);
+    match (after, query.order) {
+        (None, _) => (since, until),
+        (Some(after), RunOrder::NewestFirst) => (since, until.min(after.started_at_us.saturating_add(1))),
+        (Some(after), RunOrder::OldestFirst) => (since.max(after.started_at_us), until),
+    }
+}
+
 /// A saved run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedRun {
@@ -242,20 +284,16 @@ impl ApplianceStore {
             + Send
             + Unpin,
     {
-        let (beyond, direction, start) = match query.order {
-            RunOrder::NewestFirst => ("<", "DESC", i64::MAX),
-            RunOrder::OldestFirst => (">", "ASC", i64::MIN),
+        let start = match query.order {
+            RunOrder::NewestFirst => i64::MAX,
+            RunOrder::OldestFirst => i64::MIN,
         };
-        // Built from constants alone. The first comparison of the position makes use of the index.
-        let sql = format!(
-            "SELECT {columns} FROM runs WHERE {CHOSEN} \
-             AND started_at_us {beyond}= $6 AND (started_at_us {beyond} $6 OR id {beyond} $7) \
-             ORDER BY started_at_us {direction}, id {direction} LIMIT $8"
-        );
+        let sql = page_of_runs(columns, query);
+        let (since, until) = time_bounds(query, after);
         let [peer, lower] = other_end(query);
         on!(self.pool, |db| sqlx::query_as::<_, R>(sqlx::AssertSqlSafe(sql))
-            .bind(query.since.map_or(i64::MIN, Timestamp::as_microsecond))
-            .bind(query.until.map_or(i64::MAX, Timestamp::as_microsecond))
+            .bind(since)
+            .bind(until)
             .bind(peer)
             .bind(query.engine.as_deref().map(without_nul))
             .bind(lower)
