@@ -75,7 +75,7 @@ impl Appliance {
 
     /// Sets the password. Ends all logins, unless it is the same as before.
     pub async fn set_password(&self, password: Zeroizing<String>) -> Result<(), ApplianceError> {
-        if self.is_password(password.clone()).await? {
+        if self.checked_password(password.clone()).await?.is_some() {
             return Ok(());
         }
         let stored = new_password(password).await?;
@@ -85,12 +85,16 @@ impl Appliance {
 
     /// Begins a login if the password is right: returns its secret.
     pub async fn log_in(&self, password: Zeroizing<String>) -> Result<Option<String>, ApplianceError> {
-        if !self.is_password(password).await? {
-            return Ok(None);
-        }
+        let Some(checked) = self.checked_password(password).await? else { return Ok(None) };
+        self.begin_login(&checked).await
+    }
+
+    /// Begins a login, unless the password has been changed since this one was checked.
+    async fn begin_login(&self, checked: &StoredPassword) -> Result<Option<String>, ApplianceError> {
         let (secret, hash) = secret::new_secret(SecretKind::Login)?;
-        self.store().await?.add_login(hash.as_str(), Timestamp::now(), in_future(LOGIN_LIFETIME)).await?;
-        Ok(Some(secret))
+        let (now, expires_at) = (Timestamp::now(), in_future(LOGIN_LIFETIME));
+        let is_added = self.store().await?.add_login(hash.as_str(), checked, now, expires_at).await?;
+        Ok(is_added.then_some(secret))
     }
 
     /// Whether a login exists.
@@ -103,8 +107,9 @@ impl Appliance {
         Ok(self.store().await?.remove_login(login.as_str()).await?)
     }
 
-    async fn is_password(&self, password: Zeroizing<String>) -> Result<bool, ApplianceError> {
-        let Some(stored) = self.reading_store().await?.admin_password().await? else { return Ok(false) };
+    /// The stored password, if this is it.
+    async fn checked_password(&self, password: Zeroizing<String>) -> Result<Option<StoredPassword>, ApplianceError> {
+        let Some(stored) = self.reading_store().await?.admin_password().await? else { return Ok(None) };
         let unusable = || ApplianceError::Internal("the stored password is damaged".to_owned());
         let salt = HEXLOWER.decode(stored.salt.as_bytes()).map_err(|_| unusable())?;
         let expected = HEXLOWER.decode(stored.hash.as_bytes()).map_err(|_| unusable())?;
@@ -113,7 +118,7 @@ impl Appliance {
         }
         let cost = |number: i64| u32::try_from(number).map_err(|_| unusable());
         let found = hash(password, salt, cost(stored.memory_kib)?, cost(stored.passes)?).await?;
-        Ok(aws_lc_rs::constant_time::verify_slices_are_equal(&found, &expected).is_ok())
+        Ok(aws_lc_rs::constant_time::verify_slices_are_equal(&found, &expected).is_ok().then_some(stored))
     }
 }
 
@@ -194,6 +199,16 @@ mod tests {
             appliance.set_password(secret("battery staple")).await.unwrap();
             assert!(!appliance.is_login(&login).await.unwrap());
             assert_eq!(appliance.log_in(secret("correct horse")).await.unwrap(), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_password_that_is_changed_while_it_is_checked_begins_no_login() {
+        for (_folder, appliance) in devices() {
+            appliance.set_password(secret("correct horse")).await.unwrap();
+            let checked = appliance.checked_password(secret("correct horse")).await.unwrap().unwrap();
+            appliance.set_password(secret("battery staple")).await.unwrap();
+            assert_eq!(appliance.begin_login(&checked).await.unwrap(), None);
         }
     }
 }

@@ -93,8 +93,15 @@ impl ApplianceStore {
         self.is_there("SELECT COUNT(*) FROM setup_links WHERE hash = $1 AND expires_at_us > $2", hash, now).await
     }
 
-    /// Saves a login, and removes those that have expired.
-    pub async fn add_login(&self, hash: &str, now: Timestamp, expires_at: Timestamp) -> Result<(), StorageError> {
+    /// Saves a login, and removes those that have expired. Saves none, and returns `false`, if the password is not `checked`
+    /// any more.
+    pub async fn add_login(
+        &self,
+        hash: &str,
+        checked: &StoredPassword,
+        now: Timestamp,
+        expires_at: Timestamp,
+    ) -> Result<bool, StorageError> {
         let fault = || self.fault("saving the login");
         let mut work = self.pool.begin().await.map_err(fault())?;
         in_change!(&mut work, |db| sqlx::query("DELETE FROM logins WHERE expires_at_us <= $1")
@@ -103,14 +110,22 @@ impl ApplianceStore {
             .await
             .map(rows))
         .map_err(fault())?;
-        in_change!(&mut work, |db| sqlx::query("INSERT INTO logins (hash, expires_at_us) VALUES ($1, $2)")
-            .bind(hash)
-            .bind(expires_at.as_microsecond())
-            .execute(db)
-            .await
-            .map(rows))
-        .map_err(fault())?;
-        work.commit().await.map_err(fault())
+        let added =
+            in_change!(&mut work, |db| {
+                sqlx::query(
+            "INSERT INTO logins (hash, expires_at_us) SELECT $1, $2 FROM admin_password WHERE salt = $3 AND hash = $4"
+        )
+        .bind(hash)
+        .bind(expires_at.as_microsecond())
+        .bind(&checked.salt)
+        .bind(&checked.hash)
+        .execute(db)
+        .await
+        .map(rows)
+            })
+            .map_err(fault())?;
+        work.commit().await.map_err(fault())?;
+        Ok(added > 0)
     }
 
     /// Whether a login with this hash is valid.
@@ -148,9 +163,11 @@ mod tests {
             let password =
                 |hash: &str| StoredPassword { salt: "00".into(), hash: hash.into(), memory_kib: 8, passes: 1 };
             assert_eq!(store.admin_password().await.unwrap(), None);
+            assert!(store.set_admin_password(&password("00"), None, now).await.unwrap());
             store.set_setup_link("old", later).await.unwrap();
             store.set_setup_link("link", later).await.unwrap();
-            store.add_login("login", now, later).await.unwrap();
+            assert!(store.add_login("login", &password("00"), now, later).await.unwrap());
+            assert!(!store.add_login("other", &password("01"), now, later).await.unwrap());
             for (link, time) in [("old", now), ("other", now), ("link", later)] {
                 assert!(!store.is_setup_link(link, time).await.unwrap());
                 assert!(!store.set_admin_password(&password("01"), Some(link), time).await.unwrap(), "{link}");
@@ -171,8 +188,10 @@ mod tests {
         on_each_engine(async |store| {
             let at = |text: &str| text.parse::<Timestamp>().unwrap();
             let (now, later) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"));
-            store.add_login("a", now, later).await.unwrap();
-            store.add_login("b", now, later).await.unwrap();
+            let password = StoredPassword { salt: "00".into(), hash: "01".into(), memory_kib: 8, passes: 1 };
+            assert!(store.set_admin_password(&password, None, now).await.unwrap());
+            assert!(store.add_login("a", &password, now, later).await.unwrap());
+            assert!(store.add_login("b", &password, now, later).await.unwrap());
             store.remove_login("a").await.unwrap();
             assert!(!store.is_login("a", now).await.unwrap() && store.is_login("b", now).await.unwrap());
             assert!(!store.is_login("b", later).await.unwrap());
