@@ -67,7 +67,8 @@ fn the_service_keeps_everything_on_the_server_and_nothing_in_its_folder() {
 #[test]
 fn a_server_that_crashes_during_writes_loses_no_acknowledged_row_and_the_service_recovers() {
     let Some(server) = TestServer::start() else { return };
-    let device = device(&server);
+    let url = server.new_url();
+    let device = Device::new(Appliance::new().on_database(url.clone()));
     let mut service = serve_watched(&device);
     let (is_over, mut acknowledged) = (AtomicBool::new(false), Vec::new());
     thread::scope(|scope| {
@@ -107,6 +108,9 @@ fn a_server_that_crashes_during_writes_loses_no_acknowledged_row_and_the_service
         drop(end);
         acknowledged = writer.join().unwrap();
     });
+    // The crash ended the connection that held the lock of the service.
+    let second = Device::new(Appliance::new().on_database(url)).run(&["serve"]);
+    assert!(second.code != 0 && second.three_lines().concat().contains("another service"), "{second:?}");
     let stored = tokens(&device);
     assert!(acknowledged.len() >= 3, "{acknowledged:?}");
     assert!(acknowledged.iter().all(|name| stored.contains(name)), "{acknowledged:?} {stored:?}");

@@ -39,6 +39,8 @@ const TURN_WAIT: Duration = Duration::from_secs(60 * 60);
 const OBSERVATION: Duration = Duration::from_secs(1);
 /// How long a cancelled test may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the lock of a database on a server is checked.
+const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// How long after a failed write nothing starts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The limit on rows that the service keeps in memory while the disk cannot be written.
@@ -58,7 +60,8 @@ struct ServiceState {
     retention: Retention,
     /// Locked while the service runs.
     _lock: File,
-    _database_lock: Option<DatabaseLock>,
+    /// The lock of a database on a server; `None` for a file, and after it was lost.
+    database_lock: tokio::sync::Mutex<Option<DatabaseLock>>,
     planner: Mutex<Planner>,
     /// Something may be due, or the schedules have changed.
     wake: Notify,
@@ -170,7 +173,7 @@ impl Appliance {
                 started_at: now,
                 retention,
                 _lock: lock,
-                _database_lock: database_lock,
+                database_lock: tokio::sync::Mutex::new(database_lock),
                 planner: Mutex::default(),
                 wake: Notify::new(),
                 polls: watch::channel(0).0,
@@ -398,8 +401,29 @@ impl Service {
         Ok(())
     }
 
+    /// Takes the lock of a database on a server again if its connection has ended, such as by a restart of the server:
+    /// without it, a second service could end the runs of this one.
+    async fn hold_database(&self) -> Result<(), ApplianceError> {
+        let mut lock = self.state.database_lock.lock().await;
+        if let Some(held) = lock.as_mut()
+            && held.is_held().await
+        {
+            return Ok(());
+        }
+        let was_held = lock.take().is_some();
+        *lock = self.state.appliance.store().await?.lock_service().await?;
+        if was_held {
+            tracing::warn!("the database server ended a connection; the service holds its lock again");
+        }
+        Ok(())
+    }
+
     /// Stores what waits, reads the schedules and moves what is due into the queue. Returns how long to wait.
     async fn poll(&self) -> Duration {
+        if let Err(error) = self.hold_database().await {
+            self.fault(&error, true);
+            return RETRY_INTERVAL;
+        }
         if let Err(error) = self.write_pending().await {
             self.fault(&error, false);
             return RETRY_INTERVAL;
@@ -421,6 +445,7 @@ impl Service {
         }
         match *lock(&self.state.problem) {
             Some(_) => polled.wait.min(RETRY_INTERVAL),
+            None if self.state.database_lock.lock().await.is_some() => polled.wait.min(LOCK_CHECK_INTERVAL),
             None => polled.wait,
         }
     }

@@ -46,7 +46,14 @@ const SERVICE_LIMITS: [(&str, &str); 4] = [
 /// The lock of the service of a database, which is held as long as its connection.
 #[derive(Debug)]
 pub struct DatabaseLock {
-    _connection: PgConnection,
+    connection: PgConnection,
+}
+
+impl DatabaseLock {
+    /// Whether the server still answers on the connection that holds the lock.
+    pub async fn is_held(&mut self) -> bool {
+        within_limit(self.connection.ping()).await.is_ok()
+    }
 }
 
 /// A database of a PostgreSQL server. Clones share its connections.
@@ -113,7 +120,7 @@ impl PostgresServer {
         let mut connection = connect(&options, &self.shown).await?;
         let lock = sqlx::query("SELECT pg_advisory_lock(hashtextextended(CAST(current_schema() AS TEXT), $1))");
         match within_limit(lock.bind(SERVICE).execute(&mut connection)).await {
-            Ok(_) => Ok(DatabaseLock { _connection: connection }),
+            Ok(_) => Ok(DatabaseLock { connection }),
             Err(error) => Err(match self.fault("starting the service", error) {
                 StorageError::Locked { .. } => StorageError::InUse { server: self.shown.clone() },
                 other => other,
