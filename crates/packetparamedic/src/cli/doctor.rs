@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use paramedic_appliance::app::{Reached, UdpCheck};
-use paramedic_appliance::store::Reflector;
+use paramedic_appliance::store::{PostgresUrl, Reflector};
 use paramedic_host::config::load;
 use paramedic_host::doctor::{self, Bundle};
 use paramedic_link::message::PathFacts;
@@ -40,7 +40,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     if let Some(path) = &args.bundle {
         let configuration = load::<Settings>(&context.flags)?.show(true);
         let mut bundle = Bundle::new(&diagnosis, configuration);
-        bundle.add_names(names);
+        bundle.add_names(names.into_iter().chain(own_names(&context.settings)));
         bundle.write(path, args.redact).map_err(|error| {
             let try_ = "name a file that does not exist yet, in a folder that you may write to";
             let what = format!("cannot write {}", path.display());
@@ -50,6 +50,13 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     }
     print(&diagnosis, context)?;
     Ok(if diagnosis.has_problem() { ExitStatus::Failed } else { ExitStatus::Done })
+}
+
+/// The names in the settings that identify this device, its user or its peers.
+fn own_names(settings: &Settings) -> Vec<String> {
+    let home = std::env::home_dir().and_then(|home| Some(home.file_name()?.to_string_lossy().into_owned()));
+    let database = settings.database.as_ref().map(PostgresUrl::to_string);
+    [Some(settings.name.to_string()), settings.peer.clone(), database, home].into_iter().flatten().collect()
 }
 
 fn print(diagnosis: &Diagnosis, context: &Context) -> Result<(), CommandFailure> {
