@@ -5,6 +5,7 @@ use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use paramedic_appliance::ApplianceError;
+use paramedic_link::PeerText;
 use paramedic_report::document::ErrorBody;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,9 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 
 /// The media type of problem details.
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// The longest text of a problem on a page, in characters.
+const LONGEST_SHOWN: usize = 1000;
 
 /// The codes of failures at another host, or on the path to it.
 const OTHER_END: [&str; 8] = [
@@ -84,6 +88,11 @@ impl Problem {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
+    /// What failed, and why, as a page shows it: it can have text of the request in it.
+    pub(super) fn shown(&self) -> [String; 2] {
+        [&self.body.what, &self.body.because].map(|text| PeerText::harmless(text, LONGEST_SHOWN))
+    }
+
     /// The parts of the error.
     pub(super) fn body(&self) -> &ErrorBody {
         &self.body
@@ -147,7 +156,10 @@ impl IntoResponse for Problem {
 
 /// The answer to a path without a route.
 pub(super) async fn no_route(request: Request) -> Problem {
-    Problem::invalid(StatusCode::NOT_FOUND, &format!("there is no route {:?}", request.uri().path()))
+    let because = format!("{:?} is no page, and no route of the API", request.uri().path());
+    let try_ = "begin at the first page, or see docs/service.md for the routes";
+    let failure = CommandFailure::new(ExitStatus::Usage, "bad_request", "there is nothing at this path", because, try_);
+    Problem::refused(StatusCode::NOT_FOUND, failure)
 }
 
 /// The answer to a method that a route does not have.
