@@ -45,6 +45,8 @@ pub(super) struct RequestFacts<'a> {
     pub(super) fetch_site: Option<&'a str>,
     /// Whether its method may change something.
     pub(super) is_change: bool,
+    /// Whether a browser shows the answer as a page of its own, such as after a click on a link.
+    pub(super) is_visit: bool,
 }
 
 /// A request that may be looked at.
@@ -91,6 +93,8 @@ impl AccessRules {
         }
         if facts.is_change {
             check_origin(facts)?;
+        } else if !facts.is_visit {
+            check_site(facts)?;
         }
         // The last address that no trusted proxy has: a client can write whatever it likes before it.
         let forwarded = facts.forwarded_for.unwrap_or_default().rsplit(',').map_while(|part| part.trim().parse().ok());
@@ -171,6 +175,16 @@ fn is_own_host(facts: &RequestFacts<'_>) -> bool {
     facts.host.is_some_and(is_own) && facts.target.is_none_or(is_own)
 }
 
+/// A page of another site cannot read the answers, but it could make this host work for them.
+fn check_site(facts: &RequestFacts<'_>) -> Result<(), AccessRefusal> {
+    match facts.fetch_site {
+        Some(site @ ("cross-site" | "same-site")) => {
+            Err(AccessRefusal::CrossOrigin { origin: facts.origin.unwrap_or(site).to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A browser gives the origin of the page with every change. Programs give none.
 fn check_origin(facts: &RequestFacts<'_>) -> Result<(), AccessRefusal> {
     let refused = |origin: &str| Err(AccessRefusal::CrossOrigin { origin: origin.to_owned() });
@@ -206,6 +220,7 @@ mod tests {
             origin: None,
             fetch_site: None,
             is_change: false,
+            is_visit: false,
         }
     }
 
@@ -312,6 +327,21 @@ mod tests {
         }
         let reading = RequestFacts { origin: Some("http://evil.example"), ..facts(LOOPBACK, LISTENER, "a:8068") };
         assert!(AccessRules::default().admit(&reading).is_ok());
+    }
+
+    #[test]
+    fn a_page_of_another_site_may_link_here_and_read_nothing() {
+        let read = |fetch_site, is_visit| {
+            let read = RequestFacts { fetch_site, is_visit, ..facts(LOOPBACK, LISTENER, "localhost:8068") };
+            AccessRules::default().admit(&read).map(drop)
+        };
+        for site in [None, Some("none"), Some("same-origin")] {
+            assert_eq!(read(site, false), Ok(()), "{site:?}");
+        }
+        for site in ["cross-site", "same-site"] {
+            assert_eq!(read(Some(site), true), Ok(()));
+            assert_eq!(read(Some(site), false), Err(AccessRefusal::CrossOrigin { origin: site.to_owned() }));
+        }
     }
 
     #[test]

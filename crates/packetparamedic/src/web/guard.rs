@@ -18,7 +18,7 @@ use paramedic_appliance::app::{Appliance, SecretHash, SecretKind};
 use paramedic_appliance::store::AccessScope;
 use tokio::sync::watch;
 
-use super::access::{AccessRefusal, AccessRules, Admitted, RequestFacts, is_proxy_header, needed_scope};
+use super::access::{API, AccessRefusal, AccessRules, Admitted, RequestFacts, is_proxy_header, needed_scope};
 use super::connections::RequestSource;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
@@ -88,6 +88,10 @@ pub(super) struct Caller {
     pub(super) scope: Option<AccessScope>,
 }
 
+/// Marks the answer to a request that changed nothing: it is not logged, or clients without a login could fill the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NothingChanged;
+
 /// Answers a request, if its client may send it, and logs each change. A cache keeps no answer, except one that says that it
 /// may be kept; a browser takes none for something else than it is.
 pub(super) async fn check(State(guard): State<AccessGuard>, request: Request, next: Next) -> Response {
@@ -126,6 +130,7 @@ impl AccessGuard {
                     origin: None,
                     fetch_site: None,
                     is_change: !method.is_safe(),
+                    is_visit: is_visit(request.headers()) && !path.starts_with(API),
                 };
                 match self.admit(facts, request.headers(), &path, &method).await {
                     Ok((admitted, credential)) => {
@@ -154,7 +159,9 @@ impl AccessGuard {
             }
             None => return refusal(&AccessRefusal::LoginRequired).into_response(),
         };
-        if !method.is_safe() && response.status().is_success() {
+        let is_change = !method.is_safe() && response.extensions().get::<NothingChanged>().is_none();
+        // A form of a page leads to another page.
+        if is_change && (response.status().is_success() || response.status().is_redirection()) {
             tracing::info!(%method, path, client, "a client's request");
         }
         response
@@ -224,6 +231,11 @@ impl AccessGuard {
             SecretKind::SetupLink => Ok(None),
         }
     }
+}
+
+/// Whether a browser shows the answer as a page (<https://www.w3.org/TR/fetch-metadata/>).
+fn is_visit(headers: &HeaderMap) -> bool {
+    only(headers, "sec-fetch-mode") == Some("navigate") && only(headers, "sec-fetch-dest") == Some("document")
 }
 
 /// The value of a header that occurs once.

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::ApiState;
 use super::access::SETUP_PAGE;
 use super::extract::ApiBody;
-use super::guard::{Caller, LOGIN_COOKIE};
+use super::guard::{Caller, LOGIN_COOKIE, NothingChanged};
 use super::login_attempts::LoginAttempts;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
@@ -61,7 +61,8 @@ pub(super) async fn log_out(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Response, Problem> {
-    Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, end(&state, &caller).await?)]).into_response())
+    let unchanged = caller.login.is_none().then_some(Extension(NothingChanged));
+    Ok((StatusCode::NO_CONTENT, unchanged, [(SET_COOKIE, end(&state, &caller).await?)]).into_response())
 }
 
 /// Ends the login of a request: returns the cookie that removes its own.
@@ -79,6 +80,16 @@ pub(super) async fn new_link(State(state): State<ApiState>) -> Result<(StatusCod
     Ok((StatusCode::CREATED, Json(link.into())))
 }
 
+/// A login of a client that has just set the password: what it tried before does not count.
+pub(super) async fn first_login(
+    state: &ApiState,
+    caller: &Caller,
+    password: Zeroizing<String>,
+) -> Result<String, Problem> {
+    state.attempts.lock().unwrap_or_else(PoisonError::into_inner).succeeded(caller.client);
+    attempt(state, caller, password).await
+}
+
 /// Tries a password: the secret of the new login.
 pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizing<String>) -> Result<String, Problem> {
     #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of attempts")]
@@ -91,7 +102,9 @@ pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizi
             Ok(login)
         }
         None => {
-            tracing::warn!(client = %caller.client, "a login with a wrong password");
+            if attempts().is_logged(now) {
+                tracing::warn!(client = %caller.client, "a login with a wrong password");
+            }
             let try_ = "`packetparamedic token setup` makes a link by which a new one is set";
             let because = "it is not the administrator's, or none is set";
             let failure =

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use super::rate_window::RateWindow;
 use crate::network::user_part;
 
 /// The wrong passwords of an address (an IPv6 /64) before it has to wait.
@@ -17,6 +18,8 @@ const MAX_ADDRESSES: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct LoginAttempts {
     wrong: HashMap<IpAddr, (u8, Instant)>,
+    /// The wrong passwords that were logged: a client that has many addresses must not fill the log.
+    logged: RateWindow<10>,
 }
 
 impl LoginAttempts {
@@ -44,6 +47,11 @@ impl LoginAttempts {
         *wrong += 1;
         *last = now;
         Ok(())
+    }
+
+    /// Whether a wrong password at `now` is logged.
+    pub(super) fn is_logged(&mut self, now: Instant) -> bool {
+        self.logged.begin(now).is_ok()
     }
 
     /// The password was right: the address has no wrong ones.

@@ -18,13 +18,13 @@ mod openapi;
 mod pages;
 pub(crate) mod plan;
 pub(crate) mod problem;
+mod rate_window;
 pub(crate) mod reflectors;
 pub(crate) mod report;
 pub(crate) mod results;
 mod schedules;
 pub(crate) mod store;
 pub(crate) mod test_runs;
-mod test_starts;
 pub(crate) mod tls;
 pub(crate) mod tokens;
 
@@ -48,7 +48,7 @@ pub(crate) use connections::ApiListener;
 use guard::AccessGuard;
 use live_runs::LiveRuns;
 use problem::Problem;
-use test_starts::TestStarts;
+use rate_window::TestStarts;
 
 use crate::cli::failure::CommandFailure;
 use crate::network::IpNetwork;

@@ -33,9 +33,9 @@ use super::plan::PlanAnswer;
 use super::problem::Problem;
 use super::reflectors::{ListedReflector, PairRequest, PairedReflector};
 use super::results::{DeletionRequest, ImportAnswer, PruneRequest};
-use super::schedules::{CancelAnswer, RunRequested};
+use super::schedules::RunRequested;
 use super::store::StorePruneRequest;
-use super::test_runs::TestLine;
+use super::test_runs::{CancelAnswer, TestLine};
 use super::tokens::TokenRequest;
 
 /// A route of the API.

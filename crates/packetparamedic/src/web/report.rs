@@ -11,6 +11,7 @@ use jiff::tz::TimeZone;
 use paramedic_appliance::app::{Appliance, ReportRequest};
 use paramedic_report::line_report::{Contract, ContractRate, LineReport};
 use paramedic_report::quantity;
+use tokio::sync::Semaphore;
 
 use super::ApiState;
 use super::extract::{decoded, encoded};
@@ -20,6 +21,9 @@ use crate::report_file::{ReportFormat, report_text};
 /// The parameters, for messages.
 const VALID: &str =
     "since, until, zone, format, redact, plan_down, plan_up, normal_down, normal_up, minimum_down, minimum_up";
+
+/// One report at a time: each reads many results, beside measurements that go on.
+static REPORTS: Semaphore = Semaphore::const_new(1);
 
 /// What a report is asked for.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -217,6 +221,8 @@ pub(super) async fn show(State(state): State<ApiState>, query: ReportQuery) -> R
 
 /// The report of a query.
 pub(super) async fn line_report(appliance: &Appliance, query: &ReportQuery) -> Result<LineReport, Problem> {
+    // Never closed: an error does not occur.
+    let _turn = REPORTS.acquire().await.ok();
     let request = query.request().map_err(|because| invalid(&because))?;
     Ok(appliance.line_report(request).await?)
 }

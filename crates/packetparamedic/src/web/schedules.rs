@@ -1,9 +1,9 @@
 //! The routes of schedules and of their runs.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use paramedic_appliance::app::{ScheduleOverview, ScheduleProposal};
 use paramedic_appliance::schedule::Schedule;
 use paramedic_appliance::store::{PageCursor, StoredSchedule};
@@ -11,8 +11,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::ApiState;
+use super::connections::RequestSource;
 use super::extract::{ApiBody, ApiPath, ListQuery};
+use super::guard::NothingChanged;
 use super::problem::Problem;
+use super::test_runs::{self, CancelAnswer};
 
 pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<ScheduleOverview>>, Problem> {
     Ok(Json(state.service.appliance().schedules().await?))
@@ -29,8 +32,8 @@ pub(super) async fn show(
 pub(super) async fn propose(
     State(state): State<ApiState>,
     ApiBody(schedule): ApiBody<Schedule>,
-) -> Result<Json<ScheduleProposal>, Problem> {
-    Ok(Json(state.service.appliance().propose_schedule(schedule).await?))
+) -> Result<(Extension<NothingChanged>, Json<ScheduleProposal>), Problem> {
+    Ok((Extension(NothingChanged), Json(state.service.appliance().propose_schedule(schedule).await?)))
 }
 
 pub(super) async fn add(
@@ -80,18 +83,13 @@ pub(super) struct RunRequested {
     schedule: String,
 }
 
-/// Whether something was cancelled.
-#[derive(Serialize, JsonSchema)]
-pub(super) struct CancelAnswer {
-    /// `false` if nothing ran, or it was cancelled before.
-    pub(super) cancelled: bool,
-}
-
 /// Runs a schedule as soon as no other test runs.
 pub(super) async fn run(
     State(state): State<ApiState>,
+    Extension(source): Extension<RequestSource>,
     ApiPath(name): ApiPath<String>,
 ) -> Result<(StatusCode, Json<RunRequested>), Problem> {
+    test_runs::count_start(&state, source)?;
     state.service.request_run(&name).await?;
     Ok((StatusCode::ACCEPTED, Json(RunRequested { event: "requested", schedule: name })))
 }
@@ -104,8 +102,8 @@ pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Res
 }
 
 /// Cancels the running test of a schedule.
-pub(super) async fn cancel(State(state): State<ApiState>) -> Json<CancelAnswer> {
-    Json(CancelAnswer { cancelled: cancel_run(&state) })
+pub(super) async fn cancel(State(state): State<ApiState>) -> impl IntoResponse {
+    CancelAnswer { cancelled: cancel_run(&state) }.answer()
 }
 
 /// Cancels the running test of a schedule; `false` if none runs.

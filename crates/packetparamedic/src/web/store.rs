@@ -11,6 +11,7 @@ use axum::response::IntoResponse;
 use paramedic_appliance::store::{Pruned, StoreCheck};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 use super::ApiState;
 use super::chunks::{self, ChunkSender};
@@ -19,6 +20,9 @@ use super::problem::Problem;
 
 /// The length of a chunk, in bytes.
 const CHUNK: usize = 256 * 1024;
+
+/// One copy at a time: each takes the space of the database.
+static COPIES: Semaphore = Semaphore::const_new(1);
 
 /// A request to delete what is older than the settings of the service allow.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -30,9 +34,12 @@ pub(crate) struct StorePruneRequest {
 
 /// A consistent copy of the database.
 pub(super) async fn backup(State(state): State<ApiState>) -> Result<impl IntoResponse, Problem> {
+    // Never closed: an error does not occur.
+    let turn = COPIES.acquire().await.ok();
     let copy = state.service.appliance().copy_of_store().await?;
     let (sender, body) = chunks::body();
     tokio::task::spawn_blocking(move || {
+        let _turn = turn;
         // The copy is removed at the end.
         if let Err(error) = send(copy.as_file(), &sender) {
             tracing::warn!(%error, "the copy of the database cannot be read");

@@ -25,8 +25,8 @@ use super::ApiState;
 use super::channel_body::ChannelBody;
 use super::connections::RequestSource;
 use super::extract::{ApiBody, ApiPath};
+use super::guard::NothingChanged;
 use super::problem::Problem;
-use super::schedules::CancelAnswer;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
 /// The lines that wait for a slow client.
@@ -63,6 +63,21 @@ pub(crate) struct TestLineEnd {
     pub(crate) never_began: bool,
 }
 
+/// Whether something was cancelled.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct CancelAnswer {
+    /// `false` if nothing ran, or it was cancelled before.
+    pub(super) cancelled: bool,
+}
+
+impl CancelAnswer {
+    /// The answer to a request to cancel.
+    pub(super) fn answer(self) -> impl IntoResponse {
+        let unchanged = (!self.cancelled).then_some(Extension(NothingChanged));
+        (unchanged, Json(self))
+    }
+}
+
 /// The tests with their cancellation.
 type TestRegistry = Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>;
 
@@ -87,11 +102,7 @@ pub(super) async fn start(
     source: RequestSource,
     request: TestRequest,
 ) -> Result<(Uuid, mpsc::Receiver<Bytes>), Problem> {
-    if let RequestSource::Address { .. } = source {
-        #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of tests")]
-        let now = Instant::now();
-        lock(&state.starts).begin(now).map_err(too_many)?;
-    }
+    count_start(state, source)?;
     let test = state.service.appliance().run(request, OptionValues::default()).await?;
     let id = Uuid::now_v7();
     let (cancel, cancelled) = watch::channel(false);
@@ -103,6 +114,14 @@ pub(super) async fn start(
         lock(&tests).remove(&id);
     });
     Ok((id, receiver))
+}
+
+/// Counts a test that a client of the TCP listener begins; fails if clients began many of late.
+pub(super) fn count_start(state: &ApiState, source: RequestSource) -> Result<(), Problem> {
+    let RequestSource::Address { .. } = source else { return Ok(()) };
+    #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of tests")]
+    let now = Instant::now();
+    lock(&state.starts).begin(now).map_err(too_many)
 }
 
 /// Cancels a test of a client; `false` if none has this id, or it was cancelled before.
@@ -118,8 +137,8 @@ fn too_many(wait: Duration) -> Problem {
 }
 
 /// Cancels a test; its answer goes on to its end.
-pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> Json<CancelAnswer> {
-    Json(CancelAnswer { cancelled: cancel_test(&state, id) })
+pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> impl IntoResponse {
+    CancelAnswer { cancelled: cancel_test(&state, id) }.answer()
 }
 
 async fn forward(
@@ -133,16 +152,23 @@ async fn forward(
     // An error of `send` means that the client has gone; its test is cancelled then.
     lines.send(line(&TestLine::Accepted(id))).await.ok();
     let mut is_cancelled = false;
+    // The line that the client has not taken yet: the next event waits for it, a cancellation does not.
+    let mut waiting = None;
     loop {
         tokio::select! {
-            event = test.next_event() => {
+            sent = lines.reserve(), if waiting.is_some() => {
+                let line = waiting.take().unwrap_or_default();
+                if let Ok(place) = sent {
+                    place.send(line);
+                }
+            }
+            event = test.next_event(), if waiting.is_none() => {
                 let Some(event) = event else { break };
                 service.report(id, None, event.clone().into());
-                let next = match event {
+                waiting = Some(line(&match event {
                     TestEvent::WaitingForDevice => TestLine::WaitingForDevice,
                     TestEvent::Test(event) => TestLine::Event(Box::new(event)),
-                };
-                lines.send(line(&next)).await.ok();
+                }));
             }
             () = async { drop(cancelled.wait_for(|wanted| *wanted).await) }, if !is_cancelled => {
                 is_cancelled = true;

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::super::ApiState;
 use super::super::extract::{ApiPath, FormBody};
-use super::super::guard::Caller;
+use super::super::guard::{Caller, NothingChanged};
 use super::super::login;
 use super::super::problem::Problem;
 use super::layout::{Layout, Section, done, own_path, page, page_with};
@@ -57,7 +57,7 @@ pub(super) async fn log_in(
         Ok(login) => Ok((login_cookie(&login, &caller), done(&next, Notice::LoggedIn)).into_response()),
         Err(problem) if problem.status() < 500 => {
             let has_password = state.service.appliance().has_password().await?;
-            let error = Some(format!("{}: {}.", problem.body().what, problem.body().because));
+            let error = Some(problem.shown().join(": ") + ".");
             Ok(page_with(
                 problem.status_code(),
                 &LoginPage { layout: layout(&visitor, "Log in"), has_password, next, error },
@@ -72,8 +72,9 @@ pub(super) async fn log_out(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Response, Problem> {
+    let unchanged = caller.login.is_none().then_some(Extension(NothingChanged));
     let cookie = login::end(&state, &caller).await?;
-    Ok((AppendHeaders([(SET_COOKIE, cookie)]), done("/login", Notice::LoggedOut)).into_response())
+    Ok((unchanged, AppendHeaders([(SET_COOKIE, cookie)]), done("/login", Notice::LoggedOut)).into_response())
 }
 
 /// The page of a setup link.
@@ -106,7 +107,7 @@ pub(super) async fn set_up(
         Err(error) => return Err(error.into()),
     }
     state.access.credential_removed();
-    let login = login::attempt(&state, &caller, password).await?;
+    let login = login::first_login(&state, &caller, password).await?;
     Ok((login_cookie(&login, &caller), done("/start", Notice::PasswordSet)).into_response())
 }
 

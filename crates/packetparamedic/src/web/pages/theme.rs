@@ -1,10 +1,12 @@
 //! The choice of colours, which a cookie keeps.
 
+use axum::Extension;
 use axum::http::HeaderValue;
 use axum::http::header::SET_COOKIE;
 use axum::response::{AppendHeaders, IntoResponse, Response};
 
 use super::super::extract::FormBody;
+use super::super::guard::NothingChanged;
 use super::layout::{Theme, own_path, see_other};
 use super::visitor::THEME_COOKIE;
 
@@ -18,5 +20,5 @@ pub(super) async fn choose(form: FormBody) -> Response {
     // The words are letters.
     let cookie = HeaderValue::from_str(&cookie).unwrap_or_else(|_| HeaderValue::from_static(""));
     let back = form.text("next").and_then(own_path).unwrap_or("/");
-    (AppendHeaders([(SET_COOKIE, cookie)]), see_other(back)).into_response()
+    (Extension(NothingChanged), AppendHeaders([(SET_COOKIE, cookie)]), see_other(back)).into_response()
 }

@@ -7,7 +7,7 @@ mod live;
 use askama::Template;
 use axum::Extension;
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use paramedic_appliance::app::{LineOverview, ServiceStatus};
 use paramedic_appliance::line_verdict::{LineVerdict, SentencePart};
 use paramedic_host::version;
@@ -17,6 +17,7 @@ use paramedic_report::quantity;
 use super::super::ApiState;
 use super::super::connections::RequestSource;
 use super::super::extract::{ApiPath, FormBody};
+use super::super::guard::NothingChanged;
 use super::super::problem::Problem;
 use super::super::{schedules, test_runs};
 use super::layout::{Layout, Section, done, page, see_other};
@@ -136,7 +137,9 @@ pub(super) async fn cancel(
 ) -> Result<Response, Problem> {
     let is_of_schedule = state.live.all().iter().any(|run| run.id == id && run.schedule.is_some());
     let is_cancelled = if is_of_schedule { schedules::cancel_run(&state) } else { test_runs::cancel_test(&state, id) };
-    Ok(done(PATH, if is_cancelled { Notice::TestCancelled } else { Notice::NothingToCancel }))
+    let unchanged = (!is_cancelled).then_some(Extension(NothingChanged));
+    let notice = if is_cancelled { Notice::TestCancelled } else { Notice::NothingToCancel };
+    Ok((unchanged, done(PATH, notice)).into_response())
 }
 
 fn next(status: &ServiceStatus) -> Option<(PageTime, String)> {

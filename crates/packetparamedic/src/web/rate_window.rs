@@ -1,0 +1,59 @@
+//! Limits how often something happens in a minute. Pure.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// The time over which is counted.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// The latest times at which it happened, oldest first: at most `MAX` in a [`WINDOW`].
+#[derive(Debug, Default)]
+pub(super) struct RateWindow<const MAX: usize> {
+    times: VecDeque<Instant>,
+}
+
+/// The tests that clients of the TCP listener begin: each leaves a result, and a test that fails takes milliseconds.
+pub(super) type TestStarts = RateWindow<60>;
+
+impl<const MAX: usize> RateWindow<MAX> {
+    /// Counts it, if it may happen at `now`; otherwise returns how long to wait.
+    pub(super) fn begin(&mut self, now: Instant) -> Result<(), Duration> {
+        let age = |time: &Instant| now.saturating_duration_since(*time);
+        self.times.retain(|time| age(time) < WINDOW);
+        match self.times.front() {
+            Some(oldest) if self.times.len() >= MAX => Err(WINDOW.saturating_sub(age(oldest))),
+            _ => {
+                self.times.push_back(now);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_minute_has_more_and_the_given_wait_suffices(gaps_ms in prop::collection::vec(0_u64..3_000, 1..300)) {
+            #[expect(clippy::disallowed_methods, reason = "an Instant has no other beginning")]
+            let zero = Instant::now();
+            let mut window = TestStarts::default();
+            let (mut now, mut begun) = (Duration::ZERO, Vec::new());
+            for gap in gaps_ms {
+                now += Duration::from_millis(gap);
+                if let Err(wait) = window.begin(zero + now) {
+                    prop_assert!(wait <= WINDOW && window.begin(zero + now).is_err());
+                    now += wait;
+                    prop_assert_eq!(window.begin(zero + now), Ok(()));
+                }
+                begun.push(now);
+                let recent = begun.iter().filter(|at| now.saturating_sub(**at) < WINDOW).count();
+                prop_assert!(recent <= 60);
+            }
+        }
+    }
+}
