@@ -37,9 +37,10 @@ try {
     for (const view of VIEWS) {
       const { page } = await open(browser, bench.url, view);
       await logIn(page, PASSWORD);
-      for (const path of [...PATHS, "/monitors/attic", "/report/preview"]) {
+      const [{ id }] = await (await fetch(`${bench.url}/api/v1/results?limit=1`)).json();
+      for (const path of [...PATHS, "/monitors/attic", "/report/preview", `/runs/${id}`]) {
         await page.goto(path);
-        const name = `${view.name} ${path}`.replace(/[^a-z0-9]+/gi, "-");
+        const name = `${view.name} ${path.replace(id, "latest")}`.replace(/[^a-z0-9]+/gi, "-");
         await page.screenshot({ path: join(folder, `${name}.png`), fullPage: true, animations: "disabled" });
       }
     }

@@ -270,6 +270,8 @@ async fn monitors(store: &ApplianceStore, own: &str, now: Timestamp, dice: &mut 
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let (failed, reachable) = match scope {
             OutageScope::Everything => (names(&["gateway", "attic"]), names(&[])),
+            // A monitor of those days.
+            OutageScope::Target => (names(&["attic"]), names(&["gateway", "resolver"])),
             _ => (names(&["attic"]), names(&["gateway"])),
         };
         let id = Uuid::now_v7();

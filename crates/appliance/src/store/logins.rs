@@ -110,9 +110,8 @@ impl ApplianceStore {
             .await
             .map(rows))
         .map_err(fault())?;
-        let added =
-            in_change!(&mut work, |db| {
-                sqlx::query(
+        let added = in_change!(&mut work, |db| {
+            sqlx::query(
             "INSERT INTO logins (hash, expires_at_us) SELECT $1, $2 FROM admin_password WHERE salt = $3 AND hash = $4"
         )
         .bind(hash)
@@ -122,8 +121,8 @@ impl ApplianceStore {
         .execute(db)
         .await
         .map(rows)
-            })
-            .map_err(fault())?;
+        })
+        .map_err(fault())?;
         work.commit().await.map_err(fault())?;
         Ok(added > 0)
     }

@@ -11,7 +11,7 @@ use crate::lines::Tone;
 use crate::quantity;
 
 /// The share of the period's hours with probes from which the absence of outages is good news.
-const WELL_OBSERVED: f64 = 0.9;
+pub(super) const WELL_OBSERVED: f64 = 0.9;
 /// The rise of the latency under load from which calls suffer, in milliseconds: the limit of the grade C.
 const NOTICEABLE_MS: f64 = 60.0;
 /// The share of lost probes from which loss is bad news.
@@ -87,7 +87,9 @@ fn rates(report: &DirectionReport) -> Finding {
     };
     let share = quantity::share(line.value / promise.promised_bps as f64);
     let reached = report.levels.iter().filter(|level| level.level != PlanLevel::Minimum).map(|level| {
-        format!("{} of {count} reached the {} {}", level.reached, level.level.as_words(), quantity::rate(level.bps))
+        let share = quantity::share(level.reached as f64 / count as f64);
+        let (words, rate) = (level.level.as_words(), quantity::rate(level.bps));
+        format!("{} of {count} ({share}) reached the {words} {rate}", level.reached)
     });
     let text = format!(
         "{measured}; the median, headers included, is {}, {share} of the promised {}. {}.",

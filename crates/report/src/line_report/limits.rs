@@ -1,6 +1,6 @@
 //! What a report does not prove.
 
-use super::findings::counted;
+use super::findings::{WELL_OBSERVED, counted};
 use super::input::LinkMedium;
 use super::{LineReport, OutageExtent};
 
@@ -27,10 +27,11 @@ pub(super) fn all(report: &LineReport) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if method.without_interface > 0
-        || method.interfaces.iter().any(|(interface, _)| interface.kind == LinkMedium::Unknown)
-    {
-        limits.push("For some runs it is not known whether this device was connected by cable.".to_owned());
+    let unknown = method.interfaces.iter().filter(|(interface, _)| interface.kind == LinkMedium::Unknown);
+    let unknown = method.without_interface + unknown.map(|(_, runs)| runs).sum::<usize>();
+    if unknown > 0 {
+        let which = if unknown == method.runs { "the".to_owned() } else { format!("{unknown} of {}", method.runs) };
+        limits.push(format!("It is not known whether this device was connected by cable in {which} runs; they count."));
     }
     if let [only] = method.other_ends.as_slice() {
         limits.push(format!(
@@ -66,6 +67,13 @@ pub(super) fn all(report: &LineReport) -> Vec<String> {
              many. Time without monitoring is not counted as an outage."
                 .to_owned(),
         );
+    }
+    let (observed, period) = (report.outages.observed_hours, report.outages.period_hours);
+    if observed > 0 && (observed as f64) < WELL_OBSERVED * period as f64 {
+        limits.push(format!(
+            "Monitors probed beyond the router in {observed} of the period's {period} hours. Other outages are missing here, \
+             and the loss of the monitors is that of these hours."
+        ));
     }
     if report.unreadable > 0 {
         let results = counted(report.unreadable, "saved result", "saved results");

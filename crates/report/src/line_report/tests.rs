@@ -65,11 +65,11 @@ fn a_report_compares_with_the_contract_and_the_evening_with_the_night() {
     let text = texts(&report);
     for part in [
         "Download: 20 runs on 10 days count; the median, headers included, is 70.0 Mbit/s",
-        "0 of 20 reached the promised 100 Mbit/s",
+        "0 of 20 (0 %) reached the promised 100 Mbit/s",
         "10 of 20 runs, on 10 days, were below the contract's minimum of 50.0 Mbit/s",
         "Download: slower in the evening by 53 % (median 45.0 Mbit/s in the evening, 95.0 Mbit/s at night)",
         "Upload: 20 runs on 10 days count; the median, headers included, is 40.0 Mbit/s (95 % interval 40.0 Mbit/s to \
-         40.0 Mbit/s), 100 % of the promised 40.0 Mbit/s. 20 of 20 reached",
+         40.0 Mbit/s), 100 % of the promised 40.0 Mbit/s. 20 of 20 (100 %) reached",
         "Upload: no difference between evening and night is shown",
         "Outages: not known",
     ] {
