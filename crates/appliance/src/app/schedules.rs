@@ -2,13 +2,11 @@
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the decisions")]
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::Appliance;
 use crate::error::ApplianceError;
@@ -41,9 +39,6 @@ pub struct ScheduleOverview {
     /// The schedule.
     #[serde(flatten)]
     pub stored: StoredSchedule,
-    /// Whether a file of `packetparamedic apply` made it: the next one changes it back.
-    #[serde(default)]
-    pub from_file: bool,
     /// The next occurrence, without the random delay; absent if it is disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_due: Option<Timestamp>,
@@ -90,10 +85,9 @@ impl Appliance {
     /// Every schedule, by name.
     pub async fn schedules(&self) -> Result<Vec<ScheduleOverview>, ApplianceError> {
         let store = self.reading_store().await?;
-        let from_file = store.schedules_from_file().await?;
         let mut all = Vec::new();
         for stored in store.schedules().await? {
-            all.push(overview(store, stored, &from_file).await?);
+            all.push(overview(store, stored).await?);
         }
         Ok(all)
     }
@@ -101,7 +95,7 @@ impl Appliance {
     /// The schedule with this name.
     pub async fn schedule(&self, name: &str) -> Result<ScheduleOverview, ApplianceError> {
         let store = self.reading_store().await?;
-        overview(store, store.schedule(name).await?, &store.schedules_from_file().await?).await
+        overview(store, store.schedule(name).await?).await
     }
 
     /// Removes the schedule with this name. Its results stay.
@@ -165,11 +159,7 @@ pub(super) fn check_target(request: &TestRequest, known: &[Reflector]) -> Result
     }
 }
 
-async fn overview(
-    store: &ApplianceStore,
-    stored: StoredSchedule,
-    from_file: &BTreeSet<Uuid>,
-) -> Result<ScheduleOverview, ApplianceError> {
+async fn overview(store: &ApplianceStore, stored: StoredSchedule) -> Result<ScheduleOverview, ApplianceError> {
     let now = Timestamp::now();
     let used = data_used(store, &stored, now).await?;
     let frame = stored.schedule.frame(stored.added_at);
@@ -177,8 +167,7 @@ async fn overview(
     let last_run = store.schedule_runs(Some(stored.id), 1).await?.pop();
     let left = stored.schedule.budget.left(used);
     let bytes_a_month = stored.schedule.expected_bytes.saturating_mul(stored.schedule.runs_within(MONTH, now));
-    let from_file = from_file.contains(&stored.id);
-    Ok(ScheduleOverview { stored, from_file, next_due, last_run, used, left, bytes_a_month })
+    Ok(ScheduleOverview { stored, next_due, last_run, used, left, bytes_a_month })
 }
 
 /// The data of a schedule in the day and the month of `now`.

@@ -41,7 +41,7 @@ use pool::{StorePool, in_change, rows};
 use server::PostgresServer;
 
 pub use check::StoreCheck;
-pub use configuration::{ConfigurationWrite, PlanWrite, ScheduleWrite};
+pub use configuration::{ConfigurationWrite, FileChanges, PlanWrite, ScheduleWrite};
 pub use direct_mode::DirectModeFinding;
 pub use error::StorageError;
 pub use export::{Export, ExportFormat};

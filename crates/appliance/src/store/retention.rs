@@ -258,7 +258,7 @@ mod tests {
         let own = store.run(&own).await.unwrap().document().unwrap().appliance.endpoint_id.to_string();
         let expected = [(own.clone(), true), (own.clone(), false), (own, false)];
         assert_eq!(marks, expected);
-        assert!(store.schedules_from_file().await.unwrap().is_empty());
+        assert!(store.schedules().await.unwrap().iter().all(|stored| !stored.from_file));
         let kept = Retention { results: None, ..Retention::default() };
         assert_eq!(store.prune(&kept, at("2027-06-01T00:00:00Z"), false).await.unwrap().series, 1);
         assert_eq!(store.check().await.unwrap().problems, [""; 0]);

@@ -23,6 +23,9 @@ pub struct StoredSchedule {
     pub id: Uuid,
     /// Whether it runs.
     pub enabled: bool,
+    /// Whether a file of `packetparamedic apply` made it: the next one changes it back.
+    #[serde(default)]
+    pub from_file: bool,
     /// When it was added.
     pub added_at: Timestamp,
     /// Until when its occurrences are decided.
@@ -109,7 +112,7 @@ impl ScheduleRunOutcome {
 }
 
 /// The stored columns of a schedule.
-type ScheduleRow = (String, bool, i64, i64, String);
+type ScheduleRow = (String, bool, bool, i64, i64, String);
 
 /// The stored columns of a run.
 #[derive(sqlx::FromRow)]
@@ -169,6 +172,7 @@ impl ApplianceStore {
         let stored = StoredSchedule {
             id: Uuid::now_v7(),
             enabled: true,
+            from_file: false,
             added_at: now,
             decided_until: now,
             schedule: schedule.clone(),
@@ -198,7 +202,7 @@ impl ApplianceStore {
     pub async fn schedules(&self) -> Result<Vec<StoredSchedule>, StorageError> {
         let fault = || self.fault("reading the schedules");
         on!(self.pool, |db| sqlx::query_as::<_, ScheduleRow>(
-            "SELECT id, enabled, added_at_us, decided_until_us, definition FROM schedules ORDER BY lower(name)",
+            "SELECT id, enabled, from_file, added_at_us, decided_until_us, definition FROM schedules ORDER BY lower(name)",
         )
         .fetch_all(db)
         .await)
@@ -458,11 +462,12 @@ impl ApplianceStore {
 }
 
 fn stored_schedule(
-    (id, enabled, added_at_us, decided_until_us, definition): ScheduleRow,
+    (id, enabled, from_file, added_at_us, decided_until_us, definition): ScheduleRow,
 ) -> Result<StoredSchedule, sqlx::Error> {
     Ok(StoredSchedule {
         id: id.parse().map_err(strange)?,
         enabled,
+        from_file,
         added_at: time(added_at_us)?,
         decided_until: time(decided_until_us)?,
         schedule: serde_json::from_str(&definition).map_err(strange)?,

@@ -105,7 +105,7 @@ impl ScheduleView {
             used: quantity::bytes(overview.used.month_bytes),
             budget: schedule.budget.month_bytes.map(quantity::bytes),
             is_enabled: overview.stored.enabled,
-            from_file: overview.from_file,
+            from_file: overview.stored.from_file,
         }
     }
 }

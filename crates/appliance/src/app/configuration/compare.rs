@@ -1,0 +1,221 @@
+//! The differences between the objects of a configuration and the stored ones, for every kind of object. Pure.
+
+use std::collections::BTreeSet;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::error::ApplianceError;
+
+/// A difference between a configuration and the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigurationChange {
+    /// `reflector`, `schedule` or `plan`.
+    pub object: String,
+    /// Its name; of a renamed object the one before.
+    pub name: String,
+    /// What is done.
+    pub action: ChangeAction,
+    /// The values that change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<ValueChange>,
+}
+
+/// What is done with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeAction {
+    /// It is new.
+    Added,
+    /// It has other values.
+    Changed,
+    /// An earlier file made it, and this one does not have it.
+    Removed,
+}
+
+/// A value that changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ValueChange {
+    /// The value, as a path of names.
+    pub value: String,
+    /// The stored one; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Value>,
+    /// The new one; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Value>,
+}
+
+impl ChangeAction {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Changed => "changed",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// A stored object that a file describes by its name.
+pub(super) trait StoredObject {
+    /// The word for the kind of object, as in a [`ConfigurationChange`].
+    const KIND: &'static str;
+
+    fn id(&self) -> Uuid;
+    fn name(&self) -> &str;
+    fn is_from_file(&self) -> bool;
+}
+
+/// The comparison of the objects of one kind that a file describes with the stored ones. Names are equal ignoring case.
+pub(super) struct ObjectComparison<'a, S> {
+    stored: &'a [S],
+    /// The names in the file so far, in lower case.
+    names: BTreeSet<String>,
+    /// The stored objects that the file describes.
+    described: BTreeSet<Uuid>,
+    compared: Compared,
+}
+
+/// What a comparison found.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// Every difference, in the order of the file; removed objects last.
+    pub(super) changes: Vec<ConfigurationChange>,
+    /// The objects that are stored as the file describes them.
+    pub(super) unchanged: Vec<Uuid>,
+    /// The objects that an earlier file made, and that this one does not describe.
+    pub(super) removed: Vec<Uuid>,
+}
+
+impl<'a, S: StoredObject> ObjectComparison<'a, S> {
+    pub(super) fn new(stored: &'a [S]) -> Self {
+        Self { stored, names: BTreeSet::new(), described: BTreeSet::new(), compared: Compared::default() }
+    }
+
+    /// Notes the name of an object of the file; `false` if the file has it twice.
+    pub(super) fn is_new_name(&mut self, name: &str) -> bool {
+        self.names.insert(name.to_lowercase())
+    }
+
+    /// The stored object with this name.
+    pub(super) fn find(&self, name: &str) -> Option<&'a S> {
+        self.stored.iter().find(|stored| stored.name().to_lowercase() == name.to_lowercase())
+    }
+
+    /// The file has an object that is not stored.
+    pub(super) fn added(&mut self, name: &str) {
+        self.compared.changes.push(change(S::KIND, name, ChangeAction::Added, Vec::new()));
+    }
+
+    /// The file describes this object, with these other values. Returns whether there are any.
+    pub(super) fn is_changed(&mut self, stored: &S, values: Vec<ValueChange>) -> bool {
+        self.described.insert(stored.id());
+        let is_changed = !values.is_empty();
+        if is_changed {
+            self.compared.changes.push(change(S::KIND, stored.name(), ChangeAction::Changed, values));
+        } else {
+            self.compared.unchanged.push(stored.id());
+        }
+        is_changed
+    }
+
+    /// Ends the comparison: what an earlier file made and this one does not describe is removed.
+    pub(super) fn end(mut self) -> Compared {
+        for gone in self.stored.iter().filter(|stored| stored.is_from_file() && !self.described.contains(&stored.id()))
+        {
+            self.compared.changes.push(change(S::KIND, gone.name(), ChangeAction::Removed, Vec::new()));
+            self.compared.removed.push(gone.id());
+        }
+        self.compared
+    }
+}
+
+pub(super) fn change(object: &str, name: &str, action: ChangeAction, values: Vec<ValueChange>) -> ConfigurationChange {
+    ConfigurationChange { object: object.to_owned(), name: name.to_owned(), action, values }
+}
+
+/// The error of an object of the configuration.
+pub(super) fn in_configuration(object: &str, name: &str, source: ApplianceError) -> ApplianceError {
+    let object = format!("{object} {name}").trim_end().to_owned();
+    ApplianceError::InConfiguration { object, source: Box::new(source) }
+}
+
+/// The values that differ, by their paths.
+pub(super) fn differences<T: Serialize>(from: &T, to: &T) -> Vec<ValueChange> {
+    let value = |object: &T| serde_json::to_value(object).unwrap_or_default();
+    let mut changes = Vec::new();
+    compare("", Some(&value(from)), Some(&value(to)), &mut changes);
+    changes
+}
+
+fn compare(path: &str, from: Option<&Value>, to: Option<&Value>, changes: &mut Vec<ValueChange>) {
+    if from == to {
+        return;
+    }
+    if let (Some(Value::Object(from)), Some(Value::Object(to))) = (from, to) {
+        for name in from.keys().chain(to.keys()).collect::<BTreeSet<_>>() {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            compare(&path, from.get(name), to.get(name), changes);
+        }
+        return;
+    }
+    changes.push(ValueChange { value: path.to_owned(), from: from.cloned(), to: to.cloned() });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stored object with its mark.
+    struct Row(u128, &'static str, bool);
+
+    impl StoredObject for Row {
+        const KIND: &'static str = "row";
+
+        fn id(&self) -> Uuid {
+            Uuid::from_u128(self.0)
+        }
+
+        fn name(&self) -> &str {
+            self.1
+        }
+
+        fn is_from_file(&self) -> bool {
+            self.2
+        }
+    }
+
+    #[test]
+    fn rows_of_an_earlier_file_are_removed_and_others_stay() {
+        let rows = [Row(1, "Same", true), Row(2, "other", false), Row(3, "gone", true), Row(4, "by_hand", false)];
+        let mut comparison = ObjectComparison::new(&rows);
+        assert!(comparison.is_new_name("same") && !comparison.is_new_name("SAME"));
+        let same = comparison.find("same").unwrap();
+        assert!(!comparison.is_changed(same, Vec::new()));
+        let other = comparison.find("other").unwrap();
+        assert!(comparison.is_changed(other, differences(&("a", 1), &("a", 2))));
+        assert!(comparison.find("new").is_none());
+        comparison.added("new");
+        let Compared { changes, unchanged, removed } = comparison.end();
+        let seen = changes.iter().map(|change| (&*change.object, &*change.name, change.action)).collect::<Vec<_>>();
+        let (added, changed, gone) = (ChangeAction::Added, ChangeAction::Changed, ChangeAction::Removed);
+        assert_eq!(seen, [("row", "other", changed), ("row", "new", added), ("row", "gone", gone)]);
+        assert_eq!((unchanged, removed), (vec![Uuid::from_u128(1)], vec![Uuid::from_u128(3)]));
+    }
+
+    #[test]
+    fn a_difference_names_the_path_of_its_value() {
+        let from = serde_json::json!({ "a": { "b": 1, "c": 2 }, "d": [1] });
+        let to = serde_json::json!({ "a": { "b": 1, "c": 3 }, "e": "x" });
+        let paths = differences(&from, &to).into_iter().map(|change| (change.value, change.from, change.to));
+        let expected = [
+            ("a.c".to_owned(), Some(2.into()), Some(3.into())),
+            ("d".to_owned(), Some(serde_json::json!([1])), None),
+            ("e".to_owned(), None, Some("x".into())),
+        ];
+        assert_eq!(paths.collect::<Vec<_>>(), expected);
+    }
+}

@@ -1,0 +1,35 @@
+//! The plan, of which there is one.
+
+use super::compare::{ChangeAction, ConfigurationChange, change, differences, in_configuration};
+use crate::error::ApplianceError;
+use crate::plan::Plan;
+use crate::store::{PlanWrite, StoredPlan};
+
+/// The word for the plan in a change.
+const KIND: &str = "plan";
+
+/// What becomes of the plan, and the difference. A plan that no file made stays if the file has none.
+pub(super) fn compare_plan(
+    stored: Option<StoredPlan>,
+    wanted: Option<Plan>,
+) -> Result<(PlanWrite, Option<ConfigurationChange>), ApplianceError> {
+    let name = |plan: &Plan| plan.name.clone().unwrap_or_default();
+    if let Some(wanted) = &wanted {
+        wanted.check().map_err(|error| in_configuration(KIND, &name(wanted), error.into()))?;
+    }
+    let change = |plan: &Plan, action, values| Some(change(KIND, &name(plan), action, values));
+    Ok(match (stored, wanted) {
+        (None, None) => (PlanWrite::Keep, None),
+        (Some(stored), None) if !stored.from_file => (PlanWrite::Keep, None),
+        (Some(stored), None) => (PlanWrite::Remove, change(&stored.plan, ChangeAction::Removed, Vec::new())),
+        (None, Some(wanted)) => {
+            let added = change(&wanted, ChangeAction::Added, Vec::new());
+            (PlanWrite::Set(wanted), added)
+        }
+        (Some(stored), Some(wanted)) if stored.plan == wanted => (PlanWrite::Mark, None),
+        (Some(stored), Some(wanted)) => {
+            let changed = change(&stored.plan, ChangeAction::Changed, differences(&stored.plan, &wanted));
+            (PlanWrite::Set(wanted), changed)
+        }
+    })
+}

@@ -1,0 +1,64 @@
+//! The names of the paired reflectors. A file pairs with no reflector and removes none.
+
+use std::collections::BTreeSet;
+
+use paramedic_link::{EndpointId, PeerText};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::compare::{ChangeAction, ConfigurationChange, ValueChange, change, in_configuration};
+use crate::error::ApplianceError;
+use crate::store::{Reflector, StorageError};
+
+/// The word for a reflector in a change.
+const KIND: &str = "reflector";
+
+/// The name of a paired reflector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReflectorName {
+    /// The reflector.
+    pub endpoint_id: EndpointId,
+    /// Its name.
+    pub name: PeerText,
+}
+
+impl From<&Reflector> for ReflectorName {
+    fn from(reflector: &Reflector) -> Self {
+        Self { endpoint_id: reflector.endpoint_id, name: reflector.name.clone() }
+    }
+}
+
+/// Gives the reflectors the wanted names. Returns the new names, and the differences.
+pub(super) fn rename(
+    reflectors: &mut [Reflector],
+    wanted: &[ReflectorName],
+) -> Result<(Vec<(EndpointId, PeerText)>, Vec<ConfigurationChange>), ApplianceError> {
+    let (mut renamed, mut changes) = (Vec::new(), Vec::new());
+    for ReflectorName { endpoint_id, name } in wanted {
+        let refused = |error: StorageError| in_configuration(KIND, name.as_str(), error.into());
+        if name.is_empty() {
+            return Err(refused(StorageError::NoName));
+        }
+        let known = reflectors.iter_mut().find(|known| known.endpoint_id == *endpoint_id);
+        let known = known.ok_or_else(|| refused(StorageError::NoSuchReflector { wanted: endpoint_id.to_string() }))?;
+        if known.name == *name {
+            continue;
+        }
+        let value = ValueChange {
+            value: "name".to_owned(),
+            from: Some(known.name.as_str().into()),
+            to: Some(name.as_str().into()),
+        };
+        changes.push(change(KIND, known.name.as_str(), ChangeAction::Changed, vec![value]));
+        renamed.push((*endpoint_id, name.clone()));
+        known.name = name.clone();
+    }
+    let mut names = BTreeSet::new();
+    for known in reflectors.iter() {
+        if !names.insert(known.name.as_str().to_lowercase()) {
+            let taken = StorageError::NameTaken { name: known.name.to_string() };
+            return Err(in_configuration(KIND, known.name.as_str(), taken.into()));
+        }
+    }
+    Ok((renamed, changes))
+}
