@@ -50,13 +50,17 @@ test("a schedule is added after a look at the data that it uses", async () => {
 
 test("a row that a file made is marked, and the page says what becomes of a change", async () => {
   const file = join(bench.folder, "wanted.toml");
-  await writeFile(file, '[plan]\nname = "Fibre"\ndownload = "250M"\nupload = "40M"\n\n[[schedule]]\nname = "nightly"\ncron = "30 3 * * *"\npeer = "attic"\n');
+  await writeFile(file, '[plan]\nname = "Fibre"\ndownload = "250M"\nupload = "40M"\n\n[[schedule]]\nname = "nightly"\ncron = "30 3 * * *"\npeer = "attic"\n\n[[monitor]]\nname = "router"\ntarget = "gateway"\ninterval = "10s"\n');
   await bench.command("apply", file);
   const { page } = tab;
   await page.goto("/settings/schedules");
   await page.getByText("made by a file").waitFor();
   await page.getByText("changes back").waitFor();
   await check(tab, "a schedule of a file");
+  await page.goto("/settings/monitors");
+  await page.getByText("made by a file").waitFor();
+  await page.getByText("changes back").waitFor();
+  await check(tab, "a monitor of a file");
   await page.goto("/settings/plan");
   await page.getByText("by a file").waitFor();
   assert.equal(await page.locator("#download").inputValue(), "250");

@@ -288,7 +288,7 @@ fn an_older_store_of_this_machine_is_given_to_the_service() {
 }
 
 #[test]
-fn a_file_makes_the_schedules_and_the_names_with_and_without_the_service() {
+fn a_file_makes_schedules_monitors_and_names_with_and_without_the_service() {
     let reflector = Reflector::serve(&[]);
     let device = Device::new(Appliance::new().pair(&reflector, reflector.address()));
     let id = device.json(&["reflectors"])[0]["endpoint_id"].as_str().unwrap().to_owned();
@@ -338,6 +338,13 @@ fn a_file_makes_the_schedules_and_the_names_with_and_without_the_service() {
     // What is exported makes no difference, and a shorter file removes only what a file made.
     let exported = device.must(&["export-config"]);
     assert_eq!(apply(&exported, &["--dry-run"]), 0, "{exported}");
+    let monitored = format!("{later}\n[[monitor]]\nname = \"office\"\ntarget = \"host:127.0.0.1\"\n");
+    assert_eq!(apply(&monitored, &[]), 1);
+    device.await_json(&["monitor", "list"], |all| {
+        let office = all.as_array().unwrap().iter().find(|one| one["name"] == "office");
+        office.is_some_and(|one| one["from_file"] == true && one["condition"]["activity"] == "running")
+    });
+    assert_eq!(apply(&later, &[]), 1);
     let (reflectors, _) = text.split_once("[[schedule]]").unwrap();
     assert_eq!(apply(reflectors, &[]), 2);
     assert_eq!(names(), ["by_hand"]);

@@ -34,7 +34,8 @@ use tokio::sync::OnceCell;
 pub use access::NewToken;
 pub use backup::BackupFile;
 pub use configuration::{
-    ChangeAction, ConfigurationChange, ConfiguredSchedule, DeviceConfiguration, ReflectorName, ValueChange,
+    ChangeAction, ConfigurationChange, ConfiguredMonitor, ConfiguredSchedule, DeviceConfiguration, ReflectorName,
+    ValueChange,
 };
 pub use import::{ImportedPairings, OldPairings, OldStore};
 pub use line_overview::{DAY_STEP, LineOverview, MonitorDay};

@@ -1,13 +1,15 @@
 //! Changes that a configuration file makes, as one change of the database, and the marks of what it made.
 
 use jiff::Timestamp;
-use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
 use uuid::Uuid;
 
+use super::monitors::{insert, new_monitor, next_number};
 use super::plan::SET_PLAN;
 use super::pool::{StoreChange, in_change, rows};
-use super::{ApplianceStore, StorageError};
+use super::reflector_names::{RenameFault, rename};
+use super::{ApplianceStore, StorageError, StoredMonitor, unsigned};
+use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::schedule::Schedule;
 
@@ -18,6 +20,8 @@ pub struct ConfigurationWrite {
     pub renamed: Vec<(EndpointId, PeerText)>,
     /// The schedules.
     pub schedules: FileChanges<ScheduleWrite>,
+    /// The monitors.
+    pub monitors: FileChanges<MonitorWrite>,
     /// The plan.
     pub plan: PlanWrite,
 }
@@ -66,6 +70,19 @@ pub struct ScheduleWrite {
     pub is_replanned: bool,
 }
 
+/// A monitor to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MonitorWrite {
+    /// The stored one that it is, with what it measured.
+    pub replaces: Option<Uuid>,
+    /// The monitor.
+    pub monitor: Monitor,
+    /// Whether it probes.
+    pub enabled: bool,
+    /// Of a new one: the Endpoint ID of the reflector for which the service would add a monitor of this name.
+    pub peer: Option<String>,
+}
+
 impl ApplianceStore {
     /// Makes all of these changes, or none. `appliance` is the Endpoint ID of this device.
     pub async fn write_configuration(
@@ -83,41 +100,14 @@ impl ApplianceStore {
             PlanWrite::Keep | PlanWrite::Mark | PlanWrite::Remove => String::new(),
         };
         let mut work = self.pool.begin().await.map_err(fault())?;
-        self.write_names(&mut work, &write.renamed).await?;
+        rename(&mut work, &write.renamed).await.map_err(|fault_of| match fault_of {
+            RenameFault::Taken(name) => StorageError::NameTaken { name: name.to_string() },
+            RenameFault::Database(error) => fault()(error),
+        })?;
         write_schedules(&mut work, appliance, &write.schedules, definitions, now).await.map_err(fault())?;
+        write_monitors(&mut work, appliance, &write.monitors, now).await.map_err(fault())?;
         write_plan(&mut work, appliance, &write.plan, plan, now).await.map_err(fault())?;
         work.commit().await.map_err(fault())
-    }
-
-    async fn write_names(
-        &self,
-        work: &mut StoreChange,
-        renamed: &[(EndpointId, PeerText)],
-    ) -> Result<(), StorageError> {
-        let fault = || self.fault("saving the configuration");
-        // Two reflectors may exchange their names, which are unique: an Endpoint ID is the name of no other one.
-        for (id, _) in renamed {
-            in_change!(&mut *work, |db| sqlx::query("UPDATE reflectors SET name = $1 WHERE endpoint_id = $1")
-                .bind(id.to_string())
-                .execute(db)
-                .await
-                .map(rows))
-            .map_err(fault())?;
-        }
-        for (id, name) in renamed {
-            let renamed =
-                in_change!(&mut *work, |db| sqlx::query("UPDATE reflectors SET name = $2 WHERE endpoint_id = $1")
-                    .bind(id.to_string())
-                    .bind(name.as_str())
-                    .execute(db)
-                    .await
-                    .map(rows));
-            renamed.map_err(|error| match is_unique_violation(&error) {
-                true => StorageError::NameTaken { name: name.to_string() },
-                false => fault()(error),
-            })?;
-        }
-        Ok(())
     }
 }
 
@@ -128,15 +118,9 @@ async fn write_schedules(
     definitions: Vec<String>,
     now: Timestamp,
 ) -> Result<(), sqlx::Error> {
-    let statements = [
-        ("DELETE FROM schedules WHERE id = $1", &changes.removed),
-        ("UPDATE schedules SET from_file = TRUE WHERE id = $1 AND NOT from_file", &changes.unchanged),
-    ];
-    for (statement, ids) in statements {
-        for id in ids {
-            in_change!(&mut *work, |db| sqlx::query(statement).bind(id.to_string()).execute(db).await.map(rows))?;
-        }
-    }
+    on_each(work, "DELETE FROM schedules WHERE id = $1", &changes.removed).await?;
+    let mark = "UPDATE schedules SET from_file = TRUE WHERE id = $1 AND NOT from_file";
+    on_each(work, mark, &changes.unchanged).await?;
     for (ScheduleWrite { replaces, schedule, enabled, is_replanned }, definition) in
         changes.written.iter().zip(definitions)
     {
@@ -157,6 +141,45 @@ async fn write_schedules(
         .execute(db)
         .await
         .map(rows))?;
+    }
+    Ok(())
+}
+
+async fn write_monitors(
+    work: &mut StoreChange,
+    appliance: &str,
+    changes: &FileChanges<MonitorWrite>,
+    now: Timestamp,
+) -> Result<(), sqlx::Error> {
+    // A removed one keeps its row, so that the service does not add it again. Its name is free at once.
+    on_each(work, "UPDATE monitors SET removed = TRUE WHERE id = $1", &changes.removed).await?;
+    on_each(work, "UPDATE monitors SET from_file = TRUE WHERE id = $1 AND NOT from_file", &changes.unchanged).await?;
+    for MonitorWrite { replaces, monitor, enabled, peer } in &changes.written {
+        let Some(id) = replaces else {
+            let new = new_monitor(next_number(work).await?, monitor.clone(), peer.clone(), now);
+            insert(work, appliance, &StoredMonitor { enabled: *enabled, from_file: true, ..new }).await?;
+            continue;
+        };
+        in_change!(&mut *work, |db| sqlx::query(
+            "UPDATE monitors SET name = $2, target = $3, interval_ms = $4, enabled = $5, from_file = TRUE \
+             WHERE id = $1",
+        )
+        .bind(id.to_string())
+        .bind(&monitor.name)
+        .bind(monitor.target.to_string())
+        .bind(unsigned(monitor.interval_ms))
+        .bind(enabled)
+        .execute(db)
+        .await
+        .map(rows))?;
+    }
+    Ok(())
+}
+
+/// Runs a statement with each of these ids as its only value.
+async fn on_each(work: &mut StoreChange, statement: &'static str, ids: &[Uuid]) -> Result<(), sqlx::Error> {
+    for id in ids {
+        in_change!(&mut *work, |db| sqlx::query(statement).bind(id.to_string()).execute(db).await.map(rows))?;
     }
     Ok(())
 }

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
+use paramedic_link::EndpointId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::pool::{StoreChange, in_change, on, rows};
+use super::reflectors::Reflector;
 use super::{ApplianceStore, StorageError, natural, strange, unsigned};
 use crate::monitor::outage::OutageScope;
 use crate::monitor::series::{DAY, HOUR, Resolution};
@@ -30,6 +32,9 @@ pub struct StoredMonitor {
     pub number: i64,
     /// Whether it probes.
     pub enabled: bool,
+    /// Whether a file of `packetparamedic apply` made it: the next one changes it back.
+    #[serde(default)]
+    pub from_file: bool,
     /// When it was added.
     pub added_at: Timestamp,
     /// The Endpoint ID of the reflector for which the service added it.
@@ -73,7 +78,7 @@ pub struct StoredOutage {
 
 /// The stored columns of a monitor.
 #[derive(sqlx::FromRow)]
-struct MonitorRow {
+pub(super) struct MonitorRow {
     number: i64,
     id: String,
     name: String,
@@ -81,17 +86,19 @@ struct MonitorRow {
     peer: Option<String>,
     interval_ms: i64,
     enabled: bool,
-    removed: bool,
+    pub(super) removed: bool,
+    from_file: bool,
     added_at_us: i64,
 }
 
 impl MonitorRow {
-    fn stored(self) -> Result<StoredMonitor, sqlx::Error> {
+    pub(super) fn stored(self) -> Result<StoredMonitor, sqlx::Error> {
         let target = self.target.parse::<MonitorTarget>().map_err(strange)?;
         Ok(StoredMonitor {
             id: self.id.parse().map_err(strange)?,
             number: self.number,
             enabled: self.enabled,
+            from_file: self.from_file,
             added_at: time(self.added_at_us)?,
             peer: self.peer,
             monitor: Monitor { name: self.name, target, interval_ms: natural(self.interval_ms) },
@@ -169,12 +176,7 @@ impl ApplianceStore {
     ) -> Result<StoredMonitor, StorageError> {
         let fault = || self.fault("saving the monitor");
         let mut work = self.pool.begin().await.map_err(fault())?;
-        let number = in_change!(&mut work, |db| sqlx::query_scalar::<_, i64>(
-            "SELECT COALESCE(MAX(number), 0) + 1 FROM monitors"
-        )
-        .fetch_one(db)
-        .await)
-        .map_err(fault())?;
+        let number = next_number(&mut work).await.map_err(fault())?;
         let stored = new_monitor(number, monitor.clone(), None, now);
         match insert(&mut work, appliance, &stored).await {
             Ok(()) => {}
@@ -192,8 +194,8 @@ impl ApplianceStore {
     pub async fn monitors(&self) -> Result<Vec<StoredMonitor>, StorageError> {
         let fault = || self.fault("reading the monitors");
         let rows = on!(self.pool, |db| sqlx::query_as::<_, MonitorRow>(
-            "SELECT number, id, name, target, peer, interval_ms, enabled, removed, added_at_us FROM monitors \
-             WHERE NOT removed ORDER BY lower(name)",
+            "SELECT number, id, name, target, peer, interval_ms, enabled, removed, from_file, added_at_us \
+             FROM monitors WHERE NOT removed ORDER BY lower(name)",
         )
         .fetch_all(db)
         .await)
@@ -386,24 +388,52 @@ impl ApplianceStore {
     }
 }
 
-fn new_monitor(number: i64, monitor: Monitor, peer: Option<String>, now: Timestamp) -> StoredMonitor {
-    let added_at = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
-    StoredMonitor { id: Uuid::now_v7(), number, enabled: true, added_at, peer, monitor }
+/// What a monitor probes once the reflectors `before` are those of `after`: the same reflector by its new name.
+pub fn target_after(stored: &StoredMonitor, before: &[Reflector], after: &[Reflector]) -> MonitorTarget {
+    let unchanged = || stored.monitor.target.clone();
+    let MonitorTarget::Reflector(wanted) = &stored.monitor.target else { return unchanged() };
+    let is_name = |reflector: &&Reflector| reflector.name.as_str().to_lowercase() == wanted.to_lowercase();
+    let id = match &stored.peer {
+        Some(peer) => peer.parse::<EndpointId>().ok(),
+        // A target that is an Endpoint ID or an address stays what it is.
+        None => before.iter().find(is_name).map(|reflector| reflector.endpoint_id),
+    };
+    let now = id.and_then(|id| after.iter().find(|reflector| reflector.endpoint_id == id));
+    now.map_or_else(unchanged, |reflector| MonitorTarget::Reflector(reflector.name.to_string()))
 }
 
-async fn all_monitors(work: &mut StoreChange) -> Result<Vec<MonitorRow>, sqlx::Error> {
+/// A monitor that is not stored yet, enabled.
+pub(super) fn new_monitor(number: i64, monitor: Monitor, peer: Option<String>, now: Timestamp) -> StoredMonitor {
+    let added_at = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
+    StoredMonitor { id: Uuid::now_v7(), number, enabled: true, from_file: false, added_at, peer, monitor }
+}
+
+/// The number of the next monitor. None is used twice.
+pub(super) async fn next_number(work: &mut StoreChange) -> Result<i64, sqlx::Error> {
+    in_change!(work, |db| sqlx::query_scalar::<_, i64>("SELECT COALESCE(MAX(number), 0) + 1 FROM monitors")
+        .fetch_one(db)
+        .await)
+}
+
+/// Every monitor, removed ones too.
+pub(super) async fn all_monitors(work: &mut StoreChange) -> Result<Vec<MonitorRow>, sqlx::Error> {
     in_change!(work, |db| sqlx::query_as(
-        "SELECT number, id, name, target, peer, interval_ms, enabled, removed, added_at_us FROM monitors \
+        "SELECT number, id, name, target, peer, interval_ms, enabled, removed, from_file, added_at_us FROM monitors \
          ORDER BY number",
     )
     .fetch_all(db)
     .await)
 }
 
-async fn insert(work: &mut StoreChange, appliance: &str, new: &StoredMonitor) -> Result<(), sqlx::Error> {
+/// Saves a new monitor.
+pub(super) async fn insert(
+    work: &mut StoreChange,
+    appliance: &str,
+    new: &StoredMonitor,
+) -> Result<(), sqlx::Error> {
     in_change!(work, |db| sqlx::query(
-        "INSERT INTO monitors (number, id, appliance, name, target, peer, interval_ms, enabled, removed, added_at_us) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, FALSE, $9)",
+        "INSERT INTO monitors (number, id, appliance, name, target, peer, interval_ms, enabled, removed, from_file, \
+         added_at_us) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, FALSE, $9, $10)",
     )
     .bind(new.number)
     .bind(new.id.to_string())
@@ -413,6 +443,7 @@ async fn insert(work: &mut StoreChange, appliance: &str, new: &StoredMonitor) ->
     .bind(&new.peer)
     .bind(unsigned(new.monitor.interval_ms))
     .bind(new.enabled)
+    .bind(new.from_file)
     .bind(new.added_at.as_microsecond())
     .execute(db)
     .await

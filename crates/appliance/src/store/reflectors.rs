@@ -3,10 +3,9 @@
 use std::str::FromStr;
 
 use jiff::Timestamp;
-use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
 
-use super::pool::{in_change, on, rows};
+use super::pool::{StoreChange, in_change, on, rows};
 use super::{ApplianceStore, StorageError, strange};
 use crate::targets::{Host, HostPort};
 
@@ -42,16 +41,7 @@ impl ApplianceStore {
         let fault = || self.fault("saving the pairing");
         // Immediate: the free name must still be free when it is written.
         let mut work = self.pool.begin().await.map_err(fault())?;
-        let known = in_change!(&mut work, |db| sqlx::query_as::<_, ReflectorRow>(
-            "SELECT endpoint_id, name, address, paired_at_us FROM reflectors"
-        )
-        .fetch_all(db)
-        .await)
-        .map_err(fault())?
-        .into_iter()
-        .map(reflector)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(fault())?;
+        let known = all_reflectors(&mut work).await.map_err(fault())?;
         let name = match known.iter().find(|reflector| reflector.endpoint_id == new.endpoint_id) {
             Some(same) => same.name.clone(),
             None => free_name(new, &known),
@@ -92,32 +82,6 @@ impl ApplianceStore {
         find_reflector(self.reflectors().await?, wanted)
     }
 
-    /// Renames the reflector that `wanted` identifies, and returns it with the new name.
-    pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, StorageError> {
-        if name.is_empty() {
-            return Err(StorageError::NoName);
-        }
-        let reflector = self.reflector(wanted).await?;
-        let fault = || self.fault("saving the name");
-        // As a change: a pairing at the same time must not take this name for a free one.
-        let mut work = self.pool.begin().await.map_err(fault())?;
-        let renamed = in_change!(&mut work, |db| sqlx::query("UPDATE reflectors SET name = $2 WHERE endpoint_id = $1")
-            .bind(reflector.endpoint_id.to_string())
-            .bind(name.as_str())
-            .execute(db)
-            .await
-            .map(rows));
-        match renamed {
-            Ok(_) => work.commit().await.map_err(fault())?,
-            Err(error) if is_unique_violation(&error) => {
-                work.rollback().await.map_err(fault())?;
-                return Err(StorageError::NameTaken { name: name.to_string() });
-            }
-            Err(error) => return Err(fault()(error)),
-        }
-        Ok(Reflector { name: name.clone(), ..reflector })
-    }
-
     /// Removes the reflector that `wanted` identifies, and returns it. Keeps the runs measured against it.
     pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let reflector = self.reflector(wanted).await?;
@@ -136,6 +100,16 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())?;
         Ok(reflector)
     }
+}
+
+/// Every paired reflector, within a change.
+pub(super) async fn all_reflectors(work: &mut StoreChange) -> Result<Vec<Reflector>, sqlx::Error> {
+    let rows = in_change!(work, |db| sqlx::query_as::<_, ReflectorRow>(
+        "SELECT endpoint_id, name, address, paired_at_us FROM reflectors"
+    )
+    .fetch_all(db)
+    .await)?;
+    rows.into_iter().map(reflector).collect()
 }
 
 /// The only one of these reflectors with this name, Endpoint ID or address. A reflector chooses its first name itself, so no
@@ -262,20 +236,6 @@ mod tests {
             let names = history.reflectors().await.unwrap().into_iter().map(|r| r.name.to_string()).collect::<Vec<_>>();
             assert_eq!(names[..5], ["203.0.113.7", "203.0.113.7-2", "pi", "PI-2", "pi-3"]);
             assert_eq!(names.len(), 7);
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn a_rename_to_a_taken_name_changes_nothing() {
-        on_each_engine(async |history| {
-            history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
-            history.add_reflector(&new(2, "cellar", "203.0.113.8")).await.unwrap();
-            let error = history.rename_reflector("cellar", &"Attic".into()).await.unwrap_err();
-            assert!(matches!(error, StorageError::NameTaken { .. }), "{error:?}");
-            assert!(matches!(history.rename_reflector("cellar", &"\u{7}".into()).await, Err(StorageError::NoName)));
-            assert_eq!(history.rename_reflector("attic", &"Attic".into()).await.unwrap().name.as_str(), "Attic");
-            assert!(history.reflector("cellar").await.is_ok());
         })
         .await;
     }

@@ -1,5 +1,5 @@
-//! `apply` and `export-config`: a file with the names of the reflectors and the schedules. Its keys are the options of the
-//! command line.
+//! `apply` and `export-config`: a file with the names of the reflectors, the schedules, the monitors and the plan. Its keys
+//! are the options of the command line.
 
 mod file;
 mod options;

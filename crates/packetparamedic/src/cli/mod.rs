@@ -107,9 +107,9 @@ enum Command {
     Report(Box<report::Args>),
     /// Tokens for the API of the service: add, list, remove
     Token(token::Args),
-    /// Make the schedules, the names of the reflectors and the plan as a file says
+    /// Make the schedules, the monitors, the names of the reflectors and the plan as a file says
     Apply(configuration::ApplyArgs),
-    /// Print the schedules, the names of the reflectors and the plan as a file for apply
+    /// Print the schedules, the monitors, the names of the reflectors and the plan as a file for apply
     ExportConfig,
     /// Run the scheduled tests and the monitors, and answer other commands, until a signal ends it
     Serve,

@@ -34,5 +34,6 @@ pub(super) async fn apply(
 ) -> Result<Json<Vec<ConfigurationChange>>, Problem> {
     let changes = state.service.appliance().apply_configuration(configuration, dry_run).await?;
     state.service.schedules_changed();
+    state.service.monitors_changed();
     Ok(Json(changes))
 }

@@ -196,7 +196,7 @@ const OPERATIONS: &[Operation] = &[
         ..change("post", "/monitors", "Adds a monitor", of::<StoredMonitor>)
     },
     read("/monitors/{name}", "A monitor", of::<MonitorOverview>),
-    change("delete", "/monitors/{name}", "Removes a monitor with all that it measured", of::<StoredMonitor>),
+    change("delete", "/monitors/{name}", "Removes a monitor; what it measured is not shown any more", of::<StoredMonitor>),
     change("post", "/monitors/{name}/enable", "Lets a monitor measure again", of::<StoredMonitor>),
     change("post", "/monitors/{name}/disable", "Keeps a monitor from measuring", of::<StoredMonitor>),
     Operation {
@@ -267,7 +267,7 @@ const OPERATIONS: &[Operation] = &[
         body: Some(of::<ResultDocument>),
         ..change("put", "/results/{id}", "Adds a result document of another store, to the byte", of::<ImportAnswer>)
     },
-    read("/configuration", "The names of the reflectors, the schedules and the plan", of::<DeviceConfiguration>),
+    read("/configuration", "The names of the reflectors, the schedules, the monitors and the plan", of::<DeviceConfiguration>),
     Operation {
         body: Some(of::<ApplyRequest>),
         ..change("post", "/configuration", "Makes the configuration as the body says", of::<Vec<ConfigurationChange>>)

@@ -1,9 +1,10 @@
-//! The configuration that a file can describe: the names of the paired reflectors, the schedules and the plan, each in a
-//! file of its own. The shell that reads the clock for its changes.
+//! The configuration that a file can describe: the names of the paired reflectors, the schedules, the monitors and the plan,
+//! each in a file of its own. The shell that reads the clock for its changes.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the changes")]
 
 mod compare;
+mod monitors;
 mod plan;
 mod reflectors;
 mod schedules;
@@ -15,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use compare::{ChangeAction, ConfigurationChange, ValueChange};
+pub use monitors::ConfiguredMonitor;
 pub use reflectors::ReflectorName;
 pub use schedules::ConfiguredSchedule;
 
@@ -32,6 +34,9 @@ pub struct DeviceConfiguration {
     /// The schedules.
     #[serde(default)]
     pub schedules: Vec<ConfiguredSchedule>,
+    /// The monitors.
+    #[serde(default)]
+    pub monitors: Vec<ConfiguredMonitor>,
     /// The plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
@@ -41,9 +46,12 @@ impl Appliance {
     /// The configuration as it is stored.
     pub async fn configuration(&self) -> Result<DeviceConfiguration, ApplianceError> {
         let store = self.reading_store().await?;
+        let reflectors = store.reflectors().await?;
+        let monitors = monitors::with_names(store.monitors().await?, &reflectors, &reflectors);
         Ok(DeviceConfiguration {
-            reflectors: store.reflectors().await?.iter().map(ReflectorName::from).collect(),
+            reflectors: reflectors.iter().map(ReflectorName::from).collect(),
             schedules: store.schedules().await?.into_iter().map(ConfiguredSchedule::from).collect(),
+            monitors: monitors.into_iter().map(ConfiguredMonitor::from).collect(),
             plan: store.plan().await?.map(|stored| stored.plan),
         })
     }
@@ -57,17 +65,21 @@ impl Appliance {
     ) -> Result<Vec<ConfigurationChange>, ApplianceError> {
         let now = Timestamp::now();
         let store = self.store().await?;
-        let mut reflectors = store.reflectors().await?;
+        let before = store.reflectors().await?;
+        let mut reflectors = before.clone();
         let (renamed, mut changes) = reflectors::rename(&mut reflectors, &wanted.reflectors)?;
         let stored = store.schedules().await?;
         let (schedules, of_schedules) =
             schedules::compare_schedules(self, &stored, wanted.schedules, &reflectors, now).await?;
         changes.extend(of_schedules);
+        let stored = monitors::with_names(store.monitors().await?, &before, &reflectors);
+        let (monitors, of_monitors) = monitors::compare_monitors(&stored, wanted.monitors, &reflectors)?;
+        changes.extend(of_monitors);
         let (plan, of_plan) = plan::compare_plan(store.plan().await?, wanted.plan)?;
         changes.extend(of_plan);
         if !is_rehearsal {
             let own = self.endpoint_id()?.to_string();
-            let write = ConfigurationWrite { renamed, schedules, plan };
+            let write = ConfigurationWrite { renamed, schedules, monitors, plan };
             store.write_configuration(&own, &write, now).await?;
         }
         Ok(changes)

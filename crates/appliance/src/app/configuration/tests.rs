@@ -4,6 +4,7 @@ use paramedic_link::EndpointId;
 
 use super::*;
 use crate::app::each_engine::devices;
+use crate::monitor::Monitor;
 use crate::plan::PromisedRate;
 use crate::schedule::example_schedule;
 use crate::store::Reflector;
@@ -48,11 +49,10 @@ async fn the_store_becomes_as_the_file_says_and_only_its_own_rows_are_removed() 
             // The two exchange their names.
             reflectors: vec![named(1, "cellar"), named(2, "attic")],
             schedules: vec![scheduled("nightly", "cellar"), scheduled("Weekly", "attic")],
-            plan: None,
+            ..DeviceConfiguration::default()
         };
         let rehearsed = device.apply_configuration(file.clone(), true).await.unwrap();
-        let seen =
-            rehearsed.iter().map(|change| (&*change.object, &*change.name, change.action)).collect::<Vec<_>>();
+        let seen = rehearsed.iter().map(|change| (&*change.object, &*change.name, change.action)).collect::<Vec<_>>();
         let expected = [
             ("reflector", "attic", ChangeAction::Changed),
             ("reflector", "cellar", ChangeAction::Changed),
@@ -122,7 +122,7 @@ async fn a_configuration_that_is_not_possible_changes_nothing() {
         let with = |reflectors: &[ReflectorName], schedules: &[ConfiguredSchedule]| DeviceConfiguration {
             reflectors: reflectors.to_vec(),
             schedules: schedules.to_vec(),
-            plan: None,
+            ..DeviceConfiguration::default()
         };
         let mut never = scheduled("never", "attic");
         never.schedule.when = crate::schedule::Recurrence::parse("0 0 30 2 *").unwrap();
@@ -141,5 +141,165 @@ async fn a_configuration_that_is_not_possible_changes_nothing() {
             assert_eq!(device.schedules().await.unwrap().len(), 0);
             assert_eq!(device.reflectors().await.unwrap()[0].name.as_str(), "attic");
         }
+    }
+}
+
+fn monitor(name: &str, target: &str, interval_s: u64) -> ConfiguredMonitor {
+    let interval = Some(std::time::Duration::from_secs(interval_s));
+    ConfiguredMonitor { enabled: true, monitor: Monitor::new(name, target.parse().unwrap(), interval) }
+}
+
+fn monitors(monitors: &[ConfiguredMonitor]) -> DeviceConfiguration {
+    DeviceConfiguration { monitors: monitors.to_vec(), ..DeviceConfiguration::default() }
+}
+
+/// Name, number, target and mark of each monitor.
+async fn stored(device: &Appliance) -> Vec<(String, i64, String, bool)> {
+    let all = device.stored_monitors().await.unwrap().into_iter();
+    all.map(|one| (one.monitor.name, one.number, one.monitor.target.to_string(), one.from_file)).collect()
+}
+
+fn row(name: &str, number: i64, target: &str, from_file: bool) -> (String, i64, String, bool) {
+    (name.to_owned(), number, target.to_owned(), from_file)
+}
+
+/// Object, name and action of each change.
+fn seen(changes: &[ConfigurationChange]) -> Vec<(&str, &str, ChangeAction)> {
+    changes.iter().map(|change| (&*change.object, &*change.name, change.action)).collect()
+}
+
+#[tokio::test]
+async fn a_file_makes_monitors_and_removes_only_its_own() {
+    for (_folder, device) in paired_devices().await {
+        device.ensure_monitors().await.unwrap();
+        device.add_monitor(Monitor::new("by_hand", "host:192.0.2.1".parse().unwrap(), None)).await.unwrap();
+        let file = monitors(&[
+            // The service has added this one.
+            monitor("Attic", "reflector:attic", 5),
+            monitor("office", "host:192.0.2.2", 1),
+            ConfiguredMonitor { enabled: false, ..monitor("off", "dns:192.0.2.53/example.org", 30) },
+        ]);
+        let changes = device.apply_configuration(file.clone(), true).await.unwrap();
+        let (added, changed) = (ChangeAction::Added, ChangeAction::Changed);
+        let expected = [("monitor", "attic", changed), ("monitor", "office", added), ("monitor", "off", added)];
+        assert_eq!(seen(&changes), expected);
+        let values = changes[0].values.iter().map(|value| &*value.value).collect::<Vec<_>>();
+        assert_eq!(values, ["interval_ms", "name"]);
+        assert_eq!(stored(&device).await.len(), 4, "nothing has changed");
+        assert_eq!(device.apply_configuration(file.clone(), false).await.unwrap(), changes);
+        assert_eq!(device.apply_configuration(file, false).await.unwrap(), []);
+        let (gateway, cellar) = (row("gateway", 1, "gateway", false), row("cellar", 3, "reflector:cellar", false));
+        let by_hand = row("by_hand", 4, "host:192.0.2.1", false);
+        let expected = [
+            row("Attic", 2, "reflector:attic", true),
+            by_hand.clone(),
+            cellar.clone(),
+            gateway.clone(),
+            row("off", 6, "dns:192.0.2.53/example.org", true),
+            row("office", 5, "host:192.0.2.2", true),
+        ];
+        assert_eq!(stored(&device).await, expected);
+        assert!(!device.stored_monitor("off").await.unwrap().enabled);
+        let exported = device.configuration().await.unwrap();
+        assert_eq!(device.apply_configuration(exported, true).await.unwrap(), []);
+
+        let changes = device.apply_configuration(monitors(&[]), false).await.unwrap();
+        assert!(changes.iter().all(|change| change.action == ChangeAction::Removed), "{changes:?}");
+        assert_eq!(stored(&device).await, [by_hand, cellar, gateway]);
+        assert_eq!(device.ensure_monitors().await.unwrap(), [], "the service adds no removed one again");
+    }
+}
+
+#[tokio::test]
+async fn a_monitor_of_a_file_takes_the_place_of_the_one_that_the_service_would_add() {
+    for (_folder, device) in paired_devices().await {
+        let file = monitors(&[monitor("gateway", "gateway", 10), monitor("attic", "reflector:attic", 5)]);
+        device.apply_configuration(file, false).await.unwrap();
+        let added = device.ensure_monitors().await.unwrap();
+        let names = added.iter().map(|added| added.monitor.name.as_str()).collect::<Vec<_>>();
+        assert_eq!(names, ["cellar"]);
+    }
+}
+
+#[tokio::test]
+async fn a_renamed_monitor_keeps_what_it_measured_and_one_with_another_target_begins_anew() {
+    for (_folder, device) in paired_devices().await {
+        let apply = async |file: &[ConfiguredMonitor]| device.apply_configuration(monitors(file), false).await.unwrap();
+        apply(&[
+            monitor("fast", "reflector:attic", 1),
+            monitor("slow", "reflector:attic", 10),
+            monitor("office", "host:192.0.2.1", 1),
+        ])
+        .await;
+        let id = format!("reflector:{}", EndpointId::from_bytes([1; 32]));
+        let changes = apply(&[
+            monitor("office", "host:192.0.2.2", 1),
+            monitor("rarely", "reflector:Attic", 10),
+            monitor("often", &id, 1),
+        ])
+        .await;
+        let changed = ChangeAction::Changed;
+        assert_eq!(
+            seen(&changes),
+            [("monitor", "office", changed), ("monitor", "slow", changed), ("monitor", "fast", changed)]
+        );
+        let expected = [
+            row("office", 4, "host:192.0.2.2", true),
+            row("often", 1, &id, true),
+            row("rarely", 2, "reflector:Attic", true),
+        ];
+        assert_eq!(stored(&device).await, expected);
+        // With another interval too, if there is one candidate alone.
+        apply(&[monitor("office", "host:192.0.2.2", 1), monitor("one", "reflector:attic", 2)]).await;
+        let names = stored(&device).await.into_iter().map(|(name, number, ..)| (name, number)).collect::<Vec<_>>();
+        assert_eq!(names, [("office".to_owned(), 4), ("one".to_owned(), 5)], "which of the two is not known");
+        apply(&[monitor("office", "host:192.0.2.2", 1), monitor("two", "reflector:attic", 3)]).await;
+        assert_eq!(stored(&device).await[1], row("two", 5, "reflector:attic", true));
+    }
+}
+
+#[tokio::test]
+async fn a_renamed_reflector_is_what_its_monitors_probe() {
+    for (_folder, device) in paired_devices().await {
+        device.ensure_monitors().await.unwrap();
+        let file = |reflectors: &[ReflectorName], target: &str| DeviceConfiguration {
+            reflectors: reflectors.to_vec(),
+            ..monitors(&[monitor("slow", target, 10)])
+        };
+        device.apply_configuration(file(&[], "reflector:attic"), false).await.unwrap();
+        // The two exchange their names.
+        let exchanged = file(&[named(1, "cellar"), named(2, "attic")], "reflector:cellar");
+        let changes = device.apply_configuration(exchanged.clone(), false).await.unwrap();
+        assert_eq!(changes.iter().filter(|change| change.object == "monitor").count(), 0, "{changes:?}");
+        assert_eq!(device.apply_configuration(exchanged, false).await.unwrap(), []);
+        let expected = [
+            row("attic", 2, "reflector:cellar", false),
+            row("cellar", 3, "reflector:attic", false),
+            row("gateway", 1, "gateway", false),
+            row("slow", 4, "reflector:cellar", true),
+        ];
+        assert_eq!(stored(&device).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn monitors_that_are_not_possible_change_nothing() {
+    for (_folder, device) in paired_devices().await {
+        let good = monitor("good", "gateway", 1);
+        for (wrong, said) in [
+            (monitor("GOOD", "host:192.0.2.1", 1), "monitor GOOD: another monitor is called GOOD"),
+            (monitor("a b", "gateway", 1), "monitor a b: a name has"),
+            (monitor("often", "dns:192.0.2.53/example.org", 1), "monitor often: the interval is from 10s"),
+            (monitor("nowhere", "reflector:garden", 1), "monitor nowhere: "),
+        ] {
+            let refused = device.apply_configuration(monitors(&[good.clone(), wrong]), false).await.unwrap_err();
+            assert!(refused.to_string().starts_with(said), "{refused}");
+            assert_eq!(stored(&device).await, []);
+        }
+        // A reflector that was removed does not keep the rest of a file from being applied.
+        let file = monitors(&[good, monitor("slow", "reflector:attic", 10)]);
+        device.apply_configuration(file.clone(), false).await.unwrap();
+        device.remove_reflector("attic").await.unwrap();
+        assert_eq!(device.apply_configuration(file, false).await.unwrap(), []);
     }
 }

@@ -141,7 +141,7 @@ impl Appliance {
     }
 
     /// Adds the monitors that run from the first start: of the gateway, and of each paired reflector.
-    async fn ensure_monitors(&self) -> Result<Vec<StoredMonitor>, ApplianceError> {
+    pub(super) async fn ensure_monitors(&self) -> Result<Vec<StoredMonitor>, ApplianceError> {
         let store = self.store().await?;
         let gateway = (Monitor::new("gateway", MonitorTarget::Gateway, None), None);
         let mut wanted = vec![gateway];

@@ -1,59 +1,25 @@
-//! Reads and prints the file. Pure, except for the clock and the time zones of this host.
+//! Reads and prints the file. A kind of object has its own file.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod monitor;
+mod plan;
+mod reflector;
+mod schedule;
+mod text;
 
-use jiff::Timestamp;
-use paramedic_appliance::app::{ConfiguredSchedule, DeviceConfiguration, ReflectorName};
-use paramedic_appliance::plan::{Plan, PromisedRate};
-use paramedic_host::config::nearest_name;
-use paramedic_link::{EndpointId, PeerText};
-use toml::Spanned;
+use std::collections::BTreeSet;
+
+use paramedic_appliance::app::DeviceConfiguration;
 use toml::de::{DeTable, DeValue};
 
-use super::super::values::rate;
-use super::options::{self, FileOption, OptionFault};
+use super::options::FileOption;
+pub(super) use text::FileFault;
+use text::{FileText, in_order};
 
-/// The lists of tables of the file: the next kind of object joins here.
-const TABLES: [&str; 2] = ["reflector", "schedule"];
 /// The table of the plan, of which there is one.
 const PLAN: &str = "plan";
-/// The keys of the plan: the options of `packetparamedic plan set`.
-const PLAN_KEYS: [&str; 7] =
-    ["name", "download", "download_normal", "download_minimum", "upload", "upload_normal", "upload_minimum"];
-/// The keys of a reflector.
-const REFLECTOR_KEYS: [&str; 2] = ["endpoint_id", "name"];
-/// The maximum number of keys that an error lists.
-const LISTED_KEYS: usize = 8;
-/// The key of a schedule that is no option of `schedule add`.
-const ENABLED: &str = "enabled";
 
-/// A fault of a file.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct FileFault {
-    /// The line, from 1.
-    pub(super) line: usize,
-    /// What is wrong, with the key.
-    pub(super) problem: String,
-}
-
-/// The text of a file, with its lines.
-struct FileText<'a>(&'a str);
-
-impl FileText<'_> {
-    fn fault(&self, at: usize, problem: impl Into<String>) -> FileFault {
-        let line = 1 + self.0.bytes().take(at).filter(|byte| *byte == b'\n').count();
-        FileFault { line, problem: problem.into() }
-    }
-
-    fn unknown(&self, key: &Spanned<std::borrow::Cow<'_, str>>, known: &[&str]) -> FileFault {
-        let suggestion = match nearest_name(key.get_ref(), known.iter().copied()) {
-            Some(nearest) => format!("did you mean {nearest:?}?"),
-            None if known.len() > LISTED_KEYS => "valid: the options of `packetparamedic schedule add`".to_owned(),
-            None => format!("valid: {}", known.join(", ")),
-        };
-        self.fault(key.span().start, format!("unknown key {:?}; {suggestion}", key.get_ref()))
-    }
-}
+/// What the tables of the file are; the next kind of object joins here. Each but the plan is a list.
+const TABLES: [&str; 4] = ["reflector", "schedule", "monitor", PLAN];
 
 /// Reads a file.
 pub(super) fn parse(text: &str) -> Result<DeviceConfiguration, FileFault> {
@@ -68,171 +34,48 @@ pub(super) fn parse(text: &str) -> Result<DeviceConfiguration, FileFault> {
     })?;
     let mut configuration = DeviceConfiguration::default();
     for (key, value) in in_order(table.get_ref()) {
-        let name = key.get_ref();
+        let name = &**key.get_ref();
         if name == PLAN {
-            configuration.plan = Some(plan(&file, key.span().start, value.get_ref())?);
+            configuration.plan = Some(plan::parse(&file, key.span().start, value.get_ref())?);
             continue;
         }
-        if !TABLES.contains(&&**name) {
-            return Err(file.unknown(key, &[TABLES[0], TABLES[1], PLAN]));
+        if !TABLES.contains(&name) {
+            return Err(file.unknown(key, &TABLES));
         }
-        let DeValue::Array(objects) = value.get_ref() else {
-            return Err(file.fault(key.span().start, format!("{name} is a list of tables: write [[{name}]]")));
-        };
+        let no_list = |at| file.fault(at, format!("{name} is a list of tables: write [[{name}]]"));
+        let DeValue::Array(objects) = value.get_ref() else { return Err(no_list(key.span().start)) };
         for object in objects.iter() {
             let at = object.span().start;
-            let DeValue::Table(object) = object.get_ref() else {
-                return Err(file.fault(at, format!("{name} is a list of tables: write [[{name}]]")));
-            };
-            match &**name {
-                "reflector" => configuration.reflectors.push(reflector(&file, at, object)?),
-                _ => configuration.schedules.push(schedule(&file, at, object)?),
+            let DeValue::Table(object) = object.get_ref() else { return Err(no_list(at)) };
+            match name {
+                "reflector" => configuration.reflectors.push(reflector::parse(&file, at, object)?),
+                "monitor" => configuration.monitors.push(monitor::parse(&file, at, object)?),
+                _ => configuration.schedules.push(schedule::parse(&file, at, object)?),
             }
         }
     }
     Ok(configuration)
 }
 
-/// The entries in the order of the file, so that the error is the first fault of the file.
-fn in_order<'a, 'b>(table: &'b DeTable<'a>) -> Vec<(&'b Spanned<std::borrow::Cow<'a, str>>, &'b Spanned<DeValue<'a>>)> {
-    let mut entries = table.iter().collect::<Vec<_>>();
-    entries.sort_by_key(|(key, _)| key.span().start);
-    entries
-}
-
-fn reflector(file: &FileText<'_>, at: usize, table: &DeTable<'_>) -> Result<ReflectorName, FileFault> {
-    let (mut endpoint_id, mut name) = (None, None);
-    for (key, value) in in_order(table) {
-        let wrong = |problem: String| file.fault(key.span().start, format!("{}: {problem}", key.get_ref()));
-        let text = || match value.get_ref() {
-            DeValue::String(text) => Ok(text.to_string()),
-            other => Err(wrong(format!("it is of type {}; valid: a text", other.type_str()))),
-        };
-        match &**key.get_ref() {
-            "endpoint_id" => {
-                let id = text()?.parse::<EndpointId>().map_err(|error| wrong(error.to_string()))?;
-                endpoint_id = Some(id);
-            }
-            "name" => name = Some(PeerText::new(&text()?)),
-            _ => return Err(file.unknown(key, &REFLECTOR_KEYS)),
-        }
-    }
-    match (endpoint_id, name) {
-        (Some(endpoint_id), Some(name)) => Ok(ReflectorName { endpoint_id, name }),
-        (None, _) => Err(file.fault(at, "reflector: endpoint_id is missing; `packetparamedic reflectors` prints it")),
-        (_, None) => Err(file.fault(at, "reflector: name is missing")),
-    }
-}
-
-fn plan(file: &FileText<'_>, at: usize, value: &DeValue<'_>) -> Result<Plan, FileFault> {
-    let DeValue::Table(table) = value else {
-        return Err(file.fault(at, "plan is a table: write [plan]"));
-    };
-    let (mut name, mut rates) = (None, BTreeMap::new());
-    for (key, value) in in_order(table) {
-        let of_key = &**key.get_ref();
-        let wrong = |problem: String| file.fault(key.span().start, format!("{of_key}: {problem}"));
-        let Some(known) = PLAN_KEYS.into_iter().find(|known| *known == of_key) else {
-            return Err(file.unknown(key, &PLAN_KEYS));
-        };
-        let text = match value.get_ref() {
-            DeValue::String(text) => text.to_string(),
-            DeValue::Integer(number) if number.radix() == 10 => number.as_str().to_owned(),
-            other => return Err(wrong(format!("it is of type {}; valid: a text or a number", other.type_str()))),
-        };
-        match known {
-            "name" => name = Some(text),
-            _ => drop(rates.insert(known, rate(&text).map_err(wrong)?)),
-        }
-    }
-    let needed = |key: &str| {
-        let missing = || file.fault(at, format!("plan: {key} is missing"));
-        rates.get(key).copied().ok_or_else(missing)
-    };
-    let promised = |word: &str| {
-        let other = |kind: &str| rates.get(format!("{word}_{kind}").as_str()).copied();
-        Ok(PromisedRate { promised_bps: needed(word)?, normal_bps: other("normal"), minimum_bps: other("minimum") })
-    };
-    let plan = Plan { name, download: promised("download")?, upload: promised("upload")? };
-    plan.check().map_err(|error| file.fault(at, format!("plan: {error}")))?;
-    Ok(plan)
-}
-
-fn schedule(file: &FileText<'_>, at: usize, table: &DeTable<'_>) -> Result<ConfiguredSchedule, FileFault> {
-    let known = options::keys();
-    let mut keys = known.iter().map(String::as_str).collect::<Vec<_>>();
-    keys.push(ENABLED);
-    let (mut enabled, mut given) = (true, Vec::new());
-    let entries = in_order(table);
-    for (key, value) in &entries {
-        let name = &**key.get_ref();
-        let wrong = |problem: String| file.fault(key.span().start, format!("{name}: {problem}"));
-        if !keys.contains(&name) {
-            return Err(file.unknown(key, &keys));
-        }
-        let option = match value.get_ref() {
-            DeValue::Boolean(value) if name == ENABLED => {
-                enabled = *value;
-                continue;
-            }
-            other if name == ENABLED => {
-                return Err(wrong(format!("it is of type {}; valid: true or false", other.type_str())));
-            }
-            DeValue::Boolean(value) => FileOption::Flag(*value),
-            DeValue::String(text) => FileOption::Value(text.to_string()),
-            DeValue::Integer(number) if number.radix() == 10 => FileOption::Value(number.as_str().to_owned()),
-            DeValue::Float(number) => FileOption::Value(number.as_str().to_owned()),
-            other => return Err(wrong(format!("it is of type {}; valid: a text or a number", other.type_str()))),
-        };
-        given.push((name.to_owned(), option));
-    }
-    let now = now();
-    let built = options::schedule_of(&given).and_then(|schedule| match schedule.check(now) {
-        Ok(()) => Ok(schedule),
-        Err(error) => Err(options::fault_of_schedule(&error, &given)),
-    });
-    let schedule = built.map_err(|OptionFault { key, problem }| {
-        let named = key.and_then(|wanted| entries.iter().find(|(key, _)| *key.get_ref() == wanted));
-        match named {
-            Some((key, _)) => file.fault(key.span().start, format!("{}: {problem}", key.get_ref())),
-            None => file.fault(at, format!("schedule: {problem}")),
-        }
-    })?;
-    Ok(ConfiguredSchedule { enabled, schedule })
-}
-
 /// Prints a file that describes this configuration.
 pub(super) fn print(configuration: &DeviceConfiguration) -> String {
-    let mut text =
-        "# Names of reflectors, schedules and the plan: packetparamedic apply FILE. The keys of a schedule are the options\n\
-                    # of packetparamedic schedule add, those of the plan the options of packetparamedic plan set.\n"
-            .to_owned();
+    let mut text = "# Names of reflectors, schedules, monitors and the plan: packetparamedic apply FILE. The keys are the options\n\
+                    # of packetparamedic schedule add, of packetparamedic monitor add and of packetparamedic plan set.\n"
+        .to_owned();
     if let Some(plan) = &configuration.plan {
         text += "\n[plan]\n";
-        rows(&mut text, rows_of_plan(plan));
+        rows(&mut text, plan::rows(plan));
     }
-    for ReflectorName { endpoint_id, name } in &configuration.reflectors {
-        let rows = [("name", name.as_str().to_owned()), ("endpoint_id", endpoint_id.to_string())];
-        table(&mut text, "reflector", rows.map(|(key, value)| (key.to_owned(), FileOption::Value(value))));
+    for reflector in &configuration.reflectors {
+        table(&mut text, "reflector", reflector::rows(reflector));
     }
-    for ConfiguredSchedule { enabled, schedule } in &configuration.schedules {
-        let disabled = (!enabled).then(|| (ENABLED.to_owned(), FileOption::Flag(false)));
-        table(&mut text, "schedule", options::options_of(schedule).into_iter().chain(disabled));
+    for schedule in &configuration.schedules {
+        table(&mut text, "schedule", schedule::rows(schedule));
+    }
+    for monitor in &configuration.monitors {
+        table(&mut text, "monitor", monitor::rows(monitor));
     }
     text
-}
-
-fn rows_of_plan(plan: &Plan) -> Vec<(String, FileOption)> {
-    let name = plan.name.iter().map(|name| ("name".to_owned(), FileOption::Value(name.clone())));
-    let rates = [("download", plan.download), ("upload", plan.upload)].into_iter().flat_map(|(word, rate)| {
-        [
-            (word.to_owned(), Some(rate.promised_bps)),
-            (format!("{word}_normal"), rate.normal_bps),
-            (format!("{word}_minimum"), rate.minimum_bps),
-        ]
-    });
-    let rates = rates.filter_map(|(key, bps)| Some((key, FileOption::Value(bps?.to_string()))));
-    name.chain(rates).collect()
 }
 
 fn table(text: &mut String, name: &str, of_table: impl IntoIterator<Item = (String, FileOption)>) {
@@ -254,11 +97,6 @@ fn rows(text: &mut String, rows: impl IntoIterator<Item = (String, FileOption)>)
         };
         *text += &format!("{key} = {value}\n");
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the checks of schedules")]
-fn now() -> Timestamp {
-    Timestamp::now()
 }
 
 #[cfg(test)]
@@ -302,6 +140,18 @@ mod tests {
         let printed = print(&read);
         assert!(printed.contains("\n[plan]\nname = \"Fibre\"\ndownload = 250000000\n"), "{printed}");
         assert_eq!(parse(&printed).unwrap(), read);
+    }
+
+    #[test]
+    fn monitors_are_printed_and_read_back() {
+        let text = "[[monitor]]\nname = \"slow\"\ntarget = \"reflector:my attic\"\ninterval = \"5s\"\nenabled = false\n\n\
+                    [[monitor]]\nname = \"web\"\ntarget = \"https://example.org/\"\ninterval = 30\n\n\
+                    [[monitor]]\nname = \"router\"\ntarget = \"gateway\"\n";
+        let read = parse(text).unwrap();
+        let seen = read.monitors.iter().map(|one| (&*one.monitor.name, one.monitor.interval_ms, one.enabled));
+        assert_eq!(seen.collect::<Vec<_>>(), [("slow", 5_000, false), ("web", 30_000, true), ("router", 1_000, true)]);
+        let printed = print(&read);
+        assert_eq!(parse(&printed).unwrap(), read, "{printed}");
     }
 
     #[test]
@@ -358,6 +208,19 @@ mod tests {
             ("[plan]\ndownload = 9\nupload = 0\n", 1, "plan: the upload of a plan is more than 0 bit/s"),
             ("[[reflector]]\nname = \"a\"\n", 1, "reflector: endpoint_id is missing"),
             ("[[reflector]]\nname = \"a\"\nendpoint_id = \"PP-1\"\n", 3, "endpoint_id: "),
+            ("[[monitor]]\nname = \"a\"\n", 1, "monitor: target is missing"),
+            ("[[monitor]]\ntarget = \"gateway\"\n", 1, "monitor: name is missing"),
+            ("[[monitor]]\nname = \"a\"\ntarget = \"router\"\n", 3, "target: \"router\" is no target of a monitor"),
+            ("[[monitor]]\nname = \"a b\"\ntarget = \"gateway\"\n", 2, "name: a name has 1 to 60"),
+            (
+                "[[monitor]]\nname = \"a\"\ninterval = \"2m\"\ntarget = \"gateway\"\n",
+                3,
+                "interval: the interval is from 1s",
+            ),
+            ("[[monitor]]\nname = \"a\"\ninterval = \"soon\"\n", 3, "interval: "),
+            ("[[monitor]]\nname = \"a\"\nenabled = 1\n", 3, "enabled: it is of type integer; valid: true or false"),
+            ("[[monitor]]\nintervall = \"1s\"\n", 2, "unknown key \"intervall\"; did you mean \"interval\"?"),
+            ("[monitor]\nname = \"a\"\n", 1, "monitor is a list of tables: write [[monitor]]"),
             ("[[reflector]]\nname = 5\n", 2, "name: it is of type integer"),
             ("[[reflector]]\nnmae = \"a\"\n", 2, "unknown key \"nmae\"; did you mean \"name\"?"),
         ] {

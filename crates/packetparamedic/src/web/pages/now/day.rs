@@ -211,6 +211,7 @@ mod tests {
             id: uuid::Uuid::nil(),
             number: 1,
             enabled: true,
+            from_file: false,
             added_at: Timestamp::UNIX_EPOCH,
             peer: None,
             monitor: Monitor::new("attic", MonitorTarget::Gateway, None),

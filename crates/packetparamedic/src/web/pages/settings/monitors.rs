@@ -43,6 +43,7 @@ struct MonitorView {
     interval: String,
     data: String,
     is_enabled: bool,
+    from_file: bool,
 }
 
 impl MonitorView {
@@ -55,6 +56,7 @@ impl MonitorView {
             interval: quantity::exact_duration(monitor.interval()),
             data: quantity::bytes(overview.bytes_a_month),
             is_enabled: overview.stored.enabled,
+            from_file: overview.stored.from_file,
         }
     }
 }

@@ -1,0 +1,87 @@
+//! The text of a file with its lines, and the values of its keys.
+
+use std::borrow::Cow;
+
+use paramedic_host::config::nearest_name;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::super::options::FileOption;
+
+/// The maximum number of keys that an error lists.
+const LISTED_KEYS: usize = 8;
+/// The key that says whether an object does its work.
+pub(super) const ENABLED: &str = "enabled";
+
+/// A key with its place.
+pub(super) type FileKey<'a> = Spanned<Cow<'a, str>>;
+
+/// A fault of a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(in super::super) struct FileFault {
+    /// The line, from 1.
+    pub(in super::super) line: usize,
+    /// What is wrong, with the key.
+    pub(in super::super) problem: String,
+}
+
+/// The text of a file, with its lines.
+pub(super) struct FileText<'a>(pub(super) &'a str);
+
+impl FileText<'_> {
+    pub(super) fn fault(&self, at: usize, problem: impl Into<String>) -> FileFault {
+        let line = 1 + self.0.bytes().take(at).filter(|byte| *byte == b'\n').count();
+        FileFault { line, problem: problem.into() }
+    }
+
+    /// The fault of the value of a key.
+    pub(super) fn fault_of(&self, key: &FileKey<'_>, problem: &str) -> FileFault {
+        self.fault(key.span().start, format!("{}: {problem}", key.get_ref()))
+    }
+
+    pub(super) fn unknown(&self, key: &FileKey<'_>, known: &[&str]) -> FileFault {
+        let suggestion = match nearest_name(key.get_ref(), known.iter().copied()) {
+            Some(nearest) => format!("did you mean {nearest:?}?"),
+            None if known.len() > LISTED_KEYS => "valid: the options of `packetparamedic schedule add`".to_owned(),
+            None => format!("valid: {}", known.join(", ")),
+        };
+        self.fault(key.span().start, format!("unknown key {:?}; {suggestion}", key.get_ref()))
+    }
+}
+
+/// The entries in the order of the file, so that the error is the first fault of the file.
+pub(super) fn in_order<'a, 'b>(table: &'b DeTable<'a>) -> Vec<(&'b FileKey<'a>, &'b Spanned<DeValue<'a>>)> {
+    let mut entries = table.iter().collect::<Vec<_>>();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
+/// A value that is a text.
+pub(super) fn text_of(value: &DeValue<'_>) -> Result<String, String> {
+    match value {
+        DeValue::String(text) => Ok(text.to_string()),
+        other => Err(format!("it is of type {}; valid: a text", other.type_str())),
+    }
+}
+
+/// A value that is a text, or a whole number as its text.
+pub(super) fn value_of(value: &DeValue<'_>) -> Result<String, String> {
+    match value {
+        DeValue::String(text) => Ok(text.to_string()),
+        DeValue::Integer(number) if number.radix() == 10 => Ok(number.as_str().to_owned()),
+        other => Err(format!("it is of type {}; valid: a text or a number", other.type_str())),
+    }
+}
+
+/// A value that is true or false.
+pub(super) fn switch_of(value: &DeValue<'_>) -> Result<bool, String> {
+    match value {
+        DeValue::Boolean(value) => Ok(*value),
+        other => Err(format!("it is of type {}; valid: true or false", other.type_str())),
+    }
+}
+
+/// The row that says that an object does not do its work.
+pub(super) fn disabled(enabled: bool) -> Option<(String, FileOption)> {
+    (!enabled).then(|| (ENABLED.to_owned(), FileOption::Flag(false)))
+}
