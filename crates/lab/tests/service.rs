@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::Stdio;
 use std::time::Duration;
 
-use lab::{Appliance, Device, Reflector, Running, event, fill};
+use lab::{Appliance, Device, Outcome, Reflector, Running, event, fill};
 use paramedic_report::document::Event;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -316,4 +316,56 @@ fn the_service_manager_hears_of_readiness_life_and_the_stop() {
     let last = std::iter::repeat_with(message).find(|message| message != "WATCHDOG=1");
     assert_eq!(last.as_deref(), Some("STOPPING=1"));
     assert_eq!(service.wait(PATIENCE).unwrap().code(), Some(0), "{}", device.log());
+}
+
+#[test]
+fn commands_about_reflectors_and_the_identity_ask_the_service() {
+    let reflector = Reflector::serve(&[]);
+    let device = paired(&reflector);
+    let id = device.appliance.id();
+    let _service = device.serve();
+    // Another user, with a state folder of their own in which nothing is paired.
+    let other = Appliance::new();
+    let run = |args: &[&str]| {
+        let mut command = other.command(args);
+        command.env("PACKETPARAMEDIC_RUNTIME_DIR", device.runtime.path()).stdin(Stdio::null());
+        let outcome = Outcome::from(command.output().unwrap());
+        assert!(!outcome.stderr.contains("using the store in"), "{args:?}: {outcome:?}");
+        outcome
+    };
+    let must = |args: &[&str]| {
+        let outcome = run(args);
+        assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", device.log());
+        outcome.stdout
+    };
+    let json = |args: &[&str]| serde_json::from_str::<Value>(&must(&[args, &["--json"]].concat())).unwrap();
+    assert_eq!(must(&["show-id"]).trim(), id);
+    let of_reflector = json(&["reflectors"])[0]["endpoint_id"].as_str().unwrap().to_owned();
+    // A name that is also a word of the API.
+    assert_eq!(must(&["reflectors", "rename", &of_reflector, "imports"]), "its name is imports now\n");
+    assert_eq!(json(&["reflectors", "rename", "imports", "my attic"])["reflector"]["name"], "my attic");
+    let refused = run(&["reflectors", "rename", "my attic", ""]);
+    assert_eq!((refused.code, refused.three_lines()[0]), (2, "invalid name"), "{refused:?}");
+    assert!(must(&["reflectors", "check", "MY ATTIC"]).starts_with("my attic: reachable; 127.0.0.1:"));
+    let checked = json(&["reflectors", "check"]);
+    assert_eq!((&checked[0]["reachable"], &checked[0]["name"]), (&true.into(), &"my attic".into()), "{checked:#}");
+    let unknown = run(&["reflectors", "check", "cellar"]);
+    assert_eq!((unknown.code, unknown.three_lines()[0]), (4, "no such reflector"), "{unknown:?}");
+    // The rest of the diagnosis is of the host.
+    let diagnosis = run(&["doctor", "--json"]).json();
+    for code in ["reflector", "udp"] {
+        let check = diagnosis["checks"].as_array().unwrap().iter().find(|check| check["code"] == code).unwrap();
+        assert!(check["text"].as_str().unwrap().contains("reflector my attic"), "{check:#}");
+        assert_eq!(check["outcome"], "passed", "{check:#}");
+    }
+    // The reflector knows the old identity alone.
+    let new = must(&["rotate-identity", "--yes"]).trim().to_owned();
+    assert_ne!(new, id);
+    assert_eq!(must(&["show-id"]).trim(), new);
+    let unknown = run(&["reflectors", "check", "--json"]);
+    assert_eq!((unknown.code, &unknown.json()[0]["error"]["code"]), (4, &"not_paired".into()), "{unknown:?}");
+    assert_eq!(must(&["reflectors", "remove", "my attic"]), "forgot my attic\n");
+    assert_eq!(json(&["reflectors"]), serde_json::json!([]));
+    // Nothing happened in the store of the other user.
+    assert_ne!(other.id(), new);
 }

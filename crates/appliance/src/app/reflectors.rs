@@ -97,6 +97,11 @@ impl Appliance {
         Ok(self.reading_store().await?.reflectors().await?)
     }
 
+    /// The reflector with the name, address or Endpoint ID `wanted`.
+    pub async fn reflector(&self, wanted: &str) -> Result<Reflector, ApplianceError> {
+        Ok(self.reading_store().await?.reflector(wanted).await?)
+    }
+
     /// The reflectors to check: the one with the name, address or Endpoint ID `wanted`, or all. Loads the key first, so
     /// that an unusable key is one error instead of one per reflector.
     pub async fn reflectors_to_check(&self, wanted: Option<&str>) -> Result<Vec<Reflector>, ApplianceError> {

@@ -9,6 +9,8 @@ use paramedic_engines::echo::pacing::SHORTEST_INTERVAL;
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::document::ProbeTransport;
 use paramedic_report::thresholds::Thresholds;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::Appliance;
 use crate::error::ApplianceError;
@@ -22,7 +24,8 @@ use crate::store::Reflector;
 const CHECK: Duration = Duration::from_millis(300);
 
 /// What a check of UDP found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "outcome", content = "because", rename_all = "snake_case")]
 pub enum UdpCheck {
     /// Datagrams reached the reflector, and their answers arrived here.
     Arrives,

@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use paramedic_appliance::app::{Reached, UdpCheck};
+use paramedic_appliance::app::UdpCheck;
 use paramedic_appliance::store::{PostgresUrl, Reflector};
 use paramedic_host::config::load;
 use paramedic_host::doctor::{self, Bundle};
-use paramedic_link::message::PathFacts;
 use paramedic_link::state_folder;
 use paramedic_report::doctor::{Check, Diagnosis};
 use paramedic_report::self_test::Role;
@@ -14,7 +13,9 @@ use paramedic_report::self_test::Role;
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 use super::output::OutputFormat;
+use super::reflectors::{check, to_check};
 use crate::config::Settings;
+use crate::web::reflectors::{CheckedReflector, reflector_route};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -68,11 +69,7 @@ fn print(diagnosis: &Diagnosis, context: &Context) -> Result<(), CommandFailure>
 
 /// The checks of every paired reflector. If the appliance's state cannot be read, returns that problem instead.
 async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Context) -> Vec<Check> {
-    let paired = match context.appliance() {
-        Ok(appliance) => appliance.reflectors_to_check(None).await.map_err(CommandFailure::from),
-        Err(failure) => Err(failure),
-    };
-    let paired = match paired {
+    let paired = match to_check(None, context).await {
         Ok(paired) => paired,
         Err(failure) => return vec![failure.body().into()],
     };
@@ -98,17 +95,13 @@ async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Cont
 
 /// The checks of one reflector: whether it answers with the paired key, and whether its version is the same.
 async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
-    let reached = match context.appliance() {
-        Ok(appliance) => appliance.check(reflector).await.map_err(CommandFailure::from),
-        Err(failure) => Err(failure),
-    };
-    let Reached { address, version, took, local, path, segment_limit } = match reached {
-        Ok(reached) => reached,
+    let checked = match check(reflector, context).await {
+        Ok(checked) => checked,
         Err(failure) => return vec![failure.body().into()],
     };
+    let CheckedReflector { reached_at, version, link_ms, local_address, observed_address, .. } = checked;
     let name = &reflector.name;
-    let ms = (took.as_micros() + 500) / 1000;
-    let text = format!("reflector {name}: {address} answered with the right key in {ms} ms");
+    let text = format!("reflector {name}: {reached_at} answered with the right key in {link_ms:.0} ms");
     let own = env!("CARGO_PKG_VERSION");
     let version = if version.as_str() == own {
         Check::passed("peer_version", format!("reflector {name}: version {own}, as here"))
@@ -121,7 +114,7 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
         )
     };
     let mut checks = vec![Check::passed("reflector", text), version];
-    if let Some(bytes) = segment_limit {
+    if let Some(bytes) = checked.segment_limit_bytes {
         checks.push(Check::problem(
             "mtu_black_hole",
             format!("the path to {name} drops large packets: the link needed segments of {bytes} bytes"),
@@ -129,20 +122,20 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
             "allow ICMP \"fragmentation needed\" and \"packet too big\" in the firewalls of the path, or lower this interface's MTU",
         ));
     }
-    if let Some(PathFacts { observed_address, max_segment_bytes }) = path {
-        let observed = observed_address.ip();
+    if let Some(observed) = observed_address.map(|observed| observed.ip()) {
         checks.push(Check::passed(
             "path",
-            if observed == local.to_canonical() {
+            if observed == local_address.to_canonical() {
                 format!("reflector {name}: sees this device at its own address {observed}")
             } else {
-                format!("reflector {name}: sees this device at {observed} instead of {local}: NAT is on the path")
+                format!(
+                    "reflector {name}: sees this device at {observed} instead of {local_address}: NAT is on the path"
+                )
             },
         ));
-        if let Some(bytes) = max_segment_bytes {
-            checks
-                .push(Check::passed("segment", format!("reflector {name}: sends up to {bytes} bytes per TCP packet")));
-        }
+    }
+    if let Some(bytes) = checked.max_segment_bytes {
+        checks.push(Check::passed("segment", format!("reflector {name}: sends up to {bytes} bytes per TCP packet")));
     }
     checks.push(of_udp(reflector, context).await);
     checks
@@ -150,12 +143,8 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
 
 /// Checks whether latency probes reach a reflector over UDP and come back.
 async fn of_udp(reflector: &Reflector, context: &Context) -> Check {
-    let checked = match context.appliance() {
-        Ok(appliance) => appliance.check_udp(reflector).await.map_err(CommandFailure::from),
-        Err(failure) => Err(failure),
-    };
     let name = &reflector.name;
-    match checked {
+    match check_udp(reflector, context).await {
         Ok(UdpCheck::Arrives) => Check::passed("udp", format!("reflector {name}: UDP arrives, and so do its answers")),
         Ok(UdpCheck::Blocked(because)) => Check::problem(
             "udp_blocked",
@@ -170,5 +159,12 @@ async fn of_udp(reflector: &Reflector, context: &Context) -> Check {
             let error = failure.body();
             Check::not_checked("udp", format!("reflector {name}: UDP"), format!("{}: {}", error.what, error.because))
         }
+    }
+}
+
+async fn check_udp(reflector: &Reflector, context: &Context) -> Result<UdpCheck, CommandFailure> {
+    match context.service().await? {
+        Some(service) => service.post_slow(&reflector_route(reflector.endpoint_id, "/udp-check"), &()).await,
+        None => Ok(context.appliance()?.check_udp(reflector).await?),
     }
 }

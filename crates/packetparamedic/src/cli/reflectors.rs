@@ -1,16 +1,17 @@
 //! `reflectors`: the pairings of this device: list, check, rename, import, remove.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use paramedic_appliance::app::{ImportedPairings, OldStore, Reached};
-use paramedic_appliance::store::Reflector;
+use paramedic_appliance::ApplianceError;
+use paramedic_appliance::app::{ImportedPairings, OldStore};
+use paramedic_appliance::store::{Reflector, find_reflector};
 use paramedic_link::PeerText;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
-use crate::web::reflectors::ListedReflector;
+use crate::web::client::ServiceClient;
+use crate::web::reflectors::{CheckedReflector, ListedReflector, RenameRequest, reflector_route};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -52,49 +53,90 @@ enum Command {
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    let json = args.json;
     match args.command.unwrap_or(Command::List) {
-        Command::List => {
-            let all: Vec<Value> = match context.service().await? {
-                Some(service) => service.get("/reflectors").await?,
-                None => context
-                    .appliance()?
-                    .reflectors()
-                    .await?
-                    .iter()
-                    .map(|one| json!(ListedReflector::from(one)))
-                    .collect(),
-            };
-            if args.json {
-                context.output.line(&json!(all).to_string())?;
-                return Ok(ExitStatus::Done);
-            }
-            if all.is_empty() {
-                context
-                    .output
-                    .note("none yet: run `reflector pair` on a reflector, then `packetparamedic pair-reflector`");
-            }
-            for reflector in &all {
-                let field = |name: &str| reflector[name].as_str().unwrap_or_default();
-                context.output.line(&format!("{}  {}  {}", field("name"), field("address"), field("endpoint_id")))?;
-            }
-            Ok(ExitStatus::Done)
-        }
+        Command::List => list(json, context).await,
         Command::Check { reflector } => {
-            let chosen = context.appliance()?.reflectors_to_check(reflector.as_deref()).await?;
-            check(&chosen, args.json, context).await
+            let chosen = to_check(reflector.as_deref(), context).await?;
+            check_each(&chosen, json, context).await
         }
         Command::Rename { reflector, name } => {
-            let renamed = context.appliance()?.rename_reflector(&reflector, &PeerText::new(&name)).await?;
-            context.output.line(&format!("its name is {} now", renamed.name))?;
+            let name = PeerText::new(&name);
+            let renamed: ListedReflector = match context.service().await? {
+                Some(service) => {
+                    let id = one_of(&service, &reflector).await?.endpoint_id;
+                    service.post(&reflector_route(id, "/rename"), &RenameRequest { name }).await?
+                }
+                None => ListedReflector::from(&context.appliance()?.rename_reflector(&reflector, &name).await?),
+            };
+            match json {
+                true => context.output.json_line(&json!({ "event": "renamed", "reflector": renamed }))?,
+                false => context.output.line(&format!("its name is {} now", renamed.name))?,
+            }
             Ok(ExitStatus::Done)
         }
-        Command::Import { from } => import(&from, args.json, context).await,
+        Command::Import { from } => import(&from, json, context).await,
         Command::Remove { reflector } => {
-            let removed = context.appliance()?.remove_reflector(&reflector).await?;
-            context.output.line(&format!("forgot {}", removed.name))?;
+            let removed: ListedReflector = match context.service().await? {
+                Some(service) => {
+                    let id = one_of(&service, &reflector).await?.endpoint_id;
+                    service.delete(&reflector_route(id, "")).await?
+                }
+                None => ListedReflector::from(&context.appliance()?.remove_reflector(&reflector).await?),
+            };
+            match json {
+                true => context.output.json_line(&json!({ "event": "removed", "reflector": removed }))?,
+                false => context.output.line(&format!("forgot {}", removed.name))?,
+            }
             context.output.note("it still knows this device until `reflector peers remove` is run there");
             Ok(ExitStatus::Done)
         }
+    }
+}
+
+async fn list(json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let all: Vec<ListedReflector> = match context.service().await? {
+        Some(service) => service.get("/reflectors").await?,
+        None => context.appliance()?.reflectors().await?.iter().map(ListedReflector::from).collect(),
+    };
+    if json {
+        context.output.line(&json!(all).to_string())?;
+        return Ok(ExitStatus::Done);
+    }
+    if all.is_empty() {
+        context.output.note("none yet: run `reflector pair` on a reflector, then `packetparamedic pair-reflector`");
+    }
+    for ListedReflector { name, address, endpoint_id, .. } in &all {
+        context.output.line(&format!("{name}  {address}  {endpoint_id}"))?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// The reflectors with which the service is paired.
+async fn all_of(service: &ServiceClient) -> Result<Vec<Reflector>, CommandFailure> {
+    let all: Vec<ListedReflector> = service.get("/reflectors").await?;
+    all.into_iter().map(ListedReflector::reflector).collect()
+}
+
+/// The one of them with this name, address or Endpoint ID.
+async fn one_of(service: &ServiceClient, wanted: &str) -> Result<Reflector, CommandFailure> {
+    Ok(find_reflector(all_of(service).await?, wanted).map_err(ApplianceError::from)?)
+}
+
+/// The reflectors to check: the one with this name, address or Endpoint ID, or all.
+pub(super) async fn to_check(wanted: Option<&str>, context: &Context) -> Result<Vec<Reflector>, CommandFailure> {
+    match (context.service().await?, wanted) {
+        (Some(service), Some(wanted)) => Ok(vec![one_of(&service, wanted).await?]),
+        (Some(service), None) => all_of(&service).await,
+        (None, wanted) => Ok(context.appliance()?.reflectors_to_check(wanted).await?),
+    }
+}
+
+/// Connects to a reflector, without a test.
+pub(super) async fn check(reflector: &Reflector, context: &Context) -> Result<CheckedReflector, CommandFailure> {
+    match context.service().await? {
+        Some(service) => service.post_slow(&reflector_route(reflector.endpoint_id, "/check"), &()).await,
+        None => Ok(context.appliance()?.check(reflector).await?.into()),
     }
 }
 
@@ -121,32 +163,30 @@ async fn import(from: &Path, json: bool, context: &Context) -> Result<ExitStatus
 }
 
 /// Checks each reflector in turn. The first failure decides the exit code.
-async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+async fn check_each(chosen: &[Reflector], json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
     let mut first_failure = None;
     let mut rows = Vec::new();
     for reflector in chosen {
         let mut row = json!(ListedReflector::from(reflector));
-        match context.appliance()?.check(reflector).await {
-            Ok(Reached { address, version, took, segment_limit, .. }) => {
+        match check(reflector, context).await {
+            Ok(CheckedReflector { reached_at, version, link_ms, segment_limit_bytes, .. }) => {
                 if json {
                     row["reachable"] = true.into();
-                    row["reached_at"] = address.to_string().into();
+                    row["reached_at"] = reached_at.to_string().into();
                     row["version"] = version.to_string().into();
-                    row["link_ms"] = (took.as_secs_f64() * 1000.0).into();
-                    if let Some(bytes) = segment_limit {
+                    row["link_ms"] = link_ms.into();
+                    if let Some(bytes) = segment_limit_bytes {
                         row["segment_limit_bytes"] = bytes.into();
                     }
                 } else {
                     context.output.line(&format!(
-                        "{}: reachable; {address} answered with the right key in {} ms, version {version}",
+                        "{}: reachable; {reached_at} answered with the right key in {link_ms:.0} ms, version {version}",
                         reflector.name,
-                        rounded_ms(took),
                     ))?;
-                    note_small_segments(segment_limit, context);
+                    note_small_segments(segment_limit_bytes, context);
                 }
             }
-            Err(error) => {
-                let failure = CommandFailure::from(error);
+            Err(failure) => {
                 first_failure.get_or_insert(failure.exit);
                 if json {
                     row["reachable"] = false.into();
@@ -172,8 +212,4 @@ pub(super) fn note_small_segments(segment_limit: Option<u16>, context: &Context)
              the MTU or the firewall on the path"
         ));
     }
-}
-
-fn rounded_ms(duration: Duration) -> u128 {
-    (duration.as_micros() + 500) / 1000
 }

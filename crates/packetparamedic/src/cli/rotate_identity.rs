@@ -3,6 +3,7 @@
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use crate::web::identity::{ROTATION_ROUTE, RotatedIdentity, rotate};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -21,16 +22,15 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<ExitStatus
             "run `packetparamedic rotate-identity --yes`",
         ));
     }
-    let rotated = context.appliance()?.rotate_identity()?;
-    let lost = context.appliance()?.reflectors().await?;
-    context.output.line(&rotated.new.id().to_string())?;
-    context.output.note(&format!(
-        "the old identity was {}; its key is kept in {}",
-        rotated.old,
-        rotated.kept.display()
-    ));
-    for reflector in lost {
-        context.output.note(&format!("{} knows only the old identity: pair with it again", reflector.name));
+    let rotated: RotatedIdentity = match context.service().await? {
+        Some(service) => service.post(ROTATION_ROUTE, &()).await?,
+        None => rotate(context.appliance()?).await?,
+    };
+    let RotatedIdentity { endpoint_id, old, kept, reflectors } = rotated;
+    context.output.line(&endpoint_id.to_string())?;
+    context.output.note(&format!("the old identity was {old}; its key is kept in {kept}"));
+    for name in reflectors {
+        context.output.note(&format!("{name} knows only the old identity: pair with it again"));
     }
     Ok(ExitStatus::Done)
 }

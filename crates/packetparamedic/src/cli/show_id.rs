@@ -1,10 +1,15 @@
 //! `packetparamedic show-id`: prints the Endpoint ID of this device.
 
+use paramedic_appliance::app::ServiceStatus;
+
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 
-pub(super) fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    let id = context.appliance()?.endpoint_id()?;
-    context.output.line(&id.to_string())?;
+pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    let id = match context.service().await? {
+        Some(service) => service.get::<ServiceStatus>("/status").await?.endpoint_id,
+        None => context.appliance()?.endpoint_id()?.to_string(),
+    };
+    context.output.line(&id)?;
     Ok(ExitStatus::Done)
 }

@@ -10,6 +10,7 @@ mod connections;
 mod events;
 mod extract;
 mod guard;
+pub(crate) mod identity;
 mod live_runs;
 pub(crate) mod login;
 mod login_attempts;
@@ -178,6 +179,11 @@ fn api() -> ApiRoutes {
         .route(plan::ROUTE, get(plan::show).put(plan::set).delete(plan::clear))
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
         .route("/reflectors/imports", post(reflectors::import))
+        .route("/reflectors/{reflector}", delete(reflectors::remove))
+        .route("/reflectors/{reflector}/check", post(reflectors::check))
+        .route("/reflectors/{reflector}/udp-check", post(reflectors::check_udp))
+        .route("/reflectors/{reflector}/rename", post(reflectors::rename))
+        .route(identity::ROTATION_ROUTE, post(identity::rotate_own))
         .route("/results", get(results::list))
         .route("/results/export", get(results::export))
         .route("/results/deletions", post(results::delete_several))

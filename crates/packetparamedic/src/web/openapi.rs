@@ -8,7 +8,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use paramedic_appliance::app::{
     ConfigurationChange, DeviceConfiguration, ImportedPairings, MonitorOverview, MonitorSeries, NewToken, OldPairings,
-    RunUpdate, ScheduleOverview, ScheduleProposal, ServiceStatus,
+    RunUpdate, ScheduleOverview, ScheduleProposal, ServiceStatus, UdpCheck,
 };
 use paramedic_appliance::plan::Plan;
 use paramedic_appliance::request::TestRequest;
@@ -27,11 +27,12 @@ use serde_json::{Map, Value, json};
 use super::access::{API, needed_scope};
 use super::configuration::ApplyRequest;
 use super::guard::LOGIN_COOKIE;
+use super::identity::RotatedIdentity;
 use super::login::{LoginRequest, SetupLinkAnswer};
 use super::monitors::NewMonitor;
 use super::plan::PlanAnswer;
 use super::problem::Problem;
-use super::reflectors::{ListedReflector, PairRequest, PairedReflector};
+use super::reflectors::{CheckedReflector, ListedReflector, PairRequest, PairedReflector, RenameRequest};
 use super::results::{DeletionRequest, ImportAnswer, PruneRequest};
 use super::schedules::RunRequested;
 use super::store::StorePruneRequest;
@@ -196,7 +197,12 @@ const OPERATIONS: &[Operation] = &[
         ..change("post", "/monitors", "Adds a monitor", of::<StoredMonitor>)
     },
     read("/monitors/{name}", "A monitor", of::<MonitorOverview>),
-    change("delete", "/monitors/{name}", "Removes a monitor; what it measured is not shown any more", of::<StoredMonitor>),
+    change(
+        "delete",
+        "/monitors/{name}",
+        "Removes a monitor; what it measured is not shown any more",
+        of::<StoredMonitor>,
+    ),
     change("post", "/monitors/{name}/enable", "Lets a monitor measure again", of::<StoredMonitor>),
     change("post", "/monitors/{name}/disable", "Keeps a monitor from measuring", of::<StoredMonitor>),
     Operation {
@@ -228,6 +234,34 @@ const OPERATIONS: &[Operation] = &[
         status: 201,
         ..change("post", "/reflectors", "Pairs with a reflector, by its code or its Endpoint ID", of::<PairedReflector>)
     },
+    change(
+        "delete",
+        "/reflectors/{reflector}",
+        "Removes a reflector (name, address or Endpoint ID) from this device; its results stay",
+        of::<ListedReflector>,
+    ),
+    change(
+        "post",
+        "/reflectors/{reflector}/check",
+        "Connects to a reflector and checks address, key and answer; sends no load",
+        of::<CheckedReflector>,
+    ),
+    change(
+        "post",
+        "/reflectors/{reflector}/udp-check",
+        "Checks whether datagrams reach a reflector and come back",
+        of::<UdpCheck>,
+    ),
+    Operation {
+        body: Some(of::<RenameRequest>),
+        ..change("post", "/reflectors/{reflector}/rename", "Renames a reflector on this device", of::<ListedReflector>)
+    },
+    change(
+        "post",
+        "/identity/rotations",
+        "Makes a new identity; every reflector must then be paired again",
+        of::<RotatedIdentity>,
+    ),
     Operation {
         query: &[LIMIT, AFTER, SINCE, UNTIL, PEER, ENGINE, ORDER],
         ..read("/results", "Summaries of the latest results, newest first", of::<Vec<RunSummary>>)
@@ -267,7 +301,11 @@ const OPERATIONS: &[Operation] = &[
         body: Some(of::<ResultDocument>),
         ..change("put", "/results/{id}", "Adds a result document of another store, to the byte", of::<ImportAnswer>)
     },
-    read("/configuration", "The names of the reflectors, the schedules, the monitors and the plan", of::<DeviceConfiguration>),
+    read(
+        "/configuration",
+        "The names of the reflectors, the schedules, the monitors and the plan",
+        of::<DeviceConfiguration>,
+    ),
     Operation {
         body: Some(of::<ApplyRequest>),
         ..change("post", "/configuration", "Makes the configuration as the body says", of::<Vec<ConfigurationChange>>)

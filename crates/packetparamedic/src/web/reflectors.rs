@@ -1,12 +1,13 @@
-//! The routes of the paired reflectors: list, pair.
+//! The routes of the paired reflectors: list, pair, check, rename, remove, import.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use jiff::Timestamp;
-use paramedic_appliance::app::{Appliance, ImportedPairings, NewPairing, OldPairings, PairingProof};
+use paramedic_appliance::app::{Appliance, ImportedPairings, NewPairing, OldPairings, PairingProof, Reached, UdpCheck};
 use paramedic_appliance::store::Reflector;
 use paramedic_appliance::targets::HostPort;
 use paramedic_link::pairing_code::PairingCode;
@@ -15,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ApiState;
-use super::extract::ApiBody;
+use super::extract::{ApiBody, ApiPath};
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
@@ -86,16 +87,67 @@ pub(crate) fn bad_code(error: &dyn fmt::Display) -> CommandFailure {
 }
 
 /// A reflector in a list.
-#[derive(Serialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ListedReflector {
     /// The name under which it is saved.
-    name: PeerText,
+    pub(crate) name: PeerText,
     /// Its address.
-    address: String,
+    pub(crate) address: String,
     /// Its Endpoint ID.
-    endpoint_id: EndpointId,
+    pub(crate) endpoint_id: EndpointId,
     /// When it was paired.
-    paired_at: Timestamp,
+    pub(crate) paired_at: Timestamp,
+}
+
+/// A new name.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub(crate) struct RenameRequest {
+    /// The name: 1 to 120 characters.
+    pub(crate) name: PeerText,
+}
+
+/// What a connection to a reflector, without a test, showed.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub(crate) struct CheckedReflector {
+    /// The address that accepted the connection.
+    pub(crate) reached_at: SocketAddr,
+    /// The version of its program.
+    pub(crate) version: PeerText,
+    /// How long it took until its welcome, in milliseconds.
+    pub(crate) link_ms: f64,
+    /// The address of this device on the link.
+    pub(crate) local_address: IpAddr,
+    /// The address and port from which this device's packets come, as the reflector sees them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) observed_address: Option<SocketAddr>,
+    /// The largest TCP payload per packet that the reflector sends, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_segment_bytes: Option<u32>,
+    /// The largest segment that gets through to it, in bytes, if the path drops larger ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) segment_limit_bytes: Option<u16>,
+}
+
+impl From<Reached> for CheckedReflector {
+    fn from(reached: Reached) -> Self {
+        Self {
+            reached_at: reached.address,
+            version: reached.version,
+            link_ms: reached.took.as_secs_f64() * 1000.0,
+            local_address: reached.local,
+            observed_address: reached.path.map(|path| path.observed_address),
+            max_segment_bytes: reached.path.and_then(|path| path.max_segment_bytes),
+            segment_limit_bytes: reached.segment_limit,
+        }
+    }
+}
+
+impl ListedReflector {
+    /// The reflector, as the command line has it without a service.
+    pub(crate) fn reflector(self) -> Result<Reflector, CommandFailure> {
+        let Self { name, address, endpoint_id, paired_at } = self;
+        Ok(Reflector { endpoint_id, name, address: address.parse::<HostPort>()?, paired_at })
+    }
 }
 
 impl From<&Reflector> for ListedReflector {
@@ -121,6 +173,50 @@ pub(super) async fn pair(
     let paired = pair_as(state.service.appliance(), request, &state.own_name).await?;
     state.service.monitors_changed();
     Ok((StatusCode::CREATED, Json(paired)))
+}
+
+/// Connects to a reflector, and sends no load.
+pub(super) async fn check(
+    State(state): State<ApiState>,
+    ApiPath(wanted): ApiPath<String>,
+) -> Result<Json<CheckedReflector>, Problem> {
+    let appliance = state.service.appliance();
+    let reflector = appliance.reflector(&wanted).await?;
+    Ok(Json(appliance.check(&reflector).await?.into()))
+}
+
+/// Checks whether datagrams reach a reflector and come back.
+pub(super) async fn check_udp(
+    State(state): State<ApiState>,
+    ApiPath(wanted): ApiPath<String>,
+) -> Result<Json<UdpCheck>, Problem> {
+    let appliance = state.service.appliance();
+    let reflector = appliance.reflector(&wanted).await?;
+    Ok(Json(appliance.check_udp(&reflector).await?))
+}
+
+pub(super) async fn rename(
+    State(state): State<ApiState>,
+    ApiPath(wanted): ApiPath<String>,
+    ApiBody(RenameRequest { name }): ApiBody<RenameRequest>,
+) -> Result<Json<ListedReflector>, Problem> {
+    let renamed = state.service.appliance().rename_reflector(&wanted, &name).await?;
+    state.service.monitors_changed();
+    Ok(Json(ListedReflector::from(&renamed)))
+}
+
+pub(super) async fn remove(
+    State(state): State<ApiState>,
+    ApiPath(wanted): ApiPath<String>,
+) -> Result<Json<ListedReflector>, Problem> {
+    let removed = state.service.appliance().remove_reflector(&wanted).await?;
+    state.service.monitors_changed();
+    Ok(Json(ListedReflector::from(&removed)))
+}
+
+/// The route of a reflector, or of what can be done with it. The Endpoint ID is the name of no other route.
+pub(crate) fn reflector_route(id: EndpointId, action: &str) -> String {
+    format!("/reflectors/{id}{action}")
 }
 
 /// Takes over an older identity with its pairings.
