@@ -355,7 +355,7 @@ fn commands_about_reflectors_and_the_identity_ask_the_service() {
     let diagnosis = run(&["doctor", "--json"]).json();
     for code in ["reflector", "udp"] {
         let check = diagnosis["checks"].as_array().unwrap().iter().find(|check| check["code"] == code).unwrap();
-        assert!(check["text"].as_str().unwrap().contains("reflector my attic"), "{check:#}");
+        assert!(check["what"].as_str().unwrap().contains("reflector my attic"), "{check:#}");
         assert_eq!(check["outcome"], "passed", "{check:#}");
     }
     // The reflector knows the old identity alone.

@@ -1,4 +1,4 @@
-//! The clocks of this device, and random numbers, for the decisions. Shell.
+//! The clocks of this device, its boot, and random numbers, for the decisions. Shell.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clocks for the decisions")]
 
@@ -32,4 +32,10 @@ pub(super) fn random() -> f64 {
     // The low bits of a UUIDv7 are random.
     let bits = Uuid::now_v7().as_u128() as u32;
     f64::from(bits) / f64::from(u32::MAX)
+}
+
+/// The id of this boot; `None` if the kernel does not say it.
+pub(super) fn boot_id() -> Option<String> {
+    let id = host_facts::text("/proc/sys/kernel/random/boot_id")?;
+    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
 }

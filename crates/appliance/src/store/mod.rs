@@ -25,6 +25,7 @@ mod schedules;
 mod server;
 mod sums;
 mod tokens;
+mod undated;
 
 use std::fs::File;
 use std::io;
@@ -60,6 +61,7 @@ pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
 pub use server::DatabaseLock;
 pub use sums::LossSum;
 pub use tokens::{AccessScope, StoredToken};
+pub use undated::{Undated, UndatedMinute};
 
 /// The file's name in the state folder.
 pub const FILE: &str = "packetparamedic.db";

@@ -17,7 +17,7 @@ use crate::monitor::series::{DAY, HOUR, Resolution};
 use crate::monitor::{LatencyHistogram, Monitor, MonitorTarget, ProbeTally};
 
 /// How long minutes are kept, in minutes.
-const MINUTES_KEPT: i64 = 14 * DAY;
+pub(super) const MINUTES_KEPT: i64 = 14 * DAY;
 /// How long hours are kept, in minutes. Days are kept for ever.
 const HOURS_KEPT: i64 = 400 * DAY;
 /// The time for which hours that were not computed are looked for, in minutes: that of the minutes.
@@ -108,9 +108,9 @@ impl MonitorRow {
 
 /// The stored columns of the probes of a time.
 #[derive(sqlx::FromRow)]
-struct TallyRow {
-    minute: i64,
-    monitor: i64,
+pub(super) struct TallyRow {
+    pub(super) minute: i64,
+    pub(super) monitor: i64,
     count: i64,
     lost: i64,
     under_load: i64,
@@ -120,7 +120,7 @@ struct TallyRow {
 }
 
 impl TallyRow {
-    fn tally(&self) -> Result<ProbeTally, sqlx::Error> {
+    pub(super) fn tally(&self) -> Result<ProbeTally, sqlx::Error> {
         Ok(ProbeTally {
             count: natural(self.count),
             lost: natural(self.lost),
@@ -241,20 +241,7 @@ impl ApplianceStore {
     pub async fn save_minutes(&self, minutes: &[MonitorMinute], now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("saving what the monitors measured");
         let mut work = self.pool.begin().await.map_err(fault())?;
-        for MonitorMinute { number, minute, tally } in minutes {
-            let mut merged = tally.clone();
-            for (_, _, stored) in rows_between(&mut work, Resolution::Minutes, *minute, *minute)
-                .await
-                .map_err(fault())?
-                .into_iter()
-                .filter(|(_, monitor, _)| monitor == number)
-            {
-                merged.merge(&stored);
-            }
-            write_row(&mut work, Resolution::Minutes, *minute, *number, &merged).await.map_err(fault())?;
-        }
-        let hours = minutes.iter().map(|saved| saved.minute.div_euclid(HOUR) * HOUR).collect();
-        roll_up(&mut work, hours, BTreeSet::new(), now).await.map_err(fault())?;
+        write_minutes(&mut work, minutes, now).await.map_err(fault())?;
         work.commit().await.map_err(fault())
     }
 
@@ -325,27 +312,10 @@ impl ApplianceStore {
 
     /// Saves an outage, new or changed.
     pub async fn save_outage(&self, appliance: &str, outage: &StoredOutage) -> Result<(), StorageError> {
-        let json =
-            |names: &BTreeSet<String>| serde_json::to_string(names).map_err(|source| StorageError::Document { source });
-        let (failed, reachable) = (json(&outage.failed)?, json(&outage.reachable)?);
-        on!(self.pool, |db| sqlx::query(
-            "INSERT INTO outages (id, appliance, began_at_us, ended_at_us, end_known, scope, failed, reachable) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET began_at_us = $3, \
-             ended_at_us = $4, end_known = $5, scope = $6, failed = $7, reachable = $8",
-        )
-        .bind(outage.id.to_string())
-        .bind(appliance)
-        .bind(outage.began_at.as_microsecond())
-        .bind(outage.ended_at.map(Timestamp::as_microsecond))
-        .bind(outage.end_known)
-        .bind(outage.scope.as_str())
-        .bind(failed)
-        .bind(reachable)
-        .execute(db)
-        .await
-        .map(rows))
-        .map_err(self.fault("saving an outage"))?;
-        Ok(())
+        let fault = || self.fault("saving an outage");
+        let mut work = self.pool.begin().await.map_err(fault())?;
+        write_outage(&mut work, appliance, outage).await.map_err(fault())?;
+        work.commit().await.map_err(fault())
     }
 
     /// Ends the outages that lasted when the service ended, at the end of the last minute that it saved. Returns their
@@ -388,6 +358,62 @@ impl ApplianceStore {
     }
 }
 
+/// Adds minutes to those that are there, and computes the hours and days that are complete with them.
+pub(super) async fn write_minutes(
+    work: &mut StoreChange,
+    minutes: &[MonitorMinute],
+    now: i64,
+) -> Result<(), sqlx::Error> {
+    for MonitorMinute { number, minute, tally } in minutes {
+        let mut merged = tally.clone();
+        let stored = in_change!(&mut *work, |db| sqlx::query_as::<_, TallyRow>(
+            "SELECT minute, monitor, count, lost, under_load, min_us, max_us, round_trips FROM monitor_rows \
+             WHERE span = 1 AND minute = $1 AND monitor = $2",
+        )
+        .bind(minute)
+        .bind(number)
+        .fetch_optional(db)
+        .await)?;
+        if let Some(stored) = stored {
+            merged.merge(&stored.tally()?);
+        }
+        write_row(work, Resolution::Minutes, *minute, *number, &merged).await?;
+    }
+    let hours = minutes.iter().map(|saved| saved.minute.div_euclid(HOUR) * HOUR).collect();
+    roll_up(work, hours, BTreeSet::new(), now).await
+}
+
+/// Writes an outage, new or changed.
+pub(super) async fn write_outage(
+    work: &mut StoreChange,
+    appliance: &str,
+    outage: &StoredOutage,
+) -> Result<(), sqlx::Error> {
+    let (failed, reachable) = (names_text(&outage.failed)?, names_text(&outage.reachable)?);
+    in_change!(work, |db| sqlx::query(
+        "INSERT INTO outages (id, appliance, began_at_us, ended_at_us, end_known, scope, failed, reachable) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET began_at_us = $3, \
+         ended_at_us = $4, end_known = $5, scope = $6, failed = $7, reachable = $8",
+    )
+    .bind(outage.id.to_string())
+    .bind(appliance)
+    .bind(outage.began_at.as_microsecond())
+    .bind(outage.ended_at.map(Timestamp::as_microsecond))
+    .bind(outage.end_known)
+    .bind(outage.scope.as_str())
+    .bind(failed)
+    .bind(reachable)
+    .execute(db)
+    .await
+    .map(rows))
+    .map(drop)
+}
+
+/// Names as they are stored: a JSON list.
+pub(super) fn names_text(names: &BTreeSet<String>) -> Result<String, sqlx::Error> {
+    serde_json::to_string(names).map_err(strange)
+}
+
 /// What a monitor probes once the reflectors `before` are those of `after`: the same reflector by its new name.
 pub fn target_after(stored: &StoredMonitor, before: &[Reflector], after: &[Reflector]) -> MonitorTarget {
     let unchanged = || stored.monitor.target.clone();
@@ -426,11 +452,7 @@ pub(super) async fn all_monitors(work: &mut StoreChange) -> Result<Vec<MonitorRo
 }
 
 /// Saves a new monitor.
-pub(super) async fn insert(
-    work: &mut StoreChange,
-    appliance: &str,
-    new: &StoredMonitor,
-) -> Result<(), sqlx::Error> {
+pub(super) async fn insert(work: &mut StoreChange, appliance: &str, new: &StoredMonitor) -> Result<(), sqlx::Error> {
     in_change!(work, |db| sqlx::query(
         "INSERT INTO monitors (number, id, appliance, name, target, peer, interval_ms, enabled, removed, from_file, \
          added_at_us) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, FALSE, $9, $10)",
@@ -552,16 +574,21 @@ async fn merge_rows(work: &mut StoreChange, from: Resolution, to: Resolution, be
 
 fn outage(row: OutageRow) -> Result<StoredOutage, sqlx::Error> {
     let (id, began_at_us, ended_at_us, end_known, scope, failed, reachable) = row;
-    let scope = OutageScope::ALL.iter().find(|(_, word)| *word == scope);
     Ok(StoredOutage {
         id: id.parse().map_err(strange)?,
         began_at: time(began_at_us)?,
         ended_at: ended_at_us.map(time).transpose()?,
         end_known,
-        scope: scope.ok_or_else(|| sqlx::Error::Decode("an unknown scope".into()))?.0,
+        scope: scope_of(&scope)?,
         failed: serde_json::from_str(&failed).map_err(strange)?,
         reachable: serde_json::from_str(&reachable).map_err(strange)?,
     })
+}
+
+/// The scope with this word.
+pub(super) fn scope_of(word: &str) -> Result<OutageScope, sqlx::Error> {
+    let scope = OutageScope::ALL.iter().find(|(_, own)| *own == word);
+    scope.map(|(scope, _)| *scope).ok_or_else(|| sqlx::Error::Decode("an unknown scope".into()))
 }
 
 fn time(us: i64) -> Result<Timestamp, sqlx::Error> {

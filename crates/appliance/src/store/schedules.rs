@@ -358,12 +358,12 @@ impl ApplianceStore {
         .map_err(self.fault("saving the run of a schedule"))
     }
 
-    /// Marks the runs that a crash left open as interrupted; their data stays what they were expected to use. Returns
-    /// their number.
+    /// Marks the runs that a crash left open as interrupted; their data stays what they were expected to use. None ends
+    /// before it began: after a boot the clock may not be right yet. Returns their number.
     pub async fn interrupt_open_runs(&self, now: Timestamp) -> Result<u64, StorageError> {
         on!(self.pool, |db| sqlx::query(
-            "UPDATE schedule_runs SET ended_at_us = $1, outcome = 'interrupted', reason = 'service_ended' \
-             WHERE outcome = 'running'",
+            "UPDATE schedule_runs SET ended_at_us = CASE WHEN decided_at_us > $1 THEN decided_at_us ELSE $1 END, \
+             outcome = 'interrupted', reason = 'service_ended' WHERE outcome = 'running'",
         )
         .bind(now.as_microsecond())
         .execute(db)

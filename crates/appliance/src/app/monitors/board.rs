@@ -1,5 +1,5 @@
-//! The running monitors: starts and ends their tasks, collects their probes, watches the host, writes minutes and
-//! outages. The shell that reads the clocks.
+//! The running monitors: starts and ends their tasks, collects their probes, watches the host, and has minutes and outages
+//! written. The shell that reads the clocks.
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
@@ -14,17 +14,17 @@ use uuid::Uuid;
 use super::context::{
     LiveMonitors, MonitorActivity, MonitorCondition, MonitorContext, MonitorState, SharedMonitors, StoreTask,
 };
-use super::{MonitorOverview, hosts, minute_of, reflectors};
+use super::records::MonitorRecords;
+use super::{MonitorOverview, hosts, reflectors};
 use crate::app::Appliance;
-use crate::app::clocks::{read_clocks, since_boot};
+use crate::app::clocks::{boot_id, read_clocks, since_boot};
 use crate::error::ApplianceError;
-use crate::monitor::dating::Dating;
 use crate::monitor::default_route::DefaultRoute;
 use crate::monitor::host_changes::{HostChange, HostReading, HostWatch};
 use crate::monitor::open_probes::LOST_AFTER;
 use crate::monitor::outage::WatchedTarget;
 use crate::monitor::{MonitorTarget, PauseReason};
-use crate::store::{StoredMonitor, StoredOutage};
+use crate::store::StoredMonitor;
 
 /// How often the host is looked at, and what is complete is written.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub(in crate::app) struct MonitorBoard {
 
 struct BoardState {
     shared: Arc<SharedMonitors>,
-    endpoint_id: String,
+    records: MonitorRecords,
     /// Whether it adds monitors by itself.
     adds_monitors: bool,
     /// The definitions have changed.
@@ -63,7 +63,8 @@ impl MonitorBoard {
     /// The monitors of this appliance. [`MonitorBoard::run`] does their work.
     pub(in crate::app) fn new(appliance: Appliance, endpoint_id: String, adds_monitors: bool) -> Self {
         let shared = Arc::new(SharedMonitors::new(appliance));
-        Self { state: Arc::new(BoardState { shared, endpoint_id, adds_monitors, changed: Notify::new() }) }
+        let records = MonitorRecords::new(Arc::clone(&shared), endpoint_id, boot_id());
+        Self { state: Arc::new(BoardState { shared, records, adds_monitors, changed: Notify::new() }) }
     }
 
     /// Runs the monitors until `stopping` becomes true, then writes what they measured.
@@ -81,7 +82,7 @@ impl MonitorBoard {
             if now >= reload_at {
                 let reloaded = async {
                     if !is_prepared {
-                        self.prepare_store().await?;
+                        self.state.records.prepare().await?;
                         is_prepared = true;
                     }
                     self.reload(&mut tasks).await
@@ -98,7 +99,7 @@ impl MonitorBoard {
             }
             // An outage of this run must not end as one of the run before.
             if is_prepared && now >= write_at {
-                let written = self.write().await;
+                let written = self.state.records.write(read_clocks()).await;
                 if written.is_err() {
                     write_at = now + RETRY_INTERVAL;
                 }
@@ -119,7 +120,7 @@ impl MonitorBoard {
             let rest = live.book.close_all();
             live.minutes.extend(rest);
         }
-        if let Err(error) = self.write().await {
+        if let Err(error) = self.state.records.write(read_clocks()).await {
             tracing::error!(%error, "the last minute of the monitors is not stored");
         }
     }
@@ -148,7 +149,8 @@ impl MonitorBoard {
         let (unsaved, condition) = {
             let live = self.live();
             let mut unsaved = live.book.current(id);
-            live.minutes.iter().filter_map(|minute| minute.tallies.get(&id)).for_each(|tally| unsaved.merge(tally));
+            let minutes = live.minutes.iter().chain(&live.undated);
+            minutes.filter_map(|minute| minute.tallies.get(&id)).for_each(|tally| unsaved.merge(tally));
             (unsaved, live.conditions.get(&id).cloned())
         };
         let mut overview = self.appliance().monitor_overview(stored, unsaved).await?;
@@ -169,16 +171,6 @@ impl MonitorBoard {
         let mut states = live.conditions.iter().filter_map(state).collect::<Vec<_>>();
         states.sort_by(|one, other| one.monitor.cmp(&other.monitor));
         states
-    }
-
-    /// What was interrupted by the last end of the service.
-    async fn prepare_store(&self) -> Result<(), ApplianceError> {
-        let store = self.appliance().store().await?;
-        let interrupted = store.end_open_outages().await?;
-        if interrupted > 0 {
-            tracing::warn!(interrupted, "the service ended during an outage, whose end is not known");
-        }
-        Ok(store.roll_up_missing(minute_of(Timestamp::now())).await?)
     }
 
     fn look_at_host(&self, host: &mut HostWatch, last_look: Duration) {
@@ -292,67 +284,6 @@ impl MonitorBoard {
         MonitorTask { stored, task, stop }
     }
 
-    /// Writes complete minutes and changed outages, if the clock can date them.
-    async fn write(&self) -> Result<(), ApplianceError> {
-        let clocks = read_clocks();
-        if !clocks.is_trusted() {
-            return Ok(());
-        }
-        let dating = Dating { since_boot: since_boot(), wall: clocks.wall };
-        self.write_outages(dating).await?;
-        let (minutes, rows) = {
-            let live = &mut *self.live();
-            let minutes = std::mem::take(&mut live.minutes);
-            let rows = minutes.iter().flat_map(|minute| live.rows(minute, dating)).collect::<Vec<_>>();
-            (minutes, rows)
-        };
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let store = self.appliance().store().await;
-        let saved = match store {
-            Ok(store) => store.save_minutes(&rows, minute_of(clocks.wall)).await.map_err(ApplianceError::from),
-            Err(error) => Err(error),
-        };
-        match saved {
-            Ok(()) => {
-                tracing::debug!(rows = rows.len(), "minutes of the monitors are stored");
-                Ok(())
-            }
-            Err(error) => {
-                let live = &mut *self.live();
-                let later = std::mem::replace(&mut live.minutes, minutes);
-                live.minutes.extend(later);
-                Err(error)
-            }
-        }
-    }
-
-    async fn write_outages(&self, dating: Dating) -> Result<(), ApplianceError> {
-        let changed = std::mem::take(&mut self.live().changed_outages);
-        let mut unwritten = changed.into_iter();
-        while let Some((id, outage)) = unwritten.next() {
-            let stored = self.live().dated(&outage, dating);
-            let saved = match self.appliance().store().await {
-                Ok(store) => store.save_outage(&self.state.endpoint_id, &stored).await.map_err(ApplianceError::from),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = saved {
-                let live = &mut *self.live();
-                for (id, outage) in std::iter::once((id, outage)).chain(unwritten) {
-                    // A later state may be there.
-                    live.changed_outages.entry(id).or_insert(outage);
-                }
-                return Err(error);
-            }
-            if stored.ended_at.is_some() {
-                self.live().dated_begins.remove(&id);
-            }
-            log_outage(&stored);
-        }
-        Ok(())
-    }
-
     /// Keeps why a task of the store failed, until it succeeds.
     fn note_result(&self, task: StoreTask, result: Result<(), ApplianceError>) {
         let problem = result.err().map(|error| error.to_string());
@@ -379,16 +310,6 @@ async fn end(mut running: MonitorTask) {
     running.stop.send_replace(true);
     if tokio::time::timeout(STOP_TIMEOUT, &mut running.task).await.is_err() {
         running.task.abort();
-    }
-}
-
-fn log_outage(outage: &StoredOutage) {
-    let failed = outage.failed.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let reachable = outage.reachable.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let (scope, began) = (outage.scope.as_str(), outage.began_at);
-    match outage.ended_at {
-        None => tracing::warn!(failed, reachable, scope, %began, "an outage"),
-        Some(ended) => tracing::info!(failed, reachable, scope, %began, %ended, "an outage ended"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the tasks of the monitors and the board share: probes, outages and states, and how a task reports. The shell that
 //! reads the clocks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::monitor::minute::{ClosedMinute, MinuteBook, ProbeOutcome};
 use crate::monitor::open_probes::{DecidedProbe, OpenProbes};
 use crate::monitor::outage::{Outage, OutageWatch};
 use crate::monitor::{PauseReason, ProbeTally};
-use crate::store::{MonitorMinute, StoredMonitor, StoredOutage};
+use crate::store::{StoredMonitor, StoredOutage};
 
 /// The maximum number of minutes, of all monitors together, that wait for a clock or a disk: the oldest are given up.
 const MOST_PENDING_MINUTES: usize = 24 * 60;
@@ -77,6 +77,8 @@ impl SharedMonitors {
             outages: OutageWatch::default(),
             conditions: BTreeMap::new(),
             minutes: Vec::new(),
+            undated: VecDeque::new(),
+            is_store_dated: false,
             changed_outages: BTreeMap::new(),
             dated_begins: BTreeMap::new(),
             numbers: HashMap::new(),
@@ -146,6 +148,10 @@ pub(super) struct LiveMonitors {
     pub(super) conditions: BTreeMap<Uuid, MonitorCondition>,
     /// Complete minutes that are not written yet.
     pub(super) minutes: Vec<ClosedMinute>,
+    /// The latest minutes that are stored without a date, for the readers of the last minutes.
+    pub(super) undated: VecDeque<ClosedMinute>,
+    /// Whether nothing is stored without a date, as far as is known.
+    pub(super) is_store_dated: bool,
     /// Outages that are not written yet, in their latest state.
     pub(super) changed_outages: BTreeMap<Uuid, Outage>,
     /// When each outage began, as it was first written: a later step of the clock does not move it.
@@ -158,11 +164,9 @@ pub(super) struct LiveMonitors {
 }
 
 impl LiveMonitors {
-    pub(super) fn rows(&self, minute: &ClosedMinute, dating: Dating) -> Vec<MonitorMinute> {
-        let at = dating.minute(minute.began_us);
-        let row = |(id, tally): (&Uuid, &ProbeTally)| {
-            Some(MonitorMinute { number: *self.numbers.get(id)?, minute: at, tally: tally.clone() })
-        };
+    /// The probes of a minute, by the keys of the monitors.
+    pub(super) fn tallies(&self, minute: &ClosedMinute) -> Vec<(i64, ProbeTally)> {
+        let row = |(id, tally): (&Uuid, &ProbeTally)| Some((*self.numbers.get(id)?, tally.clone()));
         minute.tallies.iter().filter_map(row).collect()
     }
 

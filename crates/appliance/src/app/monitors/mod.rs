@@ -7,6 +7,7 @@ mod carriers;
 mod context;
 mod hosts;
 mod http;
+mod records;
 mod reflectors;
 #[cfg(test)]
 mod simulation;
