@@ -94,9 +94,9 @@ impl ApiListener {
             let (app, stopping) = (app.clone(), stopping.clone());
             connections.spawn(async move {
                 match tls {
-                    None => serve_one(WriteLimited::new(stream), source, app, stopping).await,
+                    None => serve_one(stream, WRITE_TIMEOUT, source, app, stopping).await,
                     Some(tls) => match tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
-                        Ok(Ok(stream)) => serve_one(WriteLimited::new(stream), source, app, stopping).await,
+                        Ok(Ok(stream)) => serve_one(stream, WRITE_TIMEOUT, source, app, stopping).await,
                         Ok(Err(error)) => tracing::debug!(%error, ?source, "a TLS handshake of the API failed"),
                         Err(_) => tracing::debug!(?source, "a TLS handshake of the API took too long"),
                     },
@@ -188,9 +188,15 @@ impl Drop for HeldPlace {
     }
 }
 
-/// Serves the requests of one connection, one after another.
-async fn serve_one<S>(stream: S, source: RequestSource, app: Router, mut stopping: watch::Receiver<bool>)
-where
+/// Serves the requests of one connection, one after another. An answer may wait so long until its client takes the next
+/// bytes.
+async fn serve_one<S>(
+    stream: S,
+    write_timeout: Duration,
+    source: RequestSource,
+    app: Router,
+    mut stopping: watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let app = TowerToHyperService::new(app);
@@ -199,6 +205,7 @@ where
         request.extensions_mut().insert(source);
         app.call(request)
     });
+    let stream = WriteLimited { stream, limit: write_timeout, timeout: None };
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), answer));
@@ -262,25 +269,24 @@ impl AsyncWrite for ApiStream {
     }
 }
 
-/// A stream whose writes fail after [`WRITE_TIMEOUT`] without progress.
+/// A stream whose writes fail after a time without progress.
 struct WriteLimited<S> {
     stream: S,
+    /// That time.
+    limit: Duration,
     /// Runs while a write waits.
     timeout: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteLimited<S> {
-    fn new(stream: S) -> Self {
-        Self { stream, timeout: None }
-    }
-
-    /// What became of a write, or its failure after [`WRITE_TIMEOUT`].
+    /// What became of a write, or its failure after that time.
     fn limited<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.timeout = None;
             return written;
         }
-        let timeout = self.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
+        let limit = self.limit;
+        let timeout = self.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(timeout.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -316,9 +322,72 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteLimited<S> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::path::Path;
 
+    use axum::routing::get;
+    use proptest::prelude::*;
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio_rustls::{TlsConnector, client, server};
+
+    use super::super::tls::acceptor;
     use super::*;
+
+    /// The ends of a TLS connection, between which few bytes fit.
+    async fn tls_connection() -> (server::TlsStream<DuplexStream>, client::TlsStream<DuplexStream>) {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../lab/tests/tls"));
+        let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| folder.join(name));
+        let acceptor = acceptor(&certificate, &key).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&certificate).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider);
+        let config = config.with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
+        let connector = TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()));
+        let (near, far) = tokio::io::duplex(4 * 1024);
+        let name = "localhost".try_into().unwrap();
+        let (server, client) = tokio::join!(acceptor.accept(near), connector.connect(name, far));
+        (server.unwrap(), client.unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_answer_over_tls_that_nothing_reads_ends() {
+        let source = RequestSource::Address {
+            peer: "192.0.2.7:5000".parse().unwrap(),
+            local: "192.0.2.1:8068".parse().unwrap(),
+            is_tls: true,
+        };
+        let limit = Duration::from_millis(100);
+        // TLS takes a small answer before the socket does; of a large one it takes only the begin.
+        for length in [16 * 1024, 1024 * 1024] {
+            let app = Router::new().route("/", get(move || async move { vec![b'x'; length] }));
+            let (server, mut client) = tls_connection().await;
+            client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+            client.flush().await.unwrap();
+            let (_stop, stopping) = watch::channel(false);
+            let served = serve_one(server, limit, source, app, stopping);
+            // Far below the time after which a connection without a request ends.
+            assert!(tokio::time::timeout(HEAD_TIMEOUT / 2, served).await.is_ok(), "{length} bytes wait for ever");
+            let mut taken = Vec::new();
+            assert!(client.read_to_end(&mut taken).await.is_err(), "the answer breaks off");
+            assert!(taken.len() < length, "{} of {length} bytes", taken.len());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_over_tls_that_is_read_is_complete() {
+        let source = RequestSource::User { uid: 0 };
+        let app = Router::new().route("/", get(|| async { vec![b'x'; 1024 * 1024] }));
+        let (server, mut client) = tls_connection().await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+        let (_stop, stopping) = watch::channel(false);
+        let mut taken = Vec::new();
+        let served = serve_one(server, WRITE_TIMEOUT, source, app, stopping);
+        let ((), read) = tokio::join!(served, client.read_to_end(&mut taken));
+        read.unwrap();
+        assert_eq!(taken.iter().filter(|byte| **byte == b'x').count(), 1024 * 1024);
+    }
 
     #[test]
     fn an_address_has_some_of_the_places_and_a_proxy_all() {
