@@ -89,8 +89,8 @@ export class Bench {
     return this.spawnPath(name, join(bin, command), args);
   }
 
-  spawnPath(name, path, args) {
-    const program = new Program(name, path, args, this.env);
+  spawnPath(name, path, args, env = this.env) {
+    const program = new Program(name, path, args, env);
     this.programs.push(program);
     return program;
   }
@@ -132,6 +132,22 @@ export class Bench {
     const code = await this.code();
     await writeFile(join(this.folder, "code"), code);
     await this.command("pair-reflector", "--peer", this.address, "--code-file", join(this.folder, "code"), "--name", name);
+  }
+
+  /** Another appliance, with a store of its own, paired with the same reflector. The answer spawns its commands. */
+  async otherAppliance() {
+    const name = "another appliance";
+    const env = {
+      ...this.env,
+      PACKETPARAMEDIC_STATE_DIR: join(this.folder, "other"),
+      PACKETPARAMEDIC_RUNTIME_DIR: join(this.folder, "other-run"),
+      PACKETPARAMEDIC_NAME: name,
+    };
+    const spawnOther = (...args) => this.spawnPath(name, join(bin, "packetparamedic"), args, env);
+    const file = join(this.folder, "other-code");
+    await writeFile(file, await this.code());
+    await this.output(spawnOther("pair-reflector", "--peer", this.address, "--code-file", file));
+    return spawnOther;
   }
 
   async stop() {

@@ -34,6 +34,17 @@ for (const view of VIEWS) {
   });
 }
 
+test("on a wall, what the line is like is seen without scrolling", async () => {
+  const { page } = await open(browser, bench.url, { viewport: { width: 1920, height: 1080 } });
+  await page.goto("/");
+  const main = ["section.verdict", "section[aria-labelledby=last] .figures", "section[aria-labelledby=day] .figures"];
+  for (const selector of [...main, "section[aria-labelledby=coming] .facts", "section[aria-labelledby=monitors] .strip"]) {
+    const box = await page.locator(selector).first().boundingBox();
+    assert.ok(box.y >= 0 && box.y + box.height <= 1080, `${selector}: ${JSON.stringify(box)}`);
+    assert.ok(box.x >= 0 && box.x + box.width <= 1920, `${selector}: ${JSON.stringify(box)}`);
+  }
+});
+
 test("every page can be read without JavaScript, and by a viewer without login", async () => {
   const { page } = await open(browser, bench.url, { javaScriptEnabled: false, viewport: { width: 390, height: 844 } });
   for (const path of PATHS) {

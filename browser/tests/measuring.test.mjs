@@ -61,6 +61,50 @@ test("a running test can be cancelled", async () => {
   await page.getByRole("button", { name: "Measure now" }).waitFor();
 });
 
+test("a test that waits shows its place in the queue of the reflector, can be cancelled, and has its turn", async () => {
+  const other = await bench.otherAppliance();
+  const long = other("speed-test", "--json-stream", "-t", "60", "--idle", "0.1", "--download", "-b", "5M", "-P", "1");
+  await long.line(/"interval"/);
+  const tab = await open(browser, bench.url);
+  const { page } = tab;
+  await page.goto("/");
+  await page.getByRole("button", { name: "Measure now" }).click();
+  const place = /^Place 1 in the queue of the reflector; about \d+ s to wait\.$/;
+  await page.locator("[data-live]").getByText(place).waitFor();
+  await check(tab, "a test in the queue");
+  const plain = await open(browser, bench.url, { javaScriptEnabled: false });
+  await plain.page.goto("/");
+  await plain.page.locator("[data-live]").getByText(/^Place 1 in the queue of the reflector/).waitFor();
+  await page.getByRole("button", { name: "Cancel the test" }).click();
+  await page.getByText("The test is cancelled.").waitFor();
+  await page.getByRole("button", { name: "Measure now" }).click();
+  await page.locator("[data-live]").getByText(place).waitFor();
+  long.child.kill("SIGINT");
+  await long.ended;
+  await page.locator("[data-live]").getByText("Measures the latency without load.").waitFor();
+  await page.getByRole("button", { name: "Measure now" }).waitFor();
+});
+
+test("of two tests of this device one waits, and cancelling it leaves the other alone", async () => {
+  const { page } = await open(browser, bench.url);
+  await page.goto("/");
+  const options = ["speed-test", "--json-stream", "-t", "60", "--idle", "0.1", "--download", "-b", "5M", "-P", "1"];
+  const first = bench.spawn("the first test", "packetparamedic", options);
+  await first.line(/"interval"/);
+  const second = bench.spawn("the second test", "packetparamedic", options);
+  const waiting = page.locator("[data-live]", { hasText: "Another test runs on this device; this one waits for its end." });
+  await page.goto("/");
+  await waiting.waitFor();
+  assert.equal(await page.locator("[data-live]").count(), 2);
+  await waiting.getByRole("button", { name: "Cancel the test" }).click();
+  await page.getByText("The test is cancelled.").waitFor();
+  assert.equal(await second.ended, 130);
+  await page.locator("[data-live]").getByText("Measures the download.").waitFor();
+  await page.getByRole("button", { name: "Cancel the test" }).click();
+  assert.equal(await first.ended, 130);
+  await page.getByRole("button", { name: "Measure now" }).waitFor();
+});
+
 test("without JavaScript a form starts the test, and the page is read again until it has ended", async () => {
   const { page } = await open(browser, bench.url, { javaScriptEnabled: false });
   await page.goto("/");
