@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 use super::moment::{Moment, moment};
+use super::object_args::ObjectArgs;
 use super::plot_file::{self, PlotFile};
 use super::values::days;
 use crate::web::client::{LineReader, ServiceClient};
@@ -24,17 +25,10 @@ use crate::web::results::{DeletionRequest, ImportAnswer, PruneRequest, export_ro
 /// The results of a list without a period.
 const SHORT_LIST: u32 = 20;
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    pub(super) json: bool,
-}
+pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// List runs, newest first (the default)
     List(ListArgs),
     /// Show a run as it was printed

@@ -9,6 +9,7 @@ mod history;
 mod interrupts;
 mod moment;
 mod monitor;
+mod object_args;
 pub mod output;
 mod pair_reflector;
 mod plan;

@@ -14,20 +14,14 @@ use serde_json::json;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::object_args::ObjectArgs;
 use super::values::time;
 use crate::web::monitors::{NewMonitor, monitor_route, outages_route, series_route};
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    pub(super) json: bool,
-}
+pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// List the monitors: state, latency and loss of the last 15 minutes (the default)
     List,
     /// Add a monitor; the service begins to probe at once

@@ -7,20 +7,14 @@ use serde_json::json;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::object_args::ObjectArgs;
 use super::values::rate;
 use crate::web::plan::{PlanAnswer, ROUTE};
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    pub(super) json: bool,
-}
+pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Print the plan (the default)
     Show,
     /// Set the plan; results are compared with it

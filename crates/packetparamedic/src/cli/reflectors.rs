@@ -10,20 +10,14 @@ use serde_json::json;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::object_args::ObjectArgs;
 use crate::web::client::ServiceClient;
 use crate::web::reflectors::{CheckedReflector, ListedReflector, RenameRequest, reflector_route};
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    pub(super) json: bool,
-}
+pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// List the paired reflectors (the default)
     List,
     /// Connect to each reflector, or to one, and check address, key and answer; sends no load

@@ -19,6 +19,7 @@ use paramedic_report::quantity;
 use serde_json::{Value, json};
 
 use super::failure::{CommandFailure, ExitStatus};
+use super::object_args::ObjectArgs;
 use super::values::{share, size_of_data, time};
 use super::{Context, speed_test};
 use crate::web::client::ServiceClient;
@@ -26,17 +27,10 @@ use crate::web::client::ServiceClient;
 /// The longest answer that is read from the terminal, in bytes.
 const LONGEST_ANSWER: u64 = 100;
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    pub(super) json: bool,
-}
+pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// List the schedules: next run, last run, data (the default)
     List,
     /// Add a schedule: prints the data that it will use, and asks for confirmation

@@ -6,21 +6,15 @@ use serde_json::json;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::object_args::ObjectArgs;
 use crate::web::client::ServiceClient;
 use crate::web::login::SetupLinkAnswer;
 use crate::web::tokens::TokenRequest;
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    pub(super) json: bool,
-}
+pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// List the tokens, without their secrets (the default)
     List,
     /// Add a token and print it; it is not shown again
