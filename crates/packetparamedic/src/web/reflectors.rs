@@ -224,5 +224,7 @@ pub(super) async fn import(
     State(state): State<ApiState>,
     ApiBody(old): ApiBody<OldPairings>,
 ) -> Result<Json<ImportedPairings>, Problem> {
-    Ok(Json(state.service.appliance().import_pairings(old).await?))
+    let imported = state.service.appliance().import_pairings(old).await?;
+    state.service.monitors_changed();
+    Ok(Json(imported))
 }
