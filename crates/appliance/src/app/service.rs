@@ -164,7 +164,7 @@ impl Appliance {
         if interrupted > 0 {
             tracing::warn!(interrupted, "the service ended during a run; its data counts as expected");
         }
-        let monitors = MonitorBoard::new(self.clone(), endpoint_id.clone(), adds_monitors);
+        let monitors = MonitorBoard::new(self.clone(), adds_monitors);
         Ok(Service {
             state: Arc::new(ServiceState {
                 monitors,

@@ -61,9 +61,9 @@ struct MonitorTask {
 
 impl MonitorBoard {
     /// The monitors of this appliance. [`MonitorBoard::run`] does their work.
-    pub(in crate::app) fn new(appliance: Appliance, endpoint_id: String, adds_monitors: bool) -> Self {
+    pub(in crate::app) fn new(appliance: Appliance, adds_monitors: bool) -> Self {
         let shared = Arc::new(SharedMonitors::new(appliance));
-        let records = MonitorRecords::new(Arc::clone(&shared), endpoint_id, boot_id());
+        let records = MonitorRecords::new(Arc::clone(&shared), boot_id());
         Self { state: Arc::new(BoardState { shared, records, adds_monitors, changed: Notify::new() }) }
     }
 

@@ -16,14 +16,13 @@ use crate::store::{MonitorMinute, StoredOutage, Undated, UndatedMinute};
 /// The writer of what the monitors measured.
 pub(super) struct MonitorRecords {
     shared: Arc<SharedMonitors>,
-    endpoint_id: String,
     /// The id of this boot. Without one, what has no date stays in memory.
     boot_id: Option<String>,
 }
 
 impl MonitorRecords {
-    pub(super) fn new(shared: Arc<SharedMonitors>, endpoint_id: String, boot_id: Option<String>) -> Self {
-        Self { shared, endpoint_id, boot_id }
+    pub(super) fn new(shared: Arc<SharedMonitors>, boot_id: Option<String>) -> Self {
+        Self { shared, boot_id }
     }
 
     fn appliance(&self) -> &Appliance {
@@ -72,8 +71,8 @@ impl MonitorRecords {
     async fn date_stored(&self, dating: Dating, now: i64) -> Result<(), ApplianceError> {
         let store = self.appliance().store().await?;
         if let Some(boot_id) = &self.boot_id {
-            let (outages, Undated { minutes, .. }) =
-                store.date_undated(&self.endpoint_id, boot_id, dating, now).await?;
+            let own = self.appliance().endpoint_id()?.to_string();
+            let (outages, Undated { minutes, .. }) = store.date_undated(&own, boot_id, dating, now).await?;
             if minutes > 0 || !outages.is_empty() {
                 let outages = outages.len();
                 tracing::info!(minutes, outages, "the clock is right: what was measured before has its dates now");
@@ -136,8 +135,7 @@ impl MonitorRecords {
     /// Writes what has no date yet by the boot and the time since then.
     async fn write_undated(&self, clocks: ClockReading) -> Result<(), ApplianceError> {
         let Some(boot_id) = &self.boot_id else { return Ok(()) };
-        let (minutes, rows) =
-            self.take_minutes(|began_us, (number, tally)| UndatedMinute { number, began_us, tally });
+        let (minutes, rows) = self.take_minutes(|began_us, (number, tally)| UndatedMinute { number, began_us, tally });
         let outages = std::mem::take(&mut self.live().changed_outages);
         if rows.is_empty() && outages.is_empty() {
             return Ok(());
@@ -175,8 +173,8 @@ impl MonitorRecords {
         while let Some((id, outage)) = unwritten.next() {
             let stored = self.live().dated(&outage, dating);
             let saved = async {
-                let store = self.appliance().store().await?;
-                Ok::<(), ApplianceError>(store.save_outage(&self.endpoint_id, &stored).await?)
+                let (own, store) = (self.appliance().endpoint_id()?.to_string(), self.appliance().store().await?);
+                Ok::<(), ApplianceError>(store.save_outage(&own, &stored).await?)
             };
             if let Err(error) = saved.await {
                 let live = &mut *self.live();
@@ -217,10 +215,10 @@ mod tests {
 
     use super::*;
     use crate::app::each_engine::devices;
+    use crate::monitor::Monitor;
     use crate::monitor::minute::ProbeOutcome;
     use crate::monitor::outage::{Outage, OutageScope};
     use crate::monitor::series::Resolution;
-    use crate::monitor::Monitor;
     use crate::store::StoredMonitor;
 
     const BOOT: &str = "5a0c1a2e-0000-4000-8000-000000000001";
@@ -244,7 +242,7 @@ mod tests {
     async fn process(device: &Appliance, monitor: &StoredMonitor, boot_id: Option<&str>) -> MonitorRecords {
         let shared = Arc::new(SharedMonitors::new(device.clone()));
         shared.live().numbers.insert(monitor.id, monitor.number);
-        let records = MonitorRecords::new(shared, "PP-0".to_owned(), boot_id.map(str::to_owned));
+        let records = MonitorRecords::new(shared, boot_id.map(str::to_owned));
         records.prepare().await.unwrap();
         records
     }
