@@ -75,7 +75,7 @@ pub(super) enum Command {
 }
 
 #[derive(clap::Args, Default)]
-struct ListArgs {
+pub(super) struct ListArgs {
     #[command(flatten)]
     selection: Selection,
     /// At most this many [default: 20, or all of --since or --until]
@@ -88,7 +88,7 @@ struct ListArgs {
 
 /// Which runs.
 #[derive(clap::Args, Default)]
-struct Selection {
+pub(super) struct Selection {
     /// Runs that began since TIME: 7d, 2026-01-31, "2026-01-31 12:00"
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<Moment>,
@@ -104,7 +104,7 @@ struct Selection {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Kind {
+pub(super) enum Kind {
     Jsonl,
     Csv,
 }
