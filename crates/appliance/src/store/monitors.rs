@@ -87,6 +87,8 @@ pub(super) struct MonitorRow {
     interval_ms: i64,
     enabled: bool,
     pub(super) removed: bool,
+    /// An older database that can only be read has no such column.
+    #[sqlx(default)]
     from_file: bool,
     added_at_us: i64,
 }
@@ -194,8 +196,7 @@ impl ApplianceStore {
     pub async fn monitors(&self) -> Result<Vec<StoredMonitor>, StorageError> {
         let fault = || self.fault("reading the monitors");
         let rows = on!(self.pool, |db| sqlx::query_as::<_, MonitorRow>(
-            "SELECT number, id, name, target, peer, interval_ms, enabled, removed, from_file, added_at_us \
-             FROM monitors WHERE NOT removed ORDER BY lower(name)",
+            "SELECT * FROM monitors WHERE NOT removed ORDER BY lower(name)",
         )
         .fetch_all(db)
         .await)
@@ -443,12 +444,7 @@ pub(super) async fn next_number(work: &mut StoreChange) -> Result<i64, sqlx::Err
 
 /// Every monitor, removed ones too.
 pub(super) async fn all_monitors(work: &mut StoreChange) -> Result<Vec<MonitorRow>, sqlx::Error> {
-    in_change!(work, |db| sqlx::query_as(
-        "SELECT number, id, name, target, peer, interval_ms, enabled, removed, from_file, added_at_us FROM monitors \
-         ORDER BY number",
-    )
-    .fetch_all(db)
-    .await)
+    in_change!(work, |db| sqlx::query_as("SELECT * FROM monitors ORDER BY number",).fetch_all(db).await)
 }
 
 /// Saves a new monitor.

@@ -112,7 +112,17 @@ impl ScheduleRunOutcome {
 }
 
 /// The stored columns of a schedule.
-type ScheduleRow = (String, bool, bool, i64, i64, String);
+#[derive(sqlx::FromRow)]
+struct ScheduleRow {
+    id: String,
+    enabled: bool,
+    /// An older database that can only be read has no such column.
+    #[sqlx(default)]
+    from_file: bool,
+    added_at_us: i64,
+    decided_until_us: i64,
+    definition: String,
+}
 
 /// The stored columns of a run.
 #[derive(sqlx::FromRow)]
@@ -201,11 +211,9 @@ impl ApplianceStore {
     /// Every schedule, by name.
     pub async fn schedules(&self) -> Result<Vec<StoredSchedule>, StorageError> {
         let fault = || self.fault("reading the schedules");
-        on!(self.pool, |db| sqlx::query_as::<_, ScheduleRow>(
-            "SELECT id, enabled, from_file, added_at_us, decided_until_us, definition FROM schedules ORDER BY lower(name)",
-        )
-        .fetch_all(db)
-        .await)
+        on!(self.pool, |db| {
+            sqlx::query_as::<_, ScheduleRow>("SELECT * FROM schedules ORDER BY lower(name)").fetch_all(db).await
+        })
         .map_err(fault())?
         .into_iter()
         .map(|row| stored_schedule(row).map_err(fault()))
@@ -461,16 +469,14 @@ impl ApplianceStore {
     }
 }
 
-fn stored_schedule(
-    (id, enabled, from_file, added_at_us, decided_until_us, definition): ScheduleRow,
-) -> Result<StoredSchedule, sqlx::Error> {
+fn stored_schedule(row: ScheduleRow) -> Result<StoredSchedule, sqlx::Error> {
     Ok(StoredSchedule {
-        id: id.parse().map_err(strange)?,
-        enabled,
-        from_file,
-        added_at: time(added_at_us)?,
-        decided_until: time(decided_until_us)?,
-        schedule: serde_json::from_str(&definition).map_err(strange)?,
+        id: row.id.parse().map_err(strange)?,
+        enabled: row.enabled,
+        from_file: row.from_file,
+        added_at: time(row.added_at_us)?,
+        decided_until: time(row.decided_until_us)?,
+        schedule: serde_json::from_str(&row.definition).map_err(strange)?,
     })
 }
 
