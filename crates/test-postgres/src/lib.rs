@@ -105,7 +105,9 @@ impl TestServer {
             thread::sleep(Duration::from_millis(5));
         }
         // Until the process is reaped, the next server would take it for a running one.
-        fs::remove_file(self.folder.join("data/postmaster.pid")).ok();
+        for file in ["data/postmaster.pid", ".s.PGSQL.5432.lock"] {
+            fs::remove_file(self.folder.join(file)).ok();
+        }
     }
 
     /// Starts the server again, which recovers first if it crashed.

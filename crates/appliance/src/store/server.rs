@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{Connection, Postgres, Transaction};
+use sqlx::{ConnectOptions, Connection, Postgres, Transaction};
 use tokio::time::timeout;
 
 use super::error::StorageError;
@@ -116,7 +116,8 @@ impl PostgresServer {
 
     /// Takes the lock of the service of this database: a second service would end the open runs and outages of the first.
     pub(super) async fn lock_service(&self) -> Result<DatabaseLock, StorageError> {
-        let options = (*self.pool.connect_options()).clone().options(SERVICE_LIMITS);
+        // sqlx would warn of the wait for another service's lock.
+        let options = (*self.pool.connect_options()).clone().options(SERVICE_LIMITS).disable_statement_logging();
         let mut connection = connect(&options, &self.shown).await?;
         let lock = sqlx::query("SELECT pg_advisory_lock(hashtextextended(CAST(current_schema() AS TEXT), $1))");
         match within_limit(lock.bind(SERVICE).execute(&mut connection)).await {
