@@ -22,6 +22,7 @@ mod secret;
 mod service;
 mod test_run;
 mod udp_check;
+mod web_client;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,11 @@
-//! The URL that a monitor requests. Resolves no name, and makes no connection.
+//! The URL that a monitor or a channel requests. Resolves no name, and makes no connection.
 
 use std::fmt;
 
 use hyper::Uri;
 use hyper::http::uri::Scheme;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::targets::{Host, HostPort};
 
@@ -13,7 +15,8 @@ const HTTP_PORT: u16 = 80;
 const HTTPS_PORT: u16 = 443;
 
 /// An `http` or `https` URL without user, password and fragment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(into = "String", try_from = "String")]
 pub struct HttpUrl {
     is_https: bool,
     server: HostPort,
@@ -58,6 +61,12 @@ impl HttpUrl {
         &self.path
     }
 
+    /// The scheme and the server, without the default port.
+    pub fn origin(&self) -> String {
+        let scheme = if self.is_https { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority())
+    }
+
     /// The server as the `Host` header names it: without the default port (RFC 9110, section 7.2).
     pub fn authority(&self) -> String {
         let host = match &self.server.host {
@@ -75,8 +84,21 @@ fn default_port(is_https: bool) -> u16 {
 
 impl fmt::Display for HttpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.is_https { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority(), self.path)
+        write!(f, "{}{}", self.origin(), self.path)
+    }
+}
+
+impl From<HttpUrl> for String {
+    fn from(url: HttpUrl) -> Self {
+        url.to_string()
+    }
+}
+
+impl TryFrom<String> for HttpUrl {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("no http or https URL without user, password and fragment")
     }
 }
 

@@ -1,0 +1,164 @@
+//! One request to a web server: no redirect is followed, and an answer is read up to a limit. Shell: sockets.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
+use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use paramedic_engines::origin::Origin;
+use paramedic_host::version::VERSION;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+
+use crate::error::ApplianceError;
+use crate::monitor::http_url::HttpUrl;
+use crate::reflector_client::{Route, race, resolve};
+use crate::targets::Host;
+
+/// The maximum length of an answer's header, in bytes.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// A client of one URL. Each request has a connection of its own.
+pub(super) struct WebClient {
+    url: HttpUrl,
+    /// For `https`.
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+/// What is requested.
+#[derive(Default)]
+pub(super) struct WebRequest {
+    pub(super) method: Method,
+    /// Beside those of each request.
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// The answer of a server.
+pub(super) struct WebAnswer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    /// Its begin.
+    pub(super) body: Vec<u8>,
+}
+
+/// Why there is no answer. No text has the path of the URL.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WebFault {
+    #[error(transparent)]
+    Resolution(#[from] ApplianceError),
+    #[error(transparent)]
+    Connection(#[from] io::Error),
+    #[error(transparent)]
+    Answer(#[from] hyper::Error),
+}
+
+impl WebClient {
+    /// Fails if the URL is `https` and this host trusts no certificate authority.
+    pub(super) fn open(url: &HttpUrl) -> io::Result<Self> {
+        if url.is_https() { Self::trusting(url, system_roots()?) } else { Ok(Self { url: url.clone(), tls: None }) }
+    }
+
+    /// A client that trusts these certificate authorities.
+    pub(super) fn trusting(url: &HttpUrl, roots: RootCertStore) -> io::Result<Self> {
+        let tls = if url.is_https() { Some((connector(roots)?, server_name(url)?)) } else { None };
+        Ok(Self { url: url.clone(), tls })
+    }
+
+    /// The URL.
+    pub(super) fn url(&self) -> &HttpUrl {
+        &self.url
+    }
+
+    /// Sends a request, and reads at most `max_body` bytes of the body of its answer.
+    pub(super) async fn send(&self, request: WebRequest, max_body: usize) -> Result<WebAnswer, WebFault> {
+        let addresses = resolve(self.url.server(), &Route::default()).await?;
+        let (stream, _) = race(addresses, &Origin::default()).await?;
+        stream.set_nodelay(true)?;
+        match &self.tls {
+            Some((connector, name)) => {
+                self.exchange(connector.connect(name.clone(), stream).await?, request, max_body).await
+            }
+            None => self.exchange(stream, request, max_body).await,
+        }
+    }
+
+    async fn exchange(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        request: WebRequest,
+        max_body: usize,
+    ) -> Result<WebAnswer, WebFault> {
+        let mut connecting = http1::Builder::new();
+        connecting.max_buf_size(MAX_HEADER_BYTES);
+        let (mut sender, connection) = connecting.handshake(TokioIo::new(stream)).await?;
+        let WebRequest { method, headers, body } = request;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(self.url.path())
+            .header(HOST, self.url.authority())
+            .header(USER_AGENT, format!("packetparamedic/{VERSION}"))
+            .header(ACCEPT, "*/*")
+            .header(CONNECTION, "close")
+            .body(Full::new(body))
+            .map_err(io::Error::other)?;
+        request.headers_mut().extend(headers);
+        let mut answer = pin!(async {
+            let (head, mut body) = sender.send_request(request).await?.into_parts();
+            let mut read = Vec::new();
+            while read.len() < max_body {
+                // What follows the header is for people: a body that breaks off changes nothing.
+                let Some(Ok(frame)) = body.frame().await else { break };
+                let data = frame.into_data().unwrap_or_default();
+                read.extend(data.iter().take(max_body - read.len()));
+            }
+            Ok::<_, WebFault>(WebAnswer { status: head.status, headers: head.headers, body: read })
+        });
+        let mut connection = pin!(connection);
+        tokio::select! {
+            answer = &mut answer => answer,
+            // The connection may end right after the answer.
+            _ = &mut connection => answer.await,
+        }
+    }
+}
+
+/// TLS 1.3 with the certificate authorities that this host trusts.
+fn connector(roots: RootCertStore) -> io::Result<TlsConnector> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config).into())
+}
+
+/// The certificate authorities that this host trusts.
+pub(super) fn system_roots() -> io::Result<RootCertStore> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let cause = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
+        let text = format!("this host trusts no certificate authority (package ca-certificates){cause}");
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
+    Ok(roots)
+}
+
+fn server_name(url: &HttpUrl) -> io::Result<ServerName<'static>> {
+    match &url.server().host {
+        Host::Name(name) => ServerName::try_from(name.clone()).map_err(io::Error::other),
+        Host::V4(address) => Ok(ServerName::IpAddress(std::net::IpAddr::from(*address).into())),
+        Host::V6 { address, .. } => Ok(ServerName::IpAddress(std::net::IpAddr::from(*address).into())),
+    }
+}
