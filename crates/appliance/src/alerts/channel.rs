@@ -1,0 +1,608 @@
+//! A channel that carries messages, as its owner defines it, and the checks before it is accepted. What is secret is apart
+//! from the definition.
+
+use data_encoding::BASE64;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::secret_text::SecretText;
+use crate::monitor::http_url::HttpUrl;
+use crate::targets::HostPort;
+
+/// The longest name, in characters.
+const MAX_NAME_CHARS: usize = 60;
+/// The longest topic of ntfy, in characters.
+const MAX_TOPIC_CHARS: usize = 64;
+/// The longest mail address, in bytes (RFC 5321, section 4.5.3.1.3, without the angle brackets).
+const MAX_ADDRESS: usize = 254;
+/// The maximum number of recipients of a mail.
+const MAX_RECIPIENTS: usize = 20;
+/// The longest user, password or token, in bytes.
+const MAX_SECRET: usize = 4096;
+/// The maximum number of arguments of a command, and the longest one, in bytes.
+const MAX_ARGS: usize = 50;
+const MAX_ARG: usize = 4096;
+/// The server of ntfy that its project runs.
+pub const NTFY_SERVER: &str = "https://ntfy.sh/";
+/// The shortest part of a secret whose repetition in the text of a server counts, in bytes.
+const SHORTEST_LEAK: usize = 6;
+
+/// A channel, without its secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Channel {
+    /// Its name.
+    pub name: String,
+    /// Where its messages go.
+    #[serde(flatten)]
+    pub destination: Destination,
+}
+
+/// Where the messages of a channel go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Destination {
+    /// A web server, which gets each message as JSON.
+    Webhook {
+        /// The scheme, the host and the port of its URL. The rest of the URL is secret: many services put a key there.
+        server: String,
+    },
+    /// A topic of an ntfy server.
+    Ntfy {
+        /// The server.
+        server: HttpUrl,
+        /// The topic.
+        topic: String,
+    },
+    /// Mail.
+    Smtp(MailDestination),
+    /// A program of this host.
+    Command {
+        /// Its absolute path.
+        program: String,
+        /// Its arguments.
+        args: Vec<String>,
+    },
+}
+
+/// How mail is submitted, and to whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MailDestination {
+    /// The host of the submission server.
+    pub server: String,
+    /// Its port.
+    pub port: u16,
+    /// How the connection is protected.
+    pub security: MailSecurity,
+    /// The user; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The address of the sender.
+    pub from: String,
+    /// The addresses of the recipients.
+    pub to: Vec<String>,
+}
+
+/// How the connection to a mail server is protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MailSecurity {
+    /// TLS after STARTTLS (RFC 3207). A server without it gets nothing.
+    #[default]
+    Starttls,
+    /// TLS from the first byte (RFC 8314, section 3.3).
+    Tls,
+    /// None: for a relay of this host or this network, without a password.
+    None,
+}
+
+/// The secrets of a channel. Only the delivery reads them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelSecrets {
+    /// The whole URL of a webhook.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<SecretText>,
+    /// A bearer token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<SecretText>,
+    /// The password of a mail server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretText>,
+}
+
+/// A channel to add, with its secrets.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct NewChannel {
+    /// Its name.
+    pub name: String,
+    /// Where its messages go.
+    #[serde(flatten)]
+    pub destination: NewDestination,
+}
+
+/// Where the messages of a channel to add go.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum NewDestination {
+    /// A web server, which gets each message as JSON.
+    Webhook {
+        /// The URL.
+        url: SecretText,
+        /// A token for the header `Authorization: Bearer`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<SecretText>,
+    },
+    /// A topic of an ntfy server.
+    Ntfy {
+        /// The server; absent: <https://ntfy.sh>.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<String>,
+        /// The topic.
+        topic: String,
+        /// An access token of the server.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<SecretText>,
+    },
+    /// Mail.
+    Smtp {
+        /// The host of the submission server.
+        server: String,
+        /// Its port; absent: 587 with STARTTLS, 465 with TLS, 25 with none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// How the connection is protected; absent: by STARTTLS.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        security: Option<MailSecurity>,
+        /// The user.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+        /// The password of the user.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        password: Option<SecretText>,
+        /// The address of the sender.
+        from: String,
+        /// The addresses of the recipients.
+        to: Vec<String>,
+    },
+    /// A program of this host.
+    Command {
+        /// Its absolute path.
+        program: String,
+        /// Its arguments.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        args: Vec<String>,
+    },
+}
+
+/// Why a channel is not accepted. No text has a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChannelError {
+    /// The name.
+    #[error("a name has 1 to 60 letters, digits, dots, dashes and underscores: {0:?}")]
+    Name(String),
+    /// The URL of a webhook.
+    #[error("the URL is no http or https URL without user, password and fragment")]
+    Url,
+    /// The server of ntfy.
+    #[error("{0:?} is no http or https URL of a server, without a path")]
+    NtfyServer(String),
+    /// The topic of ntfy.
+    #[error("a topic has 1 to 64 letters of ASCII, digits, dashes and underscores: {0:?}")]
+    Topic(String),
+    /// The token.
+    #[error("a token has 1 to 4096 printable characters of ASCII, without spaces")]
+    Token,
+    /// The mail server.
+    #[error("{0:?} is no host name and no address")]
+    MailServer(String),
+    /// The user or the password of a mail server.
+    #[error("a user and a password have 1 to 4096 bytes, without control characters")]
+    MailLogin,
+    /// A user without a password, or the reverse.
+    #[error("a user needs a password, and a password needs a user")]
+    HalfMailLogin,
+    /// A password over a connection that is not encrypted.
+    #[error("a password is sent over TLS alone")]
+    PasswordInClear,
+    /// An address of a mail.
+    #[error("{0:?} is no mail address such as name@example.org")]
+    MailAddress(String),
+    /// The number of recipients.
+    #[error("a mail has 1 to 20 recipients")]
+    Recipients,
+    /// The path of a command.
+    #[error("{0:?} is no absolute path")]
+    ProgramPath(String),
+    /// The arguments of a command.
+    #[error("a command has at most 50 arguments of at most 4096 bytes, without NUL")]
+    Args,
+    /// The file of a command.
+    #[error("{path}: {fault}")]
+    ProgramFile {
+        /// The file, or a folder above it.
+        path: String,
+        /// What is wrong with it.
+        fault: ProgramFault,
+    },
+    /// A command where none may be made.
+    #[error("a command channel is made, changed and removed over the unix socket or in a store of one's own alone")]
+    CommandRefused,
+}
+
+/// Why the file of a command is not run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProgramFault {
+    /// It cannot be looked at.
+    #[error("{0}")]
+    Unreadable(String),
+    /// It is no file that can be run.
+    #[error("it is no executable file")]
+    NotExecutable,
+    /// Its owner could change it.
+    #[error("it belongs to the user {owner}, not to root")]
+    NotOfRoot {
+        /// The owner.
+        owner: u32,
+    },
+    /// Others could change it.
+    #[error("users other than root can write it (mode {mode:04o})")]
+    Writable {
+        /// The mode.
+        mode: u32,
+    },
+}
+
+/// What the file system says of a part of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathPart {
+    /// The owner.
+    pub owner: u32,
+    /// The type and the mode (`st_mode`).
+    pub mode: u32,
+    /// Whether it is a folder.
+    pub is_folder: bool,
+    /// Whether it is a regular file.
+    pub is_file: bool,
+}
+
+impl PathPart {
+    /// The sticky bit: in such a folder, only its owner removes or renames a file.
+    const STICKY: u32 = 0o1000;
+    const OTHERS_WRITE: u32 = 0o022;
+    const EXECUTE: u32 = 0o111;
+
+    /// Checks a part of the path of a program, without symbolic links: only root can change what is run.
+    pub fn check(self, is_program: bool) -> Result<(), ProgramFault> {
+        let mode = self.mode & 0o7777;
+        if self.owner != 0 {
+            return Err(ProgramFault::NotOfRoot { owner: self.owner });
+        }
+        let is_protected = self.is_folder && mode & Self::STICKY != 0;
+        if mode & Self::OTHERS_WRITE != 0 && !is_protected {
+            return Err(ProgramFault::Writable { mode });
+        }
+        if is_program && !(self.is_file && mode & Self::EXECUTE != 0) {
+            return Err(ProgramFault::NotExecutable);
+        }
+        Ok(())
+    }
+}
+
+impl NewChannel {
+    /// The channel and its secrets, if they can be accepted. The file of a command is not looked at.
+    pub fn checked(self) -> Result<(Channel, ChannelSecrets), ChannelError> {
+        let is_name_char = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+        let is_name = !self.name.is_empty() && self.name.chars().all(is_name_char);
+        if !is_name || self.name.chars().count() > MAX_NAME_CHARS {
+            return Err(ChannelError::Name(begin_of(&self.name)));
+        }
+        let (destination, secrets) = self.destination.checked()?;
+        Ok((Channel { name: self.name, destination }, secrets))
+    }
+}
+
+impl NewDestination {
+    /// Whether it is a program of this host.
+    pub fn is_command(&self) -> bool {
+        matches!(self, Self::Command { .. })
+    }
+
+    fn checked(self) -> Result<(Destination, ChannelSecrets), ChannelError> {
+        match self {
+            Self::Webhook { url, token } => {
+                let parsed = HttpUrl::parse(url.expose().trim()).ok_or(ChannelError::Url)?;
+                check_token(token.as_ref())?;
+                let url = Some(SecretText::new(parsed.to_string()));
+                Ok((Destination::Webhook { server: parsed.origin() }, ChannelSecrets { url, token, password: None }))
+            }
+            Self::Ntfy { server, topic, token } => {
+                let text = server.as_deref().unwrap_or(NTFY_SERVER).trim();
+                let server = HttpUrl::parse(text).filter(|server| server.path() == "/");
+                let server = server.ok_or_else(|| ChannelError::NtfyServer(begin_of(text)))?;
+                let is_topic_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+                if topic.is_empty() || topic.len() > MAX_TOPIC_CHARS || !topic.chars().all(is_topic_char) {
+                    return Err(ChannelError::Topic(begin_of(&topic)));
+                }
+                check_token(token.as_ref())?;
+                Ok((Destination::Ntfy { server, topic }, ChannelSecrets { token, ..ChannelSecrets::default() }))
+            }
+            Self::Smtp { server, port, security, user, password, from, to } => {
+                let security = security.unwrap_or_default();
+                let destination = MailDestination {
+                    port: port.unwrap_or(security.usual_port()),
+                    server: server.trim().to_owned(),
+                    security,
+                    user,
+                    from: from.trim().to_owned(),
+                    to: to.iter().map(|to| to.trim().to_owned()).filter(|to| !to.is_empty()).collect(),
+                };
+                destination.check(password.as_ref())?;
+                Ok((Destination::Smtp(destination), ChannelSecrets { password, ..ChannelSecrets::default() }))
+            }
+            Self::Command { program, args } => {
+                if !program.starts_with('/') || program.contains('\0') || program.len() > MAX_ARG {
+                    return Err(ChannelError::ProgramPath(begin_of(&program)));
+                }
+                if args.len() > MAX_ARGS || args.iter().any(|arg| arg.len() > MAX_ARG || arg.contains('\0')) {
+                    return Err(ChannelError::Args);
+                }
+                Ok((Destination::Command { program, args }, ChannelSecrets::default()))
+            }
+        }
+    }
+}
+
+impl Destination {
+    /// The word for its kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Webhook { .. } => "webhook",
+            Self::Ntfy { .. } => "ntfy",
+            Self::Smtp(_) => "smtp",
+            Self::Command { .. } => "command",
+        }
+    }
+
+    /// Whether it is a program of this host.
+    pub fn is_command(&self) -> bool {
+        matches!(self, Self::Command { .. })
+    }
+
+    /// Where it goes, in a few words without secrets.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Webhook { server } => server.clone(),
+            Self::Ntfy { server, topic } => format!("{}/{topic}", server.origin()),
+            Self::Smtp(mail) => format!("{} by {}:{}", mail.to.join(", "), mail.server, mail.port),
+            Self::Command { program, args } => {
+                let args = args.iter().map(|arg| format!(" {arg:?}"));
+                [program.clone()].into_iter().chain(args).collect()
+            }
+        }
+    }
+}
+
+impl MailSecurity {
+    /// The port that servers usually have for it.
+    fn usual_port(self) -> u16 {
+        match self {
+            Self::Starttls => 587,
+            Self::Tls => 465,
+            Self::None => 25,
+        }
+    }
+}
+
+impl MailDestination {
+    fn check(&self, password: Option<&SecretText>) -> Result<(), ChannelError> {
+        let host = HostPort::parse(&self.server, self.port);
+        if host.is_err() || self.port == 0 || self.server.contains(['[', ']', '%']) || has_port(&self.server) {
+            return Err(ChannelError::MailServer(begin_of(&self.server)));
+        }
+        let is_valid = |text: &str| !text.is_empty() && text.len() <= MAX_SECRET && !text.chars().any(char::is_control);
+        match (&self.user, password) {
+            (Some(user), Some(password)) if !is_valid(user) || !is_valid(password.expose()) => {
+                return Err(ChannelError::MailLogin);
+            }
+            (Some(_), Some(_)) if self.security == MailSecurity::None => return Err(ChannelError::PasswordInClear),
+            (Some(_), None) | (None, Some(_)) => return Err(ChannelError::HalfMailLogin),
+            _ => {}
+        }
+        if self.to.is_empty() || self.to.len() > MAX_RECIPIENTS {
+            return Err(ChannelError::Recipients);
+        }
+        match self.to.iter().chain([&self.from]).find(|address| !is_mail_address(address)) {
+            Some(wrong) => Err(ChannelError::MailAddress(begin_of(wrong))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ChannelSecrets {
+    /// The names of those that are set.
+    pub fn names(&self) -> Vec<String> {
+        let all = [("url", &self.url), ("token", &self.token), ("password", &self.password)];
+        all.into_iter().filter(|(_, secret)| secret.is_some()).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Whether a text repeats a secret, or a part of a URL that is one, as a server can do in its answer.
+    pub fn are_in(&self, text: &str, destination: &Destination) -> bool {
+        let mut forms = Vec::new();
+        for secret in [&self.token, &self.password].into_iter().flatten() {
+            forms.extend([secret.expose().to_owned(), BASE64.encode(secret.expose().as_bytes())]);
+        }
+        if let (Some(password), Destination::Smtp(MailDestination { user: Some(user), .. })) =
+            (&self.password, destination)
+        {
+            // RFC 4616.
+            forms.push(BASE64.encode(format!("\0{user}\0{}", password.expose()).as_bytes()));
+        }
+        if let Some(url) = self.url.as_ref().and_then(|url| HttpUrl::parse(url.expose())) {
+            let parts = url.path().split(['/', '?', '&', '=']).filter(|part| part.len() >= SHORTEST_LEAK);
+            forms.extend(parts.map(str::to_owned));
+        }
+        forms.iter().any(|form| !form.is_empty() && text.contains(form.as_str()))
+    }
+}
+
+fn check_token(token: Option<&SecretText>) -> Result<(), ChannelError> {
+    let is_valid = |token: &str| {
+        !token.is_empty() && token.len() <= MAX_SECRET && token.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    if token.is_none_or(|token| is_valid(token.expose())) { Ok(()) } else { Err(ChannelError::Token) }
+}
+
+/// Whether a text is a mail address, without a name, comments and quotes (RFC 5322, section 3.4.1).
+fn is_mail_address(text: &str) -> bool {
+    let Some((local, domain)) = text.rsplit_once('@') else { return false };
+    let is_local_char = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
+    let is_local = !local.is_empty() && local.len() <= 64 && local.chars().all(is_local_char);
+    let is_dotted = !local.starts_with('.') && !local.ends_with('.') && !local.contains("..");
+    let is_domain_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+    let is_label =
+        |label: &str| !label.is_empty() && label.len() <= 63 && !label.starts_with('-') && !label.ends_with('-');
+    let is_domain = domain.chars().all(is_domain_char) && domain.split('.').all(is_label);
+    text.len() <= MAX_ADDRESS && is_local && is_dotted && is_domain
+}
+
+/// Whether a host is followed by a port. The colons of an IPv6 address are none.
+fn has_port(host: &str) -> bool {
+    host.matches(':').count() == 1
+}
+
+/// The begin of a text, for an error.
+fn begin_of(text: &str) -> String {
+    text.chars().take(MAX_NAME_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(json: &str) -> Result<(Channel, ChannelSecrets), String> {
+        let new = serde_json::from_str::<NewChannel>(json).map_err(|error| error.to_string())?;
+        new.checked().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_channel_is_stored_without_its_secrets() {
+        let (channel, secrets) = read(
+            r#"{"name": "ops", "kind": "webhook", "url": "https://hooks.example.org/services/T0/B1/geheim?key=topsecret",
+                "token": "abcdef123"}"#,
+        )
+        .unwrap();
+        let text = serde_json::to_string(&channel).unwrap();
+        assert_eq!(text, r#"{"name":"ops","kind":"webhook","server":"https://hooks.example.org"}"#);
+        assert_eq!(serde_json::from_str::<Channel>(&text).unwrap(), channel);
+        assert_eq!(secrets.names(), ["url", "token"]);
+        let debug = format!("{channel:?} {secrets:?} {}", channel.destination.summary());
+        for secret in ["geheim", "topsecret", "abcdef123"] {
+            assert!(!debug.contains(secret), "{debug}");
+            assert!(secrets.are_in(&format!("no {secret}!"), &channel.destination), "{secret}");
+        }
+        assert!(!secrets.are_in("https://hooks.example.org: T0, B1, key", &channel.destination));
+        let stored = serde_json::to_string(&secrets).unwrap();
+        assert_eq!(serde_json::from_str::<ChannelSecrets>(&stored).unwrap(), secrets);
+    }
+
+    #[test]
+    fn the_password_of_mail_is_found_in_every_form_that_is_sent() {
+        let (channel, secrets) = read(
+            r#"{"name": "mail", "kind": "smtp", "server": "mail.example.org", "user": "ann", "password": "geheim",
+                "from": "pp@example.org", "to": ["ann@example.org"]}"#,
+        )
+        .unwrap();
+        let Destination::Smtp(mail) = &channel.destination else { panic!("{channel:?}") };
+        assert_eq!((mail.port, mail.security), (587, MailSecurity::Starttls));
+        // What AUTH PLAIN and AUTH LOGIN send (printf '\0ann\0geheim' | base64, printf geheim | base64).
+        for text in ["535 geheim", "535 AGFubgBnZWhlaW0=", "535 Z2VoZWlt"] {
+            assert!(secrets.are_in(text, &channel.destination), "{text}");
+        }
+        assert!(!secrets.are_in("535 5.7.8 authentication failed", &channel.destination));
+    }
+
+    #[test]
+    fn what_cannot_work_or_is_not_safe_is_refused_with_its_cause() {
+        let smtp = |more: &str| {
+            format!(
+                r#"{{"name": "a", "kind": "smtp", "server": "mail.example.org", "from": "a@b.c", "to": ["d@e.f"]{more}}}"#
+            )
+        };
+        assert!(read(&smtp("")).is_ok());
+        assert!(read(&smtp(r#", "security": "none""#)).is_ok());
+        for (json, cause) in [
+            (r#"{"name": "a b", "kind": "ntfy", "topic": "x"}"#.to_owned(), "a name has"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": "x/y"}"#.to_owned(), "a topic has"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": ""}"#.to_owned(), "a topic has"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "ntfy.sh"}"#.to_owned(), "is no http"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://a.b/c"}"#.to_owned(), "without a path"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": "x", "token": "a b"}"#.to_owned(), "a token has"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": "x", "pasword": "y"}"#.to_owned(), "unknown field"),
+            (r#"{"name": "a", "kind": "webhook", "url": "https://ann:geheim@b.c/"}"#.to_owned(), "the URL is no"),
+            (
+                r#"{"name": "a", "kind": "webhook", "url": "http://b.c/", "token": "geheim\r\nX: y"}"#.to_owned(),
+                "a token has",
+            ),
+            (r#"{"name": "a", "kind": "webhook", "url": 471147114711}"#.to_owned(), "a secret is a text"),
+            (r#"{"name": "a", "kind": "pigeon"}"#.to_owned(), "unknown variant"),
+            (smtp(r#", "user": "u""#), "a user needs a password"),
+            (smtp(r#", "password": "geheim""#), "a password needs a user"),
+            (smtp(r#", "user": "u", "password": "geheim", "security": "none""#), "over TLS alone"),
+            (smtp(r#", "user": "u", "password": "geheim\nx""#), "without control characters"),
+            (smtp("").replace("mail.example.org", "mail.example.org:25"), "is no host name"),
+            (smtp("").replace("mail.example.org", "a b"), "is no host name"),
+            (smtp("").replace("a@b.c", "a@b.c\\r\\nBcc: x@y.z"), "is no mail address"),
+            (smtp("").replace("d@e.f", "Ann <d@e.f>"), "is no mail address"),
+            (smtp("").replace(r#""d@e.f""#, ""), "1 to 20 recipients"),
+            (r#"{"name": "a", "kind": "command", "program": "apprise"}"#.to_owned(), "no absolute path"),
+            (
+                r#"{"name": "a", "kind": "command", "program": "/bin/a", "args": ["a\u0000b"]}"#.to_owned(),
+                "without NUL",
+            ),
+        ] {
+            let error = read(&json).unwrap_err();
+            assert!(error.contains(cause) && !error.contains("geheim") && !error.contains("4711"), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_what_only_root_can_change() {
+        let file = PathPart { owner: 0, mode: 0o100_755, is_folder: false, is_file: true };
+        let folder = PathPart { owner: 0, mode: 0o040_755, is_folder: true, is_file: false };
+        assert_eq!((file.check(true), folder.check(false)), (Ok(()), Ok(())));
+        assert_eq!(PathPart { mode: 0o041_777, ..folder }.check(false), Ok(()), "the sticky bit protects its files");
+        assert_eq!(PathPart { owner: 1000, ..file }.check(true), Err(ProgramFault::NotOfRoot { owner: 1000 }));
+        for mode in [0o100_775, 0o100_757, 0o101_777] {
+            assert!(matches!(PathPart { mode, ..file }.check(true), Err(ProgramFault::Writable { .. })), "{mode:o}");
+        }
+        assert!(matches!(PathPart { mode: 0o040_775, ..folder }.check(false), Err(ProgramFault::Writable { .. })));
+        assert_eq!(PathPart { mode: 0o100_644, ..file }.check(true), Err(ProgramFault::NotExecutable));
+        assert_eq!(folder.check(true), Err(ProgramFault::NotExecutable));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_what_is_accepted_is_one_line(name in "\\PC{0,70}", text in "(?s).{0,40}") {
+            for kind in ["webhook", "ntfy", "smtp", "command"] {
+                let body = serde_json::json!({ "name": name, "kind": kind, "url": text, "topic": text, "program": text,
+                    "server": text, "from": text, "to": [text], "args": [text] });
+                // Only the fields of the kind.
+                let known: &[&str] = match kind {
+                    "webhook" => &["name", "kind", "url"],
+                    "ntfy" => &["name", "kind", "topic"],
+                    "smtp" => &["name", "kind", "server", "from", "to"],
+                    _ => &["name", "kind", "program", "args"],
+                };
+                let body = body.as_object().unwrap().iter().filter(|(key, _)| known.contains(&key.as_str()));
+                let body = serde_json::Value::Object(body.map(|(key, value)| (key.clone(), value.clone())).collect());
+                if let Ok((channel, _)) = read(&body.to_string()) {
+                    prop_assert!(!channel.name.contains(char::is_whitespace));
+                    if !channel.destination.is_command() {
+                        prop_assert!(!channel.destination.summary().contains(char::is_control));
+                    }
+                }
+            }
+        }
+    }
+}
