@@ -181,6 +181,18 @@ pub enum StorageError {
         /// The text that was searched for.
         wanted: String,
     },
+    /// Another channel has this name.
+    #[error("another channel is called {name}")]
+    ChannelExists {
+        /// The name.
+        name: String,
+    },
+    /// No channel has this name.
+    #[error("no channel is called {wanted:?}")]
+    NoSuchChannel {
+        /// The text that was searched for.
+        wanted: String,
+    },
     /// A result can't be written as JSON, or a saved one can't be read.
     #[error("{source}")]
     Document {

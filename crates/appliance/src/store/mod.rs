@@ -2,6 +2,7 @@
 //! the state folder, or a database of a PostgreSQL server; each has numbered migrations.
 
 mod backup;
+mod channels;
 mod check;
 mod configuration;
 mod direct_mode;
@@ -11,6 +12,7 @@ mod error;
 mod export;
 mod history;
 mod logins;
+mod messages;
 mod monitors;
 mod page;
 mod place;
@@ -42,6 +44,7 @@ use sqlx::migrate::Migrator;
 use pool::{StorePool, in_change, rows};
 use server::PostgresServer;
 
+pub use channels::StoredChannel;
 pub use check::StoreCheck;
 pub use configuration::{ConfigurationWrite, FileChanges, MonitorWrite, PlanWrite, ScheduleWrite};
 pub use direct_mode::DirectModeFinding;
@@ -49,6 +52,7 @@ pub use error::StorageError;
 pub use export::{Export, ExportFormat};
 pub use history::{RunSums, ValueSum};
 pub use logins::StoredPassword;
+pub use messages::{AttemptRecord, DeliveryOutcome, DueDelivery, MessageDelivery, StoredMessage};
 pub use monitors::{MonitorMinute, StoredMonitor, StoredOutage, target_after};
 pub use page::PageCursor;
 pub use place::StorePlace;

@@ -1,4 +1,5 @@
-//! Deletes what is older than it is kept: runs, the series of their intervals, and what became of the runs of schedules.
+//! Deletes what is older than it is kept: runs, the series of their intervals, what became of the runs of schedules, and
+//! messages.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::pool::{in_change, on, rows};
 use super::{ApplianceStore, StorageError};
 
-/// How long what became of the runs of schedules is kept. A month of it is needed for the data budgets.
+/// How long what became of the runs of schedules, and the messages, are kept. A month of the runs is needed for the data
+/// budgets.
 const SCHEDULE_RUNS_KEPT: Duration = Duration::from_secs(400 * 86_400);
 /// The rows that one transaction deletes: other writers wait for it.
 const BATCH: i64 = 500;
@@ -71,6 +73,7 @@ impl ApplianceStore {
         }
         if let (Some(before), false) = (before(Some(SCHEDULE_RUNS_KEPT)), is_rehearsal) {
             pruned.schedule_runs = self.prune_schedule_runs(before).await?;
+            self.prune_messages(before).await?;
         }
         Ok(pruned)
     }

@@ -164,6 +164,13 @@ impl From<&StorageError> for CommandFailure {
                 "no such monitor",
                 "run `packetparamedic monitor list` to list them".to_owned(),
             ),
+            E::ChannelExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
+            E::NoSuchChannel { .. } => fail(
+                Exit::Failed,
+                "no_such_channel",
+                "no such channel",
+                "run `packetparamedic channel list` to list them".to_owned(),
+            ),
             E::Document { .. } => fail(
                 Exit::Failed,
                 "history_unreadable",

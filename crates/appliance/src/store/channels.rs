@@ -1,0 +1,210 @@
+//! The channels that carry messages, and their secrets, which only the delivery reads.
+
+use jiff::Timestamp;
+use paramedic_host::database::is_unique_violation;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::pool::{on, rows, without_nul};
+use super::{ApplianceStore, StorageError, strange};
+use crate::alerts::channel::{Channel, ChannelSecrets};
+
+/// A channel as stored, without its secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StoredChannel {
+    /// Its id, a UUIDv7.
+    pub id: Uuid,
+    /// Whether it gets messages.
+    pub enabled: bool,
+    /// When it was added.
+    pub added_at: Timestamp,
+    /// Whether a file of `packetparamedic apply` made it.
+    pub from_file: bool,
+    /// The names of its secrets that are set.
+    pub secrets: Vec<String>,
+    /// Its definition.
+    #[serde(flatten)]
+    pub channel: Channel,
+}
+
+/// The stored columns of a channel.
+#[derive(sqlx::FromRow)]
+struct ChannelRow {
+    id: String,
+    definition: String,
+    secrets: String,
+    enabled: bool,
+    from_file: bool,
+    added_at_us: i64,
+}
+
+impl ChannelRow {
+    fn read(&self) -> Result<(StoredChannel, ChannelSecrets), sqlx::Error> {
+        let secrets = serde_json::from_str::<ChannelSecrets>(&self.secrets);
+        // The text of the error could quote a secret.
+        let secrets = secrets.map_err(|_| sqlx::Error::Decode("the secrets of a channel cannot be read".into()))?;
+        let stored = StoredChannel {
+            id: self.id.parse().map_err(strange)?,
+            enabled: self.enabled,
+            added_at: Timestamp::from_microsecond(self.added_at_us).map_err(strange)?,
+            from_file: self.from_file,
+            secrets: secrets.names(),
+            channel: serde_json::from_str(&self.definition).map_err(strange)?,
+        };
+        Ok((stored, secrets))
+    }
+}
+
+impl ApplianceStore {
+    /// Saves a channel with its secrets, enabled. `appliance` is the Endpoint ID of this device.
+    pub async fn add_channel(
+        &self,
+        appliance: &str,
+        channel: &Channel,
+        secrets: &ChannelSecrets,
+        now: Timestamp,
+    ) -> Result<StoredChannel, StorageError> {
+        let document = |source| StorageError::Document { source };
+        let definition = serde_json::to_string(channel).map_err(document)?;
+        let hidden = serde_json::to_string(secrets).map_err(document)?;
+        let added_at = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
+        let id = Uuid::now_v7();
+        let added = on!(self.pool, |db| sqlx::query(
+            "INSERT INTO channels (id, appliance, name, definition, secrets, enabled, from_file, added_at_us) \
+             VALUES ($1, $2, $3, $4, $5, TRUE, FALSE, $6)"
+        )
+        .bind(id.to_string())
+        .bind(appliance)
+        .bind(&channel.name)
+        .bind(&definition)
+        .bind(&hidden)
+        .bind(added_at.as_microsecond())
+        .execute(db)
+        .await
+        .map(rows));
+        match added {
+            Ok(_) => Ok(StoredChannel {
+                id,
+                enabled: true,
+                added_at,
+                from_file: false,
+                secrets: secrets.names(),
+                channel: channel.clone(),
+            }),
+            Err(error) if is_unique_violation(&error) => {
+                Err(StorageError::ChannelExists { name: channel.name.clone() })
+            }
+            Err(error) => Err(self.fault("saving the channel")(error)),
+        }
+    }
+
+    /// Every channel, by name.
+    pub async fn channels(&self) -> Result<Vec<StoredChannel>, StorageError> {
+        let fault = || self.fault("reading the channels");
+        let found = on!(self.pool, |db| sqlx::query_as::<_, ChannelRow>(
+            "SELECT id, definition, secrets, enabled, from_file, added_at_us FROM channels ORDER BY lower(name)"
+        )
+        .fetch_all(db)
+        .await)
+        .map_err(fault())?;
+        found.iter().map(|row| row.read().map(|(stored, _)| stored).map_err(fault())).collect()
+    }
+
+    /// The channel with this name, and its secrets.
+    pub async fn channel(&self, name: &str) -> Result<(StoredChannel, ChannelSecrets), StorageError> {
+        let fault = || self.fault("reading the channels");
+        let wanted = without_nul(&name.to_ascii_lowercase());
+        let found = on!(self.pool, |db| sqlx::query_as::<_, ChannelRow>(
+            "SELECT id, definition, secrets, enabled, from_file, added_at_us FROM channels WHERE lower(name) = $1"
+        )
+        .bind(&wanted)
+        .fetch_optional(db)
+        .await)
+        .map_err(fault())?;
+        match found {
+            Some(row) => row.read().map_err(fault()),
+            None => Err(StorageError::NoSuchChannel { wanted: name.to_owned() }),
+        }
+    }
+
+    /// The channel with this id, and its secrets, if it gets messages.
+    pub async fn enabled_channel(&self, id: Uuid) -> Result<Option<(StoredChannel, ChannelSecrets)>, StorageError> {
+        let fault = || self.fault("reading the channels");
+        let found =
+            on!(self.pool, |db| {
+                sqlx::query_as::<_, ChannelRow>(
+            "SELECT id, definition, secrets, enabled, from_file, added_at_us FROM channels WHERE id = $1 AND enabled"
+        )
+        .bind(id.to_string())
+        .fetch_optional(db)
+        .await
+            })
+            .map_err(fault())?;
+        found.map(|row| row.read()).transpose().map_err(fault())
+    }
+
+    /// Removes the channel with this name, and its secrets.
+    pub async fn remove_channel(&self, name: &str) -> Result<StoredChannel, StorageError> {
+        let (stored, _) = self.channel(name).await?;
+        on!(self.pool, |db| sqlx::query("DELETE FROM channels WHERE id = $1")
+            .bind(stored.id.to_string())
+            .execute(db)
+            .await
+            .map(rows))
+        .map_err(self.fault("removing the channel"))?;
+        Ok(stored)
+    }
+
+    /// Enables or disables the channel with this name.
+    pub async fn enable_channel(&self, name: &str, enabled: bool) -> Result<StoredChannel, StorageError> {
+        let (stored, _) = self.channel(name).await?;
+        on!(self.pool, |db| sqlx::query("UPDATE channels SET enabled = $2 WHERE id = $1")
+            .bind(stored.id.to_string())
+            .bind(enabled)
+            .execute(db)
+            .await
+            .map(rows))
+        .map_err(self.fault("changing the channel"))?;
+        Ok(StoredChannel { enabled, ..stored })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alerts::channel::NewChannel;
+    use crate::store::each_engine::on_each_engine;
+
+    fn checked(json: &str) -> (Channel, ChannelSecrets) {
+        serde_json::from_str::<NewChannel>(json).unwrap().checked().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_channel_is_found_by_its_name_until_it_is_removed() {
+        on_each_engine(async |store| {
+            let now = "2026-01-01T00:00:00.000001Z".parse().unwrap();
+            let (phone, token) = checked(r#"{"name": "Phone", "kind": "ntfy", "topic": "pp", "token": "tk_geheim"}"#);
+            let (hook, url) = checked(r#"{"name": "hook", "kind": "webhook", "url": "http://192.0.2.1/geheim"}"#);
+            let phone_stored = store.add_channel("PP", &phone, &token, now).await.unwrap();
+            let hook_stored = store.add_channel("PP", &hook, &url, now).await.unwrap();
+            let taken = store.add_channel("PP", &Channel { name: "PHONE".to_owned(), ..hook }, &url, now).await;
+            assert!(matches!(taken, Err(StorageError::ChannelExists { .. })), "{taken:?}");
+            assert_eq!(store.channels().await.unwrap(), [hook_stored.clone(), phone_stored.clone()]);
+            assert_eq!(store.channel("phone").await.unwrap(), (phone_stored.clone(), token));
+            let shown = serde_json::to_string(&store.channels().await.unwrap()).unwrap();
+            assert!(!shown.contains("geheim") && shown.contains("\"secrets\":[\"token\"]"), "{shown}");
+            assert!(!store.enable_channel("HOOK", false).await.unwrap().enabled);
+            assert!(!store.channel("hook").await.unwrap().0.enabled);
+            assert_eq!(store.enabled_channel(hook_stored.id).await.unwrap(), None);
+            assert_eq!(store.enabled_channel(phone_stored.id).await.unwrap().unwrap().0, phone_stored);
+            assert_eq!(store.remove_channel("hook").await.unwrap().id, hook_stored.id);
+            for gone in ["hook", "", "a\0b"] {
+                let removed = store.remove_channel(gone).await;
+                assert!(matches!(removed, Err(StorageError::NoSuchChannel { .. })), "{removed:?}");
+            }
+            assert_eq!(store.channels().await.unwrap(), [phone_stored]);
+        })
+        .await;
+    }
+}
