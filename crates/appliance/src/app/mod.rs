@@ -3,10 +3,13 @@
 
 mod access;
 mod backup;
+mod channels;
 mod clocks;
 mod configuration;
+mod delivery;
 #[cfg(test)]
 mod each_engine;
+mod heartbeat;
 mod identity;
 mod import;
 mod line_overview;
@@ -34,6 +37,7 @@ use tokio::sync::OnceCell;
 
 pub use access::NewToken;
 pub use backup::BackupFile;
+pub use channels::ChannelTest;
 pub use configuration::{
     ChangeAction, ConfigurationChange, ConfiguredMonitor, ConfiguredSchedule, DeviceConfiguration, ReflectorName,
     ValueChange,

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use super::channels::ChannelTest;
 use super::clocks::{random, read_clocks};
+use super::delivery::DeliveryDesk;
 use super::monitors::{MonitorBoard, MonitorOverview, MonitorState};
 use super::run_updates::{RunLife, RunReport, RunUpdate, RunUpdates};
 use super::schedules::data_used;
@@ -74,6 +76,7 @@ struct ServiceState {
     problem: Mutex<Option<ServiceFault>>,
     is_stopping: watch::Sender<bool>,
     monitors: MonitorBoard,
+    deliveries: Arc<DeliveryDesk>,
 }
 
 /// The run that takes place.
@@ -165,9 +168,11 @@ impl Appliance {
             tracing::warn!(interrupted, "the service ended during a run; its data counts as expected");
         }
         let monitors = MonitorBoard::new(self.clone(), adds_monitors);
+        let deliveries = Arc::new(DeliveryDesk::new(self.clone()));
         Ok(Service {
             state: Arc::new(ServiceState {
                 monitors,
+                deliveries,
                 appliance: self.clone(),
                 endpoint_id,
                 started_at: now,
@@ -199,10 +204,12 @@ fn lock_service(state_dir: &Path) -> Result<File, ApplianceError> {
 }
 
 impl Service {
-    /// Runs the schedules and the monitors until [`Service::stop`]; then cancels the running test and keeps what was
-    /// measured.
+    /// Runs the schedules and the monitors, and delivers messages, until [`Service::stop`]; then cancels the running test
+    /// and keeps what was measured.
     pub async fn run(&self) {
-        tokio::join!(self.run_schedules(), self.state.monitors.run(self.state.is_stopping.subscribe()));
+        let stopping = || self.state.is_stopping.subscribe();
+        let monitors = self.state.monitors.run(stopping());
+        tokio::join!(self.run_schedules(), monitors, self.state.deliveries.run(stopping()));
     }
 
     async fn run_schedules(&self) {
@@ -253,6 +260,24 @@ impl Service {
     /// Reads the monitors again: they have changed, or a reflector was paired.
     pub fn monitors_changed(&self) {
         self.state.monitors.definitions_changed();
+    }
+
+    /// Delivers what is due: a message was added, or the channels have changed.
+    pub fn messages_changed(&self) {
+        self.state.deliveries.wake();
+    }
+
+    /// As [`Appliance::test_channel`], while no other message is sent to that channel.
+    pub async fn test_channel(&self, name: &str) -> Result<ChannelTest, ApplianceError> {
+        let channel = self.state.appliance.channel(name).await?.id;
+        let _turn = self.state.deliveries.turn(channel).await;
+        self.state.appliance.test_channel(name).await
+    }
+
+    /// Whether it runs, and is not faulted.
+    pub fn is_working(&self) -> bool {
+        let is_faulted = lock(&self.state.problem).is_some() || self.state.monitors.problem().is_some();
+        !is_faulted && !*self.state.is_stopping.borrow()
     }
 
     /// Every monitor, by name, with its state.

@@ -2,6 +2,7 @@
 //! them.
 
 mod address;
+mod channels;
 mod data_connections;
 mod iperf3;
 mod link;
@@ -305,6 +306,7 @@ impl From<&ApplianceError> for CommandFailure {
             E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
             E::Schedule(source) => schedules::not_accepted(source),
             E::Monitor(source) => monitors::not_accepted(source),
+            E::Channel(source) => channels::not_accepted(source),
             E::Plan(_) => {
                 let try_ = "packetparamedic plan set --download 250M --upload 40M";
                 Self::new(Usage, "bad_plan", "the plan is not accepted", error, try_)
@@ -369,6 +371,7 @@ mod tests {
 
     use paramedic_appliance::LinkFailure;
     use paramedic_appliance::error::Iperf3Failure;
+    use paramedic_appliance::alerts::channel::ChannelError;
     use paramedic_appliance::monitor::MonitorError;
     use paramedic_appliance::payload_transport::PayloadTransport;
     use paramedic_appliance::plan::PlanError;
@@ -621,6 +624,10 @@ mod tests {
             ("no such schedule", S::NoSuchSchedule { wanted: wanted() }.into()),
             ("monitor exists", S::MonitorExists { name: wanted() }.into()),
             ("no such monitor", S::NoSuchMonitor { wanted: wanted() }.into()),
+            ("channel exists", S::ChannelExists { name: wanted() }.into()),
+            ("no such channel", S::NoSuchChannel { wanted: wanted() }.into()),
+            ("channel without a topic", E::Channel(ChannelError::Topic(String::new()))),
+            ("command channel by TCP", E::Channel(ChannelError::CommandRefused)),
             ("monitor without a target", E::Monitor(MonitorError::Target("router".to_owned()))),
             ("plan without a rate", E::Plan(PlanError::Zero { direction: Direction::Upload })),
             ("schedule without a budget", E::Schedule(ScheduleError::NoBudget)),

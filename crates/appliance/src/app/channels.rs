@@ -1,0 +1,102 @@
+//! The channels of this appliance: add, list, remove, enable, disable, test; and the messages. The shell that dates them.
+
+#![expect(clippy::disallowed_methods, reason = "the shell that dates channels and tests")]
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Appliance;
+use super::delivery::{self, AttemptLimits, checked_program};
+use crate::alerts::channel::{Destination, NewChannel};
+use crate::alerts::message::{AlertMessage, MessageKind, Urgency};
+use crate::error::ApplianceError;
+use crate::store::{AttemptRecord, StoredChannel, StoredMessage};
+
+/// What became of the test of a channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChannelTest {
+    /// The channel.
+    pub channel: String,
+    /// The id of the message.
+    pub message: Uuid,
+    /// Whether its other end took the message.
+    pub delivered: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Appliance {
+    /// Saves a channel with its secrets, enabled.
+    pub async fn add_channel(&self, new: NewChannel) -> Result<StoredChannel, ApplianceError> {
+        let (channel, secrets) = new.checked()?;
+        if let Destination::Command { program, .. } = &channel.destination {
+            checked_program(Path::new(program))?;
+        }
+        let own = self.endpoint_id()?.to_string();
+        Ok(self.store().await?.add_channel(&own, &channel, &secrets, Timestamp::now()).await?)
+    }
+
+    /// Every channel, by name, without its secrets.
+    pub async fn channels(&self) -> Result<Vec<StoredChannel>, ApplianceError> {
+        Ok(self.reading_store().await?.channels().await?)
+    }
+
+    /// The channel with this name, without its secrets.
+    pub async fn channel(&self, name: &str) -> Result<StoredChannel, ApplianceError> {
+        Ok(self.reading_store().await?.channel(name).await?.0)
+    }
+
+    /// Removes the channel with this name. The messages that are due to it are given up.
+    pub async fn remove_channel(&self, name: &str) -> Result<StoredChannel, ApplianceError> {
+        let store = self.store().await?;
+        let removed = store.remove_channel(name).await?;
+        store.give_up_without_channel(Timestamp::now()).await?;
+        Ok(removed)
+    }
+
+    /// Enables or disables the channel with this name. The messages that are due to a disabled one are given up.
+    pub async fn enable_channel(&self, name: &str, enabled: bool) -> Result<StoredChannel, ApplianceError> {
+        let store = self.store().await?;
+        let stored = store.enable_channel(name, enabled).await?;
+        store.give_up_without_channel(Timestamp::now()).await?;
+        Ok(stored)
+    }
+
+    /// Sends a test message to the channel with this name, once, even if it is disabled. Only errors of this device are
+    /// errors.
+    pub async fn test_channel(&self, name: &str) -> Result<ChannelTest, ApplianceError> {
+        let store = self.store().await?;
+        let own = self.endpoint_id()?.to_string();
+        let (stored, secrets) = store.channel(name).await?;
+        let name = stored.channel.name.clone();
+        let message = test_message(&name, Timestamp::now());
+        let delivered = delivery::deliver(&stored.channel, &secrets, &message, AttemptLimits::default()).await;
+        let reason = delivered.err().map(|fault| fault.to_string());
+        let attempt = AttemptRecord { at: Timestamp::now(), next_at: None, reason: reason.clone() };
+        store.save_test_message(&own, &message, (stored.id, &name), &attempt).await?;
+        Ok(ChannelTest { channel: name, message: message.id, delivered: reason.is_none(), reason })
+    }
+
+    /// The messages that were made before `before`, newest first, at most `limit`, with what became of them.
+    pub async fn messages(&self, before: Option<Timestamp>, limit: u32) -> Result<Vec<StoredMessage>, ApplianceError> {
+        Ok(self.reading_store().await?.messages(before, limit).await?)
+    }
+}
+
+fn test_message(channel: &str, at: Timestamp) -> AlertMessage {
+    AlertMessage {
+        id: Uuid::now_v7(),
+        kind: MessageKind::Test,
+        // As it is stored.
+        at: Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at),
+        title: format!("PacketParamedic: test of {channel}"),
+        text: "This is a test. The messages of alerts arrive here.".to_owned(),
+        urgency: Urgency::Low,
+        alert: None,
+    }
+}

@@ -1,0 +1,274 @@
+//! Delivery by a command of this host. Shell: files and processes.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use paramedic_link::PeerText;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::fault::{DeliveryFault, MAX_REASON_CHARS};
+use crate::alerts::channel::{ChannelError, PathPart, ProgramFault};
+use crate::alerts::message::{AlertMessage, Urgency};
+
+/// The bytes that are kept of the output of a command: an error is among its last lines.
+const MAX_OUTPUT_BYTES: usize = 4096;
+/// How long the output of a command that has ended may stay open: a process that it started may hold it.
+const OUTPUT_GRACE: Duration = Duration::from_secs(1);
+/// The variables of this process that a command gets. Others can have secrets.
+const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
+
+/// Runs the command with the message in its environment, and waits for its end.
+pub(super) async fn run(
+    program: &str,
+    args: &[String],
+    message: &AlertMessage,
+    limit: Duration,
+) -> Result<(), DeliveryFault> {
+    let mut command = tokio::process::Command::new(checked_program(Path::new(program))?);
+    // A program with many names, such as busybox, is told the one that was given.
+    command.arg0(program).args(args).env_clear().envs(environment(message)).current_dir("/");
+    for name in INHERITED {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A group of its own, which is killed with all that the command started.
+    let mut child = command.process_group(0).kill_on_drop(true).spawn().map_err(DeliveryFault::NotStarted)?;
+    let group = ProcessGroup::of(child.id());
+    let tail = Mutex::new(Vec::new());
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let mut reading = pin!(async { tokio::join!(drain(stdout, &tail), drain(stderr, &tail)) });
+    let mut is_read = false;
+    let ended = tokio::time::timeout(limit, async {
+        tokio::select! {
+            status = child.wait() => status,
+            _ = &mut reading => {
+                is_read = true;
+                child.wait().await
+            }
+        }
+    });
+    let Ok(status) = ended.await else {
+        drop(group);
+        child.start_kill().ok();
+        child.wait().await.map_err(DeliveryFault::NotStarted)?;
+        return Err(DeliveryFault::Endless(limit));
+    };
+    group.release();
+    let status = status.map_err(DeliveryFault::NotStarted)?;
+    if status.success() {
+        return Ok(());
+    }
+    if !is_read {
+        // What is missing of the output is no reason to wait longer.
+        tokio::time::timeout(OUTPUT_GRACE, reading).await.ok();
+    }
+    let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+    let output = last_text(&tail);
+    let output = if output.is_empty() { output } else { format!(": {output}") };
+    Err(DeliveryFault::Exit { status, output })
+}
+
+/// The path of the program without symbolic links, if only root can change what is run.
+pub(crate) fn checked_program(program: &Path) -> Result<PathBuf, ChannelError> {
+    let unreadable = |path: &Path, error: &io::Error| ChannelError::ProgramFile {
+        path: path.display().to_string(),
+        fault: ProgramFault::Unreadable(error.to_string()),
+    };
+    let program = program.canonicalize().map_err(|error| unreadable(program, &error))?;
+    for path in program.ancestors() {
+        let about = std::fs::symlink_metadata(path).map_err(|error| unreadable(path, &error))?;
+        let part =
+            PathPart { owner: about.uid(), mode: about.mode(), is_folder: about.is_dir(), is_file: about.is_file() };
+        part.check(path == program)
+            .map_err(|fault| ChannelError::ProgramFile { path: path.display().to_string(), fault })?;
+    }
+    Ok(program)
+}
+
+/// The message as variables. A variable has no NUL.
+fn environment(message: &AlertMessage) -> Vec<(String, String)> {
+    let urgency = match message.urgency {
+        Urgency::Low => "low",
+        Urgency::Normal => "normal",
+        Urgency::High => "high",
+    };
+    let mut variables = vec![
+        ("ID", message.id.to_string()),
+        ("KIND", message.kind.as_str().to_owned()),
+        ("AT", message.at.to_string()),
+        ("TITLE", message.title.clone()),
+        ("TEXT", message.text.clone()),
+        ("URGENCY", urgency.to_owned()),
+    ];
+    if let Some(alert) = &message.alert {
+        variables.extend([
+            ("ALERT", alert.id.to_string()),
+            ("RULE", alert.rule.clone()),
+            ("SUBJECT", alert.subject.clone()),
+            ("METRIC", alert.metric.clone()),
+        ]);
+    }
+    let named = |(name, value): (&str, String)| (format!("PACKETPARAMEDIC_{name}"), value.replace('\0', ""));
+    variables.into_iter().map(named).collect()
+}
+
+/// Reads to the end, and keeps the last bytes in `tail`.
+async fn drain(output: Option<impl AsyncRead + Unpin>, tail: &Mutex<Vec<u8>>) {
+    let Some(mut output) = output else { return };
+    let mut bytes = vec![0; MAX_OUTPUT_BYTES];
+    while let Ok(count @ 1..) = output.read(&mut bytes).await {
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        let surplus = tail.len().saturating_sub(MAX_OUTPUT_BYTES);
+        tail.drain(..surplus);
+    }
+}
+
+/// The end of an output, in one line.
+fn last_text(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let surplus = lines.chars().count().saturating_sub(MAX_REASON_CHARS);
+    PeerText::harmless(&lines.chars().skip(surplus).collect::<String>(), MAX_REASON_CHARS)
+}
+
+/// The processes of a command. Dropping this value kills them.
+struct ProcessGroup(Option<Pid>);
+
+impl ProcessGroup {
+    fn of(leader: Option<u32>) -> Self {
+        Self(leader.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+    }
+
+    /// The command has ended: what it left running is not killed.
+    fn release(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        if let Some(group) = self.0.take() {
+            // It has ended already if this fails.
+            kill_process_group(group, Signal::KILL).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::alerts::message::MessageKind;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    fn message() -> AlertMessage {
+        AlertMessage {
+            id: uuid::Uuid::from_u128(7),
+            kind: MessageKind::Test,
+            at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            title: "It's; $(touch /tmp/never) \0x".to_owned(),
+            text: "one\ntwo".to_owned(),
+            urgency: Urgency::High,
+            alert: None,
+        }
+    }
+
+    async fn shell(script: &str, limit: Duration) -> Result<(), DeliveryFault> {
+        run("/bin/sh", &["-c".to_owned(), script.to_owned()], &message(), limit).await
+    }
+
+    #[tokio::test]
+    async fn a_command_gets_the_message_in_its_environment_and_nothing_else() {
+        let expected = "It's; $(touch /tmp/never) x|one\ntwo|high|test|00000000-0000-0000-0000-000000000007";
+        let script = format!(
+            "test \"$PACKETPARAMEDIC_TITLE|$PACKETPARAMEDIC_TEXT|$PACKETPARAMEDIC_URGENCY|$PACKETPARAMEDIC_KIND|\
+             $PACKETPARAMEDIC_ID\" = '{}' && test -z \"$CARGO_MANIFEST_DIR\"",
+            expected.replace('\'', "'\\''")
+        );
+        shell(&script, LIMIT).await.unwrap();
+        assert!(!Path::new("/tmp/never").exists());
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_is_named_with_the_end_of_its_output() {
+        let fault = shell("seq 100000; echo no route to the phone >&2; exit 3", LIMIT).await.unwrap_err().to_string();
+        assert!(fault.contains("exit status: 3") && fault.contains("no route to the phone"), "{fault}");
+        assert!(fault.chars().count() < 2 * MAX_REASON_CHARS, "{fault}");
+        let fault = run("/bin/absent", &[], &message(), LIMIT).await.unwrap_err();
+        assert!(matches!(fault, DeliveryFault::Program(ChannelError::ProgramFile { .. })), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_never_ends_is_killed_with_what_it_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pids");
+        // Both the shell and its child would run for ever.
+        let script = format!("sleep 1000000 & echo $! $$ > {}.new; mv {0}.new {0}; wait", file.display());
+        let fault = shell(&script, Duration::from_secs(2)).await.unwrap_err();
+        assert!(matches!(fault, DeliveryFault::Endless(_)), "{fault}");
+        let pids = std::fs::read_to_string(&file).unwrap();
+        for pid in pids.split_whitespace() {
+            // The child of the killed shell may be a zombie until its new parent reaps it.
+            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let is_over = state.is_empty() || state.rsplit(')').next().unwrap().trim().starts_with(['Z', 'X']);
+            assert!(is_over, "{pid}: {state}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_prints_a_gigabyte_is_read_to_its_end_in_little_memory() {
+        let peak = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap().to_owned();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        let before = peak();
+        let began = Instant::now();
+        shell("head -c 1000000000 /dev/zero", LIMIT).await.unwrap();
+        let grown = peak() - before;
+        assert!(grown < 500_000, "{grown} KiB more after {:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_a_command_leaves_running_delays_nothing() {
+        let began = Instant::now();
+        let fault = shell("sleep 30 & exit 4", LIMIT).await.unwrap_err();
+        assert!(matches!(fault, DeliveryFault::Exit { .. }), "{fault}");
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_program_that_another_user_can_change_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        assert!(checked_program(Path::new("/bin/sh")).is_ok());
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: making files of root needs root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("notify");
+        std::fs::write(&file, "#!/bin/sh\n").unwrap();
+        let refused = |mode| {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            checked_program(&file).err().map(|error| error.to_string())
+        };
+        assert_eq!(refused(0o755), None);
+        assert!(refused(0o644).unwrap().contains("no executable file"));
+        assert!(refused(0o777).unwrap().contains("can write it"));
+        assert_eq!(refused(0o700), None);
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(refused(0o755).unwrap().contains("can write it"), "its folder");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(&file, Some(65_534), None).unwrap();
+        assert!(refused(0o755).unwrap().contains("not to root"));
+    }
+}

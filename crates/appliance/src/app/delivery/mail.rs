@@ -1,0 +1,374 @@
+//! Delivery by mail to a submission server. Shell: sockets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+
+use lettre::address::Envelope;
+use lettre::message::header::{ContentType, HeaderName, HeaderValue};
+use lettre::message::{Mailbox, Message};
+use lettre::transport::smtp;
+use lettre::transport::smtp::authentication::{Credentials, Mechanism};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream, TlsParameters};
+use lettre::transport::smtp::extension::ClientId;
+use paramedic_engines::origin::Origin;
+use paramedic_link::PeerText;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::fault::{DeliveryFault, MAX_REASON_CHARS};
+use crate::alerts::channel::{ChannelSecrets, Destination, MailDestination, MailSecurity};
+use crate::alerts::message::{AlertMessage, Urgency};
+use crate::app::web_client::{WebFault, system_roots};
+use crate::reflector_client::{Route, race, resolve};
+use crate::targets::HostPort;
+
+/// The maximum number of bytes that a server sends in a session, certificates included.
+const MAX_SERVER_BYTES: usize = 256 * 1024;
+/// How long the answer to QUIT may take: the mail is accepted already.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Submits the message. A repetition has the same `Message-ID`.
+pub(super) async fn send(
+    mail: &MailDestination,
+    destination: &Destination,
+    secrets: &ChannelSecrets,
+    message: &AlertMessage,
+    limit: Duration,
+) -> Result<(), DeliveryFault> {
+    let (envelope, bytes) = composed(mail, message)?;
+    let submitted = tokio::time::timeout(limit, submit(mail, secrets, &envelope, &bytes)).await;
+    match submitted.map_err(|_| DeliveryFault::TimedOut(limit))? {
+        Ok(()) => Ok(()),
+        Err(MailFault::Web(fault)) => Err(fault.into()),
+        Err(MailFault::Tls(error)) => Err(DeliveryFault::Tls(error)),
+        Err(MailFault::NoStarttls) => Err(DeliveryFault::NoStarttls),
+        Err(MailFault::Smtp(error)) => {
+            let text = error.to_string();
+            let reason = match PeerText::harmless(&text, MAX_REASON_CHARS) {
+                // A server can repeat what it was sent.
+                _ if secrets.are_in(&text, destination) => {
+                    let code = error.status().map(|code| format!(" with the code {code}")).unwrap_or_default();
+                    format!("the server refused it{code} (its text is left out: it repeats a secret of this channel)")
+                }
+                kept => kept,
+            };
+            Err(if error.is_permanent() { DeliveryFault::MailRefused(reason) } else { DeliveryFault::Mail(reason) })
+        }
+    }
+}
+
+/// Why a mail is not submitted.
+enum MailFault {
+    Web(WebFault),
+    Tls(io::Error),
+    NoStarttls,
+    Smtp(smtp::Error),
+}
+
+impl From<smtp::Error> for MailFault {
+    fn from(error: smtp::Error) -> Self {
+        Self::Smtp(error)
+    }
+}
+
+/// The mail and its envelope.
+fn composed(mail: &MailDestination, message: &AlertMessage) -> Result<(Envelope, Vec<u8>), DeliveryFault> {
+    let wrong = |error: &dyn std::fmt::Display| DeliveryFault::Mail(format!("the mail cannot be made: {error}"));
+    let mailbox = |name: Option<&str>, address: &str| {
+        let address = address.parse().map_err(|error: lettre::address::AddressError| wrong(&error))?;
+        Ok::<_, DeliveryFault>(Mailbox::new(name.map(str::to_owned), address))
+    };
+    let domain = mail.from.rsplit('@').next().unwrap_or_default();
+    let mut builder = Message::builder()
+        .from(mailbox(Some("PacketParamedic"), &mail.from)?)
+        .message_id(Some(format!("<{}@{domain}>", message.id)))
+        .date(SystemTime::from(message.at))
+        .subject(PeerText::harmless(&message.title, MAX_REASON_CHARS))
+        .header(ContentType::TEXT_PLAIN);
+    for address in &mail.to {
+        builder = builder.to(mailbox(None, address)?);
+    }
+    let mut composed = builder.body(message.text.clone()).map_err(|error| wrong(&error))?;
+    // RFC 3834: nothing answers it by itself.
+    let name = HeaderName::new_from_ascii_str("Auto-Submitted");
+    composed.headers_mut().insert_raw(HeaderValue::new(name, "auto-generated".to_owned()));
+    if message.urgency == Urgency::High {
+        let name = HeaderName::new_from_ascii_str("X-Priority");
+        composed.headers_mut().insert_raw(HeaderValue::new(name, "1".to_owned()));
+    }
+    Ok((composed.envelope().clone(), composed.formatted()))
+}
+
+async fn submit(
+    mail: &MailDestination,
+    secrets: &ChannelSecrets,
+    envelope: &Envelope,
+    bytes: &[u8],
+) -> Result<(), MailFault> {
+    let mut connection = open(mail).await?;
+    if let (Some(user), Some(password)) = (&mail.user, &secrets.password) {
+        let credentials = Credentials::new(user.clone(), password.expose().to_owned());
+        connection.auth(&[Mechanism::Plain, Mechanism::Login], &credentials).await?;
+    }
+    connection.send(envelope, bytes).await?;
+    tokio::time::timeout(QUIT_TIMEOUT, connection.quit()).await.ok();
+    Ok(())
+}
+
+/// A connection that is protected as the channel says.
+async fn open(mail: &MailDestination) -> Result<AsyncSmtpConnection, MailFault> {
+    let connection = |error| MailFault::Web(WebFault::Connection(error));
+    let target = HostPort::parse(&mail.server, mail.port).map_err(|error| connection(io::Error::other(error)))?;
+    let addresses = resolve(&target, &Route::default()).await;
+    let addresses = addresses.map_err(|error| MailFault::Web(WebFault::Resolution(error)))?;
+    let (stream, peer) = race(addresses, &Origin::default()).await.map_err(connection)?;
+    // An address literal (RFC 5321, section 4.1.3): the name of this host is nobody's business.
+    let hello = ClientId::default();
+    match mail.security {
+        MailSecurity::None => Ok(AsyncSmtpConnection::connect_with_transport(limited(stream, peer), &hello).await?),
+        MailSecurity::Starttls => {
+            let mut opened = AsyncSmtpConnection::connect_with_transport(limited(stream, peer), &hello).await?;
+            if !opened.can_starttls() {
+                return Err(MailFault::NoStarttls);
+            }
+            opened.starttls(TlsParameters::new(mail.server.clone())?, &hello).await?;
+            Ok(opened)
+        }
+        MailSecurity::Tls => {
+            let name =
+                ServerName::try_from(mail.server.clone()).map_err(|error| MailFault::Tls(io::Error::other(error)))?;
+            let connector = connector().map_err(MailFault::Tls)?;
+            let stream = connector.connect(name, stream).await.map_err(connection)?;
+            Ok(AsyncSmtpConnection::connect_with_transport(limited(stream, peer), &hello).await?)
+        }
+    }
+}
+
+/// TLS 1.2 or 1.3, as mail servers offer it, with the certificate authorities that this host trusts.
+fn connector() -> io::Result<TlsConnector> {
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(system_roots()?)
+        .with_no_client_auth();
+    Ok(Arc::new(config).into())
+}
+
+fn limited<S>(stream: S, peer: SocketAddr) -> Box<LimitedStream<S>> {
+    Box::new(LimitedStream { stream, peer, left: MAX_SERVER_BYTES, awaits_starttls: false, is_broken: false })
+}
+
+/// The connection to a server, which ends after [`MAX_SERVER_BYTES`]: the SMTP client keeps a whole answer in memory.
+#[derive(Debug)]
+struct LimitedStream<S> {
+    stream: S,
+    peer: SocketAddr,
+    left: usize,
+    /// The next bytes are the answer to STARTTLS. What follows it in clear would count as said inside TLS
+    /// (<https://nostarttls.secvuln.info>).
+    awaits_starttls: bool,
+    /// Nothing is read or written any more: the SMTP client would wait for the answer to its QUIT.
+    is_broken: bool,
+}
+
+impl<S> LimitedStream<S> {
+    /// Counts what arrived. Fails if it is too much, or what no server sends.
+    fn check(&mut self, new: &[u8]) -> io::Result<()> {
+        let left = self.left.checked_sub(new.len()).ok_or_else(|| io::Error::other("the server sent too much"))?;
+        self.left = left;
+        let line_end = new.iter().position(|byte| *byte == b'\n');
+        if self.awaits_starttls && line_end.is_some_and(|at| at + 1 < new.len() && !new.starts_with(b"220-")) {
+            return Err(io::Error::other("the server sent text after its answer to STARTTLS"));
+        }
+        Ok(())
+    }
+
+    fn check_whole(&self) -> io::Result<()> {
+        if self.is_broken { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin + std::fmt::Debug> AsyncTokioStream for LimitedStream<S> {
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.peer)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for LimitedStream<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check_whole()?;
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buf))?;
+        let checked = self.check(buf.filled().get(before..).unwrap_or_default());
+        self.is_broken = checked.is_err();
+        Poll::Ready(checked)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_whole()?;
+        self.awaits_starttls = bytes.starts_with(b"STARTTLS");
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+    use crate::alerts::channel::NewChannel;
+    use crate::alerts::message::MessageKind;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    fn message() -> AlertMessage {
+        AlertMessage {
+            id: uuid::Uuid::from_u128(7),
+            kind: MessageKind::Opened,
+            at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            title: "Größer\r\nBcc: x@y.z".to_owned(),
+            text: "Grüße.\n.\nQUIT\n".to_owned(),
+            urgency: Urgency::High,
+            alert: None,
+        }
+    }
+
+    /// A server that answers each line as `script` says: a text that the line begins with, and the answer. Returns the lines.
+    fn server(script: &'static [(&'static str, &'static str)]) -> (u16, Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (port, (sender, lines)) = (listener.local_addr().unwrap().port(), channel());
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let answer = |line: &str| script.iter().find(|(begin, _)| line.starts_with(begin)).map(|(_, text)| *text);
+            let mut is_data = false;
+            let mut line = "CONNECT".to_owned();
+            loop {
+                // The client may be gone.
+                let text = match is_data && line != "." {
+                    true => None,
+                    false => answer(&line),
+                };
+                if text.is_some_and(|text| stream.write_all(text.as_bytes()).is_err()) {
+                    return;
+                }
+                is_data = (is_data && line != ".") || line == "DATA";
+                line.clear();
+                if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                    return;
+                }
+                line.truncate(line.trim_end().len());
+                sender.send(line.clone()).ok();
+            }
+        });
+        (port, lines)
+    }
+
+    fn mail(port: u16, more: &str) -> (MailDestination, Destination, ChannelSecrets) {
+        let json = format!(
+            r#"{{"name": "a", "kind": "smtp", "server": "127.0.0.1", "port": {port}, "from": "pp@example.org",
+                "to": ["ann@example.org", "bob@example.org"]{more}}}"#
+        );
+        let (channel, secrets) = serde_json::from_str::<NewChannel>(&json).unwrap().checked().unwrap();
+        let Destination::Smtp(mail) = channel.destination.clone() else { panic!("{channel:?}") };
+        (mail, channel.destination, secrets)
+    }
+
+    async fn sent(port: u16, more: &str, limit: Duration) -> Result<(), DeliveryFault> {
+        let (mail, destination, secrets) = mail(port, more);
+        send(&mail, &destination, &secrets, &message(), limit).await
+    }
+
+    const PLAIN: &str = r#", "security": "none""#;
+    const LOGIN: &str = r#", "user": "ann", "password": "geheim""#;
+
+    #[tokio::test]
+    async fn a_mail_is_submitted_with_a_stable_id_and_cannot_be_broken_out_of() {
+        let (port, lines) = server(&[
+            ("CONNECT", "220 mail\r\n"),
+            ("EHLO", "250 mail\r\n"),
+            (".", "250 queued\r\n"),
+            ("DATA", "354 go\r\n"),
+            ("QUIT", "221 bye\r\n"),
+            ("", "250 ok\r\n"),
+        ]);
+        sent(port, PLAIN, LIMIT).await.unwrap();
+        let lines = lines.iter().collect::<Vec<_>>();
+        let has = |line: &str| lines.iter().filter(|own| own.as_str() == line).count();
+        assert_eq!(has("EHLO [127.0.0.1]"), 1, "{lines:#?}");
+        assert_eq!([has("RCPT TO:<ann@example.org>"), has("RCPT TO:<bob@example.org>")], [1, 1], "{lines:#?}");
+        assert_eq!(has("Message-ID: <00000000-0000-0000-0000-000000000007@example.org>"), 1, "{lines:#?}");
+        assert_eq!([has("Auto-Submitted: auto-generated"), has("X-Priority: 1")], [1, 1]);
+        assert!(lines.iter().any(|line| line.starts_with("Subject: ")) && !lines.iter().any(|l| l.starts_with("Bcc")));
+        assert_eq!((has("."), has("QUIT")), (1, 1), "the text is not the end of the mail: {lines:#?}");
+    }
+
+    #[tokio::test]
+    async fn without_starttls_a_server_gets_neither_the_mail_nor_the_password() {
+        let (port, lines) = server(&[("CONNECT", "220 mail\r\n"), ("EHLO", "250-mail\r\n250 AUTH PLAIN\r\n")]);
+        let fault = sent(port, LOGIN, LIMIT).await.unwrap_err();
+        assert!(matches!(fault, DeliveryFault::NoStarttls), "{fault}");
+        assert_eq!(lines.iter().collect::<Vec<_>>(), ["EHLO [127.0.0.1]"]);
+    }
+
+    #[tokio::test]
+    async fn what_follows_the_answer_to_starttls_in_clear_ends_the_session() {
+        let (port, lines) = server(&[
+            ("CONNECT", "220 mail\r\n"),
+            ("EHLO", "250-mail\r\n250 STARTTLS\r\n"),
+            ("STARTTLS", "220 go\r\n250-mail\r\n250 AUTH PLAIN\r\n"),
+        ]);
+        let fault = sent(port, LOGIN, LIMIT).await.unwrap_err().to_string();
+        assert!(fault.contains("after its answer to STARTTLS"), "{fault}");
+        assert!(!lines.iter().any(|line| line.contains("AUTH")));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_hangs_refuses_or_floods_is_left() {
+        // It accepts, and says nothing.
+        let (port, _lines) = server(&[]);
+        let fault = sent(port, PLAIN, Duration::from_millis(300)).await.unwrap_err();
+        assert!(matches!(fault, DeliveryFault::TimedOut(_)), "{fault}");
+        let (port, _lines) = server(&[
+            ("CONNECT", "220 mail\r\n"),
+            ("EHLO", "250 mail\r\n"),
+            ("MAIL", "250 ok\r\n"),
+            ("RCPT", "550 5.1.1 no such user\r\n"),
+            ("QUIT", "221 bye\r\n"),
+        ]);
+        let fault = sent(port, PLAIN, LIMIT).await.unwrap_err();
+        assert!(matches!(&fault, DeliveryFault::MailRefused(text) if text.contains("no such user")), "{fault}");
+        let (port, _lines) = server(&[("CONNECT", "421 busy\r\n"), ("QUIT", "221 bye\r\n")]);
+        let fault = sent(port, PLAIN, LIMIT).await.unwrap_err();
+        assert!(matches!(&fault, DeliveryFault::Mail(text) if text.contains("busy")), "{fault}");
+        // A line without an end.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let flood = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            while stream.write_all(&[b'a'; 65_536]).is_ok() {}
+        });
+        let fault = sent(port, PLAIN, LIMIT).await.unwrap_err().to_string();
+        assert!(fault.contains("sent too much"), "{fault}");
+        flood.join().unwrap();
+    }
+}

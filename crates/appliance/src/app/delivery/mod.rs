@@ -1,0 +1,237 @@
+//! Delivers the messages that are due, at least once each, one attempt at a time to a channel. The shell that reads the clock.
+
+#![expect(clippy::disallowed_methods, reason = "the shell that dates attempts")]
+
+mod command;
+mod fault;
+mod mail;
+mod web;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, OwnedMutexGuard, watch};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+pub(super) use command::checked_program;
+pub(super) use fault::DeliveryFault;
+
+use super::Appliance;
+use super::clocks::random;
+use crate::alerts::backoff::{LONGEST_WAIT, NextAttempt, next_attempt};
+use crate::alerts::channel::{Channel, ChannelSecrets, Destination};
+use crate::alerts::message::AlertMessage;
+use crate::error::ApplianceError;
+use crate::store::{AttemptRecord, DeliveryOutcome, DueDelivery};
+
+/// How long to wait if nothing is due: another program can have added a message.
+const IDLE_WAIT: Duration = Duration::from_secs(60);
+/// How long to wait after the store could not be read or written.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long attempts may go on when the service stops. What is cut off then is repeated at the next start.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long an attempt may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AttemptLimits {
+    pub(super) web: Duration,
+    /// A mail server may delay each of its answers against spam.
+    pub(super) mail: Duration,
+    pub(super) command: Duration,
+}
+
+impl Default for AttemptLimits {
+    fn default() -> Self {
+        Self { web: Duration::from_secs(30), mail: Duration::from_secs(60), command: Duration::from_secs(30) }
+    }
+}
+
+/// Delivers a message to a channel: one attempt.
+pub(super) async fn deliver(
+    channel: &Channel,
+    secrets: &ChannelSecrets,
+    message: &AlertMessage,
+    limits: AttemptLimits,
+) -> Result<(), DeliveryFault> {
+    let destination = &channel.destination;
+    match destination {
+        Destination::Webhook { .. } => web::post_webhook(destination, secrets, message, limits.web).await,
+        Destination::Ntfy { server, topic } => {
+            web::publish_ntfy((server, topic), destination, secrets, message, limits.web).await
+        }
+        Destination::Smtp(mail) => Box::pin(mail::send(mail, destination, secrets, message, limits.mail)).await,
+        Destination::Command { program, args } => command::run(program, args, message, limits.command).await,
+    }
+}
+
+/// The deliveries of the service.
+pub(super) struct DeliveryDesk {
+    appliance: Appliance,
+    limits: AttemptLimits,
+    /// A message was added, or a channel was changed.
+    wake: Notify,
+    /// Held during an attempt to a channel.
+    turns: Mutex<BTreeMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl DeliveryDesk {
+    pub(super) fn new(appliance: Appliance) -> Self {
+        Self { appliance, limits: AttemptLimits::default(), wake: Notify::new(), turns: Mutex::default() }
+    }
+
+    /// Looks for messages that are due: one was added, or a channel was changed.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Waits until no other attempt to this channel takes place.
+    pub(super) async fn turn(&self, channel: Uuid) -> OwnedMutexGuard<()> {
+        let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(channel).or_default().clone();
+        turn.lock_owned().await
+    }
+
+    /// Delivers until `stopping` becomes true.
+    pub(super) async fn run(self: &Arc<Self>, mut stopping: watch::Receiver<bool>) {
+        let mut attempts = JoinSet::new();
+        // The channels to which an attempt takes place, by its task.
+        let mut busy = HashMap::new();
+        let mut is_failing = false;
+        while !*stopping.borrow_and_update() {
+            let wait = match self.start_due(&mut attempts, &mut busy).await {
+                Ok(wait) => {
+                    is_failing = false;
+                    wait
+                }
+                Err(error) => {
+                    if !is_failing {
+                        tracing::error!(%error, "the messages that are due cannot be read");
+                    }
+                    is_failing = true;
+                    RETRY_INTERVAL
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.wake.notified() => {}
+                Some(ended) = attempts.join_next_with_id() => {
+                    let id = ended.map_or_else(|error| {
+                        tracing::error!(%error, "the task of a delivery broke off");
+                        error.id()
+                    }, |(id, ())| id);
+                    busy.remove(&id);
+                }
+                // The sender is dropped only with the process.
+                _ = stopping.wait_for(|wanted| *wanted) => {}
+            }
+        }
+        let ended = async { while attempts.join_next().await.is_some() {} };
+        // Dropping the rest ends it.
+        tokio::time::timeout(STOP_TIMEOUT, ended).await.ok();
+    }
+
+    /// Starts an attempt for each channel with a message that is due. Returns how long to wait.
+    async fn start_due(
+        self: &Arc<Self>,
+        attempts: &mut JoinSet<()>,
+        busy: &mut HashMap<tokio::task::Id, Uuid>,
+    ) -> Result<Duration, ApplianceError> {
+        let store = self.appliance.store().await?;
+        let mut wait = IDLE_WAIT;
+        for (channel, next_at) in store.due_channels().await? {
+            if busy.values().any(|own| *own == channel) {
+                continue;
+            }
+            let now = Timestamp::now();
+            let until = Duration::try_from(next_at.duration_since(now)).unwrap_or_default();
+            // What is further away than any wait was computed by a clock that was set since.
+            if !until.is_zero() && until <= LONGEST_WAIT {
+                wait = wait.min(until);
+                continue;
+            }
+            match store.enabled_channel(channel).await? {
+                Some(_) => {
+                    let desk = Arc::clone(self);
+                    let task = attempts.spawn(async move { desk.attempt(channel).await });
+                    busy.insert(task.id(), channel);
+                }
+                None => {
+                    let given_up = store.give_up_without_channel(now).await?;
+                    tracing::warn!(
+                        messages = given_up,
+                        "messages are given up: their channel was removed or is disabled"
+                    );
+                }
+            }
+        }
+        Ok(wait)
+    }
+
+    /// Makes one attempt to deliver the first message that is due to a channel, and records it.
+    async fn attempt(&self, channel: Uuid) {
+        let _turn = self.turn(channel).await;
+        let recorded = match self.delivered(channel).await {
+            Ok(recorded) => recorded,
+            Err(error) => {
+                tracing::debug!(%error, "a message that is due cannot be read");
+                // Not at once again.
+                return tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+        };
+        let Some((message, attempt)) = recorded else { return };
+        let mut is_failing = false;
+        // Not to be sent again because the disk is full: it is recorded as soon as that is possible.
+        while let Err(error) = self.record(message, channel, &attempt).await {
+            if !is_failing {
+                tracing::error!(%error, %message, "what became of a message cannot be stored");
+            }
+            is_failing = true;
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    async fn record(&self, message: Uuid, channel: Uuid, attempt: &AttemptRecord) -> Result<(), ApplianceError> {
+        Ok(self.appliance.store().await?.record_attempt(message, channel, attempt).await?)
+    }
+
+    /// The attempt to deliver the first message that is due to a channel; `None` if none is.
+    async fn delivered(&self, channel: Uuid) -> Result<Option<(Uuid, AttemptRecord)>, ApplianceError> {
+        let store = self.appliance.store().await?;
+        let Some((stored, secrets)) = store.enabled_channel(channel).await? else { return Ok(None) };
+        let Some(due) = store.first_due(channel, Timestamp::now()).await? else { return Ok(None) };
+        let delivered = match &due.message {
+            Ok(message) => deliver(&stored.channel, &secrets, message, self.limits).await,
+            Err(error) => Err(DeliveryFault::Unreadable(error.clone())),
+        };
+        let attempt = recorded(&due, delivered.as_ref().err(), Timestamp::now(), random());
+        report(&stored.channel.name, &due, &attempt);
+        Ok(Some((due.message_id, attempt)))
+    }
+}
+
+/// What is recorded of an attempt that ended at `now`.
+fn recorded(due: &DueDelivery, fault: Option<&DeliveryFault>, now: Timestamp, random: f64) -> AttemptRecord {
+    let Some(fault) = fault else { return AttemptRecord { at: now, next_at: None, reason: None } };
+    let attempts = due.attempts.saturating_add(1);
+    let next_at = match next_attempt(attempts, due.created_at, now, fault.advice(), random) {
+        NextAttempt::At(next_at) => Some(next_at),
+        NextAttempt::Never => None,
+    };
+    AttemptRecord { at: now, next_at, reason: Some(fault.to_string()) }
+}
+
+/// Logs the first failure of a message, and what became of it.
+fn report(channel: &str, due: &DueDelivery, attempt: &AttemptRecord) {
+    let (message, attempts) = (due.message_id, due.attempts.saturating_add(1));
+    let reason = attempt.reason.as_deref();
+    match attempt.outcome() {
+        DeliveryOutcome::Delivered => tracing::info!(channel, %message, attempts, "a message is delivered"),
+        DeliveryOutcome::GivenUp => tracing::error!(channel, %message, attempts, reason, "a message is given up"),
+        DeliveryOutcome::Due if attempts == 1 => {
+            tracing::warn!(channel, %message, reason, "a message is not delivered yet; it is repeated");
+        }
+        DeliveryOutcome::Due => tracing::debug!(channel, %message, attempts, reason, "a message is not delivered yet"),
+    }
+}

@@ -1,0 +1,170 @@
+//! Delivery to web servers: a webhook, or a topic of ntfy. Shell: sockets.
+
+#![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for dates of servers")]
+
+use std::time::Duration;
+
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use hyper::{Method, Uri};
+use jiff::Timestamp;
+use paramedic_link::PeerText;
+use serde_json::json;
+
+use super::fault::{DeliveryFault, MAX_REASON_CHARS};
+use crate::alerts::backoff::http_failure;
+use crate::alerts::channel::{ChannelSecrets, Destination};
+use crate::alerts::message::{AlertMessage, MessageKind, Urgency};
+use crate::alerts::secret_text::SecretText;
+use crate::app::web_client::{WebAnswer, WebClient, WebRequest};
+use crate::monitor::http_url::HttpUrl;
+
+/// The bytes that are read of the body of an answer.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// The characters that are kept of it.
+const KEPT_CHARS: usize = 200;
+/// The longest text of a message of ntfy, in bytes; a server makes a file of one with more than 4,096.
+const MAX_NTFY_TEXT: usize = 3_900;
+
+/// Posts the message as JSON to the URL of a webhook. A repetition has the same `Idempotency-Key`.
+pub(super) async fn post_webhook(
+    destination: &Destination,
+    secrets: &ChannelSecrets,
+    message: &AlertMessage,
+    limit: Duration,
+) -> Result<(), DeliveryFault> {
+    let url = secrets.url.as_ref().and_then(|url| HttpUrl::parse(url.expose()));
+    let url = url.ok_or(DeliveryFault::SecretMissing)?;
+    let key = HeaderValue::from_str(&message.id.to_string()).map_err(|_| DeliveryFault::SecretMissing)?;
+    let headers = [(HeaderName::from_static("idempotency-key"), key)];
+    let body = serde_json::to_vec(message).map_err(|error| DeliveryFault::Unreadable(error.to_string()))?;
+    post(&url, destination, secrets, headers.into_iter().collect(), body, limit).await
+}
+
+/// Publishes the message to a topic (<https://docs.ntfy.sh/publish/#publish-as-json>). A repetition has the same sequence
+/// id, so that it replaces the first one on a phone.
+pub(super) async fn publish_ntfy(
+    (server, topic): (&HttpUrl, &str),
+    destination: &Destination,
+    secrets: &ChannelSecrets,
+    message: &AlertMessage,
+    limit: Duration,
+) -> Result<(), DeliveryFault> {
+    let body = ntfy_body(topic, message).to_string().into_bytes();
+    post(server, destination, secrets, HeaderMap::new(), body, limit).await
+}
+
+fn ntfy_body(topic: &str, message: &AlertMessage) -> serde_json::Value {
+    let (priority, tag) = match (message.kind, message.urgency) {
+        (MessageKind::Opened, Urgency::High) => (5, "rotating_light"),
+        (MessageKind::Opened, Urgency::Normal) => (4, "warning"),
+        (MessageKind::Opened, Urgency::Low) => (2, "information_source"),
+        (MessageKind::Closed, _) => (3, "white_check_mark"),
+        (MessageKind::Test, _) => (3, "test_tube"),
+    };
+    let end = message.text.floor_char_boundary(MAX_NTFY_TEXT);
+    json!({
+        "topic": topic,
+        "title": message.title,
+        "message": message.text.get(..end).unwrap_or_default(),
+        "priority": priority,
+        "tags": [tag],
+        "sequence_id": message.id,
+    })
+}
+
+async fn post(
+    url: &HttpUrl,
+    destination: &Destination,
+    secrets: &ChannelSecrets,
+    mut headers: HeaderMap,
+    body: Vec<u8>,
+    limit: Duration,
+) -> Result<(), DeliveryFault> {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(token) = &secrets.token {
+        headers.insert(AUTHORIZATION, bearer(token)?);
+    }
+    let client = WebClient::open(url).map_err(DeliveryFault::Tls)?;
+    let request = WebRequest { method: Method::POST, headers, body: body.into() };
+    let answered = tokio::time::timeout(limit, client.send(request, MAX_ANSWER_BYTES)).await;
+    let answer = answered.map_err(|_| DeliveryFault::TimedOut(limit))??;
+    judge(url, &answer, |text| secrets.are_in(text, destination))
+}
+
+fn bearer(token: &SecretText) -> Result<HeaderValue, DeliveryFault> {
+    let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()));
+    let mut value = value.map_err(|_| DeliveryFault::SecretMissing)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Whether the answer says that the message was taken.
+fn judge(url: &HttpUrl, answer: &WebAnswer, has_secret: impl Fn(&str) -> bool) -> Result<(), DeliveryFault> {
+    let header = |name: HeaderName| answer.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    if let (true, Some(location)) = (answer.status.is_redirection(), header(LOCATION)) {
+        return Err(DeliveryFault::Redirect { to: redirected_to(url, location) });
+    }
+    let Some(advice) = http_failure(answer.status.as_u16(), header(RETRY_AFTER), Timestamp::now()) else {
+        return Ok(());
+    };
+    let text = String::from_utf8_lossy(&answer.body);
+    let text = match PeerText::harmless(&text, KEPT_CHARS) {
+        // A server can repeat what it was sent.
+        _ if has_secret(&text) => " (its text is left out: it repeats a secret of this channel)".to_owned(),
+        kept if kept.is_empty() => String::new(),
+        kept => format!(": {kept}"),
+    };
+    Err(DeliveryFault::Status { status: answer.status, text, advice })
+}
+
+/// Where a redirect leads, without the path, which can have a secret.
+fn redirected_to(url: &HttpUrl, location: &str) -> String {
+    let target = location.parse::<Uri>().ok();
+    match target.as_ref().and_then(Uri::authority) {
+        Some(other) if other.as_str() != url.authority() => {
+            let host = PeerText::harmless(other.as_str().rsplit('@').next().unwrap_or_default(), MAX_REASON_CHARS / 3);
+            format!("another host ({host})")
+        }
+        Some(_) => "another URL of the same host".to_owned(),
+        None => "another path of the same host".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: MessageKind, urgency: Urgency) -> AlertMessage {
+        AlertMessage {
+            id: uuid::Uuid::from_u128(7),
+            kind,
+            at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            title: "Größer".to_owned(),
+            text: "ä".repeat(3_000),
+            urgency,
+            alert: None,
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters_and_the_id_is_that_of_the_message() {
+        let body = ntfy_body("pp", &message(MessageKind::Opened, Urgency::High));
+        assert_eq!((&body["priority"], &body["tags"][0]), (&5.into(), &"rotating_light".into()));
+        assert_eq!(body["sequence_id"], "00000000-0000-0000-0000-000000000007");
+        assert_eq!(body["message"].as_str().unwrap().len(), MAX_NTFY_TEXT);
+    }
+
+    #[test]
+    fn a_redirect_is_named_by_its_host_alone() {
+        let url = HttpUrl::parse("https://a.example/hook").unwrap();
+        for (location, to) in [
+            ("https://evil.example/steal?token=geheim", "another host (evil.example)"),
+            ("https://ann:geheim@evil.example/", "another host (evil.example)"),
+            ("https://a.example/geheim", "another URL of the same host"),
+            ("/login", "another path of the same host"),
+            ("%%%", "another path of the same host"),
+        ] {
+            assert_eq!(redirected_to(&url, location), to, "{location}");
+        }
+    }
+}

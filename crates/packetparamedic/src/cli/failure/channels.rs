@@ -1,0 +1,35 @@
+//! The failures of channels.
+
+use paramedic_appliance::alerts::channel::ChannelError;
+
+use super::{CommandFailure, ExitStatus};
+
+/// The failure of a channel that is not accepted.
+pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
+    let (exit, code) = match error {
+        ChannelError::CommandRefused => (ExitStatus::Denied, "command_refused"),
+        _ => (ExitStatus::Usage, "bad_channel"),
+    };
+    let try_ = match error {
+        ChannelError::Name(_) => "choose such a name, such as phone",
+        ChannelError::Url => "use a URL such as https://hooks.example.org/KEY",
+        ChannelError::NtfyServer(_) => "use the URL of the server alone, as in --server https://ntfy.example.org",
+        ChannelError::Topic(_) => "choose such a topic, long enough not to be guessed",
+        ChannelError::Token => "pass a file that has only the token, in one line",
+        ChannelError::MailServer(_) => "name the host with --server, and its port with --port",
+        ChannelError::MailLogin | ChannelError::HalfMailLogin => {
+            "pass --user NAME and --password-file FILE, which has only the password, in one line"
+        }
+        ChannelError::PasswordInClear => "use --security starttls or --security tls",
+        ChannelError::MailAddress(_) => "use the bare address, without a name",
+        ChannelError::Recipients => "name each recipient with --to",
+        ChannelError::ProgramPath(_) => "use the whole path, such as /usr/bin/apprise",
+        ChannelError::Args => "put the command into a script, and name that",
+        ChannelError::ProgramFile { .. } => {
+            "name an executable file that belongs to root, as all folders above it do, and that others cannot write: \
+             chown root FILE; chmod 755 FILE"
+        }
+        ChannelError::CommandRefused => "run `packetparamedic channel` on the host of the service",
+    };
+    CommandFailure::new(exit, code, "the channel is not accepted", error, try_)
+}
