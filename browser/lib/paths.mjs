@@ -6,6 +6,7 @@ export const SETTINGS = [
   "/settings/schedules",
   "/settings/monitors",
   "/settings/plan",
+  "/settings/channels",
   "/settings/tokens",
   "/settings/about",
 ];

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use paramedic_appliance::monitor::http_url::HttpUrl;
 use paramedic_appliance::providers::PROVIDERS;
 use paramedic_appliance::providers::options::OptionSource;
 use paramedic_appliance::store::{PostgresAddress, PostgresUrl, Retention};
@@ -125,6 +126,10 @@ pub struct Settings {
     pub retention: Retention,
     /// Whether the service adds monitors by itself.
     pub default_monitors: bool,
+    /// The URL that is requested while the service works; `None`: none is.
+    pub heartbeat_url: Option<HttpUrl>,
+    /// How often.
+    pub heartbeat_interval: Duration,
     /// When to colour the output.
     pub color: Color,
     /// The filter of the log on stderr, in the form that [`paramedic_host::log::is_filter`] accepts.
@@ -171,6 +176,9 @@ impl Configuration for Settings {
             retention: Retention::default(),
             // An outage that nothing watched for cannot be looked up afterwards.
             default_monitors: true,
+            heartbeat_url: None,
+            // What receives heartbeats usually expects one every few minutes.
+            heartbeat_interval: Duration::from_secs(60),
             color: Color::Auto,
             // A command reports its own failure on stderr; the log adds only errors.
             log: "error".to_owned(),
@@ -193,6 +201,7 @@ impl Configuration for Settings {
             engine: EngineId::try_from("tcp").ok(),
             data_mode: Some(DataMode::DirectEphemeral),
             streams: Some(4),
+            heartbeat_url: HttpUrl::parse("https://heartbeat.example/KEY"),
             ..Self::defaults()
         }
     }
@@ -533,6 +542,37 @@ static SETTINGS: &[Setting<Settings>] = &[
         show: |settings| Some(Value::Boolean(settings.default_monitors)),
     },
     Setting {
+        name: "heartbeat_url",
+        env: "PACKETPARAMEDIC_HEARTBEAT_URL",
+        flag: None,
+        placeholder: "URL",
+        help: "A URL that is requested every minute while the service works and is not faulted, so that what answers there \
+               notices its silence.",
+        valid: "an http or https URL without user, password and fragment",
+        is_list: false,
+        read: |settings, given| {
+            let url = HttpUrl::parse(given.one()).ok_or("it is no such URL")?;
+            settings.heartbeat_url = Some(url);
+            Ok(())
+        },
+        show: |settings| settings.heartbeat_url.as_ref().map(|url| Value::String(url.to_string())),
+    },
+    Setting {
+        name: "heartbeat_interval",
+        env: "PACKETPARAMEDIC_HEARTBEAT_INTERVAL",
+        flag: None,
+        placeholder: "TIME",
+        help: "How often heartbeat_url is requested.",
+        valid: "a duration from 10s to 1h",
+        is_list: false,
+        read: |settings, given| {
+            let interval = given.duration(Duration::from_secs(10), Duration::from_secs(60 * 60))?;
+            settings.heartbeat_interval = interval;
+            Ok(())
+        },
+        show: |settings| Some(Value::String(quantity::exact_duration(settings.heartbeat_interval))),
+    },
+    Setting {
         name: "color",
         env: "PACKETPARAMEDIC_COLOR",
         flag: Some("color"),
@@ -635,6 +675,9 @@ mod tests {
             ("trusted_proxies", "proxy.example"),
             ("trusted_proxies", "192.0.2.0/33"),
             ("default_monitors", "some"),
+            ("heartbeat_url", "example.org"),
+            ("heartbeat_url", "https://ann:geheim@example.org/"),
+            ("heartbeat_interval", "1s"),
             ("color", "blue"),
             ("log", "loud"),
             ("log_format", "xml"),

@@ -1,5 +1,6 @@
 //! The command line of the appliance: one file for each subcommand, and the dispatch to them. Only `output` prints.
 
+mod channel;
 mod completions;
 mod config;
 mod configuration;
@@ -106,6 +107,8 @@ enum Command {
     Plan(plan::Args),
     /// Make a report on the line for its provider: the rates beside the contract, outages, and how it was measured
     Report(Box<report::Args>),
+    /// Where the messages of alerts go (webhook, ntfy, mail, a command): list, add, remove, enable, disable, test
+    Channel(channel::Args),
     /// Tokens for the API of the service: add, list, remove
     Token(token::Args),
     /// Make the schedules, the monitors, the names of the reflectors and the plan as a file says
@@ -152,6 +155,7 @@ impl Command {
             Command::Outages(args) if args.json => OutputFormat::Json,
             Command::Status(args) if args.json => OutputFormat::Json,
             Command::Plan(args) if args.json => OutputFormat::Json,
+            Command::Channel(args) if args.json => OutputFormat::Json,
             Command::Token(args) if args.json => OutputFormat::Json,
             Command::SelfTest(args) if args.json => OutputFormat::Json,
             Command::Doctor(args) if args.json => OutputFormat::Json,
@@ -396,6 +400,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::ExportConfig => configuration::export(context).await,
         Command::Plan(args) => plan::run(args, context).await,
         Command::Report(args) => report::run(*args, context).await,
+        Command::Channel(args) => channel::run(args, context).await,
         Command::Token(args) => token::run(args, context).await,
         Command::Monitor(args) => monitor::run(args, context).await,
         Command::Outages(args) => monitor::outages(args, context).await,

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::failure::{CommandFailure, ExitStatus};
 use super::{Context, speed_test};
-use crate::config::{ApiListen, PASSWORD_VARIABLE};
+use crate::config::{ApiListen, PASSWORD_VARIABLE, Settings};
 use crate::web::login::SetupLinkAnswer;
 use crate::web::{self, ApiListener, tls};
 
@@ -70,6 +70,7 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     tokio::select! {
         _ = async { tokio::join!(service.run(), api, signals) } => {}
         () = feed_watchdog(&service) => {}
+        () = send_heartbeats(&service, &context.settings) => {}
         () = appliance.prune_daily(context.settings.retention) => {}
     }
     appliance.close().await;
@@ -132,6 +133,14 @@ async fn feed_watchdog(service: &paramedic_appliance::app::Service) {
         sd_notify::notify(&[NotifyState::Watchdog]).ok();
         // A third: one late answer must not be the end.
         tokio::time::sleep(timeout / 3).await;
+    }
+}
+
+/// Sends heartbeats as the settings say. Never returns.
+async fn send_heartbeats(service: &paramedic_appliance::app::Service, settings: &Settings) {
+    match &settings.heartbeat_url {
+        Some(url) => service.send_heartbeats(url, settings.heartbeat_interval).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod access;
 mod channel_body;
+pub(crate) mod channels;
 mod chunks;
 pub(crate) mod client;
 pub(crate) mod configuration;
@@ -176,6 +177,12 @@ fn api() -> ApiRoutes {
         .route("/monitors/{name}/disable", post(monitors::disable))
         .route("/monitors/{name}/series", get(monitors::series))
         .route("/outages", get(monitors::outages))
+        .route("/channels", get(channels::list).post(channels::add))
+        .route("/channels/{name}", get(channels::show).delete(channels::remove))
+        .route("/channels/{name}/enable", post(channels::enable))
+        .route("/channels/{name}/disable", post(channels::disable))
+        .route("/channels/{name}/test", post(channels::test))
+        .route("/messages", get(channels::messages))
         .route(plan::ROUTE, get(plan::show).put(plan::set).delete(plan::clear))
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
         .route("/reflectors/imports", post(reflectors::import))

@@ -123,12 +123,12 @@ pub(crate) fn outages_route(limit: u32) -> String {
     format!("/outages?limit={}", limit.clamp(1, 1000))
 }
 
-/// The parameters of a series (`from`, `to`, `step`) and of a list of outages (`limit`, `before`).
+/// The parameters of a series (`from`, `to`, `step`) and of a list of outages or messages (`limit`, `before`).
 #[derive(Debug)]
 pub(super) struct MonitorQuery {
     range: SeriesRange,
-    limit: u32,
-    before: Option<Timestamp>,
+    pub(super) limit: u32,
+    pub(super) before: Option<Timestamp>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for MonitorQuery {

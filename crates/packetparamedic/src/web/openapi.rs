@@ -6,15 +6,17 @@ use std::sync::LazyLock;
 use axum::http::Method;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use paramedic_appliance::alerts::channel::NewChannel;
 use paramedic_appliance::app::{
-    ConfigurationChange, DeviceConfiguration, ImportedPairings, MonitorOverview, MonitorSeries, NewToken, OldPairings,
-    RunUpdate, ScheduleOverview, ScheduleProposal, ServiceStatus, UdpCheck,
+    ChannelTest, ConfigurationChange, DeviceConfiguration, ImportedPairings, MonitorOverview, MonitorSeries, NewToken,
+    OldPairings, RunUpdate, ScheduleOverview, ScheduleProposal, ServiceStatus, UdpCheck,
 };
 use paramedic_appliance::plan::Plan;
 use paramedic_appliance::request::TestRequest;
 use paramedic_appliance::schedule::Schedule;
 use paramedic_appliance::store::{
-    Pruned, ScheduleRun, StoreCheck, StoredMonitor, StoredOutage, StoredPlan, StoredSchedule, StoredToken,
+    Pruned, ScheduleRun, StoreCheck, StoredChannel, StoredMessage, StoredMonitor, StoredOutage, StoredPlan,
+    StoredSchedule, StoredToken,
 };
 use paramedic_report::document::{NeverNull, ResultDocument};
 use paramedic_report::series::ResultSeries;
@@ -212,6 +214,21 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         query: &[LIMIT, BEFORE],
         ..read("/outages", "The latest outages, newest first", of::<Vec<StoredOutage>>)
+    },
+    read("/channels", "Every channel, without its secrets", of::<Vec<StoredChannel>>),
+    Operation {
+        body: Some(of::<NewChannel>),
+        status: 201,
+        ..change("post", "/channels", "Adds a channel; a command by the unix socket alone", of::<StoredChannel>)
+    },
+    read("/channels/{name}", "A channel, without its secrets", of::<StoredChannel>),
+    change("delete", "/channels/{name}", "Removes a channel; what is due to it is given up", of::<StoredChannel>),
+    change("post", "/channels/{name}/enable", "Lets a channel get messages again", of::<StoredChannel>),
+    change("post", "/channels/{name}/disable", "Keeps a channel from getting messages", of::<StoredChannel>),
+    change("post", "/channels/{name}/test", "Sends a test message now", of::<ChannelTest>),
+    Operation {
+        query: &[LIMIT, BEFORE],
+        ..read("/messages", "The latest messages with their deliveries, newest first", of::<Vec<StoredMessage>>)
     },
     read("/plan", "What the contract promises", of::<PlanAnswer>),
     Operation {

@@ -29,7 +29,7 @@ use super::access::SETUP_PAGE;
 /// The routes of the pages. A page that is not listed in `access` can be read by all who may read; a change needs an
 /// administrator.
 pub(super) fn pages() -> Router<ApiState> {
-    use settings::{about, monitors, plan, reflectors, schedules, tokens};
+    use settings::{about, channels, monitors, plan, reflectors, schedules, tokens};
     Router::new()
         .route(now::PATH, get(now::show))
         .route("/tests", post(now::measure))
@@ -51,6 +51,10 @@ pub(super) fn pages() -> Router<ApiState> {
         .route("/settings/monitors/{name}/remove", post(monitors::remove))
         .route(plan::PATH, get(plan::show).post(plan::set))
         .route("/settings/plan/clear", post(plan::clear))
+        .route(channels::PATH, get(channels::show).post(channels::add))
+        .route("/settings/channels/{name}/switch", post(channels::switch))
+        .route("/settings/channels/{name}/test", post(channels::test))
+        .route("/settings/channels/{name}/remove", post(channels::remove))
         .route(tokens::PATH, get(tokens::show).post(tokens::add))
         .route("/settings/tokens/{name}/remove", post(tokens::remove))
         .route(about::PATH, get(about::show))

@@ -35,6 +35,10 @@ notices! {
     MonitorChanged "monitor-changed" "The monitor is changed.",
     PlanSaved "plan-saved" "The plan is saved.",
     PlanCleared "plan-cleared" "The plan is removed.",
+    ChannelAdded "channel-added" "The channel is added. Send a test message to it.",
+    ChannelChanged "channel-changed" "The channel is changed.",
+    ChannelRemoved "channel-removed" "The channel is removed.",
+    ChannelTested "channel-tested" "The test message was delivered.",
     TokenRemoved "token-removed" "The token is removed. Requests with it are refused from now on.",
     ResultDeleted "result-deleted" "The result is deleted.",
 }

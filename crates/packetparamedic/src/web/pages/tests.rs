@@ -26,7 +26,7 @@ use super::super::tests::state;
 use super::assets::AssetPaths;
 
 /// Every page that can be read.
-const PAGES: [&str; 17] = [
+const PAGES: [&str; 18] = [
     "/",
     "/history",
     "/history?period=all",
@@ -41,6 +41,7 @@ const PAGES: [&str; 17] = [
     "/settings/schedules",
     "/settings/monitors",
     "/settings/plan",
+    "/settings/channels",
     "/settings/tokens",
     "/settings/about",
     "/login",
@@ -435,4 +436,33 @@ async fn a_report_is_a_file_and_its_preview_may_use_its_own_styles_alone() {
         "{}",
         wrong.text()
     );
+}
+
+#[tokio::test]
+async fn no_page_shows_the_secret_of_a_channel_or_makes_a_command() {
+    let pages = Pages::new().await;
+    let path = "/settings/channels";
+    let mail = "kind=smtp&name=mail&server=mail.example.org&user=ann&password=geheim&from=pp%40example.org&to=ann";
+    let refused = pages.post(SOCKET, path, mail, "").await;
+    let text = refused.text();
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{text}");
+    assert!(text.contains("is no mail address") && text.contains("mail.example.org"), "{text}");
+    assert!(!text.contains("geheim"), "{text}");
+    let hook = "kind=webhook&name=hook&url=http%3A%2F%2F127.0.0.1%3A9%2Fgeheim&token=geheim";
+    let added = pages.post(SOCKET, path, hook, "").await;
+    assert_eq!(added.status, StatusCode::SEE_OTHER, "{}", added.text());
+    let tested = pages.post(SOCKET, "/settings/channels/hook/test", "", "").await.text();
+    assert!(tested.contains("was not delivered to hook"), "{tested}");
+    for text in [tested, pages.get(SOCKET, path).await.text()] {
+        assert!(
+            text.contains("http://127.0.0.1:9") && text.contains("url, token") && !text.contains("geheim"),
+            "{text}"
+        );
+    }
+    let command = pages.post(SOCKET, path, "kind=command&name=own&program=%2Fbin%2Ftrue", "").await;
+    assert_eq!(command.status, StatusCode::BAD_REQUEST);
+    let off = pages.post(SOCKET, "/settings/channels/hook/switch", "", "").await;
+    assert_eq!((off.status, pages.appliance.channels().await.unwrap()[0].enabled), (StatusCode::SEE_OTHER, false));
+    let removed = pages.post(SOCKET, "/settings/channels/hook/remove", "", "").await;
+    assert_eq!((removed.status, pages.appliance.channels().await.unwrap().len()), (StatusCode::SEE_OTHER, 0));
 }

@@ -1,6 +1,7 @@
-//! The settings: reflectors, schedules, monitors, plan, tokens, and what the service is.
+//! The settings: reflectors, schedules, monitors, plan, channels, tokens, and what the service is.
 
 pub(super) mod about;
+pub(super) mod channels;
 pub(super) mod monitors;
 pub(super) mod plan;
 pub(super) mod reflectors;
@@ -11,11 +12,12 @@ use super::layout::{Layout, NavigationLink, Section};
 use super::visitor::Visitor;
 
 /// The pages of the settings, in their order, with their paths.
-const TABS: [(&str, &str); 6] = [
+const TABS: [(&str, &str); 7] = [
     ("Reflectors", reflectors::PATH),
     ("Schedules", schedules::PATH),
     ("Monitors", monitors::PATH),
     ("Plan", plan::PATH),
+    ("Channels", channels::PATH),
     ("Tokens", tokens::PATH),
     ("About", about::PATH),
 ];

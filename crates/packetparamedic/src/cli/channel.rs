@@ -1,0 +1,320 @@
+//! `channel`: where the messages of alerts go: list, add, remove, enable, disable, test; and what was sent.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use jiff::tz::TimeZone;
+use paramedic_appliance::alerts::channel::{MailSecurity, NewChannel, NewDestination};
+use paramedic_appliance::alerts::secret_text::SecretText;
+use paramedic_appliance::app::ChannelTest;
+use paramedic_appliance::store::{DeliveryOutcome, MessageDelivery, StoredChannel, StoredMessage};
+use paramedic_link::PeerText;
+use serde_json::json;
+
+use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
+use crate::web::channels::{channel_route, messages_route};
+
+/// The longest secret, in bytes, with its newline.
+const MAX_SECRET_BYTES: u64 = 8192;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// List the channels, without their secrets (the default)
+    List,
+    /// Add a channel; secrets are read from files, or from stdin if the file is -
+    #[command(subcommand)]
+    Add(Box<NewCommand>),
+    /// Remove a channel; the messages that are due to it are given up
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Let a channel get messages again
+    Enable {
+        /// Its name
+        name: String,
+    },
+    /// Keep a channel from getting messages; those that are due to it are given up
+    Disable {
+        /// Its name
+        name: String,
+    },
+    /// Send a test message now; exit code 1 if it is not taken
+    Test {
+        /// Its name
+        name: String,
+    },
+    /// List the latest messages, and what became of them
+    Messages {
+        /// At most this many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        limit: u32,
+    },
+}
+
+#[derive(clap::Subcommand)]
+enum NewCommand {
+    /// Post each message as JSON to a URL
+    Webhook {
+        /// The name of the channel: letters, digits, dots, dashes and underscores
+        name: String,
+        /// The URL; other users of this host can see it in the list of processes
+        #[arg(long, required_unless_present = "url_file", conflicts_with = "url_file")]
+        url: Option<String>,
+        /// The file of a URL that has a secret in it
+        #[arg(long, value_name = "FILE")]
+        url_file: Option<PathBuf>,
+        /// The file of a token for the header Authorization: Bearer
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// Publish each message to a topic of ntfy
+    Ntfy {
+        /// The name of the channel
+        name: String,
+        /// The topic; at a public server, who knows it can read it
+        #[arg(long)]
+        topic: String,
+        /// The URL of the server [default: https://ntfy.sh]
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+        /// The file of an access token of the server
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// Send each message as mail
+    Smtp(Box<MailArgs>),
+    /// Run a program for each message, which is in variables of its environment (PACKETPARAMEDIC_TITLE, …_TEXT and others)
+    Command {
+        /// The name of the channel
+        name: String,
+        /// The absolute path of the program, which only root can change, and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM [ARGS]")]
+        program: Vec<String>,
+    },
+}
+
+#[derive(clap::Args)]
+struct MailArgs {
+    /// The name of the channel
+    name: String,
+    /// The host of the submission server
+    #[arg(long, value_name = "HOST")]
+    server: String,
+    /// Its port [default: 587 with starttls, 465 with tls, 25 with none]
+    #[arg(long)]
+    port: Option<u16>,
+    /// How the connection is protected: STARTTLS, which the server must offer; TLS from the first byte; or not at all,
+    /// without a password
+    #[arg(long, value_name = "starttls|tls|none", value_parser = security, default_value = "starttls")]
+    security: MailSecurity,
+    /// The user
+    #[arg(long, requires = "password_file")]
+    user: Option<String>,
+    /// The file of the password
+    #[arg(long, value_name = "FILE", requires = "user")]
+    password_file: Option<PathBuf>,
+    /// The address of the sender
+    #[arg(long, value_name = "ADDRESS")]
+    from: String,
+    /// The address of a recipient; can be given several times
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    to: Vec<String>,
+}
+
+fn security(text: &str) -> Result<MailSecurity, String> {
+    match text {
+        "starttls" => Ok(MailSecurity::Starttls),
+        "tls" => Ok(MailSecurity::Tls),
+        "none" => Ok(MailSecurity::None),
+        _ => Err("valid: starttls, tls or none".to_owned()),
+    }
+}
+
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    let json = args.json;
+    match args.command.unwrap_or(Command::List) {
+        Command::List => list(json, context).await,
+        Command::Add(new) => add(new_channel(*new)?, json, context).await,
+        Command::Remove { name } => {
+            let removed: StoredChannel = match context.service().await? {
+                Some(service) => service.delete(&channel_route(&name, "")).await?,
+                None => context.appliance()?.remove_channel(&name).await?,
+            };
+            say(json, "removed", &removed, context)
+        }
+        Command::Enable { name } => enable(&name, true, json, context).await,
+        Command::Disable { name } => enable(&name, false, json, context).await,
+        Command::Test { name } => test(&name, json, context).await,
+        Command::Messages { limit } => messages(limit, json, context).await,
+    }
+}
+
+/// The channel that the flags describe, with the secrets of its files.
+fn new_channel(new: NewCommand) -> Result<NewChannel, CommandFailure> {
+    let (name, destination) = match new {
+        NewCommand::Webhook { name, url, url_file, token_file } => {
+            let url = match (url, url_file) {
+                (_, Some(file)) => secret(&file)?,
+                (url, None) => SecretText::new(url.unwrap_or_default()),
+            };
+            (name, NewDestination::Webhook { url, token: optional_secret(token_file)? })
+        }
+        NewCommand::Ntfy { name, topic, server, token_file } => {
+            (name, NewDestination::Ntfy { server, topic, token: optional_secret(token_file)? })
+        }
+        NewCommand::Smtp(mail) => {
+            let MailArgs { name, server, port, security, user, password_file, from, to } = *mail;
+            let (security, password) = (Some(security), optional_secret(password_file)?);
+            (name, NewDestination::Smtp { server, port, security, user, password, from, to })
+        }
+        NewCommand::Command { name, program } => {
+            let mut args = program.into_iter();
+            let program = args.next().unwrap_or_default();
+            (name, NewDestination::Command { program, args: args.collect() })
+        }
+    };
+    Ok(NewChannel { name, destination })
+}
+
+fn optional_secret(file: Option<PathBuf>) -> Result<Option<SecretText>, CommandFailure> {
+    file.map(|file| secret(&file)).transpose()
+}
+
+/// The first line of a file, or of stdin.
+fn secret(file: &Path) -> Result<SecretText, CommandFailure> {
+    let read = || -> io::Result<SecretText> {
+        let source: Box<dyn Read> =
+            if file.as_os_str() == "-" { Box::new(io::stdin()) } else { Box::new(File::open(file)?) };
+        let mut line = zeroize::Zeroizing::new(String::new());
+        BufReader::new(source.take(MAX_SECRET_BYTES)).read_line(&mut line)?;
+        Ok(SecretText::new(line.trim_end_matches(['\r', '\n']).to_owned()))
+    };
+    read().map_err(|error| {
+        let what = format!("cannot read {}", file.display());
+        let try_ = "check the path, and that this user may read it";
+        CommandFailure::new(ExitStatus::Usage, "unreadable", what, error, try_)
+    })
+}
+
+async fn add(new: NewChannel, json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let added: StoredChannel = match context.service().await? {
+        Some(service) => service.post("/channels", &new).await?,
+        None => context.appliance()?.add_channel(new).await?,
+    };
+    say(json, "added", &added, context)?;
+    if !json {
+        context.output.note(&format!("try it: packetparamedic channel test {}", added.channel.name));
+    }
+    Ok(ExitStatus::Done)
+}
+
+async fn enable(name: &str, enabled: bool, json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let (event, action) = if enabled { ("enabled", "/enable") } else { ("disabled", "/disable") };
+    let stored: StoredChannel = match context.service().await? {
+        Some(service) => service.post(&channel_route(name, action), &()).await?,
+        None => context.appliance()?.enable_channel(name, enabled).await?,
+    };
+    say(json, event, &stored, context)
+}
+
+/// Prints what happened to a channel.
+fn say(json: bool, event: &str, stored: &StoredChannel, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    if json {
+        context.output.json_line(&json!({ "event": event, "channel": stored }))?;
+    } else {
+        context.output.line(&format!("{event}: {}", stored.channel.name))?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+async fn list(json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let all: Vec<StoredChannel> = match context.service().await? {
+        Some(service) => service.get("/channels").await?,
+        None => context.appliance()?.channels().await?,
+    };
+    if json {
+        context.output.json_line(&all)?;
+        return Ok(ExitStatus::Done);
+    }
+    if all.is_empty() {
+        context.output.note("no channels yet: packetparamedic channel add ntfy phone --topic TOPIC");
+    }
+    for StoredChannel { channel, enabled, secrets, .. } in &all {
+        let state = if *enabled { "" } else { "  disabled" };
+        let with = if secrets.is_empty() { String::new() } else { format!("  with {}", secrets.join(" and ")) };
+        let summary = PeerText::harmless(&channel.destination.summary(), 200);
+        context.output.line(&format!("{}  {}  {summary}{with}{state}", channel.name, channel.destination.kind()))?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+async fn test(name: &str, json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let tested: ChannelTest = match context.service().await? {
+        Some(service) => service.post_slow(&channel_route(name, "/test"), &()).await?,
+        None => context.appliance()?.test_channel(name).await?,
+    };
+    if let Some(reason) = &tested.reason {
+        let what = format!("the test message was not delivered to {}", tested.channel);
+        let try_ = "correct the other end; to change the channel, remove it and add it again";
+        return Err(CommandFailure::new(ExitStatus::Failed, "not_delivered", what, reason, try_));
+    }
+    if json {
+        context.output.json_line(&tested)?;
+    } else {
+        context.output.line(&format!("delivered: a test message to {}", tested.channel))?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+async fn messages(limit: u32, json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let all: Vec<StoredMessage> = match context.service().await? {
+        Some(service) => service.get(&messages_route(limit)).await?,
+        None => context.appliance()?.messages(None, limit.clamp(1, 1000)).await?,
+    };
+    if json {
+        context.output.json_line(&all)?;
+        return Ok(ExitStatus::Done);
+    }
+    if all.is_empty() {
+        context.output.note("no messages");
+    }
+    for StoredMessage { message, deliveries } in &all {
+        let at = message.at.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z");
+        context.output.line(&format!(
+            "{at}  {}  {}",
+            message.kind.as_str(),
+            PeerText::harmless(&message.title, 200)
+        ))?;
+        for delivery in deliveries {
+            context.output.line(&format!("  {}", described(delivery)))?;
+        }
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// What became of a message.
+fn described(delivery: &MessageDelivery) -> String {
+    let outcome = match delivery.outcome {
+        DeliveryOutcome::Due => "due",
+        DeliveryOutcome::Delivered => "delivered",
+        DeliveryOutcome::GivenUp => "given up",
+    };
+    let attempts = match delivery.attempts {
+        0 | 1 => String::new(),
+        attempts => format!(" after {attempts} attempts"),
+    };
+    let reason = delivery.reason.as_deref().map(|reason| format!(": {}", PeerText::harmless(reason, 400)));
+    format!("{}: {outcome}{attempts}{}", delivery.channel, reason.unwrap_or_default())
+}

@@ -1,0 +1,113 @@
+//! The routes of channels and of the messages that they carry.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use paramedic_appliance::ApplianceError;
+use paramedic_appliance::alerts::channel::{ChannelError, NewChannel};
+use paramedic_appliance::app::ChannelTest;
+use paramedic_appliance::store::{StoredChannel, StoredMessage};
+
+use super::ApiState;
+use super::connections::RequestSource;
+use super::extract::{ApiBody, ApiPath, encoded};
+use super::monitors::MonitorQuery;
+use super::problem::Problem;
+
+pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<StoredChannel>>, Problem> {
+    Ok(Json(state.service.appliance().channels().await?))
+}
+
+pub(super) async fn show(
+    State(state): State<ApiState>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<Json<StoredChannel>, Problem> {
+    Ok(Json(state.service.appliance().channel(&name).await?))
+}
+
+pub(super) async fn add(
+    State(state): State<ApiState>,
+    Extension(source): Extension<RequestSource>,
+    ApiBody(new): ApiBody<NewChannel>,
+) -> Result<(StatusCode, Json<StoredChannel>), Problem> {
+    check_source(new.destination.is_command(), source)?;
+    Ok((StatusCode::CREATED, Json(state.service.appliance().add_channel(new).await?)))
+}
+
+pub(super) async fn remove(
+    State(state): State<ApiState>,
+    Extension(source): Extension<RequestSource>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<Json<StoredChannel>, Problem> {
+    Ok(Json(removed(&state, source, &name).await?))
+}
+
+pub(super) async fn enable(
+    State(state): State<ApiState>,
+    Extension(source): Extension<RequestSource>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<Json<StoredChannel>, Problem> {
+    Ok(Json(switched(&state, source, &name, true).await?))
+}
+
+pub(super) async fn disable(
+    State(state): State<ApiState>,
+    Extension(source): Extension<RequestSource>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<Json<StoredChannel>, Problem> {
+    Ok(Json(switched(&state, source, &name, false).await?))
+}
+
+/// Sends a test message at once. That its other end refuses it is an answer.
+pub(super) async fn test(
+    State(state): State<ApiState>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<Json<ChannelTest>, Problem> {
+    Ok(Json(state.service.test_channel(&name).await?))
+}
+
+pub(super) async fn messages(
+    State(state): State<ApiState>,
+    query: MonitorQuery,
+) -> Result<Json<Vec<StoredMessage>>, Problem> {
+    Ok(Json(state.service.appliance().messages(query.before, query.limit).await?))
+}
+
+/// Removes a channel.
+pub(super) async fn removed(state: &ApiState, source: RequestSource, name: &str) -> Result<StoredChannel, Problem> {
+    let appliance = state.service.appliance();
+    check_source(appliance.channel(name).await?.channel.destination.is_command(), source)?;
+    Ok(appliance.remove_channel(name).await?)
+}
+
+/// Enables or disables a channel.
+pub(super) async fn switched(
+    state: &ApiState,
+    source: RequestSource,
+    name: &str,
+    enabled: bool,
+) -> Result<StoredChannel, Problem> {
+    let appliance = state.service.appliance();
+    check_source(appliance.channel(name).await?.channel.destination.is_command(), source)?;
+    let stored = appliance.enable_channel(name, enabled).await?;
+    state.service.messages_changed();
+    Ok(stored)
+}
+
+/// Refuses changes of command channels through a TCP listener: they run programs as the service's user.
+fn check_source(is_command: bool, source: RequestSource) -> Result<(), Problem> {
+    match source {
+        RequestSource::Address { .. } if is_command => Err(ApplianceError::from(ChannelError::CommandRefused).into()),
+        _ => Ok(()),
+    }
+}
+
+/// The route of a channel, or of what can be done with it.
+pub(crate) fn channel_route(name: &str, action: &str) -> String {
+    format!("/channels/{}{action}", encoded(name))
+}
+
+/// The route of the latest messages.
+pub(crate) fn messages_route(limit: u32) -> String {
+    format!("/messages?limit={}", limit.clamp(1, 1000))
+}
