@@ -14,22 +14,16 @@ use serde_json::json;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::object_args::ObjectArgs;
 use crate::web::channels::{channel_route, messages_route};
 
 /// The longest secret, in bytes, with its newline.
 const MAX_SECRET_BYTES: u64 = 8192;
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    pub(super) json: bool,
-}
+pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// List the channels, without their secrets (the default)
     List,
     /// Add a channel; secrets are read from files, or from stdin if the file is -
@@ -64,7 +58,7 @@ enum Command {
 }
 
 #[derive(clap::Subcommand)]
-enum NewCommand {
+pub(super) enum NewCommand {
     /// Post each message as JSON to a URL
     Webhook {
         /// The name of the channel: letters, digits, dots, dashes and underscores
@@ -106,7 +100,7 @@ enum NewCommand {
 }
 
 #[derive(clap::Args)]
-struct MailArgs {
+pub(super) struct MailArgs {
     /// The name of the channel
     name: String,
     /// The host of the submission server

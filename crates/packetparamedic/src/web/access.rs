@@ -15,8 +15,16 @@ const RUNS: [&str; 5] =
     ["/tests", "/tests/{id}/cancel", "/schedules/proposals", "/schedules/{name}/run", "/schedule-runs/cancel"];
 
 /// What can be read, but is part of the settings.
-const SETTINGS: [&str; 7] =
-    ["/tokens", "/setup-links", "/store", "/configuration", "/channels", "/settings/tokens", "/settings/channels"];
+const SETTINGS: [&str; 8] = [
+    "/tokens",
+    "/setup-links",
+    "/store",
+    "/configuration",
+    "/channels",
+    "/messages",
+    "/settings/tokens",
+    "/settings/channels",
+];
 
 /// What has a password of its own.
 const LOGIN: [&str; 2] = ["/login", "/logout"];
@@ -394,7 +402,7 @@ mod tests {
             (Method::GET, "/api/v1/channels", Admin),
             (Method::POST, "/api/v1/channels/{name}/test", Admin),
             (Method::GET, "/settings/channels", Admin),
-            (Method::GET, "/api/v1/messages", Read),
+            (Method::GET, "/api/v1/messages", Admin),
             (Method::POST, "/settings/monitors", Admin),
             (Method::POST, "/tests", Run),
             (Method::POST, "/assets", Admin),
