@@ -250,9 +250,12 @@ fn messages_that_are_due_survive_twenty_kills() {
     for round in 0..KILLS {
         made.extend(queue(&device, 3));
         let mut service = device.serve();
-        // Killed before, at and after the time at which it stores what became of the message.
         for _ in 0..=round % 3 {
             seen.push(sink.next().key());
+        }
+        // Killed before, at or after the time at which it stores what became of the message.
+        if round % 2 == 1 {
+            device.must(&["health"]);
         }
         service.kill();
         seen.extend(sink.requests.try_iter().map(|request| request.key()));
@@ -339,12 +342,14 @@ fn without_a_service_channels_are_those_of_the_store() {
         &["ntfy", "a", "--topic", "a", "--server", "ntfy.sh"],
         &["webhook", "a", "--url", "ftp://a.b/"],
         &["webhook", "a b", "--url", "http://192.0.2.1/"],
-        &["command", "a", "apprise"],
         &["smtp", "a", "--server", "a.b", "--from", "a", "--to", "b@c.d"],
     ] {
         let args = [&["channel", "add"], wrong].concat();
         device.appliance.fails(&args, 2, "bad_channel");
     }
+    // What follows the program belongs to it.
+    let relative = device.run(&["channel", "add", "command", "a", "apprise", "--json"]);
+    assert_eq!((relative.code, relative.three_lines()[0]), (2, "the channel is not accepted"), "{relative:?}");
     let absent = device.run(&["channel", "add", "webhook", "a", "--url-file", "/nonexistent"]);
     assert_eq!((absent.code, absent.three_lines()[0]), (2, "cannot read /nonexistent"), "{absent:?}");
 }

@@ -131,16 +131,15 @@ impl ApplianceStore {
     /// The channel with this id, and its secrets, if it gets messages.
     pub async fn enabled_channel(&self, id: Uuid) -> Result<Option<(StoredChannel, ChannelSecrets)>, StorageError> {
         let fault = || self.fault("reading the channels");
-        let found =
-            on!(self.pool, |db| {
-                sqlx::query_as::<_, ChannelRow>(
+        let found = on!(self.pool, |db| {
+            sqlx::query_as::<_, ChannelRow>(
             "SELECT id, definition, secrets, enabled, from_file, added_at_us FROM channels WHERE id = $1 AND enabled"
         )
         .bind(id.to_string())
         .fetch_optional(db)
         .await
-            })
-            .map_err(fault())?;
+        })
+        .map_err(fault())?;
         found.map(|row| row.read()).transpose().map_err(fault())
     }
 

@@ -222,15 +222,14 @@ impl ApplianceStore {
     /// The channels to which a delivery is due now or later, each with the time of the earliest one.
     pub async fn due_channels(&self) -> Result<Vec<(Uuid, Timestamp)>, StorageError> {
         let fault = || self.fault("reading the messages that are due");
-        let found: Vec<(String, i64)> =
-            on!(self.pool, |db| {
-                sqlx::query_as(
+        let found: Vec<(String, i64)> = on!(self.pool, |db| {
+            sqlx::query_as(
             "SELECT channel_id, MIN(next_at_us) FROM deliveries WHERE outcome = 'due' GROUP BY channel_id ORDER BY 2"
         )
         .fetch_all(db)
         .await
-            })
-            .map_err(fault())?;
+        })
+        .map_err(fault())?;
         let read =
             |(id, at): (String, i64)| -> Result<_, sqlx::Error> { Ok((id.parse().map_err(strange)?, time(at)?)) };
         found.into_iter().map(read).collect::<Result<_, _>>().map_err(fault())

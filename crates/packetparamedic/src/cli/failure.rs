@@ -370,8 +370,8 @@ mod tests {
     use std::time::Duration;
 
     use paramedic_appliance::LinkFailure;
-    use paramedic_appliance::error::Iperf3Failure;
     use paramedic_appliance::alerts::channel::ChannelError;
+    use paramedic_appliance::error::Iperf3Failure;
     use paramedic_appliance::monitor::MonitorError;
     use paramedic_appliance::payload_transport::PayloadTransport;
     use paramedic_appliance::plan::PlanError;
