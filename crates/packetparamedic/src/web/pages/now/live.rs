@@ -43,8 +43,9 @@ fn stage(run: &LiveRun) -> String {
         LiveStage::Prepares => "It begins.".to_owned(),
         LiveStage::WaitsForDevice => "Another test runs on this device; this one waits for its end.".to_owned(),
         LiveStage::Queued { place, expected_wait_ms } => {
-            let wait = quantity::millis(expected_wait_ms);
-            format!("Place {place} in the queue of the reflector; about {wait} to wait.")
+            // As the script rounds it: the text must not change with the first event.
+            let seconds = expected_wait_ms.saturating_add(500) / 1000;
+            format!("Place {place} in the queue of the reflector; about {seconds} s to wait.")
         }
         LiveStage::Measures { load, .. } => match load {
             Load::Idle => "Measures the latency without load.".to_owned(),
@@ -88,7 +89,7 @@ mod tests {
         assert_eq!(progress(&run(measures), at(14)), Some((7000, 23_000)));
         assert_eq!(progress(&run(measures), at(99)), Some((13_000, 23_000)));
         assert_eq!(progress(&run(measures), at(0)), Some((3000, 23_000)));
-        let queued = LiveStage::Queued { place: 2, expected_wait_ms: 34_000 };
+        let queued = LiveStage::Queued { place: 2, expected_wait_ms: 33_600 };
         assert_eq!(progress(&run(queued), at(14)), None);
         assert_eq!(stage(&run(queued)), "Place 2 in the queue of the reflector; about 34 s to wait.");
     }
