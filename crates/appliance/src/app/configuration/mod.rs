@@ -24,6 +24,7 @@ use super::Appliance;
 use crate::error::ApplianceError;
 use crate::plan::Plan;
 use crate::store::ConfigurationWrite;
+use reflectors::ReflectorRenames;
 
 /// What a configuration file describes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -67,7 +68,7 @@ impl Appliance {
         let store = self.store().await?;
         let before = store.reflectors().await?;
         let mut reflectors = before.clone();
-        let (renamed, mut changes) = reflectors::rename(&mut reflectors, &wanted.reflectors)?;
+        let ReflectorRenames { renamed, mut changes } = reflectors::rename(&mut reflectors, &wanted.reflectors)?;
         let stored = store.schedules().await?;
         let (schedules, of_schedules) =
             schedules::compare_schedules(self, &stored, wanted.schedules, &reflectors, now).await?;

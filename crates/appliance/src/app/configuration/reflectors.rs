@@ -28,12 +28,19 @@ impl From<&Reflector> for ReflectorName {
     }
 }
 
-/// Gives the reflectors the wanted names. Returns the new names, and the differences.
+/// The new names of reflectors, and the differences.
+#[derive(Debug, Default)]
+pub(super) struct ReflectorRenames {
+    pub(super) renamed: Vec<(EndpointId, PeerText)>,
+    pub(super) changes: Vec<ConfigurationChange>,
+}
+
+/// Gives the reflectors the wanted names.
 pub(super) fn rename(
     reflectors: &mut [Reflector],
     wanted: &[ReflectorName],
-) -> Result<(Vec<(EndpointId, PeerText)>, Vec<ConfigurationChange>), ApplianceError> {
-    let (mut renamed, mut changes) = (Vec::new(), Vec::new());
+) -> Result<ReflectorRenames, ApplianceError> {
+    let ReflectorRenames { mut renamed, mut changes } = ReflectorRenames::default();
     for ReflectorName { endpoint_id, name } in wanted {
         let refused = |error: StorageError| in_configuration(KIND, name.as_str(), error.into());
         if name.is_empty() {
@@ -60,5 +67,5 @@ pub(super) fn rename(
             return Err(in_configuration(KIND, known.name.as_str(), taken.into()));
         }
     }
-    Ok((renamed, changes))
+    Ok(ReflectorRenames { renamed, changes })
 }
