@@ -468,9 +468,11 @@ impl Service {
         for skipped in polled.skipped {
             self.skip(skipped, now).await;
         }
-        match *lock(&self.state.problem) {
-            Some(_) => polled.wait.min(RETRY_INTERVAL),
-            None if self.state.database_lock.lock().await.is_some() => polled.wait.min(LOCK_CHECK_INTERVAL),
+        if lock(&self.state.problem).is_some() {
+            return polled.wait.min(RETRY_INTERVAL);
+        }
+        match *self.state.database_lock.lock().await {
+            Some(_) => polled.wait.min(LOCK_CHECK_INTERVAL),
             None => polled.wait,
         }
     }
