@@ -1,5 +1,5 @@
 //! Code that both programs share and that belongs neither to a test nor to the protocol: the list of engines, the
-//! configuration, opening a database, failed commands, the log, unix sockets, the self-test, the diagnosis and the
+//! configuration, opening a database, failed commands, the log, the text of metrics, unix sockets, the self-test, the diagnosis and the
 //! version. Never prints.
 
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod engines;
 pub mod failure;
 pub mod log;
+pub mod metrics;
 pub mod runtime;
 pub mod self_test;
 #[cfg(test)]

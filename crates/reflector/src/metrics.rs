@@ -1,14 +1,9 @@
 //! The metrics of a reflector for Prometheus: one list, read from its [`Status`]. No label contains an Endpoint ID, a
 //! name or an address. Pure: no I/O, no clock.
 
-use std::fmt;
-
+use paramedic_host::metrics::{HistogramValue, Metric, MetricValues, MetricsFormat};
 use paramedic_link::message::{DenialReason, EndReason};
 use paramedic_link::test_spec::EngineId;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use crate::duration_counts::DurationCounts;
@@ -16,27 +11,8 @@ use crate::event::RefusalReason;
 use crate::sessions::SessionStatus;
 use crate::status::Status;
 
-/// The `Content-Type` of the metrics text.
-pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
-
-/// One metric.
-struct Metric {
-    /// The name of the metric, as Prometheus shows it.
-    name: &'static str,
-    help: &'static str,
-    /// The names of its labels, in the order of their values in [`Values`].
-    labels: &'static [&'static str],
-    read: fn(&Status) -> Values,
-}
-
-/// The values of a metric. Each has the values of its labels.
-enum Values {
-    Counter(Vec<(Vec<String>, u64)>),
-    /// A counter of seconds.
-    Seconds(f64),
-    Gauge(Vec<(Vec<String>, f64)>),
-    Histogram(DurationCounts),
-}
+/// The format of the text.
+const FORMAT: MetricsFormat = MetricsFormat::Plain;
 
 /// The reasons with which a session can end at this reflector.
 const OUTCOMES: [EndReason; 9] = [
@@ -71,14 +47,14 @@ const DENIALS: [DenialReason; 14] = [
 
 /// Every metric, in the order in which they are written. docs/operate.md describes them, and a test compares it with
 /// the output of a reflector.
-const METRICS: &[Metric] = &[
+const METRICS: &[Metric<Status>] = &[
     Metric {
         name: "reflector_build_info",
         help: "Version and commit of the program; the value is 1",
         labels: &["version", "commit"],
         read: |status| {
             let commit = status.commit.clone().unwrap_or_default();
-            Values::Gauge(vec![(vec![status.version.clone(), commit], 1.0)])
+            MetricValues::Gauge(vec![(vec![status.version.clone(), commit], 1.0)])
         },
     },
     Metric {
@@ -93,7 +69,7 @@ const METRICS: &[Metric] = &[
         labels: &["state"],
         read: |status| {
             let states = ["serving", "draining", "faulted"];
-            Values::Gauge(states.map(|state| (vec![state.to_owned()], one_if(status.state == state))).to_vec())
+            MetricValues::Gauge(states.map(|state| (vec![state.to_owned()], one_if(status.state == state))).to_vec())
         },
     },
     Metric {
@@ -121,7 +97,7 @@ const METRICS: &[Metric] = &[
         labels: &["protocol"],
         read: |status| {
             let handshakes = [("link", status.handshakes.link), ("data", status.handshakes.data)];
-            Values::Counter(handshakes.map(|(protocol, count)| (vec![protocol.to_owned()], count)).to_vec())
+            MetricValues::Counter(handshakes.map(|(protocol, count)| (vec![protocol.to_owned()], count)).to_vec())
         },
     },
     Metric {
@@ -130,7 +106,9 @@ const METRICS: &[Metric] = &[
         labels: &["reason"],
         read: |status| {
             let count = |reason| status.refused.get(reason).copied().unwrap_or(0);
-            Values::Counter(RefusalReason::ALL.iter().map(|reason| (vec![reason.to_string()], count(reason))).collect())
+            MetricValues::Counter(
+                RefusalReason::ALL.iter().map(|reason| (vec![reason.to_string()], count(reason))).collect(),
+            )
         },
     },
     Metric {
@@ -154,7 +132,7 @@ const METRICS: &[Metric] = &[
                 let of_engine = |session: &&SessionStatus| session.engine == *engine;
                 status.sessions.sessions.iter().filter(of_engine).count() as f64
             };
-            Values::Gauge(status.engines.iter().map(|engine| (vec![engine.to_string()], count(engine))).collect())
+            MetricValues::Gauge(status.engines.iter().map(|engine| (vec![engine.to_string()], count(engine))).collect())
         },
     },
     Metric {
@@ -163,7 +141,9 @@ const METRICS: &[Metric] = &[
         labels: &["engine"],
         read: |status| {
             let count = |engine| status.sessions.counts.granted.get(engine).copied().unwrap_or(0);
-            Values::Counter(status.engines.iter().map(|engine| (vec![engine.to_string()], count(engine))).collect())
+            MetricValues::Counter(
+                status.engines.iter().map(|engine| (vec![engine.to_string()], count(engine))).collect(),
+            )
         },
     },
     Metric {
@@ -177,7 +157,7 @@ const METRICS: &[Metric] = &[
             };
             let each = status.engines.iter().flat_map(|engine| OUTCOMES.iter().map(move |outcome| (engine, outcome)));
             let each = each.map(|(engine, outcome)| (vec![engine.to_string(), word(outcome)], count(engine, outcome)));
-            Values::Counter(each.collect())
+            MetricValues::Counter(each.collect())
         },
     },
     Metric {
@@ -205,7 +185,7 @@ const METRICS: &[Metric] = &[
         read: |status| {
             let count = |outcome| status.sessions.counts.monitors_ended.get(outcome).copied().unwrap_or(0);
             let outcomes = OUTCOMES.iter().filter(|outcome| can_end_monitor(**outcome));
-            Values::Counter(outcomes.map(|outcome| (vec![word(outcome)], count(outcome))).collect())
+            MetricValues::Counter(outcomes.map(|outcome| (vec![word(outcome)], count(outcome))).collect())
         },
     },
     Metric {
@@ -220,7 +200,7 @@ const METRICS: &[Metric] = &[
         labels: &["reason"],
         read: |status| {
             let count = |reason| status.sessions.counts.denied.get(reason).copied().unwrap_or(0);
-            Values::Counter(DENIALS.iter().map(|reason| (vec![word(reason)], count(reason))).collect())
+            MetricValues::Counter(DENIALS.iter().map(|reason| (vec![word(reason)], count(reason))).collect())
         },
     },
     Metric {
@@ -242,7 +222,7 @@ const METRICS: &[Metric] = &[
         name: "reflector_queue_wait_seconds",
         help: "How long requests waited until they were reserved; 0 for those that did not have to",
         labels: &[],
-        read: |status| Values::Histogram(status.sessions.counts.waits.clone()),
+        read: |status| histogram(&status.sessions.counts.waits),
     },
     Metric {
         name: "reflector_payload_bytes_total",
@@ -250,7 +230,7 @@ const METRICS: &[Metric] = &[
         labels: &["direction"],
         read: |status| {
             let moved = [("download", status.payload_bytes.download), ("upload", status.payload_bytes.upload)];
-            Values::Counter(moved.map(|(direction, bytes)| (vec![direction.to_owned()], bytes)).to_vec())
+            MetricValues::Counter(moved.map(|(direction, bytes)| (vec![direction.to_owned()], bytes)).to_vec())
         },
     },
     Metric {
@@ -283,14 +263,14 @@ const METRICS: &[Metric] = &[
         read: |status| {
             let leases = &status.sessions.counts.leases;
             let leases = [("granted", leases.granted), ("unwritten", leases.unwritten), ("refused", leases.refused)];
-            Values::Counter(leases.map(|(outcome, count)| (vec![outcome.to_owned()], count)).to_vec())
+            MetricValues::Counter(leases.map(|(outcome, count)| (vec![outcome.to_owned()], count)).to_vec())
         },
     },
     Metric {
         name: "reflector_probe_dwell_seconds",
         help: "How long latency probes dwelt at the reflector, from their arrival to their reply",
         labels: &[],
-        read: |status| Values::Histogram(status.probe_dwell.clone()),
+        read: |status| histogram(&status.probe_dwell),
     },
     Metric {
         name: "reflector_held_ports",
@@ -302,7 +282,7 @@ const METRICS: &[Metric] = &[
         name: "reflector_cpu_seconds_total",
         help: "Processor time of the reflector, without its iperf3 children",
         labels: &[],
-        read: |status| Values::Seconds(status.process.cpu_us as f64 / 1e6),
+        read: |status| MetricValues::Seconds(vec![(Vec::new(), status.process.cpu_us as f64 / 1e6)]),
     },
     Metric {
         name: "reflector_resident_memory_bytes",
@@ -329,12 +309,18 @@ fn can_end_monitor(outcome: EndReason) -> bool {
     !matches!(outcome, EndReason::Deadline | EndReason::NotStarted)
 }
 
-fn gauge(value: f64) -> Values {
-    Values::Gauge(vec![(Vec::new(), value)])
+fn gauge(value: f64) -> MetricValues {
+    MetricValues::gauge(value)
 }
 
-fn counter(value: u64) -> Values {
-    Values::Counter(vec![(Vec::new(), value)])
+fn counter(value: u64) -> MetricValues {
+    MetricValues::counter(value)
+}
+
+fn histogram(counts: &DurationCounts) -> MetricValues {
+    let buckets = counts.buckets.iter().map(|bucket| (bucket.up_to_us as f64 / 1e6, bucket.count)).collect();
+    let value = HistogramValue { buckets, above: counts.longer, sum: counts.sum_us as f64 / 1e6 };
+    MetricValues::Histogram(vec![(Vec::new(), value)])
 }
 
 fn one_if(is_true: bool) -> f64 {
@@ -348,62 +334,13 @@ fn word(reason: &impl Serialize) -> String {
 }
 
 /// All metrics as text in the format of Prometheus.
-pub fn text(status: Status) -> String {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Collected(status)));
-    let mut text = String::new();
-    // Writing to a String does not fail.
-    prometheus_text::encode(&mut text, &registry).ok();
-    text
+pub fn text(status: &Status) -> String {
+    FORMAT.text(METRICS, status)
 }
 
-/// The status from which the metrics are read.
-#[derive(Debug)]
-struct Collected(Status);
-
-impl Collector for Collected {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for metric in METRICS {
-            let values = (metric.read)(&self.0);
-            let kind = match &values {
-                Values::Counter(_) | Values::Seconds(_) => MetricType::Counter,
-                Values::Gauge(_) => MetricType::Gauge,
-                Values::Histogram(_) => MetricType::Histogram,
-            };
-            // The encoder appends the suffix of a counter.
-            let name = metric.name.strip_suffix("_total").unwrap_or(metric.name);
-            let mut family = encoder.encode_descriptor(name, metric.help, None, kind)?;
-            let labels =
-                |values: &[String]| metric.labels.iter().copied().zip(values.iter().cloned()).collect::<Vec<_>>();
-            match values {
-                Values::Seconds(seconds) => family.encode_counter::<NoLabelSet, _, f64>(&seconds, None)?,
-                Values::Counter(counts) if metric.labels.is_empty() => {
-                    counts
-                        .iter()
-                        .try_for_each(|(_, count)| family.encode_counter::<NoLabelSet, _, f64>(count, None))?;
-                }
-                Values::Counter(counts) => {
-                    for (values, count) in &counts {
-                        family.encode_family(&labels(values))?.encode_counter::<NoLabelSet, _, f64>(count, None)?;
-                    }
-                }
-                Values::Gauge(gauges) if metric.labels.is_empty() => {
-                    gauges.iter().try_for_each(|(_, value)| family.encode_gauge(value))?;
-                }
-                Values::Gauge(gauges) => {
-                    for (values, value) in &gauges {
-                        family.encode_family(&labels(values))?.encode_gauge(value)?;
-                    }
-                }
-                Values::Histogram(counts) => {
-                    let buckets = counts.buckets.iter().map(|bucket| (bucket.up_to_us as f64 / 1e6, bucket.count));
-                    let (sum, count) = (counts.sum_us as f64 / 1e6, counts.count());
-                    family.encode_histogram::<NoLabelSet>(sum, count, &buckets.collect::<Vec<_>>(), None)?;
-                }
-            }
-        }
-        Ok(())
-    }
+/// The `Content-Type` of the text.
+pub fn content_type() -> &'static str {
+    FORMAT.content_type()
 }
 
 #[cfg(test)]
@@ -434,11 +371,11 @@ mod tests {
         for metric in METRICS {
             assert!(names.insert(metric.name) && metric.name.starts_with("reflector_"), "{}", metric.name);
             assert!(!metric.help.is_empty() && !metric.help.ends_with('.'), "{}", metric.help);
-            let (values, is_counter) = match (metric.read)(&status("1")) {
-                Values::Counter(counts) => (counts.into_iter().map(|(values, _)| values).collect(), true),
-                Values::Gauge(gauges) => (gauges.into_iter().map(|(values, _)| values).collect(), false),
-                Values::Seconds(_) => (vec![vec![]], true),
-                Values::Histogram(_) => (vec![vec![]], false),
+            let (values, is_counter): (Vec<Vec<String>>, bool) = match (metric.read)(&status("1")) {
+                MetricValues::Counter(counts) => (counts.into_iter().map(|(values, _)| values).collect(), true),
+                MetricValues::Gauge(gauges) => (gauges.into_iter().map(|(values, _)| values).collect(), false),
+                MetricValues::Seconds(seconds) => (seconds.into_iter().map(|(values, _)| values).collect(), true),
+                MetricValues::Histogram(counts) => (counts.into_iter().map(|(values, _)| values).collect(), false),
             };
             assert_eq!(metric.name.ends_with("_total"), is_counter, "{}", metric.name);
             assert!(values.iter().all(|values| values.len() == metric.labels.len()), "{}", metric.name);
@@ -448,7 +385,7 @@ mod tests {
 
     #[test]
     fn the_text_is_in_the_format_of_prometheus() {
-        let text = text(status("a\"b\\c\nd"));
+        let text = text(&status("a\"b\\c\nd"));
         assert!(text.contains("reflector_build_info{version=\"a\\\"b\\\\c\\nd\",commit=\"\"} 1"), "{text}");
         for line in [
             "# TYPE reflector_refusals_total counter",

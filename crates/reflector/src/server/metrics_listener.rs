@@ -142,7 +142,7 @@ where
 /// The response to a request. `text` returns the metrics.
 fn respond<B>(request: &Request<B>, text: impl FnOnce() -> String) -> Response<String> {
     let (status, content_type, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => (StatusCode::OK, metrics::CONTENT_TYPE, text()),
+        (&Method::GET, "/metrics") => (StatusCode::OK, metrics::content_type(), text()),
         (&Method::GET, _) => (StatusCode::NOT_FOUND, "text/plain", "the metrics are at /metrics\n".to_owned()),
         _ => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET is answered\n".to_owned()),
     };
@@ -167,7 +167,7 @@ impl CachedText {
         {
             return text.clone();
         }
-        let text = metrics::text(status::read(server));
+        let text = metrics::text(&status::read(server));
         *cached = Some((Instant::now(), text.clone()));
         text
     }
