@@ -9,6 +9,7 @@
 pub mod alerts;
 pub mod app;
 pub mod error;
+pub mod export;
 mod handshake;
 pub mod line_verdict;
 pub mod monitor;

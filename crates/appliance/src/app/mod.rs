@@ -14,6 +14,7 @@ mod identity;
 mod import;
 mod line_overview;
 mod line_report;
+mod line_snapshot;
 mod logins;
 mod monitors;
 mod plan;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clocks for the planner")]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,7 @@ use super::run_updates::{RunLife, RunReport, RunUpdate, RunUpdates};
 use super::schedules::data_used;
 use super::{Appliance, TestEnd};
 use crate::error::ApplianceError;
+use crate::monitor::ProbeTotals;
 use crate::providers::default_interface;
 use crate::providers::options::OptionValues;
 use crate::request::TurnWait;
@@ -287,6 +289,26 @@ impl Service {
             all.push(self.state.monitors.overview(stored).await?);
         }
         Ok(all)
+    }
+
+    /// The probes of each monitor since the service started.
+    pub(super) fn monitor_totals(&self) -> BTreeMap<Uuid, ProbeTotals> {
+        self.state.monitors.totals()
+    }
+
+    /// Whether an outage lasts.
+    pub(super) fn has_outage(&self) -> bool {
+        self.state.monitors.has_outage()
+    }
+
+    /// Changes with the state of each monitor, and with each outage.
+    pub(super) fn monitor_changes(&self) -> watch::Receiver<u64> {
+        self.state.monitors.changes()
+    }
+
+    /// Becomes true when the service is to end.
+    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
+        self.state.is_stopping.subscribe()
     }
 
     /// The monitor with this name, with its state.

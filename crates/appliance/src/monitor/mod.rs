@@ -14,11 +14,13 @@ pub mod open_probes;
 pub mod outage;
 mod pause;
 pub mod series;
+pub mod totals;
 
 pub use definition::{Monitor, MonitorError, MonitorTarget};
 pub use histogram::{DamagedHistogram, LatencyHistogram};
 pub use minute::ProbeTally;
 pub use pause::PauseReason;
+pub use totals::ProbeTotals;
 
 #[cfg(test)]
 pub(crate) mod simulation;

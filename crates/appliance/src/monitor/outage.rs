@@ -68,6 +68,19 @@ impl OutageScope {
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(own, _)| *own == self).map_or("", |(_, word)| word)
     }
+
+    /// The scope with this word.
+    pub fn from_word(word: &str) -> Result<Self, UnknownScope> {
+        let known = Self::ALL.iter().find(|(_, own)| *own == word);
+        known.map(|(scope, _)| *scope).ok_or_else(|| UnknownScope { word: word.to_owned() })
+    }
+}
+
+/// A word that names no scope.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{word:?} is no scope of an outage")]
+pub struct UnknownScope {
+    word: String,
 }
 
 /// Whether a target is reachable.

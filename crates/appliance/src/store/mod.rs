@@ -11,6 +11,7 @@ pub(crate) mod each_engine;
 mod error;
 mod export;
 mod history;
+mod latest;
 mod logins;
 mod messages;
 mod monitors;
@@ -51,10 +52,11 @@ pub use direct_mode::DirectModeFinding;
 pub use error::StorageError;
 pub use export::{Export, ExportFormat};
 pub use history::{RunSums, ValueSum};
+pub use latest::LatestRun;
 pub use logins::StoredPassword;
 pub use messages::{AttemptRecord, DeliveryOutcome, DueDelivery, MessageDelivery, StoredMessage};
 pub use monitors::{MonitorMinute, StoredMonitor, StoredOutage, target_after};
-pub use page::PageCursor;
+pub use page::{PageCursor, TimeRange};
 pub use place::StorePlace;
 pub use plan::StoredPlan;
 pub use postgres_url::{PostgresAddress, PostgresUrl};
@@ -63,7 +65,7 @@ pub use retention::{Pruned, Retention};
 pub use runs::{RunOrder, RunPosition, RunQuery, SavedRun};
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
 pub use server::DatabaseLock;
-pub use sums::LossSum;
+pub use sums::{LossSum, OutageSum};
 pub use tokens::{AccessScope, StoredToken};
 pub use undated::{Undated, UndatedMinute};
 
@@ -87,6 +89,7 @@ static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 pub struct ApplianceStore {
     pool: StorePool,
     sums: Arc<Mutex<history::SumsCache>>,
+    latest: Arc<Mutex<latest::LatestRuns>>,
 }
 
 impl ApplianceStore {
@@ -108,7 +111,7 @@ impl ApplianceStore {
     }
 
     fn of(pool: StorePool) -> Self {
-        Self { pool, sums: Arc::default() }
+        Self { pool, sums: Arc::default(), latest: Arc::default() }
     }
 
     /// Opens a database of a PostgreSQL server, and migrates an older one. One of a newer version is refused and left

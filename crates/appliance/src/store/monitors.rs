@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::pool::{StoreChange, in_change, on, rows};
 use super::reflectors::Reflector;
-use super::{ApplianceStore, StorageError, natural, strange, unsigned};
+use super::{ApplianceStore, PageCursor, StorageError, TimeRange, natural, strange, unsigned};
 use crate::monitor::outage::OutageScope;
 use crate::monitor::series::{DAY, HOUR, Resolution};
 use crate::monitor::{LatencyHistogram, Monitor, MonitorTarget, ProbeTally};
@@ -212,6 +212,17 @@ impl ApplianceStore {
         all.pop().ok_or_else(|| StorageError::NoSuchMonitor { wanted: name.to_owned() })
     }
 
+    /// The keys of the monitors that were removed, the latest one first, at most `limit`.
+    pub async fn removed_monitors(&self, limit: u32) -> Result<Vec<i64>, StorageError> {
+        on!(self.pool, |db| sqlx::query_scalar(
+            "SELECT number FROM monitors WHERE removed ORDER BY number DESC LIMIT $1"
+        )
+        .bind(i64::from(limit))
+        .fetch_all(db)
+        .await)
+        .map_err(self.fault("reading the monitors"))
+    }
+
     /// Removes the monitor with this name, and returns it. What it measured is kept as long as that of others.
     pub async fn remove_monitor(&self, name: &str) -> Result<StoredMonitor, StorageError> {
         let stored = self.monitor(name).await?;
@@ -356,6 +367,58 @@ impl ApplianceStore {
         .await)
         .map_err(fault())?;
         rows.into_iter().map(|row| outage(row).map_err(fault())).collect()
+    }
+}
+
+impl ApplianceStore {
+    /// The outages that began in a time, after this place in their list, oldest first, at most `limit`.
+    pub(super) async fn outages_between(
+        &self,
+        range: TimeRange,
+        after: Option<PageCursor>,
+        limit: u32,
+    ) -> Result<Vec<StoredOutage>, StorageError> {
+        let fault = || self.fault("reading the outages");
+        let ((since_us, until_us), (at_us, id)) = (range.bounds_us(), PageCursor::lower_bounds(after));
+        let rows = on!(self.pool, |db| sqlx::query_as::<_, OutageRow>(
+            "SELECT id, began_at_us, ended_at_us, end_known, scope, failed, reachable FROM outages \
+             WHERE began_at_us >= $1 AND began_at_us < $2 AND (began_at_us, id) > ($3, $4) \
+             ORDER BY began_at_us, id LIMIT $5",
+        )
+        .bind(since_us)
+        .bind(until_us)
+        .bind(at_us)
+        .bind(id)
+        .bind(i64::from(limit))
+        .fetch_all(db)
+        .await)
+        .map_err(fault())?;
+        rows.into_iter().map(|row| outage(row).map_err(fault())).collect()
+    }
+
+    /// The rows of a monitor of exactly this resolution, from the minute `from` up to `to`, in order of time, at most `limit`.
+    pub(super) async fn monitor_rows_of(
+        &self,
+        number: i64,
+        resolution: Resolution,
+        from: i64,
+        to: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, ProbeTally)>, StorageError> {
+        let fault = || self.fault("reading what a monitor measured");
+        let rows = on!(self.pool, |db| sqlx::query_as::<_, TallyRow>(
+            "SELECT minute, monitor, count, lost, under_load, min_us, max_us, round_trips FROM monitor_rows \
+             WHERE span = $1 AND minute >= $2 AND minute < $3 AND monitor = $4 ORDER BY minute LIMIT $5",
+        )
+        .bind(resolution.minutes())
+        .bind(from)
+        .bind(to)
+        .bind(number)
+        .bind(i64::from(limit))
+        .fetch_all(db)
+        .await)
+        .map_err(fault())?;
+        rows.into_iter().map(|row| Ok((row.minute, row.tally().map_err(fault())?))).collect()
     }
 }
 
@@ -583,8 +646,7 @@ fn outage(row: OutageRow) -> Result<StoredOutage, sqlx::Error> {
 
 /// The scope with this word.
 pub(super) fn scope_of(word: &str) -> Result<OutageScope, sqlx::Error> {
-    let scope = OutageScope::ALL.iter().find(|(_, own)| *own == word);
-    scope.map(|(scope, _)| *scope).ok_or_else(|| sqlx::Error::Decode("an unknown scope".into()))
+    OutageScope::from_word(word).map_err(strange)
 }
 
 fn time(us: i64) -> Result<Timestamp, sqlx::Error> {

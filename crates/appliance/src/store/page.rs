@@ -1,4 +1,4 @@
-//! The place in a list, newest first, after which a page begins.
+//! Which rows of a list: the place after which a page begins, and the time from which they are.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,10 +15,32 @@ pub struct PageCursor {
     pub id: Uuid,
 }
 
+/// The rows of a time: from `since` on, up to `until`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeRange {
+    /// The first time; absent: all that is earlier.
+    pub since: Option<Timestamp>,
+    /// The time after the last one; absent: all that is later.
+    pub until: Option<Timestamp>,
+}
+
+impl TimeRange {
+    /// The bounds in microseconds since 1970.
+    pub(super) fn bounds_us(self) -> (i64, i64) {
+        let bound = |time: Option<Timestamp>, absent| time.map_or(absent, Timestamp::as_microsecond);
+        (bound(self.since, i64::MIN), bound(self.until, i64::MAX))
+    }
+}
+
 impl PageCursor {
     /// The values that the rows of the page are below; without a cursor every row is.
     pub(super) fn bounds(cursor: Option<Self>) -> (i64, String) {
         cursor.map_or((i64::MAX, String::new()), |cursor| (cursor.at.as_microsecond(), cursor.id.to_string()))
+    }
+
+    /// The same for a list that is read from the oldest row on: the values that its rows are above.
+    pub(super) fn lower_bounds(cursor: Option<Self>) -> (i64, String) {
+        cursor.map_or((i64::MIN, String::new()), |cursor| (cursor.at.as_microsecond(), cursor.id.to_string()))
     }
 }
 

@@ -65,6 +65,9 @@ impl ApplianceStore {
         if let Some(before) = before(retention.results) {
             pruned.results = self.prune_runs(before, is_rehearsal).await?;
             self.sums().clear();
+            if pruned.results > 0 {
+                self.latest().forget();
+            }
         }
         if let Some(before) = before(retention.series) {
             // A result that is deleted is not counted twice.

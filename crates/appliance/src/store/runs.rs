@@ -242,7 +242,10 @@ impl ApplianceStore {
         .map(rows))
         .map(|rows| rows > 0)
         .map_err(self.fault("saving the run"))
-        .inspect(|_| self.sums().forget(run.started_at.as_microsecond()))
+        .inspect(|_| {
+            self.sums().forget(run.started_at.as_microsecond());
+            self.latest().saved(run.started_at.as_microsecond());
+        })
     }
 
     /// The runs after the position `after`, at most `count`.
@@ -338,6 +341,7 @@ impl ApplianceStore {
         }
         work.commit().await.map_err(fault())?;
         self.sums().clear();
+        self.latest().forget();
         Ok(ids)
     }
 

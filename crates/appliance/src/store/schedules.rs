@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::pool::{in_change, on, rows, without_nul};
-use super::{ApplianceStore, PageCursor, StorageError, natural, strange, unsigned};
+use super::{ApplianceStore, PageCursor, StorageError, TimeRange, natural, strange, unsigned};
 use crate::schedule::Schedule;
 use crate::schedule::budget::BudgetPeriod;
 use crate::schedule::line_load::LineCapacity;
@@ -97,7 +97,8 @@ pub struct RunEnding {
 }
 
 impl ScheduleRunOutcome {
-    const ALL: [(Self, &'static str); 5] = [
+    /// All outcomes with their words.
+    pub const ALL: [(Self, &'static str); 5] = [
         (Self::Running, "running"),
         (Self::Done, "done"),
         (Self::Failed, "failed"),
@@ -413,6 +414,37 @@ impl ApplianceStore {
         .bind(i64::from(limit))
         .bind(at_us)
         .bind(id)
+        .fetch_all(db)
+        .await)
+        .map_err(fault())?
+        .into_iter()
+        .map(|row| row.run().map_err(fault()))
+        .collect()
+    }
+
+    /// The runs that were decided in a time, after this place in their list, oldest first, at most `limit`; of one schedule, or of
+    /// all.
+    pub(super) async fn schedule_runs_between(
+        &self,
+        schedule: Option<Uuid>,
+        range: TimeRange,
+        after: Option<PageCursor>,
+        limit: u32,
+    ) -> Result<Vec<ScheduleRun>, StorageError> {
+        let ((since_us, until_us), (at_us, id)) = (range.bounds_us(), PageCursor::lower_bounds(after));
+        let fault = || self.fault("reading the runs of schedules");
+        on!(self.pool, |db| sqlx::query_as::<_, ScheduleRunRow>(
+            "SELECT id, schedule_id, schedule_name, due_at_us, decided_at_us, ended_at_us, requested, outcome, reason, \
+             result_id, data_used_bytes FROM schedule_runs WHERE ($1 IS NULL OR schedule_id = $1) \
+             AND decided_at_us >= $2 AND decided_at_us < $3 AND (decided_at_us, id) > ($4, $5) \
+             ORDER BY decided_at_us, id LIMIT $6",
+        )
+        .bind(schedule.map(|id| id.to_string()))
+        .bind(since_us)
+        .bind(until_us)
+        .bind(at_us)
+        .bind(id)
+        .bind(i64::from(limit))
         .fetch_all(db)
         .await)
         .map_err(fault())?

@@ -1,10 +1,11 @@
-//! Sums over rows for the first page of the service: the data of a time, and the loss of every monitor in it. Each is one
-//! query that reads no document and no histogram.
+//! Sums over rows for the first page of the service and for exports: the data of a time, the loss of every monitor in it, the
+//! outages. Each is one query that reads no document and no histogram.
 
 use jiff::Timestamp;
 
 use super::pool::on;
-use super::{ApplianceStore, StorageError, natural};
+use super::{ApplianceStore, StorageError, natural, strange};
+use crate::monitor::outage::OutageScope;
 
 /// The probes of a monitor in a step of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +20,36 @@ pub struct LossSum {
     pub lost: u64,
 }
 
+/// The outages of a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutageSum {
+    /// What failed.
+    pub scope: OutageScope,
+    /// Their number.
+    pub count: u64,
+    /// Their time together, in microseconds.
+    pub total_us: u64,
+}
+
 impl ApplianceStore {
+    /// The outages by scope. One that lasts counts until `now`. A scope without an outage has no row.
+    pub async fn outage_sums(&self, now: Timestamp) -> Result<Vec<OutageSum>, StorageError> {
+        let fault = || self.fault("reading the outages");
+        let rows = on!(self.pool, |db| sqlx::query_as::<_, (String, i64, i64)>(
+            "SELECT scope, COUNT(*), CAST(SUM(CASE WHEN COALESCE(ended_at_us, $1) > began_at_us \
+             THEN COALESCE(ended_at_us, $1) - began_at_us ELSE 0 END) AS BIGINT) FROM outages GROUP BY scope ORDER BY scope",
+        )
+        .bind(now.as_microsecond())
+        .fetch_all(db)
+        .await)
+        .map_err(fault())?;
+        let sum = |(scope, count, total_us): (String, i64, i64)| {
+            let scope = OutageScope::from_word(&scope).map_err(strange)?;
+            Ok(OutageSum { scope, count: natural(count), total_us: natural(total_us) })
+        };
+        rows.into_iter().map(|row| sum(row).map_err(fault())).collect()
+    }
+
     /// The payload bytes of the runs that began at this time or later.
     pub async fn data_used_since(&self, since: Timestamp) -> Result<u64, StorageError> {
         let sum = on!(self.pool, |db| sqlx::query_scalar::<_, i64>(
@@ -53,13 +83,15 @@ impl ApplianceStore {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use paramedic_report::document::{ResultDocument, example};
     use uuid::Uuid;
 
     use super::super::each_engine::on_each_engine;
     use super::*;
     use crate::monitor::ProbeTally;
-    use crate::store::MonitorMinute;
+    use crate::store::{MonitorMinute, StoredOutage};
 
     #[tokio::test]
     async fn the_data_of_a_time_is_that_of_its_runs() {
@@ -78,6 +110,35 @@ mod tests {
                 store.save_run(&run).await.unwrap();
             }
             assert_eq!(store.data_used_since(at("2026-02-01T00:00:00Z")).await.unwrap(), 16);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn outages_are_summed_by_scope_and_one_that_lasts_counts_until_now() {
+        on_each_engine(async |store| {
+            let at = |second: i64| Timestamp::from_second(1_769_860_800 + second).unwrap();
+            for (scope, began, ended) in [
+                (OutageScope::Target, 0, Some(10)),
+                (OutageScope::Target, 20, Some(25)),
+                (OutageScope::Everything, 50, None),
+                (OutageScope::Gateway, 90, None),
+            ] {
+                let outage = StoredOutage {
+                    id: Uuid::now_v7(),
+                    began_at: at(began),
+                    ended_at: ended.map(at),
+                    end_known: true,
+                    scope,
+                    failed: ["a".to_owned()].into(),
+                    reachable: BTreeSet::new(),
+                };
+                store.save_outage("PP", &outage).await.unwrap();
+            }
+            let sum = |scope, count, seconds: u64| OutageSum { scope, count, total_us: seconds * 1_000_000 };
+            let expected =
+                [sum(OutageScope::Everything, 1, 20), sum(OutageScope::Gateway, 1, 0), sum(OutageScope::Target, 2, 15)];
+            assert_eq!(store.outage_sums(at(70)).await.unwrap(), expected);
         })
         .await;
     }

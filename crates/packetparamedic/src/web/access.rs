@@ -382,6 +382,7 @@ mod tests {
         for (method, path, needs) in [
             (Method::GET, "/api/v1/results/{id}", Read),
             (Method::HEAD, "/api/v1/status", Read),
+            (Method::GET, "/metrics", Read),
             (Method::POST, "/api/v1/tests", Run),
             (Method::POST, "/api/v1/tests/{id}/cancel", Run),
             (Method::POST, "/api/v1/schedules/{name}/run", Run),

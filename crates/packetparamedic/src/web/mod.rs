@@ -15,6 +15,7 @@ pub(crate) mod identity;
 mod live_runs;
 pub(crate) mod login;
 mod login_attempts;
+mod metrics;
 pub(crate) mod monitors;
 mod openapi;
 mod pages;
@@ -135,6 +136,7 @@ fn routes(state: ApiState) -> Router {
     let access = state.access.clone();
     Router::new()
         .nest(access::API, api.router)
+        .route(metrics::PATH, get(metrics::show))
         .merge(pages::pages())
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)

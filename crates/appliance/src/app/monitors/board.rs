@@ -1,7 +1,7 @@
 //! The running monitors: starts and ends their tasks, collects their probes, watches the host, and has minutes and outages
 //! written. The shell that reads the clocks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::monitor::default_route::DefaultRoute;
 use crate::monitor::host_changes::{HostChange, HostReading, HostWatch};
 use crate::monitor::open_probes::LOST_AFTER;
 use crate::monitor::outage::WatchedTarget;
-use crate::monitor::{MonitorTarget, PauseReason};
+use crate::monitor::{MonitorTarget, PauseReason, ProbeTotals};
 use crate::store::StoredMonitor;
 
 /// How often the host is looked at, and what is complete is written.
@@ -173,6 +173,21 @@ impl MonitorBoard {
         states
     }
 
+    /// The probes of each monitor since the service started.
+    pub(in crate::app) fn totals(&self) -> BTreeMap<Uuid, ProbeTotals> {
+        self.live().totals.clone()
+    }
+
+    /// Whether an outage lasts.
+    pub(in crate::app) fn has_outage(&self) -> bool {
+        self.live().outages.open().is_some()
+    }
+
+    /// Changes with the state of each monitor, and with each outage.
+    pub(in crate::app) fn changes(&self) -> watch::Receiver<u64> {
+        self.state.shared.changes.subscribe()
+    }
+
     fn look_at_host(&self, host: &mut HostWatch, last_look: Duration) {
         let reading = HostReading {
             since_boot: since_boot(),
@@ -253,8 +268,12 @@ impl MonitorBoard {
         let changed = {
             let live = &mut *self.live();
             live.numbers = wanted.iter().map(|(id, stored)| (*id, stored.number)).chain(live.numbers.drain()).collect();
-            live.names = wanted.iter().map(|(id, stored)| (*id, stored.monitor.name.clone())).collect();
+            let names = wanted.iter().map(|(id, stored)| (*id, stored.monitor.name.clone())).collect();
+            if std::mem::replace(&mut live.names, names) != live.names {
+                self.state.shared.changes.send_modify(|changes| *changes += 1);
+            }
             live.conditions.retain(|id, _| wanted.contains_key(id));
+            live.totals.retain(|id, _| wanted.contains_key(id));
             let target = |stored: &StoredMonitor| WatchedTarget {
                 name: stored.monitor.name.clone(),
                 is_gateway: stored.monitor.target == MonitorTarget::Gateway,

@@ -18,7 +18,7 @@ use crate::monitor::dating::Dating;
 use crate::monitor::minute::{ClosedMinute, MinuteBook, ProbeOutcome};
 use crate::monitor::open_probes::{DecidedProbe, OpenProbes};
 use crate::monitor::outage::{Outage, OutageWatch};
-use crate::monitor::{PauseReason, ProbeTally};
+use crate::monitor::{PauseReason, ProbeTally, ProbeTotals};
 use crate::store::{StoredMonitor, StoredOutage};
 
 /// The maximum number of minutes, of all monitors together, that wait for a clock or a disk: the oldest are given up.
@@ -60,6 +60,17 @@ pub enum MonitorActivity {
     Unreachable,
 }
 
+impl MonitorActivity {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
 /// What the board and the tasks of the monitors share.
 pub(super) struct SharedMonitors {
     appliance: Appliance,
@@ -68,6 +79,8 @@ pub(super) struct SharedMonitors {
     pub(super) outage_changed: Notify,
     /// Counts the changes of the host after which nothing that was sent before can be judged.
     pub(super) host_changes: watch::Sender<u64>,
+    /// Counts the changes of states and outages.
+    pub(super) changes: watch::Sender<u64>,
 }
 
 impl SharedMonitors {
@@ -75,6 +88,7 @@ impl SharedMonitors {
         let live = LiveMonitors {
             book: MinuteBook::new(since_boot(), Timestamp::now().as_microsecond()),
             outages: OutageWatch::default(),
+            totals: BTreeMap::new(),
             conditions: BTreeMap::new(),
             minutes: Vec::new(),
             undated: VecDeque::new(),
@@ -85,7 +99,13 @@ impl SharedMonitors {
             names: HashMap::new(),
             problems: BTreeMap::new(),
         };
-        Self { appliance, live: Mutex::new(live), outage_changed: Notify::new(), host_changes: watch::channel(0).0 }
+        Self {
+            appliance,
+            live: Mutex::new(live),
+            outage_changed: Notify::new(),
+            host_changes: watch::channel(0).0,
+            changes: watch::channel(0).0,
+        }
     }
 
     pub(super) fn appliance(&self) -> &Appliance {
@@ -103,6 +123,7 @@ impl SharedMonitors {
         let live = &mut *self.live();
         live.changed_outages.insert(outage.id, outage);
         self.outage_changed.notify_one();
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     pub(super) fn pause(&self, id: Uuid, reason: PauseReason) {
@@ -130,6 +151,7 @@ impl SharedMonitors {
                 }
             }
             live.conditions.insert(id, condition);
+            self.changes.send_modify(|changes| *changes += 1);
         }
     }
 }
@@ -145,6 +167,8 @@ pub(super) enum StoreTask {
 pub(super) struct LiveMonitors {
     pub(super) book: MinuteBook,
     pub(super) outages: OutageWatch,
+    /// The probes of each monitor since the service started.
+    pub(super) totals: BTreeMap<Uuid, ProbeTotals>,
     pub(super) conditions: BTreeMap<Uuid, MonitorCondition>,
     /// Complete minutes that are not written yet.
     pub(super) minutes: Vec<ClosedMinute>,
@@ -248,6 +272,7 @@ impl MonitorContext {
         let (changed, is_down) = {
             let live = &mut *self.shared.live();
             live.book.note(id, sent, outcome);
+            live.totals.entry(id).or_default().note(outcome);
             let changed = match outcome {
                 ProbeOutcome::Answered { .. } => live.outages.answered(id, sent),
                 ProbeOutcome::Lost => live.outages.lost(id, sent),
