@@ -14,6 +14,7 @@ mod handshake;
 pub mod line_verdict;
 pub mod monitor;
 pub mod payload_transport;
+pub mod percent;
 pub mod plan;
 pub mod providers;
 pub mod reflector_client;

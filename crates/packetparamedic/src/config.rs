@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use paramedic_appliance::export::broker::{BrokerSettings, BrokerUrl, NotABroker, NotATopicPrefix, TopicPrefix};
 use paramedic_appliance::monitor::http_url::HttpUrl;
 use paramedic_appliance::providers::PROVIDERS;
 use paramedic_appliance::providers::options::OptionSource;
@@ -130,6 +131,14 @@ pub struct Settings {
     pub heartbeat_url: Option<HttpUrl>,
     /// How often.
     pub heartbeat_interval: Duration,
+    /// The MQTT broker to which the service sends the state of the line; `None`: none.
+    pub mqtt_url: Option<BrokerUrl>,
+    /// The absolute path of the file with the password of the broker's user.
+    pub mqtt_password_file: Option<PathBuf>,
+    /// The first levels of the topics.
+    pub mqtt_topic_prefix: TopicPrefix,
+    /// The first levels of the topic of Home Assistant's discovery; `None`: no discovery.
+    pub mqtt_discovery_prefix: Option<TopicPrefix>,
     /// When to colour the output.
     pub color: Color,
     /// The filter of the log on stderr, in the form that [`paramedic_host::log::is_filter`] accepts.
@@ -179,6 +188,11 @@ impl Configuration for Settings {
             heartbeat_url: None,
             // What receives heartbeats usually expects one every few minutes.
             heartbeat_interval: Duration::from_secs(60),
+            mqtt_url: None,
+            mqtt_password_file: None,
+            mqtt_topic_prefix: TopicPrefix::own(),
+            // Where Home Assistant looks unless its owner changed it; without a broker it has no effect.
+            mqtt_discovery_prefix: Some(TopicPrefix::home_assistant()),
             color: Color::Auto,
             // A command reports its own failure on stderr; the log adds only errors.
             log: "error".to_owned(),
@@ -202,6 +216,8 @@ impl Configuration for Settings {
             data_mode: Some(DataMode::DirectEphemeral),
             streams: Some(4),
             heartbeat_url: HttpUrl::parse("https://heartbeat.example/KEY"),
+            mqtt_url: "mqtts://packetparamedic@broker.example".parse().ok(),
+            mqtt_password_file: Some("/etc/packetparamedic/mqtt-password".into()),
             ..Self::defaults()
         }
     }
@@ -249,6 +265,17 @@ impl Settings {
         Some(PostgresAddress { url, password_file: self.database_password_file.clone() })
     }
 
+    /// The MQTT broker to which the service sends the state of the line; `None`: none.
+    pub fn broker(&self) -> Option<BrokerSettings> {
+        Some(BrokerSettings {
+            url: self.mqtt_url.clone()?,
+            password_file: self.mqtt_password_file.clone(),
+            topic_prefix: self.mqtt_topic_prefix.clone(),
+            discovery_prefix: self.mqtt_discovery_prefix.clone(),
+            device_name: self.name.to_string(),
+        })
+    }
+
     /// The sockets at which a command looks for a running service, in this order. The socket of the host's service is
     /// among them if the user set neither folder.
     pub fn service_sockets(&self, origins: &Origins) -> Vec<PathBuf> {
@@ -276,6 +303,9 @@ impl FlagGroup for CommonFlags {
 
 /// The database in the state folder, as a value.
 const SQLITE: &str = "sqlite";
+
+/// No broker, or no discovery, as a value.
+const OFF: &str = "off";
 
 /// For ever, as a value.
 const FOREVER: &str = "forever";
@@ -573,6 +603,71 @@ static SETTINGS: &[Setting<Settings>] = &[
         show: |settings| Some(Value::String(quantity::exact_duration(settings.heartbeat_interval))),
     },
     Setting {
+        name: "mqtt_url",
+        env: "PACKETPARAMEDIC_MQTT_URL",
+        flag: None,
+        placeholder: "URL",
+        help: "The MQTT 5 broker to which the service sends how the line is, for Home Assistant and others: `off`, or a URL \
+               with the user's name, but without the password (docs/home-assistant.md).",
+        valid: "off, or a URL such as mqtt://USER@HOST:1883 or mqtts://USER@HOST:8883",
+        is_list: false,
+        read: |settings, given| {
+            let text = given.one();
+            let read = |text: &str| text.parse().map_err(|error: NotABroker| error.to_string());
+            settings.mqtt_url = if text == OFF { None } else { Some(read(text)?) };
+            Ok(())
+        },
+        show: |settings| {
+            let url = settings.mqtt_url.as_ref().map(ToString::to_string);
+            Some(Value::String(url.unwrap_or_else(|| OFF.to_owned())))
+        },
+    },
+    Setting {
+        name: "mqtt_password_file",
+        env: "PACKETPARAMEDIC_MQTT_PASSWORD_FILE",
+        flag: None,
+        placeholder: "FILE",
+        help: "The file of the password of the broker's user. Read at each connection.",
+        valid: "a file",
+        is_list: false,
+        read: |settings, given| given.path().map(|path| settings.mqtt_password_file = Some(path)),
+        show: |settings| settings.mqtt_password_file.as_ref().map(|path| Value::String(path.display().to_string())),
+    },
+    Setting {
+        name: "mqtt_topic_prefix",
+        env: "PACKETPARAMEDIC_MQTT_TOPIC_PREFIX",
+        flag: None,
+        placeholder: "TOPIC",
+        help: "The first levels of the topics; the Endpoint ID of this appliance follows.",
+        valid: "levels between slashes, without + # $ and control characters",
+        is_list: false,
+        read: |settings, given| {
+            let prefix = given.one().parse().map_err(|error: NotATopicPrefix| error.to_string());
+            prefix.map(|prefix| settings.mqtt_topic_prefix = prefix)
+        },
+        show: |settings| Some(Value::String(settings.mqtt_topic_prefix.to_string())),
+    },
+    Setting {
+        name: "mqtt_discovery_prefix",
+        env: "PACKETPARAMEDIC_MQTT_DISCOVERY_PREFIX",
+        flag: None,
+        placeholder: "TOPIC",
+        help: "The first levels of the topic under which Home Assistant looks for devices; `off`, or an empty value in a file, \
+               for none.",
+        valid: "off, or levels between slashes, without + # $ and control characters",
+        is_list: false,
+        read: |settings, given| {
+            let text = given.one();
+            let read = |text: &str| text.parse().map_err(|error: NotATopicPrefix| error.to_string());
+            settings.mqtt_discovery_prefix = if [OFF, ""].contains(&text) { None } else { Some(read(text)?) };
+            Ok(())
+        },
+        show: |settings| {
+            let prefix = settings.mqtt_discovery_prefix.as_ref().map(ToString::to_string);
+            Some(Value::String(prefix.unwrap_or_else(|| OFF.to_owned())))
+        },
+    },
+    Setting {
         name: "color",
         env: "PACKETPARAMEDIC_COLOR",
         flag: Some("color"),
@@ -678,6 +773,10 @@ mod tests {
             ("heartbeat_url", "example.org"),
             ("heartbeat_url", "https://ann:geheim@example.org/"),
             ("heartbeat_interval", "1s"),
+            ("mqtt_url", "http://broker"),
+            ("mqtt_url", "mqtt://broker:0"),
+            ("mqtt_topic_prefix", "a/#"),
+            ("mqtt_discovery_prefix", "/a"),
             ("color", "blue"),
             ("log", "loud"),
             ("log_format", "xml"),
@@ -724,6 +823,18 @@ mod tests {
         assert!(!failure.to_string().contains("geheim"), "{failure}");
         let back = load(&[("PACKETPARAMEDIC_DATABASE", "sqlite")], &format!("database = \"{url}\"")).unwrap();
         assert_eq!(back.config.database(), None);
+    }
+
+    #[test]
+    fn a_broker_is_named_without_its_password() {
+        let failure = CommandFailure::from(with("mqtt_url", "mqtt://ann:geheim@broker").unwrap_err());
+        assert!(failure.to_string().contains("mqtt_password_file"), "{failure}");
+        assert!(!failure.to_string().contains("geheim"), "{failure}");
+        assert_eq!(with("mqtt_url", "off").unwrap().broker(), None);
+        let broker = load(&[], "mqtt_url = 'mqtt://ann@broker'\nmqtt_discovery_prefix = ''").unwrap().config.broker();
+        let broker = broker.unwrap();
+        assert_eq!((broker.url.to_string().as_str(), broker.discovery_prefix), ("mqtt://ann@broker:1883", None));
+        assert_eq!((broker.topic_prefix, broker.device_name.as_str()), (TopicPrefix::own(), "attic"));
     }
 
     #[test]

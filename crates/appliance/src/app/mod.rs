@@ -17,6 +17,7 @@ mod line_report;
 mod line_snapshot;
 mod logins;
 mod monitors;
+mod mqtt;
 mod plan;
 mod reflectors;
 mod results;

@@ -61,6 +61,12 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
         let name = settings.name.clone();
         web::serve(service.clone(), name, default_test, listeners, proxies, stopping.clone()).await;
     };
+    let broker = settings.broker();
+    let mqtt = async {
+        if let Some(broker) = &broker {
+            service.report_to_broker(broker).await;
+        }
+    };
     let signals = async {
         interrupt.wait_for(|wanted| *wanted).await.ok();
         sd_notify::notify(&[NotifyState::Stopping]).ok();
@@ -68,7 +74,7 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
         stop.send_replace(true);
     };
     tokio::select! {
-        _ = async { tokio::join!(service.run(), api, signals) } => {}
+        _ = async { tokio::join!(service.run(), api, mqtt, signals) } => {}
         () = feed_watchdog(&service) => {}
         () = send_heartbeats(&service, &context.settings) => {}
         () = appliance.prune_daily(context.settings.retention) => {}

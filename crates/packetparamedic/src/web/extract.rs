@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, FromRequestParts, Json, Path, RawQuery, Request
 use axum::http::header::LINK;
 use axum::http::request::Parts;
 use axum::http::{HeaderName, StatusCode};
+pub(super) use paramedic_appliance::percent::{decoded, encoded};
 use paramedic_appliance::store::PageCursor;
 use serde::de::DeserializeOwned;
 
@@ -176,32 +177,6 @@ impl<S: Send + Sync> FromRequestParts<S> for PointsQuery {
     }
 }
 
-/// A text whose bytes other than letters, digits and `-._~` are percent-encoded (RFC 3986).
-pub(super) fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
-        byte => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
-}
-
-/// The text of [`encoded`]; `None` if it is none.
-pub(super) fn decoded(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut plain = Vec::new();
-    while let Some(byte) = bytes.next() {
-        plain.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(bytes.next()?).to_digit(16);
-                u8::try_from(digit()? * 16 + digit()?).ok()?
-            }
-            byte => byte,
-        });
-    }
-    String::from_utf8(plain).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -209,13 +184,6 @@ mod tests {
     use super::*;
 
     proptest! {
-        #[test]
-        fn what_is_encoded_is_decoded(text in "\\PC*") {
-            let hidden = encoded(&text);
-            prop_assert!(hidden.bytes().all(|byte| byte.is_ascii_graphic() && !b"/?#&=".contains(&byte)), "{hidden}");
-            prop_assert_eq!(decoded(&hidden), Some(text));
-        }
-
         #[test]
         fn no_query_panics(query in "[a-z%0-9&=]{0,40}") {
             drop(ListQuery::read(&query));

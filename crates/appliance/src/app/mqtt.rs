@@ -1,0 +1,260 @@
+//! Tells an MQTT broker how the line is. The shell that keeps the connection, and sends what has changed.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rumqttc::mqttbytes::QoS;
+use rumqttc::{
+    AsyncClient, Broker, ClientError, ConnectionError, Event, EventLoop, Incoming, LastWill, MqttOptions, Outgoing,
+    PublishOptions, TlsConfiguration, Transport,
+};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::{self, ClientConfig};
+use zeroize::Zeroizing;
+
+use super::clocks::random;
+use super::run_updates::{RunLife, RunReport, RunUpdateListener};
+use super::service::Service;
+use super::web_client::system_roots;
+use crate::export::broker::BrokerSettings;
+use crate::export::home_assistant::{self, OFFLINE, ONLINE, Topics};
+use crate::monitor::backoff::Backoff;
+
+/// How long the connection may take, with its TLS handshake and the broker's answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// The broker takes the connection for broken, and sends the last will, after one and a half times as long without a message.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// The messages that wait for their acknowledgement. By default the client reserves memory for 65,535 of them, 14 MB.
+const MOST_IN_FLIGHT: u16 = 16;
+/// The messages that wait to be sent.
+const MOST_WAITING: usize = 16;
+/// How often the state is looked at without an event.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// The least time between two looks: an unsteady line causes many events.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the farewell may take.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why the broker is not told.
+#[derive(Debug, thiserror::Error)]
+enum BrokerFault {
+    #[error("the password file {path} cannot be read: {source}")]
+    Password { path: String, source: io::Error },
+    #[error("TLS is not possible: {0}")]
+    Tls(io::Error),
+    #[error("it did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    Silent,
+    #[error(transparent)]
+    Connection(Box<ConnectionError>),
+    #[error("the client has ended: {0}")]
+    Client(Box<ClientError>),
+}
+
+/// What was said of the connection: each change once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SaidOfBroker {
+    Nothing,
+    Connected,
+    Lost,
+}
+
+/// The state that is told to a broker.
+struct BrokerReporter<'a> {
+    service: &'a Service,
+    settings: &'a BrokerSettings,
+    topics: Topics,
+    said: SaidOfBroker,
+    backoff: Backoff,
+}
+
+/// What the broker has.
+#[derive(Default)]
+struct SentMessages {
+    state: Option<String>,
+    discovery: Option<String>,
+}
+
+impl Service {
+    /// Tells a broker how the line is, until [`Service::stop`]. A broker that is away is tried again and again.
+    pub async fn report_to_broker(&self, settings: &BrokerSettings) {
+        let id = self.status("").endpoint_id;
+        let topics = Topics::new(&settings.topic_prefix, settings.discovery_prefix.as_ref(), &id);
+        let (said, backoff) = (SaidOfBroker::Nothing, Backoff::default());
+        let mut reporter = BrokerReporter { service: self, settings, topics, said, backoff };
+        let mut stopping = self.stopping();
+        while !*stopping.borrow_and_update() {
+            if let Err(fault) = reporter.stay_connected(stopping.clone()).await {
+                reporter.note_fault(&fault);
+                let wait = reporter.backoff.failed(random());
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    _ = stopping.wait_for(|wanted| *wanted) => {}
+                }
+            }
+        }
+    }
+}
+
+impl BrokerReporter<'_> {
+    /// One connection. Ends without an error when the service is to end.
+    async fn stay_connected(&mut self, mut stopping: watch::Receiver<bool>) -> Result<(), BrokerFault> {
+        let (client, mut events) = AsyncClient::builder(self.options()?).capacity(MOST_WAITING).build();
+        tokio::select! {
+            connected = timeout(CONNECT_TIMEOUT, connected(&mut events)) => {
+                connected.map_err(|_| BrokerFault::Silent)??;
+            }
+            _ = stopping.wait_for(|wanted| *wanted) => return Ok(()),
+        }
+        self.said = SaidOfBroker::Connected;
+        self.backoff.succeeded();
+        tracing::info!(broker = %self.settings.url, "the MQTT broker is connected");
+        let told = async {
+            self.tell(&client, &mut stopping).await?;
+            // The farewell is on its way, and `until_ended` sends it.
+            sleep(END_TIMEOUT).await;
+            Ok(())
+        };
+        let ended = tokio::select! {
+            ended = until_ended(&mut events) => ended,
+            told = told => told,
+        };
+        // After the farewell the broker closes the connection.
+        if *self.service.stopping().borrow() { Ok(()) } else { ended }
+    }
+
+    fn options(&self) -> Result<MqttOptions, BrokerFault> {
+        let BrokerSettings { url, password_file, .. } = self.settings;
+        let mut options =
+            MqttOptions::new(&self.topics.client, Broker::tcp(url.server.host.to_string(), url.server.port));
+        options.set_keep_alive(u16::try_from(KEEP_ALIVE.as_secs()).unwrap_or(u16::MAX));
+        options.set_outgoing_inflight_upper_limit(MOST_IN_FLIGHT);
+        options.set_last_will(LastWill::new(&self.topics.availability, OFFLINE, QoS::AtLeastOnce, true, None));
+        if let Some(user) = &url.user {
+            let password = password_file.as_deref().map(password).transpose()?.unwrap_or_default();
+            options.set_credentials(user, password.as_bytes().to_vec());
+        }
+        if url.is_tls {
+            let config = tls_client().map_err(BrokerFault::Tls)?;
+            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(config))));
+        }
+        Ok(options)
+    }
+
+    /// Sends what has changed, until the service is to end; then says so.
+    async fn tell(&self, client: &AsyncClient, stopping: &mut watch::Receiver<bool>) -> Result<(), BrokerFault> {
+        let mut changes = self.service.monitor_changes();
+        let mut updates = self.service.updates().subscribe();
+        let mut sent = SentMessages::default();
+        let mut is_online = false;
+        while !*stopping.borrow_and_update() {
+            changes.borrow_and_update();
+            self.send_changed(client, &mut sent).await?;
+            if !is_online {
+                // Last, so that nothing is shown before its value is there.
+                send(client, &self.topics.availability, ONLINE).await?;
+                is_online = true;
+            }
+            let next = Instant::now() + SHORTEST_INTERVAL;
+            tokio::select! {
+                () = sleep(LOOK_INTERVAL) => {}
+                _ = changes.changed() => {}
+                () = until_run_ended(&mut updates) => updates = self.service.updates().subscribe(),
+                _ = stopping.wait_for(|wanted| *wanted) => break,
+            }
+            tokio::select! {
+                () = sleep_until(next) => {}
+                _ = stopping.wait_for(|wanted| *wanted) => break,
+            }
+        }
+        send(client, &self.topics.availability, OFFLINE).await?;
+        client.disconnect_with_timeout(END_TIMEOUT).await.map_err(client_fault)
+    }
+
+    async fn send_changed(&self, client: &AsyncClient, sent: &mut SentMessages) -> Result<(), BrokerFault> {
+        let line = self.service.line_snapshot().await;
+        let state = home_assistant::state(&line).to_string();
+        if sent.state.as_ref() != Some(&state) {
+            send(client, &self.topics.state, &state).await?;
+            sent.state = Some(state);
+        }
+        // Without the store the monitors are not known.
+        if let (Some(topic), Some(_)) = (&self.topics.discovery, &line.stored) {
+            let described = home_assistant::discovery(&line, &self.topics, &self.settings.device_name).to_string();
+            if sent.discovery.as_ref() != Some(&described) {
+                send(client, topic, &described).await?;
+                sent.discovery = Some(described);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_fault(&mut self, fault: &BrokerFault) {
+        let broker = &self.settings.url;
+        match self.said {
+            SaidOfBroker::Nothing => tracing::warn!(%broker, %fault, "cannot connect to the MQTT broker; trying again"),
+            SaidOfBroker::Connected => tracing::warn!(%broker, %fault, "the MQTT broker is lost; trying again"),
+            SaidOfBroker::Lost => tracing::debug!(%broker, %fault, "the MQTT broker is still lost"),
+        }
+        self.said = SaidOfBroker::Lost;
+    }
+}
+
+/// A client of TLS 1.3 that trusts the certificate authorities of this host.
+fn tls_client() -> io::Result<ClientConfig> {
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(io::Error::other)?;
+    Ok(config.with_root_certificates(system_roots()?).with_no_client_auth())
+}
+
+/// The password in a file, without the line end after it.
+fn password(path: &Path) -> Result<Zeroizing<String>, BrokerFault> {
+    let text = std::fs::read_to_string(path).map(Zeroizing::new);
+    let text = text.map_err(|source| BrokerFault::Password { path: path.display().to_string(), source })?;
+    Ok(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+/// Ends when the broker has accepted the connection.
+async fn connected(events: &mut EventLoop) -> Result<(), BrokerFault> {
+    loop {
+        if let Event::Incoming(Incoming::ConnAck(_)) = poll(events).await? {
+            return Ok(());
+        }
+    }
+}
+
+/// Moves messages until the connection ends.
+async fn until_ended(events: &mut EventLoop) -> Result<(), BrokerFault> {
+    loop {
+        if let Event::Outgoing(Outgoing::Disconnect) = poll(events).await? {
+            return Ok(());
+        }
+    }
+}
+
+async fn poll(events: &mut EventLoop) -> Result<Event, BrokerFault> {
+    events.poll().await.map_err(|error| BrokerFault::Connection(Box::new(error)))
+}
+
+/// Ends when a test has ended, or updates were missed.
+async fn until_run_ended(updates: &mut RunUpdateListener) {
+    while let Some(update) = updates.next().await {
+        if matches!(update.report, RunReport::Life(RunLife::Ended { .. })) {
+            return;
+        }
+    }
+}
+
+fn client_fault(error: ClientError) -> BrokerFault {
+    BrokerFault::Client(Box::new(error))
+}
+
+/// Sends a message that the broker keeps.
+async fn send(client: &AsyncClient, topic: &str, message: &str) -> Result<(), BrokerFault> {
+    let options = PublishOptions::at_least_once().retained();
+    client.publish(topic, message, options).await.map_err(client_fault)
+}
