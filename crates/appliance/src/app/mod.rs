@@ -25,6 +25,7 @@ mod run_updates;
 mod schedules;
 mod secret;
 mod service;
+mod table_export;
 mod test_run;
 mod udp_check;
 mod web_client;

@@ -26,6 +26,18 @@ pub enum Resolution {
 }
 
 impl Resolution {
+    const ALL: [(Self, &'static str); 3] = [(Self::Minutes, "minutes"), (Self::Hours, "hours"), (Self::Days, "days")];
+
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(own, _)| *own == self).map_or("", |(_, word)| word)
+    }
+
+    /// The resolution with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, own)| *own == word).map(|(resolution, _)| *resolution)
+    }
+
     /// The coarsest rows from which a step of this many minutes can be computed.
     pub fn of_step(step_minutes: i64) -> Self {
         match step_minutes {

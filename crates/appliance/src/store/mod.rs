@@ -27,6 +27,7 @@ mod runs;
 mod schedules;
 mod server;
 mod sums;
+mod table_export;
 mod tokens;
 mod undated;
 
@@ -66,6 +67,7 @@ pub use runs::{RunOrder, RunPosition, RunQuery, SavedRun};
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
 pub use server::DatabaseLock;
 pub use sums::{LossSum, OutageSum};
+pub use table_export::{ExportLines, ExportedTable, MonitorSpan, TableExport, TableFormat};
 pub use tokens::{AccessScope, StoredToken};
 pub use undated::{Undated, UndatedMinute};
 

@@ -28,6 +28,7 @@ mod show_id;
 mod speed_test;
 mod status;
 mod store;
+mod table_lines;
 mod token;
 mod values;
 

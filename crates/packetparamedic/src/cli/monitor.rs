@@ -7,16 +7,19 @@ use jiff::tz::TimeZone;
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::{MonitorActivity, MonitorCondition, MonitorOverview, MonitorSeries, SeriesRange};
 use paramedic_appliance::monitor::outage::OutageScope;
-use paramedic_appliance::monitor::series::SeriesPoint;
+use paramedic_appliance::monitor::series::{Resolution, SeriesPoint};
 use paramedic_appliance::store::{StoredMonitor, StoredOutage};
 use paramedic_report::quantity;
 use serde_json::json;
 
-use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::moment::{Moment, moment};
 use super::object_args::ObjectArgs;
+use super::table_lines::TableKind;
 use super::values::time;
+use super::{Context, table_lines};
 use crate::web::monitors::{NewMonitor, monitor_route, outages_route, series_route};
+use crate::web::table_exports::RequestedTable;
 
 pub(super) type Args = ObjectArgs<Command>;
 
@@ -62,6 +65,40 @@ pub(super) enum Command {
         #[arg(long, value_name = "TIME", value_parser = time)]
         step: Option<Duration>,
     },
+    /// Print what a monitor measured, oldest first
+    Export {
+        /// Its name
+        name: String,
+        /// Rows of minutes (kept for 14 days), hours (400 days) or days (for ever)
+        #[arg(long, value_enum, default_value_t = RowLength::Minutes)]
+        resolution: RowLength,
+        /// JSON objects, one a line, or a table
+        #[arg(long, value_enum, default_value_t = TableKind::Jsonl)]
+        format: TableKind,
+        /// Rows that begin since TIME: 7d, 2026-01-31, "2026-01-31 12:00"
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        since: Option<Moment>,
+        /// Rows that begin before TIME
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        until: Option<Moment>,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(super) enum RowLength {
+    Minutes,
+    Hours,
+    Days,
+}
+
+impl From<RowLength> for Resolution {
+    fn from(length: RowLength) -> Self {
+        match length {
+            RowLength::Minutes => Self::Minutes,
+            RowLength::Hours => Self::Hours,
+            RowLength::Days => Self::Days,
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -72,6 +109,15 @@ pub(super) struct OutagesArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Print all outages of a time, oldest first: JSON objects, one a line, or a table
+    #[arg(long, value_enum, conflicts_with_all = ["json", "limit"])]
+    format: Option<TableKind>,
+    /// Outages that began since TIME: 7d, 2026-01-31, "2026-01-31 12:00"
+    #[arg(long, value_name = "TIME", value_parser = moment, requires = "format")]
+    since: Option<Moment>,
+    /// Outages that began before TIME
+    #[arg(long, value_name = "TIME", value_parser = moment, requires = "format")]
+    until: Option<Moment>,
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
@@ -92,6 +138,10 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         Command::Enable { name } => enable(&name, true, json, context).await,
         Command::Disable { name } => enable(&name, false, json, context).await,
         Command::Show { name, last, step } => show(&name, last, step, json, context).await,
+        Command::Export { name, resolution, format, since, until } => {
+            let table = RequestedTable::Monitor { name, resolution: resolution.into() };
+            table_lines::print(table, since, until, format, context).await
+        }
     }
 }
 
@@ -233,6 +283,9 @@ async fn show(
 }
 
 pub(super) async fn outages(args: OutagesArgs, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    if let Some(format) = args.format {
+        return table_lines::print(RequestedTable::Outages, args.since, args.until, format, context).await;
+    }
     let all: Vec<StoredOutage> = match context.service().await? {
         Some(service) => service.get(&outages_route(args.limit)).await?,
         None => context.appliance()?.outages(None, args.limit.clamp(1, 1000)).await?,

@@ -19,10 +19,13 @@ use paramedic_report::quantity;
 use serde_json::{Value, json};
 
 use super::failure::{CommandFailure, ExitStatus};
+use super::moment::{Moment, moment};
 use super::object_args::ObjectArgs;
+use super::table_lines::TableKind;
 use super::values::{share, size_of_data, time};
-use super::{Context, speed_test};
+use super::{Context, speed_test, table_lines};
 use crate::web::client::ServiceClient;
+use crate::web::table_exports::RequestedTable;
 
 /// The longest answer that is read from the terminal, in bytes.
 const LONGEST_ANSWER: u64 = 100;
@@ -70,6 +73,15 @@ pub(super) enum Command {
         /// Number of runs to list
         #[arg(short = 'n', long, default_value_t = 20)]
         limit: u32,
+        /// Print all runs of a time, oldest first: JSON objects, one a line, or a table
+        #[arg(long, value_enum, conflicts_with_all = ["json", "limit"])]
+        format: Option<TableKind>,
+        /// Runs that started or were skipped since TIME: 7d, 2026-01-31, "2026-01-31 12:00"
+        #[arg(long, value_name = "TIME", value_parser = moment, requires = "format")]
+        since: Option<Moment>,
+        /// Runs that started or were skipped before TIME
+        #[arg(long, value_name = "TIME", value_parser = moment, requires = "format")]
+        until: Option<Moment>,
     },
 }
 
@@ -166,7 +178,11 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             say(json, "requested", &name, context)
         }
         Command::Next { name, count } => next(name.as_deref(), count.into(), json, context).await,
-        Command::Runs { name, limit } => {
+        Command::Runs { name, format: Some(format), since, until, limit: _ } => {
+            let table = RequestedTable::ScheduleRuns { schedule: name };
+            table_lines::print(table, since, until, format, context).await
+        }
+        Command::Runs { name, limit, .. } => {
             let runs: Vec<ScheduleRun> = match context.service().await? {
                 Some(service) => service.get(&ServiceClient::runs_route(name.as_deref(), limit)).await?,
                 None => context.appliance()?.schedule_runs(name.as_deref(), limit).await?,

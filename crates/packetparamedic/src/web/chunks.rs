@@ -5,8 +5,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
+use axum::http::HeaderName;
+use axum::http::header::CONTENT_TYPE;
 use hyper::body::Frame;
+use paramedic_appliance::ApplianceError;
+use paramedic_appliance::store::ExportLines;
 use tokio::sync::mpsc;
+
+use super::problem::Problem;
 
 /// The chunks that wait for a slow client.
 const WAITING_CHUNKS: usize = 2;
@@ -18,6 +24,36 @@ pub(super) type ChunkSender = mpsc::Sender<io::Result<Bytes>>;
 pub(super) fn body() -> (ChunkSender, Body) {
     let (sender, chunks) = mpsc::channel(WAITING_CHUNKS);
     (sender, Body::new(ChunkBody { chunks }))
+}
+
+/// An answer of lines: its media type and its body.
+pub(super) type LinesAnswer = ([(HeaderName, &'static str); 1], Body);
+
+/// The lines of an export as an answer of this media type. What fails at once is answered as a problem.
+pub(super) async fn of_lines<E: ExportLines>(mut export: E, kind: &'static str) -> Result<LinesAnswer, Problem> {
+    let first = export.next_lines().await.map_err(ApplianceError::from)?;
+    let (sender, body) = body();
+    tokio::spawn(send_lines(export, first, sender));
+    Ok(([(CONTENT_TYPE, kind)], body))
+}
+
+async fn send_lines<E: ExportLines>(mut export: E, first: Option<Vec<String>>, sender: ChunkSender) {
+    let mut next = Ok(first);
+    loop {
+        let chunk = match next {
+            Ok(Some(lines)) => Ok(Bytes::from(lines.join("\n") + "\n")),
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%error, "an export broke off");
+                Err(io::Error::other(error))
+            }
+        };
+        let is_over = chunk.is_err();
+        if sender.send(chunk).await.is_err() || is_over {
+            return;
+        }
+        next = export.next_lines().await;
+    }
 }
 
 struct ChunkBody {

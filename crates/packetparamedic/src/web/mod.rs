@@ -27,6 +27,7 @@ pub(crate) mod report;
 pub(crate) mod results;
 mod schedules;
 pub(crate) mod store;
+pub(crate) mod table_exports;
 pub(crate) mod test_runs;
 pub(crate) mod tls;
 pub(crate) mod tokens;
@@ -173,12 +174,15 @@ fn api() -> ApiRoutes {
         .route("/schedules/{name}/run", post(schedules::run))
         .route("/schedule-runs", get(schedules::runs))
         .route("/schedule-runs/cancel", post(schedules::cancel))
+        .route("/schedule-runs/export", get(table_exports::schedule_runs))
         .route("/monitors", get(monitors::list).post(monitors::add))
         .route("/monitors/{name}", get(monitors::show).delete(monitors::remove))
         .route("/monitors/{name}/enable", post(monitors::enable))
         .route("/monitors/{name}/disable", post(monitors::disable))
         .route("/monitors/{name}/series", get(monitors::series))
+        .route("/monitors/{name}/export", get(table_exports::monitor))
         .route("/outages", get(monitors::outages))
+        .route("/outages/export", get(table_exports::outages))
         .route("/channels", get(channels::list).post(channels::add))
         .route("/channels/{name}", get(channels::show).delete(channels::remove))
         .route("/channels/{name}/enable", post(channels::enable))

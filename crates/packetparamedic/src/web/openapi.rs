@@ -15,8 +15,8 @@ use paramedic_appliance::plan::Plan;
 use paramedic_appliance::request::TestRequest;
 use paramedic_appliance::schedule::Schedule;
 use paramedic_appliance::store::{
-    Pruned, ScheduleRun, StoreCheck, StoredChannel, StoredMessage, StoredMonitor, StoredOutage, StoredPlan,
-    StoredSchedule, StoredToken,
+    MonitorSpan, Pruned, ScheduleRun, StoreCheck, StoredChannel, StoredMessage, StoredMonitor, StoredOutage,
+    StoredPlan, StoredSchedule, StoredToken,
 };
 use paramedic_report::document::{NeverNull, ResultDocument};
 use paramedic_report::series::ResultSeries;
@@ -100,6 +100,17 @@ const FORMAT: QueryParameter = QueryParameter {
     name: "format",
     about: "The format.",
     schema: || json!({ "enum": ["jsonl", "csv", "summaries"] }),
+};
+
+const TABLE_FORMAT: QueryParameter = QueryParameter {
+    name: "format",
+    about: "The format.",
+    schema: || json!({ "enum": ["jsonl", "csv"], "default": "jsonl" }),
+};
+const RESOLUTION: QueryParameter = QueryParameter {
+    name: "resolution",
+    about: "The length of a row: minutes are kept for 14 days, hours for 400 days, days for ever.",
+    schema: || json!({ "enum": ["minutes", "hours", "days"], "default": "minutes" }),
 };
 
 const REPORT_FORMAT: QueryParameter = QueryParameter {
@@ -214,6 +225,21 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         query: &[LIMIT, BEFORE],
         ..read("/outages", "The latest outages, newest first", of::<Vec<StoredOutage>>)
+    },
+    Operation {
+        query: &[SINCE, UNTIL, TABLE_FORMAT],
+        answer: Some(("application/x-ndjson", of::<StoredOutage>)),
+        ..read("/outages/export", "The outages, oldest first, one a line, or CSV", of::<Value>)
+    },
+    Operation {
+        query: &[SINCE, UNTIL, TABLE_FORMAT, OF_SCHEDULE],
+        answer: Some(("application/x-ndjson", of::<ScheduleRun>)),
+        ..read("/schedule-runs/export", "What became of the runs, oldest first, one a line, or CSV", of::<Value>)
+    },
+    Operation {
+        query: &[SINCE, UNTIL, TABLE_FORMAT, RESOLUTION],
+        answer: Some(("application/x-ndjson", of::<MonitorSpan>)),
+        ..read("/monitors/{name}/export", "What a monitor measured, oldest first, one row a line, or CSV", of::<Value>)
     },
     read("/channels", "Every channel, without its secrets", of::<Vec<StoredChannel>>),
     Operation {

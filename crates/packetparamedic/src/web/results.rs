@@ -1,17 +1,15 @@
 //! The routes of the saved results: list, show, export, delete, prune.
 
-use std::io;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{FromRequestParts, RawQuery, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use paramedic_appliance::ApplianceError;
-use paramedic_appliance::store::{Export, ExportFormat, PageCursor, Pruned, Retention, RunOrder, RunQuery};
+use paramedic_appliance::store::{ExportFormat, PageCursor, Pruned, Retention, RunOrder, RunQuery};
 use paramedic_report::series::ResultSeries;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,7 +17,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::ApiState;
-use super::chunks::{self, ChunkSender};
+use super::chunks;
 use super::extract::{ApiBody, ApiPath, ApiText, PointsQuery, decoded, encoded, next_page};
 use super::problem::Problem;
 
@@ -162,32 +160,9 @@ pub(super) async fn export(
         return Err(Problem::invalid(StatusCode::BAD_REQUEST, "an export has no pages, and no parameter after"));
     }
     let format = format.unwrap_or_default();
-    let mut export = state.service.appliance().export(query, format).await?;
-    // What fails at once is answered as a problem.
-    let first = export.next_lines().await.map_err(ApplianceError::from)?;
-    let (sender, body) = chunks::body();
-    tokio::spawn(send(export, first, sender));
+    let export = state.service.appliance().export(query, format).await?;
     let kind = if format == ExportFormat::Csv { "text/csv" } else { "application/x-ndjson" };
-    Ok(([(CONTENT_TYPE, kind)], body))
-}
-
-async fn send(mut export: Export, first: Option<Vec<String>>, sender: ChunkSender) {
-    let mut next = Ok(first);
-    loop {
-        let chunk = match next {
-            Ok(Some(lines)) => Ok(Bytes::from(lines.join("\n") + "\n")),
-            Ok(None) => return,
-            Err(error) => {
-                tracing::warn!(%error, "an export broke off");
-                Err(io::Error::other(error))
-            }
-        };
-        let is_over = chunk.is_err();
-        if sender.send(chunk).await.is_err() || is_over {
-            return;
-        }
-        next = export.next_lines().await;
-    }
+    chunks::of_lines(export, kind).await
 }
 
 /// A result document, to the byte as it was saved.
