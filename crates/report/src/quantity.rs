@@ -76,7 +76,7 @@ const RATE: Scale = Scale {
 };
 
 /// The highest valid rate, in bits per second. It is below 2^53, so every JSON reader reads it exactly.
-const MAX_RATE: u64 = 9_000_000_000_000_000;
+pub const MAX_RATE: u64 = 9_000_000_000_000_000;
 
 /// Why a text cannot be parsed as a quantity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -29,6 +29,16 @@ impl QuietHours {
         let time = time.to_zoned(zone.clone()).time();
         if self.from < self.to { (self.from..self.to).contains(&time) } else { time >= self.from || time < self.to }
     }
+
+    /// The end of the range that `time` is in; `None` if it is in none.
+    pub fn end_after(self, time: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        if !self.contain(time, zone) {
+            return None;
+        }
+        let local = time.to_zoned(zone.clone());
+        let day = if local.time() < self.to { local.date() } else { local.date().tomorrow().ok()? };
+        day.to_datetime(self.to).to_zoned(zone.clone()).ok().map(|end| end.timestamp())
+    }
 }
 
 impl FromStr for QuietHours {
@@ -72,6 +82,25 @@ impl fmt::Display for QuietHours {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_ends_on_the_same_day_or_on_the_next() {
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
+        let end = |hours: &str, time: &str| {
+            let end = hours.parse::<QuietHours>().unwrap().end_after(time.parse().unwrap(), &berlin);
+            end.map(|end| end.to_string())
+        };
+        for (hours, time, expected) in [
+            ("22:00-07:00", "2026-01-10T21:00:00Z", Some("2026-01-11T06:00:00Z")),
+            ("22:00-07:00", "2026-01-11T05:59:59Z", Some("2026-01-11T06:00:00Z")),
+            ("22:00-07:00", "2026-01-11T06:00:00Z", None),
+            ("09:00-17:00", "2026-01-11T09:00:00Z", Some("2026-01-11T16:00:00Z")),
+            // The night of the change to summer time.
+            ("22:00-07:00", "2026-03-28T21:00:00Z", Some("2026-03-29T05:00:00Z")),
+        ] {
+            assert_eq!(end(hours, time).as_deref(), expected, "{hours} {time}");
+        }
+    }
 
     #[test]
     fn a_range_may_pass_midnight_and_excludes_its_end() {

@@ -1,0 +1,112 @@
+//! What was found when an alert opened or closed: the numbers behind its message.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::metric::AlertMetric;
+use super::rule::AlertLimit;
+use crate::monitor::outage::OutageScope;
+
+/// What was found. Values are in the unit of the metric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AlertFinding {
+    /// The metric of the rule.
+    pub metric: AlertMetric,
+    /// The limit of the rule at that time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<AlertLimit>,
+    /// When it was found: the end of the test or of the window that decided.
+    pub at: Timestamp,
+    /// Since when the rule is, or was, broken.
+    pub since: Timestamp,
+    /// When the rule held again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// The value that decided; absent if nothing was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<f64>,
+    /// The limit as a value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<f64>,
+    /// What the plan promises, or what is usual at this hour of the week.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<f64>,
+    /// The values among the last `of` that were bad; when it closed, the last ones in a row that were good.
+    pub count: u32,
+    /// The last values that count.
+    pub of: u32,
+    /// The minutes whose probes made the value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_minutes: Option<u32>,
+    /// What a repeated test found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retest: Option<RetestFinding>,
+    /// What was not reachable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outage: Option<OutageFinding>,
+    /// What failed, if a test failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// Why it closed although the rule is still broken: the rule was removed or disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<RuleEnd>,
+}
+
+/// A repeated test, which agreed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RetestFinding {
+    /// The other targets that were tested at the same time, and were bad too.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub also_bad: BTreeSet<String>,
+    /// The other targets that were tested at the same time, and were good.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub good: BTreeSet<String>,
+}
+
+/// An outage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OutageFinding {
+    /// What failed.
+    pub scope: OutageScope,
+    /// The monitors whose target was not reachable.
+    pub failed: BTreeSet<String>,
+}
+
+/// The end of a rule whose alert was open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleEnd {
+    /// It was removed.
+    Removed,
+    /// It was disabled.
+    Disabled,
+}
+
+/// What a rule demands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AlertAction {
+    /// An alert opens.
+    Open {
+        /// The target or the monitor.
+        subject: String,
+        /// Why.
+        finding: Box<AlertFinding>,
+    },
+    /// The alert of the subject closes.
+    Close {
+        /// The target or the monitor.
+        subject: String,
+        /// Why.
+        finding: Box<AlertFinding>,
+    },
+    /// The test of the subject is repeated: its result decides whether the alert opens.
+    Retest {
+        /// The target.
+        subject: String,
+        /// The end of the test that asks for it.
+        at: Timestamp,
+    },
+}
