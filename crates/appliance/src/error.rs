@@ -19,6 +19,7 @@ use paramedic_link::test_spec::{DataMode, Load};
 use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::fold::{EmptyDirection, Impossible};
 
+use crate::alerts::RuleError;
 use crate::alerts::channel::ChannelError;
 use crate::monitor::MonitorError;
 use crate::payload_transport::PayloadTransport;
@@ -238,6 +239,9 @@ pub enum ApplianceError {
     /// A channel is not accepted.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// A rule is not accepted.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
     /// The period of a report has no length.
     #[error("the period from {since} to {until} is empty")]
     EmptyPeriod {

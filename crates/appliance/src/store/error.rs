@@ -193,6 +193,18 @@ pub enum StorageError {
         /// The text that was searched for.
         wanted: String,
     },
+    /// Another rule has this name.
+    #[error("another rule is called {name}")]
+    RuleExists {
+        /// The name.
+        name: String,
+    },
+    /// No rule has this name.
+    #[error("no rule is called {wanted:?}")]
+    NoSuchRule {
+        /// The text that was searched for.
+        wanted: String,
+    },
     /// A result can't be written as JSON, or a saved one can't be read.
     #[error("{source}")]
     Document {

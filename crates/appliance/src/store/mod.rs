@@ -1,6 +1,7 @@
-//! The appliance's database and all of its SQL: paired reflectors, runs, schedules and monitors. It is a SQLite file in
-//! the state folder, or a database of a PostgreSQL server; each has numbered migrations.
+//! The appliance's database and all of its SQL: paired reflectors, runs, schedules, monitors, rules and alerts. It is a SQLite
+//! file in the state folder, or a database of a PostgreSQL server; each has numbered migrations.
 
+mod alerts;
 mod backup;
 mod channels;
 mod check;
@@ -23,6 +24,7 @@ mod postgres_url;
 mod reflector_names;
 mod reflectors;
 mod retention;
+mod rules;
 mod runs;
 mod schedules;
 mod server;
@@ -46,6 +48,7 @@ use sqlx::migrate::Migrator;
 use pool::{StorePool, in_change, rows};
 use server::PostgresServer;
 
+pub use alerts::{AlertRecord, AlertWrite, NewMessage, RuleWrite, StoredAlert};
 pub use channels::StoredChannel;
 pub use check::StoreCheck;
 pub use configuration::{ConfigurationWrite, FileChanges, MonitorWrite, PlanWrite, ScheduleWrite};
@@ -63,6 +66,7 @@ pub use plan::StoredPlan;
 pub use postgres_url::{PostgresAddress, PostgresUrl};
 pub use reflectors::{Reflector, find_reflector};
 pub use retention::{Pruned, Retention};
+pub use rules::StoredRule;
 pub use runs::{RunOrder, RunPosition, RunQuery, SavedRun};
 pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
 pub use server::DatabaseLock;

@@ -9,6 +9,7 @@ mod link;
 mod monitors;
 mod nothing_arrived;
 mod reports;
+mod rules;
 mod schedules;
 mod state;
 
@@ -307,6 +308,7 @@ impl From<&ApplianceError> for CommandFailure {
             E::Schedule(source) => schedules::not_accepted(source),
             E::Monitor(source) => monitors::not_accepted(source),
             E::Channel(source) => channels::not_accepted(source),
+            E::Rule(source) => rules::not_accepted(source),
             E::Plan(_) => {
                 let try_ = "packetparamedic plan set --download 250M --upload 40M";
                 Self::new(Usage, "bad_plan", "the plan is not accepted", error, try_)
@@ -370,6 +372,7 @@ mod tests {
     use std::time::Duration;
 
     use paramedic_appliance::LinkFailure;
+    use paramedic_appliance::alerts::RuleError;
     use paramedic_appliance::alerts::channel::ChannelError;
     use paramedic_appliance::error::Iperf3Failure;
     use paramedic_appliance::monitor::MonitorError;
@@ -628,6 +631,9 @@ mod tests {
             ("no such channel", S::NoSuchChannel { wanted: wanted() }.into()),
             ("channel without a topic", E::Channel(ChannelError::Topic(String::new()))),
             ("command channel by TCP", E::Channel(ChannelError::CommandRefused)),
+            ("rule exists", S::RuleExists { name: wanted() }.into()),
+            ("no such rule", S::NoSuchRule { wanted: wanted() }.into()),
+            ("rule for a channel that is not there", E::Rule(RuleError::NoSuchChannel("phone".to_owned()))),
             ("monitor without a target", E::Monitor(MonitorError::Target("router".to_owned()))),
             ("plan without a rate", E::Plan(PlanError::Zero { direction: Direction::Upload })),
             ("schedule without a budget", E::Schedule(ScheduleError::NoBudget)),

@@ -171,6 +171,13 @@ impl From<&StorageError> for CommandFailure {
                 "no such channel",
                 "run `packetparamedic channel list` to list them".to_owned(),
             ),
+            E::RuleExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
+            E::NoSuchRule { .. } => fail(
+                Exit::Failed,
+                "no_such_rule",
+                "no such rule",
+                "run `packetparamedic rule list` to list them".to_owned(),
+            ),
             E::Document { .. } => fail(
                 Exit::Failed,
                 "history_unreadable",

@@ -1,0 +1,25 @@
+//! The failures of rules.
+
+use paramedic_appliance::alerts::RuleError;
+
+use super::{CommandFailure, ExitStatus};
+
+/// The failure of a rule that is not accepted.
+pub(super) fn not_accepted(error: &RuleError) -> CommandFailure {
+    let try_ = match error {
+        RuleError::Name(_) | RuleError::Reserved => "choose such a name, as in --name slow-download",
+        RuleError::Subject => "use the name that `history list` or `monitor list` prints",
+        RuleError::NoSubject { .. } => "omit --target",
+        RuleError::NoLimit { .. } | RuleError::LimitKind { .. } | RuleError::LimitValue { .. } => {
+            "use --below 50M, --below-plan 70%, --below-usual 60%, --above 2% or --above-usual 250%, as the metric allows"
+        }
+        RuleError::LimitText { .. } => "write a rate as 50M, a latency as 80ms, a loss as 2% and a time as 10m",
+        RuleError::Count => "use --times 3/4 for 3 of the last 4",
+        RuleError::OneEvent { .. } => "omit --times",
+        RuleError::Window => "use --window 5",
+        RuleError::Retest { .. } => "omit --retest",
+        RuleError::Channels => "name each channel once, at most 16",
+        RuleError::NoSuchChannel(_) => "run `packetparamedic channel list` to list them",
+    };
+    CommandFailure::new(ExitStatus::Usage, "bad_rule", "the rule is not accepted", error, try_)
+}
