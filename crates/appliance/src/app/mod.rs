@@ -2,6 +2,7 @@
 //! the command line, uses it. It never prints, and leaves all output to the client.
 
 mod access;
+mod alerts;
 mod backup;
 mod channels;
 mod clocks;
@@ -39,6 +40,7 @@ use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFold
 use tokio::sync::OnceCell;
 
 pub use access::NewToken;
+pub use alerts::RuleOverview;
 pub use backup::BackupFile;
 pub use channels::ChannelTest;
 pub use configuration::{

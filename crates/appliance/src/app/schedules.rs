@@ -128,6 +128,35 @@ impl Appliance {
         Ok(store.schedule_runs_page(schedule, after, limit).await?)
     }
 
+    /// The tests that repeat one against `subject`: those of an enabled schedule for it, each with its schedule. One against
+    /// another paired reflector comes first, if there is one, so that its result is there when that of `subject` is judged.
+    pub(super) async fn retests(&self, subject: &str) -> Result<Vec<(StoredSchedule, Schedule)>, ApplianceError> {
+        let store = self.reading_store().await?;
+        let known = store.reflectors().await?;
+        let is_subject = |stored: &StoredSchedule| {
+            let request = &stored.schedule.request;
+            let target = match &request.peer {
+                Some(peer) => {
+                    find_reflector(known.clone(), peer).map_or_else(|_| peer.clone(), |own| own.name.to_string())
+                }
+                None => known.first().filter(|_| known.len() == 1).map(|own| own.name.to_string()).unwrap_or_default(),
+            };
+            stored.enabled && target == subject
+        };
+        let Some(stored) = store.schedules().await?.into_iter().find(is_subject) else { return Ok(Vec::new()) };
+        let needs_pairing =
+            providers::find(&stored.schedule.request.provider).is_some_and(providers::Provider::needs_identity);
+        let other = known.iter().find(|own| needs_pairing && own.name.to_string() != subject);
+        let against = |name: String| {
+            let mut schedule = stored.schedule.clone();
+            schedule.request.peer = Some(name);
+            (stored.clone(), schedule)
+        };
+        let other = other.map(|own| against(own.name.to_string()));
+        let schedule = stored.schedule.clone();
+        Ok(other.into_iter().chain([(stored.clone(), schedule)]).collect())
+    }
+
     pub(super) async fn estimate(&self, request: &TestRequest) -> Result<VolumeEstimate, ApplianceError> {
         let capacity = self.reading_store().await?.line_capacity(request.peer.as_deref()).await?;
         Ok(volume::estimate(&request.spec, capacity))

@@ -13,9 +13,10 @@ use paramedic_engines::host_facts;
 use paramedic_report::document::ResultDocument;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use uuid::Uuid;
 
+use super::alerts::{AlertBoard, RetestWish};
 use super::channels::ChannelTest;
 use super::clocks::{random, read_clocks};
 use super::delivery::DeliveryDesk;
@@ -79,6 +80,9 @@ struct ServiceState {
     is_stopping: watch::Sender<bool>,
     monitors: MonitorBoard,
     deliveries: Arc<DeliveryDesk>,
+    alerts: AlertBoard,
+    /// The tests that rules want repeated.
+    retests: tokio::sync::Mutex<mpsc::Receiver<RetestWish>>,
 }
 
 /// The run that takes place.
@@ -171,10 +175,13 @@ impl Appliance {
         }
         let monitors = MonitorBoard::new(self.clone(), adds_monitors);
         let deliveries = Arc::new(DeliveryDesk::new(self.clone()));
+        let (alerts, retests) = AlertBoard::new(self.clone(), now);
         Ok(Service {
             state: Arc::new(ServiceState {
                 monitors,
                 deliveries,
+                alerts,
+                retests: tokio::sync::Mutex::new(retests),
                 appliance: self.clone(),
                 endpoint_id,
                 started_at: now,
@@ -206,12 +213,18 @@ fn lock_service(state_dir: &Path) -> Result<File, ApplianceError> {
 }
 
 impl Service {
-    /// Runs the schedules and the monitors, and delivers messages, until [`Service::stop`]; then cancels the running test
-    /// and keeps what was measured.
+    /// Runs the schedules and the monitors, judges by the rules, and delivers messages, until [`Service::stop`]; then cancels
+    /// the running test and keeps what was measured.
     pub async fn run(&self) {
         let stopping = || self.state.is_stopping.subscribe();
-        let monitors = self.state.monitors.run(stopping());
-        tokio::join!(self.run_schedules(), monitors, self.state.deliveries.run(stopping()));
+        let ServiceState { monitors, alerts, deliveries, updates, .. } = &*self.state;
+        tokio::join!(
+            self.run_schedules(),
+            monitors.run(stopping()),
+            alerts.run(monitors, updates, deliveries, stopping()),
+            self.run_retests(),
+            deliveries.run(stopping())
+        );
     }
 
     async fn run_schedules(&self) {
@@ -264,6 +277,11 @@ impl Service {
         self.state.monitors.definitions_changed();
     }
 
+    /// Reads the rules again: they have changed.
+    pub fn rules_changed(&self) {
+        self.state.alerts.rules_changed();
+    }
+
     /// Delivers what is due: a message was added, or the channels have changed.
     pub fn messages_changed(&self) {
         self.state.deliveries.wake();
@@ -278,7 +296,8 @@ impl Service {
 
     /// Whether it runs, and is not faulted.
     pub fn is_working(&self) -> bool {
-        let is_faulted = lock(&self.state.problem).is_some() || self.state.monitors.problem().is_some();
+        let ServiceState { problem, monitors, alerts, .. } = &*self.state;
+        let is_faulted = lock(problem).is_some() || monitors.problem().is_some() || alerts.problem().is_some();
         !is_faulted && !*self.state.is_stopping.borrow()
     }
 
@@ -397,7 +416,11 @@ impl Service {
             .collect::<Vec<_>>();
         planned.sort_by_key(|planned| planned.start);
         let mut problems = lock(&state.problem).iter().map(|problem| problem.text.clone()).collect::<Vec<_>>();
-        problems.extend(state.monitors.problem().filter(|problem| !problems.contains(problem)));
+        for problem in state.monitors.problem().into_iter().chain(state.alerts.problem()) {
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
         let word = match (*state.is_stopping.borrow(), problems.is_empty()) {
             (true, _) => "stopping",
             (_, false) => "faulted",
@@ -591,17 +614,86 @@ impl Service {
         }
         // From the time at which the end is stored, the schedule can be run again.
         self.release();
+        self.keep_ending(id, &run.name, ending).await;
+    }
+
+    /// Stores and reports how a run ended.
+    async fn keep_ending(&self, id: Uuid, schedule: &str, ending: RunEnding) {
         self.keep(PendingWrite::Ended(id, ending.clone())).await;
-        let RunEnding { outcome, reason, result_id, .. } = ending.clone();
-        self.report(id, Some(&run.name), RunReport::Life(RunLife::Ended { outcome, reason, result_id }));
         tracing::info!(
-            schedule = run.name,
+            schedule,
             outcome = ending.outcome.as_str(),
             reason = ending.reason.as_deref(),
             result = ending.result_id.map(|id| id.to_string()),
             data_used_bytes = ending.data_used_bytes,
             "a run ended"
         );
+        let RunEnding { outcome, reason, result_id, .. } = ending;
+        self.report(id, Some(schedule), RunReport::Life(RunLife::Ended { outcome, reason, result_id }));
+    }
+
+    /// Repeats the tests that rules want repeated, one after the other.
+    async fn run_retests(&self) {
+        let mut stopping = self.state.is_stopping.subscribe();
+        let mut wishes = self.state.retests.lock().await;
+        loop {
+            let wish = tokio::select! {
+                wish = wishes.recv() => wish,
+                _ = stopping.wait_for(|wanted| *wanted) => None,
+            };
+            let Some(RetestWish { rule, subject }) = wish else { return };
+            match self.state.appliance.retests(&subject).await {
+                Ok(tests) if tests.is_empty() => {
+                    tracing::info!(
+                        rule,
+                        target = subject,
+                        "no schedule tests it: the next test decides, not a repeated one"
+                    );
+                }
+                Ok(tests) => {
+                    for (stored, schedule) in tests {
+                        self.retest(&rule, &stored, &schedule).await;
+                    }
+                }
+                Err(error) => tracing::warn!(rule, target = subject, %error, "a test is not repeated"),
+            }
+        }
+    }
+
+    /// Runs a test of a schedule for a rule, under the conditions of the schedule: its budget, its quiet hours, a busy line.
+    async fn retest(&self, rule: &str, stored: &StoredSchedule, schedule: &Schedule) {
+        let cancelled = self.state.is_stopping.subscribe();
+        let (name, now) = (stored.schedule.name.clone(), Timestamp::now());
+        let run = DueRun { schedule: stored.id, name, due: now, is_requested: false };
+        let expected_bytes = match self.admit(&run, schedule).await {
+            Ok(Ok(expected_bytes)) => expected_bytes,
+            Ok(Err(reason)) => {
+                tracing::info!(rule, schedule = run.name, reason = reason.as_str(), "a test is not repeated");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(rule, schedule = run.name, %error, "a test is not repeated");
+                return;
+            }
+        };
+        // It is no occurrence of the schedule, but uses its budget.
+        let run = DueRun { is_requested: true, ..run };
+        let begun = match self.state.appliance.store().await {
+            Ok(store) => store.begin_run(&self.endpoint_id(), &run, expected_bytes, now).await.map_err(Into::into),
+            Err(error) => Err(error),
+        };
+        let id = match begun {
+            Ok(id) => id,
+            Err(error) => return self.fault(&error, false),
+        };
+        tracing::info!(rule, schedule = run.name, target = schedule.request.peer, "a test is repeated");
+        self.report(id, Some(&run.name), RunReport::Life(RunLife::Accepted));
+        let ended = self.measure(id, schedule, cancelled).await;
+        let (ending, result) = self.ending(ended);
+        if let Some(result) = result {
+            self.keep(PendingWrite::Result(result)).await;
+        }
+        self.keep_ending(id, &run.name, ending).await;
     }
 
     /// No run takes place any more.

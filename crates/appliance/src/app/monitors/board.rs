@@ -138,6 +138,11 @@ impl MonitorBoard {
         self.state.changed.notify_one();
     }
 
+    /// Waits until minutes or an outage were written. One caller is woken. Cancel safe.
+    pub(in crate::app) async fn written(&self) {
+        self.state.shared.written.notified().await;
+    }
+
     /// Why what the monitors measure cannot be written.
     pub(in crate::app) fn problem(&self) -> Option<String> {
         self.live().problems.values().next().cloned()

@@ -77,6 +77,8 @@ pub(super) struct SharedMonitors {
     live: Mutex<LiveMonitors>,
     /// An outage waits to be written.
     pub(super) outage_changed: Notify,
+    /// Minutes or an outage were written.
+    pub(super) written: Notify,
     /// Counts the changes of the host after which nothing that was sent before can be judged.
     pub(super) host_changes: watch::Sender<u64>,
     /// Counts the changes of states and outages.
@@ -103,6 +105,7 @@ impl SharedMonitors {
             appliance,
             live: Mutex::new(live),
             outage_changed: Notify::new(),
+            written: Notify::new(),
             host_changes: watch::channel(0).0,
             changes: watch::channel(0).0,
         }

@@ -123,6 +123,7 @@ impl MonitorRecords {
         match saved.await {
             Ok(()) => {
                 tracing::debug!(rows = rows.len(), "minutes of the monitors are stored");
+                self.shared.written.notify_one();
                 Ok(())
             }
             Err(error) => {
@@ -188,6 +189,7 @@ impl MonitorRecords {
                 self.live().dated_begins.remove(&id);
             }
             log_outage(&stored);
+            self.shared.written.notify_one();
         }
         Ok(())
     }
