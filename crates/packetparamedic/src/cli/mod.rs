@@ -20,6 +20,7 @@ mod provider_flags;
 mod reflectors;
 mod report;
 mod rotate_identity;
+mod rule;
 mod schedule;
 mod schema;
 mod self_test;
@@ -104,6 +105,10 @@ enum Command {
     Monitor(monitor::Args),
     /// List when targets of the monitors were not reachable, and what still was
     Outages(monitor::OutagesArgs),
+    /// What the service warns of: list, add, show, remove, enable, disable and preview rules
+    Rule(rule::Args),
+    /// List what the service warned of
+    Alerts(rule::AlertsArgs),
     /// What the contract with the provider promises, with which results are compared: show, set, clear
     Plan(plan::Args),
     /// Make a report on the line for its provider: the rates beside the contract, outages, and how it was measured
@@ -154,6 +159,8 @@ impl Command {
             Command::Schedule(args) if args.json => OutputFormat::Json,
             Command::Monitor(args) if args.json => OutputFormat::Json,
             Command::Outages(args) if args.json => OutputFormat::Json,
+            Command::Rule(args) if args.json => OutputFormat::Json,
+            Command::Alerts(args) if args.json => OutputFormat::Json,
             Command::Status(args) if args.json => OutputFormat::Json,
             Command::Plan(args) if args.json => OutputFormat::Json,
             Command::Channel(args) if args.json => OutputFormat::Json,
@@ -405,6 +412,8 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::Token(args) => token::run(args, context).await,
         Command::Monitor(args) => monitor::run(args, context).await,
         Command::Outages(args) => monitor::outages(args, context).await,
+        Command::Rule(args) => rule::run(args, context).await,
+        Command::Alerts(args) => rule::alerts(args, context).await,
         Command::Serve => Box::pin(serve::run(context)).await,
         Command::Status(args) => status::run(args, context).await,
         Command::Health(args) => status::health(args, context).await,

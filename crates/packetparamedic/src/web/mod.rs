@@ -25,6 +25,7 @@ mod rate_window;
 pub(crate) mod reflectors;
 pub(crate) mod report;
 pub(crate) mod results;
+pub(crate) mod rules;
 mod schedules;
 pub(crate) mod store;
 pub(crate) mod table_exports;
@@ -189,6 +190,13 @@ fn api() -> ApiRoutes {
         .route("/channels/{name}/disable", post(channels::disable))
         .route("/channels/{name}/test", post(channels::test))
         .route("/messages", get(channels::messages))
+        .route("/rules", get(rules::list).post(rules::add))
+        .route("/rule-suggestions", get(rules::suggested))
+        .route("/rules/preview", post(rules::preview))
+        .route("/rules/{name}", get(rules::show).delete(rules::remove))
+        .route("/rules/{name}/enable", post(rules::enable))
+        .route("/rules/{name}/disable", post(rules::disable))
+        .route("/alerts", get(rules::alerts))
         .route(plan::ROUTE, get(plan::show).put(plan::set).delete(plan::clear))
         .route("/reflectors", get(reflectors::list).post(reflectors::pair))
         .route("/reflectors/imports", post(reflectors::import))

@@ -6,17 +6,18 @@ use std::sync::LazyLock;
 use axum::http::Method;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use paramedic_appliance::alerts::AlertRule;
 use paramedic_appliance::alerts::channel::NewChannel;
 use paramedic_appliance::app::{
     ChannelTest, ConfigurationChange, DeviceConfiguration, ImportedPairings, MonitorOverview, MonitorSeries, NewToken,
-    OldPairings, RunUpdate, ScheduleOverview, ScheduleProposal, ServiceStatus, UdpCheck,
+    OldPairings, RuleOverview, RunUpdate, ScheduleOverview, ScheduleProposal, ServiceStatus, UdpCheck,
 };
 use paramedic_appliance::plan::Plan;
 use paramedic_appliance::request::TestRequest;
 use paramedic_appliance::schedule::Schedule;
 use paramedic_appliance::store::{
-    MonitorSpan, Pruned, ScheduleRun, StoreCheck, StoredChannel, StoredMessage, StoredMonitor, StoredOutage,
-    StoredPlan, StoredSchedule, StoredToken,
+    MonitorSpan, Pruned, ScheduleRun, StoreCheck, StoredAlert, StoredChannel, StoredMessage, StoredMonitor, StoredOutage,
+    StoredPlan, StoredRule, StoredSchedule, StoredToken,
 };
 use paramedic_report::document::{NeverNull, ResultDocument};
 use paramedic_report::series::ResultSeries;
@@ -36,6 +37,7 @@ use super::plan::PlanAnswer;
 use super::problem::Problem;
 use super::reflectors::{CheckedReflector, ListedReflector, PairRequest, PairedReflector, RenameRequest};
 use super::results::{DeletionRequest, ImportAnswer, PruneRequest};
+use super::rules::PreviewAnswer;
 use super::schedules::RunRequested;
 use super::store::StorePruneRequest;
 use super::test_runs::{CancelAnswer, TestLine};
@@ -153,6 +155,11 @@ const POINTS: QueryParameter = QueryParameter {
     about: "At most this many points in a series; each is the mean and the extremes of neighbouring intervals.",
     schema: || json!({ "type": "integer", "minimum": 1, "maximum": 10000, "default": 500 }),
 };
+const ONLY_OPEN: QueryParameter = QueryParameter {
+    name: "open",
+    about: "Whether only open alerts are listed.",
+    schema: || json!({ "type": "boolean", "default": false }),
+};
 const OF_SCHEDULE: QueryParameter = QueryParameter {
     name: "schedule",
     about: "Those of the schedule with this name.",
@@ -255,6 +262,30 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         query: &[LIMIT, BEFORE],
         ..read("/messages", "The latest messages with their deliveries, newest first", of::<Vec<StoredMessage>>)
+    },
+    read("/rules", "Every rule with its open alerts", of::<Vec<RuleOverview>>),
+    Operation {
+        body: Some(of::<AlertRule>),
+        status: 201,
+        ..change("post", "/rules", "Adds a rule, which judges what is measured from then on", of::<StoredRule>)
+    },
+    read("/rule-suggestions", "The rules that are suggested and not there yet; none is active", of::<Vec<AlertRule>>),
+    Operation {
+        body: Some(of::<AlertRule>),
+        ..change(
+            "post",
+            "/rules/preview",
+            "When a rule would have fired in the last 30 days; saves nothing",
+            of::<PreviewAnswer>,
+        )
+    },
+    read("/rules/{name}", "A rule", of::<RuleOverview>),
+    change("delete", "/rules/{name}", "Removes a rule and closes its alerts", of::<StoredRule>),
+    change("post", "/rules/{name}/enable", "Lets a rule judge again", of::<StoredRule>),
+    change("post", "/rules/{name}/disable", "Keeps a rule from judging and closes its alerts", of::<StoredRule>),
+    Operation {
+        query: &[ONLY_OPEN, LIMIT, AFTER],
+        ..read("/alerts", "The latest alerts, newest first", of::<Vec<StoredAlert>>)
     },
     read("/plan", "What the contract promises", of::<PlanAnswer>),
     Operation {
