@@ -18,6 +18,7 @@ export const VIEWS_OF_DATA = [
   "/history?period=all",
   "/monitors",
   "/outages",
+  "/alerts",
   "/report",
 ];
 

@@ -11,15 +11,16 @@ use paramedic_report::summary::RunSummary;
 
 use super::monitors::{MonitorActivity, MonitorOverview, minute_of};
 use super::service::Service;
+use crate::alerts::AlertMetric;
 use crate::error::ApplianceError;
 use crate::line_verdict::{
-    self, FailedTest, LineObservations, LineVerdict, MeasuredSpeed, MonitorLoss, OutageSeen, ResultSeen,
+    self, FailedTest, LineObservations, LineVerdict, MeasuredSpeed, MonitorLoss, OpenAlert, OutageSeen, ResultSeen,
 };
 use crate::monitor::MonitorTarget;
 use crate::monitor::series::DAY;
 use crate::plan::Plan;
 use crate::schedule::budget;
-use crate::store::{ApplianceStore, LossSum, RunQuery, StoredOutage, StoredPlan};
+use crate::store::{AlertRecord, ApplianceStore, LossSum, RunQuery, StoredAlert, StoredOutage, StoredPlan};
 
 /// The length of a step of a monitor's day, in minutes.
 pub const DAY_STEP: i64 = 15;
@@ -27,6 +28,8 @@ pub const DAY_STEP: i64 = 15;
 const LATEST_RUNS: u32 = 50;
 /// The latest outages, among which those of the last day are.
 const LATEST_OUTAGES: u32 = 200;
+/// The open alerts that the sentence counts.
+const MOST_ALERTS: u32 = 50;
 
 /// The line at a glance.
 pub struct LineOverview {
@@ -72,12 +75,14 @@ impl Service {
         let all = store.outages(None, LATEST_OUTAGES).await?;
         let is_of_day = |outage: &StoredOutage| outage.ended_at.is_none_or(|ended| ended >= since);
         let month = budget::month_of(now, &TimeZone::system()).map_or(now, |month| month.from);
+        let open = store.alerts(true, None, MOST_ALERTS).await?;
         let verdict = line_verdict::judge(&LineObservations {
             now,
             monitors: monitors.iter().map(|day| loss_of(&day.overview)).collect(),
             outage: all.first().map(outage_seen),
             result: last.as_ref().map(|document| result_seen(document, plan.as_ref().map(|stored| &stored.plan))),
             failure: failure.as_ref().map(failed_test),
+            alerts: open.into_iter().filter_map(open_alert).collect(),
         });
         Ok(LineOverview {
             at: now,
@@ -141,6 +146,12 @@ fn outage_seen(stored: &StoredOutage) -> OutageSeen {
         scope: stored.scope,
         failed: stored.failed.iter().cloned().collect(),
     }
+}
+
+/// The alert as the sentence needs it; `None` for one about an outage.
+fn open_alert(alert: StoredAlert) -> Option<OpenAlert> {
+    let AlertRecord { title, finding, .. } = alert.opening;
+    (finding.metric != AlertMetric::Outage).then_some(OpenAlert { title, since: finding.since })
 }
 
 fn failed_test(run: &RunSummary) -> FailedTest {

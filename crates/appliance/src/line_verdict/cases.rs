@@ -11,7 +11,7 @@ fn at(minutes: i64) -> Timestamp {
 }
 
 fn nothing() -> LineObservations {
-    LineObservations { now: at(0), monitors: vec![], outage: None, result: None, failure: None }
+    LineObservations { now: at(0), monitors: vec![], outage: None, result: None, failure: None, alerts: vec![] }
 }
 
 fn monitor(name: &str, count: u64, lost: u64) -> MonitorLoss {
@@ -42,6 +42,10 @@ fn down(mbps: u64, promised: Option<PromisedRate>) -> MeasuredSpeed {
 
 fn up(mbps: u64, promised: Option<PromisedRate>) -> MeasuredSpeed {
     speed(Direction::Upload, mbps, promised, LimitCause::Network)
+}
+
+fn slow() -> OpenAlert {
+    OpenAlert { title: "Slow download: 61.0 Mbit/s from attic".to_owned(), since: at(-30) }
 }
 
 fn shown(verdict: &LineVerdict) -> String {
@@ -283,6 +287,18 @@ fn cases() -> Vec<(&'static str, LineObservations, Tone, &'static str)> {
             LineObservations { result: bloated(Load::Upload, Grade::F, 431.4), monitors: clean(), ..nothing() },
             Tone::Fair,
             "An upload delays everything else by 431 ms (grade F), as measured at 11:00.",
+        ),
+        (
+            "an alert",
+            LineObservations { monitors: clean(), result: kept(), alerts: vec![slow()], ..nothing() },
+            Tone::Fair,
+            "Slow download: 61.0 Mbit/s from attic, since 11:30.",
+        ),
+        (
+            "several alerts",
+            LineObservations { monitors: clean(), alerts: vec![slow(), slow(), slow()], ..nothing() },
+            Tone::Fair,
+            "Slow download: 61.0 Mbit/s from attic, since 11:30. 2 more alerts are open.",
         ),
         (
             "a load that hardly matters",

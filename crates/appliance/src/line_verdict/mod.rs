@@ -42,6 +42,17 @@ pub struct LineObservations {
     pub result: Option<ResultSeen>,
     /// The latest test after it that measured nothing.
     pub failure: Option<FailedTest>,
+    /// The open alerts, the latest first. Those about outages are left out: an outage is seen by itself.
+    pub alerts: Vec<OpenAlert>,
+}
+
+/// An open alert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenAlert {
+    /// What it says in one line.
+    pub title: String,
+    /// Since when its rule is broken.
+    pub since: Timestamp,
 }
 
 /// What a monitor has seen in the last quarter of an hour.
@@ -142,6 +153,9 @@ pub fn judge(seen: &LineObservations) -> LineVerdict {
     if let Some(verdict) = loss(&seen.monitors) {
         return verdict;
     }
+    if let Some((latest, others)) = seen.alerts.split_first() {
+        return alert(latest, others.len());
+    }
     let recovered = outage.and_then(|outage| recovered(outage, seen.now));
     if let Some(failure) = &seen.failure {
         return failed_test(failure, &seen.monitors);
@@ -203,6 +217,17 @@ fn loss(monitors: &[MonitorLoss]) -> Option<LineVerdict> {
         _ => {}
     }
     Some(sentence.text(".").with(tone))
+}
+
+/// What the latest alert says.
+fn alert(latest: &OpenAlert, others: usize) -> LineVerdict {
+    let more = match others {
+        0 => String::new(),
+        1 => ". Another alert is open".to_owned(),
+        others => format!(". {others} more alerts are open"),
+    };
+    let sentence = Sentence::default().text(latest.title.trim_end_matches('.')).text(", since ").time(latest.since);
+    sentence.text(more).text(".").with(Tone::Fair)
 }
 
 fn recovered(outage: &OutageSeen, now: Timestamp) -> Option<LineVerdict> {

@@ -67,22 +67,25 @@ const paramedicCharts = (() => {
     return { at, columns: data.columns.map((column, number) => ({ ...column, values: values[number] })) };
   }
 
-  function outages() {
-    return [...document.querySelectorAll("[data-outage-from]")].map((element) => ({
-      from: Number(element.dataset.outageFrom),
-      to: element.dataset.outageTo === "" ? Date.now() / 1000 : Number(element.dataset.outageTo),
-    }));
+  // The times of a list in the page: outages, or alerts.
+  function times(name) {
+    return [...document.querySelectorAll(`[data-${name}-from]`)].map((element) => {
+      const [from, to] = ["from", "to"].map((end) => element.getAttribute(`data-${name}-${end}`));
+      return { from: Number(from), to: to === "" ? Date.now() / 1000 : Number(to) };
+    });
   }
 
-  function outagesPlugin(colour) {
+  // Alerts are a line along the top, outages the whole height.
+  function timesPlugin(name, colour) {
     const draw = (plot) => {
-      const { left, top, width, height } = plot.bbox;
+      const { left, top, width } = plot.bbox;
+      const height = name === "alert" ? Math.round(plot.bbox.height / 30) + 2 : plot.bbox.height;
       plot.ctx.save();
-      plot.ctx.fillStyle = faint(colour, 22);
-      for (const { from, to } of outages()) {
+      plot.ctx.fillStyle = name === "alert" ? colour : faint(colour, 22);
+      for (const { from, to } of times(name)) {
         const begin = Math.max(plot.valToPos(from, "x", true), left);
         const end = Math.min(plot.valToPos(to, "x", true), left + width);
-        // A short outage is still seen.
+        // A short one is still seen.
         if (begin <= left + width && end >= left) plot.ctx.fillRect(begin, top, Math.max(end - begin, 2), height);
       }
       plot.ctx.restore();
@@ -133,7 +136,7 @@ const paramedicCharts = (() => {
         ...shown.map((column) => ({ ...series(column), value: (_, number) => value(number) })),
       ],
       bands,
-      plugins: isTime ? [outagesPlugin(paramedic.colour("--bad"))] : [],
+      plugins: isTime ? [timesPlugin("outage", paramedic.colour("--bad")), timesPlugin("alert", paramedic.colour("--fair"))] : [],
     };
   }
 

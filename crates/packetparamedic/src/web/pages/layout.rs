@@ -14,6 +14,7 @@ pub(super) const SECTIONS: &[(Section, &str, &str)] = &[
     (Section::Now, "Now", "/"),
     (Section::History, "History", "/history"),
     (Section::Monitors, "Monitors", "/monitors"),
+    (Section::Alerts, "Alerts", "/alerts"),
     (Section::Report, "Report", "/report"),
     (Section::Settings, "Settings", "/settings"),
 ];
@@ -27,6 +28,8 @@ pub(super) enum Section {
     History,
     /// What is probed all the time.
     Monitors,
+    /// What it warns of.
+    Alerts,
     /// The report on the line.
     Report,
     /// What can be changed.

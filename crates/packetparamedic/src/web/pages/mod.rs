@@ -1,6 +1,7 @@
 //! The web pages of the running service: rendered by the server, readable without JavaScript. A thin client of the appliance's
 //! `app`, as the API is.
 
+mod alerts;
 mod assets;
 mod dress;
 mod layout;
@@ -46,6 +47,10 @@ pub(super) fn pages() -> Router<ApiState> {
         .route("/settings/schedules/{name}/switch", post(schedules::switch))
         .route("/settings/schedules/{name}/run", post(schedules::run))
         .route("/settings/schedules/{name}/remove", post(schedules::remove))
+        .route(alerts::PATH, get(alerts::show).post(alerts::add))
+        .route("/alerts/suggested", post(alerts::add_suggested))
+        .route("/alerts/rules/{name}/switch", post(alerts::switch))
+        .route("/alerts/rules/{name}/remove", post(alerts::remove))
         .route(monitors::PATH, get(monitors::show).post(monitors::add))
         .route("/settings/monitors/{name}/switch", post(monitors::switch))
         .route("/settings/monitors/{name}/remove", post(monitors::remove))

@@ -33,6 +33,7 @@ const PAGES: [&str; 18] = [
     "/history?period=day&target=x&engine=tcp",
     "/monitors",
     "/outages",
+    "/alerts",
     "/report",
     "/start",
     "/start?step=plan",
@@ -158,7 +159,12 @@ async fn text_from_outside_is_text_on_every_page() {
         format!("<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u{202E}\u{1F480}{}", "x".repeat(10_000));
     Box::pin(fill(&pages, &hostile)).await;
     let run = format!("/runs/{}", example::full().id);
-    for path in PAGES.into_iter().chain([run.as_str(), "/monitors/gateway", "/history?period=all&target=%3Cb%3E"]) {
+    for path in PAGES.into_iter().chain([
+        run.as_str(),
+        "/monitors/gateway",
+        "/history?period=all&target=%3Cb%3E",
+        "/history?period=all",
+    ]) {
         let page = pages.get(SOCKET, path).await;
         assert_eq!(page.status, StatusCode::OK, "{path}: {}", page.text());
         let html = page.text();
@@ -235,6 +241,23 @@ async fn fill(pages: &Pages, hostile: &str) {
     .execute(&mut database)
     .await
     .unwrap();
+    let at = "2026-01-31T00:00:00Z";
+    let finding = serde_json::json!({ "metric": "download", "at": at, "since": at, "count": 1, "of": 1 });
+    let record = serde_json::json!({ "title": hostile, "text": hostile, "finding": finding }).to_string();
+    for closed_at_us in [None, Some(1_i64)] {
+        sqlx::query(
+            "INSERT INTO alerts (id, appliance, rule_id, rule_name, subject, opened_at_us, closed_at_us, opening) \
+             VALUES ($1, 'PP', $2, $3, $3, 0, $4, $5)",
+        )
+        .bind(uuid::Uuid::now_v7().to_string())
+        .bind(uuid::Uuid::now_v7().to_string())
+        .bind(hostile)
+        .bind(closed_at_us)
+        .bind(&record)
+        .execute(&mut database)
+        .await
+        .unwrap();
+    }
 }
 
 #[tokio::test]
@@ -384,6 +407,37 @@ async fn a_file_that_applies_marks_its_rows_on_the_page() {
     assert!(pages.get(SOCKET, "/settings/plan").await.text().contains("by a file"));
     pages.post(SOCKET, "/settings/plan", "download=100&upload=40", "").await;
     assert!(!pages.get(SOCKET, "/settings/plan").await.text().contains("by a file"));
+}
+
+#[tokio::test]
+async fn a_rule_is_previewed_added_switched_and_removed_by_forms() {
+    let pages = Pages::new().await;
+    let form = "metric=monitor_loss&limit=above&value=2%25&times=2&of=3&name=lossy";
+    let preview = pages.post(SOCKET, "/alerts", &format!("{form}&preview=1"), "").await;
+    assert_eq!(preview.status, StatusCode::OK);
+    for part in ["It would not have fired in the last 14 days", "no monitor is there and enabled", "value=\"lossy\""] {
+        assert!(preview.text().contains(part), "{part}: {}", preview.text());
+    }
+    assert!(pages.appliance.rules().await.unwrap().is_empty(), "a preview saves nothing");
+    let near = address("127.0.0.1:5000");
+    let refused = pages.post(near, "/alerts", form, "").await;
+    assert_eq!((refused.status, refused.header(LOCATION)), (StatusCode::SEE_OTHER, "/login?next=%2F"));
+    let added = pages.post(SOCKET, "/alerts", form, "").await;
+    assert_eq!((added.status, added.header(LOCATION)), (StatusCode::SEE_OTHER, "/alerts?done=rule-added"));
+    let again = pages.post(SOCKET, "/alerts", form, "").await;
+    assert!(again.status != StatusCode::SEE_OTHER && again.text().contains("another rule is called lossy"));
+    let wrong = pages.post(SOCKET, "/alerts", "metric=download&limit=above&value=2M", "").await;
+    assert!(wrong.status == StatusCode::BAD_REQUEST && wrong.text().contains("no limit of this kind"), "{wrong:?}");
+    pages.post(SOCKET, "/alerts/rules/lossy/switch", "", "").await;
+    let shown = pages.get(SOCKET, "/alerts?preview=lossy").await.text();
+    only_own_markup("/alerts", &shown);
+    assert!(shown.contains("disabled") && shown.contains("id=\"preview\""), "{shown}");
+    assert_eq!(pages.get(SOCKET, "/alerts?preview=none").await.status, StatusCode::NOT_FOUND);
+    let suggested = pages.post(SOCKET, "/alerts/suggested", "name=outage", "").await;
+    assert_eq!(suggested.header(LOCATION), "/alerts?done=rule-added");
+    pages.post(SOCKET, "/alerts/rules/lossy/remove", "", "").await;
+    let rules = pages.appliance.rules().await.unwrap();
+    assert_eq!(rules.iter().map(|rule| rule.stored.rule.name.as_str()).collect::<Vec<_>>(), ["outage"]);
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use super::super::layout::{Layout, Section, page};
 use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
+use super::alerts::{AlertList, alerts_between};
 use super::chart::{Chart, ChartColumn, ChartPosition, ChartUnit, ColumnForm};
 use super::heat::{HeatMap, TimedRates};
 use super::outages::{OutageList, outages_between};
@@ -48,6 +49,7 @@ struct HistoryPage {
     charts: Vec<Chart>,
     heat: Option<HeatMap>,
     outages: OutageList,
+    alerts: AlertList,
     runs: Vec<RunSummary>,
     older: Option<String>,
 }
@@ -130,6 +132,7 @@ pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Res
     targets.retain(|name| shown(name) == *name);
     engines.retain(|name| shown(name) == *name);
     let outages = outages_between(appliance, charts.since, now).await?;
+    let alerts = alerts_between(appliance, charts.since, now).await?;
     let heat = HeatMap::of(&charts.rates, &TimeZone::system());
     Ok(page(&HistoryPage {
         layout: visitor.layout("History", Section::History),
@@ -140,6 +143,7 @@ pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Res
         charts: charts.charts,
         heat,
         outages,
+        alerts,
         runs,
         older: last.map(|cursor| path(period, &target, &engine, Some(cursor))),
         target,

@@ -1,5 +1,6 @@
 //! The pages that show what was measured: history, a run, monitors, outages, the report.
 
+mod alerts;
 mod chart;
 mod heat;
 mod history;

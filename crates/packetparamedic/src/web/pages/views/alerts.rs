@@ -1,0 +1,55 @@
+//! The alerts of a time in the page of the history. The charts draw them from this list.
+
+use askama::Template;
+use askama::filters::HtmlSafe;
+use jiff::Timestamp;
+use paramedic_appliance::app::Appliance;
+use paramedic_appliance::store::StoredAlert;
+
+use super::super::super::problem::Problem;
+use super::super::outside_text::sentence;
+use super::super::page_time::PageTime;
+
+/// The most alerts of the list.
+const LIST: u32 = 200;
+
+/// A list of alerts.
+#[derive(Template)]
+#[template(path = "alert_list.html")]
+pub(super) struct AlertList {
+    alerts: Vec<StoredAlert>,
+}
+
+impl HtmlSafe for AlertList {}
+
+impl AlertList {
+    fn title(&self, alert: &StoredAlert) -> String {
+        sentence(&alert.opening.title)
+    }
+
+    fn opened(&self, alert: &StoredAlert) -> PageTime {
+        PageTime::full(alert.opened_at)
+    }
+
+    fn closed(&self, alert: &StoredAlert) -> Option<PageTime> {
+        alert.closed_at.map(PageTime::full)
+    }
+
+    fn from(&self, alert: &StoredAlert) -> i64 {
+        alert.opened_at.as_second()
+    }
+
+    /// The end in seconds; empty while it is open.
+    fn to(&self, alert: &StoredAlert) -> String {
+        alert.closed_at.map(|at| at.as_second().to_string()).unwrap_or_default()
+    }
+}
+
+/// The alerts that were open in a time, newest first.
+pub(super) async fn alerts_between(
+    appliance: &Appliance,
+    since: Timestamp,
+    until: Timestamp,
+) -> Result<AlertList, Problem> {
+    Ok(AlertList { alerts: appliance.alerts_between(since, until, LIST).await? })
+}
