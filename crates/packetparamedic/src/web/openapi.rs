@@ -16,8 +16,8 @@ use paramedic_appliance::plan::Plan;
 use paramedic_appliance::request::TestRequest;
 use paramedic_appliance::schedule::Schedule;
 use paramedic_appliance::store::{
-    MonitorSpan, Pruned, ScheduleRun, StoreCheck, StoredAlert, StoredChannel, StoredMessage, StoredMonitor, StoredOutage,
-    StoredPlan, StoredRule, StoredSchedule, StoredToken,
+    MonitorSpan, Pruned, ScheduleRun, StoreCheck, StoredAlert, StoredChannel, StoredMessage, StoredMonitor,
+    StoredOutage, StoredPlan, StoredRule, StoredSchedule, StoredToken,
 };
 use paramedic_report::document::{NeverNull, ResultDocument};
 use paramedic_report::series::ResultSeries;

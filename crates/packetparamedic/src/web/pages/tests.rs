@@ -26,7 +26,7 @@ use super::super::tests::state;
 use super::assets::AssetPaths;
 
 /// Every page that can be read.
-const PAGES: [&str; 18] = [
+const PAGES: [&str; 19] = [
     "/",
     "/history",
     "/history?period=all",
