@@ -50,7 +50,8 @@ impl Programs {
 
     fn build() -> anyhow::Result<Programs> {
         let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .args(["build", "--quiet", "--locked", "-p", "reflector", "-p", "packetparamedic"])
+            // The whole workspace: cargo would build the dependencies of a part of it again, with fewer features.
+            .args(["build", "--quiet", "--locked", "--workspace"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .context("cargo")?;

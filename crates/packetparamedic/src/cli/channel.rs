@@ -93,9 +93,11 @@ pub(super) enum NewCommand {
     Command {
         /// The name of the channel
         name: String,
-        /// The absolute path of the program, which only root can change, and its arguments
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM [ARGS]")]
-        program: Vec<String>,
+        /// The absolute path of the program, which only root can change
+        program: String,
+        /// Arguments of the program
+        #[arg(last = true)]
+        args: Vec<String>,
     },
 }
 
@@ -173,11 +175,7 @@ fn new_channel(new: NewCommand) -> Result<NewChannel, CommandFailure> {
             let (security, password) = (Some(security), optional_secret(password_file)?);
             (name, NewDestination::Smtp { server, port, security, user, password, from, to })
         }
-        NewCommand::Command { name, program } => {
-            let mut args = program.into_iter();
-            let program = args.next().unwrap_or_default();
-            (name, NewDestination::Command { program, args: args.collect() })
-        }
+        NewCommand::Command { name, program, args } => (name, NewDestination::Command { program, args }),
     };
     Ok(NewChannel { name, destination })
 }

@@ -95,9 +95,9 @@ pub(super) async fn switched(
 }
 
 /// Refuses changes of command channels through a TCP listener: they run programs as the service's user.
-fn check_source(is_command: bool, source: RequestSource) -> Result<(), Problem> {
+fn check_source(is_command: bool, source: RequestSource) -> Result<(), ApplianceError> {
     match source {
-        RequestSource::Address { .. } if is_command => Err(ApplianceError::from(ChannelError::CommandRefused).into()),
+        RequestSource::Address { .. } if is_command => Err(ChannelError::CommandRefused.into()),
         _ => Ok(()),
     }
 }

@@ -89,7 +89,7 @@ pub(super) async fn run(
     Extension(source): Extension<RequestSource>,
     ApiPath(name): ApiPath<String>,
 ) -> Result<(StatusCode, Json<RunRequested>), Problem> {
-    test_runs::count_start(&state, source)?;
+    test_runs::count_start(&state, source).map_err(test_runs::too_many)?;
     state.service.request_run(&name).await?;
     Ok((StatusCode::ACCEPTED, Json(RunRequested { event: "requested", schedule: name })))
 }

@@ -102,7 +102,7 @@ pub(super) async fn start(
     source: RequestSource,
     request: TestRequest,
 ) -> Result<(Uuid, mpsc::Receiver<Bytes>), Problem> {
-    count_start(state, source)?;
+    count_start(state, source).map_err(too_many)?;
     let test = state.service.appliance().run(request, OptionValues::default()).await?;
     let id = Uuid::now_v7();
     let (cancel, cancelled) = watch::channel(false);
@@ -116,12 +116,12 @@ pub(super) async fn start(
     Ok((id, receiver))
 }
 
-/// Counts a test that a client of the TCP listener begins; fails if clients began many of late.
-pub(super) fn count_start(state: &ApiState, source: RequestSource) -> Result<(), Problem> {
+/// Counts a test that a client of the TCP listener begins; fails if clients began many of late, with how long to wait.
+pub(super) fn count_start(state: &ApiState, source: RequestSource) -> Result<(), Duration> {
     let RequestSource::Address { .. } = source else { return Ok(()) };
     #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of tests")]
     let now = Instant::now();
-    lock(&state.starts).begin(now).map_err(too_many)
+    lock(&state.starts).begin(now)
 }
 
 /// Cancels a test of a client; `false` if none has this id, or it was cancelled before.
@@ -129,7 +129,8 @@ pub(super) fn cancel_test(state: &ApiState, id: Uuid) -> bool {
     lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true))
 }
 
-fn too_many(wait: Duration) -> Problem {
+/// No test begins before that time has passed.
+pub(super) fn too_many(wait: Duration) -> Problem {
     let because = format!("clients began many tests of late: wait {} s", wait.as_secs() + 1);
     let try_ = "for tests at fixed times add a schedule";
     let failure = CommandFailure::new(ExitStatus::Busy, "too_many_tests", "no test begins", because, try_);

@@ -87,7 +87,7 @@ pub(in super::super) async fn add(
 ) -> Result<Response, Problem> {
     let added = match new_channel(&form) {
         Ok(new) => state.service.appliance().add_channel(new).await.map_err(Problem::from),
-        Err(problem) => Err(problem),
+        Err(because) => Err(not_accepted(because)),
     };
     match added {
         Ok(_) => Ok(done(PATH, Notice::ChannelAdded)),
@@ -98,8 +98,8 @@ pub(in super::super) async fn add(
     }
 }
 
-/// The channel of a form. It makes no commands.
-fn new_channel(form: &FormBody) -> Result<NewChannel, Problem> {
+/// The channel of a form, or why there is none. It makes no commands.
+fn new_channel(form: &FormBody) -> Result<NewChannel, &'static str> {
     let text = |field| form.text(field).map(str::to_owned);
     let secret = |field| form.text(field).map(|text| SecretText::new(text.to_owned()));
     let destination = match form.value("kind") {
@@ -115,7 +115,7 @@ fn new_channel(form: &FormBody) -> Result<NewChannel, Problem> {
         "smtp" => NewDestination::Smtp {
             server: form.value("server").to_owned(),
             port: match form.text("port") {
-                Some(port) => Some(port.parse().map_err(|_| wrong_port())?),
+                Some(port) => Some(port.parse().map_err(|_| "a port is a number from 1 to 65535")?),
                 None => None,
             },
             security: Some(match form.value("security") {
@@ -128,15 +128,14 @@ fn new_channel(form: &FormBody) -> Result<NewChannel, Problem> {
             from: form.value("from").to_owned(),
             to: form.value("to").split([',', ' ', ';']).map(str::to_owned).collect(),
         },
-        _ => return Err(Problem::invalid(StatusCode::BAD_REQUEST, "the kind is webhook, ntfy or smtp")),
+        _ => return Err("the kind is webhook, ntfy or smtp"),
     };
     Ok(NewChannel { name: form.value("name").to_owned(), destination })
 }
 
-fn wrong_port() -> Problem {
-    let because = "a port is a number from 1 to 65535";
-    CommandFailure::new(ExitStatus::Usage, "bad_channel", "the channel is not accepted", because, "enter such a number")
-        .into()
+fn not_accepted(because: &str) -> Problem {
+    let try_ = "correct the field";
+    CommandFailure::new(ExitStatus::Usage, "bad_channel", "the channel is not accepted", because, try_).into()
 }
 
 /// Enables a channel, or disables it.
