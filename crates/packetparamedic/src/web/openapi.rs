@@ -495,6 +495,9 @@ impl Operation {
         let mut answer = json!({ "description": self.summary });
         if let Some((media_type, schema)) = self.answer {
             answer["content"] = json!({ media_type: { "schema": schema(generator) } });
+            if self.query.iter().any(|parameter| parameter.name == FORMAT.name) {
+                answer["content"]["text/csv"] = json!({ "schema": { "type": "string" } });
+            }
         }
         let needs = scope.map(|scope| format!("Needs the scope `{scope}`."));
         let mut described = json!({
