@@ -100,6 +100,9 @@ pub enum ApplianceError {
     /// The provider or the engine cannot run the requested test, or the request contradicts itself.
     #[error("the request is not supported: {0}")]
     Unsupported(String),
+    /// The key of pairings that are to be taken over is none.
+    #[error("the key that came with the pairings is not a key of this program")]
+    ImportedKey,
     /// This device does not have the requested local address or network interface.
     #[error("cannot send from the requested address or interface: {0}")]
     Origin(io::Error),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use paramedic_link::key_file::{self, KeyFileError};
+use paramedic_link::key_file;
 use paramedic_link::state_folder;
 use paramedic_link::{EndpointId, PeerText};
 use schemars::JsonSchema;
@@ -116,8 +116,7 @@ impl Appliance {
     /// Takes over an older identity and its pairings. If this device has another identity under which it is paired, nothing
     /// changes.
     pub async fn import_pairings(&self, old: OldPairings) -> Result<ImportedPairings, ApplianceError> {
-        let corrupt = || KeyFileError::Corrupt { path: self.state_dir().join(KEY_FILE) };
-        let key = key_file::parse_key(old.key.as_bytes()).ok_or_else(corrupt)?;
+        let key = key_file::parse_key(old.key.as_bytes()).ok_or(ApplianceError::ImportedKey)?;
         let mut new = Vec::new();
         for pairing in &old.reflectors {
             new.push(Reflector {

@@ -176,6 +176,10 @@ impl From<&ApplianceError> for CommandFailure {
                 let try_ = "run `packetparamedic speed-test --help` to see the valid requests";
                 Self::new(Usage, "bad_request", "cannot request this test", reason, try_)
             }
+            error @ E::ImportedKey => {
+                let try_ = "send the text of the file identity.key of the older store";
+                Self::new(Usage, "bad_request", "the pairings were not taken over", error.to_string(), try_)
+            }
             E::Origin(source) => {
                 let try_ = "run `ip address` to list the addresses of this device";
                 Self::new(Usage, "bad_request", "cannot send from this address or interface", source, try_)
@@ -604,6 +608,7 @@ mod tests {
             ("ended: shutdown", ended(EndReason::Shutdown)),
             ("ended: deadline", ended(EndReason::Deadline)),
             ("unsupported", E::Unsupported("udp has no streams".to_owned())),
+            ("imported key", E::ImportedKey),
             ("origin", E::Origin(other())),
             ("not resolved", E::NotResolved { host: target().host, source: other() }),
             ("no interface", E::NoZone("fe80::2".parse::<HostPort>().unwrap().host)),
