@@ -29,7 +29,7 @@ const PLAN_UP: f64 = 40.0;
 const GRACE: SignedDuration = SignedDuration::from_hours(12);
 /// The tests that something on the way spoils, without a trace in the result.
 const OUTLIERS: f64 = 0.03;
-/// The windows with a burst of loss, or of slow answers, that nobody notices.
+/// The windows with a short burst of loss or of slow answers: the user does not notice it.
 const BURSTS: f64 = 0.01;
 
 /// Something that the owner wants to know.

@@ -62,7 +62,7 @@ enum SaidOfBroker {
     Lost,
 }
 
-/// The state that is told to a broker.
+/// The state that a broker gets.
 struct BrokerReporter<'a> {
     service: &'a Service,
     settings: &'a BrokerSettings,

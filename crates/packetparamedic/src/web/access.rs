@@ -147,8 +147,8 @@ pub(super) fn is_proxy_header(name: &str) -> bool {
     ["forwarded", "via", "x-real-ip"].contains(&name) || name.starts_with("x-forwarded-")
 }
 
-/// The scope that a route needs; `path` is its pattern. `None` if it has a password of its own. What is not listed here may be read by all, and changed by
-/// administrators.
+/// The scope that a route needs; `path` is its pattern. `None` if it has a password of its own. What is not listed here may be
+/// read by all, and changed by administrators.
 pub(super) fn needed_scope(method: &Method, path: &str) -> Option<AccessScope> {
     let route = path.strip_prefix(API).unwrap_or(path);
     let is_below = |part: &&str| route.strip_prefix(*part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));

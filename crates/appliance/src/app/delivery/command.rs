@@ -31,7 +31,7 @@ pub(super) async fn run(
     limit: Duration,
 ) -> Result<(), DeliveryFault> {
     let mut command = tokio::process::Command::new(checked_program(Path::new(program))?);
-    // A program with many names, such as busybox, is told the one that was given.
+    // A program with many names, such as busybox, gets the one that was given.
     command.arg0(program).args(args).env_clear().envs(environment(message)).current_dir("/");
     for name in INHERITED {
         command.envs(std::env::var_os(name).map(|value| (name, value)));

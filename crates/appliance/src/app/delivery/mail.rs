@@ -129,7 +129,7 @@ async fn open(mail: &MailDestination) -> Result<AsyncSmtpConnection, MailFault> 
     let addresses = resolve(&target, &Route::default()).await;
     let addresses = addresses.map_err(|error| MailFault::Web(WebFault::Resolution(error)))?;
     let (stream, peer) = race(addresses, &Origin::default()).await.map_err(connection)?;
-    // An address literal (RFC 5321, section 4.1.3): the name of this host is nobody's business.
+    // An address literal (RFC 5321, section 4.1.3): the mail server need not learn the name of this host.
     let hello = ClientId::default();
     match mail.security {
         MailSecurity::None => Ok(AsyncSmtpConnection::connect_with_transport(limited(stream, peer), &hello).await?),
