@@ -96,7 +96,8 @@ pub enum MailSecurity {
 }
 
 /// The secrets of a channel. Only the delivery reads them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ChannelSecrets {
     /// The whole URL of a webhook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -182,6 +183,17 @@ pub enum ChannelError {
     /// The URL of a webhook.
     #[error("the URL is no http or https URL without user, password and fragment")]
     Url,
+    /// A webhook of which the server alone is known.
+    #[error("a webhook needs its whole URL; it is kept only while the server stays the same")]
+    NoUrl,
+    /// A secret that this kind of channel does not have.
+    #[error("a channel of kind {kind} has no {secret}")]
+    ForeignSecret {
+        /// The kind.
+        kind: &'static str,
+        /// The secret.
+        secret: String,
+    },
     /// The server of ntfy.
     #[error("{0:?} is no http or https URL of a server, without a path")]
     NtfyServer(String),
@@ -300,6 +312,34 @@ impl NewChannel {
     }
 }
 
+impl Channel {
+    /// This channel as one to add, with these secrets.
+    pub fn with_secrets(self, secrets: ChannelSecrets) -> Result<NewChannel, ChannelError> {
+        let known: &[&str] = match self.destination {
+            Destination::Webhook { .. } => &["url", "token"],
+            Destination::Ntfy { .. } => &["token"],
+            Destination::Smtp(_) => &["password"],
+            Destination::Command { .. } => &[],
+        };
+        if let Some(secret) = secrets.names().into_iter().find(|name| !known.contains(&name.as_str())) {
+            return Err(ChannelError::ForeignSecret { kind: self.destination.kind(), secret });
+        }
+        let ChannelSecrets { url, token, password } = secrets;
+        let destination = match self.destination {
+            Destination::Webhook { .. } => NewDestination::Webhook { url: url.ok_or(ChannelError::NoUrl)?, token },
+            Destination::Ntfy { server, topic } => {
+                NewDestination::Ntfy { server: Some(server.to_string()), topic, token }
+            }
+            Destination::Smtp(MailDestination { server, port, security, user, from, to }) => {
+                let (port, security) = (Some(port), Some(security));
+                NewDestination::Smtp { server, port, security, user, password, from, to }
+            }
+            Destination::Command { program, args } => NewDestination::Command { program, args },
+        };
+        Ok(NewChannel { name: self.name, destination })
+    }
+}
+
 impl NewDestination {
     /// Whether it is a program of this host.
     pub fn is_command(&self) -> bool {
@@ -367,6 +407,19 @@ impl Destination {
         matches!(self, Self::Command { .. })
     }
 
+    /// Whether the other destination has the same server, protected in the same way: it has seen the secrets already.
+    pub fn has_server_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Webhook { server }, Self::Webhook { server: other }) => server == other,
+            (Self::Ntfy { server, .. }, Self::Ntfy { server: other, .. }) => server == other,
+            (Self::Smtp(mail), Self::Smtp(other)) => {
+                let server = |mail: &MailDestination| (mail.server.clone(), mail.port, mail.security);
+                server(mail) == server(other) && mail.user == other.user
+            }
+            _ => false,
+        }
+    }
+
     /// Where it goes, in a few words without secrets.
     pub fn summary(&self) -> String {
         match self {
@@ -382,6 +435,15 @@ impl Destination {
 }
 
 impl MailSecurity {
+    /// The word in documents and options.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starttls => "starttls",
+            Self::Tls => "tls",
+            Self::None => "none",
+        }
+    }
+
     /// The port that servers usually have for it.
     fn usual_port(self) -> u16 {
         match self {
@@ -422,6 +484,16 @@ impl ChannelSecrets {
     pub fn names(&self) -> Vec<String> {
         let all = [("url", &self.url), ("token", &self.token), ("password", &self.password)];
         all.into_iter().filter(|(_, secret)| secret.is_some()).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// These secrets, and those of `stored` that are not given.
+    #[must_use]
+    pub fn or(self, stored: Self) -> Self {
+        Self {
+            url: self.url.or(stored.url),
+            token: self.token.or(stored.token),
+            password: self.password.or(stored.password),
+        }
     }
 
     /// Whether a text repeats a secret, or a part of a URL that is one, as a server can do in its answer.

@@ -50,7 +50,7 @@ pub struct AlertFinding {
     /// What failed, if a test failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
-    /// Why it closed although the rule is still broken: the rule was removed or disabled.
+    /// Why it closed although the rule is still broken: the rule was removed, disabled or changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_by: Option<RuleEnd>,
 }
@@ -83,6 +83,8 @@ pub enum RuleEnd {
     Removed,
     /// It was disabled.
     Disabled,
+    /// It was changed: it judges anew.
+    Changed,
 }
 
 /// What a rule demands.

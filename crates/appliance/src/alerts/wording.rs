@@ -38,12 +38,15 @@ pub fn opened(subject: &str, found: &AlertFinding, zone: &TimeZone) -> AlertWord
 /// The words for an alert that closes.
 pub fn closed(rule: &str, subject: &str, found: &AlertFinding, zone: &TimeZone) -> AlertWords {
     if let Some(end) = found.ended_by {
-        let (word, since) = (if end == RuleEnd::Removed { "removed" } else { "disabled" }, shown(found.since, zone));
+        let (word, next) = match end {
+            RuleEnd::Removed => ("removed", "Whether it still holds is not judged any more."),
+            RuleEnd::Disabled => ("disabled", "Whether it still holds is not judged any more."),
+            RuleEnd::Changed => ("changed", "What is measured from now on is judged by the changed rule."),
+        };
         let title = format!("Closed: the rule {rule} was {word}");
+        let (about, since) = (about(subject, found), shown(found.since, zone));
         let text = format!(
-            "The rule {rule} was {word}, so its alert about {} is closed.\nIt was open since {since}. Whether it still holds \
-             is not judged any more.",
-            about(subject, found)
+            "The rule {rule} was {word}, so its alert about {about} is closed.\nIt was open since {since}. {next}"
         );
         return AlertWords { title, text };
     }

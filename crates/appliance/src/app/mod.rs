@@ -44,8 +44,8 @@ pub use alerts::RuleOverview;
 pub use backup::BackupFile;
 pub use channels::ChannelTest;
 pub use configuration::{
-    ChangeAction, ConfigurationChange, ConfiguredMonitor, ConfiguredSchedule, DeviceConfiguration, ReflectorName,
-    ValueChange,
+    ApplyMode, ChangeAction, ConfigurationChange, ConfiguredChannel, ConfiguredMonitor, ConfiguredRule,
+    ConfiguredSchedule, DeviceConfiguration, ReflectorName, ValueChange,
 };
 pub use import::{ImportedPairings, OldPairings, OldStore};
 pub use line_overview::{DAY_STEP, LineOverview, MonitorDay};

@@ -116,27 +116,7 @@ impl ApplianceStore {
             work.rollback().await.map_err(fault())?;
             return Ok(false);
         }
-        for write in writes {
-            let json = |record: &AlertRecord| {
-                serde_json::to_string(record).map_err(|source| StorageError::Document { source })
-            };
-            match write {
-                AlertWrite::Open(alert, say) => {
-                    let opening = json(&alert.opening)?;
-                    if insert_alert(&mut work, appliance, alert, opening).await.map_err(fault())? {
-                        say_it(&mut work, appliance, alert.id, say).await.map_err(fault())?;
-                    }
-                }
-                AlertWrite::Close { id, at, closing, say } => {
-                    let closing = json(closing)?;
-                    if close_alert(&mut work, *id, *at, closing).await.map_err(fault())?
-                        && !drop_held_back(&mut work, *id, now).await.map_err(fault())?
-                    {
-                        say_it(&mut work, appliance, *id, say).await.map_err(fault())?;
-                    }
-                }
-            }
-        }
+        write_alerts(&mut work, appliance, writes, now).await.map_err(fault())?;
         work.commit().await.map_err(fault())?;
         Ok(true)
     }
@@ -233,6 +213,31 @@ async fn write_rule(work: &mut StoreChange, id: Uuid, change: RuleWrite) -> Resu
         None => in_change!(work, |db| sqlx::query(sql).bind(id.to_string()).execute(db).await.map(rows)),
     };
     Ok(changed? > 0)
+}
+
+/// Writes what opens and closes, with its messages.
+pub(super) async fn write_alerts(
+    work: &mut StoreChange,
+    appliance: &str,
+    writes: &[AlertWrite],
+    now: Timestamp,
+) -> Result<(), sqlx::Error> {
+    let json = |record: &AlertRecord| serde_json::to_string(record).map_err(strange);
+    for write in writes {
+        match write {
+            AlertWrite::Open(alert, say) => {
+                if insert_alert(work, appliance, alert, json(&alert.opening)?).await? {
+                    say_it(work, appliance, alert.id, say).await?;
+                }
+            }
+            AlertWrite::Close { id, at, closing, say } => {
+                if close_alert(work, *id, *at, json(closing)?).await? && !drop_held_back(work, *id, now).await? {
+                    say_it(work, appliance, *id, say).await?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns whether it is new: a rule has at most one open alert for a subject.

@@ -101,6 +101,11 @@ impl ApplianceStore {
 
     /// Every channel, by name.
     pub async fn channels(&self) -> Result<Vec<StoredChannel>, StorageError> {
+        Ok(self.channels_with_secrets().await?.into_iter().map(|(stored, _)| stored).collect())
+    }
+
+    /// Every channel with its secrets, by name.
+    pub async fn channels_with_secrets(&self) -> Result<Vec<(StoredChannel, ChannelSecrets)>, StorageError> {
         let fault = || self.fault("reading the channels");
         let found = on!(self.pool, |db| sqlx::query_as::<_, ChannelRow>(
             "SELECT id, definition, secrets, enabled, from_file, added_at_us FROM channels ORDER BY lower(name)"
@@ -108,7 +113,7 @@ impl ApplianceStore {
         .fetch_all(db)
         .await)
         .map_err(fault())?;
-        found.iter().map(|row| row.read().map(|(stored, _)| stored).map_err(fault())).collect()
+        found.iter().map(|row| row.read().map_err(fault())).collect()
     }
 
     /// The channel with this name, and its secrets.

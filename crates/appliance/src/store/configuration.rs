@@ -4,11 +4,14 @@ use jiff::Timestamp;
 use paramedic_link::{EndpointId, PeerText};
 use uuid::Uuid;
 
+use super::alerts::write_alerts;
 use super::monitors::{insert, new_monitor, next_number};
 use super::plan::SET_PLAN;
 use super::pool::{StoreChange, in_change, rows};
 use super::reflector_names::{RenameFault, rename};
-use super::{ApplianceStore, StorageError, StoredMonitor, unsigned};
+use super::{AlertWrite, ApplianceStore, StorageError, StoredMonitor, strange, unsigned};
+use crate::alerts::AlertRule;
+use crate::alerts::channel::{Channel, ChannelSecrets};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::schedule::Schedule;
@@ -24,6 +27,12 @@ pub struct ConfigurationWrite {
     pub monitors: FileChanges<MonitorWrite>,
     /// The plan.
     pub plan: PlanWrite,
+    /// The channels.
+    pub channels: FileChanges<ChannelWrite>,
+    /// The rules.
+    pub rules: FileChanges<RuleFileWrite>,
+    /// The closings of the alerts of rules that end.
+    pub closings: Vec<AlertWrite>,
 }
 
 /// What a configuration file changes of one kind of object.
@@ -83,6 +92,32 @@ pub struct MonitorWrite {
     pub peer: Option<String>,
 }
 
+/// A channel to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelWrite {
+    /// The stored one that it is.
+    pub replaces: Option<Uuid>,
+    /// The channel.
+    pub channel: Channel,
+    /// Whether it gets messages.
+    pub enabled: bool,
+    /// All of its secrets.
+    pub secrets: ChannelSecrets,
+}
+
+/// A rule to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RuleFileWrite {
+    /// The stored one that it is, with its alerts.
+    pub replaces: Option<Uuid>,
+    /// The rule.
+    pub rule: AlertRule,
+    /// Whether it judges.
+    pub enabled: bool,
+    /// Whether it judges what is measured from now on alone.
+    pub judges_anew: bool,
+}
+
 impl ApplianceStore {
     /// Makes all of these changes, or none. `appliance` is the Endpoint ID of this device.
     pub async fn write_configuration(
@@ -107,6 +142,10 @@ impl ApplianceStore {
         write_schedules(&mut work, appliance, &write.schedules, definitions, now).await.map_err(fault())?;
         write_monitors(&mut work, appliance, &write.monitors, now).await.map_err(fault())?;
         write_plan(&mut work, appliance, &write.plan, plan, now).await.map_err(fault())?;
+        write_channels(&mut work, appliance, &write.channels, now).await.map_err(fault())?;
+        // The messages of the closings go to the channels that there are now.
+        write_alerts(&mut work, appliance, &write.closings, now).await.map_err(fault())?;
+        write_rules(&mut work, appliance, &write.rules, now).await.map_err(fault())?;
         work.commit().await.map_err(fault())
     }
 }
@@ -169,6 +208,66 @@ async fn write_monitors(
         .bind(monitor.target.to_string())
         .bind(unsigned(monitor.interval_ms))
         .bind(enabled)
+        .execute(db)
+        .await
+        .map(rows))?;
+    }
+    Ok(())
+}
+
+async fn write_channels(
+    work: &mut StoreChange,
+    appliance: &str,
+    changes: &FileChanges<ChannelWrite>,
+    now: Timestamp,
+) -> Result<(), sqlx::Error> {
+    on_each(work, "DELETE FROM channels WHERE id = $1", &changes.removed).await?;
+    on_each(work, "UPDATE channels SET from_file = TRUE WHERE id = $1 AND NOT from_file", &changes.unchanged).await?;
+    for ChannelWrite { replaces, channel, enabled, secrets } in &changes.written {
+        let definition = serde_json::to_string(channel).map_err(strange)?;
+        let secrets = serde_json::to_string(secrets).map_err(strange)?;
+        in_change!(&mut *work, |db| sqlx::query(
+            "INSERT INTO channels (id, appliance, name, definition, secrets, enabled, from_file, added_at_us) \
+             VALUES ($1, $2, $3, $4, $5, $6, TRUE, $7) ON CONFLICT (id) DO UPDATE SET name = $3, definition = $4, \
+             secrets = $5, enabled = $6, from_file = TRUE",
+        )
+        .bind(replaces.unwrap_or_else(Uuid::now_v7).to_string())
+        .bind(appliance)
+        .bind(&channel.name)
+        .bind(definition)
+        .bind(secrets)
+        .bind(enabled)
+        .bind(now.as_microsecond())
+        .execute(db)
+        .await
+        .map(rows))?;
+    }
+    Ok(())
+}
+
+async fn write_rules(
+    work: &mut StoreChange,
+    appliance: &str,
+    changes: &FileChanges<RuleFileWrite>,
+    now: Timestamp,
+) -> Result<(), sqlx::Error> {
+    on_each(work, "DELETE FROM rules WHERE id = $1", &changes.removed).await?;
+    on_each(work, "UPDATE rules SET from_file = TRUE WHERE id = $1 AND NOT from_file", &changes.unchanged).await?;
+    for RuleFileWrite { replaces, rule, enabled, judges_anew } in &changes.written {
+        let definition = serde_json::to_string(rule).map_err(strange)?;
+        in_change!(&mut *work, |db| sqlx::query(
+            "INSERT INTO rules (id, appliance, name, definition, enabled, added_at_us, judged_until_us, from_file) \
+             VALUES ($1, $2, $3, $4, $5, $6, $6, TRUE) ON CONFLICT (id) DO UPDATE SET name = $3, definition = $4, \
+             enabled = $5, from_file = TRUE, \
+             judged_until_us = CASE WHEN $7 THEN $6 ELSE rules.judged_until_us END",
+        )
+        .bind(replaces.unwrap_or_else(Uuid::now_v7).to_string())
+        .bind(appliance)
+        .bind(&rule.name)
+        .bind(definition)
+        .bind(enabled)
+        .bind(now.as_microsecond())
+        .bind(judges_anew)
         .execute(db)
         .await
         .map(rows))?;

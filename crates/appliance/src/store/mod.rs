@@ -51,7 +51,9 @@ use server::PostgresServer;
 pub use alerts::{AlertRecord, AlertWrite, NewMessage, RuleWrite, StoredAlert};
 pub use channels::StoredChannel;
 pub use check::StoreCheck;
-pub use configuration::{ConfigurationWrite, FileChanges, MonitorWrite, PlanWrite, ScheduleWrite};
+pub use configuration::{
+    ChannelWrite, ConfigurationWrite, FileChanges, MonitorWrite, PlanWrite, RuleFileWrite, ScheduleWrite,
+};
 pub use direct_mode::DirectModeFinding;
 pub use error::StorageError;
 pub use export::{Export, ExportFormat};

@@ -129,7 +129,7 @@ pub(super) struct MailArgs {
     to: Vec<String>,
 }
 
-fn security(text: &str) -> Result<MailSecurity, String> {
+pub(super) fn security(text: &str) -> Result<MailSecurity, String> {
     match text {
         "starttls" => Ok(MailSecurity::Starttls),
         "tls" => Ok(MailSecurity::Tls),
@@ -185,15 +185,16 @@ fn optional_secret(file: Option<PathBuf>) -> Result<Option<SecretText>, CommandF
 }
 
 /// The first line of a file, or of stdin.
+pub(super) fn secret_of(file: &Path) -> io::Result<SecretText> {
+    let source: Box<dyn Read> =
+        if file.as_os_str() == "-" { Box::new(io::stdin()) } else { Box::new(File::open(file)?) };
+    let mut line = zeroize::Zeroizing::new(String::new());
+    BufReader::new(source.take(MAX_SECRET_BYTES)).read_line(&mut line)?;
+    Ok(SecretText::new(line.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
 fn secret(file: &Path) -> Result<SecretText, CommandFailure> {
-    let read = || -> io::Result<SecretText> {
-        let source: Box<dyn Read> =
-            if file.as_os_str() == "-" { Box::new(io::stdin()) } else { Box::new(File::open(file)?) };
-        let mut line = zeroize::Zeroizing::new(String::new());
-        BufReader::new(source.take(MAX_SECRET_BYTES)).read_line(&mut line)?;
-        Ok(SecretText::new(line.trim_end_matches(['\r', '\n']).to_owned()))
-    };
-    read().map_err(|error| {
+    secret_of(file).map_err(|error| {
         let what = format!("cannot read {}", file.display());
         let try_ = "check the path, and that this user may read it";
         CommandFailure::new(ExitStatus::Usage, "unreadable", what, error, try_)

@@ -1,5 +1,5 @@
-//! `apply` and `export-config`: a file with the names of the reflectors, the schedules, the monitors and the plan. Its keys
-//! are the options of the command line.
+//! `apply` and `export-config`: a file with the names of the reflectors, the schedules, the monitors, the plan, the channels
+//! and the rules. Its keys are the options of the command line.
 
 mod file;
 mod options;
@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use paramedic_appliance::app::{ChangeAction, ConfigurationChange, DeviceConfiguration, ValueChange};
+use paramedic_appliance::app::{ApplyMode, ChangeAction, ConfigurationChange, DeviceConfiguration, ValueChange};
 use serde_json::{Value, json};
 
 use super::Context;
@@ -35,7 +35,7 @@ pub(super) async fn apply(args: ApplyArgs, context: &mut Context) -> Result<Exit
         let what = format!("cannot read {}", args.file.display());
         CommandFailure::new(ExitStatus::Usage, "unreadable", what, error, "name a file that this user can read")
     })?;
-    let configuration = file::parse(&text).map_err(|fault| {
+    let configuration = file::parse(&text, &file::read_secret).map_err(|fault| {
         let because = format!("{}:{}: {}", args.file.display(), fault.line, fault.problem);
         let try_ = "fix that line; `packetparamedic export-config` prints a valid file";
         CommandFailure::new(ExitStatus::Usage, "bad_file", "the file is not applied", because, try_)
@@ -45,7 +45,11 @@ pub(super) async fn apply(args: ApplyArgs, context: &mut Context) -> Result<Exit
             let request = ApplyRequest { dry_run: args.dry_run, configuration };
             service.post("/configuration", &request).await?
         }
-        None => context.appliance()?.apply_configuration(configuration, args.dry_run).await?,
+        None => {
+            // A store of this user's own.
+            let mode = ApplyMode { is_rehearsal: args.dry_run, may_change_commands: true };
+            context.appliance()?.apply_configuration(configuration, mode).await?
+        }
     };
     if args.json {
         context.output.json_line(&json!({ "event": "applied", "dry_run": args.dry_run, "changes": changes }))?;

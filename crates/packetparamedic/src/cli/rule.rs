@@ -76,7 +76,7 @@ struct PreviewArgs {
 
 /// A rule.
 #[derive(clap::Args)]
-struct RuleOptions {
+pub(super) struct RuleOptions {
     /// Its name: letters, digits, dots, dashes and underscores [default: the metric]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -137,7 +137,7 @@ pub(super) struct AlertsArgs {
 
 impl RuleOptions {
     /// The rule, if a metric is given.
-    fn rule(&self) -> Result<Option<AlertRule>, CommandFailure> {
+    pub(super) fn rule(&self) -> Result<Option<AlertRule>, CommandFailure> {
         let Some(metric) = self.metric else { return Ok(None) };
         let value = |text: &str| {
             let wrong = RuleError::LimitText { metric, text: text.to_owned() };

@@ -94,12 +94,13 @@ pub(super) async fn switched(
     Ok(stored)
 }
 
-/// Refuses changes of command channels through a TCP listener: they run programs as the service's user.
+/// Whether a request may change command channels, which run programs as the service's user: not through a TCP listener.
+pub(super) fn may_change_commands(source: RequestSource) -> bool {
+    !matches!(source, RequestSource::Address { .. })
+}
+
 fn check_source(is_command: bool, source: RequestSource) -> Result<(), ApplianceError> {
-    match source {
-        RequestSource::Address { .. } if is_command => Err(ChannelError::CommandRefused.into()),
-        _ => Ok(()),
-    }
+    if is_command && !may_change_commands(source) { Err(ChannelError::CommandRefused.into()) } else { Ok(()) }
 }
 
 /// The route of a channel, or of what can be done with it.

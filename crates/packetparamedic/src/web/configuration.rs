@@ -1,12 +1,14 @@
 //! The routes of the configuration: export, apply.
 
-use axum::Json;
 use axum::extract::State;
-use paramedic_appliance::app::{ConfigurationChange, DeviceConfiguration};
+use axum::{Extension, Json};
+use paramedic_appliance::app::{ApplyMode, ConfigurationChange, DeviceConfiguration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ApiState;
+use super::channels::may_change_commands;
+use super::connections::RequestSource;
 use super::extract::ApiBody;
 use super::problem::Problem;
 
@@ -30,10 +32,14 @@ pub(super) async fn show(State(state): State<ApiState>) -> Result<Json<DeviceCon
 
 pub(super) async fn apply(
     State(state): State<ApiState>,
+    Extension(source): Extension<RequestSource>,
     ApiBody(ApplyRequest { dry_run, configuration }): ApiBody<ApplyRequest>,
 ) -> Result<Json<Vec<ConfigurationChange>>, Problem> {
-    let changes = state.service.appliance().apply_configuration(configuration, dry_run).await?;
+    let mode = ApplyMode { is_rehearsal: dry_run, may_change_commands: may_change_commands(source) };
+    let changes = state.service.appliance().apply_configuration(configuration, mode).await?;
     state.service.schedules_changed();
     state.service.monitors_changed();
+    state.service.rules_changed();
+    state.service.messages_changed();
     Ok(Json(changes))
 }

@@ -377,12 +377,17 @@ const OPERATIONS: &[Operation] = &[
     },
     read(
         "/configuration",
-        "The names of the reflectors, the schedules, the monitors and the plan",
+        "The names of the reflectors, the plan, the schedules, the monitors, the channels without their secrets, and the rules",
         of::<DeviceConfiguration>,
     ),
     Operation {
         body: Some(of::<ApplyRequest>),
-        ..change("post", "/configuration", "Makes the configuration as the body says", of::<Vec<ConfigurationChange>>)
+        ..change(
+            "post",
+            "/configuration",
+            "Makes the configuration as the body says; commands by the unix socket alone",
+            of::<Vec<ConfigurationChange>>,
+        )
     },
     Operation {
         answer: Some(("application/vnd.sqlite3", binary)),

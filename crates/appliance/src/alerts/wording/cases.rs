@@ -161,6 +161,11 @@ fn closings() -> Vec<(AlertFinding, &'static str, &'static str)> {
             "Closed: the rule slow was disabled",
             "The rule slow was disabled, so its alert about download (attic) is closed.\nIt was open since 2026-01-31 10:30 CET. Whether it still holds is not judged any more.",
         ),
+        (
+            AlertFinding { ended_by: Some(RuleEnd::Changed), ..slow() },
+            "Closed: the rule slow was changed",
+            "The rule slow was changed, so its alert about download (attic) is closed.\nIt was open since 2026-01-31 10:30 CET. What is measured from now on is judged by the changed rule.",
+        ),
     ]
 }
 

@@ -17,12 +17,12 @@ use super::Appliance;
 use crate::alerts::{AlertAction, AlertFinding, AlertLimit, AlertRule, MetricSource, RuleEnd, RuleError, RulePreview};
 use crate::error::ApplianceError;
 use crate::schedule::Zone;
-use crate::store::{ApplianceStore, PageCursor, RuleWrite, StorageError, StoredAlert, StoredRule};
+use crate::store::{AlertWrite, ApplianceStore, PageCursor, RuleWrite, StorageError, StoredAlert, StoredRule};
 
 /// The time that a preview replays.
 const PREVIEW: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// The most open alerts that are listed. More are listed page by page.
-const MOST_OPEN: u32 = 200;
+pub(super) const MOST_OPEN: u32 = 200;
 
 /// A rule, what it says, and what became of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,6 +41,42 @@ pub struct RuleOverview {
     /// The channels that it names and that do not exist any more: they carry nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing_channels: Vec<String>,
+}
+
+/// The opening of an alert of this rule.
+#[cfg(test)]
+pub(super) fn example_opening(stored: &StoredRule, now: Timestamp) -> AlertWrite {
+    let AlertRule { metric, limit, .. } = stored.rule;
+    let finding = AlertFinding {
+        metric,
+        limit,
+        at: now,
+        since: now,
+        until: None,
+        measured: Some(1e6),
+        expected: Some(5e7),
+        reference: None,
+        count: 1,
+        of: 1,
+        window_minutes: None,
+        retest: None,
+        outage: None,
+        failure: None,
+        ended_by: None,
+    };
+    let action = AlertAction::Open { subject: "attic".to_owned(), finding: Box::new(finding) };
+    writing::write_of(stored, action, None, now).unwrap()
+}
+
+/// The closings of the open alerts of a rule that ends.
+pub(super) fn closings(stored: &StoredRule, end: RuleEnd, open: &[StoredAlert], now: Timestamp) -> Vec<AlertWrite> {
+    let of_rule = open.iter().filter(|alert| alert.rule_id == stored.id && alert.closed_at.is_none());
+    let close = |alert: &StoredAlert| {
+        let finding = AlertFinding { at: now, until: None, ended_by: Some(end), ..alert.opening.finding.clone() };
+        let action = AlertAction::Close { subject: alert.subject.clone(), finding: Box::new(finding) };
+        writing::write_of(stored, action, Some(alert.id), now)
+    };
+    of_rule.filter_map(close).collect()
 }
 
 impl Appliance {
@@ -111,12 +147,7 @@ impl Appliance {
         let now = Timestamp::now();
         let stored = store.rule(name).await?;
         let open = store.alerts(true, None, MOST_OPEN).await?;
-        let open = open.into_iter().filter(|alert| alert.rule_id == stored.id).map(|alert| {
-            let finding = AlertFinding { at: now, until: None, ended_by: Some(end), ..alert.opening.finding.clone() };
-            let action = AlertAction::Close { subject: alert.subject, finding: Box::new(finding) };
-            writing::write_of(&stored, action, Some(alert.id), now)
-        });
-        let writes = open.flatten().collect::<Vec<_>>();
+        let writes = closings(&stored, end, &open, now);
         let change = if end == RuleEnd::Removed { RuleWrite::Remove } else { RuleWrite::Disable };
         if !store.change_rule(&self.endpoint_id()?.to_string(), &stored, change, &writes, now).await? {
             return Err(StorageError::NoSuchRule { wanted: name.to_owned() }.into());

@@ -12,7 +12,7 @@ use crate::error::ApplianceError;
 /// A difference between a configuration and the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigurationChange {
-    /// `reflector`, `schedule`, `monitor` or `plan`.
+    /// `reflector`, `schedule`, `monitor`, `plan`, `channel` or `rule`.
     pub object: String,
     /// Its name; of a renamed object the one before.
     pub name: String,

@@ -1,30 +1,39 @@
-//! The configuration that a file can describe: the names of the paired reflectors, the schedules, the monitors and the plan,
-//! each in a file of its own. The shell that reads the clock for its changes.
+//! The configuration that a file can describe: the names of the paired reflectors, the schedules, the monitors, the plan, the
+//! channels and the rules, each in a file of its own. The shell that reads the clock for its changes.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the changes")]
 
+mod channels;
 mod compare;
 mod monitors;
 mod plan;
 mod reflectors;
+mod rules;
 mod schedules;
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use channels::ConfiguredChannel;
 pub use compare::{ChangeAction, ConfigurationChange, ValueChange};
 pub use monitors::ConfiguredMonitor;
 pub use reflectors::ReflectorName;
+pub use rules::ConfiguredRule;
 pub use schedules::ConfiguredSchedule;
 
 use super::Appliance;
+use super::alerts::MOST_OPEN;
 use crate::error::ApplianceError;
 use crate::plan::Plan;
-use crate::store::ConfigurationWrite;
+use crate::store::{ChannelWrite, ConfigurationWrite, FileChanges};
+use channels::KnownChannel;
 use reflectors::ReflectorRenames;
+use rules::RuleChanges;
 
 /// What a configuration file describes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,6 +50,21 @@ pub struct DeviceConfiguration {
     /// The plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
+    /// The channels.
+    #[serde(default)]
+    pub channels: Vec<ConfiguredChannel>,
+    /// The rules.
+    #[serde(default)]
+    pub rules: Vec<ConfiguredRule>,
+}
+
+/// How a configuration is applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ApplyMode {
+    /// Nothing is changed, the differences are found alone.
+    pub is_rehearsal: bool,
+    /// Channels that run a program of this host may be added, changed and removed.
+    pub may_change_commands: bool,
 }
 
 impl Appliance {
@@ -54,15 +78,17 @@ impl Appliance {
             schedules: store.schedules().await?.into_iter().map(ConfiguredSchedule::from).collect(),
             monitors: monitors.into_iter().map(ConfiguredMonitor::from).collect(),
             plan: store.plan().await?.map(|stored| stored.plan),
+            channels: store.channels().await?.into_iter().map(ConfiguredChannel::from).collect(),
+            rules: store.rules().await?.into_iter().map(ConfiguredRule::from).collect(),
         })
     }
 
-    /// Makes the store as the configuration says, or with `is_rehearsal` changes nothing. Returns the differences. An
-    /// object that is not in the configuration is removed only if an earlier one made it.
+    /// Makes the store as the configuration says. Returns the differences. An object that is not in the configuration is
+    /// removed only if an earlier one made it.
     pub async fn apply_configuration(
         &self,
         wanted: DeviceConfiguration,
-        is_rehearsal: bool,
+        ApplyMode { is_rehearsal, may_change_commands }: ApplyMode,
     ) -> Result<Vec<ConfigurationChange>, ApplianceError> {
         let now = Timestamp::now();
         let store = self.store().await?;
@@ -78,11 +104,29 @@ impl Appliance {
         changes.extend(of_monitors);
         let (plan, of_plan) = plan::compare_plan(store.plan().await?, wanted.plan)?;
         changes.extend(of_plan);
+        let known = store.channels_with_secrets().await?.into_iter();
+        let known = known.map(|(stored, secrets)| KnownChannel { stored, secrets }).collect::<Vec<_>>();
+        let (channels, of_channels) = channels::compare_channels(&known, wanted.channels, may_change_commands)?;
+        changes.extend(of_channels);
+        let names = names_after(&known, &channels);
+        let open = store.alerts(true, None, MOST_OPEN).await?;
+        let (RuleChanges { rules, closings }, of_rules) =
+            rules::compare_rules(&store.rules().await?, wanted.rules, &names, &open, now)?;
+        changes.extend(of_rules);
         if !is_rehearsal {
             let own = self.endpoint_id()?.to_string();
-            let write = ConfigurationWrite { renamed, schedules, monitors, plan };
+            let write = ConfigurationWrite { renamed, schedules, monitors, plan, channels, rules, closings };
             store.write_configuration(&own, &write, now).await?;
+            store.give_up_without_channel(now).await?;
         }
         Ok(changes)
     }
+}
+
+/// The names of the channels after a change, in lower case.
+fn names_after(known: &[KnownChannel], changes: &FileChanges<ChannelWrite>) -> BTreeSet<String> {
+    let kept = known.iter().filter(|known| !changes.removed.contains(&known.stored.id));
+    let kept = kept.map(|known| &known.stored.channel.name);
+    let written = changes.written.iter().map(|write| &write.channel.name);
+    kept.chain(written).map(|name| name.to_lowercase()).collect()
 }

@@ -9,6 +9,9 @@ use crate::plan::PromisedRate;
 use crate::schedule::example_schedule;
 use crate::store::Reflector;
 
+const REAL: ApplyMode = ApplyMode { is_rehearsal: false, may_change_commands: true };
+const REHEARSAL: ApplyMode = ApplyMode { is_rehearsal: true, may_change_commands: true };
+
 fn reflector(key: u8, name: &str) -> Reflector {
     Reflector {
         endpoint_id: EndpointId::from_bytes([key; 32]),
@@ -51,7 +54,7 @@ async fn the_store_becomes_as_the_file_says_and_only_its_own_rows_are_removed() 
             schedules: vec![scheduled("nightly", "cellar"), scheduled("Weekly", "attic")],
             ..DeviceConfiguration::default()
         };
-        let rehearsed = device.apply_configuration(file.clone(), true).await.unwrap();
+        let rehearsed = device.apply_configuration(file.clone(), REHEARSAL).await.unwrap();
         let seen = rehearsed.iter().map(|change| (&*change.object, &*change.name, change.action)).collect::<Vec<_>>();
         let expected = [
             ("reflector", "attic", ChangeAction::Changed),
@@ -61,16 +64,16 @@ async fn the_store_becomes_as_the_file_says_and_only_its_own_rows_are_removed() 
         ];
         assert_eq!(seen, expected);
         assert_eq!(device.schedules().await.unwrap().len(), 1, "nothing has changed");
-        assert_eq!(device.apply_configuration(file.clone(), false).await.unwrap(), rehearsed);
-        assert_eq!(device.apply_configuration(file.clone(), false).await.unwrap(), []);
+        assert_eq!(device.apply_configuration(file.clone(), REAL).await.unwrap(), rehearsed);
+        assert_eq!(device.apply_configuration(file.clone(), REAL).await.unwrap(), []);
         let exported = device.configuration().await.unwrap();
-        assert_eq!(device.apply_configuration(exported, true).await.unwrap(), []);
+        assert_eq!(device.apply_configuration(exported, REHEARSAL).await.unwrap(), []);
 
         let added = device.schedule("nightly").await.unwrap().stored;
         let mut later = DeviceConfiguration { reflectors: Vec::new(), ..file };
         later.schedules.truncate(1);
         later.schedules[0].schedule.when = crate::schedule::Recurrence::parse("0 5 * * *").unwrap();
-        let changes = device.apply_configuration(later.clone(), false).await.unwrap();
+        let changes = device.apply_configuration(later.clone(), REAL).await.unwrap();
         let [changed, removed] = &changes[..] else { panic!("{changes:?}") };
         let value =
             ValueChange { value: "when".to_owned(), from: Some("30 3 * * *".into()), to: Some("0 5 * * *".into()) };
@@ -83,8 +86,8 @@ async fn the_store_becomes_as_the_file_says_and_only_its_own_rows_are_removed() 
         let names = async || device.schedules().await.unwrap().into_iter().map(|all| all.stored.schedule.name);
         assert_eq!(names().await.collect::<Vec<_>>(), ["by_hand", "nightly"]);
         let all = device.configuration().await.unwrap();
-        assert_eq!(device.apply_configuration(all, false).await.unwrap(), []);
-        let changes = device.apply_configuration(DeviceConfiguration::default(), false).await.unwrap();
+        assert_eq!(device.apply_configuration(all, REAL).await.unwrap(), []);
+        let changes = device.apply_configuration(DeviceConfiguration::default(), REAL).await.unwrap();
         assert_eq!(changes.len(), 2, "{changes:?}");
         assert_eq!(device.schedules().await.unwrap().len(), 0);
     }
@@ -98,7 +101,7 @@ async fn a_file_sets_its_plan_and_removes_no_other() {
             Plan { name: Some("Fibre".to_owned()), download: rate, upload: rate }
         };
         let file = |plan| DeviceConfiguration { plan, ..DeviceConfiguration::default() };
-        let apply = async |plan| device.apply_configuration(file(plan), false).await;
+        let apply = async |plan| device.apply_configuration(file(plan), REAL).await;
         let from_file = async || device.plan().await.unwrap().map(|stored| stored.from_file);
         device.set_plan(&plan(10)).await.unwrap();
         assert_eq!(apply(None).await.unwrap(), []);
@@ -136,7 +139,7 @@ async fn a_configuration_that_is_not_possible_changes_nothing() {
             (with(&[], &[good.clone(), scheduled("GOOD", "attic")]), "schedule GOOD"),
             (with(&[], &[good.clone(), scheduled("other", "nowhere")]), "schedule other"),
         ] {
-            let refused = device.apply_configuration(wanted, false).await.unwrap_err();
+            let refused = device.apply_configuration(wanted, REAL).await.unwrap_err();
             assert!(refused.to_string().starts_with(said), "{refused}");
             assert_eq!(device.schedules().await.unwrap().len(), 0);
             assert_eq!(device.reflectors().await.unwrap()[0].name.as_str(), "attic");
@@ -179,15 +182,15 @@ async fn a_file_makes_monitors_and_removes_only_its_own() {
             monitor("office", "host:192.0.2.2", 1),
             ConfiguredMonitor { enabled: false, ..monitor("off", "dns:192.0.2.53/example.org", 30) },
         ]);
-        let changes = device.apply_configuration(file.clone(), true).await.unwrap();
+        let changes = device.apply_configuration(file.clone(), REHEARSAL).await.unwrap();
         let (added, changed) = (ChangeAction::Added, ChangeAction::Changed);
         let expected = [("monitor", "attic", changed), ("monitor", "office", added), ("monitor", "off", added)];
         assert_eq!(seen(&changes), expected);
         let values = changes[0].values.iter().map(|value| &*value.value).collect::<Vec<_>>();
         assert_eq!(values, ["interval_ms", "name"]);
         assert_eq!(stored(&device).await.len(), 4, "nothing has changed");
-        assert_eq!(device.apply_configuration(file.clone(), false).await.unwrap(), changes);
-        assert_eq!(device.apply_configuration(file, false).await.unwrap(), []);
+        assert_eq!(device.apply_configuration(file.clone(), REAL).await.unwrap(), changes);
+        assert_eq!(device.apply_configuration(file, REAL).await.unwrap(), []);
         let (gateway, cellar) = (row("gateway", 1, "gateway", false), row("cellar", 3, "reflector:cellar", false));
         let by_hand = row("by_hand", 4, "host:192.0.2.1", false);
         let expected = [
@@ -201,9 +204,9 @@ async fn a_file_makes_monitors_and_removes_only_its_own() {
         assert_eq!(stored(&device).await, expected);
         assert!(!device.stored_monitor("off").await.unwrap().enabled);
         let exported = device.configuration().await.unwrap();
-        assert_eq!(device.apply_configuration(exported, true).await.unwrap(), []);
+        assert_eq!(device.apply_configuration(exported, REHEARSAL).await.unwrap(), []);
 
-        let changes = device.apply_configuration(monitors(&[]), false).await.unwrap();
+        let changes = device.apply_configuration(monitors(&[]), REAL).await.unwrap();
         assert!(changes.iter().all(|change| change.action == ChangeAction::Removed), "{changes:?}");
         assert_eq!(stored(&device).await, [by_hand, cellar, gateway]);
         assert_eq!(device.ensure_monitors().await.unwrap(), [], "the service adds no removed one again");
@@ -214,7 +217,7 @@ async fn a_file_makes_monitors_and_removes_only_its_own() {
 async fn a_monitor_of_a_file_takes_the_place_of_the_one_that_the_service_would_add() {
     for (_folder, device) in paired_devices().await {
         let file = monitors(&[monitor("gateway", "gateway", 10), monitor("attic", "reflector:attic", 5)]);
-        device.apply_configuration(file, false).await.unwrap();
+        device.apply_configuration(file, REAL).await.unwrap();
         let added = device.ensure_monitors().await.unwrap();
         let names = added.iter().map(|added| added.monitor.name.as_str()).collect::<Vec<_>>();
         assert_eq!(names, ["cellar"]);
@@ -224,7 +227,7 @@ async fn a_monitor_of_a_file_takes_the_place_of_the_one_that_the_service_would_a
 #[tokio::test]
 async fn a_renamed_monitor_keeps_what_it_measured_and_one_with_another_target_begins_anew() {
     for (_folder, device) in paired_devices().await {
-        let apply = async |file: &[ConfiguredMonitor]| device.apply_configuration(monitors(file), false).await.unwrap();
+        let apply = async |file: &[ConfiguredMonitor]| device.apply_configuration(monitors(file), REAL).await.unwrap();
         apply(&[
             monitor("fast", "reflector:attic", 1),
             monitor("slow", "reflector:attic", 10),
@@ -266,12 +269,12 @@ async fn a_renamed_reflector_is_what_its_monitors_probe() {
             reflectors: reflectors.to_vec(),
             ..monitors(&[monitor("slow", target, 10)])
         };
-        device.apply_configuration(file(&[], "reflector:attic"), false).await.unwrap();
+        device.apply_configuration(file(&[], "reflector:attic"), REAL).await.unwrap();
         // The two exchange their names.
         let exchanged = file(&[named(1, "cellar"), named(2, "attic")], "reflector:cellar");
-        let changes = device.apply_configuration(exchanged.clone(), false).await.unwrap();
+        let changes = device.apply_configuration(exchanged.clone(), REAL).await.unwrap();
         assert_eq!(changes.iter().filter(|change| change.object == "monitor").count(), 0, "{changes:?}");
-        assert_eq!(device.apply_configuration(exchanged, false).await.unwrap(), []);
+        assert_eq!(device.apply_configuration(exchanged, REAL).await.unwrap(), []);
         let expected = [
             row("attic", 2, "reflector:cellar", false),
             row("cellar", 3, "reflector:attic", false),
@@ -292,14 +295,186 @@ async fn monitors_that_are_not_possible_change_nothing() {
             (monitor("often", "dns:192.0.2.53/example.org", 1), "monitor often: the interval is from 10s"),
             (monitor("nowhere", "reflector:garden", 1), "monitor nowhere: "),
         ] {
-            let refused = device.apply_configuration(monitors(&[good.clone(), wrong]), false).await.unwrap_err();
+            let refused = device.apply_configuration(monitors(&[good.clone(), wrong]), REAL).await.unwrap_err();
             assert!(refused.to_string().starts_with(said), "{refused}");
             assert_eq!(stored(&device).await, []);
         }
         // A reflector that was removed does not keep the rest of a file from being applied.
         let file = monitors(&[good, monitor("slow", "reflector:attic", 10)]);
-        device.apply_configuration(file.clone(), false).await.unwrap();
+        device.apply_configuration(file.clone(), REAL).await.unwrap();
         device.remove_reflector("attic").await.unwrap();
-        assert_eq!(device.apply_configuration(file, false).await.unwrap(), []);
+        assert_eq!(device.apply_configuration(file, REAL).await.unwrap(), []);
+    }
+}
+
+/// A channel of a file, from its JSON.
+fn channel(json: &str) -> ConfiguredChannel {
+    serde_json::from_str(json).unwrap()
+}
+
+fn channels(wanted: &[&str]) -> DeviceConfiguration {
+    let channels = wanted.iter().map(|json| channel(json)).collect();
+    DeviceConfiguration { channels, ..DeviceConfiguration::default() }
+}
+
+/// What changed: object, name, action, paths of the values.
+fn seen_values(changes: &[ConfigurationChange]) -> Vec<(String, ChangeAction, Vec<&str>)> {
+    let one = |change: &ConfigurationChange| format!("{} {}", change.object, change.name);
+    changes.iter().map(|change| (one(change), change.action, value_names(change).collect())).collect()
+}
+
+fn value_names(change: &ConfigurationChange) -> impl Iterator<Item = &str> {
+    change.values.iter().map(|value| value.value.as_str())
+}
+
+#[tokio::test]
+async fn a_secret_stays_only_while_its_channel_keeps_its_server() {
+    let hook = r#"{"name": "hook", "kind": "webhook", "enabled": true, "server": "https://hooks.example.org",
+        "secrets": {"url": "https://hooks.example.org/geheim", "token": "tk_geheim"}}"#;
+    let without = r#"{"name": "Hook", "kind": "webhook", "enabled": false, "server": "https://hooks.example.org"}"#;
+    let elsewhere = r#"{"name": "hook", "kind": "webhook", "enabled": true, "server": "https://evil.example.org"}"#;
+    let mail = r#"{"name": "mail", "kind": "smtp", "enabled": true, "server": "mail.example.org", "port": 587,
+        "security": "starttls", "user": "ann", "from": "pp@example.org", "to": ["ann@example.org"]}"#;
+    for (_folder, device) in paired_devices().await {
+        let apply = async |wanted: &[&str]| device.apply_configuration(channels(wanted), REAL).await;
+        let secrets = async || device.store().await.unwrap().channel("hook").await.unwrap().1;
+        assert_eq!(
+            seen_values(&apply(&[hook]).await.unwrap()),
+            [("channel hook".to_owned(), ChangeAction::Added, vec![])]
+        );
+        assert_eq!(apply(&[hook]).await.unwrap(), []);
+        // An export has no secrets, and changes nothing.
+        let exported = device.configuration().await.unwrap();
+        let text = serde_json::to_string(&exported).unwrap();
+        assert!(!text.contains("geheim") && text.contains("hooks.example.org"), "{text}");
+        assert_eq!(device.apply_configuration(exported, REHEARSAL).await.unwrap(), []);
+
+        let changes = apply(&[without]).await.unwrap();
+        assert_eq!(
+            seen_values(&changes),
+            [("channel hook".to_owned(), ChangeAction::Changed, vec!["enabled", "name"])]
+        );
+        assert_eq!(secrets().await.names(), ["url", "token"]);
+        let other = hook.replace("tk_geheim", "tk_anders");
+        let changes = apply(&[&other]).await.unwrap();
+        let [changed] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!(Vec::from_iter(value_names(changed)), ["enabled", "name", "secrets.token"]);
+        let shown = serde_json::to_string(&changes).unwrap();
+        assert!(!shown.contains("geheim") && !shown.contains("anders"), "{shown}");
+        assert_eq!(secrets().await.token.unwrap().expose(), "tk_anders");
+
+        // What is sent to another server is in the file.
+        for (wanted, said) in [
+            (elsewhere, "channel hook: a webhook needs its whole URL"),
+            (mail, "channel mail: a user needs a password"),
+            (&hook.replace("\"url\"", "\"password\""), "channel hook: a channel of kind webhook has no password"),
+            (&hook.replace("hooks.example.org/geheim", "ann:geheim@b.c/"), "channel hook: the URL is no http"),
+        ] {
+            let refused = apply(&[wanted]).await.unwrap_err().to_string();
+            assert!(refused.starts_with(said) && !refused.contains("geheim"), "{wanted}: {refused}");
+        }
+        let ntfy = |server: &str, more: &str| {
+            format!(r#"{{"name": "p", "kind": "ntfy", "enabled": true, "server": "{server}", "topic": "pp"{more}}}"#)
+        };
+        let (first, second) =
+            (ntfy("https://a.example/", r#", "secrets": {"token": "t"}"#), ntfy("https://b.example/", ""));
+        apply(&[&first]).await.unwrap();
+        let changes = apply(&[&second]).await.unwrap();
+        let expected = ("channel p".to_owned(), ChangeAction::Changed, vec!["server", "secrets.token"]);
+        assert_eq!(seen_values(&changes), [expected]);
+        assert_eq!(device.store().await.unwrap().channel("p").await.unwrap().1.names(), Vec::<String>::new());
+        assert_eq!(apply(&[]).await.unwrap().len(), 1);
+        assert_eq!(device.channels().await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_command_is_changed_only_by_who_may() {
+    let command = |args: &str, enabled| {
+        format!(
+            r#"{{"name": "run", "kind": "command", "enabled": {enabled}, "program": "/bin/true", "args": ["{args}"]}}"#
+        )
+    };
+    let remote = ApplyMode { may_change_commands: false, ..REAL };
+    for (_folder, device) in paired_devices().await {
+        let apply = async |wanted: &[&str], mode| device.apply_configuration(channels(wanted), mode).await;
+        let refused = apply(&[&command("a", true)], remote).await.unwrap_err().to_string();
+        assert!(refused.starts_with("channel run: a command channel is made"), "{refused}");
+        assert_eq!(device.channels().await.unwrap(), []);
+        apply(&[&command("a", true)], REAL).await.unwrap();
+        // It is there, so a file may describe it as it is.
+        assert_eq!(apply(&[&command("a", true)], remote).await.unwrap(), []);
+        let ntfy = r#"{"name": "run", "kind": "ntfy", "enabled": true, "server": "https://a.example/", "topic": "pp"}"#;
+        for wanted in [&[&*command("b", true)][..], &[&command("a", false)], &[ntfy], &[]] {
+            let refused = apply(wanted, remote).await.unwrap_err().to_string();
+            assert!(refused.starts_with("channel run: a command channel is made"), "{wanted:?}: {refused}");
+            let dry = apply(wanted, ApplyMode { is_rehearsal: true, ..remote }).await;
+            assert!(dry.is_err(), "{dry:?}");
+        }
+        let missing = command("a", true).replace("/bin/true", "/bin/no-such-program");
+        let refused = apply(&[&missing], REAL).await.unwrap_err().to_string();
+        assert!(refused.starts_with("channel run: /bin/no-such-program"), "{refused}");
+        assert_eq!(apply(&[], REAL).await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_rule_that_judges_otherwise_closes_its_alerts_and_another_keeps_them() {
+    let rule = |more: &str| -> ConfiguredRule {
+        let json = format!(
+            r#"{{"name": "slow", "enabled": true, "metric": "download", "limit": {{"below": 5e7}}, "zone": "UTC"{more}}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    };
+    let phone = r#"{"name": "phone", "kind": "ntfy", "enabled": true, "server": "https://a.example/", "topic": "pp"}"#;
+    let file = |rules: &[ConfiguredRule]| DeviceConfiguration { rules: rules.to_vec(), ..channels(&[phone]) };
+    for (_folder, device) in paired_devices().await {
+        let apply = async |rules: &[ConfiguredRule]| device.apply_configuration(file(rules), REAL).await;
+        let store = device.store().await.unwrap();
+        let own = device.endpoint_id().unwrap().to_string();
+        let stored = async || store.rule("slow").await.unwrap();
+        let open = async || store.alerts(true, None, 10).await.unwrap().len();
+        // Opens an alert of the stored rule.
+        let fire = async || {
+            let now = Timestamp::now();
+            let write = crate::app::alerts::example_opening(&stored().await, now);
+            let judged = crate::store::RuleWrite::JudgedUntil(now);
+            assert!(store.change_rule(&own, &stored().await, judged, &[write], now).await.unwrap());
+            assert_eq!(open().await, 1);
+        };
+        let refused = apply(&[rule(r#", "channels": ["nowhere"]"#)]).await.unwrap_err().to_string();
+        assert!(refused.starts_with("rule slow: "), "{refused}");
+        assert_eq!(apply(&[rule("")]).await.unwrap().len(), 2);
+        assert_eq!(apply(&[rule("")]).await.unwrap(), []);
+        let exported = device.configuration().await.unwrap();
+        assert_eq!(device.apply_configuration(exported, REHEARSAL).await.unwrap(), []);
+        let before = stored().await;
+        assert!(before.from_file);
+        fire().await;
+
+        apply(&[rule(r#", "channels": ["Phone"], "quiet_hours": "22:00-07:00""#)]).await.unwrap();
+        assert_eq!((stored().await.id, open().await), (before.id, 1), "its alert stays");
+
+        let tighter = |enabled| ConfiguredRule { enabled, ..rule(r#", "channels": ["phone"], "times": 2, "of": 3"#) };
+        apply(&[tighter(true)]).await.unwrap();
+        assert_eq!(open().await, 0);
+        assert_ne!(stored().await.id, before.id);
+        let said = async || store.messages(None, 1).await.unwrap().remove(0).message.title;
+        assert_eq!(said().await, "Closed: the rule slow was changed");
+
+        fire().await;
+        apply(&[tighter(false)]).await.unwrap();
+        assert_eq!((open().await, stored().await.enabled), (0, false));
+        assert_eq!(said().await, "Closed: the rule slow was disabled");
+        let disabled = stored().await;
+        apply(&[tighter(true)]).await.unwrap();
+        let enabled = stored().await;
+        assert!(enabled.id == disabled.id && enabled.enabled && enabled.judged_until > disabled.judged_until);
+
+        fire().await;
+        let gone = device.apply_configuration(DeviceConfiguration::default(), REAL).await.unwrap();
+        assert_eq!(gone.len(), 2, "{gone:?}");
+        assert_eq!((open().await, device.rules().await.unwrap().len()), (0, 0));
+        assert_eq!(said().await, "Closed: the rule slow was removed");
     }
 }

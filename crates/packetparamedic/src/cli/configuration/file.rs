@@ -1,17 +1,22 @@
 //! Reads and prints the file. A kind of object has its own file.
 
+mod channel;
 mod monitor;
 mod plan;
 mod reflector;
+mod rule;
 mod schedule;
 mod text;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
+use paramedic_appliance::alerts::secret_text::SecretText;
 use paramedic_appliance::app::DeviceConfiguration;
 use toml::de::{DeTable, DeValue};
 
 use super::options::FileOption;
+pub(super) use channel::read_secret;
 pub(super) use text::FileFault;
 use text::{FileText, in_order};
 
@@ -19,10 +24,13 @@ use text::{FileText, in_order};
 const PLAN: &str = "plan";
 
 /// What the tables of the file are; the next kind of object joins here. Each but the plan is a list.
-const TABLES: [&str; 4] = ["reflector", "schedule", "monitor", PLAN];
+const TABLES: [&str; 6] = ["reflector", "schedule", "monitor", "channel", "rule", PLAN];
 
-/// Reads a file.
-pub(super) fn parse(text: &str) -> Result<DeviceConfiguration, FileFault> {
+/// Reads the secret in a file, or says why it cannot.
+pub(super) type SecretSource<'a> = dyn Fn(&Path) -> Result<SecretText, String> + 'a;
+
+/// Reads a file. `secrets` reads the files with secrets that it names.
+pub(super) fn parse(text: &str, secrets: &SecretSource<'_>) -> Result<DeviceConfiguration, FileFault> {
     let file = FileText(text);
     if text.trim().is_empty() {
         // What is left of a program that failed must not remove every schedule.
@@ -50,6 +58,8 @@ pub(super) fn parse(text: &str) -> Result<DeviceConfiguration, FileFault> {
             match name {
                 "reflector" => configuration.reflectors.push(reflector::parse(&file, at, object)?),
                 "monitor" => configuration.monitors.push(monitor::parse(&file, at, object)?),
+                "channel" => configuration.channels.push(channel::parse(&file, at, object, secrets)?),
+                "rule" => configuration.rules.push(rule::parse(&file, at, object)?),
                 _ => configuration.schedules.push(schedule::parse(&file, at, object)?),
             }
         }
@@ -59,8 +69,9 @@ pub(super) fn parse(text: &str) -> Result<DeviceConfiguration, FileFault> {
 
 /// Prints a file that describes this configuration.
 pub(super) fn print(configuration: &DeviceConfiguration) -> String {
-    let mut text = "# Names of reflectors, schedules, monitors and the plan: packetparamedic apply FILE. The keys are the options\n\
-                    # of packetparamedic schedule add, of packetparamedic monitor add and of packetparamedic plan set.\n"
+    let mut text = "# Names of reflectors, the plan, schedules, monitors, channels and rules: packetparamedic apply FILE. The\n\
+                    # keys are the options of the commands that add them. Secrets of channels are not in it: those that are\n\
+                    # stored stay, as long as the channel keeps its server.\n"
         .to_owned();
     if let Some(plan) = &configuration.plan {
         text += "\n[plan]\n";
@@ -74,6 +85,12 @@ pub(super) fn print(configuration: &DeviceConfiguration) -> String {
     }
     for monitor in &configuration.monitors {
         table(&mut text, "monitor", monitor::rows(monitor));
+    }
+    for channel in &configuration.channels {
+        table(&mut text, "channel", channel::rows(channel));
+    }
+    for rule in &configuration.rules {
+        table(&mut text, "rule", rule::rows(rule));
     }
     text
 }
@@ -89,6 +106,7 @@ fn rows(text: &mut String, rows: impl IntoIterator<Item = (String, FileOption)>)
         debug_assert!(seen.insert(key.clone()), "{key} twice");
         let value = match value {
             FileOption::Flag(value) => toml::Value::Boolean(value),
+            FileOption::List(values) => toml::Value::Array(values.into_iter().map(toml::Value::String).collect()),
             FileOption::Value(value) => match value.parse::<u32>() {
                 // Printed without quotes, if that is the same text.
                 Ok(number) if number.to_string() == value => toml::Value::Integer(number.into()),
@@ -102,6 +120,14 @@ fn rows(text: &mut String, rows: impl IntoIterator<Item = (String, FileOption)>)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Reads a file whose secrets are the names of their files.
+    fn parse(text: &str) -> Result<DeviceConfiguration, FileFault> {
+        super::parse(text, &|path| match path.file_name() {
+            Some(name) if name == "missing" => Err("no such file".to_owned()),
+            name => Ok(SecretText::new(name.unwrap_or_default().to_string_lossy().into_owned())),
+        })
+    }
 
     fn fault(text: &str) -> (usize, String) {
         let FileFault { line, problem } = parse(text).unwrap_err();
@@ -152,6 +178,49 @@ mod tests {
         assert_eq!(seen.collect::<Vec<_>>(), [("slow", 5_000, false), ("web", 30_000, true), ("router", 1_000, true)]);
         let printed = print(&read);
         assert_eq!(parse(&printed).unwrap(), read, "{printed}");
+    }
+
+    #[test]
+    fn channels_are_read_with_their_secrets_and_printed_without() {
+        let text = "[[channel]]\nname = \"phone\"\nkind = \"ntfy\"\ntopic = \"pp\"\ntoken_file = \"/etc/geheim\"\n\n\
+                    [[channel]]\nname = \"hook\"\nkind = \"webhook\"\nurl = \"https://a.example:8443/geheim\"\nenabled = false\n\n\
+                    [[channel]]\nname = \"mail\"\nkind = \"smtp\"\nserver = \"mail.example.org\"\nuser = \"ann\"\n\
+                    password_file = \"/etc/geheim\"\nfrom = \"pp@example.org\"\nto = [\"a@b.c\", \"d@e.f\"]\n\n\
+                    [[channel]]\nname = \"run\"\nkind = \"command\"\nprogram = \"/bin/a\"\nargs = [\"-x\", \"\\\"\"]\n";
+        let read = parse(text).unwrap();
+        let secrets = read.channels.iter().map(|one| one.secrets.names().join(",")).collect::<Vec<_>>();
+        assert_eq!(secrets, ["token", "url", "password", ""]);
+        let printed = print(&read);
+        assert!(!printed.contains("geheim"), "{printed}");
+        let mut again = parse(&printed).unwrap();
+        assert_eq!(print(&again), printed);
+        for (printed, read) in again.channels.iter_mut().zip(&read.channels) {
+            printed.secrets.clone_from(&read.secrets);
+        }
+        assert_eq!(again, read);
+        assert!(printed.contains("server = \"https://a.example:8443\"\nenabled = false\n"), "{printed}");
+    }
+
+    #[test]
+    fn rules_are_printed_and_read_back() {
+        let text = "[[rule]]\nmetric = \"download\"\nbelow_plan = \"70%\"\ntimes = \"3/4\"\nretest = true\nchannel = [\"a\", \"b\"]\n\
+                    quiet_hours = \"22:00-07:00\"\nzone = \"Europe/Berlin\"\n\n[[rule]]\nname = \"lost\"\nmetric = \"monitor_loss\"\n\
+                    above = \"7%\"\nwindow = 15\ntarget = \"my attic\"\nchannel = \"a\"\nenabled = false\n\n\
+                    [[rule]]\nmetric = \"outage\"\nabove = \"2m\"\n\n[[rule]]\nmetric = \"test_failed\"\ntimes = \"3/3\"\n\n\
+                    [[rule]]\nname = \"rtt\"\nmetric = \"idle_latency\"\nabove = \"80.5ms\"\n\n\
+                    [[rule]]\nname = \"usual\"\nmetric = \"idle_latency\"\nabove_usual = \"257%\"\n\n\
+                    [[rule]]\nname = \"rate\"\nmetric = \"upload\"\nbelow = \"2.5M\"\n";
+        let mut read = parse(text).unwrap();
+        assert_eq!((read.rules[0].rule.name.as_str(), read.rules[1].enabled), ("download", false));
+        // One that no option expresses.
+        let mut odd = read.rules[0].clone();
+        (odd.rule.name, odd.rule.limit) =
+            ("odd".to_owned(), Some(paramedic_appliance::alerts::AlertLimit::BelowPlan(1.0 / 3.0)));
+        read.rules.push(odd);
+        let printed = print(&read);
+        assert_eq!(parse(&printed).unwrap(), read, "{printed}");
+        assert!(printed.contains("below_plan = \"70%\"") && printed.contains("above = \"7%\""), "{printed}");
+        assert!(printed.matches("definition = ").count() <= 1, "{printed}");
     }
 
     #[test]
@@ -221,6 +290,37 @@ mod tests {
             ("[[monitor]]\nname = \"a\"\nenabled = 1\n", 3, "enabled: it is of type integer; valid: true or false"),
             ("[[monitor]]\nintervall = \"1s\"\n", 2, "unknown key \"intervall\"; did you mean \"interval\"?"),
             ("[monitor]\nname = \"a\"\n", 1, "monitor is a list of tables: write [[monitor]]"),
+            ("[[channel]]\nname = \"a\"\n", 1, "channel: kind is missing"),
+            ("[[channel]]\nkind = \"pigeon\"\n", 2, "kind: \"pigeon\" is no kind; valid: webhook, ntfy, smtp, command"),
+            ("[[channel]]\nkind = \"ntfy\"\n", 1, "channel: name is missing"),
+            ("[[channel]]\nkind = \"ntfy\"\nname = \"a\"\n", 1, "channel: topic is missing"),
+            ("[[channel]]\nkind = \"ntfy\"\nname = \"a\"\ntopic = \"a/b\"\n", 1, "channel: a topic has"),
+            ("[[channel]]\nkind = \"ntfy\"\ntoken = \"x\"\n", 3, "unknown key \"token\""),
+            ("[[channel]]\nkind = \"ntfy\"\ntoken_file = \"x\"\n", 3, "token_file: it is no absolute path"),
+            ("[[channel]]\nkind = \"ntfy\"\ntoken_file = \"/missing\"\n", 3, "token_file: no such file"),
+            ("[[channel]]\nkind = \"webhook\"\nname = \"a\"\n", 1, "channel: url_file is missing"),
+            ("[[channel]]\nkind = \"smtp\"\nport = 0.5\n", 3, "port: it is of type float"),
+            ("[[channel]]\nkind = \"smtp\"\nport = 70000\n", 3, "port: valid: 1 to 65535"),
+            ("[[channel]]\nkind = \"command\"\nargs = [5]\n", 3, "args: it is of type integer"),
+            (
+                "[[channel]]\nkind = \"command\"\nname = \"a\"\nprogram = \"x\"\n",
+                1,
+                "channel: \"x\" is no absolute path",
+            ),
+            ("[channel]\nname = \"a\"\n", 1, "channel is a list of tables: write [[channel]]"),
+            ("[[rule]]\nname = \"a\"\n", 1, "rule: metric is missing"),
+            ("[[rule]]\nmetric = \"speed\"\n", 2, "metric: \"speed\" is no metric"),
+            ("[[rule]]\nmetric = \"download\"\n", 1, "rule: "),
+            ("[[rule]]\nmetric = \"download\"\nbelow_plan = 0.7\n", 3, "below_plan: it is of type float"),
+            ("[[rule]]\nmetric = \"download\"\nbelow_plan = \"0.7\"\n", 3, "below_plan: a share in percent"),
+            ("[[rule]]\nmetric = \"loss\"\nabove = \"2%\"\nbelow = \"3%\"\n", 3, "above: "),
+            (
+                "[[rule]]\nmetric = \"loss\"\nchannels = [\"a\"]\n",
+                3,
+                "unknown key \"channels\"; did you mean \"channel\"?",
+            ),
+            ("[[rule]]\nmetric = \"loss\"\nretest = \"yes\"\n", 3, "retest: valid: true or false"),
+            ("[[rule]]\nsuggested = true\n", 2, "unknown key \"suggested\""),
             ("[[reflector]]\nname = 5\n", 2, "name: it is of type integer"),
             ("[[reflector]]\nnmae = \"a\"\n", 2, "unknown key \"nmae\"; did you mean \"name\"?"),
         ] {

@@ -1,4 +1,5 @@
-//! A schedule as the options of `schedule add`, and back. What no option expresses is written as the stored definition.
+//! Options of the command line as keys of a file. A schedule as the options of `schedule add`, and back: what no option
+//! expresses is written as the stored definition.
 
 use std::error::Error as _;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ use crate::config::Settings;
 /// The options of `schedule add` that say nothing about a schedule.
 const OTHERS: [&str; 8] = ["help", "version", "yes", "json", "json_stream", "plot", "no_graph", "no_save"];
 /// The key of a stored definition, as JSON.
-const DEFINITION: &str = "definition";
+pub(super) const DEFINITION: &str = "definition";
 
 /// An option in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub(super) enum FileOption {
     Flag(bool),
     /// One with a value.
     Value(String),
+    /// One that can be given several times.
+    List(Vec<String>),
 }
 
 /// A fault of the options.
@@ -52,17 +55,18 @@ struct FileOptions {
 pub(super) fn keys() -> Vec<String> {
     let secrets = PROVIDERS.iter().flat_map(|provider| provider.options()).map(|option| option.name.replace('-', "_"));
     let others = OTHERS.iter().map(ToString::to_string).chain(secrets).collect::<Vec<_>>();
-    let command = FileOptions::command();
-    let options = command.get_arguments().filter_map(clap::Arg::get_long).map(|name| name.replace('-', "_"));
-    options.filter(|name| !others.contains(name)).chain([DEFINITION.to_owned()]).collect()
+    let options = option_keys(&FileOptions::command());
+    options.into_iter().filter(|name| !others.contains(name)).chain([DEFINITION.to_owned()]).collect()
 }
 
-/// The schedule of these options. Settings of this user have no effect: the file alone says what is measured.
-pub(super) fn schedule_of(given: &[(String, FileOption)]) -> Result<Schedule, OptionFault> {
-    if let Some((_, FileOption::Value(json))) = given.iter().find(|(key, _)| key == DEFINITION) {
-        return defined(json, given);
-    }
-    let command = FileOptions::command();
+/// The long options of a command as keys: with underscores.
+pub(super) fn option_keys(command: &clap::Command) -> Vec<String> {
+    let options = command.get_arguments().filter_map(clap::Arg::get_long);
+    options.filter(|name| *name != "help").map(|name| name.replace('-', "_")).collect()
+}
+
+/// Options of a command as the words of its command line.
+pub(super) fn words(command: &clap::Command, given: &[(String, FileOption)]) -> Result<Vec<String>, OptionFault> {
     let mut words = Vec::new();
     for (key, option) in given {
         let name = key.replace('_', "-");
@@ -73,10 +77,22 @@ pub(super) fn schedule_of(given: &[(String, FileOption)]) -> Result<Schedule, Op
             FileOption::Flag(true) if !has_value => words.push(format!("--{name}")),
             FileOption::Flag(false) if !has_value => {}
             FileOption::Value(value) if has_value => words.push(format!("--{name}={value}")),
+            FileOption::List(values) if has_value => {
+                words.extend(values.iter().map(|value| format!("--{name}={value}")));
+            }
             FileOption::Flag(_) => return Err(fault("it has a value, a text or a number")),
-            FileOption::Value(_) => return Err(fault("valid: true or false")),
+            FileOption::Value(_) | FileOption::List(_) => return Err(fault("valid: true or false")),
         }
     }
+    Ok(words)
+}
+
+/// The schedule of these options. Settings of this user have no effect: the file alone says what is measured.
+pub(super) fn schedule_of(given: &[(String, FileOption)]) -> Result<Schedule, OptionFault> {
+    if let Some((_, FileOption::Value(json))) = given.iter().find(|(key, _)| key == DEFINITION) {
+        return defined(json, given);
+    }
+    let words = words(&FileOptions::command(), given)?;
     let add = *FileOptions::try_parse_from(words).map_err(|error| fault_of_word(&error))?.add;
     let machine = Machine {
         home: None,
@@ -127,7 +143,7 @@ fn defined(json: &str, given: &[(String, FileOption)]) -> Result<Schedule, Optio
 }
 
 /// The fault of a command line.
-fn fault_of_word(error: &clap::Error) -> OptionFault {
+pub(super) fn fault_of_word(error: &clap::Error) -> OptionFault {
     let argument = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(argument)) => Some(argument.clone()),
         Some(ContextValue::Strings(arguments)) => arguments.first().cloned(),

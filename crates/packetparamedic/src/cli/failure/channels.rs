@@ -13,6 +13,8 @@ pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
     let try_ = match error {
         ChannelError::Name(_) => "choose such a name, such as phone",
         ChannelError::Url => "use a URL such as https://hooks.example.org/KEY",
+        ChannelError::NoUrl => "name the file of the URL: url_file = \"FILE\"",
+        ChannelError::ForeignSecret { .. } => "remove that secret",
         ChannelError::NtfyServer(_) => "use the URL of the server alone, as in --server https://ntfy.example.org",
         ChannelError::Topic(_) => "choose such a topic, long enough not to be guessed",
         ChannelError::Token => "pass a file that has only the token, in one line",
@@ -29,7 +31,9 @@ pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
             "name an executable file that belongs to root, as all folders above it do, and that others cannot write: \
              chown root FILE; chmod 755 FILE"
         }
-        ChannelError::CommandRefused => "run `packetparamedic channel` on the host of the service",
+        ChannelError::CommandRefused => {
+            "run `packetparamedic channel` or `packetparamedic apply` on the host of the service"
+        }
     };
     CommandFailure::new(exit, code, "the channel is not accepted", error, try_)
 }

@@ -11,7 +11,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
-use paramedic_appliance::app::{Appliance, ConfiguredMonitor, DeviceConfiguration};
+use paramedic_appliance::app::{Appliance, ApplyMode, ConfiguredMonitor, DeviceConfiguration};
 use paramedic_appliance::monitor::{Monitor, MonitorTarget};
 use paramedic_appliance::plan::{Plan, PromisedRate};
 use paramedic_link::EndpointId;
@@ -401,7 +401,7 @@ async fn a_file_that_applies_marks_its_rows_on_the_page() {
         ConfiguredMonitor { enabled: true, monitor: Monitor::new("office", "gateway".parse().unwrap(), None) };
     let file = DeviceConfiguration { plan: Some(plan), monitors: vec![monitor], ..Default::default() };
     assert!(!pages.get(SOCKET, "/settings/monitors").await.text().contains("made by a file"));
-    pages.appliance.apply_configuration(file, false).await.unwrap();
+    pages.appliance.apply_configuration(file, ApplyMode::default()).await.unwrap();
     let shown = pages.get(SOCKET, "/settings/monitors").await.text();
     assert!(shown.contains("made by a file") && shown.contains("changes back"), "{shown}");
     assert!(pages.get(SOCKET, "/settings/plan").await.text().contains("by a file"));

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::super::options::FileOption;
 
 /// The maximum number of keys that an error lists.
-const LISTED_KEYS: usize = 8;
+const LISTED_KEYS: usize = 10;
 /// The key that says whether an object does its work.
 pub(super) const ENABLED: &str = "enabled";
 
@@ -42,7 +42,7 @@ impl FileText<'_> {
     pub(super) fn unknown(&self, key: &FileKey<'_>, known: &[&str]) -> FileFault {
         let suggestion = match nearest_name(key.get_ref(), known.iter().copied()) {
             Some(nearest) => format!("did you mean {nearest:?}?"),
-            None if known.len() > LISTED_KEYS => "valid: the options of `packetparamedic schedule add`".to_owned(),
+            None if known.len() > LISTED_KEYS => "valid: the options of the command that adds one".to_owned(),
             None => format!("valid: {}", known.join(", ")),
         };
         self.fault(key.span().start, format!("unknown key {:?}; {suggestion}", key.get_ref()))
@@ -70,6 +70,14 @@ pub(super) fn value_of(value: &DeValue<'_>) -> Result<String, String> {
         DeValue::String(text) => Ok(text.to_string()),
         DeValue::Integer(number) if number.radix() == 10 => Ok(number.as_str().to_owned()),
         other => Err(format!("it is of type {}; valid: a text or a number", other.type_str())),
+    }
+}
+
+/// A value that is a list of texts, or one text.
+pub(super) fn texts_of(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    match value {
+        DeValue::Array(texts) => texts.iter().map(|text| text_of(text.get_ref())).collect(),
+        one => Ok(vec![text_of(one)?]),
     }
 }
 

@@ -1,0 +1,128 @@
+//! The channels of a configuration. A secret that the configuration does not have stays as it is stored, while the server of
+//! the channel stays the same.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::compare::{
+    Compared, ConfigurationChange, ObjectComparison, StoredObject, ValueChange, differences, in_configuration,
+};
+use crate::alerts::channel::{Channel, ChannelError, ChannelSecrets, Destination};
+use crate::app::delivery::checked_program;
+use crate::error::ApplianceError;
+use crate::store::{ChannelWrite, FileChanges, StorageError, StoredChannel};
+
+/// A channel, and whether it gets messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConfiguredChannel {
+    /// Whether it gets messages.
+    pub enabled: bool,
+    /// The channel.
+    #[serde(flatten)]
+    pub channel: Channel,
+    /// New secrets. Those that are absent stay as they are stored, if the channel keeps its server. No answer has them.
+    #[serde(default, skip_serializing_if = "has_none")]
+    pub secrets: ChannelSecrets,
+}
+
+fn has_none(secrets: &ChannelSecrets) -> bool {
+    *secrets == ChannelSecrets::default()
+}
+
+impl From<StoredChannel> for ConfiguredChannel {
+    fn from(stored: StoredChannel) -> Self {
+        Self { enabled: stored.enabled, channel: stored.channel, secrets: ChannelSecrets::default() }
+    }
+}
+
+/// A stored channel with its secrets.
+pub(super) struct KnownChannel {
+    pub(super) stored: StoredChannel,
+    pub(super) secrets: ChannelSecrets,
+}
+
+impl StoredObject for KnownChannel {
+    const KIND: &'static str = "channel";
+
+    fn id(&self) -> Uuid {
+        self.stored.id
+    }
+
+    fn name(&self) -> &str {
+        &self.stored.channel.name
+    }
+
+    fn is_from_file(&self) -> bool {
+        self.stored.from_file
+    }
+}
+
+/// What becomes of the channels, and the differences. Without `may_change_commands`, channels that run a program of this host
+/// stay as they are.
+pub(super) fn compare_channels(
+    known: &[KnownChannel],
+    wanted: Vec<ConfiguredChannel>,
+    may_change_commands: bool,
+) -> Result<(FileChanges<ChannelWrite>, Vec<ConfigurationChange>), ApplianceError> {
+    let mut comparison = ObjectComparison::new(known);
+    let mut written = Vec::new();
+    for wanted in wanted {
+        let name = wanted.channel.name.clone();
+        let refused = |error: ApplianceError| in_configuration(KnownChannel::KIND, &name, error);
+        if !comparison.is_new_name(&name) {
+            return Err(refused(StorageError::ChannelExists { name: name.clone() }.into()));
+        }
+        let stored = comparison.find(&name);
+        let ConfiguredChannel { enabled, channel, secrets } = wanted;
+        let kept = stored.filter(|known| known.stored.channel.destination.has_server_of(&channel.destination));
+        let secrets = secrets.or(kept.map(|known| known.secrets.clone()).unwrap_or_default());
+        let checked = channel.with_secrets(secrets).and_then(|new| new.checked());
+        let (channel, secrets) = checked.map_err(|error| refused(error.into()))?;
+        let write = ChannelWrite { replaces: stored.map(|known| known.stored.id), channel, enabled, secrets };
+        let is_written = match stored {
+            Some(known) => comparison.is_changed(known, changed_values(known, &write)),
+            None => {
+                comparison.added(&name);
+                true
+            }
+        };
+        if !is_written {
+            continue;
+        }
+        let was_command = stored.is_some_and(|known| known.stored.channel.destination.is_command());
+        if (was_command || write.channel.destination.is_command()) && !may_change_commands {
+            return Err(refused(ChannelError::CommandRefused.into()));
+        }
+        if let Destination::Command { program, .. } = &write.channel.destination {
+            checked_program(Path::new(program)).map_err(|error| refused(error.into()))?;
+        }
+        written.push(write);
+    }
+    let Compared { changes, unchanged, removed } = comparison.end();
+    let is_gone =
+        |known: &&KnownChannel| known.stored.channel.destination.is_command() && removed.contains(&known.id());
+    if let Some(gone) = known.iter().find(is_gone).filter(|_| !may_change_commands) {
+        return Err(in_configuration(KnownChannel::KIND, gone.name(), ChannelError::CommandRefused.into()));
+    }
+    Ok((FileChanges { written, unchanged, removed }, changes))
+}
+
+/// The values that differ. Of a secret, only that it differs is named.
+fn changed_values(known: &KnownChannel, write: &ChannelWrite) -> Vec<ValueChange> {
+    let (enabled, channel, secrets) = (write.enabled, write.channel.clone(), ChannelSecrets::default());
+    let mut values =
+        differences(&ConfiguredChannel::from(known.stored.clone()), &ConfiguredChannel { enabled, channel, secrets });
+    let (from, to) = (&known.secrets, &write.secrets);
+    let pairs =
+        [("url", &from.url, &to.url), ("token", &from.token, &to.token), ("password", &from.password, &to.password)];
+    for (secret, from, to) in pairs.into_iter().filter(|(_, from, to)| from != to) {
+        let hidden = |is_set: bool, word: &str| is_set.then(|| Value::from(word));
+        let (from, to) = (hidden(from.is_some(), "(the stored secret)"), hidden(to.is_some(), "(another secret)"));
+        values.push(ValueChange { value: format!("secrets.{secret}"), from, to });
+    }
+    values
+}
