@@ -302,6 +302,9 @@ fn commands_are_made_by_the_socket_alone() {
     let body = json!({ "name": "own", "kind": "command", "program": "/bin/sh", "args": ["-c", script] });
     let (status, refused) = ask("POST", "/channels", &body.to_string());
     assert_eq!((status, &refused["code"]), (403, &"command_refused".into()), "{refused:#}");
+    let body = json!({ "channels": [{ "name": "own", "enabled": true, "kind": "command", "program": "/bin/sh", "args": [] }] });
+    let (status, refused) = ask("POST", "/configuration", &body.to_string());
+    assert_eq!((status, &refused["code"]), (403, &"command_refused".into()), "{refused:#}");
     device.must(&["channel", "add", "command", "own", "/bin/sh", "--", "-c", &script]);
     for (method, path) in
         [("DELETE", "/channels/own"), ("POST", "/channels/own/disable"), ("POST", "/channels/own/enable")]

@@ -288,7 +288,7 @@ fn an_older_store_of_this_machine_is_given_to_the_service() {
 }
 
 #[test]
-fn a_file_makes_schedules_monitors_and_names_with_and_without_the_service() {
+fn a_file_makes_every_kind_of_object_with_and_without_the_service() {
     let reflector = Reflector::serve(&[]);
     let device = Device::new(Appliance::new().pair(&reflector, reflector.address()));
     let id = device.json(&["reflectors"])[0]["endpoint_id"].as_str().unwrap().to_owned();
@@ -345,6 +345,30 @@ fn a_file_makes_schedules_monitors_and_names_with_and_without_the_service() {
         office.is_some_and(|one| one["from_file"] == true && one["condition"]["activity"] == "running")
     });
     assert_eq!(apply(&later, &[]), 1);
+    // A channel with its secret, a command and a rule for both.
+    let token = folder.path().join("token");
+    std::fs::write(&token, "tk_geheim\n").unwrap();
+    let alerting = format!(
+        "{later}\n[[channel]]\nname = \"phone\"\nkind = \"ntfy\"\nserver = \"http://127.0.0.1:9\"\ntopic = \"line\"\n\
+         token_file = \"{}\"\n\n[[channel]]\nname = \"run\"\nkind = \"command\"\nprogram = \"/bin/true\"\n\n[[rule]]\n\
+         metric = \"outage\"\nabove = \"2m\"\nchannel = [\"phone\", \"run\"]\n",
+        token.display()
+    );
+    assert_eq!((apply(&alerting, &[]), apply(&alerting, &[])), (3, 0));
+    let exported = device.must(&["export-config"]);
+    assert!(exported.contains("[[rule]]\nname = \"outage\"") && !exported.contains("geheim"), "{exported}");
+    assert_eq!(apply(&exported, &["--dry-run"]), 0, "{exported}");
+    let channels = device.json(&["channel", "list"]);
+    assert_eq!(
+        (&channels[0]["secrets"][0], &channels[1]["from_file"]),
+        (&"token".into(), &true.into()),
+        "{channels:#}"
+    );
+    std::fs::remove_file(&token).unwrap();
+    std::fs::write(&file, &alerting).unwrap();
+    let error = device.appliance.fails(&["apply", path], 2, "bad_file").error;
+    assert!(error.because.contains("token_file: No such file"), "{error:?}");
+    assert_eq!(apply(&later, &[]), 3);
     let (reflectors, _) = text.split_once("[[schedule]]").unwrap();
     assert_eq!(apply(reflectors, &[]), 2);
     assert_eq!(names(), ["by_hand"]);

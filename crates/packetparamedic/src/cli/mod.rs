@@ -117,9 +117,9 @@ enum Command {
     Channel(channel::Args),
     /// Tokens for the API of the service: add, list, remove
     Token(token::Args),
-    /// Make the schedules, the monitors, the names of the reflectors and the plan as a file says
+    /// Make the schedules, the monitors, the channels, the rules, the plan and the names of the reflectors as a file says
     Apply(configuration::ApplyArgs),
-    /// Print the schedules, the monitors, the names of the reflectors and the plan as a file for apply
+    /// Print the schedules, the monitors, the channels, the rules, the plan and the names of the reflectors as a file for apply
     ExportConfig,
     /// Run the scheduled tests and the monitors, and answer other commands, until a signal ends it
     Serve,

@@ -71,6 +71,7 @@ struct RuleView {
     /// The path of its preview.
     preview: String,
     is_enabled: bool,
+    from_file: bool,
     open: Vec<String>,
     unmeasured: Option<String>,
     channels: String,
@@ -109,6 +110,7 @@ impl RuleView {
             path: format!("{PATH}/rules/{name}"),
             preview: format!("{PATH}?preview={name}#preview"),
             is_enabled: overview.stored.enabled,
+            from_file: overview.stored.from_file,
             open: overview.open.iter().map(|subject| shown(subject)).collect(),
             unmeasured: overview.unmeasured.as_deref().map(sentence),
             channels: listed(&rule.channels),

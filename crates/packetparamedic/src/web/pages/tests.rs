@@ -399,11 +399,18 @@ async fn a_file_that_applies_marks_its_rows_on_the_page() {
     let plan = Plan { name: None, download: rate, upload: rate };
     let monitor =
         ConfiguredMonitor { enabled: true, monitor: Monitor::new("office", "gateway".parse().unwrap(), None) };
-    let file = DeviceConfiguration { plan: Some(plan), monitors: vec![monitor], ..Default::default() };
+    let objects = serde_json::json!({
+        "channels": [{ "name": "phone", "kind": "ntfy", "enabled": true, "server": "http://127.0.0.1:9/", "topic": "line" }],
+        "rules": [{ "name": "gone", "enabled": true, "metric": "outage", "limit": { "above": 120.0 } }],
+    });
+    let objects = serde_json::from_value::<DeviceConfiguration>(objects).unwrap();
+    let file = DeviceConfiguration { plan: Some(plan), monitors: vec![monitor], ..objects };
     assert!(!pages.get(SOCKET, "/settings/monitors").await.text().contains("made by a file"));
     pages.appliance.apply_configuration(file, ApplyMode::default()).await.unwrap();
-    let shown = pages.get(SOCKET, "/settings/monitors").await.text();
-    assert!(shown.contains("made by a file") && shown.contains("changes back"), "{shown}");
+    for path in ["/settings/monitors", "/settings/channels", "/alerts"] {
+        let shown = pages.get(SOCKET, path).await.text();
+        assert!(shown.contains("made by a file") && shown.contains("changes back"), "{path}: {shown}");
+    }
     assert!(pages.get(SOCKET, "/settings/plan").await.text().contains("by a file"));
     pages.post(SOCKET, "/settings/plan", "download=100&upload=40", "").await;
     assert!(!pages.get(SOCKET, "/settings/plan").await.text().contains("by a file"));
