@@ -10,7 +10,8 @@ let bench;
 let browser;
 
 before(async () => {
-  [bench, browser] = await Promise.all([Bench.start(), launch()]);
+  // A test is long enough to be found and cancelled by keyboard.
+  [bench, browser] = await Promise.all([Bench.start({ PACKETPARAMEDIC_DURATION: "20s" }), launch()]);
   await bench.pair("<img src=x onerror=alert(1)>");
   await bench.command("plan", "set", "--download", "1G", "--upload", "1G", "--name", "<script>alert(2)</script>");
   await bench.command("schedule", "add", "--name", "nightly", "--cron", "30 3 * * *", "--yes");

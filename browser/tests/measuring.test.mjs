@@ -78,6 +78,10 @@ test("a running test is drawn as it goes on, also for a viewer who comes later",
     });
     const value = await live.locator("progress").evaluate((bar) => bar.value / bar.max);
     assert.ok(value > 0 && value <= 1, `progress ${value}`);
+    await page.waitForFunction((before) => {
+      const bar = document.querySelector("[data-live] progress");
+      return bar.value / bar.max > before;
+    }, value);
     await check(tab, `a running ${direction}`);
 
     const plain = await open(browser, bench.url, { javaScriptEnabled: false });

@@ -71,3 +71,24 @@ fn failed_tests_open_an_alert_after_a_repetition_and_a_killed_service_keeps_it()
     assert_eq!(device.run(&["--local", "rule", "show", "failing"]).code, 1);
     assert_eq!(device.json(&["--local", "alerts"]), closed);
 }
+
+#[test]
+fn a_bad_test_is_repeated_against_a_second_reflector_too() {
+    let mut attic = Reflector::serve(&[("NAME", "attic")]);
+    let cellar = Reflector::serve(&[("NAME", "cellar")]);
+    let device = Device::new(Appliance::new().pair(&attic, attic.address()).pair(&cellar, cellar.address()));
+    // A rate or a latency of a busy machine would not be judged; a failure is.
+    device.schedule("nightly", &[&SHORT[..], &["--peer", "attic"]].concat());
+    let _service = device.serve();
+    device.must(&["rule", "add", "--name", "failing", "--metric", "test_failed", "--retest"]);
+    attic.end(Signal::TERM);
+    device.must(&["schedule", "run", "nightly"]);
+    let open = device.await_json(&["alerts", "--open"], |alerts| alerts.as_array().is_some_and(|all| !all.is_empty()));
+    let text = open[0]["opening"]["text"].as_str().unwrap();
+    assert!(text.contains("the test that was repeated at once agrees."), "{text}");
+    let place = "cellar, tested at the same time, was as expected: it is attic or the way to it, not the line.";
+    assert!(text.ends_with(place), "{text}");
+    let peers = device.json(&["history"]);
+    let peers = peers.as_array().unwrap().iter().map(|run| run["peer"].as_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!(peers, ["attic", "cellar", "attic"], "newest first");
+}

@@ -114,10 +114,17 @@
 
   function progress(element, state) {
     const bar = element.querySelector("[data-progress]");
-    if (!bar || !state.phase) {
+    if (!bar) {
       return;
     }
     const all = state.phases.reduce((sum, phase) => sum + phase.duration_ms, 0);
+    if (!state.phase || all === 0) {
+      // The test began before this page listened: the bar goes on from the value that the page had.
+      const latest = state.times.at(-1) ?? 0;
+      state.shown ??= { value: bar.value, time: latest };
+      bar.value = Math.min(state.shown.value + (latest - state.shown.time) * 1000, bar.max);
+      return;
+    }
     let before = 0;
     for (const phase of state.phases) {
       if (phase.phase === state.phase.load) {
@@ -125,12 +132,10 @@
       }
       before += phase.duration_ms;
     }
-    if (all > 0) {
-      const time = state.begin + state.times.at(-1) - state.phase.at;
-      const within = Math.min(Math.max(time, 0) * 1000, state.phase.duration);
-      bar.max = all;
-      bar.value = before + (Number.isFinite(within) ? within : 0);
-    }
+    const time = state.begin + state.times.at(-1) - state.phase.at;
+    const within = Math.min(Math.max(time, 0) * 1000, state.phase.duration);
+    bar.max = all;
+    bar.value = before + (Number.isFinite(within) ? within : 0);
   }
 
   function plot(element, state) {
