@@ -29,6 +29,11 @@ pub struct Check {
 /// The name of our programs in readings.
 pub const OURS: &str = "packetparamedic";
 
+/// The readings of our programs in a record, of the check with this name.
+pub fn readings_of(name: &str, record: &OurRecord, scenario: &Scenario) -> Vec<Reading> {
+    CHECKS.iter().filter(|check| check.name == name).flat_map(|check| (check.ours)(record, scenario)).collect()
+}
+
 /// Every comparison, in the order of the page. A further one is an entry here.
 pub const CHECKS: &[Check] = &[
     Check {
@@ -135,7 +140,7 @@ pub(crate) const THROUGHPUT: &str = "throughput";
 const RATE: &str = "rate";
 const INTERVAL: &str = "interval";
 const LIMIT: &str = "limited_by";
-const SIDE: &str = "queue_side";
+pub(crate) const SIDE: &str = "queue_side";
 pub(crate) const IDLE: &str = "idle_latency";
 pub(crate) const LOADED: &str = "loaded_latency";
 pub(crate) const LOSS: &str = "loss";

@@ -16,13 +16,14 @@ use crate::checks::CHECKS;
 use crate::page::{self, CellRecords};
 use crate::record::{Circumstances, OurRecord, PeerRecord, Records, Run};
 use crate::run::{Bed, worst_lateness_ms};
-use crate::{cross_check, peers};
+use crate::{cross_check, peers, random_paths};
 
 /// How often a run is tried.
 const TRIES: usize = 3;
 
-/// The page, from the root of the repository.
+/// The pages, from the root of the repository.
 const PAGE: &str = "docs/truth/README.md";
+const RANDOM_PAGE: &str = "docs/truth/random-paths.md";
 
 /// Compares the results of our programs, iperf3, ping and irtt with what an emulated link did, and writes docs/truth.
 ///
@@ -52,6 +53,9 @@ struct Cli {
     /// Print the names of the cells, and run none
     #[arg(long)]
     list: bool,
+    /// Compare the direction of the queue with the truth on random paths, until N runs are counted, and run no cell
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
+    random_paths: Option<u64>,
     /// Compare the emulator with the kernel's token bucket, and run no cell
     #[arg(long)]
     cross_check: bool,
@@ -89,6 +93,9 @@ impl Cli {
                 return cross_check::print(|line| println!("{line}"));
             }
             Programs::use_own_folder()?;
+            if let Some(count) = self.random_paths {
+                return measure_random_paths(count, &records);
+            }
             self.measure(&cells, &records)?;
         }
         write_page(cells, &records)
@@ -126,6 +133,34 @@ impl Cli {
         }
         Ok(())
     }
+}
+
+/// Measures on random paths until `count` of them are counted, at most twice as many, and writes their page.
+fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
+    let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
+    let (mut runs, mut counted) = (Vec::new(), 0);
+    for seed in 1..=2 * count {
+        if counted == count {
+            break;
+        }
+        let cell = random_paths::random_path(seed);
+        let known = records.ours(&cell.name, seed)?.filter(|record| record.circumstances.fault.is_none());
+        let record = match known {
+            Some(record) => record,
+            None => ours(&cell, seed, &accuracy),
+        };
+        records.write_ours(&record)?;
+        let readings = random_paths::readings(&record, &cell);
+        counted += u64::from(!readings.is_empty());
+        let words =
+            readings.iter().map(|one| format!("{}: {}", one.what, if one.is_met() { "right" } else { "WRONG" }));
+        let fault = record.circumstances.fault.clone();
+        println!("{}: {}", cell.name, fault.unwrap_or_else(|| words.collect::<Vec<_>>().join("; ")));
+        runs.push((cell, record));
+    }
+    std::fs::write(RANDOM_PAGE, random_paths::page(&runs, &in_words(&accuracy)))?;
+    println!("written: {RANDOM_PAGE}");
+    Ok(())
 }
 
 /// The file with the emulator's accuracy in words.

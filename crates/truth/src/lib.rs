@@ -11,6 +11,7 @@ mod observed;
 mod page;
 mod peer_output;
 mod peers;
+mod random_paths;
 pub mod reading;
 pub mod record;
 pub mod run;
