@@ -1,4 +1,4 @@
-// How long the pages of a service with many results take: the server's time of each, without a browser.
+// How long the pages of a service with many results take, and its metrics: the server's time of each, without a browser.
 // page_times.mjs COUNT REQUESTS
 import { performance } from "node:perf_hooks";
 import { PATHS } from "./lib/paths.mjs";
@@ -12,7 +12,7 @@ try {
   console.log(`${count} results seeded in ${Math.round((performance.now() - began) / 1000)} s`);
   await bench.serve();
   const headers = { accept: "text/html", "accept-encoding": "gzip" };
-  for (const path of PATHS) {
+  for (const path of [...PATHS, "/metrics"]) {
     const times = [];
     // The first request fills caches that a running service has.
     for (let request = 0; request <= requests; request += 1) {
