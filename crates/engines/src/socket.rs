@@ -187,11 +187,21 @@ pub(crate) fn abort(socket: &TcpStream) {
     socket.shutdown(Shutdown::Both).ok();
 }
 
-/// The number of retransmitted segments and the segment size of a connection. A value that the kernel does not report
-/// is `None`.
-pub fn retransmits_and_mss(socket: &TcpStream) -> (Option<u32>, Option<u32>) {
+/// What the kernel knows of the segments that a connection sends (`TCP_INFO`). A value that it does not report is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentFacts {
+    /// The number of retransmitted segments.
+    pub retransmits: Option<u32>,
+    /// The maximum segment size, in bytes.
+    pub mss: Option<u32>,
+    /// The path MTU that the kernel found or assumes, in bytes.
+    pub path_mtu: Option<u32>,
+}
+
+/// The facts of the segments that a connection sends.
+pub fn segment_facts(socket: &TcpStream) -> SegmentFacts {
     let info = sys::tcp_info(socket).unwrap_or_default();
-    (info.total_retrans, info.snd_mss)
+    SegmentFacts { retransmits: info.total_retrans, mss: info.snd_mss, path_mtu: info.path_mtu }
 }
 
 /// How long a connection had data to send, and for how long of that the receiver's window or the send buffer limited it

@@ -611,6 +611,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: 
             congestion_control: sent.and_then(|totals| totals.congestion_control.as_deref()).map(Into::into),
             data_path: Some("plain".into()),
             mss: report.filter(|_| direction == Direction::Upload).and_then(|report| report.mss),
+            path_mtu: None,
             retransmits: sent.and_then(|totals| totals.retransmits),
             // An incomplete test has no totals and so no number of streams.
             streams: if streams == 0 && counted.bytes > 0 { asked_streams } else { streams },

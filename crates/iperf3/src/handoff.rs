@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use paramedic_engines::session_control::SessionControl;
-use paramedic_engines::socket;
+use paramedic_engines::socket::{self, SegmentFacts};
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal};
 
@@ -75,10 +75,8 @@ pub(super) struct KernelCounts {
     pub(super) sent: u64,
     /// Payload bytes received.
     pub(super) received: u64,
-    /// Retransmitted segments.
-    pub(super) retransmits: Option<u32>,
-    /// The maximum segment size, in bytes.
-    pub(super) mss: Option<u32>,
+    /// The segments that were sent.
+    pub(super) segments: SegmentFacts,
     /// The congestion control in use.
     pub(super) congestion_control: Option<String>,
 }
@@ -109,7 +107,7 @@ impl LaneConnection {
     fn close(&mut self) {
         self.look();
         if let Some(socket) = self.socket.take() {
-            (self.seen.retransmits, self.seen.mss) = socket::retransmits_and_mss(&socket);
+            self.seen.segments = socket::segment_facts(&socket);
             self.seen.congestion_control = socket::congestion_control(&socket);
         }
     }

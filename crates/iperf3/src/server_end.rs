@@ -185,8 +185,12 @@ impl Iperf3Server {
                 cpu,
                 congestion_control: sender().find_map(|stream| stream.congestion_control.as_deref()).map(Into::into),
                 data_path: Some("plain".into()),
-                mss: sender().find_map(|stream| stream.mss),
-                retransmits: sender().filter_map(|stream| stream.retransmits).map(u64::from).reduce(|a, b| a + b),
+                mss: sender().find_map(|stream| stream.segments.mss),
+                path_mtu: sender().filter_map(|stream| stream.segments.path_mtu).min(),
+                retransmits: sender()
+                    .filter_map(|stream| stream.segments.retransmits)
+                    .map(u64::from)
+                    .reduce(|a, b| a + b),
                 streams: u16::try_from(ours().count()).unwrap_or(u16::MAX),
                 datagrams: None,
                 reduced_window_bytes: None,

@@ -21,9 +21,16 @@ fn clamp(router: &Host) {
 
 /// The router forwards packets of at most 1420 bytes, and reports larger ones by ICMP.
 fn small_mtu(router: &Host) {
-    for (port, v4, v6) in [("eth0", "10.99.0.0/24", "fd99::/64"), ("eth1", "10.99.1.0/24", "fd99:1::/64")] {
-        router.must(&["ip", "route", "replace", v4, "dev", port, "mtu", "lock", "1420"]);
-        router.must(&["ip", "-6", "route", "replace", v6, "dev", port, "metric", "1", "mtu", "lock", "1420"]);
+    small_mtu_each_way(router, ["1420"; 2]);
+}
+
+/// The router forwards packets of at most so many bytes towards the reflector, and of so many towards the appliance, and
+/// reports larger ones by ICMP.
+fn small_mtu_each_way(router: &Host, mtu: [&str; 2]) {
+    let ports = [("eth0", "10.99.0.0/24", "fd99::/64"), ("eth1", "10.99.1.0/24", "fd99:1::/64")];
+    for ((port, v4, v6), mtu) in ports.into_iter().zip(mtu) {
+        router.must(&["ip", "route", "replace", v4, "dev", port, "mtu", "lock", mtu]);
+        router.must(&["ip", "-6", "route", "replace", v6, "dev", port, "metric", "1", "mtu", "lock", mtu]);
     }
 }
 
@@ -99,6 +106,23 @@ fn if_small_segments_get_lost_too_the_error_names_the_mtu() {
     let [what, because, advice] = outcome.three_lines();
     assert!(what.contains("cannot open a link") && because.contains("small segments"), "{outcome:?}");
     assert!(advice.contains("MTU") && advice.contains("ICMP"), "{outcome:?}");
+}
+
+#[test]
+fn the_path_mtu_of_each_direction_is_reported() {
+    let Some(hosts) = RoutedHosts::new() else { return };
+    small_mtu_each_way(&hosts.router, ["1420", "1380"]);
+    let reflector = serve(&hosts);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &at(&hosts)[0]);
+    for address in at(&hosts) {
+        for mode in ["direct", "tunneled"] {
+            let result = measure(&appliance, &reflector, &["-t", "1", "--data-mode", mode, "--peer", &address]);
+            let report = appliance.run(&["-v", "history", "show", &result.id.to_string()]).stdout;
+            assert!(report.contains("path MTU 1380 bytes") && report.contains("path MTU 1420 bytes"), "{report}");
+            let found = both_ways(&result).map(|measured| measured.path_mtu_bytes);
+            assert_eq!(found, [Some(1380), Some(1420)], "{address} {mode}: {result:#?}");
+        }
+    }
 }
 
 #[test]

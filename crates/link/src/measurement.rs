@@ -111,6 +111,9 @@ pub struct DirectionTally {
     /// Maximum segment size, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
+    /// The path MTU that the sender's kernel found or assumes, in bytes; the least of all streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u32>,
     /// The size in bytes of the send and the receive buffer that the kernel granted, if that is less than
     /// `window_bytes` of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]

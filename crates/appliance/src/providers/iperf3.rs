@@ -589,6 +589,7 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
             congestion_control: totals.congestion_control.as_deref().filter(|_| is_sender).map(Into::into),
             data_path: Some("plain".into()),
             mss: None,
+            path_mtu: None,
             retransmits: totals.retransmits.filter(|_| is_sender),
             streams: totals.streams,
             datagrams: None,

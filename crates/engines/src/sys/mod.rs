@@ -22,6 +22,7 @@ pub(crate) struct TcpInfo {
     pub(crate) state: Option<u8>,
     /// The segment size for sending, in bytes.
     pub(crate) snd_mss: Option<u32>,
+    pub(crate) path_mtu: Option<u32>,
     /// Segments in flight.
     pub(crate) unacked: Option<u32>,
     /// Milliseconds since the last payload arrived.
@@ -203,6 +204,7 @@ impl TcpInfo {
             unacked: u32_at(24),
             last_data_recv_ms: u32_at(52),
             last_ack_recv_ms: u32_at(56),
+            path_mtu: u32_at(60),
             rtt_us: u32_at(68),
             rttvar_us: u32_at(72),
             ssthresh: u32_at(76),
@@ -255,6 +257,7 @@ mod tests {
         // The kernel counts the SYN as one acknowledged byte, once it is acknowledged.
         assert!(matches!(info.bytes_acked, Some(5 | 6)), "{info:?}");
         assert!(info.snd_mss.unwrap() >= 536);
+        assert!(info.path_mtu > info.snd_mss);
         assert!(info.total_retrans.is_some());
         assert!(info.last_ack_recv_ms.is_some() && info.unacked.is_some());
         assert!(info.rtt_us > Some(0) && info.min_rtt_us <= info.rtt_us && info.cwnd > Some(0), "{info:?}");

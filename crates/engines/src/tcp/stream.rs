@@ -69,12 +69,13 @@ impl PhaseStream for ReadyConnection {
     fn tally(streams: &[Ended<'_, Self>], is_sent: bool, tally: &mut DirectionTally) {
         tally.data_path = streams.iter().find_map(|stream| stream.own).map(Into::into);
         if is_sent {
-            let infos = streams.iter().map(|stream| socket::retransmits_and_mss(&stream.watched.socket));
+            let infos = streams.iter().map(|stream| socket::segment_facts(&stream.watched.socket));
             let infos = infos.collect::<Vec<_>>();
             let first = streams.first().and_then(|stream| socket::congestion_control(&stream.watched.socket));
             tally.congestion_control = first.map(Into::into);
-            tally.mss = infos.iter().find_map(|(_, mss)| *mss);
-            let retransmits = infos.iter().filter_map(|(retransmits, _)| *retransmits).map(u64::from);
+            tally.mss = infos.iter().find_map(|facts| facts.mss);
+            tally.path_mtu = infos.iter().filter_map(|facts| facts.path_mtu).min();
+            let retransmits = infos.iter().filter_map(|facts| facts.retransmits).map(u64::from);
             tally.retransmits = retransmits.reduce(|a, b| a + b);
             let times = streams.iter().map(|stream| stream.watched.limited_times()).collect::<Option<Vec<_>>>();
             tally.tcp_times = times.filter(|times| !times.is_empty()).map(|times| sum(&times, tally.count.elapsed_us));

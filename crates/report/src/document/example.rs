@@ -132,6 +132,7 @@ pub fn bare() -> ResultDocument {
             congestion_control: None,
             retransmits: None,
             mss: None,
+            path_mtu_bytes: None,
             line_rate_estimate: None,
             ended: None,
             udp: None,
@@ -217,6 +218,7 @@ pub fn throughput(goodput_bps: u64) -> ThroughputResult {
         congestion_control: Some(PeerText::new("cubic")),
         retransmits: Some(12),
         mss: Some(1448),
+        path_mtu_bytes: Some(1500),
         line_rate_estimate: Some(LineRateEstimate { rate_bps: goodput_bps / 1448 * 1538, overhead_bytes: 90 }),
         udp: Some(UdpResult {
             datagrams: 1000,

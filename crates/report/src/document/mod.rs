@@ -379,6 +379,10 @@ pub struct ThroughputResult {
     /// The TCP maximum segment size, in bytes of payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
+    /// The path MTU from the sender to the receiver, in bytes, as the sender's kernel found it (RFC 1191, RFC 8201) or assumes
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu_bytes: Option<u32>,
     /// The estimated rate on the wire that corresponds to `goodput_bps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line_rate_estimate: Option<LineRateEstimate>,

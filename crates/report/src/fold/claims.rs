@@ -12,6 +12,8 @@ const MOST_BITS_PER_US: u128 = 100_000_000;
 const LEAST_PACKET_BITS: u128 = 28 * 8;
 /// The longest packet, in bytes.
 const MOST_PACKET_BYTES: u32 = 65_535;
+/// The largest path MTU: of IPv6, whose header is not part of the payload length (RFC 8200, section 3).
+const MOST_PATH_MTU: u64 = 65_575;
 /// A phase can last at most twice its requested duration plus this time.
 const MOST_OVERTIME: Duration = Duration::from_secs(20);
 
@@ -75,6 +77,7 @@ pub(super) fn tally(tally: &DirectionTally, requested: Duration) -> Result<(), I
     let most_packets = u64::try_from(length_us * MOST_BITS_PER_US / LEAST_PACKET_BITS).unwrap_or(u64::MAX);
     at_most("streams", tally.streams.into(), TestSpec::MAX_STREAMS.into())?;
     at_most("bytes in a segment", tally.mss.unwrap_or(0).into(), MOST_PACKET_BYTES.into())?;
+    at_most("bytes of a path MTU", tally.path_mtu.unwrap_or(0).into(), MOST_PATH_MTU)?;
     at_most("retransmitted segments", tally.retransmits.unwrap_or(0), most_packets)?;
     if let Some(TcpTimes { total_us, busy_us, receive_window_us, send_buffer_us }) = tally.tcp_times {
         // The sums of all streams.
@@ -160,6 +163,7 @@ mod tests {
             |claim, _, _| claim.count.bytes = u64::MAX,
             |claim, _, _| claim.streams = 65,
             |claim, _, _| claim.mss = Some(65_536),
+            |claim, _, _| claim.path_mtu = Some(65_576),
             |claim, _, _| claim.retransmits = MOST,
             |_, _, times| times.total_us = u64::MAX,
             |_, _, times| times.busy_us = u64::MAX,
@@ -185,6 +189,7 @@ mod tests {
         let largest = DirectionTally {
             streams: 64,
             mss: Some(65_535),
+            path_mtu: Some(65_575),
             retransmits: Some(446_428_571_428),
             tcp_times: Some(TcpTimes { busy_us: 64 * 22_000_000, ..TcpTimes::default() }),
             datagrams: Some(Box::new(DatagramTally { jitter_us: Some(22_000_000), ..DatagramTally::default() })),

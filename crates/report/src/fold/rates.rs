@@ -104,6 +104,7 @@ pub(super) fn throughput(
         congestion_control: sender.and_then(|sender| sender.congestion_control.clone()),
         retransmits: sender.and_then(|sender| sender.retransmits),
         mss,
+        path_mtu_bytes: sender.and_then(|sender| sender.path_mtu),
         line_rate_estimate: overhead.and_then(line_rate),
         intervals: options.intervals.then(|| intervals(samples)),
         udp,

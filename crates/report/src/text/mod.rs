@@ -143,6 +143,7 @@ fn facts(result: &ThroughputResult) -> Vec<String> {
     facts.extend(result.congestion_control.as_ref().map(ToString::to_string));
     facts.extend(result.retransmits.map(|segments| format!("{segments} segments retransmitted")));
     facts.extend(result.mss.map(|mss| format!("segments of {mss} bytes")));
+    facts.extend(result.path_mtu_bytes.map(|mtu| format!("path MTU {mtu} bytes")));
     facts.push(format!(
         "{} counted after {} of start-up",
         quantity::millis(result.duration_ms),

@@ -150,6 +150,7 @@ pub(super) fn direction(result: &ThroughputResult) -> Vec<NamedFact> {
     add("Congestion control", result.congestion_control.as_ref().map(|name| shown(name.as_str())));
     add("Retransmitted segments", result.retransmits.map(|count| count.to_string()));
     add("Segment size", result.mss.map(|bytes| format!("{bytes} B")));
+    add("Path MTU", result.path_mtu_bytes.map(|bytes| format!("{bytes} B")));
     add("Data path of the sender", result.data_path.sender.map(|path| path.to_string()));
     add("Data path of the receiver", result.data_path.receiver.map(|path| path.to_string()));
     if let Some(udp) = result.udp {
