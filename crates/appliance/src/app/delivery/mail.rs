@@ -31,6 +31,8 @@ use crate::targets::HostPort;
 
 /// The maximum number of bytes that a server sends in a session, certificates included.
 const MAX_SERVER_BYTES: usize = 256 * 1024;
+/// Where a line of an answer has a dash if another line follows: after the three digits of its code.
+const DASH_AT: usize = 3;
 /// How long the answer to QUIT may take: the mail is accepted already.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -162,7 +164,34 @@ fn connector() -> io::Result<TlsConnector> {
 }
 
 fn limited<S>(stream: S, peer: SocketAddr) -> Box<LimitedStream<S>> {
-    Box::new(LimitedStream { stream, peer, left: MAX_SERVER_BYTES, awaits_starttls: false, is_broken: false })
+    Box::new(LimitedStream { stream, peer, left: MAX_SERVER_BYTES, starttls: None, is_broken: false })
+}
+
+/// How far the answer to STARTTLS was read. It ends with the first line whose code is not followed by a dash (RFC 5321,
+/// section 4.2.1).
+#[derive(Clone, Copy, Debug, Default)]
+struct StarttlsAnswer {
+    /// The bytes of the line that is being read.
+    line: usize,
+    has_dash: bool,
+    is_over: bool,
+}
+
+impl StarttlsAnswer {
+    /// Takes what arrived next. Returns whether it goes on after the end of the answer.
+    fn goes_on_after_end(&mut self, new: &[u8]) -> bool {
+        for byte in new {
+            if self.is_over {
+                return true;
+            }
+            self.has_dash |= self.line == DASH_AT && *byte == b'-';
+            self.line += 1;
+            if *byte == b'\n' {
+                *self = Self { is_over: !self.has_dash, ..Self::default() };
+            }
+        }
+        false
+    }
 }
 
 /// The connection to a server, which ends after [`MAX_SERVER_BYTES`]: the SMTP client keeps a whole answer in memory.
@@ -173,7 +202,7 @@ struct LimitedStream<S> {
     left: usize,
     /// The next bytes are the answer to STARTTLS. What follows it in clear would count as said inside TLS
     /// (<https://nostarttls.secvuln.info>).
-    awaits_starttls: bool,
+    starttls: Option<StarttlsAnswer>,
     /// Nothing is read or written any more: the SMTP client would wait for the answer to its QUIT.
     is_broken: bool,
 }
@@ -183,8 +212,7 @@ impl<S> LimitedStream<S> {
     fn check(&mut self, new: &[u8]) -> io::Result<()> {
         let left = self.left.checked_sub(new.len()).ok_or_else(|| io::Error::other("the server sent too much"))?;
         self.left = left;
-        let line_end = new.iter().position(|byte| *byte == b'\n');
-        if self.awaits_starttls && line_end.is_some_and(|at| at + 1 < new.len() && !new.starts_with(b"220-")) {
+        if self.starttls.as_mut().is_some_and(|answer| answer.goes_on_after_end(new)) {
             return Err(io::Error::other("the server sent text after its answer to STARTTLS"));
         }
         Ok(())
@@ -215,7 +243,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for LimitedStream<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.check_whole()?;
-        self.awaits_starttls = bytes.starts_with(b"STARTTLS");
+        self.starttls = bytes.starts_with(b"STARTTLS").then(StarttlsAnswer::default);
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -233,6 +261,8 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::sync::mpsc::{Receiver, channel};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::alerts::channel::NewChannel;
@@ -332,14 +362,47 @@ mod tests {
 
     #[tokio::test]
     async fn what_follows_the_answer_to_starttls_in_clear_ends_the_session() {
-        let (port, lines) = server(&[
-            ("CONNECT", "220 mail\r\n"),
-            ("EHLO", "250-mail\r\n250 STARTTLS\r\n"),
-            ("STARTTLS", "220 go\r\n250-mail\r\n250 AUTH PLAIN\r\n"),
-        ]);
-        let fault = sent(port, LOGIN, LIMIT).await.unwrap_err().to_string();
-        assert!(fault.contains("after its answer to STARTTLS"), "{fault}");
-        assert!(!lines.iter().any(|line| line.contains("AUTH")));
+        for (port, lines) in [
+            server(&[
+                ("CONNECT", "220 mail\r\n"),
+                ("EHLO", "250-mail\r\n250 STARTTLS\r\n"),
+                ("STARTTLS", "220 go\r\n250-mail\r\n250 AUTH PLAIN\r\n"),
+            ]),
+            server(&[
+                ("CONNECT", "220 mail\r\n"),
+                ("EHLO", "250-mail\r\n250 STARTTLS\r\n"),
+                ("STARTTLS", "220-go\r\n220 on\r\n250-mail\r\n250 AUTH PLAIN\r\n"),
+            ]),
+        ] {
+            let fault = sent(port, LOGIN, LIMIT).await.unwrap_err().to_string();
+            assert!(fault.contains("after its answer to STARTTLS"), "{fault}");
+            assert!(!lines.iter().any(|line| line.contains("AUTH")));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_answer_to_starttls_ends_with_its_last_line_however_it_arrives() {
+        for (pieces, passes) in [
+            (&["220 go\r\n"][..], true),
+            (&["220-go\r\n220-on\r\n220 on\r\n"], true),
+            (&["220-go\r\n", "220 on\r\n"], true),
+            (&["22", "0-", "go\r", "\n220", " on", "\r\n"], true),
+            (&["220\r\n"], true),
+            (&["220 go\r\n2"], false),
+            (&["220 go\r\n", "250 AUTH PLAIN\r\n"], false),
+            (&["220-go\r\n2", "20 on\r\n250 AUTH PLAIN\r\n"], false),
+            (&["220 -go\r\n", "220 on\r\n"], false),
+        ] {
+            let (client, mut peer) = tokio::io::duplex(1024);
+            let mut client = limited(client, SocketAddr::from(([127, 0, 0, 1], 25)));
+            client.write_all(b"STARTTLS\r\n").await.unwrap();
+            let mut is_read = Ok(0);
+            for piece in pieces {
+                peer.write_all(piece.as_bytes()).await.unwrap();
+                is_read = client.read(&mut [0; 1024]).await;
+            }
+            assert_eq!(is_read.is_ok(), passes, "{pieces:?}: {is_read:?}");
+        }
     }
 
     #[tokio::test]
