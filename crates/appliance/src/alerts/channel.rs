@@ -274,6 +274,8 @@ pub struct PathPart {
     pub is_folder: bool,
     /// Whether it is a regular file.
     pub is_file: bool,
+    /// Whether it is a symbolic link, whose mode means nothing.
+    pub is_link: bool,
 }
 
 impl PathPart {
@@ -282,13 +284,13 @@ impl PathPart {
     const OTHERS_WRITE: u32 = 0o022;
     const EXECUTE: u32 = 0o111;
 
-    /// Checks a part of the path of a program, without symbolic links: only root can change what is run.
+    /// Checks a part of the path of a program: only root can change what is run.
     pub fn check(self, is_program: bool) -> Result<(), ProgramFault> {
         let mode = self.mode & 0o7777;
         if self.owner != 0 {
             return Err(ProgramFault::NotOfRoot { owner: self.owner });
         }
-        let is_protected = self.is_folder && mode & Self::STICKY != 0;
+        let is_protected = self.is_link || (self.is_folder && mode & Self::STICKY != 0);
         if mode & Self::OTHERS_WRITE != 0 && !is_protected {
             return Err(ProgramFault::Writable { mode });
         }
@@ -640,9 +642,12 @@ mod tests {
 
     #[test]
     fn a_command_is_what_only_root_can_change() {
-        let file = PathPart { owner: 0, mode: 0o100_755, is_folder: false, is_file: true };
-        let folder = PathPart { owner: 0, mode: 0o040_755, is_folder: true, is_file: false };
+        let file = PathPart { owner: 0, mode: 0o100_755, is_folder: false, is_file: true, is_link: false };
+        let folder = PathPart { owner: 0, mode: 0o040_755, is_folder: true, is_file: false, is_link: false };
+        let link = PathPart { owner: 0, mode: 0o120_777, is_folder: false, is_file: false, is_link: true };
         assert_eq!((file.check(true), folder.check(false)), (Ok(()), Ok(())));
+        assert_eq!(link.check(false), Ok(()));
+        assert_eq!(PathPart { owner: 1000, ..link }.check(false), Err(ProgramFault::NotOfRoot { owner: 1000 }));
         assert_eq!(PathPart { mode: 0o041_777, ..folder }.check(false), Ok(()), "the sticky bit protects its files");
         assert_eq!(PathPart { owner: 1000, ..file }.check(true), Err(ProgramFault::NotOfRoot { owner: 1000 }));
         for mode in [0o100_775, 0o100_757, 0o101_777] {

@@ -1,14 +1,16 @@
 //! Delivery by a command of this host. Shell: files and processes.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use paramedic_link::PeerText;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -20,6 +22,8 @@ use crate::alerts::message::{AlertMessage, Urgency};
 const MAX_OUTPUT_BYTES: usize = 4096;
 /// How long the output of a command that has ended may stay open: a process that it started may hold it.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
+/// The most symbolic links on the way to a program, as many as the kernel follows.
+const MAX_LINKS: u32 = 40;
 /// The variables of this process that a command gets. Others can have secrets.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
@@ -74,21 +78,70 @@ pub(super) async fn run(
     Err(DeliveryFault::Exit { status, output })
 }
 
-/// The path of the program without symbolic links, if only root can change what is run.
+/// The path of the program without symbolic links, if only root can change what is run: each folder and each link on the way
+/// to it is looked at, as the kernel follows them.
 pub(crate) fn checked_program(program: &Path) -> Result<PathBuf, ChannelError> {
-    let unreadable = |path: &Path, error: &io::Error| ChannelError::ProgramFile {
-        path: path.display().to_string(),
-        fault: ProgramFault::Unreadable(error.to_string()),
-    };
-    let program = program.canonicalize().map_err(|error| unreadable(program, &error))?;
-    for path in program.ancestors() {
-        let about = std::fs::symlink_metadata(path).map_err(|error| unreadable(path, &error))?;
-        let part =
-            PathPart { owner: about.uid(), mode: about.mode(), is_folder: about.is_dir(), is_file: about.is_file() };
-        part.check(path == program)
-            .map_err(|fault| ChannelError::ProgramFile { path: path.display().to_string(), fault })?;
+    let mut found = PathBuf::from("/");
+    check_part(program, &found, false)?;
+    // The next part of the path is the last one here.
+    let mut parts = parts_of(program);
+    let mut links = 0;
+    while let Some(part) = parts.pop() {
+        let path = match part {
+            WayPart::Root => "/".into(),
+            // `found` has no link: its parent is the folder above.
+            WayPart::Above => found.parent().unwrap_or(&found).to_owned(),
+            WayPart::Named(name) => found.join(name),
+        };
+        if check_part(program, &path, false)?.is_link {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(unreadable(program, &io::Error::from(Errno::LOOP)));
+            }
+            parts.extend(parts_of(&std::fs::read_link(&path).map_err(|error| unreadable(program, &error))?));
+        } else {
+            found = path;
+        }
     }
-    Ok(program)
+    check_part(program, &found, true)?;
+    Ok(found)
+}
+
+/// A step on the way to a file.
+enum WayPart {
+    Root,
+    Above,
+    Named(OsString),
+}
+
+/// The steps of a path, the last one first.
+fn parts_of(path: &Path) -> Vec<WayPart> {
+    let part = |component: Component<'_>| match component {
+        Component::RootDir => Some(WayPart::Root),
+        Component::ParentDir => Some(WayPart::Above),
+        Component::Normal(name) => Some(WayPart::Named(name.to_owned())),
+        Component::CurDir | Component::Prefix(_) => None,
+    };
+    path.components().rev().filter_map(part).collect()
+}
+
+/// Checks a file, a folder or a link itself, which is at `path` on the way to a program.
+fn check_part(program: &Path, path: &Path, is_program: bool) -> Result<PathPart, ChannelError> {
+    let about = std::fs::symlink_metadata(path).map_err(|error| unreadable(program, &error))?;
+    let part = PathPart {
+        owner: about.uid(),
+        mode: about.mode(),
+        is_folder: about.is_dir(),
+        is_file: about.is_file(),
+        is_link: about.is_symlink(),
+    };
+    let fault = |fault| ChannelError::ProgramFile { path: path.display().to_string(), fault };
+    part.check(is_program).map(|()| part).map_err(fault)
+}
+
+fn unreadable(program: &Path, error: &io::Error) -> ChannelError {
+    let fault = ProgramFault::Unreadable(error.to_string());
+    ChannelError::ProgramFile { path: program.display().to_string(), fault }
 }
 
 /// The message as variables. A variable has no NUL.
@@ -275,5 +328,31 @@ mod tests {
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         std::os::unix::fs::chown(&file, Some(65_534), None).unwrap();
         assert!(refused(0o755).unwrap().contains("not to root"));
+
+        // Links: who can exchange one chooses the program.
+        let own = folder.path().join("own");
+        std::fs::create_dir(&own).unwrap();
+        std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let link = |name: &str, target: &str| {
+            let link = own.join(name);
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            link
+        };
+        let (shell, up, round) = (link("sh", "/bin/sh"), link("up", "../own/./sh"), link("round", "round"));
+        let through = link("bin", "/bin/").join("sh");
+        let fault = |path: &Path| checked_program(path).err().map(|error| error.to_string());
+        let real = Path::new("/bin/sh").canonicalize().unwrap();
+        for path in [&shell, &up, &through, &own.join("../own/sh")] {
+            assert_eq!(checked_program(path), Ok(real.clone()), "{path:?}");
+        }
+        assert!(fault(&round).unwrap().contains("symbolic links"), "{:?}", fault(&round));
+        assert!(fault(&link("absent", "nowhere")).unwrap().contains("No such file"));
+        assert!(fault(&shell.join("..")).unwrap().contains("no executable file"));
+        std::os::unix::fs::lchown(&shell, Some(65_534), None).unwrap();
+        for path in [&shell, &up] {
+            assert!(fault(path).unwrap().contains("not to root"), "the link: {path:?}");
+        }
+        std::os::unix::fs::chown(&own, Some(65_534), None).unwrap();
+        assert!(fault(&through).unwrap().contains("not to root"), "the folder of the link");
     }
 }
