@@ -195,7 +195,7 @@ pub enum ChannelError {
         secret: String,
     },
     /// The server of ntfy.
-    #[error("{0:?} is no http or https URL of a server, without a path")]
+    #[error("{0} is no http or https URL of a server, without a path")]
     NtfyServer(String),
     /// The topic of ntfy.
     #[error("a topic has 1 to 64 letters of ASCII, digits, dashes and underscores: {0:?}")]
@@ -204,7 +204,7 @@ pub enum ChannelError {
     #[error("a token has 1 to 4096 printable characters of ASCII, without spaces")]
     Token,
     /// The mail server.
-    #[error("{0:?} is no host name and no address")]
+    #[error("{0} is no host name and no address")]
     MailServer(String),
     /// The user or the password of a mail server.
     #[error("a user and a password have 1 to 4096 bytes, without control characters")]
@@ -359,7 +359,7 @@ impl NewDestination {
             Self::Ntfy { server, topic, token } => {
                 let text = server.as_deref().unwrap_or(NTFY_SERVER).trim();
                 let server = HttpUrl::parse(text).filter(|server| server.path() == "/");
-                let server = server.ok_or_else(|| ChannelError::NtfyServer(begin_of(text)))?;
+                let server = server.ok_or_else(|| ChannelError::NtfyServer(server_text(text)))?;
                 let is_topic_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
                 if topic.is_empty() || topic.len() > MAX_TOPIC_CHARS || !topic.chars().all(is_topic_char) {
                     return Err(ChannelError::Topic(begin_of(&topic)));
@@ -460,7 +460,7 @@ impl MailDestination {
     fn check(&self, password: Option<&SecretText>) -> Result<(), ChannelError> {
         let host = HostPort::parse(&self.server, self.port);
         if host.is_err() || self.port == 0 || self.server.contains(['[', ']', '%']) || has_port(&self.server) {
-            return Err(ChannelError::MailServer(begin_of(&self.server)));
+            return Err(ChannelError::MailServer(server_text(&self.server)));
         }
         let is_valid = |text: &str| !text.is_empty() && text.len() <= MAX_SECRET && !text.chars().any(char::is_control);
         match (&self.user, password) {
@@ -543,6 +543,11 @@ fn has_port(host: &str) -> bool {
     host.matches(':').count() == 1
 }
 
+/// A text that names no server, for an error; not one that can have a user, a password or a key in it.
+fn server_text(text: &str) -> String {
+    if text.contains(['@', '?', '#']) { "the text".to_owned() } else { format!("{:?}", begin_of(text)) }
+}
+
 /// The begin of a text, for an error.
 fn begin_of(text: &str) -> String {
     text.chars().take(MAX_NAME_CHARS).collect()
@@ -611,6 +616,19 @@ mod tests {
             (r#"{"name": "a", "kind": "ntfy", "topic": ""}"#.to_owned(), "a topic has"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "ntfy.sh"}"#.to_owned(), "is no http"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://a.b/c"}"#.to_owned(), "without a path"),
+            (
+                r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://ann:geheim@ntfy.example"}"#
+                    .to_owned(),
+                "the text is no http",
+            ),
+            (
+                r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://ntfy.sh/?auth=geheim"}"#.to_owned(),
+                "the text is no http",
+            ),
+            (
+                r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://ntfy.sh/#geheim"}"#.to_owned(),
+                "the text is no http",
+            ),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "token": "a b"}"#.to_owned(), "a token has"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "pasword": "y"}"#.to_owned(), "unknown field"),
             (r#"{"name": "a", "kind": "webhook", "url": "https://ann:geheim@b.c/"}"#.to_owned(), "the URL is no"),
@@ -625,7 +643,8 @@ mod tests {
             (smtp(r#", "user": "u", "password": "geheim", "security": "none""#), "over TLS alone"),
             (smtp(r#", "user": "u", "password": "geheim\nx""#), "without control characters"),
             (smtp("").replace("mail.example.org", "mail.example.org:25"), "is no host name"),
-            (smtp("").replace("mail.example.org", "a b"), "is no host name"),
+            (smtp("").replace("mail.example.org", "a b"), "\"a b\" is no host name"),
+            (smtp("").replace("mail.example.org", "ann:geheim@smtp.example"), "the text is no host name"),
             (smtp("").replace("a@b.c", "a@b.c\\r\\nBcc: x@y.z"), "is no mail address"),
             (smtp("").replace("d@e.f", "Ann <d@e.f>"), "is no mail address"),
             (smtp("").replace(r#""d@e.f""#, ""), "1 to 20 recipients"),
