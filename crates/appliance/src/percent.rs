@@ -26,6 +26,23 @@ pub fn decoded(text: &str) -> Option<String> {
     String::from_utf8(plain).ok()
 }
 
+/// The text with each percent-encoded byte decoded. What is none stays as it is.
+pub fn decoded_where_encoded(text: &str) -> String {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    while let [first, after @ ..] = rest {
+        let encoded = match (first, after) {
+            (b'%', [high, low, after @ ..]) => digit(high).zip(digit(low)).map(|(high, low)| (high * 16 + low, after)),
+            _ => None,
+        };
+        let (byte, after) = encoded.unwrap_or((*first, after));
+        plain.push(byte);
+        rest = after;
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -37,7 +54,15 @@ mod tests {
         fn what_is_encoded_is_decoded(text in "\\PC*") {
             let hidden = encoded(&text);
             prop_assert!(hidden.bytes().all(|byte| byte.is_ascii_graphic() && !b"/?#&=".contains(&byte)), "{hidden}");
+            prop_assert_eq!(decoded_where_encoded(&hidden), text.as_str());
             prop_assert_eq!(decoded(&hidden), Some(text));
+        }
+    }
+
+    #[test]
+    fn what_is_not_encoded_stays() {
+        for (text, plain) in [("100%", "100%"), ("%4", "%4"), ("%zz%41", "%zzA"), ("%e2%82", "\u{fffd}"), ("", "")] {
+            assert_eq!(decoded_where_encoded(text), plain, "{text}");
         }
     }
 }

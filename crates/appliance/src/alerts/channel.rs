@@ -2,11 +2,13 @@
 //! from the definition.
 
 use data_encoding::BASE64;
+use paramedic_link::peer_text::is_harmless;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::secret_text::SecretText;
 use crate::monitor::http_url::HttpUrl;
+use crate::percent;
 use crate::targets::HostPort;
 
 /// The longest name, in characters.
@@ -24,7 +26,7 @@ const MAX_ARGS: usize = 50;
 const MAX_ARG: usize = 4096;
 /// The server of ntfy that its project runs.
 pub const NTFY_SERVER: &str = "https://ntfy.sh/";
-/// The shortest part of a secret whose repetition in the text of a server counts, in bytes.
+/// The shortest part of a URL or a token whose repetition in the text of a server counts, in bytes of its letters and digits.
 const SHORTEST_LEAK: usize = 6;
 
 /// A channel, without its secrets.
@@ -498,8 +500,25 @@ impl ChannelSecrets {
         }
     }
 
-    /// Whether a text repeats a secret, or a part of a URL that is one, as a server can do in its answer.
+    /// Whether a text repeats a secret, or a part of a URL that is one, as a server can do in its answer: as it is, encoded,
+    /// or with other marks and invisible characters between its letters and digits.
     pub fn are_in(&self, text: &str, destination: &Destination) -> bool {
+        let (forms, parts) = (self.forms(destination), self.url_parts());
+        let paths = self.paths();
+        let letters = |forms: &[String]| {
+            let reduced = forms.iter().map(|form| letters_of(form));
+            reduced.filter(|form| !form.is_empty()).collect::<Vec<_>>()
+        };
+        let reduced = [letters(&forms), letters(&parts)].concat();
+        [text.to_owned(), percent::decoded_where_encoded(text)].iter().any(|text| {
+            let of_text = letters_of(text);
+            forms.iter().chain(&paths).any(|form| !form.is_empty() && text.contains(form.as_str()))
+                || reduced.iter().any(|form| of_text.contains(form.as_str()))
+        })
+    }
+
+    /// The forms of secrets that count as they are, however short.
+    fn forms(&self, destination: &Destination) -> Vec<String> {
         let mut forms = Vec::new();
         for secret in [&self.token, &self.password].into_iter().flatten() {
             forms.extend([secret.expose().to_owned(), BASE64.encode(secret.expose().as_bytes())]);
@@ -510,12 +529,38 @@ impl ChannelSecrets {
             // RFC 4616.
             forms.push(BASE64.encode(format!("\0{user}\0{}", password.expose()).as_bytes()));
         }
-        if let Some(url) = self.url.as_ref().and_then(|url| HttpUrl::parse(url.expose())) {
-            let parts = url.path().split(['/', '?', '&', '=']).filter(|part| part.len() >= SHORTEST_LEAK);
-            forms.extend(parts.map(str::to_owned));
-        }
-        forms.iter().any(|form| !form.is_empty() && text.contains(form.as_str()))
+        forms
     }
+
+    /// The whole path of a URL, with its query and without it. It counts as it is, however short.
+    fn paths(&self) -> Vec<String> {
+        let url = self.url.as_ref().and_then(|url| HttpUrl::parse(url.expose()));
+        let path = url.as_ref().map_or("/", HttpUrl::path);
+        let both = [path, path.split('?').next().unwrap_or_default()];
+        both.into_iter().filter(|path| *path != "/").map(str::to_owned).collect()
+    }
+
+    /// The parts of a URL and of a token that count: the whole path and the query, and each piece between two marks.
+    fn url_parts(&self) -> Vec<String> {
+        let mut parts = Vec::new();
+        for secret in [&self.url, &self.token].into_iter().flatten() {
+            let url = HttpUrl::parse(secret.expose());
+            let text = url.as_ref().map_or(secret.expose(), HttpUrl::path);
+            for text in [text.to_owned(), percent::decoded_where_encoded(text)] {
+                parts.extend(text.split('?').map(str::to_owned));
+                parts.extend(text.split(|c: char| !c.is_alphanumeric()).map(str::to_owned));
+                parts.push(text);
+            }
+        }
+        parts.retain(|part| letters_of(part).len() >= SHORTEST_LEAK);
+        parts
+    }
+}
+
+/// The letters and digits of a text that a reader sees, in lower case.
+fn letters_of(text: &str) -> String {
+    let visible = text.chars().filter(|c| c.is_alphanumeric() && is_harmless(*c));
+    visible.flat_map(char::to_lowercase).collect()
 }
 
 fn check_token(token: Option<&SecretText>) -> Result<(), ChannelError> {
@@ -583,6 +628,39 @@ mod tests {
         assert!(!secrets.are_in("https://hooks.example.org: T0, B1, key", &channel.destination));
         let stored = serde_json::to_string(&secrets).unwrap();
         assert_eq!(serde_json::from_str::<ChannelSecrets>(&stored).unwrap(), secrets);
+    }
+
+    #[test]
+    fn a_secret_is_found_in_another_form_than_the_one_that_was_sent() {
+        let (channel, secrets) = read(
+            r#"{"name": "bot", "kind": "webhook", "url": "https://b.example/bot4711:AbCdEf/g%65h-im/k1?z=9", "token": "to-k.en"}"#,
+        )
+        .unwrap();
+        for text in [
+            "no AbCdEf",
+            "no 4711:abcdef",
+            "Cannot POST /bot4711%3AAbCdEf/geh-im",
+            "Cannot POST /bot 4711 AbC\u{200b}dEf",
+            "ab\u{3164}cd\u{202e}ef",
+            "Bearer to-k.en",
+            "Bearer to%2Dk%2een",
+            "to_k_en",
+            "TO-K.EN",
+            &BASE64.encode(b"to-k.en"),
+        ] {
+            assert!(secrets.are_in(text, &channel.destination), "{text}");
+        }
+        for text in ["no such bot", "geh", "https://b.example/", "k1, z=9", "404 Not Found", ""] {
+            assert!(!secrets.are_in(text, &channel.destination), "{text}");
+        }
+        // Each part is short, the whole is not.
+        let (channel, secrets) =
+            read(r#"{"name": "a", "kind": "webhook", "url": "https://b.example/x1/y2/z3"}"#).unwrap();
+        assert!(secrets.are_in("Cannot POST /x1/y2/z3", &channel.destination));
+        assert!(!secrets.are_in("Cannot POST /x1", &channel.destination));
+        let (channel, secrets) = read(r#"{"name": "a", "kind": "webhook", "url": "https://b.example/x1?y"}"#).unwrap();
+        assert!(secrets.are_in("Cannot POST /x1", &channel.destination));
+        assert!(!secrets.are_in("x1 is unknown", &channel.destination));
     }
 
     #[test]

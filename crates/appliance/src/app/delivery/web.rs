@@ -102,7 +102,7 @@ fn bearer(token: &SecretText) -> Result<HeaderValue, DeliveryFault> {
 fn judge(url: &HttpUrl, answer: &WebAnswer, has_secret: impl Fn(&str) -> bool) -> Result<(), DeliveryFault> {
     let header = |name: HeaderName| answer.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     if let (true, Some(location)) = (answer.status.is_redirection(), header(LOCATION)) {
-        return Err(DeliveryFault::Redirect { to: redirected_to(url, location) });
+        return Err(DeliveryFault::Redirect { to: redirected_to(url, location, has_secret) });
     }
     let Some(advice) = http_failure(answer.status.as_u16(), header(RETRY_AFTER), Timestamp::now()) else {
         return Ok(());
@@ -118,9 +118,12 @@ fn judge(url: &HttpUrl, answer: &WebAnswer, has_secret: impl Fn(&str) -> bool) -
 }
 
 /// Where a redirect leads, without the path, which can have a secret.
-fn redirected_to(url: &HttpUrl, location: &str) -> String {
+fn redirected_to(url: &HttpUrl, location: &str, has_secret: impl Fn(&str) -> bool) -> String {
     let target = location.parse::<Uri>().ok();
     match target.as_ref().and_then(Uri::authority) {
+        Some(other) if other.as_str() != url.authority() && has_secret(other.as_str()) => {
+            "another host (its name is left out: it repeats a secret of this channel)".to_owned()
+        }
         Some(other) if other.as_str() != url.authority() => {
             let host = PeerText::harmless(other.as_str().rsplit('@').next().unwrap_or_default(), MAX_REASON_CHARS / 3);
             format!("another host ({host})")
@@ -160,11 +163,12 @@ mod tests {
         for (location, to) in [
             ("https://evil.example/steal?token=geheim", "another host (evil.example)"),
             ("https://ann:geheim@evil.example/", "another host (evil.example)"),
+            ("https://token.evil.example/", "another host (its name is left out: it repeats a secret of this channel)"),
             ("https://a.example/geheim", "another URL of the same host"),
             ("/login", "another path of the same host"),
             ("%%%", "another path of the same host"),
         ] {
-            assert_eq!(redirected_to(&url, location), to, "{location}");
+            assert_eq!(redirected_to(&url, location, |text| text.contains("token")), to, "{location}");
         }
     }
 }
