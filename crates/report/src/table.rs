@@ -1,13 +1,26 @@
 //! Cells of tables for other programs (CSV).
 
-/// A cell with text from outside. It is quoted if CSV requires it (RFC 4180), and a spreadsheet never reads it as a formula
-/// (<https://owasp.org/www-community/attacks/CSV_Injection>).
+/// What makes a spreadsheet read a cell as a formula, if the cell begins with it.
+const TRIGGERS: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
+/// After these a cell of a spreadsheet can begin that does not take quotes or commas for what they are here.
+const OTHER_SEPARATORS: [char; 4] = [';', '\t', '\n', '\r'];
+
+/// A cell with text from outside. It is quoted where CSV requires it (RFC 4180) or a spreadsheet could separate it, and a
+/// spreadsheet never reads it, or a part of it, as a formula (<https://owasp.org/www-community/attacks/CSV_Injection>).
 pub fn text_cell(text: &str) -> String {
-    let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
-    if text.contains(['"', ',', '\n', '\r']) {
-        format!("\"{guard}{}\"", text.replace('"', "\"\""))
+    let mut guarded = String::with_capacity(text.len() + 1);
+    let mut begins = true;
+    for c in text.chars() {
+        if begins && TRIGGERS.contains(&c) {
+            guarded.push('\'');
+        }
+        guarded.push(c);
+        begins = OTHER_SEPARATORS.contains(&c) || (begins && c == ' ');
+    }
+    if text.contains(['"', ',']) || text.contains(OTHER_SEPARATORS) {
+        format!("\"{}\"", guarded.replace('"', "\"\""))
     } else {
-        format!("{guard}{text}")
+        guarded
     }
 }
 
@@ -24,6 +37,15 @@ mod tests {
             ("=1+1", "'=1+1"),
             ("@a,b", "\"'@a,b\""),
             ("two\nlines", "\"two\nlines\""),
+            ("a;b", "\"a;b\""),
+            ("a\tb", "\"a\tb\""),
+            ("x;=1+1", "\"x;'=1+1\""),
+            ("x\t@a;-1", "\"x\t'@a;'-1\""),
+            ("x\n=1", "\"x\n'=1\""),
+            ("x\r\n+1", "\"x\r\n'+1\""),
+            ("\t=1", "\"'\t'=1\""),
+            ("a; =1", "\"a; '=1\""),
+            ("a-b =c", "a-b =c"),
             ("", ""),
         ] {
             assert_eq!(text_cell(text), cell, "{text:?}");
