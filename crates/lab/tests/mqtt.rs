@@ -2,12 +2,14 @@
 //! noticed, and a broker that goes away, refuses, or never answers.
 
 use std::fs;
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{Appliance, Device, Reflector, Running};
 use rustix::process::Signal;
@@ -313,7 +315,116 @@ fn a_broker_that_never_answers_or_sends_nonsense_holds_nothing_up() {
 
 /// Answers as no broker does, and claims a message of 256 MB.
 fn answer_nonsense(mut stream: TcpStream) {
-    use std::io::Write;
     // The client may have gone.
     let _ = stream.write_all(&[0x20, 0xff, 0xff, 0xff, 0x7f, 0, 0, 0]);
+}
+
+const CONNECT: u8 = 0x10;
+const PUBLISH: u8 = 0x30;
+const PING: u8 = 0xc0;
+
+/// Reads a packet of MQTT, and returns its kind.
+fn read_packet(stream: &mut TcpStream) -> Option<u8> {
+    let mut byte = || {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok().map(|()| byte[0])
+    };
+    let kind = byte()? & 0xf0;
+    let (mut length, mut shift) = (0_u64, 0);
+    loop {
+        let digit = byte()?;
+        length += u64::from(digit & 0x7f) << shift;
+        shift += 7;
+        if digit & 0x80 == 0 {
+            break;
+        }
+    }
+    io::copy(&mut stream.take(length), &mut io::sink()).ok()?;
+    Some(kind)
+}
+
+/// Takes the connection: at most one message at a time, and no pings.
+const ACCEPTED: &[u8] = &[0x20, 9, 0, 0, 6, 0x21, 0, 1, 0x13, 0, 0];
+const PONG: &[u8] = &[0xd0, 0];
+
+/// A broker that answers the kinds of packets with these bytes, and nothing else. Returns its URL, and the packets that it
+/// gets with their times.
+fn broker_that_answers(answers: &[(u8, &[u8])]) -> (String, Receiver<(u8, Instant)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("mqtt://line@{}", listener.local_addr().unwrap());
+    let (sender, packets) = channel();
+    let answers = answers.iter().map(|(kind, answer)| (*kind, answer.to_vec())).collect::<Vec<_>>();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().filter_map(Result::ok) {
+            while let Some(got) = read_packet(&mut stream) {
+                let answer = answers.iter().find(|(kind, _)| *kind == got);
+                // The test may be over, and the client may have gone.
+                if sender.send((got, Instant::now())).is_err() {
+                    return;
+                }
+                if answer.is_some_and(|(_, answer)| stream.write_all(answer).is_err()) {
+                    break;
+                }
+            }
+        }
+    });
+    (url, packets)
+}
+
+/// Waits for a packet of this kind, and returns its time.
+fn await_packet(packets: &Receiver<(u8, Instant)>, wanted: u8) -> Instant {
+    loop {
+        let (kind, at) = packets.recv_timeout(PATIENCE).expect("a packet");
+        if kind == wanted {
+            return at;
+        }
+    }
+}
+
+#[test]
+fn a_broker_that_acknowledges_nothing_is_left_and_delays_no_end() {
+    let (url, packets) = broker_that_answers(&[(CONNECT, ACCEPTED), (PING, PONG)]);
+    let device = Device::new(Appliance::new());
+    let mut service = serve(&device, &url, PASSWORD);
+    await_log(&device, "it did not acknowledge a message within 20 s", 1);
+    // The next connection.
+    for kind in [CONNECT, PUBLISH, CONNECT, PUBLISH] {
+        await_packet(&packets, kind);
+    }
+    service.signal(Signal::TERM);
+    let ended = service.wait(Duration::from_secs(30)).unwrap_or_else(|error| panic!("{error:#}\n{}", device.log()));
+    assert_eq!(ended.code(), Some(0), "{}", device.log());
+    assert!(!device.log().contains("the MQTT broker is connected"), "{}", device.log());
+}
+
+#[test]
+fn a_broker_that_repeats_the_password_or_sends_what_nobody_asked_for_is_named_without_it_and_seldom_tried() {
+    let text = |head: &[u8]| {
+        let length = u8::try_from(PASSWORD.len()).unwrap();
+        let body = [head, &[length], PASSWORD.as_bytes()].concat();
+        [&[u8::try_from(body.len()).unwrap()], body.as_slice()].concat()
+    };
+    // DISCONNECT with a reason string, and PUBLISH to a topic.
+    let disconnect = [&[0xe0], text(&[0x87, 3 + u8::try_from(PASSWORD.len()).unwrap(), 0x1f, 0]).as_slice()].concat();
+    let published = [&[0x30], text(&[0]).as_slice(), &[0]].concat();
+    let published = [&published[..1], &[published[1] + 1], &published[2..]].concat();
+    for (answers, said) in [
+        (vec![(CONNECT, ACCEPTED), (PUBLISH, disconnect.as_slice())], "it ended the connection: NotAuthorized"),
+        (vec![(CONNECT, published.as_slice())], "it began with Publish"),
+        (vec![(CONNECT, ACCEPTED), (PUBLISH, published.as_slice())], "it sent what was not asked for"),
+    ] {
+        let (url, packets) = broker_that_answers(&answers);
+        let device = Device::new(Appliance::new());
+        let mut service = serve(&device, &url, PASSWORD);
+        let connected = [(); 5].map(|()| await_packet(&packets, CONNECT));
+        // At least half of 1, 2, 4 and 8 s.
+        let took = connected[4] - connected[0];
+        assert!(took > Duration::from_secs(7), "{took:?}\n{}", device.log());
+        await_log(&device, said, 1);
+        service.signal(Signal::TERM);
+        assert_eq!(service.wait(PATIENCE).unwrap().code(), Some(0), "{}", device.log());
+        let log = device.log();
+        assert!(!log.contains(PASSWORD), "{log}");
+        assert_eq!(log.matches("MQTT broker").count(), 1, "{log}");
+    }
 }

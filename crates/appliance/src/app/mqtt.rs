@@ -8,7 +8,7 @@ use std::time::Duration;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::{
     AsyncClient, Broker, ClientError, ConnectionError, Event, EventLoop, Incoming, LastWill, MqttOptions, Outgoing,
-    PublishOptions, TlsConfiguration, Transport,
+    PublishNotice, PublishNoticeError, PublishOptions, StateError, TlsConfiguration, Transport,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -26,6 +26,8 @@ use crate::monitor::backoff::Backoff;
 
 /// How long the connection may take, with its TLS handshake and the broker's answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the acknowledgement of a message may take.
+const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The broker takes the connection for broken, and sends the last will, after one and a half times as long without a message.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// The messages that wait for their acknowledgement. By default the client reserves memory for 65,535 of them, 14 MB.
@@ -48,10 +50,28 @@ enum BrokerFault {
     Tls(io::Error),
     #[error("it did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
     Silent,
-    #[error(transparent)]
+    #[error("it did not acknowledge a message within {} s", ACKNOWLEDGEMENT_TIMEOUT.as_secs())]
+    NotAcknowledged,
+    #[error("it did not take a message: {0}")]
+    NotTaken(PublishNoticeError),
+    #[error("it sent what was not asked for")]
+    Unasked,
+    #[error("{}", without_text(.0))]
     Connection(Box<ConnectionError>),
     #[error("the client has ended: {0}")]
     Client(Box<ClientError>),
+}
+
+/// The words of an error, without text of the broker, which can repeat the password.
+fn without_text(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
+            format!("it ended the connection: {reason_code:?}")
+        }
+        ConnectionError::MqttState(StateError::AuthError(_)) => "it did not accept the login".to_owned(),
+        ConnectionError::NotConnAck(packet) => format!("it began with {:?}", packet.packet_type()),
+        other => other.to_string(),
+    }
 }
 
 /// What was said of the connection: each change once.
@@ -109,11 +129,15 @@ impl BrokerReporter<'_> {
             }
             _ = stopping.wait_for(|wanted| *wanted) => return Ok(()),
         }
-        self.said = SaidOfBroker::Connected;
-        self.backoff.succeeded();
-        tracing::info!(broker = %self.settings.url, "the MQTT broker is connected");
+        let service = self.service;
         let told = async {
-            self.tell(&client, &mut stopping).await?;
+            let told = tokio::select! {
+                told = self.tell(&client) => told,
+                _ = stopping.wait_for(|wanted| *wanted) => Ok(()),
+            };
+            told?;
+            // A broker that acknowledges nothing does not delay the end.
+            timeout(END_TIMEOUT, self.take_leave(&client)).await.ok();
             // The farewell is on its way, and `until_ended` sends it.
             sleep(END_TIMEOUT).await;
             Ok(())
@@ -123,7 +147,7 @@ impl BrokerReporter<'_> {
             told = told => told,
         };
         // After the farewell the broker closes the connection.
-        if *self.service.stopping().borrow() { Ok(()) } else { ended }
+        if *service.stopping().borrow() { Ok(()) } else { ended }
     }
 
     fn options(&self) -> Result<MqttOptions, BrokerFault> {
@@ -144,48 +168,65 @@ impl BrokerReporter<'_> {
         Ok(options)
     }
 
-    /// Sends what has changed, until the service is to end; then says so.
-    async fn tell(&self, client: &AsyncClient, stopping: &mut watch::Receiver<bool>) -> Result<(), BrokerFault> {
+    /// Sends what has changed, for ever.
+    async fn tell(&mut self, client: &AsyncClient) -> Result<(), BrokerFault> {
         let mut changes = self.service.monitor_changes();
         let mut updates = self.service.updates().subscribe();
         let mut sent = SentMessages::default();
         let mut is_online = false;
-        while !*stopping.borrow_and_update() {
+        loop {
             changes.borrow_and_update();
             self.send_changed(client, &mut sent).await?;
             if !is_online {
                 // Last, so that nothing is shown before its value is there.
-                send(client, &self.topics.availability, ONLINE).await?;
+                self.send(client, &self.topics.availability.clone(), ONLINE).await?;
                 is_online = true;
             }
             let next = Instant::now() + SHORTEST_INTERVAL;
             tokio::select! {
-                () = sleep(LOOK_INTERVAL) => {}
+                // A broker can turn pings off. That it acknowledges this message shows that it is there.
+                () = sleep(LOOK_INTERVAL) => is_online = false,
                 _ = changes.changed() => {}
                 () = until_run_ended(&mut updates) => updates = self.service.updates().subscribe(),
-                _ = stopping.wait_for(|wanted| *wanted) => break,
             }
-            tokio::select! {
-                () = sleep_until(next) => {}
-                _ = stopping.wait_for(|wanted| *wanted) => break,
-            }
+            sleep_until(next).await;
         }
-        send(client, &self.topics.availability, OFFLINE).await?;
+    }
+
+    /// Says that the service ends.
+    async fn take_leave(&self, client: &AsyncClient) -> Result<(), BrokerFault> {
+        publish(client, &self.topics.availability, OFFLINE).await?;
         client.disconnect_with_timeout(END_TIMEOUT).await.map_err(client_fault)
     }
 
-    async fn send_changed(&self, client: &AsyncClient, sent: &mut SentMessages) -> Result<(), BrokerFault> {
+    /// Sends a message that the broker keeps, and waits until it has it.
+    async fn send(&mut self, client: &AsyncClient, topic: &str, message: &str) -> Result<(), BrokerFault> {
+        let acknowledged = async {
+            let notice = publish(client, topic, message).await?;
+            notice.wait_completion_async().await.map_err(BrokerFault::NotTaken)
+        };
+        timeout(ACKNOWLEDGEMENT_TIMEOUT, acknowledged).await.map_err(|_| BrokerFault::NotAcknowledged)??;
+        // Not before: a broker can accept each connection, and end it.
+        self.backoff.succeeded();
+        if self.said != SaidOfBroker::Connected {
+            self.said = SaidOfBroker::Connected;
+            tracing::info!(broker = %self.settings.url, "the MQTT broker is connected");
+        }
+        Ok(())
+    }
+
+    async fn send_changed(&mut self, client: &AsyncClient, sent: &mut SentMessages) -> Result<(), BrokerFault> {
         let line = self.service.line_snapshot().await;
         let state = home_assistant::state(&line).to_string();
         if sent.state.as_ref() != Some(&state) {
-            send(client, &self.topics.state, &state).await?;
+            self.send(client, &self.topics.state.clone(), &state).await?;
             sent.state = Some(state);
         }
         // Without the store the monitors are not known.
-        if let (Some(topic), Some(_)) = (&self.topics.discovery, &line.stored) {
+        if let (Some(topic), Some(_)) = (self.topics.discovery.clone(), &line.stored) {
             let described = home_assistant::discovery(&line, &self.topics, &self.settings.device_name).to_string();
             if sent.discovery.as_ref() != Some(&described) {
-                send(client, topic, &described).await?;
+                self.send(client, &topic, &described).await?;
                 sent.discovery = Some(described);
             }
         }
@@ -227,11 +268,17 @@ async fn connected(events: &mut EventLoop) -> Result<(), BrokerFault> {
     }
 }
 
-/// Moves messages until the connection ends.
+/// Moves messages until the connection ends. Fails if the broker sends what was not asked for: it could do that without end.
 async fn until_ended(events: &mut EventLoop) -> Result<(), BrokerFault> {
+    let mut is_asked = false;
     loop {
-        if let Event::Outgoing(Outgoing::Disconnect) = poll(events).await? {
-            return Ok(());
+        match poll(events).await? {
+            Event::Outgoing(Outgoing::Disconnect) => return Ok(()),
+            Event::Outgoing(Outgoing::PingReq) => is_asked = true,
+            Event::Incoming(Incoming::PingResp) if is_asked => is_asked = false,
+            // The client refuses the acknowledgement of a message that was not sent.
+            Event::Outgoing(_) | Event::Incoming(Incoming::PubAck(_)) => {}
+            Event::Incoming(_) | Event::Auth(_) => return Err(BrokerFault::Unasked),
         }
     }
 }
@@ -253,8 +300,8 @@ fn client_fault(error: ClientError) -> BrokerFault {
     BrokerFault::Client(Box::new(error))
 }
 
-/// Sends a message that the broker keeps.
-async fn send(client: &AsyncClient, topic: &str, message: &str) -> Result<(), BrokerFault> {
+/// Hands over a message that the broker keeps.
+async fn publish(client: &AsyncClient, topic: &str, message: &str) -> Result<PublishNotice, BrokerFault> {
     let options = PublishOptions::at_least_once().retained();
-    client.publish(topic, message, options).await.map_err(client_fault)
+    client.publish_tracked(topic, message, options).await.map_err(client_fault)
 }
