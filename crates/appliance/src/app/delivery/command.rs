@@ -24,6 +24,8 @@ const MAX_OUTPUT_BYTES: usize = 4096;
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 /// The most symbolic links on the way to a program, as many as the kernel follows.
 const MAX_LINKS: u32 = 40;
+/// How long the end of a command that was killed is waited for.
+const KILL_GRACE: Duration = Duration::from_secs(5);
 /// The variables of this process that a command gets. Others can have secrets.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
@@ -60,7 +62,7 @@ pub(super) async fn run(
     let Ok(status) = ended.await else {
         drop(group);
         child.start_kill().ok();
-        child.wait().await.map_err(DeliveryFault::NotStarted)?;
+        await_killed(child.wait(), KILL_GRACE).await;
         return Err(DeliveryFault::Endless(limit));
     };
     group.release();
@@ -142,6 +144,12 @@ fn check_part(program: &Path, path: &Path, is_program: bool) -> Result<PathPart,
 fn unreadable(program: &Path, error: &io::Error) -> ChannelError {
     let fault = ProgramFault::Unreadable(error.to_string());
     ChannelError::ProgramFile { path: program.display().to_string(), fault }
+}
+
+/// Waits for the end of a process that was killed; not for ever: the kernel keeps one that waits for a disk or a file server
+/// that is away.
+async fn await_killed(ended: impl Future, limit: Duration) {
+    tokio::time::timeout(limit, ended).await.ok();
 }
 
 /// The message as variables. A variable has no NUL.
@@ -280,6 +288,11 @@ mod tests {
             let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
             assert_eq!(ended, 1, "{pid:?} lives");
         }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_outlives_its_kill_delays_nothing() {
+        await_killed(std::future::pending::<()>(), Duration::from_millis(1)).await;
     }
 
     #[tokio::test]

@@ -29,7 +29,8 @@ use crate::app::web_client::{WebFault, system_roots};
 use crate::reflector_client::{Route, race, resolve};
 use crate::targets::HostPort;
 
-/// The maximum number of bytes that a server sends in a session, certificates included.
+/// The maximum number of bytes that a server sends in a session. With STARTTLS they are counted outside of TLS, certificates
+/// and all; with TLS from the first byte they are counted inside.
 const MAX_SERVER_BYTES: usize = 256 * 1024;
 /// Where a line of an answer has a dash if another line follows: after the three digits of its code.
 const DASH_AT: usize = 3;
