@@ -13,6 +13,7 @@ pub mod export;
 mod handshake;
 pub mod line_verdict;
 pub mod monitor;
+mod object_name;
 pub mod payload_transport;
 pub mod percent;
 pub mod plan;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::secret_text::SecretText;
 use crate::monitor::http_url::HttpUrl;
+use crate::object_name::is_name_char;
 use crate::percent;
 use crate::targets::HostPort;
 
@@ -306,7 +307,6 @@ impl PathPart {
 impl NewChannel {
     /// The channel and its secrets, if they can be accepted. The file of a command is not looked at.
     pub fn checked(self) -> Result<(Channel, ChannelSecrets), ChannelError> {
-        let is_name_char = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
         let is_name = !self.name.is_empty() && self.name.chars().all(is_name_char);
         if !is_name || self.name.chars().count() > MAX_NAME_CHARS {
             return Err(ChannelError::Name(begin_of(&self.name)));
@@ -690,6 +690,7 @@ mod tests {
         assert!(read(&smtp(r#", "security": "none""#)).is_ok());
         for (json, cause) in [
             (r#"{"name": "a b", "kind": "ntfy", "topic": "x"}"#.to_owned(), "a name has"),
+            (r#"{"name": "\u3164", "kind": "ntfy", "topic": "x"}"#.to_owned(), "a name has"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x/y"}"#.to_owned(), "a topic has"),
             (r#"{"name": "a", "kind": "ntfy", "topic": ""}"#.to_owned(), "a topic has"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "ntfy.sh"}"#.to_owned(), "is no http"),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{MAX_CHANNELS, MAX_NAME_CHARS, MAX_SUBJECT_CHARS, MAX_VALUES, MAX_WINDOW_MINUTES, RuleError};
 use super::metric::{AlertMetric, MetricSource, MetricUnit};
+use crate::object_name::is_name_char;
 use crate::schedule::{QuietHours, Zone};
 
 /// The usual window of a monitor, in minutes.
@@ -112,9 +113,8 @@ impl AlertRule {
 
     /// Checks that it can be accepted.
     pub fn check(&self) -> Result<(), RuleError> {
-        let is_valid = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
         let length = self.name.chars().count();
-        if !(1..=MAX_NAME_CHARS).contains(&length) || !self.name.chars().all(is_valid) {
+        if !(1..=MAX_NAME_CHARS).contains(&length) || !self.name.chars().all(is_name_char) {
             return Err(RuleError::Name(self.name.chars().take(MAX_NAME_CHARS).collect()));
         }
         if self.name == "preview" {
@@ -271,7 +271,7 @@ mod tests {
     fn what_could_never_hold_or_break_is_refused_by_cause() {
         use AlertLimit::{Above, AboveUsual, Below, BelowPlan, BelowUsual};
         assert_eq!(download().check(), Ok(()));
-        for name in ["", "a b", "a/b", &"x".repeat(61)] {
+        for name in ["", "a b", "a/b", "\u{3164}", &"x".repeat(61)] {
             let named = AlertRule { name: name.to_owned(), ..download() };
             assert!(matches!(named.check(), Err(RuleError::Name(_))), "{name}");
         }

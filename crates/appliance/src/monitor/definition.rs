@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dns_query;
 use super::http_url::HttpUrl;
+use crate::object_name::is_name_char;
 use crate::targets::{Host, HostPort};
 
 /// The longest name, in characters.
@@ -168,10 +169,6 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.chars().count() <= MAX_NAME_CHARS && name.chars().all(is_name_char)
 }
 
-fn is_name_char(c: char) -> bool {
-    c.is_alphanumeric() || matches!(c, '.' | '-' | '_')
-}
-
 impl fmt::Display for MonitorTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -290,6 +287,7 @@ mod tests {
         for (name, target, ms) in [
             ("", "gateway", 1_000),
             ("a b", "gateway", 1_000),
+            ("\u{3164}", "gateway", 1_000),
             ("home", "reflector:attic", 199),
             ("home", "gateway", 999),
             ("home", "host:192.0.2.1", 60_001),

@@ -13,6 +13,7 @@ use super::budget::DataBudget;
 use super::error::ScheduleError;
 use super::quiet_hours::QuietHours;
 use super::recurrence::{Recurrence, TimeFrame};
+use crate::object_name::is_name_char;
 use crate::request::TestRequest;
 
 /// The longest name of a schedule, in characters.
@@ -108,8 +109,7 @@ impl Schedule {
 
     /// Checks that the schedule can be accepted at `now`.
     pub fn check(&self, now: Timestamp) -> Result<(), ScheduleError> {
-        let is_valid = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if self.name.is_empty() || self.name.chars().count() > MAX_NAME_CHARS || !self.name.chars().all(is_valid) {
+        if self.name.is_empty() || self.name.chars().count() > MAX_NAME_CHARS || !self.name.chars().all(is_name_char) {
             return Err(ScheduleError::Name(self.name.chars().take(MAX_NAME_CHARS).collect()));
         }
         let frame = self.frame(now);
@@ -295,7 +295,7 @@ pub(super) mod tests {
     #[test]
     fn what_could_never_run_is_refused() {
         assert_eq!(check(|_| {}), Ok(()));
-        for name in ["", "a b", "a/b", "a\u{7}", &"x".repeat(61)] {
+        for name in ["", "a b", "a/b", "\u{3164}", "a\u{7}", &"x".repeat(61)] {
             assert!(matches!(check(|schedule| schedule.name = name.to_owned()), Err(ScheduleError::Name(_))), "{name}");
         }
         let never = check(|schedule| schedule.when = Recurrence::parse("0 0 31 2 *").unwrap());

@@ -15,7 +15,7 @@ use super::super::extract::{ApiPath, FormBody, encoded};
 use super::super::problem::Problem;
 use super::layout::{Layout, Section, done, page_with};
 use super::notice::Notice;
-use super::outside_text::{sentence, shown};
+use super::outside_text::{distinct, sentence, shown};
 use super::page_time::PageTime;
 use super::visitor::Visitor;
 use crate::cli::failure::{CommandFailure, ExitStatus};
@@ -47,7 +47,8 @@ struct AlertsPage {
     preview: Option<PreviewView>,
     past: Vec<AlertView>,
     older: Option<String>,
-    channels: Vec<String>,
+    /// Their names, and the names as they are shown.
+    channels: Vec<(String, String)>,
     targets: Vec<String>,
     error: Option<Problem>,
     entered: FormBody,
@@ -121,7 +122,7 @@ impl RuleView {
 }
 
 fn listed(names: &[String]) -> String {
-    names.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ")
+    names.iter().map(|name| distinct(name)).collect::<Vec<_>>().join(", ")
 }
 
 impl PreviewView {
@@ -328,7 +329,7 @@ async fn page(
         preview,
         past: past.iter().filter(|alert| alert.closed_at.is_some()).map(AlertView::of).collect(),
         older: last.map(|cursor| format!("{PATH}?after={}#past", encoded(&cursor.to_string()))),
-        channels: appliance.channel_names().await?,
+        channels: appliance.channel_names().await?.into_iter().map(|name| (name.clone(), distinct(&name))).collect(),
         targets,
         error,
         entered,

@@ -3,6 +3,8 @@
 
 use paramedic_link::PeerText;
 
+use super::super::extract::encoded;
+
 /// The longest text, in characters.
 const LONGEST: usize = 200;
 /// The longest sentence, in characters.
@@ -15,6 +17,12 @@ pub(super) fn shown(text: &str) -> String {
         Some((end, _)) => format!("{}…", clean.get(..end).unwrap_or_default().trim_end()),
         None => clean,
     }
+}
+
+/// The name of something that is chosen: with its encoded form if it has characters that are not shown.
+pub(super) fn distinct(name: &str) -> String {
+    let text = shown(name);
+    if text == name { text } else { format!("{text} ({})", encoded(name)).trim_start().to_owned() }
 }
 
 /// A sentence that has text from outside in it, such as a name.
@@ -33,6 +41,8 @@ mod tests {
         let long = shown(&"x".repeat(10_000));
         assert_eq!(long.chars().count(), LONGEST + 1);
         assert!(long.ends_with('…'));
+        assert_eq!(distinct("café"), "café");
+        assert_eq!([distinct("a\u{3164}"), distinct("\u{3164}")], ["a (a%E3%85%A4)", "(%E3%85%A4)"]);
         assert_eq!(shown(&"x".repeat(LONGEST)).chars().count(), LONGEST);
     }
 }

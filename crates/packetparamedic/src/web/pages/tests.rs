@@ -500,6 +500,19 @@ async fn a_report_is_a_file_and_its_preview_may_use_its_own_styles_alone() {
 }
 
 #[tokio::test]
+async fn a_channel_whose_name_is_not_shown_has_its_encoded_name() {
+    let pages = Pages::new().await;
+    pages.post(SOCKET, "/settings/channels", "kind=ntfy&name=phone&topic=pp", "").await;
+    // An earlier version accepted this name.
+    let file = pages.appliance.state_dir().join(paramedic_appliance::store::FILE);
+    let mut database = SqliteConnectOptions::new().filename(file).connect().await.unwrap();
+    sqlx::query("UPDATE channels SET name = 'phone\u{3164}'").execute(&mut database).await.unwrap();
+    let shown = pages.get(SOCKET, "/alerts").await.text();
+    assert!(shown.contains("value=\"phone\u{3164}\"> <bdi>phone (phone%E3%85%A4)</bdi>"), "{shown}");
+    assert_eq!(shown.matches('\u{3164}').count(), shown.matches("value=\"phone\u{3164}\"").count(), "{shown}");
+}
+
+#[tokio::test]
 async fn no_page_shows_the_secret_of_a_channel_or_makes_a_command() {
     let pages = Pages::new().await;
     let path = "/settings/channels";

@@ -1,0 +1,20 @@
+//! The characters of the names of monitors, schedules, rules and channels.
+
+use paramedic_link::peer_text::is_harmless;
+
+/// Whether a name may have this character: a letter that a reader sees, a digit, a dot, a dash or an underscore.
+pub(crate) fn is_name_char(c: char) -> bool {
+    // Some fillers of Korean are letters that nothing shows.
+    (c.is_alphanumeric() && is_harmless(c)) || matches!(c, '.' | '-' | '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_that_nothing_shows_is_in_no_name() {
+        assert!("Größe-7_a.b電話".chars().all(is_name_char));
+        assert!(!"\u{115f}\u{1160}\u{3164}\u{ffa0}\u{200b}\u{202e} /'\"<".chars().any(is_name_char));
+    }
+}
