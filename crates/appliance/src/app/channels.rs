@@ -51,18 +51,18 @@ impl Appliance {
         Ok(self.reading_store().await?.channel(name).await?.0)
     }
 
-    /// Removes the channel with this name. The messages that are due to it are given up.
-    pub async fn remove_channel(&self, name: &str) -> Result<StoredChannel, ApplianceError> {
+    /// Removes this channel. The messages that are due to it are given up.
+    pub async fn remove_channel(&self, stored: StoredChannel) -> Result<StoredChannel, ApplianceError> {
         let store = self.store().await?;
-        let removed = store.remove_channel(name).await?;
+        let removed = store.remove_channel(stored).await?;
         store.give_up_without_channel(Timestamp::now()).await?;
         Ok(removed)
     }
 
-    /// Enables or disables the channel with this name. The messages that are due to a disabled one are given up.
-    pub async fn enable_channel(&self, name: &str, enabled: bool) -> Result<StoredChannel, ApplianceError> {
+    /// Enables or disables this channel. The messages that are due to a disabled one are given up.
+    pub async fn enable_channel(&self, stored: StoredChannel, enabled: bool) -> Result<StoredChannel, ApplianceError> {
         let store = self.store().await?;
-        let stored = store.enable_channel(name, enabled).await?;
+        let stored = store.enable_channel(stored, enabled).await?;
         store.give_up_without_channel(Timestamp::now()).await?;
         Ok(stored)
     }

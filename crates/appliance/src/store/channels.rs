@@ -148,28 +148,29 @@ impl ApplianceStore {
         found.map(|row| row.read()).transpose().map_err(fault())
     }
 
-    /// Removes the channel with this name, and its secrets.
-    pub async fn remove_channel(&self, name: &str) -> Result<StoredChannel, StorageError> {
-        let (stored, _) = self.channel(name).await?;
-        on!(self.pool, |db| sqlx::query("DELETE FROM channels WHERE id = $1")
+    /// Removes this channel, and its secrets; not another one that has its name now.
+    pub async fn remove_channel(&self, stored: StoredChannel) -> Result<StoredChannel, StorageError> {
+        let removed = on!(self.pool, |db| sqlx::query("DELETE FROM channels WHERE id = $1")
             .bind(stored.id.to_string())
             .execute(db)
             .await
             .map(rows))
         .map_err(self.fault("removing the channel"))?;
-        Ok(stored)
+        if removed == 0 { Err(StorageError::NoSuchChannel { wanted: stored.channel.name }) } else { Ok(stored) }
     }
 
-    /// Enables or disables the channel with this name.
-    pub async fn enable_channel(&self, name: &str, enabled: bool) -> Result<StoredChannel, StorageError> {
-        let (stored, _) = self.channel(name).await?;
-        on!(self.pool, |db| sqlx::query("UPDATE channels SET enabled = $2 WHERE id = $1")
+    /// Enables or disables this channel; not another one that has its name now.
+    pub async fn enable_channel(&self, stored: StoredChannel, enabled: bool) -> Result<StoredChannel, StorageError> {
+        let changed = on!(self.pool, |db| sqlx::query("UPDATE channels SET enabled = $2 WHERE id = $1")
             .bind(stored.id.to_string())
             .bind(enabled)
             .execute(db)
             .await
             .map(rows))
         .map_err(self.fault("changing the channel"))?;
+        if changed == 0 {
+            return Err(StorageError::NoSuchChannel { wanted: stored.channel.name });
+        }
         Ok(StoredChannel { enabled, ..stored })
     }
 }
@@ -198,16 +199,25 @@ mod tests {
             assert_eq!(store.channel("phone").await.unwrap(), (phone_stored.clone(), token));
             let shown = serde_json::to_string(&store.channels().await.unwrap()).unwrap();
             assert!(!shown.contains("geheim") && shown.contains("\"secrets\":[\"token\"]"), "{shown}");
-            assert!(!store.enable_channel("HOOK", false).await.unwrap().enabled);
+            let found = async |name| store.channel(name).await.map(|(stored, _)| stored);
+            assert!(!store.enable_channel(found("HOOK").await.unwrap(), false).await.unwrap().enabled);
             assert!(!store.channel("hook").await.unwrap().0.enabled);
             assert_eq!(store.enabled_channel(hook_stored.id).await.unwrap(), None);
             assert_eq!(store.enabled_channel(phone_stored.id).await.unwrap().unwrap().0, phone_stored);
-            assert_eq!(store.remove_channel("hook").await.unwrap().id, hook_stored.id);
+            assert_eq!(store.remove_channel(hook_stored.clone()).await.unwrap().id, hook_stored.id);
             for gone in ["hook", "", "a\0b"] {
-                let removed = store.remove_channel(gone).await;
-                assert!(matches!(removed, Err(StorageError::NoSuchChannel { .. })), "{removed:?}");
+                let absent = found(gone).await;
+                assert!(matches!(absent, Err(StorageError::NoSuchChannel { .. })), "{absent:?}");
             }
-            assert_eq!(store.channels().await.unwrap(), [phone_stored]);
+            // Another channel has the name since then.
+            let (hook, url) = checked(r#"{"name": "hook", "kind": "webhook", "url": "http://192.0.2.2/"}"#);
+            let other = store.add_channel("PP", &hook, &url, now).await.unwrap();
+            for refused in
+                [store.remove_channel(hook_stored.clone()).await, store.enable_channel(hook_stored, false).await]
+            {
+                assert!(matches!(refused, Err(StorageError::NoSuchChannel { .. })), "{refused:?}");
+            }
+            assert_eq!(store.channels().await.unwrap(), [other, phone_stored]);
         })
         .await;
     }

@@ -457,8 +457,8 @@ mod tests {
             let message = message(1);
             store.queue_message("PP", &message, &[(a.id, "a"), (b.id, "b")]).await.unwrap();
             assert_eq!(store.give_up_without_channel(at(2)).await.unwrap(), 0);
-            store.remove_channel("a").await.unwrap();
-            store.enable_channel("b", false).await.unwrap();
+            store.remove_channel(a).await.unwrap();
+            store.enable_channel(b, false).await.unwrap();
             assert_eq!(store.give_up_without_channel(at(2)).await.unwrap(), 2);
             assert_eq!(store.due_channels().await.unwrap(), []);
             let listed = store.messages(None, 10).await.unwrap();

@@ -146,7 +146,10 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         Command::Remove { name } => {
             let removed: StoredChannel = match context.service().await? {
                 Some(service) => service.delete(&channel_route(&name, "")).await?,
-                None => context.appliance()?.remove_channel(&name).await?,
+                None => {
+                    let appliance = context.appliance()?;
+                    appliance.remove_channel(appliance.channel(&name).await?).await?
+                }
             };
             say(json, "removed", &removed, context)
         }
@@ -217,7 +220,10 @@ async fn enable(name: &str, enabled: bool, json: bool, context: &Context) -> Res
     let (event, action) = if enabled { ("enabled", "/enable") } else { ("disabled", "/disable") };
     let stored: StoredChannel = match context.service().await? {
         Some(service) => service.post(&channel_route(name, action), &()).await?,
-        None => context.appliance()?.enable_channel(name, enabled).await?,
+        None => {
+            let appliance = context.appliance()?;
+            appliance.enable_channel(appliance.channel(name).await?, enabled).await?
+        }
     };
     say(json, event, &stored, context)
 }

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::alerts::channel::{ChannelError, NewChannel};
-use paramedic_appliance::app::ChannelTest;
+use paramedic_appliance::app::{Appliance, ChannelTest};
 use paramedic_appliance::store::{StoredChannel, StoredMessage};
 
 use super::ApiState;
@@ -76,8 +76,7 @@ pub(super) async fn messages(
 /// Removes a channel.
 pub(super) async fn removed(state: &ApiState, source: RequestSource, name: &str) -> Result<StoredChannel, Problem> {
     let appliance = state.service.appliance();
-    check_source(appliance.channel(name).await?.channel.destination.is_command(), source)?;
-    Ok(appliance.remove_channel(name).await?)
+    Ok(appliance.remove_channel(changeable(appliance, source, name).await?).await?)
 }
 
 /// Enables or disables a channel.
@@ -88,8 +87,7 @@ pub(super) async fn switched(
     enabled: bool,
 ) -> Result<StoredChannel, Problem> {
     let appliance = state.service.appliance();
-    check_source(appliance.channel(name).await?.channel.destination.is_command(), source)?;
-    let stored = appliance.enable_channel(name, enabled).await?;
+    let stored = appliance.enable_channel(changeable(appliance, source, name).await?, enabled).await?;
     state.service.messages_changed();
     Ok(stored)
 }
@@ -97,6 +95,14 @@ pub(super) async fn switched(
 /// Whether a request may change command channels, which run programs as the service's user: not through a TCP listener.
 pub(super) fn may_change_commands(source: RequestSource) -> bool {
     !matches!(source, RequestSource::Address { .. })
+}
+
+/// The channel with this name, if the request may change it. The change is one of this channel: another one can have its name
+/// by then.
+async fn changeable(appliance: &Appliance, source: RequestSource, name: &str) -> Result<StoredChannel, ApplianceError> {
+    let stored = appliance.channel(name).await?;
+    check_source(stored.channel.destination.is_command(), source)?;
+    Ok(stored)
 }
 
 fn check_source(is_command: bool, source: RequestSource) -> Result<(), ApplianceError> {

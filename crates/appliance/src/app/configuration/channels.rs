@@ -69,7 +69,7 @@ pub(super) fn compare_channels(
     may_change_commands: bool,
 ) -> Result<(FileChanges<ChannelWrite>, Vec<ConfigurationChange>), ApplianceError> {
     let mut comparison = ObjectComparison::new(known);
-    let mut written = Vec::new();
+    let (mut written, mut replaced) = (Vec::new(), Vec::new());
     for wanted in wanted {
         let name = wanted.channel.name.clone();
         let refused = |error: ApplianceError| in_configuration(KnownChannel::KIND, &name, error);
@@ -82,7 +82,10 @@ pub(super) fn compare_channels(
         let secrets = secrets.or(kept.map(|known| known.secrets.clone()).unwrap_or_default());
         let checked = channel.with_secrets(secrets).and_then(|new| new.checked());
         let (channel, secrets) = checked.map_err(|error| refused(error.into()))?;
-        let write = ChannelWrite { replaces: stored.map(|known| known.stored.id), channel, enabled, secrets };
+        // What is a command has another id: a change of a channel that is none cannot be one of a command.
+        let is_command = channel.destination.is_command();
+        let replaces = stored.filter(|known| known.stored.channel.destination.is_command() == is_command);
+        let write = ChannelWrite { replaces: replaces.map(KnownChannel::id), channel, enabled, secrets };
         let is_written = match stored {
             Some(known) => comparison.is_changed(known, changed_values(known, &write)),
             None => {
@@ -100,14 +103,16 @@ pub(super) fn compare_channels(
         if let Destination::Command { program, .. } = &write.channel.destination {
             checked_program(Path::new(program)).map_err(|error| refused(error.into()))?;
         }
+        replaced.extend(stored.filter(|_| write.replaces.is_none()).map(KnownChannel::id));
         written.push(write);
     }
-    let Compared { changes, unchanged, removed } = comparison.end();
+    let Compared { changes, unchanged, mut removed } = comparison.end();
     let is_gone =
         |known: &&KnownChannel| known.stored.channel.destination.is_command() && removed.contains(&known.id());
     if let Some(gone) = known.iter().find(is_gone).filter(|_| !may_change_commands) {
         return Err(in_configuration(KnownChannel::KIND, gone.name(), ChannelError::CommandRefused.into()));
     }
+    removed.extend(replaced);
     Ok((FileChanges { written, unchanged, removed }, changes))
 }
 

@@ -414,6 +414,16 @@ async fn a_command_is_changed_only_by_who_may() {
         let missing = command("a", true).replace("/bin/true", "/bin/no-such-program");
         let refused = apply(&[&missing], REAL).await.unwrap_err().to_string();
         assert!(refused.starts_with("channel run: /bin/no-such-program"), "{refused}");
+        // A change between a command and another kind makes another channel: what was checked keeps its kind.
+        let id = async || device.channel("run").await.unwrap().id;
+        let mut ids = std::collections::BTreeSet::from([id().await]);
+        for wanted in [ntfy, &command("a", true)] {
+            assert_eq!(apply(&[wanted], REAL).await.unwrap()[0].action, ChangeAction::Changed);
+            assert!(ids.insert(id().await), "{ids:?}");
+            assert_eq!(device.channels().await.unwrap().len(), 1);
+        }
+        apply(&[&command("b", true)], REAL).await.unwrap();
+        assert!(ids.contains(&id().await));
         assert_eq!(apply(&[], REAL).await.unwrap().len(), 1);
     }
 }
