@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use aws_lc_rs::encoding::{AsBigEndian, AsDer, Pkcs8V1Der};
+use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -177,7 +178,27 @@ impl SecretKey {
         self.id
     }
 
-    /// The seed. Used only to write the key file.
+    /// A tag by which this device recognises what it stored where others can write. `purpose` keeps the tags of one use apart
+    /// from those of another.
+    pub fn own_tag(&self, purpose: &str, parts: &[&[u8]]) -> [u8; Self::LEN] {
+        let tag = hmac::sign(&self.tag_key(purpose), &joined(parts));
+        // An HMAC-SHA256 has this length.
+        let mut bytes = [0; Self::LEN];
+        bytes.copy_from_slice(tag.as_ref());
+        bytes
+    }
+
+    /// Whether `tag` is the [`SecretKey::own_tag`] of these parts.
+    pub fn is_own_tag(&self, purpose: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
+        hmac::verify(&self.tag_key(purpose), &joined(parts), tag).is_ok()
+    }
+
+    fn tag_key(&self, purpose: &str) -> hmac::Key {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, self.seed());
+        hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, purpose.as_bytes()).as_ref())
+    }
+
+    /// The seed. Used only to write the key file and to derive keys.
     pub(crate) fn seed(&self) -> &[u8; Self::LEN] {
         &self.seed
     }
@@ -188,6 +209,12 @@ impl SecretKey {
         let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| KeyGenerationError)?;
         Ok(Zeroizing::new(der.as_ref().to_vec()))
     }
+}
+
+/// The parts, each after its length, so that no other parts give the same bytes.
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    let part = |part: &&[u8]| [&(part.len() as u64).to_be_bytes(), *part].concat();
+    parts.iter().flat_map(part).collect()
 }
 
 impl fmt::Debug for SecretKey {
@@ -201,6 +228,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn an_own_tag_is_one_of_this_key_this_purpose_and_these_parts() {
+        let key = |seed| SecretKey::from_seed(Zeroizing::new([seed; SecretKey::LEN])).unwrap();
+        let tag = key(1).own_tag("test", &[b"ab", b"c"]);
+        assert!(key(1).is_own_tag("test", &[b"ab", b"c"], &tag));
+        assert!(!key(2).is_own_tag("test", &[b"ab", b"c"], &tag));
+        assert!(!key(1).is_own_tag("other", &[b"ab", b"c"], &tag));
+        for parts in [&[&b"a"[..], b"bc"][..], &[b"ab", b"c", b""], &[b"abc"], &[]] {
+            assert!(!key(1).is_own_tag("test", parts, &tag), "{parts:?}");
+        }
+        assert!(!key(1).is_own_tag("test", &[b"ab", b"c"], &tag[..8]) && !key(1).is_own_tag("test", &[], b""));
+    }
 
     proptest! {
         #[test]

@@ -38,7 +38,10 @@ impl Appliance {
             checked_program(Path::new(program))?;
         }
         let own = self.endpoint_id()?.to_string();
-        Ok(self.store().await?.add_channel(&own, &channel, &secrets, Timestamp::now()).await?)
+        let mut stored = StoredChannel::new(channel, &secrets, Timestamp::now());
+        stored.seal = self.command_sealer()?.seal(stored.id, &stored.channel.destination);
+        self.store().await?.add_channel(&own, &stored, &secrets).await?;
+        Ok(stored)
     }
 
     /// Every channel, by name, without its secrets.
@@ -75,7 +78,8 @@ impl Appliance {
         let (stored, secrets) = store.channel(name).await?;
         let name = stored.channel.name.clone();
         let message = test_message(&name, Timestamp::now());
-        let delivered = delivery::deliver(&stored.channel, &secrets, &message, AttemptLimits::default()).await;
+        let sealer = self.command_sealer()?;
+        let delivered = delivery::deliver((&stored, &secrets), &sealer, &message, AttemptLimits::default()).await;
         let reason = delivered.err().map(|fault| fault.to_string());
         let attempt = AttemptRecord { at: Timestamp::now(), next_at: None, reason: reason.clone() };
         store.save_test_message(&own, &message, (stored.id, &name), &attempt).await?;

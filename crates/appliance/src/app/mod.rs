@@ -6,6 +6,7 @@ mod alerts;
 mod backup;
 mod channels;
 mod clocks;
+mod command_seal;
 mod configuration;
 mod delivery;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::pool::{on, rows, without_nul};
 use super::{ApplianceStore, StorageError, strange};
 use crate::alerts::channel::{Channel, ChannelSecrets};
+use crate::alerts::secret_text::SecretText;
 
 /// A channel as stored, without its secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -23,9 +24,46 @@ pub struct StoredChannel {
     pub from_file: bool,
     /// The names of its secrets that are set.
     pub secrets: Vec<String>,
+    /// Of a command: what shows that this device stored it.
+    #[serde(skip)]
+    pub seal: Option<String>,
     /// Its definition.
     #[serde(flatten)]
     pub channel: Channel,
+}
+
+impl StoredChannel {
+    /// A new channel, enabled, without a seal.
+    pub fn new(channel: Channel, secrets: &ChannelSecrets, now: Timestamp) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            enabled: true,
+            added_at: Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now),
+            from_file: false,
+            secrets: secrets.names(),
+            seal: None,
+            channel,
+        }
+    }
+}
+
+/// The stored document of the secrets of a channel. A version without seals reads one that has none.
+#[derive(Serialize, Deserialize)]
+struct HiddenColumn {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    url: Option<SecretText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token: Option<SecretText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    password: Option<SecretText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seal: Option<String>,
+}
+
+/// The text of the column of secrets.
+pub(super) fn hidden_column(secrets: &ChannelSecrets, seal: Option<&str>) -> Result<String, serde_json::Error> {
+    let ChannelSecrets { url, token, password } = secrets.clone();
+    serde_json::to_string(&HiddenColumn { url, token, password, seal: seal.map(str::to_owned) })
 }
 
 /// The stored columns of a channel.
@@ -41,15 +79,18 @@ struct ChannelRow {
 
 impl ChannelRow {
     fn read(&self) -> Result<(StoredChannel, ChannelSecrets), sqlx::Error> {
-        let secrets = serde_json::from_str::<ChannelSecrets>(&self.secrets);
+        let hidden = serde_json::from_str::<HiddenColumn>(&self.secrets);
         // The text of the error could quote a secret.
-        let secrets = secrets.map_err(|_| sqlx::Error::Decode("the secrets of a channel cannot be read".into()))?;
+        let hidden = hidden.map_err(|_| sqlx::Error::Decode("the secrets of a channel cannot be read".into()))?;
+        let HiddenColumn { url, token, password, seal } = hidden;
+        let secrets = ChannelSecrets { url, token, password };
         let stored = StoredChannel {
             id: self.id.parse().map_err(strange)?,
             enabled: self.enabled,
             added_at: Timestamp::from_microsecond(self.added_at_us).map_err(strange)?,
             from_file: self.from_file,
             secrets: secrets.names(),
+            seal,
             channel: serde_json::from_str(&self.definition).map_err(strange)?,
         };
         Ok((stored, secrets))
@@ -57,19 +98,17 @@ impl ChannelRow {
 }
 
 impl ApplianceStore {
-    /// Saves a channel with its secrets, enabled. `appliance` is the Endpoint ID of this device.
+    /// Saves a new channel with its secrets. `appliance` is the Endpoint ID of this device.
     pub async fn add_channel(
         &self,
         appliance: &str,
-        channel: &Channel,
+        stored: &StoredChannel,
         secrets: &ChannelSecrets,
-        now: Timestamp,
-    ) -> Result<StoredChannel, StorageError> {
+    ) -> Result<(), StorageError> {
         let document = |source| StorageError::Document { source };
+        let StoredChannel { id, channel, added_at, .. } = stored;
         let definition = serde_json::to_string(channel).map_err(document)?;
-        let hidden = serde_json::to_string(secrets).map_err(document)?;
-        let added_at = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
-        let id = Uuid::now_v7();
+        let hidden = hidden_column(secrets, stored.seal.as_deref()).map_err(document)?;
         let added = on!(self.pool, |db| sqlx::query(
             "INSERT INTO channels (id, appliance, name, definition, secrets, enabled, from_file, added_at_us) \
              VALUES ($1, $2, $3, $4, $5, TRUE, FALSE, $6)"
@@ -84,14 +123,7 @@ impl ApplianceStore {
         .await
         .map(rows));
         match added {
-            Ok(_) => Ok(StoredChannel {
-                id,
-                enabled: true,
-                added_at,
-                from_file: false,
-                secrets: secrets.names(),
-                channel: channel.clone(),
-            }),
+            Ok(_) => Ok(()),
             Err(error) if is_unique_violation(&error) => {
                 Err(StorageError::ChannelExists { name: channel.name.clone() })
             }
@@ -185,20 +217,33 @@ mod tests {
         serde_json::from_str::<NewChannel>(json).unwrap().checked().unwrap()
     }
 
+    async fn added(
+        store: &ApplianceStore,
+        (channel, secrets): (&Channel, &ChannelSecrets),
+        now: Timestamp,
+    ) -> Result<StoredChannel, StorageError> {
+        let mut stored = StoredChannel::new(channel.clone(), secrets, now);
+        stored.seal = Some("5ea1".to_owned());
+        store.add_channel("PP", &stored, secrets).await.map(|()| stored)
+    }
+
     #[tokio::test]
     async fn a_channel_is_found_by_its_name_until_it_is_removed() {
         on_each_engine(async |store| {
             let now = "2026-01-01T00:00:00.000001Z".parse().unwrap();
             let (phone, token) = checked(r#"{"name": "Phone", "kind": "ntfy", "topic": "pp", "token": "tk_geheim"}"#);
             let (hook, url) = checked(r#"{"name": "hook", "kind": "webhook", "url": "http://192.0.2.1/geheim"}"#);
-            let phone_stored = store.add_channel("PP", &phone, &token, now).await.unwrap();
-            let hook_stored = store.add_channel("PP", &hook, &url, now).await.unwrap();
-            let taken = store.add_channel("PP", &Channel { name: "PHONE".to_owned(), ..hook }, &url, now).await;
+            let phone_stored = added(&store, (&phone, &token), now).await.unwrap();
+            let hook_stored = added(&store, (&hook, &url), now).await.unwrap();
+            let taken = added(&store, (&Channel { name: "PHONE".to_owned(), ..hook }, &url), now).await;
             assert!(matches!(taken, Err(StorageError::ChannelExists { .. })), "{taken:?}");
             assert_eq!(store.channels().await.unwrap(), [hook_stored.clone(), phone_stored.clone()]);
             assert_eq!(store.channel("phone").await.unwrap(), (phone_stored.clone(), token));
             let shown = serde_json::to_string(&store.channels().await.unwrap()).unwrap();
-            assert!(!shown.contains("geheim") && shown.contains("\"secrets\":[\"token\"]"), "{shown}");
+            assert!(
+                !shown.contains("geheim") && !shown.contains("5ea1") && shown.contains("\"secrets\":[\"token\"]"),
+                "{shown}"
+            );
             let found = async |name| store.channel(name).await.map(|(stored, _)| stored);
             assert!(!store.enable_channel(found("HOOK").await.unwrap(), false).await.unwrap().enabled);
             assert!(!store.channel("hook").await.unwrap().0.enabled);
@@ -211,7 +256,7 @@ mod tests {
             }
             // Another channel has the name since then.
             let (hook, url) = checked(r#"{"name": "hook", "kind": "webhook", "url": "http://192.0.2.2/"}"#);
-            let other = store.add_channel("PP", &hook, &url, now).await.unwrap();
+            let other = added(&store, (&hook, &url), now).await.unwrap();
             for refused in
                 [store.remove_channel(hook_stored.clone()).await, store.enable_channel(hook_stored, false).await]
             {

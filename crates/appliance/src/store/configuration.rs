@@ -5,6 +5,7 @@ use paramedic_link::{EndpointId, PeerText};
 use uuid::Uuid;
 
 use super::alerts::write_alerts;
+use super::channels::hidden_column;
 use super::monitors::{insert, new_monitor, next_number};
 use super::plan::SET_PLAN;
 use super::pool::{StoreChange, in_change, rows};
@@ -95,14 +96,16 @@ pub struct MonitorWrite {
 /// A channel to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChannelWrite {
-    /// The stored one that it is.
-    pub replaces: Option<Uuid>,
+    /// The id of the stored one that it is, or a new one.
+    pub id: Uuid,
     /// The channel.
     pub channel: Channel,
     /// Whether it gets messages.
     pub enabled: bool,
     /// All of its secrets.
     pub secrets: ChannelSecrets,
+    /// Of a command: what shows that this device stored it.
+    pub seal: Option<String>,
 }
 
 /// A rule to be written.
@@ -223,15 +226,15 @@ async fn write_channels(
 ) -> Result<(), sqlx::Error> {
     on_each(work, "DELETE FROM channels WHERE id = $1", &changes.removed).await?;
     on_each(work, "UPDATE channels SET from_file = TRUE WHERE id = $1 AND NOT from_file", &changes.unchanged).await?;
-    for ChannelWrite { replaces, channel, enabled, secrets } in &changes.written {
+    for ChannelWrite { id, channel, enabled, secrets, seal } in &changes.written {
         let definition = serde_json::to_string(channel).map_err(strange)?;
-        let secrets = serde_json::to_string(secrets).map_err(strange)?;
+        let secrets = hidden_column(secrets, seal.as_deref()).map_err(strange)?;
         in_change!(&mut *work, |db| sqlx::query(
             "INSERT INTO channels (id, appliance, name, definition, secrets, enabled, from_file, added_at_us) \
              VALUES ($1, $2, $3, $4, $5, $6, TRUE, $7) ON CONFLICT (id) DO UPDATE SET name = $3, definition = $4, \
              secrets = $5, enabled = $6, from_file = TRUE",
         )
-        .bind(replaces.unwrap_or_else(Uuid::now_v7).to_string())
+        .bind(id.to_string())
         .bind(appliance)
         .bind(&channel.name)
         .bind(definition)

@@ -394,7 +394,10 @@ mod tests {
     async fn channel(store: &ApplianceStore, name: &str) -> StoredChannel {
         let destination = Destination::Command { program: "/bin/true".to_owned(), args: Vec::new() };
         let channel = Channel { name: name.to_owned(), destination };
-        store.add_channel("PP", &channel, &ChannelSecrets::default(), at(0)).await.unwrap()
+        let secrets = ChannelSecrets::default();
+        let stored = StoredChannel::new(channel, &secrets, at(0));
+        store.add_channel("PP", &stored, &secrets).await.unwrap();
+        stored
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use super::compare::{
     Compared, ConfigurationChange, ObjectComparison, StoredObject, ValueChange, differences, in_configuration,
 };
 use crate::alerts::channel::{Channel, ChannelError, ChannelSecrets, Destination};
+use crate::app::command_seal::CommandSealer;
 use crate::app::delivery::checked_program;
 use crate::error::ApplianceError;
 use crate::store::{ChannelWrite, FileChanges, StorageError, StoredChannel};
@@ -67,6 +68,7 @@ pub(super) fn compare_channels(
     known: &[KnownChannel],
     wanted: Vec<ConfiguredChannel>,
     may_change_commands: bool,
+    sealer: &CommandSealer,
 ) -> Result<(FileChanges<ChannelWrite>, Vec<ConfigurationChange>), ApplianceError> {
     let mut comparison = ObjectComparison::new(known);
     let (mut written, mut replaced) = (Vec::new(), Vec::new());
@@ -85,9 +87,18 @@ pub(super) fn compare_channels(
         // What is a command has another id: a change of a channel that is none cannot be one of a command.
         let is_command = channel.destination.is_command();
         let replaces = stored.filter(|known| known.stored.channel.destination.is_command() == is_command);
-        let write = ChannelWrite { replaces: replaces.map(KnownChannel::id), channel, enabled, secrets };
+        let id = replaces.map_or_else(Uuid::now_v7, KnownChannel::id);
+        let seal = sealer.seal(id, &channel.destination);
+        let write = ChannelWrite { id, channel, enabled, secrets, seal };
         let is_written = match stored {
-            Some(known) => comparison.is_changed(known, changed_values(known, &write)),
+            Some(known) => {
+                let mut values = changed_values(known, &write);
+                if is_command && may_change_commands && !sealer.permits(&known.stored) {
+                    let (from, to) = (Some(false.into()), Some(true.into()));
+                    values.push(ValueChange { value: "confirmed".to_owned(), from, to });
+                }
+                comparison.is_changed(known, values)
+            }
             None => {
                 comparison.added(&name);
                 true
@@ -103,7 +114,7 @@ pub(super) fn compare_channels(
         if let Destination::Command { program, .. } = &write.channel.destination {
             checked_program(Path::new(program)).map_err(|error| refused(error.into()))?;
         }
-        replaced.extend(stored.filter(|_| write.replaces.is_none()).map(KnownChannel::id));
+        replaced.extend(stored.filter(|_| replaces.is_none()).map(KnownChannel::id));
         written.push(write);
     }
     let Compared { changes, unchanged, mut removed } = comparison.end();

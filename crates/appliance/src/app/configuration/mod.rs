@@ -106,7 +106,9 @@ impl Appliance {
         changes.extend(of_plan);
         let known = store.channels_with_secrets().await?.into_iter();
         let known = known.map(|(stored, secrets)| KnownChannel { stored, secrets }).collect::<Vec<_>>();
-        let (channels, of_channels) = channels::compare_channels(&known, wanted.channels, may_change_commands)?;
+        let sealer = self.command_sealer()?;
+        let (channels, of_channels) =
+            channels::compare_channels(&known, wanted.channels, may_change_commands, &sealer)?;
         changes.extend(of_channels);
         let names = names_after(&known, &channels);
         let open = store.alerts(true, None, MOST_OPEN).await?;

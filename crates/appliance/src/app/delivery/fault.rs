@@ -46,6 +46,9 @@ pub(crate) enum DeliveryFault {
     /// The file of the command may not be run.
     #[error(transparent)]
     Program(#[from] ChannelError),
+    /// A row of a command that this device did not write.
+    #[error("the command was not confirmed on this device; remove the channel, and add it again")]
+    Unconfirmed,
     /// The command cannot be started.
     #[error("the command cannot be started: {0}")]
     NotStarted(io::Error),

@@ -21,11 +21,12 @@ pub(super) use fault::DeliveryFault;
 
 use super::Appliance;
 use super::clocks::random;
+use super::command_seal::CommandSealer;
 use crate::alerts::backoff::{LONGEST_WAIT, NextAttempt, next_attempt};
-use crate::alerts::channel::{Channel, ChannelSecrets, Destination};
+use crate::alerts::channel::{ChannelSecrets, Destination};
 use crate::alerts::message::AlertMessage;
 use crate::error::ApplianceError;
-use crate::store::{AttemptRecord, DeliveryOutcome, DueDelivery};
+use crate::store::{AttemptRecord, DeliveryOutcome, DueDelivery, StoredChannel};
 
 /// How long to wait if nothing is due: another program can have added a message.
 const IDLE_WAIT: Duration = Duration::from_secs(60);
@@ -51,18 +52,19 @@ impl Default for AttemptLimits {
 
 /// Delivers a message to a channel: one attempt.
 pub(super) async fn deliver(
-    channel: &Channel,
-    secrets: &ChannelSecrets,
+    (stored, secrets): (&StoredChannel, &ChannelSecrets),
+    sealer: &CommandSealer,
     message: &AlertMessage,
     limits: AttemptLimits,
 ) -> Result<(), DeliveryFault> {
-    let destination = &channel.destination;
+    let destination = &stored.channel.destination;
     match destination {
         Destination::Webhook { .. } => web::post_webhook(destination, secrets, message, limits.web).await,
         Destination::Ntfy { server, topic } => {
             web::publish_ntfy((server, topic), destination, secrets, message, limits.web).await
         }
         Destination::Smtp(mail) => Box::pin(mail::send(mail, destination, secrets, message, limits.mail)).await,
+        Destination::Command { .. } if !sealer.permits(stored) => Err(DeliveryFault::Unconfirmed),
         Destination::Command { program, args } => command::run(program, args, message, limits.command).await,
     }
 }
@@ -202,7 +204,7 @@ impl DeliveryDesk {
         let Some((stored, secrets)) = store.enabled_channel(channel).await? else { return Ok(None) };
         let Some(due) = store.first_due(channel, Timestamp::now()).await? else { return Ok(None) };
         let delivered = match &due.message {
-            Ok(message) => deliver(&stored.channel, &secrets, message, self.limits).await,
+            Ok(message) => deliver((&stored, &secrets), &self.appliance.command_sealer()?, message, self.limits).await,
             Err(error) => Err(DeliveryFault::Unreadable(error.clone())),
         };
         let attempt = recorded(&due, delivered.as_ref().err(), Timestamp::now(), random());
