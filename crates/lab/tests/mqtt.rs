@@ -398,7 +398,7 @@ fn a_broker_that_acknowledges_nothing_is_left_and_delays_no_end() {
 }
 
 #[test]
-fn a_broker_that_repeats_the_password_or_sends_what_nobody_asked_for_is_named_without_it_and_seldom_tried() {
+fn a_broker_that_repeats_the_password_or_sends_what_was_not_asked_for_is_named_without_it_and_seldom_tried() {
     let text = |head: &[u8]| {
         let length = u8::try_from(PASSWORD.len()).unwrap();
         let body = [head, &[length], PASSWORD.as_bytes()].concat();
