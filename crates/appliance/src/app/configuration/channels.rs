@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::compare::{
     Compared, ConfigurationChange, ObjectComparison, StoredObject, ValueChange, differences, in_configuration,
 };
-use crate::alerts::channel::{Channel, ChannelError, ChannelSecrets, Destination};
+use crate::alerts::channel::{Channel, ChannelError, ChannelSecrets, Destination, NewChannel};
 use crate::app::command_seal::CommandSealer;
 use crate::app::delivery::checked_program;
 use crate::error::ApplianceError;
@@ -82,7 +82,7 @@ pub(super) fn compare_channels(
         let ConfiguredChannel { enabled, channel, secrets } = wanted;
         let kept = stored.filter(|known| known.stored.channel.destination.has_server_of(&channel.destination));
         let secrets = secrets.or(kept.map(|known| known.secrets.clone()).unwrap_or_default());
-        let checked = channel.with_secrets(secrets).and_then(|new| new.checked());
+        let checked = channel.with_secrets(secrets).and_then(NewChannel::checked);
         let (channel, secrets) = checked.map_err(|error| refused(error.into()))?;
         // What is a command has another id: a change of a channel that is none cannot be one of a command.
         let is_command = channel.destination.is_command();
