@@ -28,19 +28,7 @@ pub fn decoded(text: &str) -> Option<String> {
 
 /// The text with each percent-encoded byte decoded. What is none stays as it is.
 pub fn decoded_where_encoded(text: &str) -> String {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    while let [first, after @ ..] = rest {
-        let encoded = match (first, after) {
-            (b'%', [high, low, after @ ..]) => digit(high).zip(digit(low)).map(|(high, low)| (high * 16 + low, after)),
-            _ => None,
-        };
-        let (byte, after) = encoded.unwrap_or((*first, after));
-        plain.push(byte);
-        rest = after;
-    }
-    String::from_utf8_lossy(&plain).into_owned()
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]

@@ -189,6 +189,12 @@ pub enum ChannelError {
     /// A webhook of which the server alone is known.
     #[error("a webhook needs its whole URL; it is kept only while the server stays the same")]
     NoUrl,
+    /// A webhook whose URL is one of another server.
+    #[error("the URL of the webhook is not one of {server}")]
+    OtherServer {
+        /// The server that the webhook names.
+        server: String,
+    },
     /// A secret that this kind of channel does not have.
     #[error("a channel of kind {kind} has no {secret}")]
     ForeignSecret {
@@ -330,7 +336,14 @@ impl Channel {
         }
         let ChannelSecrets { url, token, password } = secrets;
         let destination = match self.destination {
-            Destination::Webhook { .. } => NewDestination::Webhook { url: url.ok_or(ChannelError::NoUrl)?, token },
+            Destination::Webhook { server } => {
+                let url = url.ok_or(ChannelError::NoUrl)?;
+                // A stored token must not go to another server than the one that it was stored for.
+                if HttpUrl::parse(url.expose().trim()).is_some_and(|url| url.origin() != server) {
+                    return Err(ChannelError::OtherServer { server: begin_of(&server) });
+                }
+                NewDestination::Webhook { url, token }
+            }
             Destination::Ntfy { server, topic } => {
                 NewDestination::Ntfy { server: Some(server.to_string()), topic, token }
             }

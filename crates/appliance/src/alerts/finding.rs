@@ -55,6 +55,30 @@ pub struct AlertFinding {
     pub ended_by: Option<RuleEnd>,
 }
 
+#[cfg(test)]
+impl AlertFinding {
+    /// A value at `at` that broke a rule of this metric.
+    pub(crate) fn example(metric: AlertMetric, limit: Option<AlertLimit>, at: Timestamp) -> Self {
+        Self {
+            metric,
+            limit,
+            at,
+            since: at,
+            until: None,
+            measured: Some(60.1),
+            expected: None,
+            reference: None,
+            count: 1,
+            of: 1,
+            window_minutes: None,
+            retest: None,
+            outage: None,
+            failure: None,
+            ended_by: None,
+        }
+    }
+}
+
 /// A repeated test, which agreed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetestFinding {

@@ -358,23 +358,8 @@ mod tests {
     }
 
     fn record(title: &str) -> AlertRecord {
-        let finding = AlertFinding {
-            metric: AlertMetric::Outage,
-            limit: Some(AlertLimit::Above(60.1)),
-            at: at(1),
-            since: at(0),
-            until: None,
-            measured: Some(60.1),
-            expected: None,
-            reference: None,
-            count: 1,
-            of: 1,
-            window_minutes: None,
-            retest: None,
-            outage: None,
-            failure: None,
-            ended_by: None,
-        };
+        let limit = Some(AlertLimit::Above(60.1));
+        let finding = AlertFinding { since: at(0), ..AlertFinding::example(AlertMetric::Outage, limit, at(1)) };
         AlertRecord { title: title.to_owned(), text: "text".to_owned(), finding }
     }
 

@@ -47,23 +47,7 @@ pub struct RuleOverview {
 #[cfg(test)]
 pub(super) fn example_opening(stored: &StoredRule, now: Timestamp) -> AlertWrite {
     let AlertRule { metric, limit, .. } = stored.rule;
-    let finding = AlertFinding {
-        metric,
-        limit,
-        at: now,
-        since: now,
-        until: None,
-        measured: Some(1e6),
-        expected: Some(5e7),
-        reference: None,
-        count: 1,
-        of: 1,
-        window_minutes: None,
-        retest: None,
-        outage: None,
-        failure: None,
-        ended_by: None,
-    };
+    let finding = AlertFinding::example(metric, limit, now);
     let action = AlertAction::Open { subject: "attic".to_owned(), finding: Box::new(finding) };
     writing::write_of(stored, action, None, now).unwrap()
 }

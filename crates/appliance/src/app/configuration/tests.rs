@@ -366,6 +366,11 @@ async fn a_secret_stays_only_while_its_channel_keeps_its_server() {
         // What is sent to another server is in the file.
         for (wanted, said) in [
             (elsewhere, "channel hook: a webhook needs its whole URL"),
+            // The stored token would go to the server of the new URL.
+            (
+                &hook.replace("example.org/geheim\", \"token\": \"tk_geheim\"", "example.net/geheim\""),
+                "channel hook: the URL of the webhook is not one of https://hooks.example.org",
+            ),
             (mail, "channel mail: a user needs a password"),
             (&hook.replace("\"url\"", "\"password\""), "channel hook: a channel of kind webhook has no password"),
             (&hook.replace("hooks.example.org/geheim", "ann:geheim@b.c/"), "channel hook: the URL is no http"),
@@ -389,7 +394,7 @@ async fn a_secret_stays_only_while_its_channel_keeps_its_server() {
 }
 
 #[tokio::test]
-async fn a_command_is_changed_only_by_who_may() {
+async fn a_command_is_changed_only_where_that_is_allowed() {
     let command = |args: &str, enabled| {
         format!(
             r#"{{"name": "run", "kind": "command", "enabled": {enabled}, "program": "/bin/true", "args": ["{args}"]}}"#

@@ -46,9 +46,10 @@ pub(super) async fn run(
     // A group of its own, which is killed with all that the command started.
     let mut child = command.process_group(0).kill_on_drop(true).spawn().map_err(DeliveryFault::NotStarted)?;
     let group = ProcessGroup::of(child.id());
-    let tail = Mutex::new(Vec::new());
+    // Apart: which of the two is read first is not known.
+    let (output, errors) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let mut reading = pin!(async { tokio::join!(drain(stdout, &tail), drain(stderr, &tail)) });
+    let mut reading = pin!(async { tokio::join!(drain(stdout, &output), drain(stderr, &errors)) });
     let mut is_read = false;
     let ended = tokio::time::timeout(limit, async {
         tokio::select! {
@@ -74,9 +75,9 @@ pub(super) async fn run(
         // What is missing of the output is no reason to wait longer.
         tokio::time::timeout(OUTPUT_GRACE, reading).await.ok();
     }
-    let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-    let output = last_text(&tail);
-    let output = if output.is_empty() { output } else { format!(": {output}") };
+    let text = |tail: &Mutex<Vec<u8>>| last_text(&tail.lock().unwrap_or_else(PoisonError::into_inner));
+    let output = [&errors, &output].map(text).into_iter().find(|text| !text.is_empty());
+    let output = output.map(|text| format!(": {text}")).unwrap_or_default();
     Err(DeliveryFault::Exit { status, output })
 }
 
@@ -266,7 +267,8 @@ mod tests {
     async fn a_command_that_fails_is_named_with_the_end_of_its_output() {
         let fault = shell("seq 100000; echo no route to the phone >&2; exit 3", LIMIT).await.unwrap_err().to_string();
         assert!(fault.contains("exit status: 3") && fault.contains("no route to the phone"), "{fault}");
-        assert!(fault.chars().count() < 2 * MAX_REASON_CHARS, "{fault}");
+        let fault = shell("seq 100000; exit 3", LIMIT).await.unwrap_err().to_string();
+        assert!(fault.ends_with("; 99999; 100000") && fault.chars().count() < 2 * MAX_REASON_CHARS, "{fault}");
         let fault = run("/bin/absent", &[], &message(), LIMIT).await.unwrap_err();
         assert!(matches!(fault, DeliveryFault::Program(ChannelError::ProgramFile { .. })), "{fault}");
     }

@@ -14,6 +14,7 @@ pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
         ChannelError::Name(_) => "choose such a name, such as phone",
         ChannelError::Url => "use a URL such as https://hooks.example.org/KEY",
         ChannelError::NoUrl => "name the file of the URL: url_file = \"FILE\"",
+        ChannelError::OtherServer { .. } => "name the server of the URL, or leave it out",
         ChannelError::ForeignSecret { .. } => "remove that secret",
         ChannelError::NtfyServer(_) => "use the URL of the server alone, as in --server https://ntfy.example.org",
         ChannelError::Topic(_) => "choose such a topic, long enough not to be guessed",
