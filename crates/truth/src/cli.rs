@@ -16,7 +16,7 @@ use crate::checks::CHECKS;
 use crate::page::{self, CellRecords};
 use crate::record::{Circumstances, OurRecord, PeerRecord, Records, Run};
 use crate::run::{Bed, worst_lateness_ms};
-use crate::{cross_check, peers, random_paths};
+use crate::{coverage, cross_check, peers, random_paths};
 
 /// How often a run is tried.
 const TRIES: usize = 3;
@@ -24,6 +24,7 @@ const TRIES: usize = 3;
 /// The pages, from the root of the repository.
 const PAGE: &str = "docs/truth/README.md";
 const RANDOM_PAGE: &str = "docs/truth/random-paths.md";
+const COVERAGE_PAGE: &str = "docs/truth/coverage.md";
 
 /// Compares the results of our programs, iperf3, ping and irtt with what an emulated link did, and writes docs/truth.
 ///
@@ -56,6 +57,9 @@ struct Cli {
     /// Compare the direction of the queue with the truth on random paths, until N runs are counted, and run no cell
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     random_paths: Option<u64>,
+    /// Repeat two cells until N runs of each direction have a confidence interval, and count how many contain the truth
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=200))]
+    coverage: Option<u64>,
     /// Compare the emulator with the kernel's token bucket, and run no cell
     #[arg(long)]
     cross_check: bool,
@@ -95,6 +99,9 @@ impl Cli {
             Programs::use_own_folder()?;
             if let Some(count) = self.random_paths {
                 return measure_random_paths(count, &records);
+            }
+            if let Some(count) = self.coverage {
+                return measure_coverage(count, &records);
             }
             self.measure(&cells, &records)?;
         }
@@ -144,12 +151,7 @@ fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
             break;
         }
         let cell = random_paths::random_path(seed);
-        let known = records.ours(&cell.name, seed)?.filter(|record| record.circumstances.fault.is_none());
-        let record = match known {
-            Some(record) => record,
-            None => ours(&cell, seed, &accuracy),
-        };
-        records.write_ours(&record)?;
+        let record = known_or_measured(&cell, seed, records, &accuracy)?;
         let readings = random_paths::readings(&record, &cell);
         counted += u64::from(!readings.is_empty());
         let words =
@@ -161,6 +163,42 @@ fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
     std::fs::write(RANDOM_PAGE, random_paths::page(&runs, &in_words(&accuracy)))?;
     println!("written: {RANDOM_PAGE}");
     Ok(())
+}
+
+/// Repeats the cells of [`coverage::CELLS`] until `count` runs of each direction have an interval, each at most twice as
+/// often, and writes their page.
+fn measure_coverage(count: u64, records: &Records) -> anyhow::Result<()> {
+    let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
+    // Apart from the runs of the matrix, whose page has each seed that it finds.
+    let records = Records::new(records.folder().join("coverage"));
+    let mut cells = Vec::new();
+    for name in coverage::CELLS {
+        let mut cell = cells::named(name)?;
+        cell.scenario.udp_mbit = None;
+        let mut runs = Vec::new();
+        for seed in 1..=2 * count {
+            if coverage::least_counted(&runs) >= count {
+                break;
+            }
+            let record = known_or_measured(&cell, seed, &records, &accuracy)?;
+            println!("{name}, seed {seed}: {}", record.circumstances.fault.as_deref().unwrap_or("measured"));
+            runs.push(record);
+        }
+        cells.push((cell, runs));
+        std::fs::write(COVERAGE_PAGE, coverage::page(&cells, &in_words(&accuracy)))?;
+    }
+    println!("written: {COVERAGE_PAGE}");
+    Ok(())
+}
+
+fn known_or_measured(cell: &Cell, seed: u64, records: &Records, accuracy: &Accuracy) -> anyhow::Result<OurRecord> {
+    let known = records.ours(&cell.name, seed)?.filter(|record| record.circumstances.fault.is_none());
+    if let Some(record) = known {
+        return Ok(record);
+    }
+    let record = ours(cell, seed, accuracy);
+    records.write_ours(&record)?;
+    Ok(record)
 }
 
 /// The file with the emulator's accuracy in words.

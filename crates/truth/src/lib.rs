@@ -5,6 +5,7 @@
 pub mod cells;
 pub mod checks;
 pub mod cli;
+mod coverage;
 mod cross_check;
 mod interval;
 mod observed;
