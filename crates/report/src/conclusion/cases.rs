@@ -56,6 +56,7 @@ fn seen(speeds: &[Speed], probes: &[PhaseProbes]) -> Observations {
         completion: Completion::Complete,
         speeds: speeds.to_vec(),
         probes: probes.to_vec(),
+        has_path_changed: false,
     }
 }
 
@@ -133,6 +134,13 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("fewer than half of the probes answered under load", seen(&both, &with(answered(Download, 1, 391)))),
         ("no probe answered under load", seen(&both, &with(answered(Upload, 0, 391)))),
         ("fewer than 20 probes answered", seen(&both, &with(answered(Download, 8, 10)))),
+        (
+            "the route changed in mid test",
+            Observations {
+                has_path_changed: true,
+                ..seen(&both, &[fine[0], PhaseProbes { increase: None, ..fine[1] }, fine[2]])
+            },
+        ),
         ("no load, only latency", seen(&[], &fine[..1])),
         ("no load, and no probe answered", seen(&[], &[answered(Idle, 0, 200)])),
         ("no load, and few probes", seen(&[], &[answered(Idle, 8, 10)])),

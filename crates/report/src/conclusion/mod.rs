@@ -29,6 +29,8 @@ pub struct Observations {
     pub speeds: Vec<Speed>,
     /// The latency probes of each phase, in the order of the phases.
     pub probes: Vec<PhaseProbes>,
+    /// Whether the delay changed during the test, but not by its load.
+    pub has_path_changed: bool,
 }
 
 /// Whether a test completed, and if not, why.
@@ -180,6 +182,10 @@ fn response(seen: &Observations) -> (Tone, String) {
     if let Some(unknown) = std::iter::once(idle).chain(loads()).find(|probes| probes.median_us.is_none()) {
         let text = format!("; how it responds under load is not known: {} {}", during(unknown.load), few(unknown));
         return (Tone::Strong, text);
+    }
+    if seen.has_path_changed {
+        let text = "; how it responds under load is not known: the path changed during the test";
+        return (Tone::Strong, text.to_owned());
     }
     let phases = loads().map(|probes| probes.load).collect::<Vec<_>>();
     let when = match phases.as_slice() {

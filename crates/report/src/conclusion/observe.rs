@@ -24,6 +24,7 @@ impl Observations {
             is_through_tunnel: document.data_mode_fallback.is_some(),
             completion: completion(document),
             speeds: speeds.collect(),
+            has_path_changed: document.warnings.iter().any(|warning| warning.code == "path_changed"),
             probes: document.latency.iter().map(|(load, latency)| probes(document, load, latency)).collect(),
         }
     }

@@ -849,13 +849,14 @@ impl Validity {
     /// The code of the reason that marks an incomplete run as suspect.
     pub const INCOMPLETE: &'static str = "incomplete";
     /// The codes of the warnings that make a result suspect. The other warnings explain numbers that are correct.
-    const SUSPECT: [&'static str; 11] = [
+    const SUSPECT: [&'static str; 12] = [
         "appliance_cpu",
         "reflector_cpu",
         "receive_window",
         "send_buffer",
         "other_traffic",
         "not_steady",
+        "path_changed",
         "probe_late",
         "probes_skipped",
         "probes_lost",

@@ -469,7 +469,9 @@ impl ResultBuilder {
         for load in [Load::Download, Load::Upload, Load::Bidir] {
             // A load that did not flow does not show the queue that it would have built.
             let Some(loaded) = result.latency.of(load).and_then(LatencyResult::median_us) else { continue };
-            if result.has_load(load) {
+            let is_same_path = |window: &PhaseWindow| clocks.is_none_or(|clocks| clocks.has_same_path(window));
+            let window = windows.iter().find(|window| window.load == load);
+            if result.has_load(load) && window.is_none_or(is_same_path) {
                 let increase_ms = (loaded as f64 - idle as f64) / 1000.0;
                 result.bufferbloat.set(load, Bufferbloat::of_increase_ms(increase_ms));
             }

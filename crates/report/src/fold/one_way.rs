@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use paramedic_link::test_spec::Load;
+use paramedic_link::test_spec::{Direction, Load};
 
 use super::ProbeLog;
 use crate::document::{
@@ -11,7 +11,7 @@ use crate::document::{
     Warning,
 };
 use crate::quantity;
-use crate::stats::{self, ClockFit, DelaySpread, OneWayDelay, QueueEstimate, StandingQueue};
+use crate::stats::{self, ClockFit, DelaySpread, OneWayDelay, PathChange, QueueEstimate, StandingQueue};
 
 /// The measured part of a phase, in time of the prober's clock.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +26,22 @@ pub(super) struct PhaseWindow {
 pub(super) struct KnownClocks {
     pub(super) fit: ClockFit,
     pub(super) until: Duration,
+    changed_path: Option<ChangedPath>,
+}
+
+/// A lasting change of the delay in a direction that the phase did not load.
+#[derive(Clone, Copy, Debug)]
+struct ChangedPath {
+    load: Load,
+    direction: Direction,
+    change: PathChange,
+}
+
+impl KnownClocks {
+    /// Whether the idle latency is that of the path in this phase.
+    pub(super) fn has_same_path(&self, window: &PhaseWindow) -> bool {
+        self.changed_path.is_none_or(|changed| window.until <= changed.change.at)
+    }
 }
 
 /// Adds the delay of each direction to every phase that has a latency, and the queue to those that have a load. `None`
@@ -66,6 +82,10 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
         offset_uncertainty_us: offset_uncertainty_us.round() as u64,
         jump: seen,
     });
+    let known = KnownClocks { fit, until: moved_at, changed_path: changed_path(&fit, &phases, moved_at) };
+    if let Some(changed) = &known.changed_path {
+        result.warnings.push(Warning::new("path_changed", described_change(changed)));
+    }
     let spread_of =
         |window: &PhaseWindow, delays: &[OneWayDelay]| fit.delays(delays).filter(|_| moved_at >= window.until);
     let idle_spread = spread_of(idle, &idle_delays);
@@ -77,7 +97,7 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
         // The same conditions as for a grade.
         if result.has_load(window.load) && latency.median_us().is_some() {
             latency.queue = Some(match (&idle_spread, &spread) {
-                (Some(idle), Some(loaded)) => QueueByDirection {
+                (Some(idle), Some(loaded)) if known.has_same_path(window) => QueueByDirection {
                     own_ms: own_waits.of(window.load).zip(own_waits.of(Load::Idle)).and_then(|(loaded, idle)| {
                         let rise_us = loaded.p50_us.saturating_sub(idle.p50_us);
                         millis(rise_us as f64)
@@ -89,7 +109,25 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
         }
         result.latency.set(window.load, latency);
     }
-    Some(KnownClocks { fit, until: moved_at })
+    Some(known)
+}
+
+/// The first change of the path, up to the time `until` at which the clocks moved. A phase that loads both directions does
+/// not show it.
+fn changed_path(fit: &ClockFit, phases: &[(PhaseWindow, Vec<OneWayDelay>)], until: Duration) -> Option<ChangedPath> {
+    let of = |(window, delays): &(PhaseWindow, Vec<OneWayDelay>)| {
+        let unloaded: &[Direction] = match window.load {
+            Load::Idle => &Direction::BOTH,
+            Load::Download => &[Direction::Upload],
+            Load::Upload => &[Direction::Download],
+            Load::Bidir | Load::Unknown => &[],
+        };
+        let mut changes =
+            unloaded.iter().filter_map(|direction| Some((*direction, fit.path_change(delays, *direction)?)));
+        let (direction, change) = changes.next().filter(|_| window.until <= until)?;
+        Some(ChangedPath { load: window.load, direction, change })
+    };
+    phases.iter().find_map(of)
 }
 
 /// Sets `own_wait` of each phase: how long its probes waited in this host. Returns these values.
@@ -117,6 +155,20 @@ fn described(jump: ClockJumpSeen) -> String {
         "the clocks of this device and the reflector moved against each other{} {when}: from there on the delays of each \
          direction are not known; round trips are not affected",
         by.unwrap_or_default()
+    )
+}
+
+fn described_change(ChangedPath { load, direction, change }: &ChangedPath) -> String {
+    let way = match direction {
+        Direction::Upload => "to the reflector",
+        Direction::Download => "from the reflector",
+    };
+    // A cast from f64 saturates.
+    let by = quantity::micros(change.by_us.abs() as u64);
+    let longer = if change.by_us > 0.0 { "longer" } else { "shorter" };
+    format!(
+        "in the {load} phase the way {way} became {by} {longer} and stayed so, without load by this test: the route changed, \
+         or other traffic began; from there on, how much the load delays packets is not known"
     )
 }
 
@@ -162,11 +214,17 @@ mod tests {
     /// reflector's clock runs 100 ppm fast, and jumps at `jump_s`. The queue is 40 ms in the download, 90 ms in the
     /// upload.
     fn probes(jump_s: Option<f64>) -> Vec<Probe> {
+        probes_on(jump_s, |_| [0.0; 2])
+    }
+
+    /// The same, with further delays at each second: upload, download.
+    fn probes_on(jump_s: Option<f64>, further_us: impl Fn(f64) -> [f64; 2]) -> Vec<Probe> {
         let probe = |at: u32| {
             let second = f64::from(at) / 100.0;
             let noise_us = f64::from(at * 7919 % 97);
-            let down_us = 4_000.0 + noise_us + if (6.0..12.0).contains(&second) { 40_000.0 } else { 0.0 };
-            let up_us = 9_000.0 + noise_us + if (13.0..20.0).contains(&second) { 90_000.0 } else { 0.0 };
+            let [up_us, down_us] = further_us(second);
+            let down_us = down_us + 4_000.0 + noise_us + if (6.0..12.0).contains(&second) { 40_000.0 } else { 0.0 };
+            let up_us = up_us + 9_000.0 + noise_us + if (13.0..20.0).contains(&second) { 90_000.0 } else { 0.0 };
             let jumped_us = if jump_s.is_some_and(|at| second >= at) { 70_000.0 } else { 0.0 };
             Probe {
                 sent_at: Duration::from_millis(u64::from(at) * 10),
@@ -244,6 +302,25 @@ mod tests {
             assert!(result.latency.upload.as_ref().unwrap().rtt_us.is_some(), "round trips stay");
             assert_eq!(result.warnings.len(), 1);
             assert!(result.warnings[0].text.contains("round trips are not affected"), "{:?}", result.warnings);
+        }
+    }
+
+    #[test]
+    fn a_path_that_changes_in_mid_phase_is_named_and_its_delay_is_no_queue() {
+        for (second, phase, way, sides) in [
+            (3.0, "idle", "from the reflector", [QueueSide::Unknown, QueueSide::Unknown]),
+            (9.0, "download", "to the reflector", [QueueSide::Unknown, QueueSide::Unknown]),
+            (17.0, "upload", "from the reflector", [QueueSide::Download, QueueSide::Unknown]),
+        ] {
+            let longer = |at: f64| if at >= second { [30_000.0, 20_000.0] } else { [0.0; 2] };
+            let result = folded(&probes_on(None, longer));
+            let stands = |load| result.latency.of(load).unwrap().queue.unwrap().stands;
+            assert_eq!([stands(Load::Download), stands(Load::Upload)], sides, "{phase}");
+            assert_eq!(result.warnings.len(), 1, "{phase}: {:?}", result.warnings);
+            let Warning { code, text } = &result.warnings[0];
+            assert_eq!(code, "path_changed");
+            assert!(text.starts_with(&format!("in the {phase} phase the way {way} became ")), "{text}");
+            assert!(result.clocks.unwrap().jump.is_none(), "{phase}");
         }
     }
 }

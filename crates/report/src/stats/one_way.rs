@@ -10,8 +10,10 @@
 use std::time::Duration;
 
 use paramedic_link::measurement::Probe;
+use paramedic_link::test_spec::Direction;
 
 use super::latency::percentile;
+use super::path_change::{PathChange, path_change};
 
 /// A phase needs at least this many one-way delays for a statement about it. A median round trip needs as many.
 const LEAST_DELAYS: usize = 20;
@@ -331,10 +333,22 @@ impl DelaySpread {
 impl ClockFit {
     /// The delay of a probe in each direction above the shortest delay, in microseconds: upload, download.
     pub fn above_shortest(&self, probe: &OneWayDelay) -> [f64; 2] {
+        self.beside_shortest(probe).map(|us| us.max(0.0))
+    }
+
+    /// The same, negative where the path became shorter.
+    fn beside_shortest(&self, probe: &OneWayDelay) -> [f64; 2] {
         let drift_us = (probe.at_us - self.at_us) * self.skew_ppm / 1e6;
-        let upload_us = probe.upload_us - drift_us - self.upload_us;
-        let download_us = probe.download_us + drift_us - self.download_us;
-        [upload_us.max(0.0), download_us.max(0.0)]
+        [probe.upload_us - drift_us - self.upload_us, probe.download_us + drift_us - self.download_us]
+    }
+
+    /// Finds a lasting change of the delay in one direction, which this phase does not load.
+    pub fn path_change(&self, phase: &[OneWayDelay], direction: Direction) -> Option<PathChange> {
+        let at = match direction {
+            Direction::Upload => 0,
+            Direction::Download => 1,
+        };
+        path_change(&phase.iter().map(|probe| (probe.at_us, self.beside_shortest(probe)[at])).collect::<Vec<_>>())
     }
 
     /// The distribution of the delays of each direction in a phase: upload, download. `None` if there are too few.
