@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use emulator::{KeepAwake, Way};
+use emulator::{KeepAwake, Scenario, Way};
 use lab::Programs;
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::ResultDocument;
@@ -17,15 +17,19 @@ const TRIES: u64 = 3;
 
 /// Runs a test over a cell until the link was not late, and judges it. Prints SKIPPED if it always was.
 fn judge(name: &str, args: &[&str], judge: impl Fn(&Finished)) {
+    judge_on(name, &cells::named(name).unwrap().scenario, args, judge);
+}
+
+/// The same over a path that is no cell.
+fn judge_on(name: &str, scenario: &Scenario, args: &[&str], judge: impl Fn(&Finished)) {
     if !may_run() {
         return;
     }
     Programs::built();
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let _awake = KeepAwake::start();
-    let cell = cells::named(name).unwrap();
     for seed in 1..=TRIES {
-        let finished = Bed::new(&cell.scenario, seed).unwrap().speed_test(args).unwrap();
+        let finished = Bed::new(scenario, seed).unwrap().speed_test(args).unwrap();
         match &finished.fault {
             None => return judge(&finished),
             Some(fault) => eprintln!("{name}: discarded: {fault}"),
@@ -110,5 +114,33 @@ fn reordered_and_duplicated_datagrams_are_counted_exactly() {
             let entered = record.flows.values().map(|flow| flow.entered).sum::<u64>();
             assert_eq!(sum, entered, "every packet left or was dropped");
         }
+    });
+}
+
+/// A line of 20 Mbit/s each way and a round trip of 20 ms that changes one second after the download began.
+fn changing(up: &str, down: &str) -> Scenario {
+    let text = format!(
+        "title = \"a line that changes\"\n[[hop]]\n\
+         up = {{ rate_mbit = 20.0, queue_ms = 60.0, delay_ms = 10.0 }}\n\
+         down = {{ rate_mbit = 20.0, queue_ms = 60.0, delay_ms = 10.0 }}\n\
+         [[change]]\nhop = 1\nphase = \"download\"\nafter_s = 2.0\nup = {up}\ndown = {down}\n"
+    );
+    Scenario::parse(&text).unwrap()
+}
+
+#[test]
+fn a_rate_that_changes_in_mid_download_is_reported_and_the_upload_is_not_spoilt() {
+    let down = "{ rate_mbit = 5.0, queue_ms = 60.0, delay_ms = 10.0 }";
+    let line = changing("{ rate_mbit = 20.0, queue_ms = 60.0, delay_ms = 10.0 }", down);
+    judge_on("a rate that changes", &line, &["-t", "5", "--idle", "1"], |finished| {
+        eprintln!("{:#?}", finished.run.document);
+    });
+}
+
+#[test]
+fn a_route_that_changes_in_mid_download_is_no_clock_jump() {
+    let longer = "{ rate_mbit = 20.0, queue_ms = 60.0, delay_ms = 50.0 }";
+    judge_on("a route that changes", &changing(longer, longer), &["-t", "5", "--idle", "1"], |finished| {
+        eprintln!("{:#?}", finished.run.document);
     });
 }
