@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::socket::{self, SegmentFacts};
-use rustix::net::RecvFlags;
+use paramedic_engines::sys;
+use rustix::net::{RecvFlags, sockopt};
 use rustix::process::{Pid, Signal};
 
 use super::cookie::Cookie;
@@ -84,14 +85,21 @@ pub(super) struct KernelCounts {
 /// A connection of the running test.
 struct LaneConnection {
     kind: ConnectionKind,
-    /// Our copy of the connection's socket. It is closed before the child closes its own, because clients wait for the
-    /// connection's end.
+    /// Our copy of the connection's socket. While bytes are left to be sent, it is kept even after the child has closed
+    /// its own: what the kernel still sends is charged, and what is left at the end can be discarded.
     socket: Option<TcpStream>,
     /// The child's descriptor of the connection, once the child has accepted it.
     of_child: Option<i32>,
     /// Bytes that were acknowledged before the child accepted the connection.
     acked_before: u64,
+    /// What the measurement counts.
     seen: KernelCounts,
+    /// Whether the child has closed the connection, so that `seen` stays as it is.
+    is_measured: bool,
+    /// Payload bytes sent and received, which are charged. Also those that the kernel moves after the child has closed
+    /// the connection, and at last those that were sent and not acknowledged.
+    sent: u64,
+    received: u64,
     /// Bytes of the connection that were charged so far.
     charged: u64,
 }
@@ -99,23 +107,57 @@ struct LaneConnection {
 impl LaneConnection {
     fn look(&mut self) {
         let Some((acked, received)) = self.socket.as_ref().and_then(socket::counts) else { return };
-        self.seen.sent = acked.saturating_sub(self.acked_before);
+        self.sent = self.sent.max(acked.saturating_sub(self.acked_before));
         // The cookie is not payload.
-        self.seen.received = received.saturating_sub(Cookie::LEN as u64);
+        self.received = self.received.max(received.saturating_sub(Cookie::LEN as u64));
+        if !self.is_measured {
+            (self.seen.sent, self.seen.received) = (self.sent, self.received);
+        }
     }
 
-    fn close(&mut self) {
+    fn end_measurement(&mut self) {
         self.look();
-        if let Some(socket) = self.socket.take() {
-            self.seen.segments = socket::segment_facts(&socket);
-            self.seen.congestion_control = socket::congestion_control(&socket);
+        if let Some(socket) = self.socket.as_ref().filter(|_| !self.is_measured) {
+            self.seen.segments = socket::segment_facts(socket);
+            self.seen.congestion_control = socket::congestion_control(socket);
         }
+        self.is_measured = true;
+    }
+
+    /// Ends the connection in both directions, as the child's close does. No reset: the client may still read what is
+    /// queued. Our copy stays as long as bytes are queued, because they are neither charged nor limited after the last
+    /// copy is closed.
+    fn close_with_child(&mut self) {
+        self.end_measurement();
+        let Some(socket) = &self.socket else { return };
+        // Clients wait for the connection's end. Also, the child can't use the connection if a signal interrupts its
+        // close. Fails only if the connection has ended already.
+        socket.shutdown(Shutdown::Both).unwrap_or(());
+        if let Some(progress) = sys::send_progress(socket).filter(|progress| progress.unsent == 0) {
+            self.sent = self.sent.max(progress.sent);
+            self.socket = None;
+        }
+    }
+
+    /// Gives the connection up: counts it a last time and closes our copy. If bytes are left to be sent, the last close
+    /// discards them and resets the connection, because without a copy nothing charges or limits them. If all were
+    /// sent, the connection closes normally, so that the client reads all of them, and the last message of its server.
+    /// `is_last` is false if the child may still have a copy; then it may still write, so the connection is reset.
+    fn give_up(&mut self, is_last: bool) {
+        self.end_measurement();
+        let Some(socket) = self.socket.take() else { return };
+        let progress = sys::send_progress(&socket);
+        // Sent bytes are charged even if the acknowledgement is still on its way.
+        self.sent = self.sent.max(progress.map_or(0, |progress| progress.sent));
+        let is_reset = !is_last || progress.is_none_or(|progress| progress.unsent > 0);
+        // Set in both cases: the child may have set it so that closing waits. Fails only on an invalid socket.
+        sockopt::set_socket_linger(&socket, is_reset.then_some(Duration::ZERO)).unwrap_or(());
     }
 
     /// Returns the bytes that the connection moved since the last call.
     fn charge(&mut self) -> u64 {
         self.look();
-        let moved = self.seen.sent.saturating_add(self.seen.received);
+        let moved = self.sent.saturating_add(self.received);
         let uncharged = moved.saturating_sub(self.charged);
         self.charged = self.charged.max(moved);
         uncharged
@@ -154,6 +196,8 @@ struct HandoffState {
     child: ChildState,
     /// The process id of the child, which leads a process group. Set while the child may be signalled.
     pid: Option<Pid>,
+    /// Whether a child was started and not reaped yet. It may have copies of connections.
+    has_child: bool,
     is_over: bool,
 }
 
@@ -168,10 +212,11 @@ impl HandoffState {
         }
     }
 
-    /// Counts and closes all connections of the test.
+    /// Counts and gives up all connections of the test.
     fn close_all(&mut self, control: &SessionControl) {
         self.waiting.clear();
-        self.connections.iter_mut().for_each(LaneConnection::close);
+        let is_last = !self.has_child;
+        self.connections.iter_mut().for_each(|connection| connection.give_up(is_last));
         self.account(control);
     }
 
@@ -243,6 +288,7 @@ impl LaneHandoff {
                 started_at: None,
                 child: ChildState::Starting,
                 pid: None,
+                has_child: false,
                 is_over: false,
             }),
             changed: Condvar::new(),
@@ -284,10 +330,17 @@ impl LaneHandoff {
         let copy = socket.try_clone()?;
         let mut state = self.state();
         let acked_before = socket::counts(&copy).unwrap_or_default().0;
-        let (socket_of_ours, seen) = (Some(copy), KernelCounts::default());
-        let connection =
-            LaneConnection { kind, socket: socket_of_ours, of_child: None, acked_before, seen, charged: 0 };
-        state.connections.push(connection);
+        state.connections.push(LaneConnection {
+            kind,
+            socket: Some(copy),
+            of_child: None,
+            acked_before,
+            seen: KernelCounts::default(),
+            is_measured: false,
+            sent: 0,
+            received: 0,
+            charged: 0,
+        });
         let (number, test) = (state.connections.len() - 1, state.test);
         state.waiting.push_back(UnacceptedConnection { socket, number, test });
         if state.streams().count() == state.expected && state.started_at.is_none() {
@@ -334,12 +387,12 @@ impl LaneHandoff {
     }
 
     /// Called when the child is about to close this descriptor. If the descriptor is a connection, counts its bytes and
-    /// closes our copy.
+    /// ends the connection.
     pub(super) fn close_descriptor(&self, of_child: i32) {
         let mut state = self.state();
         if let Some(connection) = state.connections.iter_mut().find(|one| one.of_child == Some(of_child)) {
             connection.of_child = None;
-            connection.close();
+            connection.close_with_child();
             state.account(&self.control);
         }
     }
@@ -361,6 +414,7 @@ impl LaneHandoff {
     pub(super) fn set_child(&self, pid: Pid) -> bool {
         let mut state = self.state();
         state.pid = Some(pid);
+        state.has_child = true;
         // The previous child may have been stopped when it exited.
         state.is_stopped = false;
         !state.is_over
@@ -393,6 +447,7 @@ impl LaneHandoff {
     pub(super) fn set_exit(&self, test: usize, exit: ChildExit) {
         let mut state = self.state();
         state.pid = None;
+        state.has_child = false;
         // A child that exits late must not end the next test.
         if state.test == test {
             state.close_all(&self.control);
@@ -456,6 +511,20 @@ impl LaneHandoff {
         self.state().error.clone()
     }
 
+    /// Waits until the child is reaped, so that the last count of its connections is final. Waits also in a cancelled
+    /// session: the kernel goes on sending until the child has ended.
+    pub(super) fn await_reaped(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state();
+        while state.has_child {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// How the child exited, if it has.
     pub(super) fn exit(&self) -> Option<ChildExit> {
         match &self.state().child {
@@ -494,18 +563,26 @@ impl LaneHandoff {
         self.notify();
     }
 
-    /// Ends the lane: kills the child, counts and closes all connections.
+    /// Ends the lane: kills the child. Its connections are counted and given up once it is reaped, because until then
+    /// the kernel goes on sending.
     pub(super) fn close(&self) {
         {
             let mut state = self.state();
             state.is_over = true;
             state.signal(Signal::KILL);
-            state.close_all(&self.control);
-            state.connections.clear();
+            state.account(&self.control);
         }
         self.notify();
         // Wakes the supervisor's poll. Fails only if it is shut down already.
-        self.notifier.shutdown(std::net::Shutdown::Both).unwrap_or(());
+        self.notifier.shutdown(Shutdown::Both).unwrap_or(());
+    }
+
+    /// Called when there is no child any more and none will be started: counts and gives up all connections.
+    pub(super) fn close_connections(&self) {
+        let mut state = self.state();
+        state.has_child = false;
+        state.close_all(&self.control);
+        state.connections.clear();
     }
 }
 
@@ -534,6 +611,153 @@ mod tests {
     fn connection() -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         TcpStream::connect(listener.local_addr().unwrap()).unwrap()
+    }
+
+    /// Both ends of a connection: the reflector's and the appliance's.
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.accept().unwrap().0, theirs)
+    }
+
+    /// The number under which a child accepted its connection.
+    const OF_CHILD: i32 = 7;
+
+    /// A connection that a child has accepted, as the child and as the appliance hold it.
+    fn accepted(handoff: &LaneHandoff) -> (TcpStream, TcpStream) {
+        let (ours, theirs) = pair();
+        handoff.add(ConnectionKind::Stream, ours).unwrap();
+        let taken = handoff.take().unwrap();
+        handoff.set_accepted(&taken, OF_CHILD);
+        (taken.socket, theirs)
+    }
+
+    /// Writes until the buffers of both ends are full, because the other end does not read. Returns the bytes written.
+    fn fill(mut socket: &TcpStream) -> u64 {
+        socket.set_nonblocking(true).unwrap();
+        let block = [0; 1 << 16];
+        let mut written = 0;
+        loop {
+            match socket.write(&block) {
+                Ok(count) => written += count as u64,
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    let (acked, _) = socket::counts(socket).unwrap();
+                    // Otherwise bytes are still under way.
+                    if acked >= sys::send_progress(socket).unwrap().sent {
+                        return written;
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Reads until the connection ends: the bytes read, and how it ended.
+    fn read_all(mut socket: &TcpStream) -> (u64, io::Result<usize>) {
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut block = [0; 1 << 16];
+        let mut got = 0;
+        loop {
+            match socket.read(&mut block) {
+                Ok(count @ 1..) => got += count as u64,
+                end => return (got, end),
+            }
+        }
+    }
+
+    fn metered() -> (Arc<SessionControl>, LaneHandoff) {
+        let control = SessionControl::metered(|| ());
+        control.allow(1 << 50);
+        let handoff = LaneHandoff::new(Arc::clone(&control), 1).unwrap();
+        (control, handoff)
+    }
+
+    /// The bytes that a probe of the full window may carry between the last count and the reset.
+    const PROBE: u64 = 64 << 10;
+
+    /// A way in which a connection is given up, in words.
+    type End = (&'static str, fn(&LaneHandoff));
+
+    #[test]
+    fn what_is_queued_when_a_connection_is_given_up_is_never_sent() {
+        let ends: [End; 3] = [
+            ("the child was killed", |handoff| handoff.set_exit(0, ChildExit::default())),
+            ("the next test begins", |handoff| handoff.next_test(1)),
+            ("the lane ends", |handoff| {
+                handoff.close();
+                handoff.close_connections();
+            }),
+        ];
+        for (why, end) in ends {
+            for closes_first in [false, true] {
+                let (control, handoff) = metered();
+                let (of_child, appliance) = accepted(&handoff);
+                let written = fill(&of_child);
+                if closes_first {
+                    handoff.close_descriptor(OF_CHILD);
+                }
+                drop(of_child);
+                end(&handoff);
+                let (got, ended) = read_all(&appliance);
+                let context = format!("{why}, closes first: {closes_first}: {got} of {written} bytes, {ended:?}");
+                assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "{context}");
+                assert!(got < written, "{context}");
+                assert!(got <= control.spent() + PROBE, "{context}, {} charged", control.spent());
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_that_outlives_its_test_in_a_late_child_is_reset_when_that_child_ends() {
+        let (control, handoff) = metered();
+        let (of_child, appliance) = accepted(&handoff);
+        let sleeper = Echo::start();
+        assert!(handoff.set_child(sleeper.pid()));
+        let written = fill(&of_child);
+        handoff.next_test(1);
+        drop(of_child);
+        let (got, ended) = read_all(&appliance);
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert!(got < written && got <= control.spent() + PROBE, "{got} of {written}, {} charged", control.spent());
+    }
+
+    #[test]
+    fn a_client_reads_all_that_a_child_queued_before_it_closed_and_all_of_it_is_charged() {
+        let (control, handoff) = metered();
+        let (of_child, appliance) = accepted(&handoff);
+        let written = fill(&of_child);
+        handoff.close_descriptor(OF_CHILD);
+        let measured = handoff.look()[0].sent;
+        assert!(measured < written, "{measured} of {written}");
+        drop(of_child);
+        let (got, ended) = read_all(&appliance);
+        assert_eq!((got, ended.unwrap()), (written, 0));
+        assert!(handoff.account().is_some(), "it is counted until the test ends");
+        handoff.set_exit(0, ChildExit::default());
+        // The kernel counts the end as one acknowledged byte.
+        assert!((written..=written + 1).contains(&control.spent()), "{} of {written}", control.spent());
+        assert_eq!(handoff.look()[0].sent, measured, "the measurement ended when the child closed it");
+    }
+
+    #[test]
+    fn a_connection_that_was_sent_completely_is_not_reset() {
+        let (control, handoff) = metered();
+        let (of_child, appliance) = accepted(&handoff);
+        (&of_child).write_all(b"results").unwrap();
+        drop(of_child);
+        handoff.set_exit(0, ChildExit::default());
+        let (got, ended) = read_all(&appliance);
+        assert_eq!((got, ended.unwrap(), control.spent()), (7, 0, 7));
+    }
+
+    #[test]
+    fn a_child_whose_close_is_interrupted_cannot_use_its_connection() {
+        let (_, handoff) = metered();
+        let (of_child, appliance) = accepted(&handoff);
+        handoff.close_descriptor(OF_CHILD);
+        assert_eq!((&of_child).write(b"more").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert!(matches!(read_all(&appliance), (0, Ok(0))));
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl PathWatch {
 
     /// Copies of the client's TCP connections to its server, ordered by descriptor. Drop the copies right after use: an
     /// open copy keeps its connection open, and the server waits for the connection's end.
-    fn connections(&self) -> Vec<TcpStream> {
+    pub(super) fn connections(&self) -> Vec<TcpStream> {
         // A process that has exited has no descriptors.
         let Ok(entries) = fs::read_dir(&self.descriptors) else { return vec![] };
         let is_socket = |entry: &fs::DirEntry| {

@@ -268,7 +268,8 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::process::{Command, Stdio};
 
-    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, Signal, kill_process};
 
     use super::*;
     use paramedic_engines::sys::child::spawn_confined;
@@ -305,6 +306,45 @@ mod tests {
         child.wait().unwrap();
         answering.join().unwrap();
         printed
+    }
+
+    #[test]
+    fn a_signal_does_not_interrupt_a_call_that_the_supervisor_has_received() {
+        let system = rustix::system::uname();
+        let release = system.release().to_string_lossy();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+        if (numbers.next(), numbers.next()) < (Some(5), Some(19)) {
+            eprintln!("SKIPPED: Linux {release} lets signals interrupt supervised calls");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let script = "$| = 1; $SIG{USR1} = sub {}; socket(S, PF_INET, SOCK_STREAM, 0) or print($! + 0);";
+        let command = perl(script, folder.path());
+        let confinement = confinement(Path::new(command.get_program()), folder.path(), 1).unwrap();
+        let (mut child, supervisor) = spawn_confined(command, confinement).unwrap();
+        let mut output = child.stdout.take().unwrap();
+        loop {
+            let mut polled = [PollFd::new(&supervisor, PollFlags::IN)];
+            poll(&mut polled, None).unwrap();
+            if !polled[0].revents().contains(PollFlags::IN) {
+                break;
+            }
+            match supervisor.next().unwrap() {
+                Some(question) if question.call == libc::SYS_close => supervisor.let_happen(question),
+                Some(question) => {
+                    kill_process(Pid::from_child(&child), Signal::USR1).unwrap();
+                    // Time for an interrupted child to print the error EINTR.
+                    let limit = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+                    poll(&mut [PollFd::new(&output, PollFlags::IN)], Some(&limit)).unwrap();
+                    supervisor.refuse(question, libc::EACCES);
+                }
+                None => {}
+            }
+        }
+        let mut printed = String::new();
+        output.read_to_string(&mut printed).unwrap();
+        child.wait().unwrap();
+        assert_eq!(printed, libc::EACCES.to_string(), "the call got the supervisor's answer");
     }
 
     #[test]

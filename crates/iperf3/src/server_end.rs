@@ -140,8 +140,7 @@ impl Iperf3Server {
     fn end_child(&self) {
         if self.handoff.exit().is_none() {
             self.handoff.signal(Signal::KILL);
-            // A cancelled session ends the wait at once; dropping the lane then reaps the child.
-            self.control.wait_until(Instant::now() + RUN_GRACE, || self.handoff.exit().is_some());
+            self.handoff.await_reaped(RUN_GRACE);
         }
     }
 

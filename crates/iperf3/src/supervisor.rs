@@ -80,6 +80,7 @@ impl Drop for ChildSupervisor {
                 tracing::error!("the thread that supervises iperf3 panicked");
             }
         }
+        self.handoff.close_connections();
     }
 }
 
@@ -207,7 +208,7 @@ fn drain(mut notifier: &std::os::unix::net::UnixStream) -> bool {
 }
 
 /// Answers a system call of the child. `socket` returns the substitute for the listener, for TCP only. `accept` waits
-/// for the next authenticated connection. `close` also closes our copy of the connection.
+/// for the next authenticated connection. `close` also ends the connection.
 fn answer(handoff: &LaneHandoff, supervisor: &Supervisor, question: Question, accepts: &mut VecDeque<Question>) {
     match question.call {
         libc::SYS_close => {

@@ -11,16 +11,20 @@ use paramedic_engines::dialer::Dialer;
 use paramedic_engines::engine::{ClientSetup, Engine, EngineClient, EngineServer, PhaseProgress, ServerSetup};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
+use paramedic_engines::socket;
 use paramedic_link::SessionId;
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use super::client_end::Iperf3Client;
 use super::login::{LoginTerms, SessionLogin};
+use super::path_watch::PathWatch;
 use super::program::Program;
 use super::server_end::Iperf3Server;
 
@@ -253,6 +257,51 @@ fn all_moved_bytes_are_charged_also_outside_of_phases() {
     assert!(client.wait().unwrap().success());
     // The child may exit before the last bytes have arrived.
     assert!(control.spent() >= 100 << 20, "{} bytes charged", control.spent());
+}
+
+/// A client that is killed and reaped when dropped.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_stops_reading_gets_no_bytes_after_the_session_beyond_those_charged() {
+    if !has_iperf3() {
+        return;
+    }
+    let (ask, asked) = channel();
+    let control = SessionControl::metered(move || ask.send(()).unwrap_or(()));
+    control.allow(32 << 20);
+    let session = Session::open_with(&spec(8, &[Load::Download]), Arc::clone(&control), keys());
+    let client = Killed(own_client(&session, &["-R", "-P", "8", "-w", "256K", "-t", "60"]));
+    // Half of the lease is used, so all streams are open.
+    asked.recv_timeout(Duration::from_secs(60)).unwrap();
+    let pid = Pid::from_child(&client.0);
+    kill_process(pid, Signal::STOP).unwrap();
+    control.allow(1 << 50);
+    let connections = PathWatch::open(pid, session.server.local_addr()).unwrap().connections();
+    let streams = connections.get(1..).unwrap();
+    assert_eq!(streams.len(), 8);
+    let received = || streams.iter().map(|stream| socket::counts(stream).unwrap().1).sum::<u64>();
+    // No event says that the buffers are full. If they are not full yet, less is queued, and the test still holds.
+    let mut before = 0;
+    while received() != before {
+        before = received();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    drop(session);
+    for stream in streams {
+        let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
+        let ended = poll(&mut [PollFd::new(stream, PollFlags::RDHUP)], Some(&limit)).unwrap();
+        assert_eq!(ended, 1, "the kernel still has bytes to send after the session");
+    }
+    let most = control.spent() + (1 << 20);
+    assert!(received() <= most, "{} bytes received, {} charged", received(), control.spent());
 }
 
 #[test]

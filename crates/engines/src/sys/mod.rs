@@ -44,6 +44,11 @@ pub(crate) struct TcpInfo {
     pub(crate) bytes_acked: Option<u64>,
     /// Payload bytes received, without duplicates.
     pub(crate) bytes_received: Option<u64>,
+    /// Bytes that wait in the send buffer and were not sent yet.
+    pub(crate) unsent: Option<u32>,
+    /// Payload bytes sent, with repetitions; `bytes_retrans` are the repetitions.
+    pub(crate) bytes_sent: Option<u64>,
+    pub(crate) bytes_retrans: Option<u64>,
     /// The smallest round-trip time of the last minutes (`net.ipv4.tcp_min_rtt_wlen`), in microseconds.
     pub(crate) min_rtt_us: Option<u32>,
     /// The latest rate at which data was delivered, in bytes per second.
@@ -87,6 +92,21 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
         return Err(io::Error::last_os_error());
     }
     Ok(TcpInfo::parse(raw.get(..len as usize).unwrap_or(&raw)))
+}
+
+/// How far the kernel has sent what was written to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendProgress {
+    /// Payload bytes sent, without repetitions.
+    pub sent: u64,
+    /// Bytes that are still to be sent.
+    pub unsent: u64,
+}
+
+/// How far the kernel has sent what was written to `socket`. `None` before Linux 4.19.
+pub fn send_progress(socket: impl AsFd) -> Option<SendProgress> {
+    let info = tcp_info(socket).ok()?;
+    Some(SendProgress { sent: info.bytes_sent?.saturating_sub(info.bytes_retrans?), unsent: info.unsent?.into() })
 }
 
 /// The link modes that the driver of `interface` supports: the first 32 bits of the kernel's list
@@ -213,11 +233,14 @@ impl TcpInfo {
             pacing_rate: u64_at(104),
             bytes_acked: u64_at(120),
             bytes_received: u64_at(128),
+            unsent: u32_at(144),
             min_rtt_us: u32_at(148),
             delivery_rate: u64_at(160),
             busy_us: u64_at(168),
             receive_window_us: u64_at(176),
             send_buffer_us: u64_at(184),
+            bytes_sent: u64_at(200),
+            bytes_retrans: u64_at(208),
             reordering_seen: u32_at(220),
         }
     }
@@ -253,6 +276,7 @@ mod tests {
         theirs.write_all(b"!").unwrap();
         ours.read_exact(&mut [0; 1]).unwrap();
         assert_eq!(tcp_info(&theirs).unwrap().bytes_received, Some(5));
+        assert_eq!(send_progress(&ours), Some(SendProgress { sent: 5, unsent: 0 }));
         let info = tcp_info(&ours).unwrap();
         // The kernel counts the SYN as one acknowledged byte, once it is acknowledged.
         assert!(matches!(info.bytes_acked, Some(5 | 6)), "{info:?}");

@@ -157,14 +157,25 @@ impl Filter {
         // Speculation in the child cannot reveal anything that the child may not read, and disabling it would slow the
         // measurement.
         let flags: c_ulong = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-        // SAFETY: `program` points to `len` instructions that live through the call, which only reads them.
-        let fd = unsafe {
-            libc::syscall(libc::SYS_seccomp, c_ulong::from(libc::SECCOMP_SET_MODE_FILTER), flags, &raw const program)
-        };
-        let fd = c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
-        // SAFETY: the kernel has just returned this new descriptor, which has no other owner.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        // Once the supervisor has received a call, only a fatal signal may interrupt it. Otherwise the child could
+        // interrupt a call on which the supervisor has already acted, so that the call never happens.
+        match install_with(&program, flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+            // Before Linux 5.19.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => install_with(&program, flags),
+            installed => installed,
+        }
     }
+}
+
+/// Installs `program` for the calling thread. Returns the descriptor at which the supervised calls arrive.
+fn install_with(program: &libc::sock_fprog, flags: c_ulong) -> io::Result<OwnedFd> {
+    // SAFETY: `program` points to `len` instructions that live through the call, which only reads them.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_seccomp, c_ulong::from(libc::SECCOMP_SET_MODE_FILTER), flags, &raw const *program)
+    };
+    let fd = c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just returned this new descriptor, which has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Offsets in `struct seccomp_data` (linux/seccomp.h).
@@ -209,7 +220,8 @@ impl Supervisor {
         Self(fd)
     }
 
-    /// Waits for the next supervised call. `None` if the child has ended or was interrupted in the meantime.
+    /// Waits for the next supervised call. `None` if the child has ended or was interrupted in the meantime. From Linux
+    /// 5.19 on, only the child's end interrupts a call that was received.
     pub fn next(&self) -> io::Result<Option<Question>> {
         let mut notification = MaybeUninit::<libc::seccomp_notif>::zeroed();
         // SAFETY: the descriptor is open; the kernel requires zeroes and writes one `seccomp_notif`, for which there is
