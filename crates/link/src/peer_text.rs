@@ -38,16 +38,20 @@ impl PeerText {
 }
 
 /// Whether a character may be shown. Control characters drive the terminal, bidirectional overrides and joiners change
-/// what a reader sees, and blank characters hide text. The list is the property `Default_Ignorable_Code_Point` of
-/// Unicode 16 (DerivedCoreProperties.txt), plus line separators, interlinear annotations and the Braille blank.
+/// what a reader sees, and blank characters hide text. The list is, of Unicode 16: the property
+/// `Default_Ignorable_Code_Point` (DerivedCoreProperties.txt), all format characters (`General_Category` Cf), the line
+/// separators, and the characters without ink that are no spaces: the blanks of Braille and of the hieroglyphs, the
+/// null notehead, the filler of the Khitan script, the number joiner of Brahmi and the object replacement character.
 pub fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c,
-            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+            | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
             | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
-            | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
-            | '\u{e0000}'..='\u{e0fff}')
+            | '\u{ffa0}' | '\u{fff0}'..='\u{fffc}' | '\u{1107f}' | '\u{110bd}' | '\u{110cd}'
+            | '\u{13430}'..='\u{13442}' | '\u{16fe4}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d159}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 impl fmt::Display for PeerText {
@@ -95,6 +99,17 @@ mod tests {
         assert_eq!(PeerText::new("pa\u{ad}y\u{61c}p\u{3164}al\u{200d}\u{e0041}\u{2066}").as_str(), "paypal");
         let invisible = "\u{ffa0}\u{2800}\u{fe0f}\u{e0101}\u{34f}\u{17b4}\u{180b}\u{2065}\u{1d173}\u{1bca0}";
         assert_eq!(PeerText::new(&format!("off{invisible}ice")).as_str(), "office");
+        let format_controls = "\u{13430}\u{1343f}\u{600}\u{605}\u{6dd}\u{70f}\u{890}\u{8e2}\u{110bd}\u{110cd}";
+        assert_eq!(PeerText::new(&format!("off{format_controls}ice")).as_str(), "office");
+        let blank = "\u{13441}\u{13442}\u{1d159}\u{16fe4}\u{1107f}\u{fffc}\u{fff9}\u{2028}";
+        assert_eq!(PeerText::new(&format!("off{blank}ice")).as_str(), "office");
+        assert!(PeerText::new("\u{13441}\u{1d159} \u{13430}").is_empty(), "a name without ink is no name");
+    }
+
+    #[test]
+    fn visible_characters_beside_the_invisible_ones_are_kept() {
+        let visible = "\u{ac}\u{606}\u{61b}\u{6de}\u{710}\u{2801}\u{fffd}\u{1342f}\u{13460}\u{1d158}\u{1d15a}";
+        assert_eq!(PeerText::new(visible).as_str(), visible);
     }
 
     #[test]
