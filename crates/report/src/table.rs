@@ -1,7 +1,8 @@
 //! Cells of tables for other programs (CSV).
 
-/// What makes a spreadsheet read a cell as a formula, if the cell begins with it.
-const TRIGGERS: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
+/// What makes a spreadsheet read a cell as a formula, if the cell begins with it. The last four are wide forms, which some
+/// spreadsheets read as the narrow ones.
+const TRIGGERS: [char; 10] = ['=', '+', '-', '@', '\t', '\r', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}'];
 /// After these a cell of a spreadsheet can begin that does not take quotes or commas for what they are here.
 const OTHER_SEPARATORS: [char; 4] = [';', '\t', '\n', '\r'];
 
@@ -15,13 +16,23 @@ pub fn text_cell(text: &str) -> String {
             guarded.push('\'');
         }
         guarded.push(c);
-        begins = OTHER_SEPARATORS.contains(&c) || (begins && c == ' ');
+        begins = OTHER_SEPARATORS.contains(&c) || (begins && is_skipped(c));
     }
     if text.contains(['"', ',']) || text.contains(OTHER_SEPARATORS) {
         format!("\"{}\"", guarded.replace('"', "\"\""))
     } else {
         guarded
     }
+}
+
+/// Whether a formula can begin after this character at the start of a cell. A spreadsheet that separates elsewhere than here
+/// takes a quotation mark for the start of a quoted cell; it removes blanks, and characters that have no width.
+fn is_skipped(c: char) -> bool {
+    let has_no_width = matches!(
+        c,
+        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    );
+    c == '"' || c.is_whitespace() || c.is_control() || has_no_width
 }
 
 #[cfg(test)]
@@ -45,6 +56,18 @@ mod tests {
             ("x\r\n+1", "\"x\r\n'+1\""),
             ("\t=1", "\"'\t'=1\""),
             ("a; =1", "\"a; '=1\""),
+            // A program that separates at `;` takes two quotation marks for an empty quoted part of a cell.
+            ("x;\"=1+1;y", "\"x;\"\"'=1+1;y\""),
+            ("x\t\"@a", "\"x\t\"\"'@a\""),
+            ("x\n\" \"+1", "\"x\n\"\" \"\"'+1\""),
+            ("\"=1", "\"\"\"'=1\""),
+            ("x\";\"-1", "\"x\"\";\"\"'-1\""),
+            ("a\"=b", "\"a\"\"=b\""),
+            (" =1", " '=1"),
+            ("\u{a0}=1", "\u{a0}'=1"),
+            ("\0\u{b}=1", "\0\u{b}'=1"),
+            ("\u{feff}\u{200b}=1", "\u{feff}\u{200b}'=1"),
+            ("\u{ff1d}1+1", "'\u{ff1d}1+1"),
             ("a-b =c", "a-b =c"),
             ("", ""),
         ] {
