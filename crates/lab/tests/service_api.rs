@@ -500,6 +500,18 @@ fn a_client_without_a_login_cannot_fill_the_disk_with_tests() {
     service.must(&["speed-test", "--peer", "attic", "-t", "0.2", "--idle", "0.1", "--download"]);
 }
 
+#[test]
+fn a_schedule_is_run_by_the_api_and_by_the_page_as_often_as_tests_may_begin() {
+    let service = Service::on_loopback();
+    let (own, admin) = (service.host(), format!("Authorization: Bearer {}", service.token("admin", "admin")));
+    for path in ["/api/v1/schedules/gone/run", "/settings/schedules/gone/run"] {
+        let ask = || service.ask("POST", path, &[&own, &admin], "").status;
+        let statuses = (0..100).map(|_| ask()).collect::<Vec<_>>();
+        assert!(statuses.iter().all(|status| [404, 429].contains(status)), "{path}: {statuses:?}");
+        assert!(statuses.contains(&429), "{path}: {statuses:?}");
+    }
+}
+
 /// Connects from a network namespace.
 fn connect_from(netns: &str, address: SocketAddr) -> TcpStream {
     let netns = fs::File::open(format!("/run/netns/{netns}")).unwrap();

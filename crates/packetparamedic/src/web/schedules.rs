@@ -89,9 +89,14 @@ pub(super) async fn run(
     Extension(source): Extension<RequestSource>,
     ApiPath(name): ApiPath<String>,
 ) -> Result<(StatusCode, Json<RunRequested>), Problem> {
-    test_runs::count_start(&state, source).map_err(test_runs::too_many)?;
-    state.service.request_run(&name).await?;
+    request_run(&state, source, &name).await?;
     Ok((StatusCode::ACCEPTED, Json(RunRequested { event: "requested", schedule: name })))
+}
+
+/// Runs a schedule as soon as no other test runs, if its client did not begin many tests of late.
+pub(super) async fn request_run(state: &ApiState, source: RequestSource, name: &str) -> Result<(), Problem> {
+    test_runs::count_start(state, source).map_err(test_runs::too_many)?;
+    Ok(state.service.request_run(name).await?)
 }
 
 pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Result<impl IntoResponse, Problem> {

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the definition of a schedule")]
 
 use askama::Template;
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -14,9 +15,10 @@ use paramedic_appliance::schedule::{QuietHours, Recurrence, Schedule, Zone};
 use paramedic_appliance::store::ScheduleRunOutcome;
 use paramedic_report::quantity;
 
-use super::super::super::ApiState;
+use super::super::super::connections::RequestSource;
 use super::super::super::extract::{ApiPath, FormBody, encoded};
 use super::super::super::problem::Problem;
+use super::super::super::{ApiState, schedules};
 use super::super::layout::{Layout, done, page_with};
 use super::super::notice::Notice;
 use super::super::outside_text::shown;
@@ -222,9 +224,10 @@ pub(in super::super) async fn switch(
 /// Runs a schedule as soon as no other test runs.
 pub(in super::super) async fn run(
     State(state): State<ApiState>,
+    Extension(source): Extension<RequestSource>,
     ApiPath(name): ApiPath<String>,
 ) -> Result<Response, Problem> {
-    state.service.request_run(&name).await?;
+    schedules::request_run(&state, source, &name).await?;
     Ok(done("/", Notice::ScheduleRequested))
 }
 
