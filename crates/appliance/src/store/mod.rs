@@ -144,20 +144,15 @@ impl ApplianceStore {
     /// The same for a database in any file.
     pub async fn open_file_for_reading(path: &Path) -> Result<Self, StorageError> {
         let path = path.to_owned();
-        // Not opened here: closing a descriptor of an open database would drop SQLite's own locks.
-        let user = rustix::process::geteuid();
-        // A user who can write the folder can replace the file, or add a log to it that SQLite reads as its newest pages.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        for part in [folder, &path] {
-            let fault = |source| StorageError::Folder { path: part.to_owned(), source };
-            let about = std::fs::metadata(part).map_err(fault)?;
-            let is_foreign = ![0, user.as_raw()].contains(&about.uid());
-            if is_foreign || about.mode() & OTHERS_WRITE != 0 {
-                let because = "another user could have written it";
-                return Err(fault(io::Error::new(io::ErrorKind::PermissionDenied, because)));
-            }
-        }
-        let pool = pool_options(1).connect_with(reading_options(&path)).await;
+        // A user who can write a folder can replace the file or the link to it there, or add a log to the file that SQLite
+        // reads as its newest pages.
+        check_unwritten_by_others(folder_of(&path))?;
+        let target = std::fs::canonicalize(&path);
+        let target = target.map_err(|source| StorageError::Folder { path: path.clone(), source })?;
+        check_unwritten_by_others(folder_of(&target))?;
+        check_unwritten_by_others(&target)?;
+        // Not the path: what was checked stays what is opened, also if a link is changed meanwhile.
+        let pool = pool_options(1).connect_with(reading_options(&target)).await;
         let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
         Ok(Self::of(StorePool::Sqlite(pool, path)))
     }
@@ -202,6 +197,24 @@ impl ApplianceStore {
             StorePool::Postgres(_) => &POSTGRES_MIGRATIONS,
         }
     }
+}
+
+/// The folder in which this path is.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Refuses a folder or a file that a user other than root and the user of this program could have written.
+fn check_unwritten_by_others(path: &Path) -> Result<(), StorageError> {
+    let fault = |source| StorageError::Folder { path: path.to_owned(), source };
+    // Not opened here: closing a descriptor of an open database would drop SQLite's own locks.
+    let about = std::fs::metadata(path).map_err(fault)?;
+    let is_foreign = ![0, rustix::process::geteuid().as_raw()].contains(&about.uid());
+    if is_foreign || about.mode() & OTHERS_WRITE != 0 {
+        let because = "another user could have written it";
+        return Err(fault(io::Error::new(io::ErrorKind::PermissionDenied, because)));
+    }
+    Ok(())
 }
 
 /// Creates the folder and the file, and takes the lock for the creation of the tables. Dropping the returned file
@@ -308,6 +321,36 @@ mod tests {
             let refused = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
             assert!(refused.to_string().contains("another user"), "{refused}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_link_to_a_database_in_a_folder_that_others_can_write_is_refused() {
+        let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let history = ApplianceStore::open(other.path()).await.unwrap();
+        history.save_run(&example::full()).await.unwrap();
+        history.close().await;
+        let link = folder.path().join(FILE);
+        std::os::unix::fs::symlink(other.path().join(FILE), &link).unwrap();
+        // The modes of the folder of the link, and of that of the file.
+        for (of_link, of_file, is_refused) in
+            [(0o700, 0o1777, true), (0o700, 0o770, true), (0o777, 0o700, true), (0o700, 0o755, false)]
+        {
+            for (folder, mode) in [(&folder, of_link), (&other, of_file)] {
+                fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            }
+            let opened = ApplianceStore::open_for_reading(folder.path()).await;
+            let text = opened.as_ref().map_or_else(ToString::to_string, |_| String::new());
+            assert_eq!(text.contains("another user"), is_refused, "{of_link:o} {of_file:o}: {text}");
+            if !is_refused {
+                let opened = opened.unwrap();
+                assert_eq!(opened.runs(&RunQuery::default(), None, 10).await.unwrap().len(), 1);
+                assert_eq!(opened.place().file(), Some(link.as_path()));
+                opened.close().await;
+            }
+        }
+        fs::remove_file(other.path().join(FILE)).unwrap();
+        let absent = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
+        assert!(absent.is_absent(), "{absent:?}");
     }
 
     #[tokio::test]
