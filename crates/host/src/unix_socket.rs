@@ -3,9 +3,15 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
+
+/// The connections that wait to be accepted: as many as the kernel allows.
+const BACKLOG: i32 = -1;
 
 /// Why the server cannot listen on a unix socket.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +60,7 @@ impl UnixSocket {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("read", path)(error)),
         }
-        let listener = UnixListener::bind(path).map_err(failed("bind", path))?;
+        let listener = bind_private(path).and_then(UnixListener::from_std).map_err(failed("bind", path))?;
         let bound = Self { listener, path: path.to_owned() };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
             .map_err(failed("set the mode of", path))?;
@@ -74,7 +80,46 @@ impl Drop for UnixSocket {
     }
 }
 
+/// Listens at `path` with mode 0600. The file gets the mode of the socket, less the umask (`unix_bind` of Linux): with a mode
+/// that is set after the file exists, another user could connect before.
+fn bind_private(path: &Path) -> io::Result<StdListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
 fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> UnixSocketError {
     let path = path.to_owned();
     move |source| UnixSocketError::Unusable { doing, path: path.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream as StdStream;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_private_until_its_mode_is_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("service.sock");
+        let mode = || std::fs::metadata(&path).unwrap().mode() & 0o777;
+        let listener = bind_private(&path).unwrap();
+        assert_eq!(mode(), 0o600);
+        assert!(StdStream::connect(&path).is_ok());
+        let taken = bind_private(&path).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let socket = UnixSocket::bind(&path).unwrap();
+            assert_eq!(mode(), 0o660);
+            let _client = UnixStream::connect(&path).await.unwrap();
+            socket.accept().await.unwrap();
+        });
+        assert!(!path.exists());
+    }
 }
