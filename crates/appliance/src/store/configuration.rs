@@ -41,7 +41,7 @@ pub struct ConfigurationWrite {
 pub struct FileChanges<W> {
     /// New and changed objects.
     pub written: Vec<W>,
-    /// Objects that are in the file as they are stored. They count as made by the file.
+    /// Objects that are in the file as they are stored, and count as made by the file. Not those that may not be changed.
     pub unchanged: Vec<Uuid>,
     /// Objects that are removed.
     pub removed: Vec<Uuid>,

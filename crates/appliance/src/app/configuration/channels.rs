@@ -97,7 +97,11 @@ pub(super) fn compare_channels(
                     let (from, to) = (Some(false.into()), Some(true.into()));
                     values.push(ValueChange { value: "confirmed".to_owned(), from, to });
                 }
-                comparison.is_changed(known, values)
+                if is_command && !may_change_commands {
+                    comparison.differs(known, values)
+                } else {
+                    comparison.is_changed(known, values)
+                }
             }
             None => {
                 comparison.added(&name);

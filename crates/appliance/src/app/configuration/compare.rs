@@ -84,7 +84,7 @@ pub(super) struct ObjectComparison<'a, S> {
 pub(super) struct Compared {
     /// Every difference, in the order of the file; removed objects last.
     pub(super) changes: Vec<ConfigurationChange>,
-    /// The objects that are stored as the file describes them.
+    /// The objects that are stored as the file describes them, and that count as made by the file.
     pub(super) unchanged: Vec<Uuid>,
     /// The objects that an earlier file made, and that this one does not describe.
     pub(super) removed: Vec<Uuid>,
@@ -110,16 +110,24 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         self.compared.changes.push(change(S::KIND, name, ChangeAction::Added, Vec::new()));
     }
 
-    /// The file describes this object, with these other values. Returns whether there are any.
+    /// The file describes this object, with these other values. Returns whether there are any. An object without any counts
+    /// as made by the file.
     pub(super) fn is_changed(&mut self, stored: &S, values: Vec<ValueChange>) -> bool {
-        self.described.insert(stored.id());
-        let is_changed = !values.is_empty();
-        if is_changed {
-            self.compared.changes.push(change(S::KIND, stored.name(), ChangeAction::Changed, values));
-        } else {
+        let is_changed = self.differs(stored, values);
+        if !is_changed {
             self.compared.unchanged.push(stored.id());
         }
         is_changed
+    }
+
+    /// The same for an object that may not be changed: one without other values keeps its mark too.
+    pub(super) fn differs(&mut self, stored: &S, values: Vec<ValueChange>) -> bool {
+        self.described.insert(stored.id());
+        let differs = !values.is_empty();
+        if differs {
+            self.compared.changes.push(change(S::KIND, stored.name(), ChangeAction::Changed, values));
+        }
+        differs
     }
 
     /// Ends the comparison: what an earlier file made and this one does not describe is removed.
@@ -204,6 +212,21 @@ mod tests {
         let (added, changed, gone) = (ChangeAction::Added, ChangeAction::Changed, ChangeAction::Removed);
         assert_eq!(seen, [("row", "other", changed), ("row", "new", added), ("row", "gone", gone)]);
         assert_eq!((unchanged, removed), (vec![Uuid::from_u128(1)], vec![Uuid::from_u128(3)]));
+    }
+
+    #[test]
+    fn a_row_that_may_not_be_changed_keeps_its_mark() {
+        let rows =
+            [Row(1, "by_hand", false), Row(2, "of_a_file", true), Row(3, "other", false), Row(4, "marked", false)];
+        let mut comparison = ObjectComparison::new(&rows);
+        assert!(!comparison.differs(&rows[0], Vec::new()));
+        assert!(!comparison.differs(&rows[1], Vec::new()));
+        assert!(comparison.differs(&rows[2], differences(&("a", 1), &("a", 2))));
+        assert!(!comparison.is_changed(&rows[3], Vec::new()));
+        let Compared { changes, unchanged, removed } = comparison.end();
+        assert_eq!((unchanged, removed), (vec![Uuid::from_u128(4)], vec![]));
+        let seen = changes.iter().map(|change| (&*change.name, change.action)).collect::<Vec<_>>();
+        assert_eq!(seen, [("other", ChangeAction::Changed)]);
     }
 
     #[test]

@@ -369,7 +369,7 @@ async fn a_secret_stays_only_while_its_channel_keeps_its_server() {
             // The stored token would go to the server of the new URL.
             (
                 &hook.replace("example.org/geheim\", \"token\": \"tk_geheim\"", "example.net/geheim\""),
-                "channel hook: the URL of the webhook is not one of https://hooks.example.org",
+                "channel hook: the URL of the webhook is not one of its server",
             ),
             (mail, "channel mail: a user needs a password"),
             (&hook.replace("\"url\"", "\"password\""), "channel hook: a channel of kind webhook has no password"),
@@ -409,6 +409,16 @@ async fn a_command_is_changed_only_where_that_is_allowed() {
         apply(&[&command("a", true)], REAL).await.unwrap();
         // It is there, so a file may describe it as it is.
         assert_eq!(apply(&[&command("a", true)], remote).await.unwrap(), []);
+        // One that no file made does not become one of a file by that: a later file would remove it.
+        let own = r#"{"name": "own", "kind": "command", "program": "/bin/true"}"#;
+        let own = serde_json::from_str::<crate::alerts::channel::NewChannel>(own).unwrap();
+        device.add_channel(own).await.unwrap();
+        let by_hand = command("", true).replace("\"run\"", "\"own\"").replace(r#"[""]"#, "[]");
+        for (mode, is_of_file) in [(remote, false), (REAL, true)] {
+            assert_eq!(apply(&[&command("a", true), &by_hand], mode).await.unwrap(), []);
+            assert_eq!(device.channel("own").await.unwrap().from_file, is_of_file);
+        }
+        assert_eq!(apply(&[&command("a", true)], REAL).await.unwrap().len(), 1);
         let ntfy = r#"{"name": "run", "kind": "ntfy", "enabled": true, "server": "https://a.example/", "topic": "pp"}"#;
         for wanted in [&[&*command("b", true)][..], &[&command("a", false)], &[ntfy], &[]] {
             let refused = apply(wanted, remote).await.unwrap_err().to_string();
