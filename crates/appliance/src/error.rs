@@ -80,6 +80,9 @@ pub enum ApplianceError {
         /// The number of its pairings.
         pairings: usize,
     },
+    /// An older identity is taken over on the host alone: its key seals the commands of channels.
+    #[error("the key of a device is taken over through the unix socket, or in a store of one's own, alone")]
+    IdentityOverTcp,
     /// A part of a configuration is not possible.
     #[error("{object}: {source}")]
     InConfiguration {

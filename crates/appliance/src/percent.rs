@@ -26,11 +26,6 @@ pub fn decoded(text: &str) -> Option<String> {
     String::from_utf8(plain).ok()
 }
 
-/// The text with each percent-encoded byte decoded. What is none stays as it is.
-pub fn decoded_where_encoded(text: &str) -> String {
-    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -42,15 +37,7 @@ mod tests {
         fn what_is_encoded_is_decoded(text in "\\PC*") {
             let hidden = encoded(&text);
             prop_assert!(hidden.bytes().all(|byte| byte.is_ascii_graphic() && !b"/?#&=".contains(&byte)), "{hidden}");
-            prop_assert_eq!(decoded_where_encoded(&hidden), text.as_str());
             prop_assert_eq!(decoded(&hidden), Some(text));
-        }
-    }
-
-    #[test]
-    fn what_is_not_encoded_stays() {
-        for (text, plain) in [("100%", "100%"), ("%4", "%4"), ("%zz%41", "%zzA"), ("%e2%82", "\u{fffd}"), ("", "")] {
-            assert_eq!(decoded_where_encoded(text), plain, "{text}");
         }
     }
 }

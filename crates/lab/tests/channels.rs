@@ -189,7 +189,7 @@ fn a_webhook_gets_the_message_and_nothing_shows_its_secrets() {
 }
 
 #[test]
-fn a_server_that_refuses_repeats_secrets_or_redirects_gets_no_further() {
+fn a_server_that_refuses_or_redirects_is_quoted_by_its_status_alone() {
     let device = Device::new(Appliance::new());
     let _service = device.serve();
     let other = Sink::new(|_, _| ok());
@@ -197,18 +197,16 @@ fn a_server_that_refuses_repeats_secrets_or_redirects_gets_no_further() {
     let sink = Sink::new(move |number, request| match number {
         1 => answer("400 Bad Request", "", &format!("no: {} with {:?}", request.line, request.headers)),
         2 => answer("307 Temporary Redirect", &format!("Location: {stolen}\r\n"), ""),
-        3 => answer("404 Not Found", "", "no such hook\u{1b}[31m"),
-        4 => answer("302 Found", "Location: https://geheim-token.evil.example/\r\n", ""),
-        5 => answer("400 Bad Request", "", "no gehe\u{200b}im-token"),
-        6 => answer("400 Bad Request", "", "no gehe%69m%2Dtoken"),
-        7 => answer("400 Bad Request", "", "Cannot POST /bot/1/geheim/p"),
-        8 => answer("400 Bad Request", "", "no 4711:GEHEIMABC"),
+        3 => answer("302 Found", "Location: https://geheim-token.evil.example/\r\n", ""),
+        4 => answer("404 geheim-token", "", "geheim-***"),
+        // "geheim" in hexadecimal.
+        5 => answer("499 No", "", "67656865696d"),
         _ => String::new(),
     });
     let token = secret_file(&device, "token", "geheim-token");
     let url = secret_file(&device, "hook", &sink.url("/bot/1/gehe%69m/p?key=bot4711:GEHEIMABC"));
     device.must(&["channel", "add", "webhook", "hook", "--url-file", &url, "--token-file", &token]);
-    let reasons = [(); 9].map(|()| {
+    let reasons = [(); 6].map(|()| {
         let failed = device.run(&["channel", "test", "hook"]);
         assert_eq!(
             (failed.code, failed.three_lines()[0]),
@@ -217,15 +215,19 @@ fn a_server_that_refuses_repeats_secrets_or_redirects_gets_no_further() {
         );
         failed.three_lines()[1].to_owned()
     });
-    assert!(reasons[0].contains("400") && reasons[0].contains("repeats a secret"), "{reasons:?}");
-    assert!(reasons[1].contains(&format!("redirects to another host ({})", other.address)), "{reasons:?}");
-    assert!(reasons[2].contains("404 Not Found: no such hook[31m"), "{reasons:?}");
-    for reason in &reasons[3..8] {
-        assert!(reason.contains("it repeats a secret"), "{reasons:?}");
+    for (reason, text) in reasons.iter().zip([
+        "the server answered 400 (Bad Request)",
+        "redirects to another host;",
+        "redirects to another host;",
+        "the server answered 404 (Not Found)",
+        "the server answered 499",
+        "connection closed before message completed",
+    ]) {
+        assert!(reason.contains(text), "{text}: {reasons:?}");
     }
     assert_eq!(device.json(&["channel", "messages"])[0]["deliveries"][0]["outcome"], "given_up");
     let shown = shown(&device).to_lowercase();
-    assert!(!shown.contains("gehe"), "{shown}");
+    assert!(!shown.contains("gehe") && !shown.contains("6765"), "{shown}");
     assert!(other.requests.try_recv().is_err(), "a redirect is not followed");
 }
 
@@ -314,6 +316,10 @@ fn commands_are_made_by_the_socket_alone() {
     let body = json!({ "channels": [{ "name": "own", "enabled": true, "kind": "command", "program": "/bin/sh", "args": [] }] });
     let (status, refused) = ask("POST", "/configuration", &body.to_string());
     assert_eq!((status, &refused["code"]), (403, &"command_refused".into()), "{refused:#}");
+    // With a known key the commands in the database of a server could be sealed.
+    let key = format!("packetparamedic-key-v1 {}", "A".repeat(43));
+    let (status, refused) = ask("POST", "/reflectors/imports", &json!({ "key": key, "reflectors": [] }).to_string());
+    assert_eq!((status, &refused["code"]), (403, &"identity_over_tcp".into()), "{refused:#}");
     device.must(&["channel", "add", "command", "own", "/bin/sh", "--", "-c", &script]);
     for (method, path) in
         [("DELETE", "/channels/own"), ("POST", "/channels/own/disable"), ("POST", "/channels/own/enable")]

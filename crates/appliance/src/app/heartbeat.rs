@@ -48,7 +48,7 @@ async fn beat(client: &mut Option<WebClient>, url: &HttpUrl) -> Result<(), Strin
         Some(client) => client,
         None => client.insert(WebClient::open(url).map_err(|error| error.to_string())?),
     };
-    let answered = tokio::time::timeout(REQUEST_TIMEOUT, client.send(WebRequest::default(), 0)).await;
+    let answered = tokio::time::timeout(REQUEST_TIMEOUT, client.send(WebRequest::default())).await;
     match answered {
         Ok(Ok(answer)) if answer.status.is_success() => Ok(()),
         Ok(Ok(answer)) => Err(format!("the server answered {}", answer.status)),

@@ -8,6 +8,7 @@ mod channels;
 mod clocks;
 mod command_seal;
 mod configuration;
+mod connection_words;
 mod delivery;
 #[cfg(test)]
 mod each_engine;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::{self, QoS};
 use rumqttc::{
     AsyncClient, Broker, ClientError, ConnectionError, Event, EventLoop, Incoming, LastWill, MqttOptions, Outgoing,
     PublishNotice, PublishNoticeError, PublishOptions, StateError, TlsConfiguration, Transport,
@@ -17,6 +17,7 @@ use tokio_rustls::rustls::{self, ClientConfig};
 use zeroize::Zeroizing;
 
 use super::clocks::random;
+use super::connection_words::{connection_words, io_words};
 use super::run_updates::{RunLife, RunReport, RunUpdateListener};
 use super::service::Service;
 use super::web_client::system_roots;
@@ -62,7 +63,7 @@ enum BrokerFault {
     Client(Box<ClientError>),
 }
 
-/// The words of an error, without text of the broker, which can repeat the password.
+/// The words of an error, without text of the broker, which can repeat the password, and without the names in its certificate.
 fn without_text(error: &ConnectionError) -> String {
     match error {
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
@@ -70,7 +71,9 @@ fn without_text(error: &ConnectionError) -> String {
         }
         ConnectionError::MqttState(StateError::AuthError(_)) => "it did not accept the login".to_owned(),
         ConnectionError::NotConnAck(packet) => format!("it began with {:?}", packet.packet_type()),
-        other => other.to_string(),
+        ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error))) => io_words(error),
+        ConnectionError::Tls(error) => connection_words(error).unwrap_or_else(|| "TLS failed".to_owned()),
+        other => connection_words(other).unwrap_or_else(|| other.to_string()),
     }
 }
 
@@ -304,4 +307,39 @@ fn client_fault(error: ClientError) -> BrokerFault {
 async fn publish(client: &AsyncClient, topic: &str, message: &str) -> Result<PublishNotice, BrokerFault> {
     let options = PublishOptions::at_least_once().retained();
     client.publish_tracked(topic, message, options).await.map_err(client_fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use rumqttc::TlsError;
+    use tokio_rustls::rustls::CertificateError;
+    use tokio_rustls::rustls::pki_types::ServerName;
+
+    use super::*;
+
+    #[test]
+    fn the_words_of_an_error_repeat_no_text_of_the_broker() {
+        let named = || {
+            rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+                expected: ServerName::try_from("broker.example").unwrap(),
+                presented: vec!["DnsName(\"geheim.example\")".to_owned()],
+            })
+        };
+        let inside = || io::Error::new(io::ErrorKind::InvalidData, named());
+        let general = rustls::Error::General("geheim".to_owned());
+        let words = "its certificate is not valid for this name";
+        for (error, said) in [
+            (ConnectionError::Tls(TlsError::Io(inside())), words),
+            (ConnectionError::Tls(TlsError::TLS(named())), words),
+            (ConnectionError::Io(inside()), words),
+            (ConnectionError::MqttState(StateError::Io(inside())), words),
+            (ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(inside()))), words),
+            (ConnectionError::Tls(TlsError::TLS(general)), "TLS failed"),
+            (ConnectionError::Tls(TlsError::NoValidCertInChain), "TLS failed"),
+            (ConnectionError::Io(io::ErrorKind::ConnectionRefused.into()), "connection refused"),
+            (ConnectionError::MqttState(StateError::AuthError("geheim".to_owned())), "it did not accept the login"),
+        ] {
+            assert_eq!(BrokerFault::Connection(Box::new(error)).to_string(), said);
+        }
+    }
 }

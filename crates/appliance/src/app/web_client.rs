@@ -4,7 +4,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
@@ -18,6 +18,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
+use super::connection_words::io_words;
 use crate::error::ApplianceError;
 use crate::monitor::http_url::HttpUrl;
 use crate::reflector_client::{Route, race, resolve};
@@ -42,12 +43,10 @@ pub(super) struct WebRequest {
     pub(super) body: Bytes,
 }
 
-/// The answer of a server.
+/// The answer of a server. Its body is for people, and is not read.
 pub(super) struct WebAnswer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    /// Its begin.
-    pub(super) body: Vec<u8>,
 }
 
 /// Why there is no answer. No text has the path of the URL.
@@ -55,7 +54,7 @@ pub(super) struct WebAnswer {
 pub(super) enum WebFault {
     #[error(transparent)]
     Resolution(#[from] ApplianceError),
-    #[error(transparent)]
+    #[error("{}", io_words(.0))]
     Connection(#[from] io::Error),
     #[error(transparent)]
     Answer(#[from] hyper::Error),
@@ -78,16 +77,14 @@ impl WebClient {
         &self.url
     }
 
-    /// Sends a request, and reads at most `max_body` bytes of the body of its answer.
-    pub(super) async fn send(&self, request: WebRequest, max_body: usize) -> Result<WebAnswer, WebFault> {
+    /// Sends a request, and reads the header of its answer.
+    pub(super) async fn send(&self, request: WebRequest) -> Result<WebAnswer, WebFault> {
         let addresses = resolve(self.url.server(), &Route::default()).await?;
         let (stream, _) = race(addresses, &Origin::default()).await?;
         stream.set_nodelay(true)?;
         match &self.tls {
-            Some((connector, name)) => {
-                self.exchange(connector.connect(name.clone(), stream).await?, request, max_body).await
-            }
-            None => self.exchange(stream, request, max_body).await,
+            Some((connector, name)) => self.exchange(connector.connect(name.clone(), stream).await?, request).await,
+            None => self.exchange(stream, request).await,
         }
     }
 
@@ -95,7 +92,6 @@ impl WebClient {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send,
         request: WebRequest,
-        max_body: usize,
     ) -> Result<WebAnswer, WebFault> {
         let mut connecting = http1::Builder::new();
         connecting.max_buf_size(MAX_HEADER_BYTES);
@@ -112,15 +108,8 @@ impl WebClient {
             .map_err(io::Error::other)?;
         request.headers_mut().extend(headers);
         let mut answer = pin!(async {
-            let (head, mut body) = sender.send_request(request).await?.into_parts();
-            let mut read = Vec::new();
-            while read.len() < max_body {
-                // What follows the header is for people: a body that breaks off changes nothing.
-                let Some(Ok(frame)) = body.frame().await else { break };
-                let data = frame.into_data().unwrap_or_default();
-                read.extend(data.iter().take(max_body - read.len()));
-            }
-            Ok::<_, WebFault>(WebAnswer { status: head.status, headers: head.headers, body: read })
+            let (head, _) = sender.send_request(request).await?.into_parts();
+            Ok::<_, WebFault>(WebAnswer { status: head.status, headers: head.headers })
         });
         let mut connection = pin!(connection);
         tokio::select! {

@@ -165,6 +165,10 @@ impl From<&ApplianceError> for CommandFailure {
                 let try_ = "pair again with the reflectors of the older store: packetparamedic pair-reflector";
                 Self::new(Usage, "identity_in_use", "the older identity is not taken over", error, try_)
             }
+            E::IdentityOverTcp => {
+                let try_ = "run `packetparamedic reflectors import` on the host of the service";
+                Self::new(Denied, "identity_over_tcp", "the older identity is not taken over", error, try_)
+            }
             E::InConfiguration { object, source } => {
                 let cause = Self::from(&**source);
                 let because = format!("{object}: {}", cause.because);
@@ -505,6 +509,7 @@ mod tests {
                 E::OldStore { folder: "/old".into(), source: Box::new(S::Corrupt { place: place() }.into()) },
             ),
             ("identity in use", E::IdentityInUse { own: key, pairings: 2 }),
+            ("identity by TCP", E::IdentityOverTcp),
             (
                 "in a configuration",
                 E::InConfiguration {

@@ -92,11 +92,6 @@ pub(super) async fn switched(
     Ok(stored)
 }
 
-/// Whether a request may change command channels, which run programs as the service's user: not through a TCP listener.
-pub(super) fn may_change_commands(source: RequestSource) -> bool {
-    !matches!(source, RequestSource::Address { .. })
-}
-
 /// The channel with this name, if the request may change it. The change is one of this channel: another one can have its name
 /// by then.
 async fn changeable(appliance: &Appliance, source: RequestSource, name: &str) -> Result<StoredChannel, ApplianceError> {
@@ -105,8 +100,9 @@ async fn changeable(appliance: &Appliance, source: RequestSource, name: &str) ->
     Ok(stored)
 }
 
+/// Command channels run programs as the service's user.
 fn check_source(is_command: bool, source: RequestSource) -> Result<(), ApplianceError> {
-    if is_command && !may_change_commands(source) { Err(ChannelError::CommandRefused.into()) } else { Ok(()) }
+    if is_command && !source.is_on_this_host() { Err(ChannelError::CommandRefused.into()) } else { Ok(()) }
 }
 
 /// The route of a channel, or of what can be done with it.

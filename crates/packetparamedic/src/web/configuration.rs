@@ -7,7 +7,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ApiState;
-use super::channels::may_change_commands;
 use super::connections::RequestSource;
 use super::extract::ApiBody;
 use super::problem::Problem;
@@ -35,7 +34,7 @@ pub(super) async fn apply(
     Extension(source): Extension<RequestSource>,
     ApiBody(ApplyRequest { dry_run, configuration }): ApiBody<ApplyRequest>,
 ) -> Result<Json<Vec<ConfigurationChange>>, Problem> {
-    let mode = ApplyMode { is_rehearsal: dry_run, may_change_commands: may_change_commands(source) };
+    let mode = ApplyMode { is_rehearsal: dry_run, may_change_commands: source.is_on_this_host() };
     let changes = state.service.appliance().apply_configuration(configuration, mode).await?;
     state.service.schedules_changed();
     state.service.monitors_changed();

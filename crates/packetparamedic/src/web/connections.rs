@@ -52,6 +52,14 @@ pub(super) enum RequestSource {
     Address { peer: SocketAddr, local: SocketAddr, is_tls: bool },
 }
 
+impl RequestSource {
+    /// Whether the request did not come through a TCP listener. Only then it may change what this host runs, or by which key
+    /// this device acts.
+    pub(super) fn is_on_this_host(self) -> bool {
+        matches!(self, Self::User { .. })
+    }
+}
+
 /// A bound listener of the API.
 pub(crate) enum ApiListener {
     /// A unix socket.

@@ -299,7 +299,7 @@ const OPERATIONS: &[Operation] = &[
         ..change(
             "post",
             "/reflectors/imports",
-            "Takes over an older identity with its pairings, if this device is not paired",
+            "Takes over an older identity with its pairings, if this device is not paired; over the unix socket alone",
             of::<ImportedPairings>,
         )
     },

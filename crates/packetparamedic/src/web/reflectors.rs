@@ -3,11 +3,12 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use jiff::Timestamp;
 use paramedic_appliance::app::{Appliance, ImportedPairings, NewPairing, OldPairings, PairingProof, Reached, UdpCheck};
+use paramedic_appliance::error::ApplianceError;
 use paramedic_appliance::store::Reflector;
 use paramedic_appliance::targets::HostPort;
 use paramedic_link::pairing_code::PairingCode;
@@ -16,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ApiState;
+use super::connections::RequestSource;
 use super::extract::{ApiBody, ApiPath};
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
@@ -219,11 +221,16 @@ pub(crate) fn reflector_route(id: EndpointId, action: &str) -> String {
     format!("/reflectors/{id}{action}")
 }
 
-/// Takes over an older identity with its pairings.
+/// Takes over an older identity with its pairings: not through a TCP listener, because this device acts by its key, and
+/// seals commands with it.
 pub(super) async fn import(
     State(state): State<ApiState>,
+    Extension(source): Extension<RequestSource>,
     ApiBody(old): ApiBody<OldPairings>,
 ) -> Result<Json<ImportedPairings>, Problem> {
+    if !source.is_on_this_host() {
+        return Err(ApplianceError::IdentityOverTcp.into());
+    }
     let imported = state.service.appliance().import_pairings(old).await?;
     state.service.monitors_changed();
     Ok(Json(imported))

@@ -21,16 +21,16 @@ pub(crate) enum DeliveryFault {
     #[error("cannot set up TLS: {0}")]
     Tls(io::Error),
     /// The web server refuses the message.
-    #[error("the server answered {status}{text}")]
+    #[error("the server answered {status}{}", .name.map(|name| format!(" ({name})")).unwrap_or_default())]
     Status {
-        status: hyper::StatusCode,
-        /// The begin of its text, after a colon; or nothing.
-        text: String,
+        status: u16,
+        /// The meaning of the status, if it is a known one.
+        name: Option<&'static str>,
         advice: RetryAdvice,
     },
     /// The web server names another place.
     #[error("the server redirects to {to}; a message is sent to the URL of its channel alone")]
-    Redirect { to: String },
+    Redirect { to: &'static str },
     /// It took too long.
     #[error("not delivered within {} s", .0.as_secs())]
     TimedOut(Duration),

@@ -23,8 +23,9 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::fault::{DeliveryFault, MAX_REASON_CHARS};
-use crate::alerts::channel::{ChannelSecrets, Destination, MailDestination, MailSecurity};
+use crate::alerts::channel::{ChannelSecrets, MailDestination, MailSecurity};
 use crate::alerts::message::{AlertMessage, Urgency};
+use crate::app::connection_words::connection_words;
 use crate::app::web_client::{WebFault, system_roots};
 use crate::reflector_client::{Route, race, resolve};
 use crate::targets::HostPort;
@@ -40,7 +41,6 @@ const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Submits the message. A repetition has the same `Message-ID`.
 pub(super) async fn send(
     mail: &MailDestination,
-    destination: &Destination,
     secrets: &ChannelSecrets,
     message: &AlertMessage,
     limit: Duration,
@@ -53,17 +53,37 @@ pub(super) async fn send(
         Err(MailFault::Tls(error)) => Err(DeliveryFault::Tls(error)),
         Err(MailFault::NoStarttls) => Err(DeliveryFault::NoStarttls),
         Err(MailFault::Smtp(error)) => {
-            let text = error.to_string();
-            let reason = match PeerText::harmless(&text, MAX_REASON_CHARS) {
-                // A server can repeat what it was sent.
-                _ if secrets.are_in(&text, destination) => {
-                    let code = error.status().map(|code| format!(" with the code {code}")).unwrap_or_default();
-                    format!("the server refused it{code} (its text is left out: it repeats a secret of this channel)")
-                }
-                kept => kept,
-            };
+            let reason = reason_of(&error);
             Err(if error.is_permanent() { DeliveryFault::MailRefused(reason) } else { DeliveryFault::Mail(reason) })
         }
+    }
+}
+
+/// Why the server did not take the mail, without its text: a server can repeat what it was sent, in any form.
+fn reason_of(error: &smtp::Error) -> String {
+    match error.status().map(u16::from) {
+        Some(code) => format!("the server answered {code} ({})", meaning_of(code)),
+        None if error.is_timeout() => "the server did not answer in time".to_owned(),
+        None if error.is_response() => "the server sent what is no answer of SMTP".to_owned(),
+        None if error.is_client() => "the server does not offer what this channel needs, such as a login".to_owned(),
+        None => connection_words(error).unwrap_or_else(|| "the connection failed".to_owned()),
+    }
+}
+
+/// The meaning of a reply code (RFC 5321, section 4.2.3; RFC 4954, section 6).
+fn meaning_of(code: u16) -> &'static str {
+    match code {
+        421 => "it is closing",
+        432 | 534 => "it does not accept this way to log in",
+        450 | 550 => "it refuses the mail, its sender or a recipient",
+        452 | 552 => "its storage is full",
+        454 => "it cannot check the login at present",
+        500..=504 => "it does not know a command",
+        530 => "it needs a login",
+        535 => "it refuses the user or the password",
+        551 | 553 => "it refuses an address",
+        400..=499 => "it refuses for now",
+        _ => "it refuses the mail",
     }
 }
 
@@ -135,9 +155,13 @@ async fn open(mail: &MailDestination) -> Result<AsyncSmtpConnection, MailFault> 
     // An address literal (RFC 5321, section 4.1.3): the mail server need not learn the name of this host.
     let hello = ClientId::default();
     match mail.security {
-        MailSecurity::None => Ok(AsyncSmtpConnection::connect_with_transport(limited(stream, peer), &hello).await?),
+        MailSecurity::None => {
+            Ok(AsyncSmtpConnection::connect_with_transport(limited(stream, peer, None), &hello).await?)
+        }
         MailSecurity::Starttls => {
-            let mut opened = AsyncSmtpConnection::connect_with_transport(limited(stream, peer), &hello).await?;
+            let mut opened =
+                AsyncSmtpConnection::connect_with_transport(limited(stream, peer, Some(ClearDialogue::BEGIN)), &hello)
+                    .await?;
             if !opened.can_starttls() {
                 return Err(MailFault::NoStarttls);
             }
@@ -149,7 +173,7 @@ async fn open(mail: &MailDestination) -> Result<AsyncSmtpConnection, MailFault> 
                 ServerName::try_from(mail.server.clone()).map_err(|error| MailFault::Tls(io::Error::other(error)))?;
             let connector = connector().map_err(MailFault::Tls)?;
             let stream = connector.connect(name, stream).await.map_err(connection)?;
-            Ok(AsyncSmtpConnection::connect_with_transport(limited(stream, peer), &hello).await?)
+            Ok(AsyncSmtpConnection::connect_with_transport(limited(stream, peer, None), &hello).await?)
         }
     }
 }
@@ -164,34 +188,48 @@ fn connector() -> io::Result<TlsConnector> {
     Ok(Arc::new(config).into())
 }
 
-fn limited<S>(stream: S, peer: SocketAddr) -> Box<LimitedStream<S>> {
-    Box::new(LimitedStream { stream, peer, left: MAX_SERVER_BYTES, starttls: None, is_broken: false })
+fn limited<S>(stream: S, peer: SocketAddr, clear: Option<ClearDialogue>) -> Box<LimitedStream<S>> {
+    Box::new(LimitedStream { stream, peer, left: MAX_SERVER_BYTES, clear, is_broken: false })
 }
 
-/// How far the answer to STARTTLS was read. It ends with the first line whose code is not followed by a dash (RFC 5321,
-/// section 4.2.1).
-#[derive(Clone, Copy, Debug, Default)]
-struct StarttlsAnswer {
+/// The dialogue before TLS: one answer to each command, and the greeting. An answer ends with the first line whose code is
+/// not followed by a dash (RFC 5321, section 4.2.1). What the server sends beyond that would count as said inside TLS
+/// (<https://nostarttls.secvuln.info>).
+#[derive(Clone, Copy, Debug)]
+struct ClearDialogue {
+    /// The answers that may still arrive.
+    due: usize,
     /// The bytes of the line that is being read.
     line: usize,
     has_dash: bool,
-    is_over: bool,
+    is_last: bool,
 }
 
-impl StarttlsAnswer {
-    /// Takes what arrived next. Returns whether it goes on after the end of the answer.
+impl ClearDialogue {
+    /// Before the greeting.
+    const BEGIN: Self = Self { due: 1, line: 0, has_dash: false, is_last: false };
+
+    /// Takes what arrived next. Returns whether it goes on after the last answer that is due.
     fn goes_on_after_end(&mut self, new: &[u8]) -> bool {
         for byte in new {
-            if self.is_over {
+            if self.due == 0 {
                 return true;
             }
             self.has_dash |= self.line == DASH_AT && *byte == b'-';
             self.line += 1;
             if *byte == b'\n' {
-                *self = Self { is_over: !self.has_dash, ..Self::default() };
+                self.due -= usize::from(!self.has_dash);
+                (self.line, self.has_dash) = (0, false);
             }
         }
         false
+    }
+
+    /// The dialogue after the client sent `bytes`; `None` if TLS begins with them.
+    fn after_sending(self, bytes: &[u8]) -> Option<Self> {
+        let commands = bytes.iter().filter(|byte| **byte == b'\n').count();
+        let next = Self { due: self.due.saturating_add(commands), is_last: bytes.starts_with(b"STARTTLS"), ..self };
+        (!self.is_last).then_some(next)
     }
 }
 
@@ -201,9 +239,8 @@ struct LimitedStream<S> {
     stream: S,
     peer: SocketAddr,
     left: usize,
-    /// The next bytes are the answer to STARTTLS. What follows it in clear would count as said inside TLS
-    /// (<https://nostarttls.secvuln.info>).
-    starttls: Option<StarttlsAnswer>,
+    /// On a connection that begins TLS by STARTTLS, until it begins.
+    clear: Option<ClearDialogue>,
     /// Nothing is read or written any more: the SMTP client would wait for the answer to its QUIT.
     is_broken: bool,
 }
@@ -213,8 +250,8 @@ impl<S> LimitedStream<S> {
     fn check(&mut self, new: &[u8]) -> io::Result<()> {
         let left = self.left.checked_sub(new.len()).ok_or_else(|| io::Error::other("the server sent too much"))?;
         self.left = left;
-        if self.starttls.as_mut().is_some_and(|answer| answer.goes_on_after_end(new)) {
-            return Err(io::Error::other("the server sent text after its answer to STARTTLS"));
+        if self.clear.as_mut().is_some_and(|dialogue| dialogue.goes_on_after_end(new)) {
+            return Err(io::Error::other("the server sent text before TLS that answers nothing"));
         }
         Ok(())
     }
@@ -244,8 +281,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for LimitedStream<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.check_whole()?;
-        self.starttls = bytes.starts_with(b"STARTTLS").then(StarttlsAnswer::default);
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
+        let sent = bytes.get(..written).unwrap_or_default();
+        self.clear = self.clear.and_then(|dialogue| dialogue.after_sending(sent));
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -266,7 +305,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::alerts::channel::NewChannel;
+    use crate::alerts::channel::{Destination, NewChannel};
     use crate::alerts::message::MessageKind;
 
     const LIMIT: Duration = Duration::from_secs(30);
@@ -314,19 +353,19 @@ mod tests {
         (port, lines)
     }
 
-    fn mail(port: u16, more: &str) -> (MailDestination, Destination, ChannelSecrets) {
+    fn mail(port: u16, more: &str) -> (MailDestination, ChannelSecrets) {
         let json = format!(
             r#"{{"name": "a", "kind": "smtp", "server": "127.0.0.1", "port": {port}, "from": "pp@example.org",
                 "to": ["ann@example.org", "bob@example.org"]{more}}}"#
         );
         let (channel, secrets) = serde_json::from_str::<NewChannel>(&json).unwrap().checked().unwrap();
         let Destination::Smtp(mail) = channel.destination.clone() else { panic!("{channel:?}") };
-        (mail, channel.destination, secrets)
+        (mail, secrets)
     }
 
     async fn sent(port: u16, more: &str, limit: Duration) -> Result<(), DeliveryFault> {
-        let (mail, destination, secrets) = mail(port, more);
-        send(&mail, &destination, &secrets, &message(), limit).await
+        let (mail, secrets) = mail(port, more);
+        send(&mail, &secrets, &message(), limit).await
     }
 
     const PLAIN: &str = r#", "security": "none""#;
@@ -374,9 +413,15 @@ mod tests {
                 ("EHLO", "250-mail\r\n250 STARTTLS\r\n"),
                 ("STARTTLS", "220-go\r\n220 on\r\n250-mail\r\n250 AUTH PLAIN\r\n"),
             ]),
+            // The answers to what is sent later, before it is sent.
+            server(&[
+                ("CONNECT", "220 mail\r\n"),
+                ("EHLO", "250-mail\r\n250 STARTTLS\r\n220 go\r\n250 AUTH PLAIN\r\n235 ok\r\n250 ok\r\n"),
+            ]),
+            server(&[("CONNECT", "220 mail\r\n250-mail\r\n250 STARTTLS\r\n220 go\r\n")]),
         ] {
             let fault = sent(port, LOGIN, LIMIT).await.unwrap_err().to_string();
-            assert!(fault.contains("after its answer to STARTTLS"), "{fault}");
+            assert!(fault.contains("before TLS that answers nothing"), "{fault}");
             assert!(!lines.iter().any(|line| line.contains("AUTH")));
         }
     }
@@ -395,7 +440,8 @@ mod tests {
             (&["220 -go\r\n", "220 on\r\n"], false),
         ] {
             let (client, mut peer) = tokio::io::duplex(1024);
-            let mut client = limited(client, SocketAddr::from(([127, 0, 0, 1], 25)));
+            let peer_address = SocketAddr::from(([127, 0, 0, 1], 25));
+            let mut client = limited(client, peer_address, Some(ClearDialogue { due: 0, ..ClearDialogue::BEGIN }));
             client.write_all(b"STARTTLS\r\n").await.unwrap();
             let mut is_read = Ok(0);
             for piece in pieces {
@@ -420,10 +466,13 @@ mod tests {
             ("QUIT", "221 bye\r\n"),
         ]);
         let fault = sent(port, PLAIN, LIMIT).await.unwrap_err();
-        assert!(matches!(&fault, DeliveryFault::MailRefused(text) if text.contains("no such user")), "{fault}");
+        assert!(
+            matches!(&fault, DeliveryFault::MailRefused(text) if text == "the server answered 550 (it refuses the mail, its sender or a recipient)"),
+            "{fault}"
+        );
         let (port, _lines) = server(&[("CONNECT", "421 busy\r\n"), ("QUIT", "221 bye\r\n")]);
         let fault = sent(port, PLAIN, LIMIT).await.unwrap_err();
-        assert!(matches!(&fault, DeliveryFault::Mail(text) if text.contains("busy")), "{fault}");
+        assert!(matches!(&fault, DeliveryFault::Mail(text) if text.contains("421")), "{fault}");
         // A line without an end.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -59,11 +59,9 @@ pub(super) async fn deliver(
 ) -> Result<(), DeliveryFault> {
     let destination = &stored.channel.destination;
     match destination {
-        Destination::Webhook { .. } => web::post_webhook(destination, secrets, message, limits.web).await,
-        Destination::Ntfy { server, topic } => {
-            web::publish_ntfy((server, topic), destination, secrets, message, limits.web).await
-        }
-        Destination::Smtp(mail) => Box::pin(mail::send(mail, destination, secrets, message, limits.mail)).await,
+        Destination::Webhook { .. } => web::post_webhook(secrets, message, limits.web).await,
+        Destination::Ntfy { server, topic } => web::publish_ntfy((server, topic), secrets, message, limits.web).await,
+        Destination::Smtp(mail) => Box::pin(mail::send(mail, secrets, message, limits.mail)).await,
         Destination::Command { .. } if !sealer.permits(stored) => Err(DeliveryFault::Unconfirmed),
         Destination::Command { program, args } => command::run(program, args, message, limits.command).await,
     }

@@ -56,7 +56,7 @@ impl ProbeCarrier for HttpCarrier {
 
 /// Requests the page. Follows no redirect, and reads nothing after the header of the answer.
 async fn request_page(client: &WebClient) -> Result<StatusCode, HttpFault> {
-    let status = client.send(WebRequest::default(), 0).await?.status;
+    let status = client.send(WebRequest::default()).await?.status;
     if status.is_server_error() { Err(HttpFault::Server(status)) } else { Ok(status) }
 }
 

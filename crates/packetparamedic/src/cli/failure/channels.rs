@@ -14,12 +14,12 @@ pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
         ChannelError::Name(_) => "choose such a name, such as phone",
         ChannelError::Url => "use a URL such as https://hooks.example.org/KEY",
         ChannelError::NoUrl => "name the file of the URL: url_file = \"FILE\"",
-        ChannelError::OtherServer { .. } => "name the server of the URL, or leave it out",
+        ChannelError::OtherServer => "name the server of the URL, or leave it out",
         ChannelError::ForeignSecret { .. } => "remove that secret",
-        ChannelError::NtfyServer(_) => "use the URL of the server alone, as in --server https://ntfy.example.org",
+        ChannelError::NtfyServer => "use the URL of the server alone, as in --server https://ntfy.example.org",
         ChannelError::Topic(_) => "choose such a topic, long enough not to be guessed",
         ChannelError::Token => "pass a file that has only the token, in one line",
-        ChannelError::MailServer(_) => "name the host with --server, and its port with --port",
+        ChannelError::MailServer => "name the host with --server, and its port with --port",
         ChannelError::MailLogin | ChannelError::HalfMailLogin => {
             "pass --user NAME and --password-file FILE, which has only the password, in one line"
         }

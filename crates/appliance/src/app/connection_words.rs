@@ -1,0 +1,76 @@
+//! The words for a connection that failed, without text that the other end chose, such as the names in its certificate. Pure.
+
+use std::error::Error;
+use std::io;
+
+use tokio_rustls::rustls::{self, CertificateError};
+
+/// The words for an error, from the first cause in its chain that has some; `None` if none has.
+pub(super) fn connection_words(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+            return Some(tls_words(tls).to_owned());
+        }
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io_words(io));
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The words for an error of a socket, or of TLS inside of one.
+pub(super) fn io_words(error: &io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(tls) => tls_words(tls).to_owned(),
+        None => error.to_string(),
+    }
+}
+
+fn tls_words(error: &rustls::Error) -> &'static str {
+    match error {
+        rustls::Error::InvalidCertificate(fault) => match fault {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired",
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "its certificate is not valid yet, or the clock of this device is wrong"
+            }
+            CertificateError::UnknownIssuer => "this device does not trust the issuer of its certificate",
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "its certificate is not valid for this name"
+            }
+            CertificateError::Revoked => "its certificate is revoked",
+            _ => "its certificate is not valid",
+        },
+        rustls::Error::AlertReceived(_) => "it refuses TLS as this device offers it",
+        rustls::Error::PeerIncompatible(_) => "it offers no TLS that this device uses",
+        rustls::Error::InvalidMessage(_) => "it does not speak TLS at this port",
+        _ => "TLS failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_rustls::rustls::pki_types::ServerName;
+
+    use super::*;
+
+    #[test]
+    fn no_text_of_a_certificate_is_repeated() {
+        let certificate = |fault| io::Error::new(io::ErrorKind::InvalidData, rustls::Error::InvalidCertificate(fault));
+        let named = CertificateError::NotValidForNameContext {
+            expected: ServerName::try_from("a.example").unwrap(),
+            presented: vec!["DnsName(\"geheim.example\")".to_owned()],
+        };
+        for (error, words) in [
+            (certificate(named), "its certificate is not valid for this name"),
+            (certificate(CertificateError::UnknownIssuer), "this device does not trust the issuer of its certificate"),
+            (io::Error::from(io::ErrorKind::ConnectionRefused), "connection refused"),
+            (io::Error::other("own words"), "own words"),
+        ] {
+            assert_eq!(io_words(&error), words);
+            assert_eq!(connection_words(&error).as_deref(), Some(words));
+        }
+        assert_eq!(connection_words(&std::fmt::Error), None);
+    }
+}
