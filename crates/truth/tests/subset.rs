@@ -133,7 +133,12 @@ fn a_rate_that_changes_in_mid_download_is_reported_and_the_upload_is_not_spoilt(
     let down = "{ rate_mbit = 5.0, queue_ms = 60.0, delay_ms = 10.0 }";
     let line = changing("{ rate_mbit = 20.0, queue_ms = 60.0, delay_ms = 10.0 }", down);
     judge_on("a rate that changes", &line, &["-t", "5", "--idle", "1"], |finished| {
-        eprintln!("{:#?}", finished.run.document);
+        let result = &finished.run.document;
+        let thirds = result.download.as_ref().unwrap().thirds_bps.unwrap();
+        assert!(thirds.first > 2 * thirds.last, "{thirds:?}");
+        let warning = result.warnings.iter().find(|warning| warning.code == "not_steady").unwrap();
+        assert!(warning.text.contains("the download was not steady"), "{warning:?}");
+        assert!(result.warnings.iter().all(|warning| warning.code != "path_changed"), "{result:#?}");
     });
 }
 
@@ -141,6 +146,13 @@ fn a_rate_that_changes_in_mid_download_is_reported_and_the_upload_is_not_spoilt(
 fn a_route_that_changes_in_mid_download_is_no_clock_jump() {
     let longer = "{ rate_mbit = 20.0, queue_ms = 60.0, delay_ms = 50.0 }";
     judge_on("a route that changes", &changing(longer, longer), &["-t", "5", "--idle", "1"], |finished| {
-        eprintln!("{:#?}", finished.run.document);
+        let result = &finished.run.document;
+        let warning = result.warnings.iter().find(|warning| warning.code == "path_changed");
+        let warning = warning.unwrap_or_else(|| panic!("{result:#?}"));
+        assert!(warning.text.starts_with("in the download phase the way to the reflector became "), "{warning:?}");
+        assert!(warning.text.contains("longer"), "{warning:?}");
+        assert!(result.clocks.unwrap().jump.is_none(), "{result:#?}");
+        assert!(result.bufferbloat.is_empty(), "the longer way is no queue of the load: {result:#?}");
+        assert!(result.validity.as_ref().is_some_and(|validity| !validity.reasons.is_empty()), "{result:#?}");
     });
 }

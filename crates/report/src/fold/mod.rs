@@ -453,7 +453,7 @@ impl ResultBuilder {
                 measured.rate_share = probe_share(result, phase.load, probes.packet_bits, schedule.interval);
             }
             result.latency.set(phase.load, measured);
-            windows.push(PhaseWindow { load: phase.load, from, until });
+            windows.push(PhaseWindow { load: phase.load, begun, from, until });
         }
         if transport == ProbeTransport::Tcp {
             warnings::udp_blocked(result, self.datagrams);

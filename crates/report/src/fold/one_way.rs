@@ -17,6 +17,8 @@ use crate::stats::{self, ClockFit, DelaySpread, OneWayDelay, PathChange, QueueEs
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PhaseWindow {
     pub(super) load: Load,
+    /// The begin of the phase, start-up included.
+    pub(super) begun: Duration,
     pub(super) from: Duration,
     pub(super) until: Duration,
 }
@@ -82,7 +84,8 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
         offset_uncertainty_us: offset_uncertainty_us.round() as u64,
         jump: seen,
     });
-    let known = KnownClocks { fit, until: moved_at, changed_path: changed_path(&fit, &phases, moved_at) };
+    let known =
+        KnownClocks { fit, until: moved_at, changed_path: changed_path(&fit, windows, moved_at, delays_within) };
     if let Some(changed) = &known.changed_path {
         result.warnings.push(Warning::new("path_changed", described_change(changed)));
     }
@@ -113,9 +116,15 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
 }
 
 /// The first change of the path, up to the time `until` at which the clocks moved. A phase that loads both directions does
-/// not show it.
-fn changed_path(fit: &ClockFit, phases: &[(PhaseWindow, Vec<OneWayDelay>)], until: Duration) -> Option<ChangedPath> {
-    let of = |(window, delays): &(PhaseWindow, Vec<OneWayDelay>)| {
+/// not show it. A start-up that lasted until the change is part of the phase here.
+fn changed_path(
+    fit: &ClockFit,
+    windows: &[PhaseWindow],
+    until: Duration,
+    delays_within: impl Fn(Duration, Duration) -> Vec<OneWayDelay>,
+) -> Option<ChangedPath> {
+    let of = |window: &PhaseWindow| {
+        let delays = delays_within(window.begun, window.until);
         let unloaded: &[Direction] = match window.load {
             Load::Idle => &Direction::BOTH,
             Load::Download => &[Direction::Upload],
@@ -123,11 +132,11 @@ fn changed_path(fit: &ClockFit, phases: &[(PhaseWindow, Vec<OneWayDelay>)], unti
             Load::Bidir | Load::Unknown => &[],
         };
         let mut changes =
-            unloaded.iter().filter_map(|direction| Some((*direction, fit.path_change(delays, *direction)?)));
+            unloaded.iter().filter_map(|direction| Some((*direction, fit.path_change(&delays, *direction)?)));
         let (direction, change) = changes.next().filter(|_| window.until <= until)?;
         Some(ChangedPath { load: window.load, direction, change })
     };
-    phases.iter().find_map(of)
+    windows.iter().find_map(of)
 }
 
 /// Sets `own_wait` of each phase: how long its probes waited in this host. Returns these values.
@@ -252,8 +261,9 @@ mod tests {
             within: Box::new(within),
             skipped_within: Box::new(|_, _| vec![]),
         };
-        let window = |load, from, until| PhaseWindow {
+        let window = |load, from: u64, until| PhaseWindow {
             load,
+            begun: Duration::from_secs(from.saturating_sub(1)),
             from: Duration::from_secs(from),
             until: Duration::from_secs(until),
         };
