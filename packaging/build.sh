@@ -60,7 +60,8 @@ compile() {
     install -D -t "$(built "$arch" dynamic)" "$results/reflector" "$results/packetparamedic"
     [ "$arch" = arm64 ] || install -D -t "$work/programs" "$results/manuals"
     echo "compiling for $arch, static"
-    env "${settings[@]}" "RUSTC_WORKSPACE_WRAPPER=$PWD/packaging/rustc-static" "${build[@]}"
+    # By its name alone: the hash of each crate has the path of the wrapper in it.
+    env "${settings[@]}" PATH="$PWD/packaging:$PATH" RUSTC_WORKSPACE_WRAPPER=rustc-static "${build[@]}"
     install -D -t "$(built "$arch" static)" "$results/reflector" "$results/packetparamedic"
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lab::{Appliance, Host, Reflector, Running, TwoHosts, event};
 use paramedic_link::test_spec::Load;
-use paramedic_report::document::{Event, ResultDocument, ValidityVerdict};
+use paramedic_report::document::{Event, LimitCause, ResultDocument, ValidityVerdict};
 use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -152,5 +152,36 @@ fn other_programs_that_use_the_processor_are_not_the_limit_of_a_test_that_reache
         assert!(receiver.host_busy > Some(0.9) && receiver.run_queue_wait.is_some(), "{receiver:#?}");
         assert!(result.latency.of(Load::Download).is_some(), "{result:#?}");
         assert!(!warns(&result, "appliance_cpu") && !warns(&result, "reflector_cpu"), "{nice}: {result:#?}");
+    }
+}
+
+#[test]
+fn a_process_that_is_suspended_in_a_phase_is_noticed_and_leaves_the_next_phase_as_it_is() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    for host in [&hosts.near, &hosts.far] {
+        host.shape("20mbit", "50ms");
+    }
+    let (mut reflector, appliance) = two_ends(&hosts);
+    for of_reflector in [false, true] {
+        let running = appliance.start(&["speed-test", "--json-stream", "-t", "6", "--idle", "0.5"]);
+        let is_after_start_up = |line: &str| matches!(event(line), Event::Interval(reading) if reading.at_ms >= 2_000);
+        while !is_after_start_up(&running.line(PATIENCE).unwrap()) {}
+        let signal = |reflector: &mut Reflector, signal| match of_reflector {
+            true => reflector.process().signal(signal),
+            false => running.signal(signal),
+        };
+        signal(&mut reflector, Signal::STOP);
+        std::thread::sleep(Duration::from_secs(2));
+        signal(&mut reflector, Signal::CONT);
+        let (code, result) = ended(running);
+        assert_eq!(code, 0, "{result:#?}");
+        // A stop that ends the start-up is left out of the numbers.
+        let download = result.download.as_ref().unwrap();
+        let is_as_set = (15_000_000..20_500_000).contains(&download.goodput_bps);
+        assert!(is_as_set || warns(&result, "not_steady"), "{of_reflector}: {result:#?}");
+        assert!(result.clocks.is_some_and(|clocks| clocks.jump.is_none()), "{result:#?}");
+        assert!(!warns(&result, "path_changed"), "{result:#?}");
+        let upload = result.upload.as_ref().unwrap().limited_by.as_ref().unwrap();
+        assert_eq!(upload.cause, LimitCause::Network, "{upload:#?}");
     }
 }
