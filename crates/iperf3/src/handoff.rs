@@ -642,9 +642,10 @@ mod tests {
                 Ok(count) => written += count as u64,
                 Err(error) => {
                     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    let progress = sys::send_progress(socket).unwrap();
                     let (acked, _) = socket::counts(socket).unwrap();
-                    // Otherwise bytes are still under way.
-                    if acked >= sys::send_progress(socket).unwrap().sent {
+                    // Otherwise bytes are still under way, or all have left since.
+                    if progress.unsent > 0 && acked >= progress.sent {
                         return written;
                     }
                     std::thread::yield_now();

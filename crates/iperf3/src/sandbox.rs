@@ -105,6 +105,15 @@ fn rules() -> Vec<Rule> {
     rules.push(always(libc::SYS_connect, SyscallAction::Refuse(libc::EACCES)));
     rules.push(always(libc::SYS_ioctl, SyscallAction::Refuse(libc::ENOTTY)));
     rules.push(always(libc::SYS_kill, SyscallAction::Refuse(libc::EPERM)));
+    // Would pass descriptors on, so that a connection lives on after its last count.
+    rules.push(always(libc::SYS_sendmsg, SyscallAction::Refuse(libc::EPERM)));
+    // Would let a close wait, also that of the reflector's own copy.
+    rules.push(Rule {
+        call: libc::SYS_setsockopt,
+        arguments: LINGER,
+        then: SyscallAction::Refuse(libc::EPERM),
+        otherwise: None,
+    });
     // For the listener, which is not an IPv6 socket.
     rules.push(Rule {
         call: libc::SYS_setsockopt,
@@ -171,6 +180,8 @@ const OPEN_CALLS: [(c_long, [&[Argument]; 2]); 2] = [
 const OPEN_CALLS: [(c_long, [&[Argument]; 2]); 1] =
     [(libc::SYS_openat, [&[truncates(2, libc::O_RDONLY)], &[truncates(2, libc::O_ACCMODE)]])];
 
+const LINGER: &[Argument] = &[low(1, libc::SOL_SOCKET as u32), low(2, libc::SO_LINGER as u32)];
+
 const V6_ONLY: &[Argument] = &[low(1, libc::IPPROTO_IPV6 as u32), low(2, libc::IPV6_V6ONLY as u32)];
 
 const ASKING_ITS_LIMITS: &[Argument] =
@@ -191,7 +202,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_recvfrom,
     libc::SYS_sendto,
     libc::SYS_recvmsg,
-    libc::SYS_sendmsg,
     libc::SYS_readv,
     libc::SYS_writev,
     libc::SYS_pread64,
@@ -345,6 +355,25 @@ mod tests {
         output.read_to_string(&mut printed).unwrap();
         child.wait().unwrap();
         assert_eq!(printed, libc::EACCES.to_string(), "the call got the supervisor's answer");
+    }
+
+    #[test]
+    fn a_confined_child_passes_no_descriptor_on_and_lets_no_close_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let option = |name| format!("syscall({}, 99, {}, {name}, $a, 8)", libc::SYS_setsockopt, libc::SOL_SOCKET);
+        let refused = [format!("syscall({}, 99, $a, 0)", libc::SYS_sendmsg), option(libc::SO_LINGER)];
+        for (call, answer) in
+            refused.iter().map(|call| (call, libc::EPERM)).chain([(&option(libc::SO_KEEPALIVE), libc::EBADF)])
+        {
+            let script = format!("$a = pack('ii', 1, 20); {call}; print($! + 0);");
+            let free = perl(&script, folder.path()).output().unwrap().stdout;
+            assert_eq!(
+                String::from_utf8(free).unwrap(),
+                libc::EBADF.to_string(),
+                "{call}: there is no such descriptor"
+            );
+            assert_eq!(confined(&script, folder.path()), answer.to_string(), "{call}");
+        }
     }
 
     #[test]

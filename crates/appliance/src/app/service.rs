@@ -320,7 +320,7 @@ impl Service {
         self.state.monitors.has_outage()
     }
 
-    /// Changes with the state of each monitor, and with each outage.
+    /// A counter that changes when the state of a monitor changes, and when an outage begins or ends.
     pub(super) fn monitor_changes(&self) -> watch::Receiver<u64> {
         self.state.monitors.changes()
     }

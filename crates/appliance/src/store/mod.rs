@@ -85,6 +85,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Write permission of the group and of other users.
 const OTHERS_WRITE: u32 = 0o022;
+/// As many links in a row the kernel follows (path_resolution(7)).
+const MOST_LINKS: usize = 40;
 
 /// The tables of a SQLite file.
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -146,7 +148,12 @@ impl ApplianceStore {
         let path = path.to_owned();
         // A user who can write a folder can replace the file or the link to it there, or add a log to the file that SQLite
         // reads as its newest pages.
-        check_unwritten_by_others(folder_of(&path))?;
+        let mut link = path.clone();
+        for _ in 0..MOST_LINKS {
+            check_unwritten_by_others(folder_of(&link))?;
+            let Ok(next) = std::fs::read_link(&link) else { break };
+            link = folder_of(&link).join(next);
+        }
         let target = std::fs::canonicalize(&path);
         let target = target.map_err(|source| StorageError::Folder { path: path.clone(), source })?;
         check_unwritten_by_others(folder_of(&target))?;
@@ -348,6 +355,16 @@ mod tests {
                 opened.close().await;
             }
         }
+        // A link to a link in a folder that others can write.
+        let between = tempfile::tempdir().unwrap();
+        fs::set_permissions(between.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        std::os::unix::fs::symlink(other.path().join(FILE), between.path().join(FILE)).unwrap();
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(between.path().join(FILE), &link).unwrap();
+        let refused = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err().to_string();
+        assert!(refused.contains("another user"), "{refused}");
+        fs::set_permissions(between.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        ApplianceStore::open_for_reading(folder.path()).await.unwrap().close().await;
         fs::remove_file(other.path().join(FILE)).unwrap();
         let absent = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
         assert!(absent.is_absent(), "{absent:?}");

@@ -108,11 +108,10 @@ pub(super) struct MailArgs {
     /// The host of the submission server
     #[arg(long, value_name = "HOST")]
     server: String,
-    /// Its port [default: 587 with starttls, 465 with tls, 25 with none]
+    /// The port of the submission server [default: 587 with starttls, 465 with tls, 25 with none]
     #[arg(long)]
     port: Option<u16>,
-    /// How the connection is protected: STARTTLS, which the server must offer; TLS from the first byte; or not at all,
-    /// without a password
+    /// Encryption: starttls (the server must offer it), tls (from the first byte), or none (no password is allowed then)
     #[arg(long, value_name = "starttls|tls|none", value_parser = security, default_value = "starttls")]
     security: MailSecurity,
     /// The user

@@ -109,7 +109,7 @@ pub(super) struct OutagesArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Print all outages of a time, oldest first: JSON objects, one a line, or a table
+    /// Print all outages of a period, oldest first, as JSON objects (one per line) or as a table
     #[arg(long, value_enum, conflicts_with_all = ["json", "limit"])]
     format: Option<TableKind>,
     /// Outages that began since TIME: 7d, 2026-01-31, "2026-01-31 12:00"

@@ -32,9 +32,9 @@ pub(super) enum Command {
         /// The new name
         name: String,
     },
-    /// Take over the identity and the pairings of an older store of this machine, if this device is not paired yet
+    /// Import the identity and the pairings from another state folder of this machine, if this device is not paired yet
     Import {
-        /// The state folder of the older store
+        /// The state folder to import from
         #[arg(long, value_name = "FOLDER")]
         from: PathBuf,
     },

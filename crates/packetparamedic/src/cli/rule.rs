@@ -39,12 +39,12 @@ enum Command {
         /// Its name
         name: String,
     },
-    /// Let a rule judge again
+    /// Enable a rule again
     Enable {
         /// Its name
         name: String,
     },
-    /// Keep a rule from judging, and close its alerts
+    /// Disable a rule, and close its alerts
     Disable {
         /// Its name
         name: String,

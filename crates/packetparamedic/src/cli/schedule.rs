@@ -34,9 +34,9 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the schedules: next run, last run, data (the default)
+    /// List the schedules: next run, last run, data volume (the default)
     List,
-    /// Add a schedule: prints the data that it will use, and asks for confirmation
+    /// Add a schedule; prints the data volume of its tests, and asks for confirmation
     Add(Box<AddArgs>),
     /// Remove a schedule; its results stay saved
     Remove {

@@ -53,8 +53,8 @@ pub(super) enum RequestSource {
 }
 
 impl RequestSource {
-    /// Whether the request did not come through a TCP listener. Only then it may change what this host runs, or by which key
-    /// this device acts.
+    /// Whether the request did not come through a TCP listener. Only then it may change what this host runs, or bring a key
+    /// for this device.
     pub(super) fn is_on_this_host(self) -> bool {
         matches!(self, Self::User { .. })
     }

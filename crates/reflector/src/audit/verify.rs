@@ -131,11 +131,13 @@ impl Survey {
     }
 }
 
-/// Reads the files of the chain from its start to the last valid line.
+/// Reads the chain up to its last valid line. [`Extent::Whole`] reads every file; [`Extent::End`] begins with the file that
+/// has the acknowledged head.
 ///
 /// # Errors
 ///
-/// The first flaw before the acknowledged head, or a tail after the head that is longer than a crash can leave.
+/// Returns the first invalid line up to the acknowledged head. Also fails if more data follows the head than a crash can
+/// leave.
 pub(super) fn survey(
     folder: &Path,
     chain: Chain,

@@ -24,7 +24,7 @@ const MOST_OPEN: usize = 8;
 const MOST_MEMORY: u64 = 4 << 20;
 /// The largest share of a core that the flood may take, beyond what a test takes by itself.
 const MOST_CPU: f64 = 0.05;
-/// The longest wait for metrics after the flood.
+/// After the flood, the metrics must be served again within this time.
 const SERVES_AGAIN: Duration = Duration::from_secs(6);
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {

@@ -188,7 +188,7 @@ impl MonitorBoard {
         self.live().outages.open().is_some()
     }
 
-    /// Changes with the state of each monitor, and with each outage.
+    /// A counter that changes when the state of a monitor changes, and when an outage begins or ends.
     pub(in crate::app) fn changes(&self) -> watch::Receiver<u64> {
         self.state.shared.changes.subscribe()
     }

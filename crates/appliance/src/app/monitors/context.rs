@@ -26,25 +26,25 @@ const MOST_PENDING_MINUTES: usize = 24 * 60;
 /// The maximum number of outages that wait for a clock or a disk.
 const MOST_PENDING_OUTAGES: usize = 1000;
 
-/// What a monitor does.
+/// The name of a monitor, and its condition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MonitorState {
-    /// Its name.
+    /// The name of the monitor.
     pub monitor: String,
-    /// What it does.
+    /// The activity, since when, and the reason of a pause.
     #[serde(flatten)]
     pub condition: MonitorCondition,
 }
 
-/// What a monitor does.
+/// The activity of a monitor, since when, and the reason of a pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MonitorCondition {
-    /// What it does.
+    /// What the monitor does.
     pub activity: MonitorActivity,
-    /// Why it is paused.
+    /// Why the monitor is paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<PauseReason>,
-    /// Since when.
+    /// When this activity began.
     pub since: Timestamp,
 }
 

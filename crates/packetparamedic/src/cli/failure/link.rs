@@ -19,7 +19,7 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
     let cannot_open = || format!("cannot open a link with {target}");
     let lost = || format!("lost the connection to the reflector at {target}");
     let not_served = || format!("the reflector at {target} did not serve the test");
-    let see_log = "run `reflector status` on its host, and see its log";
+    let see_log = "run `reflector status` on the reflector's host, and read the reflector's log";
     let same_version = "update both programs to the same version";
     match cause {
         E::Unreachable(error) => {
@@ -78,7 +78,7 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
             "silent",
             lost(),
             &format_args!("it sent no answer within {} s", time.as_secs()),
-            "try again; run `reflector status` on its host, and see its log",
+            "try again; run `reflector status` on the reflector's host, and read the reflector's log",
         ),
         E::QueueStalled(time) => new(
             Busy,
@@ -96,12 +96,16 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
         ),
         E::Lost(LinkError::Io(error)) => new(Failed, "reflector_gone", lost(), &plain(error), see_log),
         E::Lost(error) => new(Failed, "reflector_gone", lost(), error, see_log),
-        E::EndOfStream => new(Failed, "reflector_gone", lost(), &"it closed the link", see_log),
+        E::EndOfStream => new(Failed, "reflector_gone", lost(), &"the reflector closed the link", see_log),
         E::Closed { reason, detail } => {
             let (code, exit, try_) = match reason {
                 CloseReason::Version => ("version", Failed, "update both programs to the same version"),
-                CloseReason::PeerRemoved => ("not_paired", Denied, "pair again: run `reflector pair` there"),
-                CloseReason::Shutdown => ("draining", Busy, "try again after its restart"),
+                CloseReason::PeerRemoved => (
+                    "not_paired",
+                    Denied,
+                    "pair again: run `reflector pair` on its host, then `packetparamedic pair-reflector` here",
+                ),
+                CloseReason::Shutdown => ("draining", Busy, "run the test again when the reflector has started again"),
                 CloseReason::Protocol | CloseReason::Unknown => ("protocol", Failed, same_version),
             };
             new(exit, code, format!("the reflector at {target} closed the link"), detail, try_)
@@ -112,8 +116,12 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
                 EndReason::BytesPerDay => {
                     ("bytes_per_day", Busy, "try again tomorrow, or raise max_bytes_per_day on the reflector")
                 }
-                EndReason::PeerRemoved => ("not_paired", Denied, "pair again: run `reflector pair` there"),
-                EndReason::Shutdown => ("draining", Busy, "try again after its restart"),
+                EndReason::PeerRemoved => (
+                    "not_paired",
+                    Denied,
+                    "pair again: run `reflector pair` on its host, then `packetparamedic pair-reflector` here",
+                ),
+                EndReason::Shutdown => ("draining", Busy, "run the test again when the reflector has started again"),
                 EndReason::Finished
                 | EndReason::Deadline
                 | EndReason::Silence
@@ -188,7 +196,7 @@ fn denied(target: &HostPort, denial: &Denial) -> CommandFailure {
             ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range on the reflector")
         }
         DenialReason::TooManyMonitors => ("too_many_monitors", "raise max_monitors there"),
-        DenialReason::Draining => ("draining", "try again after its restart"),
+        DenialReason::Draining => ("draining", "run the test again when the reflector has started again"),
         DenialReason::Faulted => ("reflector_faulted", "run `reflector status` on its host"),
         DenialReason::Unknown => ("denied", "the reflector is newer than this program; update it"),
     };

@@ -57,7 +57,7 @@ impl From<&StorageError> for CommandFailure {
                 match place {
                     StorePlace::File(_) => format!("use the packetparamedic that wrote {place}"),
                     StorePlace::Server(_) => {
-                        "use the packetparamedic that wrote it, or set `database` to one of this appliance alone"
+                        "use the packetparamedic that wrote it, or set `database` to a database that only this device uses"
                             .to_owned()
                     }
                 },
@@ -105,7 +105,7 @@ impl From<&StorageError> for CommandFailure {
                 Exit::Failed,
                 "already_running",
                 "the service cannot start",
-                "stop the other service, or set `database` to one of this appliance alone".to_owned(),
+                "stop the other service, or set `database` to a database that only this device uses".to_owned(),
             ),
             E::PasswordFile { path, .. } => fail(
                 Exit::Usage,
