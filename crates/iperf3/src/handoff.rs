@@ -3,7 +3,7 @@
 //! file starts no thread and no process.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -445,6 +445,7 @@ impl LaneHandoff {
 
     /// Records that the child of `test` was reaped.
     pub(super) fn set_exit(&self, test: usize, exit: ChildExit) {
+        self.discard_passed();
         let mut state = self.state();
         state.pid = None;
         state.has_child = false;
@@ -577,8 +578,15 @@ impl LaneHandoff {
         self.notifier.shutdown(Shutdown::Both).unwrap_or(());
     }
 
+    /// Discards what the child wrote to its listener and was not read. It may have passed a copy of a connection there, which
+    /// would send on after its last count.
+    fn discard_passed(&self) {
+        while matches!((&self.notifier).read(&mut [0; 4096]), Ok(1..)) {}
+    }
+
     /// Called when there is no child any more and none will be started: counts and gives up all connections.
     pub(super) fn close_connections(&self) {
+        self.discard_passed();
         let mut state = self.state();
         state.has_child = false;
         state.close_all(&self.control);
@@ -588,11 +596,13 @@ impl LaneHandoff {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::mem::MaybeUninit;
     use std::net::TcpListener;
+    use std::os::fd::AsFd;
     use std::process::Stdio;
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     use rustix::process::{WaitId, WaitIdOptions, waitid};
 
     use super::*;
@@ -707,6 +717,23 @@ mod tests {
                 assert!(got <= control.spent() + PROBE, "{context}, {} charged", control.spent());
             }
         }
+    }
+
+    #[test]
+    fn a_connection_that_a_child_passed_to_its_listener_is_reset_too() {
+        let (control, handoff) = metered();
+        let (of_child, appliance) = accepted(&handoff);
+        let written = fill(&of_child);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut passed = SendAncillaryBuffer::new(&mut space);
+        let copies = [of_child.as_fd()];
+        assert!(passed.push(SendAncillaryMessage::ScmRights(&copies)));
+        sendmsg(&handoff.listener, &[io::IoSlice::new(b"x")], &mut passed, SendFlags::empty()).unwrap();
+        drop(of_child);
+        handoff.set_exit(0, ChildExit::default());
+        let (got, ended) = read_all(&appliance);
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert!(got < written && got <= control.spent() + PROBE, "{got} of {written}, {} charged", control.spent());
     }
 
     #[test]
