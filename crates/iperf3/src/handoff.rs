@@ -150,8 +150,10 @@ impl LaneConnection {
         // Sent bytes are charged even if the acknowledgement is still on its way.
         self.sent = self.sent.max(progress.map_or(0, |progress| progress.sent));
         let is_reset = !is_last || progress.is_none_or(|progress| progress.unsent > 0);
-        // Set in both cases: the child may have set it so that closing waits. Fails only on an invalid socket.
-        sockopt::set_socket_linger(&socket, is_reset.then_some(Duration::ZERO)).unwrap_or(());
+        if is_reset {
+            // Fails only on an invalid socket.
+            sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).unwrap_or(());
+        }
     }
 
     /// Returns the bytes that the connection moved since the last call.

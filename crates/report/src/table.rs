@@ -25,8 +25,9 @@ pub fn text_cell(text: &str) -> String {
     }
 }
 
-/// Whether a formula can begin after this character at the start of a cell. A spreadsheet that separates elsewhere than here
-/// takes a quotation mark for the start of a quoted cell; it removes blanks, and characters that have no width.
+/// Whether a spreadsheet can read a formula after this character at the start of a cell. A spreadsheet that separates cells at
+/// another character reads a quotation mark as the start of a quoted cell. Spreadsheets remove blanks and characters without
+/// width.
 fn is_skipped(c: char) -> bool {
     let has_no_width = matches!(
         c,

@@ -174,10 +174,10 @@ fn described_change(ChangedPath { load, direction, change }: &ChangedPath) -> St
     };
     // A cast from f64 saturates.
     let by = quantity::micros(change.by_us.abs() as u64);
-    let longer = if change.by_us > 0.0 { "longer" } else { "shorter" };
+    let rose = if change.by_us > 0.0 { "rose" } else { "fell" };
     format!(
-        "in the {load} phase the way {way} became {by} {longer} and stayed so, without load by this test: the route changed, \
-         or other traffic began; from there on, how much the load delays packets is not known"
+        "in the {load} phase the delay {way} {rose} by {by} and did not return, although this test does not load that \
+         direction: the route changed, or other traffic began; from there on, how much the load delays packets is not known"
     )
 }
 
@@ -329,7 +329,7 @@ mod tests {
             assert_eq!(result.warnings.len(), 1, "{phase}: {:?}", result.warnings);
             let Warning { code, text } = &result.warnings[0];
             assert_eq!(code, "path_changed");
-            assert!(text.starts_with(&format!("in the {phase} phase the way {way} became ")), "{text}");
+            assert!(text.starts_with(&format!("in the {phase} phase the delay {way} rose by ")), "{text}");
             assert!(result.clocks.unwrap().jump.is_none(), "{phase}");
         }
     }

@@ -16,7 +16,7 @@ mod throughput;
 pub use latency::{Grade, LatencySummary, LossPeriods, RoundTrips, grade, latency, percentile, round_trips_per_minute};
 pub use mean_interval::{Confidence, LEAST_MEASURED, LEAST_STEADY};
 pub use one_way::{ClockFit, ClockJump, DelaySpread, OneWayDelay, QueueEstimate, StandingQueue, clock_fit, clock_jump};
-pub use path_change::{PathChange, path_change};
+pub use path_change::PathChange;
 pub use processor::{ProcessorLimit, processor_limit};
 pub use proportion::is_share_above;
 pub use stability::{LOOKS, Unstable, check_latency, check_rate};

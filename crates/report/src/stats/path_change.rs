@@ -14,7 +14,7 @@ const LEAST_LENGTH_US: f64 = 1_000_000.0;
 const LEAST_IN_PART: usize = 10;
 /// A phase is split into at most this many parts.
 const MOST_PARTS: usize = 200;
-/// The delays of both sides may reach into at most this share of the change.
+/// The gap between the delays of both sides is at least this share of the change.
 const SPREAD_SHARE: f64 = 0.5;
 
 /// A lasting change of the delay.
@@ -32,7 +32,7 @@ pub struct PathChange {
 /// On each side of the change the delay is level, and no median of a part on one side is near one of the other side.
 /// Before it the delay is near that of the idle phase: what stands in the way since the load began is a queue, and no
 /// change.
-pub fn path_change(delays: &[(f64, f64)]) -> Option<PathChange> {
+pub(super) fn path_change(delays: &[(f64, f64)]) -> Option<PathChange> {
     let parts = delays.chunks(LEAST_IN_PART.max(delays.len().div_ceil(MOST_PARTS)));
     let parts = parts.filter(|part| part.len() >= LEAST_IN_PART);
     let parts = parts.filter_map(|part| Some((part.first()?.0, median(part.iter().map(|(_, delay)| *delay))?)));

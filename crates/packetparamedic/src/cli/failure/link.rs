@@ -10,6 +10,11 @@ use paramedic_report::quantity;
 
 use super::{CommandFailure, ExitStatus};
 
+/// What to try if the reflector removed this device.
+const PAIR_AGAIN: &str = "pair again: run `reflector pair` on its host, then `packetparamedic pair-reflector` here";
+/// What to try if the reflector is about to end.
+const AFTER_START: &str = "run the test again when the reflector has started again";
+
 pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
     use ExitStatus::{Busy, Denied, Failed};
     use LinkFailure as E;
@@ -100,12 +105,8 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
         E::Closed { reason, detail } => {
             let (code, exit, try_) = match reason {
                 CloseReason::Version => ("version", Failed, "update both programs to the same version"),
-                CloseReason::PeerRemoved => (
-                    "not_paired",
-                    Denied,
-                    "pair again: run `reflector pair` on its host, then `packetparamedic pair-reflector` here",
-                ),
-                CloseReason::Shutdown => ("draining", Busy, "run the test again when the reflector has started again"),
+                CloseReason::PeerRemoved => ("not_paired", Denied, PAIR_AGAIN),
+                CloseReason::Shutdown => ("draining", Busy, AFTER_START),
                 CloseReason::Protocol | CloseReason::Unknown => ("protocol", Failed, same_version),
             };
             new(exit, code, format!("the reflector at {target} closed the link"), detail, try_)
@@ -116,12 +117,8 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
                 EndReason::BytesPerDay => {
                     ("bytes_per_day", Busy, "try again tomorrow, or raise max_bytes_per_day on the reflector")
                 }
-                EndReason::PeerRemoved => (
-                    "not_paired",
-                    Denied,
-                    "pair again: run `reflector pair` on its host, then `packetparamedic pair-reflector` here",
-                ),
-                EndReason::Shutdown => ("draining", Busy, "run the test again when the reflector has started again"),
+                EndReason::PeerRemoved => ("not_paired", Denied, PAIR_AGAIN),
+                EndReason::Shutdown => ("draining", Busy, AFTER_START),
                 EndReason::Finished
                 | EndReason::Deadline
                 | EndReason::Silence
@@ -196,7 +193,7 @@ fn denied(target: &HostPort, denial: &Denial) -> CommandFailure {
             ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range on the reflector")
         }
         DenialReason::TooManyMonitors => ("too_many_monitors", "raise max_monitors there"),
-        DenialReason::Draining => ("draining", "run the test again when the reflector has started again"),
+        DenialReason::Draining => ("draining", AFTER_START),
         DenialReason::Faulted => ("reflector_faulted", "run `reflector status` on its host"),
         DenialReason::Unknown => ("denied", "the reflector is newer than this program; update it"),
     };
