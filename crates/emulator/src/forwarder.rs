@@ -211,12 +211,13 @@ impl Forwarder {
                     packet
                 }
                 Fate::Delivered(departure) => {
+                    // Before the packet leaves: its receiver may ask for the record at once.
+                    record.left(&departure, now);
                     drop(state);
                     // The kernel runs the receiver's side of the network stack inside this call.
-                    let is_refused = write(self.to.as_fd(), &departure.packet).is_err();
-                    let mut state = self.direction.state();
-                    state.record.left(&departure, now);
-                    state.record.refused += u64::from(is_refused);
+                    if write(self.to.as_fd(), &departure.packet).is_err() {
+                        self.direction.state().record.refused += 1;
+                    }
                     departure.packet
                 }
             };
