@@ -16,7 +16,16 @@ pub struct Cell {
 
 /// Every cell, in order.
 pub fn all() -> anyhow::Result<Vec<Cell>> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../emulator/scenarios");
+    read_all("")
+}
+
+/// Links whose rate changes while a direction is measured. They are not part of the matrix.
+pub fn unsteady() -> anyhow::Result<Vec<Cell>> {
+    read_all("unsteady")
+}
+
+fn read_all(folder: &str) -> anyhow::Result<Vec<Cell>> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../emulator/scenarios").join(folder);
     let read = Scenario::read_all(&folder)?;
     Ok(read.into_iter().map(|(name, scenario)| Cell { name, scenario }).collect())
 }

@@ -16,7 +16,7 @@ use crate::checks::CHECKS;
 use crate::page::{self, CellRecords};
 use crate::record::{Circumstances, OurRecord, PeerRecord, Records, Run};
 use crate::run::{Bed, worst_lateness_ms};
-use crate::{coverage, cross_check, peers, random_paths};
+use crate::{coverage, cross_check, early_ends, peers, random_paths};
 
 /// How often a run is tried.
 const TRIES: usize = 3;
@@ -25,6 +25,10 @@ const TRIES: usize = 3;
 const PAGE: &str = "docs/truth/README.md";
 const RANDOM_PAGE: &str = "docs/truth/random-paths.md";
 const COVERAGE_PAGE: &str = "docs/truth/coverage.md";
+const EARLY_PAGE: &str = "docs/truth/early-ends.md";
+
+/// The arguments of a run of the matrix.
+const MATRIX_RUN: &[&str] = &["-t", "5"];
 
 /// Compares the results of our programs, iperf3, ping and irtt with what an emulated link did, and writes docs/truth.
 ///
@@ -60,6 +64,9 @@ struct Cli {
     /// Repeat two cells until N runs of each direction have a confidence interval, and count how many contain the truth
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=200))]
     coverage: Option<u64>,
+    /// Run each cell and each unsteady link N times with `--until-stable` and once in full, and count the early ends
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
+    early_ends: Option<u64>,
     /// Compare the emulator with the kernel's token bucket, and run no cell
     #[arg(long)]
     cross_check: bool,
@@ -103,6 +110,9 @@ impl Cli {
             if let Some(count) = self.coverage {
                 return measure_coverage(count, &records);
             }
+            if let Some(count) = self.early_ends {
+                return self.measure_early_ends(cells, count, &records);
+            }
             self.measure(&cells, &records)?;
         }
         write_page(cells, &records)
@@ -119,13 +129,12 @@ impl Cli {
         std::fs::write(records.folder().join(ACCURACY), &words)?;
         let began = Instant::now();
         let is_time_over = || self.minutes.is_some_and(|minutes| began.elapsed() >= Duration::from_secs(minutes * 60));
-        let is_meant = |cell: &&Cell| self.only.is_empty() || self.only.iter().any(|text| cell.name.contains(text));
-        for cell in cells.iter().filter(is_meant) {
+        for cell in cells.iter().filter(|cell| self.is_meant(cell)) {
             println!("{}: {}", cell.name, cell.scenario.title);
             for seed in 1..=self.seeds {
                 let known = records.ours(&cell.name, seed)?.filter(|record| record.circumstances.fault.is_none());
                 if (known.is_none() || self.fresh) && !is_time_over() {
-                    let record = ours(cell, seed, &accuracy);
+                    let record = ours(cell, seed, &accuracy, MATRIX_RUN);
                     println!("    seed {seed}: {}", in_short(&record, cell));
                     records.write_ours(&record)?;
                 }
@@ -140,6 +149,34 @@ impl Cli {
         }
         Ok(())
     }
+
+    fn is_meant(&self, cell: &Cell) -> bool {
+        self.only.is_empty() || self.only.iter().any(|text| cell.name.contains(text))
+    }
+
+    /// Runs every cell and every unsteady link `count` times with `--until-stable` and once in full, and writes their page.
+    fn measure_early_ends(&self, steady: Vec<Cell>, count: u64, records: &Records) -> anyhow::Result<()> {
+        let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
+        let [full, early] =
+            ["full", "until-stable"].map(|name| Records::new(records.folder().join("early-ends").join(name)));
+        let mut done = [Vec::new(), Vec::new()];
+        for (at, cells) in [steady, cells::unsteady()?].into_iter().enumerate() {
+            for mut cell in cells.into_iter().filter(|cell| self.is_meant(cell)) {
+                cell.scenario.udp_mbit = None;
+                let full = known_or_measured(&cell, 1, &full, &accuracy, &[])?;
+                let mut runs = Vec::new();
+                for seed in 1..=count {
+                    let record = known_or_measured(&cell, seed, &early, &accuracy, &["--until-stable"])?;
+                    println!("{}, seed {seed}: {}", cell.name, early_ends::in_short(&record));
+                    runs.push(record);
+                }
+                done[at].push(early_ends::CellRuns { cell, full, early: runs });
+                std::fs::write(EARLY_PAGE, early_ends::page(&done[0], &done[1], &in_words(&accuracy)))?;
+            }
+        }
+        println!("written: {EARLY_PAGE}");
+        Ok(())
+    }
 }
 
 /// Measures on random paths until `count` of them are counted, at most twice as many, and writes their page.
@@ -151,7 +188,7 @@ fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
             break;
         }
         let cell = random_paths::random_path(seed);
-        let record = known_or_measured(&cell, seed, records, &accuracy)?;
+        let record = known_or_measured(&cell, seed, records, &accuracy, MATRIX_RUN)?;
         let readings = random_paths::readings(&record, &cell);
         counted += u64::from(!readings.is_empty());
         let words =
@@ -180,7 +217,7 @@ fn measure_coverage(count: u64, records: &Records) -> anyhow::Result<()> {
             if coverage::least_counted(&runs) >= count {
                 break;
             }
-            let record = known_or_measured(&cell, seed, &records, &accuracy)?;
+            let record = known_or_measured(&cell, seed, &records, &accuracy, MATRIX_RUN)?;
             println!("{name}, seed {seed}: {}", record.circumstances.fault.as_deref().unwrap_or("measured"));
             runs.push(record);
         }
@@ -191,12 +228,18 @@ fn measure_coverage(count: u64, records: &Records) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn known_or_measured(cell: &Cell, seed: u64, records: &Records, accuracy: &Accuracy) -> anyhow::Result<OurRecord> {
+fn known_or_measured(
+    cell: &Cell,
+    seed: u64,
+    records: &Records,
+    accuracy: &Accuracy,
+    args: &[&str],
+) -> anyhow::Result<OurRecord> {
     let known = records.ours(&cell.name, seed)?.filter(|record| record.circumstances.fault.is_none());
     if let Some(record) = known {
         return Ok(record);
     }
-    let record = ours(cell, seed, accuracy);
+    let record = ours(cell, seed, accuracy, args);
     records.write_ours(&record)?;
     Ok(record)
 }
@@ -287,7 +330,8 @@ struct Attempt<T> {
     worst_lateness_ms: f64,
 }
 
-fn ours(cell: &Cell, seed: u64, accuracy: &Accuracy) -> OurRecord {
+/// A run with these arguments, and one with datagrams in a cell that has a rate for them.
+fn ours(cell: &Cell, seed: u64, accuracy: &Accuracy, args: &[&str]) -> OurRecord {
     let mut circumstances = new_circumstances();
     let mut record =
         OurRecord { cell: cell.name.clone(), seed, circumstances: circumstances.clone(), tcp: None, udp: None };
@@ -295,7 +339,7 @@ fn ours(cell: &Cell, seed: u64, accuracy: &Accuracy) -> OurRecord {
     if circumstances.fault.is_none() {
         let streams = cell.scenario.streams.map(|streams| streams.to_string());
         let streams = streams.iter().flat_map(|streams| ["-P", streams.as_str()]);
-        let tcp = ["-t", "5"].into_iter().chain(streams).collect::<Vec<_>>();
+        let tcp = args.iter().copied().chain(streams).collect::<Vec<_>>();
         record.tcp = retry(&mut circumstances, || attempt(cell, seed, &tcp));
         let rate = cell.scenario.udp_mbit.map(|mbit| format!("{}k", mbit * 1000.0));
         if let Some(rate) = rate.filter(|_| record.tcp.is_some()) {

@@ -7,6 +7,7 @@ pub mod checks;
 pub mod cli;
 mod coverage;
 mod cross_check;
+mod early_ends;
 mod interval;
 mod observed;
 mod page;

@@ -106,8 +106,8 @@ more than 25 ms late, or if a packet was lost outside the link: in a device, or 
 In the tables, each row has the seed with the largest miss or error. \"Closer\" names a program whose error is smaller than \
 the median error of our seeds.
 
-Two further pages have campaigns of their own: [how often the interval of a run contains the rate of many](coverage.md), and \
-[the direction of the queue on random paths](random-paths.md).
+Further pages have campaigns of their own: [how often the interval of a run contains the rate of many](coverage.md), [the \
+direction of the queue on random paths](random-paths.md), and [early ends](early-ends.md).
 
 ";
 
