@@ -138,7 +138,7 @@ impl DataListener {
     ///
     /// A connection that `authenticator` accepts within 5 s goes to `sink`. All others are reset and counted. At most
     /// [`max_pending`] connections are pending at a time; if there are more, those that do not come from `peer` are
-    /// reset first. Cancelling the session closes the listener. The error `AddrInUse` means that another process holds
+    /// reset first. Cancelling the session closes the listener and resets what is pending, which is not counted. The error `AddrInUse` means that another process holds
     /// the port.
     pub fn open<A: Authenticator>(
         claim: SocketAddr,
@@ -259,14 +259,14 @@ struct AcceptLoop<A: Authenticator> {
 
 impl<A: Authenticator> AcceptLoop<A> {
     fn run(mut self) {
-        loop {
-            let Ok(is_readable) = self.wait() else { return };
+        while let Ok(is_readable) = self.wait() {
             self.authenticate_readable(&is_readable);
             self.refuse_overdue();
             if !self.accept() {
-                return;
+                break;
             }
         }
+        self.pending.iter().for_each(|pending| socket::reset_on_close(&pending.socket));
     }
 
     /// Waits for an event, and returns for each pending connection whether it is readable.
@@ -533,6 +533,18 @@ mod tests {
             assert_eq!(accepted.recv().unwrap().0.stream, index);
         }
         assert_eq!(listener.refused(), 11);
+    }
+
+    #[test]
+    fn a_silent_connection_is_reset_at_the_end() {
+        let (listener, accepted) = listener(FOREVER);
+        let silent = connect_from([127, 0, 0, 9], &listener);
+        let mut ours = connect(&listener);
+        ours.write_all(&preamble(1)).unwrap();
+        // Connections are accepted in order, so the silent one is pending.
+        let _stream = accepted.recv().unwrap();
+        drop(listener);
+        assert_reset(&silent);
     }
 
     #[test]
