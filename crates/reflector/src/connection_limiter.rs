@@ -125,7 +125,7 @@ pub struct ConnectionLimiter {
     /// The number of new connections from each network since `counted_since`.
     recent: BTreeMap<(IpAddr, u8), u32>,
     counted_since: Duration,
-    /// The latest time that any call was given.
+    /// The latest time that a caller passed.
     now: Duration,
 }
 
@@ -176,25 +176,16 @@ impl ConnectionLimiter {
     /// Decides on a new connection from `prefix`. `now` is monotonic, here and below.
     pub fn admit(&mut self, prefix: Prefix, now: Duration) -> Admission {
         self.pass_time(now);
-        let is_known = self.is_known(prefix);
-        let limits = match (is_known, prefix.0) {
-            (true, _) => &[KNOWN_LIMIT][..],
-            // An IPv4 address is one network, regardless of its prefix length.
-            (false, IpAddr::V4(_)) => &UNKNOWN_LIMITS[..1],
-            (false, IpAddr::V6(_)) => &UNKNOWN_LIMITS[..],
-        };
+        let (pool, limits) = self.pool_of(prefix);
         if !self.count_new(prefix, limits) {
             return Admission::Refuse(RefusalReason::TooFast);
         }
         if self.has_session_place(prefix) {
             return self.enter(prefix, Pool::Session, None);
         }
-        let pool = if is_known { Pool::Known } else { Pool::Unknown };
         let mut makes_way = None;
         for limit in limits {
-            let in_network = self.silent_longest(|place| {
-                place.pool == pool && network(place.prefix.0, limit.ipv6_bits) == network(prefix.0, limit.ipv6_bits)
-            });
+            let in_network = self.in_network(pool, prefix, limit);
             if in_network.count < limit.places {
                 continue;
             }
@@ -203,11 +194,36 @@ impl ConnectionLimiter {
             makes_way = Some(place);
             break;
         }
-        let in_all = if is_known { self.known_places } else { self.unknown_places };
-        if makes_way.is_none() && self.taken(pool) >= in_all {
+        if makes_way.is_none() && self.taken(pool) >= self.places_of(pool) {
             makes_way = self.dispensable(pool);
         }
         self.enter(prefix, pool, makes_way)
+    }
+
+    /// The slots for connections from this prefix, beside those of sessions, and its limits.
+    fn pool_of(&self, prefix: Prefix) -> (Pool, &'static [NetworkLimit]) {
+        match (self.is_known(prefix), prefix.0) {
+            (true, _) => (Pool::Known, &[KNOWN_LIMIT]),
+            // An IPv4 address is one network, regardless of its prefix length.
+            (false, IpAddr::V4(_)) => (Pool::Unknown, &UNKNOWN_LIMITS[..1]),
+            (false, IpAddr::V6(_)) => (Pool::Unknown, &UNKNOWN_LIMITS[..]),
+        }
+    }
+
+    /// How many slots there are in a pool. Those of sessions depend on the prefix.
+    fn places_of(&self, pool: Pool) -> usize {
+        match pool {
+            Pool::Unknown => self.unknown_places,
+            Pool::Known => self.known_places,
+            Pool::Session => usize::MAX,
+        }
+    }
+
+    /// The connections from the network of this prefix in a pool.
+    fn in_network(&self, pool: Pool, prefix: Prefix, limit: &NetworkLimit) -> Silence {
+        self.silent_longest(|place| {
+            place.pool == pool && network(place.prefix.0, limit.ipv6_bits) == network(prefix.0, limit.ipv6_bits)
+        })
     }
 
     fn enter(&mut self, prefix: Prefix, pool: Pool, makes_way: Option<ConnectionSlotId>) -> Admission {
@@ -220,7 +236,7 @@ impl ConnectionLimiter {
         Admission::Enter { place, makes_way }
     }
 
-    /// Whether so many connections are still being closed that the next one must wait until one of them is closed.
+    /// Whether too many connections are still being closed: the next connection must wait until one of them is closed.
     pub fn is_crowded(&self) -> bool {
         self.leaving.len() >= self.leaving_places
     }
@@ -230,14 +246,33 @@ impl ConnectionLimiter {
         *self.expected.entry(prefix).or_default() += streams;
     }
 
-    /// Records the end of a session of `prefix` that could open `streams` connections.
-    pub fn session_closed(&mut self, prefix: Prefix, streams: usize) {
-        if let Some(expected) = self.expected.get_mut(&prefix) {
-            *expected = expected.saturating_sub(streams);
-            if *expected == 0 {
-                self.expected.remove(&prefix);
+    /// Records the end of a session of `prefix` that could open `streams` connections. Connections that still have one
+    /// of its slots get other slots of their prefix. Returns those to close because there is no such slot.
+    pub fn session_closed(&mut self, prefix: Prefix, streams: usize) -> Vec<ConnectionSlotId> {
+        let expected = self.expected.get(&prefix).map_or(0, |expected| expected.saturating_sub(streams));
+        if expected == 0 {
+            self.expected.remove(&prefix);
+        } else {
+            self.expected.insert(prefix, expected);
+        }
+        let of_sessions = self.places.iter().filter(|(_, place)| place.pool == Pool::Session && place.prefix == prefix);
+        let of_sessions = of_sessions.map(|(id, _)| *id).collect::<Vec<_>>();
+        let without_slot = of_sessions.get(expected..).unwrap_or_default();
+        let (pool, limits) = self.pool_of(prefix);
+        let mut closed = Vec::new();
+        for id in without_slot {
+            let is_free = self.taken(pool) < self.places_of(pool)
+                && limits.iter().all(|limit| self.in_network(pool, prefix, limit).count < limit.places);
+            match self.places.get_mut(id) {
+                Some(place) if is_free => place.pool = pool,
+                _ => {
+                    self.places.remove(id);
+                    self.leaving.insert(*id);
+                    closed.push(*id);
+                }
             }
         }
+        closed
     }
 
     /// Records that a connection made progress in its handshake.
@@ -270,6 +305,11 @@ impl ConnectionLimiter {
                 self.links.remove(&prefix);
             }
         }
+    }
+
+    /// Adds a prefix from which a peer has authenticated.
+    pub fn add_known(&mut self, prefix: Prefix) {
+        self.known.insert(prefix);
     }
 
     /// Replaces the prefixes from which peers have authenticated.
@@ -318,7 +358,7 @@ impl ConnectionLimiter {
             let count = self.recent.entry(key).or_default();
             *count = count.saturating_add(1);
             is_within &= *count <= limit.per_second;
-            // The narrower network has refused it, so it does not count for the wider ones.
+            // The narrower network has refused the connection, so it does not count for the wider networks.
             if !is_within {
                 break;
             }
@@ -326,9 +366,10 @@ impl ConnectionLimiter {
         is_within
     }
 
-    /// Chooses the connection to close when all slots are taken, however new it is: in a flood, all are new. First
-    /// criterion: it belongs to the network with the most connections, so a client that is alone in its network keeps
-    /// its connection. Then: it has sent nothing. Then: it made no progress for the longest time.
+    /// Chooses the connection to close when all slots are taken. Even a new connection may be chosen, because in a
+    /// flood all connections are new. The criteria, in this order: it belongs to the network with the most connections,
+    /// so a client that is alone in its network keeps its connection; it has sent nothing; it made no progress for the
+    /// longest time.
     fn dispensable(&self, pool: Pool) -> Option<ConnectionSlotId> {
         let widest = |place: &OccupiedPlace| network(place.prefix.0, WIDEST_BITS);
         let mut taken = BTreeMap::<IpAddr, usize>::new();
@@ -537,6 +578,52 @@ mod tests {
         enter(&mut limiter, v4(1), START);
         limiter.session_closed(v4(1), 16);
         assert!(matches!(limiter.admit(v4(1), START), Admission::Enter { makes_way: Some(_), .. }));
+    }
+
+    #[test]
+    fn after_a_session_its_prefix_has_as_many_connections_as_before() {
+        let mut limiter = ConnectionLimiter::new(MANY, BTreeSet::from([v4(1)]));
+        limiter.session_opened(v4(1), 16);
+        // The second session is still there when the first one ends.
+        limiter.session_opened(v4(1), 4);
+        let streams = (0..20).map(|_| enter(&mut limiter, v4(1), START)).collect::<Vec<_>>();
+        for _ in 0..150 {
+            enter(&mut limiter, v4(1), seconds(1));
+        }
+        // 4 stay in the slots of the second session, and 10 more make the 160 of a known prefix.
+        assert_eq!(limiter.session_closed(v4(1), 16), streams[14..]);
+        assert!(!limiter.is_crowded() && limiter.leaving.len() == 6);
+        assert_eq!(limiter.counts(), (0, 164));
+        // A further connection takes the slot of another one.
+        assert!(matches!(limiter.admit(v4(1), seconds(2)), Admission::Enter { makes_way: Some(_), .. }));
+        streams[14..].iter().for_each(|stream| limiter.left(*stream));
+        assert_eq!(limiter.session_closed(v4(1), 4).len(), 4);
+        assert_eq!(limiter.counts(), (0, 160));
+    }
+
+    #[test]
+    fn an_unknown_prefix_keeps_four_connections_of_its_session() {
+        let mut limiter = limiter();
+        limiter.session_opened(v4(1), 16);
+        for _ in 0..16 {
+            enter(&mut limiter, v4(1), START);
+        }
+        assert_eq!(limiter.session_closed(v4(1), 16).len(), 12);
+        assert_eq!(limiter.counts(), (4, 0));
+    }
+
+    #[test]
+    fn a_prefix_that_is_added_is_known_until_the_set_is_replaced() {
+        let mut limiter = limiter();
+        limiter.add_known(v4(1));
+        for _ in 0..160 {
+            enter(&mut limiter, v4(1), START);
+        }
+        limiter.set_known(BTreeSet::new());
+        for _ in 0..4 {
+            enter(&mut limiter, v4(1), seconds(1));
+        }
+        assert_eq!(limiter.admit(v4(1), seconds(1)), Admission::Refuse(RefusalReason::TooMany));
     }
 
     #[test]

@@ -62,7 +62,12 @@ impl SessionSlots {
 
 impl Drop for SessionSlots {
     fn drop(&mut self) {
-        self.slots.limiter().session_closed(self.prefix, self.streams);
+        let mut all = lock(&self.slots.makes_way);
+        for gone in self.slots.limiter().session_closed(self.prefix, self.streams) {
+            if let Some(gone) = all.remove(&gone) {
+                gone.notify_one();
+            }
+        }
     }
 }
 

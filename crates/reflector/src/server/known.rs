@@ -23,20 +23,23 @@ impl Server {
     pub(super) fn note_prefix(&self, peer: EndpointId, prefix: Prefix) {
         let now = self.now().unix_ms;
         let mut known = lock(&self.known_prefixes);
-        if !known.note(peer, prefix, now) {
-            return;
-        }
+        let is_noted = known.note(peer, prefix, now);
         if !self.peers.is_paired(peer) {
-            // It was removed after the link was accepted.
+            // The peer was removed after its link was accepted.
             known.remove_peer(peer);
             return;
         }
-        self.connection_slots.limiter().set_known(known.all(now));
-        self.prefix_noted.notify_one();
+        if is_noted {
+            self.connection_slots.limiter().set_known(known.all(now));
+            self.prefix_noted.notify_one();
+        } else {
+            // While the clock was wrong, the prefix may have counted as expired.
+            self.connection_slots.limiter().add_known(prefix);
+        }
     }
 
-    /// Removes the prefixes of `peer`. The store removes those of a peer in the database itself; for a peer in the
-    /// configuration, the next write does.
+    /// Removes the prefixes of `peer`. If the peer was in the database, the store has already deleted its prefixes
+    /// there; if it was in the configuration, the next write deletes them.
     pub(super) fn forget_prefixes(&self, peer: EndpointId) {
         let mut known = lock(&self.known_prefixes);
         known.remove_peer(peer);

@@ -32,7 +32,8 @@ pub(super) struct Peers {
 struct Unsettled {
     /// The ids of lines that are in the audit log, but that the database still lists as owed.
     written: BTreeSet<i64>,
-    /// Peers to remove again: their audit line could not be written, and the first attempt to remove them failed, too.
+    /// Peers to remove again: adding them failed after the database may have had them, and the first attempt to remove
+    /// them failed, too.
     take_back: BTreeSet<EndpointId>,
 }
 
@@ -114,21 +115,37 @@ impl Peers {
     /// not paired, unless it was before.
     pub(super) async fn add(&self, id: EndpointId, name: &PeerText, by: &str) -> anyhow::Result<(PeerText, bool)> {
         let mut unsettled = self.lock_changes().await?;
-        let is_new = self.store.add_peer(id, name, by).await?;
-        if is_new && let Err(why) = self.pay(&mut unsettled).await {
-            // The device was not answered yet.
+        let was_paired = self.read().contains_key(&id);
+        let added = self.write_new(&mut unsettled, id, name, by).await;
+        if added.is_err() && !was_paired {
+            // The device was not answered yet, and the database may have it.
             unsettled.take_back.insert(id);
             self.take_back(&mut unsettled).await.ok();
-            return Err(why);
         }
-        self.replace(self.store.peers().await?);
+        let is_new = added?;
         let name = self.read().get(&id).map_or_else(|| name.clone(), |peer| peer.name.clone());
-        // A device that pairs again gets a line, too.
+        // A device that pairs again by code gets a line, too, although the database does not change.
         if !is_new && by == "code" {
             let event = AuditEvent::PeerAdded { peer: id, name: name.clone(), by: by.to_owned() };
             self.audit.record(vec![event]).await?;
         }
         Ok((name, is_new))
+    }
+
+    /// Writes a peer to the database and to the audit log, and reads the peers again. Returns whether it is new.
+    async fn write_new(
+        &self,
+        unsettled: &mut Unsettled,
+        id: EndpointId,
+        name: &PeerText,
+        by: &str,
+    ) -> anyhow::Result<bool> {
+        let is_new = self.store.add_peer(id, name, by).await?;
+        if is_new {
+            self.pay(unsettled).await?;
+        }
+        self.replace(self.store.peers().await?);
+        Ok(is_new)
     }
 
     /// Removes a peer on disk. [`Peers::settle`] writes its audit line.
@@ -223,25 +240,56 @@ mod tests {
     use super::*;
     use crate::audit::Sizes;
 
-    #[tokio::test]
-    async fn a_line_whose_head_could_not_be_stored_is_written_once() {
-        let folder = TempDir::new().unwrap();
+    /// A store in a folder, and its peers.
+    async fn open(folder: &TempDir) -> (Store, Peers) {
         let (database, audit_folder) = (folder.path().join("reflector.db"), folder.path().join("audit"));
         let store = Store::open(&database).await.unwrap();
         let sizes = Sizes { segment: 1 << 20, total: 1 << 30 };
         let audit = Audit::open(&audit_folder, sizes, store.clone()).await.unwrap();
         let peers = Peers::load(&store, &audit, &audit_folder, &[]).await.unwrap();
+        (store, peers)
+    }
+
+    /// Another connection to the database.
+    async fn connect(folder: &TempDir) -> SqliteConnection {
+        let database = format!("sqlite://{}", folder.path().join("reflector.db").display());
+        SqliteConnection::connect(&database).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_device_is_not_paired_if_the_peers_cannot_be_read_after_it_was_added() {
+        let folder = TempDir::new().unwrap();
+        let (store, peers) = open(&folder).await;
+        let mut other = connect(&folder).await;
+        // With the device comes a row that is no peer.
+        let trigger = "CREATE TRIGGER spoil AFTER INSERT ON peers WHEN length(NEW.id) = 32 BEGIN \
+                       INSERT INTO peers VALUES (x'00', 'spoilt', 'hand', 0); END";
+        sqlx::query(trigger).execute(&mut other).await.unwrap();
+        let (first, second) = (EndpointId::from_bytes([1; 32]), EndpointId::from_bytes([2; 32]));
+        peers.add(first, &PeerText::new("attic"), "code").await.unwrap_err();
+        assert!(!peers.is_paired(first));
+        sqlx::query("DROP TRIGGER spoil").execute(&mut other).await.unwrap();
+        sqlx::query("DELETE FROM peers WHERE id = x'00'").execute(&mut other).await.unwrap();
+        peers.add(second, &PeerText::new("cellar"), "code").await.unwrap();
+        let paired = store.peers().await.unwrap().into_iter().map(|peer| peer.id).collect::<Vec<_>>();
+        assert_eq!((paired, peers.is_paired(first)), (vec![second], false));
+    }
+
+    #[tokio::test]
+    async fn a_line_whose_head_could_not_be_stored_is_written_once() {
+        let folder = TempDir::new().unwrap();
+        let (store, peers) = open(&folder).await;
         let peer = EndpointId::from_bytes([1; 32]);
         peers.add(peer, &PeerText::new("attic"), "hand").await.unwrap();
         assert_eq!(peers.remove(peer).await.unwrap(), Removal::Removed);
         // Another process holds the write lock: the line is written, but its head can't be stored.
-        let mut other = SqliteConnection::connect(&format!("sqlite://{}", database.display())).await.unwrap();
+        let mut other = connect(&folder).await;
         sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
         peers.settle().await;
-        assert!(audit.fault().borrow().is_some());
+        assert!(peers.audit.fault().borrow().is_some());
         sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
         peers.settle().await;
-        let text = std::fs::read_to_string(audit_folder.join("000001.jsonl")).unwrap();
+        let text = std::fs::read_to_string(folder.path().join("audit/000001.jsonl")).unwrap();
         assert_eq!(text.matches("\"peer_removed\"").count(), 1, "{text}");
         assert!(store.owed_lines().await.unwrap().is_empty());
     }
