@@ -102,7 +102,11 @@ fn supervise(order: &ChildSetup, handoff: &LaneHandoff, _registration: Registrat
             Ok(exit) => exit,
             Err(error) => {
                 handoff.note_thread_error(&error);
-                tracing::error!(%error, "cannot start iperf3");
+                // The first start is part of opening the session, which logs its failures itself, within the limit of
+                // lines that a device can cause.
+                if test > 0 {
+                    tracing::error!(%error, "cannot start iperf3");
+                }
                 ChildExit { error: Some(error.to_string()), ..ChildExit::default() }
             }
         };
@@ -135,8 +139,8 @@ fn serve_test(order: &ChildSetup, handoff: &LaneHandoff) -> io::Result<ChildExit
     Ok(child.reap(&supervisor, &output))
 }
 
-/// The arguments of a server for one test. iperf3 only prints the port: the child gets our listener instead of opening
-/// its own.
+/// The arguments of a server for one test. iperf3 uses the port only in what it prints, because the child gets our
+/// listener instead of opening its own.
 fn arguments(order: &ChildSetup) -> Vec<String> {
     let any = if order.local.to_canonical().is_ipv4() { "0.0.0.0" } else { "::" };
     let port = order.port.to_string();
@@ -172,7 +176,8 @@ fn attend(
         if handoff.is_over() {
             return Ok(());
         }
-        // What the child writes there means nothing. If it closes its end, the poll would never block again.
+        // What the child writes to its listener has no meaning. If the child closes its end, the poll would never block
+        // again.
         if !notifier.is_empty() && !drain(&handoff.notifier) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -276,7 +281,7 @@ impl ServerChild {
         }
         let exited_at = Instant::now();
         self.kill();
-        // Its processor time can be read until it is reaped.
+        // The child's processor time can be read only until the child is reaped.
         let cpu_s = await_exit(self.pid);
         let status = self.process.wait();
         let ended_well = status.as_ref().is_ok_and(std::process::ExitStatus::success);
@@ -324,7 +329,7 @@ impl ChildOutput {
         starts_listening
     }
 
-    /// The error that the child printed. For a child that never listened, its last line.
+    /// The error that the child printed. For a child that never listened and printed no error, the last line.
     fn error(&self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.text);
         if self.listens && !text.contains("error") { None } else { output::error_line(&text) }
