@@ -8,6 +8,7 @@ use lab::{Appliance, Host, Reflector, Running, TwoHosts, event};
 use paramedic_link::test_spec::Load;
 use paramedic_report::document::{Event, LimitCause, ResultDocument, ValidityVerdict};
 use rustix::process::Signal;
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -183,5 +184,58 @@ fn a_process_that_is_suspended_in_a_phase_is_noticed_and_leaves_the_next_phase_a
         assert!(!warns(&result, "path_changed"), "{result:#?}");
         let upload = result.upload.as_ref().unwrap().limited_by.as_ref().unwrap();
         assert_eq!(upload.cause, LimitCause::Network, "{upload:#?}");
+    }
+}
+
+/// The host's clock, set forward. Dropping it sets the clock back to what it would be.
+struct SetClock(Duration);
+
+impl SetClock {
+    fn forward(by: Duration) -> Self {
+        set_clock(|now| now + by);
+        Self(by)
+    }
+}
+
+impl Drop for SetClock {
+    fn drop(&mut self) {
+        set_clock(|now| now - self.0);
+    }
+}
+
+fn set_clock(change: impl FnOnce(Duration) -> Duration) {
+    let clock = ClockId::Realtime;
+    let now = Duration::try_from(clock_gettime(clock)).unwrap();
+    clock_settime(clock, Timespec::try_from(change(now)).unwrap()).unwrap();
+}
+
+#[test]
+#[ignore = "sets the clock of the host for some seconds: run it alone"]
+fn a_clock_that_is_set_in_mid_test_is_named_and_changes_nothing_else() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    for host in [&hosts.near, &hosts.far] {
+        host.shape("20mbit", "50ms");
+    }
+    let (_reflector, appliance) = two_ends(&hosts);
+    // A step of NTP, and a clock that was an hour behind.
+    for by in [Duration::from_millis(400), Duration::from_secs(3600)] {
+        let running = appliance.start(&["speed-test", "--json-stream", "-t", "5", "--idle", "0.5"]);
+        let is_steady = |line: &str| matches!(event(line), Event::Interval(reading) if reading.at_ms >= 2_500);
+        while !is_steady(&running.line(PATIENCE).unwrap()) {}
+        let clock = SetClock::forward(by);
+        let (code, result) = ended(running);
+        drop(clock);
+        println!("{by:?}: {:?}", result.warnings.iter().map(|warning| warning.code.as_str()).collect::<Vec<_>>());
+        assert_eq!(code, 0, "{result:#?}");
+        assert_eq!(warns(&result, "clock_set"), by > Duration::from_secs(1), "{result:#?}");
+        for (_, _, measured) in result.all_measured() {
+            assert!((18_000_000..20_500_000).contains(&measured.goodput_bps), "{result:#?}");
+        }
+        for load in [Load::Idle, Load::Download, Load::Upload] {
+            let rtt = result.latency.of(load).unwrap().rtt_us.unwrap();
+            assert!(rtt.max < 500_000, "{result:#?}");
+        }
+        assert!(result.clocks.is_some_and(|clocks| clocks.jump.is_none()), "{result:#?}");
+        assert!(!warns(&result, "path_changed") && !warns(&result, "clock_jump"), "{result:#?}");
     }
 }

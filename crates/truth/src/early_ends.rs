@@ -26,6 +26,7 @@ struct Measured {
     is_early: bool,
     seconds: f64,
     bytes: u64,
+    goodput_bps: f64,
     delivered_bps: f64,
     ci95_bps: Option<[f64; 2]>,
 }
@@ -40,6 +41,7 @@ impl Measured {
             is_early: measured.ended == Some(EndedBy::Stable),
             seconds: (measured.startup_ms + measured.duration_ms) as f64 / 1e3,
             bytes: measured.total_bytes_received?,
+            goodput_bps: measured.goodput_bps as f64,
             delivered_bps: delivered.delivered_bps,
             ci95_bps: measured.ci95_bps.map(|ci95| ci95.map(|end| end as f64)),
         })
@@ -74,6 +76,13 @@ impl Row {
         let truth = self.truth();
         let contains = |run: &&Measured| run.ci95_bps.is_some_and(|[low, high]| (low..=high).contains(&truth));
         self.ended_early().filter(contains).count() as u64
+    }
+
+    /// The median rate of the runs that ended early, beside that of the full run.
+    fn rate_ratio(&self) -> Option<f64> {
+        let mut rates = self.ended_early().map(|run| run.goodput_bps).collect::<Vec<_>>();
+        rates.sort_by(f64::total_cmp);
+        Some(rates.get(rates.len() / 2)? / self.full.as_ref()?.goodput_bps)
     }
 
     /// The time and the bytes of the runs that may end early, as a share of the same number of full runs.
@@ -113,14 +122,15 @@ pub(crate) fn page(steady: &[CellRuns], unsteady: &[CellRuns], accuracy: &str) -
          [matrix](README.md); the rate of the unsteady ones changes while a direction is measured \
          (`crates/emulator/scenarios/unsteady`), so none of their directions may end early. The truth is the mean of the \
          payload that the link delivered in the steady parts of all runs on it; at an early end the interval of the run must \
-         contain it in at least 93 of 100 runs. Time and bytes are those of the runs with `--until-stable`, as a share of as \
+         contain it in at least 93 of 100 runs. The rate is the median of the runs that ended early, beside that of the full \
+         run. Time and bytes are those of the runs with `--until-stable`, as a share of as \
          many full runs.\n\n\
          Commit: {}. The emulator on this machine: {accuracy}.\n\n",
         commits.join(", "),
     );
     let _ = writeln!(page, "{}\n", summary("steady links", &steady));
     let _ = writeln!(page, "{}\n", summary("unsteady links", &unsteady));
-    page += "| link | | ended early | contain the truth | time | bytes |\n|---|---|---|---|---|---|\n";
+    page += "| link | | ended early | contain the truth | rate | time | bytes |\n|---|---|---|---|---|---|---|\n";
     for (name, direction, row) in steady.iter().chain(&unsteady) {
         let _ = writeln!(page, "| {name} | {} | {} |", word(*direction), in_words(row));
     }
@@ -139,7 +149,8 @@ fn in_words(row: &Row) -> String {
     let early = row.ended_early().count();
     let hits = if early > 0 { format!("{} of {early}", row.hits()) } else { String::new() };
     let percent = |of| row.share(of).map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0));
-    format!("{early} of {} | {hits} | {} | {}", row.early.len(), percent(SECONDS), percent(BYTES))
+    let rate = row.rate_ratio().map_or(String::new(), |ratio| format!("{:+.2} %", (ratio - 1.0) * 100.0));
+    format!("{early} of {} | {hits} | {rate} | {} | {}", row.early.len(), percent(SECONDS), percent(BYTES))
 }
 
 fn summary(links: &str, rows: &[(String, Direction, Row)]) -> String {
@@ -183,6 +194,7 @@ mod tests {
             is_early,
             seconds,
             bytes,
+            goodput_bps: delivered_bps,
             delivered_bps,
             ci95_bps: Some([delivered_bps - reach, delivered_bps + reach]),
         }
@@ -193,7 +205,7 @@ mod tests {
         let early = vec![run(true, 5.0, 101e6, 2e6), run(true, 5.0, 99e6, 0.5e6), run(false, 10.0, 100e6, 1e6)];
         let row = Row { full: Some(run(false, 10.0, 100e6, 1e6)), early };
         assert_eq!((row.truth(), row.ended_early().count(), row.hits()), (100e6, 2, 1));
-        assert_eq!(in_words(&row), "2 of 3 | 1 of 2 | 67 % | 67 %");
+        assert_eq!(in_words(&row), "2 of 3 | 1 of 2 | +1.00 % | 67 % | 67 %");
         let text = summary("steady links", &[("a".to_owned(), Direction::Upload, row)]);
         assert!(text.contains("2 of 3 directions ended early; 1 of them contain the truth"), "{text}");
         assert!(text.ends_with("They took 67 % of the time and 67 % of the bytes of full runs."), "{text}");
@@ -202,7 +214,7 @@ mod tests {
     #[test]
     fn a_link_without_early_ends_has_no_share() {
         let row = Row { full: Some(run(false, 10.0, 100e6, 1e6)), early: vec![run(false, 10.0, 100e6, 1e6)] };
-        assert_eq!(in_words(&row), "0 of 1 |  | 100 % | 100 %");
-        assert_eq!(in_words(&Row::default()), "0 of 0 |  | - | -");
+        assert_eq!(in_words(&row), "0 of 1 |  |  | 100 % | 100 %");
+        assert_eq!(in_words(&Row::default()), "0 of 0 |  |  | - | -");
     }
 }
