@@ -45,7 +45,7 @@ test("after five wrong passwords even the right one has to wait", async () => {
   await check(tab, "a wrong password");
   await page.getByLabel("Password").fill(PASSWORD);
   await page.getByRole("button", { name: "Log in" }).click();
-  await page.getByText("has to wait").waitFor();
+  await page.getByText("sent several wrong passwords").waitFor();
   await check(tab, "the wait after wrong passwords");
 });
 

@@ -73,7 +73,7 @@ test("the plan is set, compared and removed", async () => {
   await page.locator("#download_minimum").fill("600");
   await page.locator("#upload").fill("50");
   await page.getByRole("button", { name: "Save the plan" }).click();
-  await page.getByRole("alert").getByText("the minimum is at most").waitFor();
+  await page.getByRole("alert").getByText("the minimum must not exceed").waitFor();
   await page.locator("#download_minimum").fill("200");
   await page.getByRole("button", { name: "Save the plan" }).click();
   await page.getByText("The plan is saved.").waitFor();

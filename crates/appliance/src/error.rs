@@ -64,29 +64,29 @@ pub enum ApplianceError {
         /// The cause.
         source: io::Error,
     },
-    /// An older store cannot be read.
+    /// The store of an earlier installation, which is to be imported, cannot be read.
     #[error("{}: {source}", .folder.display())]
     OldStore {
-        /// Its folder.
+        /// The folder of that store.
         folder: PathBuf,
         /// The cause.
         source: Box<ApplianceError>,
     },
-    /// An older identity is not taken over, because this device is paired under its own.
+    /// The identity of an older store is not imported, because this device has pairings under its own identity.
     #[error("this device is paired with {pairings} reflectors as {own}")]
     IdentityInUse {
-        /// Its Endpoint ID.
+        /// The Endpoint ID of this device.
         own: EndpointId,
-        /// The number of its pairings.
+        /// The number of pairings of this device.
         pairings: usize,
     },
-    /// An older identity is taken over on the host alone: its key seals the commands of channels.
-    #[error("the key of a device is taken over through the unix socket, or in a store of one's own, alone")]
+    /// The identity of an older store can be imported only on the host itself, because its key seals command channels.
+    #[error("an identity can be imported only through the service's unix socket, or into this user's own store")]
     IdentityOverTcp,
-    /// A part of a configuration is not possible.
+    /// An object of a configuration cannot be applied.
     #[error("{object}: {source}")]
     InConfiguration {
-        /// The part: its kind and its name.
+        /// The kind and the name of the object.
         object: String,
         /// The cause.
         source: Box<ApplianceError>,
@@ -103,7 +103,7 @@ pub enum ApplianceError {
     /// The provider or the engine cannot run the requested test, or the request contradicts itself.
     #[error("the request is not supported: {0}")]
     Unsupported(String),
-    /// The key of pairings that are to be taken over is none.
+    /// The key that came with pairings to import is not a valid key.
     #[error("the key that came with the pairings is not a key of this program")]
     ImportedKey,
     /// This device does not have the requested local address or network interface.
@@ -197,7 +197,7 @@ pub enum ApplianceError {
     /// The reflector could not start a phase.
     #[error("the phase was not started: {reason}")]
     PhaseNotStarted {
-        /// The reason: the appliance's if it knows one, otherwise the reflector's.
+        /// The reason. If the appliance does not know it, the reason that the reflector gave.
         reason: String,
     },
     /// The reflector at this address did not report the start or the end of a phase in time.
@@ -219,7 +219,7 @@ pub enum ApplianceError {
         /// The reason, from the end that noticed the failure.
         reason: PeerText,
     },
-    /// In some directions almost no payload arrived, or it stopped before the end.
+    /// In some directions almost no payload arrived, or the payload stopped before the end of the phase.
     #[error("nothing arrived in {} directions", .directions.len())]
     NothingArrived {
         /// The directions without payload, each with its phase.
@@ -248,18 +248,18 @@ pub enum ApplianceError {
     /// A rule is not accepted.
     #[error(transparent)]
     Rule(#[from] RuleError),
-    /// The period of a report has no length.
+    /// The period of a report is empty.
     #[error("the period from {since} to {until} is empty")]
     EmptyPeriod {
-        /// Its begin.
+        /// The start of the period.
         since: Timestamp,
-        /// Its end, at most now.
+        /// The end of the period, at most the present time.
         until: Timestamp,
     },
     /// The period of a report has too many results.
     #[error("the period has more than {most} results")]
     PeriodTooLong {
-        /// The most results of a report.
+        /// The maximum number of results in a report.
         most: usize,
     },
     /// The plan is not accepted.
@@ -277,16 +277,16 @@ pub enum ApplianceError {
         /// The name of the schedule.
         name: String,
     },
-    /// A text that is no name of a token.
-    #[error("a name has 1 to 60 letters of ASCII, digits, dots, dashes and underscores: {0:?}")]
+    /// The text is not a valid name for a token.
+    #[error("{0:?} is not a valid name; valid: 1 to 60 ASCII letters, digits, dots, dashes and underscores")]
     TokenName(String),
-    /// The link is not, or no longer, valid.
+    /// The setup link is not valid, or is no longer valid.
     #[error("it was used, has expired, or is not the latest one")]
     NoSuchSetupLink,
     /// The password is too short or too long.
     #[error("a password must have {shortest} to {longest} characters")]
     PasswordLength {
-        /// The fewest characters.
+        /// The minimum number of characters.
         shortest: usize,
         /// The maximum number of characters.
         longest: usize,
@@ -386,7 +386,7 @@ pub enum LinkFailure {
         detail: PeerText,
     },
     /// The reflector ended a session while the appliance waited for another answer.
-    #[error("it ended the session when another answer was due: {0}")]
+    #[error("it ended the session instead of answering: {0}")]
     EndedOutOfTurn(PeerText),
     /// The reflector sent a message that is not valid at this point of the protocol.
     #[error("it sent an unexpected message")]

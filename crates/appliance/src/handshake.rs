@@ -81,7 +81,7 @@ pub(crate) async fn handshake(
             Ok(Some(Ok(Err(error)))) if is_answer(&error) || smaller.len() == SMALL_SEGMENTS.len() => {
                 return Err(HandshakeFailure::Refused(error));
             }
-            // A reflector hangs up on a client that it does not hear. The other tries go on.
+            // A reflector that receives nothing from a client closes the connection. The other attempts continue.
             Ok(Some(failed)) => {
                 if let Ok(Err(error)) = failed {
                     tracing::debug!(%address, %error, "a try of the handshake failed");

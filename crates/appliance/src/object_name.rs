@@ -4,7 +4,7 @@ use paramedic_link::peer_text::is_harmless;
 
 /// Whether a name may have this character: a letter that a reader sees, a digit, a dot, a dash or an underscore.
 pub(crate) fn is_name_char(c: char) -> bool {
-    // Some fillers of Korean are letters that nothing shows.
+    // Some Korean filler characters count as letters but are invisible.
     (c.is_alphanumeric() && is_harmless(c)) || matches!(c, '.' | '-' | '_')
 }
 

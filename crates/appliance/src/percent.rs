@@ -10,7 +10,7 @@ pub fn encoded(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
-/// The text of [`encoded`]; `None` if it is none.
+/// Decodes a text that [`encoded`] wrote; `None` if the text is not percent-encoded UTF-8.
 pub fn decoded(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut plain = Vec::new();

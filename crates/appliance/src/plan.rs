@@ -40,17 +40,17 @@ pub struct PromisedRate {
 /// Why a plan is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// The name.
-    #[error("the name of a plan has 1 to {} printable characters", MAX_NAME_CHARS)]
+    /// The name of the plan is not valid.
+    #[error("the name of a plan must have 1 to {} printable characters", MAX_NAME_CHARS)]
     Name,
-    /// A rate of zero.
-    #[error("the {direction} of a plan is more than 0 bit/s")]
+    /// A rate is zero.
+    #[error("the {direction} of a plan must be more than 0 bit/s")]
     Zero {
         /// The direction.
         direction: Direction,
     },
-    /// Rates that contradict each other.
-    #[error("for the {direction} the minimum is at most the normal rate, and that at most the promised one")]
+    /// The rates of a direction contradict each other.
+    #[error("{direction}: the minimum must not exceed the normal rate, nor the normal rate the promised one")]
     Order {
         /// The direction.
         direction: Direction,
@@ -60,24 +60,24 @@ pub enum PlanError {
 /// How a measured rate compares with the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlanStanding {
-    /// It is below the minimum rate of the contract.
+    /// The measured rate is below the minimum rate of the contract.
     BelowMinimum {
-        /// That rate.
+        /// The minimum rate.
         minimum_bps: u64,
     },
-    /// It is below the normal rate of the contract.
+    /// The measured rate is below the normal rate of the contract.
     BelowNormal {
-        /// That rate.
+        /// The normal rate.
         normal_bps: u64,
     },
-    /// The contract names no normal rate, and it is below [`KEPT_SHARE`] of the promised one.
+    /// The contract names no normal rate, and the measured rate is below [`KEPT_SHARE`] of the promised rate.
     BelowPromise,
-    /// It is what the contract promises.
+    /// The measured rate is what the contract promises.
     Kept,
 }
 
 impl Plan {
-    /// Checks that it can be accepted.
+    /// Checks that the plan can be accepted.
     pub fn check(&self) -> Result<(), PlanError> {
         let is_printable = |name: &str| !name.trim().is_empty() && !name.chars().any(char::is_control);
         if let Some(name) = &self.name
@@ -109,7 +109,7 @@ impl Plan {
 }
 
 impl PromisedRate {
-    /// The measured rate as a share of the promised one: 1 is all of it.
+    /// The measured rate as a share of the promised rate: 1.0 is the whole promised rate.
     pub fn share(self, measured_bps: u64) -> f64 {
         measured_bps as f64 / self.promised_bps.max(1) as f64
     }

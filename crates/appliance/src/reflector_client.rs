@@ -271,7 +271,7 @@ impl ReflectorClient {
         exported.map_err(|error| ApplianceError::KeyDerivation(error.to_string()))
     }
 
-    /// Waits for the next message that is not a heartbeat. Fails if none comes within [`ANSWER_TIMEOUT`].
+    /// Waits for the next message that is not a heartbeat. Fails if no such message comes within [`ANSWER_TIMEOUT`].
     async fn answer(&mut self) -> Result<ToAppliance, ApplianceError> {
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.no_heartbeat()).await;
         answer.unwrap_or_else(|_| Err(given_up(GiveUp::NoAnswer).at(&self.target)))
@@ -320,15 +320,15 @@ impl ReflectorClient {
     }
 
     /// Ends the session of this link, and waits until it has ended. Then the link can be used for another request.
-    /// Returns how many datagrams of the session the reflector counted, if it reports that. Fails if it takes longer
-    /// than [`ANSWER_TIMEOUT`].
+    /// Returns how many datagrams of the session the reflector counted, if the reflector reports that number. Fails if
+    /// the end takes longer than [`ANSWER_TIMEOUT`].
     pub async fn end_session(&mut self) -> Result<Option<DatagramsSeen>, ApplianceError> {
         let ended = async {
             self.send(&ToReflector::Finish).await?;
             loop {
                 match self.no_heartbeat().await? {
                     ToAppliance::Ended { datagrams, .. } => return Ok(datagrams),
-                    // News of the session that were on the way.
+                    // Messages of the session that the reflector had already sent.
                     ToAppliance::Started { .. }
                     | ToAppliance::Samples { .. }
                     | ToAppliance::PhaseDetail { .. }

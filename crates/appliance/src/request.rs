@@ -24,7 +24,7 @@ pub struct TestRequest {
     /// paired. For other providers: an address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// The test in the terms of the link protocol. Its data mode is ignored: `data_mode` of this request decides.
+    /// The test, as the link protocol describes it. Its data mode is ignored; `data_mode` of this request is used.
     pub spec: TestSpec,
     /// Whether the probe interval adapts to the rate of the line. If not, the interval of `spec` is used throughout.
     #[serde(default)]
@@ -41,7 +41,7 @@ pub struct TestRequest {
     pub budget_bytes: Option<u64>,
     /// The protocol that carries the payload, if the engine can use more than one.
     pub transport: PayloadTransport,
-    /// How long the test may wait in queues: of this device, and of the other end.
+    /// How long the test may wait in the queues of this device and of the other end.
     #[serde(default)]
     pub turn: TurnWait,
     /// The IP families, the local address and the network interface that the test may use.

@@ -70,7 +70,7 @@ impl TestLock {
     fn of(state_dir: &Path, access: LockAccess, held: Option<File>) -> Result<Self, ApplianceError> {
         if access == LockAccess::Write {
             let scratch = Self::scratch(state_dir);
-            // What a run that was killed left there.
+            // Removes what a killed run left in the folder.
             std::fs::remove_dir_all(&scratch).ok();
             let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&scratch);
             made.map_err(|error| unusable(state_dir, error))?;

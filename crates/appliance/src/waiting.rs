@@ -9,7 +9,8 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest time without progress in the queue, however long the reflector's tests may be.
 const LONGEST_STALL: Duration = Duration::from_secs(60 * 60);
-/// A request may be without progress for two of the reflector's longest tests and this time.
+/// The margin of the stall limit. Without progress, a request may wait for two of the reflector's longest tests plus
+/// this time.
 const STALL_MARGIN: Duration = Duration::from_secs(60);
 /// The longest wait in a queue that makes progress.
 const LONGEST_QUEUE: Duration = Duration::from_secs(6 * 60 * 60);
@@ -42,7 +43,7 @@ pub struct QueueWait {
 #[derive(Clone, Debug)]
 struct InQueue {
     received_at: Instant,
-    /// The best position so far. `improved` is when the request reached it.
+    /// The best position so far. The request reached it at `improved`.
     best: u32,
     improved: Instant,
 }

@@ -42,7 +42,8 @@ impl ByteBudget {
         self.low_water.store(bytes / 2, Ordering::Relaxed);
         self.is_requested.store(false, Ordering::Release);
         let left = self.left.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
-        // The debt of many threads may exceed this lease. Then all of them wait, and no thread would request more.
+        // If the debt of many threads exceeds this lease, all of them continue to wait, and no later charge would
+        // request more.
         self.request_below_low_water(left);
     }
 

@@ -30,7 +30,7 @@ impl Clock {
         monotonic_ns() - self.zero_ns
     }
 
-    /// Nanoseconds from the start to a time of `CLOCK_MONOTONIC`; 0 for an earlier one.
+    /// Converts a time of `CLOCK_MONOTONIC` to nanoseconds since this clock was started; 0 for a time before the start.
     pub fn at(&self, monotonic_ns: u64) -> u64 {
         monotonic_ns.saturating_sub(self.zero_ns)
     }
@@ -60,7 +60,7 @@ impl Timer {
     pub fn tick(&self, first_ns: u64, interval: Duration) -> io::Result<()> {
         let spec = Itimerspec {
             it_interval: timespec(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX)),
-            // All zero would disarm the timer; the clock's zero is never exactly the boot.
+            // At least 1 ns, because an `it_value` of 0 disarms the timer (timerfd_settime(2)).
             it_value: timespec(self.clock.zero_ns.saturating_add(first_ns).max(1)),
         };
         timerfd_settime(&self.fd, TimerfdTimerFlags::ABSTIME, &spec)?;

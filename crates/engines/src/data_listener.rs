@@ -138,8 +138,8 @@ impl DataListener {
     ///
     /// A connection that `authenticator` accepts within 5 s goes to `sink`. All others are reset and counted. At most
     /// [`max_pending`] connections are pending at a time; if there are more, those that do not come from `peer` are
-    /// reset first. Cancelling the session closes the listener and resets what is pending, which is not counted. The error `AddrInUse` means that another process holds
-    /// the port.
+    /// reset first. Cancelling the session closes the listener and resets the pending connections without counting
+    /// them. The error `AddrInUse` means that another process holds the port.
     pub fn open<A: Authenticator>(
         claim: SocketAddr,
         options: &SocketOptions,
@@ -211,8 +211,8 @@ impl Drop for DataListener {
 /// Opens the listening socket. `SO_REUSEADDR` allows binding the port again while its old connections are in TIME_WAIT.
 /// Linux still refuses a port at which another socket listens (socket(7)).
 ///
-/// Accepted connections inherit the options of the listener, because a receive buffer must be set before the connection
-/// exists.
+/// Sets `options` at the listener, and accepted connections inherit them: the size of a receive buffer must be set
+/// before the connection exists.
 fn listen(claim: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     // An IPv6-only socket cannot bind an IPv4-mapped address.
     let claim = match claim.ip().to_canonical() {

@@ -150,7 +150,8 @@ pub struct TlsSocket {
 
 impl TlsSocket {
     fn new(mut connection: Connection, socket: TcpStream) -> Self {
-        // `write` limits the size of a write, and sends it before it accepts the next one.
+        // rustls needs no limit: `write` limits the size of each write, and sends its records before it accepts the
+        // next write.
         connection.set_buffer_limit(None);
         Self { connection, incoming: BufReader::with_capacity(TLS_CHUNK, socket), record_bytes: 0, said_goodbye: false }
     }
@@ -190,13 +191,15 @@ impl TlsSocket {
         }
     }
 
-    /// Discards all complete records that are buffered, but at least one byte. Returns 0 at the end of the stream.
+    /// Discards the payload of all complete records in the buffer, and waits until that is at least one byte. Returns
+    /// the number of bytes, or 0 at the end of the stream.
     fn discard(&mut self) -> io::Result<usize> {
         let mut discarded = 0;
         loop {
             self.fill()?;
             let mut reader = self.connection.reader();
-            // The next call reports an end without close_notify, so that the bytes before it are counted.
+            // If the stream ended without close_notify, the next call reports that, so that the bytes before the end
+            // are counted.
             while let Ok(chunk @ [_, ..]) = reader.fill_buf() {
                 let len = chunk.len();
                 reader.consume(len);

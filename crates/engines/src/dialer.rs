@@ -63,7 +63,7 @@ impl Dialer {
             Err(e) if e.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
             other => other?,
         }
-        // Cancelling before the connect had nothing to shut down; cancelling after it ends the poll.
+        // A cancellation before the connect found no connection to shut down. A later one ends the poll below.
         if control.is_cancelled() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, Cancelled));
         }
@@ -79,7 +79,7 @@ impl Dialer {
         if let Some(failure) = socket.take_error()? {
             return Err(failure);
         }
-        // Cancelling also makes the socket writable, without an error.
+        // A cancellation also makes the socket writable, without an error, but then the socket has no peer.
         socket.peer_addr()?;
         socket.set_nonblocking(false)
     }

@@ -57,8 +57,8 @@ pub trait Engine: Sync {
     fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>>;
 }
 
-/// The reason against the first requested option that is not supported. Each entry says whether an option is requested,
-/// and why it is not supported.
+/// `options` are options that an engine does not support: whether each is requested, and why it is refused. Returns the
+/// reason of the first requested one.
 pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
     options.into_iter().find_map(|(is_requested, why)| is_requested.then_some(why))
 }

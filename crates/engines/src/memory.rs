@@ -13,13 +13,13 @@ pub fn share_arenas() {
     sys::limit_arenas(ARENAS);
 }
 
-/// The smallest block that is given back at once: glibc's own first threshold.
+/// The size of the smallest block that is given back at once: glibc's initial threshold.
 const RETURNED_BYTES: u32 = 128 * 1024;
 
 /// Gives each large block back to the system when it is freed.
 ///
-/// glibc raises its threshold to the size of the largest block that was freed, up to 32 MiB, and keeps later ones. The hash
-/// of a password takes 19 MiB, which the program would never give back.
+/// By default, glibc raises its threshold to the size of the largest block that was freed, up to 32 MiB, and then keeps
+/// later blocks below the threshold. The program would never give back the 19 MiB that the hash of a password takes.
 pub fn return_large_blocks() {
     sys::fix_mmap_threshold(RETURNED_BYTES);
 }

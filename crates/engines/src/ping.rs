@@ -1,4 +1,4 @@
-//! ICMP echo by an unprivileged socket (icmp(7), `ping_group_range`). Shell: a socket.
+//! ICMP echo by an unprivileged socket (icmp(7), `ping_group_range`). Uses a socket.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,9 +13,9 @@ use crate::udp_port::datagram::Mailbox;
 /// The ICMP types of request and reply (RFC 792, RFC 4443).
 const V4: (u8, u8) = (8, 0);
 const V6: (u8, u8) = (128, 129);
-/// The header and the sending time.
+/// Bytes of a request and of a reply: the header and the sending time, 8 bytes each.
 const LEN: usize = 16;
-/// The datagrams that are read in one call.
+/// The maximum number of datagrams that one call of [`PingSocket::answers`] reads.
 const MAX_READS_IN_A_ROW: usize = 64;
 
 /// A socket that sends echo requests to one host. Never blocks; readable when a reply arrived.
@@ -27,8 +27,8 @@ pub struct PingSocket {
 }
 
 impl PingSocket {
-    /// A socket for the host at `target`; its port is ignored. `PermissionDenied`: this host allows no such sockets to
-    /// this user.
+    /// A socket for the host at `target`, whose port is ignored. The error `PermissionDenied` means that this host
+    /// allows no such sockets to this user.
     pub fn connect(target: SocketAddr) -> io::Result<Self> {
         let (protocol, types) = if target.is_ipv4() { (Protocol::ICMPV4, V4) } else { (Protocol::ICMPV6, V6) };
         let socket = Socket::new(Domain::for_address(target), Type::DGRAM, Some(protocol))?;
@@ -67,7 +67,7 @@ impl PingSocket {
             let arrival = match self.mailbox.receive(&self.socket) {
                 Ok(Some(arrival)) => arrival,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An ICMP error, which reading it clears.
+                // The read returned an ICMP error, and thereby cleared it.
                 Ok(None) | Err(_) => continue,
             };
             let bytes = self.mailbox.bytes.get(..arrival.len).unwrap_or_default();

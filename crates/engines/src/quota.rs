@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long the CPU quota of a control group has throttled this program since the group was created: the highest value
-/// of all its groups. The kernel adds up the time of all processors, so it may exceed the elapsed time.
+/// of all groups of the program. The kernel adds up the time of all processors, so the value may exceed the elapsed
+/// time.
 pub fn held_back() -> Option<Duration> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| held_back_by(&group)).max()
@@ -18,8 +19,7 @@ pub fn cores() -> Option<f64> {
     own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| cores_of(&group)).min_by(f64::total_cmp)
 }
 
-/// The first control group of this program that holds as many threads as it may: the file with the limit, and the
-/// limit.
+/// The thread limit of the first control group of this program that is full: the file with the limit, and the limit.
 pub fn full_pids_group() -> Option<(PathBuf, u64)> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(|line| groups(line, "pids")).find_map(|group| pids_limit_if_full(&group))

@@ -73,7 +73,8 @@ impl SessionControl {
         }
     }
 
-    /// Records an error of starting a thread or a process. Keeps the first one that says that this host refused it.
+    /// Records an error from starting a thread or a process. Keeps only the first error that means that this host
+    /// refused it.
     pub fn note_thread_error(&self, error: &io::Error) {
         if let Some(refused) = ThreadLimitReached::of(error) {
             self.refused_thread.get_or_init(|| refused.clone());
@@ -184,17 +185,18 @@ impl SessionControl {
         }
     }
 
-    /// Whether more was charged than the budget covers. Then threads that charge and wait are blocked.
+    /// Whether more was charged than the budget covers. If so, threads in [`SessionControl::charge_and_wait`] are
+    /// blocked.
     pub fn is_exhausted(&self) -> bool {
         self.budget.as_ref().is_some_and(ByteBudget::is_exhausted)
     }
 
-    /// Payload bytes left of the budget; `None` without a budget.
+    /// Bytes left of the budget; `None` without a budget.
     pub fn left(&self) -> Option<u64> {
         self.budget.as_ref().map(ByteBudget::left)
     }
 
-    /// Payload bytes charged so far; 0 without a budget.
+    /// Bytes charged so far; 0 without a budget.
     pub fn spent(&self) -> u64 {
         self.budget.as_ref().map_or(0, ByteBudget::spent)
     }

@@ -46,7 +46,8 @@ impl SocketOptions {
     }
 
     /// The size of the socket buffers that this host's kernel grants, if that is less than requested
-    /// (net.core.wmem_max, net.core.rmem_max). Read from a separate socket, because the limits apply to each socket.
+    /// (net.core.wmem_max, net.core.rmem_max). Read from a new socket, because the limits are the same for every
+    /// socket.
     pub(crate) fn reduced_window(&self) -> Option<NonZeroU32> {
         let requested = self.window_bytes?;
         let socket = socket2::Socket::new(Domain::IPV4, socket2::Type::STREAM, None)
@@ -74,8 +75,9 @@ impl SocketOptions {
             mark(&socket, code_point)?;
         }
         if let Some(bps) = self.pace_bps {
-            // The kernel paces headers, too, so at exactly the rate it would keep the payload below the rate. The
-            // sender enforces the rate; the kernel spreads the bytes of each write, if it can: some sandboxes cannot.
+            // The kernel paces headers, too, so a pacing rate equal to the rate limit would keep the payload below the
+            // limit. The sender enforces the limit. The kernel only spreads the bytes of each write, and some sandboxes
+            // do not even offer that.
             if_offered(sys::pace(&*socket, bps / 8 + bps / 32))?;
         }
         socket.set_tcp_nodelay(self.send_at_once)?;
@@ -90,7 +92,7 @@ impl SocketOptions {
     }
 }
 
-/// Accepts that the kernel does not offer an option (setsockopt(2), `ENOPROTOOPT`). Other errors stay.
+/// Ignores the error that the kernel does not offer an option (setsockopt(2), `ENOPROTOOPT`). Returns other errors.
 fn if_offered(set: io::Result<()>) -> io::Result<()> {
     match set {
         Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOPROTOOPT | Errno::OPNOTSUPP)) => Ok(()),
@@ -187,7 +189,8 @@ pub(crate) fn abort(socket: &TcpStream) {
     socket.shutdown(Shutdown::Both).ok();
 }
 
-/// What the kernel knows of the segments that a connection sends (`TCP_INFO`). A value that it does not report is `None`.
+/// What the kernel knows of the segments that a connection sends (`TCP_INFO`). A value that the kernel does not report
+/// is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SegmentFacts {
     /// The number of retransmitted segments.
@@ -204,8 +207,8 @@ pub fn segment_facts(socket: &TcpStream) -> SegmentFacts {
     SegmentFacts { retransmits: info.total_retrans, mss: info.snd_mss, path_mtu: info.path_mtu }
 }
 
-/// How long a connection had data to send, and for how long of that the receiver's window or the send buffer limited it
-/// (`TCP_INFO`), in microseconds.
+/// How long a connection had data to send, and how long of that time the receiver's window or the send buffer limited
+/// it (`TCP_INFO`), in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LimitedTimes {
     pub(crate) busy_us: u64,
@@ -241,12 +244,12 @@ pub(crate) fn tcp_sample(socket: &TcpStream) -> Option<TcpSample> {
     Some(TcpSample {
         rtt_us: info.rtt_us,
         rttvar_us: info.rttvar_us,
-        // Without a measurement it is the largest number (net/ipv4/tcp_minisocks.c).
+        // Without a measurement, the value is the largest number (net/ipv4/tcp_minisocks.c).
         min_rtt_us: info.min_rtt_us.filter(|us| *us != u32::MAX),
         cwnd: info.cwnd,
         ssthresh: info.ssthresh.filter(|segments| *segments < sys::TcpInfo::NO_THRESHOLD),
         delivery_bps: info.delivery_rate.and_then(bits),
-        // Without pacing it is the largest number.
+        // Without pacing, the rate is the largest number, for which `bits` returns `None`.
         pacing_bps: info.pacing_rate.and_then(bits),
         retransmits: info.total_retrans,
         reordering_seen: info.reordering_seen,

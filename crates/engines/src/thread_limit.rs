@@ -42,8 +42,8 @@ pub enum ThreadLimit {
 impl fmt::Display for ThreadLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::User(max) => write!(f, "RLIMIT_NPROC is {max} for its user"),
-            Self::Group { max, .. } => write!(f, "pids.max of its control group is {max}"),
+            Self::User(max) => write!(f, "RLIMIT_NPROC of the program's user is {max}"),
+            Self::Group { max, .. } => write!(f, "pids.max of the program's control group is {max}"),
             Self::Host(max) => write!(f, "kernel.threads-max is {max}"),
         }
     }
@@ -107,7 +107,7 @@ pub fn check(threads: usize) -> io::Result<()> {
     let end = (0..threads).try_for_each(|_| start().map(|thread| waiting.push(thread))).map_err(explained);
     drop(is_shut);
     for thread in waiting {
-        // It only waits, which does not panic.
+        // The thread only waits, so it does not panic.
         thread.join().ok();
     }
     end
@@ -139,9 +139,9 @@ fn limit_reached() -> Option<ThreadLimit> {
     let most = read("/proc/sys/kernel/threads-max").and_then(|text| text.trim().parse::<u64>().ok());
     let all = read("/proc/loadavg").and_then(|text| threads_of(&text));
     match (most, all) {
-        // The kernel counts slightly differently.
+        // The number in /proc/loadavg differs slightly from the one that the kernel limits.
         (Some(most), Some(all)) if all.saturating_add(most / 20) >= most => Some(ThreadLimit::Host(most)),
-        // The limit does not hold for root (clone(2), EAGAIN).
+        // `RLIMIT_NPROC` does not hold for root (clone(2), EAGAIN).
         _ if !getuid().is_root() => getrlimit(Resource::Nproc).current.map(ThreadLimit::User),
         _ => None,
     }
@@ -174,12 +174,12 @@ mod tests {
     #[test]
     fn each_limit_has_its_name_and_a_way_to_raise_it() {
         let user = reached(ThreadLimit::User(25));
-        assert_eq!(user.to_string(), "this host allows no more threads: RLIMIT_NPROC is 25 for its user");
+        assert_eq!(user.to_string(), "this host allows no more threads: RLIMIT_NPROC of the program's user is 25");
         assert!(user.hint().contains("ulimit -u"));
         let group = reached(ThreadLimit::Group { file: "/sys/fs/cgroup/a/pids.max".into(), max: 20 });
         assert_eq!(
             group.at("the reflector's host"),
-            "the reflector's host allows no more threads: pids.max of its control group is 20"
+            "the reflector's host allows no more threads: pids.max of the program's control group is 20"
         );
         assert!(group.hint().contains("/sys/fs/cgroup/a/pids.max") && group.hint().contains("TasksMax"));
         assert!(reached(ThreadLimit::Host(9)).to_string().contains("kernel.threads-max is 9"));

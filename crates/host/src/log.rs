@@ -65,7 +65,7 @@ where
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     // A failed write would be reported with `eprintln!`, which panics if stderr is a closed terminal.
     let log = log.log_internal_errors(false);
-    // This fails if this process already has a log.
+    // `try_init` fails if this process already has a log.
     match format {
         LogFormat::Json => {
             let log = log.json().with_filter_reloading();

@@ -15,15 +15,15 @@ const OPEN_METRICS: &str = "application/openmetrics-text";
 pub struct Metric<S: 'static> {
     /// The name of the metric, as Prometheus shows it.
     pub name: &'static str,
-    /// What it counts or measures.
+    /// What the metric counts or measures.
     pub help: &'static str,
-    /// The names of its labels, in the order of their values in [`MetricValues`].
+    /// The names of the metric's labels, in the order of the label values in [`MetricValues`].
     pub labels: &'static [&'static str],
-    /// Reads its values.
+    /// Reads the values of the metric.
     pub read: fn(&S) -> MetricValues,
 }
 
-/// The values of a metric. Each has the values of its labels.
+/// The values of a metric, each with the values of its labels.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MetricValues {
     /// A counter.
@@ -156,7 +156,7 @@ impl Collector for Collected {
                 }
                 MetricValues::Histogram(values) => metric.each(&mut family, values, |encoder, value| {
                     let count = value.buckets.iter().fold(value.above, |sum, (_, count)| sum.saturating_add(*count));
-                    // OpenMetrics demands the last one.
+                    // OpenMetrics requires a last bucket with the bound +Inf.
                     let buckets = value.buckets.iter().copied().chain([(f64::INFINITY, value.above)]);
                     let buckets = buckets.collect::<Vec<_>>();
                     encoder.encode_histogram::<NoLabelSet>(value.sum, count, &buckets, None)

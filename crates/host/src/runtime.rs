@@ -14,7 +14,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// needs at least: those of the runtime, of its database and of its sockets. If the host does not allow so many, the
 /// error names the limit.
 pub fn start(builder: &mut Builder, threads: usize) -> io::Result<Runtime> {
-    // The runtime itself panics where it cannot start its threads.
+    // The runtime itself panics if it cannot start its threads.
     thread_limit::check(threads)?;
     let runtime = builder.thread_keep_alive(KEEP_ALIVE).enable_all().build()?;
     runtime.block_on(async { tokio::task::spawn_blocking(|| ()).await }).map_err(io::Error::other)?;

@@ -80,8 +80,8 @@ impl Drop for UnixSocket {
     }
 }
 
-/// Listens at `path` with mode 0600. The file gets the mode of the socket, less the umask (`unix_bind` of Linux): with a mode
-/// that is set after the file exists, another user could connect before.
+/// Listens at `path` with mode 0600. The mode is set before the socket is bound, and the file gets it, less the umask
+/// (`unix_bind` of Linux). If the mode were set later, another user could connect in between.
 fn bind_private(path: &Path) -> io::Result<StdListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

@@ -48,7 +48,7 @@ const INTERRUPT_GRACE: Duration = Duration::from_secs(3);
 const MAX_SILENCE: Duration = Duration::from_secs(6);
 /// How often the state of the path is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// The path of a client that moves nothing counts as silent if nothing arrived for this long.
+/// If nothing arrived from the server for this long, readings without bytes are held back: the path may be silent.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
 
 /// The login at an iperf3 server.
@@ -164,14 +164,14 @@ impl ClientOrder {
 }
 
 impl ClientOrder {
-    /// The bytes of each write, as requested. Without a request they suit the rate limit, because iperf3's own block
-    /// lasts 16 s at 64 kbit/s, and iperf3 does nothing else while it writes a block.
+    /// The bytes of each write, as requested. Without a request, they suit the rate limit and the number of bytes to
+    /// send: iperf3's own block takes 16 s at 64 kbit/s, and iperf3 does nothing else while it writes a block.
     fn block_bytes(&self) -> Option<u64> {
         let limited = || {
             let bps = self.spec.bitrate_bps.filter(|bps| *bps > 0 && self.transport == PayloadProtocol::Tcp)?;
             Some(rate_limit::write_size(bps))
         };
-        // A block counts as a whole.
+        // iperf3 writes whole blocks, even if fewer bytes are left to send.
         let few = || self.spec.direction_bytes.filter(|_| self.transport == PayloadProtocol::Tcp);
         let chosen = || [limited(), few()].into_iter().flatten().min().filter(|bytes| *bytes < DEFAULT_BLOCK_BYTES);
         self.spec.block_bytes.map(u64::from).or_else(chosen)
@@ -244,7 +244,7 @@ impl ClientExit {
         match self.ended_for {
             Some(EarlyEnd::Overdue) => return Some("iperf3 did not exit in time and was killed".to_owned()),
             Some(EarlyEnd::BytesLeft) => {
-                return Some("the time (-t) was over before the bytes (-n) were through".into());
+                return Some("the time (-t) ended before all bytes (-n) had moved".into());
             }
             Some(EarlyEnd::PathSilent { silent_for, .. }) => {
                 let seconds = silent_for.as_secs();
@@ -275,7 +275,7 @@ impl ClientExit {
     /// exclude the omitted part. Nothing else is known of such an upload, because the server cannot be asked.
     pub fn acknowledged(&self) -> Option<Count> {
         let Some(EarlyEnd::PathSilent { silent_for, acknowledged }) = self.ended_for else { return None };
-        // Those of the silence as well: the last one ends when the client was ended.
+        // Includes the readings of the silence: the last one ends when the client was ended.
         let readings = &self.report.as_ref().ok()?.readings;
         let of = |omitted| {
             sum(readings.iter().filter(|reading| reading.direction == Direction::Upload && reading.omitted == omitted))
@@ -344,7 +344,7 @@ impl Client {
 
     /// Starts to watch the path of a running client.
     fn path_watch(&self) -> Option<PathWatch> {
-        // The lock keeps the client from being reaped, after which its pid could be another process's.
+        // While the lock is held, the client is not reaped, so its pid cannot belong to another process.
         let state = self.shared.state();
         let watch = PathWatch::open(state.pid?, self.shared.target);
         watch.inspect_err(|errno| tracing::debug!(%errno, "the path of an iperf3 cannot be watched")).ok()
@@ -375,7 +375,7 @@ impl Client {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                // The thread that reads its output then sets `end`.
+                // The thread that reads the client's output then sets `end`.
                 drop(state);
                 self.shared.signal(Signal::KILL);
                 state = self.shared.state();
@@ -496,7 +496,8 @@ fn spawn(program: &Program, order: &ClientOrder) -> io::Result<(TempDir, Child, 
         write_new(&folder.path().join(KEY_FILE), &credentials.public_key_pem)?;
         command.env("IPERF3_PASSWORD", &*credentials.password);
     }
-    // Before the client: its stderr must not stay unread. If there is no client, its stderr ends at once.
+    // Started before the client, whose stderr must not stay unread. If the client does not start, the pipe ends at
+    // once.
     let reader = thread_limit::spawn("iperf3-stderr", move || read_complaints(complaints))?;
     Ok((folder, child::spawn(command)?, reader))
 }
@@ -599,7 +600,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: 
         };
         let counted = whole.map(|whole| Count { bytes: whole.bytes, elapsed_us: whole.duration_us });
         let (counted, omitted) = (counted.unwrap_or_else(|| read(false)), read(true));
-        // Only the sender knows these.
+        // The congestion control and the retransmits, which only the sender knows.
         let sent = totals.filter(|_| direction == Direction::Upload);
         let streams = totals.map_or(0, |totals| totals.streams);
         DirectionTally {

@@ -69,10 +69,10 @@ impl Iperf3Client {
             target: self.target,
             load: phase.load,
             seconds: phase.duration_ms.div_ceil(1000),
-            // The fold detects the start-up in the readings, as with the other engines.
+            // The module `fold` of the report detects the start-up in the readings, as with the other engines.
             omit_seconds: None,
-            // The reflector's listener sets the segment size of both ends. iperf3 would also ask its server to set it, whose
-            // listener is not a TCP socket.
+            // The reflector's listener sets the segment size of both ends. With the option, iperf3 would also make its
+            // server set the size at its listener, which is not a TCP socket.
             spec: TestSpec { mss_bytes: None, ..self.spec.clone() },
             transport: PayloadProtocol::Tcp,
             origin: self.origin.clone(),
@@ -117,7 +117,7 @@ impl EngineClient for Iperf3Client {
         };
         report(PhaseProgress::Started);
         let mut readings = Vec::new();
-        // Bytes without end would outlast the session.
+        // A client that sends a number of bytes has no time limit of its own, so it could outlast the session.
         let grace = if self.spec.direction_bytes.is_some() { Duration::ZERO } else { RUN_GRACE };
         let end = client.follow(Instant::now() + spec.duration() + grace, |reading| {
             report(progress(&reading));

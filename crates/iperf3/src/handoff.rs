@@ -94,10 +94,11 @@ struct LaneConnection {
     acked_before: u64,
     /// What the measurement counts.
     seen: KernelCounts,
-    /// Whether the child has closed the connection, so that `seen` stays as it is.
+    /// Whether the measurement of the connection has ended, because the child closed it or it was given up. Then `seen`
+    /// stays as it is.
     is_measured: bool,
-    /// Payload bytes sent and received, which are charged. Also those that the kernel moves after the child has closed
-    /// the connection, and at last those that were sent and not acknowledged.
+    /// Payload bytes sent and received, which are charged. They include the bytes that the kernel moves after the child
+    /// has closed the connection and, at the last count, the bytes that were sent but not acknowledged.
     sent: u64,
     received: u64,
     /// Bytes of the connection that were charged so far.
@@ -125,8 +126,8 @@ impl LaneConnection {
     }
 
     /// Ends the connection in both directions, as the child's close does. No reset: the client may still read what is
-    /// queued. Our copy stays as long as bytes are queued, because they are neither charged nor limited after the last
-    /// copy is closed.
+    /// queued. Our copy stays open while bytes are queued, because nothing charges or limits them after the last copy
+    /// is closed.
     fn close_with_child(&mut self) {
         self.end_measurement();
         let Some(socket) = &self.socket else { return };
@@ -142,7 +143,8 @@ impl LaneConnection {
     /// Gives the connection up: counts it a last time and closes our copy. If bytes are left to be sent, the last close
     /// discards them and resets the connection, because without a copy nothing charges or limits them. If all were
     /// sent, the connection closes normally, so that the client reads all of them, and the last message of its server.
-    /// `is_last` is false if the child may still have a copy; then it may still write, so the connection is reset.
+    /// `is_last` is false if the child may still have a copy. Then the child may still write, so the connection is
+    /// reset.
     fn give_up(&mut self, is_last: bool) {
         self.end_measurement();
         let Some(socket) = self.socket.take() else { return };
@@ -245,7 +247,8 @@ impl HandoffState {
             self.error.get_or_insert_with(|| "its control connection carried more than 1 MiB".to_owned());
             self.signal(Signal::KILL);
         }
-        // Read once: another thread grants leases, and the next call sees a lease that comes after this line.
+        // Read only once, because another thread grants leases. A lease that comes after this line takes effect at the
+        // next call.
         let must_stop = self.pid.is_some() && control.is_exhausted();
         match (must_stop, self.is_stopped) {
             (true, false) => {
@@ -361,7 +364,7 @@ impl LaneHandoff {
     pub(super) fn take(&self) -> Option<UnacceptedConnection> {
         let mut state = self.state();
         let taken = state.waiting.pop_front()?;
-        // Removes its byte. If the child has read it already, only the child is harmed.
+        // Removes the byte of the connection. If the child has already read that byte, only the child is harmed.
         if let Err(errno) = rustix::net::recv(&self.listener, &mut [0; 1], RecvFlags::DONTWAIT) {
             tracing::debug!(%errno, "iperf3 has read from its listener");
         }
@@ -375,7 +378,7 @@ impl LaneHandoff {
             return;
         }
         state.waiting.push_front(waiting);
-        // Not full: `take` has just removed a byte. Closed if the lane is over.
+        // The buffer is not full, because `take` has just removed a byte. The write fails if the lane is over.
         (&self.notifier).write_all(b".").unwrap_or(());
     }
 
@@ -580,8 +583,8 @@ impl LaneHandoff {
         self.notifier.shutdown(Shutdown::Both).unwrap_or(());
     }
 
-    /// Discards what the child wrote to its listener and was not read. It may have passed a copy of a connection there, which
-    /// would send on after its last count.
+    /// Discards the unread bytes that the child wrote to its listener. With them, the child may have passed a copy of a
+    /// connection, which would continue to send after its last count.
     fn discard_passed(&self) {
         while matches!((&self.notifier).read(&mut [0; 4096]), Ok(1..)) {}
     }

@@ -128,8 +128,8 @@ pub(super) struct LoginPair {
     pub(super) public: LoginKey,
 }
 
-/// The key pair of this process. One pair is enough, because each login is valid for one session only. Generating a
-/// pair takes as long as a TLS handshake on a small machine.
+/// The key pair of this process. One pair is enough, because each login is valid for one session only. On a small
+/// machine, generating a pair takes as long as a TLS handshake.
 static PAIR: Mutex<Option<LoginPair>> = Mutex::new(None);
 
 impl LoginPair {

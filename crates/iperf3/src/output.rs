@@ -82,8 +82,8 @@ pub enum PayloadProtocol {
 pub struct ClientReading {
     /// The direction. For a download the bytes are those received, for an upload those sent.
     pub direction: Direction,
-    /// The beginning of the interval, in microseconds since the counted part of the test began. For an omitted reading
-    /// it counts from the beginning of the omitted part.
+    /// The beginning of the interval, in microseconds since the counted part of the test began. For an omitted reading,
+    /// since the beginning of the omitted part.
     pub begin_us: u64,
     /// The end of the interval on the same clock; never before its beginning.
     pub end_us: u64,
@@ -122,12 +122,13 @@ pub struct Totals {
     pub streams: u16,
     /// The sender's count. Absent if the server is the sender and its counts are missing.
     pub sent: Option<ClientCount>,
-    /// The receiver's count. Absent if the server is the receiver and its counts are missing, and with UDP in iperf3 3.9.
+    /// The receiver's count. Absent if the server is the receiver and its counts are missing, and with UDP in iperf3
+    /// 3.9.
     pub received: Option<ClientCount>,
     /// Retransmitted segments; only with TCP.
     pub retransmits: Option<u64>,
-    /// The sender's congestion control. Absent in a bidirectional test whose ends use different ones, because the output
-    /// does not assign them to ends.
+    /// The sender's congestion control. Absent in a bidirectional test whose ends use different ones, because the
+    /// output does not assign them to ends.
     pub congestion_control: Option<String>,
     /// The round-trip times that the sender's kernel measured.
     pub rtt_us: Option<RttOfTcp>,
@@ -181,7 +182,8 @@ pub struct Cpu {
     pub remote_system: Option<f64>,
 }
 
-/// The kind of an error that a client reports. The texts differ between versions; the words that identify a kind do not.
+/// The kind of an error that a client reports. The texts differ between versions; the words that identify a kind do
+/// not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
     /// The server runs another test. The server of riperf3 also reports this if it requires a password.
@@ -206,7 +208,7 @@ impl FailureKind {
     pub fn of(error: &str) -> FailureKind {
         let error = error.to_lowercase();
         let contains = |words: &[&str]| words.iter().any(|word| error.contains(word));
-        // The same answer of the server: iperf3 calls it busy, riperf3 denied.
+        // For the same answer of the server, iperf3 prints "busy" and riperf3 "access denied".
         if contains(&["busy", "access denied"]) {
             FailureKind::Busy
         } else if contains(&["authorization failed", "not authorized", "authentication"]) {
@@ -529,7 +531,7 @@ impl ReportBuilder {
         if self.is_reverse { Direction::Download } else { Direction::Upload }
     }
 
-    /// The direction of an object with counts. A field of the object tells whether the client is the sender.
+    /// The direction of an object with counts. The field `sender` of the object is true if the client is the sender.
     fn direction_of(&self, counted: &Value) -> Direction {
         match flag(&counted["sender"]) {
             Some(true) => Direction::Upload,
@@ -542,8 +544,8 @@ impl ReportBuilder {
         let main = self.main_direction();
         for direction in [main, other(main)] {
             let sum = &interval[if direction == main { "sum" } else { "sum_bidir_reverse" }];
-            // 3.9 writes "sum" twice in a bidirectional test, and parsing keeps the last. The other direction is summed up
-            // from its streams.
+            // 3.9 writes "sum" twice in a bidirectional test, and parsing keeps the last. The other direction is summed
+            // up from its streams.
             let counted = if sum.is_object() && self.direction_of(sum) == direction {
                 CountFields::of(sum)
             } else {
@@ -604,8 +606,8 @@ impl ReportBuilder {
     fn totals(&self, end: &Value, is_main: bool, streams: &[&Value]) -> Option<Totals> {
         let has_both = array(end.get("streams")).count() > streams.len() && !streams.is_empty();
         let is_named = end.as_object().is_some_and(|end| end.keys().any(|key| key.ends_with("_bidir_reverse")));
-        // In a bidirectional test of 3.9 the sums of both directions have the same names, so they are summed up from the
-        // streams.
+        // In a bidirectional test of 3.9 the sums of both directions have the same names, so the sums are computed from
+        // the streams.
         let suffix = match is_main {
             _ if has_both && !is_named => None,
             true => Some(""),
@@ -749,7 +751,7 @@ fn added(numbers: impl Iterator<Item = Option<u64>>) -> Option<u64> {
 
 fn mean(numbers: &[u64]) -> Option<u64> {
     let sum: u128 = numbers.iter().map(|number| u128::from(*number)).sum();
-    // A mean of u64 is one.
+    // A mean of `u64` numbers fits in a `u64`.
     u64::try_from(sum.checked_div(numbers.len() as u128)?).ok()
 }
 
@@ -768,7 +770,7 @@ fn whole(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| number(value).map(|number| number as u64))
 }
 
-/// Converts a time to microseconds. Its unit is `unit_us` microseconds.
+/// Converts a time, whose unit is `unit_us` microseconds, to microseconds.
 fn micros(value: &Value, unit_us: f64) -> Option<u64> {
     number(value).map(|time| (time * unit_us).round() as u64)
 }

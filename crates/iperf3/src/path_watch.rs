@@ -48,7 +48,7 @@ impl PathWatch {
     /// the client's descriptors (ptrace(2), "Ptrace access mode checking").
     pub(super) fn look(&mut self) -> Option<PathState> {
         let connections = self.connections();
-        // iperf3 opens it first.
+        // iperf3 opens the control connection first.
         let control = connections.first()?;
         if !self.has_keepalive {
             let set = socket::keep_alive_each_second(control);

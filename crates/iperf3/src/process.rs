@@ -24,7 +24,7 @@ pub(super) fn folder_in(scratch: &Path) -> io::Result<tempfile::TempDir> {
 /// another process.
 pub(super) fn signal_group(pid: Pid, signal: Signal) {
     match rustix::process::kill_process_group(pid, signal) {
-        // SRCH: it has exited.
+        // SRCH: the process group has exited.
         Ok(()) | Err(Errno::SRCH) => {}
         Err(errno) => tracing::warn!(%errno, ?signal, "cannot signal iperf3"),
     }

@@ -136,7 +136,7 @@ fn query(path: &Path, option: &str) -> io::Result<String> {
     let mut command = Command::new(path);
     command.arg(option).stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
     let (sender, receiver) = std::sync::mpsc::channel();
-    // Before the child: its output must not stay unread. If there is no child, the output ends at once.
+    // Started before the child, whose output must not stay unread. If the child does not start, the pipe ends at once.
     thread_limit::spawn("iperf3-output", move || {
         let mut text = Vec::new();
         let read = output.take(MAX_OUTPUT_BYTES).read_to_end(&mut text);

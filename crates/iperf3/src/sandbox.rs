@@ -95,24 +95,24 @@ fn rules() -> Vec<Rule> {
     rules.extend(ASKED.iter().map(|call| always(*call, SyscallAction::Ask)));
     // The supervisor counts a connection before it is closed. Therefore the child must not duplicate descriptors.
     rules.push(always(libc::SYS_close, SyscallAction::Ask));
-    // No duplicates, and no owner that receives signals.
+    // Allows only the commands in `FCNTL`: none duplicates a descriptor or sets an owner that receives signals.
     for arguments in FCNTL {
         rules.push(Rule { call: libc::SYS_fcntl, arguments, then: SyscallAction::Allow, otherwise: None });
     }
     rules.push(always(libc::SYS_fcntl, SyscallAction::Refuse(libc::EPERM)));
-    // The child's listener is a substitute that needs neither.
+    // The child's listener is a substitute that needs neither bind nor listen.
     rules.extend(PRETENDED.iter().map(|call| always(*call, SyscallAction::Pretend)));
     rules.push(always(libc::SYS_connect, SyscallAction::Refuse(libc::EACCES)));
     rules.push(always(libc::SYS_ioctl, SyscallAction::Refuse(libc::ENOTTY)));
     rules.push(always(libc::SYS_kill, SyscallAction::Refuse(libc::EPERM)));
-    // Would let a close wait, also that of the reflector's own copy.
+    // With `SO_LINGER` a close could block, even that of the reflector's own copy.
     rules.push(Rule {
         call: libc::SYS_setsockopt,
         arguments: LINGER,
         then: SyscallAction::Refuse(libc::EPERM),
         otherwise: None,
     });
-    // For the listener, which is not an IPv6 socket.
+    // Pretends that `IPV6_V6ONLY` was set, because the child's listener is not an IPv6 socket.
     rules.push(Rule {
         call: libc::SYS_setsockopt,
         arguments: V6_ONLY,
@@ -128,7 +128,7 @@ fn rules() -> Vec<Rule> {
         then: SyscallAction::Allow,
         otherwise: Some(SyscallAction::Refuse(libc::EPERM)),
     });
-    // To read its own limits, not to set any: both halves of the pointer to new limits must be 0.
+    // The child may read its own limits but set none: both halves of the pointer to new limits must be 0.
     rules.push(Rule {
         call: libc::SYS_prlimit64,
         arguments: ASKING_ITS_LIMITS,
@@ -200,7 +200,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_recvfrom,
     libc::SYS_sendto,
     libc::SYS_recvmsg,
-    // Passes the filter's own descriptor to the supervisor, which discards what a child passes on later.
+    // The child passes the filter's own descriptor to the supervisor, which discards what the child passes on later.
     libc::SYS_sendmsg,
     libc::SYS_readv,
     libc::SYS_writev,

@@ -83,7 +83,8 @@ impl Iperf3Server {
             LoginPadding::supported(&spec.engine_support).find(|padding| program.server_paddings().contains(padding));
         let padding = padding.ok_or_else(|| {
             let why = format!(
-                "the reflector's {program} and the appliance's share no login padding: the reflector needs 3.17 or newer"
+                "the reflector's {program} and the appliance's iperf3 have no login padding in common: install iperf3 \
+                 3.17 or newer at the reflector"
             );
             io::Error::new(io::ErrorKind::InvalidInput, why)
         })?;
@@ -118,7 +119,8 @@ impl Iperf3Server {
 
     fn run_test(&self, test: usize, phase: &PhaseSpec, report: PhaseObserver<'_>) -> PhaseTally {
         if self.handoff.test() != test {
-            return nothing_moved(Some(phase), &self.control, "the phases of iperf3 run in order, each once");
+            let why = "the phases of an iperf3 session must run in order, and each only once";
+            return nothing_moved(Some(phase), &self.control, why);
         }
         let is_decided = || {
             self.handoff.open_streams().0.is_some() || self.handoff.exit().is_some() || self.handoff.error().is_some()
@@ -174,7 +176,7 @@ impl Iperf3Server {
             let sends = direction == context.sent;
             let moved = |stream: &&KernelCounts| if sends { stream.sent > 0 } else { stream.received > 0 };
             let ours = || seen.iter().filter(moved);
-            // Only the sender's kernel knows these.
+            // Only the sender's kernel knows the congestion control and the facts of the sent segments.
             let sender = || ours().filter(|_| sends);
             DirectionTally {
                 count: Count {
@@ -291,7 +293,7 @@ impl Moving for LaneRun<'_> {
 
     fn look(&mut self) -> [Option<Look>; 2] {
         self.count();
-        // The hand-off notes that the appliance lives when it charges moved bytes.
+        // `is_heard` is false, because the hand-off itself records a sign of life when it charges moved bytes.
         self.counts.map(|counted| Some(Look { total: counted.bytes, is_whole: true, is_heard: false }))
     }
 
@@ -299,7 +301,7 @@ impl Moving for LaneRun<'_> {
     fn pause(&mut self, _is_silent: bool) {}
 
     fn end_overdue(&mut self, late: Duration) {
-        // The exchange of results may take until the grace period is over, payload may not.
+        // The exchange of results may last until the grace period is over, but no payload may move any more.
         self.is_late |= late >= RUN_GRACE || self.counts.iter().any(|counted| counted.is_fresh);
     }
 

@@ -280,7 +280,7 @@ fn without_seccomp_the_lane_is_not_offered() {
     let listen = format!("{}:0", loopback::address());
     let call = if cfg!(target_arch = "x86_64") { 317 } else { 277 };
     let Some(reflector) = Reflector::serve_without(call, &[&listen], &settings("47112")) else { return };
-    is_not_offered(&reflector, "its system calls can't be supervised");
+    is_not_offered(&reflector, "the child's system calls cannot be supervised");
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn without_landlock_the_lane_is_not_offered() {
     let listen = format!("{}:0", loopback::address());
     // landlock_create_ruleset has the same number on every architecture.
     let Some(reflector) = Reflector::serve_without(444, &[&listen], &settings("47113")) else { return };
-    is_not_offered(&reflector, "its files can't be limited");
+    is_not_offered(&reflector, "the child's files cannot be limited");
 }
 
 #[test]

@@ -413,7 +413,7 @@ fn a_broker_that_repeats_the_password_or_sends_what_was_not_asked_for_is_named_w
     for (answers, said) in [
         (vec![(CONNECT, ACCEPTED), (PUBLISH, disconnect.as_slice())], "it ended the connection: NotAuthorized"),
         (vec![(CONNECT, published.as_slice())], "it began with Publish"),
-        (vec![(CONNECT, ACCEPTED), (PUBLISH, published.as_slice())], "it sent what was not asked for"),
+        (vec![(CONNECT, ACCEPTED), (PUBLISH, published.as_slice())], "it sent an unexpected packet"),
     ] {
         let (url, packets) = broker_that_answers(&answers);
         let device = Device::new(Appliance::new());

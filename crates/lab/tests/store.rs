@@ -281,7 +281,7 @@ fn an_older_store_of_this_machine_is_given_to_the_service() {
     older.must(&["history"]);
     let folder = older.appliance.state();
     let refused = device.run(&["reflectors", "import", "--from", folder.to_str().unwrap()]);
-    assert_eq!((refused.code, refused.three_lines()[0]), (2, "the older identity is not taken over"), "{refused:?}");
+    assert_eq!((refused.code, refused.three_lines()[0]), (2, "the older identity is not imported"), "{refused:?}");
     assert_eq!(device.appliance.id(), id);
     let nothing = device.run(&["history", "import", "--from", "/nonexistent"]);
     assert_eq!((nothing.code, nothing.three_lines()[0]), (2, "cannot read the older store"), "{nothing:?}");

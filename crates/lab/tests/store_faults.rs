@@ -43,14 +43,14 @@ fn a_database_that_another_program_has_locked_for_long_is_named_and_used_again_a
         runtime.block_on(async { sqlx::query(sql).execute(&mut connection).await.unwrap() });
     };
     execute("BEGIN IMMEDIATE");
-    fail(&device, &[&["serve"]], 5, "another program has locked it");
+    fail(&device, &[&["serve"]], 5, "another program has locked the database");
     // Readers do not wait for a writer.
     assert_eq!(device.json(&["history"])[0]["id"], id.as_str());
     device.must(&["store", "check"]);
     execute("ROLLBACK");
     let _service = device.serve();
     execute("BEGIN IMMEDIATE");
-    fail(&device, &[&["history", "delete", &id], &apply], 5, "another program has locked it");
+    fail(&device, &[&["history", "delete", &id], &apply], 5, "another program has locked the database");
     execute("ROLLBACK");
     assert_eq!(device.json(&["history"])[0]["id"], id.as_str(), "nothing was lost");
     assert_eq!(device.json(&["schedule", "list"]), serde_json::json!([]));

@@ -1,5 +1,5 @@
 //! The keys, and the tags (truncated HMACs), that prove to which session a data connection or datagram belongs. Both
-//! ends derive them from the TLS exporter of their link and the session id, so no secret is sent.
+//! ends derive the keys from the TLS exporter of their link and the session id, so no secret is sent.
 
 use std::fmt;
 
@@ -207,8 +207,8 @@ pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     unhex_into(text, &mut bytes).then_some(bytes)
 }
 
-/// Decodes hexadecimal digits into `bytes`, and returns whether their number fits and all are digits. For secrets: no other
-/// buffer has a copy.
+/// Decodes the hexadecimal digits of `text` into `bytes`. Returns `false` if their number does not fit or a character
+/// is not a digit. For secrets: no other buffer gets a copy.
 pub(crate) fn unhex_into(text: &str, bytes: &mut [u8]) -> bool {
     let fits = text.len() == 2 * bytes.len();
     fits && data_encoding::HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), bytes).is_ok()

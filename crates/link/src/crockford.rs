@@ -32,8 +32,8 @@ pub(crate) fn value(c: char) -> Option<u8> {
     DIGITS.iter().position(|d| char::from(*d) == canonical).and_then(|at| u8::try_from(at).ok())
 }
 
-/// Splits the first `bits` bits of `bytes`, most significant first, into 5-bit values. If `bits` is not a multiple of 5,
-/// the first value holds the remaining top bits.
+/// Splits the first `bits` bits of `bytes`, most significant first, into 5-bit values. If `bits` is not a multiple of
+/// 5, the first value holds the remaining top bits.
 pub(crate) fn values_of(bytes: &[u8], bits: usize) -> Vec<u8> {
     let digits = bits.div_ceil(5);
     let total = bytes.len() * 8;

@@ -1,5 +1,5 @@
-//! Feature names: what one end of a link supports beyond the first version of the protocol. The code that uses a feature
-//! defines its meaning.
+//! Feature names: what one end of a link supports beyond the first version of the protocol. The code that uses a
+//! feature defines its meaning.
 
 use std::fmt;
 
@@ -28,7 +28,7 @@ impl Feature {
     pub const MAX_CHARS: usize = 24;
     /// Monitor sessions: the message `monitor`, and its answer `monitor_granted`.
     pub const MONITOR: &str = "monitor";
-    /// The name of the messages `path_facts`.
+    /// The reflector's view of the path: the message `path_facts`, and the answer with the same name.
     pub const PATH_FACTS: &str = "path_facts";
     /// The reflector can send the messages `phase_detail`. It sends them if a request asks for them
     /// (`TestSpec::phase_detail`).

@@ -1,5 +1,5 @@
-//! The framing of messages on the link's byte stream: a `u32` length, big-endian, then that many bytes of JSON. The caller
-//! reads and writes the bytes.
+//! The framing of messages on the link's byte stream: a `u32` length, big-endian, then that many bytes of JSON. The
+//! caller reads and writes the bytes.
 
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -137,7 +137,8 @@ impl JsonSchema for EndpointId {
 
 /// A device's secret key. Never printed, wiped from memory when dropped.
 pub struct SecretKey {
-    /// Boxed: moving the key then copies a pointer. A copy of the seed at the old place would never be wiped.
+    /// Boxed, so that moving the key copies only a pointer. Without the box, each move would leave a copy of the seed
+    /// that is never wiped.
     seed: Box<Zeroizing<[u8; SecretKey::LEN]>>,
     id: EndpointId,
 }
@@ -178,8 +179,8 @@ impl SecretKey {
         self.id
     }
 
-    /// A tag by which this device recognises what it stored where others can write. `purpose` keeps the tags of one use apart
-    /// from those of another.
+    /// A tag (HMAC) by which this device recognises its own data in a place where others can write. Tags with different
+    /// `purpose` are independent of each other.
     pub fn own_tag(&self, purpose: &str, parts: &[&[u8]]) -> [u8; Self::LEN] {
         let tag = hmac::sign(&self.tag_key(purpose), &joined(parts));
         // An HMAC-SHA256 has this length.
@@ -211,7 +212,7 @@ impl SecretKey {
     }
 }
 
-/// The parts, each after its length, so that no other parts give the same bytes.
+/// Concatenates the parts, each after its length, so that different parts never give the same bytes.
 fn joined(parts: &[&[u8]]) -> Vec<u8> {
     let part = |part: &&[u8]| [&(part.len() as u64).to_be_bytes(), *part].concat();
     parts.iter().flat_map(part).collect()

@@ -189,7 +189,7 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
     Ok(Rotated { old: old.id(), new, kept })
 }
 
-/// Makes `key` the device's key. A former one is kept as [`rotate`] keeps it; its file is returned.
+/// Makes `key` the device's key. An existing key is kept in a file, as [`rotate`] does. Returns the path of that file.
 pub fn replace(path: &Path, key: &SecretKey) -> Result<Option<PathBuf>, KeyFileError> {
     let _lock = lock_folder_of(path)?;
     let kept = match load(path) {
@@ -200,8 +200,8 @@ pub fn replace(path: &Path, key: &SecretKey) -> Result<Option<PathBuf>, KeyFileE
     Ok(kept)
 }
 
-/// Locks the folder of the key: without the lock, one of two concurrent changes would report a key that the other has just
-/// replaced.
+/// Locks the folder of the key against concurrent changes. Without the lock, one change could report a key that another
+/// has just replaced.
 fn lock_folder_of(path: &Path) -> Result<File, KeyFileError> {
     let folder = folder_of(path);
     let lock = File::open(folder).map_err(io_error("open", folder))?;
@@ -215,7 +215,7 @@ fn lock_folder_of(path: &Path) -> Result<File, KeyFileError> {
 fn keep_old(path: &Path, old: &SecretKey) -> Result<PathBuf, KeyFileError> {
     let kept = with_suffix(path, &format!(".old-{}", old.id()));
     match TemporaryKey::write(&kept, old)?.rename_to_unused(&kept) {
-        // An earlier, interrupted change has already kept it.
+        // An earlier change, which was interrupted, has already kept this key.
         Err(KeyFileError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
             if load(&kept)?.id() != old.id() {
                 return Err(KeyFileError::Corrupt { path: kept });

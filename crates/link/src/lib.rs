@@ -1,7 +1,7 @@
 //! The definitions that both ends of a link share: identities, TLS, pairing, admission, messages, frames.
 //!
-//! A link is the TLS connection between an appliance and a reflector. A session is one granted test on a link. A session
-//! has phases, a phase has one or two directions, and a direction has streams.
+//! A link is the TLS connection between an appliance and a reflector. A session is one granted test on a link. A
+//! session has phases, a phase has one or two directions, and a direction has streams.
 //!
 //! The code is pure: it opens no sockets and reads no clock. It uses random numbers only for keys and codes, and the
 //! disk only for the key file and its folder.

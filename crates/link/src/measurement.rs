@@ -15,7 +15,7 @@ pub const INTERVAL_MS: u64 = 100;
 /// The payload that one end counted in one interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// When the interval ended, in microseconds after this device began the phase (monotonic clock).
+    /// When the interval ended, in microseconds after the counting end began the phase (monotonic clock).
     pub at_us: u64,
     /// Payload bytes of all streams during the interval: received at the receiver, sent at the sender.
     pub bytes: u64,
@@ -26,8 +26,8 @@ pub struct Sample {
 pub struct Probe {
     /// When the appliance sent the probe, measured from the prober's start.
     pub sent_at: Duration,
-    /// How long after its due time the prober sent it, in microseconds. This delay arises in the appliance, not in the
-    /// network.
+    /// The time from the probe's due time until the prober sent it, in microseconds. This delay arises in the
+    /// appliance, not in the network.
     pub late_us: u32,
     /// The round trip without the reflector's processing time, in microseconds. `None` if no reply arrived in time.
     pub rtt_us: Option<u32>,
@@ -126,7 +126,7 @@ pub struct DirectionTally {
     /// Counts of datagrams, if the engine sends datagrams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datagrams: Option<Box<DatagramTally>>,
-    /// Who counted: `socket` (the kernel) or `iperf3`; absent: the program that sends this message.
+    /// What counted the bytes: `socket` (the kernel) or `iperf3`; absent: the program that sends this message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_by: Option<PeerText>,
     /// What limited the streams, as the sender's kernel recorded it; absent if the kernel does not record it.

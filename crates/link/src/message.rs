@@ -1,5 +1,5 @@
-//! Every message of `pp-link/1`: one enum per direction. docs/protocol.md describes them, and a test compares it with
-//! this file. `vectors/` holds one recorded frame of each message; every later version must decode it.
+//! Every message of `pp-link/1`: one enum per direction. docs/protocol.md describes the messages, and a test compares
+//! it with this file. `vectors/` holds one recorded frame of each message; every later version must decode it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -46,10 +46,11 @@ pub const PAUSE_AFTER_SILENCE: Duration = Duration::from_secs(1);
 /// A session ends when nothing was received for this long on any of its connections.
 pub const END_AFTER_SILENCE: Duration = Duration::from_secs(10);
 
-/// How often each end sends a ping on a link that has a monitor session. Its probes show that the path is alive.
+/// How often each end of a link with a monitor session sends a ping. Pings are rare, because the session's probes
+/// already show that the path is alive.
 pub const MONITOR_PING: Duration = Duration::from_secs(15);
 
-/// A monitor session ends when nothing was received on its link and no probe arrived for this long.
+/// A monitor session ends when, for this long, nothing was received on its link and no probe arrived.
 pub const END_MONITOR_AFTER_SILENCE: Duration = Duration::from_secs(45);
 
 /// The maximum number of probes of a monitor session that a reflector answers in a second.
@@ -86,7 +87,7 @@ pub enum ToReflector {
         /// Whether the reflector may queue the request.
         wait: bool,
     },
-    /// Requests a monitor session; with the feature `monitor`. The answer is [`ToAppliance::MonitorGranted`] or
+    /// Requests a monitor session. Needs the feature `monitor`. The answer is [`ToAppliance::MonitorGranted`] or
     /// [`ToAppliance::Denied`].
     Monitor,
     /// Withdraws a request that is not granted yet, because the user cancelled the wait.
@@ -146,7 +147,7 @@ pub enum ToAppliance {
     },
     /// The session is granted.
     Granted(Grant),
-    /// The monitor session is granted; with the feature `monitor`.
+    /// The monitor session is granted. Needs the feature `monitor`.
     MonitorGranted(MonitorGrant),
     /// The session is not granted.
     Denied(Denial),
@@ -221,8 +222,8 @@ impl Bounded for ToReflector {
                 at_most("features", features, MAX_FEATURES)
             }
             Self::Pair { versions, .. } => at_most("versions", versions, MAX_VERSIONS),
-            // An invalid spec is answered with a denial. Only lists longer than any version would send are refused
-            // here.
+            // An invalid spec is answered with a denial. Only lists that are longer than those of any version are
+            // refused here.
             Self::Request { spec, .. } => {
                 at_most("phases", &spec.phases, MAX_PHASES_READ)?;
                 at_most("login_paddings", &spec.engine_support, MAX_ENGINE_SUPPORT)
@@ -335,7 +336,7 @@ pub struct Grant {
 /// A granted monitor session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MonitorGrant {
-    /// The session's id. The keys of its probes are derived from it and the link.
+    /// The id of the session. Both ends derive the keys of its probes from this id and the TLS exporter of the link.
     pub session: SessionId,
     /// The maximum number of probes that the reflector answers in a second.
     pub max_probes_per_s: u8,
@@ -391,8 +392,8 @@ pub enum DenialReason {
 }
 
 impl DenialReason {
-    /// Whether the reflector may grant the same request later (exit code 5). If not, it will always refuse it (exit
-    /// code 4).
+    /// Whether the reflector may grant the same request later (exit code 5). Otherwise the reflector will always refuse
+    /// the same request (exit code 4).
     pub fn is_worth_a_retry(self) -> bool {
         use DenialReason::{Busy, BytesPerDay, Draining, Faulted, NoPort, QueueFull, TestsPerHour, TooManyMonitors};
         matches!(self, Busy | QueueFull | TestsPerHour | BytesPerDay | NoPort | TooManyMonitors | Draining | Faulted)

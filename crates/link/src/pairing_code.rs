@@ -52,7 +52,7 @@ impl fmt::Debug for Pin {
 }
 
 /// A pairing code: 32 digits in 8 groups, such as `ABCD-EFGH-…`. A device that has the code may pair, once. Therefore
-/// its secret is wiped from memory when dropped, and only [`fmt::Display`] shows it.
+/// the code's secret is wiped from memory when dropped, and only [`fmt::Display`] shows it.
 #[derive(Clone)]
 pub struct PairingCode {
     pin: Pin,
@@ -197,7 +197,7 @@ pub struct Ends {
 }
 
 /// Proof that an end knows a pairing code's secret: an HMAC-SHA256, compared in constant time. [`fmt::Debug`] hides it,
-/// because an attacker who has a proof and its exporter value can guess the 50 bits offline.
+/// because an attacker who has a proof and its exporter value can guess the secret's 50 bits offline.
 #[derive(Clone, Copy)]
 pub struct Proof([u8; Proof::LEN]);
 

@@ -38,10 +38,10 @@ impl PeerText {
 }
 
 /// Whether a character may be shown. Control characters drive the terminal, bidirectional overrides and joiners change
-/// what a reader sees, and blank characters hide text. The list is, of Unicode 16: the property
+/// what a reader sees, and blank characters hide text. The list has these characters of Unicode 16: the property
 /// `Default_Ignorable_Code_Point` (DerivedCoreProperties.txt), all format characters (`General_Category` Cf), the line
-/// separators, and the characters without ink that are no spaces: the blanks of Braille and of the hieroglyphs, the
-/// null notehead, the filler of the Khitan script, the number joiner of Brahmi and the object replacement character.
+/// separators, and the invisible characters that are not spaces: the blanks of Braille and of the hieroglyphs, the null
+/// notehead, the filler of the Khitan script, the number joiner of Brahmi and the object replacement character.
 pub fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c,

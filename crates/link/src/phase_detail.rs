@@ -72,7 +72,7 @@ impl PhaseDetail {
     pub const MAX_BYTES: usize = 256 * 1024;
 
     /// The share of the size limit that is reserved for the other fields of the messages: one twentieth, which is more
-    /// than they take.
+    /// than these fields take.
     const MESSAGE: usize = 20;
 
     /// An empty record of at most `most_bytes`, or [`Self::MAX_BYTES`] if that is less.
@@ -81,8 +81,8 @@ impl PhaseDetail {
         Self { looks: vec![], bytes: 0, stride: 1, seen: 0, most_bytes: most_bytes - most_bytes / Self::MESSAGE }
     }
 
-    /// Adds one reading of all streams. If the record exceeds its limit, every second reading is dropped, and only
-    /// every second further one is kept.
+    /// Adds one reading of all streams. If the record exceeds its limit, drops every second stored reading, and from
+    /// then on keeps only half as many new readings as before.
     pub fn add(&mut self, look: Vec<(Direction, TcpSample)>) {
         self.seen += 1;
         if !self.seen.is_multiple_of(self.stride) {

@@ -79,11 +79,11 @@ pub enum OwnFile {
 /// files, and returns `None` for all others.
 ///
 /// - A folder that does not exist is created with mode 0700.
-/// - A folder that belongs to the program's user and has mode 0700 is used unchanged.
+/// - A folder without permissions for other users (mode 0700) is used unchanged.
 /// - A folder that belongs to the program's user, is not a mount point, and contains only the program's files gets mode
 ///   0700.
 /// - In any other folder that other users can enter (a volume with mode 0777, a home folder) the state goes into a
-///   folder [`PRIVATE`]. State files that are already there are moved into it.
+///   folder [`PRIVATE`] inside it. State files that are already in the outer folder are moved into [`PRIVATE`].
 /// - A folder that belongs to another user, except root, is refused.
 pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<StateFolder, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
@@ -180,7 +180,7 @@ fn own_files(
     let mut own = OwnFiles { movable: vec![], is_all: true };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        // A folder that this user may enter but not list.
+        // This user may enter the folder but not list it.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return Ok(OwnFiles { movable: vec![], is_all: false });
         }
@@ -195,7 +195,7 @@ fn own_files(
         match name {
             Some((name, OwnFile::Store)) if is_unchanged(&about, user) => own.movable.push(name.to_owned()),
             Some((_, OwnFile::Transient)) if is_unchanged(&about, user) => {}
-            // The socket of a killed program. The next one creates it again.
+            // A socket that a killed program left behind. The next run creates it again.
             Some(_) if about.file_type().is_socket() && about.uid() == user => {}
             // Includes `PRIVATE`: once created, it stays in use.
             _ => own.is_all = false,
@@ -210,7 +210,7 @@ fn is_unchanged(about: &Metadata, user: u32) -> bool {
 }
 
 /// Moves files from one folder to another, longest names first, so that a database's journal moves before the database.
-/// Existing files are not replaced, and get no journal of another database.
+/// An existing file in `to` is not replaced, and an existing database gets no journal of another database.
 fn move_files(from: &Path, to: &Path, mut names: Vec<String>, user: u32) -> Result<Vec<String>, StateFolderError> {
     names.sort_by_key(|name| std::cmp::Reverse(name.len()));
     let mut moved = vec![];
@@ -222,15 +222,15 @@ fn move_files(from: &Path, to: &Path, mut names: Vec<String>, user: u32) -> Resu
         }
         match fs::rename(&old, &new) {
             Ok(()) => {
-                // Another user may have put another file into its place since the check. In this folder it cannot.
-                let about = fs::symlink_metadata(&new).map_err(io_error("look at", &new))?;
+                // Since the check, another user may have replaced the file in `from`. In `to`, no other user can.
+                let about = fs::symlink_metadata(&new).map_err(io_error("read the attributes of", &new))?;
                 if is_unchanged(&about, user) {
                     moved.push(name);
                 } else {
                     fs::rename(&new, &old).map_err(io_error("move", &new))?;
                 }
             }
-            // Another process of this program has moved it.
+            // Another process of this program has moved the file.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(io_error("move", &old)(source)),
         }

@@ -392,7 +392,7 @@ pub enum BadSpec {
     /// No stream, or too many.
     #[error("a test must have 1 to 64 streams per direction")]
     Streams,
-    /// Probes closer than a millisecond.
+    /// Probes less than a millisecond apart.
     #[error("latency probes must be at least 1 ms apart")]
     ProbeInterval,
     /// A socket buffer outside the valid range.
@@ -410,7 +410,7 @@ pub enum BadSpec {
     /// A rate limit that is too low.
     #[error("the rate limit of a stream must be 0 or at least 1 kbit/s")]
     Bitrate,
-    /// A direction that ends before its first byte.
+    /// `direction_bytes` is 0.
     #[error("a direction must have at least 1 byte to send")]
     DirectionBytes,
     /// A data path of a newer version.

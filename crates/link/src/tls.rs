@@ -91,8 +91,8 @@ pub fn reflector_config(key: &SecretKey) -> Result<Arc<ServerConfig>, TlsError> 
     config.send_tls13_tickets = 0;
     config.max_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    // The slower end chooses the cipher. By default the client's order decides; a reflector without AES instructions
-    // overrides it.
+    // The slower end chooses the cipher. By default the order of the appliance decides. A reflector without AES
+    // instructions overrides it.
     config.ignore_client_order = !has_aes();
     Ok(Arc::new(config))
 }
@@ -141,8 +141,8 @@ pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<Unverified
 /// The handshake failed because the reflector presented another key than the expected one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongKey {
-    /// The key that it presented. Not proven: the handshake ended before the reflector had to sign with it, and any
-    /// server can present a public key.
+    /// The key that the reflector presented. Not proven: the handshake ended before the reflector had to sign with it,
+    /// and any server can present a public key.
     pub presented: EndpointId,
 }
 
@@ -273,7 +273,7 @@ impl ServerCertVerifier for ExpectedKeyVerifier {
     }
 }
 
-/// The reflector's check inside the handshake: accepts any Ed25519 key that signs it.
+/// The reflector's check inside the handshake: accepts any Ed25519 key that signs the handshake.
 #[derive(Debug)]
 struct AnyEd25519KeyVerifier;
 

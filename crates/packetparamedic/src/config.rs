@@ -59,7 +59,7 @@ pub enum ApiListen {
     Address(SocketAddr),
 }
 
-/// Reachable from this host alone.
+/// The default address of the listener: loopback, which only this host can reach.
 const DEFAULT_LISTEN: ApiListen = ApiListen::Address(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8068));
 
 impl FromStr for ApiListen {
@@ -129,7 +129,7 @@ pub struct Settings {
     pub default_monitors: bool,
     /// The URL that is requested while the service works; `None`: none is.
     pub heartbeat_url: Option<HttpUrl>,
-    /// How often.
+    /// How often the heartbeat URL is requested.
     pub heartbeat_interval: Duration,
     /// The MQTT broker to which the service sends the state of the line; `None`: none.
     pub mqtt_url: Option<BrokerUrl>,
@@ -166,7 +166,7 @@ impl Configuration for Settings {
     fn defaults() -> Self {
         Self {
             state_dir: PathBuf::new(),
-            // Needs no server, and is as durable.
+            // A SQLite file needs no server, and is as durable.
             database: None,
             database_password_file: None,
             runtime_dir: PathBuf::new(),
@@ -183,15 +183,15 @@ impl Configuration for Settings {
             duration: Duration::from_secs(10),
             streams: None,
             retention: Retention::default(),
-            // An outage that nothing watched for cannot be looked up afterwards.
+            // An outage that no monitor recorded cannot be found afterwards.
             default_monitors: true,
             heartbeat_url: None,
-            // What receives heartbeats usually expects one every few minutes.
+            // A service that receives heartbeats usually expects one every few minutes.
             heartbeat_interval: Duration::from_secs(60),
             mqtt_url: None,
             mqtt_password_file: None,
             mqtt_topic_prefix: TopicPrefix::own(),
-            // Where Home Assistant looks unless its owner changed it; without a broker it has no effect.
+            // Home Assistant's own default. Without a broker, this setting has no effect.
             mqtt_discovery_prefix: Some(TopicPrefix::home_assistant()),
             color: Color::Auto,
             // A command reports its own failure on stderr; the log adds only errors.
@@ -301,13 +301,13 @@ impl FlagGroup for CommonFlags {
     }
 }
 
-/// The database in the state folder, as a value.
+/// The value of a setting that selects the database in the state folder.
 const SQLITE: &str = "sqlite";
 
-/// No broker, or no discovery, as a value.
+/// The value of a setting for no broker, or no discovery.
 const OFF: &str = "off";
 
-/// For ever, as a value.
+/// The value of a setting for a time without limit.
 const FOREVER: &str = "forever";
 
 /// How long something is kept; `None`: for ever.
@@ -348,7 +348,7 @@ static SETTINGS: &[Setting<Settings>] = &[
             settings.database = if text == SQLITE { None } else { Some(text.parse()?) };
             Ok(())
         },
-        // Without the password.
+        // The text of the URL is without its password.
         show: |settings| {
             let url = settings.database.as_ref().map(ToString::to_string);
             Some(Value::String(url.unwrap_or_else(|| SQLITE.to_owned())))
@@ -384,8 +384,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_LISTEN",
         flag: None,
         placeholder: "ADDR:PORT",
-        help: "Where the service listens for TCP connections: ADDR:PORT, a PORT of 127.0.0.1, or `off`. Any address \
-               but a loopback one needs a token or the login.",
+        help: "Where the service listens for TCP connections: ADDR:PORT, a PORT of 127.0.0.1, or `off`. Every address \
+               except loopback needs a token or the login.",
         valid: "off, an address with a port such as 127.0.0.1:8068 or [::]:8068, or a port",
         is_list: false,
         read: |settings, given| given.one().parse().map(|listen| settings.listen = listen),
@@ -396,8 +396,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_TLS_CERTIFICATE",
         flag: None,
         placeholder: "FILE",
-        help: "The PEM file of the certificates with which the service answers TLS 1.3, its own first. Without it: no \
-               TLS. Read when the service starts.",
+        help: "The PEM file of the TLS 1.3 certificate chain, the service's own certificate first. Without it: no TLS. \
+               Read when the service starts.",
         valid: "a file",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.tls_certificate = Some(path)),
@@ -419,8 +419,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_TRUSTED_PROXIES",
         flag: None,
         placeholder: "ADDR",
-        help: "The reverse proxies in front of the service. The client's address is taken from their X-Forwarded-For; \
-               requests of all clients then need a token or the login, those of this host too.",
+        help: "The reverse proxies in front of the service. The client's address is taken from their X-Forwarded-For. \
+               Every request over TCP then needs a token or the login, also from this host.",
         valid: "addresses and networks such as 127.0.0.1 or 192.0.2.0/24",
         is_list: true,
         read: |settings, given| {
@@ -554,7 +554,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_KEEP_INTERVALS",
         flag: None,
         placeholder: "TIME",
-        help: "How long the service keeps the measurements of each interval, which are most of the size of a result.",
+        help: "How long the service keeps the measurements of each interval, which make up most of a result's size.",
         valid: "a duration from 1d to 36500d, or forever",
         is_list: false,
         read: |settings, given| kept(given).map(|kept| settings.retention.series = kept),
@@ -576,12 +576,12 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_HEARTBEAT_URL",
         flag: None,
         placeholder: "URL",
-        help: "A URL that is requested every minute while the service works and is not faulted, so that what answers there \
-               notices its silence.",
+        help: "A URL that the service requests every heartbeat_interval while it works without a fault, so that the \
+               receiver notices its silence.",
         valid: "an http or https URL without user, password and fragment",
         is_list: false,
         read: |settings, given| {
-            let url = HttpUrl::parse(given.one()).ok_or("it is no such URL")?;
+            let url = HttpUrl::parse(given.one()).ok_or("it is not such a URL")?;
             settings.heartbeat_url = Some(url);
             Ok(())
         },
@@ -607,8 +607,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_MQTT_URL",
         flag: None,
         placeholder: "URL",
-        help: "The MQTT 5 broker to which the service sends how the line is, for Home Assistant and others: `off`, or a URL \
-               with the user's name, but without the password (docs/home-assistant.md).",
+        help: "The MQTT 5 broker to which the service sends the state of the line, for Home Assistant and others: \
+               `off`, or a URL with the user's name, but without the password (docs/home-assistant.md).",
         valid: "off, or a URL such as mqtt://USER@HOST:1883 or mqtts://USER@HOST:8883",
         is_list: false,
         read: |settings, given| {

@@ -59,8 +59,8 @@ pub struct Audit {
 pub struct AuditFault {
     /// Why the write failed.
     pub because: String,
-    /// Whether the lines are on disk although the write failed, because the database could not store their head. They
-    /// must not be written again.
+    /// Whether the lines are nevertheless on disk, because only their head could not be stored in the database. The
+    /// caller must not write the lines again.
     pub is_in_log: bool,
 }
 
@@ -72,22 +72,14 @@ pub enum AuditError {
     #[error("cannot use the audit log in {}: {source}", path.display())]
     Unusable { path: PathBuf, source: std::io::Error },
     /// A line up to the last acknowledged one is missing or was changed.
-    #[error(
-        "the audit log in {0} was changed: {why}; `reflector audit verify` names the first bad line; to go on \
-         without it, move it away: mv {0} {0}.damaged (the first line of the new log records this)",
-        folder.display()
-    )]
+    #[error("the audit log in {} was changed: {why}", folder.display())]
     Broken {
         folder: PathBuf,
         /// What is wrong with the first bad line.
         why: String,
     },
     /// The folder contains a log, but the database has no record of it.
-    #[error(
-        "the audit log in {0} has lines that the new database beside it does not know; restore the old database, or \
-         move the log away: mv {0} {0}.old",
-        folder.display()
-    )]
+    #[error("the audit log in {} does not belong to the database beside it", folder.display())]
     Foreign { folder: PathBuf },
     /// The database cannot read or store the head of a chain.
     #[error(transparent)]
@@ -126,7 +118,8 @@ impl Audit {
             AuditError::Unusable { path: folder.to_owned(), source: std::io::Error::other("interrupted") }
         })??;
         if known != journal.states() {
-            // After this, log files of a chain that the database does not know belong to another database.
+            // From here on, the database has a record of each chain. Log files without such a record belong to another
+            // database.
             head_store.keep(&journal.states()).await?;
         }
         let (requests, queue) = mpsc::channel(QUEUE_CAPACITY);
@@ -162,7 +155,7 @@ impl Audit {
             match placed {
                 Ok(()) if is_empty => return Ok(()),
                 Ok(()) => {}
-                // The writer is far behind: now the order is that of the waiting callers.
+                // The queue is full. The lines then follow in the order in which their callers wait.
                 Err(TrySendError::Full(request)) => requests.send(request).await.map_err(|_| stopped())?,
                 Err(TrySendError::Closed(_)) => return Err(stopped()),
             }
@@ -307,7 +300,7 @@ impl Writer {
         }
     }
 
-    /// Writes one batch and answers its callers. For a probe, checks every file of the log first.
+    /// Writes one batch and answers its callers. For a probe, or during a fault, checks every file of the log first.
     async fn write(&mut self, mut journal: Journal, mut batch: Batch, is_probe: bool) -> Option<Journal> {
         let now = now();
         let not_noted = self.not_noted.swap(0, Ordering::Relaxed);
@@ -362,7 +355,7 @@ impl Writer {
             tracing::error!(%fault, "the audit log can't be written: nothing is granted until it can");
         }
         for reply in batch.replies {
-            // A caller that no longer waits has its answer in the log.
+            // This fails if the caller no longer waits for its answer.
             reply.send(answer.clone()).ok();
         }
         if answer.is_ok() && journal.has_trimmed() {

@@ -121,8 +121,8 @@ impl Config {
         [ROOT_RUNTIME_DIR, EARLIER_RUNTIME_DIR].iter().any(|path| self.runtime_dir == Path::new(path))
     }
 
-    /// The working folder of engines during a session. The reflector empties it when it starts. It is in the state
-    /// folder, where no other user can rename it.
+    /// The working folder of engines during a session. The reflector empties this folder when it starts. The folder is
+    /// in the state folder, where no other user can rename it.
     pub fn scratch_dir(&self) -> PathBuf {
         self.state_dir.join("scratch")
     }
@@ -167,7 +167,7 @@ impl Configuration for Config {
             // One socket per family, not one dual-stack socket: `config show` then lists all listening addresses, and a
             // host without IPv6 in its kernel still serves IPv4.
             listen: addresses::both_families(DEFAULT_PORT).to_vec(),
-            // A mistyped address must be an error.
+            // With this option, a mistyped address would not be an error.
             listen_freebind: false,
             name: PeerText::default(),
             // Devices pair by code unless configured otherwise.
@@ -183,7 +183,7 @@ impl Configuration for Config {
             // With tests of half a minute, the last of 32 requests waits for a quarter of an hour. A longer queue is of
             // no use.
             max_queue: 32,
-            // At 5 probes a second each they take half a megabit per second in each direction.
+            // All of them together, at 5 probes a second each, take half a megabit per second in each direction.
             max_monitors: 64,
             // Long enough for a soak test, short enough that a forgotten test does not block the slot for hours.
             max_test_duration: Duration::from_secs(600),
@@ -193,7 +193,7 @@ impl Configuration for Config {
             max_tests_per_hour: 240,
             // A line of 2 Gbit/s, full all day in one direction. Operators with metered traffic set a lower limit.
             max_bytes_per_day: 20_000_000_000_000,
-            // Five peers at that limit.
+            // Enough for five peers that reach the limit of one peer.
             max_bytes_per_day_total: 100_000_000_000_000,
             state_dir: PathBuf::new(),
             provided_key: None,

@@ -200,7 +200,7 @@ impl ConnectionLimiter {
         self.enter(prefix, pool, makes_way)
     }
 
-    /// The slots for connections from this prefix, beside those of sessions, and its limits.
+    /// The pool and the limits for connections from `prefix` that have no slot of a session.
     fn pool_of(&self, prefix: Prefix) -> (Pool, &'static [NetworkLimit]) {
         match (self.is_known(prefix), prefix.0) {
             (true, _) => (Pool::Known, &[KNOWN_LIMIT]),
@@ -210,7 +210,7 @@ impl ConnectionLimiter {
         }
     }
 
-    /// How many slots there are in a pool. Those of sessions depend on the prefix.
+    /// The number of slots of a pool. For [`Pool::Session`] the number depends on the prefix and is not limited here.
     fn places_of(&self, pool: Pool) -> usize {
         match pool {
             Pool::Unknown => self.unknown_places,
@@ -247,7 +247,8 @@ impl ConnectionLimiter {
     }
 
     /// Records the end of a session of `prefix` that could open `streams` connections. Connections that still have one
-    /// of its slots get other slots of their prefix. Returns those to close because there is no such slot.
+    /// of its slots get other slots of their prefix. Returns the connections to close, because no such slot is free for
+    /// them.
     pub fn session_closed(&mut self, prefix: Prefix, streams: usize) -> Vec<ConnectionSlotId> {
         let expected = self.expected.get(&prefix).map_or(0, |expected| expected.saturating_sub(streams));
         if expected == 0 {

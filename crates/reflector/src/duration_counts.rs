@@ -47,8 +47,8 @@ impl DurationCounts {
         self.buckets.iter().fold(self.longer, |sum, bucket| sum.saturating_add(bucket.count))
     }
 
-    /// The lowest bound below which at least this share of all durations is, in microseconds. `None` without durations,
-    /// or if the share is only reached above the last bound.
+    /// The lowest bound, in microseconds, that at least this share of all durations does not exceed. `None` without
+    /// durations, or if the share is reached only above the last bound.
     pub fn quantile_us(&self, share: f64) -> Option<u64> {
         let wanted = share * self.count() as f64;
         let mut below = 0;

@@ -122,8 +122,8 @@ pub enum AuditEvent {
     },
     /// The number of refusals with one reason in the last minute that were only counted.
     RefusedMore { reason: RefusalReason, count: u64 },
-    /// How many lines of one peer were only counted in the last minute: links, requests that were not
-    /// granted, and monitor sessions.
+    /// The number of lines about one peer that were only counted in the last minute: links, requests that were not
+    /// granted, monitor sessions, and ports that other programs hold.
     MoreOfPeer { peer: EndpointId, count: u64 },
     /// The reflector charged sessions that were running when it crashed: their recorded use, plus the possible use
     /// since then.
@@ -173,7 +173,7 @@ impl AuditEvent {
             | AuditEvent::SessionQueued { .. }
             | AuditEvent::SessionDenied { .. }
             | AuditEvent::SessionUndone { .. }
-            // A device may begin and end them as often as it opens links.
+            // A device may begin and end monitor sessions as often as it opens links.
             | AuditEvent::MonitorGranted { .. }
             | AuditEvent::MonitorDenied { .. }
             | AuditEvent::MonitorEnded { .. }

@@ -18,9 +18,9 @@ const WINDOW: Duration = Duration::from_secs(60);
 pub enum Cause {
     /// Refusals with one reason, in the audit log.
     Refusal(RefusalReason),
-    /// Lines of a peer in the audit log that no quota bounds: links, requests that wait, are denied or undone,
-    /// monitor sessions, and ports that other programs hold. Grants and ends of tests are bounded by quotas, and always
-    /// pass.
+    /// Lines about one peer in the audit log whose number no quota limits: links; requests that are queued, denied or
+    /// undone; monitor sessions; ports that other programs hold. Quotas limit the grants and ends of tests, so these
+    /// always pass.
     Peer(EndpointId),
     /// Lines about one peer in the program's log.
     Log(EndpointId),

@@ -90,13 +90,25 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         use StoreError as E;
         let (exit, code, try_) = match error {
-            E::Unusable { .. } => (Exit::Usage, "state_dir", "check the permissions and the free space of that folder"),
-            E::InUse { .. } => {
-                (Exit::Failed, "already_running", "run `reflector status` to see the one that is running")
+            E::Unusable { .. } => {
+                (Exit::Usage, "state_dir", "check the permissions and the free space of that folder".to_owned())
             }
-            E::Damaged { .. } => (Exit::Failed, "database_damaged", "follow the line above; the file was not changed"),
-            E::Newer { .. } => (Exit::Failed, "database_newer", "follow the line above; the file was not changed"),
-            _ => (Exit::Failed, "database", "check the free space and the health of the disk"),
+            E::InUse { .. } => {
+                (Exit::Failed, "already_running", "run `reflector status` to see the one that is running".to_owned())
+            }
+            E::Damaged { ref path, .. } => {
+                let path = path.display();
+                let try_ = format!(
+                    "restore a backup, or move {path}, its -wal and -shm files and the audit folder away to begin with \
+                     an empty database: appliances must then be paired again; the file was not changed"
+                );
+                (Exit::Failed, "database_damaged", try_)
+            }
+            E::Newer { .. } => {
+                let try_ = "run that version, or restore a backup of the older database; the file was not changed";
+                (Exit::Failed, "database_newer", try_.to_owned())
+            }
+            _ => (Exit::Failed, "database", "check the free space and the health of the disk".to_owned()),
         };
         Self::new(exit, code, "the reflector's state can't be used", error, try_)
     }
@@ -107,10 +119,20 @@ impl From<AuditError> for Failure {
         let (exit, code, try_) = match error {
             AuditError::Store(error) => return error.into(),
             AuditError::Unusable { .. } => {
-                (Exit::Usage, "audit_unusable", "check the permissions and the free space of that folder")
+                (Exit::Usage, "audit_unusable", "check the permissions and the free space of that folder".to_owned())
             }
-            AuditError::Broken { .. } | AuditError::Foreign { .. } => {
-                (Exit::Failed, "audit_broken", "follow the line above; the log was not changed")
+            AuditError::Broken { ref folder, .. } => {
+                let folder = folder.display();
+                let try_ = format!(
+                    "run `reflector audit verify` to find the first bad line; to go on without the log, move it away: \
+                     mv {folder} {folder}.damaged (the first line of the new log records this)"
+                );
+                (Exit::Failed, "audit_broken", try_)
+            }
+            AuditError::Foreign { ref folder } => {
+                let folder = folder.display();
+                let try_ = format!("restore the old database, or move the log away: mv {folder} {folder}.old");
+                (Exit::Failed, "audit_broken", try_)
             }
         };
         Self::new(exit, code, "the reflector's audit log can't be used", error, try_)

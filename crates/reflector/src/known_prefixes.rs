@@ -9,7 +9,7 @@ use crate::connection_limiter::Prefix;
 
 /// How long a prefix stays known after a peer last authenticated from it, in milliseconds: 90 days.
 const KNOWN_MS: u64 = 90 * 24 * 3600 * 1000;
-/// The number of known prefixes of one peer. A further one replaces the one that was last seen the longest ago.
+/// The number of known prefixes of one peer. A further prefix replaces the least recently seen one.
 const PER_PEER: usize = 64;
 /// The stored time of a prefix is only renewed if it is older than this, in milliseconds: a day. This saves writes to
 /// memory cards.

@@ -25,7 +25,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 /// The events that take from the budget of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
-    /// A message that the reflector answers or executes. Each full 16 KiB that arrived for it count as a further
+    /// A message that the reflector answers or executes. Each full 16 KiB that arrived for it counts as a further
     /// message.
     Message {
         /// The number of bytes that arrived for the message, TLS records included.

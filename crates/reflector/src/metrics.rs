@@ -45,8 +45,8 @@ const DENIALS: [DenialReason; 14] = [
     DenialReason::Faulted,
 ];
 
-/// Every metric, in the order in which they are written. docs/operate.md describes them, and a test compares it with
-/// the output of a reflector.
+/// Every metric, in the order in which they are written. docs/operate.md describes the metrics, and a test compares
+/// that file with the output of a reflector.
 const METRICS: &[Metric<Status>] = &[
     Metric {
         name: "reflector_build_info",

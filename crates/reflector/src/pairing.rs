@@ -1,6 +1,6 @@
-//! The pairing code that may be open, one at a time: which clients may try it, how often, and that it pairs only one
-//! appliance. The caller writes the pairing and sends the answers. Time is an argument. Only the secret of the code is
-//! random.
+//! Decides about the pairing code: which clients may try it and how often. At most one code is open at a time, and a
+//! code pairs only one appliance. The caller writes the pairing and sends the answers. Time is an argument. Only the
+//! secret of the code is random.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -61,7 +61,10 @@ pub struct CodeClaim {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenCodeError {
     /// Another code is open.
-    #[error("another pairing code is open; it expires in {} s", .expires_in.as_secs())]
+    #[error(
+        "another pairing code is open; it expires in {} s; wait, or stop the other `reflector pair`",
+        .expires_in.as_secs()
+    )]
     AnotherIsOpen {
         /// How much longer the other code is valid.
         expires_in: Duration,
@@ -411,7 +414,8 @@ mod tests {
     fn one_code_is_open_at_a_time_for_at_most_an_hour() {
         let (mut pairing, _) = open();
         let refused = pairing.open(TTL, START).unwrap_err();
-        assert_eq!(refused.to_string(), "another pairing code is open; it expires in 600 s");
+        let because = "another pairing code is open; it expires in 600 s; wait, or stop the other `reflector pair`";
+        assert_eq!(refused.to_string(), because);
         assert_eq!(pairing.expires_in(Duration::from_secs(1)), Some(Duration::from_secs(599)));
         let mut idle = Pairing::new(REFLECTOR);
         assert!(idle.open(LONGEST_TTL, START).is_ok());

@@ -9,7 +9,7 @@ use anstyle::{AnsiColor, Style};
 /// The width of the output, in columns.
 pub const WIDTH: usize = 80;
 
-/// The kind of message that a piece of text is. It decides the colour.
+/// What kind of message a piece of text is. The tone decides the colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
     /// Ordinary text.

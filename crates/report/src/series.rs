@@ -85,7 +85,7 @@ fn groups<T>(intervals: &[T], count: usize) -> std::slice::Chunks<'_, T> {
     intervals.chunks(intervals.len().div_ceil(count.max(1)).max(1))
 }
 
-/// The mean weighs each interval alike: all but the last of a phase have one length.
+/// The mean gives each interval the same weight: all intervals of a phase but the last have the same length.
 fn rate_point(group: &[Interval]) -> RatePoint {
     let rates = || group.iter().map(|interval| interval.bps);
     let sum = rates().map(u128::from).sum::<u128>();

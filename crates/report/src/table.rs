@@ -1,13 +1,14 @@
 //! Cells of tables for other programs (CSV).
 
-/// What makes a spreadsheet read a cell as a formula, if the cell begins with it. The last four are wide forms, which some
-/// spreadsheets read as the narrow ones.
+/// If a cell begins with one of these characters, a spreadsheet may read it as a formula. The last four are full-width
+/// forms, which some spreadsheets read as the normal characters.
 const TRIGGERS: [char; 10] = ['=', '+', '-', '@', '\t', '\r', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}'];
-/// After these a cell of a spreadsheet can begin that does not take quotes or commas for what they are here.
+/// Characters that separate cells in a spreadsheet that is not set to commas: a new cell may begin after each of them.
 const OTHER_SEPARATORS: [char; 4] = [';', '\t', '\n', '\r'];
 
-/// A cell with text from outside. It is quoted where CSV requires it (RFC 4180) or a spreadsheet could separate it, and a
-/// spreadsheet never reads it, or a part of it, as a formula (<https://owasp.org/www-community/attacks/CSV_Injection>).
+/// A cell with text from outside. The cell is quoted if CSV requires this (RFC 4180) or if a spreadsheet could split
+/// it. A spreadsheet never reads the cell or a part of it as a formula
+/// (<https://owasp.org/www-community/attacks/CSV_Injection>).
 pub fn text_cell(text: &str) -> String {
     let mut guarded = String::with_capacity(text.len() + 1);
     let mut begins = true;
@@ -25,9 +26,9 @@ pub fn text_cell(text: &str) -> String {
     }
 }
 
-/// Whether a spreadsheet can read a formula after this character at the start of a cell. A spreadsheet that separates cells at
-/// another character reads a quotation mark as the start of a quoted cell. Spreadsheets remove blanks and characters without
-/// width.
+/// Whether a spreadsheet may skip this character at the start of a cell and read a formula after it. A spreadsheet that
+/// separates cells at another character than the comma reads a quotation mark as the start of a quoted cell.
+/// Spreadsheets remove white space and characters without width.
 fn is_skipped(c: char) -> bool {
     let has_no_width = matches!(
         c,

@@ -1,4 +1,4 @@
-//! When a message is sent again that could not be delivered, and when it is given up. Pure.
+//! When a failed delivery of a message is repeated, and when it is given up. Pure.
 
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 /// The longest wait that a server can ask for.
 const LONGEST_ASKED: Duration = Duration::from_secs(60 * 60);
-/// How long after it was made a message is given up.
+/// The age of a message at which its delivery is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 86_400);
-/// The attempts that are made in any case: the device may have been off, or its clock may have been set meanwhile.
+/// The minimum number of attempts, however old the message is: the device may have been off, or its clock may have been
+/// set meanwhile.
 const LEAST_ATTEMPTS: u32 = 12;
 /// The longest time to the next attempt, with the spread.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(90 * 60);
@@ -20,9 +21,9 @@ pub const LONGEST_WAIT: Duration = Duration::from_secs(90 * 60);
 /// Whether a repetition can help after an attempt to deliver failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryAdvice {
-    /// It cannot.
+    /// A repetition cannot help.
     Never,
-    /// It can, at the earliest after this time if the other end asked for it.
+    /// A repetition can help. If the other end asked for a wait, not before that time has passed.
     Later {
         /// The time that the other end asked for.
         retry_after: Option<Duration>,
@@ -30,7 +31,7 @@ pub enum RetryAdvice {
 }
 
 impl RetryAdvice {
-    /// Later, at any time.
+    /// A repetition can help, at any time.
     pub const LATER: Self = Self::Later { retry_after: None };
 }
 
@@ -39,12 +40,12 @@ impl RetryAdvice {
 pub enum NextAttempt {
     /// Another attempt at this time.
     At(Timestamp),
-    /// None.
+    /// No further attempt.
     Never,
 }
 
-/// What follows the failure of the attempt number `attempts`, which is at least 1, at `now`. The wait is half to one and a
-/// half of a time that doubles from 5 s to 15 min; `random` is from 0 to 1.
+/// What follows the failure of attempt number `attempts` (at least 1) at `now`. The base wait doubles from 5 s to 15
+/// min. The spread makes it 0.5 to 1.5 times as long; `random` (0 to 1) selects the factor.
 pub fn next_attempt(
     attempts: u32,
     created_at: Timestamp,
@@ -56,7 +57,7 @@ pub fn next_attempt(
     let random = random.clamp(0.0, 1.0);
     let doubled = FIRST.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST);
     let own = doubled.mul_f64(0.5 + random);
-    // Later than asked, so that many devices do not come back together.
+    // Waits somewhat longer than asked, so that many devices do not retry at the same time.
     let asked = retry_after.map(|asked| asked.min(LONGEST_ASKED).mul_f64(1.0 + random / 4.0));
     let wait = asked.map_or(own, |asked| own.max(asked));
     let Ok(next) = now.checked_add(wait) else { return NextAttempt::Never };
@@ -65,7 +66,8 @@ pub fn next_attempt(
     if is_old && attempts >= LEAST_ATTEMPTS { NextAttempt::Never } else { NextAttempt::At(next) }
 }
 
-/// How an answer with this HTTP status failed; `None`: it did not. `retry_after` is the header of this name.
+/// What an answer with this HTTP status advises; `None` if the status is a success. `retry_after` is the value of the
+/// `Retry-After` header.
 pub fn http_failure(status: u16, retry_after: Option<&str>, now: Timestamp) -> Option<RetryAdvice> {
     match status {
         200..=299 => None,

@@ -1,5 +1,5 @@
-//! What is usual at an hour of the week: the median of the values at that hour in the last eight weeks. A median, so that the
-//! few bad values among them do not become usual.
+//! The usual value at an hour of the week: the median of the values at that hour in the last eight weeks. A median
+//! ignores a few bad values among them.
 
 use std::collections::BTreeSet;
 
@@ -7,15 +7,15 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use paramedic_report::line_report::Median;
 
-/// How far back values count.
+/// The maximum age of a value that counts.
 pub const HISTORY: SignedDuration = SignedDuration::from_hours(8 * 7 * 24);
-/// Values that are newer do not count: they may be part of what is judged.
+/// The minimum age of a value that counts. A newer one may be part of what is judged.
 const LATEST: SignedDuration = SignedDuration::from_hours(24);
-/// How far the time of the week of a value may be from that of the time that is judged, in minutes.
+/// The maximum difference, in minutes, between the time of the week of a value and that of the judged time.
 const NEAR_MINUTES: i64 = 60;
-/// The fewest weeks from which values must come. One unusual week must not become what is usual.
+/// The minimum number of weeks with values, so that one unusual week does not define the usual value.
 const LEAST_WEEKS: usize = 3;
-/// How far local clocks are set at a change of summer time, at most, in minutes.
+/// The maximum number of minutes by which a change to or from summer time moves the local clock.
 const LARGEST_SHIFT: i64 = 120;
 /// The minutes of a week.
 const WEEK_MINUTES: i64 = 7 * 24 * 60;
@@ -28,7 +28,7 @@ pub struct UsualValues {
 }
 
 impl UsualValues {
-    /// These values, in any order.
+    /// Creates the set of these values, which can be in any order.
     pub fn new(mut values: Vec<(Timestamp, f64)>) -> Self {
         values.sort_by_key(|(at, _)| *at);
         Self { values }
@@ -41,7 +41,7 @@ impl UsualValues {
         let end = self.values.partition_point(|(at, _)| *at <= to);
         let wanted = minute_of_week(time, zone);
         let is_near = |(at, _): &&(Timestamp, f64)| {
-            // Most values are hours away, whatever the clocks were set to meanwhile.
+            // Skips most values without a time zone conversion: they are too far away, whatever summer time does.
             let apart = (time.as_second() - at.as_second()).div_euclid(60).rem_euclid(WEEK_MINUTES);
             if apart.min(WEEK_MINUTES - apart) > NEAR_MINUTES + LARGEST_SHIFT {
                 return false;
@@ -50,7 +50,7 @@ impl UsualValues {
             apart.min(WEEK_MINUTES - apart) <= NEAR_MINUTES
         };
         let near = self.values.get(first..end)?.iter().filter(is_near).collect::<Vec<_>>();
-        // The values of one week are within two hours, and a week from those of the next one.
+        // Groups the values by week: those of one week are within about two hours, those of the next one a week later.
         let week = |at: Timestamp| (time.as_second() - at.as_second() + 43_200).div_euclid(WEEK_MINUTES * 60);
         let weeks = near.iter().map(|(at, _)| week(*at)).collect::<BTreeSet<_>>();
         if weeks.len() < LEAST_WEEKS {

@@ -1,5 +1,5 @@
-//! A channel that carries messages, as its owner defines it, and the checks before it is accepted. What is secret is apart
-//! from the definition.
+//! A channel that carries messages, as its owner defines it, and the checks before it is accepted. The secrets are
+//! separate from the definition.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,12 +84,12 @@ pub struct MailDestination {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MailSecurity {
-    /// TLS after STARTTLS (RFC 3207). A server without it gets nothing.
+    /// TLS after STARTTLS (RFC 3207). Nothing is sent to a server without STARTTLS.
     #[default]
     Starttls,
     /// TLS from the first byte (RFC 8314, section 3.3).
     Tls,
-    /// None: for a relay of this host or this network, without a password.
+    /// No protection. For a relay of this host or this network; a password is not allowed.
     None,
 }
 
@@ -172,22 +172,22 @@ pub enum NewDestination {
     },
 }
 
-/// Why a channel is not accepted. No text has a secret.
+/// Why a channel is not accepted. No error text contains a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
-    /// The name.
-    #[error("a name has 1 to 60 letters, digits, dots, dashes and underscores: {0:?}")]
+    /// The name is not valid.
+    #[error("{0:?} is not a valid name; valid: 1 to 60 letters, digits, dots, dashes and underscores")]
     Name(String),
-    /// The URL of a webhook.
-    #[error("the URL is no http or https URL without user, password and fragment")]
+    /// The URL of a webhook is not valid.
+    #[error("the URL must be an http or https URL without a user, a password or a fragment")]
     Url,
-    /// A webhook of which the server alone is known.
-    #[error("a webhook needs its whole URL; it is kept only while the server stays the same")]
+    /// Only the server of the webhook is known, not its whole URL.
+    #[error("a webhook without a URL keeps the stored one only if its server stays the same")]
     NoUrl,
-    /// A webhook whose URL is one of another server.
-    #[error("the URL of the webhook is not one of its server")]
+    /// The URL of the webhook belongs to another server than the channel names.
+    #[error("the URL is not on the server that is given")]
     OtherServer,
-    /// A secret that this kind of channel does not have.
+    /// This kind of channel does not have the given secret.
     #[error("a channel of kind {kind} has no {secret}")]
     ForeignSecret {
         /// The kind.
@@ -195,40 +195,40 @@ pub enum ChannelError {
         /// The secret.
         secret: String,
     },
-    /// The server of ntfy.
-    #[error("the server is no http or https URL without a path")]
+    /// The server of ntfy is not valid.
+    #[error("the server must be an http or https URL without a path")]
     NtfyServer,
-    /// The topic of ntfy.
-    #[error("a topic has 1 to 64 letters of ASCII, digits, dashes and underscores: {0:?}")]
+    /// The topic of ntfy is not valid.
+    #[error("a topic has 1 to 64 ASCII letters, digits, dashes and underscores: {0:?}")]
     Topic(String),
-    /// The token.
-    #[error("a token has 1 to 4096 printable characters of ASCII, without spaces")]
+    /// The token is not valid.
+    #[error("a token has 1 to 4096 printable ASCII characters, without spaces")]
     Token,
-    /// The mail server.
-    #[error("the server is no host name and no address")]
+    /// The mail server is not valid.
+    #[error("the server must be a host name or an address")]
     MailServer,
-    /// The user or the password of a mail server.
+    /// The user or the password of a mail server is not valid.
     #[error("a user and a password have 1 to 4096 bytes, without control characters")]
     MailLogin,
-    /// A user without a password, or the reverse.
+    /// A user has no password, or a password has no user.
     #[error("a user needs a password, and a password needs a user")]
     HalfMailLogin,
-    /// A password over a connection that is not encrypted.
-    #[error("a password is sent over TLS alone")]
+    /// A password would be sent over a connection that is not encrypted.
+    #[error("a password is sent only over TLS")]
     PasswordInClear,
-    /// An address of a mail.
-    #[error("{0:?} is no mail address such as name@example.org")]
+    /// A mail address is not valid.
+    #[error("{0:?} is not a mail address such as name@example.org")]
     MailAddress(String),
-    /// The number of recipients.
-    #[error("a mail has 1 to 20 recipients")]
+    /// The mail has no recipient, or too many.
+    #[error("a mail channel needs 1 to 20 recipients")]
     Recipients,
-    /// The path of a command.
-    #[error("{0:?} is no absolute path")]
+    /// The path of a command is not absolute.
+    #[error("{0:?} is not an absolute path")]
     ProgramPath(String),
-    /// The arguments of a command.
+    /// The arguments of a command are not valid.
     #[error("a command has at most 50 arguments of at most 4096 bytes, without NUL")]
     Args,
-    /// The file of a command.
+    /// The file of a command must not be run.
     #[error("{path}: {fault}")]
     ProgramFile {
         /// The file, or a folder above it.
@@ -236,27 +236,30 @@ pub enum ChannelError {
         /// What is wrong with it.
         fault: ProgramFault,
     },
-    /// A command where none may be made.
-    #[error("a command channel is made, changed and removed over the unix socket or in a store of one's own alone")]
+    /// A command channel may not be added, changed or removed in this way.
+    #[error(
+        "a command channel can be added, changed or removed only through the service's unix socket, or in this user's \
+         own store"
+    )]
     CommandRefused,
 }
 
-/// Why the file of a command is not run.
+/// Why the file of a command must not be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramFault {
-    /// It cannot be looked at.
+    /// The metadata of the file cannot be read.
     #[error("{0}")]
     Unreadable(String),
-    /// It is no file that can be run.
-    #[error("it is no executable file")]
+    /// It is not an executable file.
+    #[error("it is not an executable file")]
     NotExecutable,
-    /// Its owner could change it.
+    /// It does not belong to root, so its owner could change it.
     #[error("it belongs to the user {owner}, not to root")]
     NotOfRoot {
         /// The owner.
         owner: u32,
     },
-    /// Others could change it.
+    /// Users other than root could change it.
     #[error("users other than root can write it (mode {mode:04o})")]
     Writable {
         /// The mode.
@@ -264,7 +267,7 @@ pub enum ProgramFault {
     },
 }
 
-/// What the file system says of a part of a path.
+/// The metadata of one part of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathPart {
     /// The owner.
@@ -280,12 +283,12 @@ pub struct PathPart {
 }
 
 impl PathPart {
-    /// The sticky bit: in such a folder, only its owner removes or renames a file.
+    /// The sticky bit: in a folder that has it, a file can be removed or renamed only by its owner.
     const STICKY: u32 = 0o1000;
     const OTHERS_WRITE: u32 = 0o022;
     const EXECUTE: u32 = 0o111;
 
-    /// Checks a part of the path of a program: only root can change what is run.
+    /// Checks one part of the path of a program: only root may be able to change what is run.
     pub fn check(self, is_program: bool) -> Result<(), ProgramFault> {
         let mode = self.mode & 0o7777;
         if self.owner != 0 {
@@ -303,7 +306,7 @@ impl PathPart {
 }
 
 impl NewChannel {
-    /// The channel and its secrets, if they can be accepted. The file of a command is not looked at.
+    /// The channel and its secrets, if they can be accepted. Does not check the file of a command.
     pub fn checked(self) -> Result<(Channel, ChannelSecrets), ChannelError> {
         let is_name = !self.name.is_empty() && self.name.chars().all(is_name_char);
         if !is_name || self.name.chars().count() > MAX_NAME_CHARS {
@@ -315,7 +318,7 @@ impl NewChannel {
 }
 
 impl Channel {
-    /// This channel as one to add, with these secrets.
+    /// Combines this channel with these secrets, as a channel to add.
     pub fn with_secrets(self, secrets: ChannelSecrets) -> Result<NewChannel, ChannelError> {
         let known: &[&str] = match self.destination {
             Destination::Webhook { .. } => &["url", "token"],
@@ -330,7 +333,7 @@ impl Channel {
         let destination = match self.destination {
             Destination::Webhook { server } => {
                 let url = url.ok_or(ChannelError::NoUrl)?;
-                // A stored token must not go to another server than the one that it was stored for.
+                // A stored token must go only to the server for which it was stored.
                 if HttpUrl::parse(url.expose().trim()).is_some_and(|url| url.origin() != server) {
                     return Err(ChannelError::OtherServer);
                 }
@@ -416,7 +419,8 @@ impl Destination {
         matches!(self, Self::Command { .. })
     }
 
-    /// Whether the other destination has the same server, protected in the same way: it has seen the secrets already.
+    /// Whether both destinations have the same server, protected in the same way, so that the server already has the
+    /// secrets.
     pub fn has_server_of(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Webhook { server }, Self::Webhook { server: other }) => server == other,
@@ -489,13 +493,13 @@ impl MailDestination {
 }
 
 impl ChannelSecrets {
-    /// The names of those that are set.
+    /// The names of the secrets that are set.
     pub fn names(&self) -> Vec<String> {
         let all = [("url", &self.url), ("token", &self.token), ("password", &self.password)];
         all.into_iter().filter(|(_, secret)| secret.is_some()).map(|(name, _)| name.to_owned()).collect()
     }
 
-    /// These secrets, and those of `stored` that are not given.
+    /// These secrets. Each one that is not set is taken from `stored`.
     #[must_use]
     pub fn or(self, stored: Self) -> Self {
         Self {
@@ -526,7 +530,7 @@ fn is_mail_address(text: &str) -> bool {
     text.len() <= MAX_ADDRESS && is_local && is_dotted && is_domain
 }
 
-/// Whether a host is followed by a port. The colons of an IPv6 address are none.
+/// Whether a port follows the host. The colons of an IPv6 address do not count.
 fn has_port(host: &str) -> bool {
     host.matches(':').count() == 1
 }
@@ -576,24 +580,24 @@ mod tests {
         assert!(read(&smtp("")).is_ok());
         assert!(read(&smtp(r#", "security": "none""#)).is_ok());
         for (json, cause) in [
-            (r#"{"name": "a b", "kind": "ntfy", "topic": "x"}"#.to_owned(), "a name has"),
-            (r#"{"name": "\u3164", "kind": "ntfy", "topic": "x"}"#.to_owned(), "a name has"),
+            (r#"{"name": "a b", "kind": "ntfy", "topic": "x"}"#.to_owned(), "is not a valid name"),
+            (r#"{"name": "\u3164", "kind": "ntfy", "topic": "x"}"#.to_owned(), "is not a valid name"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x/y"}"#.to_owned(), "a topic has"),
             (r#"{"name": "a", "kind": "ntfy", "topic": ""}"#.to_owned(), "a topic has"),
-            (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "ntfy.sh"}"#.to_owned(), "is no http"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "ntfy.sh"}"#.to_owned(), "must be an http"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://a.b/c"}"#.to_owned(), "without a path"),
             (
                 r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://ann:geheim@ntfy.example"}"#
                     .to_owned(),
-                "is no http",
+                "must be an http",
             ),
             (
                 r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://ntfy.sh/?auth=geheim"}"#.to_owned(),
-                "is no http",
+                "must be an http",
             ),
             (
                 r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://ntfy.sh/#geheim"}"#.to_owned(),
-                "is no http",
+                "must be an http",
             ),
             (
                 r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://hooks.example/T0/geheim"}"#
@@ -602,7 +606,7 @@ mod tests {
             ),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "token": "a b"}"#.to_owned(), "a token has"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "pasword": "y"}"#.to_owned(), "unknown field"),
-            (r#"{"name": "a", "kind": "webhook", "url": "https://ann:geheim@b.c/"}"#.to_owned(), "the URL is no"),
+            (r#"{"name": "a", "kind": "webhook", "url": "https://ann:geheim@b.c/"}"#.to_owned(), "the URL must be"),
             (
                 r#"{"name": "a", "kind": "webhook", "url": "http://b.c/", "token": "geheim\r\nX: y"}"#.to_owned(),
                 "a token has",
@@ -611,16 +615,16 @@ mod tests {
             (r#"{"name": "a", "kind": "pigeon"}"#.to_owned(), "unknown variant"),
             (smtp(r#", "user": "u""#), "a user needs a password"),
             (smtp(r#", "password": "geheim""#), "a password needs a user"),
-            (smtp(r#", "user": "u", "password": "geheim", "security": "none""#), "over TLS alone"),
+            (smtp(r#", "user": "u", "password": "geheim", "security": "none""#), "only over TLS"),
             (smtp(r#", "user": "u", "password": "geheim\nx""#), "without control characters"),
-            (smtp("").replace("mail.example.org", "mail.example.org:25"), "is no host name"),
-            (smtp("").replace("mail.example.org", "a b"), "is no host name"),
-            (smtp("").replace("mail.example.org", "ann:geheim@smtp.example"), "is no host name"),
-            (smtp("").replace("mail.example.org", "ann:geheim"), "is no host name"),
-            (smtp("").replace("a@b.c", "a@b.c\\r\\nBcc: x@y.z"), "is no mail address"),
-            (smtp("").replace("d@e.f", "Ann <d@e.f>"), "is no mail address"),
+            (smtp("").replace("mail.example.org", "mail.example.org:25"), "must be a host name"),
+            (smtp("").replace("mail.example.org", "a b"), "must be a host name"),
+            (smtp("").replace("mail.example.org", "ann:geheim@smtp.example"), "must be a host name"),
+            (smtp("").replace("mail.example.org", "ann:geheim"), "must be a host name"),
+            (smtp("").replace("a@b.c", "a@b.c\\r\\nBcc: x@y.z"), "is not a mail address"),
+            (smtp("").replace("d@e.f", "Ann <d@e.f>"), "is not a mail address"),
             (smtp("").replace(r#""d@e.f""#, ""), "1 to 20 recipients"),
-            (r#"{"name": "a", "kind": "command", "program": "apprise"}"#.to_owned(), "no absolute path"),
+            (r#"{"name": "a", "kind": "command", "program": "apprise"}"#.to_owned(), "not an absolute path"),
             (
                 r#"{"name": "a", "kind": "command", "program": "/bin/a", "args": ["a\u0000b"]}"#.to_owned(),
                 "without NUL",

@@ -1,4 +1,4 @@
-//! Why a rule is not accepted: one variant a cause.
+//! Why a rule is not accepted: one variant for each cause.
 
 use super::metric::AlertMetric;
 
@@ -6,7 +6,7 @@ use super::metric::AlertMetric;
 pub(super) const MAX_NAME_CHARS: usize = 60;
 /// The longest subject, in characters.
 pub(super) const MAX_SUBJECT_CHARS: usize = 200;
-/// The most values of which some must be bad.
+/// The maximum number of recent values that a rule looks at.
 pub(super) const MAX_VALUES: u32 = 20;
 /// The longest window of a monitor, in minutes.
 pub(super) const MAX_WINDOW_MINUTES: u32 = 60;
@@ -16,20 +16,23 @@ pub(super) const MAX_CHANNELS: usize = 16;
 /// Why a rule is not accepted.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum RuleError {
-    /// The name.
-    #[error("a name has 1 to {most} letters, digits, dots, dashes and underscores: {0:?}", most = MAX_NAME_CHARS)]
-    Name(String),
-    /// A name that the API needs.
-    #[error("the API needs the name preview")]
-    Reserved,
-    /// The subject.
+    /// The name is not valid.
     #[error(
-        "the target of a rule is the name of a target or of a monitor, of 1 to {} printable characters",
+        "{0:?} is not a valid name; valid: 1 to {most} letters, digits, dots, dashes and underscores",
+        most = MAX_NAME_CHARS
+    )]
+    Name(String),
+    /// The API reserves this name.
+    #[error("a rule cannot be called preview: the API uses that name")]
+    Reserved,
+    /// The subject is not valid.
+    #[error(
+        "the target must be the name of a test's other end or of a monitor, 1 to {} printable characters",
         MAX_SUBJECT_CHARS
     )]
     Subject,
-    /// The time without a result is that of all tests.
-    #[error("{metric} has no target of its own")]
+    /// The metric is about all tests together, so its rule has no subject.
+    #[error("a rule for {metric} cannot have a target")]
     NoSubject {
         /// The metric.
         metric: AlertMetric,
@@ -40,7 +43,7 @@ pub enum RuleError {
         /// The metric.
         metric: AlertMetric,
     },
-    /// The limit is of no use for the metric.
+    /// This kind of limit is not valid for the metric.
     #[error("a rule for {metric} has no limit of this kind; valid: {valid}")]
     LimitKind {
         /// The metric.
@@ -48,7 +51,7 @@ pub enum RuleError {
         /// The valid kinds.
         valid: &'static str,
     },
-    /// The value of the limit.
+    /// The value of the limit is not valid.
     #[error("the limit of a rule for {metric} is {valid}")]
     LimitValue {
         /// The metric.
@@ -56,36 +59,36 @@ pub enum RuleError {
         /// The valid values.
         valid: &'static str,
     },
-    /// A text that is no value of the metric.
-    #[error("{text:?} is no value of {metric}")]
+    /// The text is not a value of the metric.
+    #[error("{text:?} is not a value of {metric}")]
     LimitText {
         /// The metric.
         metric: AlertMetric,
         /// The text.
         text: String,
     },
-    /// How many values must be bad.
-    #[error("so many of the last values: from 1 of 1 to {0} of {0}", MAX_VALUES)]
+    /// The number of values that must be bad is not valid.
+    #[error("the number of bad values must be from 1/1 (1 of the last 1) to {0}/{0}", MAX_VALUES)]
     Count,
-    /// A metric of which one value is enough.
-    #[error("{metric} is one event: 1 of 1")]
+    /// A value of this metric is one event, so the rule must say 1 of 1.
+    #[error("each {metric} is a single event: only 1/1 is valid")]
     OneEvent {
         /// The metric.
         metric: AlertMetric,
     },
-    /// The window.
-    #[error("a window is from 1 to {} minutes", MAX_WINDOW_MINUTES)]
+    /// The window is too short or too long.
+    #[error("a window must be from 1 to {} minutes", MAX_WINDOW_MINUTES)]
     Window,
-    /// A repetition of something that is no test.
-    #[error("{metric} is not measured by a test, which could be repeated")]
+    /// The metric is not measured by tests, so there is no test to repeat.
+    #[error("a retest is not possible: no test measures {metric}")]
     Retest {
         /// The metric.
         metric: AlertMetric,
     },
-    /// The channels.
+    /// The list of channels is too long, or names a channel twice.
     #[error("a rule names at most {} channels, each once", MAX_CHANNELS)]
     Channels,
-    /// A channel that does not exist.
+    /// The rule names a channel that does not exist.
     #[error("no channel is called {0:?}")]
     NoSuchChannel(String),
 }

@@ -34,11 +34,11 @@ pub struct AlertFinding {
     /// What the plan promises, or what is usual at this hour of the week.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<f64>,
-    /// The values among the last `of` that were bad; when it closed, the last ones in a row that were good.
+    /// How many of the last `of` values were bad. For a closing: how many values in a row were good.
     pub count: u32,
-    /// The last values that count.
+    /// The number of latest values that the rule looks at.
     pub of: u32,
-    /// The minutes whose probes made the value.
+    /// The length in minutes of the window that gave the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_minutes: Option<u32>,
     /// What a repeated test found.
@@ -50,7 +50,7 @@ pub struct AlertFinding {
     /// What failed, if a test failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
-    /// Why it closed although the rule is still broken: the rule was removed, disabled or changed.
+    /// Why the alert closed although the rule is still broken: the rule was removed, disabled or changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_by: Option<RuleEnd>,
 }
@@ -79,7 +79,7 @@ impl AlertFinding {
     }
 }
 
-/// A repeated test, which agreed.
+/// What a repeated test found. Its result agreed with the first one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetestFinding {
     /// The other targets that were tested at the same time, and were bad too.
@@ -107,7 +107,7 @@ pub enum RuleEnd {
     Removed,
     /// It was disabled.
     Disabled,
-    /// It was changed: it judges anew.
+    /// It was changed, and starts to judge again.
     Changed,
 }
 

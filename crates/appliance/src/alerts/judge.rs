@@ -1,8 +1,9 @@
 //! Judges the values of tests and of monitors by a rule: a state machine for each subject, from values to actions.
 //!
-//! An alert opens when `times` of the last `of` values are bad and the last one is. It closes when fewer than `times` of them
-//! are bad and the last `times` are good: so one good value between bad ones does not close it, and one bad value between good
-//! ones does not open it. Then it counts from zero. Values that say nothing about the line are left out and change nothing.
+//! An alert opens when at least `times` of the last `of` values are bad, and the last value is bad. It closes when
+//! fewer than `times` of them are bad and the last `times` are good. So one good value between bad ones does not close
+//! it, and one bad value between good ones does not open it. After that, the rule counts from zero. Values that cannot
+//! be judged are left out and change nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,7 +13,8 @@ use super::finding::{AlertAction, AlertFinding, RetestFinding};
 use super::metric::{AlertMetric, MetricSource};
 use super::rule::{AlertLimit, AlertRule};
 
-/// A value above its usual one by less is not bad, in milliseconds: a gateway that usually answers in 0.3 ms may take 2 ms.
+/// The minimum rise above the usual value that counts as bad, in milliseconds. So a gateway that usually answers in 0.3
+/// ms may take 2 ms.
 const LEAST_RISE_MS: f64 = 10.0;
 
 /// A value of a metric, or why there is none.
@@ -46,7 +48,7 @@ pub enum NotJudged {
     NotMeasured,
     /// The test did not run to its end.
     Incomplete,
-    /// Something else than the line may have determined the numbers.
+    /// Something other than the line may have determined the numbers.
     Suspect,
     /// Other traffic used the line.
     OtherTraffic,
@@ -54,7 +56,7 @@ pub enum NotJudged {
     OtherLimit,
     /// The test used another uplink than most.
     OtherUplink,
-    /// Datagrams were sent at a rate of their own.
+    /// The test sent datagrams, at a rate of its own.
     Datagrams,
     /// There is no plan.
     NoPlan,
@@ -85,21 +87,21 @@ impl NotJudged {
     }
 }
 
-/// A rule with what it has seen.
+/// A rule, with the state that it has for each subject.
 #[derive(Clone, Debug)]
 pub struct RuleJudge {
     rule: AlertRule,
     subjects: BTreeMap<String, SubjectState>,
 }
 
-/// What a rule has seen of a subject.
+/// The state of a rule for one subject.
 #[derive(Clone, Debug, Default)]
 struct SubjectState {
     /// The last values, at most `of` of the rule; the latest is the last.
     values: VecDeque<JudgedValue>,
     /// Since when the rule is broken, if an alert is open.
     open_since: Option<Timestamp>,
-    /// The end of the test that asked for a repetition, until that has a result.
+    /// The end of the test for which the rule asked for a repetition, until the result of the repetition is known.
     retest_since: Option<Timestamp>,
 }
 
@@ -115,7 +117,7 @@ struct JudgedValue {
 }
 
 impl RuleJudge {
-    /// The rule, which has seen nothing yet.
+    /// Creates the judge of a rule, without any values.
     pub fn new(rule: AlertRule) -> Self {
         Self { rule, subjects: BTreeMap::new() }
     }
@@ -125,12 +127,12 @@ impl RuleJudge {
         &self.rule
     }
 
-    /// An alert of this subject is open.
+    /// Restores an alert that is open for this subject.
     pub fn restore_open(&mut self, subject: &str, since: Timestamp) {
         self.subjects.entry(subject.to_owned()).or_default().open_since = Some(since);
     }
 
-    /// Takes a value into account that was judged before.
+    /// Takes a value into account that was judged earlier, without an action.
     pub fn learn(&mut self, seen: &SeenValue, references: References) {
         let Ok(judged) = compare(&self.rule, seen, references) else { return };
         let rule = &self.rule;
@@ -139,14 +141,15 @@ impl RuleJudge {
         state.retest_since = (rule.retest && state.is_broken(rule)).then_some(judged.at);
     }
 
-    /// Judges a value, later than all before of this subject. An error is why it is not judged.
+    /// Judges a value, which must be later than all earlier values of its subject. Returns an error if the value cannot
+    /// be judged.
     pub fn judge(&mut self, seen: &SeenValue, references: References) -> Result<Option<AlertAction>, NotJudged> {
         let judged = compare(&self.rule, seen, references)?;
         let rule = &self.rule;
         let is_concerned = rule.concerns(&seen.subject);
         let state = self.subjects.entry(seen.subject.clone()).or_default();
         state.push(judged, rule.of);
-        // Other subjects are only what a retest is compared with.
+        // Values of other subjects are kept only as a comparison for a retest.
         if !is_concerned {
             return Ok(None);
         }
@@ -177,7 +180,7 @@ impl RuleJudge {
         Ok(Some(AlertAction::Open { subject, finding: Box::new(finding) }))
     }
 
-    /// What other targets were like since a retest was asked for.
+    /// The targets that were tested since a retest was asked for, and whether their latest value was bad.
     fn retested(&self, subject: &str, asked: Timestamp) -> RetestFinding {
         let mut found = RetestFinding::default();
         for (other, state) in self.subjects.iter().filter(|(other, _)| *other != subject) {
@@ -207,7 +210,7 @@ impl SubjectState {
         self.bad() >= rule.times && self.values.back().is_some_and(|latest| latest.is_bad)
     }
 
-    /// The number of good values at the end, if they are enough for the alert to close.
+    /// The number of good values at the end; `None` if there are too few of them to close the alert.
     fn good_again(&self, rule: &AlertRule) -> Option<u32> {
         let good = self.values.iter().rev().take_while(|value| !value.is_bad).count();
         let good = u32::try_from(good).unwrap_or(u32::MAX);
@@ -241,7 +244,7 @@ fn compare(rule: &AlertRule, seen: &SeenValue, references: References) -> Result
     let value = seen.value?;
     let usual = || references.usual.ok_or(NotJudged::NotEnoughHistory);
     let (expected, reference) = match rule.limit {
-        // A test that fails has the value 1.
+        // A test that failed has the value 1, one that did not has 0.
         None => (0.0, None),
         Some(AlertLimit::Below(limit) | AlertLimit::Above(limit)) => (limit, None),
         Some(AlertLimit::BelowPlan(share)) => {

@@ -1,4 +1,4 @@
-//! Judges what lasts: outages, and the time without a result. From facts and the time to actions.
+//! Judges conditions that last: outages, and the time without a result.
 
 use std::collections::BTreeSet;
 
@@ -11,9 +11,11 @@ use crate::monitor::outage::OutageScope;
 
 /// The subject of a rule that concerns all targets together.
 pub const WHOLE_LINE: &str = "line";
-/// How long after the start of the service a missing result is no news, at most: a device that was off has none.
+/// The longest grace period after the start of the service. Until then a missing result opens no alert, because a
+/// device that was off has no results.
 const START_GRACE: SignedDuration = SignedDuration::from_hours(1);
-/// How long the line must answer after an outage, at most. Each outage of a line that comes and goes would be a message.
+/// The longest time that the line must answer after an outage before the alert closes. Without this wait, a line that
+/// comes and goes would cause a message for each outage.
 const LONGEST_RECOVERY: SignedDuration = SignedDuration::from_secs(300);
 
 /// An outage.
@@ -29,9 +31,9 @@ pub struct SeenOutage {
     pub failed: BTreeSet<String>,
 }
 
-/// Judges outages at `now` by a rule for them. `outages` are all that lasted after `judged_until`, or after the begin of the
-/// open alert, in order of time. An alert opens when one has lasted longer than the limit, and closes when the targets have
-/// answered as long, but at most five minutes.
+/// Judges outages at `now` by a rule for them. `outages` are in order of time, and include all that lasted after
+/// `judged_until` or after the begin of the open alert. An alert opens when an outage has lasted longer than the limit.
+/// It closes when the targets have answered for as long as the limit, but at most for five minutes.
 pub fn judge_outages(
     rule: &AlertRule,
     open_since: Option<Timestamp>,
@@ -92,7 +94,8 @@ pub fn judge_outages(
     actions
 }
 
-/// Judges the time without a result at `now`. `last` is the end of the last result, `started_at` the start of the service.
+/// Judges the time without a result at `now`. `last` is when the last complete test began, `started_at` is when the
+/// service started.
 pub fn judge_silence(
     rule: &AlertRule,
     open_since: Option<Timestamp>,

@@ -46,7 +46,7 @@ pub struct AlertFacts {
     pub unit: String,
     /// Since when the rule is broken.
     pub since: Timestamp,
-    /// When it held again.
+    /// When the rule held again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
 }

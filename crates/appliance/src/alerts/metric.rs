@@ -60,17 +60,17 @@ pub enum MetricUnit {
     Percent,
     /// Seconds.
     Seconds,
-    /// It happened or it did not: 1 or 0.
+    /// Whether an event happened: 1 or 0.
     Count,
 }
 
 /// A word that names no metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no metric; valid: {valid}", valid = AlertMetric::words())]
+#[error("{0:?} is not a metric; valid: {valid}", valid = AlertMetric::words())]
 pub struct NoSuchMetric(pub String);
 
 impl AlertMetric {
-    /// All metrics: the word, and what it is in words.
+    /// All metrics, each with its word and its description.
     pub const ALL: [(Self, &'static str, &'static str); 11] = [
         (Self::Download, "download", "download"),
         (Self::Upload, "upload", "upload"),
@@ -125,7 +125,7 @@ impl AlertMetric {
         }
     }
 
-    /// Whether low values are bad. Of all other metrics, high values are.
+    /// Whether low values are bad. For all other metrics, high values are bad.
     pub fn is_rate(self) -> bool {
         self.unit() == MetricUnit::BitsPerSecond
     }
@@ -143,7 +143,7 @@ impl MetricUnit {
         }
     }
 
-    /// A value in this unit, for a reader.
+    /// Formats a value in this unit for a reader.
     pub fn print(self, value: f64) -> String {
         let whole = |value: f64| value.max(0.0).round() as u64;
         match self {
@@ -155,7 +155,7 @@ impl MetricUnit {
         }
     }
 
-    /// The value of a text, such as `50M`, `80ms`, `2%` or `10m`; `None` if it is not in this unit.
+    /// Parses a value, such as `50M`, `80ms`, `2%` or `10m`; `None` if the text is not in this unit.
     pub fn parse(self, text: &str) -> Option<f64> {
         match self {
             Self::BitsPerSecond => quantity::parse_rate(text).ok().map(|bps| bps as f64),

@@ -1,4 +1,4 @@
-//! What a rule would have done in the past: the same judge over what was measured.
+//! What a rule would have done in the past: replays what was measured through the same judge.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use super::metric::MetricSource;
 use super::rule::{AlertLimit, AlertRule};
 use super::wording;
 
-/// What was measured in a time, as far as a rule looks at it.
+/// What was measured in a period, as far as a rule needs it.
 #[derive(Clone, Debug, Default)]
 pub struct MeasuredPast {
-    /// The values of its metric, in order of time, with what they are compared with.
+    /// The values of the metric of the rule with their references, in order of time.
     pub values: Vec<(SeenValue, References)>,
     /// The outages, in order of time.
     pub outages: Vec<SeenOutage>,
-    /// The ends of the results, in order of time.
+    /// When the complete tests began, in order of time.
     pub results: Vec<Timestamp>,
 }
 
@@ -38,7 +38,7 @@ pub struct RulePreview {
     /// The values that were not judged, by the reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_judged: BTreeMap<String, u64>,
-    /// Whether the rule repeats tests. It is assumed that each repetition would have agreed.
+    /// Whether the rule repeats tests. If so, the preview assumes that each repetition would have agreed.
     pub assumes_retest: bool,
 }
 
@@ -66,7 +66,7 @@ pub fn replay(rule: &AlertRule, past: &MeasuredPast, since: Timestamp, until: Ti
         not_judged: BTreeMap::new(),
         assumes_retest: rule.retest,
     };
-    // The past has no repetition that this rule would have asked for.
+    // The past contains no repeated tests, so the replay assumes that each would have agreed.
     let rule = AlertRule { retest: false, ..rule.clone() };
     match rule.metric.source() {
         MetricSource::Tests | MetricSource::Monitors => {
@@ -88,7 +88,7 @@ pub fn replay(rule: &AlertRule, past: &MeasuredPast, since: Timestamp, until: Ti
         }
         MetricSource::Clock => preview.replay_silence(&rule, &past.results, until),
     }
-    // The result before this time begins a silence that may have opened before it.
+    // The last result before `since` can begin a silence whose alert opened before `since`.
     preview.alerts.retain(|alert| alert.opened_at >= since);
     preview
 }

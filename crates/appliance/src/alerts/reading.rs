@@ -1,4 +1,4 @@
-//! What a result says about the line: the value of each metric of tests, or why it says nothing.
+//! What a result says about the line: the value of each metric of tests, or why the result has no value to judge.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,20 +12,20 @@ use super::judge::{NotJudged, SeenValue};
 use super::metric::{AlertMetric, MetricSource};
 use crate::monitor::ProbeTally;
 
-/// Reasons for doubt that describe the line itself: an unsteady line, and one that loses probes, is judged.
+/// Reasons for doubt that describe the line itself. A result is judged although it has them.
 const OF_THE_LINE: [&str; 2] = ["not_steady", "probes_lost"];
 /// The reason for doubt that is other traffic.
 const OTHER_TRAFFIC: &str = "other_traffic";
-/// The tests of which the usual uplink is counted.
+/// The number of latest tests that decide which uplink is the main one.
 const UPLINKS_COUNTED: usize = 50;
 /// The subject of a test whose other end has no name.
 const NAMELESS: &str = "unknown";
 /// The longest name of another end, and the longest text of a failure, in characters.
 const MAX_TEXT_CHARS: usize = 200;
-/// Fewer probes in a window say nothing about loss.
+/// The minimum number of probes in a window from which it is judged.
 const ENOUGH_PROBES: u64 = 10;
 
-/// The uplinks of the last tests, of which the one that most used is the main one.
+/// The uplinks of the latest tests. The one that most of them used is the main uplink.
 #[derive(Clone, Debug, Default)]
 pub struct MainUplink {
     last: VecDeque<String>,
@@ -40,7 +40,7 @@ impl MainUplink {
         }
     }
 
-    /// Whether a test used another uplink: a backup line, or a mobile one.
+    /// Whether a test used another uplink than the main one, such as a backup or mobile line.
     fn is_other(&self, document: &ResultDocument) -> bool {
         let mut counts = BTreeMap::<&str, usize>::new();
         for name in &self.last {
@@ -82,8 +82,8 @@ pub fn subject(document: &ResultDocument) -> String {
     PeerText::harmless(name, MAX_TEXT_CHARS)
 }
 
-/// What the probes of a window of a monitor say about a metric. `is_during_outage`: its target was not reachable in a part of
-/// the window.
+/// What the probes in a window of a monitor say about a metric. `is_during_outage`: the target was not reachable in a
+/// part of the window.
 pub fn of_window(
     metric: AlertMetric,
     monitor: &str,
@@ -124,7 +124,8 @@ fn rate(document: &ResultDocument, load: Load, direction: Direction, uplinks: &M
     match measured.limited_by.as_ref().map(|limit| limit.cause) {
         Some(LimitCause::Network) => {}
         Some(LimitCause::OtherTraffic) => return Err(NotJudged::OtherTraffic),
-        // The warnings of a run are of any of its directions.
+        // The warnings of a run may be about another direction, so they count only if no limit of this direction is
+        // known.
         Some(LimitCause::Unknown) | None => doubt(document)?,
         Some(_) => return Err(NotJudged::OtherLimit),
     }
@@ -155,7 +156,7 @@ fn latency(metric: AlertMetric, document: &ResultDocument, uplinks: &MainUplink)
     Ok(value)
 }
 
-/// Whether something else than the line may have determined the numbers.
+/// Fails if something other than the line may have determined the numbers.
 fn doubt(document: &ResultDocument) -> Result<(), NotJudged> {
     let suspect = document.validity.as_ref().filter(|validity| validity.verdict == ValidityVerdict::Suspect);
     let codes = suspect.map(|Validity { reasons, .. }| reasons.iter().map(|reason| reason.code.as_str()));

@@ -14,9 +14,9 @@ const DEFAULT_WINDOW_MINUTES: u32 = 5;
 /// The shortest outage and the shortest silence, in seconds.
 const SHORTEST_OUTAGE_S: f64 = 10.0;
 const SHORTEST_SILENCE_S: f64 = 600.0;
-/// The longest of either, in seconds.
+/// The longest outage and the longest silence, in seconds.
 const LONGEST_S: f64 = 366.0 * 86_400.0;
-/// The largest factor of a usual value.
+/// The largest factor by which a limit multiplies the usual value.
 const MAX_FACTOR: f64 = 100.0;
 
 /// A rule.
@@ -30,19 +30,20 @@ pub struct AlertRule {
     /// The other end of the tests, or the name of the monitor; absent: each, by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
-    /// Beyond what a value is bad; absent for `test_failed`, of which each failure is.
+    /// The limit beyond which a value is bad; absent for `test_failed`, for which each failure is bad.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<AlertLimit>,
-    /// So many of the last `of` values must be bad before an alert opens.
+    /// How many of the last `of` values must be bad before an alert opens.
     #[serde(default = "one")]
     pub times: u32,
-    /// The number of the last values that count.
+    /// The number of latest values that the rule looks at.
     #[serde(default = "one")]
     pub of: u32,
-    /// The minutes whose probes make one value. Only of metrics of monitors.
+    /// The length in minutes of the window that gives one value. Only for metrics of monitors.
     #[serde(default = "usual_window")]
     pub window_minutes: u32,
-    /// Whether a test is repeated at once, and the alert opens only if the repetition is bad too. Only of metrics of tests.
+    /// Whether a test is repeated at once, and the alert opens only if the repetition is bad too. Only for metrics of
+    /// tests.
     #[serde(default)]
     pub retest: bool,
     /// The names of the channels that carry its messages.
@@ -58,19 +59,19 @@ pub struct AlertRule {
     pub zone: Zone,
 }
 
-/// Beyond what a value is bad.
+/// The limit beyond which a value is bad.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AlertLimit {
-    /// Below this value, in the unit of the metric. Of rates.
+    /// Below this value, in the unit of the metric. For rates.
     Below(f64),
-    /// Above this value, in the unit of the metric. Of everything else.
+    /// Above this value, in the unit of the metric. For all other metrics.
     Above(f64),
-    /// Below this share (0 to 1) of what the plan promises. Of rates.
+    /// Below this share (0 to 1) of what the plan promises. For rates.
     BelowPlan(f64),
-    /// Below this share (0 to 1) of what is usual at this hour of the week. Of rates.
+    /// Below this share (0 to 1) of the usual value at this hour of the week. For rates.
     BelowUsual(f64),
-    /// Above so many times what is usual at this hour of the week. Of latencies.
+    /// Above the usual value at this hour of the week, multiplied by this factor. For latencies.
     AboveUsual(f64),
 }
 
@@ -83,7 +84,7 @@ fn usual_window() -> u32 {
 }
 
 impl AlertRule {
-    /// A rule of this name that each bad value breaks, without a retest, channels and quiet hours.
+    /// Creates a rule without a retest, channels and quiet hours. Each bad value opens an alert.
     pub fn new(name: &str, metric: AlertMetric, limit: Option<AlertLimit>, zone: Zone) -> Self {
         Self {
             name: name.to_owned(),
@@ -100,7 +101,7 @@ impl AlertRule {
         }
     }
 
-    /// The same rule, which so many of the last `of` values break.
+    /// The same rule, but `times` of the last `of` values must be bad.
     #[must_use]
     pub fn with_times(self, times: u32, of: u32) -> Self {
         Self { times, of, ..self }
@@ -233,8 +234,8 @@ impl AlertRule {
         words
     }
 
-    /// The rules that are suggested. None is active until the owner adds it. Those that compare with the plan are left out
-    /// without one.
+    /// The suggested rules. None is active until the owner adds it. Without a plan, those that compare with the plan
+    /// are left out.
     pub fn suggested(has_plan: bool, zone: &Zone) -> Vec<Self> {
         use AlertLimit::{Above, AboveUsual, BelowPlan, BelowUsual};
         let rule = |name, metric, limit| Self::new(name, metric, Some(limit), zone.clone());

@@ -1,4 +1,4 @@
-//! A secret of a channel: a token, a password, a URL with a secret in it. No `Debug` and no `Display` shows it.
+//! A secret of a channel: a token, a password, or a URL that contains a secret. Neither `Debug` nor `Display` shows it.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ impl Serialize for SecretText {
 
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The error of serde would quote the value.
+        // The error of serde would quote the value, so it is replaced.
         let text = String::deserialize(deserializer).map_err(|_| serde::de::Error::custom("a secret is a text"))?;
         Ok(Self::new(text))
     }

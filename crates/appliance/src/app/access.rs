@@ -1,4 +1,4 @@
-//! The tokens of this appliance's API: add, list, find, remove. The shell that dates them.
+//! The tokens of this appliance's API: add, list, find, remove. The shell that reads the clock for them.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates a token")]
 
@@ -33,7 +33,7 @@ impl Appliance {
         }
         let (token, hash) = secret::new_secret(SecretKind::Token)?;
         let now = Timestamp::now();
-        // As it is stored.
+        // The time in the precision of the database.
         let added_at = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
         let stored = StoredToken { name: name.to_owned(), scope, added_at };
         self.store().await?.add_token(&stored, hash.as_str()).await?;

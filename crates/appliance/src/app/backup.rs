@@ -10,11 +10,11 @@ use super::Appliance;
 use crate::error::ApplianceError;
 use crate::store::{ApplianceStore, StoreCheck};
 
-/// The beginning of the name of a copy that is sent to a client. The name begins as those of the database, so that it
-/// counts as a file of the state folder.
+/// The start of the file name of a copy that is sent to a client. It begins like the names of the database, so that the
+/// copy counts as a file of the state folder.
 const COPY_PREFIX: &str = "packetparamedic.db.copy-";
 
-/// The file of a backup, which gets its name once it is whole.
+/// A backup file. It gets its final name once it is complete.
 pub struct BackupFile {
     temporary: NamedTempFile,
     target: PathBuf,
@@ -37,7 +37,7 @@ impl BackupFile {
         self.temporary.write_all(bytes).map_err(|source| self.failed(source))
     }
 
-    /// Checks the copy and gives the file its name. Returns what the check found, which has no problems.
+    /// Checks the copy and gives the file its name. Fails if the check finds a problem. Returns what the check found.
     pub async fn finish(self) -> Result<StoreCheck, ApplianceError> {
         let synced = self.temporary.as_file().sync_all();
         synced.map_err(|source| self.failed(source))?;
@@ -66,7 +66,7 @@ impl Appliance {
         Ok(self.reading_store().await?.copy_to(file.temporary.path()).await?)
     }
 
-    /// A consistent copy of the database, which is removed when it is dropped.
+    /// A temporary file with a consistent copy of the database. Dropping the value removes the file.
     pub async fn copy_of_store(&self) -> Result<NamedTempFile, ApplianceError> {
         let folder = self.state_dir();
         let failed = |source| ApplianceError::BackupFile { file: folder.to_owned(), source };

@@ -1,4 +1,5 @@
-//! The channels of this appliance: add, list, remove, enable, disable, test; and the messages. The shell that dates them.
+//! The channels of this appliance: add, list, remove, enable, disable, test; and the messages. The shell that reads the
+//! clock for them.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates channels and tests")]
 
@@ -54,7 +55,7 @@ impl Appliance {
         Ok(self.reading_store().await?.channel(name).await?.0)
     }
 
-    /// Removes this channel. The messages that are due to it are given up.
+    /// Removes this channel. Messages that are due to it are given up.
     pub async fn remove_channel(&self, stored: StoredChannel) -> Result<StoredChannel, ApplianceError> {
         let store = self.store().await?;
         let removed = store.remove_channel(stored).await?;
@@ -70,8 +71,8 @@ impl Appliance {
         Ok(stored)
     }
 
-    /// Sends a test message to the channel with this name, once, even if it is disabled. Only errors of this device are
-    /// errors.
+    /// Sends one test message to the channel with this name, even if the channel is disabled. A failed delivery is not
+    /// an error, only a failure of this device is.
     pub async fn test_channel(&self, name: &str) -> Result<ChannelTest, ApplianceError> {
         let store = self.store().await?;
         let own = self.endpoint_id()?.to_string();
@@ -96,7 +97,7 @@ fn test_message(channel: &str, at: Timestamp) -> AlertMessage {
     AlertMessage {
         id: Uuid::now_v7(),
         kind: MessageKind::Test,
-        // As it is stored.
+        // The time in the precision of the database.
         at: Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at),
         title: format!("PacketParamedic: test of {channel}"),
         text: "This is a test. The messages of alerts arrive here.".to_owned(),

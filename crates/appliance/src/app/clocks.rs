@@ -19,7 +19,7 @@ pub(super) fn read_clocks() -> ClockReading {
     }
 }
 
-/// The time since boot, with that spent asleep.
+/// The time since boot, including the time spent asleep.
 pub(super) fn since_boot() -> Duration {
     let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(boot.tv_sec).unwrap_or_default();
@@ -34,7 +34,7 @@ pub(super) fn random() -> f64 {
     f64::from(bits) / f64::from(u32::MAX)
 }
 
-/// The id of this boot; `None` if the kernel does not say it.
+/// The id of this boot; `None` if it cannot be read.
 pub(super) fn boot_id() -> Option<String> {
     let id = host_facts::text("/proc/sys/kernel/random/boot_id")?;
     Some(id.trim().to_owned()).filter(|id| !id.is_empty())

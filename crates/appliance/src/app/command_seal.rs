@@ -1,5 +1,5 @@
-//! The seal of command channels: a tag that only this device can make. On a database server others may write the tables, and a
-//! row of theirs must not run a program.
+//! The seal of command channels: a tag that only this device can make. Other users of a database server may write its
+//! tables, and a row that they wrote must not run a program here.
 
 use std::sync::Arc;
 
@@ -12,13 +12,14 @@ use crate::alerts::channel::Destination;
 use crate::error::ApplianceError;
 use crate::store::StoredChannel;
 
-/// What the tags are for.
+/// The purpose of the tags, which separates them from other tags of the same key.
 const PURPOSE: &str = "packetparamedic command channel 1";
 
 /// Makes and checks seals.
 pub(super) struct CommandSealer {
     key: Arc<SecretKey>,
-    /// A file of the state folder is written by this user alone, and can have commands of a version without seals.
+    /// Whether commands need a seal. A file in the state folder needs none: only this user can write it, and it may
+    /// contain commands of a version without seals.
     is_needed: bool,
 }
 
@@ -29,13 +30,13 @@ impl Appliance {
 }
 
 impl CommandSealer {
-    /// The seal of a channel; `None`: it runs no command.
+    /// The seal of a channel; `None` if the channel runs no command.
     pub(super) fn seal(&self, id: Uuid, destination: &Destination) -> Option<String> {
         let parts = parts(&id, destination)?;
         Some(HEXLOWER.encode(&self.key.own_tag(PURPOSE, &parts)))
     }
 
-    /// Whether the channel runs no command, or one that was confirmed on this device.
+    /// Whether the channel may be used: it runs no command, or its command was confirmed on this device.
     pub(super) fn permits(&self, stored: &StoredChannel) -> bool {
         let Some(parts) = parts(&stored.id, &stored.channel.destination) else { return true };
         let tag = stored.seal.as_ref().and_then(|seal| HEXLOWER.decode(seal.as_bytes()).ok());
@@ -43,7 +44,7 @@ impl CommandSealer {
     }
 }
 
-/// What is sealed of a command.
+/// The parts of a command channel that the seal covers.
 fn parts<'a>(id: &'a Uuid, destination: &'a Destination) -> Option<Vec<&'a [u8]>> {
     let Destination::Command { program, args } = destination else { return None };
     let args = args.iter().map(String::as_bytes);

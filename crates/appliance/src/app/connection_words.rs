@@ -5,7 +5,7 @@ use std::io;
 
 use tokio_rustls::rustls::{self, CertificateError};
 
-/// The words for an error, from the first cause in its chain that has some; `None` if none has.
+/// The words for an error, from the first cause in its chain that has words; `None` if no cause has.
 pub(super) fn connection_words(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -15,7 +15,7 @@ impl Service {
     pub async fn send_heartbeats(&self, url: &HttpUrl, interval: Duration) {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // The path can be what only the owner of the heartbeat knows.
+        // The path is not logged, because it may be a secret of the heartbeat's owner.
         let server = url.origin();
         let mut client = None;
         let mut is_failing = false;
@@ -31,7 +31,7 @@ impl Service {
                         tracing::info!(server, "the heartbeat arrives again");
                     }
                 }
-                // Once, not each minute.
+                // Warns only about the first failure in a row.
                 Err(error) if !is_failing => {
                     is_failing = true;
                     tracing::warn!(server, error, "the heartbeat does not arrive");

@@ -1,4 +1,4 @@
-//! Takes over an older store of the same machine: its results, and its identity with its pairings. The older store is not
+//! Imports an older store of the same machine: its results, and its identity with its pairings. The older store is not
 //! changed.
 
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use super::identity::KEY_FILE;
 use crate::error::ApplianceError;
 use crate::store::{ApplianceStore, FILE as DATABASE_FILE, Reflector, RunOrder, RunQuery, SavedRun};
 
-/// The results that are read at once.
+/// The number of results that are read at once.
 const PAGE: u32 = 64;
 
-/// An older store. It is read from a copy, which is upgraded if it is of an earlier version.
+/// An older store. It is read from a copy, which is migrated if it is of an earlier version.
 pub struct OldStore {
     folder: PathBuf,
     store: ApplianceStore,
@@ -43,12 +43,12 @@ struct OldPairing {
     paired_at: Timestamp,
 }
 
-/// What was taken over.
+/// What was imported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImportedPairings {
     /// This device's Endpoint ID.
     pub endpoint_id: EndpointId,
-    /// Whether it is new to this device.
+    /// Whether the import changed this device's identity.
     pub is_new_identity: bool,
     /// The names of the reflectors that are new here.
     pub reflectors: Vec<PeerText>,
@@ -75,7 +75,7 @@ impl OldStore {
         Ok(Self { folder, store, _copy: copy })
     }
 
-    /// The next results after those with the id `after`, oldest first.
+    /// The next results after the result `after`, oldest first.
     pub async fn results_after(&self, after: Option<&SavedRun>) -> Result<Vec<SavedRun>, ApplianceError> {
         let position = match after {
             Some(run) => Some(self.store.run_position(&run.id.to_string()).await?),
@@ -86,7 +86,7 @@ impl OldStore {
         Ok(page.into_iter().map(|(_, run)| run).collect())
     }
 
-    /// Its identity and its pairings.
+    /// The identity of the older store, and its pairings.
     pub async fn pairings(&self) -> Result<OldPairings, ApplianceError> {
         let key = key_file::load(&self.folder.join(KEY_FILE)).map_err(ApplianceError::from);
         let key = key.map_err(of_old(&self.folder))?;
@@ -108,13 +108,13 @@ impl Drop for OldPairings {
 }
 
 impl Appliance {
-    /// Saves a result of another store, to the byte. Returns whether it is new here.
+    /// Saves a result of another store, byte for byte. Returns whether it is new here.
     pub async fn import_result(&self, text: &str) -> Result<bool, ApplianceError> {
         Ok(self.store().await?.import_run(text).await?)
     }
 
-    /// Takes over an older identity and its pairings. If this device has another identity under which it is paired, nothing
-    /// changes.
+    /// Imports the identity of an older store and its pairings. Fails and changes nothing if this device already has
+    /// pairings under another identity.
     pub async fn import_pairings(&self, old: OldPairings) -> Result<ImportedPairings, ApplianceError> {
         let key = key_file::parse_key(old.key.as_bytes()).ok_or(ApplianceError::ImportedKey)?;
         let mut new = Vec::new();

@@ -1,5 +1,5 @@
-//! The line at a glance: the sentence, the last result, the monitors of a day, the data of a month. The shell that reads the
-//! store and the clock for it.
+//! The line at a glance: the verdict, the last result, the last day of the monitors, the data of the month. The shell
+//! that reads the store and the clock for it.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the overview")]
 
@@ -24,11 +24,11 @@ use crate::store::{AlertRecord, ApplianceStore, LossSum, RunQuery, StoredAlert, 
 
 /// The length of a step of a monitor's day, in minutes.
 pub const DAY_STEP: i64 = 15;
-/// The latest runs, among which one measured something. With more failed ones before it, it says little about the present.
+/// The number of latest runs that are searched for one with measurements. An older one says little about the present.
 const LATEST_RUNS: u32 = 50;
-/// The latest outages, among which those of the last day are.
+/// The number of latest outages that are searched for those of the last day.
 const LATEST_OUTAGES: u32 = 200;
-/// The open alerts that the sentence counts.
+/// The maximum number of open alerts that the verdict counts.
 const MOST_ALERTS: u32 = 50;
 
 /// The line at a glance.
@@ -41,7 +41,7 @@ pub struct LineOverview {
     pub plan: Option<StoredPlan>,
     /// The latest result with measurements.
     pub last: Option<ResultDocument>,
-    /// The latest run after it that failed.
+    /// The latest run after that result that failed.
     pub failure: Option<RunSummary>,
     /// The enabled monitors.
     pub monitors: Vec<MonitorDay>,
@@ -49,7 +49,7 @@ pub struct LineOverview {
     pub outages: Vec<StoredOutage>,
     /// The begin of the calendar month, in the zone of this host.
     pub month: Timestamp,
-    /// The payload bytes of its tests.
+    /// The payload bytes of the tests of that month.
     pub month_bytes: u64,
 }
 
@@ -59,7 +59,7 @@ pub struct MonitorDay {
     pub overview: MonitorOverview,
     /// The begin of the day, in minutes since 1970.
     pub from: i64,
-    /// Its steps of [`DAY_STEP`], in order of time. One without probes is left out.
+    /// The steps of [`DAY_STEP`], in order of time. A step without probes is left out.
     pub steps: Vec<LossSum>,
 }
 
@@ -148,7 +148,7 @@ fn outage_seen(stored: &StoredOutage) -> OutageSeen {
     }
 }
 
-/// The alert as the sentence needs it; `None` for one about an outage.
+/// Converts an alert for the verdict; `None` for an alert about an outage.
 fn open_alert(alert: StoredAlert) -> Option<OpenAlert> {
     let AlertRecord { title, finding, .. } = alert.opening;
     (finding.metric != AlertMetric::Outage).then_some(OpenAlert { title, since: finding.since })

@@ -19,17 +19,17 @@ use crate::monitor::series::{self, HOUR, Resolution};
 use crate::plan::{Plan, PromisedRate};
 use crate::store::{ApplianceStore, RunOrder, RunPosition, RunQuery, StoredOutage};
 
-/// The most runs of a report.
+/// The maximum number of runs in a report.
 const MAX_RUNS: usize = 20_000;
-/// The documents that are read at once: a few megabytes at most.
+/// The number of documents that are read at once: a few megabytes at most.
 const PAGE: u32 = 64;
-/// The hours of a monitor that are read at once: their histograms are large.
+/// The number of hours of a monitor that are read at once, because their histograms are large.
 const HOURS_AT_ONCE: i64 = 7 * 24;
-/// Hours of monitors are kept for 400 days.
+/// The maximum number of hours that are read. Hours of monitors are kept for 400 days.
 const KEPT_HOURS: i64 = 401 * 24;
-/// The outages that are read at once.
+/// The number of outages that are read at once.
 const OUTAGE_PAGE: u32 = 500;
-/// The period of a report that names no begin.
+/// The length of the period if the request names no start.
 const USUAL_PERIOD: Duration = Duration::from_secs(30 * 86_400);
 
 /// What a report is asked for.
@@ -51,7 +51,7 @@ impl Appliance {
     /// Makes the report on the line.
     pub async fn line_report(&self, request: ReportRequest) -> Result<LineReport, ApplianceError> {
         let made_at = Timestamp::now();
-        // What is to come has not been measured.
+        // The future has not been measured.
         let until = request.until.unwrap_or(made_at).min(made_at);
         let since = request.since.unwrap_or_else(|| until.checked_sub(USUAL_PERIOD).unwrap_or(Timestamp::MIN));
         if since >= until {
@@ -112,7 +112,7 @@ async fn runs(
         if runs.len() > MAX_RUNS {
             return Err(ApplianceError::PeriodTooLong { most: MAX_RUNS });
         }
-        // Tests and monitors go on between two pages.
+        // Lets tests and monitors run between two pages.
         tokio::task::yield_now().await;
     }
 }
@@ -142,7 +142,7 @@ async fn hours(store: &ApplianceStore, since: Timestamp, until: Timestamp) -> Re
     Ok(hours)
 }
 
-/// The outages that the period touches, in order of time. Two outages never overlap.
+/// The outages that overlap the period, in order of time. Two outages never overlap each other.
 async fn outages(
     store: &ApplianceStore,
     since: Timestamp,

@@ -14,13 +14,14 @@ use crate::monitor::ProbeTotals;
 use crate::schedule::budget;
 use crate::store::{ApplianceStore, LatestRun, Reflector, StoredSchedule};
 
-/// How long the result of a server that is no paired reflector is shown.
+/// How long the latest result of a server that is not a paired reflector is shown.
 const SERVER_SHOWN: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// The maximum number of removed monitors that are named.
+/// The maximum number of removed monitors in a snapshot.
 const MOST_REMOVED: u32 = 50;
 
 impl Service {
-    /// The line and the service now. If the store cannot be read, the state is `faulted`, and what the store has is missing.
+    /// The line and the service now. If the store cannot be read, the state is `faulted`, and the values of the store
+    /// are missing.
     pub async fn line_snapshot(&self) -> LineSnapshot {
         let now = Timestamp::now();
         let status = self.status(version::VERSION);
@@ -81,7 +82,7 @@ impl Service {
     }
 }
 
-/// The results of the paired reflectors, and the recent ones of other servers, by name. `runs` is the latest one first.
+/// The latest results of the paired reflectors, and the recent ones of other servers. `runs` has the latest run first.
 fn results(runs: Vec<LatestRun>, reflectors: &[Reflector], now: Timestamp) -> Vec<LatestResult> {
     let since = now.checked_sub(SERVER_SHOWN).unwrap_or(now);
     let target = |run: &LatestRun| match &run.endpoint_id {

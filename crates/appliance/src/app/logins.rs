@@ -1,5 +1,5 @@
-//! The administrator's login: the password, the logins with it, and the link by which it is set. The shell that hashes
-//! passwords and reads the clock for them.
+//! The administrator's login: the password, the logins, and the setup link with which the password is set. The shell
+//! that hashes passwords and reads the clock for them.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates logins")]
 
@@ -20,15 +20,15 @@ use crate::store::StoredPassword;
 pub const LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
 /// How long a setup link is valid.
 const LINK_LIFETIME: Duration = Duration::from_secs(60 * 60);
-/// The lengths of a password, in characters.
+/// The minimum and maximum length of a password, in characters.
 const PASSWORD_CHARS: std::ops::RangeInclusive<usize> = 10..=200;
 /// The cost of a hash: the first choice of OWASP's password storage cheat sheet for a server that also does other work.
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
-/// The most memory and passes that a stored password may ask for.
+/// The maximum memory and number of passes of a stored password.
 const MAX_COST: (i64, i64) = (256 * 1024, 16);
 
-/// One hash at a time: each takes 19 MiB.
+/// Limits hashing to one password at a time, because each needs 19 MiB.
 static HASHING: Semaphore = Semaphore::const_new(1);
 
 /// A new setup link.
@@ -45,7 +45,7 @@ impl Appliance {
         Ok(self.reading_store().await?.admin_password().await?.is_some())
     }
 
-    /// Makes a new setup link; older ones are not valid any more.
+    /// Creates a setup link. Earlier links are no longer valid.
     pub async fn new_setup_link(&self) -> Result<SetupLink, ApplianceError> {
         let (secret, hash) = secret::new_secret(SecretKind::SetupLink)?;
         let expires_at = in_future(LINK_LIFETIME);
@@ -59,9 +59,9 @@ impl Appliance {
         Ok(self.reading_store().await?.is_setup_link(hash.as_str(), Timestamp::now()).await?)
     }
 
-    /// Sets the password with the secret of a setup link, which is used up. Ends all logins.
+    /// Sets the password with the secret of a setup link. The link cannot be used again. Ends all logins.
     pub async fn set_up(&self, secret: &str, password: Zeroizing<String>) -> Result<(), ApplianceError> {
-        // Before the hash, which is costly.
+        // The link is checked first, because the hash is costly.
         if !self.is_setup_link(secret).await? {
             return Err(ApplianceError::NoSuchSetupLink);
         }
@@ -73,7 +73,7 @@ impl Appliance {
         }
     }
 
-    /// Sets the password. Ends all logins, unless it is the same as before.
+    /// Sets the password and ends all logins. Does nothing if the password is the same as before.
     pub async fn set_password(&self, password: Zeroizing<String>) -> Result<(), ApplianceError> {
         if self.checked_password(password.clone()).await?.is_some() {
             return Ok(());
@@ -83,13 +83,13 @@ impl Appliance {
         Ok(())
     }
 
-    /// Begins a login if the password is right: returns its secret.
+    /// Begins a login if the password is right. Returns the secret of the login.
     pub async fn log_in(&self, password: Zeroizing<String>) -> Result<Option<String>, ApplianceError> {
         let Some(checked) = self.checked_password(password).await? else { return Ok(None) };
         self.begin_login(&checked).await
     }
 
-    /// Begins a login, unless the password has been changed since this one was checked.
+    /// Begins a login, unless the password was changed after it was checked.
     async fn begin_login(&self, checked: &StoredPassword) -> Result<Option<String>, ApplianceError> {
         let (secret, hash) = secret::new_secret(SecretKind::Login)?;
         let (now, expires_at) = (Timestamp::now(), in_future(LOGIN_LIFETIME));
@@ -107,7 +107,7 @@ impl Appliance {
         Ok(self.store().await?.remove_login(login.as_str()).await?)
     }
 
-    /// The stored password, if this is it.
+    /// The stored password; `None` if `password` is another one.
     async fn checked_password(&self, password: Zeroizing<String>) -> Result<Option<StoredPassword>, ApplianceError> {
         let Some(stored) = self.reading_store().await?.admin_password().await? else { return Ok(None) };
         let unusable = || ApplianceError::Internal("the stored password is damaged".to_owned());
@@ -149,7 +149,7 @@ async fn hash(
     let failed = |error: &dyn std::fmt::Display| ApplianceError::Internal(format!("cannot hash the password: {error}"));
     let turn = HASHING.acquire().await.map_err(|error| failed(&error))?;
     let hashed = tokio::task::spawn_blocking(move || {
-        // The work goes on if the client goes away: its turn ends with it.
+        // If the client disconnects, the hash is still computed. The permit is held until then.
         let _turn = turn;
         let mut hash = [0; 32];
         let params = Params::new(memory_kib, passes, 1, Some(hash.len()))?;

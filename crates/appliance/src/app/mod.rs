@@ -85,13 +85,13 @@ struct State {
     describe: Describe,
     key: Mutex<Option<Arc<SecretKey>>>,
     store: OnceCell<ApplianceStore>,
-    /// The database if it can only be read.
+    /// The database, opened for reading only.
     reading: OnceCell<ApplianceStore>,
 }
 
 impl Appliance {
-    /// The appliance of a configured state folder, and what was changed to make that folder private. `describe` words the
-    /// error that the result of a failed test carries. In a folder that cannot be written, what it holds can be read.
+    /// The appliance of a configured state folder, and what was changed to make that folder private. `describe` makes
+    /// the error in the result of a failed test. If the folder cannot be written, its content can still be read.
     pub fn open(configured: &Path, describe: Describe) -> Result<(Self, Option<Change>), ApplianceError> {
         let opened = match state_folder::open(configured, own_file) {
             Err(StateFolderError::Io { source, .. }) if is_write_refused(&source) && configured.is_dir() => {
@@ -165,7 +165,7 @@ impl Appliance {
             return Ok(self.state.reading.get_or_try_init(reading).await?);
         }
         match self.store().await {
-            // The first error names what cannot be written.
+            // If reading fails too, the first error is returned, because it names what cannot be written.
             Err(ApplianceError::Storage(error)) if error.is_unwritable() => {
                 self.state.reading.get_or_try_init(reading).await.map_err(|_| error.into())
             }
@@ -179,12 +179,12 @@ fn unusable(configured: &Path) -> impl FnOnce(StateFolderError) -> ApplianceErro
     move |source| ApplianceError::StateFolder { configured, source }
 }
 
-/// Whether the error means that this user cannot write there.
+/// Whether the error means that this user cannot write to the folder.
 fn is_write_refused(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
-/// The use of a file of the state folder, by its name.
+/// How a file of the state folder is used, by its name; `None` for a file of another program.
 fn own_file(name: &str) -> Option<OwnFile> {
     let is_own = [KEY_FILE, DATABASE_FILE].iter().any(|own| name.starts_with(own));
     match name {

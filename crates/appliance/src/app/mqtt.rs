@@ -1,4 +1,4 @@
-//! Tells an MQTT broker how the line is. The shell that keeps the connection, and sends what has changed.
+//! Reports the state of the line to an MQTT broker. The shell that keeps the connection, and sends what has changed.
 
 use std::io;
 use std::path::Path;
@@ -29,20 +29,22 @@ use crate::monitor::backoff::Backoff;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the acknowledgement of a message may take.
 const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(20);
-/// The broker takes the connection for broken, and sends the last will, after one and a half times as long without a message.
+/// The keep-alive interval. If the broker receives no message for 1.5 times as long, it treats the connection as broken
+/// and sends the last will.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// The messages that wait for their acknowledgement. By default the client reserves memory for 65,535 of them, 14 MB.
+/// The maximum number of messages without an acknowledgement. The client's default is 65,535, for which it reserves 14
+/// MB.
 const MOST_IN_FLIGHT: u16 = 16;
-/// The messages that wait to be sent.
+/// The maximum number of messages that wait to be sent.
 const MOST_WAITING: usize = 16;
-/// How often the state is looked at without an event.
+/// How often the state is checked without an event.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
-/// The least time between two looks: an unsteady line causes many events.
+/// The minimum time between two checks, because an unsteady line causes many events.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the farewell may take.
+/// How long each step of the end of the connection may take.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the broker is not told.
+/// Why the state cannot be reported to the broker.
 #[derive(Debug, thiserror::Error)]
 enum BrokerFault {
     #[error("the password file {path} cannot be read: {source}")]
@@ -53,9 +55,9 @@ enum BrokerFault {
     Silent,
     #[error("it did not acknowledge a message within {} s", ACKNOWLEDGEMENT_TIMEOUT.as_secs())]
     NotAcknowledged,
-    #[error("it did not take a message: {0}")]
+    #[error("it did not accept a message: {0}")]
     NotTaken(PublishNoticeError),
-    #[error("it sent what was not asked for")]
+    #[error("it sent an unexpected packet")]
     Unasked,
     #[error("{}", without_text(.0))]
     Connection(Box<ConnectionError>),
@@ -63,7 +65,8 @@ enum BrokerFault {
     Client(Box<ClientError>),
 }
 
-/// The words of an error, without text of the broker, which can repeat the password, and without the names in its certificate.
+/// The words for an error, without text of the broker, which can repeat the password, and without the names in its
+/// certificate.
 fn without_text(error: &ConnectionError) -> String {
     match error {
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
@@ -77,7 +80,7 @@ fn without_text(error: &ConnectionError) -> String {
     }
 }
 
-/// What was said of the connection: each change once.
+/// The last change of the connection that was logged, so that each change is logged once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SaidOfBroker {
     Nothing,
@@ -85,7 +88,7 @@ enum SaidOfBroker {
     Lost,
 }
 
-/// The state that a broker gets.
+/// The task that reports the state to a broker.
 struct BrokerReporter<'a> {
     service: &'a Service,
     settings: &'a BrokerSettings,
@@ -94,7 +97,7 @@ struct BrokerReporter<'a> {
     backoff: Backoff,
 }
 
-/// What the broker has.
+/// The messages that the broker has.
 #[derive(Default)]
 struct SentMessages {
     state: Option<String>,
@@ -102,7 +105,8 @@ struct SentMessages {
 }
 
 impl Service {
-    /// Tells a broker how the line is, until [`Service::stop`]. A broker that is away is tried again and again.
+    /// Reports the state of the line to a broker, until [`Service::stop`]. Reconnects to a broker that cannot be
+    /// reached.
     pub async fn report_to_broker(&self, settings: &BrokerSettings) {
         let id = self.status("").endpoint_id;
         let topics = Topics::new(&settings.topic_prefix, settings.discovery_prefix.as_ref(), &id);
@@ -123,7 +127,7 @@ impl Service {
 }
 
 impl BrokerReporter<'_> {
-    /// One connection. Ends without an error when the service is to end.
+    /// Serves one connection. Returns without an error when the service is to end.
     async fn stay_connected(&mut self, mut stopping: watch::Receiver<bool>) -> Result<(), BrokerFault> {
         let (client, mut events) = AsyncClient::builder(self.options()?).capacity(MOST_WAITING).build();
         tokio::select! {
@@ -139,9 +143,9 @@ impl BrokerReporter<'_> {
                 _ = stopping.wait_for(|wanted| *wanted) => Ok(()),
             };
             told?;
-            // A broker that acknowledges nothing does not delay the end.
+            // A broker that acknowledges nothing must not delay the end.
             timeout(END_TIMEOUT, self.take_leave(&client)).await.ok();
-            // The farewell is on its way, and `until_ended` sends it.
+            // The last message is queued, and `until_ended` sends it meanwhile.
             sleep(END_TIMEOUT).await;
             Ok(())
         };
@@ -149,7 +153,7 @@ impl BrokerReporter<'_> {
             ended = until_ended(&mut events) => ended,
             told = told => told,
         };
-        // After the farewell the broker closes the connection.
+        // The broker closes the connection after the last message.
         if *service.stopping().borrow() { Ok(()) } else { ended }
     }
 
@@ -181,13 +185,14 @@ impl BrokerReporter<'_> {
             changes.borrow_and_update();
             self.send_changed(client, &mut sent).await?;
             if !is_online {
-                // Last, so that nothing is shown before its value is there.
+                // Sent last, so that the device is not shown as available before its values exist.
                 self.send(client, &self.topics.availability.clone(), ONLINE).await?;
                 is_online = true;
             }
             let next = Instant::now() + SHORTEST_INTERVAL;
             tokio::select! {
-                // A broker can turn pings off. That it acknowledges this message shows that it is there.
+                // Repeats the message, because a broker can turn pings off. Its acknowledgement shows that the broker
+                // still answers.
                 () = sleep(LOOK_INTERVAL) => is_online = false,
                 _ = changes.changed() => {}
                 () = until_run_ended(&mut updates) => updates = self.service.updates().subscribe(),
@@ -196,20 +201,20 @@ impl BrokerReporter<'_> {
         }
     }
 
-    /// Says that the service ends.
+    /// Publishes that the service ends, and disconnects.
     async fn take_leave(&self, client: &AsyncClient) -> Result<(), BrokerFault> {
         publish(client, &self.topics.availability, OFFLINE).await?;
         client.disconnect_with_timeout(END_TIMEOUT).await.map_err(client_fault)
     }
 
-    /// Sends a message that the broker keeps, and waits until it has it.
+    /// Sends a retained message, and waits until the broker has acknowledged it.
     async fn send(&mut self, client: &AsyncClient, topic: &str, message: &str) -> Result<(), BrokerFault> {
         let acknowledged = async {
             let notice = publish(client, topic, message).await?;
             notice.wait_completion_async().await.map_err(BrokerFault::NotTaken)
         };
         timeout(ACKNOWLEDGEMENT_TIMEOUT, acknowledged).await.map_err(|_| BrokerFault::NotAcknowledged)??;
-        // Not before: a broker can accept each connection, and end it.
+        // Only an acknowledgement counts as a success: a broker may accept each connection and then close it.
         self.backoff.succeeded();
         if self.said != SaidOfBroker::Connected {
             self.said = SaidOfBroker::Connected;
@@ -225,7 +230,7 @@ impl BrokerReporter<'_> {
             self.send(client, &self.topics.state.clone(), &state).await?;
             sent.state = Some(state);
         }
-        // Without the store the monitors are not known.
+        // If the store cannot be read, the monitors are not known.
         if let (Some(topic), Some(_)) = (self.topics.discovery.clone(), &line.stored) {
             let described = home_assistant::discovery(&line, &self.topics, &self.settings.device_name).to_string();
             if sent.discovery.as_ref() != Some(&described) {
@@ -271,7 +276,8 @@ async fn connected(events: &mut EventLoop) -> Result<(), BrokerFault> {
     }
 }
 
-/// Moves messages until the connection ends. Fails if the broker sends what was not asked for: it could do that without end.
+/// Exchanges messages until the connection ends. Fails if the broker sends an unrequested message, because it could do
+/// so without end.
 async fn until_ended(events: &mut EventLoop) -> Result<(), BrokerFault> {
     let mut is_asked = false;
     loop {
@@ -279,7 +285,7 @@ async fn until_ended(events: &mut EventLoop) -> Result<(), BrokerFault> {
             Event::Outgoing(Outgoing::Disconnect) => return Ok(()),
             Event::Outgoing(Outgoing::PingReq) => is_asked = true,
             Event::Incoming(Incoming::PingResp) if is_asked => is_asked = false,
-            // The client refuses the acknowledgement of a message that was not sent.
+            // The client itself rejects the acknowledgement of a message that was not sent.
             Event::Outgoing(_) | Event::Incoming(Incoming::PubAck(_)) => {}
             Event::Incoming(_) | Event::Auth(_) => return Err(BrokerFault::Unasked),
         }
@@ -303,7 +309,7 @@ fn client_fault(error: ClientError) -> BrokerFault {
     BrokerFault::Client(Box::new(error))
 }
 
-/// Hands over a message that the broker keeps.
+/// Queues a retained message.
 async fn publish(client: &AsyncClient, topic: &str, message: &str) -> Result<PublishNotice, BrokerFault> {
     let options = PublishOptions::at_least_once().retained();
     client.publish_tracked(topic, message, options).await.map_err(client_fault)

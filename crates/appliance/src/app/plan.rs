@@ -1,4 +1,4 @@
-//! The plan of this appliance: show, set, remove. The shell that dates it.
+//! The plan of this appliance: show, set, remove. The shell that reads the clock for it.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates the plan")]
 

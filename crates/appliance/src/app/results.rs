@@ -14,8 +14,8 @@ use crate::store::{Export, ExportFormat, PageCursor, Pruned, Retention, RunPosit
 
 /// The time between two prunings by the service.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(86_400);
-/// How much later than the latest result the time may be by which the service prunes. A clock that is a year ahead must not
-/// delete a year.
+/// The maximum time after the latest result by which the service prunes. So a clock that is a year ahead does not
+/// delete the results of a year.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
 
 impl Appliance {
@@ -96,8 +96,8 @@ impl Appliance {
     }
 }
 
-/// The time by which the age of results is judged, or `None` if there are none. It is never later than the clock says, than
-/// the start of the service and the time since, or than 30 days after the latest result.
+/// The time by which the age of results is judged; `None` without results. It is the earliest of three: the clock, the
+/// start of the service plus the time since then, and 30 days after the latest result.
 fn pruning_time(clock: Timestamp, elapsed: Option<Timestamp>, latest: Option<Timestamp>) -> Option<Timestamp> {
     let plausible = latest?.checked_add(LONGEST_SILENCE).ok()?;
     Some(clock.min(plausible).min(elapsed.unwrap_or(clock)))

@@ -1,5 +1,5 @@
-//! What the running tests of the service report, for any number of listeners. The memory is bounded: a listener that does
-//! not keep up gets an error, and no further update.
+//! The reports of the running tests of the service, for any number of listeners. The memory is bounded: a listener that
+//! does not keep up misses updates, and its next call of [`RunUpdateListener::next`] returns `None`.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::test_run::TestEvent;
 use crate::store::ScheduleRunOutcome;
 
-/// The updates that are kept for the slowest listener: more than a second of a running test.
+/// The number of updates that are kept for the slowest listener: more than a second of a running test.
 const KEPT_UPDATES: usize = 256;
 
 /// An update of a run.
@@ -35,7 +35,7 @@ pub struct RunUpdate {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum RunReport {
-    /// Its test goes on.
+    /// An event of its test.
     Test(Event),
     /// It begins, waits or ends.
     Life(RunLife),
@@ -84,7 +84,7 @@ impl Default for RunUpdates {
 }
 
 impl RunUpdates {
-    /// The updates from here on.
+    /// Subscribes to all updates from now on.
     pub fn subscribe(&self) -> RunUpdateListener {
         RunUpdateListener { receiver: self.sender.subscribe() }
     }
@@ -102,7 +102,7 @@ pub struct RunUpdateListener {
 }
 
 impl RunUpdateListener {
-    /// The next update; `None` if this listener was too slow, or the service has ended. Cancel safe.
+    /// The next update; `None` if this listener missed updates, or if the service has ended. Cancel safe.
     pub async fn next(&mut self) -> Option<Arc<RunUpdate>> {
         self.receiver.recv().await.ok()
     }

@@ -128,8 +128,9 @@ impl Appliance {
         Ok(store.schedule_runs_page(schedule, after, limit).await?)
     }
 
-    /// The tests that repeat one against `subject`: those of an enabled schedule for it, each with its schedule. One against
-    /// another paired reflector comes first, if there is one, so that its result is there when that of `subject` is judged.
+    /// The tests that repeat a test against `subject`, each with its schedule: the test of the first enabled schedule
+    /// for `subject`, and before it the same test against another paired reflector, if there is one. So the result of
+    /// the other test is known when that of `subject` is judged.
     pub(super) async fn retests(&self, subject: &str) -> Result<Vec<(StoredSchedule, Schedule)>, ApplianceError> {
         let store = self.reading_store().await?;
         let known = store.reflectors().await?;
@@ -163,7 +164,7 @@ impl Appliance {
     }
 }
 
-/// A schedule for a reflector that is not one of those that are paired would fail for ever.
+/// Checks the other end of a request. A schedule for a reflector that is not paired would always fail.
 pub(super) fn check_target(request: &TestRequest, known: &[Reflector]) -> Result<(), ApplianceError> {
     let needs_pairing = providers::find(&request.provider).is_some_and(providers::Provider::needs_identity);
     if !needs_pairing {

@@ -1,5 +1,5 @@
-//! The random secrets of the API, which are stored as hashes. Each has 256 bits, so that a fast hash is enough: no list of
-//! guesses contains it.
+//! The random secrets of the API, which are stored as hashes. Each has 256 bits and cannot be guessed, so a fast hash
+//! is enough.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
@@ -21,7 +21,7 @@ pub enum SecretKind {
 }
 
 impl SecretKind {
-    /// The beginning of its text, by which secret scanners find it.
+    /// The start of the text of such a secret, by which secret scanners find it.
     fn prefix(self) -> &'static str {
         match self {
             Self::Token => "ppt_",
@@ -36,7 +36,7 @@ impl SecretKind {
 pub struct SecretHash(String);
 
 impl SecretHash {
-    /// The hash of a secret's text; `None` for a text that is none of this kind.
+    /// The hash of the text of a secret; `None` if the text is not a secret of this kind.
     pub fn of(kind: SecretKind, text: &str) -> Option<Self> {
         let secret = BASE64URL_NOPAD.decode(text.strip_prefix(kind.prefix())?.as_bytes()).ok()?;
         (secret.len() == SECRET_BYTES).then(|| Self::of_bytes(&secret))

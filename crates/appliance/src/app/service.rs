@@ -1,4 +1,4 @@
-//! The service: runs what is due, one test at a time, and keeps what became of it. The shell that reads the clocks.
+//! The service: runs what is due, one test at a time, and stores the outcomes. The shell that reads the clocks.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clocks for the planner")]
 
@@ -38,15 +38,15 @@ use crate::store::{DatabaseLock, Retention, RunEnding, ScheduleRunOutcome, Stora
 /// The file in the state folder that the running service locks.
 pub const SERVICE_LOCK: &str = "service.lock";
 
-/// How long a scheduled test waits for others, on this device and at the reflector.
+/// How long a scheduled test waits for other tests, on this device and at the reflector.
 const TURN_WAIT: Duration = Duration::from_secs(60 * 60);
-/// How long the traffic of the line is observed before a run.
+/// How long the traffic of the line is measured before a run.
 const OBSERVATION: Duration = Duration::from_secs(1);
 /// How long a cancelled test may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often the lock of a database on a server is checked.
 const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// How long after a failed write nothing starts.
+/// How long no run starts after a use of the store failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The limit on rows that the service keeps in memory while the disk cannot be written.
 const MOST_PENDING: usize = 1000;
@@ -59,7 +59,7 @@ pub struct Service {
 
 struct ServiceState {
     appliance: Appliance,
-    /// Of the start.
+    /// The Endpoint ID at the start of the service.
     endpoint_id: String,
     started_at: Timestamp,
     retention: Retention,
@@ -68,13 +68,13 @@ struct ServiceState {
     /// The lock of a database on a server; `None` for a file, and after it was lost.
     database_lock: tokio::sync::Mutex<Option<DatabaseLock>>,
     planner: Mutex<Planner>,
-    /// Something may be due, or the schedules have changed.
+    /// Notified when something may be due, or the schedules have changed.
     wake: Notify,
-    /// Counts the polls that the store answered.
+    /// Counts the polls that have completed, whether or not they failed.
     polls: watch::Sender<u64>,
     current: Mutex<Option<CurrentRun>>,
     updates: RunUpdates,
-    /// What could not be stored yet.
+    /// The writes that could not be stored yet.
     pending: Mutex<Vec<PendingWrite>>,
     problem: Mutex<Option<ServiceFault>>,
     is_stopping: watch::Sender<bool>,
@@ -85,7 +85,7 @@ struct ServiceState {
     retests: tokio::sync::Mutex<mpsc::Receiver<RetestWish>>,
 }
 
-/// The run that takes place.
+/// The current run of a schedule.
 struct CurrentRun {
     name: String,
     since: Timestamp,
@@ -95,13 +95,13 @@ struct CurrentRun {
 /// Why the service is faulted.
 struct ServiceFault {
     text: String,
-    /// The last time.
+    /// When the failure last occurred.
     at: Instant,
-    /// Whether the schedules could not be read; otherwise, what became of a run could not be written.
+    /// Whether a failed read is the cause. If not, a failed write is.
     is_of_reading: bool,
 }
 
-/// A write that failed, to be repeated.
+/// A failed write, which is repeated.
 enum PendingWrite {
     Skipped(SkippedRun, Timestamp),
     Result(Box<ResultDocument>),
@@ -124,7 +124,7 @@ pub struct ServiceStatus {
     pub state_dir: String,
     /// When the service started.
     pub started_at: Timestamp,
-    /// Whether the system clock is trusted; no schedule is due before.
+    /// Whether the system clock is trusted. Until it is, no schedule is due.
     pub clock_trusted: bool,
     /// The schedule whose test runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,8 +159,8 @@ pub struct PlannedSchedule {
 }
 
 impl Appliance {
-    /// Starts the service of this state folder; [`Service::run`] does its work. If `adds_monitors`, it adds those of the
-    /// gateway and of each paired reflector. Fails if another service runs.
+    /// Starts the service of this state folder; [`Service::run`] does its work. With `adds_monitors`, the service adds
+    /// the monitors of the gateway and of each paired reflector. Fails if another service runs.
     pub async fn start_service(&self, retention: Retention, adds_monitors: bool) -> Result<Service, ApplianceError> {
         let lock = lock_service(self.state_dir())?;
         let endpoint_id = self.endpoint_id()?.to_string();
@@ -213,8 +213,8 @@ fn lock_service(state_dir: &Path) -> Result<File, ApplianceError> {
 }
 
 impl Service {
-    /// Runs the schedules and the monitors, judges by the rules, and delivers messages, until [`Service::stop`]; then cancels
-    /// the running test and keeps what was measured.
+    /// Runs the schedules and the monitors, judges by the rules, and delivers messages, until [`Service::stop`]. Then
+    /// cancels the running test and keeps its measurements.
     pub async fn run(&self) {
         let stopping = || self.state.is_stopping.subscribe();
         let ServiceState { monitors, alerts, deliveries, updates, .. } = &*self.state;
@@ -262,7 +262,7 @@ impl Service {
         }
     }
 
-    /// Ends [`Service::run`].
+    /// Makes [`Service::run`] end.
     pub fn stop(&self) {
         self.state.is_stopping.send_replace(true);
     }
@@ -363,7 +363,8 @@ impl Service {
         current.as_ref().is_some_and(|current| !current.cancel.send_replace(true))
     }
 
-    /// Waits until the scheduler has polled, and the store has answered, after this call. An error is an answer.
+    /// Waits until the scheduler has polled and the store has answered, both after this call. An error is an answer
+    /// too.
     pub async fn answers(&self) {
         let mut polls = self.state.polls.subscribe();
         polls.borrow_and_update();
@@ -373,7 +374,7 @@ impl Service {
         }
     }
 
-    /// This device's Endpoint ID: the import of an older store can change it.
+    /// This device's Endpoint ID. It can change while the service runs, if an older store is imported.
     fn endpoint_id(&self) -> String {
         self.state.appliance.endpoint_id().map_or_else(|_| self.state.endpoint_id.clone(), |id| id.to_string())
     }
@@ -394,7 +395,7 @@ impl Service {
         self.state.updates.report(RunUpdate { run, schedule, at: Timestamp::now(), report });
     }
 
-    /// The end of a client's test, as it is reported.
+    /// The report on the end of a test that a client started.
     pub fn end_of(&self, ended: &Result<Option<TestEnd>, ApplianceError>) -> RunLife {
         let (outcome, reason) = self.outcome(ended);
         let result_id = ended.as_ref().ok().and_then(|end| end.as_ref()?.saved_as);
@@ -452,7 +453,7 @@ impl Service {
         }
     }
 
-    /// Whether a run could be stored, as far as is known.
+    /// Whether a run may start: nothing waits to be stored, and no use of the store has failed recently.
     fn may_start(&self) -> bool {
         let is_tried = lock(&self.state.problem).as_ref().is_none_or(|problem| problem.at.elapsed() >= RETRY_INTERVAL);
         is_tried && lock(&self.state.pending).is_empty()
@@ -471,8 +472,8 @@ impl Service {
         Ok(())
     }
 
-    /// Takes the lock of a database on a server again if its connection has ended, such as by a restart of the server:
-    /// without it, a second service could end the runs of this one.
+    /// Takes the lock of a database on a server again if the connection that held it has ended, such as by a restart of
+    /// the server. Without the lock, a second service could end the runs of this one.
     async fn hold_database(&self) -> Result<(), ApplianceError> {
         let mut lock = self.state.database_lock.lock().await;
         if let Some(held) = lock.as_mut()
@@ -488,7 +489,7 @@ impl Service {
         Ok(())
     }
 
-    /// Stores what waits, reads the schedules and moves what is due into the queue. Returns how long to wait.
+    /// Stores pending writes, reads the schedules and moves due runs into the queue. Returns how long to wait.
     async fn poll(&self) -> Duration {
         if let Err(error) = self.hold_database().await {
             self.fault(&error, true);
@@ -529,12 +530,12 @@ impl Service {
         tracing::info!(schedule = run.name, due = %run.due, reason = reason.as_str(), "a run is skipped");
     }
 
-    /// Stores it, now or as soon as that is possible.
+    /// Stores a write now, or as soon as that is possible.
     async fn keep(&self, write: PendingWrite) {
         {
             let mut pending = lock(&self.state.pending);
             if pending.len() >= MOST_PENDING {
-                // The oldest omission is the least that can be lost.
+                // Drops the oldest skipped run, because its loss matters least.
                 let oldest = pending.iter().position(|write| matches!(write, PendingWrite::Skipped(..)));
                 pending.remove(oldest.unwrap_or_default());
             }
@@ -546,7 +547,7 @@ impl Service {
     }
 
     async fn write_pending(&self) -> Result<(), ApplianceError> {
-        // One caller at a time takes them: the list is empty for the others.
+        // One caller at a time takes the writes. Others find an empty list.
         let mut writes = std::mem::take(&mut *lock(&self.state.pending)).into_iter();
         if writes.len() == 0 {
             return Ok(());
@@ -612,7 +613,7 @@ impl Service {
         if let Some(result) = result {
             self.keep(PendingWrite::Result(result)).await;
         }
-        // From the time at which the end is stored, the schedule can be run again.
+        // Released first, so that the schedule can be run again as soon as the end is stored.
         self.release();
         self.keep_ending(id, &run.name, ending).await;
     }
@@ -660,7 +661,8 @@ impl Service {
         }
     }
 
-    /// Runs a test of a schedule for a rule, under the conditions of the schedule: its budget, its quiet hours, a busy line.
+    /// Runs a test of a schedule for a rule, under the conditions of the schedule, such as its budget, its quiet hours
+    /// and the share of other traffic.
     async fn retest(&self, rule: &str, stored: &StoredSchedule, schedule: &Schedule) {
         let cancelled = self.state.is_stopping.subscribe();
         let (name, now) = (stored.schedule.name.clone(), Timestamp::now());
@@ -676,7 +678,7 @@ impl Service {
                 return;
             }
         };
-        // It is no occurrence of the schedule, but uses its budget.
+        // The run is not an occurrence of the schedule, but counts towards its budget.
         let run = DueRun { is_requested: true, ..run };
         let begun = match self.state.appliance.store().await {
             Ok(store) => store.begin_run(&self.endpoint_id(), &run, expected_bytes, now).await.map_err(Into::into),
@@ -696,13 +698,13 @@ impl Service {
         self.keep_ending(id, &run.name, ending).await;
     }
 
-    /// No run takes place any more.
+    /// Records that no run is active.
     fn release(&self) {
         lock(&self.state.planner).ended();
         *lock(&self.state.current) = None;
     }
 
-    /// Puts a run back that could not be stored: it starts when it can be.
+    /// Puts a run that could not be stored back into the queue. It starts once it can be stored.
     fn postpone(&self, run: DueRun, error: &ApplianceError) {
         self.fault(error, false);
         lock(&self.state.planner).put_back(run);
@@ -762,7 +764,7 @@ impl Service {
         test.end().await
     }
 
-    /// What became of a run, and its result if that is not saved yet.
+    /// The outcome of a run, and its result if that is not saved yet.
     fn ending(&self, ended: Result<Option<TestEnd>, ApplianceError>) -> (RunEnding, Option<Box<ResultDocument>>) {
         let at = Timestamp::now();
         let (outcome, reason) = self.outcome(&ended);
@@ -795,7 +797,7 @@ fn accepted(stored: StoredSchedule) -> AcceptedSchedule {
     AcceptedSchedule { id, added_at, decided_until, schedule }
 }
 
-/// Ends when the task has ended; never without one.
+/// Completes when the task has ended. Without a task, never completes.
 async fn ended(run: &mut Option<tokio::task::JoinHandle<()>>) {
     match run {
         Some(task) => {
@@ -821,7 +823,7 @@ async fn observe_line(capacity: line_load::LineCapacity) -> Option<f64> {
     line_load::share_in_use(before, counters()?, began.elapsed(), capacity)
 }
 
-/// Ignores poison: every change of these values is complete.
+/// Ignores a poisoned lock, because every change of these values is complete.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

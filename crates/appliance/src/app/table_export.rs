@@ -1,4 +1,4 @@
-//! The exports of the tables beside the results: outages, runs of schedules, what a monitor measured.
+//! Exports of the tables other than results: outages, runs of schedules, measurements of a monitor.
 
 use super::Appliance;
 use crate::error::ApplianceError;
@@ -6,7 +6,7 @@ use crate::monitor::series::Resolution;
 use crate::store::{ExportedTable, TableExport, TableFormat, TimeRange};
 
 impl Appliance {
-    /// Exports the outages that began in a time.
+    /// Exports the outages that began within `range`.
     pub async fn export_outages(&self, range: TimeRange, format: TableFormat) -> Result<TableExport, ApplianceError> {
         Ok(self.reading_store().await?.export_table(ExportedTable::Outages, range, format))
     }

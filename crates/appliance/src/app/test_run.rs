@@ -36,7 +36,7 @@ pub enum TestEvent {
 
 /// How a test ended.
 pub struct TestEnd {
-    /// The measurements and their judgement. Also of a run that failed half way.
+    /// The measurements, compared with the thresholds. Also of a run that failed before its end.
     pub measured: Option<ResultDocument>,
     /// Why the test is not complete; `None` if it is.
     pub failure: Option<ApplianceError>,
@@ -105,7 +105,7 @@ impl Appliance {
         self.prepare(request.clone(), OptionValues::default()).await.map(drop)
     }
 
-    /// What a test needs of the state, if its result is saved there. Fails if it could not be saved.
+    /// The state that a test needs if its result is saved. Fails if the result could not be saved.
     async fn state_to_write(&self, engine: &EngineId) -> Result<TestState, ApplianceError> {
         let writable = async {
             let key = self.key()?;
@@ -118,8 +118,8 @@ impl Appliance {
         Ok(TestState { key: Some(key), known, blocked_direct })
     }
 
-    /// The same if nothing is saved: then nothing in the state folder is created or changed, and what is not there is
-    /// not needed by every provider.
+    /// The state that a test needs if its result is discarded. Creates and changes nothing in the state folder. Leaves
+    /// out what does not exist there, because not every provider needs it.
     async fn state_to_read(&self, provider: &dyn Provider, engine: &EngineId) -> Result<TestState, ApplianceError> {
         if !provider.needs_identity() {
             return Ok(TestState { key: self.key().ok(), ..TestState::default() });
@@ -137,12 +137,12 @@ impl Appliance {
         if store.is_empty().await? {
             return Ok(TestState { key, ..TestState::default() });
         }
-        // A database that an earlier version wrote has no such table, and is not changed here.
+        // A database of an earlier version, which is not migrated here, may not have this table.
         let blocked_direct = store.blocked_direct(engine).await.unwrap_or_default();
         Ok(TestState { key, known: store.reflectors().await?, blocked_direct })
     }
 
-    /// The provider of a request, and the request with what it needs beside it, once nothing speaks against it.
+    /// Checks a request. Returns its provider, and the request with everything else that the test needs.
     async fn prepare(
         &self,
         request: TestRequest,
@@ -155,7 +155,7 @@ impl Appliance {
         } else {
             self.state_to_write(&request.spec.engine).await?
         };
-        // An engine that needs no folder runs where none can be made.
+        // If no folder can be created, the test still runs, because not every engine needs one.
         let temporary = request.discards_result.then(temporary_folder).and_then(Result::ok);
         let scratch = match &temporary {
             Some(folder) => folder.path().to_owned(),
@@ -173,7 +173,7 @@ impl Appliance {
         }
         provider.check_job(&job)?;
         job.request.route.origin.check().map_err(ApplianceError::Origin)?;
-        // Checked before the test occupies another host.
+        // The host is checked before the test occupies the other end.
         let engine = job.request.spec.engine.clone();
         match tokio::task::spawn_blocking(move || provider.check_host(&engine)).await {
             Ok(Err(lacking)) => {
@@ -243,7 +243,7 @@ impl Appliance {
         }
         let saved_as = (unsaved.is_none() && !job.request.discards_result).then_some(result.id);
         let data_used_bytes = result.data_used_bytes;
-        // A run without measurements need not be saved.
+        // It does not matter if a run without measurements is not saved.
         let unsaved = unsaved.filter(|_| is_measured);
         TestEnd { measured: is_measured.then_some(result), failure, unsaved, saved_as, data_used_bytes }
     }
@@ -265,7 +265,7 @@ fn temporary_folder() -> io::Result<TempDir> {
     tempfile::Builder::new().prefix("packetparamedic-").tempdir()
 }
 
-/// Why a provider does not take an option, which another one declares.
+/// The error text for an option that belongs to another provider.
 fn foreign_option(name: &str, provider: &dyn Provider) -> String {
     let has_it = |other: &&&dyn Provider| other.options().iter().any(|option| option.name == name);
     let owner = PROVIDERS.iter().find(has_it).map_or("another one", |owner| owner.id());

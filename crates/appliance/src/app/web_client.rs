@@ -30,7 +30,7 @@ const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// A client of one URL. Each request has a connection of its own.
 pub(super) struct WebClient {
     url: HttpUrl,
-    /// For `https`.
+    /// The TLS client; `None` for a URL that is not `https`.
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
@@ -38,18 +38,18 @@ pub(super) struct WebClient {
 #[derive(Default)]
 pub(super) struct WebRequest {
     pub(super) method: Method,
-    /// Beside those of each request.
+    /// The headers that are sent in addition to those of every request.
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
-/// The answer of a server. Its body is for people, and is not read.
+/// The answer of a server, without its body, which is not read.
 pub(super) struct WebAnswer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
 }
 
-/// Why there is no answer. No text has the path of the URL.
+/// Why there is no answer. No error text contains the path of the URL.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WebFault {
     #[error(transparent)]
@@ -61,7 +61,8 @@ pub(super) enum WebFault {
 }
 
 impl WebClient {
-    /// Fails if the URL is `https` and this host trusts no certificate authority.
+    /// A client that trusts the certificate authorities of this host. Fails if the URL is `https` and this host trusts
+    /// none.
     pub(super) fn open(url: &HttpUrl) -> io::Result<Self> {
         if url.is_https() { Self::trusting(url, system_roots()?) } else { Ok(Self { url: url.clone(), tls: None }) }
     }

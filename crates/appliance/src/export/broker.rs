@@ -1,4 +1,4 @@
-//! Where the messages of the line go: the URL of an MQTT broker, and the first part of the topics. Pure.
+//! The settings of the export to MQTT: the URL of a broker, and the prefixes of topics. Pure.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -26,23 +26,23 @@ pub struct BrokerUrl {
     pub server: HostPort,
 }
 
-/// Why a text is no URL of a broker. No variant has a part of the text, which may be a password.
+/// Why a text is not the URL of a broker. No variant contains a part of the text, which may be a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotABroker {
-    /// Another scheme.
+    /// The scheme is neither `mqtt` nor `mqtts`.
     #[error("it begins with neither mqtt:// nor mqtts://")]
     Scheme,
-    /// It has a password.
-    #[error("it has a password, which belongs into the file of mqtt_password_file")]
+    /// The URL contains a password.
+    #[error("it contains a password: put it into the file of mqtt_password_file")]
     Password,
-    /// It goes on after the port.
-    #[error("it goes on after the port; topics have the setting mqtt_topic_prefix")]
+    /// The URL continues after the port.
+    #[error("it has text after the port; set the topics with mqtt_topic_prefix")]
     Path,
-    /// The user's name.
+    /// The name of the user is not valid.
     #[error("its user is empty or not percent-encoded UTF-8")]
     User,
-    /// The host or the port.
-    #[error("it names no host with an optional port")]
+    /// The host or the port is not valid.
+    #[error("it must name a host, with or without a port")]
     Server,
 }
 
@@ -55,7 +55,7 @@ impl FromStr for BrokerUrl {
             (_, Some(rest)) => (true, rest),
             _ => return Err(NotABroker::Scheme),
         };
-        // A password may contain each of the other marks.
+        // The last `@` ends the user, because a password may contain all of these characters.
         let (user, server) = match rest.rsplit_once('@') {
             Some((user, _)) if user.contains(':') => return Err(NotABroker::Password),
             Some((user, server)) => (Some(user_name(user).ok_or(NotABroker::User)?), server),
@@ -93,7 +93,7 @@ fn user_name(text: &str) -> Option<String> {
     percent::decoded(text).filter(is_valid)
 }
 
-/// Which broker gets messages, and what they are called there.
+/// The broker to which messages are sent, and the names that are used there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerSettings {
     /// The broker.
@@ -102,7 +102,7 @@ pub struct BrokerSettings {
     pub password_file: Option<PathBuf>,
     /// The first levels of the topics.
     pub topic_prefix: TopicPrefix,
-    /// The same for Home Assistant's discovery; `None`: no discovery.
+    /// The first levels of the topics of Home Assistant's discovery; `None`: no discovery.
     pub discovery_prefix: Option<TopicPrefix>,
     /// The name of this appliance.
     pub device_name: String,
@@ -112,7 +112,7 @@ pub struct BrokerSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicPrefix(String);
 
-/// A text that is no prefix of topics.
+/// The text is not a valid prefix of topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a prefix of topics has 1 to {MAX_PREFIX_BYTES} bytes, no empty level, and none of + # $ and control characters"
@@ -120,12 +120,12 @@ pub struct TopicPrefix(String);
 pub struct NotATopicPrefix;
 
 impl TopicPrefix {
-    /// That of this program's topics.
+    /// The prefix of this program's topics.
     pub fn own() -> Self {
         Self("packetparamedic".to_owned())
     }
 
-    /// That of Home Assistant's discovery, unless its owner chose another one.
+    /// The default prefix of Home Assistant's discovery.
     pub fn home_assistant() -> Self {
         Self("homeassistant".to_owned())
     }
@@ -135,7 +135,7 @@ impl FromStr for TopicPrefix {
     type Err = NotATopicPrefix;
 
     fn from_str(text: &str) -> Result<Self, NotATopicPrefix> {
-        // The marks of filters and of the broker's own topics (MQTT 5.0, section 4.7).
+        // Wildcards of topic filters, and the mark of the broker's own topics (MQTT 5.0, section 4.7).
         let is_bad = |c: char| "+#$".contains(c) || c.is_control();
         let is_valid = text.len() <= MAX_PREFIX_BYTES && !text.chars().any(is_bad);
         if is_valid && text.split('/').all(|level| !level.is_empty()) {

@@ -1,4 +1,4 @@
-//! The messages for Home Assistant over MQTT: what this device is (device discovery), and how the line is. Pure.
+//! The messages for Home Assistant over MQTT: the description of this device (device discovery), and the values. Pure.
 //! <https://www.home-assistant.io/integrations/mqtt/#mqtt-discovery>
 
 use paramedic_link::test_spec::Load;
@@ -9,19 +9,19 @@ use super::snapshot::{LatestResult, LineSnapshot, MonitorSnapshot};
 
 /// The message of [`Topics::availability`] while the service runs.
 pub const ONLINE: &str = "online";
-/// The same when it has ended; the broker sends it when the connection breaks.
+/// The message of [`Topics::availability`] when the service has ended. If the connection breaks, the broker sends it.
 pub const OFFLINE: &str = "offline";
 
-/// The name and the topics of a device at the broker.
+/// The client name and the topics of a device at the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topics {
-    /// The name of the client. A broker accepts one client of a name.
+    /// The name of the client. A broker accepts only one client with this name.
     pub client: String,
-    /// Says [`ONLINE`] or [`OFFLINE`].
+    /// The topic with [`ONLINE`] or [`OFFLINE`].
     pub availability: String,
-    /// Has the values.
+    /// The topic with the values.
     pub state: String,
-    /// Describes the device; `None` without discovery.
+    /// The topic with the description of the device; `None` without discovery.
     pub discovery: Option<String>,
 }
 
@@ -51,7 +51,7 @@ enum EntityKind {
 
 /// A value of the line, or of a monitor.
 struct Entity<S: 'static> {
-    /// Its key in the message with the values, and the end of its unique id: never changed.
+    /// The key in the message with the values, and the end of the unique id. It must never change.
     key: &'static str,
     /// Its name beside that of the device.
     name: &'static str,
@@ -195,7 +195,7 @@ pub fn discovery(line: &LineSnapshot, topics: &Topics, name: &str) -> Value {
             components.insert(key, described);
         }
     }
-    // A component with its platform alone is removed.
+    // Home Assistant removes a component that is described only by its platform.
     for number in line.stored.iter().flat_map(|stored| &stored.removed_monitors) {
         for entity in MONITOR {
             components.insert(monitor_key(*number, entity.key), json!({ "platform": entity.kind.platform() }));
@@ -217,7 +217,7 @@ pub fn discovery(line: &LineSnapshot, topics: &Topics, name: &str) -> Value {
     })
 }
 
-/// The values. What is not known is null, and unknown in Home Assistant.
+/// The message with the values. An unknown value is null, which Home Assistant shows as unknown.
 pub fn state(line: &LineSnapshot) -> Value {
     let mut values = Map::new();
     for entity in LINE {
@@ -278,7 +278,8 @@ fn device_id(endpoint_id: &str) -> String {
     format!("packetparamedic_{endpoint_id}")
 }
 
-/// A key for an entity of a monitor. Its number is never given to another one; its name may have any character.
+/// A key for an entity of a monitor. It contains the number, which is never reused, because the name may have any
+/// character.
 fn monitor_key(number: i64, key: &str) -> String {
     format!("monitor_{number}_{key}")
 }

@@ -1,5 +1,5 @@
-//! The metrics of the service for Prometheus: one list, read from a [`LineSnapshot`]. Labels are names that the owner of this device
-//! gave, and addresses of servers that he measured against. Pure.
+//! The metrics of the service for Prometheus: one list, computed from a [`LineSnapshot`]. Labels are names that the
+//! owner of this device chose, and addresses of servers of tests. Pure.
 
 use jiff::Timestamp;
 use paramedic_host::metrics::{HistogramValue, Metric, MetricValues, MetricsFormat};
@@ -184,7 +184,7 @@ fn stored(line: &LineSnapshot) -> impl Iterator<Item = &StoredSnapshot> {
     line.stored.iter()
 }
 
-/// The values of every result, each with the labels after those of the result.
+/// The values of every result. Each has the labels of the result, and then its own.
 fn of_results(line: &LineSnapshot, values: impl Fn(&LatestResult) -> Labelled<f64>) -> MetricValues {
     let each = stored(line).flat_map(|stored| &stored.results).flat_map(|result| {
         let own = [result.target.clone(), result.run.engine.clone()];
@@ -208,7 +208,7 @@ fn of_schedules(line: &LineSnapshot, value: impl Fn(&ScheduleSnapshot) -> Option
     all.filter_map(|schedule| Some((vec![schedule.name.clone()], value(schedule)?))).collect()
 }
 
-/// A value for each scope, also one without an outage; none while the store cannot be read.
+/// A value for each scope, including scopes without an outage; no value while the store cannot be read.
 fn of_scopes<V>(line: &LineSnapshot, value: impl Fn(u64, f64) -> V) -> Labelled<V> {
     let each = stored(line).flat_map(|stored| {
         OutageScope::ALL.iter().map(|(scope, word)| {

@@ -1,5 +1,5 @@
-//! What other programs are told about the line: the metrics for Prometheus, the messages for Home Assistant. Pure: no sockets, no
-//! clock, no SQL.
+//! What is exported about the line to other programs: the metrics for Prometheus, and the messages for Home Assistant.
+//! Pure: no sockets, no clock, no SQL.
 
 pub mod broker;
 pub mod home_assistant;

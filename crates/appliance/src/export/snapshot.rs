@@ -88,7 +88,8 @@ pub struct ScheduleSnapshot {
     pub enabled: bool,
     /// The start of the next run.
     pub next_start: Option<Timestamp>,
-    /// When the last run ended or was skipped, or the one that takes place began, and what became of it.
+    /// The outcome of the last run, with the time when that run ended or was skipped. If it is still running, when it
+    /// began.
     pub last: Option<(Timestamp, ScheduleRunOutcome)>,
 }
 

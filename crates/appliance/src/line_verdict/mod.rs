@@ -1,5 +1,5 @@
-//! How the line is, in one sentence: from observations to text. The sentence claims no more than was measured. `cases.rs`
-//! is the table of all situations. Pure: no I/O, no clock.
+//! Turns observations of the line into one sentence about its state. The sentence claims no more than was measured.
+//! `cases.rs` is the table of all situations. Pure: no I/O, no clock.
 
 #[cfg(test)]
 mod cases;
@@ -17,15 +17,15 @@ use crate::monitor::outage::OutageScope;
 
 pub use speed::MeasuredSpeed;
 
-/// How long ago a result may be to say something about the present.
+/// The maximum age of a result that still counts as recent.
 const RECENT_RESULT: Duration = Duration::from_secs(26 * 3600);
-/// How long an outage that has ended is mentioned.
+/// How long after its end an outage is still mentioned.
 const RECENT_OUTAGE: Duration = Duration::from_secs(3600);
-/// Fewer probes say nothing about loss.
+/// The minimum number of probes from which loss is judged.
 const ENOUGH_PROBES: u64 = 50;
-/// Fewer lost probes are chance.
+/// The minimum number of lost probes that counts as loss. Fewer may be chance.
 const ENOUGH_LOST: u64 = 3;
-/// The share of lost probes from which calls suffer, and from which everything does.
+/// The shares of lost probes from which the loss is fair (calls suffer) and bad (everything suffers).
 const FAIR_LOSS: f64 = 0.01;
 const BAD_LOSS: f64 = 0.05;
 
@@ -40,9 +40,9 @@ pub struct LineObservations {
     pub outage: Option<OutageSeen>,
     /// The latest result with measurements.
     pub result: Option<ResultSeen>,
-    /// The latest test after it that measured nothing.
+    /// The latest test after that result that measured nothing.
     pub failure: Option<FailedTest>,
-    /// The open alerts, the latest first. Those about outages are left out: an outage is seen by itself.
+    /// The open alerts, the latest first, without those about outages, because `outage` covers these.
     pub alerts: Vec<OpenAlert>,
 }
 
@@ -117,7 +117,7 @@ pub struct LineVerdict {
 pub enum SentencePart {
     /// Text.
     Text(String),
-    /// A time, which each reader sees in his zone.
+    /// A time, which each reader sees in their own time zone.
     Time(Timestamp),
 }
 
@@ -144,7 +144,7 @@ impl Sentence {
     }
 }
 
-/// Writes the sentence: the worst that is known, or that all is well as far as it was measured.
+/// Writes the sentence: the worst known problem, or that everything is well as far as it was measured.
 pub fn judge(seen: &LineObservations) -> LineVerdict {
     let outage = seen.outage.as_ref();
     if let Some(outage) = outage.filter(|outage| outage.ended.is_none()) {
@@ -190,7 +190,8 @@ fn lasting(outage: &OutageSeen) -> LineVerdict {
     Sentence::default().text(before).time(outage.began).text(after).text(".").with(tone)
 }
 
-/// The loss of the monitor that lost most beyond the gateway; if there is none, of the gateway.
+/// The sentence about the monitor with the highest loss: one beyond the gateway if any lost probes, otherwise one of
+/// the gateway.
 fn loss(monitors: &[MonitorLoss]) -> Option<LineVerdict> {
     let worst = |is_gateway| {
         let judged = monitors.iter().filter(move |monitor| monitor.is_gateway == is_gateway && monitor.is_lossy());
@@ -219,7 +220,7 @@ fn loss(monitors: &[MonitorLoss]) -> Option<LineVerdict> {
     Some(sentence.text(".").with(tone))
 }
 
-/// What the latest alert says.
+/// The sentence about the latest alert. `others` is the number of further open alerts.
 fn alert(latest: &OpenAlert, others: usize) -> LineVerdict {
     let more = match others {
         0 => String::new(),
@@ -254,7 +255,7 @@ fn failed_test(failure: &FailedTest, monitors: &[MonitorLoss]) -> LineVerdict {
     sentence.text(".").with(Tone::Fair)
 }
 
-/// A load that makes everything else slow.
+/// The sentence about a load that delays all other traffic; `None` if no load does.
 fn delay(result: &ResultSeen) -> Option<LineVerdict> {
     let (load, grade, increase_ms) = result.worst_load.filter(|(_, grade, _)| matches!(grade, Grade::D | Grade::F))?;
     let load = match load {
@@ -319,7 +320,7 @@ impl MonitorLoss {
         self.lost as f64 / self.count.max(1) as f64
     }
 
-    /// Whether it measures, and has measured enough for a judgement.
+    /// Whether the monitor is measuring and has sent enough probes for a judgement.
     fn is_judged(&self) -> bool {
         self.is_measuring && self.count >= ENOUGH_PROBES
     }
@@ -333,7 +334,7 @@ impl MonitorLoss {
     }
 }
 
-/// Whether a time is at most so long before `now`. A time after it is not: the clock was set.
+/// Whether `time` is at most `span` before `now`. A time after `now` is not, because the clock was set.
 fn is_within(time: Timestamp, now: Timestamp, span: Duration) -> bool {
     Duration::try_from(now.duration_since(time)).is_ok_and(|age| age <= span)
 }

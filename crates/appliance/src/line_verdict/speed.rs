@@ -26,7 +26,7 @@ impl MeasuredSpeed {
         Some(self.promised?.standing(self.bps))
     }
 
-    /// How bad it is, for the choice of the worse direction.
+    /// How far the rate is below the plan: higher is worse. Selects the worse direction.
     fn badness(&self) -> u8 {
         match self.standing() {
             Some(PlanStanding::BelowMinimum { .. }) => 3,
@@ -37,7 +37,7 @@ impl MeasuredSpeed {
     }
 }
 
-/// The sentence about the direction that is furthest below the plan; `None` if none is.
+/// The sentence about the direction that is furthest below the plan; `None` if no direction is below the plan.
 pub(super) fn fault(result: &ResultSeen) -> Option<LineVerdict> {
     let worst = result.speeds.iter().filter(|speed| speed.badness() > 0).max_by_key(|speed| speed.badness())?;
     let (promised, name) = (worst.promised?, worst.direction);
@@ -56,13 +56,14 @@ pub(super) fn fault(result: &ResultSeen) -> Option<LineVerdict> {
     let sentence = Sentence::default().text(format!("The {name} was {} at ", quantity::rate(worst.bps)));
     let sentence = sentence.time(result.at).text(format!(", {below}"));
     Some(match excuse(worst.limit) {
-        // The rate says nothing about the line.
+        // The line was not the limit, so a low rate is not a fault of the line.
         Some(excuse) => sentence.text(format!("; but {excuse}.")).with(Tone::Fair),
         None => sentence.text(".").with(tone),
     })
 }
 
-/// What a result says that is not below the plan, after "the test at …"; `None` if it has no rate.
+/// What the sentence says after "the test at …" about a result that is not below the plan; `None` if the result has no
+/// rate.
 pub(super) fn praise(result: &ResultSeen) -> Option<String> {
     let rates = result.speeds.iter().map(|speed| format!("{} {}", quantity::rate(speed.bps), speed.direction));
     let rates = rates.collect::<Vec<_>>().join(" and ");
@@ -75,7 +76,7 @@ pub(super) fn praise(result: &ResultSeen) -> Option<String> {
     }
 }
 
-/// Why a low rate is no fault of the line; `None` if it may be one.
+/// Why a low rate is not a fault of the line; `None` if the line may be at fault.
 fn excuse(limit: Option<LimitCause>) -> Option<&'static str> {
     match limit? {
         LimitCause::Network | LimitCause::Unknown => None,

@@ -7,7 +7,8 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest wait, without the spread.
 const LONGEST: Duration = Duration::from_secs(60);
-/// The longest wait while the target is not reachable: the end of the outage is noticed within about this time.
+/// The longest wait while the target is not reachable, without the spread. The end of an outage is noticed within about
+/// this time.
 const LONGEST_UNREACHABLE: Duration = Duration::from_secs(8);
 /// The longest wait after an orderly end, such as a restart of the reflector.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);
@@ -19,18 +20,18 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// It worked: the next failure is the first again.
+    /// Records a success: the next failure counts as the first.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }
 
-    /// The wait after a failure: half to one and a half of a time that doubles each time, from 1 s to 1 min. `random` is
-    /// from 0 to 1.
+    /// The wait after a failure. A base that doubles from 1 s to 1 min is multiplied by 0.5 to 1.5; `random` (0 to 1)
+    /// selects the factor.
     pub fn failed(&mut self, random: f64) -> Duration {
         self.next(LONGEST, random)
     }
 
-    /// The wait after no connection could be made: as [`Backoff::failed`], and at most 12 s.
+    /// The wait after no connection could be made: as [`Backoff::failed`], but at most 12 s.
     pub fn unreachable(&mut self, random: f64) -> Duration {
         self.next(LONGEST_UNREACHABLE, random)
     }
@@ -41,14 +42,15 @@ impl Backoff {
         doubled.mul_f64(0.5 + random.clamp(0.0, 1.0))
     }
 
-    /// The wait after the other end asked for one: at least that long.
+    /// The wait after the other end asked for one: at least that long, but a request for more than 10 minutes counts as
+    /// 10.
     pub fn refused(&mut self, retry_after: Option<Duration>, random: f64) -> Duration {
         let own = self.failed(random);
         retry_after.map_or(own, |asked| own.max(asked.min(LONGEST * 10).mul_f64(1.0 + random.clamp(0.0, 1.0) / 2.0)))
     }
 
-    /// The wait after the other end ended the session in order, because it restarts. It is spread, and does not count as
-    /// a failure.
+    /// The wait after the other end announced the end of the session, because it restarts: a random time up to 5 s.
+    /// Resets the count of failures.
     pub fn drained(&mut self, random: f64) -> Duration {
         self.failures = 0;
         AFTER_DRAIN.mul_f64(random.clamp(0.0, 1.0))

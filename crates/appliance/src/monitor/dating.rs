@@ -1,4 +1,5 @@
-//! Which time of the system clock a time since boot was. A device without a battery for its clock learns it late.
+//! Converts a time since boot to a time of the system clock. A device without a battery for its clock knows the time
+//! only some time after boot.
 
 use std::time::Duration;
 
@@ -17,13 +18,13 @@ pub struct Dating {
 }
 
 impl Dating {
-    /// The system clock at `since_boot`.
+    /// The time of the system clock at `since_boot`.
     pub fn wall_at(self, since_boot: Duration) -> Timestamp {
         Timestamp::from_microsecond(self.wall_us(micros(since_boot))).unwrap_or(self.wall)
     }
 
-    /// The minute since 1970 of one that began so many microseconds after boot. It began with one of the system clock, which
-    /// may have been set by less than a second meanwhile, or has been set since: the nearest one.
+    /// The minute since 1970 that began `began_us` after boot. It began together with a minute of the system clock.
+    /// Because the clock may have been set since then, this is the nearest minute.
     pub fn minute(self, began_us: i64) -> i64 {
         self.wall_us(began_us).saturating_add(MINUTE_US / 2).div_euclid(MINUTE_US)
     }

@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// A default route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DefaultRoute {
-    /// A lower one is preferred.
+    /// The metric of the route. A route with a lower metric is preferred.
     pub metric: u32,
     /// The interface.
     pub interface: String,
-    /// The gateway; `None`: a line to one other end, such as PPP.
+    /// The gateway; `None` for a point-to-point line, such as PPP.
     pub gateway: Option<IpAddr>,
 }
 
@@ -23,8 +23,8 @@ pub fn default_routes(ipv4: &str, ipv6: &str) -> Vec<DefaultRoute> {
     routes
 }
 
-/// Interface, destination, gateway, flags, reference count, use, metric, mask; the addresses are hexadecimal, in the order
-/// of the host.
+/// Parses a line of /proc/net/route: interface, destination, gateway, flags, reference count, use, metric, mask. The
+/// addresses are hexadecimal, in the byte order of the host.
 fn ipv4_route(line: &str) -> Option<DefaultRoute> {
     let fields = line.split_whitespace().collect::<Vec<_>>();
     let [interface, "00000000", gateway, _, _, _, metric, "00000000", ..] = fields[..] else { return None };
@@ -33,12 +33,12 @@ fn ipv4_route(line: &str) -> Option<DefaultRoute> {
     Some(DefaultRoute { metric: metric.parse().ok()?, interface: interface.to_owned(), gateway })
 }
 
-/// Destination, its length, source, its length, gateway, metric, reference count, use, flags, interface; all numbers are
-/// hexadecimal.
+/// Parses a line of /proc/net/ipv6_route: destination, its prefix length, source, its prefix length, gateway, metric,
+/// reference count, use, flags, interface. All numbers are hexadecimal.
 fn ipv6_route(line: &str) -> Option<DefaultRoute> {
     let fields = line.split_whitespace().collect::<Vec<_>>();
     let [destination, "00", _, _, gateway, metric, _, _, flags, interface] = fields[..] else { return None };
-    // RTF_REJECT: the kernel's own entry that drops what has no route.
+    // RTF_REJECT: an entry of the kernel that rejects packets without another route.
     let is_reject = u32::from_str_radix(flags, 16).ok()? & 0x0200 != 0;
     if is_reject || interface == "lo" || destination.bytes().any(|digit| digit != b'0') {
         return None;

@@ -27,9 +27,9 @@ const MIN_HTTP_INTERVAL: Duration = Duration::from_secs(10);
 const DNS_PORT: u16 = 53;
 /// The shortest interval against a reflector, which answers five probes a second.
 const MIN_REFLECTOR_INTERVAL: Duration = Duration::from_millis(200);
-/// The shortest interval against other hosts, which did not agree to be probed.
+/// The shortest interval against other hosts, whose operators did not agree to be probed.
 const MIN_HOST_INTERVAL: Duration = Duration::from_secs(1);
-/// The longest interval: at most so long an outage is not noticed.
+/// The longest interval. A shorter outage may pass unnoticed.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 /// The bytes of a probe or a reply of a reflector on the line, with UDP and IPv4 headers.
 const PROBE_WIRE_BYTES: u64 = 96 + 28;
@@ -79,14 +79,14 @@ pub enum MonitorTarget {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MonitorError {
     /// The name.
-    #[error("a name has 1 to 60 letters, digits, dots, dashes and underscores: {0:?}")]
+    #[error("{0:?} is not a valid name; valid: 1 to 60 letters, digits, dots, dashes and underscores")]
     Name(String),
     /// The target.
-    #[error("{0:?} is no target of a monitor")]
+    #[error("{0:?} is not a valid target")]
     Target(String),
     /// The interval.
-    #[error("the interval is from {} to {}: {}", quantity::exact_duration(*.shortest),
-        quantity::exact_duration(MAX_INTERVAL), quantity::exact_duration(*.interval))]
+    #[error("an interval of {} is not valid; valid for this target: {} to {}", quantity::exact_duration(*.interval),
+        quantity::exact_duration(*.shortest), quantity::exact_duration(MAX_INTERVAL))]
     Interval {
         /// The interval.
         interval: Duration,
@@ -96,7 +96,7 @@ pub enum MonitorError {
 }
 
 impl Monitor {
-    /// A monitor of `target` with the usual interval, or the one that is given.
+    /// Creates a monitor of `target` with this interval, or without one, with the usual interval.
     pub fn new(name: &str, target: MonitorTarget, interval: Option<Duration>) -> Self {
         let usual = match target {
             MonitorTarget::Dns { .. } => DNS_INTERVAL,
@@ -149,8 +149,8 @@ impl MonitorTarget {
         }
     }
 
-    /// A name for a monitor of this target: `gateway`, or that of the reflector or host without the characters that a
-    /// name cannot have.
+    /// A name for a monitor of this target: `gateway`, or the name of the reflector or host without the characters that
+    /// are not valid in a name.
     pub fn default_name(&self) -> String {
         let text = match self {
             Self::Gateway => return "gateway".to_owned(),
@@ -198,7 +198,7 @@ impl FromStr for MonitorTarget {
             None if text.trim() == "gateway" => Ok(Self::Gateway),
             Some(("reflector", name)) if !name.trim().is_empty() => Ok(Self::Reflector(name.trim().to_owned())),
             Some(("host", host)) => {
-                // Brackets tell an IPv6 address from a host with a port.
+                // Brackets distinguish an IPv6 address from a host with a port.
                 let host = host.trim();
                 let bracketed =
                     if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };

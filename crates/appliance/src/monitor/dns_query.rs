@@ -28,7 +28,7 @@ pub fn query(id: u16, name: &str) -> Option<Vec<u8>> {
     (bytes.len() - HEADER - QUESTION_END.len() <= 255).then_some(bytes)
 }
 
-/// Whether `answer` answers `query`: the same number and question, and the server knows whether the name exists.
+/// Whether `answer` answers `query`: it has the same id and question, and states whether the name exists.
 pub fn is_answer(query: &[u8], answer: &[u8]) -> bool {
     let (Some(asked), Some(said)) = (query.get(..HEADER), answer.get(..HEADER)) else { return false };
     let is_response = said[2] & 0x80 != 0 && said[2] & 0x78 == 0;

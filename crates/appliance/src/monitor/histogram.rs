@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 const MAX_MINUTE_BYTES: usize = 350;
 /// The longest encoded histogram of more than a minute, in bytes.
 const MAX_BYTES: usize = 4096;
-/// Values below have a bucket each.
+/// Each value below this one has its own bucket.
 const LINEAR: u64 = 1 << LINEAR_BITS;
 const LINEAR_BITS: u32 = 7;
-/// Buckets of each further power of two, as a number of bits.
+/// The number of bits that select one of the buckets of a power of two.
 const SUB_BITS: u32 = LINEAR_BITS - 1;
-/// The longest round trip with a value of its own, in microseconds: a longer one counts as this.
+/// The longest round trip that is told apart, in microseconds. A longer one counts as this one.
 const MAX_US: u64 = 60_000_000;
 /// How often neighbouring buckets can be merged.
 const MAX_COARSENING: u8 = 7;
@@ -47,7 +47,7 @@ impl LatencyHistogram {
         self.buckets.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
-    /// The round trip that this share of all round trips does not exceed, in microseconds; `None` without any.
+    /// The round trip, in microseconds, that `share` of all round trips do not exceed; `None` without round trips.
     pub fn percentile(&self, share: f64) -> Option<u64> {
         let rank = (share.clamp(0.0, 1.0) * self.count() as f64).ceil().max(1.0);
         let mut below = 0_u64;
@@ -70,8 +70,8 @@ impl LatencyHistogram {
         self.encode_within(MAX_BYTES)
     }
 
-    /// Where the counts would need more bytes than `longest`, neighbouring buckets are merged: twice the error, half of
-    /// the bytes.
+    /// Encodes the counts in at most `longest` bytes if possible: merges neighbouring buckets as often as needed. Each
+    /// merge doubles the error and halves the length.
     fn encode_within(&self, longest: usize) -> Vec<u8> {
         let encode = |coarsening| self.coarsened(coarsening).encode_as(coarsening);
         let fitting = (0..MAX_COARSENING).map(encode).find(|bytes| bytes.len() <= longest);
@@ -81,15 +81,15 @@ impl LatencyHistogram {
     fn coarsened(&self, coarsening: u8) -> Self {
         let mut buckets = BTreeMap::new();
         for (bucket, count) in &self.buckets {
-            // The middle one stands for all.
+            // The middle bucket represents all merged ones.
             let merged = bucket >> coarsening << coarsening | (1 << coarsening >> 1);
             *buckets.entry(merged).or_default() += count;
         }
         Self { buckets }
     }
 
-    /// The coarsening, then for each bucket twice the distance from the bucket before, in merged buckets, and its count if
-    /// that is not 1: then the first number is one more.
+    /// The coarsening, then two numbers for each bucket. The first is twice the distance from the previous bucket, in
+    /// merged buckets. If the count is not 1, the first number is one more, and the count follows.
     fn encode_as(&self, coarsening: u8) -> Vec<u8> {
         let mut bytes = vec![coarsening];
         let mut before = 0;

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-/// A time between two looks that means that the host, or this process, was stopped, and not only busy.
+/// A time between two readings above which the host, or this process, was stopped and not only busy.
 const STOPPED: Duration = Duration::from_secs(10);
-/// A step of the system clock that is noticed.
+/// The smallest step of the system clock that is noticed.
 const CLOCK_STEP_US: u64 = 1_000_000;
 
 /// The host at one time.
@@ -50,14 +50,14 @@ impl HostWatch {
             if step_us.unsigned_abs() >= CLOCK_STEP_US {
                 changes.push(HostChange::ClockSet(step_us));
             }
-            // Without any route nothing is reachable: that is an outage. With another one, the targets are others.
+            // Without any route nothing is reachable, which is an outage. A different route leads to different targets.
             let is_other = now.routes != last.routes && !now.routes.is_empty() && !last.routes.is_empty();
             if is_other {
                 changes.push(HostChange::NetworkChanged);
             }
         }
         let routes = match (&self.last, now.routes.is_empty()) {
-            // The routes before the loss: the same ones may come back.
+            // Keeps the routes from before the loss, because the same routes may come back.
             (Some(last), true) => last.routes.clone(),
             _ => now.routes.clone(),
         };

@@ -27,7 +27,7 @@ pub struct HttpUrl {
 impl HttpUrl {
     /// Parses a URL. `None`: it is no such URL.
     pub fn parse(text: &str) -> Option<Self> {
-        // A fragment is for browsers. Other than ASCII characters need percent-encoding (RFC 3986, section 2).
+        // A fragment is for browsers only. Characters outside ASCII need percent-encoding (RFC 3986, section 2).
         if text.len() > MAX_URL || !text.is_ascii() || text.contains('#') {
             return None;
         }
@@ -37,7 +37,7 @@ impl HttpUrl {
             Some(scheme) if *scheme == Scheme::HTTP => false,
             _ => return None,
         };
-        // A user or a password would be a secret in lists and logs; `HostPort` refuses its `@`.
+        // A user or a password would be a secret in lists and logs. `HostPort` rejects the `@` that would follow it.
         let server = HostPort::parse(uri.authority()?.as_str(), default_port(is_https)).ok()?;
         if server.host.lacks_zone() {
             return None;
@@ -70,7 +70,7 @@ impl HttpUrl {
     /// The server as the `Host` header names it: without the default port (RFC 9110, section 7.2).
     pub fn authority(&self) -> String {
         let host = match &self.server.host {
-            // The zone is known to this host alone (RFC 6874, section 1).
+            // The zone is meaningful only on this host (RFC 6874, section 1).
             Host::V6 { address, .. } => format!("[{address}]"),
             host => host.to_string(),
         };

@@ -10,14 +10,14 @@ use super::histogram::LatencyHistogram;
 /// A minute, in microseconds.
 const MINUTE_US: i64 = 60_000_000;
 
-/// What became of a number of probes. Merges: minutes to hours, hours to days.
+/// The outcomes of a number of probes. Tallies of minutes merge to hours, and those of hours to days.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeTally {
     /// Probes that were answered or lost.
     pub count: u64,
     /// Those among them that were lost.
     pub lost: u64,
-    /// Those among them that were answered while a test loaded the reflector. They are in no round trip.
+    /// The number of them that were answered while a test loaded the reflector. `round_trips` does not include them.
     pub under_load: u64,
     /// The shortest and the longest round trip, in microseconds.
     pub min_max_us: Option<(u64, u64)>,
@@ -67,7 +67,7 @@ impl ProbeTally {
     }
 }
 
-/// A minute whose probes are all decided.
+/// A minute in which every probe is either answered or lost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClosedMinute {
     /// Its begin, in microseconds since boot; negative for the minute of the boot.
@@ -76,10 +76,10 @@ pub struct ClosedMinute {
     pub tallies: BTreeMap<Uuid, ProbeTally>,
 }
 
-/// The minutes that are not closed yet. Times are since boot: the system clock may be set meanwhile.
+/// The minutes that are not closed yet. All times are since boot, because the system clock may be set meanwhile.
 #[derive(Debug)]
 pub struct MinuteBook {
-    /// A begin of a minute of the system clock, in microseconds since boot.
+    /// When a minute of the system clock began, in microseconds since boot.
     anchor_us: i64,
     /// By the begin of the minute.
     open: BTreeMap<i64, BTreeMap<Uuid, ProbeTally>>,
@@ -91,7 +91,7 @@ impl MinuteBook {
         Self { anchor_us: anchor_us(now, wall_us), open: BTreeMap::new() }
     }
 
-    /// The system clock was set: later minutes begin with its own.
+    /// Records that the system clock was set: later minutes begin with those of the new clock.
     pub fn clock_set(&mut self, now: Duration, wall_us: i64) {
         self.anchor_us = anchor_us(now, wall_us);
     }
@@ -102,14 +102,15 @@ impl MinuteBook {
         self.open.entry(began_us).or_default().entry(monitor).or_default().note(outcome);
     }
 
-    /// The minutes that ended `after` before `now`, oldest first: no probe of them is open.
+    /// Closes and returns the minutes that ended at least `after` ago, oldest first. `after` must be long enough that
+    /// no probe of them is open.
     pub fn close(&mut self, now: Duration, after: Duration) -> Vec<ClosedMinute> {
         let is_over = |began_us: &i64| began_us + MINUTE_US + us(after) <= us(now);
         let over = self.open.keys().copied().filter(is_over).collect::<Vec<_>>();
         over.into_iter().filter_map(|began_us| self.take(began_us)).collect()
     }
 
-    /// Every minute, also the one that has not ended.
+    /// Closes and returns every minute, even the one that has not ended.
     pub fn close_all(&mut self) -> Vec<ClosedMinute> {
         let all = self.open.keys().copied().collect::<Vec<_>>();
         all.into_iter().filter_map(|began_us| self.take(began_us)).collect()
@@ -127,12 +128,12 @@ impl MinuteBook {
     }
 }
 
-/// A begin of a minute of the system clock, in microseconds since boot.
+/// When a minute of the system clock began, in microseconds since boot.
 fn anchor_us(now: Duration, wall_us: i64) -> i64 {
     us(now) - wall_us.rem_euclid(MINUTE_US)
 }
 
-/// Microseconds since boot: far below the limit.
+/// Converts a time since boot to microseconds. It is always far below the limit of the type.
 fn us(since_boot: Duration) -> i64 {
     i64::try_from(since_boot.as_micros()).unwrap_or(i64::MAX / 4)
 }

@@ -1,4 +1,4 @@
-//! Monitors: what is probed how often, what its probes become, and when an outage begins and ends. Pure: the time,
+//! Monitors: what they probe and how often, how they count probes, and when an outage begins and ends. Pure: the time,
 //! randomness and observations are arguments.
 
 pub mod backoff;

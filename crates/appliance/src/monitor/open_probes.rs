@@ -8,7 +8,7 @@ use super::minute::ProbeOutcome;
 /// A probe without an answer after this time is lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(2);
 
-/// The probes that are due, and those that are not decided yet.
+/// The probes of a monitor that are not decided yet, and the schedule of the next ones.
 #[derive(Debug)]
 pub struct OpenProbes {
     interval: Duration,
@@ -46,8 +46,8 @@ impl OpenProbes {
         overdue.map_or(self.next, |overdue| overdue.min(self.next))
     }
 
-    /// The number of the probe to send now, if one is due. Probes that were due while this process did not run are
-    /// skipped: they would come in a burst.
+    /// The number of the probe to send now, if one is due. Skips probes that were due while this process did not run,
+    /// because they would be sent in a burst.
     pub fn due(&mut self, now: Duration) -> Option<u32> {
         if self.next > now {
             return None;
@@ -61,15 +61,15 @@ impl OpenProbes {
         Some(seq)
     }
 
-    /// An answer arrived. Without effect if its probe is unknown, or answered already.
+    /// Records an answer. Has no effect if the probe is unknown or already answered.
     pub fn answered(&mut self, seq: u32, round_trip: Duration, is_under_load: bool) {
         if let Some(probe) = self.open.iter_mut().find(|probe| probe.seq == seq && probe.answer.is_none()) {
             probe.answer = Some(ProbeOutcome::Answered { round_trip, is_under_load });
         }
     }
 
-    /// The probes that are decided now, in the order in which they were sent: an answered one waits for those before it,
-    /// so that lost probes in a row are seen in a row.
+    /// Takes the probes that are decided now, in the order in which they were sent. An answered probe waits for all
+    /// earlier ones, so that lost probes in a row are seen in a row.
     pub fn decided(&mut self, now: Duration) -> Vec<DecidedProbe> {
         let mut decided = Vec::new();
         while let Some(OpenProbe { sent, answer, .. }) = self.open.front() {

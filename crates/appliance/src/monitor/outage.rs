@@ -7,17 +7,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A target is suspected after so many lost probes in a row.
+/// The number of lost probes in a row from which a target is suspected.
 const LOST_IN_A_ROW: u32 = 3;
 
-/// What a monitor probes, as far as it matters here.
+/// The properties of a monitored target that matter for outages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchedTarget {
     /// The name of the monitor.
     pub name: String,
     /// Whether it is the default gateway; other targets are beyond it.
     pub is_gateway: bool,
-    /// Whether lost probes are not enough: a connection must fail too. A path may drop datagrams alone.
+    /// Whether the target counts as unreachable only if a connection to it fails too. A path may drop only datagrams.
     pub needs_connection_check: bool,
 }
 
@@ -28,7 +28,7 @@ pub struct Outage {
     pub id: Uuid,
     /// When the first unanswered probe was sent.
     pub began: Duration,
-    /// When the first answered probe after it was sent; `None` while it lasts.
+    /// When it ended: in general, when the first probe that was answered again was sent. `None` while it lasts.
     pub ended: Option<Duration>,
     /// The names of the monitors whose target was not reachable.
     pub failed: BTreeSet<String>,
@@ -50,7 +50,7 @@ pub enum OutageScope {
     Target,
     /// The gateway did not answer, and targets beyond it were reachable.
     Gateway,
-    /// No other target was probed that could tell.
+    /// No other target was probed, so the extent is not known.
     Unknown,
 }
 
@@ -78,7 +78,7 @@ impl OutageScope {
 
 /// A word that names no scope.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{word:?} is no scope of an outage")]
+#[error("{word:?} is not a scope of an outage")]
 pub struct UnknownScope {
     word: String,
 }
@@ -101,12 +101,12 @@ enum Reach {
 pub struct OutageWatch {
     targets: BTreeMap<Uuid, (WatchedTarget, Reach)>,
     open: Option<Outage>,
-    /// When the last outage ended: a later one does not overlap it.
+    /// When the last outage ended. The next one begins at this time or later, so two outages never overlap.
     last_end: Duration,
 }
 
 impl OutageWatch {
-    /// Watches these targets; others are forgotten.
+    /// Replaces the watched targets. A target that stays keeps its state.
     #[must_use]
     pub fn set_targets(&mut self, targets: BTreeMap<Uuid, WatchedTarget>, now: Duration) -> Option<Outage> {
         self.targets.retain(|id, _| targets.contains_key(id));
@@ -117,12 +117,12 @@ impl OutageWatch {
         self.update(now)
     }
 
-    /// A probe that was sent at `sent` was answered. Returns the outage if that changed it.
+    /// Records that the probe sent at `sent` was answered. Returns the outage if this changed it.
     #[must_use]
     pub fn answered(&mut self, id: Uuid, sent: Duration) -> Option<Outage> {
         let (_, reach) = self.targets.get_mut(&id)?;
         match *reach {
-            // An answer to an earlier probe came late.
+            // A late answer to an earlier probe.
             Reach::Failing { since, .. } | Reach::Down { since } if sent < since => return None,
             Reach::Up { answered } if sent < answered => return None,
             _ => *reach = Reach::Up { answered: sent },
@@ -130,7 +130,7 @@ impl OutageWatch {
         self.update(sent)
     }
 
-    /// A probe that was sent at `sent` was not answered.
+    /// Records that the probe sent at `sent` was lost. Returns the outage if this changed it.
     #[must_use]
     pub fn lost(&mut self, id: Uuid, sent: Duration) -> Option<Outage> {
         let (target, reach) = self.targets.get_mut(&id)?;
@@ -149,7 +149,7 @@ impl OutageWatch {
         self.update(sent)
     }
 
-    /// Whether a connection to the target must be tried, to know whether it is reachable.
+    /// Whether a connection to the target must be tried to find out if the target is reachable.
     pub fn wants_connection_check(&self, id: Uuid) -> bool {
         let Some((target, Reach::Failing { lost, .. })) = self.targets.get(&id) else { return false };
         target.needs_connection_check && *lost >= LOST_IN_A_ROW
@@ -160,8 +160,8 @@ impl OutageWatch {
         matches!(self.targets.get(&id), Some((_, Reach::Down { .. })))
     }
 
-    /// A connection that was begun at `at` failed, or ended and could not be made again: the target has not been
-    /// reachable since its first lost probe, or else since then.
+    /// Records that a connection that was begun at `at` failed, or that one was lost at `at` and could not be opened
+    /// again. The target counts as unreachable since its first lost probe, or else since `at`.
     #[must_use]
     pub fn unreachable(&mut self, id: Uuid, at: Duration) -> Option<Outage> {
         let (_, reach) = self.targets.get_mut(&id)?;
@@ -173,7 +173,7 @@ impl OutageWatch {
         self.update(at)
     }
 
-    /// A connection to the target was made, though its probes are lost: it is reachable.
+    /// Records that a connection to the target was opened: it is reachable, although its probes may be lost.
     #[must_use]
     pub fn reached(&mut self, id: Uuid, at: Duration) -> Option<Outage> {
         let (_, reach) = self.targets.get_mut(&id)?;
@@ -181,7 +181,7 @@ impl OutageWatch {
         self.update(at)
     }
 
-    /// The target is not probed any more.
+    /// Records that the target is not probed any more.
     #[must_use]
     pub fn paused(&mut self, id: Uuid, at: Duration) -> Option<Outage> {
         let (_, reach) = self.targets.get_mut(&id)?;
@@ -189,8 +189,8 @@ impl OutageWatch {
         self.update(at)
     }
 
-    /// The host slept, or its network changed: what was seen before says nothing about now. An outage ends at `last`,
-    /// the last time before the change.
+    /// Records that the host slept, or that its network changed. All earlier observations are void. An open outage ends
+    /// at `last`, the last time before the change.
     #[must_use]
     pub fn host_changed(&mut self, last: Duration) -> Option<Outage> {
         for (_, reach) in self.targets.values_mut() {

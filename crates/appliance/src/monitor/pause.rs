@@ -28,7 +28,7 @@ pause_reasons! {
     Disabled => "disabled",
     /// It has just begun, or connects again.
     Connecting => "connecting",
-    /// The reflector has as many monitor sessions as it may have, or as this device may have.
+    /// The reflector has reached its limit of monitor sessions, in total or for this device.
     TooManyMonitors => "too_many_monitors",
     /// The reflector shuts down.
     Draining => "draining",
@@ -48,7 +48,7 @@ pause_reasons! {
     NotSupported => "not_supported",
     /// The link works, but no datagram is answered.
     UdpBlocked => "udp_blocked",
-    /// The target has not answered since the service runs.
+    /// The target has not answered since the service started.
     NoAnswer => "no_answer",
     /// This host has no default route.
     NoGateway => "no_gateway",

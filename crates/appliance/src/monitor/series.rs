@@ -38,7 +38,7 @@ impl Resolution {
         Self::ALL.iter().find(|(_, own)| *own == word).map(|(resolution, _)| *resolution)
     }
 
-    /// The coarsest rows from which a step of this many minutes can be computed.
+    /// The coarsest resolution from which a step of this many minutes can be computed.
     pub fn of_step(step_minutes: i64) -> Self {
         match step_minutes {
             step if step % DAY == 0 => Self::Days,
@@ -64,9 +64,9 @@ pub struct SeriesPoint {
     pub at_s: i64,
     /// Probes.
     pub count: u64,
-    /// Those among them that were lost.
+    /// Lost probes.
     pub lost: u64,
-    /// Those among them that were answered while a test loaded the reflector; they are in no round trip.
+    /// Probes that were answered while a test loaded the reflector; the round trips exclude them.
     pub under_load: u64,
     /// The shortest round trip, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,14 +102,14 @@ impl SeriesPoint {
     }
 }
 
-/// The step, in minutes, for a series of `from` to `to` (minutes since 1970): the wanted one, but at least so long that
-/// there are at most [`MAX_POINTS`] points. Whole hours from an hour on and whole days from a day on, because only those
-/// are kept for long.
+/// The step, in minutes, of a series from `from` to `to` (minutes since 1970): the wanted step, or a longer one if
+/// there would be more than [`MAX_POINTS`] points. A step above 30 minutes is rounded up to whole hours, and one above
+/// 12 hours to whole days, because only hours and days are kept for long.
 pub fn step_minutes(from: i64, to: i64, wanted: Option<i64>) -> i64 {
     let span = to.saturating_sub(from).max(1);
     let ceil = |whole: i64, part: i64| (whole + part - 1) / part;
     let least = ceil(span, MAX_POINTS);
-    // Without a wish: some 300 points.
+    // Without a wanted step, about 300 points.
     let step = wanted.unwrap_or_else(|| ceil(span, 300)).max(least).max(1);
     match step {
         step if step > HOUR * 12 => ceil(step, DAY) * DAY,

@@ -16,9 +16,10 @@ pub struct ProbeTotals {
     pub count: u64,
     /// Those among them that were lost.
     pub lost: u64,
-    /// The round trips up to each of [`ROUND_TRIP_BOUNDS_US`], and above the bound before it. Those beside a test are left out.
+    /// For each of [`ROUND_TRIP_BOUNDS_US`], the number of round trips up to this bound and above the previous one.
+    /// Round trips during a test are left out.
     pub round_trips: [u64; ROUND_TRIP_BOUNDS_US.len()],
-    /// The round trips above the last bound.
+    /// The number of round trips above the last bound.
     pub longer: u64,
     /// The sum of all round trips, in microseconds.
     pub sum_us: u64,

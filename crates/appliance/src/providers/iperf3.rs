@@ -44,13 +44,14 @@ const DEFAULT_PORT: u16 = 5201;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much longer than requested a run of the client may take.
 const EXIT_GRACE: Duration = Duration::from_secs(10);
-/// How often a busy server is tried again. Its tests take seconds at least, and each try costs it a connection.
+/// How often a busy server is tried again. Its tests take seconds at least, and each attempt costs it a connection.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a server may take to listen again after a connection.
 const REOPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const REOPEN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The value of `counted_by` if this host's kernel counted the bytes that the server's kernel acknowledged.
+/// The value of `counted_by` if the count is that of this host's kernel: the bytes that the server's kernel
+/// acknowledged.
 const COUNTED_BY_OWN_KERNEL: &str = "acknowledged";
 
 /// How long the server may still be busy with the previous phase. It accepts waiting connections before it notices that
@@ -146,7 +147,7 @@ const OPTIONS: &[ProviderOption] = &[
         name: PUBLIC_KEY,
         value_name: "FILE",
         help: "The file with the iperf3 server's public key (PEM)",
-        // RSA with 16,384 bits needs half of it.
+        // An encoded RSA key of 16,384 bits needs half of this size.
         source: OptionSource::File { max_bytes: 8192 },
         requires: Some(USERNAME),
     },
@@ -242,8 +243,8 @@ enum RouteToServer {
     Unresolved,
     /// Of these addresses, the first is tried alone for a moment.
     FirstTried(Vec<SocketAddr>),
-    /// This address accepted a connection of this program at this time. The server sees that connection as a client
-    /// that failed.
+    /// This address accepted a connection at this time. This program opened it only as a check, and the server treats
+    /// it as a client that failed.
     Probed(SocketAddr, Instant),
     /// This address answers, or it is the only one.
     Known(SocketAddr),
@@ -299,7 +300,7 @@ impl Visit<'_> {
             }
             match (complaint, &self.route) {
                 (Some(FailureKind::Unreachable), RouteToServer::FirstTried(_)) if nothing_yet => continue,
-                // After a connection that sent nothing a server opens its port anew.
+                // A server reopens its port after a connection that sent nothing.
                 (Some(FailureKind::Unreachable | FailureKind::ControlLost), RouteToServer::Probed(_, at))
                     if nothing_yet && at.elapsed() < REOPEN_TIMEOUT =>
                 {
@@ -315,7 +316,8 @@ impl Visit<'_> {
                         return Err(self.all_busy().into());
                     }
                 }
-                // From 3.17 on both ends pad logins anew, and from 3.22 on a refusal is a hang-up.
+                // From version 3.17 on, both ends pad logins in a new way. From 3.22 on, a server refuses a login by
+                // closing the connection.
                 (Some(FailureKind::NotAuthorized | FailureKind::ControlLost), _)
                     if nothing_yet && self.login.is_some() =>
                 {
@@ -380,7 +382,7 @@ impl Visit<'_> {
         Ok(true)
     }
 
-    /// The failure if the request names several ports and no server at them is free.
+    /// The error if the request names several ports and the server at each of them is busy or does not answer.
     fn all_busy(&self) -> Iperf3Failure {
         let reason = format!("every server at {} is busy or does not answer", self.target);
         Iperf3Failure::Client { target: self.server(), cause: FailureKind::Busy, reason, has_login: false }
@@ -428,7 +430,7 @@ impl Visit<'_> {
         let left = give_up_at.saturating_duration_since(Instant::now());
         (observer.events)(Event::Queued(Queued::new(1, left)));
         tokio::select! {
-            // A plain server does not report when it is free, so it is tried again.
+            // An iperf3 server does not report when it is free, so it is tried again.
             () = tokio::time::sleep(RETRY_INTERVAL) => Ok(()),
             () = observer.interrupted() => Err(ApplianceError::Interrupted),
         }
@@ -518,8 +520,8 @@ impl Visit<'_> {
         }
     }
 
-    /// Records the counts of both ends, as the client reports them. Returns `false` if the server's counts cannot be
-    /// true; they are not recorded then.
+    /// Records the counts of both ends, as the client reports them. Returns `false` and does not record the server's
+    /// count if that count cannot be true.
     #[must_use]
     fn keep(&self, phase: PhaseSpec, end: &End, readings: &[ClientReading], record: &mut PhaseRecord) -> bool {
         for reading in readings.iter().filter(|reading| !reading.omitted) {
@@ -544,7 +546,7 @@ impl Visit<'_> {
             };
             let own = record.own.as_ref().and_then(|own| own.direction(*direction)).map(|own| own.count);
             let ours = own.map_or(0, |own| own.bytes);
-            // A test of so many bytes lasts as long as it takes.
+            // A test with a byte limit has no requested duration, so its actual duration counts.
             let bytes_take = own.filter(|_| self.spec.direction_bytes.is_some()).map(|own| own.elapsed_us);
             let asked = bytes_take.map_or_else(|| phase.duration(), Duration::from_micros);
             if theirs.as_ref().is_some_and(|theirs| !can_be(*direction, theirs.count, ours, asked)) {
@@ -571,7 +573,7 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
         let totals = report?.totals(direction)?;
         let theirs = match direction {
             Direction::Download => totals.sent,
-            // A server before 3.10 reports only the number of datagrams, and each has the length of a block.
+            // A server before 3.10 reports only the number of datagrams. Each has the length of a block.
             Direction::Upload => totals.received.or_else(|| arrived(totals, report)),
         };
         let ClientCount { bytes, duration_us } = theirs?;
@@ -602,8 +604,8 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
     PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), ..PhaseTally::default() }
 }
 
-/// Whether the server's count can be true: it received no more than was sent, and the test took at least half of the
-/// requested time.
+/// Whether the server's count can be true: in an upload it received no more than was sent, and the test took at least
+/// half of the requested time.
 fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bool {
     let is_long_enough = Duration::from_micros(theirs.elapsed_us) >= asked / 2;
     let arrived = match direction {
@@ -638,7 +640,7 @@ fn udp(totals: &Totals, report: Option<&ClientReport>) -> Option<UdpResult> {
     })
 }
 
-/// Reports a reading as progress, also if it is the sender's: the server reports nothing before the end.
+/// Reports a reading as progress, even one of the sender, because the server reports nothing before the end.
 fn report_reading(phase: PhaseSpec, reading: &ClientReading, observer: &mut Observer) {
     let length_us = reading.end_us.saturating_sub(reading.begin_us);
     let bps = (u128::from(reading.bytes) * 8_000_000).checked_div(u128::from(length_us));

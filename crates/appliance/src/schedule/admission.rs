@@ -82,7 +82,7 @@ pub fn admit(schedule: &Schedule, now: Timestamp, seen: &RunObservations) -> Res
         return Err(SkipReason::Uplink);
     }
     let left = schedule.budget.left(seen.used);
-    // A run that is expected to use nothing still needs some budget.
+    // A run that is expected to use no data still needs some budget left.
     let needed = seen.expected_bytes.max(1);
     if left.day_bytes.is_some_and(|left| left < needed) {
         return Err(SkipReason::DayBudget);

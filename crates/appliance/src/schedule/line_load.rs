@@ -20,8 +20,8 @@ pub struct LineCapacity {
     pub upload_bps: Option<u64>,
 }
 
-/// The share of the line that is in use, from 0 to 1, in the direction that is used more. `None` if neither capacity is
-/// known, or if the counters were reset.
+/// The share of the line that is in use, from 0 to 1, in the busier direction. `None` if neither capacity is known, or
+/// if the counters were reset.
 pub fn share_in_use(
     before: InterfaceCounters,
     after: InterfaceCounters,

@@ -149,7 +149,8 @@ impl Planner {
         self.last = Some(now);
         for entry in self.entries.values_mut() {
             if polled.clock_step_s.is_some() {
-                // The times between the two readings never were, or were already: nothing in between was missed.
+                // Times that were skipped never occurred, and times that were repeated were decided before: nothing was
+                // missed.
                 entry.planned = None;
                 entry.accepted.decided_until = now.wall;
             }
@@ -248,7 +249,7 @@ impl PlannerEntry {
             }
             // The device slept, perhaps through several occurrences.
         }
-        // A clock that was ahead has stored times of the future.
+        // A clock that was ahead can have stored a time in the future.
         let decided = self.accepted.decided_until.min(now);
         let frame = self.accepted.schedule.frame(self.accepted.added_at);
         let last = self.accepted.schedule.when.last_until(now, &frame).filter(|last| *last > decided);

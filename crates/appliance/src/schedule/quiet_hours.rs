@@ -30,7 +30,7 @@ impl QuietHours {
         if self.from < self.to { (self.from..self.to).contains(&time) } else { time >= self.from || time < self.to }
     }
 
-    /// The end of the range that `time` is in; `None` if it is in none.
+    /// The end of the range that contains `time`; `None` if `time` is not within the range.
     pub fn end_after(self, time: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         if !self.contain(time, zone) {
             return None;

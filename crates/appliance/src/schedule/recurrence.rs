@@ -15,7 +15,8 @@ pub const MIN_INTERVAL: Duration = Duration::from_secs(5 * 60);
 const MAX_INTERVAL: Duration = Duration::from_secs(366 * 86_400);
 /// The number of occurrences that [`Recurrence::shortest_gap`] compares.
 const CHECKED_OCCURRENCES: usize = 64;
-/// The valid nicknames of cron expressions. croner would also accept other words with `@`, and in the middle of a text.
+/// The valid nicknames of cron expressions. croner would also accept other words with `@`, and nicknames in the middle
+/// of a text.
 const NICKNAMES: [&str; 6] = ["@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly"];
 
 /// Why a text cannot be used as a recurrence.
@@ -183,7 +184,7 @@ impl Recurrence {
     }
 }
 
-/// Cuts the fraction of a second. croner compares civil times, which have none.
+/// Removes the fraction of a second. croner compares civil times without fractions.
 fn whole_second(time: Timestamp) -> Option<Timestamp> {
     Timestamp::from_second(time.as_nanosecond().div_euclid(1_000_000_000).try_into().ok()?).ok()
 }

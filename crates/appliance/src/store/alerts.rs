@@ -1,5 +1,5 @@
-//! The alerts of this appliance, with what they say. An opening or a closing, its message and the deliveries of that are one
-//! change.
+//! The alerts of this appliance, with their texts. An opening or a closing, its message and the deliveries of the
+//! message are saved in one transaction.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use super::{ApplianceStore, PageCursor, StorageError, strange};
 use crate::alerts::AlertFinding;
 use crate::alerts::message::AlertMessage;
 
-/// Why the message of an alert that opened within quiet hours is not sent.
+/// The reason that is stored if an alert closes before the quiet hours end: its message is then not sent.
 const CLOSED_IN_TIME: &str = "the alert closed before the quiet hours ended";
 
 /// An alert as stored.
@@ -51,12 +51,12 @@ pub struct AlertRecord {
     pub finding: AlertFinding,
 }
 
-/// A message, and who gets it when.
+/// A message, its channels, and the earliest time at which it is sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewMessage {
     /// The message.
     pub message: AlertMessage,
-    /// Not before this time.
+    /// The earliest time at which the message is sent.
     pub not_before: Timestamp,
     /// The names of the channels.
     pub channels: Vec<String>,
@@ -69,27 +69,27 @@ pub enum AlertWrite {
     Open(Box<StoredAlert>, Box<NewMessage>),
     /// An alert closes.
     Close {
-        /// The alert.
+        /// The id of the alert.
         id: Uuid,
-        /// When.
+        /// When it closes.
         at: Timestamp,
-        /// Why.
+        /// What was found and said at the closing.
         closing: Box<AlertRecord>,
         /// The message.
         say: Box<NewMessage>,
     },
 }
 
-/// How the rule is changed with its alerts.
+/// The change of a rule that is saved together with changes of its alerts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleWrite {
-    /// What was measured has been judged until this time.
+    /// All measurements up to this time have been judged.
     JudgedUntil(Timestamp),
-    /// It judges again, from this time on.
+    /// The rule is enabled, and judges measurements from this time on.
     Enable(Timestamp),
-    /// It judges no more.
+    /// The rule is disabled.
     Disable,
-    /// It is gone.
+    /// The rule is removed.
     Remove,
 }
 
@@ -100,8 +100,8 @@ type AlertRow = (String, String, String, String, i64, Option<i64>, String, Optio
 const COLUMNS: &str = "id, rule_id, rule_name, subject, opened_at_us, closed_at_us, opening, closing";
 
 impl ApplianceStore {
-    /// Changes a rule and its alerts, all or nothing. Returns whether it did: a rule that was removed, or disabled while it
-    /// was judged, is not changed. `appliance` is the Endpoint ID of this device.
+    /// Changes a rule and its alerts, all or nothing. Returns `false` and changes nothing if the rule was removed, or
+    /// disabled while it was judged. `appliance` is the Endpoint ID of this device.
     pub async fn change_rule(
         &self,
         appliance: &str,
@@ -189,7 +189,7 @@ impl ApplianceStore {
     }
 }
 
-/// Returns whether the rule is there, and is as the change needs it.
+/// Changes the rule. Returns whether it exists in the state that the change needs.
 async fn write_rule(work: &mut StoreChange, id: Uuid, change: RuleWrite) -> Result<bool, sqlx::Error> {
     let (sql, until) = match change {
         RuleWrite::JudgedUntil(until) => {
@@ -215,7 +215,7 @@ async fn write_rule(work: &mut StoreChange, id: Uuid, change: RuleWrite) -> Resu
     Ok(changed? > 0)
 }
 
-/// Writes what opens and closes, with its messages.
+/// Saves openings and closings of alerts, with their messages.
 pub(super) async fn write_alerts(
     work: &mut StoreChange,
     appliance: &str,
@@ -240,7 +240,7 @@ pub(super) async fn write_alerts(
     Ok(())
 }
 
-/// Returns whether it is new: a rule has at most one open alert for a subject.
+/// Saves an open alert. Returns whether it is new: a rule has at most one open alert for each subject.
 async fn insert_alert(
     work: &mut StoreChange,
     appliance: &str,
@@ -264,7 +264,7 @@ async fn insert_alert(
     Ok(inserted > 0)
 }
 
-/// Returns whether it was open.
+/// Closes an alert. Returns whether it was open.
 async fn close_alert(work: &mut StoreChange, id: Uuid, at: Timestamp, closing: String) -> Result<bool, sqlx::Error> {
     let closed = in_change!(work, |db| sqlx::query(
         "UPDATE alerts SET closed_at_us = $2, closing = $3 WHERE id = $1 AND closed_at_us IS NULL",
@@ -278,7 +278,7 @@ async fn close_alert(work: &mut StoreChange, id: Uuid, at: Timestamp, closing: S
     Ok(closed > 0)
 }
 
-/// Gives up the message that an alert opened, if it is still held back. Returns whether it was.
+/// Gives up the message about the opening of an alert if quiet hours still hold it back. Returns whether they did.
 async fn drop_held_back(work: &mut StoreChange, alert: Uuid, now: Timestamp) -> Result<bool, sqlx::Error> {
     let dropped = in_change!(work, |db| sqlx::query(
         "UPDATE deliveries SET outcome = 'given_up', decided_at_us = $2, reason = $3 WHERE outcome = 'due' \
@@ -294,7 +294,7 @@ async fn drop_held_back(work: &mut StoreChange, alert: Uuid, now: Timestamp) -> 
     Ok(dropped > 0)
 }
 
-/// Adds the message, with a delivery for each of its channels that is there.
+/// Adds the message, with a delivery to each of its channels that exists and is enabled.
 async fn say_it(work: &mut StoreChange, appliance: &str, alert: Uuid, say: &NewMessage) -> Result<(), sqlx::Error> {
     let NewMessage { message, not_before, channels } = say;
     let content = serde_json::to_string(message).map_err(strange)?;

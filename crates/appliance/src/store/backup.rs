@@ -11,8 +11,8 @@ use super::pool::StorePool;
 use super::{ApplianceStore, StorageError};
 
 impl ApplianceStore {
-    /// Writes a copy of the database into `target`, an empty file, and syncs it. Changes that are made meanwhile are not
-    /// in it. The database of a server is copied by the tools of the server.
+    /// Writes a copy of the database into `target`, an empty file, and syncs it. The copy does not contain changes that
+    /// are made meanwhile. A database on a server cannot be copied in this way: the server's own tools copy it.
     pub async fn copy_to(&self, target: &Path) -> Result<(), StorageError> {
         let (pool, path) = match &self.pool {
             StorePool::Sqlite(pool, path) => (pool, path),

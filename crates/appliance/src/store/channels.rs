@@ -1,4 +1,4 @@
-//! The channels that carry messages, and their secrets, which only the delivery reads.
+//! The channels that carry messages, and their secrets. Only deliveries read the secrets.
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
@@ -24,7 +24,7 @@ pub struct StoredChannel {
     pub from_file: bool,
     /// The names of its secrets that are set.
     pub secrets: Vec<String>,
-    /// Of a command: what shows that this device stored it.
+    /// For a command channel: the proof that this device stored it.
     #[serde(skip)]
     pub seal: Option<String>,
     /// Its definition.
@@ -47,7 +47,7 @@ impl StoredChannel {
     }
 }
 
-/// The stored document of the secrets of a channel. A version without seals reads one that has none.
+/// The stored document with the secrets of a channel. A version without seals can still read it if it has no seal.
 #[derive(Serialize, Deserialize)]
 struct HiddenColumn {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -180,7 +180,7 @@ impl ApplianceStore {
         found.map(|row| row.read()).transpose().map_err(fault())
     }
 
-    /// Removes this channel, and its secrets; not another one that has its name now.
+    /// Removes this channel and its secrets, but not another channel that has the same name now.
     pub async fn remove_channel(&self, stored: StoredChannel) -> Result<StoredChannel, StorageError> {
         let removed = on!(self.pool, |db| sqlx::query("DELETE FROM channels WHERE id = $1")
             .bind(stored.id.to_string())
@@ -191,7 +191,7 @@ impl ApplianceStore {
         if removed == 0 { Err(StorageError::NoSuchChannel { wanted: stored.channel.name }) } else { Ok(stored) }
     }
 
-    /// Enables or disables this channel; not another one that has its name now.
+    /// Enables or disables this channel, but not another channel that has the same name now.
     pub async fn enable_channel(&self, stored: StoredChannel, enabled: bool) -> Result<StoredChannel, StorageError> {
         let changed = on!(self.pool, |db| sqlx::query("UPDATE channels SET enabled = $2 WHERE id = $1")
             .bind(stored.id.to_string())

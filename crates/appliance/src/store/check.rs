@@ -9,10 +9,10 @@ use sqlx::SqlitePool;
 use super::pool::{StorePool, on};
 use super::{ApplianceStore, RunQuery, StorageError, natural};
 
-/// The problems of one kind that are listed.
+/// The maximum number of problems of one kind that are listed.
 const LISTED: usize = 20;
 const CHECKING: &str = "checking it";
-/// The documents that are read at once.
+/// The number of documents that are read at once.
 const PAGE: u32 = 64;
 
 /// What a check of the database found.
@@ -24,7 +24,7 @@ pub struct StoreCheck {
     pub bytes: u64,
     /// Its last migration.
     pub migration: i64,
-    /// Whether it is of an earlier version: the next command that may write upgrades it.
+    /// Whether an earlier version wrote it. The next command that may write migrates it.
     pub is_earlier: bool,
     /// The saved results.
     pub results: u64,
@@ -105,7 +105,7 @@ impl ApplianceStore {
         Ok(count > 0)
     }
 
-    /// The size of the database in bytes; that of a file is without its write-ahead log.
+    /// The size of the database in bytes. For a file, without its write-ahead log.
     async fn size(&self) -> Result<u64, StorageError> {
         match &self.pool {
             StorePool::Sqlite(_, path) => Ok(std::fs::metadata(path).map_or(0, |file| file.len())),
@@ -119,8 +119,8 @@ impl ApplianceStore {
         }
     }
 
-    /// The structure of the database. Of a file, every page and every index. A server checks its pages itself: there the
-    /// tables must exist, and every page of them must be readable.
+    /// Checks the structure of the database. In a file, checks every page and every index. A server checks its pages
+    /// itself, so there each table must exist and all of its pages must be readable.
     async fn check_structure(&self, migration: i64) -> Result<Vec<String>, StorageError> {
         match &self.pool {
             StorePool::Sqlite(pool, _) => {
@@ -132,13 +132,13 @@ impl ApplianceStore {
         }
     }
 
-    /// The tables that the migrations up to this one create.
+    /// Checks that the tables exist that the migrations up to `migration` create.
     async fn check_tables(&self, migration: i64) -> Result<Vec<String>, StorageError> {
         let mut problems = Vec::new();
         let applied = self.migrations().iter().filter(|known| known.version <= migration);
         let lines = applied.flat_map(|known| known.sql.as_str().lines());
         for table in lines.filter_map(|line| line.strip_prefix("CREATE TABLE ")?.split(' ').next()) {
-            // The name is of a migration.
+            // The table name comes from a migration.
             let sql = format!("SELECT COUNT(*) FROM {table}");
             let read = on!(self.pool, |db| sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(sql)).fetch_one(db).await);
             match read.map_err(self.fault(CHECKING)) {
@@ -173,7 +173,7 @@ impl ApplianceStore {
         Ok(rows.into_iter().take(LISTED).map(problem).collect())
     }
 
-    /// Reads every result. Returns their number, and the ids of those that are no documents.
+    /// Reads every result. Returns their number, and the ids of those that are not valid documents.
     async fn check_documents(&self, problems: &mut Vec<String>) -> (u64, Vec<String>) {
         let (mut count, mut unreadable, mut last) = (0, Vec::new(), None);
         loop {

@@ -1,4 +1,4 @@
-//! Changes that a configuration file makes, as one change of the database, and the marks of what it made.
+//! Saves the changes that a configuration file makes in one transaction, and marks the objects that a file made.
 
 use jiff::Timestamp;
 use paramedic_link::{EndpointId, PeerText};
@@ -32,7 +32,7 @@ pub struct ConfigurationWrite {
     pub channels: FileChanges<ChannelWrite>,
     /// The rules.
     pub rules: FileChanges<RuleFileWrite>,
-    /// The closings of the alerts of rules that end.
+    /// The closings of open alerts whose rules end.
     pub closings: Vec<AlertWrite>,
 }
 
@@ -41,7 +41,8 @@ pub struct ConfigurationWrite {
 pub struct FileChanges<W> {
     /// New and changed objects.
     pub written: Vec<W>,
-    /// Objects that are in the file as they are stored, and count as made by the file. Not those that may not be changed.
+    /// Objects that are stored as the file describes them, and now count as made by the file. Without those that the
+    /// caller may not change.
     pub unchanged: Vec<Uuid>,
     /// Objects that are removed.
     pub removed: Vec<Uuid>,
@@ -70,33 +71,33 @@ pub enum PlanWrite {
 /// A schedule to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScheduleWrite {
-    /// The stored one that it replaces, with its runs.
+    /// The stored schedule that this one replaces; its runs are kept.
     pub replaces: Option<Uuid>,
     /// The schedule.
     pub schedule: Schedule,
     /// Whether it runs.
     pub enabled: bool,
-    /// Whether it is due at other times than before: what was due until now was not missed.
+    /// Whether it is now due at other times. Then no run that was due until now counts as missed.
     pub is_replanned: bool,
 }
 
 /// A monitor to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MonitorWrite {
-    /// The stored one that it is, with what it measured.
+    /// The stored monitor that is changed; its measurements are kept. `None` for a new one.
     pub replaces: Option<Uuid>,
     /// The monitor.
     pub monitor: Monitor,
     /// Whether it probes.
     pub enabled: bool,
-    /// Of a new one: the Endpoint ID of the reflector for which the service would add a monitor of this name.
+    /// For a new monitor: the Endpoint ID of the reflector, if the service would add a monitor of the same name for it.
     pub peer: Option<String>,
 }
 
 /// A channel to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChannelWrite {
-    /// The id of the stored one that it is, or a new one.
+    /// The id of the stored channel that is changed, or a new id.
     pub id: Uuid,
     /// The channel.
     pub channel: Channel,
@@ -104,20 +105,20 @@ pub struct ChannelWrite {
     pub enabled: bool,
     /// All of its secrets.
     pub secrets: ChannelSecrets,
-    /// Of a command: what shows that this device stored it.
+    /// For a command channel: the proof that this device stored it.
     pub seal: Option<String>,
 }
 
 /// A rule to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RuleFileWrite {
-    /// The stored one that it is, with its alerts.
+    /// The stored rule that is changed; its alerts are kept. `None` for a new one.
     pub replaces: Option<Uuid>,
     /// The rule.
     pub rule: AlertRule,
     /// Whether it judges.
     pub enabled: bool,
-    /// Whether it judges what is measured from now on alone.
+    /// Whether it judges only what is measured from now on.
     pub judges_anew: bool,
 }
 
@@ -146,7 +147,7 @@ impl ApplianceStore {
         write_monitors(&mut work, appliance, &write.monitors, now).await.map_err(fault())?;
         write_plan(&mut work, appliance, &write.plan, plan, now).await.map_err(fault())?;
         write_channels(&mut work, appliance, &write.channels, now).await.map_err(fault())?;
-        // The messages of the closings go to the channels that there are now.
+        // The messages about the closings go to the channels as they are after the change.
         write_alerts(&mut work, appliance, &write.closings, now).await.map_err(fault())?;
         write_rules(&mut work, appliance, &write.rules, now).await.map_err(fault())?;
         work.commit().await.map_err(fault())
@@ -193,7 +194,7 @@ async fn write_monitors(
     changes: &FileChanges<MonitorWrite>,
     now: Timestamp,
 ) -> Result<(), sqlx::Error> {
-    // A removed one keeps its row, so that the service does not add it again. Its name is free at once.
+    // A removed monitor keeps its row, so that the service does not add it again. Its name can be used at once.
     on_each(work, "UPDATE monitors SET removed = TRUE WHERE id = $1", &changes.removed).await?;
     on_each(work, "UPDATE monitors SET from_file = TRUE WHERE id = $1 AND NOT from_file", &changes.unchanged).await?;
     for MonitorWrite { replaces, monitor, enabled, peer } in &changes.written {

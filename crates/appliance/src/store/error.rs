@@ -1,4 +1,4 @@
-//! Why an operation of the store failed: one variant a cause.
+//! Why an operation of the store failed: one variant for each cause.
 
 use std::io;
 use std::path::PathBuf;
@@ -59,7 +59,7 @@ pub enum StorageError {
         place: StorePlace,
     },
     /// Another process held the lock of the database for too long.
-    #[error("{doing}: another program has locked it")]
+    #[error("{doing}: another program has locked the database")]
     Locked {
         /// The operation.
         doing: &'static str,
@@ -82,7 +82,7 @@ pub enum StorageError {
         /// The server's message.
         because: String,
     },
-    /// The database of a server can't hold every text.
+    /// The encoding of the database on a server cannot represent every text.
     #[error("{server} has the encoding {encoding}, not UTF8")]
     Encoding {
         /// The URL of the database, without its password.
@@ -105,7 +105,7 @@ pub enum StorageError {
         source: io::Error,
     },
     /// The database of a server can't be copied into a file by this program.
-    #[error("{server} is no file: the tools of PostgreSQL copy it")]
+    #[error("{server} is a database server: back it up with PostgreSQL's own tools")]
     NoCopy {
         /// The URL of the database, without its password.
         server: String,
@@ -219,19 +219,21 @@ pub enum StorageError {
     Sql {
         /// The operation.
         doing: &'static str,
+        /// The database.
+        place: StorePlace,
         /// The error of the database.
         source: sqlx::Error,
     },
 }
 
 impl StorageError {
-    fn other(doing: &'static str, source: sqlx::Error) -> Self {
-        // Each connection has a thread.
-        let sqlx::Error::Io(error) = source else { return Self::Sql { doing, source } };
+    fn other(doing: &'static str, place: StorePlace, source: sqlx::Error) -> Self {
+        // A SQLite connection needs a thread.
+        let sqlx::Error::Io(error) = source else { return Self::Sql { doing, place, source } };
         let error = thread_limit::explained(error);
         match ThreadLimitReached::of(&error) {
             Some(refused) => Self::ThreadLimit(refused.clone()),
-            None => Self::Sql { doing, source: sqlx::Error::Io(error) },
+            None => Self::Sql { doing, place, source: sqlx::Error::Io(error) },
         }
     }
 }
@@ -248,19 +250,19 @@ impl From<DatabaseError> for StorageError {
                 SqliteRefusal::ReadOnly => Self::ReadOnly { doing, place: StorePlace::File(path) },
                 SqliteRefusal::Full => Self::Full { doing, place: StorePlace::File(path) },
                 SqliteRefusal::CannotOpen => Self::Folder { path, source: io::Error::other(source) },
-                SqliteRefusal::Other => Self::other(doing, source),
+                SqliteRefusal::Other => Self::other(doing, StorePlace::File(path), source),
             },
         }
     }
 }
 
 impl StorageError {
-    /// Whether the cause is that the folder or the file cannot be written.
+    /// Whether the operation failed because the folder or the file cannot be opened or written.
     pub fn is_unwritable(&self) -> bool {
         matches!(self, Self::Folder { .. } | Self::ReadOnly { .. })
     }
 
-    /// Whether there is no such folder or file.
+    /// Whether the operation failed because the folder or the file does not exist.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Folder { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }

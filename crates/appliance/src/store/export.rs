@@ -39,7 +39,7 @@ impl ExportFormat {
     }
 }
 
-/// Runs on their way out, a page at a time: a slow reader holds no lock.
+/// An export of runs, which is read page by page: a slow reader holds no lock.
 #[derive(Debug)]
 pub struct Export {
     store: ApplianceStore,
@@ -93,8 +93,8 @@ impl Export {
     }
 }
 
-/// The same JSON without white space between its tokens. Works on the text, so that it preserves all numbers and the
-/// order of names.
+/// The same JSON without white space between its tokens. Works on the text, so that all numbers and the order of names
+/// are preserved.
 fn one_line(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
     let (mut in_string, mut escaped) = (false, false);

@@ -1,4 +1,4 @@
-//! Sums over the runs in steps of time, for charts. They read the columns of an index alone, no document.
+//! Sums over the runs in steps of time, for charts. The queries read only the columns of an index, no document.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,18 +10,18 @@ use super::pool::{on, without_nul};
 use super::runs::{CHOSEN, READING, other_end};
 use super::{ApplianceStore, RunQuery, StorageError, natural, strange};
 
-/// The latest runs whose other ends and engines are listed.
+/// The number of latest runs whose other ends and engines are listed.
 const LATEST: i64 = 2_000;
 
-/// A step is over only so long after its end: a run is saved when it has ended.
+/// How long after its end a step can still change, because a run is saved only when it has ended.
 const GRACE_US: i64 = 2 * 3_600_000_000;
-/// For so long sums are kept that another process may have made wrong.
+/// How long sums are kept. Another process may have added or deleted runs meanwhile.
 const KEPT_US: i64 = 600_000_000;
-/// The most queries whose sums are kept.
+/// The maximum number of queries whose sums are kept.
 const MAX_KEPT: usize = 16;
 
-/// The sums of steps that are over. Sums over years of runs take a second, and a page that stays open asks for them again and
-/// again.
+/// The sums of steps that can no longer change. Sums over years of runs take a second, and a page that stays open asks
+/// for them again and again.
 #[derive(Debug, Default)]
 pub(super) struct SumsCache {
     kept: Vec<KeptSums>,
@@ -36,7 +36,7 @@ struct KeptSums {
     sums: Vec<RunSums>,
 }
 
-/// Which sums: the begin, the end, the step, the other end, the engine.
+/// Identifies kept sums: the begin, the end, the step, the other end, the engine.
 #[derive(Debug, PartialEq, Eq)]
 struct SumsKey {
     since_us: i64,
@@ -47,7 +47,7 @@ struct SumsKey {
 }
 
 impl SumsCache {
-    /// The sums of `key`, if they are not old by `now_us`.
+    /// The kept sums of `key`, unless they are too old at `now_us`.
     fn find(&self, key: &SumsKey, now_us: i64) -> Option<Vec<RunSums>> {
         let is_fresh = |kept: &&KeptSums| (0..KEPT_US).contains(&now_us.saturating_sub(kept.at_us));
         self.kept.iter().filter(is_fresh).find(|kept| kept.key == *key).map(|kept| kept.sums.clone())
@@ -61,7 +61,7 @@ impl SumsCache {
         self.kept.push(KeptSums { key, at_us, sums });
     }
 
-    /// Forgets what a run that began then changes.
+    /// Forgets the sums that a run with this begin changes.
     pub(super) fn forget(&mut self, started_at_us: i64) {
         self.kept.retain(|kept| kept.key.closed_us <= started_at_us);
     }
@@ -72,7 +72,7 @@ impl SumsCache {
     }
 }
 
-/// A quarter of an hour: every zone begins its hours at one.
+/// A quarter of an hour. In every time zone, an hour begins at the begin of such a quarter.
 const QUARTER_US: i64 = 900_000_000;
 
 /// The runs of a step of time. Rates are in bits per second, round trips in microseconds, losses are shares (0 to 1).
@@ -88,13 +88,13 @@ pub struct RunSums {
     pub upload: Option<ValueSum>,
     /// The median round trips without load.
     pub idle: Option<ValueSum>,
-    /// The median round trips under load, of the direction in which it was longer.
+    /// The median round trips under load; of each run the longer one of the two directions.
     pub loaded_p50: Option<ValueSum>,
-    /// The 95th percentiles under load, of the direction in which it was longer.
+    /// The 95th percentiles under load; of each run the longer one of the two directions.
     pub loaded_p95: Option<ValueSum>,
     /// The loss without load.
     pub loss_idle: Option<ValueSum>,
-    /// The loss under load, of the direction in which it was higher.
+    /// The loss under load; of each run the higher one of the two directions.
     pub loss_loaded: Option<ValueSum>,
 }
 
@@ -117,7 +117,7 @@ impl ValueSum {
         self.sum / self.count.max(1) as f64
     }
 
-    /// Both together.
+    /// Combines both sums.
     #[must_use]
     pub fn with(self, other: Self) -> Self {
         Self {
@@ -149,14 +149,14 @@ impl RunSums {
     }
 }
 
-/// The higher of two columns, or the one that has a value.
+/// The SQL expression for the higher of two columns, or for the one that has a value.
 fn higher(one: &str, other: &str) -> String {
     format!("CASE WHEN {other} IS NULL OR {one} >= {other} THEN {one} ELSE {other} END")
 }
 
 impl ApplianceStore {
-    /// The sums of the runs of a query, in order of time. The begin of the query is that of its step. A step without a run has
-    /// no row. The order and the limit of the query have no effect.
+    /// The sums of the runs of a query, in order of time. The begin of the query is moved back to the begin of its
+    /// step. A step without a run has no row. The order and the limit of the query have no effect.
     pub async fn run_sums(&self, query: &RunQuery, step: Duration) -> Result<Vec<RunSums>, StorageError> {
         let step_us = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
         let begin = |us: i64| us.div_euclid(step_us).saturating_mul(step_us);
@@ -180,7 +180,7 @@ impl ApplianceStore {
         Ok(sums)
     }
 
-    /// The sums that are kept.
+    /// The cache of sums.
     pub(super) fn sums(&self) -> MutexGuard<'_, SumsCache> {
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -253,8 +253,8 @@ impl ApplianceStore {
         rows.into_iter().map(quarter).collect()
     }
 
-    /// The names of the paired reflectors and of the other ends of the latest runs, or their addresses, and the engines of
-    /// these runs, in order.
+    /// Two sorted lists: the names of the paired reflectors together with the other ends (names or addresses) of the
+    /// latest runs, and the engines of these runs.
     pub async fn run_kinds(&self) -> Result<(Vec<String>, Vec<String>), StorageError> {
         let ends = "SELECT DISTINCT name FROM (SELECT COALESCE(peer, address) AS name FROM runs \
              ORDER BY started_at_us DESC LIMIT $1) AS latest WHERE name IS NOT NULL \

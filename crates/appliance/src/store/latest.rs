@@ -1,5 +1,5 @@
-//! The latest run of each target and engine that measured something. They are kept in memory: to find them, an index of all runs is
-//! read once, and then only its end.
+//! The latest run that measured something, for each target and engine. These runs are kept in memory: the index of all
+//! runs is searched once, and later only its end.
 
 use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -10,9 +10,9 @@ use super::pool::on;
 use super::runs::READING;
 use super::{ApplianceStore, StorageError, natural, strange};
 
-/// The maximum number of targets and engines that are kept, the latest ones.
+/// The maximum number of pairs of target and engine that are kept. The pairs with the latest runs are kept.
 const MOST_KEPT: usize = 100;
-/// The maximum number of later runs that are read. If there are more, all are read.
+/// The maximum number of later runs that are read. If there are more, the whole index is searched again.
 const MOST_LATER: i64 = 500;
 /// The columns of [`LatestRow`]: each is in the index `runs_of_charts`.
 const COLUMNS: &str = "started_at_us, engine, endpoint_id, address, download_bps, upload_bps, rtt_idle_us, rtt_download_us, \
@@ -20,8 +20,8 @@ const COLUMNS: &str = "started_at_us, engine, endpoint_id, address, download_bps
 /// The runs that measured something.
 const MEASURED: &str = "(download_bps IS NOT NULL OR upload_bps IS NOT NULL OR rtt_idle_us IS NOT NULL)";
 
-/// A run that measured something. A value that was not measured is absent. Rates are in bits per second, round trips are medians in
-/// microseconds, losses are shares (0 to 1) of the worse direction.
+/// A run that measured something. A value that was not measured is absent. Rates are in bits per second, round trips
+/// are medians in microseconds, losses are shares (0 to 1) of the worse direction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatestRun {
     /// When it began.
@@ -73,7 +73,7 @@ type TargetKey = (Option<String>, String);
 /// The latest runs, as far as they are known.
 #[derive(Debug, Default)]
 pub(super) struct LatestRuns {
-    /// Counts what made the kept ones wrong: a search that began before must not keep what it found.
+    /// Counts the events that made `kept` outdated. A search that began before such an event must not keep its result.
     changes: u64,
     kept: Option<KeptRuns>,
 }
@@ -86,7 +86,8 @@ struct KeptRuns {
 }
 
 impl LatestRuns {
-    /// A run that began then was saved: a later one is found by itself.
+    /// Records that a run with this begin was saved. A run later than the kept ones is found by the next search of the
+    /// end.
     pub(super) fn saved(&mut self, started_at_us: i64) {
         self.changes += 1;
         self.kept.take_if(|kept| started_at_us < kept.until_us);
@@ -164,7 +165,7 @@ impl ApplianceStore {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the runs that began since; `None` if there are many.
+    /// Adds the runs that began since the latest kept one; `None` if there are too many of them.
     async fn with_later(&self, mut kept: KeptRuns) -> Result<Option<KeptRuns>, StorageError> {
         let sql = format!("SELECT {COLUMNS} FROM runs WHERE started_at_us >= $1 AND {MEASURED} LIMIT $2");
         let later = self.latest_rows(sql, kept.until_us, MOST_LATER).await?;
@@ -174,7 +175,7 @@ impl ApplianceStore {
     }
 
     async fn search(&self) -> Result<KeptRuns, StorageError> {
-        // One run for each time at which a target had its latest one; `add` keeps the right ones.
+        // Finds the runs that began when a target and engine had their latest run; `add` keeps the right ones.
         let sql = format!(
             "SELECT {COLUMNS} FROM runs WHERE started_at_us >= $1 AND {MEASURED} AND started_at_us IN \
              (SELECT latest FROM (SELECT MAX(started_at_us) AS latest FROM runs WHERE {MEASURED} \

@@ -29,8 +29,8 @@ impl ApplianceStore {
         .map_err(self.fault("reading the password"))
     }
 
-    /// Sets the password and ends all logins. If `link` is given, it must be valid, and is used up; otherwise nothing is
-    /// set, and the answer is `false`. It is the hash of the link's secret.
+    /// Sets the password and ends all logins. If `link`, the hash of the secret of a setup link, is given, it must be
+    /// valid and is used up. If it is not valid, sets nothing and returns `false`.
     pub async fn set_admin_password(
         &self,
         password: &StoredPassword,
@@ -93,8 +93,8 @@ impl ApplianceStore {
         self.is_there("SELECT COUNT(*) FROM setup_links WHERE hash = $1 AND expires_at_us > $2", hash, now).await
     }
 
-    /// Saves a login, and removes those that have expired. Saves none, and returns `false`, if the password is not `checked`
-    /// any more.
+    /// Saves a login, and removes those that have expired. If the password is no longer `checked`, saves nothing and
+    /// returns `false`.
     pub async fn add_login(
         &self,
         hash: &str,

@@ -17,7 +17,7 @@ use crate::alerts::message::AlertMessage;
 pub struct DueDelivery {
     /// The id of its message.
     pub message_id: Uuid,
-    /// Its message, or why that cannot be read.
+    /// The message, or why it cannot be read.
     pub message: Result<AlertMessage, String>,
     /// When the message was made.
     pub created_at: Timestamp,
@@ -25,14 +25,14 @@ pub struct DueDelivery {
     pub attempts: u32,
 }
 
-/// What became of an attempt to deliver a message.
+/// The outcome of one attempt to deliver a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptRecord {
     /// When it ended.
     pub at: Timestamp,
-    /// When the next one is due; absent: none is.
+    /// When the next attempt is due; absent if none is.
     pub next_at: Option<Timestamp>,
-    /// Why it failed, without secrets; absent: it did not.
+    /// Why the attempt failed, without secrets; absent if it succeeded.
     pub reason: Option<String>,
 }
 
@@ -93,7 +93,7 @@ impl DeliveryOutcome {
 }
 
 impl AttemptRecord {
-    /// What became of the delivery.
+    /// The outcome of the delivery.
     pub fn outcome(&self) -> DeliveryOutcome {
         match (&self.reason, self.next_at) {
             (None, _) => DeliveryOutcome::Delivered,
@@ -140,7 +140,7 @@ impl DeliveryRow {
 }
 
 impl ApplianceStore {
-    /// Saves a message that is due at once on each of these channels, given by id and name.
+    /// Saves a message that is due at once in each of these channels, given by id and name.
     pub async fn queue_message(
         &self,
         appliance: &str,
@@ -150,7 +150,7 @@ impl ApplianceStore {
         self.save_message(appliance, message, channels, None).await
     }
 
-    /// Saves the test message of a channel with what became of its only attempt.
+    /// Saves the test message of a channel together with the outcome of its only attempt.
     pub async fn save_test_message(
         &self,
         appliance: &str,
@@ -194,7 +194,7 @@ impl ApplianceStore {
     /// The oldest delivery to a channel that is due at `now`.
     pub async fn first_due(&self, channel: Uuid, now: Timestamp) -> Result<Option<DueDelivery>, StorageError> {
         let fault = || self.fault("reading the messages that are due");
-        // A time that is further away than any wait was computed by a clock that was set since.
+        // A time further away than the longest wait was computed while the clock was wrong.
         let far = now.checked_add(LONGEST_WAIT).unwrap_or(Timestamp::MAX);
         let found = on!(self.pool, |db| sqlx::query_as::<_, DueRow>(
             "SELECT d.message_id, m.content, m.created_at_us, d.attempts \
@@ -219,7 +219,7 @@ impl ApplianceStore {
         found.map(read).transpose().map_err(fault())
     }
 
-    /// The channels to which a delivery is due now or later, each with the time of the earliest one.
+    /// The channels with a delivery that is not decided, each with the earliest time at which one is due.
     pub async fn due_channels(&self) -> Result<Vec<(Uuid, Timestamp)>, StorageError> {
         let fault = || self.fault("reading the messages that are due");
         let found: Vec<(String, i64)> = on!(self.pool, |db| {
@@ -235,7 +235,7 @@ impl ApplianceStore {
         found.into_iter().map(read).collect::<Result<_, _>>().map_err(fault())
     }
 
-    /// Records an attempt. A delivery that was decided meanwhile stays as it is.
+    /// Records an attempt. A delivery that was decided meanwhile is not changed.
     pub async fn record_attempt(
         &self,
         message: Uuid,

@@ -80,12 +80,12 @@ pub use undated::{Undated, UndatedMinute};
 /// The file's name in the state folder.
 pub const FILE: &str = "packetparamedic.db";
 
-/// The timeout for the lock of another writer, which holds it for milliseconds.
+/// The timeout for the lock of another writer. A writer holds it only for milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Write permission of the group and of other users.
 const OTHERS_WRITE: u32 = 0o022;
-/// As many links in a row the kernel follows (path_resolution(7)).
+/// The maximum number of symbolic links that are followed, the same as in the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
 /// The tables of a SQLite file.
@@ -103,8 +103,8 @@ pub struct ApplianceStore {
 }
 
 impl ApplianceStore {
-    /// Opens the database in this state folder. Creates folder (0700) and file (0600) if they do not exist, and
-    /// migrates an older file. A damaged file, and one of a newer version, is refused and left unchanged.
+    /// Opens the database in this state folder. Creates the folder (0700) and the file (0600) if they do not exist, and
+    /// migrates an older file. Refuses a damaged file and one of a newer version, and leaves it unchanged.
     pub async fn open(state_dir: &Path) -> Result<Self, StorageError> {
         let path = state_dir.join(FILE);
         let folder = state_dir.to_owned();
@@ -124,14 +124,15 @@ impl ApplianceStore {
         Self { pool, sums: Arc::default(), latest: Arc::default() }
     }
 
-    /// Opens a database of a PostgreSQL server, and migrates an older one. One of a newer version is refused and left
-    /// unchanged.
+    /// Opens a database on a PostgreSQL server, and migrates an older one. Refuses a database of a newer version, and
+    /// leaves it unchanged.
     pub async fn open_on_server(address: &PostgresAddress) -> Result<Self, StorageError> {
         let server = PostgresServer::open(address, &POSTGRES_MIGRATIONS).await?;
         Ok(Self::of(StorePool::Postgres(server)))
     }
 
-    /// The same for reading. A change of the returned store fails with [`StorageError::ReadOnly`].
+    /// Opens a database on a PostgreSQL server for reading. A change of the store fails with
+    /// [`StorageError::ReadOnly`].
     pub async fn open_on_server_for_reading(address: &PostgresAddress) -> Result<Self, StorageError> {
         let server = PostgresServer::open_for_reading(address).await?;
         Ok(Self::of(StorePool::Postgres(server)))
@@ -143,7 +144,7 @@ impl ApplianceStore {
         Self::open_file_for_reading(&state_dir.join(FILE)).await
     }
 
-    /// The same for a database in any file.
+    /// As [`ApplianceStore::open_for_reading`], for a database in any file.
     pub async fn open_file_for_reading(path: &Path) -> Result<Self, StorageError> {
         let path = path.to_owned();
         // A user who can write a folder can replace the file or the link to it there, or add a log to the file that SQLite
@@ -158,7 +159,7 @@ impl ApplianceStore {
         let target = target.map_err(|source| StorageError::Folder { path: path.clone(), source })?;
         check_unwritten_by_others(folder_of(&target))?;
         check_unwritten_by_others(&target)?;
-        // Not the path: what was checked stays what is opened, also if a link is changed meanwhile.
+        // Opens the resolved path that was checked, because a link can be changed meanwhile.
         let pool = pool_options(1).connect_with(reading_options(&target)).await;
         let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
         Ok(Self::of(StorePool::Sqlite(pool, path)))
@@ -168,13 +169,14 @@ impl ApplianceStore {
     pub async fn check_writable(&self) -> Result<(), StorageError> {
         let fault = || self.fault("preparing to save");
         let mut work = self.pool.begin().await.map_err(fault())?;
-        // Of a file that is read-only, SQLite begins a transaction that reads.
+        // For a read-only file, SQLite begins a transaction without an error, and only a write fails.
         in_change!(&mut work, |db| sqlx::query("DELETE FROM runs WHERE id = ''").execute(db).await.map(rows))
             .map_err(fault())?;
         work.rollback().await.map_err(fault())
     }
 
-    /// Takes the lock of the service of a database of a server; a file is locked with its state folder.
+    /// Takes the lock of the service in a database on a server. `None` for a file, which is locked with its state
+    /// folder.
     pub async fn lock_service(&self) -> Result<Option<DatabaseLock>, StorageError> {
         match &self.pool {
             StorePool::Sqlite(..) => Ok(None),
@@ -206,7 +208,7 @@ impl ApplianceStore {
     }
 }
 
-/// The folder in which this path is.
+/// The folder that contains this path.
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -214,7 +216,7 @@ fn folder_of(path: &Path) -> &Path {
 /// Refuses a folder or a file that a user other than root and the user of this program could have written.
 fn check_unwritten_by_others(path: &Path) -> Result<(), StorageError> {
     let fault = |source| StorageError::Folder { path: path.to_owned(), source };
-    // Not opened here: closing a descriptor of an open database would drop SQLite's own locks.
+    // The file is not opened: closing a descriptor of an open database would release SQLite's own locks.
     let about = std::fs::metadata(path).map_err(fault)?;
     let is_foreign = ![0, rustix::process::geteuid().as_raw()].contains(&about.uid());
     if is_foreign || about.mode() & OTHERS_WRITE != 0 {
@@ -228,7 +230,7 @@ fn check_unwritten_by_others(path: &Path) -> Result<(), StorageError> {
 /// releases the lock.
 fn prepare(folder: &Path) -> Result<File, StorageError> {
     create_private_folder(folder)?;
-    // Locks the folder, not the database: closing any descriptor of the database would drop SQLite's own locks.
+    // Locks the folder, not the database: closing any descriptor of the database would release SQLite's own locks.
     let turn = File::open(folder).and_then(|turn| {
         rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
         Ok(turn)

@@ -20,7 +20,7 @@ use crate::monitor::{LatencyHistogram, Monitor, MonitorTarget, ProbeTally};
 pub(super) const MINUTES_KEPT: i64 = 14 * DAY;
 /// How long hours are kept, in minutes. Days are kept for ever.
 const HOURS_KEPT: i64 = 400 * DAY;
-/// The time for which hours that were not computed are looked for, in minutes: that of the minutes.
+/// How far back missing hours are looked for, in minutes: as long as the minutes are kept.
 const ROLL_UP_WINDOW: i64 = MINUTES_KEPT;
 
 /// A monitor as stored.
@@ -63,10 +63,11 @@ pub struct StoredOutage {
     pub id: Uuid,
     /// When the first unanswered probe was sent.
     pub began_at: Timestamp,
-    /// When the first answered probe after it was sent; absent while it lasts.
+    /// When it ended: when the first answered probe after it was sent. Absent while it lasts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// Whether that is its end. Otherwise the service ended while it lasted, and it was last seen then.
+    /// Whether `ended_at` is the real end. If not, the service ended during the outage, and `ended_at` is when it was
+    /// last seen.
     pub end_known: bool,
     /// What failed.
     pub scope: OutageScope,
@@ -108,7 +109,7 @@ impl MonitorRow {
     }
 }
 
-/// The stored columns of the probes of a time.
+/// The stored columns of the probes of a minute, an hour or a day.
 #[derive(sqlx::FromRow)]
 pub(super) struct TallyRow {
     pub(super) minute: i64,
@@ -137,8 +138,9 @@ impl TallyRow {
 type OutageRow = (String, i64, Option<i64>, bool, String, String, String);
 
 impl ApplianceStore {
-    /// Adds the monitors that are not there yet, and were not removed by the user, enabled. Each probes the gateway, or
-    /// the reflector with that Endpoint ID. If the name is taken, a number is added to it.
+    /// Adds and enables each wanted monitor that was never added before. So a monitor that the user removed is not
+    /// added again. Each probes the gateway, or the reflector with the given Endpoint ID. If the name is taken, a
+    /// number is added to it.
     pub async fn ensure_monitors(
         &self,
         appliance: &str,
@@ -223,7 +225,8 @@ impl ApplianceStore {
         .map_err(self.fault("reading the monitors"))
     }
 
-    /// Removes the monitor with this name, and returns it. What it measured is kept as long as that of others.
+    /// Removes the monitor with this name, and returns it. Its measurements are kept as long as those of other
+    /// monitors.
     pub async fn remove_monitor(&self, name: &str) -> Result<StoredMonitor, StorageError> {
         let stored = self.monitor(name).await?;
         on!(self.pool, |db| sqlx::query("UPDATE monitors SET removed = TRUE WHERE number = $1")
@@ -248,8 +251,8 @@ impl ApplianceStore {
         Ok(StoredMonitor { enabled, ..stored })
     }
 
-    /// Saves minutes in one write, adds them to those that are there, and computes the hours and days that are complete
-    /// with them. `now` is the minute that runs.
+    /// Saves minutes in one transaction. Adds them to the stored ones, and computes the hours and days that are
+    /// complete with them. `now` is the current minute.
     pub async fn save_minutes(&self, minutes: &[MonitorMinute], now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("saving what the monitors measured");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -257,8 +260,8 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// Computes the hours and days that were not computed when they ended, because the service did not run, and deletes
-    /// what is kept no longer. `now` is the minute that runs.
+    /// Computes the hours and days that were not computed at their end, because the service did not run. Deletes rows
+    /// that are no longer kept. `now` is the current minute.
     pub async fn roll_up_missing(&self, now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("computing the hours of the monitors");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -271,7 +274,7 @@ impl ApplianceStore {
         .fetch_all(db)
         .await)
         .map_err(fault())?;
-        // A day can be over although each of its hours was computed in time.
+        // The last row of a day can be missing although all of its hours were computed in time.
         let days = in_change!(&mut work, |db| sqlx::query_scalar::<_, i64>(
             "SELECT DISTINCT minute / 1440 * 1440 AS day FROM monitor_rows AS one WHERE span = 60 AND minute >= $1 \
              AND NOT EXISTS (SELECT 1 FROM monitor_rows AS whole WHERE whole.span = 1440 \
@@ -285,8 +288,8 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// The probes of a monitor from the minute `from` up to `to`, in order of time: rows of `resolution`, and finer ones
-    /// after the latest of those.
+    /// The probes of a monitor from the minute `from` up to `to`, in order of time: rows of `resolution`, then finer
+    /// rows for the time after the last of them.
     pub async fn monitor_rows(
         &self,
         number: i64,
@@ -330,7 +333,7 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// Ends the outages that lasted when the service ended, at the end of the last minute that it saved. Returns their
+    /// Ends the outages that were open when the service ended, at the end of the last saved minute. Returns their
     /// number.
     pub async fn end_open_outages(&self) -> Result<u64, StorageError> {
         let fault = || self.fault("ending outages");
@@ -371,7 +374,7 @@ impl ApplianceStore {
 }
 
 impl ApplianceStore {
-    /// The outages that began in a time, after this place in their list, oldest first, at most `limit`.
+    /// The outages that began within `range`, after `after` in this order: oldest first, at most `limit`.
     pub(super) async fn outages_between(
         &self,
         range: TimeRange,
@@ -422,7 +425,7 @@ impl ApplianceStore {
     }
 }
 
-/// Adds minutes to those that are there, and computes the hours and days that are complete with them.
+/// Adds minutes to the stored ones, and computes the hours and days that are complete with them.
 pub(super) async fn write_minutes(
     work: &mut StoreChange,
     minutes: &[MonitorMinute],
@@ -473,12 +476,13 @@ pub(super) async fn write_outage(
     .map(drop)
 }
 
-/// Names as they are stored: a JSON list.
+/// Names in the stored form: a JSON list.
 pub(super) fn names_text(names: &BTreeSet<String>) -> Result<String, sqlx::Error> {
     serde_json::to_string(names).map_err(strange)
 }
 
-/// What a monitor probes once the reflectors `before` are those of `after`: the same reflector by its new name.
+/// The target of a monitor after the reflectors `before` were renamed to `after`: the same reflector under its new
+/// name.
 pub fn target_after(stored: &StoredMonitor, before: &[Reflector], after: &[Reflector]) -> MonitorTarget {
     let unchanged = || stored.monitor.target.clone();
     let MonitorTarget::Reflector(wanted) = &stored.monitor.target else { return unchanged() };
@@ -498,7 +502,7 @@ pub(super) fn new_monitor(number: i64, monitor: Monitor, peer: Option<String>, n
     StoredMonitor { id: Uuid::now_v7(), number, enabled: true, from_file: false, added_at, peer, monitor }
 }
 
-/// The number of the next monitor. None is used twice.
+/// The number for the next monitor. No number is used twice.
 pub(super) async fn next_number(work: &mut StoreChange) -> Result<i64, sqlx::Error> {
     in_change!(work, |db| sqlx::query_scalar::<_, i64>("SELECT COALESCE(MAX(number), 0) + 1 FROM monitors")
         .fetch_one(db)
@@ -532,14 +536,14 @@ pub(super) async fn insert(work: &mut StoreChange, appliance: &str, new: &Stored
     .map(drop)
 }
 
-/// The name, or the name with the first number that makes it free. Takes it.
+/// The wanted name, or the name with the first number that is free. Adds it to `taken`.
 fn free_name(wanted: &str, taken: &mut BTreeSet<String>) -> String {
     let numbered = (2..).map(|number| format!("{wanted}-{number}"));
     let name = std::iter::once(wanted.to_owned()).chain(numbered).find(|name| taken.insert(name.to_lowercase()));
     name.unwrap_or_else(|| wanted.to_owned())
 }
 
-/// The rows of all monitors whose begin is from `from` to `to`: begin, monitor, probes.
+/// The rows of all monitors that begin from `from` to `to`, both included: begin, monitor, probes.
 async fn rows_between(
     work: &mut StoreChange,
     resolution: Resolution,
@@ -589,8 +593,8 @@ async fn write_row(
     .map(drop)
 }
 
-/// Computes those of these hours that are over, those of their days and of `days` that are over, and deletes what is kept no
-/// longer.
+/// Computes the rows of `hours` that are over, and of the days that are over: those of these hours, and `days`. Deletes
+/// rows that are no longer kept.
 async fn roll_up(
     work: &mut StoreChange,
     hours: BTreeSet<i64>,
@@ -619,7 +623,7 @@ async fn roll_up(
     Ok(())
 }
 
-/// Computes the rows of `to` that begin at `begin` from the rows of `from`.
+/// Merges the rows of `from` into the rows of `to` that begin at `begin`.
 async fn merge_rows(work: &mut StoreChange, from: Resolution, to: Resolution, begin: i64) -> Result<(), sqlx::Error> {
     let mut merged = BTreeMap::<i64, ProbeTally>::new();
     for (_, monitor, tally) in rows_between(work, from, begin, begin + to.minutes() - 1).await? {

@@ -1,4 +1,4 @@
-//! Which rows of a list: the place after which a page begins, and the time from which they are.
+//! Selects the rows of a list: the row after which a page begins, and the period.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-/// The time and the id of the last row of the page before. That row may be gone since.
+/// The time and the id of the last row of the previous page. That row may have been deleted since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageCursor {
     /// When the row was made, in whole microseconds.
@@ -15,12 +15,12 @@ pub struct PageCursor {
     pub id: Uuid,
 }
 
-/// The rows of a time: from `since` on, up to `until`.
+/// A period: from `since`, which is included, to `until`, which is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimeRange {
-    /// The first time; absent: all that is earlier.
+    /// The start; absent: no limit.
     pub since: Option<Timestamp>,
-    /// The time after the last one; absent: all that is later.
+    /// The end; absent: no limit.
     pub until: Option<Timestamp>,
 }
 
@@ -33,12 +33,13 @@ impl TimeRange {
 }
 
 impl PageCursor {
-    /// The values that the rows of the page are below; without a cursor every row is.
+    /// The bounds for a list with the newest row first: the rows of the page are below them. Without a cursor, every
+    /// row is.
     pub(super) fn bounds(cursor: Option<Self>) -> (i64, String) {
         cursor.map_or((i64::MAX, String::new()), |cursor| (cursor.at.as_microsecond(), cursor.id.to_string()))
     }
 
-    /// The same for a list that is read from the oldest row on: the values that its rows are above.
+    /// The bounds for a list with the oldest row first: the rows of the page are above them.
     pub(super) fn lower_bounds(cursor: Option<Self>) -> (i64, String) {
         cursor.map_or((i64::MIN, String::new()), |cursor| (cursor.at.as_microsecond(), cursor.id.to_string()))
     }
@@ -54,7 +55,7 @@ impl FromStr for PageCursor {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = "a cursor is that of the link to the next page";
+        let wrong = "not a valid cursor; use the one in the link to the next page";
         let (at, id) = text.split_once('.').ok_or(wrong)?;
         let at = at.parse().ok().and_then(|at| Timestamp::from_microsecond(at).ok());
         Ok(Self { at: at.ok_or(wrong)?, id: id.parse().map_err(|_| wrong)? })

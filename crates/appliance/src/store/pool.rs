@@ -1,5 +1,5 @@
-//! The two engines of the store behind one type: the connections, a change, and the macros that run one query text on
-//! either.
+//! One type for both database engines: the connections, a transaction for changes, and macros that run the same query
+//! text on either engine.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,8 @@ pub(super) enum StorePool {
     Postgres(PostgresServer),
 }
 
-/// A transaction that changes the database. There is one at a time. Dropped without a commit, it changes nothing.
+/// A transaction that changes the database. Only one exists at a time. If it is dropped without a commit, nothing
+/// changes.
 pub(super) enum StoreChange {
     /// On a SQLite file.
     Sqlite(Transaction<'static, Sqlite>),
@@ -90,7 +91,7 @@ impl StorePool {
     /// Begins a change.
     pub(super) async fn begin(&self) -> Result<StoreChange, sqlx::Error> {
         match self {
-            // Immediate: what it reads must not change until it writes.
+            // BEGIN IMMEDIATE, so that what the transaction reads does not change before it writes.
             Self::Sqlite(pool, _) => pool.begin_with("BEGIN IMMEDIATE").await.map(StoreChange::Sqlite),
             Self::Postgres(server) => server.begin().await.map(StoreChange::Postgres),
         }
@@ -146,7 +147,7 @@ pub(super) fn rows(result: impl StatementResult) -> u64 {
     result.row_count()
 }
 
-/// A text without the character NUL, which PostgreSQL does not store. No name has one.
+/// Removes the character NUL from a text, because PostgreSQL cannot store it. No name contains it.
 pub(super) fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

@@ -17,7 +17,7 @@ const PARAMETERS: [&str; 9] =
 /// The schemes of a URL.
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 
-/// The URL of a PostgreSQL database. It is shown without its password.
+/// The URL of a PostgreSQL database. Its `Display` and `Debug` forms hide the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresUrl {
     whole: Zeroizing<String>,
@@ -29,14 +29,14 @@ pub struct PostgresUrl {
 pub struct PostgresAddress {
     /// The URL.
     pub url: PostgresUrl,
-    /// The file of the password, if the URL has none.
+    /// The file that contains the password, if the URL has none.
     pub password_file: Option<PathBuf>,
 }
 
 impl FromStr for PostgresUrl {
     type Err = String;
 
-    /// Checks the URL. The error never has a part of it that may be a secret.
+    /// Checks the URL. The error contains no part of it that may be secret.
     fn from_str(text: &str) -> Result<Self, String> {
         let scheme = SCHEMES.into_iter().find(|scheme| text.starts_with(scheme));
         let scheme = scheme.ok_or("it does not begin with postgres://")?;
@@ -87,8 +87,8 @@ impl fmt::Debug for PostgresUrl {
 }
 
 impl PostgresAddress {
-    /// The options of a connection. What the URL leaves out comes from the variables of libpq, such as PGUSER, and the
-    /// password from its password file.
+    /// The options of a connection. What the URL leaves out comes from the environment variables of libpq, such as
+    /// PGUSER, and the password from the password file.
     pub(super) fn options(&self) -> Result<PgConnectOptions, StorageError> {
         let refused =
             |error: sqlx::Error| StorageError::Refused { server: self.url.to_string(), because: error.to_string() };

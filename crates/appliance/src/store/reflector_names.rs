@@ -1,4 +1,4 @@
-//! Renames reflectors, and with them what the monitors probe.
+//! Renames reflectors, and updates the targets of the monitors that name them.
 
 use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
@@ -23,13 +23,13 @@ impl From<sqlx::Error> for RenameFault {
 }
 
 impl ApplianceStore {
-    /// Renames the reflector that `wanted` identifies, and returns it with the new name. Its monitors go on.
+    /// Renames the reflector that `wanted` identifies, and returns it with the new name. Its monitors continue.
     pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, StorageError> {
         if name.is_empty() {
             return Err(StorageError::NoName);
         }
         let fault = || self.fault("saving the name");
-        // As a change: a pairing at the same time must not take this name for a free one.
+        // In one transaction, so that a pairing at the same time cannot take the same name.
         let mut work = self.pool.begin().await.map_err(fault())?;
         let reflector = find_reflector(all_reflectors(&mut work).await.map_err(fault())?, wanted)?;
         match rename(&mut work, &[(reflector.endpoint_id, name.clone())]).await {
@@ -44,13 +44,13 @@ impl ApplianceStore {
     }
 }
 
-/// Gives reflectors these names, all at once: two may exchange theirs.
+/// Gives the reflectors these names, all at once, so that two reflectors can exchange their names.
 pub(super) async fn rename(work: &mut StoreChange, names: &[(EndpointId, PeerText)]) -> Result<(), RenameFault> {
     if names.is_empty() {
         return Ok(());
     }
     let before = all_reflectors(work).await?;
-    // Names are unique: meanwhile each reflector has its Endpoint ID, which is the name of no other one.
+    // Names are unique, so each reflector is first named by its Endpoint ID, which no other reflector has as its name.
     for (id, _) in names {
         in_change!(&mut *work, |db| sqlx::query("UPDATE reflectors SET name = $1 WHERE endpoint_id = $1")
             .bind(id.to_string())

@@ -39,7 +39,7 @@ impl ApplianceStore {
     /// reflector has already saved.
     pub async fn add_reflector(&self, new: &Reflector) -> Result<Reflector, StorageError> {
         let fault = || self.fault("saving the pairing");
-        // Immediate: the free name must still be free when it is written.
+        // The transaction is immediate: the free name must still be free when it is written.
         let mut work = self.pool.begin().await.map_err(fault())?;
         let known = all_reflectors(&mut work).await.map_err(fault())?;
         let name = match known.iter().find(|reflector| reflector.endpoint_id == new.endpoint_id) {

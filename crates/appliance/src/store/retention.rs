@@ -1,4 +1,4 @@
-//! Deletes what is older than it is kept: runs, the series of their intervals, what became of the runs of schedules, and
+//! Deletes old data after its retention time: runs, the series of their intervals, the records of scheduled runs, and
 //! messages.
 
 use std::time::Duration;
@@ -11,12 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::pool::{in_change, on, rows};
 use super::{ApplianceStore, StorageError};
 
-/// How long what became of the runs of schedules, and the messages, are kept. A month of the runs is needed for the data
-/// budgets.
+/// How long the records of scheduled runs, and the messages, are kept. The data budgets need the records of a month.
 const SCHEDULE_RUNS_KEPT: Duration = Duration::from_secs(400 * 86_400);
-/// The rows that one transaction deletes: other writers wait for it.
+/// The maximum number of rows that one transaction deletes, because other writers wait for it.
 const BATCH: i64 = 500;
-/// The documents that are shortened at once.
+/// The number of documents whose series one transaction removes.
 const SERIES_BATCH: i64 = 16;
 
 /// How long results are kept.
@@ -24,7 +23,7 @@ const SERIES_BATCH: i64 = 16;
 pub struct Retention {
     /// Results; `None`: for ever.
     pub results: Option<Duration>,
-    /// The series of their intervals; `None`: as long as the result.
+    /// The series of intervals in results; `None`: as long as the result.
     pub series: Option<Duration>,
 }
 
@@ -35,7 +34,7 @@ pub struct Pruned {
     pub results: u64,
     /// Results that lost their series.
     pub series: u64,
-    /// Rows of what became of the runs of schedules.
+    /// Records of scheduled runs.
     pub schedule_runs: u64,
 }
 
@@ -70,7 +69,7 @@ impl ApplianceStore {
             }
         }
         if let Some(before) = before(retention.series) {
-            // A result that is deleted is not counted twice.
+            // A result that is deleted as a whole does not count again here.
             let from = retention.results.and_then(|kept| now.checked_sub(kept).ok());
             pruned.series = self.prune_series(from, before, is_rehearsal).await?;
         }

@@ -1,4 +1,4 @@
-//! The rules of this appliance, and until when what was measured has been judged by each.
+//! The rules of this appliance, each with the time until which it has judged the measurements.
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
@@ -21,7 +21,7 @@ pub struct StoredRule {
     pub from_file: bool,
     /// When it was added.
     pub added_at: Timestamp,
-    /// Until when what was measured has been judged.
+    /// The time until which the rule has judged.
     pub judged_until: Timestamp,
     /// Its definition.
     #[serde(flatten)]
@@ -35,7 +35,8 @@ type RuleRow = (String, bool, bool, i64, i64, String);
 const COLUMNS: &str = "id, enabled, from_file, added_at_us, judged_until_us, definition";
 
 impl ApplianceStore {
-    /// Saves a new rule, enabled. It judges what is measured from `now` on. `appliance` is the Endpoint ID of this device.
+    /// Saves a new rule, enabled. It judges only what is measured from `now` on. `appliance` is the Endpoint ID of this
+    /// device.
     pub async fn add_rule(
         &self,
         appliance: &str,
@@ -92,7 +93,7 @@ impl ApplianceStore {
         .map_err(self.fault("reading the channels"))
     }
 
-    /// Whether a test measured this metric of tests since `since`, against any target or this one.
+    /// Whether a test since `since` measured this metric, against `subject` if it is given, or else against any target.
     pub async fn is_measured_by_tests(
         &self,
         metric: AlertMetric,
@@ -127,8 +128,8 @@ impl ApplianceStore {
         last.map_err(fault())?.map(|at| time(at).map_err(fault())).transpose()
     }
 
-    /// The values of a metric of tests since `since`, of tests that ran to their end: other end, begin, value in the unit of
-    /// the metric.
+    /// The values of a metric of tests since `since`, from tests that ran to their end: other end, begin, value in the
+    /// unit of the metric.
     pub async fn test_values(
         &self,
         metric: AlertMetric,
@@ -150,7 +151,7 @@ impl ApplianceStore {
     }
 }
 
-/// The value of a metric of tests in the columns of a run.
+/// The SQL expression for the value of a metric of tests.
 fn value_column(metric: AlertMetric) -> Option<&'static str> {
     match metric {
         AlertMetric::Download => Some("download_bps"),

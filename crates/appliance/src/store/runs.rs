@@ -23,13 +23,13 @@ pub struct RunQuery {
     pub since: Option<Timestamp>,
     /// Runs that began before this time.
     pub until: Option<Timestamp>,
-    /// Runs against this other end: its name at that time or now, its address or its Endpoint ID.
+    /// Runs against this other end: its name at the time of the run or now, its address or its Endpoint ID.
     pub peer: Option<String>,
     /// Runs of this engine.
     pub engine: Option<String>,
     /// The order.
     pub order: RunOrder,
-    /// The number of runs at most.
+    /// The maximum number of runs.
     pub limit: Option<u32>,
 }
 
@@ -52,22 +52,22 @@ pub struct RunPosition {
 
 pub(super) const READING: &str = "reading the runs";
 
-/// The runs of a query: $1 since, $2 until, $3 the other end, $4 the engine, $5 the other end in lower case. In Rust: the locale
-/// of a PostgreSQL database would decide what lower() does with a parameter.
+/// Selects the runs of a query. Parameters: $1 since, $2 until, $3 the other end, $4 the engine, $5 the other end in
+/// lower case. $5 is lowered in Rust, because the result of lower() depends on the locale of a PostgreSQL database.
 pub(super) const CHOSEN: &str = "started_at_us >= $1 AND started_at_us < $2 AND ($3 IS NULL OR lower(peer) = $5 \
      OR address = $3 OR endpoint_id = $3 OR endpoint_id IN \
      (SELECT endpoint_id FROM reflectors WHERE lower(name) = $5)) AND ($4 IS NULL OR engine = $4)";
 
-/// The other end of a query, as it is and in lower case.
+/// The other end of a query, unchanged and in lower case.
 pub(super) fn other_end(query: &RunQuery) -> [Option<String>; 2] {
     let peer = query.peer.as_deref().map(without_nul);
     let lower = peer.as_deref().map(str::to_ascii_lowercase);
     [peer, lower]
 }
 
-/// The query of a page of runs: the parameters of [`CHOSEN`], then $6 and $7, the time and the id after which the page begins,
-/// and $8, its length. Built from constants alone. With another end, each way in which a run can name it is read from an index
-/// of its own, in the order of time: most runs may be of other ends.
+/// The query of a page of runs. Parameters: those of [`CHOSEN`], then $6 and $7, the time and the id after which the
+/// page begins, and $8, its length. Built only from constants. If the query names another end, each way in which a run
+/// can name it is read from its own index in the order of time, because most runs may be against other ends.
 fn page_of_runs(columns: &str, query: &RunQuery) -> String {
     let (beyond, direction) = match query.order {
         RunOrder::NewestFirst => ("<", "DESC"),
@@ -95,8 +95,8 @@ fn page_of_runs(columns: &str, query: &RunQuery) -> String {
     format!("SELECT {columns} FROM runs WHERE id IN ({named}) AND {page}")
 }
 
-/// The times between which the runs of a page began: the end is not among them. With the position in them, the index is read
-/// from there.
+/// The times between which the runs of a page began, with the end excluded. They are limited by the position `after`,
+/// so that the index is read only from there.
 fn time_bounds(query: &RunQuery, after: Option<&RunPosition>) -> (i64, i64) {
     let since = query.since.map_or(i64::MIN, Timestamp::as_microsecond);
     let until = query.until.map_or(i64::MAX, Timestamp::as_microsecond);
@@ -189,13 +189,13 @@ impl ApplianceStore {
         self.insert_run_document(document, &text).await.map(drop)
     }
 
-    /// Saves a run of another store, to the byte. Returns whether it is new here.
+    /// Saves a run of another store, byte for byte. Returns whether it is new here.
     pub async fn import_run(&self, text: &str) -> Result<bool, StorageError> {
         let document = serde_json::from_str(text).map_err(|source| StorageError::Document { source })?;
         self.insert_run_document(&document, text).await
     }
 
-    /// A run that is there stays as it is. Returns whether it is new.
+    /// Inserts a run. A run that is already stored is not changed. Returns whether it is new.
     async fn insert_run_document(&self, document: &ResultDocument, text: &str) -> Result<bool, StorageError> {
         let run = RunSummary::of(document);
         let error = run.error.as_ref().map(serde_json::to_string).transpose();
@@ -259,7 +259,7 @@ impl ApplianceStore {
         rows.into_iter().map(|row| row.summary().map_err(self.fault(READING))).collect()
     }
 
-    /// The same with their documents.
+    /// The runs after the position `after` with their documents, at most `count`.
     pub async fn documents(
         &self,
         query: &RunQuery,

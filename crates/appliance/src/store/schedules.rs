@@ -1,4 +1,4 @@
-//! The schedules of this appliance, and what became of each of their runs.
+//! The schedules of this appliance, and the outcomes of their runs.
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
@@ -13,7 +13,7 @@ use crate::schedule::budget::BudgetPeriod;
 use crate::schedule::line_load::LineCapacity;
 use crate::schedule::planner::{DueRun, SkippedRun};
 
-/// The latest results from which the rates of a line are taken.
+/// The number of latest results from which the rates of a line, and the data of a run, are taken.
 const LATEST_RESULTS: i64 = 5;
 
 /// A schedule as stored.
@@ -28,7 +28,7 @@ pub struct StoredSchedule {
     pub from_file: bool,
     /// When it was added.
     pub added_at: Timestamp,
-    /// Until when its occurrences are decided.
+    /// All occurrences up to this time are decided.
     pub decided_until: Timestamp,
     /// Its definition.
     #[serde(flatten)]
@@ -61,7 +61,7 @@ pub struct ScheduleRun {
     /// The id of the saved result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_id: Option<Uuid>,
-    /// Payload bytes; while it runs, and after a crash, what it was expected to use.
+    /// The payload bytes that it used. While it runs, and after a crash: the bytes that it was expected to use.
     pub data_used_bytes: u64,
 }
 
@@ -241,8 +241,8 @@ impl ApplianceStore {
         Ok(stored)
     }
 
-    /// Enables or disables the schedule with this name, and returns it. What was due while it was disabled was not
-    /// missed.
+    /// Enables or disables the schedule with this name, and returns it. Runs that were due while it was disabled do not
+    /// count as missed.
     pub async fn enable_schedule(
         &self,
         name: &str,
@@ -296,12 +296,12 @@ impl ApplianceStore {
         self.insert_run(appliance, &new).await
     }
 
-    /// The row and the progress of its schedule are one change: a run is neither lost nor repeated.
+    /// Saves the run and the progress of its schedule in one transaction, so that a run is neither lost nor repeated.
     async fn insert_run(&self, appliance: &str, new: &NewRun<'_>) -> Result<Uuid, StorageError> {
         let fault = || self.fault("saving the run of a schedule");
         let id = Uuid::now_v7();
         let mut work = self.pool.begin().await.map_err(fault())?;
-        // If the server's answer to a commit was lost, the row of this decision is there already.
+        // If the server's answer to an earlier commit was lost, the row of this decision already exists.
         in_change!(&mut work, |db| sqlx::query(
             "DELETE FROM schedule_runs WHERE schedule_id = $1 AND due_at_us = $2 AND (outcome = 'running' \
              OR decided_at_us = $3 AND outcome = $4)",
@@ -334,7 +334,7 @@ impl ApplianceStore {
         .await
         .map(rows))
         .map_err(fault())?;
-        // A run on request decides nothing about the occurrences.
+        // A requested run decides no occurrence.
         if !new.run.is_requested {
             in_change!(&mut work, |db| sqlx::query("UPDATE schedules SET decided_until_us = $2 WHERE id = $1")
                 .bind(new.run.schedule.to_string())
@@ -367,8 +367,8 @@ impl ApplianceStore {
         .map_err(self.fault("saving the run of a schedule"))
     }
 
-    /// Marks the runs that a crash left open as interrupted; their data stays what they were expected to use. None ends
-    /// before it began: after a boot the clock may not be right yet. Returns their number.
+    /// Marks the runs that a crash left open as interrupted. Their number of bytes stays the expected one. No run ends
+    /// before it began, even if the clock is not right yet after a boot. Returns their number.
     pub async fn interrupt_open_runs(&self, now: Timestamp) -> Result<u64, StorageError> {
         on!(self.pool, |db| sqlx::query(
             "UPDATE schedule_runs SET ended_at_us = CASE WHEN decided_at_us > $1 THEN decided_at_us ELSE $1 END, \
@@ -381,7 +381,7 @@ impl ApplianceStore {
         .map_err(self.fault("saving the runs of schedules"))
     }
 
-    /// Deletes what became of runs before `before`. Returns the number of rows.
+    /// Deletes the records of runs before `before`. Returns their number.
     pub async fn prune_schedule_runs(&self, before: Timestamp) -> Result<u64, StorageError> {
         on!(self.pool, |db| sqlx::query("DELETE FROM schedule_runs WHERE decided_at_us < $1")
             .bind(before.as_microsecond())
@@ -396,7 +396,7 @@ impl ApplianceStore {
         self.schedule_runs_page(schedule, None, limit).await
     }
 
-    /// The runs after this place in that list, newest first, at most `limit`.
+    /// A page of [`ApplianceStore::schedule_runs`]: the runs after `after`, newest first, at most `limit`.
     pub async fn schedule_runs_page(
         &self,
         schedule: Option<Uuid>,
@@ -422,8 +422,8 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The runs that were decided in a time, after this place in their list, oldest first, at most `limit`; of one schedule, or of
-    /// all.
+    /// The runs that were decided within `range`, after `after` in this order: oldest first, at most `limit`. Of one
+    /// schedule, or of all.
     pub(super) async fn schedule_runs_between(
         &self,
         schedule: Option<Uuid>,
@@ -516,7 +516,7 @@ fn time(microseconds: i64) -> Result<Timestamp, sqlx::Error> {
     Timestamp::from_microsecond(microseconds).map_err(strange)
 }
 
-/// The time as it will be read back.
+/// The time in the precision of the database, one microsecond.
 fn whole_microsecond(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }

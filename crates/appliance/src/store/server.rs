@@ -13,29 +13,29 @@ use super::error::StorageError;
 use super::place::StorePlace;
 use super::postgres_url::PostgresAddress;
 
-/// The connections of one program.
+/// The maximum number of connections of one program.
 const MOST_CONNECTIONS: u32 = 4;
 /// How long a new connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an operation waits for a connection of the pool, which retries a connection that is refused.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the cause of such a timeout is looked for.
+/// How long the search for the cause of such a timeout may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the server may work on a statement, and wait for the lock of another program.
 const SERVER_LIMITS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "60s")];
-/// How long an answer may take. Longer than the server's limits: its own message says more.
+/// How long an answer may take. It is longer than the server's limits, because the server's own message says more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the migrations may take, and wait for those of another program.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-/// sqlx logs each notice, such as that its table is there already.
+/// The second setting is for sqlx, which would log each notice, such as that its table already exists.
 const MIGRATION_LIMITS: [(&str, &str); 2] = [("lock_timeout", "30s"), ("client_min_messages", "warning")];
 /// The number of the advisory lock of writers.
 const WRITERS: i64 = 0x7061_636b_6574;
 /// The number of the advisory lock of the service.
 const SERVICE: i64 = WRITERS + 1;
-/// How long a service waits for the end of another one, which may just have been killed; and after what time of silence
-/// the server takes a client for gone.
+/// How long a service waits for another one, which may just have been killed, to release the lock; and after how long
+/// without an answer the server closes the connection of a client.
 const SERVICE_LIMITS: [(&str, &str); 4] = [
     ("lock_timeout", "3s"),
     ("tcp_keepalives_idle", "30"),
@@ -68,11 +68,11 @@ impl PostgresServer {
     pub(super) async fn open(address: &PostgresAddress, migrations: &Migrator) -> Result<Self, StorageError> {
         let (options, shown) = (address.options()?, address.url.to_string());
         let migrating = options.clone().options(MIGRATION_LIMITS);
-        // Its end is not awaited for long: nothing depends on it.
+        // The wait for the close is short, because nothing depends on it.
         timeout(PROBE_TIMEOUT, connect(&migrating, &shown).await?.close()).await.ok();
         let one = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_TIMEOUT).connect_lazy_with(migrating);
         let migrated = timeout(MIGRATION_TIMEOUT, migrations.run(&one)).await;
-        // Also ends the lock of a migration that failed.
+        // Closing the connection also releases the lock of a migration that failed.
         timeout(PROBE_TIMEOUT, one.close()).await.ok();
         let migrated = migrated.unwrap_or_else(|_| Err(MigrateError::Execute(no_answer(MIGRATION_TIMEOUT))));
         migrated.map_err(|error| migration_fault(&shown, error))?;
@@ -101,8 +101,8 @@ impl PostgresServer {
         }
     }
 
-    /// Begins a transaction that changes the database. There is one at a time, as with a SQLite file: what it reads does
-    /// not change until it commits.
+    /// Begins a transaction that changes the database. As with a SQLite file, only one exists at a time: what it reads
+    /// does not change until it commits.
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let begun = within_limit(self.pool.begin()).await;
         let mut work = match begun {
@@ -114,7 +114,8 @@ impl PostgresServer {
         Ok(work)
     }
 
-    /// Takes the lock of the service of this database: a second service would end the open runs and outages of the first.
+    /// Takes the lock of the service in this database. Without it, a second service would end the open runs and outages
+    /// of the first.
     pub(super) async fn lock_service(&self) -> Result<DatabaseLock, StorageError> {
         // sqlx would warn of the wait for another service's lock.
         let options = (*self.pool.connect_options()).clone().options(SERVICE_LIMITS).disable_statement_logging();
@@ -129,7 +130,7 @@ impl PostgresServer {
         }
     }
 
-    /// The error of a connection that the pool could not make in time.
+    /// Why the pool could not open a connection in time.
     async fn why_timed_out(&self) -> sqlx::Error {
         match timeout(PROBE_TIMEOUT, PgConnection::connect_with(&self.pool.connect_options())).await {
             Ok(Err(error)) => error,
@@ -149,8 +150,8 @@ impl PostgresServer {
     }
 }
 
-/// Bounds the wait for an answer: sqlx waits for ever for a server that is frozen or behind a broken path. The query is on
-/// the heap, so that each caller's future stays small.
+/// Limits the wait for an answer, because sqlx waits for ever for a server that is frozen or behind a broken path. The
+/// query is on the heap, so that each caller's future stays small.
 pub(super) fn within_limit<T>(
     query: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> impl Future<Output = Result<T, sqlx::Error>> {
@@ -162,7 +163,7 @@ fn no_answer(limit: Duration) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs())))
 }
 
-/// A connection to the database, whose encoding is checked.
+/// Opens a connection to the database, and checks the encoding of the database.
 async fn connect(options: &PgConnectOptions, shown: &str) -> Result<PgConnection, StorageError> {
     let doing = "opening the database";
     let connected = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(options)).await;
@@ -176,12 +177,12 @@ async fn connect(options: &PgConnectOptions, shown: &str) -> Result<PgConnection
     Ok(connection)
 }
 
-/// The pool of the connections of a program, which are made when they are needed.
+/// Creates the pool of a program. It opens connections when they are needed.
 fn pool(options: PgConnectOptions) -> PgPool {
     let limits = PgPoolOptions::new().max_connections(MOST_CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
     let pool = limits.after_release(|connection, _| {
         Box::pin(async move {
-            // A connection whose last answer is still owed would be kept for ever.
+            // Without a limit, a connection whose last answer never comes would stay in use for ever.
             match timeout(PROBE_TIMEOUT, connection.ping()).await {
                 Ok(answered) => answered.map(|()| true),
                 Err(_) => Err(no_answer(PROBE_TIMEOUT)),
@@ -220,7 +221,7 @@ fn fault(server: &str, doing: &'static str, error: sqlx::Error) -> StorageError 
             error @ sqlx::Error::Configuration(_) => {
                 StorageError::Refused { server: server(), because: error.to_string() }
             }
-            source => StorageError::Sql { doing, source },
+            source => StorageError::Sql { doing, place: place(), source },
         };
     };
     match code.as_str() {
@@ -241,7 +242,7 @@ fn fault(server: &str, doing: &'static str, error: sqlx::Error) -> StorageError 
         }
         // connection_exception, insufficient_resources, operator_intervention (57P01 is a shutdown), system_error
         code if ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => unreachable(message),
-        _ => StorageError::Sql { doing, source: error },
+        _ => StorageError::Sql { doing, place: place(), source: error },
     }
 }
 

@@ -1,5 +1,5 @@
-//! Sums over rows for the first page of the service and for exports: the data of a time, the loss of every monitor in it, the
-//! outages. Each is one query that reads no document and no histogram.
+//! Sums over rows, for the first page of the service and for exports: the data of a period, the loss of every monitor
+//! in it, and the outages. Each sum is one query that reads no document and no histogram.
 
 use jiff::Timestamp;
 
@@ -32,7 +32,7 @@ pub struct OutageSum {
 }
 
 impl ApplianceStore {
-    /// The outages by scope. One that lasts counts until `now`. A scope without an outage has no row.
+    /// The outages by scope. An outage that lasts counts until `now`. A scope without an outage has no row.
     pub async fn outage_sums(&self, now: Timestamp) -> Result<Vec<OutageSum>, StorageError> {
         let fault = || self.fault("reading the outages");
         let rows = on!(self.pool, |db| sqlx::query_as::<_, (String, i64, i64)>(
@@ -62,8 +62,8 @@ impl ApplianceStore {
         Ok(natural(sum))
     }
 
-    /// What the monitors lost from the minute `from` up to `to`, in steps of so many minutes, by monitor and time. A step
-    /// without probes has no row.
+    /// The probes of the monitors from the minute `from` up to `to`, in steps of `step` minutes, by monitor and time. A
+    /// step without probes has no row.
     pub async fn monitor_losses(&self, from: i64, to: i64, step: i64) -> Result<Vec<LossSum>, StorageError> {
         let rows = on!(self.pool, |db| sqlx::query_as::<_, (i64, i64, i64, i64)>(
             "SELECT monitor, minute / $3 * $3 AS step, CAST(SUM(count) AS BIGINT), CAST(SUM(lost) AS BIGINT) \

@@ -1,5 +1,5 @@
-//! Tables in formats for other programs, a page at a time: the outages, the runs of schedules, what a monitor measured. Passes lines
-//! to the caller, and opens no file or stream. The results have an export of their own.
+//! Exports of tables, page by page: the outages, the runs of schedules, the measurements of a monitor. Passes lines to
+//! the caller, and opens no file or stream. Results have their own export.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ const PAGE: u32 = 500;
 pub enum ExportedTable {
     /// The outages, by the time at which they began.
     Outages,
-    /// What became of the runs of one schedule, or of all, by the time at which they started or were skipped.
+    /// The runs of one schedule, or of all, by the time at which they started or were skipped.
     ScheduleRuns {
         /// The id of the schedule.
         schedule: Option<Uuid>,
@@ -74,7 +74,7 @@ impl TableFormat {
     }
 }
 
-/// Lines on their way out, a page at a time: a slow reader holds no lock.
+/// An export that is read page by page: a slow reader holds no lock.
 pub trait ExportLines: Send + 'static {
     /// The next lines, without newlines; `None` at the end.
     fn next_lines(&mut self) -> impl Future<Output = Result<Option<Vec<String>>, StorageError>> + Send;
@@ -86,7 +86,7 @@ impl ExportLines for Export {
     }
 }
 
-/// The rows of a table on their way out.
+/// The export of the rows of a table.
 #[derive(Debug)]
 pub struct TableExport {
     store: ApplianceStore,

@@ -57,7 +57,7 @@ pub struct StoredToken {
 type TokenRow = (String, String, i64);
 
 impl ApplianceStore {
-    /// Saves a new token. `hash` is that of its secret, in hexadecimal digits.
+    /// Saves a new token. `hash` is the hash of its secret, in hexadecimal digits.
     pub async fn add_token(&self, token: &StoredToken, hash: &str) -> Result<(), StorageError> {
         let added = on!(self.pool, |db| sqlx::query(
             "INSERT INTO tokens (hash, name, scope, added_at_us) VALUES ($1, $2, $3, $4)"

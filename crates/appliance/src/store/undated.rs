@@ -1,5 +1,5 @@
-//! Minutes and outages of the monitors that the clock could not date yet: they are kept by the boot in which they were
-//! measured and the time since that boot, and get their dates once the clock is trusted in the same boot.
+//! Minutes and outages of the monitors that have no date yet, because the clock is not trusted. They are stored with
+//! the id of the boot and the time since that boot, and get their dates once the clock is trusted during the same boot.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::monitor::outage::Outage;
 
 /// A minute, in microseconds.
 const MINUTE_US: i64 = 60_000_000;
-/// The minutes that get their dates in one change: other writers wait meanwhile.
+/// The maximum number of minutes that one transaction dates, because other writers wait for it.
 const DATED_AT_ONCE: i64 = 500;
 
 /// The probes of one monitor in one minute that has no date yet.
@@ -30,7 +30,7 @@ pub struct UndatedMinute {
     pub tally: ProbeTally,
 }
 
-/// How many rows had no date.
+/// Numbers of rows without a date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Undated {
     /// Minutes of all monitors.
@@ -43,8 +43,8 @@ pub struct Undated {
 type UndatedOutageRow = (String, i64, Option<i64>, bool, String, String, String);
 
 impl ApplianceStore {
-    /// Saves minutes and outages of this boot. An outage that is there already gets its new state, minutes are added to
-    /// those that are there. Minutes are kept as long as those with a date. `now` is the time since boot.
+    /// Saves minutes and outages of this boot. Minutes are added to the stored ones; an outage that is already stored
+    /// gets its new state. Undated minutes are kept as long as dated ones. `now` is the time since boot.
     pub async fn save_undated(
         &self,
         boot_id: &str,
@@ -71,8 +71,8 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// Deletes the rows of every other boot: the clock was never right in it, or the service did not run then. Returns how
-    /// many there were.
+    /// Deletes the rows of every other boot. They can get no date any more: either the clock was never right during
+    /// that boot, or the service did not run when it was. Returns how many rows there were.
     pub async fn drop_undated_of_other_boots(&self, boot_id: &str) -> Result<Undated, StorageError> {
         let fault = || self.fault("deleting rows without a date");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -88,7 +88,7 @@ impl ApplianceStore {
         Ok(dropped)
     }
 
-    /// Ends the outages of this boot that lasted when the service ended, at the end of the last minute that it saved.
+    /// Ends the outages of this boot that were open when the service ended, at the end of the last saved minute.
     pub async fn end_open_undated_outages(&self, boot_id: &str) -> Result<u64, StorageError> {
         let fault = || self.fault("ending outages");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -114,8 +114,8 @@ impl ApplianceStore {
         Ok(ended)
     }
 
-    /// Gives the minutes and outages of this boot their dates. Returns the outages, and how many rows there were.
-    /// `appliance` is the Endpoint ID of this device, `now` the minute that runs.
+    /// Gives the minutes and outages of this boot their dates. Returns the dated outages, and the numbers of rows.
+    /// `appliance` is the Endpoint ID of this device, `now` the current minute.
     pub async fn date_undated(
         &self,
         appliance: &str,
@@ -195,7 +195,7 @@ async fn write_undated_outage(work: &mut StoreChange, boot_id: &str, outage: &Ou
     .map(drop)
 }
 
-/// Dates some minutes. Returns how many; 0 if there are none.
+/// Dates a limited number of minutes. Returns their number; 0 if none is left.
 async fn date_minutes(work: &mut StoreChange, boot_id: &str, dating: Dating, now: i64) -> Result<u64, sqlx::Error> {
     let undated = in_change!(&mut *work, |db| sqlx::query_as::<_, TallyRow>(
         "SELECT began_us AS minute, monitor, count, lost, under_load, min_us, max_us, round_trips \

@@ -25,8 +25,8 @@ impl DwellTimes {
         self.sum_ns.fetch_add(dwell_ns.into(), Ordering::Relaxed);
     }
 
-    /// The number of probes in each bucket, in the order of [`DWELL_BOUNDS_US`], with longer ones last; and the sum of
-    /// all dwell times in nanoseconds.
+    /// The number of probes in each bucket, in the order of [`DWELL_BOUNDS_US`], with the bucket for longer times last;
+    /// and the sum of all dwell times in nanoseconds.
     pub fn read(&self) -> ([u64; BUCKETS], u64) {
         let buckets = std::array::from_fn(|at| self.buckets[at].load(Ordering::Relaxed));
         (buckets, self.sum_ns.load(Ordering::Relaxed))

@@ -15,12 +15,12 @@ pub fn reseal_reply(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
     ReplyPacket::open(bytes, keys).map(|reply| reply.seal(keys))
 }
 
-/// The probe of a monitor session in these bytes, sealed again.
+/// Like [`reseal_probe`], for a probe of a monitor session.
 pub fn reseal_monitor_probe(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
     ProbePacket::open_for_monitor(bytes, keys).map(|probe| probe.seal_for_monitor(keys))
 }
 
-/// The reply of a monitor session in these bytes, sealed again. Unknown flags are not kept.
+/// Like [`reseal_reply`], for a reply of a monitor session. Unknown flags are not kept.
 pub fn reseal_monitor_reply(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
     MonitorReply::open(bytes, keys).map(|reply| reply.seal(keys))
 }

@@ -15,7 +15,7 @@ pub(super) struct ProbeLedger {
     /// The highest sequence number that arrived.
     newest: Option<u32>,
     /// One bit per sequence number: whether it arrived. The position of the bit is the number modulo [`REMEMBERED`].
-    /// Valid up to `newest`.
+    /// Valid for the last [`REMEMBERED`] numbers up to `newest`.
     arrived: Box<[u64; WORDS]>,
     duplicates: u16,
 }
@@ -47,7 +47,7 @@ impl ProbeLedger {
                 }
             }
             newest => {
-                // Clears the bits of the skipped numbers, which still belong to much older ones.
+                // Clears the bits of the skipped numbers: each still holds the state of a much older number.
                 let first = newest.map_or(0, |newest| newest + 1).max(seq.saturating_sub(REMEMBERED - 1));
                 (first..seq).for_each(|skipped| self.set(skipped, false));
                 self.newest = Some(seq);

@@ -1,5 +1,5 @@
-//! The probes of a monitor session, both ends: the reflector's answers, with the flag of its load, and the appliance's
-//! socket.
+//! The probes of a monitor session, both ends: the reflector's answers, with a flag for load at the reflector, and the
+//! appliance's socket.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,15 +22,15 @@ use crate::session_control::SessionControl;
 use crate::udp_port::datagram::Mailbox;
 use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
-/// How long after a load phase probes still count as under load: its queues drain.
+/// For this long after the end of a load phase, probes still count as under load, because queues still drain.
 const LOAD_LINGERS: Duration = Duration::from_secs(2);
 /// The time between two probes at the highest rate.
 const PROBE_INTERVAL_NS: u64 = 1_000_000_000 / MAX_MONITOR_PROBES_PER_S as u64;
-/// Probes that may come at once, because the path can delay them.
+/// How many probes may arrive at once: the path can delay some of them, so that several arrive together.
 const PROBE_BURST: u64 = MAX_MONITOR_PROBES_PER_S as u64;
-/// The datagrams that are read from a socket in one call.
+/// The maximum number of datagrams that one call of [`MonitorSocket::answers`] reads.
 const MAX_READS_IN_A_ROW: usize = 64;
-/// The probes whose sending times are kept: those of more than 10 s at the highest rate.
+/// For how many of the latest probes the sending time is kept: for those of more than 10 s at the highest rate.
 const REMEMBERED_PROBES: usize = 64;
 
 /// Whether a load phase of any test runs at this reflector, or ended less than 2 s ago.
@@ -87,7 +87,7 @@ impl Drop for LoadGuard {
 /// Limits the probes of one session (a leaky bucket as a virtual schedule). Pure.
 #[derive(Debug, Default)]
 struct ProbeRate {
-    /// When the probes so far would have come at the highest rate.
+    /// When the next probe would be due if the admitted probes had arrived at exactly the highest rate.
     schedule_ns: u64,
 }
 
@@ -208,12 +208,12 @@ impl MonitorSocket {
             let arrival = match self.mailbox.receive(&self.socket) {
                 Ok(Some(arrival)) => arrival,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An ICMP error, which reading it clears.
+                // The read returned an ICMP error, and thereby cleared it.
                 Ok(None) | Err(_) => continue,
             };
             let bytes = self.mailbox.bytes.get(..arrival.len).unwrap_or_default();
             let Some(MonitorReply { reply, is_under_load }) = MonitorReply::open(bytes, &self.keys) else { continue };
-            // What the reply says about its probe is not trusted: its own record decides.
+            // The sending time in the reply is not trusted: it must equal the time that this end recorded.
             let Some((_, sent_ns)) = self.sent.iter().rev().find(|(seq, _)| *seq == reply.seq) else { continue };
             if *sent_ns != reply.sent_ns {
                 continue;

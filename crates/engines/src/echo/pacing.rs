@@ -85,7 +85,7 @@ impl ProbePacing {
             (PacingStep::Chosen, _) => return None,
             (PacingStep::First, true) => self.first_time(),
             (PacingStep::Trial, true) => self.first_time() + self.trial_time(),
-            // The rate has not settled: the first half of the phase is excluded.
+            // If the rate does not settle, the first half of the phase is excluded.
             (_, false) => self.span / 2,
         };
         Some(self.begun + after)

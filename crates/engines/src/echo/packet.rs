@@ -6,7 +6,7 @@ use paramedic_link::test_spec::Direction;
 
 use crate::udp_port::{DATAGRAM_LEN, VERSION};
 
-/// Bytes of a probe and of a reply, which is never longer than its probe.
+/// The length of a probe and of a reply, in bytes. A reply is as long as its probe, so that it never amplifies traffic.
 pub const LEN: usize = DATAGRAM_LEN;
 /// The number of sequence numbers in a reply's history.
 pub(super) const HISTORY: u32 = 256;
@@ -70,7 +70,7 @@ impl ProbePacket {
         self.seal_as(PROBE, keys)
     }
 
-    /// The sealed bytes of a probe of a monitor session.
+    /// Encodes and seals the probe as a probe of a monitor session.
     pub(super) fn seal_for_monitor(&self, keys: &SessionKeys) -> [u8; LEN] {
         self.seal_as(MONITOR_PROBE, keys)
     }
@@ -135,8 +135,8 @@ impl ReplyPacket {
     }
 }
 
-/// The reflector's reply to a probe of a monitor session. It has the layout of a [`ReplyPacket`], with the flags and 8 bits
-/// of the duplicates in the place of the 16 bits of the duplicates.
+/// The reflector's reply to a probe of a monitor session. It has the layout of a [`ReplyPacket`], but in place of the
+/// 16 bits of the duplicates it has 8 bits of flags and the lower 8 bits of the duplicates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MonitorReply {
     /// The reply; of its duplicates only the lower 8 bits are sent.
@@ -149,7 +149,7 @@ pub(super) struct MonitorReply {
 const UNDER_LOAD: u8 = 1;
 
 impl MonitorReply {
-    /// The sealed bytes.
+    /// Encodes and seals the reply.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
         let [_, duplicates] = self.reply.duplicates.to_be_bytes();
         let flags = if self.is_under_load { UNDER_LOAD } else { 0 };

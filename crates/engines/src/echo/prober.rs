@@ -201,13 +201,13 @@ impl ProberState {
         fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
         timer: &Timer,
     ) -> io::Result<()> {
-        // If the socket cannot be opened, the probes fall back, too.
+        // If the socket cannot be opened, the probes use the fallback, too.
         let over_udp = target.map_or(Ok(()), |(target, dscp)| {
             let socket = udp_socket(target, origin, dscp)?;
             self.over_udp(&socket, timer)
         });
         let is_decided = !matches!(*lock(&self.route), TransportChoice::Unknown);
-        // The fallback is for a path that carries no UDP.
+        // The fallback is for a path that carries no UDP, not for a host that refuses a thread.
         let is_refused = over_udp.as_ref().is_err_and(|error| ThreadLimitReached::of(error).is_some());
         if is_decided || is_refused || self.stage() != RUNNING || self.control.is_cancelled() {
             return over_udp;
@@ -275,7 +275,7 @@ impl ProberState {
 
     /// Begins the schedule, and publishes the transport.
     fn begin_schedule(&self, transport: EchoTransport) {
-        // Before the transport is published, because the interval may change after that.
+        // Set before the transport is published: from then on, the interval may change.
         *lock(&self.log) = ProbeRecords::new(self.clock.now_ns(), self.interval);
         self.decide(TransportChoice::Found(transport));
     }

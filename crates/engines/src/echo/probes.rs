@@ -71,7 +71,7 @@ const MAX_SLOTS: usize = 1 << 24;
 struct Slot {
     late_us: u32,
     turnaround_us: u32,
-    /// [`Probe::upload_us`] minus the first such value of the prober, which makes it small enough for 32 bits. Valid if
+    /// [`Probe::upload_us`] minus the first such value of the prober: a difference that fits in 32 bits. Valid if
     /// [`ONE_WAY`] is set.
     upload_us: i32,
     /// [`Probe::own_wait_us`] plus one; 0 if unknown.
@@ -135,7 +135,7 @@ pub(super) struct ProbeRecords {
     skipped: u64,
     /// Replies that arrived more than once.
     doubled_replies: u64,
-    /// Probes that arrived more than once, as reported by the reflector, whose counter wraps.
+    /// Probes that arrived more than once, as reported by the reflector. Its counter wraps, but this total does not.
     doubled_probes: u64,
     /// The first reply's receive time at the reflector minus the sending time, in nanoseconds. See
     /// [`Probe::upload_us`].
@@ -149,10 +149,10 @@ pub(super) struct ProbeRecords {
 pub(super) enum ReplyKind {
     /// The reply gives a valid round trip.
     RoundTrip(Duration),
-    /// The reply is the first one to its probe, but gives no round trip: it is late, or the probe was not part of the
+    /// The reply gives no round trip: it is the first reply to its probe but late, or its probe was not part of the
     /// schedule.
     Other,
-    /// The reply is repeated, or its probe was never sent.
+    /// The reply is repeated, or does not match a probe that was sent.
     Nothing,
 }
 
@@ -322,7 +322,7 @@ impl ProbeRecords {
         let sent_ns = self.due_ns(at);
         let Some(slot) = self.slot_mut(at).filter(|slot| slot.is(SENT)) else { return };
         let late_us = probe.sent_ns.checked_sub(sent_ns).map(|late_ns| saturated(late_ns / 1000));
-        // Both times have the resolution of their clocks.
+        // The departure time is converted from another clock, so it may be up to 1 ms before the sending time.
         let waited_us = left_ns.saturating_sub(probe.sent_ns) / 1000;
         let is_before = left_ns.saturating_add(1_000_000) < probe.sent_ns;
         if late_us == Some(slot.late_us) && !is_before && u128::from(waited_us) <= Probe::LATE_AFTER.as_micros() {
@@ -331,7 +331,8 @@ impl ProbeRecords {
     }
 
     fn enter_history(&mut self, reply: &ReplyPacket) {
-        // The counter wraps, but never moves by half of its range between two replies.
+        // The counter wraps. It never moves by half of its range between two replies, so a larger step means an older
+        // reply.
         let moved = reply.duplicates.wrapping_sub(self.doubled_probes as u16);
         if moved < 1 << 15 {
             self.doubled_probes += u64::from(moved);

@@ -8,7 +8,7 @@ use nix::sys::time::TimeVal;
 use paramedic_link::measurement::CpuUse;
 
 /// The payload bytes of one stream so far. It occupies two cache lines, because processors fetch lines in pairs. So the
-/// counters of two streams never share a line.
+/// counters of two streams never share a pair.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Counter(AtomicU64);

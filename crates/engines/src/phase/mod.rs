@@ -32,9 +32,9 @@ pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// The timeout for connecting the streams of a phase.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A stream that ends this much before its time means that the other end has failed. The two ends begin a phase at
-/// different times, but the difference is less than this margin, even if the start message was retransmitted or read
-/// late. In a phase shorter than this, the other end's missing tally shows the failure.
+/// If a stream ends this much before its time, the other end has failed. The two ends begin a phase at different times,
+/// but the difference is less than this margin, even if the start message was retransmitted or read late. In a phase
+/// shorter than this, the other end's missing tally shows the failure.
 pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 
 /// The reason of a phase that was cut short because its session ended.
@@ -54,7 +54,7 @@ pub struct PhaseContext<'a> {
     pub(crate) control: &'a SessionControl,
     /// When the phase began.
     pub begin: Instant,
-    /// When senders stop, unless the appliance ends the phase before.
+    /// When senders stop, unless the appliance ends the phase earlier.
     planned_end: Instant,
     has_failed: AtomicBool,
     /// The first failure. Later ones are its consequences.
@@ -98,7 +98,7 @@ impl<'a> PhaseContext<'a> {
         u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Returns an error if the other end closed a stream properly at `now`, but long before its time.
+    /// Returns an error if a stream that the other end properly closed at `now` ended long before its time.
     ///
     /// A direction that ends after a number of bytes has no such time. Neither has the reflector's end of an upload
     /// that the appliance may stop: its streams may end before the stop message arrives.

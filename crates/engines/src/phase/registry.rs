@@ -76,7 +76,8 @@ impl<T> StreamRegistry<T> {
             }
             state.ready.insert((phase, index), stream);
         }
-        // After our lock is released: a waiting thread acquires it while it holds the lock of the session control.
+        // Wakes only after the registry's lock is released: a waiting thread acquires that lock while it holds the lock
+        // of the session control.
         self.control.wake();
         Ok(())
     }

@@ -31,7 +31,7 @@ pub(crate) trait PhaseStream: Send {
     type Own: Default + Send;
     /// The names of the sending and of the receiving thread.
     const THREADS: [&'static str; 2];
-    /// How much later than the phase a sender may begin, and therefore end.
+    /// How much later than the phase a sender may begin. It may also end that much later.
     const LATEST_BEGIN: Duration;
 
     /// Creates the watcher's part of this stream. `is_sent`: whether this end sends.
@@ -62,8 +62,8 @@ pub(crate) trait PhaseStream: Send {
     }
 
     /// Called once per sample interval if this end sends. `is_silent`: whether the other end has been silent for too
-    /// long. A stream that waits for acknowledgements pauses until this is called with `false`; then the caller wakes
-    /// waiting threads.
+    /// long. If it has, a stream that waits for acknowledgements pauses until the next call with `false`, after which
+    /// the caller wakes waiting threads.
     fn pause(watched: &Self::Watched, is_silent: bool);
 
     /// Ends the stream at once, so that its thread returns.

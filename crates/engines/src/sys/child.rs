@@ -46,12 +46,12 @@ pub struct NotConfined {
 
 /// What failed, for each step between fork and exec, in order.
 const STEPS: [&str; 6] = [
-    "it can't be tied to the life of this program",
-    "it can't be kept from inheriting open descriptors",
-    "its capabilities can't be dropped",
-    "its resources can't be limited",
-    "its files can't be limited (Landlock, Linux 5.13 or newer)",
-    "its system calls can't be supervised (seccomp user notification, Linux 5.14 or newer)",
+    "the child cannot be tied to the life of this program",
+    "the child cannot be kept from inheriting open descriptors",
+    "the child's capabilities cannot be dropped",
+    "the child's resources cannot be limited",
+    "the child's files cannot be limited (Landlock, Linux 5.13 or newer)",
+    "the child's system calls cannot be supervised (seccomp user notification, Linux 5.14 or newer)",
 ];
 
 /// Held from before a fork until the exec. In between, the child has copies of all descriptors of this process.
@@ -72,7 +72,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     let parent = rustix::process::getpid();
     let tie = move || {
         tie_to(parent)?;
-        // Best effort: a program of the same user runs even if it inherits descriptors.
+        // Best effort: this child is not confined, so it may run even if it inherits descriptors.
         keep_descriptors().ok();
         Ok(())
     };
@@ -98,7 +98,8 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
         _ => {
             let asks = calls.install()?;
             send_descriptor(theirs, &asks)?;
-            // The exec closes it. Closing it here could be a supervised call, which gets no answer before the exec.
+            // The exec closes this descriptor. Closing it here could be a supervised call, which gets no answer before
+            // the exec.
             std::mem::forget(asks);
             Ok(())
         }
@@ -115,7 +116,7 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
     };
     command.process_group(0);
     // SAFETY: between fork and exec `confine` makes system calls and touches only its own memory. The few allocations
-    // and frees are sound after glibc's fork, which locks the allocator in order.
+    // and frees are sound, because glibc's fork leaves the allocator usable in the child.
     unsafe { command.pre_exec(confine) };
     let spawned = {
         let _starting = being_started();
@@ -131,7 +132,7 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
             match (fd, limited) {
                 (Some(fd), Ok(())) => Ok((child, Supervisor::new(fd))),
                 (fd, limited) => {
-                    // It must not run without a supervisor or limits.
+                    // The child must not run without a supervisor or limits.
                     child.kill().ok();
                     child.wait().ok();
                     Err(limited.err().filter(|_| fd.is_some()).unwrap_or_else(|| io::ErrorKind::InvalidData.into()))
@@ -142,7 +143,7 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
             Some(step) => Err(io::Error::new(io::ErrorKind::Unsupported, NotConfined { step, source })),
             None => Err(thread_limit::explained(source)),
         },
-        // Confined, but the program could not be started.
+        // The child was confined, but its program could not be started.
         (Err(source), Some(_)) => Err(source),
     }
 }

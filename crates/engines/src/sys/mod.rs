@@ -156,8 +156,8 @@ pub(crate) fn limit_arenas(most: u16) -> bool {
     }
 }
 
-/// Gives freed blocks from `bytes` on back to the system at once, whatever was freed before (mallopt(3),
-/// `M_MMAP_THRESHOLD`). `false` if the allocator has no such threshold.
+/// Makes the allocator give each freed block of at least `bytes` bytes back to the system at once, whatever was freed
+/// before (mallopt(3), `M_MMAP_THRESHOLD`). `false` if the allocator has no such threshold.
 pub(crate) fn fix_mmap_threshold(bytes: u32) -> bool {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes two integers and touches no memory of ours.

@@ -60,8 +60,8 @@ pub enum Value {
     OwnPid,
 }
 
-/// A rule for one system call. If all arguments match, the action is `then`. If not, it is `otherwise`, or the
-/// following rules apply if that is `None`.
+/// A rule for one system call. If all arguments match, the action is `then`. If not, the action is `otherwise`; if that
+/// is `None`, the following rules apply.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// The number of the system call.
@@ -83,8 +83,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A filter of these rules. The first match applies. All other calls fail with `ENOSYS`, which libraries already
-    /// handle, because an older kernel returns it for a newer call.
+    /// A filter of these rules. The first match applies. Calls that no rule matches fail with `ENOSYS`, which libraries
+    /// already handle, because an older kernel returns it for a newer call.
     pub fn new(rules: &[Rule]) -> io::Result<Self> {
         let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let mut filter = Self { program: Vec::new(), own_pid_at: Vec::new() };
@@ -117,8 +117,8 @@ impl Filter {
                     0
                 }
             };
-            // Jumps over the remaining arguments and the first verdict, to the second verdict or the next rule. Fits,
-            // because `rest` did.
+            // Jumps over the remaining arguments and the first verdict, to the second verdict or the next rule. This
+            // distance fits in 8 bits, because `rest` did.
             self.jump_if_equal(number, 0, (left * 3 + 1) as u8);
         }
         self.give(return_value(rule.then));

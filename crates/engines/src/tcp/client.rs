@@ -67,8 +67,8 @@ impl EngineClient for TcpClient {
                         ready::admit(&self.streams, &self.control, phase, index, metered);
                     }
                     Err(error) => {
-                        // A refusal costs no time: the others are tried to learn whether all are refused. Otherwise the
-                        // other threads stop after their current dial.
+                        // A refusal costs no time, so while no stream is open, the remaining streams are tried, too, to
+                        // learn whether all are refused. Otherwise all threads stop after their current dial.
                         if !is_refusal(&error) || self.opened(phase) > 0 {
                             next.store(streams, Ordering::Relaxed);
                         }
@@ -100,7 +100,7 @@ impl EngineClient for TcpClient {
 
     fn acknowledged(&self, phase: u8) -> u16 {
         self.streams.count(phase, |ready| {
-            // A kernel that does not count is taken at the handshake's word.
+            // If the kernel does not count acknowledged bytes, every open stream counts.
             let counts = socket::counts(ready.stream.inner().socket());
             counts.is_none_or(|(acknowledged, _)| acknowledged >= Preamble::LEN as u64)
         })

@@ -83,7 +83,7 @@ fn with_window(mut tally: PhaseTally, options: &SocketOptions) -> PhaseTally {
     tally
 }
 
-/// The options of this test's sockets. Fails if the kernel would refuse them.
+/// The options of this test's sockets. Fails if the kernel would refuse the requested congestion control.
 fn socket_options(spec: &TestSpec) -> io::Result<SocketOptions> {
     if let Some(name) = &spec.congestion_control {
         socket::check_congestion_control(name)?;

@@ -45,7 +45,7 @@ pub(super) fn receive(stream: &mut MeteredStream, run: &TcpRun<'_>, received: &m
                 stream.charge_and_wait(total).map_err(io::Error::other)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // The kernel or sandbox does not support it.
+            // The kernel or a sandbox does not support discarding in the kernel.
             Err(e)
                 if in_kernel
                     && context.ask.data_path == DataPathWish::Auto

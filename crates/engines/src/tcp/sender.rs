@@ -21,7 +21,7 @@ use crate::sys::splice::PagePipe;
 const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The capacity of the pipe for zero-copy sends. The more bytes one call moves, the less a byte costs. The pipes of one
-/// user may hold 64 MiB in total (pipe(7)), which suffices for the most streams of a session.
+/// user may hold 64 MiB in total (pipe(7)), which suffices for the maximum number of streams of a session.
 const PIPE_CAPACITY: usize = 4 * CHUNK;
 
 /// How a stream's bytes are written to its socket.
@@ -127,7 +127,7 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
                 stream.charge_and_wait(total).map_err(io::Error::other)?;
             }
             Err(e) if is_transient(&e) => {}
-            // The kernel or sandbox does not support it; no byte has left the pipe.
+            // The kernel or a sandbox does not support zero-copy sends; no byte has left the pipe.
             Err(e) if wish == DataPathWish::Auto && matches!(method, SendMethod::Splice(_)) && is_unsupported(&e) => {
                 method = SendMethod::Write;
                 *path = Some(method.name(stream.inner()));
@@ -149,7 +149,8 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
     loop {
         match stream.inner().socket().read(&mut rest) {
             Ok(0) => return Ok(()),
-            // A receiver sends only the alerts and key updates of TLS. Bytes in this direction are not charged.
+            // A receiver sends only the alerts and key updates of TLS. More is refused, because bytes in this direction
+            // are not charged.
             Ok(came) => {
                 unexpected += came;
                 if unexpected > stream.inner().max_answer() {

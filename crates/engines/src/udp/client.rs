@@ -78,7 +78,7 @@ impl UdpClient {
         while let Some(len) = socket::take_waiting(&candidate.stream.socket, &mut bytes) {
             let signal = bytes.get(..len).and_then(|bytes| Signal::open(bytes, Direction::Download, &self.keys));
             let Some(signal) = signal.filter(|signal| signal.stream_id == candidate.stream.stream_id) else {
-                // A socket that was shut down returns its end forever.
+                // A socket that was shut down returns 0 bytes at every read.
                 if self.control.is_cancelled() {
                     return;
                 }

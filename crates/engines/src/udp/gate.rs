@@ -74,7 +74,8 @@ impl Gate {
         }
         let token = self.token(stream_id, arrived.from);
         match signal.word {
-            // The seal is the session's own, so the token is that of another address: the source was rewritten.
+            // The signal has the session's seal, but the token was sent to another address: the source was rewritten on
+            // the way.
             Word::Answer(answer) if !bool::from(answer.ct_eq(&token)) => {
                 arrived.counts.came_from_elsewhere();
                 Err(Refusal::WrongSource)
@@ -91,7 +92,7 @@ impl Gate {
             }
             _ => {
                 *newest = Some(signal.number);
-                // A NAT may forget the stream once and give it another port: the new one gets the challenge.
+                // A NAT may forget the stream and give it another port. Then the new port gets the challenge.
                 if stream.from.replace(arrived.from).is_some_and(|before| before != arrived.from) {
                     arrived.counts.came_from_elsewhere();
                 }

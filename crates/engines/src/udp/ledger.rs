@@ -18,7 +18,7 @@ pub(super) struct Counts {
     pub(super) settled: u64,
     /// One more than the highest received sequence number; 0 before the first.
     pub(super) through: u64,
-    /// Datagrams that arrived again, or so late that this is unknown.
+    /// Datagrams that arrived again, or so late that the ledger no longer knows whether they are new.
     pub(super) duplicates: u64,
     /// Datagrams that arrived after one with a higher number (RFC 4737, section 3.3).
     pub(super) out_of_order: u64,
@@ -85,7 +85,7 @@ impl DatagramLedger {
                 (self.counts.settled, self.counts.settled_at_ns) = (0, None);
             }
         } else if self.counts.through - seq > WINDOW || self.has(seq) {
-            // A datagram below the window may be a duplicate: it stays lost.
+            // A datagram below the window may be a duplicate and counts as one. If it is new, it stays counted as lost.
             self.counts.duplicates += 1;
             return false;
         } else {

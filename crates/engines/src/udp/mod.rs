@@ -32,8 +32,8 @@ const DEFAULT_PAYLOAD: usize = 1400;
 const DEFAULT_LOSS_PPM: u32 = 10_000;
 /// How often a receiver sends feedback.
 const FEEDBACK_INTERVAL: Duration = Duration::from_millis(50);
-/// A sender that has received no feedback for this time pauses until feedback arrives. A send that began before may take
-/// 100 ms, so none is later than 0.7 s.
+/// A sender that has received no feedback for this time pauses until feedback arrives. A send that began before the
+/// pause may take 100 ms, so no datagram is sent later than 0.7 s after the last feedback.
 const PAUSE_AFTER: Duration = Duration::from_millis(590);
 
 /// The engine that sends datagrams.
@@ -45,7 +45,7 @@ impl Engine for Udp {
     }
 
     fn about(&self) -> &'static str {
-        "datagrams at a given rate (-b), or at the highest with little loss (-b 0)"
+        "datagrams at a given rate (-b), or at the highest rate with little loss (-b 0)"
     }
 
     fn loads(&self) -> bool {

@@ -38,8 +38,8 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> 
     }
 }
 
-/// Receives until the sender's last signal and all datagrams that it counts have arrived. `run.counter` and `counted`
-/// include what arrived before a failure.
+/// Receives until the sender's last signal and all datagrams that it counts have arrived, or until [`REORDER_NS`] after
+/// that signal. `run.counter` and `counted` include what arrived before a failure.
 pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut StreamCounts) -> io::Result<()> {
     let ReadyStream { socket, stream_id, keys, .. } = stream;
     let (context, stream_id, direction) = (run.context, *stream_id, run.direction);
@@ -50,7 +50,7 @@ pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut Stre
     socket.set_read_timeout(Some(CHECK_INTERVAL))?;
     let every_ns = nanos(FEEDBACK_INTERVAL);
     let (mut number, mut next_ns) = (0, 0);
-    // The number of all datagrams, and when it arrived.
+    // The number of all datagrams, from the sender's last signal, and when that signal arrived.
     let mut last: Option<(u64, u64)> = None;
     loop {
         let now_ns = context.now_ns();
@@ -78,10 +78,10 @@ pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut Stre
             return Ok(());
         }
         let (came, each) = match receives.receive(socket) {
-            // A socket that was shut down returns nothing at once.
+            // A socket that was shut down returns 0 bytes at once.
             Ok(([], _)) => continue,
             Ok(came) => came,
-            // Nothing yet, or the error of an earlier send, which reading it clears.
+            // Nothing arrived in time, or the read returned the error of an earlier send, and thereby cleared it.
             Err(_) => continue,
         };
         let now_ns = context.now_ns();

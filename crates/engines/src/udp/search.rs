@@ -25,8 +25,8 @@ const FULL_QUEUE_US: u32 = 8_000;
 const FULL_QUEUE_FEEDBACKS: u32 = 2;
 /// A queueing delay below this means that the queue is empty.
 const EMPTY_US: u32 = 2_000;
-/// The queue should drain in about this time. While it drains, the rate is the share [`DRAINING`] of the rate that the
-/// path carries.
+/// The queue should drain in about this time. While it drains, the rate is a share, within [`DRAINING`], of the rate
+/// that the path carries.
 const DRAIN_US: f64 = 200_000.0;
 const DRAINING: std::ops::RangeInclusive<f64> = 0.5..=0.9;
 /// Probing begins at this share of the rate that the path carried.
@@ -159,8 +159,8 @@ impl Search {
         }
         self.sum_up(&feedback);
         if let SearchState::Draining { then_bps } = self.state {
-            // Datagrams that were queued before say nothing about this rate. A queue that never drains belongs to the
-            // path.
+            // Waits until datagrams of this rate arrive and the queue is empty. A queue that does not drain in time
+            // belongs to the path.
             let long = now_ns.saturating_sub(self.changed_ns) > FEEDBACK_TIMEOUT_NS;
             if feedback.through >= self.mark && feedback.queue_us < EMPTY_US || long {
                 self.state = SearchState::Probing;
@@ -209,7 +209,7 @@ impl Search {
         if interval.lost > allowed + 1.5 * allowed.sqrt() + 1.0 {
             return self.full(interval, queue_us, sent, now_ns);
         }
-        // The interval's ends may differ by two datagrams.
+        // The bounds of the interval may shift the count by two datagrams.
         let is_behind = interval.expected + 2.0 < SENDER_LIMIT * self.rate_bps / self.bits * interval.seconds;
         self.behind = if is_behind { self.behind + 1 } else { 0 };
         if is_behind {
@@ -252,7 +252,7 @@ impl Search {
         self.change(next, sent, now_ns);
     }
 
-    /// Handles a full path: what was received is the rate that it carries.
+    /// Handles a full path: the received rate is the rate that the path carries.
     fn full(&mut self, interval: &RateInterval, queue_us: u32, sent: u64, now_ns: u64) {
         let carried = interval.received_bps.min(self.rate_bps);
         self.clean = 0;
@@ -262,7 +262,7 @@ impl Search {
         let sudden = self.state == SearchState::Probing && carried < MUCH_LESS * self.clean_bps;
         self.regain_bps = match self.regain_bps {
             _ if is_over_bound => None,
-            // Full again before the rate was regained: next time half of the way.
+            // The path was full again before the rate was regained: next time, the search returns only half of the way.
             Some(regain_bps) => Some((regain_bps + carried) / 2.0).filter(|half| carried < MUCH_LESS * half),
             None => sudden.then_some(self.clean_bps),
         };
@@ -278,7 +278,7 @@ impl Search {
             (self.settled_from, self.settled_since) = (sent, None);
             (self.expected, self.lost, self.judged) = (0.0, 0.0, 0);
         }
-        // Later rounds may find a lower rate.
+        // Keeps the highest rate, because later rounds may find a lower one.
         self.settled_bps = Some(self.settled_bps.map_or(rate_bps, |settled| settled.max(rate_bps)));
     }
 

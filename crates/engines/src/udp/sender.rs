@@ -27,9 +27,9 @@ const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// One send holds at most the bytes of this time at the current rate, because a longer burst could overflow a small
 /// queue.
 const MAX_BURST: Duration = Duration::from_micros(500);
-/// If the sender is late by more than this, it does not catch up with the excess.
+/// The longest delay that a late sender makes up for. It does not make up for the rest of a longer delay.
 const MAX_CATCH_UP: Duration = Duration::from_millis(20);
-/// Like [`MAX_CATCH_UP`], during a search. There faster sending could look like a full path.
+/// Like [`MAX_CATCH_UP`], but during a search, in which a burst could look like a full path.
 const MAX_SEARCH_CATCH_UP: Duration = Duration::from_millis(1);
 /// How often a waiting sender checks whether its phase is over.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -163,7 +163,7 @@ fn react(feedback: Feedback, pace: &mut Pace, size: Option<&mut PayloadSize>, ne
 pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpReport) -> io::Result<()> {
     let ReadyStream { socket, stream_id, keys, .. } = stream;
     let (context, stream_id, direction) = (run.context, *stream_id, run.direction);
-    // The latest possible end.
+    // The latest possible end, until the first feedback has arrived.
     report.until = context.until() + FEEDBACK_TIMEOUT;
     let sent = &mut report.own.sent;
     sent.payload = socket::payload(socket, context.ask)?;
@@ -268,7 +268,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
                         outgoing = Outgoing::new(socket, payload, &seal);
                     }
                     None if room < payload => return Err(socket::mtu_decreased(socket, payload)),
-                    // The report of an earlier, larger datagram.
+                    // The error belongs to an earlier, larger datagram.
                     None => due_ns = now_ns as f64 + 1e6,
                 }
             }
@@ -281,7 +281,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
     sent.settled = settled_from.filter(|_| is_searched).map(|from| sent.datagrams - from);
     let last = confirm_end(&mut reader, direction, sent.datagrams)?;
     if let Some(size) = size {
-        // What arrived in the end has not vanished.
+        // Datagrams that the receiver has counted by the end have not vanished.
         let missing = sent.datagrams - last.map_or(0, |last| last.received).min(sent.datagrams);
         sent.vanished = size.vanished().min(missing);
         sent.is_black_hole = size.is_black_hole();

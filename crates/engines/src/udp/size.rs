@@ -72,7 +72,8 @@ impl PayloadSize {
             }
             SizeState::Reduced { .. } if feedback.received == 0 => None,
             SizeState::Reduced { from } => {
-                // Datagrams arrive in about the order of their numbers. If larger ones do, they were only slow.
+                // Datagrams arrive in about the order of their numbers. If some of the larger ones have arrived, the
+                // larger ones were only slow.
                 let is_slow = feedback.through <= from || feedback.received > feedback.through - from;
                 self.state = SizeState::Proven { vanished: if is_slow { 0 } else { from } };
                 if !is_slow || self.payload == self.largest {

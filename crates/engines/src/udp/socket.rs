@@ -18,8 +18,8 @@ use super::DEFAULT_PAYLOAD;
 use super::packet::{self, LARGEST};
 use crate::socket::mark;
 
-/// The default receive buffers of all streams together, in bytes. [`MIN_RECEIVE_BUFFER`] is the least for one stream. A
-/// burst that exceeds the buffer is lost.
+/// The default size of all streams' receive buffers together, in bytes. [`MIN_RECEIVE_BUFFER`] is the smallest buffer
+/// of one stream. A burst that exceeds the buffer is lost.
 const RECEIVE_BUFFERS: usize = 32 << 20;
 const MIN_RECEIVE_BUFFER: usize = 1 << 20;
 /// The maximum number of datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
@@ -118,8 +118,8 @@ impl BatchSender {
         self.most
     }
 
-    /// Sends `datagrams`, which must be a whole number of them and not empty, or the first of them if the kernel cannot
-    /// send many at once. Returns how many were sent. Datagrams that the kernel drops count as sent.
+    /// Sends `datagrams`, which must be one or more whole datagrams. If the kernel cannot send many at once, sends only
+    /// the first. Returns how many were sent. Datagrams that the kernel drops count as sent.
     pub(super) fn send(&mut self, socket: &UdpSocket, datagrams: &[u8]) -> io::Result<usize> {
         let count = datagrams.len() / self.payload;
         if count > 1 && self.most > 1 {

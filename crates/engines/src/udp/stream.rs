@@ -44,7 +44,7 @@ impl PhaseStream for ReadyStream {
         false
     }
 
-    /// Nothing to do: the sender's thread pauses itself, and sooner, when its own receiver is silent.
+    /// Nothing to do: the sender's thread pauses by itself, and sooner, when the receiver of its stream is silent.
     fn pause(_socket: &UdpSocket, _is_silent: bool) {}
 
     fn abort(socket: &UdpSocket) {

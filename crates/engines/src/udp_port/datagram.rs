@@ -88,7 +88,7 @@ impl Mailbox {
         });
         let len = message.bytes;
         let left_ns = stamp.and_then(|stamp| self.stamps.convert(nanoseconds(stamp), ClockPair::read()));
-        // The report contains the whole packet.
+        // The report contains the packet with its headers; the datagram is its end.
         let sent = bytes.get(..len).and_then(<[u8]>::last_chunk::<DATAGRAM_LEN>);
         Ok(sent.copied().zip(left_ns))
     }

@@ -1,5 +1,6 @@
-//! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims and passes
-//! it to the handler of its kind. Other datagrams get no answer. Uses a socket, and a thread that reads it.
+//! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims, and passes
+//! the datagram to the session's handler for its kind. Other datagrams get no answer. Uses a socket, and a thread that
+//! reads it.
 
 pub(crate) mod datagram;
 mod stamps;
@@ -33,7 +34,7 @@ pub(crate) const VERSION: u8 = 1;
 const SOCKET_BUFFER: usize = 1024 * 1024;
 /// The maximum number of datagrams that the thread reads before it checks whether it must end.
 const MAX_READS_IN_A_ROW: usize = 64;
-/// The maximum number of datagrams of other senders that a new socket may hold, because they arrived before it was
+/// The maximum number of datagrams that are read from a new socket because they may have arrived before it was
 /// connected.
 const MAX_STRAYS: usize = 4096;
 
@@ -105,7 +106,7 @@ pub enum Refusal {
     Forged,
     /// The datagram arrived before, or is too old to be remembered.
     Replayed,
-    /// Its session sends more than it may.
+    /// The datagram's session sends more than it may.
     TooFast,
 }
 
@@ -157,7 +158,8 @@ impl UdpPort {
     pub fn spawn(socket: UdpSocket) -> io::Result<Arc<Self>> {
         // Best effort: a burst that exceeds the buffer looks like packet loss.
         SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER).ok();
-        // Set after the bind, which had to be exclusive: sockets of this process may share the port (see `PortHandle`).
+        // Set only after the bind, so that the bind was exclusive. From now on, sockets of this process may share the
+        // port (see `PortHandle`).
         SockRef::from(&socket).set_reuse_port(true)?;
         let local = socket.local_addr()?;
         let mut mailbox = Mailbox::of(&socket)?;
@@ -350,7 +352,7 @@ impl PortHandle {
         let mut mailbox = Mailbox::unbound(&socket, peer.is_ipv6())?;
         SockRef::from(&socket).bind(&local.into())?;
         socket.connect(peer)?;
-        // Until it was connected, the kernel may have delivered datagrams of other senders to it.
+        // Until the socket was connected, the kernel may have delivered datagrams of other senders to it.
         for _ in 0..MAX_STRAYS {
             match mailbox.receive(&socket) {
                 Ok(Some(arrival)) if arrival.from != peer => {
@@ -358,7 +360,7 @@ impl PortHandle {
                     self.shared.take(&port, bytes, &arrival);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                // A datagram of the peer, which will repeat it; or an old error, which reading it clears.
+                // A datagram of the peer, which will repeat it; or an earlier error, which this read has cleared.
                 Ok(_) | Err(_) => {}
             }
         }

@@ -30,7 +30,7 @@ impl ClockPair {
             if closest.apart_ns <= CLOSE_NS {
                 break;
             }
-            // This thread was not running in between.
+            // The readings are far apart: this thread was not running in between.
             let again = Self::read_once();
             if again.apart_ns < closest.apart_ns {
                 closest = again;

@@ -56,7 +56,7 @@ fn settings_of<G: FlagGroup>() -> impl Iterator<Item = (&'static Setting<G::Conf
 
 impl<G: FlagGroup> FromArgMatches for Flags<G> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        // Only those of the group: a subcommand may define a different flag with the name of a setting.
+        // Reads only the flags of the group: a subcommand may define a different flag with the name of a setting.
         let values = settings_of::<G>().filter_map(|(setting, flag)| {
             let values = matches.try_get_many::<String>(setting.name).ok()??;
             Some((setting.name, (values.cloned().collect(), format!("--{flag}"))))

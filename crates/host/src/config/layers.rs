@@ -146,7 +146,7 @@ enum IfUnreadable {
 }
 
 impl FileLayer {
-    /// What happens if the file of this layer cannot be opened with an error of this `kind`.
+    /// What happens if opening the file of this layer fails with an error of this `kind`.
     ///
     /// The host's file and the user's file need not exist. If the program may not read the user's file (`sudo -u`, a
     /// service without a home), it ignores the file with a warning. The host's file may hold limits, and a named file

@@ -97,7 +97,7 @@ impl Origins {
         self.of(setting) == ValueOrigin::Default
     }
 
-    /// Whether a flag, a variable of the setting or a file has set it.
+    /// Whether a flag, the variable of the setting or a file has set the setting.
     pub fn is_chosen(&self, setting: &str) -> bool {
         !matches!(self.of(setting), ValueOrigin::Default | ValueOrigin::Place(_))
     }
@@ -122,7 +122,7 @@ pub struct Loaded<C> {
     pub origins: Origins,
     /// The files that were read, the one with the highest precedence first.
     pub files: Vec<PathBuf>,
-    /// Warnings for the user although the configuration is valid; texts without a prefix.
+    /// Warnings for the user about a valid configuration. The texts do not begin with `warning:`.
     pub warnings: Vec<String>,
 }
 

@@ -5,7 +5,7 @@ use super::{ConfigError, Configuration, Environment};
 
 /// The setting whose name is most similar to a mistyped key; `None` if no name is similar.
 pub(super) fn nearest<C: Configuration>(key: &str) -> Option<&'static str> {
-    // The variable's name and the flag's are mistakes, too.
+    // The mistyped key may also be the name of the setting's variable or flag.
     let key = key.to_lowercase().replace('-', "_");
     let prefix = format!("{}_", C::PROGRAM);
     let key = key.strip_prefix(&prefix).unwrap_or(&key);
@@ -43,7 +43,7 @@ pub(super) fn check_variables<C: Configuration>(variables: &[String], env: Envir
 /// <https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>
 fn is_service_link(name: &str, value: &str) -> bool {
     let has_word = |word: &str| name == word || name.ends_with(&format!("_{word}"));
-    // The name of a port follows.
+    // The words are followed by the name of a port, as in `SERVICE_PORT_HTTP`.
     let has_words = |words: &str| name.starts_with(&format!("{words}_")) || name.contains(&format!("_{words}_"));
     if has_word("SERVICE_HOST") || has_word("SERVICE_PORT") || has_words("SERVICE_PORT") {
         return true;

@@ -66,7 +66,7 @@ fn ciphers() -> Processor {
     named([("aes", has!("aes")), ("pmull", has!("pmull")), ("sha3", has!("sha3"))])
 }
 
-/// Nothing: the instructions of other architectures are not detected.
+/// Returns no instructions: those of other architectures are not detected.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn ciphers() -> Processor {
     Processor::default()

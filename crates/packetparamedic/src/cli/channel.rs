@@ -1,4 +1,4 @@
-//! `channel`: where the messages of alerts go: list, add, remove, enable, disable, test; and what was sent.
+//! `channel`: lists, adds, removes, enables, disables and tests the channels of alert messages; lists the messages.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -29,29 +29,29 @@ pub(super) enum Command {
     /// Add a channel; secrets are read from files, or from stdin if the file is -
     #[command(subcommand)]
     Add(Box<NewCommand>),
-    /// Remove a channel; the messages that are due to it are given up
+    /// Remove a channel and discard its undelivered messages
     Remove {
         /// Its name
         name: String,
     },
-    /// Let a channel get messages again
+    /// Enable a channel again
     Enable {
         /// Its name
         name: String,
     },
-    /// Keep a channel from getting messages; those that are due to it are given up
+    /// Disable a channel and discard its undelivered messages
     Disable {
         /// Its name
         name: String,
     },
-    /// Send a test message now; exit code 1 if it is not taken
+    /// Send a test message now; exit code 1 if it is not delivered
     Test {
         /// Its name
         name: String,
     },
-    /// List the latest messages, and what became of them
+    /// List the latest messages and whether they were delivered
     Messages {
-        /// At most this many
+        /// List at most this many
         #[arg(short = 'n', long, default_value_t = 20)]
         limit: u32,
     },
@@ -66,7 +66,7 @@ pub(super) enum NewCommand {
         /// The URL; other users of this host can see it in the list of processes
         #[arg(long, required_unless_present = "url_file", conflicts_with = "url_file")]
         url: Option<String>,
-        /// The file of a URL that has a secret in it
+        /// Read the URL from this file, for a URL that contains a secret
         #[arg(long, value_name = "FILE")]
         url_file: Option<PathBuf>,
         /// The file of a token for the header Authorization: Bearer
@@ -77,7 +77,7 @@ pub(super) enum NewCommand {
     Ntfy {
         /// The name of the channel
         name: String,
-        /// The topic; at a public server, who knows it can read it
+        /// The topic; on a public server, every client that knows the topic can read its messages
         #[arg(long)]
         topic: String,
         /// The URL of the server [default: https://ntfy.sh]
@@ -89,11 +89,12 @@ pub(super) enum NewCommand {
     },
     /// Send each message as mail
     Smtp(Box<MailArgs>),
-    /// Run a program for each message, which is in variables of its environment (PACKETPARAMEDIC_TITLE, …_TEXT and others)
+    /// Run a program for each message; environment variables hold the message (PACKETPARAMEDIC_TITLE, …_TEXT and
+    /// others)
     Command {
         /// The name of the channel
         name: String,
-        /// The absolute path of the program, which only root can change
+        /// The absolute path of the program; only root may be able to change that file
         program: String,
         /// Arguments of the program
         #[arg(last = true)]
@@ -114,7 +115,7 @@ pub(super) struct MailArgs {
     /// Encryption: starttls (the server must offer it), tls (from the first byte), or none (no password is allowed then)
     #[arg(long, value_name = "starttls|tls|none", value_parser = security, default_value = "starttls")]
     security: MailSecurity,
-    /// The user
+    /// The user at the submission server
     #[arg(long, requires = "password_file")]
     user: Option<String>,
     /// The file of the password
@@ -159,7 +160,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     }
 }
 
-/// The channel that the flags describe, with the secrets of its files.
+/// The channel that the flags describe. Reads secrets from the files that the flags name.
 fn new_channel(new: NewCommand) -> Result<NewChannel, CommandFailure> {
     let (name, destination) = match new {
         NewCommand::Webhook { name, url, url_file, token_file } => {
@@ -265,7 +266,8 @@ async fn test(name: &str, json: bool, context: &Context) -> Result<ExitStatus, C
     };
     if let Some(reason) = &tested.reason {
         let what = format!("the test message was not delivered to {}", tested.channel);
-        let try_ = "correct the other end; to change the channel, remove it and add it again";
+        let try_ = "check the server or program that receives the messages; to change the channel, remove it and add \
+                    it again";
         return Err(CommandFailure::new(ExitStatus::Failed, "not_delivered", what, reason, try_));
     }
     if json {
@@ -302,7 +304,7 @@ async fn messages(limit: u32, json: bool, context: &Context) -> Result<ExitStatu
     Ok(ExitStatus::Done)
 }
 
-/// What became of a message.
+/// The channel and the outcome of a message, as text.
 fn described(delivery: &MessageDelivery) -> String {
     let outcome = match delivery.outcome {
         DeliveryOutcome::Due => "due",

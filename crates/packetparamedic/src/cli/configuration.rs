@@ -1,5 +1,5 @@
-//! `apply` and `export-config`: a file with the names of the reflectors, the schedules, the monitors, the plan, the channels
-//! and the rules. Its keys are the options of the command line.
+//! `apply` and `export-config`: a file with the names of the reflectors, the schedules, the monitors, the plan, the
+//! channels and the rules. Its keys are the options of the command line.
 
 mod file;
 mod options;
@@ -46,7 +46,7 @@ pub(super) async fn apply(args: ApplyArgs, context: &mut Context) -> Result<Exit
             service.post("/configuration", &request).await?
         }
         None => {
-            // A store of this user's own.
+            // The store is this user's own, so the file may also change command channels.
             let mode = ApplyMode { is_rehearsal: args.dry_run, may_change_commands: true };
             context.appliance()?.apply_configuration(configuration, mode).await?
         }

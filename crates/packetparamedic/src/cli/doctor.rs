@@ -93,7 +93,7 @@ async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Cont
     checks
 }
 
-/// The checks of one reflector: whether it answers with the paired key, and whether its version is the same.
+/// The checks of one reflector: its key, its version compared with this program's, the path to it, and UDP.
 async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
     let checked = match check(reflector, context).await {
         Ok(checked) => checked,

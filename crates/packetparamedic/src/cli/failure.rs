@@ -1,5 +1,5 @@
-//! Decides the text, the machine code and the exit code of each cause for which a command fails. No other file decides
-//! them.
+//! The failure of a command: its text, its machine code and its exit code. This module and those below it decide them
+//! for every error of the libraries; failures that no library reports are defined where they occur.
 
 mod address;
 mod channels;
@@ -162,17 +162,18 @@ impl From<&ApplianceError> for CommandFailure {
                 Self::new(Usage, "import_unusable", "cannot read the older store", error, try_)
             }
             E::IdentityInUse { .. } => {
-                let try_ = "pair again with the reflectors of the older store: packetparamedic pair-reflector";
-                Self::new(Usage, "identity_in_use", "the older identity is not taken over", error, try_)
+                let try_ = "keep this identity, and pair with the reflectors of the older store: run `packetparamedic \
+                            pair-reflector`";
+                Self::new(Usage, "identity_in_use", "the older identity is not imported", error, try_)
             }
             E::IdentityOverTcp => {
                 let try_ = "run `packetparamedic reflectors import` on the host of the service";
-                Self::new(Denied, "identity_over_tcp", "the older identity is not taken over", error, try_)
+                Self::new(Denied, "identity_over_tcp", "the older identity is not imported", error, try_)
             }
             E::InConfiguration { object, source } => {
                 let cause = Self::from(&**source);
                 let because = format!("{object}: {}", cause.because);
-                Self::new(cause.exit, cause.code, "the configuration is not possible", because, cause.try_.clone())
+                Self::new(cause.exit, cause.code, "the configuration is not applied", because, cause.try_.clone())
             }
             E::NoSuchProvider(wanted) => no_such("provider", wanted),
             E::NoSuchEngine(wanted) => no_such("engine", wanted),
@@ -182,10 +183,11 @@ impl From<&ApplianceError> for CommandFailure {
             }
             error @ E::ImportedKey => {
                 let try_ = "send the text of the file identity.key of the older store";
-                Self::new(Usage, "bad_request", "the pairings were not taken over", error.to_string(), try_)
+                Self::new(Usage, "bad_request", "the pairings were not imported", error.to_string(), try_)
             }
             E::Origin(source) => {
-                let try_ = "run `ip address` to list the addresses of this device";
+                let try_ = "list the addresses and interfaces of this device with `ip address`, and name one with -B \
+                            or --interface";
                 Self::new(Usage, "bad_request", "cannot send from this address or interface", source, try_)
             }
             E::EngineUnavailable { engine, lacking: Unavailable { because, hint: try_ } } => {
@@ -209,7 +211,7 @@ impl From<&ApplianceError> for CommandFailure {
                 "busy_here",
                 "another test of this device was running when the reflector granted this one",
                 "two tests at once would disturb each other, so the session was given back",
-                "run it again when the other test has ended",
+                "run the test again when the other test has ended",
             ),
             E::Interrupted => Self::new(
                 Interrupted,
@@ -257,7 +259,7 @@ impl From<&ApplianceError> for CommandFailure {
                 Denied,
                 "not_paired",
                 format!("the reflector at {target} is not paired with this device"),
-                format!("its key is {presented}, which is not paired with this device"),
+                format!("no pairing has its key {presented}"),
                 "run `reflector pair` there, then `packetparamedic pair-reflector` here",
             ),
             E::TlsSetup(reason) => Self::new(Failed, "tls", "cannot set up TLS", reason, REPORT_IT),
@@ -272,7 +274,7 @@ impl From<&ApplianceError> for CommandFailure {
                 "no_probes",
                 "cannot measure latency",
                 source,
-                "neither UDP nor a second TCP connection reaches the reflector; check the firewalls in between",
+                "let UDP, or a second TCP connection, through the firewalls on the path to the reflector",
             ),
             E::PhaseNotStarted { reason } => Self::new(
                 Failed,
@@ -318,7 +320,7 @@ impl From<&ApplianceError> for CommandFailure {
             E::Channel(source) => channels::not_accepted(source),
             E::Rule(source) => rules::not_accepted(source),
             E::Plan(_) => {
-                let try_ = "packetparamedic plan set --download 250M --upload 40M";
+                let try_ = "run `packetparamedic plan set --download 250M --upload 40M`";
                 Self::new(Usage, "bad_plan", "the plan is not accepted", error, try_)
             }
             E::ScheduleDisabled { .. } | E::ScheduleRuns { .. } | E::ServiceRuns { .. } => schedules::refused(error),
@@ -328,7 +330,7 @@ impl From<&ApplianceError> for CommandFailure {
                 "bad_request",
                 "the token is not added",
                 error,
-                "choose such a name, as in --name grafana",
+                "choose a valid name, such as --name grafana",
             ),
             E::NoSuchSetupLink => Self::new(
                 Denied,
@@ -337,8 +339,9 @@ impl From<&ApplianceError> for CommandFailure {
                 error,
                 "run `packetparamedic token setup` for a new one",
             ),
-            E::PasswordLength { .. } => {
-                Self::new(Usage, "bad_request", "the password is not set", error, "choose such a password")
+            E::PasswordLength { shortest, longest } => {
+                let try_ = format!("choose a password of {shortest} to {longest} characters");
+                Self::new(Usage, "bad_request", "the password is not set", error, try_)
             }
             E::BrokeOff(reason) => Self::new(Failed, "internal", "the test ended without a result", reason, REPORT_IT),
         }
@@ -499,7 +502,8 @@ mod tests {
             ("no such run", S::NoSuchRun { wanted: wanted() }.into()),
             ("ambiguous run", S::AmbiguousRun { wanted: wanted() }.into()),
             ("unreadable result", S::Document { source: no_json }.into()),
-            ("database: other", S::Sql { doing: saving, source: sqlx::Error::PoolClosed }.into()),
+            ("database: other", S::Sql { doing: saving, place: place(), source: sqlx::Error::PoolClosed }.into()),
+            ("server: other", S::Sql { doing: saving, place: on_server(), source: sqlx::Error::PoolClosed }.into()),
             ("no more threads", E::ThreadLimit(ThreadLimitReached { limit: Some(ThreadLimit::User(25)) })),
             ("device busy", E::DeviceBusy),
             ("state folder", E::TestFolder { folder: "/state".into(), source: other() }),
@@ -643,6 +647,7 @@ mod tests {
             ("command channel by TCP", E::Channel(ChannelError::CommandRefused)),
             ("rule exists", S::RuleExists { name: wanted() }.into()),
             ("no such rule", S::NoSuchRule { wanted: wanted() }.into()),
+            ("rule with the name of a route", E::Rule(RuleError::Reserved)),
             ("rule for a channel that is not there", E::Rule(RuleError::NoSuchChannel("phone".to_owned()))),
             ("monitor without a target", E::Monitor(MonitorError::Target("router".to_owned()))),
             ("plan without a rate", E::Plan(PlanError::Zero { direction: Direction::Upload })),

@@ -22,7 +22,7 @@ use super::values::days;
 use crate::web::client::{LineReader, ServiceClient};
 use crate::web::results::{DeletionRequest, ImportAnswer, PruneRequest, export_route};
 
-/// The results of a list without a period.
+/// The number of results in a list for which no period is given.
 const SHORT_LIST: u32 = 20;
 
 pub(super) type Args = ObjectArgs<Command>;
@@ -51,13 +51,13 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Kind::Jsonl)]
         format: Kind,
     },
-    /// Add the runs of an older store of this machine, which is not changed
+    /// Import the runs of an older store of this machine; the older store is not changed
     Import {
         /// The state folder of the older store
         #[arg(long, value_name = "FOLDER")]
         from: PathBuf,
     },
-    /// Delete runs: all of those that are named, or none if one is not found
+    /// Delete runs; if one of them is not found, none is deleted
     Delete {
         /// Their ids, or the beginnings or ends of them
         #[arg(required = true)]
@@ -65,10 +65,10 @@ pub(super) enum Command {
     },
     /// Delete old runs
     Prune {
-        /// Those that began longer ago than TIME (90d); at least 1d
+        /// Delete runs that began more than TIME ago (90d); at least 1d
         #[arg(long, value_name = "TIME", value_parser = days)]
         older_than: Duration,
-        /// Only count them
+        /// Only count, delete nothing
         #[arg(long)]
         dry_run: bool,
     },
@@ -78,10 +78,10 @@ pub(super) enum Command {
 pub(super) struct ListArgs {
     #[command(flatten)]
     selection: Selection,
-    /// At most this many [default: 20, or all of --since or --until]
+    /// List at most this many [default: 20, or all of --since or --until]
     #[arg(short = 'n', long)]
     limit: Option<u32>,
-    /// Lines for a reader, one JSON document, a table, or a JSON document a line [default: text]
+    /// Output format: text, json (one document), csv (a table), jsonl (one document per line) [default: text]
     #[arg(long, value_enum)]
     format: Option<ListFormat>,
 }
@@ -240,7 +240,7 @@ async fn import(from: &Path, json: bool, context: &Context) -> Result<(), Comman
     loop {
         let page = old.results_after(last.as_ref()).await?;
         for run in &page {
-            // One result that cannot be read is no reason to leave the others behind.
+            // One unreadable result must not prevent the import of the others.
             if run.document().is_err() {
                 unreadable.push(run.id);
                 continue;

@@ -15,7 +15,7 @@ pub(super) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Starts to handle the signals. The returned value becomes true with the first one.
+    /// Starts to handle the signals. The returned value becomes true at the first signal.
     pub(super) fn watch(&self) -> Result<watch::Receiver<bool>, CommandFailure> {
         let failed = |error: io::Error| {
             CommandFailure::new(

@@ -101,23 +101,23 @@ enum Command {
     Store(store::Args),
     /// Manage the tests that the service runs by itself: add, list, remove, enable, disable
     Schedule(schedule::Args),
-    /// Latency and loss all the time: list, add, remove, enable, disable and show the monitors of the service
+    /// Measure latency and loss all the time: list, add, remove, enable, disable and show monitors
     Monitor(monitor::Args),
-    /// List when targets of the monitors were not reachable, and what still was
+    /// List the outages: which targets were not reachable, and which still were
     Outages(monitor::OutagesArgs),
-    /// What the service warns of: list, add, show, remove, enable, disable and preview rules
+    /// Manage the rules by which the service sends alerts: list, add, show, remove, enable, disable, preview
     Rule(rule::Args),
-    /// List what the service warned of
+    /// List the alerts
     Alerts(rule::AlertsArgs),
-    /// What the contract with the provider promises, with which results are compared: show, set, clear
+    /// The rates that the contract promises, to compare results with: show, set, clear
     Plan(plan::Args),
     /// Make a report on the line for its provider: the rates beside the contract, outages, and how it was measured
     Report(Box<report::Args>),
-    /// Where the messages of alerts go (webhook, ntfy, mail, a command): list, add, remove, enable, disable, test
+    /// Manage where alert messages go (webhook, ntfy, mail, a command): list, add, remove, enable, disable, test
     Channel(channel::Args),
     /// Tokens for the API of the service: add, list, remove
     Token(token::Args),
-    /// Make the schedules, the monitors, the channels, the rules, the plan and the names of the reflectors as a file says
+    /// Apply a file: make schedules, monitors, channels, rules, plan and reflector names match it
     Apply(configuration::ApplyArgs),
     /// Print the schedules, the monitors, the channels, the rules, the plan and the names of the reflectors as a file for apply
     ExportConfig,
@@ -231,7 +231,7 @@ impl Context {
                 self.name_store(&format!("no service answers at {}", socket.display()));
                 Ok(None)
             }
-            // The use of the store says the same of its own folder.
+            // The socket is in the state folder: opening the store there reports the same problem.
             FoundService::Denied(socket, _) if socket.parent() == Some(&self.settings.state_dir) => Ok(None),
             FoundService::Denied(socket, error) => {
                 self.name_store(&format!("cannot ask the service at {} ({error})", socket.display()));
@@ -299,7 +299,7 @@ pub fn run() -> ExitCode {
     let (settings, origins, warnings) = match layers::load::<Settings>(&flags) {
         Ok(mut loaded) => {
             if matches!(cli.command, Command::Serve) && loaded.origins.is_default("log") {
-                // No command reports what the service does by itself.
+                // Only the log reports what the service does by itself.
                 loaded.config.log = "info".to_owned();
             }
             (loaded.config, loaded.origins, loaded.warnings)
@@ -317,7 +317,7 @@ pub fn run() -> ExitCode {
         flags,
         appliance: OnceCell::new(),
         interrupts: Interrupts::default(),
-        // The service is the one to ask.
+        // `serve` is the service itself: it asks no other one.
         is_local: cli.common.local || matches!(cli.command, Command::Serve),
         is_store_named: Cell::new(false),
     };

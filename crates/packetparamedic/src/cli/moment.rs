@@ -10,15 +10,15 @@ use paramedic_report::quantity;
 /// A point in time that depends on the clock and the zone of this host.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Moment {
-    /// With its offset.
+    /// A time with its UTC offset.
     At(Timestamp),
-    /// By the clock of this host.
+    /// A date, or a date and a time, by the clock of this host.
     Local(DateTime),
-    /// So long ago.
+    /// A duration before now.
     Ago(Duration),
 }
 
-/// `7d`, `2026-01-31`, `2026-01-31 12:00`, `2026-01-31T12:00:00Z`.
+/// Parses a moment: `7d`, `2026-01-31`, `2026-01-31 12:00`, `2026-01-31T12:00:00Z`.
 pub(super) fn moment(text: &str) -> Result<Moment, String> {
     let text = text.trim();
     if let Ok(time) = text.parse() {
@@ -33,7 +33,7 @@ pub(super) fn moment(text: &str) -> Result<Moment, String> {
 }
 
 impl Moment {
-    /// The time. A moment before all times is the first one.
+    /// The time of the moment; the earliest possible time if the moment is out of range.
     pub(super) fn resolve(self, now: Timestamp, zone: &TimeZone) -> Timestamp {
         match self {
             Self::At(time) => time,

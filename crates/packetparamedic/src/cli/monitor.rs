@@ -31,7 +31,7 @@ pub(super) enum Command {
     Add {
         /// What to probe: gateway, reflector:NAME, host:ADDRESS, dns:RESOLVER/NAME or an http or https URL
         target: String,
-        /// Its name: letters, digits, dots, dashes and underscores [default: that of the target]
+        /// Its name: letters, digits, dots, dashes and underscores [default: made from the target]
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
         /// The time between two probes (200ms to 1m for a reflector, 10s to 1m for dns and URLs, 1s to 1m for others)
@@ -58,10 +58,10 @@ pub(super) enum Command {
     Show {
         /// Its name
         name: String,
-        /// The time before now (2h, 7d)
+        /// How far to look back (2h, 7d)
         #[arg(long, value_name = "TIME", value_parser = time, default_value = "24h")]
         last: Duration,
-        /// The time of a line, at least a minute [default: so that there are some 24 lines]
+        /// The time that each line covers, at least 1m [default: about 24 lines]
         #[arg(long, value_name = "TIME", value_parser = time)]
         step: Option<Duration>,
     },
@@ -103,7 +103,7 @@ impl From<RowLength> for Resolution {
 
 #[derive(clap::Args)]
 pub(super) struct OutagesArgs {
-    /// At most this many
+    /// List at most this many
     #[arg(short = 'n', long, default_value_t = 20)]
     limit: u32,
     /// Print JSON

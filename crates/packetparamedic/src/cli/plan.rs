@@ -26,7 +26,7 @@ pub(super) enum Command {
 /// The rates that the contract names. The keys of an apply file are the same options.
 #[derive(clap::Args)]
 pub(super) struct Promised {
-    /// What the provider calls it
+    /// The provider's name for the plan
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Promised download (bits per second: 250M, 1G)

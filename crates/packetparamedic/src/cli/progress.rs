@@ -23,7 +23,7 @@ pub(super) struct ProgressLine {
     position: u64,
     length: u64,
     live: PhaseReadings,
-    /// Whether the line is on the screen. It is only while a test has progress to show.
+    /// Whether the line is on the screen. It is drawn only while a test has progress to show.
     is_drawn: bool,
 }
 

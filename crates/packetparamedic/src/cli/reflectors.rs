@@ -112,7 +112,7 @@ async fn all_of(service: &ServiceClient) -> Result<Vec<Reflector>, CommandFailur
     all.into_iter().map(ListedReflector::reflector).collect()
 }
 
-/// The one of them with this name, address or Endpoint ID.
+/// The reflector of the service with this name, address or Endpoint ID.
 async fn one_of(service: &ServiceClient, wanted: &str) -> Result<Reflector, CommandFailure> {
     Ok(find_reflector(all_of(service).await?, wanted).map_err(ApplianceError::from)?)
 }

@@ -54,10 +54,10 @@ struct PlanFlags {
     /// The normally available upload
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_up")]
     normal_up: Option<u64>,
-    /// The download below which the line never falls
+    /// The download that is always available
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_down")]
     minimum_down: Option<u64>,
-    /// The upload below which the line never falls
+    /// The upload that is always available
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_up")]
     minimum_up: Option<u64>,
 }
@@ -106,7 +106,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Com
     Ok(ExitStatus::Done)
 }
 
-/// An answer of the service, which takes its time for a long period.
+/// Reads a whole answer of the service. It has no time limit, because a report on a long period takes time.
 async fn whole(chunks: &mut ChunkReader) -> Result<Vec<u8>, CommandFailure> {
     let mut whole = Vec::new();
     while let Some(chunk) = chunks.next().await? {

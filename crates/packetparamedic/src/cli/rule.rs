@@ -27,7 +27,7 @@ pub(super) struct Args {
 enum Command {
     /// List the rules, whether they could fire, and their open alerts (the default)
     List,
-    /// Add a rule, or the suggested ones with --suggested; the service judges what is measured from then on
+    /// Add a rule, or the suggested ones with --suggested; the rule applies to measurements from then on
     Add(Box<NewRuleArgs>),
     /// Print a rule with all of its values
     Show {
@@ -49,13 +49,13 @@ enum Command {
         /// Its name
         name: String,
     },
-    /// Print when a rule would have fired in the last 30 days: one that is there, or one that is given as for add
+    /// Print when a rule would have fired in the last 30 days: an existing rule, or one given with the options of add
     Preview(Box<PreviewArgs>),
 }
 
 #[derive(clap::Args)]
 struct NewRuleArgs {
-    /// Add the rules that are suggested and not there yet
+    /// Add the suggested rules that do not exist yet
     #[arg(long, conflicts_with_all = ["metric", "name"])]
     suggested: bool,
     #[command(flatten)]
@@ -67,7 +67,7 @@ struct NewRuleArgs {
 
 #[derive(clap::Args)]
 struct PreviewArgs {
-    /// A rule that is there
+    /// An existing rule
     #[arg(value_name = "RULE", conflicts_with_all = ["metric", "name"])]
     existing: Option<String>,
     #[command(flatten)]
@@ -84,7 +84,7 @@ pub(super) struct RuleOptions {
     /// monitor_latency_p95, outage, test_failed or silence
     #[arg(long, value_name = "METRIC")]
     metric: Option<AlertMetric>,
-    /// The other end of the tests, or the name of the monitor [default: each by itself]
+    /// The other end of the tests, or the name of the monitor [default: each one separately]
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
     /// Bad below this rate (50M)
@@ -102,10 +102,10 @@ pub(super) struct RuleOptions {
     /// Bad above this share of what is usual at this hour of the week (250%)
     #[arg(long, value_name = "SHARE", group = "limit", value_parser = percent)]
     above_usual: Option<f64>,
-    /// So many of the last values must be bad: 3/4 is 3 of the last 4
+    /// Fire when N of the last M values are bad (3/4: 3 of the last 4)
     #[arg(long, value_name = "N/M", value_parser = count, default_value = "1/1")]
     times: (u32, u32),
-    /// The minutes whose probes make one value of a monitor
+    /// Length of the window that gives one value of a monitor, in minutes
     #[arg(long, value_name = "MINUTES", default_value_t = 5)]
     window: u32,
     /// Repeat a bad test at once; the alert opens only if that is bad too
@@ -127,7 +127,7 @@ pub(super) struct AlertsArgs {
     /// Only those that are open
     #[arg(long)]
     open: bool,
-    /// At most this many
+    /// List at most this many
     #[arg(short = 'n', long, default_value_t = 20)]
     limit: u32,
     /// Print JSON
@@ -240,7 +240,7 @@ async fn list(json: bool, context: &Context) -> Result<ExitStatus, CommandFailur
     Ok(ExitStatus::Done)
 }
 
-/// A rule and what became of it.
+/// A rule, its state, its open alerts and its missing channels, as lines.
 fn lines(overview: &RuleOverview) -> Vec<String> {
     let StoredRule { enabled, rule, .. } = &overview.stored;
     let mut lines = vec![format!("{}: {}", rule.name, overview.words)];
@@ -372,7 +372,7 @@ fn no_rule() -> CommandFailure {
         "bad_usage",
         "no rule is given",
         "there is neither --metric nor the name of a rule",
-        "packetparamedic rule add --metric download --below-plan 70% --times 3/4 --retest",
+        "run `packetparamedic rule add --metric download --below-plan 70% --times 3/4 --retest`",
     )
 }
 

@@ -17,10 +17,10 @@ use crate::web::login::SetupLinkAnswer;
 use crate::web::{self, ApiListener, tls};
 
 pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    // A process for months must not keep what a test used.
+    // The service runs for months: it must give the memory of a test back to the system.
     memory::share_arenas();
     memory::return_large_blocks();
-    // Before the service reports that it is ready: a signal that arrives right after must be handled.
+    // The handlers are installed before the service reports that it is ready, so that no signal after that is missed.
     let mut interrupt = context.interrupts.watch()?;
     let appliance = context.appliance()?.clone();
     let settings = &context.settings;
@@ -84,7 +84,7 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     Ok(ExitStatus::Done)
 }
 
-/// Sets the administrator's password that the environment names a file of. Returns whether one is set.
+/// Sets the administrator's password from the file that the environment names. Returns whether a password is set.
 async fn set_password(appliance: &Appliance) -> Result<bool, CommandFailure> {
     let Some(file) = std::env::var_os(PASSWORD_VARIABLE).filter(|file| !file.is_empty()) else {
         return Ok(appliance.has_password().await?);
@@ -111,7 +111,7 @@ fn tls_of(context: &Context) -> Result<Option<TlsAcceptor>, CommandFailure> {
     }
 }
 
-/// Listens as `listen` says. If another program has the default port, the socket is enough.
+/// Listens on the address of the setting `listen`. If the default address is not free, only the socket is served.
 async fn listen(context: &Context) -> Result<Option<TcpListener>, CommandFailure> {
     let ApiListen::Address(address) = context.settings.listen else { return Ok(None) };
     match TcpListener::bind(address).await {
@@ -137,7 +137,7 @@ async fn feed_watchdog(service: &paramedic_appliance::app::Service) {
         service.answers().await;
         // A service manager that is gone needs no message.
         sd_notify::notify(&[NotifyState::Watchdog]).ok();
-        // A third: one late answer must not be the end.
+        // A third of the timeout: one late answer must not make systemd end the service.
         tokio::time::sleep(timeout / 3).await;
     }
 }

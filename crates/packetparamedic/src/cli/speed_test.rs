@@ -83,8 +83,8 @@ pub(super) struct Args {
     /// or after its time
     #[arg(long, value_name = "SIZE", value_parser = budget, conflicts_with = "bytes")]
     pub(super) budget: Option<u64>,
-    /// End a direction after 5, 6.5 or 8 s if it is stable by then; never with -t, -n, --budget, -u, iperf3 or a
-    /// threshold
+    /// End a direction after 5, 6.5 or 8 s if it is stable by then; cannot be combined with -t, -n, --budget, -u,
+    /// iperf3 or a threshold
     #[arg(long, visible_alias = "quick")]
     pub(super) until_stable: bool,
     /// Streams for each direction, 1 to 64 [default: 4, or 1 with datagrams (-u)]
@@ -168,13 +168,13 @@ pub(super) struct Args {
     /// improving; with an iperf3 server 0]
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "no_wait")]
     wait: Option<Duration>,
-    /// Add the measurements of each 100 ms interval to the result, and the kernels' record of each stream
+    /// Add the measurements of each 100 ms interval to the result, and both kernels' TCP statistics of each stream
     #[arg(long)]
     pub(super) intervals: bool,
     /// Write a plot of throughput, latency and loss over time to FILE (SVG); implies --intervals
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// Do not draw the graphs below the report, one for each phase (only a terminal gets them)
+    /// Do not draw the graphs of the phases below the report (only a terminal shows them)
     #[arg(long)]
     no_graph: bool,
     /// Add iperf3's own output to the result
@@ -253,7 +253,7 @@ impl Args {
         let probes = provider.probes() && !length.is_zero() && !self.probe_interval().is_zero();
         let idle = probes.then(|| phase(Load::Idle, length));
         if !provider.loads(engine) {
-            // Its single phase is as long as a direction would be.
+            // An engine without load has a single phase, as long as a direction.
             return vec![phase(Load::Idle, each)];
         }
         let loads: &[Load] = match (self.download, self.upload, self.bidir) {
@@ -269,13 +269,13 @@ impl Args {
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let request = request(&args, context)?;
     let options = args.provider_options.values(&request.provider)?;
-    // Before the test, which takes time and data.
+    // A file that cannot be written is reported before the test, which takes time and data.
     let plot = args.plot.map(PlotFile::create).transpose()?;
-    // The options of a provider may be secret, and a discarded result is none of the service's.
+    // The service gets no provider options, which may be secret, and runs no test whose result is discarded.
     let may_ask = !args.no_save && args.provider_options.first_given().is_none();
     let service = if may_ask { context.service().await? } else { None };
     let mut interrupt = context.interrupts.watch()?;
-    // A script finds the same in `requested` of the document.
+    // The note is for a reader: a script finds the same facts in `requested` of the document.
     let is_for_people = context.output.format() == OutputFormat::Human;
     let mut note = limit_note(&request.spec, context.settings.streams.is_none()).filter(|_| is_for_people);
     let mut appliance = None;
@@ -304,7 +304,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     loop {
         tokio::select! {
             event = test.next_event() => match event? {
-                // If the reader has gone, the test would only load the line.
+                // If the reader of the output has gone, the test is cancelled: it would only load the line.
                 Some(TestEvent::Test(event)) => {
                     if let Some(curves) = &mut curves {
                         curves.note(&event);
@@ -411,9 +411,9 @@ fn report_unsaved(unsaved: Option<CommandFailure>, context: &Context) {
     }
 }
 
-/// Why an option is refused that iperf3 has; `None` if none was given.
+/// Why a given option of iperf3 is refused; `None` if no such option was given.
 fn refused_iperf3_option(args: &Args) -> Option<&'static str> {
-    args.iperf3_json.then_some("-J is iperf3's JSON: use --json (its own schema); --raw keeps iperf3's")
+    args.iperf3_json.then_some("-J is not supported: use --json for this program's JSON, --raw to add iperf3's own")
 }
 
 /// The other end, with the port of `-p` if it names no port.
@@ -423,7 +423,7 @@ fn peer(named: Option<&str>, port: Option<u16>) -> Result<Option<String>, Applia
         return Err(ApplianceError::Unsupported("-p needs the host: -c HOST or --peer HOST".to_owned()));
     };
     let target = HostPort::parse(named, port)?;
-    // A text with a port gives the same result with any default.
+    // If `named` contains a port, the default port does not change the result.
     let other = HostPort::parse(named, if port == 1 { 2 } else { 1 })?;
     if target == other && target.port != port {
         return Err(ApplianceError::Unsupported(format!("-p {port} contradicts the port of {named}")));
@@ -462,7 +462,7 @@ pub(super) fn request_of(args: &Args, settings: &Settings, origins: &Origins) ->
     let id = match (&args.engine, &settings.engine) {
         (Some(named), _) if args.udp && named != meant => {
             let because = format!("-u means the engine {meant}, and --engine names {named}");
-            let try_ = "leave out one of the two";
+            let try_ = "omit -u or --engine";
             return Err(CommandFailure::new(
                 ExitStatus::Usage,
                 "bad_request",
@@ -495,7 +495,7 @@ pub(super) fn request_of(args: &Args, settings: &Settings, origins: &Origins) ->
     let phases = args.phases(provider, id, settings.duration.max(least));
     let [of_tcp, of_datagrams] = [PayloadTransport::Tcp, PayloadTransport::Udp].map(|one| provider.default_engine(one));
     let sends_datagrams = args.udp || (id == of_datagrams && of_tcp != of_datagrams);
-    // The engine may be named without -u.
+    // An engine that is named without -u can send datagrams too.
     let transport = if sends_datagrams { PayloadTransport::Udp } else { transport };
     let length = early_end::RequestedLength {
         is_configured: !origins.is_default("duration"),

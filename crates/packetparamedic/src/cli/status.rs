@@ -39,12 +39,17 @@ pub(super) async fn health(args: HealthArgs, context: &mut Context) -> Result<Ex
         context.output.line(&status.state)?;
         return Ok(ExitStatus::Done);
     }
-    let because = match status.problems.is_empty() {
-        true => "it was told to stop".to_owned(),
-        false => status.problems.join("; "),
+    Err(unhealthy(&status))
+}
+
+/// The failure of a service that is faulted, or was told to stop.
+fn unhealthy(status: &ServiceStatus) -> CommandFailure {
+    let (because, try_) = if status.state == "stopping" {
+        ("it was told to stop".to_owned(), "wait until it has ended, then start it again")
+    } else {
+        (status.problems.join("; "), "fix that cause; the service goes on within 15 s")
     };
-    let try_ = "fix that cause; the service goes on within 15 s";
-    Err(CommandFailure::new(ExitStatus::Failed, "unhealthy", format!("the service is {}", status.state), because, try_))
+    CommandFailure::new(ExitStatus::Failed, "unhealthy", format!("the service is {}", status.state), because, try_)
 }
 
 async fn ask(context: &Context) -> Result<ServiceStatus, CommandFailure> {
@@ -90,4 +95,34 @@ fn described(status: &ServiceStatus) -> Vec<String> {
 /// The time by the clock of this host, as text.
 fn shown(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(state: &str, problems: &[&str]) -> [String; 2] {
+        let status = serde_json::from_value(serde_json::json!({
+            "state": state,
+            "problems": problems,
+            "version": "1.0.0",
+            "endpoint_id": "",
+            "state_dir": "/state",
+            "started_at": "2026-01-01T00:00:00Z",
+            "clock_trusted": true,
+        }));
+        let failure = unhealthy(&status.unwrap());
+        [failure.because.clone(), failure.try_.clone()]
+    }
+
+    #[test]
+    fn a_service_that_stops_does_not_go_on() {
+        let stops = ["it was told to stop", "wait until it has ended, then start it again"];
+        assert_eq!(told("stopping", &[]), stops);
+        assert_eq!(told("stopping", &["the disk is full"]), stops);
+        assert_eq!(
+            told("faulted", &["the disk is full"]),
+            ["the disk is full", "fix that cause; the service goes on within 15 s"]
+        );
+    }
 }

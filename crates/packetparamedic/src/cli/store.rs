@@ -31,7 +31,7 @@ enum Command {
     Check,
     /// Delete what is older than keep_results and keep_intervals allow, as the service does once a day
     Prune {
-        /// Only count it
+        /// Only count, delete nothing
         #[arg(long)]
         dry_run: bool,
     },
@@ -101,7 +101,7 @@ async fn check(json: bool, context: &Context) -> Result<ExitStatus, CommandFailu
     }
     context.output.line(&format!("{}: whole, {}, {}", check.path, quantity::bytes(check.bytes), contents(&check)))?;
     if check.is_earlier {
-        context.output.note("it is of an earlier version: the next command that writes upgrades it");
+        context.output.note("the database has an older format; the next command that writes upgrades it");
     }
     Ok(ExitStatus::Done)
 }

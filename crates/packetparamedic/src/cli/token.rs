@@ -1,4 +1,4 @@
-//! `token`: the tokens of the service's API: add, list, remove; and the link by which the administrator's password is set.
+//! `token`: adds, lists and removes tokens of the service's API; prints a link to set the administrator's password.
 
 use paramedic_appliance::app::NewToken;
 use paramedic_appliance::store::{AccessScope, StoredToken};
@@ -22,7 +22,7 @@ pub(super) enum Command {
         /// Its name: letters, digits, dots, dashes and underscores
         #[arg(long, value_name = "NAME")]
         name: String,
-        /// What it allows: read everything but tokens; also run and cancel tests; also change everything
+        /// What it allows: read: read results and state; run: also run and cancel tests; admin: everything
         #[arg(long, value_name = "read|run|admin", value_parser = scope, default_value = "read")]
         scope: AccessScope,
     },

@@ -43,7 +43,7 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     quantity::parse_seconds(text).map_err(|error| with_valid(error, "seconds, or a duration such as 10s, 250ms or 2m"))
 }
 
-/// A duration of a day or more, with its unit: `90d`, `36h`. So that a number without a unit deletes nothing.
+/// Parses a duration of a day or more: `90d`, `36h`. Rejects a number without a unit, whose meaning is unclear.
 pub(super) fn days(text: &str) -> Result<Duration, String> {
     let valid = "a duration of at least a day, such as 90d";
     let duration = quantity::parse_duration(text).map_err(|error| with_valid(error, valid))?;

@@ -17,7 +17,7 @@ use tables::ReportTable;
 /// The styles of the page, which are inside it.
 const STYLE: &str = include_str!("../../templates/report.css");
 
-/// What the page may load and run: its own styles and nothing else, wherever it is opened.
+/// The Content-Security-Policy of the page, also if it is opened from a file: its own styles and nothing else.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = BASE64.encode(digest::digest(&digest::SHA256, STYLE.as_bytes()).as_ref());
     format!("default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'")
@@ -82,7 +82,7 @@ struct ReportSection {
 }
 
 impl ReportPage<'_> {
-    /// How a finding is marked, for eyes and for screen readers.
+    /// The mark of a finding: its style class and its word.
     fn mark(&self, finding: &Finding) -> (&'static str, &'static str) {
         match finding.tone {
             Tone::Good => ("good", "Good"),
@@ -114,7 +114,7 @@ pub(crate) fn report_text(report: &LineReport, format: ReportFormat) -> Result<S
     page.render()
 }
 
-/// The Content-Security-Policy for an answer that shows the page: that of the page, and no frame around it.
+/// The Content-Security-Policy for an answer that shows the page: [`POLICY`], and no frame may contain the page.
 pub(crate) fn report_policy() -> String {
     format!("{}; frame-ancestors 'none'", *POLICY)
 }

@@ -37,7 +37,7 @@ impl ReportTable {
     }
 }
 
-/// What stands for a value that was not measured, or of which there were too few.
+/// The text for a value that was not measured, or that too few runs measured.
 const NONE: &str = "–";
 
 fn rate(median: Option<Median>) -> String {

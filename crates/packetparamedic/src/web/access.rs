@@ -1,4 +1,4 @@
-//! Decides who may do what through the TCP listener. Pure: the shell hands in what a request has.
+//! Decides which requests through the TCP listener are answered. Pure: `guard` passes in the facts of a request.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +14,7 @@ pub(super) const API: &str = "/api/v1";
 const RUNS: [&str; 5] =
     ["/tests", "/tests/{id}/cancel", "/schedules/proposals", "/schedules/{name}/run", "/schedule-runs/cancel"];
 
-/// What can be read, but is part of the settings.
+/// The routes that need the scope `admin` even for a read.
 const SETTINGS: [&str; 8] = [
     "/tokens",
     "/setup-links",
@@ -26,11 +26,11 @@ const SETTINGS: [&str; 8] = [
     "/settings/channels",
 ];
 
-/// What has a password of its own.
+/// The routes of the login, which need no scope.
 const LOGIN: [&str; 2] = ["/login", "/logout"];
-/// The page on which a setup link leads.
+/// The page to which a setup link leads.
 pub(super) const SETUP_PAGE: &str = "/setup/{secret}";
-/// The files of the pages, and the choice of their colours: the login page has them too.
+/// The files of the pages, and the choice of their colours. They need no scope: the login page uses them too.
 const OPEN_PAGES: [&str; 2] = ["/assets/{name}", "/theme"];
 
 /// What the rules know of a request.
@@ -58,12 +58,12 @@ pub(super) struct RequestFacts<'a> {
     pub(super) is_visit: bool,
 }
 
-/// A request that may be looked at.
+/// A request that passed the checks of its sender and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Admitted {
     /// The client's address, behind a trusted proxy as that proxy reports it.
     pub(super) client: IpAddr,
-    /// What it may do without a login, or why nothing.
+    /// What the request may do without a login, or why it may do nothing.
     pub(super) without_login: Result<AccessScope, AccessRefusal>,
 }
 
@@ -80,7 +80,7 @@ pub(super) enum AccessRefusal {
     LoginRequired,
     /// Its token is not, or no longer, valid.
     UnknownToken,
-    /// Its token, its login, or a client without login, may do less.
+    /// It needs a larger scope than its token, its login, or a client without a login has.
     ScopeTooSmall { needs: AccessScope, has: AccessScope },
 }
 
@@ -91,7 +91,7 @@ pub(super) struct AccessRules {
 }
 
 impl AccessRules {
-    /// Whether a request may be looked at.
+    /// Checks the sender and the origin of a request. Returns its client, and what it may do without a login.
     pub(super) fn admit(&self, facts: &RequestFacts<'_>) -> Result<Admitted, AccessRefusal> {
         let peer = facts.peer.to_canonical();
         let is_trusted = |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
@@ -105,7 +105,7 @@ impl AccessRules {
         } else if !facts.is_visit {
             check_site(facts)?;
         }
-        // The last address that no trusted proxy has: a client can write whatever it likes before it.
+        // The last address that is not a trusted proxy's: a client can forge all addresses before it.
         let forwarded = facts.forwarded_for.unwrap_or_default().rsplit(',').map_while(|part| part.trim().parse().ok());
         let client = forwarded.map(|address: IpAddr| address.to_canonical()).find(|address| !is_trusted(*address));
         let without_login = if !self.trusted_proxies.is_empty() || !is_loopback(facts) {
@@ -120,8 +120,8 @@ impl AccessRules {
 }
 
 impl Admitted {
-    /// Whether a request that needs this scope is answered; `None` is needed by what has a password of its own. `login` is
-    /// what its login or its token allows.
+    /// Whether a request is answered. `needs` is the scope that its route needs; `None` if the route needs none.
+    /// `login` is the scope of its login or its token.
     pub(super) fn authorise(
         &self,
         login: Option<AccessScope>,
@@ -147,8 +147,8 @@ pub(super) fn is_proxy_header(name: &str) -> bool {
     ["forwarded", "via", "x-real-ip"].contains(&name) || name.starts_with("x-forwarded-")
 }
 
-/// The scope that a route needs; `path` is its pattern. `None` if it has a password of its own. What is not listed here may be
-/// read by all, and changed by administrators.
+/// The scope that a route needs; `path` is its pattern. `None` if it needs none. A route that is not listed above needs
+/// `read` for a read, and `admin` for a change.
 pub(super) fn needed_scope(method: &Method, path: &str) -> Option<AccessScope> {
     let route = path.strip_prefix(API).unwrap_or(path);
     let is_below = |part: &&str| route.strip_prefix(*part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -184,7 +184,7 @@ fn is_own_host(facts: &RequestFacts<'_>) -> bool {
     facts.host.is_some_and(is_own) && facts.target.is_none_or(is_own)
 }
 
-/// A page of another site cannot read the answers, but it could make this host work for them.
+/// Refuses a read by a page of another site: the page cannot see the answer, but it could make this host work for it.
 fn check_site(facts: &RequestFacts<'_>) -> Result<(), AccessRefusal> {
     match facts.fetch_site {
         Some(site @ ("cross-site" | "same-site")) => {
@@ -194,14 +194,14 @@ fn check_site(facts: &RequestFacts<'_>) -> Result<(), AccessRefusal> {
     }
 }
 
-/// A browser gives the origin of the page with every change. Programs give none.
+/// Refuses a change by a page of another origin. A browser sends the origin with every change; programs send none.
 fn check_origin(facts: &RequestFacts<'_>) -> Result<(), AccessRefusal> {
     let refused = |origin: &str| Err(AccessRefusal::CrossOrigin { origin: origin.to_owned() });
     if let Some(site) = facts.fetch_site.filter(|site| !["same-origin", "none"].contains(site)) {
         return refused(facts.origin.unwrap_or(site));
     }
     let Some(origin) = facts.origin else { return Ok(()) };
-    // Behind a proxy the page has https.
+    // Behind a proxy with TLS, the page has https although this listener has http.
     let of_origin = ["http://", "https://"].iter().find_map(|scheme| origin.strip_prefix(scheme));
     match (of_origin, facts.host) {
         (Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host) => Ok(()),

@@ -8,7 +8,8 @@ use axum::body::Bytes;
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
-/// The body. Its task can wait until it is dropped: the client has gone, or has read the end. `G` is dropped with it.
+/// The body, with a guard `G`. Both are dropped when the client has gone or has read the end; the sender of the parts
+/// can wait for that.
 pub(super) struct ChannelBody<G> {
     parts: mpsc::Receiver<Bytes>,
     _guard: G,

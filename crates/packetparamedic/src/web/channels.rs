@@ -58,7 +58,7 @@ pub(super) async fn disable(
     Ok(Json(switched(&state, source, &name, false).await?))
 }
 
-/// Sends a test message at once. That its other end refuses it is an answer.
+/// Sends a test message at once. A refusal by the other end is an answer, not an error.
 pub(super) async fn test(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,
@@ -92,15 +92,15 @@ pub(super) async fn switched(
     Ok(stored)
 }
 
-/// The channel with this name, if the request may change it. The change is one of this channel: another one can have its name
-/// by then.
+/// The channel with this name, if the request may change it. The caller changes this channel and not the name, because
+/// another channel can have the name by then.
 async fn changeable(appliance: &Appliance, source: RequestSource, name: &str) -> Result<StoredChannel, ApplianceError> {
     let stored = appliance.channel(name).await?;
     check_source(stored.channel.destination.is_command(), source)?;
     Ok(stored)
 }
 
-/// Command channels run programs as the service's user.
+/// Refuses a change of a command channel through a TCP listener: such a channel runs a program as the service's user.
 fn check_source(is_command: bool, source: RequestSource) -> Result<(), ApplianceError> {
     if is_command && !source.is_on_this_host() { Err(ChannelError::CommandRefused.into()) } else { Ok(()) }
 }

@@ -14,13 +14,13 @@ use tokio::sync::mpsc;
 
 use super::problem::Problem;
 
-/// The chunks that wait for a slow client.
+/// The maximum number of chunks that wait for a slow client.
 const WAITING_CHUNKS: usize = 2;
 
 /// Sends the chunks of a body. An error breaks the transfer off, so that the client does not take a part for the whole.
 pub(super) type ChunkSender = mpsc::Sender<io::Result<Bytes>>;
 
-/// A body and the sender of its chunks. If the sender fails, the client has gone.
+/// A body and the sender of its chunks. An error of the sender means that the client has gone.
 pub(super) fn body() -> (ChunkSender, Body) {
     let (sender, chunks) = mpsc::channel(WAITING_CHUNKS);
     (sender, Body::new(ChunkBody { chunks }))
@@ -29,7 +29,7 @@ pub(super) fn body() -> (ChunkSender, Body) {
 /// An answer of lines: its media type and its body.
 pub(super) type LinesAnswer = ([(HeaderName, &'static str); 1], Body);
 
-/// The lines of an export as an answer of this media type. What fails at once is answered as a problem.
+/// The lines of an export as an answer of this media type. An error of the first lines is answered as a problem.
 pub(super) async fn of_lines<E: ExportLines>(mut export: E, kind: &'static str) -> Result<LinesAnswer, Problem> {
     let first = export.next_lines().await.map_err(ApplianceError::from)?;
     let (sender, body) = body();

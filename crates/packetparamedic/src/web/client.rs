@@ -24,7 +24,7 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest answer, in bytes; a result document is far below.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
-/// The folder that only root can create: a program that listens in it was started by root.
+/// Only root can create this folder: a program that listens in it was set up by root.
 const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
 
 /// A running service.
@@ -56,7 +56,7 @@ impl ServiceClient {
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     return FoundService::Denied(socket.clone(), error);
                 }
-                // No socket, or a path that can be none.
+                // There is no socket, or its path is not valid.
                 Err(_) => {}
             }
         }
@@ -231,7 +231,7 @@ impl ChunkReader {
 /// Reads an answer line by line.
 pub(crate) struct LineReader {
     body: ChunkReader,
-    /// The begin of a line.
+    /// The begin of a line whose end has not arrived.
     part: Vec<u8>,
     /// Whole lines that were not taken yet.
     ready: VecDeque<String>,

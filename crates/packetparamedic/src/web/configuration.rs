@@ -14,7 +14,7 @@ use super::problem::Problem;
 /// The longest configuration, in bytes.
 pub(super) const MAX_CONFIGURATION_BYTES: usize = 4 * 1024 * 1024;
 
-/// A request to make the store as a configuration says.
+/// A request to apply a configuration to the store.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ApplyRequest {
     /// Whether only the differences are computed.

@@ -1,5 +1,5 @@
-//! Accepts the connections of the API and serves HTTP on them. However a client behaves, it holds few connections, a
-//! request is complete within seconds, and an answer that nothing reads ends.
+//! Accepts the connections of the API and serves HTTP on them. However a client behaves, it holds few connections, its
+//! requests are complete within seconds, and an answer that it does not read breaks off.
 
 use std::collections::HashMap;
 use std::io;
@@ -46,15 +46,15 @@ const NO_PLACE: &[u8] =
 /// Where a request comes from, as reported by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestSource {
-    /// A user, through the unix socket. The kernel lets connect: root, the user of the service, and the socket's group.
+    /// A user, through the unix socket. The kernel lets only root, the service's user and the socket's group connect.
     User { uid: u32 },
     /// An address, through a TCP listener.
     Address { peer: SocketAddr, local: SocketAddr, is_tls: bool },
 }
 
 impl RequestSource {
-    /// Whether the request did not come through a TCP listener. Only then it may change what this host runs, or bring a key
-    /// for this device.
+    /// Whether the request came through the unix socket. Only such a request may change what this host runs, or bring a
+    /// key for this device.
     pub(super) fn is_on_this_host(self) -> bool {
         matches!(self, Self::User { .. })
     }
@@ -134,7 +134,7 @@ impl ApiListener {
     }
 }
 
-/// The address whose connections are limited.
+/// The address for which connections are limited; `None` if only the listener's limit applies.
 fn limited_address(source: &RequestSource, proxies: &[IpNetwork]) -> Option<IpAddr> {
     let RequestSource::Address { peer, .. } = source else { return None };
     let address = peer.ip().to_canonical();
@@ -196,8 +196,8 @@ impl Drop for HeldPlace {
     }
 }
 
-/// Serves the requests of one connection, one after another. An answer may wait so long until its client takes the next
-/// bytes.
+/// Serves the requests of one connection, one after another. `write_timeout` is how long an answer may wait until its
+/// client takes the next bytes.
 async fn serve_one<S>(
     stream: S,
     write_timeout: Duration,
@@ -236,10 +236,10 @@ enum ApiStream {
 }
 
 impl ApiStream {
-    /// Answers that there is no place, as far as the kernel takes the answer at once.
+    /// Answers that there is no place, if the kernel accepts the answer at once.
     fn refuse(self) {
         let mut unread = [0; 4096];
-        // What was not read makes the kernel reset the connection, and the answer could be lost.
+        // Unread bytes would make the kernel reset the connection, and the answer could be lost.
         match self {
             Self::Unix(stream) => drop((stream.try_read(&mut unread), stream.try_write(NO_PLACE))),
             Self::Tcp(stream) => drop((stream.try_read(&mut unread), stream.try_write(NO_PLACE))),
@@ -280,14 +280,14 @@ impl AsyncWrite for ApiStream {
 /// A stream whose writes fail after a time without progress.
 struct WriteLimited<S> {
     stream: S,
-    /// That time.
+    /// How long a write may wait without progress.
     limit: Duration,
     /// Runs while a write waits.
     timeout: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteLimited<S> {
-    /// What became of a write, or its failure after that time.
+    /// The outcome of a write; an error if the write has waited for `limit`.
     fn limited<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.timeout = None;
@@ -316,7 +316,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteLimited<S> {
         self.limited(context, written)
     }
 
-    // TLS takes a write before the socket does: the rest waits in a flush.
+    // TLS accepts a write before the socket does; the unsent rest waits in a flush.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         self.limited(context, flushed)

@@ -1,5 +1,5 @@
-//! `GET /events`: what the running tests report, as server-sent events. The memory for a client is bounded: the stream of
-//! one that does not read ends.
+//! `GET /events`: what the running tests report, as server-sent events. The memory for a client is bounded: if a
+//! client does not read, its stream ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use super::channel_body::ChannelBody;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The maximum number of streams at once: other requests must find a connection.
+/// The maximum number of streams at once. It leaves connections for other requests.
 pub(super) const MAX_STREAMS: usize = 32;
-/// The events that wait for a slow client.
+/// The maximum number of events that wait for a slow client.
 const WAITING_EVENTS: usize = 64;
-/// How often a client hears that the service lives.
+/// How long a stream is silent before the service sends a heartbeat.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 /// The first lines: the client asks again 3 s after the stream ends.
 const BEGIN: &[u8] = b"retry: 3000\n: connected\n\n";
@@ -52,8 +52,8 @@ async fn forward(mut listener: RunUpdateListener, client: mpsc::Sender<Bytes>, m
     }
 }
 
-/// An update in the format of <https://html.spec.whatwg.org/multipage/server-sent-events.html>. JSON has no line breaks
-/// outside of its texts, and escapes those inside.
+/// An update in the format of <https://html.spec.whatwg.org/multipage/server-sent-events.html>. Compact JSON is one
+/// line: line breaks in its strings are escaped.
 fn server_sent(update: &RunUpdate) -> Bytes {
     let value = serde_json::to_value(update).unwrap_or_default();
     let name = value["event"].as_str().unwrap_or("update");
@@ -62,7 +62,7 @@ fn server_sent(update: &RunUpdate) -> Bytes {
 
 fn no_place() -> Problem {
     let because = format!("{MAX_STREAMS} streams of events are open");
-    let try_ = "close one of them";
+    let try_ = "close a page that shows running tests, then retry";
     let failure = CommandFailure::new(ExitStatus::Busy, "too_many_streams", "no stream is free", because, try_);
     Problem::refused(StatusCode::SERVICE_UNAVAILABLE, failure)
 }

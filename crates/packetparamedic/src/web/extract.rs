@@ -79,7 +79,7 @@ impl<S: Send + Sync> FromRequest<S> for ApiText {
     }
 }
 
-/// What `read` read of the body of a request, if it arrives in time.
+/// Awaits `read`, which reads the body of a request. Fails if the body does not arrive in time.
 async fn in_time<T>(read: impl Future<Output = T>) -> Result<T, Problem> {
     let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
     tokio::time::timeout(BODY_TIMEOUT, read).await.map_err(late)
@@ -146,8 +146,8 @@ impl ListQuery {
 /// The header `Link`.
 pub(super) type NextPage = [(HeaderName, String); 1];
 
-/// The header that leads to the next page of `route` after `last`, the cursor of the last row of this one (RFC 8288), with
-/// the same further `parameters`; none after a page that is not full.
+/// The header with the address of the next page of `route` (RFC 8288). `last` is the cursor of the last row of this
+/// page; the next page has the same `parameters`. `None` after a page that is not full.
 pub(super) fn next_page(
     route: &str,
     parameters: &str,
@@ -166,7 +166,8 @@ impl<S: Send + Sync> FromRequestParts<S> for PointsQuery {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let wrong = || Problem::invalid(StatusCode::BAD_REQUEST, "the parameter is points, a number from 1 to 10000");
+        let because = "the only parameter is points, a number from 1 to 10000";
+        let wrong = || Problem::invalid(StatusCode::BAD_REQUEST, because);
         match parts.uri.query() {
             None => Ok(Self(500)),
             Some(query) => {

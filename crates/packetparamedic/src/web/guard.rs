@@ -1,4 +1,4 @@
-//! Lets requests through, or refuses them, by the rules of `access`. The shell that reads headers and looks up tokens and logins.
+//! Answers or refuses requests by the rules of `access`. Reads their headers, and looks up their tokens and logins.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
@@ -25,7 +25,7 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 
 /// The cookie of a login.
 pub(super) const LOGIN_COOKIE: &str = "packetparamedic_login";
-/// How often a streamed answer checks that its token or login still exists: it may be removed without the service.
+/// How often a streamed answer checks that its token or login still exists: another process can remove it.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What the guard needs. Clones share it.
@@ -51,7 +51,7 @@ impl AccessGuard {
     async fn removed(self, Credential { kind, hash, mut removals, .. }: Credential) {
         loop {
             tokio::time::timeout(TOKEN_CHECK_INTERVAL, removals.changed()).await.ok();
-            // A database that cannot be read removes none.
+            // An error of the database is not a removal.
             if let Ok(None) = self.found(kind, &hash).await {
                 return;
             }
@@ -64,7 +64,7 @@ struct Credential {
     kind: SecretKind,
     hash: SecretHash,
     found: FoundCredential,
-    /// The removals since before it was looked up.
+    /// Reports each removal since before the lookup.
     removals: watch::Receiver<u64>,
 }
 
@@ -88,12 +88,13 @@ pub(super) struct Caller {
     pub(super) scope: Option<AccessScope>,
 }
 
-/// Marks the answer to a request that changed nothing: it is not logged, or clients without a login could fill the log.
+/// Marks the answer to a request that changed nothing. Such a request is not logged, so that clients without a login
+/// cannot fill the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NothingChanged;
 
-/// Answers a request, if its client may send it, and logs each change. A cache keeps no answer, except one that says that it
-/// may be kept; a browser takes none for something else than it is.
+/// Answers a request, if its client may send it, and logs each change. Caches may keep only an answer that allows it;
+/// browsers may not guess the type of an answer.
 pub(super) async fn check(State(guard): State<AccessGuard>, request: Request, next: Next) -> Response {
     let mut response = guard.answer(request, next).await;
     let headers = response.headers_mut();
@@ -160,7 +161,7 @@ impl AccessGuard {
             None => return refusal(&AccessRefusal::LoginRequired).into_response(),
         };
         let is_change = !method.is_safe() && response.extensions().get::<NothingChanged>().is_none();
-        // A form of a page leads to another page.
+        // A form of a page is answered with a redirection.
         if is_change && (response.status().is_success() || response.status().is_redirection()) {
             tracing::info!(%method, path, client, "a client's request");
         }
@@ -178,7 +179,7 @@ impl AccessGuard {
         let forwarded_for = joined(headers, "x-forwarded-for");
         let facts = RequestFacts {
             forwarded_for: forwarded_for.as_deref(),
-            // More than one is as wrong as another one.
+            // More than one `Origin` is refused, as a wrong one is.
             origin: headers.contains_key(ORIGIN).then(|| only(headers, ORIGIN.as_str()).unwrap_or("null")),
             fetch_site: only(headers, "sec-fetch-site"),
             ..facts
@@ -201,7 +202,7 @@ impl AccessGuard {
         self.credential(SecretKind::Token, text).await?.ok_or_else(unknown)
     }
 
-    /// The login of a cookie. One that has ended counts as none: the client may log in again.
+    /// The login of a cookie. A login that has ended counts as none, so that the client can log in again.
     async fn login(&self, headers: &HeaderMap) -> Result<Option<Credential>, Problem> {
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
@@ -282,7 +283,7 @@ fn refusal(refused: &AccessRefusal) -> Problem {
             StatusCode::UNAUTHORIZED,
             "login_required",
             "the request needs a token or a login",
-            "only this host is answered without".to_owned(),
+            "without a token or a login, only this host is answered".to_owned(),
             add_token.to_owned(),
         ),
         AccessRefusal::UnknownToken => (
@@ -308,7 +309,7 @@ fn until(response: Response, end: impl Future<Output = ()> + Send + 'static) -> 
     response.map(|body| Body::new(RevocableBody { body, end: Box::pin(end) }))
 }
 
-/// A body that breaks off when its client may not read on.
+/// A body that breaks off when its client loses the right to read it.
 struct RevocableBody {
     body: Body,
     end: Pin<Box<dyn Future<Output = ()> + Send>>,

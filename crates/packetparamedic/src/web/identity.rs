@@ -19,7 +19,7 @@ pub(crate) const ROTATION_ROUTE: &str = "/identity/rotations";
 pub(crate) struct RotatedIdentity {
     /// The new Endpoint ID.
     pub(crate) endpoint_id: EndpointId,
-    /// The one before.
+    /// The previous Endpoint ID.
     pub(crate) old: EndpointId,
     /// The file on this device that keeps the old key.
     pub(crate) kept: String,

@@ -1,5 +1,5 @@
-//! The tests that run at present, with what they last reported: for a page that begins in their midst. A fold over the updates
-//! of the service; the shell that follows them is at the end.
+//! The tests that run at present, with what they last reported, for a page that is opened during a test.
+//! [`LiveRuns::follow`] takes in the updates of the service.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,7 +43,7 @@ pub(super) enum LiveStage {
     Queued {
         /// Its place; 1 is next.
         place: u32,
-        /// How long the reflector expects that to last, in milliseconds.
+        /// How long the reflector expects the wait to last, in milliseconds.
         expected_wait_ms: u64,
     },
     /// It measures.
@@ -88,13 +88,13 @@ impl LiveRuns {
     pub(super) async fn follow(self, updates: RunUpdates, mut stopping: watch::Receiver<bool>) {
         loop {
             let mut listener = updates.subscribe();
-            // What was missed may have been an end.
+            // A missed update may have been the end of a test.
             self.lock().clear();
             loop {
                 tokio::select! {
                     update = listener.next() => match update {
                         Some(update) => self.note(&update),
-                        // It was too slow.
+                        // The listener was too slow and has lost updates.
                         None => break,
                     },
                     _ = stopping.wait_for(|wanted| *wanted) => return,

@@ -65,7 +65,7 @@ pub(super) async fn log_out(
     Ok((StatusCode::NO_CONTENT, unchanged, [(SET_COOKIE, end(&state, &caller).await?)]).into_response())
 }
 
-/// Ends the login of a request: returns the cookie that removes its own.
+/// Ends the login of a request. Returns the cookie that makes the browser remove its login cookie.
 pub(super) async fn end(state: &ApiState, caller: &Caller) -> Result<HeaderValue, Problem> {
     if let Some(login) = &caller.login {
         state.service.appliance().log_out(login).await?;
@@ -80,7 +80,7 @@ pub(super) async fn new_link(State(state): State<ApiState>) -> Result<(StatusCod
     Ok((StatusCode::CREATED, Json(link.into())))
 }
 
-/// A login of a client that has just set the password: what it tried before does not count.
+/// Begins the login of a client that has just set the password. Its earlier wrong passwords do not count.
 pub(super) async fn first_login(
     state: &ApiState,
     caller: &Caller,
@@ -90,7 +90,7 @@ pub(super) async fn first_login(
     attempt(state, caller, password).await
 }
 
-/// Tries a password: the secret of the new login.
+/// Tries a password. Returns the secret of the new login.
 pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizing<String>) -> Result<String, Problem> {
     #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of attempts")]
     let now = Instant::now();
@@ -106,7 +106,7 @@ pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizi
                 tracing::warn!(client = %caller.client, "a login with a wrong password");
             }
             let try_ = "`packetparamedic token setup` makes a link by which a new one is set";
-            let because = "it is not the administrator's, or none is set";
+            let because = "it is not the administrator's password, or no password is set";
             let failure =
                 CommandFailure::new(ExitStatus::Denied, "wrong_password", "the password is wrong", because, try_);
             Err(Problem::refused(StatusCode::UNAUTHORIZED, failure))
@@ -115,8 +115,9 @@ pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizi
 }
 
 fn too_many(wait: Duration) -> Problem {
-    let because = format!("after several wrong passwords its address has to wait {} s", wait.as_secs() + 1);
-    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_logins", "no login is tried", because, "wait");
+    let because = "this address sent several wrong passwords";
+    let try_ = format!("wait {} s, then log in again", wait.as_secs() + 1);
+    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_logins", "no login is tried", because, try_);
     Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
 }
 
@@ -125,11 +126,11 @@ pub(super) fn cookie(login: &str, caller: &Caller) -> HeaderValue {
     cookie_for(login, LOGIN_LIFETIME, caller)
 }
 
-/// A cookie of a login. Only with TLS it is kept from connections without.
+/// A cookie of a login. If it is set over TLS, a browser never sends it without TLS.
 fn cookie_for(login: &str, lifetime: Duration, caller: &Caller) -> HeaderValue {
     let secure = if caller.is_https { "; Secure" } else { "" };
     let seconds = lifetime.as_secs();
     let text = format!("{LOGIN_COOKIE}={login}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}");
-    // A secret has letters, digits, dashes and underscores.
+    // A secret has only letters, digits, dashes and underscores, so this does not fail.
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

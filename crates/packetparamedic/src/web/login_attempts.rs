@@ -9,12 +9,12 @@ use crate::network::user_part;
 
 /// The wrong passwords of an address (an IPv6 /64) before it has to wait.
 const MAX_WRONG: u8 = 5;
-/// How long it waits after the last one, and how long wrong passwords count.
+/// How long an address waits after its last wrong password, and how long wrong passwords count.
 const WAIT: Duration = Duration::from_secs(10 * 60);
 /// The maximum number of addresses that are remembered.
 const MAX_ADDRESSES: usize = 1024;
 
-/// The wrong passwords of late.
+/// The recent wrong passwords of each address.
 #[derive(Debug, Default)]
 pub(super) struct LoginAttempts {
     wrong: HashMap<IpAddr, (u8, Instant)>,
@@ -37,7 +37,7 @@ impl LoginAttempts {
         }
         if self.wrong.len() >= MAX_ADDRESSES && !self.wrong.contains_key(&address) {
             self.wrong.retain(|_, (_, last)| now.saturating_duration_since(*last) < WAIT);
-            // Those that have to wait are the last to be forgotten.
+            // The addresses that have to wait are forgotten last.
             let least = self.wrong.iter().min_by_key(|(_, (wrong, last))| (*wrong, *last)).map(|(address, _)| *address);
             if let Some(least) = least.filter(|_| self.wrong.len() >= MAX_ADDRESSES) {
                 self.wrong.remove(&least);
@@ -54,7 +54,7 @@ impl LoginAttempts {
         self.logged.begin(now).is_ok()
     }
 
-    /// The password was right: the address has no wrong ones.
+    /// Records a right password: the earlier wrong passwords of the address no longer count.
     pub(super) fn succeeded(&mut self, address: IpAddr) {
         self.wrong.remove(&user_part(address));
     }

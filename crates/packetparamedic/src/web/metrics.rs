@@ -9,7 +9,7 @@ use paramedic_host::metrics::MetricsFormat;
 
 use super::ApiState;
 
-/// Where Prometheus looks by itself.
+/// The path that Prometheus requests by default.
 pub(super) const PATH: &str = "/metrics";
 
 pub(super) async fn show(State(state): State<ApiState>, headers: HeaderMap) -> impl IntoResponse {

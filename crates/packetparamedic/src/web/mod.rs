@@ -1,5 +1,5 @@
-//! The API of the running service, /api/v1, and its pages, on its unix socket and on TCP. Thin clients of the appliance's
-//! `app`.
+//! The API of the running service, /api/v1, and its pages, on its unix socket and on TCP. Both are thin clients
+//! of the appliance's `app`.
 
 mod access;
 mod channel_body;
@@ -75,7 +75,7 @@ pub(super) struct ApiState {
     /// The places for streams of events.
     event_places: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
-    /// The test that the button of the first page runs, without its other end; or why the settings make none.
+    /// The test that the button of the first page runs, without its other end; or why the settings define none.
     default_test: Result<TestRequest, CommandFailure>,
     /// The tests that run at present.
     live: LiveRuns,

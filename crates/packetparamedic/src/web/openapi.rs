@@ -1,5 +1,5 @@
-//! The description of the API (OpenAPI 3.1), with schemas from the types of its bodies and answers. `OPERATIONS` has a row
-//! for each route; a test compares them with the router.
+//! The description of the API (OpenAPI 3.1), with schemas from the types of its bodies and answers. `OPERATIONS` has a
+//! row for each route; a test compares them with the router.
 
 use std::sync::LazyLock;
 
@@ -46,7 +46,7 @@ use super::tokens::TokenRequest;
 /// A route of the API.
 struct Operation {
     method: &'static str,
-    /// Below /api/v1.
+    /// The path below /api/v1.
     path: &'static str,
     summary: &'static str,
     /// The parameters of the query.
@@ -54,7 +54,7 @@ struct Operation {
     /// The body of the request.
     body: Option<SchemaOf>,
     status: u16,
-    /// The media type of the answer, and the schema of what it has, if it has a body.
+    /// The media type and the schema of the body of the answer; `None` if it has no body.
     answer: Option<(&'static str, SchemaOf)>,
 }
 
@@ -135,8 +135,8 @@ const PLAN_DOWN: QueryParameter =
 const PLAN_UP: QueryParameter = text_parameter("plan_up", "The promised upload, such as 40M, instead of the plan.");
 const NORMAL_DOWN: QueryParameter = text_parameter("normal_down", "The normally available download.");
 const NORMAL_UP: QueryParameter = text_parameter("normal_up", "The normally available upload.");
-const MINIMUM_DOWN: QueryParameter = text_parameter("minimum_down", "The download below which the line never falls.");
-const MINIMUM_UP: QueryParameter = text_parameter("minimum_up", "The upload below which the line never falls.");
+const MINIMUM_DOWN: QueryParameter = text_parameter("minimum_down", "The download that is always available.");
+const MINIMUM_UP: QueryParameter = text_parameter("minimum_up", "The upload that is always available.");
 
 const JSON: &str = "application/json";
 
@@ -252,10 +252,20 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         body: Some(of::<NewChannel>),
         status: 201,
-        ..change("post", "/channels", "Adds a channel; a command by the unix socket alone", of::<StoredChannel>)
+        ..change(
+            "post",
+            "/channels",
+            "Adds a channel; a command channel only through the unix socket",
+            of::<StoredChannel>,
+        )
     },
     read("/channels/{name}", "A channel, without its secrets", of::<StoredChannel>),
-    change("delete", "/channels/{name}", "Removes a channel; what is due to it is given up", of::<StoredChannel>),
+    change(
+        "delete",
+        "/channels/{name}",
+        "Removes a channel and discards its undelivered messages",
+        of::<StoredChannel>,
+    ),
     change("post", "/channels/{name}/enable", "Lets a channel get messages again", of::<StoredChannel>),
     change("post", "/channels/{name}/disable", "Keeps a channel from getting messages", of::<StoredChannel>),
     change("post", "/channels/{name}/test", "Sends a test message now", of::<ChannelTest>),
@@ -267,7 +277,7 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         body: Some(of::<AlertRule>),
         status: 201,
-        ..change("post", "/rules", "Adds a rule, which judges what is measured from then on", of::<StoredRule>)
+        ..change("post", "/rules", "Adds a rule, which applies to measurements from then on", of::<StoredRule>)
     },
     read("/rule-suggestions", "The rules that are suggested and not there yet; none is active", of::<Vec<AlertRule>>),
     Operation {
@@ -282,7 +292,7 @@ const OPERATIONS: &[Operation] = &[
     read("/rules/{name}", "A rule", of::<RuleOverview>),
     change("delete", "/rules/{name}", "Removes a rule and closes its alerts", of::<StoredRule>),
     change("post", "/rules/{name}/enable", "Lets a rule judge again", of::<StoredRule>),
-    change("post", "/rules/{name}/disable", "Keeps a rule from judging and closes its alerts", of::<StoredRule>),
+    change("post", "/rules/{name}/disable", "Disables a rule and closes its alerts", of::<StoredRule>),
     Operation {
         query: &[ONLY_OPEN, LIMIT, AFTER],
         ..read("/alerts", "The latest alerts, newest first", of::<Vec<StoredAlert>>)
@@ -292,14 +302,14 @@ const OPERATIONS: &[Operation] = &[
         body: Some(of::<Plan>),
         ..change("put", "/plan", "Sets the plan, with which results are compared", of::<StoredPlan>)
     },
-    change("delete", "/plan", "Removes the plan; the answer has it", of::<PlanAnswer>),
+    change("delete", "/plan", "Removes the plan and returns it", of::<PlanAnswer>),
     read("/reflectors", "The paired reflectors", of::<Vec<ListedReflector>>),
     Operation {
         body: Some(of::<OldPairings>),
         ..change(
             "post",
             "/reflectors/imports",
-            "Takes over an older identity with its pairings, if this device is not paired; over the unix socket alone",
+            "Imports an older identity with its pairings, if this device is not paired; only through the unix socket",
             of::<ImportedPairings>,
         )
     },
@@ -385,7 +395,7 @@ const OPERATIONS: &[Operation] = &[
         ..change(
             "post",
             "/configuration",
-            "Makes the configuration as the body says; commands by the unix socket alone",
+            "Applies the configuration in the body; command channels only through the unix socket",
             of::<Vec<ConfigurationChange>>,
         )
     },
@@ -406,7 +416,7 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         body: Some(of::<TestRequest>),
         answer: Some(("application/x-ndjson", of::<TestLine>)),
-        ..change("post", "/tests", "Runs a test: a document a line until its end", of::<Value>)
+        ..change("post", "/tests", "Runs a test; answers one JSON document per line until it ends", of::<Value>)
     },
     change("post", "/tests/{id}/cancel", "Cancels a test; its answer goes on to its end", of::<CancelAnswer>),
     read("/tokens", "The tokens, without their secrets", of::<Vec<StoredToken>>),
@@ -437,7 +447,7 @@ pub(super) fn rows() -> std::collections::BTreeSet<(String, String)> {
 
 /// The description as JSON text.
 static TEXT: LazyLock<String> = LazyLock::new(|| {
-    // A value of these types always has a text.
+    // A JSON value can always be written as text.
     serde_json::to_string_pretty(&document()).map(|text| text + "\n").unwrap_or_default()
 });
 

@@ -44,7 +44,7 @@ pub(crate) struct Problem {
     detail: String,
     /// The exit code of the command that fails with it.
     exit: u8,
-    /// The same for programs, as in error documents.
+    /// The parts of the error, as in error documents.
     #[serde(flatten)]
     body: ErrorBody,
 }
@@ -98,7 +98,7 @@ impl Problem {
         &self.body
     }
 
-    /// Whether a login, or one that may do more, is what the request lacks.
+    /// Whether the request needs a login, or one with a larger scope.
     pub(super) fn asks_for_login(&self) -> bool {
         ["login_required", "scope_too_small", "unknown_token"].contains(&self.body.code.as_str())
     }
@@ -109,7 +109,7 @@ impl Problem {
         let known = [Done, Usage, BelowThreshold, Denied, Busy, Interrupted];
         let exit = known.into_iter().find(|own| *own as u8 == self.exit).unwrap_or(Failed);
         let ErrorBody { code, what, because, try_, retry_after_ms } = self.body;
-        // One failure ends a command: its code lives as long as the process.
+        // The command ends with this failure, so its code can live as long as the process.
         let mut failure = CommandFailure::new(exit, Box::leak(code.into_boxed_str()), what, because, try_);
         failure.retry_after_ms = retry_after_ms;
         failure
@@ -145,7 +145,7 @@ impl IntoResponse for Problem {
         let status = self.status_code();
         let mut response = (status, axum::Json(&self)).into_response();
         response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
-        // For a browser, `pages` makes a page of it.
+        // For a browser, `pages::dress` makes a page of this problem.
         response.extensions_mut().insert(self);
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -3,20 +3,21 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// The time over which is counted.
+/// The time over which events are counted.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// The latest times at which it happened, oldest first: at most `MAX` in a [`WINDOW`].
+/// The times of the latest events, oldest first: at most `MAX` in a [`WINDOW`].
 #[derive(Debug, Default)]
 pub(super) struct RateWindow<const MAX: usize> {
     times: VecDeque<Instant>,
 }
 
-/// The tests that clients of the TCP listener begin: each leaves a result, and a test that fails takes milliseconds.
+/// The tests that clients of the TCP listener begin. They are limited, because each leaves a result, and a test that
+/// fails takes milliseconds.
 pub(super) type TestStarts = RateWindow<60>;
 
 impl<const MAX: usize> RateWindow<MAX> {
-    /// Counts it, if it may happen at `now`; otherwise returns how long to wait.
+    /// Counts an event, if it may happen at `now`; otherwise returns how long to wait.
     pub(super) fn begin(&mut self, now: Instant) -> Result<(), Duration> {
         let age = |time: &Instant| now.saturating_duration_since(*time);
         self.times.retain(|time| age(time) < WINDOW);

@@ -115,7 +115,7 @@ pub(crate) struct CheckedReflector {
     pub(crate) reached_at: SocketAddr,
     /// The version of its program.
     pub(crate) version: PeerText,
-    /// How long it took until its welcome, in milliseconds.
+    /// The time until the reflector's welcome, in milliseconds.
     pub(crate) link_ms: f64,
     /// The address of this device on the link.
     pub(crate) local_address: IpAddr,
@@ -216,13 +216,13 @@ pub(super) async fn remove(
     Ok(Json(ListedReflector::from(&removed)))
 }
 
-/// The route of a reflector, or of what can be done with it. The Endpoint ID is the name of no other route.
+/// The route of a reflector, or of what can be done with it. An Endpoint ID is never the name of another route.
 pub(crate) fn reflector_route(id: EndpointId, action: &str) -> String {
     format!("/reflectors/{id}{action}")
 }
 
-/// Takes over an older identity with its pairings: not through a TCP listener, because this device acts by its key, and
-/// seals commands with it.
+/// Imports an older identity with its pairings. Refused through a TCP listener, because the key of the identity speaks
+/// for this device and seals its command channels.
 pub(super) async fn import(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,

@@ -25,7 +25,7 @@ const VALID: &str =
 /// One report at a time: each reads many results, beside measurements that go on.
 static REPORTS: Semaphore = Semaphore::const_new(1);
 
-/// What a report is asked for.
+/// The parameters of a request for a report.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ReportQuery {
     /// The begin of the period.
@@ -90,7 +90,7 @@ impl ReportTime {
         text.parse().map(Self::At).or_else(|_| text.parse().map(Self::Day)).ok()
     }
 
-    /// The time at which a period begins, or after which it ends.
+    /// The time at which a period begins or, with `is_end`, ends: a day as the end includes that day.
     fn resolve(self, zone: &TimeZone, is_end: bool) -> Option<Timestamp> {
         let date = match self {
             Self::At(at) => return Some(at),
@@ -112,7 +112,7 @@ impl ReportQuery {
         Ok(read)
     }
 
-    /// Sets a parameter. An empty one, as of a form's empty field, is as good as none.
+    /// Sets a parameter. An empty value, such as that of an empty form field, counts as none.
     fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
         let time = || ReportTime::read(text).ok_or_else(|| format!("{name} is a day or a time such as 2026-01-31"));
         let rate = || match quantity::parse_rate(text) {
@@ -221,7 +221,7 @@ pub(super) async fn show(State(state): State<ApiState>, query: ReportQuery) -> R
 
 /// The report of a query.
 pub(super) async fn line_report(appliance: &Appliance, query: &ReportQuery) -> Result<LineReport, Problem> {
-    // Never closed: an error does not occur.
+    // The semaphore is never closed, so this does not fail.
     let _turn = REPORTS.acquire().await.ok();
     let request = query.request().map_err(|because| invalid(&because))?;
     Ok(appliance.line_report(request).await?)

@@ -41,9 +41,9 @@ pub(crate) struct DeletionRequest {
 /// A request to delete old results.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PruneRequest {
-    /// Those that began longer ago than this, in seconds.
+    /// Deletes results that began longer ago than this, in seconds.
     pub(crate) older_than_s: u64,
-    /// Whether they are only counted.
+    /// Whether results are only counted.
     #[serde(default)]
     pub(crate) dry_run: bool,
 }
@@ -55,8 +55,8 @@ pub(crate) struct ImportAnswer {
     pub(crate) is_new: bool,
 }
 
-/// The parameters of a list or an export: `since` and `until` (RFC 3339), `peer`, `engine`, `order` (newest, oldest), `limit`; of a
-/// list `after`, a cursor; of an export `format`.
+/// The parameters of a list or an export: `since` and `until` (RFC 3339), `peer`, `engine`, `order` (newest, oldest),
+/// `limit`. A list also has `after`, a cursor, and an export `format`.
 pub(super) struct ResultsQuery {
     query: RunQuery,
     after: Option<PageCursor>,
@@ -142,7 +142,7 @@ pub(super) async fn list(
 ) -> Result<impl IntoResponse, Problem> {
     let limit = query.limit.unwrap_or(PAGE);
     if format.is_some() || !(1..=LARGEST_PAGE).contains(&limit) {
-        let because = format!("a list has a limit from 1 to {LARGEST_PAGE}, and no format");
+        let because = format!("a list accepts limit from 1 to {LARGEST_PAGE}, and no format");
         return Err(Problem::invalid(StatusCode::BAD_REQUEST, &because));
     }
     let page = state.service.appliance().results(&query, after, limit).await?;
@@ -157,7 +157,7 @@ pub(super) async fn export(
     ResultsQuery { query, after, format }: ResultsQuery,
 ) -> Result<impl IntoResponse, Problem> {
     if after.is_some() {
-        return Err(Problem::invalid(StatusCode::BAD_REQUEST, "an export has no pages, and no parameter after"));
+        return Err(Problem::invalid(StatusCode::BAD_REQUEST, "an export has no pages: remove the parameter after"));
     }
     let format = format.unwrap_or_default();
     let export = state.service.appliance().export(query, format).await?;

@@ -20,7 +20,7 @@ const PAGE: u32 = 20;
 /// The most alerts of a page.
 const LARGEST_PAGE: u32 = 1000;
 
-/// What a rule would have done, and why it may never do anything.
+/// When a rule would have fired, and why it cannot fire at present.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PreviewAnswer {
     /// What it would have done in the last 30 days.

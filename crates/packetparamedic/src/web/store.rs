@@ -27,14 +27,14 @@ static COPIES: Semaphore = Semaphore::const_new(1);
 /// A request to delete what is older than the settings of the service allow.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct StorePruneRequest {
-    /// Whether it is only counted.
+    /// Whether rows are only counted.
     #[serde(default)]
     pub(crate) dry_run: bool,
 }
 
 /// A consistent copy of the database.
 pub(super) async fn backup(State(state): State<ApiState>) -> Result<impl IntoResponse, Problem> {
-    // Never closed: an error does not occur.
+    // The semaphore is never closed, so this does not fail.
     let turn = COPIES.acquire().await.ok();
     let copy = state.service.appliance().copy_of_store().await?;
     let (sender, body) = chunks::body();

@@ -37,7 +37,7 @@ pub(crate) struct TableRequest {
 }
 
 impl TableRequest {
-    /// Its route, for its client.
+    /// The route of this request, for a client of the service.
     pub(crate) fn route(&self) -> String {
         let (path, more) = match &self.table {
             RequestedTable::Outages => ("/outages".to_owned(), String::new()),
@@ -57,7 +57,7 @@ impl TableRequest {
         format!("{path}/export?format={}{more}{times}", self.format.as_str())
     }
 
-    /// The rows, of this appliance.
+    /// Opens the rows in the store of this appliance.
     pub(crate) async fn open(&self, appliance: &Appliance) -> Result<TableExport, ApplianceError> {
         let (range, format) = (self.range, self.format);
         match &self.table {

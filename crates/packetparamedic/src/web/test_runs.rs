@@ -1,5 +1,5 @@
-//! The routes of tests that a client runs: the answer has a JSON document a line, as the test goes on. A client that goes
-//! away cancels its test.
+//! The routes of tests that a client runs. The answer grows while the test runs: one JSON document in each line. A
+//! client that goes away cancels its test.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,7 @@ use super::guard::NothingChanged;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The lines that wait for a slow client.
+/// The maximum number of lines that wait for a slow client.
 const WAITING_LINES: usize = 64;
 
 /// A line of the answer.
@@ -96,7 +96,7 @@ pub(super) async fn run(
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body)))
 }
 
-/// Starts a test, which goes on also if its lines are dropped. Returns its id.
+/// Starts a test, which goes on even if the receiver of its lines is dropped. Returns its id and that receiver.
 pub(super) async fn start(
     state: &ApiState,
     source: RequestSource,
@@ -116,7 +116,7 @@ pub(super) async fn start(
     Ok((id, receiver))
 }
 
-/// Counts a test that a client of the TCP listener begins; fails if clients began many of late, with how long to wait.
+/// Counts a test that a client of the TCP listener begins. If they began many lately, fails with how long to wait.
 pub(super) fn count_start(state: &ApiState, source: RequestSource) -> Result<(), Duration> {
     let RequestSource::Address { .. } = source else { return Ok(()) };
     #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of tests")]
@@ -129,11 +129,11 @@ pub(super) fn cancel_test(state: &ApiState, id: Uuid) -> bool {
     lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true))
 }
 
-/// No test begins before that time has passed.
+/// The problem of a test that is refused because clients began many; after `wait`, a test can begin again.
 pub(super) fn too_many(wait: Duration) -> Problem {
-    let because = format!("clients began many tests of late: wait {} s", wait.as_secs() + 1);
-    let try_ = "for tests at fixed times add a schedule";
-    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_tests", "no test begins", because, try_);
+    let because = "clients began too many tests within a minute";
+    let try_ = format!("wait {} s; to test at fixed times, add a schedule", wait.as_secs() + 1);
+    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_tests", "the test is not started", because, try_);
     Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
 }
 

@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 /// Why the listener has no TLS.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsFilesError {
-    /// A file cannot be read, or has nothing of what it should have.
+    /// A file cannot be read, or lacks its certificate or key.
     #[error("{}: {source}", path.display())]
     File {
         /// The file.

@@ -65,7 +65,7 @@ pub(super) enum Flaw {
     Hash,
     #[error("line {found} is in the place of line {expected}: lines are missing or out of order")]
     Seq { expected: u64, found: u64 },
-    #[error("it does not follow the line before it: one of the two was replaced")]
+    #[error("the line does not follow the line before it: one of the two was replaced")]
     Prev,
     #[error("the log begins with line {0}: the lines before it are missing")]
     Beginning(u64),
@@ -164,19 +164,19 @@ const TAIL_REPAIRED: &str = "tail_repaired";
 pub(super) struct Claim {
     pub(super) seq: u64,
     pub(super) begins_anew: bool,
-    /// The hash of the preceding line that it states, if that is a valid hash.
+    /// The hash that the line states for the preceding line; `None` if it is not a valid hash.
     prev: Option<[u8; 32]>,
     /// The file whose tail was cut, if the line records a repair.
     repairs: Option<String>,
 }
 
 impl Claim {
-    /// The line that it claims to follow.
+    /// The number and the hash of the line that this line claims to follow.
     pub(super) fn before(&self) -> Option<Head> {
         Some(Head { seq: self.seq.checked_sub(1)?, hash: self.prev? })
     }
 
-    /// Whether it claims to follow the line `before` and to repair the file `segment`.
+    /// Whether this line claims to follow the line `before` and to repair the file `segment`.
     pub(super) fn repairs(&self, segment: &str, before: Head) -> bool {
         self.before() == Some(before) && self.repairs.as_deref() == Some(segment)
     }

@@ -22,7 +22,7 @@ pub struct Sizes {
 
 impl Sizes {
     /// The limits of one chain. The chain of refusals gets a quarter of the space: any client can cause refusals, and
-    /// must not displace the main chain.
+    /// these must not displace the main chain.
     fn of(self, chain: Chain) -> Bounds {
         let quarter = self.total / 4;
         let total = match chain {

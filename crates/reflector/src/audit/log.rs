@@ -57,7 +57,7 @@ struct ChainFile {
     id: FileId,
 }
 
-/// Identifies a file whatever its path.
+/// Identifies a file independently of its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileId {
     device: u64,
@@ -150,7 +150,8 @@ impl ChainWriter {
         self.trimmed = survey.leftovers;
         let base = self.state.base;
         if survey.head == base && base.seq > 0 {
-            // The log was moved away, and a crash came before the first line of the new log. A trim always keeps lines.
+            // The log was moved away, and a crash came before the first line of the new log. A trim cannot be the
+            // reason, because it always keeps lines.
             self.owed.push(AuditEvent::LogBegunAnew { after: base.seq });
         }
         let adopted = survey.head != self.state.head;
@@ -213,8 +214,8 @@ impl ChainWriter {
         let path = part.segment.path.display();
         let folder = self.folder.display();
         Err(io::Error::other(format!(
-            "{path} was {what} while the reflector runs; {fix}, or move {folder} away and restart the reflector: it \
-             then begins a new log, which says so"
+            "{path} was {what} while the reflector runs; {fix}, or move {folder} away and restart the reflector; it \
+             then begins a new log, whose first line records this"
         )))
     }
 
@@ -232,7 +233,8 @@ impl ChainWriter {
             files += 1;
         }
         let first_kept = self.parts.get(files).filter(|_| files > 0)?;
-        // No trim up to a file that cannot be read: `audit verify` will report its fault.
+        // If the first file to keep cannot be read, nothing is trimmed: `audit verify` will report the fault of that
+        // file.
         let base = first_claim(&first_kept.segment.path).ok().flatten().and_then(|claim| claim.before())?;
         Some(Trim { files, base })
     }
@@ -246,7 +248,7 @@ impl ChainWriter {
     /// Writes and syncs the lines. They become final with [`settle`](ChainWriter::settle) and
     /// [`keep`](ChainWriter::keep). After an error, no line is pending.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
-        // Does not write into a file that was moved or changed in size, nor while other files are missing.
+        // Writes nothing if the last file was moved, removed or changed in size.
         self.check_last()?;
         let mut text = Vec::new();
         let mut head = self.state.head;
@@ -275,7 +277,7 @@ impl ChainWriter {
         written.inspect_err(|_| self.abandon())
     }
 
-    /// Cuts the torn tail, which the pending lines record. Fails if the pending lines are not in place any more.
+    /// Cuts the torn tail; the pending lines record the cut. Fails if the pending lines are not in place any more.
     pub(super) fn settle(&self) -> io::Result<()> {
         let Some(pending) = &self.pending else { return Ok(()) };
         if let Some(torn) = &self.torn {
@@ -353,7 +355,7 @@ impl ChainWriter {
         let of_parts = self.parts.last().map(|part| part.segment.number);
         let of_torn = self.torn.as_ref().map(|torn| torn.segment.number);
         let last = of_parts.max(of_torn).or_else(|| self.trimmed.last().map(|segment| segment.number)).unwrap_or(0);
-        // No line of a file after the last one was ever passed to the database.
+        // Files after the last one may be removed: no head of theirs was ever passed to the database.
         for stale in segments(&self.folder, self.chain)?.iter().rev().take_while(|segment| segment.number > last) {
             self.disk.remove(&stale.path)?;
         }

@@ -19,8 +19,9 @@ struct EventLine {
     event: AuditEvent,
 }
 
-/// For each owed line: whether the log in `folder` contains it after the line `after_seq`. A line of the log matches at
-/// most one owed line. Reads only from the lowest `after_seq` on, which is near the end of the log.
+/// Returns for each owed line whether the log in `folder` contains it after the line with the number `after_seq`. A
+/// line of the log matches at most one owed line. Reads only from the lowest `after_seq` on, which is near the end of
+/// the log.
 pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     let mut written = vec![false; owed.len()];
     let Some(after) = owed.iter().map(|line| line.after_seq).min() else { return Ok(written) };

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::log::{Faults, Touch};
 use super::verify::MAX_TAIL;
 use super::*;
+use crate::failure::Failure;
 
 const LARGE: u64 = 1 << 30;
 
@@ -271,8 +272,8 @@ async fn a_truncated_log_is_not_opened_and_left_unchanged() {
     let whole = fs::read(home.segment(1)).unwrap();
     for length in [0, 1, whole.len() / 2, whole.len() - 1] {
         fs::write(home.segment(1), &whole[..length]).unwrap();
-        let why = home.try_open(LARGE).await.unwrap_err().to_string();
-        assert!(why.contains("`reflector audit verify`") && why.contains("mv "), "{why}");
+        let refused = Failure::from(home.try_open(LARGE).await.unwrap_err());
+        assert!(refused.try_.contains("`reflector audit verify`") && refused.try_.contains("mv "), "{refused:?}");
         assert_eq!(fs::read(home.segment(1)).unwrap(), whole[..length], "it is left unchanged");
     }
     fs::write(home.segment(1), &whole).unwrap();
@@ -640,6 +641,8 @@ async fn a_new_database_beside_an_old_log_is_refused() {
     }
     let why = home.try_open(LARGE).await.unwrap_err();
     assert!(matches!(why, AuditError::Foreign { .. }), "{why}");
+    let (folder, failure) = (home.dir(), Failure::from(why));
+    assert!(failure.try_.contains(&format!("mv {0} {0}.old", folder.display())), "{failure}");
 }
 
 /// Injects a fault, and then records an event again, which must succeed.

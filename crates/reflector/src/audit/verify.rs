@@ -50,8 +50,8 @@ pub struct Unacknowledged {
 pub enum Beginning {
     /// The chain begins with line 1.
     First,
-    /// The chain begins with this line, because the earlier log was moved away or deleted. The line may not be written
-    /// yet.
+    /// The chain begins with this line, because the earlier log was moved away or deleted. That line is possibly not
+    /// written yet.
     BegunAnew(u64),
     /// The chain begins with this line, because earlier lines were trimmed. The database has the hash of the last of
     /// them.
@@ -131,13 +131,13 @@ impl Survey {
     }
 }
 
-/// Reads the chain up to its last valid line. [`Extent::Whole`] reads every file; [`Extent::End`] begins with the file that
-/// has the acknowledged head.
+/// Reads the chain up to its last valid line. [`Extent::Whole`] reads every file; [`Extent::End`] begins with the file
+/// that has the acknowledged head.
 ///
 /// # Errors
 ///
-/// Returns the first invalid line up to the acknowledged head. Also fails if more data follows the head than a crash can
-/// leave.
+/// Returns the first invalid line up to the acknowledged head. Also fails if more data follows the head than a crash
+/// can leave.
 pub(super) fn survey(
     folder: &Path,
     chain: Chain,
@@ -152,7 +152,7 @@ pub(super) fn survey(
     let ChainState { base, head } = state.unwrap_or(ChainState::GENESIS);
     let begins_behind_base = |claim: &Claim| claim.before() == Some(base) || base == Head::GENESIS && claim.begins_anew;
     let begins = claims.iter().position(|claim| claim.as_ref().is_some_and(begins_behind_base));
-    // Files can be left over only before a known base.
+    // Only files before a known base can be leftovers of a trim.
     let kept_from = begins.filter(|_| base != Head::GENESIS).unwrap_or(0);
     if let (Extent::End, None, Some(first)) = (extent, begins, all.first())
         && head != base
@@ -185,8 +185,8 @@ pub(super) fn survey(
         begins: match first {
             Some(claim) if claim.begins_anew => Beginning::BegunAnew(claim.seq),
             Some(claim) => Beginning::Trimmed(claim.seq),
-            // A trim keeps lines. If there are none, the log was moved away, and the first line of the new log was not
-            // written.
+            // A trim keeps lines. So if there are no lines, the log was moved away, and the first line of the new log
+            // was not written.
             None if base.seq > 0 => Beginning::BegunAnew(base.seq.saturating_add(1)),
             None => Beginning::First,
         },
@@ -195,18 +195,18 @@ pub(super) fn survey(
         let size = fs::symlink_metadata(&segment.path).map_err(unreadable(segment.name()))?.len();
         survey.files.push((segment.clone(), size));
     }
-    // Nothing was acknowledged since the base.
+    // If the acknowledged head is the base, it is reached before any line is read.
     let mut is_reached = state.is_some() && head == base;
     let mut last_line = 0;
     for (index, segment) in all.iter().enumerate().skip(walked_from) {
         let bad = |line, why| BadLine { segment: segment.name(), line, why };
         let mut replaced = None;
-        // Lines and bytes of this file up to the acknowledged head.
+        // The lines and bytes of this file up to the acknowledged head; `None` until the head is reached.
         let mut acknowledged = is_reached.then_some((0, 0));
         // The next file, whose first line may record a cut of this file's tail.
         let next = claims.get(index + 1).and_then(Option::as_ref);
         let name = segment.name();
-        // A new log whose first line failed begins again in the next file.
+        // If the first line of a new log could not be written, the log begins again in the next file.
         let begins_again = |claim: &Claim| base.seq > 0 && claim.begins_anew && claim.before() == Some(base);
         let is_cut_behind =
             |line| next.is_some_and(|claim| claim.repairs(&name, line) || line == base && begins_again(claim));

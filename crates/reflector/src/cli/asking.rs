@@ -27,7 +27,8 @@ pub(super) fn asking_at<T>(
     runtime.block_on(async {
         let mut client = AdminClient::connect(&path).await.map_err(|error| not_running(&path, &error))?;
         let (server, user) = (client.server_user(), rustix::process::geteuid());
-        // Requests and the list of peers must only reach the right reflector.
+        // Another user's program may answer at this path. It must not receive requests, and its answers cannot be
+        // trusted.
         if server != 0 && server != user.as_raw() && !(user.is_root() && config.has_root_runtime_dir()) {
             return Err(Failure::new(
                 Exit::Failed,
@@ -94,7 +95,7 @@ pub(super) fn refused(because: &str) -> Failure {
     Failure::new(
         Exit::Failed,
         "refused",
-        "the reflector refused",
+        "the reflector refused the command",
         because,
         "run `reflector peers` and `reflector status` to see the current state",
     )

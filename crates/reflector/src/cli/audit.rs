@@ -10,7 +10,7 @@ use super::state::with_state_as_it_is;
 use crate::audit::{self, Beginning, ChainState, Unacknowledged};
 use crate::config::{Config, PlaceFlags};
 use crate::failure::{Exit, Failure};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -41,7 +41,10 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
     let runtime = runtime.map_err(|error| unusable(&error))?;
     let read_states = || {
         let states = runtime.block_on(Store::read_audit_chains(&config.database()));
-        states.map_err(|error| unusable(&error))
+        states.map_err(|error| match error {
+            StoreError::Damaged { .. } | StoreError::Newer { .. } => error.into(),
+            _ => unusable(&error),
+        })
     };
     let mut states = read_states()?;
     let verified = loop {
@@ -61,7 +64,7 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
                     "audit_broken",
                     "the audit log was changed",
                     bad,
-                    "restore it from a backup; the lines before that one are intact",
+                    "restore the audit log from a backup; the lines before the first bad line are intact",
                 ));
             }
         }

@@ -82,7 +82,7 @@ fn of_running(status: &Status) -> Vec<Check> {
             "state",
             format!("the reflector is {}", status.state),
             status.problems.join("; "),
-            "fix that cause; the reflector grants sessions again within 5 s of a successful write",
+            "remove the cause; the reflector grants sessions again within 5 s of a successful write",
         ));
     }
     let own = env!("CARGO_PKG_VERSION");
@@ -123,8 +123,8 @@ fn of_running(status: &Status) -> Vec<Check> {
     checks
 }
 
-/// Checks whether a reflector that is not running could listen on its addresses. `None` if `code`, the failure of the
-/// request to it, is another one than `not_running`.
+/// Checks whether a reflector that is not running could listen on its addresses. `code` is the failure of the request
+/// for its status. `None` if `code` is not `not_running`.
 fn of_stopped(config: &Config, code: &str) -> Option<Check> {
     if code != "not_running" {
         return None;

@@ -38,7 +38,7 @@ fn not_ready(status: &Status) -> Failure {
         let because = "it was told to stop, and grants no further sessions".to_owned();
         (because, "wait until its running sessions have ended, then start it again")
     } else {
-        let try_ = "fix that cause; the reflector grants sessions again within 5 s of a successful write";
+        let try_ = "remove the cause; the reflector grants sessions again within 5 s of a successful write";
         (status.problems.join("; "), try_)
     };
     Failure::new(Exit::Failed, "unhealthy", what, because, try_)

@@ -45,7 +45,7 @@ pub(super) fn broken(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(
         Exit::Failed,
         "admin",
-        "the reflector did not answer",
+        "the reflector did not answer as expected",
         error,
         "see its log; `reflector health` shows whether it runs",
     )

@@ -22,7 +22,7 @@ pub(super) struct Args {
     /// How long the code is valid: 10s to 1h
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_ttl)]
     ttl: Duration,
-    /// The name for the device that pairs [default: the name it sends]
+    /// The name for the device that pairs [default: the name that the device sends]
     #[arg(long)]
     name: Option<String>,
     /// Print JSON events, one in each line

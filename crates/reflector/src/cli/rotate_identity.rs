@@ -44,7 +44,7 @@ fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {
         return Err(running());
     }
     let rotated = match key_file::rotate(&config.key_file()) {
-        // Its admin socket may be in another runtime folder.
+        // A reflector uses the key; its admin socket may be in another runtime folder.
         Err(KeyFileError::InUse { .. }) => return Err(running()),
         rotated => rotated?,
     };

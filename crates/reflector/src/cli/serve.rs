@@ -35,7 +35,7 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
     let key = identity(&config)?;
     memory::share_arenas();
     let listen = config.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    // Its workers, a thread for blocking work, the database's, and one for each UDP port.
+    // The workers, a thread for blocking work, the thread of the database, and one thread for each UDP port.
     let threads = WORKERS + 2 + config.listen.len();
     let builder = &mut tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime::start(builder.worker_threads(WORKERS), threads).map_err(|error| {

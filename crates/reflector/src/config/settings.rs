@@ -15,7 +15,7 @@ use super::{Config, Mode, addresses};
 /// far larger integers.
 const MOST_BYTES: u64 = 2_000_000_000_000_000;
 
-/// Every setting, in the order in which they are shown.
+/// All settings, in the order in which they are shown.
 pub(super) static SETTINGS: &[Setting<Config>] = &[
     Setting {
         name: "listen",

@@ -136,7 +136,7 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
     loop {
         let capacity = server.capacity.notified();
         if server.connection_slots.limiter().is_crowded() {
-            // Each displaced connection holds a descriptor until its task has closed it, which wakes this task.
+            // A connection that makes room holds its descriptor until its task has closed it. That wakes this task.
             tokio::time::timeout(DESCRIPTOR_RETRY_INTERVAL, capacity).await.ok();
             continue;
         }

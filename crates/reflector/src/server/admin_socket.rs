@@ -214,7 +214,7 @@ pub fn read_request(line: &str) -> Result<AdminRequest, String> {
 ///
 /// # Errors
 ///
-/// No request is known that cannot be written as JSON.
+/// Fails if the request cannot be written as JSON. No such request is known.
 #[doc(hidden)]
 pub fn write_request(request: &AdminRequest) -> serde_json::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(&Envelope { v: VERSION, body: request })?;
@@ -246,7 +246,7 @@ async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<
                 Removal::Removed => {
                     server.disconnect_peer(id);
                     server.forget_prefixes(id);
-                    // The device is removed, also if its line of the audit log stays owed.
+                    // The device is removed even if its line of the audit log stays owed.
                     server.peers.settle().await;
                     AdminReply::Done { what: PeerText::new("removed; its links and sessions were ended") }
                 }

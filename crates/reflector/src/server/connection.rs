@@ -55,8 +55,8 @@ pub(super) struct Connection {
     session: Option<LinkSession>,
     /// The features that both ends sent.
     features: Vec<Feature>,
-    /// When the last message arrived on this link. For a session, its session control has the time of the last message
-    /// on any of its connections.
+    /// When the last message arrived on this link. If the link has a session, the session control has the time of the
+    /// last message on any connection of the session.
     last_message_at: Instant,
     /// When the last ping was sent.
     pinged_at: Instant,
@@ -170,9 +170,9 @@ impl Connection {
         }
     }
 
-    /// Checks again that the device is paired. A removal before the link was registered did not close the link.
+    /// Checks again that the device is paired. A removal between the first check and the registration of the link did
+    /// not close the link.
     fn check_still_paired(&self) -> LinkFlow {
-        // A removal between the first check and the registration of the link did not close it.
         if !self.server.peers.is_paired(self.peer) {
             return LinkFlow::Close(CloseReason::PeerRemoved, "this device is no longer paired");
         }
@@ -511,11 +511,12 @@ impl Connection {
                 PhaseEvent::Detail(phase, direction, samples) => {
                     self.send(&ToAppliance::PhaseDetail { phase, direction, samples }).await
                 }
-                // The session and its phase are being ended: the reason of the end is sent next, and supersedes this.
+                // The session is being ended, and its phase with it. The reason of the end is sent next and replaces
+                // the tally.
                 PhaseEvent::Done(..) if granted.running.control.is_cancelled() => LinkFlow::Continue,
                 PhaseEvent::Done(phase, tally) => {
                     granted.phase = None;
-                    // The tally would say that connections failed, which is a consequence.
+                    // The tally would report failed connections, which are only a consequence of the refused thread.
                     match granted.running.control.refused_thread().map(|refused| refused.at(AT_REFLECTOR)) {
                         Some(detail) => return self.end_session(EndReason::Failed, &detail).await,
                         None => self.send(&ToAppliance::PhaseDone { phase, tally }).await,

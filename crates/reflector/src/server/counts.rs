@@ -58,8 +58,8 @@ impl ServerCounts {
     }
 }
 
-/// Counts the payload of one phase: its samples while it runs, and the rest once its tally is known. So the sum is that
-/// of the tally.
+/// Counts the payload of one phase: its samples while it runs, and the rest once its tally is known. So the sum is the
+/// total of the tally.
 #[derive(Debug)]
 pub(super) struct PhasePayload {
     counts: Arc<ServerCounts>,
@@ -78,7 +78,7 @@ impl PhasePayload {
         self.counts.note_payload(direction, bytes);
     }
 
-    /// Counts what the samples left out of the `total` bytes of the phase in this direction.
+    /// Counts those of the `total` bytes of the phase in this direction that its samples did not count.
     pub(super) fn note_total(&self, direction: Direction, total: u64) {
         let counted = self.counted[direction as usize].fetch_max(total, Ordering::Relaxed);
         self.counts.note_payload(direction, total.saturating_sub(counted));

@@ -14,7 +14,8 @@ use crate::event::RefusalReason;
 
 /// Runs until the connection is passed on or refused.
 pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
-    // The slot is declared before the stream, so it is dropped after it: it counts until the socket is closed.
+    // The slot is bound before the stream, so the stream is dropped first: the slot is taken until the socket is
+    // closed.
     let HandshakenConnection { slot, from, peer, deadline, mut stream, .. } = connection;
     let mut bytes = [0; Preamble::LEN];
     let read = slot.while_held(tokio::time::timeout_at(deadline, stream.read_exact(&mut bytes))).await;

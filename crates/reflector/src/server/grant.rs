@@ -80,7 +80,8 @@ pub(super) fn claim(
                 }
                 let (answer, held) = server.sessions().port_is_held(session, server.now());
                 events.extend(held);
-                // It either continues with another port, or is already taken back, for which other requests may wait.
+                // The reservation either has another port or was already taken back, so this guard must not take it
+                // back. Its slot may be free for another request.
                 pending.leave();
                 server.capacity_freed();
                 match answer {
@@ -149,7 +150,7 @@ async fn write_down(
         facts.extend(pending.undo());
         server.record(facts).await;
         drop(recorded);
-        // Best effort: if this fails, the test counts until the next start at least.
+        // Best effort: if this fails, the test counts again after a restart, until it is an hour old.
         server.store.forget_test(session).await.ok();
         return;
     }
@@ -177,7 +178,7 @@ fn promise(reservation: &Reservation, running: &RunningSession) -> Grant {
     }
 }
 
-/// A reservation that is becoming a grant. If it is dropped before, the reservation is taken back.
+/// A reservation that is becoming a grant. If it is dropped before that, the reservation is taken back.
 struct PendingReservation {
     server: Arc<Server>,
     session: SessionId,
@@ -205,7 +206,7 @@ impl Drop for PendingReservation {
     }
 }
 
-/// The denial for a request that this host can never run; `None` if it may.
+/// The denial for a request that this host can never run; `None` if the host may be able to run it.
 pub(super) fn not_supported(spec: &TestSpec) -> Option<Denial> {
     let refused = paramedic_engines::check_congestion_control(spec.congestion_control.as_deref()?).err()?;
     Some(not_opened(spec, &refused))
@@ -215,7 +216,7 @@ pub(super) fn not_supported(spec: &TestSpec) -> Option<Denial> {
 /// control or the engine does not support an option. Any other failure may be temporary.
 fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
     let is_refused = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
-    // Options that the engine does not support, which is permanent.
+    // `InvalidInput`: the engine does not support an option, which is permanent.
     let is_refused = spec.congestion_control.is_some() && is_refused || error.kind() == io::ErrorKind::InvalidInput;
     if is_refused {
         let detail = PeerText::new(&error.to_string());

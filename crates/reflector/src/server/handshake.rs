@@ -74,7 +74,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     let (sender, commands) = mpsc::unbounded_channel();
     let Some(id) = register(&server, peer, sender) else {
         refuse(RefusalReason::TooManyLinks);
-        // It keeps its slot, and counts for the limits, until it is closed.
+        // The connection keeps its slot, and counts for the limits, until it is closed.
         let detail = PeerText::new("too many links are open");
         let close = ToAppliance::Close { reason: CloseReason::Protocol, detail };
         let _ = slot.while_held(tokio::time::timeout(CLOSE_TIMEOUT, framed.send(&close))).await;

@@ -41,7 +41,8 @@ pub async fn serve(
     reloader: ConfigReloader,
     ready: impl FnOnce(&[SocketAddr]),
 ) -> anyhow::Result<()> {
-    // Before the server reports that it is ready: a signal that arrives right after must be handled.
+    // The signals are handled before the server reports that it is ready, because a signal may arrive right after the
+    // report.
     let hangup = Hangup::of_this_process();
     let mut signals = Signals::listen(hangup)?;
     let reload_signal = (hangup == Hangup::Reloads).then(|| signal(SignalKind::hangup())).transpose()?;
@@ -69,7 +70,7 @@ pub async fn serve(
     let listeners = accept::listen(&config.listen, config.listen_freebind)?;
     let admin = UnixSocket::bind(&config.admin_socket())?;
     let metrics = MetricsListener::bind(&config.metrics_listen)?;
-    // This process owns the admin socket, and with it the runtime folder.
+    // The store locks the state folder, so no other reflector uses the working folder that this call empties.
     let (engines, unavailable) = offered(&config).await?;
     let limits = Limits { descriptors: descriptors.sessions, ..limits(&config, &engines) };
     let sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: now });
@@ -187,7 +188,7 @@ pub async fn serve(
     // A log that can't be written must not keep the program from ending.
     server.audit.record(last).await.ok();
     server.write_pending().await;
-    // A stop may have cancelled this write.
+    // The end of the tasks may have cancelled a write of known prefixes.
     tokio::time::timeout(STOP_TIMEOUT, server.write_known()).await.ok();
     server.store.close().await;
     Ok(())
@@ -237,8 +238,8 @@ impl Signals {
     }
 }
 
-/// The first signal lets running sessions finish; the second ends them. Fails if a task ends on which everything
-/// depends: then only a restart helps.
+/// The first signal lets running sessions finish; the second ends them. Fails if one of `tasks` ends: the server
+/// depends on all of them, so only a restart helps.
 async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
     let lost = |_| anyhow::anyhow!("a task of the reflector ended; see its log");
     let mut stage = server.lifecycle.subscribe();

@@ -97,7 +97,7 @@ pub(super) async fn run(server: Arc<Server>, listener: MetricsListener) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let text = Arc::new(CachedText::default());
     loop {
-        // Before the connection is accepted, so that it takes no descriptor while it waits.
+        // A connection is accepted only when a slot is free, so that it takes no descriptor while it waits.
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let capacity = server.capacity.notified();
         let (server_of_connection, text) = (Arc::clone(&server), Arc::clone(&text));

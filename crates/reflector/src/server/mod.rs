@@ -153,7 +153,7 @@ struct CodeRequester {
     code: CodeId,
     /// The name for the device that pairs; `None`: the name that it sends.
     wanted_name: Option<PeerText>,
-    /// Sends the command the device that paired, once.
+    /// Reports the device that paired to the command, once.
     over: Option<oneshot::Sender<PairedDevice>>,
 }
 
@@ -174,9 +174,9 @@ impl Server {
         Now { mono: self.began.elapsed(), unix_ms: unix_now() }
     }
 
-    /// Writes events that no answer to a client depends on. The call fixes their place in the log; await the write
-    /// before answering. Events that cannot be written now are written later. A fault of the log shows in the status
-    /// and stops further grants.
+    /// Writes events for answers that do not depend on the result of the write. The call fixes their place in the log;
+    /// await the write before answering. Events that cannot be written now are written later. A fault of the log shows
+    /// in the status and stops further grants.
     fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         self.audit.record_or_note(lock(&self.throttle).pass(events, self.now()))
     }
@@ -219,7 +219,7 @@ impl Server {
         }
     }
 
-    /// Why the reflector grants no sessions at present, as text; empty if it does.
+    /// The reasons why the reflector grants no sessions at present, as text; empty if it grants sessions.
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(why) = &*self.audit.fault().borrow() {

@@ -15,13 +15,13 @@ use crate::status::UnavailableEngine;
 /// reasons.
 pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<UnavailableEngine>)> {
     let scratch = config.scratch_dir();
-    // Leftovers of a killed reflector.
+    // A killed reflector may have left files in this folder.
     if let Err(error) = std::fs::remove_dir_all(&scratch)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(%error, "an old working folder can't be removed");
     }
-    // Fails if another user creates it in the meantime.
+    // Fails if another user creates the folder in the meantime.
     let made = std::fs::DirBuilder::new().mode(0o700).create(&scratch);
     made.with_context(|| format!("cannot create the folder {}", scratch.display()))?;
     let (mut engines, mut unavailable) = (Vec::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! Pairs a device after a right proof or a command at the admin socket. The device becomes a peer on disk and in the
-//! audit log, or it remains unpaired.
+//! Pairs a device after a right proof, and renames peers. A device becomes a peer on disk and in the audit log, or it
+//! remains unpaired.
 
 use std::net::IpAddr;
 use std::sync::Arc;

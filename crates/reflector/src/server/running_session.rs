@@ -37,7 +37,8 @@ use crate::store::StoreError;
 /// processor and disk time, which disturbs the measurement, so leases are few and large.
 const LARGEST_LEASE: u64 = 64 << 30;
 
-/// The bytes that a monitor session leases at once: more than an hour at one probe a second. A crash charges all of them.
+/// The bytes of one lease of a monitor session: enough for more than an hour at one probe a second. A crash charges all
+/// of them.
 const MONITOR_LEASE: u64 = 1_000_000;
 
 /// How long to wait before a failed write of a lease is retried, while bytes of an earlier lease are left.
@@ -89,7 +90,7 @@ struct SessionResources {
 }
 
 /// An event of a phase, sent to the task of the link. It names its session, because the link may already have the next
-/// one.
+/// session.
 #[derive(Debug)]
 pub(super) struct SessionEvent {
     pub(super) session: SessionId,
@@ -150,7 +151,8 @@ impl RunningSession {
             None => error,
         })?;
         if reservation.purpose == SessionPurpose::Test {
-            // What is promised is there: a phase that gets no threads fails, and with it a test that took its turn.
+            // A session is granted only if its threads can start: otherwise a phase, and with it the test, would fail
+            // after the test has waited for its turn.
             thread_limit::check(threads_of(&reservation.spec))?;
         }
         let dwell = Arc::clone(&server.counts.dwell);
@@ -168,7 +170,7 @@ impl RunningSession {
         let enrolment = port.enroll(keys.session(), Arc::clone(&control), from, handlers);
         let streams = match reservation.purpose {
             SessionPurpose::Test => descriptors::control_port_streams(&reservation.spec),
-            // Its probes are datagrams alone.
+            // The probes of a monitor are only datagrams.
             SessionPurpose::Monitor => 0,
         };
         Ok(Self {
@@ -249,7 +251,7 @@ impl RunningSession {
         self.control.cancel();
         let resources = self.resources.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(resources);
-        // No thread is started without the resources.
+        // `answer_probes` starts no thread once the resources are gone.
         if let Some(thread) = lock(&self.probe_thread).take() {
             // A thread that panicked has dropped its stream too.
             thread.join().ok();
@@ -299,7 +301,8 @@ impl RunningSession {
             }
             lock(&running.use_recorder).phase_ended();
             running.phase_changed.notify_one();
-            // On a slow line the detail takes a small part of the time that the phase took.
+            // The limit keeps the detail small compared with the payload: on a slow line, sending it takes little time
+            // compared with the phase.
             let most_bytes = usize::try_from(tally.bytes() / DETAIL_OF_PAYLOAD).unwrap_or(usize::MAX);
             let details = std::mem::take(&mut *lock(&details));
             for (direction, samples) in PhaseDetail::of(details, most_bytes).parts() {
@@ -373,7 +376,8 @@ impl RunningSession {
     /// stopped.
     async fn record_use_until_lease_wanted(&self, server: &Server) {
         if self.purpose == SessionPurpose::Monitor {
-            // Its leases are small: a write a second for months would cost more than what a crash charges too much.
+            // The leases of a monitor are small: a write per second for months would cost more than the excess that a
+            // crash charges.
             return self.wants_lease.notified().await;
         }
         loop {

@@ -27,7 +27,7 @@ pub(super) async fn run(server: Arc<Server>) {
             carry(&server, action);
         }
         let shared = Arc::clone(&server);
-        // Does not wait for a slow disk.
+        // In a task of its own, so that a slow disk does not delay the timer.
         tokio::spawn(async move {
             recorded.await;
             for action in denials {

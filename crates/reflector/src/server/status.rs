@@ -59,7 +59,7 @@ fn process_use() -> ProcessUse {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
     };
-    // One of them is that of the folder itself.
+    // One of the descriptors is that of the folder itself, which is open while it is read.
     let descriptors = fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1));
     ProcessUse {
         cpu_us: u64::try_from(cpu.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(cpu.tv_nsec).unwrap_or(0) / 1_000,

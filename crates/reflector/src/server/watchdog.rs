@@ -13,7 +13,7 @@ pub(super) async fn run(server: Arc<Server>, timeout: Duration) {
         // A service manager that is gone needs no message.
         sd_notify::notify(&[sd_notify::NotifyState::Watchdog]).ok();
     };
-    // A third: one late answer must not be the end.
+    // A third of the timeout: one late answer must not make systemd end the process.
     feed_after(|| answers(Arc::clone(&server)), feed, || tokio::time::sleep(timeout / 3)).await;
 }
 

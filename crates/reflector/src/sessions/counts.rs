@@ -41,7 +41,7 @@ pub struct SessionCounts {
 pub struct LeaseCounts {
     /// The number of leases that were given out.
     pub granted: u64,
-    /// The number of those leases that could not be written to disk. No byte of them was moved.
+    /// The number of those leases that could not be written to disk. None of their bytes was moved.
     pub unwritten: u64,
     /// The number of leases that were refused, because the bytes of the day are used up.
     pub refused: u64,

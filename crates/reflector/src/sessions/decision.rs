@@ -78,8 +78,8 @@ pub struct Reservation {
     pub port: Option<u16>,
     /// The longest time that the session may last, counted from its reservation.
     pub expires_in: Duration,
-    /// Whether the session counts for the limit of tests per hour. It does not if it repeats through the tunnel a
-    /// direct session that the appliance could not reach.
+    /// Whether the session counts for the limit of tests per hour. It does not count if it is a repetition through the
+    /// tunnel, because the appliance could not reach the direct session.
     pub counts_as_test: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Recognises when an appliance repeats a test through the tunnel, because it could not reach the direct session. Then
-//! the next request on the link is the same test. Pure: no I/O, no clock.
+//! Recognises the repetition of a test through the tunnel: if the appliance could not reach a direct session, its next
+//! request on the link names the same test in tunneled mode. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 
 use super::decision::LinkId;
 
-/// For this long after the end of such a session, a request on the link can count as the same test.
+/// For this long after the end of a direct session without streams, a request on its link can count as the same test.
 pub(super) const FALLBACK_WINDOW: Duration = Duration::from_secs(30);
 
 /// The links whose direct session ended before any of its streams arrived.

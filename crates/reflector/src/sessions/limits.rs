@@ -38,9 +38,9 @@ pub struct Limits {
     pub max_queue: usize,
     /// The number of requests of one peer that may be queued at once, over all its links.
     pub max_queue_per_peer: usize,
-    /// Monitor sessions at once.
+    /// The number of monitor sessions that may run at once.
     pub max_monitors: usize,
-    /// Monitor sessions of one peer at once, over all its links.
+    /// The number of monitor sessions of one peer that may run at once, over all its links.
     pub max_monitors_per_peer: usize,
     /// The file descriptors for all sessions together.
     pub descriptors: usize,
@@ -55,8 +55,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Limits that offer and allow nothing. The configuration has the defaults. Only limits that have no setting get
-    /// their value here.
+    /// Limits that offer and allow nothing. The configuration has the defaults of the settings; only limits without a
+    /// setting get their value here.
     fn default() -> Self {
         Self {
             max_concurrent_tests: 0,
@@ -69,7 +69,7 @@ impl Default for Limits {
             // An appliance needs one for its schedule, and a few more for manual tests.
             max_queue_per_peer: 4,
             max_monitors: 0,
-            // One for each of a few appliances' programs that share a key, and for links that are not known to be dead.
+            // Enough for a few programs that share a key, and for dead links that are not detected yet.
             max_monitors_per_peer: 4,
             // The program that starts the server sets the limit of the host.
             descriptors: usize::MAX,
@@ -147,7 +147,7 @@ pub(super) fn usual(spec: &TestSpec) -> Duration {
 }
 
 fn allowance(each: Duration, spec: &TestSpec) -> Duration {
-    // At most `TestSpec::MAX_PHASES` of them, which is checked first.
+    // There are at most `TestSpec::MAX_PHASES` phases, which is checked first.
     each.saturating_mul(u32::try_from(spec.phases.len()).unwrap_or(u32::MAX))
 }
 

@@ -47,7 +47,7 @@ const RETRY_HELD: Duration = Duration::from_secs(60);
 
 /// A lease takes at most 1/16 of the bytes that are left of the day.
 const PARTS_OF_THE_DAY: u64 = 16;
-/// A lease of this size, in bytes, is allowed even if it is a larger part.
+/// A lease of up to this size, in bytes, is allowed even if it is more than that part.
 const SMALL_LEASE: u64 = 16 << 20;
 
 /// All sessions and requests of a reflector, and the use of their quotas. No other code knows which sessions exist. `H`
@@ -277,8 +277,8 @@ impl<H> Sessions<H> {
         self.end_where(EndReason::PeerRemoved, |held| held.peer == peer);
     }
 
-    /// Grants no new sessions. Running tests continue; monitor sessions end, which have no end of their own; the next
-    /// `poll` denies queued requests.
+    /// Grants no new sessions. Running tests continue. Monitor sessions end, because they have no end of their own. The
+    /// next `poll` denies queued requests.
     pub fn drain(&mut self) {
         self.draining = true;
         self.changed = true;
@@ -291,7 +291,8 @@ impl<H> Sessions<H> {
         self.faulted = faulted;
     }
 
-    /// Records that the first phase of the session began. From now on only its deadline limits it.
+    /// Records that the first phase of the session began. From now on, the start timeout no longer ends it; its
+    /// deadline and silence still do.
     pub fn started(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.start_by = None;
@@ -311,7 +312,7 @@ impl<H> Sessions<H> {
     /// lease. An error is the reason why the session must end.
     pub fn lease(&mut self, session: SessionId, wanted: u64, now: Now) -> Result<Lease, EndReason> {
         let day = now.day();
-        // No bytes without a recorded grant.
+        // No bytes before the session is opened.
         let held = self.held.get_mut(&session).filter(|held| held.opened).ok_or(EndReason::Failed)?;
         if let Some(ending) = &held.ending {
             return Err(ending.reason);
@@ -352,7 +353,7 @@ impl<H> Sessions<H> {
     }
 
     /// Records that a session is torn down and has used this many bytes. Frees its slot and port, and returns its
-    /// unused leases. `None` if there is no such session, or if it was already recorded.
+    /// unused leases. `None` if there is no such session, or if its end was already recorded.
     #[must_use]
     pub fn ended(
         &mut self,
@@ -483,7 +484,7 @@ impl<H> Sessions<H> {
         Ok(())
     }
 
-    /// Denies a request of a link that has one, or has a session.
+    /// Denies a request on a link that already has a request or a session.
     fn check_link(&self, link: LinkId) -> Result<(), Denial> {
         if self.queue.holds(link) || self.held.values().any(|session| session.link == link) {
             let detail = "this link already has a session or a request";

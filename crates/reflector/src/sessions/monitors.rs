@@ -1,4 +1,4 @@
-//! Monitor sessions: their limits. In all else they are sessions: they lease bytes, end and are charged like tests.
+//! Monitor sessions: their limits. In all other respects they lease bytes, end and are charged like tests.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use super::session::HeldSession;
 use super::{RETRY_FAULTED, Sessions};
 use crate::event::AuditEvent;
 
-/// When to retry where every monitor session is in use.
+/// When an appliance may retry while no further monitor session is allowed.
 const RETRY_MONITOR: Duration = Duration::from_secs(60);
 
 impl<H> Sessions<H> {
-    /// Checks a request for a monitor session and reserves it. It is never queued: it would wait for another device to
-    /// end its monitor. `id` as for [`Sessions::request`].
+    /// Checks a request for a monitor session and reserves it. The request is never queued: it would have to wait until
+    /// another device ends its monitor, which may never happen. `id` as for [`Sessions::request`].
     #[must_use]
     pub fn request_monitor(
         &mut self,

@@ -10,11 +10,10 @@ const SUSPECT_FOR: Duration = Duration::from_secs(60);
 /// The data port range. Each port is either free or in use.
 #[derive(Debug)]
 pub(super) struct Ports {
-    /// The free ports, the one that was unused the longest first. So a late packet of an old session does not reach a
-    /// new one.
+    /// The free ports, the longest unused first, so that a late packet of an old session does not reach a new session.
     free: VecDeque<u16>,
     in_use: BTreeSet<u16>,
-    /// The ports to take last, each with the time until which that holds.
+    /// The ports to take last, each with the time until which it is taken last.
     suspects: BTreeMap<u16, Duration>,
 }
 

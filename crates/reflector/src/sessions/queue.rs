@@ -105,8 +105,8 @@ impl Queue {
     }
 
     /// All queued requests in the order in which they will be served. First those that repeat a test, in the order in
-    /// which they arrived. Then, one after the other, a request of the peer that was served the longest ago; requests
-    /// earlier in this order count as served.
+    /// which they arrived. Then, repeatedly, the oldest request of the peer that was served the longest ago; for this,
+    /// requests earlier in this order count as served.
     pub(super) fn in_order(&self) -> Vec<&QueuedRequest> {
         let mut served = self.served.clone();
         let mut counter = self.served_in_all;

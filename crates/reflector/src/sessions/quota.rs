@@ -1,4 +1,4 @@
-//! What each peer has used: its tests of the last hour, and its bytes of the day. The caller compares it with the
+//! What each peer has used: its tests of the last hour, and its bytes of the day. The caller compares this use with the
 //! limits.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,7 +18,7 @@ pub(super) struct Tests {
     /// The times at which tests were granted, oldest first, in milliseconds since 1970. Nothing else is kept, because a
     /// device may be allowed many tests.
     granted: BTreeMap<EndpointId, VecDeque<u64>>,
-    /// When each session was granted that has not ended yet.
+    /// For each session that has not ended yet, when its test was granted.
     refundable: BTreeMap<SessionId, u64>,
 }
 

@@ -71,7 +71,7 @@ pub struct UseRecorder {
     readings: VecDeque<(Duration, u64)>,
     fastest_second: u64,
     recorded: RecordedUse,
-    /// When the use was read that was last written, or that could not be written.
+    /// The time of the last reading that `read` returned to be written, whether or not the write succeeded.
     tried_at: Duration,
 }
 
@@ -141,8 +141,8 @@ impl UseRecorder {
         self.recorded = recorded;
     }
 
-    /// Adds a reading, and updates the fastest second. A span longer than a second contains a second that carried at
-    /// least the mean of the whole seconds that cover the span.
+    /// Adds a reading, and updates the fastest second. If a span between two readings is longer than a second, its
+    /// bytes are divided by its length in seconds, rounded up: at least one second of the span carried that many.
     fn note(&mut self, used: u64, mono: Duration) {
         for (at, before) in &self.readings {
             let span = mono.saturating_sub(*at);

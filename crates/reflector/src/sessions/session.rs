@@ -34,7 +34,7 @@ pub(super) struct HeldSession<H> {
     /// The server's handle of the session. It is set while the session runs: from its recorded grant until its teardown
     /// begins.
     pub(super) handle: Option<H>,
-    /// When to check the session for silence. Only the server knows the time of its last received message.
+    /// When to check the session for silence. Only the server knows when the session last received a message.
     pub(super) silence_check_at: Duration,
     /// The latest time for the first phase to begin. `None` before the session is opened, and once the phase has begun.
     pub(super) start_by: Option<Duration>,
@@ -77,7 +77,7 @@ impl<H> HeldSession<H> {
         }
     }
 
-    /// A monitor session: no time limits it.
+    /// A monitor session, which has no deadline.
     pub(super) fn monitor(link: LinkId, peer: EndpointId, mono: Duration) -> Self {
         Self {
             purpose: SessionPurpose::Monitor,
@@ -92,7 +92,7 @@ impl<H> HeldSession<H> {
         self.purpose == SessionPurpose::Monitor
     }
 
-    /// How long nothing may be received before it ends.
+    /// How long nothing may be received before the session ends.
     pub(super) fn silence_limit(&self) -> Duration {
         match self.purpose {
             SessionPurpose::Test => END_AFTER_SILENCE,
@@ -178,7 +178,7 @@ impl<H> HeldSession<H> {
     }
 }
 
-/// The spec of a session without phases, which nothing can start: probes through the port of the link.
+/// The spec of a monitor session. It has no phases, so no phase can start; its probes use the port of the link.
 fn no_phases() -> TestSpec {
     // The name is valid: it is that of an engine without load.
     let engine = EngineId::try_from("echo").unwrap_or_else(|_| unreachable!("a valid name"));

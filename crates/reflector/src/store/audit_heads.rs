@@ -29,7 +29,7 @@ impl Store {
         let pool = one_connection().connect_with(options.clone()).await;
         let store = Self::of(path, pool.map_err(|why| failure(path, "opening it", why))?, options, lock);
         let chains = async {
-            // A program that was updated but has not served yet finds the database of the earlier version.
+            // If the program was updated but has not served yet, the database is still that of the earlier version.
             let of_before: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM sqlite_master WHERE name = 'audit_head'")
                 .fetch_optional(&store.pool)
                 .await

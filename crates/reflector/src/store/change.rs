@@ -58,7 +58,7 @@ impl Store {
         self.conclude(change, tried.map(drop)).await
     }
 
-    /// Begins a change with the write lock. So it cannot fail later because another process writes.
+    /// Begins a change by taking the write lock, so that a write of another process cannot make the change fail later.
     pub(super) async fn begin(&self, doing: &'static str) -> Result<PendingChange, StoreError> {
         let begun = async {
             let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await?;

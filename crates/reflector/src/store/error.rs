@@ -23,11 +23,7 @@ pub enum StoreError {
         folder: PathBuf,
     },
     /// The file is damaged. It is left unchanged.
-    #[error(
-        "the database {} is damaged ({detail}); restore a backup, or move it, its -wal and -shm files and the audit folder \
-         away to begin with an empty one: appliances must then be paired again",
-        path.display()
-    )]
+    #[error("the database {} is damaged ({detail})", path.display())]
     Damaged {
         path: PathBuf,
         /// The message of SQLite.
@@ -35,8 +31,7 @@ pub enum StoreError {
     },
     /// A newer version of the program wrote the file.
     #[error(
-        "the database {} was written by a newer version of reflector (migration {step} is unknown here); \
-         run that version, or restore a backup of the older database",
+        "the database {} was written by a newer version of reflector (migration {step} is unknown here)",
         path.display()
     )]
     Newer {

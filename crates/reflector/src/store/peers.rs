@@ -21,7 +21,7 @@ pub struct Peer {
     pub added_unix_ms: u64,
 }
 
-/// The audit line of a committed change of the peers that may not be in the audit log yet.
+/// The audit line of a committed change of the peers. The line is possibly not in the audit log yet.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct OwedLine {
@@ -120,7 +120,7 @@ impl Store {
         }
     }
 
-    /// The audit lines of committed changes that may not be in the audit log yet, oldest first.
+    /// The audit lines of committed changes that are possibly not in the audit log yet, oldest first.
     pub async fn owed_lines(&self) -> Result<Vec<OwedLine>, StoreError> {
         let rows: Vec<(i64, i64, String)> = sqlx::query_as("SELECT id, after_seq, event FROM outbox ORDER BY id")
             .fetch_all(&self.pool)
@@ -161,7 +161,7 @@ async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Res
     Ok(())
 }
 
-/// Whether a peer may have this name. It may not be the text of an Endpoint ID, which could be taken for another peer.
+/// Whether a peer may have this name. An Endpoint ID is not a valid name, because it could be taken for another peer.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.parse::<EndpointId>().is_err()
 }

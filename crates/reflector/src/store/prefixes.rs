@@ -25,7 +25,7 @@ impl Store {
     }
 
     /// Replaces the prefixes of these peers in one change. Does not store prefixes of a peer that is neither in the
-    /// database nor `authorized` by the configuration: it was removed after `peers` was read.
+    /// database nor `authorized` by the configuration: such a peer was removed after `peers` was read.
     pub async fn keep_prefixes(
         &self,
         peers: &[PeerPrefixes],

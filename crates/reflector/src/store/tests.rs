@@ -13,6 +13,7 @@ use super::*;
 use crate::audit::{ChainState, Head};
 use crate::connection_limiter::Prefix;
 use crate::event::{AuditEvent, Chain};
+use crate::failure::Failure;
 use crate::sessions::{Lease, RecordedUse};
 
 fn id(byte: u8) -> EndpointId {
@@ -225,8 +226,9 @@ async fn a_damaged_file_is_named_and_left_unchanged() {
         fs::write(file(&folder), &bad).unwrap();
         let why = Store::open(&file(&folder)).await.unwrap_err();
         assert!(matches!(why, StoreError::Damaged { .. }), "{why}");
-        let text = why.to_string();
-        assert!(text.contains(file(&folder).to_str().unwrap()) && text.contains("backup"), "{text}");
+        let failure = Failure::from(why);
+        assert!(failure.because.contains(file(&folder).to_str().unwrap()), "{failure}");
+        assert!(failure.try_.contains("restore a backup"), "{failure}");
         assert_eq!(fs::read(file(&folder)).unwrap(), bad);
     }
 }

@@ -29,7 +29,7 @@ pub struct Observations {
     pub speeds: Vec<Speed>,
     /// The latency probes of each phase, in the order of the phases.
     pub probes: Vec<PhaseProbes>,
-    /// Whether the delay changed during the test, but not by its load.
+    /// Whether the delay of the path changed during the test for another reason than the test's load.
     pub has_path_changed: bool,
 }
 
@@ -158,7 +158,7 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
         let all = joined(&troubles);
         let (tone, effect) = match worst {
             Severity::Noticed => (Tone::Fair, ""),
-            // What was measured is the delay and the loss, not a call.
+            // The text says "may", because delay and loss were measured, not a call.
             Severity::Disturbing => (Tone::Fair, ": calls and games may stutter"),
             Severity::Broken => (Tone::Bad, ""),
             Severity::Stuttering => (Tone::Bad, ": calls and games may stutter"),
@@ -193,7 +193,7 @@ fn response(seen: &Observations) -> (Tone, String) {
         [one] if *one != Load::Bidir => during(*one),
         _ => "while busy",
     };
-    // An unsteady rate shows what the line did, not what it does.
+    // An unsteady rate shows only what the line did during the test, so the text then uses the past tense.
     let is_lasting = is_filled(&seen.speeds) && seen.speeds.iter().all(|speed| speed.unsteady.is_none());
     let grade = loads().filter_map(|probes| probes.increase).map(|(_, grade)| grade).max();
     let text = match (grade, is_lasting) {
@@ -362,7 +362,7 @@ fn is_filled(speeds: &[Speed]) -> bool {
 /// traffic, unknown.
 fn limits(speeds: &[Speed]) -> String {
     let has = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && !speed.is_as_requested());
-    // A requested buffer is part of the clause.
+    // If the user requested a buffer size, the clause about the rates already names it.
     let has_unrequested = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && speed.window_bytes.is_none());
     let processor = match (has(LimitCause::ApplianceCpu), has(LimitCause::ReflectorCpu)) {
         (true, true) => " Both ends' processors were too busy to measure more.",

@@ -84,7 +84,8 @@ fn full_processor(direction: Direction, measured: &ThroughputResult) -> Option<L
 }
 
 /// Whether the requested windows, `windows` bytes over all streams, may have limited the rate. A sender limited by its
-/// window keeps the window full, so rate times round trip is about `windows`. Less than half of that rules it out.
+/// window keeps the window full, so rate times round trip is about `windows`. A product of less than half of `windows`
+/// rules the window out as the limit.
 fn may_be_limit(windows: f64, goodput_bps: u64, round_trip_us: Option<u64>) -> bool {
     round_trip_us.is_none_or(|us| goodput_bps as f64 / 8.0 * us as f64 / 1e6 >= windows / 2.0)
 }

@@ -13,7 +13,7 @@ const LEAST_SEGMENTS: u64 = 10;
 /// loopback, ten of them would be 640 KiB.
 pub(super) const USUAL_SEGMENT: u32 = 1448;
 /// The maximum number of bytes that a rate-limited stream writes at once: the block size of iperf3 and of the engine
-/// `tcp`. About one segment on loopback.
+/// `tcp`. On loopback this is about two segments.
 pub(super) const USUAL_STEP: u32 = 128 * 1024;
 /// If a rate-limited stream writes less often than this in half of a phase, half of a phase may contain no write at
 /// all. The check then looks at the whole phase.

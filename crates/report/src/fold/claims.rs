@@ -80,7 +80,7 @@ pub(super) fn tally(tally: &DirectionTally, requested: Duration) -> Result<(), I
     at_most("bytes of a path MTU", tally.path_mtu.unwrap_or(0).into(), MOST_PATH_MTU)?;
     at_most("retransmitted segments", tally.retransmits.unwrap_or(0), most_packets)?;
     if let Some(TcpTimes { total_us, busy_us, receive_window_us, send_buffer_us }) = tally.tcp_times {
-        // The sums of all streams.
+        // Each of these times is a sum over all streams.
         for us in [total_us, busy_us, receive_window_us, send_buffer_us] {
             time(us / u64::from(TestSpec::MAX_STREAMS), requested)?;
         }

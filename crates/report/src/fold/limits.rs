@@ -120,7 +120,8 @@ impl LoadedDirection<'_> {
         let headers = f64::from(ETHERNET_HEADER + ip + transport);
         let framing = if self.spec.data_mode == DataMode::Tunneled { FRAMING } else { 1.0 };
         let resent = self.measured.retransmits.unwrap_or_default() as f64 * segment;
-        // For the other direction of the same phase, at most one acknowledgement for each segment.
+        // In a bidirectional phase, this direction also carries the acknowledgements of the other one: at most one for
+        // each segment.
         let opposite = match self.direction {
             Direction::Download => Direction::Upload,
             Direction::Upload => Direction::Download,

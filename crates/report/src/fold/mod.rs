@@ -43,7 +43,7 @@ pub struct FoldOptions {
     pub omit: Option<Duration>,
     /// Whether the result includes every interval.
     pub intervals: bool,
-    /// The byte budget of the run; `None` if the directions do not end after their shares of one.
+    /// The byte budget of the run, of which each direction may use a share; `None` without a budget.
     pub budget_bytes: Option<u64>,
     /// Whether a direction may end early once its rate is stable.
     pub until_stable: bool,
@@ -103,8 +103,7 @@ pub struct ProbeLog<'a> {
     /// Returns the probes that were sent between two times of the prober's clock (the second excluded), in the order
     /// sent.
     pub within: Box<dyn Fn(Duration, Duration) -> ProbeWindow<'a> + 'a>,
-    /// Returns how late the prober was, in microseconds, for each probe that was due between two times and that it
-    /// skipped.
+    /// Returns for each skipped probe that was due between two times how late the prober was, in microseconds.
     pub skipped_within: Box<dyn Fn(Duration, Duration) -> Vec<u32> + 'a>,
 }
 
@@ -129,7 +128,7 @@ pub struct ResultBuilder {
     datagrams: Option<DatagramsSeen>,
     /// The segment size in bytes to which the link had to be limited, because the path drops larger packets.
     segment_limit: Option<u16>,
-    /// The appliance's way into the Internet.
+    /// The network interface and the public prefix through which the appliance reaches the Internet.
     uplink: UplinkLabel,
     /// How far the wall clock moved against the monotonic clock during the run, in milliseconds.
     wall_clock_moved_ms: i64,
@@ -140,7 +139,7 @@ struct AgreedTest {
     other_end: OtherEnd,
     address: SocketAddr,
     spec: TestSpec,
-    /// The start-up that an external program excluded from everything it reports.
+    /// The start-up that an external program excluded from all of its reported values.
     left_out: Duration,
 }
 
@@ -361,7 +360,7 @@ impl ResultBuilder {
         warnings::add(&mut result, &self.phases);
         let is_counted_by_program = result.program.is_some() || result.server.is_some();
         warnings::steady_counts(&mut result, is_counted_by_program);
-        // A budget is a limit, not a request for so many bytes.
+        // A budget only limits the bytes: a run that moves fewer bytes gets no warning.
         warnings::bytes_left(&mut result, agreed.spec.direction_bytes.filter(|_| self.options.budget_bytes.is_none()));
         if self.options.until_stable && !agreed.spec.may_stop {
             warnings::full_time(&mut result);
@@ -488,7 +487,7 @@ fn probe_share(result: &ResultDocument, load: Load, bits: u64, interval: Duratio
 }
 
 fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTransport) -> LatencyResult {
-    // TCP retransmits: nothing is lost, only late.
+    // Over TCP, a lost probe is retransmitted: it arrives late instead of counting as lost.
     let known = transport == ProbeTransport::Udp;
     LatencyResult {
         rtt_us: summary.rtt.map(|rtt| RttSpread {

@@ -23,7 +23,7 @@ pub(super) struct PhaseWindow {
     pub(super) until: Duration,
 }
 
-/// How the clocks of both ends compare, and up to which time of the run that holds.
+/// How the clocks of both ends compare, and until which time of the run the comparison is valid.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KnownClocks {
     pub(super) fit: ClockFit,
@@ -115,8 +115,8 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
     Some(known)
 }
 
-/// The first change of the path, up to the time `until` at which the clocks moved. A phase that loads both directions does
-/// not show it. A start-up that lasted until the change is part of the phase here.
+/// Finds the first change of the path in a phase that ends before the clocks moved (`until`). A phase that loads both
+/// directions does not show a change. Here a phase includes its start-up, which may have lasted until the change.
 fn changed_path(
     fit: &ClockFit,
     windows: &[PhaseWindow],

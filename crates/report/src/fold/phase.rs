@@ -183,8 +183,8 @@ impl PhaseRecord {
         }
     }
 
-    /// Checks whether the other end's tally can be true: by itself, and compared with this end's. Includes phases that
-    /// were cut short, because that the other end stopped early is an unverified report, too.
+    /// Checks whether the other end's tally can be true: by itself, and compared with this end's. Also checks phases
+    /// that were cut short: the other end's statement that it stopped early is unverified, too.
     pub fn check_tallies(&self) -> Result<(), Impossible> {
         let is_cut = |tally: &Option<PhaseTally>| tally.as_ref().is_none_or(|tally| tally.cut_short.is_some());
         if let Some(traffic) = self.theirs.as_ref().and_then(|theirs| theirs.interface) {

@@ -20,7 +20,7 @@ use crate::stats::{self, Confidence};
 const ETHERNET: u32 = 38;
 /// The bytes of a TCP header with timestamps, which Linux uses by default.
 pub(super) const TCP: u32 = 32;
-/// A direction that ends after a number of bytes and has fewer samples than this has no steady part.
+/// If a direction ends after a requested number of bytes, it has a steady part only with at least this many samples.
 const INTERVALS_OF_A_RATE: usize = 10;
 /// The bytes of a UDP header.
 pub(super) const UDP: u32 = 8;
@@ -54,7 +54,7 @@ pub(super) fn throughput(
     let found = found_at(sender, receiver).filter(|_| omit.is_none());
     let found = found.and_then(|found| stats::throughput(samples, Some(found), span));
     let is_found = found.is_some();
-    // Bytes that are through so soon have no steady part.
+    // If the requested bytes were moved in so few intervals, there is no steady part.
     let is_short = spec.direction_bytes.is_some() && samples.len() < INTERVALS_OF_A_RATE;
     let in_intervals =
         if is_short { None } else { found.or_else(|| stats::throughput_with(samples, omit, span, confidence)) };
@@ -150,7 +150,8 @@ pub(super) fn requested_bitrate(phase: &PhaseRecord, direction: Direction, spec:
 pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> bool {
     let samples = &phase.received[direction as usize];
     let (sender, receiver) = phase.ends(direction);
-    // A sender that is through stops early, and a receiver such as iperf3 may leave its last bytes uncounted.
+    // A sender that has sent all requested bytes stops early, and a receiver such as iperf3 may not count the last
+    // bytes.
     let is_through = sender.zip(spec.direction_bytes).is_some_and(|(sender, bytes)| sender.count.bytes >= bytes);
     let arriving = match receiver {
         Some(receiver) if is_through || (samples.is_empty() && phase.tells_total) => {
@@ -158,7 +159,7 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
         }
         _ => Arrived::Readings(samples),
     };
-    // As much as was requested is enough, however little that is.
+    // If the requested bytes arrived, the direction has moved enough, however few they are.
     if let (Some(receiver), Some(bytes)) = (receiver, spec.direction_bytes)
         && receiver.count.bytes >= bytes
     {
@@ -223,8 +224,7 @@ fn cost(tally: &DirectionTally) -> CpuCost {
     CpuCost::of(tally.cpu, tally.count.bytes)
 }
 
-/// The methods by which sender and receiver moved the payload. Absent where this version does not know the reported
-/// name.
+/// The methods by which sender and receiver moved the payload. Absent if this version does not know the reported name.
 pub(super) fn data_paths((sender, receiver): (Option<&DirectionTally>, Option<&DirectionTally>)) -> DataPathOfEnds {
     let path = |tally: Option<&DirectionTally>| DataPath::from_word(tally?.data_path.as_ref()?.as_str());
     DataPathOfEnds { sender: path(sender), receiver: path(receiver) }

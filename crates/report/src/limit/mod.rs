@@ -12,7 +12,7 @@ use crate::stats;
 
 /// A rate of at least this share of the requested rate counts as the requested rate.
 const AS_REQUESTED: f64 = 0.98;
-/// If the streams waited for something for at least this share of the time, it limited them.
+/// If the streams waited for one thing for at least this share of the time, that thing limited them.
 const MOST: f64 = 0.5;
 /// The share used for socket buffers instead of [`MOST`] if no segment was lost: then the path set no limit. It is
 /// lower because the kernel counts such a wait only while it has data to send, or knows that the program waits.
@@ -115,7 +115,7 @@ pub fn limited_by(seen: &LimitObservations) -> LimitedBy {
     }
     let (path, full) = (path(seen), full_interface(seen));
     let other = other_traffic(seen).filter(|other| {
-        // Traffic that was there before the load hides the queue: the idle latency has it, too.
+        // Other traffic that was there before the load hides the queue: the idle latency already includes that queue.
         let hides_queue = other.is_before_load && matches!(&path, Err(doubt) if doubt.lacks_only_queue);
         path.is_ok() || full.is_some() || hides_queue
     });
@@ -144,13 +144,13 @@ fn policy(seen: &LimitObservations) -> Option<Decided> {
     Some((LimitCause::Policy, vec![evidence]))
 }
 
-/// The processor that was the limit; of two, the fuller one.
+/// The processor that was the limit. If both were, the busier one.
 fn processor(seen: &LimitObservations) -> Option<Decided> {
     let limits = ENDS.into_iter().zip(&seen.cpu).filter_map(|(end, cpu)| {
         let limit = stats::processor_limit(cpu.as_ref()?)?;
         Some((end, limit))
     });
-    // The first of two equal ones.
+    // Of two equal shares, keeps the first.
     let (end, limit) = limits.reduce(|one, other| if other.1.share() > one.1.share() { other } else { one })?;
     let cause = match end {
         ObservedEnd::Appliance => LimitCause::ApplianceCpu,
@@ -258,7 +258,8 @@ fn nearly_full_processors(seen: &LimitObservations) -> Vec<String> {
     doubts.collect()
 }
 
-/// The evidence that an interface was full with all its traffic. If both were, that of the slower one.
+/// The evidence that an interface was full with all its traffic. If both interfaces were full, the evidence of the
+/// slower one.
 fn full_interface(seen: &LimitObservations) -> Option<Vec<LimitEvidence>> {
     let own = seen.wire_bps.unwrap_or(seen.goodput_bps) as f64;
     let full = ENDS.into_iter().zip(seen.interfaces).filter_map(|(end, interface)| {
@@ -285,7 +286,7 @@ fn other_traffic(seen: &LimitObservations) -> Option<OtherTraffic> {
         let other = interface.other_bps.filter(|other| *other >= OTHER_BPS)?;
         (other / (other + own) >= OTHER_SHARE).then_some((other, end, interface.other_idle_bps))
     });
-    // The first of two equal ones.
+    // Of two equal rates, keeps the first.
     let (other, end, idle) = others.reduce(|one, another| if another.0 > one.0 { another } else { one })?;
     let is_before_load = idle.is_some_and(|idle| idle >= OTHER_BPS && idle / (idle + own) >= OTHER_SHARE);
     let before = idle.map(|idle| evidence::other_idle(end, idle));

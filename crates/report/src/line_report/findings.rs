@@ -10,17 +10,17 @@ use crate::document::QueueSide;
 use crate::lines::Tone;
 use crate::quantity;
 
-/// The share of the period's hours with probes from which the absence of outages is good news.
+/// The absence of outages is good news only if at least this share of the period's hours had probes.
 pub(super) const WELL_OBSERVED: f64 = 0.9;
-/// The rise of the latency under load from which calls suffer, in milliseconds: the limit of the grade C.
+/// If the latency rises under load by at least this many milliseconds, calls suffer: the start of grade C.
 const NOTICEABLE_MS: f64 = 60.0;
-/// The share of lost probes from which loss is bad news.
+/// Loss is bad news if at least this share of the probes was lost.
 const NOTICEABLE_LOSS: f64 = 0.01;
 
-/// A statement.
+/// One statement of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether it is good or bad for the line.
+    /// Whether the statement is good or bad for the line.
     pub tone: Tone,
     /// The sentence.
     pub text: String,

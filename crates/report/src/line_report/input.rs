@@ -63,9 +63,9 @@ pub struct ReportInput {
     pub plan: Option<Contract>,
     /// The runs of the period, in order of time.
     pub runs: Vec<ReportRun>,
-    /// The saved results of the period that cannot be read.
+    /// The number of saved results of the period that cannot be read.
     pub unreadable: usize,
-    /// The hours of all monitors in the period.
+    /// The probes of all monitors in the period, by hour.
     pub hours: Vec<MonitorHour>,
     /// The outages that the period touches, in order of time.
     pub outages: Vec<ReportOutage>,
@@ -76,15 +76,15 @@ pub struct ReportInput {
 /// What a report takes from a result document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportRun {
-    /// Its id.
+    /// The id of the run.
     pub id: Uuid,
-    /// When it began.
+    /// When the run began.
     pub started_at: Timestamp,
     /// The name of the other end.
     pub other_end: Option<String>,
     /// The address of the other end.
     pub address: Option<String>,
-    /// The Endpoint ID of the other end; absent if it is no reflector.
+    /// The Endpoint ID of the other end; absent if that is not a reflector.
     pub endpoint_id: Option<String>,
     /// The Endpoint ID of the device that measured.
     pub appliance: String,
@@ -92,7 +92,7 @@ pub struct ReportRun {
     pub version: String,
     /// The engine that moved the payload.
     pub engine: String,
-    /// How payload travelled.
+    /// How the payload travelled: direct or through the tunnel.
     pub data_mode: Option<DataMode>,
     /// The interface of this device that carried the link.
     pub interface: Option<InterfaceSeen>,
@@ -114,35 +114,35 @@ pub struct ReportRun {
     pub under_upload: Option<RunLatency>,
     /// Whether every phase was measured to its end.
     pub is_complete: bool,
-    /// The code of the error that ended it.
+    /// The code of the error that ended the run.
     pub error: Option<String>,
-    /// The codes of what makes it suspect; `None` if nothing judged it.
+    /// The codes of the reasons that make the run suspect; `None` if the document does not judge the run.
     pub suspect: Option<Vec<String>>,
-    /// The codes of its warnings.
+    /// The codes of the run's warnings.
     pub warnings: Vec<String>,
 }
 
 /// The network interface of this device during a run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InterfaceSeen {
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// The speed that its driver reports, in bits per second.
+    /// The speed that the driver reports, in bits per second.
     pub speed_bps: Option<u64>,
-    /// Whether it runs in half duplex; absent if its driver reports no duplex mode.
+    /// Whether the interface runs in half duplex; absent if the driver reports no duplex mode.
     pub is_half_duplex: Option<bool>,
 }
 
 /// How an interface is connected, as far as its name shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LinkMedium {
-    /// Its driver reports a speed and a duplex mode, and its name is not that of another kind.
+    /// The driver reports a speed and a duplex mode, and the name is not that of another kind of interface.
     Wired,
-    /// Its name is that of a wireless network (`wl…`) or a mobile one (`ww…`).
+    /// The name is that of a wireless network (`wl…`) or of a mobile one (`ww…`).
     Wireless,
-    /// Its name is that of a virtual private network (`tun…`, `tap…`, `wg…`, `tailscale…`).
+    /// The name is that of a virtual private network (`tun…`, `tap…`, `wg…`, `tailscale…`).
     Tunnel,
-    /// None of this.
+    /// Neither the driver nor the name shows the kind.
     Unknown,
 }
 
@@ -169,7 +169,8 @@ impl LinkMedium {
 }
 
 impl InterfaceSeen {
-    /// The kind, by the names that Linux distributions give (systemd.net-naming-scheme(7)) and by what the driver reports.
+    /// The kind of the interface, by the names that Linux distributions give (systemd.net-naming-scheme(7)) and by what
+    /// the driver reports.
     pub fn kind(&self) -> LinkMedium {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| self.name.starts_with(prefix));
         if begins(&["wl", "ww"]) {
@@ -191,9 +192,9 @@ pub struct RunRate {
     pub bps: u64,
     /// The estimated rate with headers on an Ethernet link, in bits per second.
     pub wire_bps: Option<u64>,
-    /// What limited it.
+    /// What limited the rate.
     pub cause: Option<LimitCause>,
-    /// Whether it was steady.
+    /// Whether the rate was steady.
     pub is_steady: bool,
     /// Whether datagrams carried the payload.
     pub is_datagrams: bool,
@@ -225,15 +226,15 @@ pub struct RunLatency {
 pub struct MonitorHour {
     /// The name of the monitor.
     pub monitor: String,
-    /// What it probes.
+    /// What the monitor probes.
     pub target: String,
-    /// Whether that is the gateway of this network.
+    /// Whether the target is the gateway of this network.
     pub is_gateway: bool,
     /// The begin of the hour.
     pub begins_at: Timestamp,
-    /// Probes.
+    /// The number of probes.
     pub count: u64,
-    /// Those that were lost.
+    /// The number of lost probes.
     pub lost: u64,
     /// The median round trip without load.
     pub p50_us: Option<u64>,
@@ -248,24 +249,24 @@ pub enum OutageExtent {
     BeyondGateway,
     /// Nothing was reachable, not even the gateway.
     Everything,
-    /// Others beyond the gateway were reachable.
+    /// The target was not reachable, but others beyond the gateway were.
     Target,
-    /// The gateway did not answer, and others beyond it did.
+    /// The gateway did not answer, but targets beyond it did.
     Gateway,
-    /// Nothing else was probed.
+    /// No other target was probed.
     Unknown,
 }
 
 /// An outage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportOutage {
-    /// When it began.
+    /// When the outage began.
     pub began_at: Timestamp,
-    /// When it ended; absent while it lasts.
+    /// When the outage ended; absent while it lasts.
     pub ended_at: Option<Timestamp>,
-    /// Whether that is its end. Otherwise the service ended while it lasted.
+    /// Whether the outage ended at `ended_at`. If not, the service ended at that time, while the outage lasted.
     pub is_end_known: bool,
-    /// What it concerned.
+    /// What the outage concerned.
     pub extent: OutageExtent,
     /// The monitors whose target was not reachable.
     pub failed: BTreeSet<String>,

@@ -4,15 +4,15 @@ use super::findings::{WELL_OBSERVED, counted};
 use super::input::LinkMedium;
 use super::{LineReport, OutageExtent};
 
-/// The limits that hold for the runs of this report.
+/// The statements about what the runs of this report do not prove.
 pub(super) fn all(report: &LineReport) -> Vec<String> {
     let method = &report.method;
     let mut limits = Vec::new();
     if method.runs > 0 {
         limits.push(
             "A rate is that of the whole path between this device and the other end: the home network, the line, the \
-             provider's network, and the networks up to the other end. That the network limited a run does not show \
-             which of these did."
+             provider's network, and the networks up to the other end. If the network limited a run, the result does \
+             not show which of these parts was the limit."
                 .to_owned(),
         );
         limits.push(

@@ -14,7 +14,7 @@ pub struct Median {
 }
 
 impl Median {
-    /// The fewest values of which a median is stated.
+    /// A median is stated only of at least this many values.
     pub const LEAST: usize = 5;
 
     /// The median of `values`; `None` with fewer than [`Median::LEAST`] of them.
@@ -36,11 +36,11 @@ impl Median {
     }
 }
 
-/// The rank `r` such that the median lies between the r-th lowest and the r-th highest of `count` independent values with
-/// a probability of at least 95 % (order statistics, binomial distribution); `None` if there is none.
+/// The rank `r` such that the median lies between the r-th lowest and the r-th highest of `count` independent values
+/// with a probability of at least 95 % (order statistics, binomial distribution); `None` if there is none.
 fn rank(count: usize) -> Option<usize> {
     if count > 200 {
-        // The normal approximation: below this count the sum is exact and fast.
+        // The normal approximation. For fewer values, the sum below is exact and fast enough.
         let half = 1.96 * (count as f64).sqrt() / 2.0;
         return Some((count as f64 / 2.0 - half).floor().max(1.0) as usize);
     }

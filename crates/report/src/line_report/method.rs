@@ -13,23 +13,23 @@ use crate::document::LimitCause;
 /// How the runs of the period were measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MethodReport {
-    /// All runs of the period, also those that do not count.
+    /// The number of runs in the period, including those that do not count.
     pub runs: usize,
-    /// The days on which they were measured, by the local clock.
+    /// The number of days on which runs were measured, by the local clock.
     pub days: usize,
     /// The hours of the day (0 to 23) in which at least one run began.
     pub hours_of_day: BTreeSet<i8>,
-    /// What was measured against.
+    /// The other ends of the runs.
     pub other_ends: Vec<MeasuredEnd>,
     /// The Endpoint IDs of the devices that measured; empty in a redacted report.
     pub devices: Vec<String>,
     /// The number of those devices.
     pub device_count: usize,
-    /// The versions of their program.
+    /// The versions of the program on those devices.
     pub versions: Vec<String>,
-    /// Their interfaces, with the number of runs.
+    /// The interfaces of those devices, with the number of runs.
     pub interfaces: Vec<(InterfaceReport, usize)>,
-    /// The runs whose interface is not known.
+    /// The number of runs whose interface is not known.
     pub without_interface: usize,
     /// The interfaces of the default route, with the number of runs.
     pub uplinks: Vec<(String, usize)>,
@@ -37,11 +37,11 @@ pub struct MethodReport {
     pub prefixes: Vec<(String, usize)>,
     /// The number of such prefixes.
     pub prefix_count: usize,
-    /// The fewest and the most streams.
+    /// The lowest and the highest number of streams.
     pub streams: Option<[u16; 2]>,
     /// The shortest and the longest steady part, in milliseconds.
     pub steady_ms: Option<[u64; 2]>,
-    /// The runs with a clock that was synchronised, that was not, and of which it is not known.
+    /// The number of runs with a synchronised clock, with an unsynchronised clock, and with a clock of unknown state.
     pub clocks: [usize; 3],
     /// What limited the download, and the upload, with the number of runs.
     pub causes: [Vec<(LimitCause, usize)>; 2],
@@ -51,33 +51,33 @@ pub struct MethodReport {
     pub failures: Vec<(String, usize)>,
 }
 
-/// A reflector or server.
+/// A reflector or server against which runs were measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeasuredEnd {
-    /// Its name.
+    /// The name of the other end.
     pub name: String,
-    /// Its address; absent in a redacted report.
+    /// The address of the other end; absent in a redacted report.
     pub address: Option<String>,
-    /// Its Endpoint ID; absent in a redacted report, and of a server that is no reflector.
+    /// The Endpoint ID of the reflector; absent in a redacted report, and for a server that is not a reflector.
     pub endpoint_id: Option<String>,
     /// The engine that moved the payload.
     pub engine: String,
-    /// Whether its identity was proven.
+    /// Whether the other end is a reflector, which proved its identity.
     pub is_reflector: bool,
-    /// The runs.
+    /// The number of runs.
     pub runs: usize,
 }
 
 /// An interface of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceReport {
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// How it is connected.
+    /// How the interface is connected.
     pub kind: LinkMedium,
-    /// The speed that its driver reports, in bits per second.
+    /// The speed that the driver reports, in bits per second.
     pub speed_bps: Option<u64>,
-    /// Whether it runs in half duplex.
+    /// Whether the interface runs in half duplex; absent if the driver reports no duplex mode.
     pub is_half_duplex: Option<bool>,
 }
 

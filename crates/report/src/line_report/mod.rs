@@ -1,6 +1,6 @@
-//! The report on a line for its provider: what was measured in a period, how it compares with the contract, and what that
-//! does not prove. Every statement is supported by the runs, the monitors or the outages it names, or says that there
-//! were too few. Pure: no I/O, no clock.
+//! The report on a line for its provider: what was measured in a period, how it compares with the contract, and what
+//! that does not prove. Every statement is supported by the runs, the monitors or the outages it names, or says that
+//! there were too few. Pure: no I/O, no clock.
 
 mod csv;
 mod findings;
@@ -61,11 +61,11 @@ pub struct LineReport {
     pub outages: OutageReport,
     /// The monitors.
     pub monitors: Vec<MonitorReport>,
-    /// How it was measured.
+    /// How the runs were measured.
     pub method: MethodReport,
     /// The uplink whose runs count.
     pub main_uplink: Option<String>,
-    /// The saved results of the period that cannot be read.
+    /// The number of saved results of the period that cannot be read.
     pub unreadable: usize,
     /// What the report does not prove.
     pub limits: Vec<String>,
@@ -86,7 +86,7 @@ pub struct ReportRow {
     pub upload_left_out: Option<LeftOut>,
     /// How this device was connected.
     pub interface: Option<LinkMedium>,
-    /// The code of the error that ended it.
+    /// The code of the error that ended the run.
     pub error: Option<String>,
 }
 
@@ -149,13 +149,14 @@ impl LineReport {
         format!("{} {:02}:{:02}", local.date(), local.hour(), local.minute())
     }
 
-    /// Whether nothing was measured and nothing was monitored in the period.
+    /// Whether the period has no runs, no monitors and no outages.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty() && self.monitors.is_empty() && self.outages.rows.is_empty()
     }
 }
 
-/// How often each value occurs, the most frequent first; equally frequent ones in the order of their first occurrence.
+/// Counts how often each value occurs. The most frequent value is first; equally frequent values keep the order of
+/// their first occurrence.
 fn tally<T: PartialEq>(values: impl IntoIterator<Item = T>) -> Vec<(T, usize)> {
     let mut counts = Vec::<(T, usize)>::new();
     for value in values {

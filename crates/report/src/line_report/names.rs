@@ -47,7 +47,7 @@ impl Names {
     }
 }
 
-/// `kind` with the number of `key` in `known`, to which it is added.
+/// `kind` with the number of `key` in `known`. Adds `key` to `known` if it is new.
 fn numbered(kind: &str, key: &str, known: &mut Vec<String>) -> String {
     let at = known.iter().position(|own| own == key).unwrap_or_else(|| {
         known.push(key.to_owned());
@@ -56,7 +56,7 @@ fn numbered(kind: &str, key: &str, known: &mut Vec<String>) -> String {
     format!("{kind} {}", at + 1)
 }
 
-/// Text of others without control and invisible characters, shortened.
+/// Text from outside, shortened and without control characters and invisible characters.
 pub(super) fn shown(text: &str) -> String {
     let short = PeerText::harmless(text, MAX_CHARS);
     match short.as_str() {
@@ -66,7 +66,7 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// The code of an error or a warning, which is a word in lower case; of anything else, nothing is shown.
+/// The code of an error or a warning, which is a word in lower case; `(unknown)` for any other text.
 pub(super) fn code(text: &str) -> String {
     let is_code =
         text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte));

@@ -23,19 +23,19 @@ const DOUBTFUL: [&str; 3] = ["probe_late", "probes_skipped", "probes_lost"];
 pub struct LatencyReport {
     /// The load.
     pub load: Load,
-    /// The runs that count.
+    /// The number of runs that count.
     pub count: usize,
-    /// The median of their median round trips.
+    /// The median of the median round trips of these runs.
     pub p50_us: Option<Median>,
-    /// The median of their 95th percentiles.
+    /// The median of the 95th percentiles of these runs.
     pub p95_us: Option<Median>,
     /// The median of the rises over the latency without load, in milliseconds.
     pub increase_ms: Option<Median>,
-    /// The runs of each grade, best first.
+    /// The number of runs with each grade, best grade first.
     pub grades: Vec<(Grade, usize)>,
     /// Where the queue stood, with the number of runs.
     pub queues: Vec<(QueueSide, usize)>,
-    /// The runs whose queue stood in this device.
+    /// The number of runs whose queue stood in this device.
     pub own_queues: usize,
 }
 
@@ -71,13 +71,13 @@ impl LatencyReport {
 /// The outages of the period.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutageReport {
-    /// Each of them, in order of time.
+    /// Each outage, in order of time.
     pub rows: Vec<ReportedOutage>,
-    /// Their sums, by what they concerned.
+    /// The sums of the outages of each extent.
     pub sums: Vec<ExtentSum>,
-    /// The hours of the period in which something beyond the gateway was probed.
+    /// The number of hours of the period in which a target beyond the gateway was probed.
     pub observed_hours: usize,
-    /// The hours of the period.
+    /// The number of hours of the period.
     pub period_hours: usize,
     /// Whether the gateway was probed.
     pub has_gateway: bool,
@@ -86,15 +86,15 @@ pub struct OutageReport {
 /// One outage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportedOutage {
-    /// When it began.
+    /// When the outage began.
     pub began_at: Timestamp,
-    /// When it ended; absent if it lasts.
+    /// When the outage ended; absent while it lasts.
     pub ended_at: Option<Timestamp>,
-    /// Whether that is its end.
+    /// Whether the outage ended at `ended_at`. If not, the service ended at that time, while the outage lasted.
     pub is_end_known: bool,
-    /// Its part of the period, in seconds.
+    /// How long the outage lasted within the period, in seconds.
     pub seconds: u64,
-    /// What it concerned.
+    /// What the outage concerned.
     pub extent: OutageExtent,
     /// The monitors whose target was not reachable.
     pub failed: Vec<String>,
@@ -105,13 +105,13 @@ pub struct ReportedOutage {
 /// The outages of one extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtentSum {
-    /// What they concerned.
+    /// What these outages concerned.
     pub extent: OutageExtent,
-    /// Their number.
+    /// The number of outages.
     pub count: usize,
-    /// Their time within the period, in seconds.
+    /// How long these outages lasted within the period together, in seconds.
     pub seconds: u64,
-    /// The longest of them, in seconds.
+    /// How long the longest of them lasted, in seconds.
     pub longest_s: u64,
 }
 
@@ -119,10 +119,10 @@ impl OutageExtent {
     /// What was reachable, in words.
     pub fn as_words(self) -> &'static str {
         match self {
-            Self::BeyondGateway => "the router was reachable, nothing beyond it",
+            Self::BeyondGateway => "the router was reachable, but nothing beyond it",
             Self::Everything => "nothing was reachable, not even the router",
-            Self::Target => "others beyond the router were reachable",
-            Self::Gateway => "the router did not answer, others beyond it did",
+            Self::Target => "other targets beyond the router were reachable",
+            Self::Gateway => "the router did not answer, but targets beyond it did",
             Self::Unknown => "nothing else was probed",
         }
     }
@@ -169,7 +169,8 @@ impl OutageReport {
     }
 }
 
-/// The part of an outage that is within a period, in seconds. One that lasts reaches to the end of the period.
+/// The part of an outage that is within a period, in seconds. An outage that still lasts counts up to the end of the
+/// period.
 fn seconds_within(outage: &ReportOutage, since: Timestamp, until: Timestamp) -> u64 {
     let (began, ended) = (outage.began_at.max(since), outage.ended_at.unwrap_or(until).min(until));
     u64::try_from(ended.as_second().saturating_sub(began.as_second())).unwrap_or(0)
@@ -178,11 +179,11 @@ fn seconds_within(outage: &ReportOutage, since: Timestamp, until: Timestamp) -> 
 /// What a monitor saw in the period.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MonitorReport {
-    /// Its name.
+    /// The name of the monitor.
     pub name: String,
-    /// What it probes; absent in a redacted report.
+    /// What the monitor probes; absent in a redacted report.
     pub target: Option<String>,
-    /// Whether that is the gateway.
+    /// Whether the target is the gateway.
     pub is_gateway: bool,
     /// The whole period.
     pub all: MonitorPart,
@@ -195,11 +196,11 @@ pub struct MonitorReport {
 /// What a monitor saw in a part of the day. Round trips are in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MonitorPart {
-    /// The hours with probes.
+    /// The number of hours with probes.
     pub hours: usize,
-    /// Probes.
+    /// The number of probes.
     pub probes: u64,
-    /// Those that were lost.
+    /// The number of lost probes.
     pub lost: u64,
     /// The median of the hours' median round trips.
     pub p50_us: Option<Median>,

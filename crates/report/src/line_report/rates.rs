@@ -17,12 +17,12 @@ use crate::document::LimitCause;
 pub const EVENING: Range<i8> = 19..23;
 /// The hours of the night, by the local clock.
 pub const NIGHT: Range<i8> = 1..6;
-/// The fewest runs of the evening, and of the night, of which a comparison is made.
+/// Evening and night are compared only if each has at least this many runs.
 pub const LEAST_COMPARED: usize = 10;
-/// The fewest days on which they were measured.
+/// The runs of each must also be from at least this many days.
 pub const LEAST_DAYS: usize = 3;
 
-/// The share of the promised rate that a line should have whose contract names no normal rate.
+/// If the contract names no normal rate, the line should have at least this share of the promised rate.
 pub const TARGET_SHARE: f64 = 0.9;
 
 /// One direction of the line.
@@ -34,11 +34,12 @@ pub struct DirectionReport {
     pub promise: Option<ContractRate>,
     /// The runs that count, in order of time.
     pub counted: Vec<CountedRate>,
-    /// The days on which they were measured.
+    /// The number of days on which these runs were measured.
     pub days: usize,
     /// The median of the payload, in bits per second.
     pub payload: Option<Median>,
-    /// The median of the rate with headers, in bits per second; of a run without an estimate it is that of the payload.
+    /// The median of the rates with headers, in bits per second. A run without an estimate of that rate counts with its
+    /// payload rate.
     pub line: Option<Median>,
     /// How often the rates of the contract were reached.
     pub levels: Vec<LevelReached>,
@@ -52,20 +53,20 @@ pub struct DirectionReport {
     pub comparison: Comparison,
     /// The runs that do not count, by reason.
     pub left_out: Vec<LeftOutCount>,
-    /// The runs among `counted` whose limit is not known.
+    /// The number of runs among `counted` whose limit is not known.
     pub unknown_limit: usize,
-    /// The runs among `counted` whose rate was not steady.
+    /// The number of runs among `counted` whose rate was not steady.
     pub unsteady: usize,
 }
 
 /// A run that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CountedRate {
-    /// When it began.
+    /// When the run began.
     pub at: Timestamp,
     /// The payload, in bits per second.
     pub payload_bps: u64,
-    /// The rate with headers, in bits per second; that of the payload if it was not estimated.
+    /// The rate with headers, in bits per second; the payload rate if there is no estimate.
     pub line_bps: u64,
 }
 
@@ -94,13 +95,13 @@ impl PlanLevel {
 /// How often a rate of the contract was reached, headers included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LevelReached {
-    /// The rate's name.
+    /// The name of the rate.
     pub level: PlanLevel,
     /// The rate in bits per second.
     pub bps: u64,
-    /// The runs that reached it.
+    /// The number of runs that reached the rate.
     pub reached: usize,
-    /// The days on which a run did not reach it.
+    /// The number of days on which at least one run did not reach the rate.
     pub days_below: usize,
 }
 
@@ -109,7 +110,7 @@ pub struct LevelReached {
 pub struct HourRates {
     /// The hour by the local clock.
     pub hour: i8,
-    /// The runs.
+    /// The number of runs.
     pub count: usize,
     /// The median with headers, in bits per second; absent with too few runs.
     pub line: Option<Median>,
@@ -118,9 +119,9 @@ pub struct HourRates {
 /// The runs of a part of the day.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PartOfDay {
-    /// The runs.
+    /// The number of runs.
     pub count: usize,
-    /// The days on which they were measured.
+    /// The number of days on which these runs were measured.
     pub days: usize,
     /// The median with headers, in bits per second.
     pub line: Option<Median>,
@@ -135,13 +136,13 @@ impl PartOfDay {
 /// What the runs of the evening and of the night show.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Comparison {
-    /// Too few runs.
+    /// There are too few runs for a comparison.
     TooFew,
     /// The evening is slower, by this share of the night's median.
     SlowerEvening(f64),
     /// The evening is faster, by this share of the night's median.
     FasterEvening(f64),
-    /// Their intervals overlap.
+    /// The confidence intervals of both medians overlap.
     NoDifference,
 }
 
@@ -150,13 +151,13 @@ pub enum Comparison {
 pub struct LeftOutCount {
     /// The reason.
     pub why: LeftOut,
-    /// The runs.
+    /// The number of runs.
     pub count: usize,
-    /// Those among them that reached the promised rate; absent without a promise.
+    /// The number of these runs that reached the promised rate; absent without a promise.
     pub reached: Option<usize>,
 }
 
-/// The rate with headers; that of the payload if it was not estimated.
+/// The rate with headers; the payload rate if there is no higher estimate.
 pub(super) fn line_bps(rate: &RunRate) -> u64 {
     rate.wire_bps.unwrap_or_default().max(rate.bps)
 }
@@ -208,7 +209,7 @@ impl DirectionReport {
         }
     }
 
-    /// The runs that do not count.
+    /// The number of runs that do not count.
     pub fn left_out_count(&self) -> usize {
         self.left_out.iter().map(|reason| reason.count).sum()
     }

@@ -22,19 +22,19 @@ pub enum LeftOut {
     Tunnel,
     /// Datagrams were sent, at a requested rate or in search of one.
     Datagrams,
-    /// A version that names no limit measured it.
+    /// An earlier version measured the run and did not name the limit of the rate.
     NotJudged,
-    /// The processor of this device.
+    /// The processor of this device limited the rate.
     OwnProcessor,
-    /// The processor of the other end.
+    /// The processor of the other end limited the rate.
     OtherProcessor,
-    /// A socket buffer.
+    /// A socket buffer limited the rate.
     SocketBuffer,
-    /// The speed of an interface at one of the ends.
+    /// The speed of an interface at one end limited the rate.
     Interface,
-    /// The request.
+    /// The request limited the rate or the number of bytes.
     Request,
-    /// Other traffic at one of the ends.
+    /// Other traffic used the interface of one end.
     OtherTraffic,
 }
 
@@ -47,13 +47,13 @@ impl LeftOut {
             Self::OtherUplink => "this device used another uplink than in most runs",
             Self::Wireless => "this device was connected by a wireless network, which may be slower than the line",
             Self::Tunnel => "the test went through a virtual private network",
-            Self::Datagrams => "datagrams were sent at a rate of their own; their rate is not compared",
-            Self::NotJudged => "an earlier version measured it, which does not name what limited the rate",
+            Self::Datagrams => "the payload was sent as datagrams, whose rate is not compared with the contract",
+            Self::NotJudged => "it was measured by an earlier version, which does not name what limited the rate",
             Self::OwnProcessor => "the processor of this device limited the rate",
             Self::OtherProcessor => "the processor of the other end limited the rate",
             Self::SocketBuffer => "a socket buffer limited the rate",
             Self::Interface => "the interface of one end limited the rate",
-            Self::Request => "the test was asked not to be faster, or not to move more",
+            Self::Request => "the request limited the rate or the number of bytes",
             Self::OtherTraffic => "other traffic used the interface of one end at the same time",
         }
     }
@@ -78,7 +78,7 @@ impl LeftOut {
     }
 }
 
-/// The codes of warnings that name what limited a direction, with the reason that they are.
+/// The codes of warnings that name what limited a direction, each with the reason to leave the direction out.
 const SUSPECT: [(&str, LeftOut); 6] = [
     ("appliance_cpu", LeftOut::OwnProcessor),
     ("reflector_cpu", LeftOut::OtherProcessor),
@@ -134,7 +134,8 @@ pub(super) fn left_out(run: &ReportRun, direction: Direction, main_uplink: Optio
         LimitCause::Policy => Some(LeftOut::Request),
         LimitCause::OtherTraffic => Some(LeftOut::OtherTraffic),
     };
-    // The warnings of a run are of any of its directions. A direction that the network limited is not concerned.
+    // A warning of the run may be about either direction. So warnings decide only if the limit of this direction is
+    // unknown.
     let by_warning = || SUSPECT.iter().find(|(code, _)| suspect.iter().any(|own| own == code)).map(|(_, why)| *why);
     by_cause.or_else(|| if cause == LimitCause::Unknown { by_warning() } else { None })
 }

@@ -15,9 +15,9 @@ const RIGHT: f64 = 712.0;
 const TOP: f64 = 24.0;
 /// The height of the panel.
 const PANEL: f64 = 150.0;
-/// The most dots: more would cover each other.
+/// A figure has at most this many dots: more would cover each other.
 const MAX_DOTS: usize = 3_000;
-/// The labels of the time axis.
+/// The number of labels on the time axis.
 const TIMES: i64 = 6;
 
 /// The rates of a direction over the period of its report. `None` if no run counts.

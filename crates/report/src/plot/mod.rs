@@ -69,8 +69,8 @@ pub fn svg(document: &ResultDocument) -> Result<String, NothingToPlot> {
     draw(document, true)
 }
 
-/// The same as part of a page, which has the styles: without any of its own, and as wide as its place. The classes are
-/// those of the image.
+/// Draws `document` as a part of a page. The drawing has no styles of its own, because the page has them, and takes the
+/// width of its place in the page. It uses the same classes as the image of [`svg`].
 pub fn svg_part(document: &ResultDocument) -> Result<String, NothingToPlot> {
     draw(document, false)
 }

@@ -33,7 +33,7 @@ const SLOW_INTERFACE_BPS: u64 = 100_000_000;
 const ENOUGH_DESCRIPTORS: u64 = 1024;
 
 /// If the 99th percentile of the timer lateness reaches this many microseconds, latency probes are noticeably late.
-/// They leave every 10 ms.
+/// Probes leave every 10 ms.
 const LATE_TIMER_US: u64 = 1_000;
 
 /// If other programs use at least this share of all cores, they noticeably lower the measured rates.

@@ -12,14 +12,14 @@ use super::latency::percentile;
 const SHORTEST_US: u64 = INTERVAL_MS * 1000 / 2;
 /// A merged interval should hold this many clumps.
 const CLUMPS: usize = 4;
-/// Merging leaves at least this many intervals, unless clumps are further apart than that.
+/// Merging leaves at least this many intervals, unless the usual distance between clumps requires longer ones.
 const FEWEST_MERGED: usize = 10;
 /// Bytes count as arriving in clumps only after this many silences. One or two silences are outages.
 const FEWEST_SILENCES: usize = 3;
 /// If silences take less than 1/20 of the time, intervals are not merged: no reported percentile would change.
 const SILENT_PART: usize = 20;
-/// A silence only delayed bytes if the two intervals after it hold at least this share of what arrives in its time at
-/// the mean rate. Otherwise the silence stopped them.
+/// A silence counts as a mere delay if the two intervals after it hold at least this share of the bytes that arrive in
+/// the time of the silence at the mean rate. Otherwise the line carried nothing during the silence.
 const CLUMP_SHARE: f64 = 0.8;
 
 /// The bytes that arrived between two times of the receiver's clock. The two times differ.
@@ -93,7 +93,7 @@ pub(super) fn between_first_and_last_byte(intervals: &[ByteInterval]) -> &[ByteI
     let first = if gap == 1 && lead == 0 { 0 } else { lead + 1 };
     let rest = intervals.get(first..).unwrap_or_default();
     let Some(last) = rest.iter().rposition(|interval| interval.bytes > 0) else { return &intervals[lead..] };
-    // A longer silence is part of the result.
+    // A longer silence at the end is part of the result.
     if gap > 1 && rest.len() - last <= 2 * gap { &rest[..=last] } else { rest }
 }
 

@@ -101,7 +101,8 @@ impl Memory {
         let neighbours: f64 = steady.windows(2).map(|pair| off(&pair[0]) * off(&pair[1])).sum();
         let estimate = if squares > 0.0 { neighbours / squares } else { 0.0 };
         let unbiased = (estimate + 1.0 / intervals) / (1.0 - 3.0 / intervals).max(0.25);
-        // A negative one is that of sampling jitter. One so near 1 has its memory longer than the run.
+        // A negative correlation comes from the jitter of the sampling. With one nearer to 1, the memory would be
+        // longer than the run.
         Self { intervals, correlation: unbiased.clamp(0.0, 1.0 - 1.0 / intervals) }
     }
 

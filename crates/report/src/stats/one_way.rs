@@ -159,7 +159,7 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
     let later =
         EnvelopePart::all(run.get(run.partition_point(|probe| probe.at_us <= last.at_us)..).unwrap_or_default());
     let (slope_ppm, slope_error_ppm) = slope(&parts);
-    // What the idle phase shows, weighed against what is usual.
+    // The skew that the idle phase shows, weighted against the usual skew.
     let weight = USUAL_SKEW_PPM.powi(2) / (USUAL_SKEW_PPM.powi(2) + slope_error_ppm.powi(2));
     let (centre_ppm, reach_ppm) = (slope_ppm * weight, 2.0 * slope_error_ppm * weight.sqrt());
     let mut low = (centre_ppm - reach_ppm).clamp(-MOST_SKEW_PPM, MOST_SKEW_PPM);
@@ -171,7 +171,7 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
         later.iter().all(|part| value(base.above(part, skew_ppm)) >= -noise_us)
     };
     let bound = |mut good: f64, mut bad: f64, value: fn((f64, f64)) -> f64| {
-        // If no skew makes the delays possible, it is not a matter of the skew.
+        // If even `good` makes the delays impossible, the skew is not the cause, and the range is not narrowed.
         if is_possible(bad, value) || !is_possible(good, value) {
             return bad;
         }
@@ -190,7 +190,7 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
     let skew_uncertainty_ppm = (skew_ppm - low).max(high - skew_ppm);
     let base = ShortestDelays::of(&parts, at_us, skew_ppm);
     let shortest_us = parts.iter().map(|part| part.round_trip_us).fold(f64::INFINITY, f64::min);
-    // Faster than the shortest delay, but not in the sum of both directions: the clocks moved.
+    // If one direction is faster than its shortest delay, but the round trip is not, the clocks moved.
     let limit_us = LEAST_JUMP_US.max(4.0 * noise_us);
     let mut moved = later.iter().filter(|part| {
         let (upload, download) = base.above(part, skew_ppm);
@@ -272,7 +272,7 @@ fn jump_at(phase: &[OneWayDelay], at: usize) -> Option<ClockJump> {
     let (upload_us, download_us) = (change(|probe| probe.upload_us), change(|probe| probe.download_us));
     let least_us = upload_us.abs().min(download_us.abs());
     let is_opposite = upload_us * download_us < 0.0 && (upload_us + download_us).abs() <= least_us / 4.0;
-    // On either side of a jump the delays are level: neither scattered nor on their way.
+    // On either side of a jump the delays are level: they are not scattered and do not rise or fall.
     let is_level = |probes: &[OneWayDelay], value: fn(&OneWayDelay) -> f64| {
         let centre = median(probes, value);
         let mut off = probes.iter().map(|probe| (value(probe) - centre).abs()).collect::<Vec<_>>();
@@ -324,7 +324,7 @@ impl DelaySpread {
             p95_us: of(950, Statement::P95),
             p99_us: of(990, Statement::P99),
             max_us: *delays.last()?,
-            // That of a normal distribution with these quartiles.
+            // The standard error of the median for a normal distribution with these quartiles.
             error_us: 0.93 * quartiles / (count as f64).sqrt(),
         })
     }
@@ -336,7 +336,7 @@ impl ClockFit {
         self.beside_shortest(probe).map(|us| us.max(0.0))
     }
 
-    /// The same, negative where the path became shorter.
+    /// The same as [`above_shortest`](Self::above_shortest), but negative if the path became shorter.
     fn beside_shortest(&self, probe: &OneWayDelay) -> [f64; 2] {
         let drift_us = (probe.at_us - self.at_us) * self.skew_ppm / 1e6;
         [probe.upload_us - drift_us - self.upload_us, probe.download_us + drift_us - self.download_us]
@@ -381,7 +381,7 @@ impl ClockFit {
             (true, true) => StandingQueue::Both,
             (true, false) => StandingQueue::Upload,
             (false, true) => StandingQueue::Download,
-            // A queue that the uncertainty hides is not absent.
+            // The uncertainty may hide a queue, so its absence is not certain.
             (false, false) if larger >= LEAST_QUEUE_US => StandingQueue::Unknown,
             (false, false) => StandingQueue::None,
         };

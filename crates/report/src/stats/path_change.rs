@@ -7,8 +7,9 @@ use super::latency::percentile;
 
 /// A change below this, in microseconds, is not reported.
 const LEAST_CHANGE_US: f64 = 5_000.0;
-/// Each side of a change must have at least this many parts, and last this long in microseconds.
+/// Each side of a change must have at least this many parts.
 const LEAST_PARTS: usize = 3;
+/// Each side of a change must last at least this long, in microseconds.
 const LEAST_LENGTH_US: f64 = 1_000_000.0;
 /// A part has at least this many delays; its median represents it.
 const LEAST_IN_PART: usize = 10;
@@ -26,12 +27,13 @@ pub struct PathChange {
     pub by_us: f64,
 }
 
-/// Finds the change in `delays`: when each probe was sent and its delay, both in microseconds. The delays are those of one
-/// phase in the order sent, in a direction that the phase does not load, above the shortest delay of the idle phase.
+/// Finds the change in `delays`: when each probe was sent and its delay, both in microseconds. The delays are those of
+/// one phase in the order sent, in a direction that the phase does not load, above the shortest delay of the idle
+/// phase.
 ///
 /// On each side of the change the delay is level, and no median of a part on one side is near one of the other side.
-/// Before it the delay is near that of the idle phase: what stands in the way since the load began is a queue, and no
-/// change.
+/// Before the change the delay is near that of the idle phase: a delay that lasts since the load began is a queue, not
+/// a change.
 pub(super) fn path_change(delays: &[(f64, f64)]) -> Option<PathChange> {
     let parts = delays.chunks(LEAST_IN_PART.max(delays.len().div_ceil(MOST_PARTS)));
     let parts = parts.filter(|part| part.len() >= LEAST_IN_PART);

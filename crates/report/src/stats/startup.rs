@@ -7,8 +7,8 @@ use super::latency::percentile;
 const FEWEST_INTERVALS: usize = 10;
 /// The band of settled rates is widened on both sides by this fraction of its median.
 const BAND_SLACK: f64 = 0.05;
-/// If the band is wider than this fraction of its median, it contains almost every rate, even those of a ramp-up. Then it
-/// is computed again from longer windows.
+/// If the band is wider than this fraction of its median, it contains almost every rate, even those of a ramp-up. Then
+/// it is computed again from longer windows.
 const WIDEST_BAND: f64 = 0.25;
 /// A window has at most this many intervals.
 const LONGEST_WINDOW: usize = 8;

@@ -14,9 +14,9 @@ const LONG_START_UP: u32 = 5;
 /// token bucket, or of a line that became slower.
 const FASTER: f64 = 1.2;
 
-/// The time at which the first third of a direction begins. Usually the steady part begins there, too: at `startup`,
-/// for the duration `steady`. It is the start of the phase if the excluded start-up was long, and was a burst or was
-/// not found (`is_found` is false).
+/// The time at which the first third of a direction begins. Usually this is `startup`, where the steady part of the
+/// duration `steady` begins. It is the start of the phase if the excluded start-up was long, and was a burst or was not
+/// found (`is_found` is false).
 pub fn begin_of_thirds(samples: &[Sample], startup: Duration, steady: Duration, is_found: bool) -> Duration {
     let until = startup.saturating_add(steady);
     let is_long = !startup.is_zero() && startup.saturating_mul(LONG_START_UP) >= until;
@@ -37,8 +37,8 @@ pub fn thirds(samples: &[Sample], from: Duration, until: Duration) -> Option<[u6
     Some([first.round() as u64, last.round() as u64])
 }
 
-/// Whether a rate was steady: its first and last third (`thirds`) are about equal, and its confidence interval (`ci95_bps`)
-/// is narrow beside its mean (`goodput_bps`). An absent value is not judged.
+/// Whether a rate was steady: its first and last third (`thirds`) are about equal, and its confidence interval
+/// (`ci95_bps`) is narrow beside its mean (`goodput_bps`). An absent value is not judged.
 pub fn is_steady(thirds: Option<[u64; 2]>, goodput_bps: u64, ci95_bps: Option<[u64; 2]>) -> bool {
     let is_level = thirds.is_none_or(are_level);
     let is_sure =

@@ -180,7 +180,7 @@ fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
     }
     lines.push(Line::empty());
     let header = row(["median", "p99", "jitter", "lost up", "lost down"].map(str::to_owned));
-    // After the last number: the distance to the grade.
+    // The header of the last column, with the space between it and the last number.
     let behind = if document.bufferbloat.is_empty() { "" } else { "   bufferbloat" };
     lines.push(label_of("Latency").with(Tone::Dim, header + behind));
     for (load, latency) in document.latency.iter() {

@@ -1,8 +1,8 @@
-//! Judges what is measured by the rules while the service runs, and writes what opens and closes. The shell that reads the
-//! clocks.
+//! While the service runs, judges measurements by the rules, and writes which alerts open and close. The shell that
+//! reads the clocks.
 //!
-//! What was judged is known by the time that each rule keeps in the store, which changes together with its alerts. After a
-//! crash the values since then are judged again, with the same outcome.
+//! For each rule, the store contains the time until which it has judged. That time changes in one transaction with its
+//! alerts. After a crash, the values since then are judged again, with the same outcome.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,29 +29,30 @@ use crate::store::{AlertWrite, ApplianceStore, RuleWrite, RunQuery, StorageError
 
 /// A day.
 const DAY: SignedDuration = SignedDuration::from_hours(24);
-/// How often the service judges if nothing wakes it: another program may have stored a result.
+/// How often the service judges if nothing wakes it, because another program may have stored a result.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// How long after a failed pass the next one is tried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// The latest tests that are known after the start, for rules that look at the last values.
+/// The minimum number of latest tests that are read at the start, for rules that look at the last values.
 const RECENT_TESTS: usize = 200;
-/// How long before its end a test may have begun, with the time that it waits for others.
+/// The maximum time between the begin and the end of a test, including its wait for other tests.
 const LONGEST_TEST: SignedDuration = SignedDuration::from_hours(4);
-/// The most tests that are read at once.
+/// The maximum number of tests that are read at once.
 const MOST_TESTS: u32 = 2000;
-/// The most alerts that are open.
+/// The maximum number of open alerts that are read.
 const MOST_OPEN: u32 = 1000;
-/// A test that asks for a repetition is not repeated later than this.
+/// How long after its end a test can still be repeated.
 const RETEST_WITHIN: SignedDuration = SignedDuration::from_secs(15 * 60);
-/// The tests against a target are not repeated more often than this.
+/// The minimum time between two repetitions of tests against the same target.
 const RETEST_INTERVAL: SignedDuration = SignedDuration::from_hours(1);
-/// The most repetitions that wait.
+/// The maximum number of repetitions that wait.
 const MOST_RETESTS: usize = 8;
-/// How often it is stored until when a rule without alerts has judged. Until then a restart judges again.
+/// How often the progress of a rule is stored if no alert opens or closes. After a restart, the rule judges again from
+/// the stored time on.
 const PROGRESS_INTERVAL: SignedDuration = SignedDuration::from_hours(1);
-/// How far behind the present an outage is stored, at most.
+/// The maximum delay with which an outage is stored.
 const OUTAGE_DELAY: SignedDuration = SignedDuration::from_secs(600);
-/// A result that is dated later than this after the present was stored while the clock was wrong.
+/// A result dated further than this in the future was measured while the clock was wrong.
 const CLOCK_ERROR: SignedDuration = SignedDuration::from_secs(60);
 
 /// The rules of a running service. Clones share them.
@@ -63,7 +64,7 @@ pub(in crate::app) struct AlertBoard {
 struct AlertBoardState {
     appliance: Appliance,
     started_at: Timestamp,
-    /// The rules have changed.
+    /// Notified when the rules have changed.
     changed: Notify,
     retests: mpsc::Sender<RetestWish>,
     problem: Mutex<Option<String>>,
@@ -83,7 +84,7 @@ pub(in crate::app) struct RetestWish {
 struct AlertMemory {
     /// The latest tests, in the order of their ends.
     recent: VecDeque<TestReadings>,
-    /// The tests of the last hours that are in `recent`.
+    /// The ids of the tests in `recent`, and of all tests of the last hours.
     known: HashSet<Uuid>,
     is_prepared: bool,
     uplinks: MainUplink,
@@ -92,22 +93,22 @@ struct AlertMemory {
     retested: HashMap<String, Timestamp>,
 }
 
-/// An enabled rule with what it has seen.
+/// An enabled rule with its state.
 struct LiveRule {
-    /// As it is stored.
+    /// The rule as stored.
     stored: StoredRule,
     judge: RuleJudge,
-    /// Tests that ended until then were judged before the service learned the rule.
+    /// Tests that ended until this time were judged before the service restored the rule.
     learned_until: Timestamp,
-    /// Until when it has judged.
+    /// The time until which the rule has judged.
     judged_until: Timestamp,
-    /// The latest value of each subject that it has judged.
+    /// The end of the latest judged value of each subject.
     last_values: BTreeMap<String, Timestamp>,
-    /// The open alerts by subject, with the begin of what is wrong.
+    /// The open alerts by subject, each with the time since when the rule is broken.
     open: BTreeMap<String, (Uuid, Timestamp)>,
 }
 
-/// What all rules of a pass share.
+/// What all rules share in one pass.
 struct AlertPass<'a> {
     store: &'a ApplianceStore,
     now: Timestamp,
@@ -125,12 +126,12 @@ impl AlertBoard {
         (Self { state: Arc::new(AlertBoardState { appliance, started_at, changed, retests, problem }) }, wishes)
     }
 
-    /// The rules have changed.
+    /// Records that the rules have changed.
     pub(in crate::app) fn rules_changed(&self) {
         self.state.changed.notify_one();
     }
 
-    /// Why what is measured cannot be judged.
+    /// Why measurements cannot be judged at present; `None` if they can.
     pub(in crate::app) fn problem(&self) -> Option<String> {
         self.state.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -150,7 +151,7 @@ impl AlertBoard {
             let judged = if clocks.is_trusted() { self.pass(&mut memory, clocks.wall).await } else { Ok(false) };
             let wait = if judged.is_ok() { LOOK_INTERVAL } else { RETRY_INTERVAL };
             if judged.is_err() {
-                // What was judged is known by the store alone.
+                // Forgets everything in memory, because only the store knows what was judged.
                 memory = AlertMemory::default();
             }
             if matches!(judged, Ok(true)) {
@@ -200,14 +201,14 @@ impl AlertBoard {
         Ok(is_changed)
     }
 
-    /// What the rules of a pass share.
+    /// Reads what all rules share in this pass.
     async fn shared<'a>(
         &self,
         store: &'a ApplianceStore,
         enabled: &[StoredRule],
         now: Timestamp,
     ) -> Result<AlertPass<'a>, ApplianceError> {
-        // Windows of more than a day ago are not judged, however long ago the last one was.
+        // Windows that ended more than a day ago are not judged, even if no later window was judged.
         let day = now.checked_sub(DAY).unwrap_or(now);
         let of_windows = earliest(enabled, MetricSource::Monitors, now).map(|since| since.max(day));
         let of_outages = earliest(enabled, MetricSource::Outages, now);
@@ -242,7 +243,7 @@ impl AlertBoard {
         }
     }
 
-    /// Keeps why a pass failed, until one succeeds.
+    /// Keeps the reason for which a pass failed, until a pass succeeds.
     fn note_result(&self, judged: Result<(), ApplianceError>) {
         let problem = judged.err().map(|error| error.to_string());
         let before = {
@@ -260,8 +261,8 @@ impl AlertBoard {
 }
 
 impl AlertMemory {
-    /// Reads the tests that were stored since the last pass; at first, all since `earliest` and some before. Returns their
-    /// number: they are the last ones of `recent`.
+    /// Reads the tests that were stored since the last pass. The first pass reads all since `earliest`, and earlier
+    /// ones if there are few. Returns the number of new tests, which are the last ones of `recent`.
     async fn read_tests(
         &mut self,
         store: &ApplianceStore,
@@ -291,7 +292,7 @@ impl AlertMemory {
             }
             tokio::task::yield_now().await;
         }
-        // Dated while the clock was wrong.
+        // Removes results that were dated while the clock was wrong.
         fresh.retain(|test| test.finished_at.duration_since(now) <= CLOCK_ERROR);
         fresh.sort_by_key(|test| test.finished_at);
         let count = fresh.len();
@@ -307,7 +308,7 @@ impl AlertMemory {
 }
 
 impl AlertPass<'_> {
-    /// The rule with what it has judged before, and its open alerts.
+    /// Restores a rule: its earlier values, which were judged already, and its open alerts.
     async fn restored(
         &self,
         stored: StoredRule,
@@ -315,7 +316,7 @@ impl AlertPass<'_> {
         usual: &mut UsualCache,
     ) -> Result<LiveRule, ApplianceError> {
         let rule = &stored.rule;
-        // A clock that was ahead must not keep the rule from judging.
+        // If the stored time is in the future, the clock was ahead. That must not keep the rule from judging.
         let judged_until = stored.judged_until.min(self.now);
         let own = self.open.iter().filter(|alert| alert.rule_id == stored.id);
         let open = own.map(|alert| (alert.subject.clone(), (alert.id, alert.opening.finding.since)));
@@ -350,7 +351,7 @@ impl AlertPass<'_> {
         Ok(LiveRule { stored, judge, learned_until: judged_until, judged_until, last_values, open })
     }
 
-    /// Judges what is new. `tests` are those that the rule has not seen yet.
+    /// Judges the new measurements. `tests` are those that the rule has not seen yet.
     async fn judge(
         &self,
         live: &mut LiveRule,
@@ -397,20 +398,21 @@ impl AlertPass<'_> {
         Ok(actions)
     }
 
-    /// The windows of monitors that are not judged yet.
+    /// The windows of monitors that the rule has not judged yet.
     async fn new_windows(&self, live: &LiveRule) -> Result<Vec<SeenValue>, ApplianceError> {
         let rule = &live.stored.rule;
-        // The window of a monitor that had no probe at its end is complete a little later than those of the others.
+        // A window without a probe in its last minute is complete a little later than the windows of other monitors.
         let delay = SignedDuration::from_mins(i64::from(rule.window_minutes) + 2);
         let since = live.judged_until.checked_sub(delay).unwrap_or(live.judged_until).max(live.learned_until);
-        // After a long pause the past is no news.
+        // After a long pause, old windows are not worth a message.
         let since = since.max(self.now.checked_sub(DAY).unwrap_or(self.now));
         let mut windows = observing::windows(self.store, rule, &self.outages, since, self.now).await?;
         windows.retain(|seen| live.last_values.get(&seen.subject).is_none_or(|last| seen.at > *last));
         Ok(windows)
     }
 
-    /// Writes what opens and closes, with the time until which the rule has judged. Returns whether the rule is still there.
+    /// Writes which alerts open and close, and the time until which the rule has judged. Returns whether the rule still
+    /// exists.
     async fn write(&self, own: &str, live: &mut LiveRule, actions: Vec<AlertAction>) -> Result<bool, ApplianceError> {
         let mut writes = Vec::new();
         for action in actions {
@@ -453,7 +455,7 @@ impl AlertPass<'_> {
     }
 }
 
-/// Until when every rule on values of this source has judged; `None` without one.
+/// The earliest time until which an enabled rule on values of this source has judged; `None` without such a rule.
 fn earliest(enabled: &[StoredRule], source: MetricSource, now: Timestamp) -> Option<Timestamp> {
     let own = enabled.iter().filter(|stored| stored.rule.metric.source() == source);
     own.map(|stored| stored.judged_until.min(now)).min()
@@ -466,7 +468,7 @@ fn found_at(action: &AlertAction) -> Timestamp {
     }
 }
 
-/// Ends when a run has ended. A listener that was too slow may have missed one.
+/// Ends when a run has ended, or when updates were missed, because one of them may have been such an end.
 async fn run_ended(listener: &mut RunUpdateListener) {
     while let Some(update) = listener.next().await {
         if matches!(update.report, RunReport::Life(RunLife::Ended { .. })) {

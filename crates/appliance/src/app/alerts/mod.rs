@@ -21,7 +21,7 @@ use crate::store::{AlertWrite, ApplianceStore, PageCursor, RuleWrite, StorageErr
 
 /// The time that a preview replays.
 const PREVIEW: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// The most open alerts that are listed. More are listed page by page.
+/// The maximum number of open alerts in one list. More of them are listed page by page.
 pub(super) const MOST_OPEN: u32 = 200;
 
 /// A rule, what it says, and what became of it.
@@ -38,7 +38,7 @@ pub struct RuleOverview {
     /// Why it cannot fire at present: nothing measures its metric, or there is no plan to compare with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmeasured: Option<String>,
-    /// The channels that it names and that do not exist any more: they carry nothing.
+    /// Channels that the rule names but that no longer exist, so they get no messages.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing_channels: Vec<String>,
 }
@@ -52,7 +52,7 @@ pub(super) fn example_opening(stored: &StoredRule, now: Timestamp) -> AlertWrite
     writing::write_of(stored, action, None, now).unwrap()
 }
 
-/// The closings of the open alerts of a rule that ends.
+/// The closings of the open alerts of a rule that is removed, disabled or changed.
 pub(super) fn closings(stored: &StoredRule, end: RuleEnd, open: &[StoredAlert], now: Timestamp) -> Vec<AlertWrite> {
     let of_rule = open.iter().filter(|alert| alert.rule_id == stored.id && alert.closed_at.is_none());
     let close = |alert: &StoredAlert| {

@@ -1,4 +1,5 @@
-//! Reads what rules judge: values of tests and of monitors, outages, and what is usual. The shell that reads the store.
+//! Reads what rules judge: values of tests and of monitors, outages, and the usual values. The shell that reads the
+//! store.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,18 +23,18 @@ use crate::store::{
     ApplianceStore, Reflector, RunOrder, RunPosition, RunQuery, StoredMonitor, StoredOutage, find_reflector,
 };
 
-/// The documents that are read at once: a few megabytes.
+/// The number of documents that are read at once: a few megabytes.
 const PAGE: u32 = 64;
-/// The most outages that are looked at.
+/// The maximum number of outages that are read.
 const MOST_OUTAGES: u32 = 1000;
 /// How long minutes of monitors are kept.
 const MINUTES_KEPT: SignedDuration = SignedDuration::from_hours(14 * 24);
-/// How long what is usual is not read again.
+/// How long usual values are used before they are read again.
 const USUAL_KEPT: SignedDuration = SignedDuration::from_hours(6);
-/// How long after the end of a window its last minute is waited for.
+/// How long after its end a window without a probe in its last minute counts as complete.
 const WINDOW_DELAY: SignedDuration = SignedDuration::from_secs(90);
 
-/// What a test says about each metric of tests. Small, unlike its document.
+/// The values of a test for each metric of tests. They are small, unlike the document.
 #[derive(Clone, Debug)]
 pub(super) struct TestReadings {
     pub(super) id: Uuid,
@@ -42,7 +43,7 @@ pub(super) struct TestReadings {
 }
 
 impl TestReadings {
-    /// What a document says. `known` are the paired reflectors.
+    /// The values of a document. `known` are the paired reflectors.
     pub(super) fn of(document: &ResultDocument, uplinks: &MainUplink, known: &[Reflector]) -> Self {
         let value =
             |(metric, ..): (AlertMetric, &str, &str)| Some((metric, value_of(metric, document, uplinks, known)?));
@@ -50,13 +51,14 @@ impl TestReadings {
         Self { id: document.id, finished_at: document.finished_at, values }
     }
 
-    /// What it says about this metric.
+    /// The value for this metric.
     pub(super) fn value(&self, metric: AlertMetric) -> Option<&SeenValue> {
         self.values.iter().find(|(own, _)| *own == metric).map(|(_, value)| value)
     }
 }
 
-/// What a test says about a metric. One that did not reach its reflector has the name of that too, however it was asked for.
+/// The value of a test for a metric. A test that did not reach its reflector also has the name of that reflector as its
+/// subject, however the request named it.
 fn value_of(
     metric: AlertMetric,
     document: &ResultDocument,
@@ -73,14 +75,14 @@ fn value_of(
     Some(seen)
 }
 
-/// What is usual, for each rule that compares with it. Read anew from time to time.
+/// The usual values of each metric that a rule compares with them. They are read again from time to time.
 #[derive(Default)]
 pub(super) struct UsualCache {
     read: HashMap<AlertMetric, (Timestamp, BTreeMap<String, UsualValues>)>,
 }
 
 impl UsualCache {
-    /// With what a value of a rule is compared.
+    /// The values with which a value of a rule is compared.
     pub(super) async fn references(
         &mut self,
         store: &ApplianceStore,
@@ -112,7 +114,7 @@ fn promised(plan: Option<&Plan>, metric: AlertMetric) -> Option<u64> {
     plan.map(|plan| plan.of(direction).promised_bps)
 }
 
-/// The values of a metric in the time that decides what is usual at `now`, by subject.
+/// The values of a metric, by subject, from the period that decides what is usual at `now`.
 async fn usual_values(
     store: &ApplianceStore,
     metric: AlertMetric,
@@ -142,7 +144,7 @@ async fn usual_since(
                 Some((at, reading::of_window(metric, name, (at, at), &tally, false).value.ok()?))
             };
             values.insert(name.clone(), rows.into_iter().filter_map(hour).collect());
-            // Tests and monitors go on between two monitors.
+            // Lets tests and monitors run between two monitors.
             tokio::task::yield_now().await;
         }
     }
@@ -283,7 +285,7 @@ async fn tests(
     Ok(values)
 }
 
-/// The begins of the results since `since`, in order of time; the last one before it too, if there is one.
+/// When the complete tests since `since` began, in order of time, and before them the last one before `since`.
 async fn results(store: &ApplianceStore, since: Timestamp) -> Result<Vec<Timestamp>, ApplianceError> {
     let mut all = store.last_complete_run(since).await?.into_iter().collect::<Vec<_>>();
     all.extend(store.test_values(AlertMetric::Silence, since).await?.into_iter().map(|(_, at, _)| at));

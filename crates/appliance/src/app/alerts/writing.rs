@@ -1,4 +1,4 @@
-//! What is written when an alert opens or closes: the row, and the message with its time. Pure but for the new ids.
+//! The writes when an alert opens or closes: the row, and the message with its time. Pure except for the new ids.
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -7,7 +7,7 @@ use crate::alerts::message::{AlertFacts, AlertMessage, MessageKind, Urgency};
 use crate::alerts::{AlertAction, AlertFinding, AlertWords, wording};
 use crate::store::{AlertRecord, AlertWrite, NewMessage, StoredAlert, StoredRule};
 
-/// What is written for an action; `None` for one that opens and closes nothing. `open` is the open alert of its subject.
+/// The write for an action; `None` if the action opens or closes nothing. `open` is the open alert of the subject.
 pub(super) fn write_of(
     stored: &StoredRule,
     action: AlertAction,

@@ -1,5 +1,5 @@
-//! The channels of a configuration. A secret that the configuration does not have stays as it is stored, while the server of
-//! the channel stays the same.
+//! The channels of a configuration. A secret that the configuration does not contain keeps its stored value, as long as
+//! the channel keeps its server.
 
 use std::path::Path;
 
@@ -25,7 +25,8 @@ pub struct ConfiguredChannel {
     /// The channel.
     #[serde(flatten)]
     pub channel: Channel,
-    /// New secrets. Those that are absent stay as they are stored, if the channel keeps its server. No answer has them.
+    /// New secrets. An absent secret keeps its stored value if the channel keeps its server. Answers never contain
+    /// secrets.
     #[serde(default, skip_serializing_if = "has_none")]
     pub secrets: ChannelSecrets,
 }
@@ -62,8 +63,8 @@ impl StoredObject for KnownChannel {
     }
 }
 
-/// What becomes of the channels, and the differences. Without `may_change_commands`, channels that run a program of this host
-/// stay as they are.
+/// The changes of the channels, and the differences for the user. Without `may_change_commands`, a change of a channel
+/// that runs a program of this host is an error.
 pub(super) fn compare_channels(
     known: &[KnownChannel],
     wanted: Vec<ConfiguredChannel>,
@@ -84,7 +85,8 @@ pub(super) fn compare_channels(
         let secrets = secrets.or(kept.map(|known| known.secrets.clone()).unwrap_or_default());
         let checked = channel.with_secrets(secrets).and_then(NewChannel::checked);
         let (channel, secrets) = checked.map_err(|error| refused(error.into()))?;
-        // What is a command has another id: a change of a channel that is none cannot be one of a command.
+        // A channel that becomes a command, or stops being one, gets a new id, so that its id always keeps the kind
+        // that was checked.
         let is_command = channel.destination.is_command();
         let replaces = stored.filter(|known| known.stored.channel.destination.is_command() == is_command);
         let id = replaces.map_or_else(Uuid::now_v7, KnownChannel::id);
@@ -131,7 +133,7 @@ pub(super) fn compare_channels(
     Ok((FileChanges { written, unchanged, removed }, changes))
 }
 
-/// The values that differ. Of a secret, only that it differs is named.
+/// The values that differ. For a secret, only that it differs, without its value.
 fn changed_values(known: &KnownChannel, write: &ChannelWrite) -> Vec<ValueChange> {
     let (enabled, channel, secrets) = (write.enabled, write.channel.clone(), ChannelSecrets::default());
     let mut values =

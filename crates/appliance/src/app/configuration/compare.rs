@@ -14,7 +14,7 @@ use crate::error::ApplianceError;
 pub struct ConfigurationChange {
     /// `reflector`, `schedule`, `monitor`, `plan`, `channel` or `rule`.
     pub object: String,
-    /// Its name; of a renamed object the one before.
+    /// The name of the object; for a renamed object, the old name.
     pub name: String,
     /// What is done.
     pub action: ChangeAction,
@@ -69,7 +69,7 @@ pub(super) trait StoredObject {
     fn is_from_file(&self) -> bool;
 }
 
-/// The comparison of the objects of one kind that a file describes with the stored ones. Names are equal ignoring case.
+/// Compares the objects of one kind in a file with the stored ones. The case of names is ignored.
 pub(super) struct ObjectComparison<'a, S> {
     stored: &'a [S],
     /// The names in the file so far, in lower case.
@@ -105,13 +105,13 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         self.stored.iter().find(|stored| stored.name().to_lowercase() == name.to_lowercase())
     }
 
-    /// The file has an object that is not stored.
+    /// Records that the file contains an object that is not stored.
     pub(super) fn added(&mut self, name: &str) {
         self.compared.changes.push(change(S::KIND, name, ChangeAction::Added, Vec::new()));
     }
 
-    /// The file describes this object, with these other values. Returns whether there are any. An object without any counts
-    /// as made by the file.
+    /// Records that the file describes this object, and the values that differ. Returns whether any do. If none does,
+    /// the object counts as made by the file from now on.
     pub(super) fn is_changed(&mut self, stored: &S, values: Vec<ValueChange>) -> bool {
         let is_changed = self.differs(stored, values);
         if !is_changed {
@@ -120,7 +120,8 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         is_changed
     }
 
-    /// The same for an object that may not be changed: one without other values keeps its mark too.
+    /// As [`ObjectComparison::is_changed`], for an object that the caller may not change: whether it counts as made by
+    /// a file stays as it is.
     pub(super) fn differs(&mut self, stored: &S, values: Vec<ValueChange>) -> bool {
         self.described.insert(stored.id());
         let differs = !values.is_empty();
@@ -130,7 +131,7 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         differs
     }
 
-    /// Ends the comparison: what an earlier file made and this one does not describe is removed.
+    /// Ends the comparison. Objects that an earlier file made and that this file does not describe are removed.
     pub(super) fn end(mut self) -> Compared {
         for gone in self.stored.iter().filter(|stored| stored.is_from_file() && !self.described.contains(&stored.id()))
         {

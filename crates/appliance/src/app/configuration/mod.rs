@@ -61,9 +61,9 @@ pub struct DeviceConfiguration {
 /// How a configuration is applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ApplyMode {
-    /// Nothing is changed, the differences are found alone.
+    /// Whether to find only the differences, and change nothing.
     pub is_rehearsal: bool,
-    /// Channels that run a program of this host may be added, changed and removed.
+    /// Whether channels that run a program of this host may be added, changed and removed.
     pub may_change_commands: bool,
 }
 
@@ -83,8 +83,8 @@ impl Appliance {
         })
     }
 
-    /// Makes the store as the configuration says. Returns the differences. An object that is not in the configuration is
-    /// removed only if an earlier one made it.
+    /// Changes the store to match the configuration. Returns the differences. An object that is not in the
+    /// configuration is removed only if an earlier configuration made it.
     pub async fn apply_configuration(
         &self,
         wanted: DeviceConfiguration,

@@ -43,7 +43,7 @@ impl StoredObject for StoredMonitor {
     }
 }
 
-/// The stored monitors with targets that have the names of `after`, which the reflectors `before` have next.
+/// The stored monitors, with their targets updated for reflectors that are renamed from `before` to `after`.
 pub(super) fn with_names(stored: Vec<StoredMonitor>, before: &[Reflector], after: &[Reflector]) -> Vec<StoredMonitor> {
     let named = |mut stored: StoredMonitor| {
         stored.monitor.target = target_after(&stored, before, after);
@@ -52,7 +52,8 @@ pub(super) fn with_names(stored: Vec<StoredMonitor>, before: &[Reflector], after
     stored.into_iter().map(named).collect()
 }
 
-/// What becomes of the monitors, and the differences. `reflectors` and the targets of `stored` have the new names already.
+/// The changes of the monitors, and the differences for the user. `reflectors` and the targets of `stored` have the new
+/// names already.
 pub(super) fn compare_monitors(
     stored: &[StoredMonitor],
     wanted: Vec<ConfiguredMonitor>,
@@ -60,8 +61,8 @@ pub(super) fn compare_monitors(
 ) -> Result<(FileChanges<MonitorWrite>, Vec<ConfigurationChange>), ApplianceError> {
     let mut comparison = ObjectComparison::new(stored);
     let names = wanted.iter().map(|wanted| wanted.monitor.name.to_lowercase()).collect::<BTreeSet<_>>();
-    // The stored monitors that an earlier file made, and whose name this one does not have: each is one that is renamed, or
-    // is removed.
+    // The stored monitors that an earlier file made and whose name this file does not contain. Each was either renamed
+    // or removed.
     let is_unnamed = |stored: &&StoredMonitor| stored.from_file && !names.contains(&stored.monitor.name.to_lowercase());
     let mut unnamed = stored.iter().filter(is_unnamed).collect::<Vec<_>>();
     let (mut written, mut replaced) = (Vec::new(), Vec::new());
@@ -92,7 +93,7 @@ pub(super) fn compare_monitors(
         if has_target {
             written.push(MonitorWrite { replaces: Some(known.id), monitor, enabled, peer: None });
         } else {
-            // What it measured is of another target: it begins anew.
+            // The stored measurements belong to another target, so a new monitor replaces the stored one.
             replaced.push(known.id);
             let peer = place_of_default(&monitor, reflectors);
             written.push(MonitorWrite { replaces: None, monitor, enabled, peer });
@@ -103,7 +104,8 @@ pub(super) fn compare_monitors(
     Ok((FileChanges { written, unchanged, removed }, changes))
 }
 
-/// Takes the monitor that this one was before it was renamed: it has the same target, and the same interval if several do.
+/// Takes the stored monitor that was renamed to `monitor`: the one with the same target and interval, or else the only
+/// one with the same target.
 fn take_renamed<'a>(
     unnamed: &mut Vec<&'a StoredMonitor>,
     monitor: &Monitor,
@@ -118,7 +120,7 @@ fn take_renamed<'a>(
     Some(unnamed.remove(at))
 }
 
-/// Whether both are the same target: a reflector may be named in several ways.
+/// Whether both are the same target. A reflector can be named in several ways.
 fn is_same_target(one: &MonitorTarget, other: &MonitorTarget, reflectors: &[Reflector]) -> bool {
     let id = |target: &MonitorTarget| match target {
         MonitorTarget::Reflector(name) => find_reflector(reflectors.to_vec(), name).ok().map(|found| found.endpoint_id),
@@ -134,7 +136,8 @@ fn check_target(target: &MonitorTarget, reflectors: &[Reflector]) -> Result<(), 
     }
 }
 
-/// The Endpoint ID of the reflector for which the service would add a monitor of this name: with it, the service adds none.
+/// The Endpoint ID of the reflector, if the service would add a monitor of this name for it. If it is stored with the
+/// monitor, the service adds none.
 fn place_of_default(monitor: &Monitor, reflectors: &[Reflector]) -> Option<String> {
     let MonitorTarget::Reflector(wanted) = &monitor.target else { return None };
     let reflector = find_reflector(reflectors.to_vec(), wanted).ok()?;

@@ -1,4 +1,4 @@
-//! The plan, of which there is one.
+//! The plan of a configuration. An appliance has one plan at most.
 
 use super::compare::{ChangeAction, ConfigurationChange, change, differences, in_configuration};
 use crate::error::ApplianceError;
@@ -8,7 +8,8 @@ use crate::store::{PlanWrite, StoredPlan};
 /// The word for the plan in a change.
 const KIND: &str = "plan";
 
-/// What becomes of the plan, and the difference. A plan that no file made stays if the file has none.
+/// The change of the plan, and the difference for the user. Without a plan in the file, a plan that no file made is
+/// kept.
 pub(super) fn compare_plan(
     stored: Option<StoredPlan>,
     wanted: Option<Plan>,

@@ -1,4 +1,4 @@
-//! The rules of a configuration. A rule that judges otherwise than before begins anew: its open alerts close.
+//! The rules of a configuration. A rule that would judge differently is replaced by a new one: its open alerts close.
 
 use std::collections::BTreeSet;
 
@@ -45,7 +45,7 @@ impl StoredObject for StoredRule {
     }
 }
 
-/// What becomes of the rules.
+/// The changes of the rules.
 #[derive(Default)]
 pub(super) struct RuleChanges {
     pub(super) rules: FileChanges<RuleFileWrite>,
@@ -53,8 +53,8 @@ pub(super) struct RuleChanges {
     pub(super) closings: Vec<AlertWrite>,
 }
 
-/// What becomes of the rules, and the differences. `channels` are the names of the channels that there are afterwards, in
-/// lower case; `open` are the open alerts.
+/// The changes of the rules, and the differences for the user. `channels` are the names of the channels after the
+/// change, in lower case; `open` are the open alerts.
 pub(super) fn compare_rules(
     stored: &[StoredRule],
     wanted: Vec<ConfiguredRule>,
@@ -111,7 +111,7 @@ pub(super) fn compare_rules(
     Ok((RuleChanges { rules: FileChanges { written, unchanged, removed }, closings: all_closings }, changes))
 }
 
-/// Whether both judge every value alike: they differ in who gets which messages when, at most.
+/// Whether both rules judge every value alike. Only the name, the channels and the quiet hours may differ.
 fn judges_alike(one: &AlertRule, other: &AlertRule) -> bool {
     let messages = AlertRule { channels: other.channels.clone(), quiet_hours: other.quiet_hours, ..one.clone() };
     AlertRule { name: other.name.clone(), ..messages } == *other

@@ -44,7 +44,7 @@ impl StoredObject for StoredSchedule {
     }
 }
 
-/// What becomes of the schedules, and the differences. `reflectors` have their new names already.
+/// The changes of the schedules, and the differences for the user. `reflectors` have the new names already.
 pub(super) async fn compare_schedules(
     device: &Appliance,
     stored: &[StoredSchedule],

@@ -18,15 +18,16 @@ use super::fault::{DeliveryFault, MAX_REASON_CHARS};
 use crate::alerts::channel::{ChannelError, PathPart, ProgramFault};
 use crate::alerts::message::{AlertMessage, Urgency};
 
-/// The bytes that are kept of the output of a command: an error is among its last lines.
+/// The number of bytes of output that are kept. An error is in the last lines.
 const MAX_OUTPUT_BYTES: usize = 4096;
-/// How long the output of a command that has ended may stay open: a process that it started may hold it.
+/// How long to wait for the rest of the output after a command has ended, because a process that it started may keep
+/// the output open.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
-/// The most symbolic links on the way to a program, as many as the kernel follows.
+/// The maximum number of symbolic links on the path to a program, the same as in the kernel.
 const MAX_LINKS: u32 = 40;
-/// How long the end of a command that was killed is waited for.
+/// How long to wait for the end of a command that was killed.
 const KILL_GRACE: Duration = Duration::from_secs(5);
-/// The variables of this process that a command gets. Others can have secrets.
+/// The environment variables of this process that a command gets. Other variables may contain secrets.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
 /// Runs the command with the message in its environment, and waits for its end.
@@ -37,16 +38,16 @@ pub(super) async fn run(
     limit: Duration,
 ) -> Result<(), DeliveryFault> {
     let mut command = tokio::process::Command::new(checked_program(Path::new(program))?);
-    // A program with many names, such as busybox, gets the one that was given.
+    // The name of the program is passed as given, because a program with many names, such as busybox, depends on it.
     command.arg0(program).args(args).env_clear().envs(environment(message)).current_dir("/");
     for name in INHERITED {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own, which is killed with all that the command started.
+    // The command gets its own process group, which is killed together with every process that the command started.
     let mut child = command.process_group(0).kill_on_drop(true).spawn().map_err(DeliveryFault::NotStarted)?;
     let group = ProcessGroup::of(child.id());
-    // Apart: which of the two is read first is not known.
+    // Separate buffers, because the order of standard output and standard error is not known.
     let (output, errors) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let mut reading = pin!(async { tokio::join!(drain(stdout, &output), drain(stderr, &errors)) });
@@ -72,7 +73,7 @@ pub(super) async fn run(
         return Ok(());
     }
     if !is_read {
-        // What is missing of the output is no reason to wait longer.
+        // Does not wait longer: the output may be incomplete.
         tokio::time::timeout(OUTPUT_GRACE, reading).await.ok();
     }
     let text = |tail: &Mutex<Vec<u8>>| last_text(&tail.lock().unwrap_or_else(PoisonError::into_inner));
@@ -81,18 +82,18 @@ pub(super) async fn run(
     Err(DeliveryFault::Exit { status, output })
 }
 
-/// The path of the program without symbolic links, if only root can change what is run: each folder and each link on the way
-/// to it is looked at, as the kernel follows them.
+/// The path of the program without symbolic links, if only root can change what is run. Follows the path as the kernel
+/// does, and checks each folder and each link on it.
 pub(crate) fn checked_program(program: &Path) -> Result<PathBuf, ChannelError> {
     let mut found = PathBuf::from("/");
     check_part(program, &found, false)?;
-    // The next part of the path is the last one here.
+    // A stack: the next part of the path is the last element.
     let mut parts = parts_of(program);
     let mut links = 0;
     while let Some(part) = parts.pop() {
         let path = match part {
             WayPart::Root => "/".into(),
-            // `found` has no link: its parent is the folder above.
+            // `found` contains no link, so its parent is the folder above it.
             WayPart::Above => found.parent().unwrap_or(&found).to_owned(),
             WayPart::Named(name) => found.join(name),
         };
@@ -110,14 +111,14 @@ pub(crate) fn checked_program(program: &Path) -> Result<PathBuf, ChannelError> {
     Ok(found)
 }
 
-/// A step on the way to a file.
+/// One part of a path.
 enum WayPart {
     Root,
     Above,
     Named(OsString),
 }
 
-/// The steps of a path, the last one first.
+/// The parts of a path, the last one first.
 fn parts_of(path: &Path) -> Vec<WayPart> {
     let part = |component: Component<'_>| match component {
         Component::RootDir => Some(WayPart::Root),
@@ -128,7 +129,7 @@ fn parts_of(path: &Path) -> Vec<WayPart> {
     path.components().rev().filter_map(part).collect()
 }
 
-/// Checks a file, a folder or a link itself, which is at `path` on the way to a program.
+/// Checks the file, folder or link at `path`, which is on the path to a program. Does not follow a link.
 fn check_part(program: &Path, path: &Path, is_program: bool) -> Result<PathPart, ChannelError> {
     let about = std::fs::symlink_metadata(path).map_err(|error| unreadable(program, &error))?;
     let part = PathPart {
@@ -147,13 +148,13 @@ fn unreadable(program: &Path, error: &io::Error) -> ChannelError {
     ChannelError::ProgramFile { path: program.display().to_string(), fault }
 }
 
-/// Waits for the end of a process that was killed; not for ever: the kernel keeps one that waits for a disk or a file server
-/// that is away.
+/// Waits for the end of a killed process, but at most for `limit`: the kernel cannot end a process that waits for an
+/// unavailable disk or file server.
 async fn await_killed(ended: impl Future, limit: Duration) {
     tokio::time::timeout(limit, ended).await.ok();
 }
 
-/// The message as variables. A variable has no NUL.
+/// The message as environment variables. NUL is removed, because a variable cannot contain it.
 fn environment(message: &AlertMessage) -> Vec<(String, String)> {
     let urgency = match message.urgency {
         Urgency::Low => "low",
@@ -208,7 +209,7 @@ impl ProcessGroup {
         Self(leader.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
     }
 
-    /// The command has ended: what it left running is not killed.
+    /// Keeps the processes of a command that has ended: those that it left running are not killed.
     fn release(mut self) {
         self.0 = None;
     }
@@ -217,7 +218,7 @@ impl ProcessGroup {
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Some(group) = self.0.take() {
-            // It has ended already if this fails.
+            // If this fails, the processes have already ended.
             kill_process_group(group, Signal::KILL).ok();
         }
     }
@@ -335,7 +336,7 @@ mod tests {
             checked_program(&file).err().map(|error| error.to_string())
         };
         assert_eq!(refused(0o755), None);
-        assert!(refused(0o644).unwrap().contains("no executable file"));
+        assert!(refused(0o644).unwrap().contains("not an executable file"));
         assert!(refused(0o777).unwrap().contains("can write it"));
         assert_eq!(refused(0o700), None);
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
@@ -362,7 +363,7 @@ mod tests {
         }
         assert!(fault(&round).unwrap().contains("symbolic links"), "{:?}", fault(&round));
         assert!(fault(&link("absent", "nowhere")).unwrap().contains("No such file"));
-        assert!(fault(&shell.join("..")).unwrap().contains("no executable file"));
+        assert!(fault(&shell.join("..")).unwrap().contains("not an executable file"));
         std::os::unix::fs::lchown(&shell, Some(65_534), None).unwrap();
         for path in [&shell, &up] {
             assert!(fault(path).unwrap().contains("not to root"), "the link: {path:?}");

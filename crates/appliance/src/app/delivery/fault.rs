@@ -1,4 +1,4 @@
-//! Why a message was not delivered, and whether a repetition can help. No text has a secret.
+//! Why a message was not delivered, and whether a repetition can help. No error text contains a secret.
 
 use std::io;
 use std::process::ExitStatus;
@@ -14,7 +14,7 @@ pub(super) const MAX_REASON_CHARS: usize = 300;
 /// Why a message was not delivered.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeliveryFault {
-    /// The web server cannot be reached, or what it sent is no answer.
+    /// The web server cannot be reached, or it sent something that is not a valid answer.
     #[error(transparent)]
     Web(#[from] WebFault),
     /// This host trusts no certificate authority, or the name of the server cannot be in a certificate.
@@ -24,12 +24,12 @@ pub(crate) enum DeliveryFault {
     #[error("the server answered {status}{}", .name.map(|name| format!(" ({name})")).unwrap_or_default())]
     Status {
         status: u16,
-        /// The meaning of the status, if it is a known one.
+        /// The standard phrase of the status, if the status is known.
         name: Option<&'static str>,
         advice: RetryAdvice,
     },
-    /// The web server names another place.
-    #[error("the server redirects to {to}; a message is sent to the URL of its channel alone")]
+    /// The web server redirects to another URL.
+    #[error("the server redirects to {to}; redirects are not followed: add the channel again with its final URL")]
     Redirect { to: &'static str },
     /// It took too long.
     #[error("not delivered within {} s", .0.as_secs())]
@@ -37,7 +37,7 @@ pub(crate) enum DeliveryFault {
     /// The mail cannot be made or sent.
     #[error("{0}")]
     Mail(String),
-    /// The mail server refuses the mail for ever.
+    /// The mail server permanently refuses the mail.
     #[error("{0}")]
     MailRefused(String),
     /// The mail server offers no encryption.
@@ -46,7 +46,7 @@ pub(crate) enum DeliveryFault {
     /// The file of the command may not be run.
     #[error(transparent)]
     Program(#[from] ChannelError),
-    /// A row of a command that this device did not write.
+    /// This device did not confirm the stored command.
     #[error("the command was not confirmed on this device; remove the channel, and add it again")]
     Unconfirmed,
     /// The command cannot be started.
@@ -76,7 +76,7 @@ impl DeliveryFault {
         match self {
             Self::Status { advice, .. } => *advice,
             Self::MailRefused(_) | Self::SecretMissing | Self::Unreadable(_) => RetryAdvice::Never,
-            // The owner of the channel, or its other end, may mend it.
+            // The owner of the channel, or the other end, may correct the problem.
             _ => RetryAdvice::LATER,
         }
     }

@@ -30,12 +30,12 @@ use crate::app::web_client::{WebFault, system_roots};
 use crate::reflector_client::{Route, race, resolve};
 use crate::targets::HostPort;
 
-/// The maximum number of bytes that a server sends in a session. With STARTTLS they are counted outside of TLS, certificates
-/// and all; with TLS from the first byte they are counted inside.
+/// The maximum number of bytes that a server may send in a session. With STARTTLS, the bytes outside of TLS count,
+/// including certificates. With TLS from the first byte, the bytes inside TLS count.
 const MAX_SERVER_BYTES: usize = 256 * 1024;
-/// Where a line of an answer has a dash if another line follows: after the three digits of its code.
+/// The position of the dash in a line of an answer that continues: after the three digits of the code.
 const DASH_AT: usize = 3;
-/// How long the answer to QUIT may take: the mail is accepted already.
+/// How long to wait for the answer to QUIT. At that point the server has already accepted the mail.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Submits the message. A repetition has the same `Message-ID`.
@@ -59,7 +59,7 @@ pub(super) async fn send(
     }
 }
 
-/// Why the server did not take the mail, without its text: a server can repeat what it was sent, in any form.
+/// Why the server did not accept the mail, without the server's text, which can repeat what was sent in any form.
 fn reason_of(error: &smtp::Error) -> String {
     match error.status().map(u16::from) {
         Some(code) => format!("the server answered {code} ({})", meaning_of(code)),
@@ -119,7 +119,7 @@ fn composed(mail: &MailDestination, message: &AlertMessage) -> Result<(Envelope,
         builder = builder.to(mailbox(None, address)?);
     }
     let mut composed = builder.body(message.text.clone()).map_err(|error| wrong(&error))?;
-    // RFC 3834: nothing answers it by itself.
+    // RFC 3834: asks other programs not to answer automatically.
     let name = HeaderName::new_from_ascii_str("Auto-Submitted");
     composed.headers_mut().insert_raw(HeaderValue::new(name, "auto-generated".to_owned()));
     if message.urgency == Urgency::High {
@@ -152,7 +152,8 @@ async fn open(mail: &MailDestination) -> Result<AsyncSmtpConnection, MailFault> 
     let addresses = resolve(&target, &Route::default()).await;
     let addresses = addresses.map_err(|error| MailFault::Web(WebFault::Resolution(error)))?;
     let (stream, peer) = race(addresses, &Origin::default()).await.map_err(connection)?;
-    // An address literal (RFC 5321, section 4.1.3): the mail server need not learn the name of this host.
+    // Introduces itself by an address literal (RFC 5321, section 4.1.3), so that the mail server does not learn the
+    // host name.
     let hello = ClientId::default();
     match mail.security {
         MailSecurity::None => {
@@ -192,14 +193,14 @@ fn limited<S>(stream: S, peer: SocketAddr, clear: Option<ClearDialogue>) -> Box<
     Box::new(LimitedStream { stream, peer, left: MAX_SERVER_BYTES, clear, is_broken: false })
 }
 
-/// The dialogue before TLS: one answer to each command, and the greeting. An answer ends with the first line whose code is
-/// not followed by a dash (RFC 5321, section 4.2.1). What the server sends beyond that would count as said inside TLS
+/// The dialogue before TLS: the greeting, and one answer to each command. An answer ends with the first line whose code
+/// is not followed by a dash (RFC 5321, section 4.2.1). Further text from the server would be taken as sent inside TLS
 /// (<https://nostarttls.secvuln.info>).
 #[derive(Clone, Copy, Debug)]
 struct ClearDialogue {
-    /// The answers that may still arrive.
+    /// The number of answers that may still arrive.
     due: usize,
-    /// The bytes of the line that is being read.
+    /// The number of bytes of the current line so far.
     line: usize,
     has_dash: bool,
     is_last: bool,
@@ -209,7 +210,7 @@ impl ClearDialogue {
     /// Before the greeting.
     const BEGIN: Self = Self { due: 1, line: 0, has_dash: false, is_last: false };
 
-    /// Takes what arrived next. Returns whether it goes on after the last answer that is due.
+    /// Takes the bytes that arrived next. Returns whether any of them come after the last expected answer.
     fn goes_on_after_end(&mut self, new: &[u8]) -> bool {
         for byte in new {
             if self.due == 0 {
@@ -225,7 +226,7 @@ impl ClearDialogue {
         false
     }
 
-    /// The dialogue after the client sent `bytes`; `None` if TLS begins with them.
+    /// The dialogue after the client sent `bytes`; `None` if `bytes` begin TLS.
     fn after_sending(self, bytes: &[u8]) -> Option<Self> {
         let commands = bytes.iter().filter(|byte| **byte == b'\n').count();
         let next = Self { due: self.due.saturating_add(commands), is_last: bytes.starts_with(b"STARTTLS"), ..self };
@@ -233,20 +234,21 @@ impl ClearDialogue {
     }
 }
 
-/// The connection to a server, which ends after [`MAX_SERVER_BYTES`]: the SMTP client keeps a whole answer in memory.
+/// A connection to a server that fails after [`MAX_SERVER_BYTES`], because the SMTP client keeps a whole answer in
+/// memory.
 #[derive(Debug)]
 struct LimitedStream<S> {
     stream: S,
     peer: SocketAddr,
     left: usize,
-    /// On a connection that begins TLS by STARTTLS, until it begins.
+    /// The dialogue of a connection that uses STARTTLS, until TLS begins.
     clear: Option<ClearDialogue>,
-    /// Nothing is read or written any more: the SMTP client would wait for the answer to its QUIT.
+    /// Whether reads and writes fail from now on. Otherwise the SMTP client would wait for an answer to its QUIT.
     is_broken: bool,
 }
 
 impl<S> LimitedStream<S> {
-    /// Counts what arrived. Fails if it is too much, or what no server sends.
+    /// Counts the bytes that arrived. Fails if there are too many, or if text before TLS answers no command.
     fn check(&mut self, new: &[u8]) -> io::Result<()> {
         let left = self.left.checked_sub(new.len()).ok_or_else(|| io::Error::other("the server sent too much"))?;
         self.left = left;

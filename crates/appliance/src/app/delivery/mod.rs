@@ -1,4 +1,5 @@
-//! Delivers the messages that are due, at least once each, one attempt at a time to a channel. The shell that reads the clock.
+//! Delivers the messages that are due: each at least once, and one attempt at a time for each channel. The shell that
+//! reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates attempts")]
 
@@ -28,18 +29,18 @@ use crate::alerts::message::AlertMessage;
 use crate::error::ApplianceError;
 use crate::store::{AttemptRecord, DeliveryOutcome, DueDelivery, StoredChannel};
 
-/// How long to wait if nothing is due: another program can have added a message.
+/// How long to wait if nothing is due, because another program may have added a message.
 const IDLE_WAIT: Duration = Duration::from_secs(60);
 /// How long to wait after the store could not be read or written.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long attempts may go on when the service stops. What is cut off then is repeated at the next start.
+/// How long attempts may continue when the service stops. An attempt that is cut off is repeated at the next start.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an attempt may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AttemptLimits {
     pub(super) web: Duration,
-    /// A mail server may delay each of its answers against spam.
+    /// The limit for mail is longer, because a mail server may delay each of its answers against spam.
     pub(super) mail: Duration,
     pub(super) command: Duration,
 }
@@ -67,13 +68,13 @@ pub(super) async fn deliver(
     }
 }
 
-/// The deliveries of the service.
+/// The task that delivers the messages of the service.
 pub(super) struct DeliveryDesk {
     appliance: Appliance,
     limits: AttemptLimits,
-    /// A message was added, or a channel was changed.
+    /// Notified when a message was added or a channel was changed.
     wake: Notify,
-    /// Held during an attempt to a channel.
+    /// A lock for each channel, which is held during an attempt to deliver to it.
     turns: Mutex<BTreeMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -82,12 +83,12 @@ impl DeliveryDesk {
         Self { appliance, limits: AttemptLimits::default(), wake: Notify::new(), turns: Mutex::default() }
     }
 
-    /// Looks for messages that are due: one was added, or a channel was changed.
+    /// Wakes the task, because a message was added or a channel was changed.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
     }
 
-    /// Waits until no other attempt to this channel takes place.
+    /// Waits until no other attempt to deliver to this channel is running, and holds further ones back.
     pub(super) async fn turn(&self, channel: Uuid) -> OwnedMutexGuard<()> {
         let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(channel).or_default().clone();
         turn.lock_owned().await
@@ -96,7 +97,7 @@ impl DeliveryDesk {
     /// Delivers until `stopping` becomes true.
     pub(super) async fn run(self: &Arc<Self>, mut stopping: watch::Receiver<bool>) {
         let mut attempts = JoinSet::new();
-        // The channels to which an attempt takes place, by its task.
+        // For each running task of an attempt, its channel.
         let mut busy = HashMap::new();
         let mut is_failing = false;
         while !*stopping.borrow_and_update() {
@@ -128,7 +129,7 @@ impl DeliveryDesk {
             }
         }
         let ended = async { while attempts.join_next().await.is_some() {} };
-        // Dropping the rest ends it.
+        // Returning drops the remaining attempts, which ends them.
         tokio::time::timeout(STOP_TIMEOUT, ended).await.ok();
     }
 
@@ -146,7 +147,7 @@ impl DeliveryDesk {
             }
             let now = Timestamp::now();
             let until = Duration::try_from(next_at.duration_since(now)).unwrap_or_default();
-            // What is further away than any wait was computed by a clock that was set since.
+            // A time further away than the longest wait was computed while the clock was wrong.
             if !until.is_zero() && until <= LONGEST_WAIT {
                 wait = wait.min(until);
                 continue;
@@ -169,20 +170,21 @@ impl DeliveryDesk {
         Ok(wait)
     }
 
-    /// Makes one attempt to deliver the first message that is due to a channel, and records it.
+    /// Makes one attempt to deliver the oldest due message of a channel, and records it.
     async fn attempt(&self, channel: Uuid) {
         let _turn = self.turn(channel).await;
         let recorded = match self.delivered(channel).await {
             Ok(recorded) => recorded,
             Err(error) => {
                 tracing::debug!(%error, "a message that is due cannot be read");
-                // Not at once again.
+                // Waits, so that the attempt is not repeated at once.
                 return tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
         let Some((message, attempt)) = recorded else { return };
         let mut is_failing = false;
-        // Not to be sent again because the disk is full: it is recorded as soon as that is possible.
+        // Repeats until the attempt is recorded. Otherwise the message would be sent again, for example while the disk
+        // is full.
         while let Err(error) = self.record(message, channel, &attempt).await {
             if !is_failing {
                 tracing::error!(%error, %message, "what became of a message cannot be stored");
@@ -196,7 +198,7 @@ impl DeliveryDesk {
         Ok(self.appliance.store().await?.record_attempt(message, channel, attempt).await?)
     }
 
-    /// The attempt to deliver the first message that is due to a channel; `None` if none is.
+    /// Attempts to deliver the oldest due message of a channel; `None` if none is due.
     async fn delivered(&self, channel: Uuid) -> Result<Option<(Uuid, AttemptRecord)>, ApplianceError> {
         let store = self.appliance.store().await?;
         let Some((stored, secrets)) = store.enabled_channel(channel).await? else { return Ok(None) };
@@ -222,7 +224,7 @@ fn recorded(due: &DueDelivery, fault: Option<&DeliveryFault>, now: Timestamp, ra
     AttemptRecord { at: now, next_at, reason: Some(fault.to_string()) }
 }
 
-/// Logs the first failure of a message, and what became of it.
+/// Logs the first failure of a message, and its final outcome.
 fn report(channel: &str, due: &DueDelivery, attempt: &AttemptRecord) {
     let (message, attempts) = (due.message_id, due.attempts.saturating_add(1));
     let reason = attempt.reason.as_deref();

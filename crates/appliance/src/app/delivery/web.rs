@@ -17,7 +17,7 @@ use crate::alerts::secret_text::SecretText;
 use crate::app::web_client::{WebAnswer, WebClient, WebRequest};
 use crate::monitor::http_url::HttpUrl;
 
-/// The longest text of a message of ntfy, in bytes; a server makes a file of one with more than 4,096.
+/// The maximum length of the text in a message of ntfy, in bytes. A server turns a text above 4,096 bytes into a file.
 const MAX_NTFY_TEXT: usize = 3_900;
 
 /// Posts the message as JSON to the URL of a webhook. A repetition has the same `Idempotency-Key`.
@@ -34,8 +34,8 @@ pub(super) async fn post_webhook(
     post(&url, secrets, headers.into_iter().collect(), body, limit).await
 }
 
-/// Publishes the message to a topic (<https://docs.ntfy.sh/publish/#publish-as-json>). A repetition has the same sequence
-/// id, so that it replaces the first one on a phone.
+/// Publishes the message to a topic (<https://docs.ntfy.sh/publish/#publish-as-json>). A repeated delivery has the same
+/// sequence id, so that it replaces the first one on a phone.
 pub(super) async fn publish_ntfy(
     (server, topic): (&HttpUrl, &str),
     secrets: &ChannelSecrets,
@@ -90,7 +90,7 @@ fn bearer(token: &SecretText) -> Result<HeaderValue, DeliveryFault> {
     Ok(value)
 }
 
-/// Whether the answer says that the message was taken.
+/// Whether the answer means that the server accepted the message.
 fn judge(url: &HttpUrl, answer: &WebAnswer) -> Result<(), DeliveryFault> {
     let header = |name: HeaderName| answer.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     if let (true, Some(location)) = (answer.status.is_redirection(), header(LOCATION)) {
@@ -99,11 +99,11 @@ fn judge(url: &HttpUrl, answer: &WebAnswer) -> Result<(), DeliveryFault> {
     let Some(advice) = http_failure(answer.status.as_u16(), header(RETRY_AFTER), Timestamp::now()) else {
         return Ok(());
     };
-    // Without its text: a server can repeat what it was sent, in any form.
+    // The server's text is left out, because it can repeat what was sent in any form.
     Err(DeliveryFault::Status { status: answer.status.as_u16(), name: answer.status.canonical_reason(), advice })
 }
 
-/// Where a redirect leads. Not its name, which the server chose.
+/// Describes the target of a redirect, without its name, which the server chose.
 fn redirected_to(url: &HttpUrl, location: &str) -> &'static str {
     let target = location.parse::<Uri>().ok();
     match target.as_ref().and_then(Uri::authority) {

@@ -1,5 +1,5 @@
-//! The running monitors: starts and ends their tasks, collects their probes, watches the host, and has minutes and outages
-//! written. The shell that reads the clocks.
+//! The running monitors: starts and ends their tasks, collects their probes, watches the host, and lets `records` write
+//! minutes and outages. The shell that reads the clocks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, MutexGuard};
@@ -26,11 +26,11 @@ use crate::monitor::outage::WatchedTarget;
 use crate::monitor::{MonitorTarget, PauseReason, ProbeTotals};
 use crate::store::StoredMonitor;
 
-/// How often the host is looked at, and what is complete is written.
+/// How often the host is checked, and complete minutes are written.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the definitions are read again: a reflector may be paired by another command.
+/// How often the definitions are read again, because another command may have paired a reflector.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(15);
-/// How long after the end of a minute its last probes are decided.
+/// How long after the end of a minute all of its probes are decided.
 const MINUTE_DELAY: Duration = Duration::from_millis(LOST_AFTER.as_millis() as u64 + 500);
 /// How long after a failed write the next one is tried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -46,9 +46,9 @@ pub(in crate::app) struct MonitorBoard {
 struct BoardState {
     shared: Arc<SharedMonitors>,
     records: MonitorRecords,
-    /// Whether it adds monitors by itself.
+    /// Whether the service adds monitors by itself.
     adds_monitors: bool,
-    /// The definitions have changed.
+    /// Notified when the definitions have changed.
     changed: Notify,
 }
 
@@ -97,7 +97,8 @@ impl MonitorBoard {
                 live.minutes.extend(closed);
                 live.forget_oldest();
             }
-            // An outage of this run must not end as one of the run before.
+            // Before `prepare`, an outage of this run could not be distinguished from one that the previous run left
+            // open.
             if is_prepared && now >= write_at {
                 let written = self.state.records.write(read_clocks()).await;
                 if written.is_err() {
@@ -133,7 +134,7 @@ impl MonitorBoard {
         self.state.shared.live()
     }
 
-    /// The definitions have changed.
+    /// Records that the definitions have changed.
     pub(in crate::app) fn definitions_changed(&self) {
         self.state.changed.notify_one();
     }
@@ -143,7 +144,7 @@ impl MonitorBoard {
         self.state.shared.written.notified().await;
     }
 
-    /// Why what the monitors measure cannot be written.
+    /// Why the measurements of the monitors cannot be written at present; `None` if they can.
     pub(in crate::app) fn problem(&self) -> Option<String> {
         self.live().problems.values().next().cloned()
     }
@@ -159,7 +160,7 @@ impl MonitorBoard {
             (unsaved, live.conditions.get(&id).cloned())
         };
         let mut overview = self.appliance().monitor_overview(stored, unsaved).await?;
-        // A change is known to the tasks a moment later.
+        // The tasks learn of a change a moment later, so their state may still be that before the change.
         let reason = if enabled { PauseReason::Connecting } else { PauseReason::Disabled };
         let is_known = |condition: &MonitorCondition| enabled == (condition.reason != Some(PauseReason::Disabled));
         let paused = MonitorCondition { activity: MonitorActivity::Paused, reason: Some(reason), since };
@@ -167,7 +168,7 @@ impl MonitorBoard {
         Ok(overview)
     }
 
-    /// What each monitor does, by name.
+    /// The state of each monitor, by name.
     pub(in crate::app) fn states(&self) -> Vec<MonitorState> {
         let live = self.live();
         let state = |(id, condition): (&Uuid, &MonitorCondition)| {
@@ -246,7 +247,7 @@ impl MonitorBoard {
         let obsolete = tasks.iter().filter(|(id, running)| {
             let is_wanted =
                 wanted.get(*id).is_some_and(|stored| stored.enabled && stored.monitor == running.stored.monitor);
-            // One that broke off begins anew.
+            // A task that has ended unexpectedly is started again.
             !is_wanted || running.task.is_finished()
         });
         let obsolete = obsolete.map(|(id, _)| *id).collect::<Vec<_>>();
@@ -308,7 +309,7 @@ impl MonitorBoard {
         MonitorTask { stored, task, stop }
     }
 
-    /// Keeps why a task of the store failed, until it succeeds.
+    /// Keeps the reason for which a use of the store failed, until it succeeds.
     fn note_result(&self, task: StoreTask, result: Result<(), ApplianceError>) {
         let problem = result.err().map(|error| error.to_string());
         let live = &mut *self.live();
@@ -329,7 +330,7 @@ impl MonitorBoard {
     }
 }
 
-/// Ends a task, in order if it can.
+/// Asks a task to end, and aborts it after a timeout.
 async fn end(mut running: MonitorTask) {
     running.stop.send_replace(true);
     if tokio::time::timeout(STOP_TIMEOUT, &mut running.task).await.is_err() {

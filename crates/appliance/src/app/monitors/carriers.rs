@@ -1,4 +1,5 @@
-//! What carries the probes of a monitor: a session of a reflector, ICMP echo, TCP connections, or DNS queries. Shell: sockets.
+//! Ways to probe the target of a monitor: a session of a reflector, ICMP echo, TCP connections, or DNS queries. Shell:
+//! sockets.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -24,7 +25,7 @@ pub(super) trait ProbeCarrier: Send {
     /// Sends the probe with this number.
     fn send(&mut self, seq: u32);
 
-    /// The next answers; never none. Cancel safe.
+    /// The next answers, at least one. Cancel safe.
     fn answers(&mut self) -> impl Future<Output = Vec<ProbeAnswer>> + Send;
 }
 
@@ -57,14 +58,14 @@ pub(super) enum HostCarrier {
     Ping {
         socket: PingSocket,
         readiness: UdpSocket,
-        /// The number of the last probe, of which a request has the lower 16 bits.
+        /// The number of the last probe. A request contains only its lower 16 bits.
         last: u32,
     },
     Connections(ConnectionCarrier),
 }
 
 impl HostCarrier {
-    /// `port` is that of the TCP connections.
+    /// `port` is the port of the TCP connections, if ICMP cannot be used.
     pub(super) fn open(target: SocketAddr, port: u16) -> io::Result<Self> {
         match PingSocket::connect(target) {
             Ok(socket) => {
@@ -80,7 +81,7 @@ impl HostCarrier {
         }
     }
 
-    /// What it uses, for the log.
+    /// The kind of probe, for the log.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Ping { .. } => "ICMP echo",
@@ -106,7 +107,7 @@ impl ProbeCarrier for HostCarrier {
                 let last = *last;
                 let answers = read(readiness, || socket.answers()).await;
                 let answer = |(seq, round_trip): (u16, Duration)| ProbeAnswer {
-                    // The latest one with these bits.
+                    // The latest number with these lower 16 bits.
                     seq: last.wrapping_sub((last as u16).wrapping_sub(seq).into()),
                     round_trip,
                     is_under_load: false,
@@ -118,7 +119,7 @@ impl ProbeCarrier for HostCarrier {
     }
 }
 
-/// Probes that are TCP connections: accepted or refused, both are answers.
+/// Probes that are TCP connections. A refused connection is an answer too.
 pub(super) struct ConnectionCarrier {
     target: SocketAddr,
     tries: Tries,
@@ -167,7 +168,7 @@ impl Tries {
 pub(super) struct DnsCarrier {
     socket: UdpSocket,
     name: String,
-    /// The queries that wait for an answer: number of the probe, bytes, sending time.
+    /// The queries without an answer yet: number of the probe, bytes of the query, sending time.
     open: VecDeque<(u32, Vec<u8>, Instant)>,
 }
 
@@ -186,7 +187,7 @@ impl ProbeCarrier for DnsCarrier {
         // The low bits of a UUIDv7 are random.
         let id = Uuid::now_v7().as_u128() as u16;
         let Some(query) = dns_query::query(id, &self.name) else { return };
-        // A send may report an ICMP error of an earlier query instead of sending.
+        // A send may fail with the ICMP error of an earlier query. The second attempt sends.
         if self.socket.try_send(&query).is_err() {
             self.socket.try_send(&query).ok();
         }
@@ -196,7 +197,7 @@ impl ProbeCarrier for DnsCarrier {
     async fn answers(&mut self) -> Vec<ProbeAnswer> {
         let mut bytes = [0; dns_query::MAX_ANSWER];
         loop {
-            // An error is that of an earlier query, which reading it clears.
+            // An error belongs to an earlier query. Reading the error clears it.
             let Ok(length) = self.socket.recv(&mut bytes).await else { continue };
             let answer = bytes.get(..length).unwrap_or_default();
             let answered = self.open.iter().position(|(_, query, _)| dns_query::is_answer(query, answer));
@@ -226,7 +227,7 @@ pub(super) async fn is_accepting(target: SocketAddr, timeout: Duration) -> bool 
 async fn read<A>(readiness: &UdpSocket, mut answers: impl FnMut() -> Vec<A>) -> Vec<A> {
     loop {
         if readiness.readable().await.is_err() {
-            // The runtime ends.
+            // The runtime is shutting down.
             return std::future::pending().await;
         }
         let read = readiness.try_io(Interest::READABLE, || {

@@ -1,5 +1,5 @@
-//! What the tasks of the monitors and the board share: probes, outages and states, and how a task reports. The shell that
-//! reads the clocks.
+//! What the board and the tasks of the monitors share: probes, outages, states, and the reports of the tasks. The shell
+//! that reads the clocks.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,9 +21,10 @@ use crate::monitor::outage::{Outage, OutageWatch};
 use crate::monitor::{PauseReason, ProbeTally, ProbeTotals};
 use crate::store::{StoredMonitor, StoredOutage};
 
-/// The maximum number of minutes, of all monitors together, that wait for a clock or a disk: the oldest are given up.
+/// The maximum number of minutes of all monitors that wait for a trusted clock or a writable disk. The oldest are
+/// dropped.
 const MOST_PENDING_MINUTES: usize = 24 * 60;
-/// The maximum number of outages that wait for a clock or a disk.
+/// The maximum number of outages that wait for a trusted clock or a writable disk. The oldest are dropped.
 const MOST_PENDING_OUTAGES: usize = 1000;
 
 /// The name of a monitor, and its condition.
@@ -31,12 +32,12 @@ const MOST_PENDING_OUTAGES: usize = 1000;
 pub struct MonitorState {
     /// The name of the monitor.
     pub monitor: String,
-    /// The activity, since when, and the reason of a pause.
+    /// The activity, when it began, and the reason for a pause.
     #[serde(flatten)]
     pub condition: MonitorCondition,
 }
 
-/// The activity of a monitor, since when, and the reason of a pause.
+/// The activity of a monitor, when it began, and the reason for a pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MonitorCondition {
     /// What the monitor does.
@@ -75,13 +76,13 @@ impl MonitorActivity {
 pub(super) struct SharedMonitors {
     appliance: Appliance,
     live: Mutex<LiveMonitors>,
-    /// An outage waits to be written.
+    /// Notified when an outage waits to be written.
     pub(super) outage_changed: Notify,
-    /// Minutes or an outage were written.
+    /// Notified when minutes or an outage were written.
     pub(super) written: Notify,
-    /// Counts the changes of the host after which nothing that was sent before can be judged.
+    /// Counts the changes of the host. After a change, earlier probes can no longer be judged.
     pub(super) host_changes: watch::Sender<u64>,
-    /// Counts the changes of states and outages.
+    /// Counts the changes of the states of monitors, and of outages.
     pub(super) changes: watch::Sender<u64>,
 }
 
@@ -115,7 +116,7 @@ impl SharedMonitors {
         &self.appliance
     }
 
-    /// Ignores poison: every change of these values is complete.
+    /// Ignores a poisoned lock, because every change of these values is complete.
     pub(super) fn live(&self) -> MutexGuard<'_, LiveMonitors> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -159,7 +160,7 @@ impl SharedMonitors {
     }
 }
 
-/// What the board does with the store.
+/// The uses of the store by the board.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum StoreTask {
     ReadMonitors,
@@ -175,18 +176,18 @@ pub(super) struct LiveMonitors {
     pub(super) conditions: BTreeMap<Uuid, MonitorCondition>,
     /// Complete minutes that are not written yet.
     pub(super) minutes: Vec<ClosedMinute>,
-    /// The latest minutes that are stored without a date, for the readers of the last minutes.
+    /// The latest minutes that are stored without a date. They count as recent minutes of the monitors.
     pub(super) undated: VecDeque<ClosedMinute>,
-    /// Whether nothing is stored without a date, as far as is known.
+    /// Whether the store is known to contain no rows without a date.
     pub(super) is_store_dated: bool,
     /// Outages that are not written yet, in their latest state.
     pub(super) changed_outages: BTreeMap<Uuid, Outage>,
-    /// When each outage began, as it was first written: a later step of the clock does not move it.
+    /// The stored begin of each outage. A later step of the clock does not change it.
     pub(super) dated_begins: BTreeMap<Uuid, Timestamp>,
     /// The keys of the monitors.
     pub(super) numbers: HashMap<Uuid, i64>,
     pub(super) names: HashMap<Uuid, String>,
-    /// Why each task of the store failed, the last time.
+    /// Why each use of the store failed, if its last attempt did.
     pub(super) problems: BTreeMap<StoreTask, String>,
 }
 
@@ -232,20 +233,20 @@ impl MonitorContext {
         self.shared.appliance()
     }
 
-    /// It probes.
+    /// Sets the state to running: the monitor probes.
     pub(super) fn running(&self) {
         let condition = MonitorCondition { activity: MonitorActivity::Running, reason: None, since: Timestamp::now() };
         self.shared.set_condition(self.stored.id, condition);
     }
 
-    /// It does not probe: the target was reached, or nothing was tried.
+    /// Sets the state to paused: the target was reached, or nothing was tried.
     pub(super) fn paused(&self, reason: PauseReason) {
         self.shared.pause(self.stored.id, reason);
         let changed = self.shared.live().outages.paused(self.stored.id, since_boot());
         self.shared.note_outage(changed);
     }
 
-    /// The target cannot be reached since `since`.
+    /// Sets the state to unreachable: the target has not been reachable since `since`.
     pub(super) fn unreachable(&self, since: Duration) {
         self.set_unreachable();
         let changed = self.shared.live().outages.unreachable(self.stored.id, since);
@@ -258,7 +259,7 @@ impl MonitorContext {
         self.shared.set_condition(self.stored.id, condition);
     }
 
-    /// A connection to the target was made.
+    /// Records that a connection to the target was opened.
     pub(super) fn reached(&self) {
         let changed = self.shared.live().outages.reached(self.stored.id, since_boot());
         self.shared.note_outage(changed);
@@ -269,7 +270,7 @@ impl MonitorContext {
         self.shared.live().outages.wants_connection_check(self.stored.id)
     }
 
-    /// A probe is decided.
+    /// Counts a decided probe, and updates outages and the state.
     pub(super) fn decided(&self, probe: DecidedProbe) {
         let (id, DecidedProbe { sent, outcome }) = (self.stored.id, probe);
         let (changed, is_down) = {
@@ -290,7 +291,7 @@ impl MonitorContext {
         self.shared.note_outage(changed);
     }
 
-    /// Counts the probes that cannot be sent while the target is not reachable, for this time.
+    /// For this time, counts probes that are due as lost. They cannot be sent, because the target is not reachable.
     pub(super) async fn lose_probes(&self, time: Duration) {
         let mut probes = OpenProbes::new(self.stored.monitor.interval(), since_boot());
         let until = since_boot() + time;
@@ -303,7 +304,7 @@ impl MonitorContext {
         }
     }
 
-    /// Probes until `when_decided` asks to end or the host changed.
+    /// Probes until `when_decided` returns a value, or until the host changes (`None`).
     pub(super) async fn keep_probing<E>(
         &self,
         carrier: &mut impl ProbeCarrier,
@@ -318,7 +319,8 @@ impl MonitorContext {
             }
             let wait = probes.next_deadline().saturating_sub(since_boot());
             tokio::select! {
-                // After a stall of this process, an answer that is there must not count as lost.
+                // Answers come before the timer: after a stall of this process, an answer that has arrived must not
+                // count as lost.
                 biased;
                 _ = changes.changed() => return None,
                 answers = carrier.answers() => {
@@ -337,7 +339,7 @@ impl MonitorContext {
         }
     }
 
-    /// Changes when nothing that was sent before can be judged.
+    /// A receiver that changes when earlier probes can no longer be judged.
     pub(super) fn host_changes(&self) -> watch::Receiver<u64> {
         let mut changes = self.shared.host_changes.subscribe();
         changes.borrow_and_update();

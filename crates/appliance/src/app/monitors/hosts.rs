@@ -20,13 +20,13 @@ use crate::monitor::minute::ProbeOutcome;
 use crate::reflector_client::{Route, resolve};
 use crate::targets::{Host, HostPort};
 
-/// The port of TCP connections to a gateway, which usually has a page there.
+/// The port of TCP probes of a gateway, which usually serves a page there.
 const GATEWAY_PORT: u16 = 80;
-/// The port of TCP connections to other hosts.
+/// The port of TCP probes of other hosts.
 const HOST_PORT: u16 = 443;
-/// How long to wait for a default route, or for a name that is not resolved.
+/// How long to wait before the next attempt, without a default route or without a socket.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// A target that has never answered is paused after so many probes.
+/// The number of probes after which a target that has never answered is paused.
 const FIRST_PROBES: u32 = 10;
 
 /// Probes the default gateway until `stopped`.
@@ -34,7 +34,7 @@ pub(super) async fn probe_gateway(context: &MonitorContext, mut stopped: watch::
     let probing = async {
         let mut last = None;
         loop {
-            // Without a default route the last gateway is probed on: the loss of the route is an outage.
+            // Without a default route, the last gateway is still probed, because the loss of the route is an outage.
             last = gateway().or(last);
             match last {
                 Some(target) => probe_address(context, target, GATEWAY_PORT).await,
@@ -108,7 +108,7 @@ pub(super) async fn probe_http(context: &MonitorContext, url: &HttpUrl, mut stop
     }
 }
 
-/// The first address of the target; `None` after a wait if it cannot be resolved.
+/// The first address of the target. If it cannot be resolved, waits and returns `None`.
 async fn resolved(context: &MonitorContext, target: &HostPort, backoff: &mut Backoff) -> Option<SocketAddr> {
     let address = resolve(target, &Route::default()).await.ok().and_then(|found| found.first().copied());
     if address.is_some() {
@@ -137,8 +137,8 @@ async fn cannot_probe(context: &MonitorContext, target: impl Display, error: &io
     tokio::time::sleep(RETRY_INTERVAL).await;
 }
 
-/// Probes until the host changes. A target that has not answered yet may never answer such probes: until it does, nothing
-/// is counted.
+/// Probes until the host changes. Counts nothing before the first answer, because the target may never answer such
+/// probes.
 async fn probe_from_first_answer(context: &MonitorContext, carrier: &mut impl ProbeCarrier) {
     let (mut has_answered, mut unanswered) = (false, 0);
     let ended = context.keep_probing(carrier, |probe| {

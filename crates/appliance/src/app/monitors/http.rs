@@ -11,13 +11,14 @@ use crate::app::web_client::{WebClient, WebFault, WebRequest};
 use crate::monitor::http_url::HttpUrl;
 use crate::monitor::open_probes::LOST_AFTER;
 
-/// Requests of one page. The time of a probe is that from the begin of the name's resolution to the header of the answer.
+/// Probes that request a page. The round trip is the time from the begin of the name resolution to the header of the
+/// answer.
 pub(super) struct HttpCarrier {
     client: Arc<WebClient>,
     tries: Tries,
 }
 
-/// Why a request has no good answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 enum HttpFault {
     #[error(transparent)]

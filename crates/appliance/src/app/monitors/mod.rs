@@ -58,7 +58,7 @@ pub struct MonitorSeries {
     pub points: Vec<SeriesPoint>,
 }
 
-/// Which part of a series is wanted.
+/// The part of a series to return.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SeriesRange {
     /// The begin; absent: a day before the end.
@@ -98,7 +98,7 @@ impl Appliance {
         Ok(self.reading_store().await?.monitor(name).await?)
     }
 
-    /// `unsaved`: its probes that are not saved yet.
+    /// `unsaved` are the probes of the monitor that are not saved yet.
     async fn monitor_overview(
         &self,
         stored: StoredMonitor,
@@ -122,7 +122,7 @@ impl Appliance {
         Ok(self.store().await?.enable_monitor(name, enabled).await?)
     }
 
-    /// What the monitor with this name measured.
+    /// The measurements of the monitor with this name.
     pub async fn monitor_series(&self, name: &str, range: SeriesRange) -> Result<MonitorSeries, ApplianceError> {
         let store = self.reading_store().await?;
         let stored = store.monitor(name).await?;
@@ -141,7 +141,7 @@ impl Appliance {
         Ok(self.reading_store().await?.outages(before, limit).await?)
     }
 
-    /// Adds the monitors that run from the first start: of the gateway, and of each paired reflector.
+    /// Adds the monitors that run without the user's action: of the gateway, and of each paired reflector.
     pub(super) async fn ensure_monitors(&self) -> Result<Vec<StoredMonitor>, ApplianceError> {
         let store = self.store().await?;
         let gateway = (Monitor::new("gateway", MonitorTarget::Gateway, None), None);

@@ -1,5 +1,5 @@
-//! Writes the minutes and outages of the running monitors: with their dates, or, until the clock is trusted, by the boot
-//! and the time since then. A shell of the store; the clocks are handed in.
+//! Writes the minutes and outages of the running monitors: with their dates, or, until the clock is trusted, with the
+//! id of the boot and the time since then. A shell of the store; the caller passes the clocks.
 
 use std::sync::{Arc, MutexGuard};
 
@@ -16,7 +16,7 @@ use crate::store::{MonitorMinute, StoredOutage, Undated, UndatedMinute};
 /// The writer of what the monitors measured.
 pub(super) struct MonitorRecords {
     shared: Arc<SharedMonitors>,
-    /// The id of this boot. Without one, what has no date stays in memory.
+    /// The id of this boot. Without it, minutes and outages without a date stay in memory.
     boot_id: Option<String>,
 }
 
@@ -33,7 +33,7 @@ impl MonitorRecords {
         self.shared.live()
     }
 
-    /// Ends what was interrupted by the last end of the service, and drops what can get no date any more.
+    /// Ends the outages that the last end of the service left open, and drops the rows that can get no date any more.
     pub(super) async fn prepare(&self) -> Result<(), ApplianceError> {
         let store = self.appliance().store().await?;
         let boot_id = self.boot_id.as_deref().unwrap_or_default();
@@ -67,7 +67,7 @@ impl MonitorRecords {
         self.write_minutes(dating, now).await
     }
 
-    /// Gives what is stored without a date its dates, and computes the hours that ended while the service did not run.
+    /// Dates the rows that are stored without a date, and computes the hours that ended while the service did not run.
     async fn date_stored(&self, dating: Dating, now: i64) -> Result<(), ApplianceError> {
         let store = self.appliance().store().await?;
         if let Some(boot_id) = &self.boot_id {
@@ -80,7 +80,7 @@ impl MonitorRecords {
             for outage in &outages {
                 log_outage(outage);
                 if outage.ended_at.is_none() {
-                    // It lasts: its begin must not move with the clock.
+                    // The outage still lasts. Its begin must not change with the clock.
                     self.live().dated_begins.insert(outage.id, outage.began_at);
                 }
             }
@@ -92,7 +92,7 @@ impl MonitorRecords {
         Ok(())
     }
 
-    /// Takes the minutes that wait, as rows of the monitors.
+    /// Takes the minutes that wait, and converts them to rows.
     fn take_minutes<R>(&self, row: impl Fn(i64, MonitorTally) -> R) -> (Vec<ClosedMinute>, Vec<R>) {
         let live = &mut *self.live();
         let minutes = std::mem::take(&mut live.minutes);
@@ -103,7 +103,7 @@ impl MonitorRecords {
         (minutes, rows)
     }
 
-    /// Puts minutes back that could not be written, before those that came meanwhile.
+    /// Puts minutes that could not be written back, before those that were added meanwhile.
     fn put_back(&self, minutes: Vec<ClosedMinute>) {
         let live = &mut *self.live();
         let later = std::mem::replace(&mut live.minutes, minutes);
@@ -133,7 +133,7 @@ impl MonitorRecords {
         }
     }
 
-    /// Writes what has no date yet by the boot and the time since then.
+    /// Writes minutes and outages without a date, with the id of the boot and the time since then.
     async fn write_undated(&self, clocks: ClockReading) -> Result<(), ApplianceError> {
         let Some(boot_id) = &self.boot_id else { return Ok(()) };
         let (minutes, rows) = self.take_minutes(|began_us, (number, tally)| UndatedMinute { number, began_us, tally });
@@ -160,7 +160,7 @@ impl MonitorRecords {
                 self.put_back(minutes);
                 let live = &mut *self.live();
                 for (id, outage) in outages {
-                    // A later state may be there.
+                    // A later state of the outage may have been added meanwhile.
                     live.changed_outages.entry(id).or_insert(outage);
                 }
                 Err(error)
@@ -180,7 +180,7 @@ impl MonitorRecords {
             if let Err(error) = saved.await {
                 let live = &mut *self.live();
                 for (id, outage) in std::iter::once((id, outage)).chain(unwritten) {
-                    // A later state may be there.
+                    // A later state of the outage may have been added meanwhile.
                     live.changed_outages.entry(id).or_insert(outage);
                 }
                 return Err(error);

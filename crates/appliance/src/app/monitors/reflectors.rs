@@ -1,4 +1,4 @@
-//! The task of a monitor of a reflector: keeps a link with a monitor session.
+//! The task of a monitor of a reflector: keeps a link with a monitor session, and probes through it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,13 +22,13 @@ use crate::reflector_client::{ReflectorClient, Route};
 
 /// How long a link may take from the first packet to the granted session.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a connection may take that only shows whether the reflector is reachable.
+/// How long a check connection may take. It only shows whether the reflector is reachable.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
-/// The least time between two such connections.
+/// The minimum time between two check connections.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// How long after an orderly end of the reflector failed connections are no outage: it restarts.
+/// How long after an orderly end of the reflector a failed connection is no outage, because the reflector restarts.
 const RESTART_TIME: Duration = Duration::from_secs(60);
-/// A session none of whose first probes is answered has a path without UDP.
+/// The number of probes. If none of the first ones of a session is answered, the path does not carry UDP.
 const FIRST_PROBES: u32 = 10;
 
 /// A monitor session with its link.
@@ -41,11 +41,11 @@ struct MonitorLink {
 enum NoSession {
     /// No address accepted a connection.
     Unreachable,
-    /// The reflector is there, or nothing was tried.
+    /// The reflector is reachable, or nothing was tried. With the time to wait, if the reflector asked for one.
     Paused(PauseReason, Option<Duration>),
     /// The link was lost.
     Lost,
-    /// The reflector ended in order, and probably restarts.
+    /// The reflector announced its end, and probably restarts.
     Drained,
     /// The network of this host changed.
     HostChanged,
@@ -55,7 +55,7 @@ enum NoSession {
 pub(super) async fn probe(context: &MonitorContext, name: &str, mut stopped: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
     let mut last_address = None;
-    // When an orderly end was announced, and when the link was lost.
+    // When the reflector announced its end, and when the link was lost.
     let (mut drained, mut lost) = (None::<Duration>, None::<Duration>);
     loop {
         let session = tokio::select! {
@@ -128,7 +128,7 @@ async fn open(
         Ok(Err(error)) => {
             tracing::debug!(monitor = context.stored.monitor.name, %error, "no monitor session");
             match (judged(&error), *last_address) {
-                // The resolver may be what cannot be reached.
+                // The resolver may be what is unreachable, so the last address is checked.
                 (NoSession::Paused(PauseReason::NotResolved, _), Some(address))
                     if !is_accepting(address, CHECK_TIMEOUT).await =>
                 {
@@ -137,12 +137,12 @@ async fn open(
                 (none, _) => Err(none),
             }
         }
-        // A connection was made, or is still tried: only a failed one is an outage.
+        // A connection was opened, or may still be: only a failed one is an outage.
         Err(_) => Err(NoSession::Lost),
     }
 }
 
-/// `None`: the reflector has no monitor sessions.
+/// Connects and requests a session. `None` if the reflector does not support monitor sessions.
 async fn connect(
     context: &MonitorContext,
     name: &str,
@@ -189,7 +189,7 @@ async fn serve(context: &MonitorContext, link: &mut MonitorLink, backoff: &mut B
                 }
                 _ => {}
             }
-            // Whether the path carries datagrams is not known before.
+            // Before the first answer it is not known whether the path carries datagrams.
             if has_answered {
                 context.decided(*probe);
             }
@@ -201,7 +201,7 @@ async fn serve(context: &MonitorContext, link: &mut MonitorLink, backoff: &mut B
         ended.await.unwrap_or(NoSession::HostChanged)
     };
     let checking = async {
-        // The sender lives as long as this.
+        // The sender is not dropped before this future.
         while wanted_checks.changed().await.is_ok() {
             let began = since_boot();
             if is_accepting(address, CHECK_TIMEOUT).await {
@@ -254,7 +254,7 @@ async fn keep_link(client: &mut ReflectorClient) -> NoSession {
 /// Why a link that was open ended.
 fn judged_while_open(error: &ApplianceError) -> NoSession {
     match judged(error) {
-        // A connection that was open is lost, not refused.
+        // The connection was open before, so it was lost and not refused.
         NoSession::Unreachable => NoSession::Lost,
         other => other,
     }

@@ -35,8 +35,8 @@ use crate::waiting::QueueWait;
 use fallback::ModePlan;
 use session::{Blocked, ReflectorSession, SessionFailure};
 
-/// How long the appliance waits for the lock of the device once a test is granted. The reflector ends a session that
-/// does not begin within 30 s.
+/// How long the appliance waits for the test lock of the device after a test is granted. The reflector ends a session
+/// that does not begin within 30 s.
 const RETAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The provider of tests against paired reflectors.
@@ -163,10 +163,10 @@ async fn measure(
         address: Some(blocked.address.to_string()),
         found_at: None,
     });
-    // A session that does not fall back is never blocked.
+    // This session cannot end as blocked, because it does not fall back.
     let end = run.session(client, DataMode::Tunneled, false).await;
     if run.had_streams {
-        // The reflector is there, and only its data ports are not.
+        // The reflector can be reached, so only its data ports are blocked.
         run.record.finding = Some(finding(true));
     }
     end.map(drop)
@@ -228,7 +228,7 @@ impl ReflectorRun<'_> {
         let events = &mut observer.events;
         let interrupt = &mut observer.interrupt;
         let queued = |place, wait| {
-            // While this test waits there, another test of this device may run.
+            // While this test waits in the queue, another test of this device may run.
             lock.release();
             events(Event::Queued(Queued::new(place, wait)));
         };
@@ -278,8 +278,8 @@ impl ReflectorRun<'_> {
     }
 }
 
-/// Takes the lock of the device again if it was released in the queue. Answers the reflector meanwhile. Fails if the
-/// lock is not free in time, because the grant expires.
+/// Takes the test lock of the device again if it was released in the queue, and answers the reflector meanwhile. Fails
+/// if the lock is not free before the grant would expire.
 async fn retake(
     lock: &mut TestLock,
     client: &mut ReflectorClient,
@@ -306,8 +306,8 @@ async fn retake(
     }
 }
 
-/// The data mode to request. If the reflector offers none that can be used, requests one nevertheless: the reflector's
-/// denial then names the modes that it offers.
+/// The data mode to request. If the reflector offers none that can be used, requests one of them nevertheless, because
+/// the denial of the reflector then names the modes that it offers.
 fn mode_plan(job: &TestJob, welcome: &Welcome, reflector: EndpointId) -> ModePlan {
     let engine = engines::find(job.request.spec.engine.as_str());
     let ways = engine.into_iter().flat_map(|engine| {
@@ -358,7 +358,8 @@ async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), ApplianceE
     if let Some(saved) = job.known.iter().find(|known| known.address == target) {
         return connect_saved(job, saved).await;
     }
-    // Any address at which a paired key answers: a wrong guess shows which key is there.
+    // The address may belong to any paired reflector. If the first one is a wrong guess, the error contains the
+    // presented key.
     match connect(job, &target, first.endpoint_id).await {
         Ok(client) => Ok((client, first.clone())),
         Err(ApplianceError::Link { cause: LinkFailure::KeyChanged(presented), .. }) => {

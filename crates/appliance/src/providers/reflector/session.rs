@@ -47,7 +47,7 @@ const COUNTS_TIMEOUT: Duration = Duration::from_secs(4);
 const LINK_ERROR_GRACE: Duration = Duration::from_secs(1);
 /// How long the end of a failed session may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long the end of a failed session may take if the reflector may know the cause.
+/// How long the end of a failed session may take if the counts of the reflector may show the cause.
 const CLOSE_TIMEOUT_WITH_CAUSE: Duration = Duration::from_secs(3);
 /// How long the link may be silent once the data connections of this end have failed. Both use the same path.
 const LINK_SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -147,7 +147,7 @@ impl ReflectorSession {
         let origin = &job.request.route.origin;
         let tunnel =
             Arc::new(Dialer { target: reflector_address, tls: Some(config), origin: origin.clone(), connect_timeout });
-        // An IPv6 scope must survive, so only the port is replaced.
+        // Only the port is replaced, because the scope of an IPv6 address must be kept.
         let mut data = reflector_address;
         data.set_port(grant.data_port.unwrap_or(reflector_address.port()));
         let dialer = if grant.data_port.is_some() {
@@ -197,7 +197,7 @@ impl ReflectorSession {
         };
         if !asked_interval.is_zero() {
             let dscp = session.spec.dscp;
-            // Small packets must be sent at once.
+            // `send_at_once`: small packets must not wait for more data.
             let mss_bytes = session.client.segment_limit();
             let options = SocketOptions { send_at_once: true, mss_bytes, dscp, ..SocketOptions::default() };
             let order = ProberSetup {
@@ -206,11 +206,11 @@ impl ReflectorSession {
                 keys,
                 interval: probe_interval,
                 control: Arc::clone(&session.control),
-                // The address is the link's own: that is where the reflector answers.
+                // The reflector answers to the local address of the link.
                 origin: Origin { address: Some(session.client.local()), ..origin.clone() },
                 dscp,
             };
-            // It may take its time where UDP is blocked; the reflector has to hear of us all the while.
+            // The start may take some time if UDP is blocked. Meanwhile the link must be served.
             let started = session.during(probe(order), observer).await?;
             session.prober = Some(session.with_reason_of_reflector(started).await?);
         }
@@ -236,7 +236,7 @@ impl ReflectorSession {
         for (number, phase) in self.spec.phases.clone().into_iter().enumerate() {
             let number = u8::try_from(number).map_err(|_| internal(&"too many phases"))?;
             let record = result.begin_phase(phase);
-            // Other programs may tell what they received at their end alone.
+            // An external program may report what it received only when it exits.
             record.shows_sent = self.client_end.program().is_some();
             record.is_searched = self.spec.bitrate_bps == Some(0);
             let end = self.phase(number, phase, observer, record).await;
@@ -269,7 +269,7 @@ impl ReflectorSession {
         let client_end = Arc::clone(&self.client_end);
         let interface = InterfaceClock::start(self.client.local());
         let run = move || {
-            // A receiver that is gone means that the session is cancelled: then the phase ends.
+            // If the receiver is gone, the session is cancelled, and the phase ends by itself.
             let mut tally = client_end.run(number, &|reading| {
                 progress.send(reading).ok();
             });
@@ -283,7 +283,7 @@ impl ReflectorSession {
         record.ended_at = self.prober.as_ref().map(Prober::now);
         self.pacing = None;
         if end.is_err() && record.own.is_none() {
-            // What this end counted is kept: with the session cancelled its threads end at once.
+            // Keeps the counts of this end. Cancelling the session ends its threads at once.
             self.control.cancel();
             if let Ok(Ok(tally)) = tokio::time::timeout(COUNTS_TIMEOUT, own).await {
                 record.own = Some(tally);
@@ -295,7 +295,7 @@ impl ReflectorSession {
         if self.keeps_raw {
             record.raw = self.client_end.raw(number);
         }
-        // A claim is held against what was sent however the phase ended: its end is in the reflector's hands, too.
+        // Counts of the reflector are checked however the phase ended, because the reflector can also cause its end.
         let end = match (end, record.check_tallies()) {
             (Err(_), Err(claim)) => Err(self.impossible(claim)),
             (end, _) => end,
@@ -358,7 +358,7 @@ impl ReflectorSession {
     }
 
     /// How long all connections of a phase may take. Handshakes run in parallel, each with at most [`CONNECT_TIMEOUT`].
-    /// The limit is for a reflector that delays each of them.
+    /// The time for each stream is for a reflector that delays every handshake.
     fn connect_timeout(&self) -> Duration {
         CONNECT_TIMEOUT + CONNECT_TIMEOUT_PER_STREAM * u32::from(self.spec.streams) * 2
     }
@@ -422,7 +422,7 @@ impl ReflectorSession {
                 () = tokio::time::sleep_until(deadline) => return Err(ApplianceError::PhaseOverdue(self.client.address())),
             }
         }
-        // Readings that were under way when the tally came.
+        // Readings that arrived together with the tally.
         while let Ok(reading) = readings.try_recv() {
             note(observer, record, reading);
         }
@@ -433,7 +433,7 @@ impl ReflectorSession {
         }
     }
 
-    /// Ends the phase early if it is stable at a look.
+    /// Ends the phase early if the next look finds it stable.
     async fn end_if_stable(&mut self, number: u8, record: &mut PhaseRecord) -> Result<(), ApplianceError> {
         let (Some(looks), Some(prober), Some(begun)) = (&mut self.looks, &self.prober, record.begun_at) else {
             return Ok(());
@@ -441,7 +441,7 @@ impl ReflectorSession {
         let median_rtt = |from, to| RecentProbes::of(prober, begun + from, begun + to).median_us;
         let Some(look) = looks.due(record, median_rtt) else { return Ok(()) };
         record.stop(look);
-        // The reflector must know of it before streams end.
+        // The reflector must receive the message before any stream ends.
         self.client.send(&ToReflector::StopPhase { phase: number }).await?;
         self.control.stop_phase();
         Ok(())
@@ -509,7 +509,7 @@ impl ReflectorSession {
                         }
                         let unknown = || "the reflector gave no reason".to_owned();
                         let reason = tally.cut_short.map_or_else(unknown, |text| text.to_string());
-                        // Where both ends know a reason, ours is the one that something can be done about here.
+                        // If both ends know a reason, the one of this end is used, because the user can act on it.
                         let reason = self.client_end.explain_failure(number).unwrap_or(reason);
                         return Err(ApplianceError::PhaseNotStarted { reason }.into());
                     }
@@ -525,8 +525,8 @@ impl ReflectorSession {
         }
     }
 
-    /// The failure of a phase; or the refused thread if this device could not start one, because that is the cause of
-    /// everything else.
+    /// The failure of a phase. If this device could not start a thread, that is the failure, because it causes all
+    /// others.
     fn or_thread_limit(&self, failure: SessionFailure) -> SessionFailure {
         match self.control.refused_thread() {
             Some(refused) => ApplianceError::ThreadLimit(refused.clone()).into(),
@@ -553,12 +553,12 @@ impl ReflectorSession {
         }
     }
 
-    /// Replaces an error by the reason for which the reflector ended the session. The end of a session causes such
-    /// errors, and its message may arrive after them, so waits for it up to [`LINK_ERROR_GRACE`].
+    /// Replaces an error by the reason for which the reflector ended the session. Such an end causes errors here, and
+    /// its message may arrive after them, so this waits for the message up to [`LINK_ERROR_GRACE`].
     async fn with_reason_of_reflector<T>(&mut self, done: Result<T, ApplianceError>) -> Result<T, ApplianceError> {
         let Err(failure) = done else { return done };
         let deadline = Instant::now() + LINK_ERROR_GRACE;
-        // What is said in answer is said to its end. A flood of messages does not extend the deadline.
+        // The message that ends the session is returned as an error. A flood of messages does not extend the deadline.
         while Instant::now() < deadline
             && let Ok(news) = tokio::time::timeout_at(deadline, self.client.listen()).await
         {
@@ -581,15 +581,15 @@ impl ReflectorSession {
         }
     }
 
-    /// How long nothing was received on any connection of the session.
+    /// For how long nothing has been received on any connection of the session.
     fn silent_for(&self) -> Duration {
         self.received_at.max(self.control.last_heard().into()).elapsed()
     }
 
-    /// Sends a heartbeat. Fails if nothing was received for too long on any connection.
+    /// Sends a heartbeat. Fails if nothing has been received for too long on any connection.
     async fn keep_alive(&mut self) -> Result<(), ApplianceError> {
         let silent_for = self.silent_for();
-        // Who was held up here for long has not read yet what may have come.
+        // If this task was held up for long, received messages may still be unread, so the silence does not count.
         let silence_checked_at = std::mem::replace(&mut self.silence_checked_at, Instant::now());
         if silent_for > END_AFTER_SILENCE && silence_checked_at.elapsed() < 3 * HEARTBEAT {
             return Err(self.client.lost_in_silence());
@@ -603,7 +603,7 @@ impl ReflectorSession {
         let mut finished = tokio::task::spawn_blocking(move || prober.finish());
         let mut probes = tokio::time::timeout(COUNTS_TIMEOUT, &mut finished).await;
         if probes.is_err() {
-            // It stands in a write that the reflector does not take.
+            // The prober is blocked in a write that the reflector does not read.
             self.control.cancel();
             probes = tokio::time::timeout(COUNTS_TIMEOUT, finished).await;
         }
@@ -626,8 +626,8 @@ impl ReflectorSession {
         Ok(self.client)
     }
 
-    /// Ends the session: collects the probes, tells the reflector, and asks for the facts of its host again. `failure`
-    /// is why the session is not complete; the datagrams that the reflector counted are added to it.
+    /// Ends the session: collects the probes, sends the reflector the end, and asks for the facts of its host again. If
+    /// `failure` has a field for the datagrams that the reflector counted, sets it.
     pub(super) async fn close(mut self, run: &mut RunRecord, failure: Option<&mut ApplianceError>) {
         let close_timeout = match &failure {
             None => END_AFTER_SILENCE,
@@ -640,7 +640,7 @@ impl ReflectorSession {
         run.probes = self.finish_probes().await;
         self.control.cancel();
         let mut seen = None;
-        // All of this is a courtesy: what was measured stands without it.
+        // Errors from here on are ignored: the measurements are complete without these messages.
         let goodbye = async {
             seen = self.client.end_session().await?;
             self.client.facts().await
@@ -658,7 +658,7 @@ impl ReflectorSession {
     }
 }
 
-/// Returns a function that opens a data connection for the probes. It is called only if the probes need one.
+/// Returns a function that opens a data connection for the probes. It is called only if probes over UDP get no answers.
 fn fall_back(
     session: SessionId,
     keys: &Arc<SessionKeys>,
@@ -696,7 +696,7 @@ fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgre
     Some(shown)
 }
 
-/// Waits for `left`; without a time, for ever.
+/// Waits for `left`, or for ever if it is `None`.
 async fn pacing_due(left: Option<Duration>) {
     match left {
         Some(left) => tokio::time::sleep(left).await,
@@ -709,8 +709,8 @@ fn check(record: &PhaseRecord, progress: PhaseProgress) -> Result<(), Impossible
     as_folded(progress).map_or(Ok(()), |(end, direction, sample)| record.check(end, direction, sample))
 }
 
-/// The latency since the last such reading. Returns a reading once there are enough answers for a median, or twice as
-/// many probes were sent. Probes that may still be under way are left for the next reading.
+/// The latency since the last such reading. Returns a reading once there are enough answers for a median, or once twice
+/// as many probes were sent. Probes whose answers may still arrive are left for the next reading.
 fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant) -> Option<LatencyReading> {
     let under_way = prober.recent().unwrap_or(LATENCY_INTERVAL) * 2;
     let until = prober.now().checked_sub(under_way)?.max(*seen_until);
@@ -748,8 +748,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The error of a device that cannot run its end of the test. It is a bad request if the kernel refuses the requested
-/// congestion control.
+/// The error if this device cannot run its end of the test. If the kernel refuses the requested congestion control, the
+/// request is at fault.
 fn not_driven(spec: &TestSpec, error: std::io::Error) -> ApplianceError {
     if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
         return ApplianceError::EngineUnavailable { engine: spec.engine.to_string(), lacking: lacking.clone() };

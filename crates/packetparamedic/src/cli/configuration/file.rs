@@ -1,4 +1,4 @@
-//! Reads and prints the file. A kind of object has its own file.
+//! Reads and prints a configuration file. Each kind of object has a module of its own.
 
 mod channel;
 mod monitor;
@@ -23,18 +23,20 @@ use text::{FileText, in_order};
 /// The table of the plan, of which there is one.
 const PLAN: &str = "plan";
 
-/// What the tables of the file are; the next kind of object joins here. Each but the plan is a list.
+/// The tables of the file, one for each kind of object. Each except the plan is a list.
 const TABLES: [&str; 6] = ["reflector", "schedule", "monitor", "channel", "rule", PLAN];
 
 /// Reads the secret in a file, or says why it cannot.
 pub(super) type SecretSource<'a> = dyn Fn(&Path) -> Result<SecretText, String> + 'a;
 
-/// Reads a file. `secrets` reads the files with secrets that it names.
+/// Parses the text of a configuration file. `secrets` reads the secret files that the text names.
 pub(super) fn parse(text: &str, secrets: &SecretSource<'_>) -> Result<DeviceConfiguration, FileFault> {
     let file = FileText(text);
     if text.trim().is_empty() {
-        // What is left of a program that failed must not remove every schedule.
-        return Err(file.fault(0, "it is empty; a comment is enough to say that it describes nothing"));
+        // A program that failed can leave an empty file, which must not remove every schedule.
+        let problem = "it is empty; to remove all objects of earlier files on purpose, apply a file with only a \
+                       comment";
+        return Err(file.fault(0, problem));
     }
     let table = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
@@ -108,7 +110,7 @@ fn rows(text: &mut String, rows: impl IntoIterator<Item = (String, FileOption)>)
             FileOption::Flag(value) => toml::Value::Boolean(value),
             FileOption::List(values) => toml::Value::Array(values.into_iter().map(toml::Value::String).collect()),
             FileOption::Value(value) => match value.parse::<u32>() {
-                // Printed without quotes, if that is the same text.
+                // A whole number is printed without quotes, if that is the same text.
                 Ok(number) if number.to_string() == value => toml::Value::Integer(number.into()),
                 _ => toml::Value::String(value),
             },
@@ -274,17 +276,17 @@ mod tests {
             ("[plan]\ndownlod = \"250M\"\n", 2, "unknown key \"downlod\"; did you mean \"download\"?"),
             ("[plan]\ndownload = \"fast\"\n", 2, "download: "),
             ("[plan]\ndownload = 1.5\n", 2, "download: it is of type float"),
-            ("[plan]\ndownload = 9\nupload = 0\n", 1, "plan: the upload of a plan is more than 0 bit/s"),
+            ("[plan]\ndownload = 9\nupload = 0\n", 1, "plan: the upload of a plan must be more than 0 bit/s"),
             ("[[reflector]]\nname = \"a\"\n", 1, "reflector: endpoint_id is missing"),
             ("[[reflector]]\nname = \"a\"\nendpoint_id = \"PP-1\"\n", 3, "endpoint_id: "),
             ("[[monitor]]\nname = \"a\"\n", 1, "monitor: target is missing"),
             ("[[monitor]]\ntarget = \"gateway\"\n", 1, "monitor: name is missing"),
-            ("[[monitor]]\nname = \"a\"\ntarget = \"router\"\n", 3, "target: \"router\" is no target of a monitor"),
-            ("[[monitor]]\nname = \"a b\"\ntarget = \"gateway\"\n", 2, "name: a name has 1 to 60"),
+            ("[[monitor]]\nname = \"a\"\ntarget = \"router\"\n", 3, "target: \"router\" is not a valid target"),
+            ("[[monitor]]\nname = \"a b\"\ntarget = \"gateway\"\n", 2, "name: \"a b\" is not a valid name"),
             (
                 "[[monitor]]\nname = \"a\"\ninterval = \"2m\"\ntarget = \"gateway\"\n",
                 3,
-                "interval: the interval is from 1s",
+                "interval: an interval of 2m is not valid",
             ),
             ("[[monitor]]\nname = \"a\"\ninterval = \"soon\"\n", 3, "interval: "),
             ("[[monitor]]\nname = \"a\"\nenabled = 1\n", 3, "enabled: it is of type integer; valid: true or false"),
@@ -305,11 +307,11 @@ mod tests {
             (
                 "[[channel]]\nkind = \"command\"\nname = \"a\"\nprogram = \"x\"\n",
                 1,
-                "channel: \"x\" is no absolute path",
+                "channel: \"x\" is not an absolute path",
             ),
             ("[channel]\nname = \"a\"\n", 1, "channel is a list of tables: write [[channel]]"),
             ("[[rule]]\nname = \"a\"\n", 1, "rule: metric is missing"),
-            ("[[rule]]\nmetric = \"speed\"\n", 2, "metric: \"speed\" is no metric"),
+            ("[[rule]]\nmetric = \"speed\"\n", 2, "metric: \"speed\" is not a metric"),
             ("[[rule]]\nmetric = \"download\"\n", 1, "rule: "),
             ("[[rule]]\nmetric = \"download\"\nbelow_plan = 0.7\n", 3, "below_plan: it is of type float"),
             ("[[rule]]\nmetric = \"download\"\nbelow_plan = \"0.7\"\n", 3, "below_plan: a share in percent"),

@@ -38,7 +38,7 @@ pub(super) enum FileOption {
 /// A fault of the options.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OptionFault {
-    /// The key, if it is of one.
+    /// The key at fault; `None` if no single key is.
     pub(super) key: Option<String>,
     /// What is wrong.
     pub(super) problem: String,
@@ -80,7 +80,7 @@ pub(super) fn words(command: &clap::Command, given: &[(String, FileOption)]) -> 
             FileOption::List(values) if has_value => {
                 words.extend(values.iter().map(|value| format!("--{name}={value}")));
             }
-            FileOption::Flag(_) => return Err(fault("it has a value, a text or a number")),
+            FileOption::Flag(_) => return Err(fault("it needs a value: a text or a number")),
             FileOption::Value(_) | FileOption::List(_) => return Err(fault("valid: true or false")),
         }
     }
@@ -98,7 +98,7 @@ pub(super) fn schedule_of(given: &[(String, FileOption)]) -> Result<Schedule, Op
         home: None,
         env: &|_| None,
         variables: &[],
-        // No file has this name.
+        // An empty path, so that no configuration file is read.
         etc_file: PathBuf::new(),
         is_root: true,
         hostname: String::new(),
@@ -112,7 +112,7 @@ pub(super) fn schedule_of(given: &[(String, FileOption)]) -> Result<Schedule, Op
     schedule::definition(&add, request).map_err(|error| fault_of_schedule(&error, given))
 }
 
-/// The fault of a schedule that is not accepted, with the first of its keys that is given.
+/// The fault of a schedule that is not accepted. Names the first given key that the error concerns.
 pub(super) fn fault_of_schedule(error: &ScheduleError, given: &[(String, FileOption)]) -> OptionFault {
     let keys: &[&str] = match error {
         ScheduleError::Name(_) => &["name"],
@@ -184,7 +184,7 @@ pub(super) fn options_of(schedule: &Schedule) -> Vec<(String, FileOption)> {
     if read.is_ok_and(is_same) {
         return options;
     }
-    // A schedule that was added by the API can have other phases than the command line makes.
+    // A schedule that was added by the API can have phases that no option expresses.
     let definition = serde_json::to_string(schedule).unwrap_or_default();
     let rows = [("name", schedule.name.clone()), (DEFINITION, definition)];
     rows.map(|(key, value)| (key.to_owned(), FileOption::Value(value))).into()
@@ -233,7 +233,7 @@ fn expressed(schedule: &Schedule) -> Vec<(String, FileOption)> {
     rows.0
 }
 
-/// The options of a test: those by which it differs from the test without options.
+/// Adds the options of a test: only those in which the test differs from a test without options.
 fn test(request: &TestRequest, rows: &mut OptionRows) {
     let mut kind = OptionRows::default();
     if request.provider != "reflector" {
@@ -248,7 +248,7 @@ fn test(request: &TestRequest, rows: &mut OptionRows) {
     let mut plain = plain.map(|(key, value)| (key.to_owned(), FileOption::Value(value.to_owned()))).to_vec();
     plain.extend(kind.0.iter().cloned());
     rows.0.extend(kind.0);
-    // Without it, the definition is written.
+    // Without a test to compare with, the options stay incomplete, and `options_of` writes the definition.
     let Ok(Schedule { request: plain, .. }) = schedule_of(&plain) else { return };
     rows.given("peer", request.peer.as_ref());
     phases(request, &plain, rows);

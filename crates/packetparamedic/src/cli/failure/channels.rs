@@ -11,13 +11,13 @@ pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
         _ => (ExitStatus::Usage, "bad_channel"),
     };
     let try_ = match error {
-        ChannelError::Name(_) => "choose such a name, such as phone",
+        ChannelError::Name(_) => "choose a valid name, such as phone",
         ChannelError::Url => "use a URL such as https://hooks.example.org/KEY",
         ChannelError::NoUrl => "name the file of the URL: url_file = \"FILE\"",
         ChannelError::OtherServer => "name the server of the URL, or leave it out",
         ChannelError::ForeignSecret { .. } => "remove that secret",
         ChannelError::NtfyServer => "use the URL of the server alone, as in --server https://ntfy.example.org",
-        ChannelError::Topic(_) => "choose such a topic, long enough not to be guessed",
+        ChannelError::Topic(_) => "choose a valid topic that is hard to guess, such as pp-7f3k2m9q",
         ChannelError::Token => "pass a file that has only the token, in one line",
         ChannelError::MailServer => "name the host with --server, and its port with --port",
         ChannelError::MailLogin | ChannelError::HalfMailLogin => {

@@ -16,7 +16,7 @@ pub(super) fn explain(
     seen: Option<DatagramsSeen>,
 ) -> (String, String) {
     if source.kind() == io::ErrorKind::InvalidInput {
-        // The path does not carry what was requested, whatever a firewall lets through.
+        // The path does not carry datagrams of the requested size. A change of a firewall does not help.
         return (source.to_string(), "use a smaller -l, or --fragments".to_owned());
     }
     match (transport, mode) {

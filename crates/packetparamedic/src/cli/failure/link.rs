@@ -12,7 +12,7 @@ use super::{CommandFailure, ExitStatus};
 
 /// What to try if the reflector removed this device.
 const PAIR_AGAIN: &str = "pair again: run `reflector pair` on its host, then `packetparamedic pair-reflector` here";
-/// What to try if the reflector is about to end.
+/// What to try if the reflector is shutting down.
 const AFTER_START: &str = "run the test again when the reflector has started again";
 
 pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
@@ -36,7 +36,8 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
             "key_changed",
             format!("the reflector at {target} has a key other than the paired one"),
             &format_args!("it presented the key {presented}"),
-            "if its operator rotated the identity, pair again; otherwise the connection may be intercepted",
+            "if its operator rotated the identity, run `reflector pair` there and `packetparamedic pair-reflector` \
+             here; otherwise the connection may be intercepted",
         ),
         E::CodeOfAnother(presented) => new(
             Denied,
@@ -192,10 +193,10 @@ fn denied(target: &HostPort, denial: &Denial) -> CommandFailure {
         DenialReason::NoPort => {
             ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range on the reflector")
         }
-        DenialReason::TooManyMonitors => ("too_many_monitors", "raise max_monitors there"),
+        DenialReason::TooManyMonitors => ("too_many_monitors", "raise max_monitors on the reflector"),
         DenialReason::Draining => ("draining", AFTER_START),
         DenialReason::Faulted => ("reflector_faulted", "run `reflector status` on its host"),
-        DenialReason::Unknown => ("denied", "the reflector is newer than this program; update it"),
+        DenialReason::Unknown => ("denied", "update this program: the reflector is newer"),
     };
     let exit = if denial.reason.is_worth_a_retry() { ExitStatus::Busy } else { ExitStatus::Denied };
     let what = format!("the reflector at {target} did not grant the test");

@@ -7,11 +7,11 @@ use super::{CommandFailure, ExitStatus};
 /// The failure of a monitor that is not accepted.
 pub(super) fn not_accepted(error: &MonitorError) -> CommandFailure {
     let try_ = match error {
-        MonitorError::Name(_) => "choose such a name, as in --name home",
+        MonitorError::Name(_) => "choose a valid name, such as --name home",
         MonitorError::Target(_) => {
             "use gateway, reflector:NAME, host:ADDRESS, dns:RESOLVER/NAME or an http or https URL"
         }
-        MonitorError::Interval { .. } => "--interval 1s",
+        MonitorError::Interval { .. } => "use an interval in that range, such as --interval 1m",
     };
     CommandFailure::new(ExitStatus::Usage, "bad_monitor", "the monitor is not accepted", error, try_)
 }

@@ -4,7 +4,7 @@ use paramedic_appliance::ApplianceError;
 
 use super::{CommandFailure, ExitStatus};
 
-/// The failure of a report that cannot be made of its period.
+/// The failure of a report that cannot be made for its period.
 pub(super) fn not_made(error: &ApplianceError) -> CommandFailure {
     let try_ = match error {
         ApplianceError::PeriodTooLong { .. } => "choose a shorter period with --since and --until",

@@ -7,8 +7,11 @@ use super::{CommandFailure, ExitStatus};
 /// The failure of a rule that is not accepted.
 pub(super) fn not_accepted(error: &RuleError) -> CommandFailure {
     let try_ = match error {
-        RuleError::Name(_) | RuleError::Reserved => "choose such a name, as in --name slow-download",
-        RuleError::Subject => "use the name that `history list` or `monitor list` prints",
+        RuleError::Name(_) => "choose a valid name, such as --name slow-download",
+        RuleError::Reserved => "choose another name, such as --name slow-download",
+        RuleError::Subject => {
+            "use the name that `packetparamedic history list` or `packetparamedic monitor list` prints"
+        }
         RuleError::NoSubject { .. } => "omit --target",
         RuleError::NoLimit { .. } | RuleError::LimitKind { .. } | RuleError::LimitValue { .. } => {
             "use --below 50M, --below-plan 70%, --below-usual 60%, --above 2% or --above-usual 250%, as the metric allows"

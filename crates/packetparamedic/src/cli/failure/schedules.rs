@@ -26,7 +26,7 @@ pub(super) fn not_accepted(error: &ScheduleError) -> CommandFailure {
     CommandFailure::new(ExitStatus::Usage, "bad_schedule", "the schedule is not accepted", error, try_)
 }
 
-/// The failure of a request that a schedule or a running service stands against.
+/// The failure of a request that the state of a schedule or a running service does not allow.
 pub(super) fn refused(error: &ApplianceError) -> CommandFailure {
     let (exit, code, what, try_) = match error {
         ApplianceError::ScheduleDisabled { name } => (

@@ -185,11 +185,14 @@ impl From<&StorageError> for CommandFailure {
                 "run `packetparamedic history show ID --json` to print it as saved".to_owned(),
             ),
             E::ThreadLimit(refused) => thread_limit("cannot use the saved pairings and results", refused),
-            E::Sql { .. } => fail(
+            E::Sql { place, .. } => fail(
                 Exit::Failed,
                 "history_failed",
                 "cannot use the saved pairings and results",
-                "check the disk of the state folder".to_owned(),
+                match place {
+                    StorePlace::File(_) => "check the disk of the state folder".to_owned(),
+                    StorePlace::Server(_) => "check the database server and its log".to_owned(),
+                },
             ),
         }
     }

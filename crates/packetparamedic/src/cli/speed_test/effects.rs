@@ -71,7 +71,7 @@ pub(super) fn without_effect(args: &Args, setting: &RequestedSetup<'_>) -> Optio
 }
 
 impl Needs {
-    /// Why the option has no effect; `None` if it has.
+    /// Why the option has no effect; `None` if it has one.
     fn missing(self, setting: &RequestedSetup<'_>) -> Option<String> {
         let RequestedSetup { provider, engine, has_load, may_probe, does_probe, has_program } = setting;
         match self {

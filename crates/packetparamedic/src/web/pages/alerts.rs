@@ -47,7 +47,7 @@ struct AlertsPage {
     preview: Option<PreviewView>,
     past: Vec<AlertView>,
     older: Option<String>,
-    /// Their names, and the names as they are shown.
+    /// The channels: the name of each, and the name as the page shows it.
     channels: Vec<(String, String)>,
     targets: Vec<String>,
     error: Option<Problem>,
@@ -198,7 +198,7 @@ pub(super) async fn add(State(state): State<ApiState>, visitor: Visitor, form: F
     }
 }
 
-/// Returns the preview, if that is what was asked for.
+/// Adds the rule of the form; returns its preview instead, if the form asks for that.
 async fn add_or_preview(state: &ApiState, form: &FormBody) -> Result<Option<PreviewView>, Problem> {
     let appliance = state.service.appliance();
     let rule = rule_of(form)?;
@@ -215,7 +215,7 @@ pub(super) async fn add_suggested(State(state): State<ApiState>, form: FormBody)
     let appliance = state.service.appliance();
     let wanted = form.value("name").to_owned();
     let suggested = appliance.suggested_rules().await?.into_iter().find(|rule| rule.name == wanted);
-    // A second click: the rule is there already.
+    // After a second click, the rule is there already and no longer suggested.
     if let Some(mut rule) = suggested {
         rule.channels = channels(&form);
         appliance.add_rule(&rule).await?;

@@ -1,5 +1,5 @@
-//! The files of the pages, inside the program: one script, one style sheet, one icon. The URL of each names its content, so
-//! that browsers keep it for good.
+//! The files of the pages, inside the program: one script, one style sheet, one icon. The URL of each has a hash of its
+//! content, so that browsers may keep it for good.
 
 use std::io::Write;
 use std::sync::LazyLock;
@@ -17,8 +17,8 @@ use flate2::write::GzEncoder;
 use super::super::extract::ApiPath;
 use super::super::problem::{self, Problem};
 
-/// The scripts, in the order in which they run. In one file: htmx starts as soon as it is read, and must then find what
-/// extends it.
+/// The scripts, in the order in which they run. They are sent as one file: htmx starts as soon as it is read, and must
+/// then find the code that extends it.
 const SCRIPTS: [&str; 5] = [
     include_str!("../../../assets/vendor/htmx-4.0.1.min.js"),
     include_str!("../../../assets/vendor/uplot-1.6.32.iife.min.js"),
@@ -35,7 +35,7 @@ const ICON: &str = include_str!("../../../assets/icon.svg");
 
 /// The letters of the hash in a URL.
 const HASH_LETTERS: usize = 16;
-/// A year, and never asked again (RFC 8246).
+/// Lets a browser keep a file for a year without asking for it again (RFC 8246).
 const FOR_GOOD: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
 /// A file of the pages.

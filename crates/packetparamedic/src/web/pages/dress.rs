@@ -1,5 +1,5 @@
-//! Makes answers fit for a browser: a problem becomes a page, or leads to the login; pages get their security headers and are
-//! compressed. The outermost layer.
+//! Makes answers fit for a browser: a problem becomes a page, or leads to the login; pages get their security headers
+//! and are compressed. This is the outermost layer of the router.
 
 use askama::Template;
 use axum::body::{self, Body};
@@ -19,13 +19,13 @@ use super::assets::{compressed, mark_compressed, takes_gzip};
 use super::layout::{Layout, Section, login_path, page_with, see_other};
 use super::visitor::Visitor;
 
-/// What the scripts and styles of a page may be: files of this service alone.
+/// The Content-Security-Policy of the pages: they load only files of this service, and no page may frame them.
 pub(super) const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'",
 );
 /// The longest page that is compressed, in bytes.
 const LONGEST_PAGE: usize = 16 * 1024 * 1024;
-/// A shorter page is not worth it, in bytes.
+/// The shortest page that is compressed, in bytes.
 const SHORT_PAGE: usize = 512;
 /// The header of a request that htmx sends.
 const HTMX_REQUEST: &str = "hx-request";
@@ -40,7 +40,7 @@ struct ErrorPage<'a> {
     problem: &'a Problem,
 }
 
-/// Passes a request on, and dresses its answer.
+/// Passes a request on, and makes its answer fit for a browser.
 pub(in super::super) async fn dress(request: Request, next: Next) -> Response {
     let is_of_api = request.uri().path().starts_with(API);
     let wants_page = !is_of_api && takes_html(request.headers());
@@ -65,13 +65,13 @@ pub(in super::super) async fn dress(request: Request, next: Next) -> Response {
     let headers = response.headers_mut();
     headers.entry(CONTENT_SECURITY_POLICY).or_insert(POLICY);
     headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    // With `no-referrer` a browser would hide the origin of forms too, which the guard checks.
+    // With `no-referrer`, a browser would also hide the origin of forms, which the guard checks.
     headers.entry(REFERRER_POLICY).or_insert(HeaderValue::from_static("same-origin"));
     headers.insert(VARY, HeaderValue::from_static("accept-encoding, cookie"));
     if gzip { smaller(response).await } else { response }
 }
 
-/// The page of a problem; where a login would help, the way to it.
+/// The page of a problem; if a login would help, a redirection to the login page.
 fn of_problem(problem: &Problem, visitor: &Visitor, is_reading: bool) -> Response {
     let layout = visitor.layout("This did not work", Section::Elsewhere);
     if problem.asks_for_login() {
@@ -80,7 +80,7 @@ fn of_problem(problem: &Problem, visitor: &Visitor, is_reading: bool) -> Respons
     page_with(problem.status_code(), &ErrorPage { layout, problem })
 }
 
-/// A redirection that htmx follows with the whole page, not with a part of it.
+/// Turns a redirection into an answer by which htmx loads the whole page, not a part of it.
 fn lead_whole_page(redirection: Response) -> Response {
     let (mut parts, _) = redirection.into_parts();
     if let Some(location) = parts.headers.remove(LOCATION) {

@@ -9,7 +9,7 @@ use super::super::extract::encoded;
 use super::assets::AssetPaths;
 use super::notice::Notice;
 
-/// The sections of the navigation, in their order, with their paths. A section stands here once its page works.
+/// The sections of the navigation, in their order, with their paths.
 pub(super) const SECTIONS: &[(Section, &str, &str)] = &[
     (Section::Now, "Now", "/"),
     (Section::History, "History", "/history"),
@@ -22,19 +22,19 @@ pub(super) const SECTIONS: &[(Section, &str, &str)] = &[
 /// A section of the navigation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Section {
-    /// How the line is.
+    /// The present state of the line.
     Now,
     /// What was measured.
     History,
     /// What is probed all the time.
     Monitors,
-    /// What it warns of.
+    /// What the service warns of.
     Alerts,
     /// The report on the line.
     Report,
     /// What can be changed.
     Settings,
-    /// None of them: errors, login.
+    /// Pages outside of the navigation: errors, login.
     Elsewhere,
 }
 
@@ -87,17 +87,17 @@ pub(super) struct Layout {
     pub(super) title: String,
     /// The section in which the page is.
     pub(super) section: Section,
-    /// Whether the viewer has a login, which he can end.
+    /// Whether the viewer is logged in, and so can log out.
     pub(super) is_logged_in: bool,
     /// Whether the viewer may change settings.
     pub(super) is_admin: bool,
-    /// What has been done.
+    /// The change that led to the page.
     pub(super) notice: Option<Notice>,
     /// The colours.
     pub(super) theme: Theme,
     /// The path of this page, to which a change of the theme and a login lead back.
     pub(super) path: String,
-    /// After so many seconds a browser without JavaScript reads the page again.
+    /// After how many seconds a browser without JavaScript reads the page again; `None`: never.
     pub(super) refresh_s: Option<u32>,
     /// The files of the page.
     pub(super) assets: AssetPaths,
@@ -119,7 +119,7 @@ impl Layout {
         }
     }
 
-    /// The same page under this path: the answer to a form is of the page that has the form.
+    /// The same page with this path. The answer to a form has the path of the page that contains the form.
     pub(super) fn at(self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self }
     }
@@ -178,7 +178,7 @@ pub(super) fn page_with(status: StatusCode, template: &impl Template) -> Respons
     }
 }
 
-/// Leads to another page of this service after a change: its address has the notice.
+/// Leads to another page of this service after a change. The address of that page names the notice.
 pub(super) fn done(path: &str, notice: Notice) -> Response {
     let (path, fragment) =
         path.split_once('#').map_or((path, String::new()), |(path, part)| (path, format!("#{part}")));

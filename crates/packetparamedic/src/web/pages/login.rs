@@ -115,7 +115,7 @@ fn layout(visitor: &Visitor, title: &str) -> Layout {
     visitor.layout(title, Section::Elsewhere)
 }
 
-/// The path has a secret, to which nothing leads back.
+/// The layout of the setup page. Its path is `/`, because nothing may lead back to the real path, which has a secret.
 fn setup_layout(visitor: &Visitor) -> Layout {
     Layout { path: "/".to_owned(), ..layout(visitor, "Set the password") }
 }

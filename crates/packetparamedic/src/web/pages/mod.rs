@@ -1,5 +1,5 @@
-//! The web pages of the running service: rendered by the server, readable without JavaScript. A thin client of the appliance's
-//! `app`, as the API is.
+//! The web pages of the running service: rendered by the server, readable without JavaScript. Like the API, a thin
+//! client of the appliance's `app`.
 
 mod alerts;
 mod assets;
@@ -27,8 +27,8 @@ pub(super) use dress::dress;
 use super::ApiState;
 use super::access::SETUP_PAGE;
 
-/// The routes of the pages. A page that is not listed in `access` can be read by all who may read; a change needs an
-/// administrator.
+/// The routes of the pages. Unless `access` lists a route, reading it needs the scope `read`, and a change needs the
+/// scope `admin`.
 pub(super) fn pages() -> Router<ApiState> {
     use settings::{about, channels, monitors, plan, reflectors, schedules, tokens};
     Router::new()

@@ -1,5 +1,5 @@
-//! What a page says about the change that led to it. The address has a word of this list, so that no text of the address
-//! gets into the page.
+//! What a page says about the change that led to it. The address of the page has a word of this list, so that no text
+//! of the address gets into the page.
 
 /// Defines the notices with their words and texts.
 macro_rules! notices {

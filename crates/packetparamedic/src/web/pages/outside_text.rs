@@ -1,5 +1,5 @@
-//! Text from outside (names, addresses, errors) as a page shows it. The templates escape it; this bounds it, and takes out what
-//! could change the text around it.
+//! Text from outside (names, addresses, errors) as a page shows it. The templates escape it; this module bounds its
+//! length, and takes out what could change the text around it.
 
 use paramedic_link::PeerText;
 
@@ -19,7 +19,7 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// The name of something that is chosen: with its encoded form if it has characters that are not shown.
+/// A name in a list of choices: as [`shown`], followed by its encoded form if that changes the name.
 pub(super) fn distinct(name: &str) -> String {
     let text = shown(name);
     if text == name { text } else { format!("{text} ({})", encoded(name)).trim_start().to_owned() }

@@ -5,14 +5,14 @@ use std::fmt;
 use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 
-/// A time. It is HTML: `<time datetime="…" title="… UTC">…</time>`. No text of it comes from outside.
+/// A time. It is HTML: `<time datetime="…" title="… UTC">…</time>`. It contains no text from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PageTime {
     at: Timestamp,
     form: TimeForm,
 }
 
-/// How much of it is shown. `data-form` tells the script.
+/// How much of a time is shown. The attribute `data-form` has it for the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TimeForm {
     /// Day and time.
@@ -29,7 +29,7 @@ impl PageTime {
         Self { at, form: TimeForm::Full }
     }
 
-    /// The time of a day that the text names.
+    /// The time of day alone, where the text names the day.
     pub(super) fn clock(at: Timestamp) -> Self {
         Self { at, form: TimeForm::Clock }
     }

@@ -1,4 +1,4 @@
-//! The first start: three steps, which are to pair a reflector, to say what the contract promises, and to plan tests.
+//! The first start, in three steps: pair a reflector, enter what the contract promises, schedule tests.
 
 use askama::Template;
 use axum::extract::State;
@@ -61,7 +61,7 @@ struct StartPage {
     entered: FormBody,
 }
 
-/// Shows a step: the one of the address, or the first that is not done.
+/// Shows a step: the one that the address names, or the first that is not done.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let step = match visitor.parameter("step").and_then(StartStep::of_word) {
         Some(step) => step,
@@ -136,7 +136,7 @@ async fn page(
         for (when, words) in PROPOSED {
             let fields = [("when", when), ("peer", peer.as_str())];
             let form = FormBody(fields.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
-            // One that is there already is no choice.
+            // A schedule that cannot be added, such as one that exists already, is not offered.
             if let Ok(proposal) = schedules::propose_from(state, &form).await {
                 choices.push((when, words, proposal));
             }

@@ -344,7 +344,10 @@ async fn the_login_leads_back_to_its_page_and_no_further() {
         assert_eq!(pages.post(far, "/login", "password=wrong", "").await.status, StatusCode::UNAUTHORIZED);
     }
     let locked = pages.post(far, "/login", "password=correct+horse", "").await;
-    assert!(locked.status == StatusCode::TOO_MANY_REQUESTS && locked.text().contains("has to wait"), "{locked:?}");
+    assert!(
+        locked.status == StatusCode::TOO_MANY_REQUESTS && locked.text().contains("sent several wrong passwords"),
+        "{locked:?}"
+    );
     assert!(pages.appliance.log_in(Zeroizing::new("correct horse".to_owned())).await.unwrap().is_some());
 }
 
@@ -520,7 +523,7 @@ async fn no_page_shows_the_secret_of_a_channel_or_makes_a_command() {
     let refused = pages.post(SOCKET, path, mail, "").await;
     let text = refused.text();
     assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{text}");
-    assert!(text.contains("is no mail address") && text.contains("mail.example.org"), "{text}");
+    assert!(text.contains("is not a mail address") && text.contains("mail.example.org"), "{text}");
     assert!(!text.contains("geheim"), "{text}");
     let hook = "kind=webhook&name=hook&url=http%3A%2F%2F127.0.0.1%3A9%2Fgeheim&token=geheim";
     let added = pages.post(SOCKET, path, hook, "").await;

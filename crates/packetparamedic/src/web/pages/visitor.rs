@@ -1,4 +1,4 @@
-//! The viewer of a page, as far as its request says: what he may do, his choice of colours, the notice of his last change.
+//! The viewer of a page, from the request: the viewer's scope, choice of colours, and the notice of the last change.
 
 use std::convert::Infallible;
 
@@ -60,7 +60,7 @@ impl Visitor {
         self.scope >= Some(AccessScope::Run)
     }
 
-    /// The parts of a page for him that every page has.
+    /// The parts that every page has, for this viewer.
     pub(super) fn layout(&self, title: &str, section: Section) -> Layout {
         Layout {
             is_logged_in: self.is_logged_in,

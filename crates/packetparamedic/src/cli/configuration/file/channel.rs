@@ -14,7 +14,7 @@ use super::super::options::FileOption;
 use super::SecretSource;
 use super::text::{ENABLED, FileFault, FileText, disabled, in_order, switch_of, text_of, texts_of, value_of};
 
-/// The kinds, with their keys beside those of every channel.
+/// The kinds of channels, each with its keys in addition to [`COMMON`].
 const KINDS: [(&str, &[&str]); 4] = [
     ("webhook", &["url", "url_file", "token_file", "server"]),
     ("ntfy", &["topic", "server", "token_file"]),
@@ -96,14 +96,14 @@ pub(super) fn parse(
     Ok(ConfiguredChannel { enabled, channel, secrets })
 }
 
-/// The channel of these values. Its other checks need what is stored.
+/// The channel of these values. The checks that need the stored secrets follow when the file is applied.
 fn built(name: String, kind: &str, mut values: Values) -> Result<(Channel, ChannelSecrets), String> {
     let missing = |key: &str| format!("{key} is missing");
     let destination = match kind {
         "webhook" => {
             let server = values.take("server");
             let Some(url) = values.secrets.url.clone() else {
-                // As an export has it.
+                // An exported file names only the server, because the URL is a secret.
                 let server = server.ok_or_else(|| missing("url_file"))?;
                 return Ok((Channel { name, destination: Destination::Webhook { server } }, values.secrets));
             };
@@ -117,7 +117,7 @@ fn built(name: String, kind: &str, mut values: Values) -> Result<(Channel, Chann
             let server = values.take("server").ok_or_else(|| missing("server"))?;
             let security = values.take("security").map(|word| security(&word)).transpose();
             let security = security.map_err(|valid| format!("security: {valid}"))?;
-            // The login is checked with the stored password.
+            // The user is set below: only when the file is applied can it be checked with the stored password.
             let (user, password) = (None, None);
             let from = values.take("from").ok_or_else(|| missing("from"))?;
             NewDestination::Smtp { server, port: values.port, security, user, password, from, to: values.to.clone() }

@@ -1,5 +1,5 @@
-//! `[[rule]]`: its keys are the options of `packetparamedic rule add`. What no option expresses is written as the stored
-//! definition.
+//! `[[rule]]`: its keys are the options of `packetparamedic rule add`. What no option expresses is written as the
+//! stored definition.
 
 use clap::{CommandFactory, Parser};
 use paramedic_appliance::alerts::{AlertLimit, AlertMetric, AlertRule, MetricUnit};

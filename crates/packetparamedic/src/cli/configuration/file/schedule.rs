@@ -1,5 +1,5 @@
-//! `[[schedule]]`: its keys are the options of `packetparamedic schedule add`. The shell that reads the clock for the
-//! checks of schedules.
+//! `[[schedule]]`: its keys are the options of `packetparamedic schedule add`. Reads the clock for the checks of
+//! schedules.
 
 use jiff::Timestamp;
 use paramedic_appliance::app::ConfiguredSchedule;

@@ -10,7 +10,7 @@ use super::super::options::FileOption;
 
 /// The maximum number of keys that an error lists.
 const LISTED_KEYS: usize = 10;
-/// The key that says whether an object does its work.
+/// The key that enables or disables an object.
 pub(super) const ENABLED: &str = "enabled";
 
 /// A key with its place.
@@ -89,7 +89,7 @@ pub(super) fn switch_of(value: &DeValue<'_>) -> Result<bool, String> {
     }
 }
 
-/// The row that says that an object does not do its work.
+/// The row of a disabled object; `None` if the object is enabled.
 pub(super) fn disabled(enabled: bool) -> Option<(String, FileOption)> {
     (!enabled).then(|| (ENABLED.to_owned(), FileOption::Flag(false)))
 }

@@ -12,7 +12,7 @@ use paramedic_report::quantity;
 use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 
-/// The steps of a strip.
+/// The number of steps of a strip.
 const STEPS: usize = 96;
 /// From this share of lost probes on, a step is shown as down.
 const DOWN_SHARE: f64 = 0.5;
@@ -45,11 +45,11 @@ pub(in super::super) struct OutageView {
 /// A monitor as a strip.
 pub(in super::super) struct StripView {
     pub(in super::super) name: String,
-    /// What it does, and the class for it.
+    /// What the monitor does, and the style class for it.
     pub(in super::super) state: (String, &'static str),
     /// Median round trip of the last quarter of an hour.
     pub(in super::super) latency: Option<String>,
-    /// For a reader who does not see it.
+    /// The strip in words, for a reader who does not see it.
     pub(in super::super) words: String,
     pub(in super::super) cells: Vec<CellView>,
 }
@@ -142,7 +142,7 @@ impl StripView {
     }
 }
 
-/// The steps of a day, neighbours of one kind together.
+/// The steps of a day as cells: neighbouring steps of one kind share a cell.
 fn cells(day: &MonitorDay) -> Vec<CellView> {
     let mut classes = ["unknown"; STEPS];
     for step in &day.steps {
@@ -166,7 +166,7 @@ fn cells(day: &MonitorDay) -> Vec<CellView> {
     cells
 }
 
-/// The time of the day in which an outage lasted. Outages do not overlap: they are of the whole device.
+/// How long outages lasted in total within the day. Outages do not overlap, because each is one of the whole device.
 fn total(outages: &[StoredOutage], from: Timestamp, now: Timestamp) -> Duration {
     outages.iter().map(|outage| between(outage.began_at.max(from), outage.ended_at.unwrap_or(now).min(now))).sum()
 }

@@ -1,5 +1,5 @@
-//! The last result on the first page: rates with the share of the plan, latency idle and under load with its grade and the side of
-//! the queue.
+//! The last result on the first page: rates with the share of the plan, latency idle and under load with its grade and
+//! the side of the queue.
 
 use paramedic_appliance::plan::Plan;
 use paramedic_link::test_spec::{Direction, Load};
@@ -34,7 +34,7 @@ pub(in super::super) struct RateView {
     pub(in super::super) name: &'static str,
     pub(in super::super) class: &'static str,
     pub(in super::super) figure: FigureView,
-    /// As text, and as a whole number of percent up to 100 for its bar.
+    /// The share of the plan, as text, and as a whole number of percent up to 100 for the bar.
     pub(in super::super) share: Option<(String, u64)>,
 }
 
@@ -92,7 +92,7 @@ impl LastView {
 }
 
 impl FigureView {
-    /// A quantity for people, split before its unit.
+    /// Splits the text of a quantity into its number and its unit.
     pub(in super::super) fn of(text: &str) -> Self {
         let (number, unit) = text.split_once(' ').unwrap_or((text, ""));
         Self { number: number.to_owned(), unit: unit.to_owned() }

@@ -1,4 +1,4 @@
-//! A running test on the first page. The script goes on from here; without it the page is read again.
+//! A running test on the first page. The script updates it; without JavaScript, the browser reads the page again.
 
 use jiff::Timestamp;
 use paramedic_link::test_spec::Load;
@@ -43,7 +43,7 @@ fn stage(run: &LiveRun) -> String {
         LiveStage::Prepares => "It begins.".to_owned(),
         LiveStage::WaitsForDevice => "Another test runs on this device; this one waits for its end.".to_owned(),
         LiveStage::Queued { place, expected_wait_ms } => {
-            // As the script rounds it: the text must not change with the first event.
+            // Rounded as in the script, so that the first event does not change the text.
             let seconds = expected_wait_ms.saturating_add(500) / 1000;
             format!("Place {place} in the queue of the reflector; about {seconds} s to wait.")
         }

@@ -43,7 +43,7 @@ struct NowPage {
     verdict: VerdictView,
     /// The tests that run.
     live: Vec<LiveView>,
-    /// What can be measured against; none if the viewer may not, or nothing is paired.
+    /// The names of the paired reflectors, to measure against.
     targets: Vec<String>,
     may_run: bool,
     is_paired: bool,
@@ -116,7 +116,7 @@ pub(super) async fn measure(
     Extension(source): Extension<RequestSource>,
     form: FormBody,
 ) -> Result<Response, Problem> {
-    // A second click, or a second viewer: one test is what they want.
+    // After a second click, or for a second viewer, the running test is the wanted one.
     if state.live.all().iter().any(|run| run.schedule.is_none()) {
         return Ok(see_other(PATH));
     }
@@ -124,7 +124,7 @@ pub(super) async fn measure(
     if let Some(peer) = form.text("peer") {
         request.peer = Some(peer.to_owned());
     }
-    // The page of the run draws them.
+    // The page of the run draws the intervals.
     request.intervals = true;
     test_runs::start(&state, source, request).await?;
     Ok(done(PATH, Notice::TestStarted))
@@ -158,7 +158,7 @@ impl VerdictView {
     }
 }
 
-/// The text without formatting characters, and not endless: it may name monitors.
+/// The text without formatting characters and of bounded length, because it may contain names of monitors.
 fn bounded(text: &str) -> String {
     let (head, tail) = (text.starts_with(' '), text.ends_with(' '));
     format!("{}{}{}", if head { " " } else { "" }, sentence(text), if tail { " " } else { "" })

@@ -1,4 +1,4 @@
-//! What the service is, and how long it keeps what.
+//! The state of the service, and how long it keeps results.
 
 use std::time::Duration;
 

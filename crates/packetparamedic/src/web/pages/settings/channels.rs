@@ -98,7 +98,7 @@ pub(in super::super) async fn add(
     }
 }
 
-/// The channel of a form, or why there is none. It makes no commands.
+/// The channel of a form, or why there is none. A form cannot make a command channel.
 fn new_channel(form: &FormBody) -> Result<NewChannel, &'static str> {
     let text = |field| form.text(field).map(str::to_owned);
     let secret = |field| form.text(field).map(|text| SecretText::new(text.to_owned()));
@@ -158,7 +158,8 @@ pub(in super::super) async fn test(
     let tested = state.service.test_channel(&name).await?;
     let Some(reason) = &tested.reason else { return Ok(done(PATH, Notice::ChannelTested)) };
     let what = format!("The test message was not delivered to {}", shown(&tested.channel));
-    let try_ = "correct the other end; to change the channel, remove it and add it again";
+    let try_ = "check the server or program that receives the messages; to change the channel, remove it and add it \
+                again";
     let failure = CommandFailure::new(ExitStatus::Failed, "not_delivered", what, reason, try_);
     page(&state, &visitor, StatusCode::OK, Some(failure.into()), FormBody::default()).await
 }

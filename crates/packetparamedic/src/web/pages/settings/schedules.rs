@@ -1,4 +1,4 @@
-//! The settings of the schedules: list with the monthly data, add after a look at that data, enable, disable, run, remove.
+//! The settings of the schedules: list with the monthly data, add once that is confirmed, enable, disable, run, remove.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the definition of a schedule")]
 
@@ -177,7 +177,7 @@ fn definition(state: &ApiState, form: &FormBody) -> Result<Schedule, CommandFail
     if let Some(peer) = form.text("peer") {
         request.peer = Some(peer.to_owned());
     }
-    // The page of a run draws them.
+    // The page of a run draws the intervals.
     request.intervals = true;
     let when = form.text("other").or(form.text("when")).unwrap_or_default();
     let when = Recurrence::parse(when).map_err(|error| ApplianceError::Schedule(error.into()))?;

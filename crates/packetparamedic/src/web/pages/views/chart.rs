@@ -1,5 +1,5 @@
-//! A chart in a page: its table, its summary in words, and what the script needs to draw it. Without JavaScript the table
-//! and the summary remain.
+//! A chart in a page: its table, its summary in words, and what the script needs to draw it. Without JavaScript the
+//! table and the summary remain.
 
 use askama::Template;
 use askama::filters::HtmlSafe;
@@ -8,7 +8,7 @@ use paramedic_report::quantity;
 
 use super::super::page_time::PageTime;
 
-/// The unit of the values of a chart. `data-unit` tells the script.
+/// The unit of the values of a chart. The attribute `data-unit` has it for the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChartUnit {
     /// Bits per second.
@@ -66,7 +66,7 @@ pub(super) struct ChartColumn {
     pub(super) colour: &'static str,
     /// How it is drawn.
     pub(super) form: ColumnForm,
-    /// The column to which a band reaches, and how strong it is in percent.
+    /// The column to which a band reaches, and the opacity of the band in percent.
     pub(super) band: Option<(usize, u8)>,
     /// The unit, if it is not that of the chart.
     pub(super) unit: Option<ChartUnit>,
@@ -102,7 +102,7 @@ impl ChartColumn {
     }
 }
 
-/// What the rows of a chart stand at.
+/// The position of a row on the horizontal axis of a chart.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum ChartPosition {
     /// A time.
@@ -143,7 +143,7 @@ pub(super) struct Chart {
     pub(super) row_head: &'static str,
     pub(super) columns: Vec<ChartColumn>,
     pub(super) rows: Vec<(ChartPosition, Vec<Option<f64>>)>,
-    /// Where a program gets the values.
+    /// The link to the values for programs: its text and its address.
     pub(super) download: Option<(&'static str, String)>,
 }
 

@@ -19,16 +19,16 @@ const DAYS: [(Weekday, &str); 7] = [
     (Weekday::Saturday, "Sat"),
     (Weekday::Sunday, "Sun"),
 ];
-/// The strongest colour.
+/// The number of the strongest colour: the style sheet has the classes `h1` to `h7`.
 const STRONGEST: f64 = 7.0;
 const LEFT: usize = 34;
 const CELL: usize = 28;
 const TOP: usize = 16;
 
-/// The rates of a time.
+/// The rates of a span of time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct TimedRates {
-    /// The begin of the time, a quarter of an hour at most.
+    /// The begin of the span, which is at most a quarter of an hour long.
     pub(super) at: Timestamp,
     /// The number of rates.
     pub(super) count: u64,

@@ -32,7 +32,7 @@ use super::period::ChartPeriod;
 /// The runs of a page of the list.
 const LIST_PAGE: u32 = 25;
 
-/// The time of which the week is a mean, at most.
+/// The longest time over which the map of the week takes its means.
 const WEEKS: Duration = Duration::from_secs(90 * 86_400);
 
 /// The page.

@@ -28,7 +28,7 @@ const LIST: u32 = 200;
 pub(super) struct OutageList {
     title: &'static str,
     outages: Vec<StoredOutage>,
-    /// What stands there without any.
+    /// The text in place of an empty list.
     none: &'static str,
     /// Whether there are more than are listed.
     has_more: bool,
@@ -94,7 +94,7 @@ fn scope_words(scope: OutageScope) -> &'static str {
     }
 }
 
-/// The outages that a time touches, newest first.
+/// The outages that overlap a period, newest first.
 pub(super) async fn outages_between(
     appliance: &Appliance,
     since: Timestamp,

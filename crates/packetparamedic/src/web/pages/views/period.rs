@@ -31,7 +31,7 @@ pub(super) enum ChartPeriod {
 }
 
 impl ChartPeriod {
-    /// The period with this word; a week without one.
+    /// The period with this word; a week if there is none.
     pub(super) fn of_word(word: Option<&str>) -> Self {
         ALL.iter().find(|(_, own, _)| Some(*own) == word).map(|(period, ..)| *period).unwrap_or_default()
     }
@@ -68,7 +68,7 @@ impl ChartPeriod {
             Self::All => {
                 let seconds = u64::try_from(now.as_second().saturating_sub(since.as_second())).unwrap_or(0);
                 let hours = (seconds / 300).div_ceil(3_600).max(1);
-                // Whole days from half a day on.
+                // A step of more than half a day is rounded up to whole days.
                 Duration::from_secs(3_600 * if hours > 12 { hours.div_ceil(24) * 24 } else { hours })
             }
         }

@@ -27,7 +27,7 @@ use super::super::visitor::Visitor;
 use super::chart::Chart;
 use rows::{FactTable, NamedFact};
 
-/// The longest document that stands in its page, in bytes; a longer one is behind its link.
+/// The longest document without intervals that its page contains, in bytes. The page links to every document.
 const LONGEST_DOCUMENT: usize = 128 * 1024;
 
 /// The longest sentence, in characters.
@@ -93,7 +93,7 @@ pub(super) async fn show(
     let saved = state.service.appliance().result(&wanted).await?;
     let id = saved.id.to_string();
     if wanted != id {
-        // The whole id stays the same when further runs begin or end alike.
+        // The whole id stays unique even if a further run has the same beginning or end of its id.
         return Ok(see_other(&format!("/runs/{id}")));
     }
     let document = saved.document().map_err(ApplianceError::from)?;
