@@ -92,8 +92,12 @@ fn directives(filter: &str) -> Option<EnvFilter> {
     if filter.is_empty() || (is_word && !is_known) {
         return None;
     }
-    EnvFilter::try_new(filter).ok()
+    let filter = EnvFilter::try_new(filter).ok()?;
+    Some(filter.add_directive(WITHOUT_PASSWORDS.parse().ok()?))
 }
+
+/// sqlx logs a malformed line of `~/.pgpass` whole, and the line may have a password.
+const WITHOUT_PASSWORDS: &str = "sqlx_postgres::options::pgpass=off";
 
 /// The programs, whose names are valid filters.
 const PROGRAMS: [&str; 2] = ["reflector", "packetparamedic"];
@@ -111,6 +115,15 @@ mod tests {
         }
         for filter in ["", "loud", "verbose", "warn,paramedic_engines=loud", "=="] {
             assert!(!is_filter(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn no_filter_shows_lines_of_a_password_file() {
+        for filter in ["trace", "sqlx_postgres=trace", "sqlx_postgres::options::pgpass=trace"] {
+            let directives = directives(filter).unwrap().to_string();
+            let of_file = directives.split(',').filter(|one| one.starts_with("sqlx_postgres::options::pgpass"));
+            assert_eq!(of_file.collect::<Vec<_>>(), [WITHOUT_PASSWORDS], "{directives}");
         }
     }
 

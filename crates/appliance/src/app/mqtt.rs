@@ -180,14 +180,18 @@ impl BrokerReporter<'_> {
         let mut changes = self.service.monitor_changes();
         let mut updates = self.service.updates().subscribe();
         let mut sent = SentMessages::default();
-        let mut is_online = false;
+        let (mut is_online, mut is_lasting) = (false, false);
         loop {
             changes.borrow_and_update();
             self.send_changed(client, &mut sent).await?;
             if !is_online {
                 // Sent last, so that the device is not shown as available before its values exist.
                 self.send(client, &self.topics.availability.clone(), ONLINE).await?;
-                is_online = true;
+                // Only a connection that lasts is a success: a broker may acknowledge one message and then fail.
+                if is_lasting {
+                    self.backoff.succeeded();
+                }
+                (is_online, is_lasting) = (true, true);
             }
             let next = Instant::now() + SHORTEST_INTERVAL;
             tokio::select! {
@@ -214,8 +218,6 @@ impl BrokerReporter<'_> {
             notice.wait_completion_async().await.map_err(BrokerFault::NotTaken)
         };
         timeout(ACKNOWLEDGEMENT_TIMEOUT, acknowledged).await.map_err(|_| BrokerFault::NotAcknowledged)??;
-        // Only an acknowledgement counts as a success: a broker may accept each connection and then close it.
-        self.backoff.succeeded();
         if self.said != SaidOfBroker::Connected {
             self.said = SaidOfBroker::Connected;
             tracing::info!(broker = %self.settings.url, "the MQTT broker is connected");

@@ -31,7 +31,7 @@ use crate::event::AuditEvent;
 use crate::event_throttle::SuppressedLines;
 use crate::known_prefixes::KnownPrefixes;
 use crate::pairing::Pairing;
-use crate::sessions::{Limits, Now, PastUsage, Sessions, charged_after_crash};
+use crate::sessions::{DAYS_KEPT, Limits, Now, PastUsage, Sessions, charged_after_crash};
 use crate::store::Store;
 
 /// Serves until a signal or `reflector drain` ends the reflector.
@@ -57,12 +57,7 @@ pub async fn serve(
     let known_prefixes = load_known_prefixes(&store, &peers).await?;
     let past = PastUsage {
         tests: store.tests_since(now.saturating_sub(3_600_000)).await?,
-        bytes_today: store
-            .usage(Now::day_of(now))
-            .await?
-            .into_iter()
-            .map(|(peer, bytes)| (peer, Now::day_of(now), bytes))
-            .collect(),
+        bytes: store.usage_from(Now::day_of(now).saturating_sub(DAYS_KEPT)).await?,
     };
     #[expect(clippy::disallowed_methods, reason = "the shell reads the clock for the decisions")]
     let began = Instant::now();

@@ -50,7 +50,7 @@ pub struct PastUsage {
     /// Each granted test: its peer, and its time in milliseconds since 1970.
     pub tests: Vec<(EndpointId, u64)>,
     /// The charged bytes: peer, day, bytes.
-    pub bytes_today: Vec<(EndpointId, u32, u64)>,
+    pub bytes: Vec<(EndpointId, u32, u64)>,
 }
 
 /// What a session is for.

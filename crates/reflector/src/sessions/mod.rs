@@ -37,6 +37,7 @@ use limits::denial;
 pub use limits::{Limits, span};
 use ports::Ports;
 use queue::{Occupancy, Queue};
+pub use quota::DAYS_KEPT;
 pub use recorded_use::{RecordedUse, UseRecorder, charged_after_crash};
 use session::{HeldSession, PendingEnd, START_TIMEOUT};
 
@@ -78,7 +79,7 @@ impl<H> Sessions<H> {
             queue: Queue::default(),
             fallbacks: Fallbacks::default(),
             tests: quota::Tests::new(past.tests),
-            bytes: quota::ChargedBytes::new(past.bytes_today),
+            bytes: quota::ChargedBytes::new(past.bytes),
             held: BTreeMap::new(),
             counts: SessionCounts::default(),
             draining: false,

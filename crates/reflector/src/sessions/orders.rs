@@ -541,7 +541,7 @@ proptest! {
         };
         let phases = phases.into_iter().map(|duration_ms| PhaseSpec { load: Load::Idle, duration_ms }).collect();
         let spec_of_phases = TestSpec { phases, ..spec(true, 1) };
-        let past = PastUsage { tests: vec![(peer(0), budget)], bytes_today: vec![(peer(1), u32::MAX, budget)] };
+        let past = PastUsage { tests: vec![(peer(0), budget)], bytes: vec![(peer(1), u32::MAX, budget)] };
         let mut sessions = Sessions::<SessionId>::new(limits, past, Now { mono: Duration::ZERO, unix_ms: 0 });
         let id = |n: usize| SessionId::from_bytes((n as u128).to_be_bytes());
         let mut fresh = 1_000u128;

@@ -8,9 +8,9 @@ use paramedic_link::{EndpointId, SessionId};
 
 /// The time that the limit of tests per hour covers, in milliseconds.
 const HOUR_MS: u64 = 3600 * 1000;
-/// The number of days before and after today whose bytes are kept, for sessions that run past midnight and for changes
-/// of the clock.
-const DAYS_KEPT: u32 = 7;
+/// The number of days before today whose bytes are kept, for sessions that run past midnight and for changes of the
+/// clock. Later days than today are kept as well: the clock may have been set back.
+pub const DAYS_KEPT: u32 = 7;
 
 /// The tests that were granted within the last hour.
 #[derive(Debug, Default)]
@@ -102,7 +102,7 @@ impl ChargedBytes {
 
     /// Removes days that are long past.
     pub(super) fn pass_time(&mut self, today: u32) {
-        self.days.retain(|day, _| day.abs_diff(today) <= DAYS_KEPT);
+        self.days.retain(|day, _| day.saturating_add(DAYS_KEPT) >= today);
     }
 
     pub(super) fn charge(&mut self, peer: EndpointId, day: u32, bytes: u64) {
@@ -169,6 +169,15 @@ mod tests {
         assert_eq!((bytes.of_peer(PEER, 10), bytes.of_all(11)), (5, 7));
         bytes.pass_time(18);
         assert_eq!((bytes.of_peer(PEER, 10), bytes.of_peer(PEER, 11)), (0, 7));
+    }
+
+    #[test]
+    fn a_clock_that_was_behind_forgets_no_day() {
+        let mut bytes = ChargedBytes::new(vec![(PEER, 20_000, 5)]);
+        bytes.pass_time(0);
+        bytes.charge(PEER, 0, 7);
+        bytes.pass_time(20_000);
+        assert_eq!((bytes.of_peer(PEER, 20_000), bytes.of_peer(PEER, 0)), (5, 0));
     }
 
     #[test]

@@ -542,7 +542,7 @@ fn bytes_beyond_the_lease_are_charged() {
 
 #[test]
 fn earlier_usage_counts_after_a_restart() {
-    let past = PastUsage { tests: vec![], bytes_today: vec![(A, 20_000, 1_000_000), (B, 19_999, 1_000_000)] };
+    let past = PastUsage { tests: vec![], bytes: vec![(A, 20_000, 1_000_000), (B, 19_999, 1_000_000)] };
     let mut fixture = Fixture::remembering(limits(), past);
     assert_eq!(fixture.denial(1, A, tunneled(), true).reason, DenialReason::BytesPerDay);
     fixture.grant(2, B, tunneled());

@@ -165,14 +165,14 @@ async fn a_settled_session_is_charged_what_it_used() {
     store.settle(session(1), &[(5, 150), (6, 30)]).await.unwrap();
     lease(&store, 2, 1, 6, 100).await.unwrap();
     store.settle(session(2), &[(6, 1)]).await.unwrap();
-    assert_eq!(store.usage(5).await.unwrap(), [(id(1), 150)]);
-    assert_eq!(store.usage(6).await.unwrap(), [(id(1), 31)]);
+    assert_eq!(store.usage_from(5).await.unwrap(), [(id(1), 5, 150), (id(1), 6, 31)]);
+    assert_eq!(store.usage_from(6).await.unwrap(), [(id(1), 6, 31)]);
     assert_eq!(store.open_leases().await.unwrap(), []);
     store.record_use(session(2), RecordedUse { used: 1, surge: 1 }).await.unwrap();
     assert_eq!(on_disk(&file(&folder), "SELECT COUNT(*) FROM recorded_use").await, 0, "settled with its session");
     lease(&store, 3, 2, 50, 1).await.unwrap();
     store.settle(session(3), &[(50, 1)]).await.unwrap();
-    assert_eq!(store.usage(6).await.unwrap(), []);
+    assert_eq!(store.usage_from(6).await.unwrap(), [(id(2), 50, 1)]);
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn the_bytes_of_an_unknown_session_are_an_error() {
     assert!(store.settle(session(1), &[(5, 0)]).await.is_ok());
     store.record_test(session(1), id(1), 1_000).await.unwrap();
     store.settle(session(1), &[(5, 1)]).await.unwrap();
-    assert_eq!(store.usage(5).await.unwrap(), [(id(1), 1)]);
+    assert_eq!(store.usage_from(5).await.unwrap(), [(id(1), 5, 1)]);
 }
 
 #[tokio::test]

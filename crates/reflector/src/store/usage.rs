@@ -184,13 +184,15 @@ impl Store {
         Ok(open)
     }
 
-    /// The bytes that each peer was charged on `day` (the number of days since 1970), without open leases.
-    pub async fn usage(&self, day: u32) -> Result<Vec<(EndpointId, u64)>, StoreError> {
-        let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as("SELECT peer, bytes FROM usage WHERE day = $1 ORDER BY peer")
-            .bind(i64::from(day))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|why| self.failure("reading the day's bytes", why))?;
-        rows.into_iter().map(|(peer, bytes)| Ok((self.endpoint_id(&peer)?, unsigned(bytes)))).collect()
+    /// The bytes that each peer was charged on each day from `first` (the number of days since 1970) on, without open
+    /// leases. Later days than today are included: the clock may be behind now.
+    pub async fn usage_from(&self, first: u32) -> Result<Vec<(EndpointId, u32, u64)>, StoreError> {
+        let rows: Vec<(Vec<u8>, u32, i64)> =
+            sqlx::query_as("SELECT peer, day, bytes FROM usage WHERE day >= $1 ORDER BY day, peer")
+                .bind(i64::from(first))
+                .fetch_all(&self.pool)
+                .await
+                .map_err(|why| self.failure("reading the bytes of each day", why))?;
+        rows.into_iter().map(|(peer, day, bytes)| Ok((self.endpoint_id(&peer)?, day, unsigned(bytes)))).collect()
     }
 }
