@@ -53,7 +53,8 @@ impl Dice {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let folder = std::env::args_os().nth(1).map(PathBuf::from).ok_or("usage: seed FOLDER")?;
+    let folder = std::env::args_os().nth(1).filter(|folder| !folder.as_encoded_bytes().starts_with(b"-"));
+    let folder = folder.map(PathBuf::from).ok_or("usage: seed FOLDER [--many COUNT]")?;
     let appliance = Appliance::open(&folder, |error| ErrorBody {
         code: "seed".to_owned(),
         what: error.to_string(),

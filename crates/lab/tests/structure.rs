@@ -401,3 +401,23 @@ fn circles(graph: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
     }
     found.into_iter().collect()
 }
+
+/// The largest file in the repository: a page of figures or a picture.
+const LARGEST_FILE: u64 = 1 << 20;
+
+#[test]
+fn the_repository_has_no_state_folder_and_no_large_file() {
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output().unwrap();
+    if !listed.status.success() {
+        eprintln!("SKIPPED: not a git repository");
+        return;
+    }
+    let files = String::from_utf8(listed.stdout).unwrap();
+    for file in files.split('\0').filter(|file| !file.is_empty()) {
+        // A program that takes an option for a folder leaves one of that name.
+        assert!(!file.starts_with('-'), "{file}");
+        assert!(!file.ends_with("identity.key") && !file.ends_with("packetparamedic.db"), "{file}");
+        let size = fs::symlink_metadata(root().join(file)).map_or(0, |metadata| metadata.len());
+        assert!(size <= LARGEST_FILE, "{file}: {size} bytes");
+    }
+}

@@ -35,7 +35,7 @@ pub enum StorageError {
         migration: i64,
     },
     /// The tables of the database are not those of its migrations.
-    #[error("{place} does not have the tables of this version: {source}")]
+    #[error("{place} does not have the tables of this version: {}", difference(source))]
     Altered {
         /// The database.
         place: StorePlace,
@@ -224,6 +224,15 @@ pub enum StorageError {
         /// The error of the database.
         source: sqlx::Error,
     },
+}
+
+/// What differs from the migrations of this version. The words of sqlx about an unfinished migration contain an advice
+/// that is not ours.
+fn difference(error: &MigrateError) -> String {
+    match error {
+        MigrateError::Dirty(migration) => format!("its migration {migration} is marked as unfinished"),
+        other => other.to_string(),
+    }
 }
 
 impl StorageError {

@@ -86,7 +86,7 @@ pub(super) struct ListArgs {
     format: Option<ListFormat>,
 }
 
-/// Which runs.
+/// Selects stored runs by time, peer and engine. An absent flag excludes nothing.
 #[derive(clap::Args, Default)]
 pub(super) struct Selection {
     /// Runs that began since TIME: 7d, 2026-01-31, "2026-01-31 12:00"

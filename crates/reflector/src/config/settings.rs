@@ -48,8 +48,8 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_LISTEN_FREEBIND",
         flag: Some("listen-freebind"),
         placeholder: "BOOL",
-        help: "Listen also on addresses that no interface of this host has yet, and serve there once one has it \
-               (IP_FREEBIND).",
+        help: "Start even if this host does not have an address of `listen` yet. Clients can reach the address as soon \
+               as an interface has it (IP_FREEBIND).",
         valid: "true or false",
         is_list: false,
         read: |config, given| given.yes_or_no().map(|enabled| config.listen_freebind = enabled),
@@ -138,7 +138,8 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_MAX_CONCURRENT_TESTS",
         flag: Some("max-concurrent-tests"),
         placeholder: "N",
-        help: "Sessions that run at once. With more than one, sessions share the link and disturb each other.",
+        help: "The limit on sessions that run at the same time. With more than one, sessions share the link and disturb \
+               each other.",
         valid: "a number from 1 to 1000",
         is_list: false,
         read: |config, given| given.number(1, 1000).map(|number| config.max_concurrent_tests = number),
@@ -160,7 +161,8 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_MAX_MONITORS",
         flag: Some("max-monitors"),
         placeholder: "N",
-        help: "Monitor sessions at once, which measure latency all the time; at most 4 of one device. 0 denies all.",
+        help: "The limit on monitor sessions that run at the same time; one device may have 4 of them. A monitor session \
+               measures latency all the time. 0 denies all.",
         valid: "a number from 0 to 1000",
         is_list: false,
         read: |config, given| given.number(0, 1_000).map(|number| config.max_monitors = number),
@@ -243,8 +245,9 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_KEY_FILE",
         flag: Some("key-file"),
         placeholder: "FILE",
-        help: "File with the secret key, for a key that a service manager provides: a credential of systemd, a secret of \
-               a container. The reflector does not change it; root may own it. Default: identity.key in the state folder.",
+        help: "Read the secret key from this file, which a service manager provides, such as a credential of systemd or \
+               a secret of a container. The file must exist, and root may own it; the reflector never changes it. \
+               Default: identity.key in the state folder.",
         valid: "a file",
         is_list: false,
         read: |config, given| given.path().map(|path| config.provided_key = Some(path)),
@@ -255,8 +258,9 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_RUNTIME_DIR",
         flag: Some("runtime-dir"),
         placeholder: "FOLDER",
-        help: "Folder of the admin socket. Default: the state folder, if that is set; systemd's RUNTIME_DIRECTORY; \
-               for root /run/reflector; else packetparamedic in XDG_RUNTIME_DIR.",
+        help: "Folder of the admin socket. Default: the first of these that applies: the state folder, if you set \
+               state_dir; systemd's RUNTIME_DIRECTORY; /run/reflector, for root; packetparamedic in XDG_RUNTIME_DIR; \
+               the state folder.",
         valid: "a folder",
         is_list: false,
         read: |config, given| given.path().map(|path| config.runtime_dir = path),

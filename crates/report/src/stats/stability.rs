@@ -67,8 +67,8 @@ pub fn check_rate(samples: &[Sample], requested_omit: Option<Duration>, look: Du
     if is_level { Ok(()) } else { Err(Unstable::Drifts) }
 }
 
-/// Checks the median round trips in microseconds: `last` of the last two seconds, `before` of the two seconds before
-/// those.
+/// Checks whether the median round trip has stopped changing. `before` and `last` are the medians, in microseconds, of
+/// two adjacent periods of two seconds, of which `last` is the later one. An unknown median counts as unstable.
 pub fn check_latency(before: Option<u32>, last: Option<u32>) -> Result<(), Unstable> {
     let (before, last) = before.zip(last).ok_or(Unstable::Latency)?;
     let most = LATENCY_CHANGE_US.max(before / LATENCY_PART);

@@ -433,7 +433,7 @@ impl ReflectorSession {
         }
     }
 
-    /// Ends the phase early if the next look finds it stable.
+    /// If the time of a check for stability has come ([`StabilityLooks`]) and the phase is stable, ends the phase early.
     async fn end_if_stable(&mut self, number: u8, record: &mut PhaseRecord) -> Result<(), ApplianceError> {
         let (Some(looks), Some(prober), Some(begun)) = (&mut self.looks, &self.prober, record.begun_at) else {
             return Ok(());

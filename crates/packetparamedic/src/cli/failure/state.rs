@@ -55,9 +55,9 @@ impl From<&StorageError> for CommandFailure {
                 "history_altered",
                 "cannot read the saved pairings and results",
                 match place {
-                    StorePlace::File(_) => format!("use the packetparamedic that wrote {place}"),
+                    StorePlace::File(_) => format!("use the version of packetparamedic that wrote {place}"),
                     StorePlace::Server(_) => {
-                        "use the packetparamedic that wrote it, or set `database` to a database that only this device uses"
+                        "use the version of packetparamedic that wrote it, or set `database` to a database that only this device uses"
                             .to_owned()
                     }
                 },

@@ -68,7 +68,7 @@ pub(in super::super) async fn show(State(state): State<ApiState>, visitor: Visit
     page(&state, &visitor, StatusCode::OK, TokenOutcome::default()).await
 }
 
-/// Adds the token of the form. The answer has its secret.
+/// Adds a token with the name and scope from the form. The answer shows the secret of the token.
 pub(in super::super) async fn add(
     State(state): State<ApiState>,
     visitor: Visitor,
