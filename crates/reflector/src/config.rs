@@ -116,9 +116,10 @@ impl Config {
         self.state_dir.join("audit")
     }
 
-    /// Whether the runtime folder is one of the defaults for root. Only root can create those.
+    /// Whether the runtime folder is the default for root, in which root trusts a reflector of any user: only root can
+    /// create it. The earlier one belongs to the user of the appliance's service now.
     pub fn has_root_runtime_dir(&self) -> bool {
-        [ROOT_RUNTIME_DIR, EARLIER_RUNTIME_DIR].iter().any(|path| self.runtime_dir == Path::new(path))
+        self.runtime_dir == Path::new(ROOT_RUNTIME_DIR)
     }
 
     /// The working folder of engines during a session. The reflector empties this folder when it starts. The folder is

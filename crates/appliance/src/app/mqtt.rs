@@ -180,24 +180,26 @@ impl BrokerReporter<'_> {
         let mut changes = self.service.monitor_changes();
         let mut updates = self.service.updates().subscribe();
         let mut sent = SentMessages::default();
-        let (mut is_online, mut is_lasting) = (false, false);
+        // When the message about the availability is repeated; `None` before the first one.
+        let mut again = None;
         loop {
             changes.borrow_and_update();
             self.send_changed(client, &mut sent).await?;
-            if !is_online {
+            if again.is_none_or(|again| again <= Instant::now()) {
                 // Sent last, so that the device is not shown as available before its values exist.
                 self.send(client, &self.topics.availability.clone(), ONLINE).await?;
                 // Only a connection that lasts is a success: a broker may acknowledge one message and then fail.
-                if is_lasting {
+                if again.is_some() {
                     self.backoff.succeeded();
                 }
-                (is_online, is_lasting) = (true, true);
+                again = Some(Instant::now() + LOOK_INTERVAL);
             }
-            let next = Instant::now() + SHORTEST_INTERVAL;
+            let now = Instant::now();
+            let next = now + SHORTEST_INTERVAL;
             tokio::select! {
                 // Repeats the message, because a broker can turn pings off. Its acknowledgement shows that the broker
                 // still answers.
-                () = sleep(LOOK_INTERVAL) => is_online = false,
+                () = sleep_until(again.unwrap_or(now)) => {}
                 _ = changes.changed() => {}
                 () = until_run_ended(&mut updates) => updates = self.service.updates().subscribe(),
             }

@@ -24,9 +24,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let refused = |error: JsonRejection| Problem::invalid(error.status(), &error.body_text());
+        let refused = |error: JsonRejection| Problem::invalid(error.status(), &unquoted(error.body_text()));
         let Json(body) = in_time(Json::<T>::from_request(request, state)).await?.map_err(refused)?;
         Ok(Self(body))
+    }
+}
+
+/// An error of serde without the text that it quotes: one that stands where another type belongs may be a secret.
+fn unquoted(error: String) -> String {
+    let quoted = error.find("string \"").zip(error.rfind("\", expected"));
+    match quoted.and_then(|(begin, end)| Some((error.get(..begin)?, error.get(end + 1..)?))) {
+        Some((before, after)) => format!("{before}a text{after}"),
+        None => error,
     }
 }
 
@@ -189,6 +198,14 @@ mod tests {
         fn no_query_panics(query in "[a-z%0-9&=]{0,40}") {
             drop(ListQuery::read(&query));
         }
+    }
+
+    #[test]
+    fn an_error_of_a_body_quotes_no_text() {
+        let error = |body: &str| unquoted(serde_json::from_str::<Vec<u8>>(body).unwrap_err().to_string());
+        assert_eq!(error(r#""T0KEN""#), "invalid type: a text, expected a sequence at line 1 column 7");
+        assert_eq!(error(r#"["a\", expected b"]"#), "invalid type: a text, expected u8 at line 1 column 18");
+        assert_eq!(error("[-1]"), "invalid value: integer `-1`, expected u8 at line 1 column 3");
     }
 
     #[test]

@@ -96,11 +96,21 @@ pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizi
     let now = Instant::now();
     let attempts = || state.attempts.lock().unwrap_or_else(PoisonError::into_inner);
     attempts().begin(caller.client, now).map_err(too_many)?;
-    match state.service.appliance().log_in(password).await? {
-        Some(login) => {
-            attempts().succeeded(caller.client);
-            Ok(login)
+    // A task of its own: the verdict is recorded, too, if the client does not wait for it.
+    let (state, client) = (state.clone(), caller.client);
+    let judged = tokio::spawn(async move {
+        let judged = state.service.appliance().log_in(password).await;
+        let mut attempts = state.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        match &judged {
+            Ok(Some(_)) => attempts.succeeded(client),
+            Ok(None) => {}
+            // The store did not answer, so the password was not judged.
+            Err(_) => attempts.take_back(client),
         }
+        judged
+    });
+    match judged.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))? {
+        Some(login) => Ok(login),
         None => {
             if attempts().is_logged(now) {
                 tracing::warn!(client = %caller.client, "a login with a wrong password");

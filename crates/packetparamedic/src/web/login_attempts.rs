@@ -54,6 +54,13 @@ impl LoginAttempts {
         self.logged.begin(now).is_ok()
     }
 
+    /// Takes back the count of an attempt whose password was not judged.
+    pub(super) fn take_back(&mut self, address: IpAddr) {
+        if let Some((wrong, _)) = self.wrong.get_mut(&user_part(address)) {
+            *wrong = wrong.saturating_sub(1);
+        }
+    }
+
     /// Records a right password: the earlier wrong passwords of the address no longer count.
     pub(super) fn succeeded(&mut self, address: IpAddr) {
         self.wrong.remove(&user_part(address));
@@ -87,6 +94,10 @@ mod tests {
         for _ in 0..MAX_WRONG {
             assert_eq!(attempts.begin(one, now + WAIT), Ok(()));
         }
+        // One of them was not judged.
+        attempts.take_back(one);
+        assert_eq!(attempts.begin(one, now + WAIT), Ok(()));
+        assert_eq!(attempts.begin(one, now + WAIT), Err(WAIT));
     }
 
     proptest! {

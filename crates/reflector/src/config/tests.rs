@@ -248,8 +248,9 @@ fn state_in_the_earlier_folder_is_used_with_a_warning() {
 fn root_finds_a_reflector_that_runs_in_the_earlier_runtime_folder() {
     let place = |bench: Bench| {
         let loaded = bench.load(&[]).unwrap();
-        assert!(loaded.config.has_root_runtime_dir());
-        (loaded.config.runtime_dir.to_str().unwrap().to_owned(), loaded.warnings.len())
+        let folder = loaded.config.runtime_dir.to_str().unwrap().to_owned();
+        assert_eq!(loaded.config.has_root_runtime_dir(), folder == "/run/reflector");
+        (folder, loaded.warnings.len())
     };
     let earlier = || Bench::new().root().with_file("/run/packetparamedic/admin.sock");
     assert_eq!(place(earlier()), ("/run/packetparamedic".to_owned(), 1));

@@ -194,7 +194,7 @@ async fn charge_open_leases(store: &Store) -> anyhow::Result<(u64, u64)> {
     let (mut sessions, mut bytes) = (0, 0_u64);
     for open in store.open_leases().await? {
         let charged = charged_after_crash(&open.leased, open.recorded);
-        store.settle(open.session, &charged).await?;
+        store.settle(open.session, open.peer, &charged).await?;
         sessions += 1;
         bytes = charged.iter().fold(bytes, |sum, (_, bytes)| sum.saturating_add(*bytes));
     }

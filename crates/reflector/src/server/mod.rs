@@ -200,7 +200,7 @@ impl Server {
     /// Writes the charged bytes of an ended session to the database. If the disk fails, they are written once it works
     /// again.
     async fn settle(&self, settled: SessionAccounts) {
-        match self.store.settle(settled.session, &settled.bytes_by_day).await {
+        match self.store.settle(settled.session, settled.peer, &settled.bytes_by_day).await {
             Ok(()) => {}
             Err(error) if error.is_fault() => {
                 tracing::error!(%error, "a session's bytes can't be settled yet; a crash now charges what was recorded and the surge");

@@ -162,27 +162,26 @@ async fn a_settled_session_is_charged_what_it_used() {
     lease(&store, 1, 1, 5, 100).await.unwrap();
     lease(&store, 1, 1, 5, 100).await.unwrap();
     lease(&store, 1, 1, 6, 100).await.unwrap();
-    store.settle(session(1), &[(5, 150), (6, 30)]).await.unwrap();
+    store.settle(session(1), id(1), &[(5, 150), (6, 30)]).await.unwrap();
     lease(&store, 2, 1, 6, 100).await.unwrap();
-    store.settle(session(2), &[(6, 1)]).await.unwrap();
+    store.settle(session(2), id(1), &[(6, 1)]).await.unwrap();
     assert_eq!(store.usage_from(5).await.unwrap(), [(id(1), 5, 150), (id(1), 6, 31)]);
     assert_eq!(store.usage_from(6).await.unwrap(), [(id(1), 6, 31)]);
     assert_eq!(store.open_leases().await.unwrap(), []);
     store.record_use(session(2), RecordedUse { used: 1, surge: 1 }).await.unwrap();
     assert_eq!(on_disk(&file(&folder), "SELECT COUNT(*) FROM recorded_use").await, 0, "settled with its session");
     lease(&store, 3, 2, 50, 1).await.unwrap();
-    store.settle(session(3), &[(50, 1)]).await.unwrap();
+    store.settle(session(3), id(2), &[(50, 1)]).await.unwrap();
     assert_eq!(store.usage_from(6).await.unwrap(), [(id(2), 50, 1)]);
 }
 
 #[tokio::test]
-async fn the_bytes_of_an_unknown_session_are_an_error() {
+async fn a_session_without_a_lease_and_without_a_test_is_charged_what_it_used() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
-    assert!(store.settle(session(1), &[(5, 1)]).await.is_err());
-    assert!(store.settle(session(1), &[(5, 0)]).await.is_ok());
-    store.record_test(session(1), id(1), 1_000).await.unwrap();
-    store.settle(session(1), &[(5, 1)]).await.unwrap();
+    // A repetition or a monitor session, for which no bytes were left.
+    store.settle(session(1), id(1), &[(5, 1)]).await.unwrap();
+    store.settle(session(1), id(1), &[(5, 0)]).await.unwrap();
     assert_eq!(store.usage_from(5).await.unwrap(), [(id(1), 5, 1)]);
 }
 
@@ -202,15 +201,16 @@ async fn open_leases_and_their_recorded_use_survive_a_crash() {
     earlier.execute(&store.pool).await.unwrap();
     drop(store);
     let store = open(&folder).await;
-    let open = |nth, leased: &[(u32, u64)], recorded| OpenLease {
+    let open = |nth, peer, leased: &[(u32, u64)], recorded| OpenLease {
         session: session(nth),
+        peer: id(peer),
         leased: leased.iter().copied().collect(),
         recorded,
     };
     let expected = [
-        open(1, &[(5, 100), (6, 10)], Some(recorded)),
-        open(2, &[(6, 1)], Some(RecordedUse::NOTHING)),
-        open(3, &[(6, 7)], None),
+        open(1, 1, &[(5, 100), (6, 10)], Some(recorded)),
+        open(2, 2, &[(6, 1)], Some(RecordedUse::NOTHING)),
+        open(3, 2, &[(6, 7)], None),
     ];
     assert_eq!(store.open_leases().await.unwrap(), expected);
 }
@@ -424,6 +424,5 @@ async fn an_invalid_request_is_not_a_fault_of_the_disk() {
     store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
     store.add_peer(id(2), &"cellar".into(), "hand").await.unwrap();
     assert!(matches!(store.rename_peer(id(2), &"attic".into()).await, Err(StoreError::NameTaken(_))));
-    assert!(store.settle(session(1), &[(5, 1)]).await.is_err());
     assert_eq!(*store.fault().borrow(), None);
 }

@@ -18,6 +18,8 @@ const USAGE_DAYS_KEPT: u32 = 31;
 pub struct OpenLease {
     /// The id of the session.
     pub session: SessionId,
+    /// The peer of the session.
+    pub peer: EndpointId,
     /// The bytes that are leased on each day.
     pub leased: BTreeMap<u32, u64>,
     /// The recorded use of the session; `None` if an earlier version wrote its leases.
@@ -101,39 +103,31 @@ impl Store {
         self.conclude(change, leased.map(drop)).await
     }
 
-    /// Ends the session's leases and charges the bytes that it used on each day, in one transaction.
-    ///
-    /// # Errors
-    ///
-    /// Fails if a session used bytes but has neither a lease nor a recorded test: then they cannot be charged to any
-    /// peer.
-    pub async fn settle(&self, session: SessionId, used_by_day: &[(u32, u64)]) -> Result<(), StoreError> {
+    /// Ends the session's leases and charges its peer the bytes that it used on each day, in one transaction.
+    pub async fn settle(
+        &self,
+        session: SessionId,
+        peer: EndpointId,
+        used_by_day: &[(u32, u64)],
+    ) -> Result<(), StoreError> {
         let session = &session.as_bytes()[..];
-        let used = used_by_day.iter().filter(|(_, bytes)| *bytes > 0).collect::<Vec<_>>();
+        let used = used_by_day.iter().filter(|(_, bytes)| *bytes > 0);
         let mut change = self.begin("charging bytes").await?;
         let settled = async {
-            if !used.is_empty() {
-                let peer: (Vec<u8>,) = sqlx::query_as(
-                    "SELECT peer FROM leases WHERE session = $1 UNION SELECT peer FROM tests WHERE session = $1",
+            for (day, bytes) in used {
+                sqlx::query(
+                    "INSERT INTO usage (day, peer, bytes) VALUES ($1, $2, $3) \
+                     ON CONFLICT (day, peer) DO UPDATE SET bytes = usage.bytes + excluded.bytes",
                 )
-                .bind(session)
-                .fetch_one(&mut *change.work)
+                .bind(i64::from(*day))
+                .bind(&peer.as_bytes()[..])
+                .bind(signed(*bytes))
+                .execute(&mut *change.work)
                 .await?;
-                for (day, bytes) in used {
-                    sqlx::query(
-                        "INSERT INTO usage (day, peer, bytes) VALUES ($1, $2, $3) \
-                         ON CONFLICT (day, peer) DO UPDATE SET bytes = usage.bytes + excluded.bytes",
-                    )
-                    .bind(i64::from(*day))
-                    .bind(&peer.0[..])
-                    .bind(signed(*bytes))
+                sqlx::query("DELETE FROM usage WHERE day < $1")
+                    .bind(i64::from(day.saturating_sub(USAGE_DAYS_KEPT)))
                     .execute(&mut *change.work)
                     .await?;
-                    sqlx::query("DELETE FROM usage WHERE day < $1")
-                        .bind(i64::from(day.saturating_sub(USAGE_DAYS_KEPT)))
-                        .execute(&mut *change.work)
-                        .await?;
-                }
             }
             sqlx::query("DELETE FROM recorded_use WHERE session = $1").bind(session).execute(&mut *change.work).await?;
             sqlx::query("DELETE FROM leases WHERE session = $1").bind(session).execute(&mut *change.work).await
@@ -158,16 +152,16 @@ impl Store {
 
     /// The sessions whose leases are open. At the start, when no session runs, these are sessions that a crash ended.
     pub async fn open_leases(&self) -> Result<Vec<OpenLease>, StoreError> {
-        type Row = (Vec<u8>, i64, i64, Option<i64>, Option<i64>);
+        type Row = (Vec<u8>, Vec<u8>, i64, i64, Option<i64>, Option<i64>);
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT leases.session, day, bytes, used, surge FROM leases \
+            "SELECT leases.session, peer, day, bytes, used, surge FROM leases \
              LEFT JOIN recorded_use ON recorded_use.session = leases.session ORDER BY leases.session, day",
         )
         .fetch_all(&self.pool)
         .await
         .map_err(|why| self.failure("reading the open leases", why))?;
         let mut open: Vec<OpenLease> = Vec::new();
-        for (session, day, bytes, used, surge) in rows {
+        for (session, peer, day, bytes, used, surge) in rows {
             let session = session.try_into().map_err(|_| self.damaged("a session id has not 16 bytes"))?;
             let session = SessionId::from_bytes(session);
             let day = u32::try_from(day).map_err(|_| self.damaged("a day is out of range"))?;
@@ -175,7 +169,7 @@ impl Store {
                 let recorded = used.zip(surge);
                 let recorded =
                     recorded.map(|(used, surge)| RecordedUse { used: unsigned(used), surge: unsigned(surge) });
-                open.push(OpenLease { session, leased: BTreeMap::new(), recorded });
+                open.push(OpenLease { session, peer: self.endpoint_id(&peer)?, leased: BTreeMap::new(), recorded });
             }
             if let Some(last) = open.last_mut() {
                 last.leased.insert(day, unsigned(bytes));
