@@ -74,6 +74,22 @@ fn without_write_access_results_are_read_and_no_save_measures() {
 }
 
 #[test]
+fn a_log_beside_the_database_does_not_make_an_unwritable_folder_writable() {
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let Some(appliance) = appliance.run_by_nobody_without_write_access() else { return };
+    // As a killed process leaves them, and as another user may put them into a folder that he can write.
+    for end in ["-wal", "-shm"] {
+        let file = appliance.state().join(format!("packetparamedic.db{end}"));
+        fs::write(&file, "").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    appliance.fails(&["reflectors", "remove", &reflector.id()], 2, "state_dir_unusable");
+    let listed = appliance.run(&["reflectors", "list"]);
+    assert!(listed.code == 0 && listed.stdout.contains(&reflector.id()), "{listed:?}");
+}
+
+#[test]
 fn no_save_changes_nothing_in_a_folder_that_can_be_written() {
     let reflector = Reflector::serve(&[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());

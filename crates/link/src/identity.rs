@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use aws_lc_rs::encoding::{AsBigEndian, AsDer, Pkcs8V1Der};
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use schemars::JsonSchema;
@@ -154,10 +154,10 @@ impl SecretKey {
 
     /// A new key from the system's random source.
     pub fn generate() -> Result<Self, KeyGenerationError> {
-        let pair = Ed25519KeyPair::generate().map_err(|_| KeyGenerationError)?;
-        let seed = pair.seed().map_err(|_| KeyGenerationError)?;
-        let seed = seed.as_be_bytes().map_err(|_| KeyGenerationError)?;
-        Self::of_seed(seed.as_ref().try_into().map_err(|_| KeyGenerationError)?)
+        // Not `Ed25519KeyPair::generate`: the seed that it returns is not wiped.
+        let mut seed = Zeroizing::new([0; Self::LEN]);
+        aws_lc_rs::rand::fill(&mut *seed).map_err(|_| KeyGenerationError)?;
+        Self::of_seed(&seed)
     }
 
     /// Derives the key pair from an Ed25519 seed (the private key of RFC 8032, section 5.1.5).

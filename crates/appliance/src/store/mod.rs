@@ -43,6 +43,7 @@ use std::time::Duration;
 use paramedic_host::database::{
     Database, DatabaseError, create_private_file, create_private_folder, durable_options, pool_options, reading_options,
 };
+use rustix::fs::{Access, AtFlags, CWD};
 use sqlx::migrate::Migrator;
 
 use pool::{StorePool, in_change, rows};
@@ -230,6 +231,10 @@ fn check_unwritten_by_others(path: &Path) -> Result<(), StorageError> {
 /// releases the lock.
 fn prepare(folder: &Path) -> Result<File, StorageError> {
     create_private_folder(folder)?;
+    // With SQLite's log beside it, the database in a folder that cannot be written could be written all the same, and
+    // the log may be another user's. Reading checks that.
+    rustix::fs::accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS)
+        .map_err(|errno| StorageError::Folder { path: folder.to_owned(), source: errno.into() })?;
     // Locks the folder, not the database: closing any descriptor of the database would release SQLite's own locks.
     let turn = File::open(folder).and_then(|turn| {
         rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
