@@ -81,7 +81,8 @@ fn a_log_beside_the_database_does_not_make_an_unwritable_folder_writable() {
     // As a killed process leaves them, and as another user may put them into a folder that he can write.
     for end in ["-wal", "-shm"] {
         let file = appliance.state().join(format!("packetparamedic.db{end}"));
-        fs::write(&file, "").unwrap();
+        // The appliance may have left a log that has data.
+        fs::OpenOptions::new().create(true).append(true).open(&file).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
     }
     appliance.fails(&["reflectors", "remove", &reflector.id()], 2, "state_dir_unusable");
