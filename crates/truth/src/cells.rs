@@ -35,3 +35,21 @@ pub fn named(name: &str) -> anyhow::Result<Cell> {
     let cell = all()?.into_iter().find(|cell| cell.name == name);
     cell.with_context(|| format!("no cell is named {name}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_unsteady_link_changes_in_both_directions() {
+        let cells = unsteady().unwrap();
+        assert_eq!(cells.len(), 4);
+        for cell in cells {
+            let changes = |phase: &str| cell.scenario.changes.iter().any(|change| change.phase == phase);
+            let is_policed = cell.scenario.hops.iter().all(|hop| {
+                [&hop.up, &hop.down].iter().all(|way| way.as_ref().is_some_and(|way| way.policer.is_some()))
+            });
+            assert!(is_policed || (changes("download") && changes("upload")), "{}", cell.name);
+        }
+    }
+}

@@ -7,7 +7,7 @@ use paramedic_link::test_spec::Direction;
 use crate::cells::Cell;
 use crate::checks::word;
 use crate::interval;
-use crate::record::{OurRecord, Run};
+use crate::record::{OurRecord, Run, commits};
 
 /// The cells that are repeated: a steady link, and one whose rate random losses decide.
 pub(crate) const CELLS: [&str; 2] = ["03-cable", "09-no-queue-100"];
@@ -65,10 +65,7 @@ pub(crate) fn least_counted(records: &[OurRecord]) -> u64 {
 
 /// The page of the repeated runs of each cell.
 pub(crate) fn page(cells: &[(Cell, Vec<OurRecord>)], accuracy: &str) -> String {
-    let records = || cells.iter().flat_map(|(_, records)| records);
-    let mut commits = records().map(|record| record.circumstances.commit.as_str()).collect::<Vec<_>>();
-    commits.sort_unstable();
-    commits.dedup();
+    let records = cells.iter().flat_map(|(_, records)| records);
     let mut page = format!(
         "# The confidence interval in repeated runs\n\n\
          Written by `script/lab --coverage N`. Each run is `speed-test -t 5` on the same emulated link, with another seed of \
@@ -80,7 +77,7 @@ pub(crate) fn page(cells: &[(Cell, Vec<OurRecord>)], accuracy: &str) -> String {
          | cell | | runs | truth, Mbit/s | deviation of a run | half of the interval, median | contain the truth | 99 % \
          interval of the share | |\n\
          |---|---|---|---|---|---|---|---|---|\n",
-        commits.join(", "),
+        commits(records.map(|record| &record.circumstances)),
     );
     for (cell, records) in cells {
         for direction in [Direction::Download, Direction::Upload] {

@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 use paramedic_link::test_spec::Direction;
-use paramedic_report::document::{EndedBy, ThroughputResult};
+use paramedic_report::document::EndedBy;
 
 use crate::cells::Cell;
 use crate::checks::word;
 use crate::interval;
-use crate::record::{OurRecord, Run};
+use crate::record::{OurRecord, commits};
 
 /// The runs on one link.
 #[derive(Debug)]
@@ -33,9 +33,8 @@ struct Measured {
 
 impl Measured {
     fn of(record: &OurRecord, direction: Direction) -> Option<Self> {
-        let run: &Run = record.tcp.as_ref()?;
-        let (.., measured): (_, _, &ThroughputResult) =
-            run.document.all_measured().find(|(_, of, _)| *of == direction)?;
+        let run = record.tcp.as_ref()?;
+        let (.., measured) = run.document.all_measured().find(|(_, of, _)| *of == direction)?;
         let delivered = run.observed.directions.iter().find(|one| one.direction == direction)?;
         Some(Self {
             is_early: measured.ended == Some(EndedBy::Stable),
@@ -111,9 +110,7 @@ pub(crate) fn in_short(record: &OurRecord) -> String {
 /// The page of the runs on steady and on unsteady links.
 pub(crate) fn page(steady: &[CellRuns], unsteady: &[CellRuns], accuracy: &str) -> String {
     let records = steady.iter().chain(unsteady).flat_map(|runs| runs.early.iter().chain([&runs.full]));
-    let mut commits = records.map(|record| record.circumstances.commit.as_str()).collect::<Vec<_>>();
-    commits.sort_unstable();
-    commits.dedup();
+    let commits = commits(records.map(|record| &record.circumstances));
     let [steady, unsteady] = [steady, unsteady].map(rows);
     let mut page = format!(
         "# Early ends\n\n\
@@ -125,8 +122,7 @@ pub(crate) fn page(steady: &[CellRuns], unsteady: &[CellRuns], accuracy: &str) -
          contain it in at least 93 of 100 runs. The rate is the median of the runs that ended early, beside that of the full \
          run. Time and bytes are those of the runs with `--until-stable`, as a share of as \
          many full runs.\n\n\
-         Commit: {}. The emulator on this machine: {accuracy}.\n\n",
-        commits.join(", "),
+         Commit: {commits}. The emulator on this machine: {accuracy}.\n\n",
     );
     let _ = writeln!(page, "{}\n", summary("steady links", &steady));
     let _ = writeln!(page, "{}\n", summary("unsteady links", &unsteady));

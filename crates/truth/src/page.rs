@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::cells::Cell;
 use crate::checks::{CHECKS, Check};
 use crate::reading::Reading;
-use crate::record::{Circumstances, OurRecord, PeerRecord};
+use crate::record::{Circumstances, OurRecord, PeerRecord, commits};
 
 /// What is known of one cell.
 pub(crate) struct CellRecords {
@@ -123,8 +123,7 @@ fn runs(cells: &[CellRecords], accuracy: Option<&str>) -> String {
     let with = cells.iter().filter(|cell| cell.ours.iter().any(|record| record.tcp.is_some())).count();
     let seeds = cells.iter().map(|cell| cell.ours.iter().filter(|record| record.tcp.is_some()).count());
     let _ = writeln!(text, "- Cells with a result: {with} of {}; runs of ours: {}.", cells.len(), seeds.sum::<usize>());
-    let commits = circumstances(cells).map(|one| one.commit.as_str()).collect::<BTreeSet<_>>();
-    let _ = writeln!(text, "- Commit: {}.", commits.into_iter().collect::<Vec<_>>().join("; "));
+    let _ = writeln!(text, "- Commit: {}.", commits(circumstances(cells)));
     let times = || circumstances(cells).map(|one| one.at);
     if let (Some(first), Some(last)) = (times().min(), times().max()) {
         let _ = writeln!(text, "- Begin of the first and the last run: {first:.0}, {last:.0}.");

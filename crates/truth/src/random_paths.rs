@@ -8,7 +8,7 @@ use fastrand::Rng;
 use crate::cells::Cell;
 use crate::checks::{self, SIDE};
 use crate::reading::Reading;
-use crate::record::OurRecord;
+use crate::record::{OurRecord, commits};
 
 /// The rates of a path, in Mbit/s.
 const RATES: [f64; 2] = [4.0, 200.0];
@@ -52,10 +52,7 @@ pub(crate) fn page(runs: &[(Cell, OurRecord)], accuracy: &str) -> String {
     let right = counted.iter().filter(|(.., readings)| readings.iter().all(Reading::is_met)).count();
     let all = counted.iter().map(|(.., readings)| readings.len()).sum::<usize>();
     let met = counted.iter().flat_map(|(.., readings)| readings).filter(|reading| reading.is_met()).count();
-    let commits = counted.iter().map(|(_, record, _)| record.circumstances.commit.as_str());
-    let mut commits = commits.collect::<Vec<_>>();
-    commits.sort_unstable();
-    commits.dedup();
+    let commits = commits(counted.iter().map(|(_, record, _)| &record.circumstances));
     let mut page = format!(
         "# The direction of the queue on random paths\n\n\
          Written by `script/lab --random-paths N`. Each path is three hops, one of them an emulated link. Each of its \
@@ -71,7 +68,7 @@ pub(crate) fn page(runs: &[(Cell, OurRecord)], accuracy: &str) -> String {
         QUEUES_MS[0],
         QUEUES_MS[1],
         counted.len(),
-        commits.join(", "),
+        commits,
     );
     for (cell, _, readings) in &counted {
         let link = |way| {

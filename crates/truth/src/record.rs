@@ -1,5 +1,6 @@
 //! The records of runs, one JSON file each, from which the page is written. Pure, except for reading and writing the files.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,13 @@ pub struct Circumstances {
     pub fault: Option<String>,
     /// The latest packet of the run, in milliseconds.
     pub worst_lateness_ms: f64,
+}
+
+/// The commits of runs, each once.
+pub(crate) fn commits<'a>(runs: impl Iterator<Item = &'a Circumstances>) -> String {
+    let commits = runs.map(|run| run.commit.as_str()).collect::<BTreeSet<_>>();
+    // A commit can have a comma: "…, with changes".
+    commits.into_iter().collect::<Vec<_>>().join("; ")
 }
 
 /// Our programs in one cell with one seed.

@@ -12,7 +12,7 @@ const LINEAR: u64 = 1 << LINEAR_BITS;
 const LINEAR_BITS: u32 = 7;
 /// The number of bits that select one of the buckets of a power of two.
 const SUB_BITS: u32 = LINEAR_BITS - 1;
-/// The longest round trip that is told apart, in microseconds. A longer one counts as this one.
+/// The longest round trip that the histogram distinguishes, in microseconds. A longer one counts as this one.
 const MAX_US: u64 = 60_000_000;
 /// How often neighbouring buckets can be merged.
 const MAX_COARSENING: u8 = 7;

@@ -30,11 +30,16 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
     }
 }
 
-/// An error of serde without the text that it quotes: one that stands where another type belongs may be a secret.
+/// An error of serde without the value that it quotes: a value that stands where another type belongs may be a secret. Its
+/// type stays.
 fn unquoted(error: String) -> String {
-    let quoted = error.find("string \"").zip(error.rfind("\", expected"));
-    match quoted.and_then(|(begin, end)| Some((error.get(..begin)?, error.get(end + 1..)?))) {
-        Some((before, after)) => format!("{before}a text{after}"),
+    let begin = ["invalid type: ", "invalid value: "].iter().find_map(|said| Some(error.find(said)? + said.len()));
+    let parts = begin.zip(error.rfind(", expected")).and_then(|(begin, end)| {
+        let kind = error.get(begin..end)?.split(' ').next()?;
+        Some((error.get(..begin)?, kind, error.get(end..)?))
+    });
+    match parts {
+        Some((before, kind, after)) => format!("{before}{kind}{after}"),
         None => error,
     }
 }
@@ -189,6 +194,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PointsQuery {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_appliance::app::ConfiguredChannel;
     use proptest::prelude::*;
 
     use super::*;
@@ -201,11 +207,20 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_body_quotes_no_text() {
+    fn an_error_of_a_body_quotes_no_value() {
         let error = |body: &str| unquoted(serde_json::from_str::<Vec<u8>>(body).unwrap_err().to_string());
-        assert_eq!(error(r#""T0KEN""#), "invalid type: a text, expected a sequence at line 1 column 7");
-        assert_eq!(error(r#"["a\", expected b"]"#), "invalid type: a text, expected u8 at line 1 column 18");
-        assert_eq!(error("[-1]"), "invalid value: integer `-1`, expected u8 at line 1 column 3");
+        assert_eq!(error(r#""T0KEN""#), "invalid type: string, expected a sequence at line 1 column 7");
+        assert_eq!(error(r#"["a\", expected b"]"#), "invalid type: string, expected u8 at line 1 column 18");
+        assert_eq!(error("[-4711]"), "invalid value: integer, expected u8 at line 1 column 6");
+        for secrets in [r#""geheim""#, "4711", r#"{"token": 4711}"#, r#"{"token": ["geheim"]}"#] {
+            let channel = format!(
+                r#"{{"name": "p", "kind": "ntfy", "enabled": true, "server": "https://a.example/", "topic": "t",
+                "secrets": {secrets}}}"#
+            );
+            let refused = serde_json::from_str::<ConfiguredChannel>(&channel).unwrap_err().to_string();
+            let refused = unquoted(refused);
+            assert!(!refused.contains("geheim") && !refused.contains("4711"), "{refused}");
+        }
     }
 
     #[test]

@@ -4,8 +4,7 @@
 use std::path::Path;
 
 use schemars::JsonSchema;
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -28,16 +27,8 @@ pub struct ConfiguredChannel {
     pub channel: Channel,
     /// New secrets. An absent secret keeps its stored value if the channel keeps its server. Answers never contain
     /// secrets.
-    #[serde(default, skip_serializing_if = "has_none", deserialize_with = "secrets_unquoted")]
+    #[serde(default, skip_serializing_if = "has_none")]
     pub secrets: ChannelSecrets,
-}
-
-/// Reads secrets. The error of serde about a value of another type would quote it, so it is replaced.
-fn secrets_unquoted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ChannelSecrets, D::Error> {
-    ChannelSecrets::deserialize(deserializer).map_err(|error| match error.to_string() {
-        text if text.starts_with("invalid type") => D::Error::custom("secrets are a table"),
-        _ => error,
-    })
 }
 
 fn has_none(secrets: &ChannelSecrets) -> bool {
