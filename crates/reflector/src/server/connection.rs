@@ -11,12 +11,10 @@ use paramedic_host::version;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
-use paramedic_link::measurement::Sample;
 use paramedic_link::message::{
     self, CloseReason, END_AFTER_SILENCE, EndReason, Grant, HEARTBEAT, MAX_MONITOR_PROBES_PER_S, MONITOR_PING,
     MonitorGrant, PathFacts, ToAppliance, ToReflector, Welcome,
 };
-use paramedic_link::test_spec::Direction;
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use socket2::SockRef;
 use tokio::sync::mpsc;
@@ -26,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 use super::bounded_socket::BoundedSocket;
 use super::grant::{self, AT_REFLECTOR, ClaimError, RequestingLink};
 use super::running_session::{self, PhaseEvent, RunningSession, SessionEvent};
+use super::sample_queue::SampleQueue;
 use super::{Lifecycle, LinkCommand, Server, lock};
 use crate::connection_limiter::Prefix;
 use crate::event::{AuditEvent, RefusalReason};
@@ -70,6 +69,7 @@ struct LinkSession {
     /// The number of the running phase; `None` between phases.
     phase: Option<u8>,
     next_phase: u8,
+    samples: SampleQueue,
 }
 
 /// What happens next with the link.
@@ -431,7 +431,8 @@ impl Connection {
             Ok(claim) => match self.wait_with_heartbeat(grant::record(claim, events)).await {
                 Some(Ok((running, promise))) => {
                     let answer = granted(running.purpose, promise);
-                    self.session = Some(LinkSession { running, phase: None, next_phase: 0 });
+                    self.session =
+                        Some(LinkSession { running, phase: None, next_phase: 0, samples: SampleQueue::default() });
                     return self.send(&answer).await;
                 }
                 Some(Err(_)) => return self.send(&ToAppliance::Denied(grant::not_recorded())).await,
@@ -493,7 +494,7 @@ impl Connection {
         }
     }
 
-    /// Sends the events of a phase. Combines samples that were taken while the link was busy into one message.
+    /// Sends the events of a phase. Samples that were taken while the link was busy go together.
     async fn send_session_events(&mut self, first: SessionEvent) -> LinkFlow {
         let mut next = Some(first);
         while let Some(event) = next.take() {
@@ -501,30 +502,43 @@ impl Connection {
                 // A late event of a session that is over.
                 continue;
             };
-            let sent = match event.what {
-                PhaseEvent::Started(phase) => self.send(&ToAppliance::Started { phase }).await,
+            let messages = match event.what {
+                PhaseEvent::Started(phase) => vec![ToAppliance::Started { phase }],
                 PhaseEvent::Sample(phase, direction, sample) => {
-                    let mut samples = vec![sample];
-                    next = take_samples(&mut samples, (event.session, phase, direction), &mut self.session_events.1);
-                    self.send(&ToAppliance::Samples { phase, direction, samples }).await
+                    granted.samples.push(direction, sample);
+                    next = self.session_events.1.try_recv().ok();
+                    let has_more = next.as_ref().is_some_and(|next| matches!(next.what, PhaseEvent::Sample(..)));
+                    let load = granted.running.spec.phases[usize::from(phase)].load;
+                    match granted.samples.is_full() || !has_more && granted.samples.is_due(load) {
+                        true => granted.samples.take(phase),
+                        false => vec![],
+                    }
                 }
                 PhaseEvent::Detail(phase, direction, samples) => {
-                    self.send(&ToAppliance::PhaseDetail { phase, direction, samples }).await
+                    let mut messages = granted.samples.take(phase);
+                    messages.push(ToAppliance::PhaseDetail { phase, direction, samples });
+                    messages
                 }
                 // The session is being ended, and its phase with it. The reason of the end is sent next and replaces
                 // the tally.
-                PhaseEvent::Done(..) if granted.running.control.is_cancelled() => LinkFlow::Continue,
+                PhaseEvent::Done(..) if granted.running.control.is_cancelled() => vec![],
                 PhaseEvent::Done(phase, tally) => {
                     granted.phase = None;
                     // The tally would report failed connections, which are only a consequence of the refused thread.
-                    match granted.running.control.refused_thread().map(|refused| refused.at(AT_REFLECTOR)) {
-                        Some(detail) => return self.end_session(EndReason::Failed, &detail).await,
-                        None => self.send(&ToAppliance::PhaseDone { phase, tally }).await,
+                    if let Some(refused) = granted.running.control.refused_thread() {
+                        let detail = refused.at(AT_REFLECTOR);
+                        return self.end_session(EndReason::Failed, &detail).await;
                     }
+                    let mut messages = granted.samples.take(phase);
+                    messages.push(ToAppliance::PhaseDone { phase, tally });
+                    messages
                 }
             };
-            if !matches!(sent, LinkFlow::Continue) {
-                return sent;
+            for message in &messages {
+                let sent = self.send(message).await;
+                if !matches!(sent, LinkFlow::Continue) {
+                    return sent;
+                }
             }
         }
         LinkFlow::Continue
@@ -577,25 +591,6 @@ fn granted(purpose: SessionPurpose, promise: Grant) -> ToAppliance {
     }
 }
 
-/// Moves further samples of the same session, phase and direction from `events` to `samples`, until a message is full.
-/// Returns the first event of another kind, if one came.
-fn take_samples(
-    samples: &mut Vec<Sample>,
-    of: (SessionId, u8, Direction),
-    events: &mut mpsc::UnboundedReceiver<SessionEvent>,
-) -> Option<SessionEvent> {
-    while samples.len() < message::MAX_SAMPLES {
-        let event = events.try_recv().ok()?;
-        match event.what {
-            PhaseEvent::Sample(phase, direction, sample) if (event.session, phase, direction) == of => {
-                samples.push(sample);
-            }
-            _ => return Some(event),
-        }
-    }
-    None
-}
-
 /// Waits until the server stops. Releases the watched value at once, because it must not be held across an await.
 async fn stopping(lifecycle: &mut tokio::sync::watch::Receiver<Lifecycle>) {
     lifecycle.wait_for(|lifecycle| *lifecycle == Lifecycle::Stopping).await.map(drop).ok();
@@ -613,37 +608,5 @@ fn end_reason_text(reason: EndReason) -> &'static str {
         EndReason::PeerRemoved => "this device is no longer paired",
         EndReason::Shutdown => "the reflector is shutting down",
         EndReason::Failed | EndReason::Unknown => "the reflector failed",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waiting_samples_are_combined_up_to_the_limit_of_a_message() {
-        let (sender, mut events) = mpsc::unbounded_channel();
-        let session = SessionId::from_bytes([1; 16]);
-        let send = |what| sender.send(SessionEvent { session, what }).unwrap();
-        let sample = |at_us| Sample { at_us, bytes: 0 };
-        let of = (session, 0, Direction::Download);
-        for at in 1..=70 {
-            send(PhaseEvent::Sample(0, Direction::Download, sample(at)));
-        }
-        send(PhaseEvent::Sample(0, Direction::Upload, sample(71)));
-        send(PhaseEvent::Done(0, Box::default()));
-
-        let mut samples = vec![sample(0)];
-        assert!(take_samples(&mut samples, of, &mut events).is_none());
-        assert!(samples.iter().map(|sample| sample.at_us).eq(0..64));
-
-        let mut samples = vec![];
-        let next = take_samples(&mut samples, of, &mut events).unwrap();
-        assert!(samples.iter().map(|sample| sample.at_us).eq(64..=70));
-        assert!(matches!(next.what, PhaseEvent::Sample(0, Direction::Upload, _)), "another direction ends it");
-
-        let mut samples = vec![];
-        let next = take_samples(&mut samples, (session, 0, Direction::Upload), &mut events).unwrap();
-        assert!(samples.is_empty() && matches!(next.what, PhaseEvent::Done(0, _)));
     }
 }

@@ -19,6 +19,7 @@ mod pair;
 mod peers;
 mod reload;
 mod running_session;
+mod sample_queue;
 mod session_timer;
 mod status;
 mod watchdog;
