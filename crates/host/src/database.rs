@@ -162,6 +162,11 @@ pub fn reading_options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new().filename(path).read_only(true).immutable(!is_in_use)
 }
 
+/// The files that SQLite may keep beside the database, and read as a part of it.
+pub fn companion_files(path: &Path) -> [PathBuf; 3] {
+    ["-wal", "-shm", "-journal"].map(|suffix| with_suffix(path, suffix))
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

@@ -12,7 +12,7 @@ use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use paramedic_engines::origin::Origin;
 use paramedic_host::version::VERSION;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -26,6 +26,10 @@ use crate::targets::Host;
 
 /// The maximum length of an answer's header, in bytes.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// The maximum number of bytes that are read of a connection. It limits the interim answers before the answer, too
+/// (RFC 9110, section 15.2), and what TLS adds.
+const MAX_READ_BYTES: u64 = 256 * 1024;
 
 /// A client of one URL. Each request has a connection of its own.
 pub(super) struct WebClient {
@@ -83,6 +87,8 @@ impl WebClient {
         let addresses = resolve(self.url.server(), &Route::default()).await?;
         let (stream, _) = race(addresses, &Origin::default()).await?;
         stream.set_nodelay(true)?;
+        let (reading, writing) = stream.into_split();
+        let stream = tokio::io::join(reading.take(MAX_READ_BYTES), writing);
         match &self.tls {
             Some((connector, name)) => self.exchange(connector.connect(name.clone(), stream).await?, request).await,
             None => self.exchange(stream, request).await,
@@ -150,5 +156,37 @@ fn server_name(url: &HttpUrl) -> io::Result<ServerName<'static>> {
         Host::Name(name) => ServerName::try_from(name.clone()).map_err(io::Error::other),
         Host::V4(address) => Ok(ServerName::IpAddress(std::net::IpAddr::from(*address).into())),
         Host::V6 { address, .. } => Ok(ServerName::IpAddress(std::net::IpAddr::from(*address).into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The status of the answer of a server that sends `interim` answers of about 8 KiB before it.
+    async fn status_after(interim: usize) -> Result<StatusCode, WebFault> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = HttpUrl::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "a".repeat(8000));
+            let answer = hint.repeat(interim) + "HTTP/1.1 204 No Content\r\n\r\n";
+            // The client may close before it has read everything.
+            stream.write_all(answer.as_bytes()).await.ok();
+            stream.read_to_end(&mut Vec::new()).await.ok();
+        });
+        let answer = WebClient::open(&url).unwrap().send(WebRequest::default()).await;
+        server.await.unwrap();
+        answer.map(|answer| answer.status)
+    }
+
+    #[tokio::test]
+    async fn interim_answers_are_read_up_to_a_limit() {
+        assert_eq!(status_after(2).await.unwrap(), StatusCode::NO_CONTENT);
+        let refused = status_after(1000).await.unwrap_err();
+        assert!(matches!(refused, WebFault::Answer(_)), "{refused}");
     }
 }

@@ -41,7 +41,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use paramedic_host::database::{
-    Database, DatabaseError, create_private_file, create_private_folder, durable_options, pool_options, reading_options,
+    Database, DatabaseError, companion_files, create_private_file, create_private_folder, durable_options,
+    pool_options, reading_options,
 };
 use rustix::fs::{Access, AtFlags, CWD};
 use sqlx::migrate::Migrator;
@@ -160,6 +161,11 @@ impl ApplianceStore {
         let target = target.map_err(|source| StorageError::Folder { path: path.clone(), source })?;
         check_unwritten_by_others(folder_of(&target))?;
         check_unwritten_by_others(&target)?;
+        for companion in companion_files(&target) {
+            if companion.try_exists().map_err(|source| StorageError::Folder { path: companion.clone(), source })? {
+                check_unwritten_by_others(&companion)?;
+            }
+        }
         // Opens the resolved path that was checked, because a link can be changed meanwhile.
         let pool = pool_options(1).connect_with(reading_options(&target)).await;
         let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
@@ -335,6 +341,24 @@ mod tests {
             let refused = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
             assert!(refused.to_string().contains("another user"), "{refused}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_log_that_others_can_write_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
+        history.save_run(&example::full()).await.unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for suffix in ["-wal", "-shm"] {
+            let companion = folder.path().join(format!("{FILE}{suffix}"));
+            for (mode, is_refused) in [(0o602, true), (0o660, true), (0o644, false)] {
+                fs::set_permissions(&companion, fs::Permissions::from_mode(mode)).unwrap();
+                let opened = ApplianceStore::open_for_reading(folder.path()).await;
+                let text = opened.as_ref().map_or_else(ToString::to_string, |_| String::new());
+                assert_eq!(text.contains("another user"), is_refused, "{suffix} {mode:o}: {text}");
+            }
+        }
+        history.close().await;
     }
 
     #[tokio::test]

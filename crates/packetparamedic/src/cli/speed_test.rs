@@ -146,7 +146,7 @@ pub(super) struct Args {
     #[command(flatten)]
     provider_options: ProviderFlags,
     /// Interval between latency probes; 0 sends none
-    /// [default: 10 to 200 ms, such that they take at most 1 % of the line's rate]
+    /// [default: 10 to 300 ms, such that they take less than 1 % of the line's rate]
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(super) probe_interval: Option<Duration>,
     /// Local IP address to send from
