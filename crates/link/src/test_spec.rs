@@ -392,7 +392,7 @@ pub enum BadSpec {
     /// No stream, or too many.
     #[error("a test must have 1 to 64 streams per direction")]
     Streams,
-    /// Probes less than a millisecond apart.
+    /// The test asks for probes less than a millisecond apart.
     #[error("latency probes must be at least 1 ms apart")]
     ProbeInterval,
     /// A socket buffer outside the valid range.

@@ -35,7 +35,7 @@ pub struct RunUpdate {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum RunReport {
-    /// An event of its test.
+    /// An event of the test that the run carries out.
     Test(Event),
     /// It begins, waits or ends.
     Life(RunLife),

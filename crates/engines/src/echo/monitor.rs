@@ -84,7 +84,7 @@ impl Drop for LoadGuard {
     }
 }
 
-/// Limits the probes of one session (a leaky bucket as a virtual schedule). Pure.
+/// Limits the probes of one session (a leaky bucket as a virtual schedule). Times are arguments.
 #[derive(Debug, Default)]
 struct ProbeRate {
     /// When the next probe would be due if the admitted probes had arrived at exactly the highest rate.

@@ -23,7 +23,7 @@ pub(crate) struct ClockPair {
 }
 
 impl ClockPair {
-    /// Reads both clocks.
+    /// Reads the monotonic clock and the wall clock at about the same moment.
     pub(crate) fn read() -> Self {
         let mut closest = Self::read_once();
         for _ in 1..TRIES {

@@ -24,7 +24,7 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the channels, without their secrets (the default)
+    /// List the channels, without their secrets; also without a subcommand
     List,
     /// Add a channel; secrets are read from files, or from stdin if the file is -
     #[command(subcommand)]

@@ -29,7 +29,7 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List runs, newest first (the default)
+    /// List runs, newest first; also without a subcommand
     List(ListArgs),
     /// Show a run as it was printed
     Show {

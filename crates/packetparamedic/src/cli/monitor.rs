@@ -25,7 +25,7 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the monitors: state, latency and loss of the last 15 minutes (the default)
+    /// List the monitors: state, latency and loss of the last 15 minutes; also without a subcommand
     List,
     /// Add a monitor; the service begins to probe at once
     Add {

@@ -15,7 +15,7 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Print the plan (the default)
+    /// Print the plan; also without a subcommand
     Show,
     /// Set the plan; results are compared with it
     Set(Promised),

@@ -18,7 +18,7 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the paired reflectors (the default)
+    /// List the paired reflectors; also without a subcommand
     List,
     /// Connect to each reflector, or to one, and check address, key and answer; sends no load
     Check {

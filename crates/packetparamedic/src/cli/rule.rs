@@ -25,7 +25,7 @@ pub(super) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// List the rules, whether they could fire, and their open alerts (the default)
+    /// List the rules, whether they could fire, and their open alerts; also without a subcommand
     List,
     /// Add a rule, or the suggested ones with --suggested; the rule applies to measurements from then on
     Add(Box<NewRuleArgs>),

@@ -34,7 +34,7 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the schedules: next run, last run, data volume (the default)
+    /// List the schedules: next run, last run, data volume; also without a subcommand
     List,
     /// Add a schedule; prints the data volume of its tests, and asks for confirmation
     Add(Box<AddArgs>),
@@ -73,7 +73,7 @@ pub(super) enum Command {
         /// Number of runs to list
         #[arg(short = 'n', long, default_value_t = 20)]
         limit: u32,
-        /// Print all runs of a time, oldest first: JSON objects, one a line, or a table
+        /// Print all runs from --since until --until, oldest first: JSON objects, one a line, or a table
         #[arg(long, value_enum, conflicts_with_all = ["json", "limit"])]
         format: Option<TableKind>,
         /// Runs that started or were skipped since TIME: 7d, 2026-01-31, "2026-01-31 12:00"
@@ -97,7 +97,7 @@ pub(super) struct AddArgs {
     /// @monthly, @yearly
     #[arg(long, value_name = "EXPRESSION")]
     cron: Option<String>,
-    /// Time zone of --cron, --quiet-hours and the budget, such as Europe/Berlin [default: that of this host]
+    /// Time zone of --cron, --quiet-hours, --budget-day and --budget-month, such as Europe/Berlin [default: that of this host]
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
     /// Start each run after a random delay of at most TIME; 0 starts on the minute

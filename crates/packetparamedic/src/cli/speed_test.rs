@@ -75,12 +75,12 @@ pub(super) struct Args {
     /// Duration of each direction: seconds, or a duration such as 500ms or 2m [default: 10]
     #[arg(short = 't', long = "time", value_name = "SECS")]
     time: Option<String>,
-    /// End each direction after this many bytes of payload, all streams together (10M, 1G); -t still limits its time
-    /// [default with -n: 60]
+    /// End each direction after this many bytes of payload, all streams together (10M, 1G), or after the time of -t,
+    /// whose default is 60 then
     #[arg(short = 'n', long = "bytes", value_name = "SIZE", value_parser = bytes)]
     pub(super) bytes: Option<u64>,
-    /// End the run after this many bytes of payload (200MB, 1GiB): each direction has an equal share, and ends after it
-    /// or after its time
+    /// Send at most this many bytes of payload in the run (200MB, 1GiB), an equal share in each direction: a direction
+    /// ends when its share is used up or its time is over
     #[arg(long, value_name = "SIZE", value_parser = budget, conflicts_with = "bytes")]
     pub(super) budget: Option<u64>,
     /// End a direction after 5, 6.5 or 8 s if it is stable by then; cannot be combined with -t, -n, --budget, -u,
@@ -192,12 +192,12 @@ pub(super) struct Args {
     /// Exit with code 3 if the median round trip under load is above this (ms)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_loaded_latency: Option<f64>,
-    /// Exit with code 3 if the loss of the path in either direction is above this (0.01 or 1%): of probes while idle,
-    /// and of datagrams at a fixed -b
+    /// Exit with code 3 if, in either direction, more than this share (0.01 or 1%) is lost of the probes while idle, or
+    /// of the datagrams at a fixed -b
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loss: Option<f64>,
-    /// Exit with code 3 if the loss under the test's own load is above this (0.01 or 1%): of probes, and of datagrams
-    /// with -b 0
+    /// Exit with code 3 if, under the test's own load, more than this share (0.01 or 1%) is lost of the probes, or of
+    /// the datagrams with -b 0
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loaded_loss: Option<f64>,
     /// Do not save the result; changes nothing in the state folder

@@ -15,7 +15,7 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the tokens, without their secrets (the default)
+    /// List the tokens, without their secrets; also without a subcommand
     List,
     /// Add a token and print it; it is not shown again
     Add {

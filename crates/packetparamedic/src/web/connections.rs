@@ -142,7 +142,7 @@ fn limited_address(source: &RequestSource, proxies: &[IpNetwork]) -> Option<IpAd
     (!is_free).then(|| user_part(address))
 }
 
-/// The open connections of a listener. Pure.
+/// The numbers of open connections of a listener: in all, and of each address.
 #[derive(Default)]
 struct ConnectionPlaces {
     taken: usize,

@@ -84,7 +84,7 @@ pub(in crate::app) struct RetestWish {
 struct AlertMemory {
     /// The latest tests, in the order of their ends.
     recent: VecDeque<TestReadings>,
-    /// The ids of the tests in `recent`, and of all tests of the last hours.
+    /// The ids of the tests that were read: those in `recent`, and those of the last [`LONGEST_TEST`].
     known: HashSet<Uuid>,
     is_prepared: bool,
     uplinks: MainUplink,
