@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use lab::{Appliance, Reflector, TwoHosts};
+use lab::{Appliance, Host, Reflector, TwoHosts};
 use rustix::process::{Pid, Signal};
 
 use crate::measured::Measured;
@@ -21,6 +21,8 @@ const LAST_KILL: u64 = 2_500;
 const SLACK: u64 = 8_000_000;
 /// Headers of a data packet on the veth link: Ethernet's, IPv4's, and TCP's with timestamps.
 const HEADERS: u64 = 14 + 20 + 32;
+/// The interface's counters of received and of sent traffic.
+const COUNTERS: [[&str; 2]; 2] = [["rx_bytes", "rx_packets"], ["tx_bytes", "tx_packets"]];
 /// How often the interface is read.
 const READ_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -36,10 +38,10 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
         let (mut surplus, mut over, mut shortage, mut late) = (0, 0, 0, 0);
         for kill in 0..kills {
             let after = Duration::from_millis(10 + kill * 7919 % LAST_KILL);
-            let killed = kill_once(&mut reflector, &appliance, rate, kill % 2 == 0, after)?;
+            let killed = kill_once(&mut reflector, &appliance, &hosts.near, rate, kill % 2 == 0, after)?;
             let promised = SMALLEST_SURGE.max(2 * killed.fastest_second);
-            surplus = surplus.max(killed.charged.saturating_sub(killed.flowed));
-            over += u32::from(killed.charged > killed.flowed + promised + SLACK);
+            surplus = surplus.max(killed.charged.saturating_sub(killed.flowed_at_end));
+            over += u32::from(killed.charged > killed.flowed_at_end + promised + SLACK);
             shortage = shortage.max(killed.flowed.saturating_sub(killed.charged));
             late += u32::from(killed.charged + killed.last_half_second + SLACK < killed.flowed);
         }
@@ -60,8 +62,10 @@ fn megabytes(bytes: u64) -> f64 {
 }
 
 struct Killed {
-    /// Payload that crossed the interface until the kill.
+    /// Payload that had crossed the interface just before the kill.
     flowed: u64,
+    /// The same when the process had ended: on a busy host some milliseconds pass until then.
+    flowed_at_end: u64,
     /// The most within any second of that.
     fastest_second: u64,
     /// How much of it in the last half second.
@@ -74,6 +78,7 @@ struct Killed {
 fn kill_once(
     reflector: &mut Reflector,
     appliance: &Appliance,
+    host: &Host,
     rate: Option<&str>,
     is_download: bool,
     after: Duration,
@@ -96,23 +101,31 @@ fn kill_once(
     let kill_at = Instant::now() + after;
     let mut readings = VecDeque::from([(Instant::now(), counted()?)]);
     let mut fastest_second = 0;
-    while Instant::now() < kill_at {
-        std::thread::sleep(READ_INTERVAL);
-        let (now, bytes) = (Instant::now(), counted()?);
+    let mut note = |readings: &mut VecDeque<(Instant, u64)>, now, bytes| {
         readings.push_back((now, bytes));
         while readings.len() > 2 && now - readings[1].0 > Duration::from_secs(1) {
             readings.pop_front();
         }
         fastest_second = fastest_second.max(bytes - readings[0].1);
+    };
+    while Instant::now() < kill_at {
+        std::thread::sleep(READ_INTERVAL);
+        let (now, bytes) = (Instant::now(), counted()?);
+        note(&mut readings, now, bytes);
     }
     let flowed = counted()? - before;
     let recent = readings.iter().find(|(at, _)| at.elapsed() <= Duration::from_millis(500));
     let last_half_second = recent.map_or(0, |(_, bytes)| flowed + before - bytes);
     reflector.end(Signal::KILL);
+    let ended = Instant::now();
+    let [bytes, packets] = COUNTERS[usize::from(is_download)].map(|name| host.interface_counter(name));
+    let at_end = bytes.saturating_sub(HEADERS * packets);
+    note(&mut readings, ended, at_end);
+    let flowed_at_end = at_end - before;
     drop(running);
     reflector.start()?;
     let fastest_second = fastest_second.max(flowed.min(50_000));
-    Ok(Killed { flowed, fastest_second, last_half_second, charged: charged(reflector) - charged_before })
+    Ok(Killed { flowed, flowed_at_end, fastest_second, last_half_second, charged: charged(reflector) - charged_before })
 }
 
 fn charged(reflector: &Reflector) -> u64 {
