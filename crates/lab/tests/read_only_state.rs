@@ -78,16 +78,19 @@ fn a_log_beside_the_database_does_not_make_an_unwritable_folder_writable() {
     let reflector = Reflector::serve(&[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let Some(appliance) = appliance.run_by_nobody_without_write_access() else { return };
-    // As a killed process leaves them, and as another user may put them into a folder that he can write.
-    for end in ["-wal", "-shm"] {
-        let file = appliance.state().join(format!("packetparamedic.db{end}"));
-        // The appliance may have left a log that has data.
-        fs::OpenOptions::new().create(true).append(true).open(&file).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    // Such as a killed process leaves them, and such as another user could have written.
+    for (mode, is_read) in [(0o644, true), (0o666, false)] {
+        for end in ["-wal", "-shm"] {
+            let file = appliance.state().join(format!("packetparamedic.db{end}"));
+            // The appliance may have left a log that has data.
+            fs::OpenOptions::new().create(true).append(true).open(&file).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        appliance.fails(&["reflectors", "remove", &reflector.id()], 2, "state_dir_unusable");
+        let listed = appliance.run(&["reflectors", "list"]);
+        let names_it = listed.code == 0 && listed.stdout.contains(&reflector.id());
+        assert_eq!((names_it, listed.code), (is_read, if is_read { 0 } else { 2 }), "{mode:o}: {listed:?}");
     }
-    appliance.fails(&["reflectors", "remove", &reflector.id()], 2, "state_dir_unusable");
-    let listed = appliance.run(&["reflectors", "list"]);
-    assert!(listed.code == 0 && listed.stdout.contains(&reflector.id()), "{listed:?}");
 }
 
 #[test]

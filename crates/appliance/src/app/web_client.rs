@@ -161,7 +161,7 @@ fn server_name(url: &HttpUrl) -> io::Result<ServerName<'static>> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -171,11 +171,18 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = HttpUrl::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
         let server = tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = BufStream::new(stream);
+            let mut line = String::new();
+            while line != "\r\n" {
+                line.clear();
+                stream.read_line(&mut line).await.unwrap();
+            }
             let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "a".repeat(8000));
             let answer = hint.repeat(interim) + "HTTP/1.1 204 No Content\r\n\r\n";
             // The client may close before it has read everything.
             stream.write_all(answer.as_bytes()).await.ok();
+            stream.flush().await.ok();
             stream.read_to_end(&mut Vec::new()).await.ok();
         });
         let answer = WebClient::open(&url).unwrap().send(WebRequest::default()).await;
