@@ -119,7 +119,8 @@ fn kill_once(
     reflector.end(Signal::KILL);
     let ended = Instant::now();
     let [bytes, packets] = COUNTERS[usize::from(is_download)].map(|name| host.interface_counter(name));
-    let at_end = bytes.saturating_sub(HEADERS * packets);
+    // The resets of a killed process are shorter than the headers of a data packet.
+    let at_end = bytes.saturating_sub(HEADERS * packets).max(flowed + before);
     note(&mut readings, ended, at_end);
     let flowed_at_end = at_end - before;
     drop(running);
