@@ -68,7 +68,7 @@ impl ProbePacing {
         Self { load, begun, span, step: PacingStep::First, samples: Default::default() }
     }
 
-    /// The first interval of the phase. A phase with load begins with the longest one, because the rate is still
+    /// The first interval of the phase. A phase with load begins with [`LONGEST_INTERVAL`], because the rate is still
     /// unknown.
     pub fn first(&self) -> Duration {
         if self.is_idle() { FIRST_INTERVAL } else { LONGEST_INTERVAL }

@@ -393,7 +393,7 @@ impl Connection {
             LinkCommand::Denied(denial) => self.carry_out(Answer::Denied(denial), vec![]).await,
             LinkCommand::Ended { session, reason } => {
                 match self.session.take_if(|granted| granted.running.session == session) {
-                    Some(granted) => self.send_ended(reason, end_reason_text(reason), &granted.running).await,
+                    Some(granted) => self.send_ended(reason, end_reason_text(reason), granted).await,
                     None => LinkFlow::Continue,
                 }
             }
@@ -534,11 +534,9 @@ impl Connection {
                     messages
                 }
             };
-            for message in &messages {
-                let sent = self.send(message).await;
-                if !matches!(sent, LinkFlow::Continue) {
-                    return sent;
-                }
+            let sent = self.send_all(&messages).await;
+            if !matches!(sent, LinkFlow::Continue) {
+                return sent;
             }
         }
         LinkFlow::Continue
@@ -550,12 +548,25 @@ impl Connection {
         let (server, session) = (Arc::clone(&self.server), granted.running.session);
         let ended = tokio::spawn(async move { running_session::end(&server, session, reason).await });
         let _ = self.wait_with_heartbeat(ended).await;
-        self.send_ended(reason, detail, &granted.running).await
+        self.send_ended(reason, detail, granted).await
     }
 
-    async fn send_ended(&mut self, reason: EndReason, detail: &str, session: &RunningSession) -> LinkFlow {
-        let (detail, datagrams) = (PeerText::new(detail), Some(session.datagrams()));
-        self.send(&ToAppliance::Ended { reason, detail, datagrams }).await
+    /// Sends `ended`, and before it the samples of a phase that the end interrupts.
+    async fn send_ended(&mut self, reason: EndReason, detail: &str, mut session: LinkSession) -> LinkFlow {
+        let mut messages = session.phase.map(|phase| session.samples.take(phase)).unwrap_or_default();
+        let (detail, datagrams) = (PeerText::new(detail), Some(session.running.datagrams()));
+        messages.push(ToAppliance::Ended { reason, detail, datagrams });
+        self.send_all(&messages).await
+    }
+
+    async fn send_all(&mut self, messages: &[ToAppliance]) -> LinkFlow {
+        for message in messages {
+            let sent = self.send(message).await;
+            if !matches!(sent, LinkFlow::Continue) {
+                return sent;
+            }
+        }
+        LinkFlow::Continue
     }
 
     async fn send(&mut self, message: &ToAppliance) -> LinkFlow {

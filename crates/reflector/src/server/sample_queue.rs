@@ -1,13 +1,13 @@
 //! Decides when the samples of a phase are sent to the appliance. Pure.
 //!
-//! During a download the messages with samples take a part of the rate that the phase measures. On a slow line the
-//! samples wait, and many go in one message.
+//! During a download, the messages with samples take a part of the rate that the phase measures. On a slow line,
+//! samples wait, so that one message carries many of them.
 
 use paramedic_link::measurement::Sample;
 use paramedic_link::message::{MAX_SAMPLES, ToAppliance};
 use paramedic_link::test_spec::{Direction, Load};
 
-/// Messages with samples take at most 1/200 of the bytes of the download, while the samples can wait.
+/// Samples wait while their messages would take more than 1/200 of the bytes of the download.
 const PARTS: u64 = 200;
 /// Bytes that a message takes on the line, without its samples: the rest of its text, and the headers of TLS, TCP and
 /// IP. [`SAMPLE_BYTES`] is what each sample adds.

@@ -61,7 +61,10 @@ fn guess(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let refused = answers.iter().filter(|answer| answer.as_ref().is_ok_and(|answer| *answer == not_paired)).count();
     let paired = reflector.audited("peer_added").len();
     let others = others(&answers, &not_paired);
-    measured.outcome(refused == answers.len(), format!("{refused} of {count} wrong codes told not_paired{others}"));
+    measured.outcome(
+        refused == answers.len(),
+        format!("{refused} of {count} wrong codes answered with not_paired{others}"),
+    );
     measured.outcome(paired == 0, format!("{paired} of them paired"));
     let right = Appliance::new().run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code]);
     let is_paired = right.code == 0 && pairing.command.wait(Duration::from_secs(10)).is_ok_and(|ended| ended.success());

@@ -75,7 +75,7 @@ pub(super) fn play(scale: Scale, reflector: &Reflector, measured: &mut Measured)
     measured.outcome(
         believed == 0 && told == 0,
         format!(
-            "{count} kinds of false reflectors, {attempts} attempts: {believed} believed, {told} bytes told to them"
+            "{count} kinds of false reflectors, {attempts} attempts: {believed} believed, {told} bytes sent to them"
         ),
     );
     Ok(())
