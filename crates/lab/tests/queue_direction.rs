@@ -41,14 +41,17 @@ fn the_queue_is_reported_in_the_direction_of_the_slow_hop() {
     let queue = loaded(&result, Load::Upload).queue.unwrap();
     assert_eq!(queue.stands, QueueSide::Upload, "{result:#?}");
     assert!(!queue.is_own(), "{queue:?}");
-    assert!(queue.upload_ms > Some(20.0) && report.contains("   upload\n"), "{queue:?}\n{report}");
+    // How full TCP keeps the queue varies, so the test compares the directions.
+    assert!(queue.upload_ms.unwrap() > 4.0 * queue.download_ms.unwrap(), "{queue:?}\n{report}");
+    assert!(report.contains("   upload\n"), "{report}");
     hosts.router.must(&["tc", "qdisc", "del", "dev", "eth0", "root"]);
 
     slow(&hosts.router, "eth1");
     let (result, report) = measure("--download");
     let queue = loaded(&result, Load::Download).queue.unwrap();
     assert_eq!(queue.stands, QueueSide::Download, "{result:#?}");
-    assert!(queue.download_ms > Some(20.0) && report.contains("   download\n"), "{queue:?}\n{report}");
+    assert!(queue.download_ms.unwrap() > 4.0 * queue.upload_ms.unwrap(), "{queue:?}\n{report}");
+    assert!(report.contains("   download\n"), "{report}");
     assert!(queue.own_ms < Some(5.0), "{queue:?}");
     hosts.router.must(&["tc", "qdisc", "del", "dev", "eth1", "root"]);
 
