@@ -1,16 +1,23 @@
-//! How many bytes of a TCP stream a segment makes readable: a receiver reads them in order. Pure.
+//! Computes how many bytes of a TCP stream a segment makes readable, given that a receiver reads them in order. Pure.
 
-/// The bytes of one direction of a TCP connection that a link delivered.
+/// The bytes that a link has delivered of one direction of a TCP connection.
 #[derive(Clone, Debug, Default)]
 pub struct InOrderBytes {
-    /// The end of the highest delivered byte, counted without wrapping; absent before the first segment.
+    /// The position behind the highest delivered byte, counted without wrapping; absent before the first segment.
     end: Option<u64>,
-    /// Missing parts below `end`, in order, without touching each other.
+    /// The ranges below `end` that are missing, in order; none of them touches another.
     gaps: Vec<(u64, u64)>,
 }
 
 impl InOrderBytes {
-    /// A segment is delivered. Returns by how many bytes the part of the stream without a gap has grown.
+    /// Notes that the stream begins with the byte `first`. Without this, the first delivered segment counts as the begin,
+    /// so a first segment that is lost and sent again would never count.
+    pub fn open(&mut self, first: u32) {
+        self.end.get_or_insert((1 << 32) + u64::from(first));
+    }
+
+    /// Notes that the link delivered a segment. Returns by how many bytes the part of the stream before the first gap
+    /// has grown.
     pub fn deliver(&mut self, sequence: u32, length: usize) -> u64 {
         let length = length as u64;
         if length == 0 {
@@ -38,7 +45,7 @@ impl InOrderBytes {
         self.readable(end) - readable
     }
 
-    /// The end of the part without a gap, if `end` is the end of the highest delivered byte.
+    /// The end of the part before the first gap; `end` is the end of the highest delivered byte.
     fn readable(&self, end: u64) -> u64 {
         self.gaps.first().map_or(end, |(from, _)| *from)
     }

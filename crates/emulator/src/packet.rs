@@ -1,49 +1,54 @@
-//! The headers of an IP packet, as far as the record of a link needs them. Pure.
+//! Parses the headers of an IP packet, as far as the record of a link needs them. Pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The transport protocols that are told apart.
+/// The transport protocols that the record of a link distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {
-    /// TCP.
+    /// The protocol TCP.
     Tcp,
-    /// UDP.
+    /// The protocol UDP.
     Udp,
-    /// ICMP and ICMPv6; the ports are zero.
+    /// ICMP and ICMPv6; the ports of the [`FlowKey`] are zero.
     Icmp,
-    /// Anything else; the ports are zero.
+    /// Any other protocol; the ports of the [`FlowKey`] are zero.
     Other,
 }
 
-/// Packets of one direction of one connection.
+/// Identifies a flow: the packets of one direction of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey {
-    /// The protocol.
+    /// The transport protocol of the packets.
     pub transport: Transport,
-    /// The sender's address.
+    /// The IP address of the sender.
     pub source: IpAddr,
-    /// The receiver's address.
+    /// The IP address of the receiver.
     pub destination: IpAddr,
-    /// The sender's port.
+    /// The port of the sender.
     pub source_port: u16,
-    /// The receiver's port.
+    /// The port of the receiver.
     pub destination_port: u16,
 }
 
-/// The headers of one packet.
+/// The flag SYN in the byte of TCP flags.
+const SYN: u8 = 2;
+
+/// The headers of an IP packet, and its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers<'a> {
-    /// The connection.
+    /// The flow to which the packet belongs.
     pub flow: FlowKey,
-    /// The sequence number of the payload's first byte; zero unless TCP.
+    /// The TCP sequence number of the payload's first byte; zero for other protocols.
     pub sequence: u32,
-    /// What follows the transport header.
+    /// Whether the packet opens its direction of a TCP connection: it has the flag SYN (RFC 9293, section 3.1).
+    pub opens: bool,
+    /// The bytes that follow the transport header.
     pub payload: &'a [u8],
 }
 
 impl<'a> Headers<'a> {
-    /// Reads the headers; `None` if they are incomplete. A fragment but the first counts as [`Transport::Other`], and so
-    /// does IPv6 with extension headers: the programs under test send neither.
+    /// Reads the headers of `packet`; `None` if they are incomplete. Every fragment except the first, and IPv6 with
+    /// extension headers, counts as [`Transport::Other`]: the programs under test send neither.
     pub fn read(packet: &'a [u8]) -> Option<Self> {
         let (protocol, source, destination, rest) = match packet.first()? >> 4 {
             4 => {
@@ -70,8 +75,11 @@ impl<'a> Headers<'a> {
         let has_ports = matches!(transport, Transport::Tcp | Transport::Udp);
         let port = |at| if has_ports { word(rest, at) } else { Some(0) };
         let flow = FlowKey { transport, source, destination, source_port: port(0)?, destination_port: port(2)? };
-        let sequence = if transport == Transport::Tcp { u32::from_be_bytes(bytes(rest, 4)?) } else { 0 };
-        Some(Self { flow, sequence, payload: rest.get(header..)? })
+        let is_tcp = transport == Transport::Tcp;
+        let opens = is_tcp && *rest.get(13)? & SYN != 0;
+        // SYN takes a sequence number of its own.
+        let sequence = if is_tcp { u32::from_be_bytes(bytes(rest, 4)?).wrapping_add(opens.into()) } else { 0 };
+        Some(Self { flow, sequence, opens, payload: rest.get(header..)? })
     }
 }
 
@@ -124,6 +132,16 @@ pub(crate) mod tests {
         assert_eq!((headers.flow.transport, headers.payload), (Transport::Udp, &b"payload"[..]));
         assert_eq!((headers.flow.source_port, headers.flow.destination_port), (4000, 5000));
         assert_eq!(headers.flow.source.to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn a_syn_comes_before_the_first_byte() {
+        let mut packet = tcp6(u32::MAX, 0);
+        packet[40 + 13] = SYN;
+        let headers = Headers::read(&packet).unwrap();
+        assert_eq!((headers.opens, headers.sequence), (true, 0));
+        let data = tcp6(0, 5);
+        assert!(!Headers::read(&data).unwrap().opens);
     }
 
     #[test]

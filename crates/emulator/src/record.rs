@@ -1,5 +1,5 @@
-//! What one direction of a link did to the packets: counts of each flow, bytes over time, each watched probe, and how late the
-//! link itself was. Pure.
+//! Records what one direction of a link did to the packets: counts for each flow, bytes over time, each watched probe,
+//! and how late the link itself was. Pure.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,88 +8,89 @@ use crate::delivered::InOrderBytes;
 use crate::direction::{Counts, Departure, DropReason};
 use crate::packet::{FlowKey, Headers, Transport};
 
-/// The length of a [`Bin`].
+/// The length of time that a [`Bin`] covers.
 pub const BIN: Duration = Duration::from_millis(10);
 
-/// The record of one direction.
+/// The record of one direction of a link.
 #[derive(Clone, Debug, Default)]
 pub struct LinkRecord {
-    /// The exact counts of the link.
+    /// The exact packet counts of the link.
     pub counts: Counts,
-    /// Each flow that entered.
+    /// The record of each flow of which a packet entered the link.
     pub flows: HashMap<FlowKey, FlowRecord>,
-    /// What was delivered in each [`BIN`] since the link's start.
+    /// What the link delivered in each [`BIN`] since its start.
     pub bins: Vec<Bin>,
-    /// The probes, in the order of entering.
+    /// The watched probes, in the order in which they entered the link.
     pub probes: Vec<SeenProbe>,
-    /// How late packets left.
+    /// How much later than due packets left the link.
     pub lateness: Lateness,
     /// The longest time for which the link did not look for new packets although it was not asleep.
     pub longest_turn: Duration,
-    /// Packets that the kernel did not take.
+    /// The number of packets that the kernel did not accept from the link.
     pub refused: u64,
     rules: Vec<WatchRule>,
-    /// The probes that are inside the link, by the number of their packet.
+    /// The positions in `probes` of the probes that entered, by the number of their packet.
     inside: HashMap<u64, usize>,
 }
 
-/// The record of one flow.
+/// The record of one flow through a link.
 #[derive(Clone, Debug, Default)]
 pub struct FlowRecord {
-    /// Packets that entered.
+    /// Packets of the flow that entered the link.
     pub entered: u64,
-    /// Packets that left, copies included.
+    /// Packets of the flow that left the link, copies included.
     pub left: u64,
-    /// Copies that left.
+    /// Copies among the packets that left.
     pub copies: u64,
-    /// Packets that left after a later one of the same flow (RFC 4737); copies do not count.
+    /// Packets that left after a later packet of the same flow (RFC 4737); copies do not count.
     pub reordered: u64,
     /// Dropped packets, in the order of [`DropReason::ALL`].
     pub dropped: [u64; 5],
-    /// Payload that left: of TCP in order, each byte when no byte before it is missing; of other protocols without copies.
+    /// Payload bytes that left. For TCP, a byte counts once no byte before it is missing; for other protocols, copies
+    /// do not count.
     pub payload_bytes: u64,
     /// Packets with payload that left, copies included.
     pub with_payload: u64,
-    /// The sum of the queue waits of packets that left.
+    /// The sum of the queue waits of the packets that left.
     pub queue_wait: Duration,
-    /// The longest queue wait.
+    /// The longest queue wait of a packet that left.
     pub longest_wait: Duration,
     highest: Option<u64>,
     tcp: InOrderBytes,
 }
 
 impl FlowRecord {
-    /// Packets dropped for any reason.
+    /// The number of packets of the flow that the link dropped, for any reason.
     pub fn all_dropped(&self) -> u64 {
         self.dropped.iter().sum()
     }
 }
 
-/// What left the link in one [`BIN`].
+/// What the link delivered and dropped in one [`BIN`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bin {
-    /// TCP payload in order, counted when no byte before it is missing.
+    /// TCP payload in bytes; a byte counts once no byte before it is missing.
     pub tcp_payload: u64,
-    /// UDP payload, without probes and copies.
+    /// UDP payload in bytes, without probes and copies.
     pub udp_payload: u64,
-    /// All IP packets, copies included.
+    /// The bytes of all IP packets that left, copies included.
     pub bytes: u64,
-    /// Packets that were dropped behind or before the transmitter.
+    /// Packets that the link dropped, for any reason.
     pub dropped: u32,
 }
 
-/// Which packets are probes, and where their identifier is.
+/// A rule that selects the packets that are probes, and locates their identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchRule {
-    /// The protocol.
+    /// The transport protocol of the probes.
     pub transport: Transport,
-    /// The port at one of the two ends, if only one is meant.
+    /// The port that a probe has at either end; `None`: any port.
     pub port: Option<u16>,
-    /// The length of the payload, if only one is meant.
+    /// The length that the payload of a probe has; `None`: any length.
     pub payload_len: Option<usize>,
-    /// Bytes at the payload's beginning: one of them must match.
+    /// The payload of a probe begins with one of these byte strings.
     pub prefixes: &'static [&'static [u8]],
-    /// The offset of the identifier in the payload; all rules read four bytes.
+    /// The offset of the identifier in the payload. With every rule, the identifier has four bytes.
     pub id_at: usize,
 }
 
@@ -112,39 +113,40 @@ impl WatchRule {
 /// What the link did to one probe.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SeenProbe {
-    /// The rule that it matched.
+    /// The position of the [`WatchRule`] that the probe matched.
     pub rule: usize,
-    /// Its flow.
+    /// The flow of the probe.
     pub flow: FlowKey,
-    /// Its identifier.
+    /// The identifier that the probe carries.
     pub id: u32,
-    /// When it entered the link.
+    /// When the probe entered the link.
     pub entered: Duration,
-    /// When it left, if it did.
+    /// When the probe left the link, if it did.
     pub left: Option<Duration>,
-    /// How long it waited in the queue.
+    /// How long the probe waited in the queue.
     pub queue_wait: Duration,
-    /// Why it was dropped, if it was.
+    /// Why the link dropped the probe, if it did.
     pub dropped: Option<DropReason>,
-    /// Whether a copy left, too.
+    /// Whether a copy of the probe left, too.
     pub is_duplicated: bool,
-    /// Whether it left after a later packet of its flow.
+    /// Whether the probe left after a later packet of its flow.
     pub is_reordered: bool,
 }
 
 impl SeenProbe {
-    /// The time inside the link.
+    /// The time that the probe spent inside the link.
     pub fn transit(&self) -> Option<Duration> {
         Some(self.left?.saturating_sub(self.entered))
     }
 }
 
-/// How late packets left, in classes.
+/// How much later than due packets left, counted in classes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lateness {
-    /// Packets by class: at most as late as in [`Lateness::CLASSES_US`], and later than all.
+    /// The number of packets in each class: those at most as late as the entry of [`Lateness::CLASSES_US`], and in the
+    /// last class those that were later than all entries.
     pub classes: [u64; 9],
-    /// The latest packet.
+    /// The largest delay beyond the due time.
     pub worst: Duration,
 }
 
@@ -152,7 +154,7 @@ impl Lateness {
     /// The upper ends of the classes in microseconds.
     pub const CLASSES_US: [u64; 8] = [20, 50, 100, 200, 500, 1000, 3000, 10_000];
 
-    /// A packet left this late.
+    /// Counts a packet that left this much later than due.
     pub fn count(&mut self, late: Duration) {
         let us = late.as_micros() as u64;
         let class = Self::CLASSES_US.iter().position(|end| us <= *end).unwrap_or(Self::CLASSES_US.len());
@@ -160,12 +162,13 @@ impl Lateness {
         self.worst = self.worst.max(late);
     }
 
-    /// Packets in all classes.
+    /// The number of packets in all classes.
     pub fn packets(&self) -> u64 {
         self.classes.iter().sum()
     }
 
-    /// The share of packets that left more than `us` late, which is one of the classes' ends.
+    /// The share of packets that left more than `us` microseconds late. `us` must be an entry of
+    /// [`Lateness::CLASSES_US`].
     pub fn share_above(&self, us: u64) -> f64 {
         let from = Self::CLASSES_US.iter().take_while(|end| **end <= us).count();
         let later = self.classes.iter().skip(from).sum::<u64>();
@@ -174,18 +177,18 @@ impl Lateness {
 }
 
 impl LinkRecord {
-    /// An empty record that follows the packets of these rules one by one.
+    /// Creates an empty record that follows each packet that matches one of the rules.
     pub fn new(rules: Vec<WatchRule>) -> Self {
-        // Room for a long run, so that it is not moved while packets wait.
+        // Reserve space for a long run, so that the vectors do not reallocate while packets wait.
         Self { rules, bins: Vec::with_capacity(16_384), probes: Vec::with_capacity(16_384), ..Self::default() }
     }
 
-    /// Which packets are followed one by one.
+    /// The rules that select the packets that are followed one by one.
     pub fn rules(&self) -> &[WatchRule] {
         &self.rules
     }
 
-    /// A packet enters the link with this number.
+    /// Records that a packet with this number entered the link.
     pub fn entered(&mut self, packet: &[u8], number: u64, now: Duration) {
         let Some(headers) = Headers::read(packet) else { return };
         self.flows.entry(headers.flow).or_default().entered += 1;
@@ -205,7 +208,7 @@ impl LinkRecord {
         });
     }
 
-    /// The link dropped a packet.
+    /// Records that the link dropped a packet.
     pub fn dropped(&mut self, packet: &[u8], number: u64, reason: DropReason, now: Duration) {
         self.bin(now).dropped += 1;
         let Some(headers) = Headers::read(packet) else { return };
@@ -215,7 +218,7 @@ impl LinkRecord {
         }
     }
 
-    /// A packet left the link at `now`.
+    /// Records that a packet left the link at `now`.
     pub fn left(&mut self, departure: &Departure<impl AsRef<[u8]>>, now: Duration) {
         let packet = departure.packet.as_ref();
         self.lateness.count(now.saturating_sub(departure.due));
@@ -230,6 +233,9 @@ impl LinkRecord {
         flow.reordered += u64::from(is_reordered);
         flow.highest = flow.highest.max(Some(departure.number));
         flow.copies += u64::from(departure.is_copy);
+        if headers.opens {
+            flow.tcp.open(headers.sequence);
+        }
         let new = match headers.flow.transport {
             Transport::Tcp => flow.tcp.deliver(headers.sequence, headers.payload.len()),
             _ if departure.is_copy => 0,
@@ -255,7 +261,7 @@ impl LinkRecord {
         }
     }
 
-    /// What left from `from` to `until`, in whole bins.
+    /// The sum of the whole bins from `from` to `until`.
     pub fn between(&self, from: Duration, until: Duration) -> Bin {
         let at = |time: Duration| (time.as_nanos() / BIN.as_nanos()) as usize;
         let bins = self.bins.iter().skip(at(from)).take(at(until).saturating_sub(at(from)));
@@ -323,6 +329,18 @@ mod tests {
         }
         assert_eq!(record.between(10 * MS, 20 * MS).tcp_payload, 200);
         assert_eq!(record.between(Duration::ZERO, 10 * MS).tcp_payload, 0);
+    }
+
+    #[test]
+    fn a_lost_first_segment_counts_once_it_is_sent_again() {
+        let mut record = LinkRecord::new(vec![]);
+        let mut syn = tcp6(99, 0);
+        syn[40 + 13] = 2;
+        record.left(&departure(syn, 0, false), 5 * MS);
+        record.left(&departure(tcp6(200, 100), 2, false), 12 * MS);
+        assert_eq!(record.between(Duration::ZERO, 20 * MS).tcp_payload, 0);
+        record.left(&departure(tcp6(100, 100), 3, false), 25 * MS);
+        assert_eq!(record.between(20 * MS, 30 * MS).tcp_payload, 200);
     }
 
     #[test]

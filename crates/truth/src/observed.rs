@@ -1,4 +1,4 @@
-//! From the records of the links to the numbers that a result is compared with. Pure.
+//! Derives the numbers with which a result is compared from the records of the links. Pure.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,42 +11,42 @@ use serde::{Deserialize, Serialize};
 /// What the links did during one run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Observed {
-    /// Each loaded direction.
+    /// What the links did to each loaded direction.
     pub directions: Vec<ObservedDirection>,
-    /// Each phase with probes.
+    /// What the links did to the probes of each phase.
     pub latency: Vec<ObservedLatency>,
 }
 
 /// What the links did to the payload of one direction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ObservedDirection {
-    /// The direction.
+    /// The loaded direction that the numbers describe.
     pub direction: Direction,
-    /// The rate at which the last link delivered payload in the steady part of the phase.
+    /// The rate at which the last link delivered payload in the steady part of the phase, in bit/s.
     pub delivered_bps: f64,
-    /// The payload that was delivered in the whole phase.
+    /// The payload that the last link delivered in the whole phase, in bytes.
     pub delivered_bytes: u64,
-    /// The datagrams of the load in this direction, if it was datagrams.
+    /// What the links did to the datagrams of the load, if the load was datagrams.
     pub datagrams: Option<ObservedDatagrams>,
 }
 
 /// What the links did to the datagrams of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedDatagrams {
-    /// Entered the first link.
+    /// Datagrams that entered the first link.
     pub entered: u64,
-    /// Dropped by any link.
+    /// Datagrams that any link dropped.
     pub dropped: u64,
-    /// Delivered twice.
+    /// Copies of datagrams that the links delivered.
     pub copies: u64,
-    /// Delivered after a later one.
+    /// Datagrams that were delivered after a later one.
     pub reordered: u64,
 }
 
 /// What the links did to the probes of one phase.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ObservedLatency {
-    /// The load of the phase.
+    /// The load of the phase in which the probes were sent.
     pub load: Load,
     /// Probes that entered the first link.
     pub sent: u64,
@@ -54,63 +54,74 @@ pub struct ObservedLatency {
     pub lost_up: u64,
     /// Replies dropped on the way to the appliance.
     pub lost_down: u64,
-    /// The median of the time in all links, both ways, in milliseconds.
+    /// The median, over the probes, of the time in all links of both ways, in milliseconds.
     pub p50_ms: Option<f64>,
-    /// The median of the waits in all queues, both ways, in milliseconds.
+    /// The median, over the probes, of the wait in all queues of both ways, in milliseconds.
     pub queue_ms: Option<f64>,
-    /// The same for each [`Way`].
+    /// The median, over the probes, of the wait in all queues of each [`Way`], in milliseconds.
     #[serde(default)]
     pub queue_ways_ms: Option<[f64; 2]>,
 }
 
-/// A probe and its reply.
+/// A probe that entered the first link, and its fate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RoundTrip {
     pub(crate) entered: Duration,
     pub(crate) fate: RoundTripFate,
 }
 
-/// How a probe ended.
+/// What happened to a probe and its reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RoundTripFate {
-    /// Dropped on the way to the reflector.
+    /// The probe was dropped on the way to the reflector.
     LostUp,
     /// The reply was dropped on the way back, or never sent.
     LostDown,
-    /// The time in all links, and the part of it in queues, by [`Way`].
+    /// The reply arrived. The values are the time in all links of both ways, and the part of that time in queues, by
+    /// [`Way`].
     Answered(Duration, [Duration; 2]),
 }
 
-/// The records of each link, from the appliance to the reflector, by [`Way`].
+/// The records of each link, in order from the appliance to the reflector; each link has one record for each [`Way`].
 pub type LinkRecords = Vec<[LinkRecord; 2]>;
 
-/// When a probe entered the first link, and its time in all links with its wait in their queues; `None` once it was
-/// dropped.
+/// When a probe entered the first link; then its time in all links and, within that, its wait in their queues, or
+/// `None` once a link dropped it.
 type Transits = (Duration, Option<(Duration, Duration)>);
 
-/// The round trips of the probes of one watch rule, in the order of entering.
-pub(crate) fn round_trips(links: &LinkRecords, rule: usize) -> Vec<RoundTrip> {
-    // The transit of each id through all links of a way; `None` once it was dropped.
-    let transits = |way: Way| {
-        let mut transits = HashMap::<u32, Transits>::new();
-        for (at, record) in links.iter().map(|link| &link[way as usize]).enumerate() {
-            let mut seen_here = HashMap::new();
-            for probe in record.probes.iter().filter(|probe| probe.rule == rule) {
-                // A copy that an earlier link made is not the probe.
-                seen_here.entry(probe.id).or_insert(probe);
-            }
-            for (id, probe) in seen_here {
-                let passed = probe.transit().map(|transit| (transit, probe.queue_wait));
-                let sum = transits.entry(id).or_insert((probe.entered, Some((Duration::ZERO, Duration::ZERO))));
-                sum.1 = sum.1.zip(passed).map(|((total, waited), (transit, wait))| (total + transit, waited + wait));
-                if at == 0 && way == Way::Up {
-                    sum.0 = probe.entered;
-                }
+/// The transit of each probe that matches watch rule `rule` through all links of a way, by the id of the probe.
+fn transits(links: &LinkRecords, rule: usize, way: Way) -> HashMap<u32, Transits> {
+    let mut transits = HashMap::<u32, Transits>::new();
+    for (at, record) in links.iter().map(|link| &link[way as usize]).enumerate() {
+        let mut seen_here = HashMap::new();
+        for probe in record.probes.iter().filter(|probe| probe.rule == rule) {
+            // Take the first probe with an id: a later one is a copy that an earlier link made.
+            seen_here.entry(probe.id).or_insert(probe);
+        }
+        for (id, probe) in seen_here {
+            let passed = probe.transit().map(|transit| (transit, probe.queue_wait));
+            let sum = transits.entry(id).or_insert((probe.entered, Some((Duration::ZERO, Duration::ZERO))));
+            sum.1 = sum.1.zip(passed).map(|((total, waited), (transit, wait))| (total + transit, waited + wait));
+            if at == 0 && way == Way::Up {
+                sum.0 = probe.entered;
             }
         }
-        transits
-    };
-    let [up, down] = Way::BOTH.map(transits);
+    }
+    transits
+}
+
+/// The median time that the links took for a packet from the reflector while they were idle; zero without idle probes.
+fn idle_transit_down(links: &LinkRecords, rule: usize, phases: &[(Load, Duration, Duration)]) -> Duration {
+    let idle = phases.iter().find(|(load, ..)| *load == Load::Idle).map(|(_, begun, length)| *begun..*begun + *length);
+    let down = transits(links, rule, Way::Down);
+    let during = down.values().filter(|(entered, _)| idle.as_ref().is_some_and(|idle| idle.contains(entered)));
+    let times = during.filter_map(|(_, passed)| passed.map(|(transit, _)| transit)).collect();
+    median_ms(times).map_or(Duration::ZERO, |ms| Duration::from_secs_f64(ms / 1e3))
+}
+
+/// The round trips of the probes that match the watch rule with this number, in the order of entering the first link.
+pub(crate) fn round_trips(links: &LinkRecords, rule: usize) -> Vec<RoundTrip> {
+    let [up, down] = Way::BOTH.map(|way| transits(links, rule, way));
     let trip = |(id, (entered, passed)): (&u32, &Transits)| {
         let back = down.get(id).and_then(|(_, passed)| *passed);
         let fate = match (*passed, back) {
@@ -125,7 +136,7 @@ pub(crate) fn round_trips(links: &LinkRecords, rule: usize) -> Vec<RoundTrip> {
     trips
 }
 
-/// The median in milliseconds.
+/// The median of these times in milliseconds; `None` without times.
 pub(crate) fn median_ms(mut times: Vec<Duration>) -> Option<f64> {
     times.sort_unstable();
     let upper = *times.get(times.len() / 2)?;
@@ -133,7 +144,7 @@ pub(crate) fn median_ms(mut times: Vec<Duration>) -> Option<f64> {
     Some((lower + upper).as_secs_f64() * 500.0)
 }
 
-/// Summarises round trips.
+/// Summarises the round trips of a phase with this load.
 pub(crate) fn latency(load: Load, trips: &[RoundTrip]) -> ObservedLatency {
     let count = |fate| trips.iter().filter(|trip| trip.fate == fate).count() as u64;
     let answered = trips.iter().filter_map(|trip| match trip.fate {
@@ -153,14 +164,14 @@ pub(crate) fn latency(load: Load, trips: &[RoundTrip]) -> ObservedLatency {
     }
 }
 
-/// The record of the last link of a way, and of the first.
+/// The records of the last link and of the first link that packets of a way pass.
 fn last_and_first(links: &LinkRecords, way: Way) -> Option<(&LinkRecord, &LinkRecord)> {
     let (first, last) = (links.first()?, links.last()?);
     let (last, first) = if way == Way::Up { (last, first) } else { (first, last) };
     Some((&last[way as usize], &first[way as usize]))
 }
 
-/// The flows of large datagrams of a record.
+/// The flows in a record that consist of large datagrams.
 fn bulk_datagrams(record: &LinkRecord) -> impl Iterator<Item = &FlowRecord> {
     let is_bulk = |flow: &FlowRecord| flow.with_payload > 20 && flow.payload_bytes / flow.with_payload > 300;
     record
@@ -170,7 +181,7 @@ fn bulk_datagrams(record: &LinkRecord) -> impl Iterator<Item = &FlowRecord> {
         .map(|(_, flow)| flow)
 }
 
-/// What the links did to the datagrams of the load in one way.
+/// What the links did to the datagrams of the load that travelled this way.
 pub(crate) fn datagrams(links: &LinkRecords, way: Way) -> Option<ObservedDatagrams> {
     let (last, first) = last_and_first(links, way)?;
     let entered = bulk_datagrams(first).map(|flow| flow.entered).sum::<u64>();
@@ -182,7 +193,7 @@ pub(crate) fn datagrams(links: &LinkRecords, way: Way) -> Option<ObservedDatagra
     (entered > 0).then(|| ObservedDatagrams { entered, dropped, copies: sum(|flow| flow.copies), reordered })
 }
 
-/// The way of a direction.
+/// The way that the payload of a direction travels.
 pub(crate) fn way(direction: Direction) -> Way {
     match direction {
         Direction::Upload => Way::Up,
@@ -191,8 +202,8 @@ pub(crate) fn way(direction: Direction) -> Way {
 }
 
 impl Observed {
-    /// What the links did during a run with this result, whose phases began at these times of the link's clock. The
-    /// probes are those of watch rule `rule`.
+    /// What the links did during a run with the result `document`. Each entry of `phases` has the load, the begin by
+    /// the link's clock, and the length of a phase. The probes are those of the watch rule with the number `rule`.
     pub fn of(
         document: &ResultDocument,
         phases: &[(Load, Duration, Duration)],
@@ -200,11 +211,18 @@ impl Observed {
         rule: usize,
     ) -> Self {
         let trips = round_trips(links, rule);
+        let back = idle_transit_down(links, rule, phases);
         let mut observed = Self::default();
         for (load, begun, length) in phases.iter().copied() {
             for direction in load.directions().iter().copied() {
                 let Some(measured) = document.measured(load, direction) else { continue };
                 let Some((last, _)) = last_and_first(links, way(direction)) else { continue };
+                // The receiver counts its time. For an upload that is the reflector, which begins a phase as it sends
+                // the message that lets the appliance begin.
+                let begun = match direction {
+                    Direction::Upload => begun.saturating_sub(back),
+                    Direction::Download => begun,
+                };
                 let from = begun + Duration::from_millis(measured.startup_ms);
                 let steady = Duration::from_millis(measured.duration_ms);
                 let payload = |from, until| {
@@ -225,13 +243,13 @@ impl Observed {
         observed
     }
 
-    /// What the links did to the probes under this load.
+    /// What the links did to the probes of the phase with this load.
     pub fn latency_of(&self, load: Load) -> Option<&ObservedLatency> {
         self.latency.iter().find(|latency| latency.load == load)
     }
 }
 
-/// The probes of the measured window: the last ones before the phase ended.
+/// The round trips that the result counts: the last ones that began before the phase ended.
 fn in_window<'a>(trips: &'a [RoundTrip], measured: &LatencyResult, until: Duration) -> &'a [RoundTrip] {
     let end = trips.partition_point(|trip| trip.entered < until);
     &trips[end.saturating_sub(measured.sent as usize)..end]
