@@ -4,9 +4,9 @@ use std::io;
 
 use crate::sys::child;
 
-/// Binds a port. If the port is in use, waits until every pending fork has reached its exec, and tries once more. Until
-/// its exec, a forked child holds copies of all sockets that were open at the fork, even if this process has closed
-/// them since.
+/// Calls `bind`, which binds a port. If the port is in use, waits until every pending fork has reached its exec, and
+/// calls `bind` once more. Until its exec, a forked child holds copies of all sockets that were open at the fork, even
+/// if this process has closed them since.
 pub fn bind_after_pending_forks<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     match bind() {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {

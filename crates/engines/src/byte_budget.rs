@@ -3,11 +3,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-/// The bytes that one session may still move: leased minus charged bytes. Negative if more were charged.
+/// The bytes that one session may still move: the leased bytes minus the charged bytes. The difference is negative if
+/// the session has moved more bytes than it leased.
 pub(crate) struct ByteBudget {
     left: AtomicI64,
     spent: AtomicU64,
-    /// The low-water mark: if fewer bytes are left, more are requested.
+    /// The low-water mark: if fewer bytes than this are left, the budget requests more.
     low_water: AtomicI64,
     is_requested: AtomicBool,
     request: Box<dyn Fn() + Send + Sync>,
@@ -26,8 +27,8 @@ impl ByteBudget {
         }
     }
 
-    /// Deducts `bytes`, requests more if the low-water mark is crossed, and returns the bytes left (negative if
-    /// overdrawn).
+    /// Deducts `bytes` from the budget, requests more if fewer than the low-water mark are left, and returns the bytes
+    /// left (negative if the budget is overdrawn).
     pub(crate) fn charge(&self, bytes: u64) -> i64 {
         let charged = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.spent.fetch_add(bytes, Ordering::Relaxed);
@@ -36,7 +37,7 @@ impl ByteBudget {
         left
     }
 
-    /// Adds `bytes`, and sets the low-water mark to half of them.
+    /// Adds a lease of `bytes` to the budget, and sets the low-water mark to half of `bytes`.
     pub(crate) fn extend(&self, bytes: u64) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.low_water.store(bytes / 2, Ordering::Relaxed);
@@ -58,12 +59,12 @@ impl ByteBudget {
         self.left.load(Ordering::Acquire) < 0
     }
 
-    /// Bytes left; 0 if the charges exceed the leases.
+    /// The bytes that are left of the budget; 0 if the charges exceed the leases.
     pub(crate) fn left(&self) -> u64 {
         u64::try_from(self.left.load(Ordering::Acquire)).unwrap_or(0)
     }
 
-    /// Bytes charged so far.
+    /// The number of bytes charged so far.
     pub(crate) fn spent(&self) -> u64 {
         self.spent.load(Ordering::Relaxed)
     }

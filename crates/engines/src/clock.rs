@@ -13,7 +13,7 @@ use rustix::time::{
 
 const NANOS: u64 = 1_000_000_000;
 
-/// `CLOCK_MONOTONIC` relative to the clock's start, so that it does not reveal the host's uptime.
+/// A clock that reads `CLOCK_MONOTONIC` relative to its own start, so that its times do not reveal the host's uptime.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     zero_ns: u64,
@@ -36,7 +36,7 @@ impl Clock {
     }
 }
 
-/// `CLOCK_MONOTONIC` in nanoseconds. It is never negative, so the casts are exact.
+/// The current time of `CLOCK_MONOTONIC` in nanoseconds. The time is never negative, so the casts are exact.
 fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.cast_unsigned() * NANOS + now.tv_nsec.cast_unsigned()
@@ -67,7 +67,7 @@ impl Timer {
         Ok(())
     }
 
-    /// Clears the expired ticks, and returns whether there were any.
+    /// Clears the ticks that have expired since the last call, and returns whether there were any.
     pub fn clear(&self) -> bool {
         // A read fails if there was no tick.
         rustix::io::read(&self.fd, &mut [0; 8]).is_ok()
@@ -75,7 +75,7 @@ impl Timer {
 }
 
 fn timespec(nanos: u64) -> Timespec {
-    // Both fit: 2^64 ns are below 2^35 s.
+    // Both numbers fit in an `i64`: 2^64 ns are below 2^35 s.
     Timespec { tv_sec: (nanos / NANOS).cast_signed(), tv_nsec: (nanos % NANOS).cast_signed() }
 }
 
@@ -98,7 +98,7 @@ impl Wake {
         rustix::io::write(&self.0, &1u64.to_ne_bytes()).ok();
     }
 
-    /// Discards earlier wake-ups.
+    /// Discards earlier wake-ups, so that they do not end the next [`wait`].
     pub(crate) fn clear(&self) {
         rustix::io::read(&self.0, &mut [0; 8]).ok();
     }
@@ -110,7 +110,7 @@ impl AsFd for Wake {
     }
 }
 
-/// Waits until one of `fds` is ready, and returns the events of each. Errors and hang-ups are events too.
+/// Waits until one of `fds` is ready, and returns the events of each descriptor. Errors and hang-ups are events too.
 pub fn wait<const N: usize>(fds: [(BorrowedFd<'_>, PollFlags); N]) -> io::Result<[PollFlags; N]> {
     let mut polled = fds.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
     loop {

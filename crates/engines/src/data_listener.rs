@@ -24,24 +24,24 @@ use crate::thread_limit;
 
 /// The timeout for the authentication of a connection.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
-/// Unauthenticated connections that are allowed in addition to one per stream.
+/// The number of unauthenticated connections that a session may have in addition to one per stream.
 const SPARE_PENDING: usize = 16;
 /// The listener's backlog: connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
-/// The maximum number of connections that are accepted before the loop reads from the pending ones again.
+/// The maximum number of connections that the listener accepts before it reads from the pending connections again.
 const MAX_ACCEPTS_IN_A_ROW: usize = 64;
-/// How long accepting pauses after the host ran out of file descriptors or memory.
+/// How long the listener accepts no connections after the host ran out of file descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Decides which connections belong to the session. Every engine has its own kind of proof.
+/// Decides which connections belong to a session. Each engine defines what proves that a connection belongs to it.
 pub trait Authenticator: Send + 'static {
-    /// The part of a proof that was read from the socket so far.
+    /// The part of a connection's proof that was read from its socket so far.
     type Partial: Default + Send;
     /// The verified proof of an accepted connection.
     type Proof: 'static;
 
-    /// Reads the proof of a connection. Called when the connection is accepted and whenever it is readable. `socket`
-    /// never blocks. `is_from_peer`: whether the connection comes from the appliance's address.
+    /// Reads the proof of the connection `socket`, which never blocks. Called when the connection is accepted and
+    /// whenever it is readable. `is_from_peer`: whether the connection comes from the appliance's address.
     ///
     /// An authenticator that leaves bytes unread must ensure that only further bytes make the socket readable again.
     /// Otherwise the listener's thread would spin.
@@ -55,7 +55,7 @@ pub trait Authenticator: Send + 'static {
 
 /// The state of a connection's authentication.
 pub enum Authentication<Proof> {
-    /// The connection has not sent enough yet.
+    /// The connection has not sent its whole proof yet.
     Incomplete,
     /// The connection belongs to the session.
     Accepted(Proof),
@@ -67,7 +67,7 @@ pub enum Authentication<Proof> {
 /// stream that has not connected yet.
 pub struct PreambleAuthenticator {
     keys: Arc<SessionKeys>,
-    /// The phases and streams that have connected.
+    /// The phase and the stream index of each connection that was accepted.
     seen: HashSet<(u8, u16)>,
 }
 
@@ -78,7 +78,7 @@ impl PreambleAuthenticator {
     }
 }
 
-/// The bytes of a preamble that have arrived.
+/// The bytes of a connection's preamble that have arrived so far.
 pub struct PartialPreamble {
     bytes: [u8; Preamble::LEN],
     len: usize,
@@ -116,10 +116,11 @@ impl Authenticator for PreambleAuthenticator {
     }
 }
 
-/// Receives the accepted connections. Called from the listener's thread; must not block.
+/// A callback that receives each accepted connection with its proof. It is called from the listener's thread, and must
+/// not block.
 pub type Sink<Proof> = Box<dyn Fn(Proof, TcpStream) + Send + Sync>;
 
-/// A listening port of one session. Dropping it ends its thread and frees the port at once.
+/// A listening port for the data connections of one session. Dropping it ends its thread and frees the port at once.
 pub struct DataListener {
     local: SocketAddr,
     refused: Arc<AtomicU64>,
@@ -186,12 +187,12 @@ impl DataListener {
         Ok(Self { local, refused, wake, thread: Some(thread) })
     }
 
-    /// The listening address.
+    /// The address and port at which the listener accepts connections.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// The number of connections that were reset.
+    /// The number of connections that were reset because they were not authenticated.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
@@ -238,7 +239,7 @@ struct PendingConnection<Partial> {
     partial: Partial,
 }
 
-/// The state of the listener's thread.
+/// The state of the listener's thread, which accepts and authenticates connections.
 struct AcceptLoop<A: Authenticator> {
     listener: Socket,
     /// Shuts the listener down when the session is cancelled, which wakes the poll.
@@ -251,8 +252,8 @@ struct AcceptLoop<A: Authenticator> {
     timeout: Duration,
     refused: Arc<AtomicU64>,
     max_pending: usize,
-    /// The pending connections in the order accepted, which is also the order of their deadlines; at most
-    /// `max_pending`.
+    /// The pending connections in the order in which they were accepted, which is also the order of their deadlines; at
+    /// most `max_pending`.
     pending: Vec<PendingConnection<A::Partial>>,
     paused_until: Option<Instant>,
 }
@@ -337,7 +338,7 @@ impl<A: Authenticator> AcceptLoop<A> {
         }
     }
 
-    /// Accepts the connections that the kernel has queued; `false` once the listener is shut down.
+    /// Accepts the connections that the kernel has queued. Returns `false` once the listener is shut down.
     fn accept(&mut self) -> bool {
         if self.paused_until.is_some_and(|until| until > Instant::now()) {
             return true;
@@ -348,7 +349,7 @@ impl<A: Authenticator> AcceptLoop<A> {
                 Ok((socket, address)) => self.begin(socket, address.as_socket().map(|from| from.ip())),
                 Err(e) => match Errno::from_io_error(&e) {
                     Some(Errno::AGAIN) => return true,
-                    // Failures of one connection (accept(2)).
+                    // These errors concern only one connection (accept(2)).
                     Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::NETDOWN | Errno::HOSTUNREACH) => {}
                     _ if self.control.is_cancelled() => return false,
                     _ => {
@@ -375,7 +376,7 @@ impl<A: Authenticator> AcceptLoop<A> {
         }
         let deadline = Instant::now() + self.timeout;
         let mut connection = PendingConnection { socket, is_from_peer, deadline, partial: A::Partial::default() };
-        // The preamble has usually arrived already; then the connection does not become pending.
+        // The preamble has usually arrived already. If so, the connection does not become pending.
         match self.authenticate(&mut connection) {
             Authentication::Incomplete if self.pending.len() >= self.max_pending => {
                 let evicted = match self.oldest_not_from_peer() {
@@ -396,7 +397,7 @@ impl<A: Authenticator> AcceptLoop<A> {
     }
 }
 
-/// The error that means that the listener must close.
+/// An error that means that the listener must close: the session or the listener has ended, or poll failed.
 struct Closing;
 
 #[cfg(test)]
@@ -417,7 +418,7 @@ mod tests {
         Preamble { session: keys(1).session(), phase: 0, stream, nonce: [0; 12] }.seal(&keys(1))
     }
 
-    /// A listener for an appliance at 127.0.0.1, and the connections that it accepts.
+    /// A listener for an appliance at 127.0.0.1, and the receiver of the connections that the listener accepts.
     fn listener(timeout: Duration) -> (DataListener, Receiver<(Preamble, TcpStream)>) {
         let (accept, accepted) = channel();
         let sink = Box::new(move |preamble, stream| accept.send((preamble, stream)).unwrap_or(()));
@@ -525,7 +526,7 @@ mod tests {
         let mut ours = (0..10).map(|_| connect(&listener)).collect::<Vec<_>>();
         // The appliance's connections, which have not sent anything yet, displaced the oldest ones.
         others[..10].iter().for_each(assert_reset);
-        // A later connection replaces one of another client, never one of the appliance.
+        // A later connection replaces a connection of another client, never a connection of the appliance.
         let _late = connect_from([127, 0, 0, 9], &listener);
         assert_reset(&others[10]);
         for (index, socket) in (0..).zip(&mut ours) {

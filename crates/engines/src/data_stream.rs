@@ -6,18 +6,19 @@ use std::net::{Shutdown, TcpStream};
 use rustix::net::RecvFlags;
 use rustls::Connection;
 
-/// The maximum number of bytes per read or write call. Large enough to make the cost of the call negligible, small
-/// enough for a processor's cache.
+/// The maximum number of bytes per read or write call that copies them. A chunk is large enough to make the cost of the
+/// call negligible, and small enough for a processor's cache.
 pub(crate) const CHUNK: usize = 256 * 1024;
 
-/// The maximum number of bytes per call inside TLS. TLS accesses each byte several times, so a chunk should stay in a
-/// faster cache level.
+/// The maximum number of bytes per read or write call inside TLS. TLS accesses each byte several times, so a chunk
+/// should stay in a faster cache level.
 const TLS_CHUNK: usize = 128 * 1024;
 
 /// The longest TLS record, header and tag included (RFC 8446, section 5.2).
 const RECORD: usize = 5 + 16 * 1024 + 256;
 
-/// The longest payload of a TLS record. [`RECORD_FRAMING`] is what a record adds to it: header, content type and tag.
+/// The longest payload of a TLS record. [`RECORD_FRAMING`] is the number of bytes that a record adds to its payload:
+/// header, content type and tag.
 const RECORD_PAYLOAD: usize = 16 * 1024;
 const RECORD_FRAMING: u64 = 5 + 1 + 16;
 
@@ -25,11 +26,11 @@ const RECORD_FRAMING: u64 = 5 + 1 + 16;
 /// carry no payload, so no payload counter limits them.
 const MAX_WITHOUT_PLAINTEXT: u64 = 64 * 1024;
 
-/// A blocking byte stream to the other end.
+/// A blocking byte stream between the two ends of a session.
 pub enum DataStream {
-    /// Without TLS.
+    /// A TCP connection without TLS.
     Plain(TcpStream),
-    /// Inside TLS.
+    /// A TLS connection.
     Tls(Box<TlsSocket>),
 }
 
@@ -41,7 +42,7 @@ impl DataStream {
         Ok(Self::Tls(Box::new(TlsSocket::new(connection, socket))))
     }
 
-    /// The underlying socket.
+    /// The TCP socket under the stream.
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
@@ -67,7 +68,8 @@ impl DataStream {
         }
     }
 
-    /// Bytes that have arrived but were not read yet: in the kernel, or in the read buffer of TLS.
+    /// The number of bytes that have arrived but were not read yet: those in the kernel, and those in the read buffer
+    /// of TLS.
     pub(crate) fn unread(&self) -> u64 {
         let buffered = match self {
             Self::Plain(_) => 0,
@@ -76,10 +78,10 @@ impl DataStream {
         buffered + rustix::io::ioctl_fionread(self.socket()).unwrap_or(0)
     }
 
-    /// The number of bytes to charge for a stream that has moved `payload` bytes. Without TLS that is `payload`. Inside
-    /// TLS it is at least three quarters of the record bytes: blocks of a few bytes and padded records (RFC 8446,
-    /// section 5.4) transmit many times their payload. The free quarter and one free record cover the overhead of usual
-    /// records.
+    /// The number of bytes to charge for a stream that has moved `payload` bytes. Without TLS, the number is `payload`.
+    /// Inside TLS, it is at least three quarters of the record bytes, because blocks of a few bytes and padded records
+    /// (RFC 8446, section 5.4) transmit many times their payload. The free quarter and one free record cover the
+    /// overhead of usual records.
     pub(crate) fn chargeable(&self, payload: u64) -> u64 {
         match self {
             Self::Plain(_) => payload,
@@ -90,7 +92,7 @@ impl DataStream {
         }
     }
 
-    /// The bytes that TLS adds to a write of `payload` bytes.
+    /// The number of bytes that TLS adds to a write of `payload` bytes; 0 without TLS.
     pub(crate) fn framing(&self, payload: usize) -> u64 {
         match self {
             Self::Plain(_) => 0,
@@ -143,7 +145,7 @@ pub struct TlsSocket {
     connection: Connection,
     /// rustls reads 4 KiB at a time; the buffer turns many of those reads into one system call.
     incoming: BufReader<TcpStream>,
-    /// Bytes of TLS records, sent and received.
+    /// The total number of bytes of all TLS records sent and received so far.
     record_bytes: u64,
     said_goodbye: bool,
 }
@@ -166,7 +168,7 @@ impl TlsSocket {
         loop {
             match self.connection.reader().fill_buf() {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                // Plaintext, a clean end, or an end without close_notify, which rustls reports as an error.
+                // This is plaintext, a clean end, or an end without close_notify, which rustls reports as an error.
                 other => return other.map(drop),
             }
             if self.record_bytes - before > MAX_WITHOUT_PLAINTEXT {
@@ -180,19 +182,19 @@ impl TlsSocket {
                 other => self.record_bytes += other? as u64,
             }
             if let Err(broken) = self.connection.process_new_packets() {
-                // Best effort: an alert with the reason for the other end.
+                // Best effort: sends an alert with the reason to the other end.
                 self.send_pending().ok();
                 return Err(io::Error::new(io::ErrorKind::InvalidData, broken));
             }
-            // For example the answer to a key update.
+            // Sends, for example, the answer to a key update.
             if self.connection.wants_write() {
                 self.send_pending()?;
             }
         }
     }
 
-    /// Discards the payload of all complete records in the buffer, and waits until that is at least one byte. Returns
-    /// the number of bytes, or 0 at the end of the stream.
+    /// Waits for at least one byte of payload, and then discards the payload of all complete records in the buffer.
+    /// Returns the number of discarded bytes, or 0 at the end of the stream.
     fn discard(&mut self) -> io::Result<usize> {
         let mut discarded = 0;
         loop {
@@ -205,7 +207,8 @@ impl TlsSocket {
                 reader.consume(len);
                 discarded += len;
             }
-            // Complete records in the buffer need no system call; the rest of a partial record might block.
+            // Reading complete records from the buffer needs no system call; reading the rest of a partial record might
+            // block.
             if discarded == 0 || self.incoming.buffer().len() < RECORD {
                 return Ok(discarded);
             }
@@ -244,9 +247,9 @@ impl Read for TlsSocket {
 }
 
 impl Write for TlsSocket {
-    /// Accepts at most 128 KiB. Accepted bytes may remain buffered until the next call, which reports why they could
-    /// not be sent. A part of them may have reached the other end, so they count as sent. An error means that no byte
-    /// was accepted.
+    /// Accepts at most 128 KiB of `bytes`. If accepted bytes cannot be sent at once, they remain buffered, and the next
+    /// call reports the reason. Some of them may have reached the other end, so all accepted bytes count as sent. An
+    /// error means that this call accepted no byte.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send_pending()?;
         let taken = self.connection.writer().write(&bytes[..bytes.len().min(TLS_CHUNK)])?;
@@ -294,7 +297,7 @@ pub(crate) mod tests {
         (ours, listener.accept().unwrap().0)
     }
 
-    /// Both ends after the handshake.
+    /// Both ends of a TLS connection after its handshake, each with its socket.
     fn handshaken(
         server: &Arc<ServerConfig>,
         client: Arc<ClientConfig>,
@@ -311,7 +314,8 @@ pub(crate) mod tests {
         ((client, ours), (server, theirs))
     }
 
-    /// The client's stream, and the server's connection before it is a stream.
+    /// Both ends of a TLS connection: the client's as a stream, the server's as the connection and the socket of which
+    /// a test makes a stream.
     fn tls_pair() -> (DataStream, ServerConnection, TcpStream) {
         let (server, client) = configs(Alpn::Data);
         let ((client, ours), (server, theirs)) = handshaken(&server, client);
@@ -349,13 +353,13 @@ pub(crate) mod tests {
         let ((client, mut ours), (server, theirs)) = handshaken(&server, Arc::new(client));
         let mut theirs = DataStream::tls(server.into(), theirs).unwrap();
         let (first, secrets) = client.dangerous_extract_secrets().unwrap().tx;
-        // rustls itself refuses the 33rd in a row.
+        // 8 records, because rustls itself refuses the 33rd empty record in a row.
         let records = (first..first + 8).flat_map(|seq| empty_record(&secrets, seq)).collect::<Vec<_>>();
         let sending = std::thread::spawn(move || ours.write_all(&records));
         let failure = theirs.discard(&mut [], false).unwrap_err();
         assert_eq!(failure.to_string(), "the other end sent TLS records without payload");
         drop(theirs);
-        // The rest may have been refused.
+        // Fails if the other end closed before it read all records.
         let _ = sending.join().unwrap();
     }
 

@@ -19,10 +19,10 @@ use crate::origin::Origin;
 use crate::session_control::{Cancelled, SessionControl};
 pub use crate::socket::SocketOptions;
 
-/// Opens the data connections of a session.
+/// Opens the appliance's data connections of one session.
 #[derive(Clone, Debug)]
 pub struct Dialer {
-    /// Where data goes: the control port in tunneled mode, the granted port in direct mode.
+    /// The reflector's address and port for data: the control port in tunneled mode, the granted port in direct mode.
     pub target: SocketAddr,
     /// The TLS configuration for [`tls::Alpn::Data`] in tunneled mode; `None` in direct mode.
     pub tls: Option<Arc<ClientConfig>>,
@@ -33,8 +33,8 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// Opens a connection and sends the sealed `preamble`, which names its stream. Blocks for `connect_timeout` at
-    /// most. Fails with `ConnectionAborted` as soon as the session is cancelled.
+    /// Opens a data connection and sends the sealed `preamble`, which names the connection's stream. Blocks for
+    /// `connect_timeout` at most. Fails with `ConnectionAborted` as soon as the session is cancelled.
     pub fn dial(
         &self,
         control: &Arc<SessionControl>,
@@ -121,13 +121,13 @@ fn time_left(deadline: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// A blocking socket with one deadline for all its calls, so that a slow sender cannot extend it.
+/// A blocking socket with one deadline for all its calls, so that a peer that sends slowly cannot extend the deadline.
 struct Timed<'a> {
     socket: &'a TcpStream,
     deadline: Instant,
 }
 
-/// Turns an expired socket timeout into `TimedOut`: the kernel reports it as `WouldBlock`.
+/// Turns the error `WouldBlock`, with which the kernel reports an expired socket timeout, into `TimedOut`.
 fn as_timeout(failure: io::Error) -> io::Error {
     if failure.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { failure }
 }

@@ -20,10 +20,10 @@ use crate::udp_port::DatagramHandler;
 
 /// An engine: one kind of test, such as TCP streams or latency probes.
 pub trait Engine: Sync {
-    /// The id on the wire and on the command line.
+    /// The engine's id, as in messages and on the command line, for example `tcp`.
     fn id(&self) -> &'static str;
 
-    /// One line for `--help`.
+    /// The description of the engine for `--help`, in one line.
     fn about(&self) -> &'static str;
 
     /// Whether the engine puts load on the path. An engine without load runs a single idle phase.
@@ -37,8 +37,8 @@ pub trait Engine: Sync {
         None
     }
 
-    /// Checks whether this host has what the appliance's end needs. Returns the features that this end supports,
-    /// preferred first, with the engine's own names. The request carries them as [`TestSpec::engine_support`].
+    /// Checks whether this host has what the appliance's end needs. Returns the names of the engine's features that
+    /// this end supports, preferred first. The test request carries these names as [`TestSpec::engine_support`].
     fn check_client(&self) -> Result<Vec<PeerText>, Unavailable> {
         Ok(Vec::new())
     }
@@ -49,31 +49,32 @@ pub trait Engine: Sync {
         Ok(())
     }
 
-    /// Opens the reflector's end. Claims its resources (the port, if `setup.claim` names one) now, so that the
-    /// reflector can promise them. The error `AddrInUse` means that another process holds the port.
+    /// Opens the reflector's end of a session. Claims its resources (the port, if `setup.claim` names one) at once, so
+    /// that the reflector can promise them in its grant. The error `AddrInUse` means that another process holds the
+    /// port.
     fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>>;
 
-    /// Opens the appliance's end.
+    /// Opens the appliance's end of a session that the reflector has granted.
     fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>>;
 }
 
-/// `options` are options that an engine does not support: whether each is requested, and why it is refused. Returns the
-/// reason of the first requested one.
+/// Returns why a test is refused, or `None` if it requests none of `options`. Each item is an option that the engine
+/// does not support: whether the test requests it, and the reason for the refusal. The first requested option counts.
 pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
     options.into_iter().find_map(|(is_requested, why)| is_requested.then_some(why))
 }
 
 /// The parameters of [`Engine::server`].
 pub struct ServerSetup {
-    /// The granted test.
+    /// The test that the reflector has granted.
     pub spec: TestSpec,
     /// The keys that authenticate the test's data.
     pub keys: Arc<SessionKeys>,
-    /// In direct mode: the listening address and port.
+    /// The address and port at which the engine listens in direct mode; `None` in tunneled mode.
     pub claim: Option<SocketAddr>,
     /// The source address of the appliance's link, as the reflector sees it.
     pub peer: IpAddr,
-    /// Cancels the session and counts its bytes.
+    /// The session's control: cancels the session and counts its bytes.
     pub control: Arc<SessionControl>,
     /// An existing private folder for temporary files.
     pub scratch: PathBuf,
@@ -81,15 +82,15 @@ pub struct ServerSetup {
 
 /// The parameters of [`Engine::client`].
 pub struct ClientSetup {
-    /// The granted test.
+    /// The test that the reflector has granted.
     pub spec: TestSpec,
     /// The keys that authenticate the test's data.
     pub keys: Arc<SessionKeys>,
     /// Opens the session's data connections.
     pub dialer: Arc<Dialer>,
-    /// Cancels the session.
+    /// The session's control: cancels the session.
     pub control: Arc<SessionControl>,
-    /// The terms of the reflector's end, from [`EngineServer::terms`].
+    /// The terms from [`EngineServer::terms`] of the reflector's end, as received in the grant.
     pub terms: Option<EngineTerms>,
     /// An existing private folder for temporary files.
     pub scratch: PathBuf,
@@ -99,34 +100,34 @@ pub struct ClientSetup {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{because}")]
 pub struct Unavailable {
-    /// The reason, as a clause.
+    /// The reason why the engine cannot run, as a clause.
     pub because: String,
-    /// What the user can do about it.
+    /// What the user can do to make the engine available.
     pub hint: String,
 }
 
-/// Why not all streams of a phase could be opened, and how many were.
+/// The error if not all streams of a phase could be opened: how many were opened, and why the others were not.
 #[derive(Debug, thiserror::Error)]
 #[error("{opened} of {streams} streams were opened: {cause}")]
 pub struct StreamsMissing {
-    /// Streams that were opened.
+    /// The number of streams that were opened.
     pub opened: u16,
-    /// Streams of the phase.
+    /// The number of streams that the phase needs.
     pub streams: u16,
-    /// Why the next stream could not be opened.
+    /// The first failure to open a stream.
     pub cause: io::Error,
 }
 
 impl StreamsMissing {
-    /// The [`StreamsMissing`] inside an error of [`EngineClient::connect`]. `None` if the error occurred before any
-    /// stream was tried.
+    /// The [`StreamsMissing`] inside an error of [`EngineClient::connect`]. `None` for any other error, for example one
+    /// that occurred before any stream was tried.
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
 }
 
-/// Whether a connection was refused: by the other host, by a firewall, or because there is no route. Unlike a timeout,
-/// a refusal comes at once.
+/// Whether `error` means that a connection was refused: by the other host, by a firewall, or because there is no route.
+/// Unlike a timeout, a refusal arrives at once.
 pub fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied};
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | PermissionDenied)
@@ -138,25 +139,28 @@ impl From<StreamsMissing> for io::Error {
     }
 }
 
-/// What happens while a phase runs.
+/// An event of a running phase, which the phase reports to its [`PhaseObserver`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PhaseProgress {
     /// All streams are connected; the phase begins.
     Started,
-    /// A sample of the direction that this end receives. Results are computed from these.
+    /// A sample of the direction that this end receives. The results are computed from the samples of the receivers.
     Received(Direction, Sample),
-    /// A sample of the direction that this end sends, by its own clock. It serves only for comparison.
+    /// A sample of the direction that this end sends, timed by this end's clock. It serves only for comparison with the
+    /// receiver's samples.
     Sent(Direction, Sample),
-    /// What this end's kernel recorded of a stream (`TestSpec::phase_detail`). Reported after the streams have ended.
+    /// What this end's kernel recorded of a stream, if the test requests it (`TestSpec::phase_detail`). Reported after
+    /// all streams have ended.
     Detail(Direction, TcpSample),
 }
 
-/// Receives the progress of a phase. Called from a thread that moves no bytes; must not block for long.
+/// A callback that receives the progress of a phase. It is called from a thread that moves no bytes, and must not block
+/// for long.
 pub type PhaseObserver<'a> = &'a (dyn Fn(PhaseProgress) + Sync);
 
 /// The reflector's end of one session. Dropping it closes its sockets and ends its threads.
 pub trait EngineServer: Send + Sync {
-    /// The terms that the appliance's end needs, if any. The grant carries them.
+    /// The parameters that the appliance's end needs from this end, if any. The reflector's grant carries them.
     fn terms(&self) -> Option<EngineTerms> {
         None
     }
@@ -170,24 +174,25 @@ pub trait EngineServer: Send + Sync {
     /// same stream index is dropped.
     fn admit(&self, preamble: Preamble, stream: MeteredStream);
 
-    /// Runs phase number `phase` on the calling thread and on others. Waits for a bounded time until its streams are
-    /// connected, reports [`PhaseProgress::Started`], and moves the data. Ends early when the session is cancelled.
-    /// Always returns the counts, even if the phase failed.
+    /// Runs phase number `phase` on the calling thread and on others. Waits for a bounded time until the phase's
+    /// streams are connected, reports [`PhaseProgress::Started`], and moves the data. Ends early when the session is
+    /// cancelled. Always returns the counts, even if the phase failed.
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 }
 
 /// The appliance's end of one session. Dropping it closes its sockets and ends its threads.
 pub trait EngineClient: Send + Sync {
-    /// Opens the streams of phase number `phase`, with at most four handshakes at once. Blocks for a bounded time. If
-    /// streams could not be opened, the error is a [`StreamsMissing`].
+    /// Opens the streams of phase number `phase`, with at most four connection attempts at once. Blocks for a bounded
+    /// time. If some streams could not be opened, the error contains a [`StreamsMissing`].
     fn connect(&self, phase: u8) -> io::Result<()>;
 
-    /// How many streams of phase number `phase` are open so far and wait for the phase to begin.
+    /// The number of streams of phase number `phase` that are open so far and wait for the phase to begin.
     fn opened(&self, _phase: u8) -> u16 {
         0
     }
 
-    /// On how many of the open streams the other end has acknowledged the bytes that this end sent.
+    /// The number of open streams of phase number `phase` on which the other end has acknowledged what this end sent to
+    /// open the stream.
     fn acknowledged(&self, phase: u8) -> u16 {
         self.opened(phase)
     }
@@ -196,7 +201,7 @@ pub trait EngineClient: Send + Sync {
     /// returns the counts, even if the phase failed.
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 
-    /// Why the streams of phase number `phase` failed, if this end knows.
+    /// The reason why the streams of phase number `phase` failed, if this end knows it.
     fn explain_failure(&self, _phase: u8) -> Option<String> {
         None
     }
@@ -206,7 +211,7 @@ pub trait EngineClient: Send + Sync {
         None
     }
 
-    /// The JSON output of the external program for phase number `phase`.
+    /// The JSON output of the external program for phase number `phase`, if such a program moves the data.
     fn raw(&self, _phase: u8) -> Option<String> {
         None
     }

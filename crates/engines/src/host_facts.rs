@@ -13,8 +13,8 @@ use paramedic_link::measurement::{CpuUse, HostFacts};
 
 use crate::{interface, quota, sys};
 
-/// The current state of the host. `local` is this end's address of the link, which selects the interface to report.
-/// Reads only small kernel files, so it may be called between two phases.
+/// Reads the current state of the host. `local` is this end's address of the link, which selects the interface to
+/// report. Reads only small kernel files, so it may be called between two phases.
 pub fn read(local: Option<IpAddr>) -> HostFacts {
     let meminfo = text("/proc/meminfo");
     let memory = |key| meminfo.as_deref().and_then(|text| meminfo_bytes(text, key));
@@ -38,7 +38,7 @@ pub fn read(local: Option<IpAddr>) -> HostFacts {
     }
 }
 
-/// Whether the kernel considers the system clock synchronised.
+/// Whether the kernel considers the system clock synchronised, for example by NTP.
 pub fn is_clock_synchronised() -> bool {
     sys::clock_state().is_ok_and(|clock| clock.is_synchronised)
 }
@@ -53,7 +53,7 @@ pub struct CpuClock {
 }
 
 impl CpuClock {
-    /// Starts the measurement.
+    /// Starts a measurement of the host's processor time.
     pub fn start() -> Self {
         let stat = text("/proc/stat").unwrap_or_default();
         let (cpu, cores) = (parse_cpu_time(&stat), parse_softirq_times(&stat));
@@ -72,13 +72,14 @@ impl CpuClock {
         }
     }
 
-    /// The share of time, 0 to 1, in which the host's processors were busy or stolen by a hypervisor. `None` if
-    /// /proc/stat cannot be read or no clock tick has passed.
+    /// The share of the time since [`CpuClock::start`], 0 to 1, in which the host's processors were busy or stolen by a
+    /// hypervisor. `None` if /proc/stat cannot be read or no clock tick has passed.
     fn busy(&self, stat: &str) -> Option<f64> {
         busy_between(self.cpu?, parse_cpu_time(stat)?)
     }
 
-    /// The share of time, 0 to 1, for which a control group's CPU quota throttled the program; `None` if none did.
+    /// The share of the time since [`CpuClock::start`], 0 to 1, for which a control group's CPU quota throttled the
+    /// program. `None` if no quota throttled it.
     fn held_back(&self) -> Option<f64> {
         let held_back = quota::held_back()?.saturating_sub(self.held_back?);
         let share = held_back.as_secs_f64() / self.read.elapsed().as_secs_f64();
@@ -86,30 +87,30 @@ impl CpuClock {
     }
 }
 
-/// Processor time of a process with all its threads, in seconds: user time and system time. The resolution is a clock
-/// tick, usually 10 ms. Also works for a process that has ended but was not reaped yet.
+/// The processor time of `process` with all its threads, in seconds: user time and system time. The resolution is a
+/// clock tick, usually 10 ms. Also works for a process that has ended but was not reaped yet.
 pub fn cpu_of(process: rustix::process::Pid) -> Option<(f64, f64)> {
     let ticks = parse_process_ticks(&text(format!("/proc/{}/stat", process.as_raw_nonzero()))?)?;
     let a_second = rustix::param::clock_ticks_per_second() as f64;
     Some((ticks.0 as f64 / a_second, ticks.1 as f64 / a_second))
 }
 
-/// Fields 14 and 15 of proc_pid_stat(5), `utime` and `stime`. Field 2 is a name that may contain spaces and
-/// parentheses, so the fields are counted after its closing parenthesis.
+/// Parses fields 14 and 15 of proc_pid_stat(5), `utime` and `stime`, in clock ticks. Field 2 is a name that may contain
+/// spaces and parentheses, so the fields are counted after its closing parenthesis.
 fn parse_process_ticks(stat: &str) -> Option<(u64, u64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Clock ticks of all cores since boot.
+/// The clock ticks of all cores together since boot: idle, and in total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct CpuTime {
     idle: u64,
     total: u64,
 }
 
-/// The `cpu` line of proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal. The guest columns after
-/// them are already part of user and nice.
+/// Parses the `cpu` line of proc_stat(5), which has these columns: user, nice, system, idle, iowait, irq, softirq,
+/// steal. The guest columns after these are already part of user and nice.
 fn parse_cpu_time(stat: &str) -> Option<CpuTime> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let ticks = line.split_whitespace().take(8).map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;
@@ -117,7 +118,7 @@ fn parse_cpu_time(stat: &str) -> Option<CpuTime> {
     Some(CpuTime { idle, total: ticks.iter().fold(0, |sum, part| sum.saturating_add(*part)) })
 }
 
-/// Clock ticks of one core since boot: in soft interrupts, and in total.
+/// The clock ticks of one core since boot: in soft interrupts, and in total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SoftirqTime {
     core: u32,
@@ -125,7 +126,7 @@ struct SoftirqTime {
     total: u64,
 }
 
-/// The `cpuN` lines of proc_stat(5).
+/// Parses the `cpuN` lines of proc_stat(5), one for each core N.
 fn parse_softirq_times(stat: &str) -> Vec<SoftirqTime> {
     let core = |line: &str| {
         let (core, ticks) = line.strip_prefix("cpu")?.split_once(' ')?;
@@ -136,7 +137,8 @@ fn parse_softirq_times(stat: &str) -> Vec<SoftirqTime> {
     stat.lines().filter_map(core).collect()
 }
 
-/// The largest share of time, 0 to 1, that one core spent on soft interrupts. `None` if no clock tick has passed.
+/// The largest share of the time between two readings, 0 to 1, that one core spent on soft interrupts. `None` if no
+/// clock tick has passed.
 fn softirq_between(before: &[SoftirqTime], after: &[SoftirqTime]) -> Option<f64> {
     let share = |after: &SoftirqTime| {
         let before = before.iter().find(|before| before.core == after.core)?;
@@ -146,15 +148,15 @@ fn softirq_between(before: &[SoftirqTime], after: &[SoftirqTime]) -> Option<f64>
     after.iter().filter_map(share).reduce(f64::max)
 }
 
-/// The share of time, 0 to 1, in which processors were busy between two readings. The kernel sometimes decreases
-/// iowait, so the idle time is clamped.
+/// The share of the time between two readings, 0 to 1, in which the processors were busy. The kernel sometimes
+/// decreases iowait, so the idle time is clamped.
 fn busy_between(before: CpuTime, after: CpuTime) -> Option<f64> {
     let total = after.total.checked_sub(before.total).filter(|total| *total > 0)?;
     let idle = after.idle.saturating_sub(before.idle).min(total);
     Some((total - idle) as f64 / total as f64)
 }
 
-/// The distribution's name, if known, and the kernel's release.
+/// The name of the Linux distribution, if known, and the name and release of the kernel.
 fn system() -> String {
     let uname = rustix::system::uname();
     let kernel = format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy());
@@ -164,14 +166,14 @@ fn system() -> String {
     }
 }
 
-/// `PRETTY_NAME` of os-release(5).
+/// The value of `PRETTY_NAME` in a file as in os-release(5); `None` if it is missing or empty.
 fn pretty_name(os_release: &str) -> Option<String> {
     let value = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
     let name = value.trim().trim_matches(['"', '\'']);
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// The processor's model. On x86 it is in cpuinfo, but on most ARM boards it is only in the device tree.
+/// The processor's model. On x86, the model is in /proc/cpuinfo, but on most ARM boards it is only in the device tree.
 fn cpu_model() -> Option<String> {
     text("/proc/cpuinfo").and_then(|cpuinfo| cpuinfo_model(&cpuinfo)).or_else(|| {
         let model = text("/proc/device-tree/model")?;
@@ -191,13 +193,14 @@ fn cpuinfo_model(cpuinfo: &str) -> Option<String> {
     value("model name").or_else(|| value("Model")).filter(|model| !model.is_empty()).map(str::to_owned)
 }
 
-/// The value of a line of meminfo, in bytes. The file's unit is 1,024 bytes, although it prints kB.
+/// The value of the line `key` in the text of /proc/meminfo, in bytes. The unit in the file is 1,024 bytes, although
+/// the file prints kB.
 fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
     let value = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     value.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// A small file's text; invalid UTF-8 is replaced.
+/// The text of the small file at `path`, with invalid UTF-8 replaced. `None` if the file cannot be read.
 pub fn text(path: impl AsRef<Path>) -> Option<String> {
     let bytes = fs::read(path).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())

@@ -12,7 +12,7 @@ use paramedic_link::measurement::{Duplex, InterfaceTraffic};
 
 use crate::sys;
 
-/// The name of the interface that holds `local`.
+/// The name of this host's interface that has the address `local`.
 pub fn of(local: IpAddr) -> Option<String> {
     // On a dual-stack socket an IPv4 address appears as an IPv4-mapped address.
     let local = local.to_canonical();
@@ -38,34 +38,34 @@ pub fn speed(interface: &str) -> Option<u64> {
     (!is_unset).then_some(speed)
 }
 
-/// The speed that a TUN or TAP device reports until it is set, with full duplex (`tun_default_link_ksettings`,
-/// drivers/net/tun.c). It says nothing about the device.
+/// The speed in bits per second that a TUN or TAP device reports, together with full duplex, until a user sets a speed
+/// (`tun_default_link_ksettings`, drivers/net/tun.c). This value is a default, not a property of the device.
 const UNSET_TUNNEL_BPS: u64 = 10_000_000;
 
-/// The duplex mode of `interface`.
+/// The duplex mode that the driver of `interface` reports.
 pub fn duplex(interface: &str) -> Option<Duplex> {
     duplex_of(&attribute(interface, "duplex")?)
 }
 
-/// The highest speed that the driver supports, in bits per second. Modes that the kernel added later, for example
-/// 2.5 Gbit/s on twisted pair, are not considered.
+/// The highest speed that the driver of `interface` supports, in bits per second. Link modes beyond the first 32 in the
+/// kernel's list, for example 2.5 Gbit/s on twisted pair, are not considered.
 pub fn max_speed_bps(interface: &str) -> Option<u64> {
     fastest(sys::supported_link_modes(interface).ok()?)
 }
 
-/// One attribute of an interface, from /sys/class/net.
+/// The value of the attribute `name` of `interface`, read from /sys/class/net.
 fn attribute(interface: &str, name: &str) -> Option<String> {
     let value = fs::read_to_string(Path::new("/sys/class/net").join(interface).join(name)).ok()?;
     Some(value.trim().to_owned())
 }
 
-/// Parses the attribute `speed`, and returns bits per second. The file has megabits per second, or -1 if the speed is
-/// unknown. Drivers of wireless interfaces fail the read.
+/// Converts the text of an interface's attribute `speed` to bits per second. The text is in megabits per second, or -1
+/// if the speed is unknown. For wireless interfaces, reading the attribute fails.
 pub fn speed_bps(speed: &str) -> Option<u64> {
     speed.parse::<u64>().ok().filter(|mbps| *mbps > 0 && *mbps < u64::from(u32::MAX))?.checked_mul(1_000_000)
 }
 
-/// Parses the attribute `duplex`.
+/// Parses the text of an interface's attribute `duplex`. `None` if the duplex mode is unknown.
 pub fn duplex_of(duplex: &str) -> Option<Duplex> {
     match duplex {
         "full" => Some(Duplex::Full),
@@ -74,7 +74,8 @@ pub fn duplex_of(duplex: &str) -> Option<Duplex> {
     }
 }
 
-/// The speed of the fastest of these link modes (`ETHTOOL_LINK_MODE_…_BIT`, linux/ethtool.h).
+/// The speed in bits per second of the fastest link mode in the bit set `modes` (`ETHTOOL_LINK_MODE_…_BIT`,
+/// linux/ethtool.h).
 fn fastest(modes: u32) -> Option<u64> {
     const MBPS: [(u32, u64); 8] = [
         (0b11, 10),
@@ -94,14 +95,14 @@ fn fastest(modes: u32) -> Option<u64> {
 #[derive(Clone, Debug)]
 pub struct InterfaceClock {
     interface: String,
-    /// Bytes received and sent.
+    /// The bytes that the interface had received and sent when the measurement started.
     counters: [u64; 2],
     read: Instant,
 }
 
 impl InterfaceClock {
-    /// Starts the measurement at the interface that holds `local`. `None` for loopback, which is not a line, and if the
-    /// interface has no counters.
+    /// Starts the measurement at the interface that holds `local`. Returns `None` for loopback, which is not a physical
+    /// line, and for an interface without counters.
     pub fn start(local: IpAddr) -> Option<Self> {
         if local.to_canonical().is_loopback() {
             return None;
@@ -110,7 +111,7 @@ impl InterfaceClock {
         Some(Self { counters: counters(&interface)?, interface, read: Instant::now() })
     }
 
-    /// What the interface has carried since [`InterfaceClock::start`].
+    /// The bytes that the interface has received and sent since [`InterfaceClock::start`], and the elapsed time.
     pub fn traffic(&self) -> Option<InterfaceTraffic> {
         let [received, sent] = counters(&self.interface)?;
         Some(InterfaceTraffic {
@@ -121,12 +122,14 @@ impl InterfaceClock {
     }
 }
 
-/// Bytes received and sent, from /proc. The counters in /sys may be those of another network namespace.
+/// The bytes that `interface` has received and sent, read from /proc. The counters in /sys may be those of another
+/// network namespace.
 fn counters(interface: &str) -> Option<[u64; 2]> {
     parse_counters(&fs::read_to_string("/proc/thread-self/net/dev").ok()?, interface)
 }
 
-/// The first and the ninth number of the interface's line in proc_pid_net(5), `dev`.
+/// Parses the first and the ninth number of the interface's line in the file `dev` of proc_pid_net(5): the bytes
+/// received and sent.
 fn parse_counters(dev: &str, interface: &str) -> Option<[u64; 2]> {
     let line = dev.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
     let mut numbers = line.split_whitespace().map(|number| number.parse().ok());
@@ -157,13 +160,13 @@ mod tests {
 
     #[test]
     fn the_fastest_supported_mode_counts() {
-        // What an interface for 10, 100 and 1000 Mbit/s supports, with its ports and autonegotiation.
+        // The modes of an interface for 10, 100 and 1000 Mbit/s, with the bits of its ports and of autonegotiation.
         assert_eq!(fastest(0b0010_1110_1111), Some(1_000_000_000));
         assert_eq!(
             (fastest(0b1111), fastest(0b11), fastest(1 << 12 | 0xff)),
             (Some(100_000_000), Some(10_000_000), Some(10_000_000_000))
         );
-        // A port and autonegotiation alone are no speed.
+        // The bits of a port and of autonegotiation stand for no speed.
         assert_eq!((fastest(0), fastest(0b1100_0000)), (None, None));
     }
 

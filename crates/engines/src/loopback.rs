@@ -1,4 +1,5 @@
-//! Runs both ends of an engine in one process, over loopback and without a link, to measure the capacity of this host.
+//! Runs both ends of an engine in one process, over loopback and without the control connection between an appliance
+//! and a reflector (the link), to measure the capacity of this host.
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -29,7 +30,7 @@ use crate::udp_port::UdpPort;
 /// by connecting without sending.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many ports are tried if another process takes the chosen port first.
+/// The maximum number of ports that are tried, because another process may take a chosen port first.
 const MAX_PORTS_TRIED: usize = 8;
 
 /// The tallies of both ends for one phase.
@@ -52,7 +53,7 @@ impl BothEnds {
 }
 
 /// Runs the single phase of `spec` at both ends of `engine`. `scratch` is a private folder for temporary files. Blocks
-/// for the phase and at most a few seconds more. An error means that the phase did not begin.
+/// for the duration of the phase and at most a few seconds more. An error means that the phase did not begin.
 pub fn run(engine: &dyn Engine, spec: &TestSpec, scratch: PathBuf) -> io::Result<BothEnds> {
     let (reflector, appliance) = (SessionControl::unmetered(), SessionControl::unmetered());
     let played = play(engine, spec, scratch, &reflector, &appliance);
@@ -135,8 +136,8 @@ fn play(
     })
 }
 
-/// Starts the engine's server on a free loopback port. Another process may take the chosen port before the server binds
-/// it, so several ports are tried.
+/// Starts the reflector's end of `engine` on a free loopback port. Tries several ports, because another process may
+/// take the chosen port before the engine binds it.
 fn claim(
     engine: &dyn Engine,
     order: impl Fn(Option<SocketAddr>, SocketAddr) -> ServerSetup,
@@ -153,7 +154,7 @@ fn claim(
     Err(taken.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-/// A loopback port, IPv4 if possible, whose number is also free for UDP.
+/// A listener on a free loopback port, IPv4 if possible, whose number is also free for UDP.
 fn any_port() -> io::Result<TcpListener> {
     let anywhere = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))];
     let mut taken = None;
@@ -167,7 +168,7 @@ fn any_port() -> io::Result<TcpListener> {
     Err(taken.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-/// Random keys.
+/// Session keys of random bytes, for one run.
 fn fresh_keys() -> io::Result<Arc<SessionKeys>> {
     let (mut session, mut secret) = ([0; 16], Zeroizing::new([0; 32]));
     rustix::rand::getrandom(&mut session, GetRandomFlags::empty())?;
@@ -182,7 +183,8 @@ fn tls_of_both_ends() -> io::Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
     Ok((tls::reflector_config(&theirs).map_err(io::Error::other)?, client))
 }
 
-/// Accepts data connections as a reflector's control port does, until the session is cancelled.
+/// Accepts data connections and passes them to `server`, as a reflector's control port does, until the session is
+/// cancelled.
 fn admit_all(
     control_port: &TcpListener,
     config: &Arc<ServerConfig>,

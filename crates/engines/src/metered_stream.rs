@@ -6,42 +6,44 @@ use std::sync::Arc;
 use crate::data_stream::DataStream;
 use crate::session_control::{Cancelled, SessionControl};
 
-/// A data connection, and the charges of its bytes to the session. When it is dropped, it also charges bytes that were
-/// read but not charged because a read failed, and bytes that arrived but were never read: they have crossed the path,
-/// too.
+/// A data connection that charges its bytes to the session. When the connection is dropped, it also charges bytes that
+/// were read but not charged because a read failed, and bytes that arrived but were never read: all of these have
+/// crossed the path, too.
 pub struct MeteredStream {
     stream: DataStream,
     control: Arc<SessionControl>,
-    /// Bytes that were read.
+    /// The number of bytes that were read from the connection so far.
     read: u64,
-    /// The payload total of the last charge.
+    /// The total number of payload bytes at the last charge.
     payload: u64,
     charged: u64,
 }
 
 impl MeteredStream {
-    /// A stream whose bytes are charged to `control` from this call on.
+    /// Wraps `stream`, whose bytes are charged to `control` from this call on.
     pub fn new(stream: DataStream, control: Arc<SessionControl>) -> Self {
         Self { stream, control, read: 0, payload: 0, charged: 0 }
     }
 
-    /// The connection.
+    /// The data connection, for reading its state.
     pub(crate) fn inner(&self) -> &DataStream {
         &self.stream
     }
 
-    /// The connection, for writing and closing. Use [`Read`] and [`MeteredStream::discard`] for reading.
+    /// The data connection, for writing and closing. Use [`Read`] and [`MeteredStream::discard`] of this type for
+    /// reading, which count the bytes.
     pub(crate) fn inner_mut(&mut self) -> &mut DataStream {
         &mut self.stream
     }
 
-    /// Charges for a total of `payload` moved bytes, and waits until the budget covers them.
+    /// Charges what is due but not charged yet, now that the connection has moved `payload` bytes in total. Waits until
+    /// the session's budget covers the charge.
     pub(crate) fn charge_and_wait(&mut self, payload: u64) -> Result<(), Cancelled> {
         let due = self.due(payload);
         self.control.charge_and_wait(due)
     }
 
-    /// Charges for a total of `payload` moved bytes, and does not wait.
+    /// Like [`MeteredStream::charge_and_wait`], but does not wait for the session's budget.
     pub(crate) fn charge(&mut self, payload: u64) -> Result<(), Cancelled> {
         let due = self.due(payload);
         self.control.charge(due)

@@ -5,12 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// Where packets are sent from. By default the routing table decides.
+/// The local address and the interface that packets are sent from. By default the routing table chooses both.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// The local address to send from.
+    /// The local address to send from; `None`: the routing table chooses.
     pub address: Option<IpAddr>,
-    /// The name of the interface to send through.
+    /// The name of the interface to send through; `None`: the routing table chooses.
     pub interface: Option<String>,
 }
 

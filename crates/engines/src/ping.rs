@@ -10,15 +10,15 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::clock::Clock;
 use crate::udp_port::datagram::Mailbox;
 
-/// The ICMP types of request and reply (RFC 792, RFC 4443).
+/// The ICMP types of an echo request and its reply: `V4` for IPv4 (RFC 792), `V6` for IPv6 (RFC 4443).
 const V4: (u8, u8) = (8, 0);
 const V6: (u8, u8) = (128, 129);
-/// Bytes of a request and of a reply: the header and the sending time, 8 bytes each.
+/// The length in bytes of an echo request and of its reply: 8 for the ICMP header, and 8 for the sending time.
 const LEN: usize = 16;
 /// The maximum number of datagrams that one call of [`PingSocket::answers`] reads.
 const MAX_READS_IN_A_ROW: usize = 64;
 
-/// A socket that sends echo requests to one host. Never blocks; readable when a reply arrived.
+/// A socket that sends ICMP echo requests to one host. Its calls never block. It is readable when a reply has arrived.
 pub struct PingSocket {
     socket: UdpSocket,
     mailbox: Mailbox,
@@ -27,8 +27,8 @@ pub struct PingSocket {
 }
 
 impl PingSocket {
-    /// A socket for the host at `target`, whose port is ignored. The error `PermissionDenied` means that this host
-    /// allows no such sockets to this user.
+    /// Opens a socket for echo requests to the host at `target`, whose port is ignored. The error `PermissionDenied`
+    /// means that this host does not allow this user to open such sockets.
     pub fn connect(target: SocketAddr) -> io::Result<Self> {
         let (protocol, types) = if target.is_ipv4() { (Protocol::ICMPV4, V4) } else { (Protocol::ICMPV6, V6) };
         let socket = Socket::new(Domain::for_address(target), Type::DGRAM, Some(protocol))?;
@@ -39,12 +39,12 @@ impl PingSocket {
         Ok(Self { socket, mailbox, clock: Clock::start(), types })
     }
 
-    /// A second descriptor of the socket, to wait until it is readable.
+    /// A second descriptor of the socket, with which the caller can wait until the socket is readable.
     pub fn readiness(&self) -> io::Result<UdpSocket> {
         self.socket.try_clone()
     }
 
-    /// Sends the request with this sequence number. A request that this host fails to send counts as lost.
+    /// Sends an echo request with the sequence number `seq`. A request that this host fails to send counts as lost.
     pub fn send(&self, seq: u16) {
         let send = || {
             // The kernel fills in the checksum and the identifier, which is the port of the socket.
@@ -60,7 +60,7 @@ impl PingSocket {
         }
     }
 
-    /// The replies that have arrived: sequence number and round trip.
+    /// Reads the replies that have arrived, and returns the sequence number and the round trip of each.
     pub fn answers(&mut self) -> Vec<(u16, Duration)> {
         let mut answers = Vec::new();
         for _ in 0..MAX_READS_IN_A_ROW {

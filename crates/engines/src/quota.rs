@@ -1,4 +1,4 @@
-//! Reads limits that control groups set (cgroups(7)): how much processor the program may use, for how long it was
+//! Reads limits that control groups set (cgroups(7)): how much processor time the program may use, for how long it was
 //! throttled, and how many threads it may have. A value that cannot be read is absent.
 
 use std::fs;
@@ -13,13 +13,14 @@ pub fn held_back() -> Option<Duration> {
     own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| held_back_by(&group)).max()
 }
 
-/// How many cores this program may use: the lowest CPU quota of all its control groups. `None` without a quota.
+/// The number of cores that this program may use: the lowest CPU quota of all its control groups. `None` if no group
+/// has a quota.
 pub fn cores() -> Option<f64> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| cores_of(&group)).min_by(f64::total_cmp)
 }
 
-/// The thread limit of the first control group of this program that is full: the file with the limit, and the limit.
+/// The first control group of this program that has reached its thread limit: the file with the limit, and the limit.
 pub fn full_pids_group() -> Option<(PathBuf, u64)> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(|line| groups(line, "pids")).find_map(|group| pids_limit_if_full(&group))
@@ -41,8 +42,8 @@ fn groups(line: &str, controller: &str) -> Vec<PathBuf> {
     levels.flat_map(|level| mounted.iter().map(move |root| Path::new(root).join(level))).collect()
 }
 
-/// The file `pids.max` of `group` and its limit, if `pids.current` has reached it. Both versions of cgroups have these
-/// files.
+/// The file `pids.max` of `group` and its limit, if `pids.current` has reached it. Versions 1 and 2 of cgroups both
+/// have these files.
 fn pids_limit_if_full(group: &Path) -> Option<(PathBuf, u64)> {
     let file = group.join("pids.max");
     // "max" is no limit.
@@ -51,8 +52,8 @@ fn pids_limit_if_full(group: &Path) -> Option<(PathBuf, u64)> {
     (current >= max).then_some((file, max))
 }
 
-/// The CPU quota of `group` in cores: `cpu.max` of cgroups version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of
-/// version 1.
+/// The CPU quota of `group` in cores, read from `cpu.max` of cgroups version 2, or from `cpu.cfs_quota_us` and
+/// `cpu.cfs_period_us` of version 1.
 fn cores_of(group: &Path) -> Option<f64> {
     let file = |name: &str| fs::read_to_string(group.join(name)).ok();
     let number = |text: &str| text.trim().parse::<f64>().ok();
@@ -72,8 +73,8 @@ fn held_back_by(group: &Path) -> Option<Duration> {
     parse(&fs::read_to_string(group.join("cpu.stat")).ok()?)
 }
 
-/// The throttled time in a `cpu.stat`: `throttled_usec` of cgroups version 2, `throttled_time` in nanoseconds of
-/// version 1.
+/// Reads the throttled time from the text of a `cpu.stat` file: `throttled_usec` of cgroups version 2, `throttled_time`
+/// in nanoseconds of version 1.
 fn parse(stat: &str) -> Option<Duration> {
     let value = |key: &str| {
         let line = stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;

@@ -19,18 +19,19 @@ pub struct SessionControl {
     /// When the other end last sent something, in milliseconds since `began`.
     heard_ms: AtomicU64,
     is_cancelled: AtomicBool,
-    /// When the appliance ended the running phase, in nanoseconds since `began`; [`NOT_STOPPED`] if it did not.
+    /// When the appliance ended the running phase early, in nanoseconds since `began`; [`NOT_STOPPED`] if it did not.
     stopped_ns: AtomicU64,
     budget: Option<ByteBudget>,
     registered: Mutex<Registered>,
-    /// Notified on a cancellation, a new lease, or another call of [`SessionControl::wake`].
+    /// Wakes waiting threads: notified on a cancellation, on a new lease, and by every other call of
+    /// [`SessionControl::wake`].
     changed: Condvar,
     waiting: Mutex<()>,
-    /// Why this host refused to start a thread of the session, if it did.
+    /// The error with which this host refused to start a thread of the session, if it refused one.
     refused_thread: OnceLock<ThreadLimitReached>,
 }
 
-/// The value of `stopped_ns` while the appliance has not ended the phase.
+/// The value of `stopped_ns` while the appliance has not ended the phase early.
 const NOT_STOPPED: u64 = u64::MAX;
 
 /// The sockets that are shut down when the session is cancelled.
@@ -40,20 +41,20 @@ struct Registered {
     sockets: HashMap<u64, Socket>,
 }
 
-/// The session was cancelled.
+/// The error that the session was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the session is over")]
 pub struct Cancelled;
 
 impl SessionControl {
-    /// A control for a session without a byte budget, as at the appliance.
+    /// A control for a session without a byte budget, for example at the appliance.
     pub fn unmetered() -> Arc<Self> {
         Arc::new(Self::with(None))
     }
 
     /// A control for a session whose byte budget starts at 0 bytes. [`SessionControl::allow`] extends it. When the
-    /// budget falls below its low-water mark, the threads that move bytes call `request`, which must only send a
-    /// wake-up.
+    /// budget falls below its low-water mark, a thread that moves bytes calls `request`, which must only wake the
+    /// thread that extends the budget.
     pub fn metered(request: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self::with(Some(ByteBudget::new(request))))
     }
@@ -74,19 +75,19 @@ impl SessionControl {
     }
 
     /// Records an error from starting a thread or a process. Keeps only the first error that means that this host
-    /// refused it.
+    /// refused to start one.
     pub fn note_thread_error(&self, error: &io::Error) {
         if let Some(refused) = ThreadLimitReached::of(error) {
             self.refused_thread.get_or_init(|| refused.clone());
         }
     }
 
-    /// Why this host refused to start a thread of the session, if it did.
+    /// The error with which this host refused to start a thread of the session, if it refused one.
     pub fn refused_thread(&self) -> Option<&ThreadLimitReached> {
         self.refused_thread.get()
     }
 
-    /// Records that the other end sent something, on any connection of the session.
+    /// Records that the other end has just sent something, on any connection of the session.
     pub fn heard(&self) {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.heard_ms.fetch_max(now, Ordering::Relaxed);
@@ -114,12 +115,12 @@ impl SessionControl {
         self.wake();
     }
 
-    /// Begins a phase: clears the stop of an earlier one.
+    /// Begins a phase: clears the stop of an earlier phase.
     pub(crate) fn begin_phase(&self) {
         self.stopped_ns.store(NOT_STOPPED, Ordering::SeqCst);
     }
 
-    /// When the running phase was stopped, if it was.
+    /// When the appliance ended the running phase early; `None` if it did not.
     pub(crate) fn phase_stopped_at(&self) -> Option<Instant> {
         let stopped_ns = self.stopped_ns.load(Ordering::Relaxed);
         (stopped_ns != NOT_STOPPED).then(|| self.began + Duration::from_nanos(stopped_ns))
@@ -176,8 +177,8 @@ impl SessionControl {
         Ok(())
     }
 
-    /// Extends the budget by `bytes`. Half of `bytes` becomes the low-water mark at which more is requested; with 0,
-    /// more is requested once the budget is overdrawn.
+    /// Extends the budget by `bytes`. Half of `bytes` becomes the low-water mark: if fewer bytes are left, more are
+    /// requested. With a mark of 0, more are requested once the budget is overdrawn.
     pub fn allow(&self, bytes: u64) {
         if let Some(budget) = &self.budget {
             budget.extend(bytes);
@@ -185,23 +186,23 @@ impl SessionControl {
         }
     }
 
-    /// Whether more was charged than the budget covers. If so, threads in [`SessionControl::charge_and_wait`] are
-    /// blocked.
+    /// Whether more bytes were charged than the budget covers. If so, threads in [`SessionControl::charge_and_wait`]
+    /// are blocked.
     pub fn is_exhausted(&self) -> bool {
         self.budget.as_ref().is_some_and(ByteBudget::is_exhausted)
     }
 
-    /// Bytes left of the budget; `None` without a budget.
+    /// The bytes that are left of the session's budget; `None` without a budget.
     pub fn left(&self) -> Option<u64> {
         self.budget.as_ref().map(ByteBudget::left)
     }
 
-    /// Bytes charged so far; 0 without a budget.
+    /// The number of bytes charged to the session so far; 0 without a budget.
     pub fn spent(&self) -> u64 {
         self.budget.as_ref().map_or(0, ByteBudget::spent)
     }
 
-    /// Waits until `is_done` is true, and returns whether it is. Ends early at `deadline` or when the session is
+    /// Waits until `is_done` returns true, and then returns true. Returns false at `deadline`, or when the session is
     /// cancelled. Evaluates `is_done` again after each [`SessionControl::wake`].
     #[expect(clippy::disallowed_methods, reason = "waits for wall time")]
     pub fn wait_until(&self, deadline: Instant, mut is_done: impl FnMut() -> bool) -> bool {

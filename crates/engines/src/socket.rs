@@ -17,7 +17,7 @@ use crate::sys;
 /// The options of one data socket. `SocketOptions::apply` also sets options that all data sockets have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketOptions {
-    /// The congestion control; absent: the kernel's default.
+    /// The congestion control algorithm; absent: the kernel's default.
     pub congestion_control: Option<String>,
     /// The size of the send and the receive buffer in bytes; absent: the kernel's own sizing.
     pub window_bytes: Option<u32>,
@@ -25,15 +25,15 @@ pub struct SocketOptions {
     pub mss_bytes: Option<u16>,
     /// The DSCP of the packets that the socket sends; absent: the kernel's default.
     pub dscp: Option<u8>,
-    /// The rate limit of the payload in bits per second; absent: no limit. The kernel's pacing rate is a quarter
-    /// higher, because it includes headers.
+    /// The rate limit of the payload in bits per second; absent: no limit. The pacing rate of the kernel is set a
+    /// quarter higher, because it includes headers.
     pub pace_bps: Option<u64>,
     /// Whether small writes are sent at once (`TCP_NODELAY`), for probes.
     pub send_at_once: bool,
 }
 
 impl SocketOptions {
-    /// The options that a test sets for its streams.
+    /// The options that the test `spec` requests for its streams.
     pub fn of(spec: &TestSpec) -> Self {
         Self {
             congestion_control: spec.congestion_control.clone(),
@@ -59,7 +59,7 @@ impl SocketOptions {
         u32::try_from(granted).ok().filter(|granted| *granted < requested).and_then(NonZeroU32::new)
     }
 
-    /// Sets these options and the common ones of data sockets, preferably before `socket` connects.
+    /// Sets these options, and those that all data sockets have, preferably before `socket` connects.
     pub(crate) fn apply<'a>(&self, socket: impl Into<SockRef<'a>>) -> io::Result<()> {
         let socket = socket.into();
         if let Some(name) = &self.congestion_control {
@@ -81,8 +81,8 @@ impl SocketOptions {
             if_offered(sys::pace(&*socket, bps / 8 + bps / 32))?;
         }
         socket.set_tcp_nodelay(self.send_at_once)?;
-        // Urgent data (RFC 6093) stays in the stream, so that it is read and counted. Out of band, the kernel's reads
-        // and counts would skip it.
+        // Keeps urgent data (RFC 6093) in the stream, so that it is read and counted. The kernel's reads and counts
+        // would skip urgent data out of band.
         socket.set_out_of_band_inline(true)?;
         // A data connection times out together with its session.
         socket.set_tcp_user_timeout(Some(END_AFTER_SILENCE))?;
@@ -92,7 +92,8 @@ impl SocketOptions {
     }
 }
 
-/// Ignores the error that the kernel does not offer an option (setsockopt(2), `ENOPROTOOPT`). Returns other errors.
+/// Ignores the errors that mean that the kernel does not offer an option (`ENOPROTOOPT`, `EOPNOTSUPP`). Returns other
+/// errors.
 fn if_offered(set: io::Result<()>) -> io::Result<()> {
     match set {
         Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOPROTOOPT | Errno::OPNOTSUPP)) => Ok(()),
@@ -100,8 +101,8 @@ fn if_offered(set: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Limits the segments of both directions to `bytes`. If set before the connect, it also lowers the announced segment
-/// size (tcp(7), `TCP_MAXSEG`).
+/// Limits the segments that `socket` sends to `bytes` bytes. If set before the connect, the limit also applies to the
+/// received segments, because the socket announces it to the other end (tcp(7), `TCP_MAXSEG`).
 pub fn limit_segments<'a>(socket: impl Into<SockRef<'a>>, bytes: u16) -> io::Result<()> {
     socket.into().set_tcp_mss(bytes.into())
 }
@@ -112,8 +113,8 @@ fn set_buffers(socket: &SockRef<'_>, bytes: u32) -> io::Result<()> {
     socket.set_recv_buffer_size(bytes)
 }
 
-/// The kernel's counts of a connection's payload bytes: acknowledged by the other end, and received. `None` before
-/// Linux 4.1.
+/// The payload bytes of the connection `socket` as the kernel counts them: those that the other end has acknowledged,
+/// and those received. `None` before Linux 4.1.
 pub fn counts(socket: &TcpStream) -> Option<(u64, u64)> {
     let info = sys::tcp_info(socket).ok()?;
     Some((info.bytes_acked?, info.bytes_received?))
@@ -130,7 +131,7 @@ pub(crate) fn mark(socket: &SockRef<'_>, code_point: u8) -> io::Result<()> {
     let octet = u32::from(code_point) << 2;
     if socket.domain()? == Domain::IPV6 {
         socket.set_tclass_v6(octet)?;
-        // For IPv4 on a dual-stack socket; fails on an IPv6-only socket.
+        // Sets the DSCP for IPv4 on a dual-stack socket; fails on an IPv6-only socket.
         socket.set_tos_v4(octet).ok();
         return Ok(());
     }
@@ -148,7 +149,7 @@ fn choose_congestion_control(socket: &SockRef<'_>, name: &str) -> io::Result<()>
     sockopt::set_tcp_congestion(&**socket, name).map_err(|errno| {
         let because = match errno {
             Errno::PERM => "it is not listed in net.ipv4.tcp_allowed_congestion_control",
-            // Short, because the link truncates long texts.
+            // This text is short, because the link truncates long texts.
             Errno::NOENT => "not available here (see net.ipv4.tcp_available_congestion_control)",
             _ => return errno.into(),
         };
@@ -165,14 +166,14 @@ struct RefusedCongestionControl {
     because: &'static str,
 }
 
-/// The congestion control that `socket` uses.
+/// The name of the congestion control that `socket` uses.
 pub fn congestion_control(socket: &TcpStream) -> Option<String> {
     sockopt::tcp_congestion(socket).ok()
 }
 
 /// Limits the unsent bytes that the kernel buffers to about `bytes` (tcp(7), `TCP_NOTSENT_LOWAT`).
 pub(crate) fn limit_unsent(socket: &TcpStream, bytes: u32) {
-    // Best effort: without it the kernel buffers more.
+    // Best effort: without this limit, the kernel buffers more.
     SockRef::from(socket).set_tcp_notsent_lowat(bytes).ok();
 }
 
@@ -182,15 +183,16 @@ pub(crate) fn reset_on_close(socket: &TcpStream) {
     SockRef::from(socket).set_linger(Some(Duration::ZERO)).ok();
 }
 
-/// Ends `socket` at once, for all handles of it: blocked calls return, and closing it sends a reset.
+/// Ends the connection of `socket` at once, for all handles of the socket: blocked calls return, and closing the socket
+/// sends a reset.
 pub(crate) fn abort(socket: &TcpStream) {
     reset_on_close(socket);
-    // Fails only if it has ended already.
+    // Fails only if the connection has ended already.
     socket.shutdown(Shutdown::Both).ok();
 }
 
-/// What the kernel knows of the segments that a connection sends (`TCP_INFO`). A value that the kernel does not report
-/// is `None`.
+/// The kernel's information about the segments that a connection sends (`TCP_INFO`). A value that the kernel does not
+/// report is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SegmentFacts {
     /// The number of retransmitted segments.
@@ -201,14 +203,14 @@ pub struct SegmentFacts {
     pub path_mtu: Option<u32>,
 }
 
-/// The facts of the segments that a connection sends.
+/// Reads the [`SegmentFacts`] of the connection `socket` from the kernel.
 pub fn segment_facts(socket: &TcpStream) -> SegmentFacts {
     let info = sys::tcp_info(socket).unwrap_or_default();
     SegmentFacts { retransmits: info.total_retrans, mss: info.snd_mss, path_mtu: info.path_mtu }
 }
 
-/// How long a connection had data to send, and how long of that time the receiver's window or the send buffer limited
-/// it (`TCP_INFO`), in microseconds.
+/// How long a connection had data to send, and for how much of that time the receiver's window or the send buffer
+/// limited the connection (`TCP_INFO`), in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LimitedTimes {
     pub(crate) busy_us: u64,
@@ -217,7 +219,7 @@ pub(crate) struct LimitedTimes {
 }
 
 impl LimitedTimes {
-    /// The times since `before`.
+    /// The increase of each time since the earlier reading `before`.
     pub(crate) fn since(self, before: Self) -> Self {
         Self {
             busy_us: self.busy_us.saturating_sub(before.busy_us),
@@ -227,7 +229,7 @@ impl LimitedTimes {
     }
 }
 
-/// The limited times of `socket` since it was opened; `None` before Linux 4.10.
+/// The [`LimitedTimes`] of the connection `socket` since it was opened; `None` before Linux 4.10.
 pub(crate) fn limited_times(socket: &TcpStream) -> Option<LimitedTimes> {
     let info = sys::tcp_info(socket).ok()?;
     Some(LimitedTimes {
@@ -237,7 +239,8 @@ pub(crate) fn limited_times(socket: &TcpStream) -> Option<LimitedTimes> {
     })
 }
 
-/// The kernel's state of `socket` (`TCP_INFO`). The caller sets time and stream number.
+/// A sample of the kernel's state of the connection `socket` (`TCP_INFO`). The caller must set the sample's time and
+/// stream number.
 pub(crate) fn tcp_sample(socket: &TcpStream) -> Option<TcpSample> {
     let info = sys::tcp_info(socket).ok()?;
     let bits = |bytes: u64| bytes.checked_mul(8);
@@ -260,7 +263,7 @@ pub(crate) fn tcp_sample(socket: &TcpStream) -> Option<TcpSample> {
     })
 }
 
-/// Whether sent bytes are still unacknowledged.
+/// Whether bytes that `socket` has sent are not acknowledged yet.
 pub(crate) fn is_unacknowledged(socket: &TcpStream) -> bool {
     sys::tcp_info(socket).is_ok_and(|info| info.unacked.is_some_and(|segments| segments > 0))
 }
@@ -283,7 +286,7 @@ pub fn since_last_arrival(socket: &TcpStream) -> Option<Duration> {
 /// keepalive). Missing answers end the connection only after about two minutes.
 pub fn keep_alive_each_second(socket: &TcpStream) -> io::Result<()> {
     let second = Duration::from_secs(1);
-    // The highest number of unanswered probes that Linux accepts.
+    // 127 is the highest number of unanswered probes that Linux accepts.
     let keepalive = TcpKeepalive::new().with_time(second).with_interval(second).with_retries(127);
     SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
@@ -294,7 +297,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Both ends of a connection.
+    /// Both ends of a new TCP connection over loopback.
     pub(crate) fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

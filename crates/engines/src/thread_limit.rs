@@ -1,4 +1,4 @@
-//! Starts threads. If the host allows no more, the error names the limit. A process counts as a thread.
+//! Starts threads. If the host allows no more threads, the error names the limit. A process counts as a thread.
 
 use std::fmt;
 use std::io;
@@ -11,11 +11,11 @@ use rustix::process::{Resource, getrlimit, getuid};
 
 use crate::quota;
 
-/// The stack of a thread that only waits.
+/// The stack size in bytes of a thread that only waits.
 const WAITING_STACK: usize = 64 << 10;
 
-/// This host refused to start a thread or a process. The text is a clause about "this host"; [`ThreadLimitReached::at`]
-/// names another host.
+/// The error that this host refused to start a thread or a process. Its text is a clause with the subject "this host";
+/// [`ThreadLimitReached::at`] replaces the subject.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.at("this host"))]
 pub struct ThreadLimitReached {
@@ -28,11 +28,11 @@ pub struct ThreadLimitReached {
 pub enum ThreadLimit {
     /// The limit on all threads of the user (setrlimit(2), `RLIMIT_NPROC`).
     User(u64),
-    /// The limit on a control group (cgroups(7), controller pids).
+    /// The limit on the threads of a control group (cgroups(7), controller pids).
     Group {
-        /// The file with the limit.
+        /// The path of the group's file that has the limit.
         file: PathBuf,
-        /// The limit.
+        /// The maximum number of threads in the group.
         max: u64,
     },
     /// The limit on the whole host (proc(5), `threads-max`).
@@ -50,7 +50,7 @@ impl fmt::Display for ThreadLimit {
 }
 
 impl ThreadLimitReached {
-    /// The [`ThreadLimitReached`] inside an error of this module, if it is one.
+    /// The [`ThreadLimitReached`] that `error` contains, if it contains one.
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
@@ -61,7 +61,7 @@ impl ThreadLimitReached {
         format!("{host} allows no more threads{limit}")
     }
 
-    /// How to raise the limit.
+    /// How the user can raise the limit that was reached, as an imperative clause.
     pub fn hint(&self) -> String {
         match &self.limit {
             Some(ThreadLimit::User(_)) => "raise RLIMIT_NPROC (`ulimit -u`; LimitNPROC= of a systemd unit)".to_owned(),
@@ -92,8 +92,8 @@ pub fn spawn_scoped<'scope, T: Send + 'scope>(
     Builder::new().name(name.to_owned()).spawn_scoped(scope, body).map_err(explained)
 }
 
-/// Checks that the host allows `threads` more threads now, by starting and ending as many. If the host refuses one, the
-/// error is a [`ThreadLimitReached`].
+/// Checks that the host allows `threads` more threads now, by starting and ending as many threads. If the host refuses
+/// a thread, the error is a [`ThreadLimitReached`].
 pub fn check(threads: usize) -> io::Result<()> {
     let gate = Arc::new(RwLock::new(()));
     let is_shut = gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +103,7 @@ pub fn check(threads: usize) -> io::Result<()> {
         let wait = move || drop(gate.read().unwrap_or_else(PoisonError::into_inner));
         Builder::new().name("thread-check".to_owned()).stack_size(WAITING_STACK).spawn(wait)
     };
-    // The limit is looked up while the threads count against it.
+    // Determines the limit here, while the started threads still count against it.
     let end = (0..threads).try_for_each(|_| start().map(|thread| waiting.push(thread))).map_err(explained);
     drop(is_shut);
     for thread in waiting {
@@ -122,7 +122,8 @@ pub fn explained(error: io::Error) -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, ThreadLimitReached { limit: limit_reached() })
 }
 
-/// Copies an error. A [`ThreadLimitReached`] stays one; of any other error only kind and text are copied.
+/// Copies an error. The copy of a [`ThreadLimitReached`] contains one, too. Of any other error, only the kind and the
+/// text are copied.
 pub fn copy_of(error: &io::Error) -> io::Error {
     match ThreadLimitReached::of(error) {
         Some(refused) => io::Error::new(error.kind(), refused.clone()),
@@ -130,7 +131,7 @@ pub fn copy_of(error: &io::Error) -> io::Error {
     }
 }
 
-/// The limit on threads that is reached now.
+/// Determines which limit on threads is reached now. `None` if unknown.
 fn limit_reached() -> Option<ThreadLimit> {
     if let Some((file, max)) = quota::full_pids_group() {
         return Some(ThreadLimit::Group { file, max });
@@ -147,7 +148,7 @@ fn limit_reached() -> Option<ThreadLimit> {
     }
 }
 
-/// The number of threads of the host, from a line of /proc/loadavg.
+/// The number of threads on the host, parsed from the text of /proc/loadavg.
 fn threads_of(loadavg: &str) -> Option<u64> {
     loadavg.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
 }

@@ -1,16 +1,16 @@
-//! A histogram of the dwell times of probes: the time from a probe's arrival at the reflector to its reply. It needs no
-//! lock, because the thread that answers probes must not wait.
+//! A histogram of the dwell times of probes: the time from a probe's arrival at the reflector to its reply. The
+//! histogram needs no lock, because the thread that answers probes must not wait.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The upper bounds of the buckets, in microseconds. One more bucket counts longer times.
+/// The upper bounds of the histogram's buckets, in microseconds. One more bucket counts longer dwell times.
 pub const DWELL_BOUNDS_US: [u64; 19] = [
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
     1_000_000,
 ];
 const BUCKETS: usize = DWELL_BOUNDS_US.len() + 1;
 
-/// Counts the dwell times of a reflector's probes.
+/// A histogram of the dwell times of the probes that a reflector has answered.
 #[derive(Debug, Default)]
 pub struct DwellTimes {
     buckets: [AtomicU64; BUCKETS],
@@ -18,7 +18,7 @@ pub struct DwellTimes {
 }
 
 impl DwellTimes {
-    /// Counts one probe.
+    /// Counts one probe with this dwell time in nanoseconds.
     pub(super) fn note(&self, dwell_ns: u32) {
         let bucket = DWELL_BOUNDS_US.partition_point(|bound_us| bound_us * 1_000 < u64::from(dwell_ns));
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);

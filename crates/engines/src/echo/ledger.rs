@@ -1,16 +1,16 @@
-//! The reflector's record of received sequence numbers: detects replays, and shows in which direction a probe was lost.
-//! Pure.
+//! The reflector's record of the sequence numbers of received probes: detects replays, and shows in which direction a
+//! probe was lost. Pure.
 
 use super::packet::{ArrivalHistory, HISTORY};
 
-/// How far below the highest received sequence number a probe is still accepted.
+/// The reflector refuses a probe whose sequence number is at least this far below the highest received number.
 const WINDOW: u32 = 1024;
-/// The number of remembered sequence numbers: those of 16 s at the shortest interval of 1 ms. A silent session ends
-/// earlier, after 10 s.
+/// The number of remembered sequence numbers: those of 16 s at the shortest probe interval of 1 ms. A silent session
+/// ends earlier, after 10 s.
 const REMEMBERED: u32 = 16 * 1024;
 const WORDS: usize = REMEMBERED as usize / 64;
 
-/// The sequence numbers that arrived over one transport in a session.
+/// The sequence numbers of the probes that arrived over one transport in a session.
 pub(super) struct ProbeLedger {
     /// The highest sequence number that arrived.
     newest: Option<u32>,
@@ -20,7 +20,7 @@ pub(super) struct ProbeLedger {
     duplicates: u16,
 }
 
-/// Whether a sequence number is new.
+/// Whether the sequence number of a probe is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     /// The sequence number has not arrived before.
@@ -34,7 +34,7 @@ impl ProbeLedger {
         Self { newest: None, arrived: Box::new([0; WORDS]), duplicates: 0 }
     }
 
-    /// Records a verified sequence number.
+    /// Records the sequence number of a verified probe. Returns whether the number is new.
     pub(super) fn enter(&mut self, seq: u32) -> Entry {
         match self.newest {
             Some(newest) if seq <= newest => {
@@ -57,7 +57,8 @@ impl ProbeLedger {
         Entry::New
     }
 
-    /// Which of the [`HISTORY`] sequence numbers up to `about` arrived. `about` is clamped to the remembered range.
+    /// Reports which of the [`HISTORY`] sequence numbers up to `about` have arrived. `about` is clamped to the
+    /// remembered range.
     pub(super) fn history(&self, about: u32) -> ArrivalHistory {
         let newest = self.newest.unwrap_or(0);
         let oldest = newest.saturating_sub(REMEMBERED - HISTORY);
@@ -71,7 +72,7 @@ impl ProbeLedger {
         ArrivalHistory { about, arrived }
     }
 
-    /// How many sequence numbers arrived again within [`WINDOW`], modulo 2^16.
+    /// How often a sequence number within [`WINDOW`] has arrived again, modulo 2^16.
     pub(super) fn duplicates(&self) -> u16 {
         self.duplicates
     }
@@ -108,7 +109,7 @@ mod tests {
             let mut at = start.min(u32::MAX - 3_000_000);
             let mut newest = None::<u32>;
             for step in steps {
-                // Mostly forward, sometimes back.
+                // The numbers mostly increase, and sometimes decrease.
                 let seq = if step % 3 == 0 { at.saturating_sub(step) } else { at + step };
                 at = at.max(seq);
                 let fresh = !model.contains(&seq) && newest.is_none_or(|newest| seq > newest || newest - seq < WINDOW);

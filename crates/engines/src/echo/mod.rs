@@ -1,5 +1,6 @@
-//! The `echo` engine: latency probes without load. Its two ends, [`Prober`] and [`ProbeResponder`], also run beside
-//! every other engine and measure latency under load. `monitor.rs` has both ends of the probes of a monitor session.
+//! The `echo` engine: latency probes without load. The two ends of the probes, [`Prober`] and [`ProbeResponder`], also
+//! run beside every other engine to measure latency under load. `monitor.rs` has both ends of the probes of a monitor
+//! session.
 
 mod dwell;
 #[doc(hidden)]
@@ -67,7 +68,8 @@ impl Engine for Echo {
     }
 }
 
-/// An end of a session without load, the same for reflector and appliance. It waits for the duration of each phase.
+/// An end of a session without load, at the reflector or at the appliance. In each phase, the end only waits for the
+/// duration of the phase.
 struct IdleEnd {
     spec: TestSpec,
     control: std::sync::Arc<SessionControl>,

@@ -1,5 +1,5 @@
-//! The probes of a monitor session, both ends: the reflector's answers, with a flag for load at the reflector, and the
-//! appliance's socket.
+//! Both ends of the probes of a monitor session: the reflector's answers, which include a flag for load at the
+//! reflector, and the appliance's socket.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,27 +22,29 @@ use crate::session_control::SessionControl;
 use crate::udp_port::datagram::Mailbox;
 use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
-/// For this long after the end of a load phase, probes still count as under load, because queues still drain.
+/// How long probes still count as under load after the end of a load phase, because queues still drain.
 const LOAD_LINGERS: Duration = Duration::from_secs(2);
-/// The time between two probes at the highest rate.
+/// The time between two probes of a session at the highest allowed rate.
 const PROBE_INTERVAL_NS: u64 = 1_000_000_000 / MAX_MONITOR_PROBES_PER_S as u64;
-/// How many probes may arrive at once: the path can delay some of them, so that several arrive together.
+/// The maximum number of probes of a session that are answered at once. It exceeds 1, because the path can delay some
+/// probes, so that several arrive together.
 const PROBE_BURST: u64 = MAX_MONITOR_PROBES_PER_S as u64;
 /// The maximum number of datagrams that one call of [`MonitorSocket::answers`] reads.
 const MAX_READS_IN_A_ROW: usize = 64;
-/// For how many of the latest probes the sending time is kept: for those of more than 10 s at the highest rate.
+/// The number of the latest probes whose sending times are kept. These are the probes of more than 10 s at the highest
+/// rate.
 const REMEMBERED_PROBES: usize = 64;
 
 /// Whether a load phase of any test runs at this reflector, or ended less than 2 s ago.
 #[derive(Debug)]
 pub struct LoadFlag {
     running: AtomicUsize,
-    /// When the last load phase ended, by `clock`; [`NO_LOAD`] before the first.
+    /// When the last load phase ended, in nanoseconds of `clock`; [`NO_LOAD`] if none has ended yet.
     ended_ns: AtomicU64,
     clock: Clock,
 }
 
-/// The value of `ended_ns` before the first load phase.
+/// The value of `ended_ns` while no load phase has ended yet.
 const NO_LOAD: u64 = u64::MAX;
 
 impl Default for LoadFlag {
@@ -52,13 +54,13 @@ impl Default for LoadFlag {
 }
 
 impl LoadFlag {
-    /// A load phase begins; it ends when the returned value is dropped.
+    /// Records that a load phase begins. The phase ends when the returned value is dropped.
     pub fn begin(self: &Arc<Self>) -> LoadGuard {
         self.running.fetch_add(1, Ordering::SeqCst);
         LoadGuard(Arc::clone(self))
     }
 
-    /// Whether the flag is set now.
+    /// Whether the flag is set now: a load phase runs, or ended less than 2 s ago.
     pub fn is_set(&self) -> bool {
         self.is_set_at(self.clock.now_ns())
     }
@@ -72,19 +74,19 @@ impl LoadFlag {
     }
 }
 
-/// A load phase that runs.
+/// Stands for a running load phase, which ends when this value is dropped.
 #[derive(Debug)]
 pub struct LoadGuard(Arc<LoadFlag>);
 
 impl Drop for LoadGuard {
     fn drop(&mut self) {
-        // In this order: the flag must not be unset in between.
+        // Updates the fields in this order, so that the flag is never unset in between.
         self.0.ended_ns.store(self.0.clock.now_ns(), Ordering::SeqCst);
         self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// Limits the probes of one session (a leaky bucket as a virtual schedule). Times are arguments.
+/// Limits the rate of the answered probes of one session (a leaky bucket as a virtual schedule). Times are arguments.
 #[derive(Debug, Default)]
 struct ProbeRate {
     /// When the next probe would be due if the admitted probes had arrived at exactly the highest rate.
@@ -102,7 +104,8 @@ impl ProbeRate {
     }
 }
 
-/// Answers the probes of one monitor session at a UDP port. Each verified probe is a sign of life of the appliance.
+/// Answers the probes of one monitor session at a UDP port. Each verified new probe also counts as a sign that the
+/// appliance is alive.
 pub struct MonitorResponder {
     keys: Arc<SessionKeys>,
     control: Arc<SessionControl>,
@@ -113,7 +116,8 @@ pub struct MonitorResponder {
 }
 
 impl MonitorResponder {
-    /// A responder for the session with these keys, which counts each reply in `dwell` and marks it with `load`.
+    /// A responder for the session with the keys `keys`. It counts the dwell time of each reply in `dwell`, and copies
+    /// the state of the flag `load` into each reply.
     pub fn new(
         keys: Arc<SessionKeys>,
         control: Arc<SessionControl>,
@@ -139,7 +143,7 @@ impl DatagramHandler for MonitorResponder {
         if ledger.enter(probe.seq) == Entry::Replayed {
             return Err(Refusal::Replayed);
         }
-        // After the replay check: a replayed probe must not keep a session alive.
+        // Called after the replay check, because a replayed probe must not keep a session alive.
         self.control.heard();
         if !rate.admits(received_ns) {
             return Err(Refusal::TooFast);
@@ -152,29 +156,30 @@ impl DatagramHandler for MonitorResponder {
     }
 }
 
-/// The appliance's socket of a monitor session. Never blocks; readable when an answer arrived.
+/// The appliance's socket of a monitor session. Its calls never block. It is readable when an answer has arrived.
 pub struct MonitorSocket {
     socket: UdpSocket,
     mailbox: Mailbox,
     keys: Arc<SessionKeys>,
     clock: Clock,
-    /// The latest probes: sequence number and sending time.
+    /// The sequence number and the sending time of each of the latest probes.
     sent: VecDeque<(u32, u64)>,
 }
 
-/// An answered probe.
+/// The result of an answered probe of a monitor session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeAnswer {
-    /// The sequence number of the probe.
+    /// The sequence number of the answered probe.
     pub seq: u32,
-    /// The time from sending to arrival, without the time that the other end held the probe.
+    /// The time from sending the probe to the arrival of the answer, without the time for which the reflector held the
+    /// probe.
     pub round_trip: Duration,
-    /// Whether a test loaded the reflector.
+    /// Whether a test loaded the reflector when it answered, or up to 2 s before.
     pub is_under_load: bool,
 }
 
 impl MonitorSocket {
-    /// A socket that is connected to `target`.
+    /// Opens a socket for the probes of the session with the keys `keys`, bound to `origin` and connected to `target`.
     pub fn connect(target: SocketAddr, keys: Arc<SessionKeys>, origin: &Origin) -> io::Result<Self> {
         let socket = origin.datagrams(target)?;
         socket.set_nonblocking(true)?;
@@ -182,12 +187,12 @@ impl MonitorSocket {
         Ok(Self { socket, mailbox, keys, clock: Clock::start(), sent: VecDeque::new() })
     }
 
-    /// A second descriptor of the socket, to wait until it is readable.
+    /// A second descriptor of the socket, with which the caller can wait until the socket is readable.
     pub fn readiness(&self) -> io::Result<UdpSocket> {
         self.socket.try_clone()
     }
 
-    /// Sends the probe with this sequence number. A probe that this host fails to send counts as lost.
+    /// Sends a probe with the sequence number `seq`. A probe that this host fails to send counts as lost.
     pub fn send(&mut self, seq: u32) {
         let sent_ns = self.clock.now_ns();
         let probe = ProbePacket { seq, about: seq, sent_ns }.seal_for_monitor(&self.keys);
@@ -201,7 +206,7 @@ impl MonitorSocket {
         self.sent.push_back((seq, sent_ns));
     }
 
-    /// The answers that have arrived. Datagrams that are not sealed with the session's keys are ignored.
+    /// Reads the answers that have arrived. Ignores datagrams that are not sealed with the session's keys.
     pub fn answers(&mut self) -> Vec<ProbeAnswer> {
         let mut answers = Vec::new();
         for _ in 0..MAX_READS_IN_A_ROW {
@@ -260,7 +265,7 @@ mod tests {
         (port, enrolment, control)
     }
 
-    /// The next answers.
+    /// Waits for the next answers to arrive at `socket`.
     fn await_answers(socket: &mut MonitorSocket) -> Vec<ProbeAnswer> {
         loop {
             wait([(socket.as_fd(), PollFlags::IN)]).unwrap();
@@ -286,7 +291,7 @@ mod tests {
         assert_eq!((answer.seq, answer.is_under_load), (1, true));
         drop(phase);
         assert_eq!(control.spent(), 2 * 2 * 96);
-        // Keys of another session: neither answered nor taken for an answer.
+        // A probe with the keys of another session is not answered, and its socket takes no datagram for an answer.
         let mut other = MonitorSocket::connect(target, Arc::new(keys(2)), &Origin::default()).unwrap();
         other.send(0);
         socket.send(2);
@@ -304,7 +309,7 @@ mod tests {
             socket.send(seq);
             let (_, from) = reflector.recv_from(&mut bytes).unwrap();
             let sent_ns = socket.sent.back().unwrap().1;
-            // Longer than the clock's own steps.
+            // The wait is longer than the resolution of the clock.
             std::thread::sleep(Duration::from_millis(1));
             let history = ArrivalHistory { about: seq, arrived: Default::default() };
             for is_lie in [true, false] {
@@ -323,11 +328,11 @@ mod tests {
         let within = |answer: &ProbeAnswer| {
             assert!((Duration::from_millis(1)..Duration::from_secs(60)).contains(&answer.round_trip), "{answer:?}");
         };
-        // The times of another probe, and a dwell time that is longer than the round trip.
+        // These replies have the sending time of another probe, or a dwell time that is longer than the round trip.
         reply(0, |reply| reply.sent_ns = 0).iter().for_each(within);
         reply(1, |reply| reply.sent_ns += 1).iter().for_each(within);
         reply(2, |reply| reply.dwell_ns = u32::MAX).iter().for_each(within);
-        // A probe that was never sent.
+        // This reply has the sequence number of a probe that was never sent.
         assert!(reply(3, |reply| reply.seq = 77).iter().all(|answer| answer.seq == 3));
     }
 

@@ -11,29 +11,31 @@ use paramedic_link::test_spec::{Direction, Load};
 
 use super::packet;
 
-/// The shortest chosen interval.
+/// The shortest probe interval that is chosen for a phase.
 pub const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
-/// The longest chosen interval of an idle phase.
+/// The longest probe interval that is chosen for an idle phase. A phase with load begins with it.
 pub const LONGEST_INTERVAL: Duration = Duration::from_millis(200);
-/// The longest chosen interval under load.
+/// The longest probe interval that is chosen for a phase with load.
 const LONGEST_LOADED_INTERVAL: Duration = Duration::from_millis(300);
-/// The interval while the capacity of the line is unknown.
+/// The probe interval at the start of an idle phase, while the capacity of the line is unknown.
 pub const FIRST_INTERVAL: Duration = Duration::from_millis(50);
-/// Bytes of the IP packet of one probe: its payload, 20 bytes of IPv4 and 8 of UDP.
+/// The length in bytes of the IP packet of one probe: the payload, 20 bytes of IPv4 header and 8 bytes of UDP header.
 pub const IP_BYTES: u64 = packet::LEN as u64 + 28;
 
-/// How long an idle phase probes at [`FIRST_INTERVAL`]. Then it probes at [`SHORTEST_INTERVAL`] for [`TRIAL_TIME`], to
-/// see whether the probes fill the line. Both times together take at most half of a short phase.
+/// How long an idle phase probes at [`FIRST_INTERVAL`]. Then the phase probes at [`SHORTEST_INTERVAL`] for
+/// [`TRIAL_TIME`], to see whether the probes fill the line. In a short phase, both times together take at most half of
+/// the phase.
 const FIRST_TIME: Duration = Duration::from_millis(500);
 const TRIAL_TIME: Duration = Duration::from_millis(450);
-/// If the round trip grows by more than this during the trial, the probes fill the line.
+/// If the round trip grows by more than this during the trial of [`SHORTEST_INTERVAL`], the probes fill the line.
 const GROWTH: Duration = Duration::from_millis(5);
-/// Under load, the probes take at most this fraction (1/150) of the rate of each direction.
+/// Under load, the probes take at most one part in this many of the rate of each direction.
 const PARTS: u64 = 150;
-/// The ramp-up is over when the rates of two neighbouring windows of this many samples differ by less than a quarter.
+/// The ramp-up of a phase is over when the rates of two neighbouring windows of this many samples differ by less than a
+/// quarter.
 const SETTLED_SAMPLES: usize = 5;
 
-/// A change of the probe interval, from now on.
+/// A new probe interval, valid from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbePace {
     /// The time between two probes.
@@ -42,20 +44,20 @@ pub struct ProbePace {
     pub is_chosen: bool,
 }
 
-/// Chooses the interval of one phase.
+/// Chooses the probe interval of one phase.
 #[derive(Debug)]
 pub struct ProbePacing {
     load: Load,
     begun: Duration,
     span: Duration,
     step: PacingStep,
-    /// The receivers' samples of the download and of the upload.
+    /// The samples of the download and of the upload, as the receivers reported them.
     samples: [Vec<Sample>; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PacingStep {
-    /// The capacity of the line is unknown.
+    /// The first step: the capacity of the line is unknown.
     First,
     /// An idle phase tries the shortest interval.
     Trial,
@@ -68,13 +70,13 @@ impl ProbePacing {
         Self { load, begun, span, step: PacingStep::First, samples: Default::default() }
     }
 
-    /// The first interval of the phase. A phase with load begins with [`LONGEST_INTERVAL`], because the rate is still
-    /// unknown.
+    /// The probe interval at the start of the phase. A phase with load begins with [`LONGEST_INTERVAL`], because the
+    /// rate is still unknown.
     pub fn first(&self) -> Duration {
         if self.is_idle() { FIRST_INTERVAL } else { LONGEST_INTERVAL }
     }
 
-    /// Adds a sample of a receiver.
+    /// Adds a sample of the receiver of `direction`.
     pub fn sample(&mut self, direction: Direction, sample: Sample) {
         if self.step != PacingStep::Chosen {
             self.samples[direction as usize].push(sample);
@@ -93,7 +95,8 @@ impl ProbePacing {
         Some(self.begun + after)
     }
 
-    /// The new interval, if it changes at `now`. `probes` must return the probes that were due between two times.
+    /// The new probe interval, if the interval changes at `now`. `probes` must return the probes that were due between
+    /// two times.
     pub fn next(&mut self, now: Duration, probes: impl Fn(Duration, Duration) -> Vec<Probe>) -> Option<ProbePace> {
         let is_due = now >= self.due()?;
         let is_settled =
@@ -134,15 +137,15 @@ impl ProbePacing {
     }
 }
 
-/// The shortest interval at which the probes take at most 1/150 of a rate of `bps` bits per second, in whole milliseconds
-/// and within the limits.
+/// The shortest interval at which the probes take at most 1/150 of a rate of `bps` bits per second. The interval is in
+/// whole milliseconds and within the limits.
 fn loaded_interval(bps: u64) -> Duration {
     let ms = (IP_BYTES * 8 * 1000 * PARTS).div_ceil(bps.max(1));
     Duration::from_millis(ms).clamp(SHORTEST_INTERVAL, LONGEST_LOADED_INTERVAL)
 }
 
 /// Whether the probes fill the line: the round trip of the answered `probes` has grown, and still grows at their end.
-/// The start alone shows nothing, because a token bucket may carry the first probes without delay.
+/// The first probes alone show nothing, because a token bucket may carry the first probes without delay.
 fn grows(probes: &[Probe]) -> bool {
     let answered = probes.iter().filter_map(round_trip).collect::<Vec<_>>();
     let third = answered.len() / 3;
@@ -171,7 +174,7 @@ fn is_settled(samples: &[Sample]) -> bool {
     before > 0 && after.abs_diff(before) < before / 4
 }
 
-/// The mean rate over the last samples, in bits per second.
+/// The mean rate over the last two windows of samples, in bits per second.
 fn recent_bps(samples: &[Sample]) -> u64 {
     let from = samples.len().saturating_sub(2 * SETTLED_SAMPLES);
     let recent = &samples[from..];
@@ -200,7 +203,8 @@ mod tests {
         }
     }
 
-    /// The probes of a line that needs `service_ms` for each, until `now_ms`; 10 ms of round trip without a queue.
+    /// The probes of the first 950 ms of an idle phase, over a line that needs `service_ms` to carry each one. Without
+    /// a queue, the round trip is 10 ms.
     fn line(service_ms: f64) -> impl Fn(Duration, Duration) -> Vec<Probe> {
         move |from, to| {
             let (from, to) = (from.as_millis() as u64, to.as_millis() as u64);
@@ -216,7 +220,7 @@ mod tests {
         }
     }
 
-    /// The interval that an idle phase of 2 s chooses.
+    /// The probe interval that an idle phase of 2 s with these probes chooses.
     fn idle(probes: impl Fn(Duration, Duration) -> Vec<Probe>) -> Duration {
         let mut pacing = ProbePacing::new(Load::Idle, Duration::ZERO, MS * 2000);
         assert_eq!((pacing.first(), pacing.due()), (MS * 50, Some(MS * 500)));
@@ -231,7 +235,7 @@ mod tests {
 
     #[test]
     fn an_idle_line_is_probed_often_unless_the_probes_fill_it() {
-        // 992 bits take 15.5, 11, 7.75 and 0.1 ms at 64, 90, 128 kbit/s and 10 Mbit/s.
+        // The 992 bits of a probe take 15.5, 11, 7.75 and 0.1 ms at 64, 90, 128 kbit/s and 10 Mbit/s.
         assert_eq!(
             [15.5, 11.0, 7.75, 0.1].map(|service_ms| idle(line(service_ms))),
             [200, 200, 10, 10].map(|ms| MS * ms)
@@ -267,8 +271,8 @@ mod tests {
         }
     }
 
-    /// The time at which a phase of 4 s with the `rates` of 100 ms each, in bytes, has chosen its interval, and that
-    /// interval.
+    /// The time in milliseconds at which a phase of 4 s chooses its probe interval, and that interval. `rates` returns
+    /// the bytes that each direction moves in each 100 ms of the phase.
     fn loaded(load: Load, rates: impl Fn(u64) -> [u64; 2]) -> (u64, Duration) {
         let mut pacing = ProbePacing::new(load, MS * 1000, MS * 4000);
         assert_eq!(pacing.first(), MS * 200);

@@ -1,21 +1,22 @@
-//! The datagram of `echo`: its layout, and how both ends seal and open it. Pure: bytes in, values out; no sockets, no
-//! clock. Specified in docs/protocol.md, "Latency probes".
+//! The datagrams of `echo`, probes and replies: their layout, and how both ends seal and open them. Pure: bytes in,
+//! values out; no sockets, no clock. docs/protocol.md, "Latency probes", specifies them.
 
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;
 
 use crate::udp_port::{DATAGRAM_LEN, VERSION};
 
-/// The length of a probe and of a reply, in bytes. A reply is as long as its probe, so that it never amplifies traffic.
+/// The length of a probe and of a reply, in bytes. A reply is as long as its probe, so that replies never amplify
+/// traffic.
 pub const LEN: usize = DATAGRAM_LEN;
-/// The number of sequence numbers in a reply's history.
+/// The number of sequence numbers that a reply's arrival history covers.
 pub(super) const HISTORY: u32 = 256;
 
 const PROBE: u8 = 1;
 const REPLY: u8 = 2;
 const MONITOR_PROBE: u8 = 11;
 const MONITOR_REPLY: u8 = 12;
-/// The offset of the tag, which covers the bytes before it.
+/// The offset of a datagram's authentication tag, which covers the bytes before the tag.
 const TAG_AT: usize = LEN - TAG_LEN;
 
 /// A latency probe, which the appliance sends.
@@ -23,9 +24,9 @@ const TAG_AT: usize = LEN - TAG_LEN;
 pub(super) struct ProbePacket {
     /// The probe's sequence number, unique in the session.
     pub(super) seq: u32,
-    /// The highest sequence number that the reply's history should cover.
+    /// The highest sequence number that the arrival history in the reply should cover.
     pub(super) about: u32,
-    /// The sending time in nanoseconds of the appliance's monotonic clock, with an arbitrary zero.
+    /// When the probe was sent, in nanoseconds of the appliance's monotonic clock, with an arbitrary zero.
     pub(super) sent_ns: u64,
 }
 
@@ -34,15 +35,15 @@ pub(super) struct ProbePacket {
 pub(super) struct ReplyPacket {
     /// The sequence number of the answered probe.
     pub(super) seq: u32,
-    /// The probe's sending time, unchanged.
+    /// The sending time of the answered probe, copied from the probe.
     pub(super) sent_ns: u64,
-    /// The arrival time of the probe in nanoseconds of the reflector's monotonic clock, with an arbitrary zero.
+    /// When the probe arrived, in nanoseconds of the reflector's monotonic clock, with an arbitrary zero.
     pub(super) received_ns: u64,
     /// The time between the probe's arrival and the reply in nanoseconds, at most `u32::MAX`.
     pub(super) dwell_ns: u32,
-    /// Which of the latest probes arrived.
+    /// Which of the latest probes have arrived at the reflector.
     pub(super) history: ArrivalHistory,
-    /// How many probes of the session arrived again, modulo 2^16.
+    /// How many times a probe of the session arrived again, modulo 2^16.
     pub(super) duplicates: u16,
 }
 
@@ -57,7 +58,7 @@ pub(super) struct ArrivalHistory {
 }
 
 impl ArrivalHistory {
-    /// Whether `seq` arrived; `None` if the history does not cover it.
+    /// Whether sequence number `seq` had arrived; `None` if the history does not cover `seq`.
     pub(super) fn arrived(&self, seq: u32) -> Option<bool> {
         let back = self.about.checked_sub(seq).filter(|back| *back < HISTORY)? as usize;
         Some(self.arrived[back / 8] >> (back % 8) & 1 == 1)
@@ -81,12 +82,12 @@ impl ProbePacket {
         sealed(bytes, kind, self.seq, self.sent_ns, keys)
     }
 
-    /// Opens a probe. `None` if these keys did not seal it as a probe.
+    /// Opens a probe. Returns `None` if `bytes` were not sealed with `keys` as a probe.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         Self::open_as(PROBE, bytes, keys)
     }
 
-    /// The probe, if these keys sealed it as a probe of a monitor session.
+    /// Opens a probe of a monitor session. Returns `None` if `bytes` were not sealed with `keys` as such a probe.
     pub(super) fn open_for_monitor(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         Self::open_as(MONITOR_PROBE, bytes, keys)
     }
@@ -117,7 +118,7 @@ impl ReplyPacket {
         sealed(bytes, kind, self.seq, self.sent_ns, keys)
     }
 
-    /// Opens a reply. `None` if these keys did not seal it as a reply.
+    /// Opens a reply. Returns `None` if `bytes` were not sealed with `keys` as a reply.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         Self::open_as(REPLY, bytes, keys)
     }
@@ -135,17 +136,17 @@ impl ReplyPacket {
     }
 }
 
-/// The reflector's reply to a probe of a monitor session. It has the layout of a [`ReplyPacket`], but in place of the
-/// 16 bits of the duplicates it has 8 bits of flags and the lower 8 bits of the duplicates.
+/// The reflector's reply to a probe of a monitor session. It has the layout of a [`ReplyPacket`], except that the 16
+/// bits for the number of duplicates hold 8 bits of flags and the lower 8 bits of that number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MonitorReply {
-    /// The reply; of its duplicates only the lower 8 bits are sent.
+    /// The content of the reply; of its number of duplicates, only the lower 8 bits are sent.
     pub(super) reply: ReplyPacket,
     /// Whether a load phase of any test runs at the reflector, or ended a short time ago.
     pub(super) is_under_load: bool,
 }
 
-/// The bit of the flags that is set under load.
+/// The bit of a monitor reply's flags that is set if [`MonitorReply::is_under_load`] is true.
 const UNDER_LOAD: u8 = 1;
 
 impl MonitorReply {
@@ -156,7 +157,8 @@ impl MonitorReply {
         ReplyPacket { duplicates: u16::from_be_bytes([flags, duplicates]), ..self.reply }.seal_as(MONITOR_REPLY, keys)
     }
 
-    /// The reply, if these keys sealed it as a reply of a monitor session. Unknown flags are ignored.
+    /// Opens a reply of a monitor session. Returns `None` if `bytes` were not sealed with `keys` as such a reply.
+    /// Ignores unknown flags.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         let reply = ReplyPacket::open_as(MONITOR_REPLY, bytes, keys)?;
         let [flags, duplicates] = reply.duplicates.to_be_bytes();
@@ -165,17 +167,17 @@ impl MonitorReply {
     }
 }
 
-/// Whether a datagram of this kind is a probe.
+/// Whether a datagram of the kind `kind` is a probe of a test session.
 pub(super) fn is_probe(kind: u8) -> bool {
     kind == PROBE
 }
 
-/// Whether a datagram of this kind is a probe of a monitor session.
+/// Whether a datagram of the kind `kind` is a probe of a monitor session.
 pub(super) fn is_monitor_probe(kind: u8) -> bool {
     kind == MONITOR_PROBE
 }
 
-/// Writes the common fields of probe and reply, and the tag.
+/// Writes the fields that probes and replies have in common, and the authentication tag.
 fn sealed(mut bytes: [u8; LEN], kind: u8, seq: u32, sent_ns: u64, keys: &SessionKeys) -> [u8; LEN] {
     bytes[0] = VERSION;
     bytes[1] = kind;
@@ -187,20 +189,20 @@ fn sealed(mut bytes: [u8; LEN], kind: u8, seq: u32, sent_ns: u64, keys: &Session
     bytes
 }
 
-/// Checks the version, kind, session and tag of a datagram. `None` if one of them is wrong.
+/// Checks the version, kind, session and tag of a datagram. Returns `None` if one of these is wrong.
 fn opened<'a>(bytes: &'a [u8], kind: u8, keys: &SessionKeys) -> Option<&'a [u8; LEN]> {
     let bytes: &[u8; LEN] = bytes.try_into().ok()?;
     let ours = bytes[0] == VERSION && bytes[1] == kind && bytes[4..20] == keys.session().as_bytes()[..];
     (ours && keys.is_datagram(direction(kind), &bytes[..TAG_AT], &field(bytes, TAG_AT))).then_some(bytes)
 }
 
-/// The direction of a datagram of this kind. Each direction has its own key, so that a probe cannot be replayed as a
-/// reply or vice versa.
+/// The direction in which a datagram of the kind `kind` travels. Each direction has its own key, so that a probe cannot
+/// be replayed as a reply or vice versa.
 fn direction(kind: u8) -> Direction {
     if kind == PROBE || kind == MONITOR_PROBE { Direction::Upload } else { Direction::Download }
 }
 
-/// `N` bytes of the datagram from offset `at` on. Both are constants of the layout.
+/// `N` bytes of the datagram `bytes` from offset `at` on. `N` and `at` are constants of the layout, so the bytes exist.
 fn field<const N: usize>(bytes: &[u8; LEN], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }

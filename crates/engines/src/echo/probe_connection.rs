@@ -1,4 +1,4 @@
-//! A non-blocking data connection that carries latency probes, as whole packets, if UDP does not work.
+//! A non-blocking data connection that carries latency probes and replies as whole packets if UDP does not work.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -10,14 +10,15 @@ use super::packet;
 use crate::clock::{Timer, Wake, wait};
 use crate::data_stream::DataStream;
 
-/// The maximum number of unsent bytes. A connection that exceeds this limit has stalled and counts as ended.
+/// The maximum number of unsent bytes in the buffer of a [`ProbeConnection`]. A connection that exceeds this limit has
+/// stalled and counts as ended.
 const MAX_UNSENT: usize = 1024 * 1024;
 
-/// A data connection in non-blocking mode, with buffers for one incoming packet and for unsent ones.
+/// A data connection in non-blocking mode, with a buffer for one incoming packet and a buffer for unsent packets.
 pub(super) struct ProbeConnection {
     stream: DataStream,
     incoming: [u8; packet::LEN],
-    /// Received bytes of the packet in `incoming`.
+    /// The number of bytes of the packet in `incoming` that were received so far.
     filled: usize,
     outgoing: Vec<u8>,
     /// Whether the socket's send buffer is full.
@@ -36,15 +37,15 @@ impl ProbeConnection {
         self.stream.socket()
     }
 
-    /// Waits until the timer ticks, the other thread wakes this one, or the socket is ready.
+    /// Waits until `timer` ticks, another thread wakes this thread through `wake`, or the socket is ready.
     pub(super) fn wait(&self, timer: &Timer, wake: &Wake) -> io::Result<()> {
         let interest = if self.is_full { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         wait([(timer.as_fd(), PollFlags::IN), (wake.as_fd(), PollFlags::IN), (self.socket().as_fd(), interest)])
             .map(drop)
     }
 
-    /// Sends a packet after all earlier ones. Keeps what the socket does not accept yet. Fails with `TimedOut` if more
-    /// than [`MAX_UNSENT`] bytes are unsent.
+    /// Sends a packet after all earlier packets. Buffers the bytes that the socket does not accept yet. Fails with
+    /// `TimedOut` if more than [`MAX_UNSENT`] bytes are unsent.
     pub(super) fn send(&mut self, packet: &[u8; packet::LEN]) -> io::Result<()> {
         if self.outgoing.len() > MAX_UNSENT {
             return Err(io::ErrorKind::TimedOut.into());
@@ -71,7 +72,8 @@ impl ProbeConnection {
         if self.is_full { Ok(()) } else { end }
     }
 
-    /// Passes each received packet to `take`, and sends pending bytes. The end of the connection is an error.
+    /// Sends buffered bytes, if any, and then passes each received packet to `take`. The end of the connection is an
+    /// error.
     pub(super) fn receive(&mut self, take: impl Fn(&[u8])) -> io::Result<()> {
         if self.is_full {
             self.push()?;

@@ -25,41 +25,44 @@ use crate::socket::mark;
 use crate::thread_limit::{self, ThreadLimitReached};
 use crate::udp_port::datagram::Mailbox;
 
-/// The number of probes that test whether UDP works. They take one second in total.
+/// The number of probes that test whether UDP works. Sending all of them takes one second.
 const UDP_TRIES: u32 = 20;
 const UDP_TRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the prober waits for late replies at the end. During this wait it sends a probe every [`SETTLE_INTERVAL`],
-/// only to request missing histories.
+/// How long the prober waits for late replies after the end of its schedule. During this wait it sends a probe every
+/// [`SETTLE_INTERVAL`], only to request missing arrival histories.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
-/// The socket's receive buffer in bytes.
+/// The size in bytes of the receive buffer of the prober's UDP socket.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// The maximum number of datagrams that are read before the thread checks again whether it must end.
+/// The maximum number of datagrams that the receiving thread reads before it checks again whether it must end.
 const MAX_READS_IN_A_ROW: usize = 64;
 
 const _: () = assert!(UDP_TRIES <= FIRST_SEQ, "a test probe must not look like a probe of the schedule");
 
 /// The parameters of [`Prober::start`].
 pub struct ProberSetup {
-    /// The reflector's UDP address. `None` if the reflector answers no UDP; then the prober uses `fall_back` at once.
+    /// The reflector's UDP address. `None` if the reflector does not answer over UDP; the prober then uses `fall_back`
+    /// at once.
     pub target: Option<SocketAddr>,
     /// The keys that authenticate the probes.
     pub keys: Arc<SessionKeys>,
     /// The probe interval until [`Prober::pace`] changes it; at least [`TestSpec::MIN_PROBE_INTERVAL_US`].
     pub interval: Duration,
-    /// Cancels the prober. Each valid reply also counts as a sign that the reflector is alive.
+    /// The session's control, which cancels the prober. Each valid reply also counts as a sign that the reflector is
+    /// alive.
     pub control: Arc<SessionControl>,
-    /// Opens the data connection that is used if UDP does not work, and sends its preamble. Called at most once, from
-    /// the prober's thread. It should return when the session is cancelled.
+    /// A callback that opens the data connection for the case that UDP does not work, and sends the connection's
+    /// preamble. Called at most once, from the prober's thread. Should return when the session is cancelled.
     pub fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
-    /// The local address or interface to send from, if the user chose one.
+    /// The local address or interface to send probes from, if the user chose one.
     pub origin: Origin,
-    /// The DSCP of the probes, if the test sets one: then the probes wait in the same queues as the payload.
+    /// The DSCP of the probes, if the test sets one, so that the probes wait in the same queues as the payload.
     pub dscp: Option<u8>,
 }
 
-/// Sends probes until it is finished or dropped, with one thread that sends and one that receives. It first tests for
-/// at most one second whether UDP works. After that the transport does not change.
+/// Sends probes until [`Prober::finish`] is called or the prober is dropped. One thread sends; over UDP, a second
+/// thread receives. The prober first tests for at most one second whether UDP works. After this test the transport does
+/// not change.
 pub struct Prober {
     shared: Arc<ProberState>,
     sender: Option<JoinHandle<()>>,
@@ -73,13 +76,13 @@ struct ProberState {
     log: Mutex<ProbeRecords>,
     route: Mutex<TransportChoice>,
     route_known: Condvar,
-    /// One of [`RUNNING`], [`SETTLING`], [`OVER`]; never decreases.
+    /// The stage of the prober: [`RUNNING`], [`SETTLING`] or [`OVER`]. The value never decreases.
     stage: AtomicU8,
-    /// Whether a reply has arrived.
+    /// Whether any reply has arrived.
     answered: AtomicBool,
-    /// The latest round trip in nanoseconds; `u64::MAX` before the first.
+    /// The latest round trip in nanoseconds; `u64::MAX` before the first reply.
     recent_ns: AtomicU64,
-    /// Ends the sender's wait.
+    /// Ends the wait of the sending thread.
     wake: Wake,
 }
 
@@ -87,7 +90,7 @@ const RUNNING: u8 = 0;
 const SETTLING: u8 = 1;
 const OVER: u8 = 2;
 
-/// The transport of the probes, once it is known.
+/// The transport that the prober uses, once the prober has chosen it.
 enum TransportChoice {
     Unknown,
     Found(EchoTransport),
@@ -95,7 +98,7 @@ enum TransportChoice {
 }
 
 impl Prober {
-    /// Starts to probe.
+    /// Starts a prober, which sends probes from now on.
     pub fn start(setup: ProberSetup) -> io::Result<Self> {
         let clock = Clock::start();
         let shared = Arc::new(ProberState {
@@ -125,8 +128,8 @@ impl Prober {
         Ok(Self { shared, sender: Some(sender) })
     }
 
-    /// Waits until the transport is known: at most one second plus the time of the fallback. An error is the error of
-    /// the fallback, and means that no probes are sent.
+    /// Waits until the transport of the probes is known: at most one second plus the time of the fallback. An error
+    /// means that no transport works and no probes are sent.
     pub fn ready(&self) -> io::Result<EchoTransport> {
         let mut route = lock(&self.shared.route);
         loop {
@@ -139,19 +142,19 @@ impl Prober {
         }
     }
 
-    /// The time since the start, in the clock of [`Probe::sent_at`](Probe::sent_at).
+    /// The time since the prober's start, in the clock of [`Probe::sent_at`](Probe::sent_at).
     pub fn now(&self) -> Duration {
         Duration::from_nanos(self.shared.clock.now_ns())
     }
 
-    /// The latest round trip; `None` before the first reply.
+    /// The latest round trip of a probe; `None` before the first reply.
     pub fn recent(&self) -> Option<Duration> {
         let recent = self.shared.recent_ns.load(Ordering::Relaxed);
         (recent != u64::MAX).then(|| Duration::from_nanos(recent))
     }
 
-    /// Changes the interval. Returns when the first probe of the new interval is due, measured from the prober's start.
-    /// All probes of the old interval were due before.
+    /// Changes the probe interval. Returns when the first probe of the new interval is due, measured from the prober's
+    /// start. All probes of the old interval were due before.
     pub fn pace(&self, interval: Duration) -> Duration {
         let interval = interval.max(Duration::from_micros(TestSpec::MIN_PROBE_INTERVAL_US.into()));
         let base_ns = lock(&self.shared.log).pace(self.shared.clock.now_ns(), interval);
@@ -159,14 +162,14 @@ impl Prober {
         Duration::from_nanos(base_ns)
     }
 
-    /// The probes that were due from `from` up to `to`, as known now. Both times are measured from the prober's start.
-    /// Replies may still be missing.
+    /// The probes that were due from `from` up to `to`, with the results known now. Both times are measured from the
+    /// prober's start. Replies may still be missing.
     pub fn between(&self, from: Duration, to: Duration) -> Vec<Probe> {
         let ns = |at: Duration| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
         lock(&self.shared.log).due_between(ns(from), ns(to))
     }
 
-    /// Stops the schedule, waits for late replies for at most one second, and returns the results.
+    /// Stops sending, waits for late replies for at most one second, and returns the results of all probes.
     pub fn finish(mut self) -> Probes {
         self.end(SETTLING);
         let transport = match &*lock(&self.shared.route) {
@@ -193,7 +196,7 @@ impl Drop for Prober {
 }
 
 impl ProberState {
-    /// The body of the sending thread. `target` is the UDP address and the DSCP of the probes.
+    /// The body of the sending thread. `target` is the reflector's UDP address and the DSCP of the probes.
     fn probe(
         &self,
         target: Option<(SocketAddr, Option<u8>)>,
@@ -207,7 +210,7 @@ impl ProberState {
             self.over_udp(&socket, timer)
         });
         let is_decided = !matches!(*lock(&self.route), TransportChoice::Unknown);
-        // The fallback is for a path that carries no UDP, not for a host that refuses a thread.
+        // The fallback serves for a path that carries no UDP, not for a host that refuses to start a thread.
         let is_refused = over_udp.as_ref().is_err_and(|error| ThreadLimitReached::of(error).is_some());
         if is_decided || is_refused || self.stage() != RUNNING || self.control.is_cancelled() {
             return over_udp;
@@ -222,7 +225,7 @@ impl ProberState {
         Mailbox::stamp_departures(socket);
         let done = Wake::new()?;
         std::thread::scope(|scope| {
-            // Ends the receiver in any case, because the scope waits for it.
+            // Ends the receiving thread in any case, because the scope waits for this thread.
             let _ends_receiver = WakeOnDrop(&done);
             let receive = || self.receive(socket, mailbox, &done);
             thread_limit::spawn_scoped(scope, "echo-receive", receive)?;
@@ -234,7 +237,8 @@ impl ProberState {
         })
     }
 
-    /// Whether one of the test probes is answered.
+    /// Sends test probes over UDP. Returns `true` as soon as one is answered, or `false` if UDP does not work or the
+    /// prober stops.
     fn try_udp(&self, timer: &Timer, mut socket: &UdpSocket) -> io::Result<bool> {
         timer.tick(self.clock.now_ns(), UDP_TRY_INTERVAL)?;
         let mut seq = 0;
@@ -273,14 +277,14 @@ impl ProberState {
         end
     }
 
-    /// Begins the schedule, and publishes the transport.
+    /// Begins the schedule of the probes, and publishes their transport.
     fn begin_schedule(&self, transport: EchoTransport) {
-        // Set before the transport is published: from then on, the interval may change.
+        // Sets the schedule before the transport is published, because the interval may change from then on.
         *lock(&self.log) = ProbeRecords::new(self.clock.now_ns(), self.interval);
         self.decide(TransportChoice::Found(transport));
     }
 
-    /// Sends the probes of the schedule until the prober stops, then waits for late replies.
+    /// Sends the probes of the schedule over `carrier` until the prober stops, and then waits for late replies.
     fn keep_schedule(&self, timer: &Timer, carrier: &mut dyn Carrier) -> io::Result<()> {
         let mut armed = None;
         while self.stage() == RUNNING {
@@ -350,14 +354,14 @@ impl ProberState {
         }
     }
 
-    /// Records when a probe left this host.
+    /// Records that the probe in `bytes` left this host at `left_ns`.
     fn note_departure(&self, bytes: &[u8], left_ns: u64) {
         if let Some(probe) = ProbePacket::open(bytes, &self.keys) {
             lock(&self.log).enter_departure(&probe, left_ns);
         }
     }
 
-    /// Records a received packet if it is a new reply.
+    /// Records the packet `bytes`, which arrived at `received_ns`, if it is a new reply.
     fn take(&self, bytes: &[u8], received_ns: u64) {
         let Some(reply) = ReplyPacket::open(bytes, &self.keys) else { return };
         let reading = lock(&self.log).enter(&reply, received_ns);
@@ -383,7 +387,7 @@ impl ProberState {
         self.wake.wake();
     }
 
-    /// Sets the transport unless it is known.
+    /// Sets the transport, unless it is already known, and wakes the threads that wait for it.
     fn decide(&self, decided: TransportChoice) {
         let mut route = lock(&self.route);
         if matches!(*route, TransportChoice::Unknown) {
@@ -393,10 +397,10 @@ impl ProberState {
     }
 }
 
-/// A transport of probes.
+/// A socket or connection over which the sending thread sends probes.
 trait Carrier {
-    /// Waits until the timer ticks or the sender is woken; may return earlier. Also receives replies if no other thread
-    /// does.
+    /// Waits until `timer` ticks or the sending thread is woken; may return earlier. Also receives replies if no other
+    /// thread receives them.
     fn wait(&mut self, prober: &ProberState, timer: &Timer) -> io::Result<()>;
 
     /// Sends or queues a packet; never waits.
@@ -429,7 +433,7 @@ impl Carrier for ProbeConnection {
     }
 }
 
-/// Ends another thread's wait when it is dropped.
+/// A guard that ends another thread's wait when the guard is dropped.
 struct WakeOnDrop<'a>(&'a Wake);
 
 impl Drop for WakeOnDrop<'_> {
@@ -438,7 +442,7 @@ impl Drop for WakeOnDrop<'_> {
     }
 }
 
-/// A socket that is connected to `target`.
+/// A UDP socket for probes that is bound to `origin` and connected to `target`.
 fn udp_socket(target: SocketAddr, origin: &Origin, dscp: Option<u8>) -> io::Result<UdpSocket> {
     let socket = origin.datagrams(target)?;
     socket.set_nonblocking(true)?;

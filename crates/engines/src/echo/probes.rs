@@ -1,5 +1,5 @@
-//! The prober's record, with one compact entry per probe, so that the probes of a day fit in the memory of a small
-//! device. Pure: no sockets, no clock.
+//! The prober's record of its probes. It has one compact entry per probe, so that the probes of a day fit in the memory
+//! of a small device. Pure: no sockets, no clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,12 +8,13 @@ use paramedic_link::measurement::Probe;
 
 use super::packet::{HISTORY, ProbePacket, ReplyPacket};
 
-/// The transport of the probes.
+/// The transport of latency probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EchoTransport {
     /// UDP datagrams.
     Udp,
-    /// A data connection, if UDP does not work. Its retransmissions hide loss and appear as long round trips.
+    /// A data connection over TCP, if UDP does not work. Retransmissions of TCP hide loss and appear as long round
+    /// trips.
     Tcp,
 }
 
@@ -26,21 +27,21 @@ impl fmt::Display for EchoTransport {
     }
 }
 
-/// The results of a prober.
+/// The results of a prober that has finished.
 #[derive(Debug)]
 pub struct Probes {
-    /// The transport; `None` if neither worked and no probes were sent.
+    /// The transport of the probes; `None` if no transport worked, so that no probes were sent.
     pub transport: Option<EchoTransport>,
-    /// Probes and replies that arrived more than once.
+    /// The number of probes and replies that arrived more than once.
     pub duplicates: u64,
-    /// Probes that were due but not sent, because the kernel did not run the prober in time or its connection had
-    /// ended.
+    /// The number of probes that were due but not sent, because the kernel did not run the prober in time or the
+    /// prober's connection had ended.
     pub skipped: u64,
     pub(super) log: ProbeRecords,
 }
 
 impl Probes {
-    /// Every probe that was sent, in the order of sending.
+    /// All probes that were sent, in the order of sending.
     pub fn iter(&self) -> impl Iterator<Item = Probe> {
         self.log.iter()
     }
@@ -58,9 +59,9 @@ impl Probes {
     }
 }
 
-/// The first sequence number of the schedule; lower ones test whether UDP works.
+/// The first sequence number of the schedule. Probes with lower numbers test whether UDP works.
 pub(super) const FIRST_SEQ: u32 = 64;
-/// Slots per piece. Slots are stored in pieces, so that growth does not copy them.
+/// The number of slots per piece. The slots of the schedule are stored in pieces, so that growth does not copy them.
 const PIECE: usize = 4096;
 /// The maximum number of slots of a schedule; a prober that has used them all sends no further probes. They suffice for
 /// 4.5 hours at an interval of 1 ms or for two days at 10 ms, and take up to 320 MiB.
@@ -76,22 +77,23 @@ struct Slot {
     upload_us: i32,
     /// [`Probe::own_wait_us`] plus one; 0 if unknown.
     own_wait: u32,
-    /// The round trip in microseconds in the low [`RTT_BITS`], flags above.
+    /// The round trip in microseconds in the low [`RTT_BITS`] bits, and flags in the higher bits.
     packed: u32,
 }
 
 const RTT_BITS: u32 = 24;
-/// The probe was sent; otherwise the slot was skipped.
+/// Flag in [`Slot::packed`]: the probe was sent. Otherwise the slot was skipped.
 const SENT: u32 = 1 << 24;
-/// The reflector reported whether the probe arrived.
+/// Flag in [`Slot::packed`]: the reflector has reported whether the probe arrived.
 const REPORTED: u32 = 1 << 25;
-/// The probe arrived at the reflector.
+/// Flag in [`Slot::packed`]: the probe arrived at the reflector.
 const ARRIVED: u32 = 1 << 26;
-/// The reply to the probe arrived.
+/// Flag in [`Slot::packed`]: the reply to the probe arrived.
 const REPLIED: u32 = 1 << 27;
-/// The reply to the probe arrived late.
+/// Flag in [`Slot::packed`]: the reply to the probe arrived late ([`Probe::late`]).
 const LATE: u32 = 1 << 28;
-/// The reply has a valid time of the probe's arrival at the reflector.
+/// Flag in [`Slot::packed`]: the reply has a valid time of the probe's arrival at the reflector, so `upload_us` is
+/// valid.
 const ONE_WAY: u32 = 1 << 29;
 
 impl Slot {
@@ -100,10 +102,10 @@ impl Slot {
     }
 }
 
-/// A part of the schedule with one interval.
+/// A part of the schedule in which the probe interval is constant.
 #[derive(Clone, Copy, Debug)]
 struct Stretch {
-    /// The first slot; `base_ns` is when it is due.
+    /// The index of the first slot in this part. `base_ns` is when that slot is due.
     first: usize,
     base_ns: u64,
     interval_ns: u64,
@@ -118,14 +120,14 @@ impl Stretch {
         self.base_ns.saturating_add((at.saturating_sub(self.first) as u64).saturating_mul(self.interval_ns))
     }
 
-    /// The first slot that is due at `at_ns` or later.
+    /// The index of the first slot that is due at `at_ns` or later.
     fn slot_from(&self, at_ns: u64) -> usize {
         let slots = at_ns.saturating_sub(self.base_ns).div_ceil(self.interval_ns);
         self.first.saturating_add(usize::try_from(slots).unwrap_or(usize::MAX))
     }
 }
 
-/// All slots of the schedule so far. Times are nanoseconds since the prober's start.
+/// The records of all slots of the schedule so far. Times are in nanoseconds since the prober's start.
 #[derive(Debug)]
 pub(super) struct ProbeRecords {
     /// The stretches of the schedule before the current one, in order.
@@ -135,16 +137,18 @@ pub(super) struct ProbeRecords {
     skipped: u64,
     /// Replies that arrived more than once.
     doubled_replies: u64,
-    /// Probes that arrived more than once, as reported by the reflector. Its counter wraps, but this total does not.
+    /// Probes that arrived more than once, as reported by the reflector. The reflector's counter wraps, but this total
+    /// does not.
     doubled_probes: u64,
     /// The first reply's receive time at the reflector minus the sending time, in nanoseconds. See
     /// [`Probe::upload_us`].
     first_upload_ns: Option<i64>,
-    /// All slots before this one are final: skipped, reported, or too old for the reflector's ledger.
+    /// The index of the first slot that is not final. A slot is final once it is skipped, reported, or too old for the
+    /// reflector's ledger.
     open_from: usize,
 }
 
-/// The information that a reply adds about its probe.
+/// The information that a reply adds to the record of its probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReplyKind {
     /// The reply gives a valid round trip.
@@ -200,7 +204,7 @@ impl ProbeRecords {
         stretch.due_ns(at)
     }
 
-    /// Changes the interval at `now_ns`. Returns when the next slot is due: one new interval later.
+    /// Changes the probe interval at `now_ns`. Returns when the next slot is due: one new interval after `now_ns`.
     pub(super) fn pace(&mut self, now_ns: u64, interval: Duration) -> u64 {
         let mut next = Stretch::new(self.len(), now_ns, interval);
         next.base_ns = next.base_ns.saturating_add(next.interval_ns);
@@ -211,14 +215,14 @@ impl ProbeRecords {
         next.base_ns
     }
 
-    /// When the first slot of the current interval is due, and the interval itself.
+    /// When the first slot of the current probe interval is due, and the interval itself.
     pub(super) fn schedule(&self) -> (u64, Duration) {
         (self.current.base_ns, Duration::from_nanos(self.current.interval_ns))
     }
 
-    /// Takes the next slot that is due at `now_ns` and returns its sequence number. A late prober sends the first
-    /// missed slot, which shows the delay, and the last one. It skips the slots in between, because sending them all
-    /// would be a burst.
+    /// Takes the next slot that is due at `now_ns` and returns its sequence number. A late prober sends the probe of
+    /// the first missed slot, which shows the delay, and that of the last missed slot. It skips the slots in between,
+    /// because sending all their probes would be a burst.
     pub(super) fn take_due(&mut self, now_ns: u64) -> Option<u32> {
         let next = self.len();
         let late_ns = now_ns.checked_sub(self.due_ns(next))?;
@@ -248,8 +252,8 @@ impl ProbeRecords {
         u32::try_from(self.len()).unwrap_or(u32::MAX).saturating_add(FIRST_SEQ)
     }
 
-    /// The highest sequence number that the history in the reply to `seq` should cover, such that the record gets no
-    /// gap.
+    /// The highest sequence number that the arrival history in the reply to probe `seq` should cover. The choice leaves
+    /// no gap in this record.
     pub(super) fn about(&mut self, seq: u32) -> u32 {
         while self.slot(self.open_from).is_some_and(|slot| !slot.is(SENT) || slot.is(REPORTED)) {
             self.open_from += 1;
@@ -258,7 +262,7 @@ impl ProbeRecords {
         open.saturating_add(HISTORY - 1).min(seq)
     }
 
-    /// Records a verified reply that arrived at `now_ns`.
+    /// Records a verified reply that arrived at `now_ns`. Returns what the reply adds.
     pub(super) fn enter(&mut self, reply: &ReplyPacket, now_ns: u64) -> ReplyKind {
         let reading = self.round_trip(reply, now_ns);
         if reading != ReplyKind::Nothing {
@@ -285,7 +289,7 @@ impl ProbeRecords {
         }
         slot.packed |= REPLIED | REPORTED | ARRIVED;
         let whole = Duration::from_nanos(now_ns.saturating_sub(reply.sent_ns));
-        // The reflector may have held the probe for longer than the field can express: then the round trip is unknown.
+        // If the reflector may have held the probe for longer than the field can express, the round trip is unknown.
         if whole > Probe::LATE_AFTER || reply.dwell_ns == u32::MAX && whole.as_nanos() >= u128::from(u32::MAX) {
             slot.packed |= LATE;
             return ReplyKind::Other;
@@ -302,8 +306,8 @@ impl ProbeRecords {
         ReplyKind::RoundTrip(round_trip)
     }
 
-    /// Records the reflector's receive time minus the sending time. Both times come from the network and are not
-    /// trusted, so the subtraction wraps.
+    /// Records the reflector's receive time minus the sending time for the probe in slot `at`. Both times come from the
+    /// network and are not trusted, so the subtraction wraps.
     fn enter_upload(&mut self, at: usize, reply: &ReplyPacket) {
         let difference_ns = reply.received_ns.wrapping_sub(reply.sent_ns).cast_signed();
         let first_ns = *self.first_upload_ns.get_or_insert(difference_ns);
@@ -314,7 +318,7 @@ impl ProbeRecords {
         }
     }
 
-    /// Records that a probe left this host at `left_ns`. Ignores impossible times.
+    /// Records that `probe` left this host at `left_ns`. Ignores impossible times.
     pub(super) fn enter_departure(&mut self, probe: &ProbePacket, left_ns: u64) {
         let Some(at) = probe.seq.checked_sub(FIRST_SEQ).map(|at| at as usize).filter(|at| *at < self.len()) else {
             return;
@@ -360,23 +364,23 @@ impl ProbeRecords {
         self.open_from >= len && !(len - recent..len).any(|at| self.slot(at).is_some_and(is_missing))
     }
 
-    /// Probes that were due but not sent.
+    /// The number of probes that were due but not sent.
     pub(super) fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// Probes and replies that arrived more than once.
+    /// The number of probes and replies that arrived more than once.
     pub(super) fn duplicates(&self) -> u64 {
         self.doubled_replies + self.doubled_probes
     }
 
-    /// Every probe that was sent, with its slot.
+    /// All probes that were sent, each with the index of its slot.
     pub(super) fn numbered(&self) -> impl Iterator<Item = (usize, Probe)> {
         let sent = self.pieces.iter().flatten().enumerate().filter(|(_, slot)| slot.is(SENT));
         sent.map(|(at, slot)| (at, self.probe(at, slot)))
     }
 
-    /// The probes that were due from `from_ns` up to `to_ns`. Does not scan the earlier ones.
+    /// The sent probes that were due from `from_ns` up to `to_ns`. Does not scan the records of earlier probes.
     pub(super) fn due_between(&self, from_ns: u64, to_ns: u64) -> Vec<Probe> {
         let to = self.slot_from(to_ns).min(self.len());
         let from = self.slot_from(from_ns).min(to);
@@ -384,8 +388,8 @@ impl ProbeRecords {
         sent.map(|(at, slot)| self.probe(at, slot)).collect()
     }
 
-    /// When each skipped slot was due, and how much later the prober sent again, in microseconds. At that later time it
-    /// sent the first slot that it had missed.
+    /// For each skipped slot: when the slot was due, and how much later the prober sent again, in microseconds. The
+    /// prober then sent the probe of the first slot that it had missed.
     fn skipped_slots(&self) -> impl Iterator<Item = (Duration, u32)> {
         let mut caught_up_ns = self.due_ns(0);
         self.pieces.iter().flatten().enumerate().filter_map(move |(at, slot)| {
@@ -398,7 +402,7 @@ impl ProbeRecords {
         })
     }
 
-    /// The first slot that is due at `at_ns` or later.
+    /// The index of the first slot that is due at `at_ns` or later.
     fn slot_from(&self, at_ns: u64) -> usize {
         let ends = self.past.iter().skip(1).chain([&self.current]).map(|next| next.first);
         let past = self.past.iter().zip(ends).map(|(stretch, end)| (stretch.slot_from(at_ns), end));
@@ -457,7 +461,8 @@ mod tests {
         log
     }
 
-    /// The reply to slot `at`, sent in time, from a reflector that received only the probes in `arrived`.
+    /// The reply to the probe of slot `at`, which was sent in time, from a reflector that received only the probes of
+    /// the slots in `arrived`. The reply's history covers the slots up to `about`.
     fn reply(at: u32, about: u32, arrived: &[u32]) -> ReplyPacket {
         let mut bits = [0; 32];
         for back in arrived.iter().filter_map(|slot| about.checked_sub(*slot)).filter(|back| *back < HISTORY) {
@@ -515,7 +520,8 @@ mod tests {
             log.enter(&reply(at, at, &[at]), (1000 + 10 * u64::from(at)) * MS + 40 * MS);
         }
         log.enter_departure(&probe(0), 1030 * MS);
-        // A stamp slightly before the send is a reading error; others are wrong.
+        // A departure time slightly before the send is a reading error, and counts as no wait. The other times are
+        // impossible.
         log.enter_departure(&probe(1), 1010 * MS - 500);
         log.enter_departure(&probe(2), 5 * MS);
         log.enter_departure(&probe(3), 60_000 * MS);
@@ -543,7 +549,7 @@ mod tests {
         }
         let mut log = sent(2);
         log.enter(&reply(0, 0, &[0]), 1012 * MS);
-        // An impossible time is none.
+        // An impossible receive time is ignored.
         log.enter(&ReplyPacket { received_ns: u64::MAX / 2, ..reply(1, 1, &[1]) }, 1022 * MS);
         assert!(log.iter().map(|probe| probe.upload_us.is_some()).eq([true, false]));
     }
@@ -623,7 +629,7 @@ mod tests {
     #[test]
     fn missed_slots_are_skipped_except_the_first_and_the_last() {
         let mut log = sent(1);
-        // Due at 1010, 1020, 1030, 1040; awake at 1041.
+        // Slots are due at 1010, 1020, 1030 and 1040 ms; the prober runs again at 1041 ms.
         assert_eq!(log.take_due(1041 * MS), Some(FIRST_SEQ + 1));
         assert_eq!(log.take_due(1041 * MS), Some(FIRST_SEQ + 4));
         assert_eq!(log.take_due(1041 * MS), None);
@@ -638,7 +644,7 @@ mod tests {
     #[test]
     fn a_window_has_the_probes_skipped_in_it_and_how_late_they_were() {
         let mut log = sent(1);
-        // Due at 1010, 1020, 1030, 1040; awake at 1041.
+        // Slots are due at 1010, 1020, 1030 and 1040 ms; the prober runs again at 1041 ms.
         while log.take_due(1041 * MS).is_some() {}
         let probes = Probes { transport: Some(EchoTransport::Udp), duplicates: 0, skipped: log.skipped(), log };
         let within = |from, to| {
@@ -663,10 +669,10 @@ mod tests {
         let mut log = sent(3);
         assert_eq!(log.pace(1025 * MS, 5 * EVERY), 1075 * MS);
         assert_eq!((log.take_due(1074 * MS), log.take_due(1075 * MS)), (None, Some(FIRST_SEQ + 3)));
-        // A late prober skips by the current interval.
+        // A late prober skips the slots of the current interval.
         assert_eq!(log.take_due(1275 * MS), Some(FIRST_SEQ + 4));
         assert_eq!((log.take_due(1275 * MS), log.skipped()), (Some(FIRST_SEQ + 7), 2));
-        // Twice in a row without a probe between them.
+        // The interval changes twice without a probe in between.
         log.pace(1300 * MS, SECOND);
         assert_eq!(log.pace(1301 * MS, EVERY), 1311 * MS);
         assert_eq!(log.schedule(), (1311 * MS, EVERY));

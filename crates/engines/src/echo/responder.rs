@@ -15,7 +15,7 @@ use crate::session_control::SessionControl;
 use crate::socket::mark;
 use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
-/// Answers the probes of one session at a UDP port. Each verified probe also counts as a sign that the appliance is
+/// Answers the probes of one session at a UDP port. Each verified new probe also counts as a sign that the appliance is
 /// alive.
 pub struct ProbeResponder {
     keys: Arc<SessionKeys>,
@@ -27,8 +27,8 @@ pub struct ProbeResponder {
 }
 
 impl ProbeResponder {
-    /// A responder for the session with these keys. It counts the dwell time of each reply in `dwell` and sends replies
-    /// with the DSCP `dscp`.
+    /// A responder for the session with the keys `keys`. It counts the dwell time of each reply in `dwell` and sends
+    /// replies with the DSCP `dscp`.
     pub fn new(keys: Arc<SessionKeys>, control: Arc<SessionControl>, dwell: Arc<DwellTimes>, dscp: Option<u8>) -> Self {
         Self { keys, control, ledger: Mutex::new(ProbeLedger::new()), clock: Clock::start(), dwell, dscp }
     }
@@ -47,7 +47,7 @@ impl DatagramHandler for ProbeResponder {
         if ledger.enter(probe.seq) == Entry::Replayed {
             return Err(Refusal::Replayed);
         }
-        // After the replay check: a replayed probe must not keep a session alive.
+        // Called after the replay check, because a replayed probe must not keep a session alive.
         self.control.heard();
         let reply = reply_to(&probe, &ledger, received_ns, &self.clock);
         drop(ledger);
@@ -60,7 +60,7 @@ impl DatagramHandler for ProbeResponder {
     }
 }
 
-/// The reply to a recorded probe; its dwell time ends now.
+/// The reply to `probe`, which was recorded in `ledger` and arrived at `received_ns`. The probe's dwell time ends now.
 pub(super) fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: &Clock) -> ReplyPacket {
     ReplyPacket {
         seq: probe.seq,
@@ -88,10 +88,10 @@ pub fn answer_stream(
     let clock = Clock::start();
     let mut ledger = ProbeLedger::new();
     let Ok(_registration) = control.register(stream.inner().socket()) else { return };
-    // Best effort: small replies must be sent at once.
+    // Makes the socket send small replies at once. Best effort.
     stream.inner().socket().set_nodelay(true).ok();
     if let Some(code_point) = dscp {
-        // Best effort: an answer without its mark is better than none.
+        // Best effort: an answer without the DSCP is better than no answer.
         mark(&SockRef::from(stream.inner().socket()), code_point).ok();
     }
     let mut bytes = [0; packet::LEN];
@@ -136,7 +136,7 @@ mod tests {
         enroll_probes(responder, keys(session), control, HERE.parse().unwrap())
     }
 
-    /// A socket at `from` that is connected to the responder, with a timeout.
+    /// A socket at `from` that is connected to the responder, with a timeout for reads.
     fn client_socket(from: &str, responder: &UdpPort) -> UdpSocket {
         let socket = UdpSocket::bind((from, 0)).unwrap();
         let port = responder.local_addr().port();
@@ -149,15 +149,15 @@ mod tests {
         ProbePacket { seq, about: seq, sent_ns: 1_000_000 + u64::from(seq) }
     }
 
-    /// The next datagram that `socket` gets, which must be a reply of this session.
+    /// Reads the next datagram from `socket`, which must be a reply of this session.
     fn reply(socket: &UdpSocket, session: u8) -> ReplyPacket {
         let mut bytes = [0; 2048];
         let len = socket.recv(&mut bytes).unwrap();
         ReplyPacket::open(&bytes[..len], &keys(session)).unwrap()
     }
 
-    /// Asserts that `socket` has no datagram. The responder reads in order: after the reply to a later probe, no
-    /// earlier datagram is answered.
+    /// Asserts that no datagram has arrived at `socket`. The responder reads in order, so after its reply to a later
+    /// probe it answers no earlier datagram.
     fn assert_empty(socket: &UdpSocket) {
         socket.set_nonblocking(true).unwrap();
         assert_eq!(socket.recv(&mut [0; 2048]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -367,7 +367,8 @@ mod tests {
             ours.write_all(&probe(1).seal(&keys(1))).unwrap();
             ours.write_all(&wrong).unwrap();
             let mut all = Vec::new();
-            // The reply to the first probe, then the end; a reset if bytes were left unread.
+            // Reads the reply to the first probe, and then the end of the stream, or a reset if the other end left
+            // bytes unread.
             let _ = ours.read_to_end(&mut all);
             assert_eq!(all.len(), packet::LEN);
             answering.join().unwrap();

@@ -1,4 +1,5 @@
-//! Both ends of `echo` against each other, over real sockets and a path that loses and duplicates chosen datagrams.
+//! Tests both ends of `echo` against each other, over real sockets and a path that loses and duplicates chosen
+//! datagrams.
 
 #![expect(clippy::disallowed_methods, reason = "tests run in wall time")]
 
@@ -24,7 +25,7 @@ use crate::metered_stream::MeteredStream;
 use crate::origin::Origin;
 use crate::udp_port::{Enrolment, UdpPort};
 
-/// The keys of the session with this number; always the same.
+/// The keys of the test session with this number. Each call returns the same keys for a number.
 pub(super) fn keys(session: u8) -> SessionKeys {
     SessionKeys::derive(SessionId::from_bytes([session; 16]), Zeroizing::new([session; 32]))
 }
@@ -44,7 +45,7 @@ fn setup(target: SocketAddr, control: &Arc<SessionControl>) -> ProberSetup {
     }
 }
 
-/// Enrolls the probes of a session at `port`.
+/// Enrolls a session at `port`, so that `port` answers the session's probes.
 pub(super) fn enroll_probes(
     port: &UdpPort,
     keys: SessionKeys,
@@ -62,11 +63,12 @@ fn reflector() -> (Arc<UdpPort>, Enrolment) {
     (port, enrolment)
 }
 
-/// The number of copies of the packet of a slot that a path delivers; `None` is a packet outside the schedule.
+/// Returns how many copies of a packet a path delivers. The argument is the packet's slot, or `None` for a packet
+/// outside the schedule.
 type Copies = dyn Fn(Option<usize>) -> usize + Send;
 
 /// A path to `target` that loses and duplicates chosen datagrams, and reports which slots came from the prober. An
-/// empty datagram from the prober ends it.
+/// empty datagram from the prober ends the path.
 fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (SocketAddr, mpsc::Receiver<usize>) {
     let (near, far) = (UdpSocket::bind(HERE).unwrap(), UdpSocket::bind(HERE).unwrap());
     far.connect(target).unwrap();
@@ -86,7 +88,7 @@ fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (Socket
             let mut bytes = [0; packet::LEN];
             let (len, from) = near.recv_from(&mut bytes).unwrap();
             if len == 0 {
-                // Ends the other half, too.
+                // Ends the other direction of the path, too.
                 socket2::SockRef::from(&far).shutdown(std::net::Shutdown::Read).unwrap();
                 return ControlFlow::Break(());
             }
@@ -95,7 +97,7 @@ fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (Socket
                 far.send(&bytes).unwrap();
             }
             if let Some(slot) = slot_of(&bytes) {
-                // Fails once the test has ended.
+                // The report fails once the test has ended.
                 let _ = report.send(slot);
             }
             ControlFlow::Continue(())
@@ -220,7 +222,7 @@ fn duplicates_are_counted_in_either_direction() {
     );
 }
 
-/// A fallback connection whose far end answers; reports when ten probes have been answered.
+/// A fallback for a prober: opens a connection whose far end answers probes and charges them to `control`.
 fn answered_line(
     control: &Arc<SessionControl>,
     pair: fn() -> (DataStream, DataStream),
@@ -263,7 +265,8 @@ fn tls_pair() -> (DataStream, DataStream) {
     (shake(client.into(), ours), serving.join().unwrap())
 }
 
-/// The reflector's session control of a session that requests a lease after ten answered probes.
+/// The reflector's control of a session, and a channel that reports when ten probes were answered, because the session
+/// then requests a lease.
 fn leased() -> (Arc<SessionControl>, mpsc::Receiver<()>) {
     let (ask, asked) = mpsc::channel();
     let control = SessionControl::metered(move || _ = ask.send(()));
@@ -271,7 +274,7 @@ fn leased() -> (Arc<SessionControl>, mpsc::Receiver<()>) {
     (control, asked)
 }
 
-/// Probes over a data connection until ten probes are answered.
+/// Sends probes over a data connection until ten probes are answered. Returns the results.
 fn ten_over(connection: fn() -> (DataStream, DataStream), target: Option<SocketAddr>) -> Probes {
     let (reflector, ten_answered) = leased();
     let fall_back = Box::new(answered_line(&reflector, connection));
@@ -291,7 +294,7 @@ fn assert_all_answered(probes: &Probes) {
 
 #[test]
 fn without_answers_over_udp_a_data_connection_carries_the_probes() {
-    // Bound, so that the port is not reported as closed, but never read.
+    // This socket is bound, so that no error reports the port as closed, but the socket is never read.
     let silent = UdpSocket::bind(HERE).unwrap();
     let probes = ten_over(plain_pair, silent.local_addr().ok());
     assert_all_answered(&probes);
@@ -339,7 +342,7 @@ fn a_cancelled_session_ends_the_search_for_a_transport() {
     let began = Instant::now();
     let prober = Prober::start(ProberSetup { fall_back, ..setup(silent.local_addr().unwrap(), &control) }).unwrap();
     control.cancel();
-    // On a late machine the drop interrupts the rest of the search.
+    // On a slow machine, the test for UDP may end before the cancellation, so that the prober calls the fallback.
     let in_time = began.elapsed() < Duration::from_secs(1);
     assert!(prober.ready().is_err());
     assert_eq!(prober.finish().transport, None);

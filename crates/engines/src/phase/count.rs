@@ -7,40 +7,40 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use paramedic_link::measurement::CpuUse;
 
-/// The payload bytes of one stream so far. It occupies two cache lines, because processors fetch lines in pairs. So the
-/// counters of two streams never share a pair.
+/// A counter of the payload bytes of one stream. It occupies two cache lines, because processors fetch cache lines in
+/// pairs, and the counters of two streams must never share a pair.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    /// Sets the stream's total. Called only by the stream's thread.
+    /// Sets the total of the stream's payload bytes. Called only by the stream's thread.
     pub(crate) fn set(&self, total: u64) {
         self.0.store(total, Ordering::Relaxed);
     }
 
-    /// The latest total.
+    /// The latest total of the stream's payload bytes.
     pub(crate) fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The processor use of a thread.
+/// The processor use of a stream's thread.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ThreadUse {
     user_s: f64,
     system_s: f64,
-    /// User and system time, as a share of one core, 0 to 1.
+    /// User and system time together, as a share of one core, 0 to 1.
     busy: f64,
     queued: Option<QueueShares>,
 }
 
-/// The shares of a thread's time, 0 to 1, in which it was runnable.
+/// How much of its time a thread was runnable, as shares from 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct QueueShares {
-    /// Running or waiting for a processor.
+    /// The share of the time in which the thread ran or waited for a processor.
     runnable: f64,
-    /// Waiting for a processor.
+    /// The share of the time in which the thread waited for a processor.
     waiting: f64,
 }
 
@@ -51,8 +51,8 @@ impl QueueShares {
         Self::parse(&crate::host_facts::text("/proc/thread-self/schedstat")?, lived)
     }
 
-    /// Parses the first two numbers of schedstat (Documentation/scheduler/sched-stats.rst): nanoseconds on a processor,
-    /// and in the run queue. A kernel without these statistics has zeros there.
+    /// Parses the first two numbers of schedstat (Documentation/scheduler/sched-stats.rst): the nanoseconds on a
+    /// processor, and those in the run queue. A kernel without these statistics reports zeros.
     fn parse(schedstat: &str, lived: f64) -> Option<Self> {
         let mut seconds = schedstat.split_whitespace().map(|field| field.parse::<u64>().map(|ns| ns as f64 / 1e9));
         let (running, waiting) = (seconds.next()?.ok()?, seconds.next()?.ok()?);
@@ -73,7 +73,7 @@ impl ThreadUse {
         Self { user_s, system_s, busy, queued: QueueShares::of_this_thread(lived) }
     }
 
-    /// The processor use of all threads of a direction, added to that of the `host`.
+    /// The processor use of one direction: that of all its `threads`, added to `host`, the processor use of the host.
     pub(crate) fn of_all(threads: impl Iterator<Item = Self>, host: CpuUse) -> CpuUse {
         threads.fold(host, |sum, one| {
             let queued = one.queued.filter(|queued| sum.runnable.is_none_or(|runnable| queued.runnable > runnable));

@@ -1,5 +1,5 @@
-//! Runs the phases of every engine: one runner, one sampler, one watcher, and one rule for why a phase was cut short.
-//! Independent of any engine.
+//! Runs the phases of every engine with the same runner, the same sampler, the same watcher, and the same rule for why
+//! a phase was cut short. Independent of any engine.
 
 mod count;
 mod registry;
@@ -32,22 +32,22 @@ pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// The timeout for connecting the streams of a phase.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// If a stream ends this much before its time, the other end has failed. The two ends begin a phase at different times,
-/// but the difference is less than this margin, even if the start message was retransmitted or read late. In a phase
-/// shorter than this, the other end's missing tally shows the failure.
+/// If a stream ends this much before the end of its phase, the other end has failed. The two ends begin a phase at
+/// different times, but the difference is less than this margin, even if the start message was retransmitted or read
+/// late. In a phase shorter than this margin, the other end's missing tally shows the failure.
 pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 
-/// The reason of a phase that was cut short because its session ended.
+/// The reason in the tally of a phase that was cut short because its session ended.
 pub const SESSION_OVER: &str = "the session ended before the phase did";
 
-/// The error for a phase that the test does not have.
+/// The error text for a phase number that the test does not have.
 pub const NO_SUCH_PHASE: &str = "the test has no such phase";
 
 /// The state that the threads and the watcher of a running phase share at one end.
 pub struct PhaseContext<'a> {
     /// The requested test.
     pub(crate) ask: &'a TestSpec,
-    /// The load of the phase.
+    /// The load of the phase: none, download, upload or both.
     pub load: Load,
     /// The direction that this end sends.
     pub sent: Direction,
@@ -57,12 +57,13 @@ pub struct PhaseContext<'a> {
     /// When senders stop, unless the appliance ends the phase earlier.
     planned_end: Instant,
     has_failed: AtomicBool,
-    /// The first failure. Later ones are its consequences.
+    /// The first failure of a stream. Later failures are not recorded, because they are consequences of the first.
     failure: Mutex<Option<String>>,
 }
 
 impl<'a> PhaseContext<'a> {
-    /// A context for `phase` of the test `ask`. The phase began at `begin`. Clears the stop of an earlier phase.
+    /// A context for `phase` of the test `ask`, at the end that sends the direction `sent`. The phase began at `begin`.
+    /// Clears the stop of an earlier phase.
     pub fn new(
         ask: &'a TestSpec,
         phase: &PhaseSpec,
@@ -83,7 +84,7 @@ impl<'a> PhaseContext<'a> {
         }
     }
 
-    /// When senders stop: at the planned end of the phase, or when the appliance ended it.
+    /// When senders stop: at the planned end of the phase, or when the appliance ended the phase, whichever is earlier.
     pub(crate) fn until(&self) -> Instant {
         self.control.phase_stopped_at().map_or(self.planned_end, |stopped| stopped.min(self.planned_end))
     }
@@ -98,10 +99,11 @@ impl<'a> PhaseContext<'a> {
         u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Returns an error if a stream that the other end properly closed at `now` ended long before its time.
+    /// Returns an error if `now`, when the other end closed a stream in an orderly way, is long before the end of the
+    /// phase.
     ///
-    /// A direction that ends after a number of bytes has no such time. Neither has the reflector's end of an upload
-    /// that the appliance may stop: its streams may end before the stop message arrives.
+    /// A direction that ends after a number of bytes has no planned end, so it never ends early. At the reflector, the
+    /// same applies to an upload that the appliance may stop: its streams may end before the stop message arrives.
     pub fn ended_early(&self, now: Instant) -> Option<io::Error> {
         let may_be_stopped = self.ask.may_stop && self.sent == Direction::Download;
         (self.ask.direction_bytes.is_none() && !may_be_stopped && now + EARLY_END < self.until()).then(|| {
@@ -113,8 +115,8 @@ impl<'a> PhaseContext<'a> {
         self.has_failed.load(Ordering::SeqCst)
     }
 
-    /// Records a stream's failure at `now`, and ends the phase. `stream_until` is the end of the stream's own time. A
-    /// failure after that time, after a stop or after a cancellation is ignored, because it is a consequence.
+    /// Records a stream's failure at `now`, and ends the phase. `stream_until` is the end of the stream's own time.
+    /// Ignores a failure after that time, after a stop or after a cancellation, because it is a consequence of these.
     fn note(&self, failure: String, now: Instant, stream_until: Instant) {
         let is_stopped = self.control.phase_stopped_at().is_some_and(|stopped| now >= stopped);
         if now >= stream_until || is_stopped || self.control.is_cancelled() {
@@ -132,13 +134,13 @@ impl<'a> PhaseContext<'a> {
     }
 }
 
-/// Why a phase was cut short: the first recorded failure, or else a cancellation before the phase's end. Later events
-/// do not cut a phase short.
+/// Why a phase was cut short: the first recorded failure, or else a cancellation before the phase's end. Events after
+/// the phase's end do not cut the phase short.
 fn why_cut_short(failure: Option<String>, is_cancelled: bool, now: Instant, until: Instant) -> Option<String> {
     failure.or_else(|| (is_cancelled && now < until).then(|| SESSION_OVER.to_owned()))
 }
 
-/// A tally with an entry from `of` for each direction of `load`.
+/// The tally of a phase with the load `load`. Calls `of` for the entry of each direction of the load.
 pub fn tally(load: Load, cut_short: Option<&str>, mut of: impl FnMut(Direction) -> DirectionTally) -> PhaseTally {
     let mut moved = |direction| load.moves(direction).then(|| of(direction));
     PhaseTally {
@@ -149,13 +151,14 @@ pub fn tally(load: Load, cut_short: Option<&str>, mut of: impl FnMut(Direction) 
     }
 }
 
-/// The tally of a phase that moved nothing. `why` is the reason, unless the session was cancelled.
+/// The tally of a phase that moved no bytes. `why` is the reason in the tally, unless the session was cancelled.
 pub fn nothing_moved(phase: Option<&PhaseSpec>, control: &SessionControl, why: &str) -> PhaseTally {
     let why = if control.is_cancelled() { SESSION_OVER } else { why };
     tally(phase.map_or(Load::Idle, |phase| phase.load), Some(why), |_| DirectionTally::default())
 }
 
-/// Runs a phase without load: waits for its duration. If the test has no such phase, returns at once with the reason.
+/// Runs a phase without load: waits for its duration. If `phase` is `None` because the test has no such phase, returns
+/// at once with this reason.
 #[expect(clippy::disallowed_methods, reason = "waits for wall time")]
 pub fn run_idle(phase: Option<&PhaseSpec>, control: &SessionControl, report: PhaseObserver<'_>) -> PhaseTally {
     let Some(phase) = phase else { return nothing_moved(None, control, NO_SUCH_PHASE) };
@@ -167,7 +170,7 @@ pub fn run_idle(phase: Option<&PhaseSpec>, control: &SessionControl, report: Pha
     })
 }
 
-/// Whole microseconds of `time`.
+/// The duration `time` in whole microseconds.
 pub fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -9,26 +9,28 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 use super::CONNECT_TIMEOUT;
 use crate::session_control::SessionControl;
 
-/// The number of streams of `phase`, both directions together.
+/// The number of streams of `phase` in the test `spec`, both directions together.
 pub fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
     phase.load.directions().iter().map(|_| spec.streams.min(TestSpec::MAX_STREAMS)).sum()
 }
 
-/// The direction of stream number `stream` of `phase`. The download's streams have the lower numbers.
+/// The direction of stream number `stream` of `phase`; `None` if the phase has no such stream. The download's streams
+/// have the lower numbers.
 pub(crate) fn direction_of(spec: &TestSpec, phase: &PhaseSpec, stream: u16) -> Option<Direction> {
     phase.load.directions().get(usize::from(stream / spec.streams.max(1))).copied()
 }
 
-/// Why a stream was not admitted.
+/// Why a stream was not admitted to its phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unplaced {
-    /// The phase or the stream does not exist.
+    /// The test has no such phase, or the phase has no such stream.
     NoSuchPlace,
     /// Another stream already has the index, or the phase has begun.
     Taken,
 }
 
-/// The connected streams of one session at one end. `T` is an engine's connected stream.
+/// The connected streams of one session at one end, until their phases begin. `T` is an engine's type of a connected
+/// stream.
 pub(crate) struct StreamRegistry<T> {
     /// The number of streams of each phase.
     places: Vec<u16>,
@@ -37,9 +39,9 @@ pub(crate) struct StreamRegistry<T> {
 }
 
 struct RegistryState<T> {
-    /// The running phase, or the next one if none runs.
+    /// The index of the running phase, or of the next phase if none runs.
     next: u8,
-    /// Phases that admit no further streams: their streams were taken, or did not connect in time.
+    /// The phases that admit no further streams, because their streams were taken or did not connect in time.
     closed: HashSet<u8>,
     ready: HashMap<(u8, u16), T>,
 }
@@ -51,18 +53,20 @@ impl<T> StreamRegistry<T> {
         Self { places, control, state: Mutex::new(state) }
     }
 
-    /// Checks that stream `index` of `phase` exists and that its phase has not begun. The index may already have a
+    /// Checks that stream `index` of `phase` exists and that the phase has not begun. The index may already have a
     /// stream.
     pub(crate) fn check(&self, phase: u8, index: u16) -> Result<(), Unplaced> {
         self.check_open(&self.state(), phase, index)
     }
 
-    /// Adds `stream`, unless another one already has its index. Wakes the thread that waits for the phase.
+    /// Adds `stream` as stream `index` of `phase`, unless another stream already has this index. Wakes the thread that
+    /// waits for the phase's streams.
     pub(crate) fn admit(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
         self.put(phase, index, stream, false)
     }
 
-    /// Adds `stream`, and replaces one that already has its index. Wakes the thread that waits for the phase.
+    /// Adds `stream` as stream `index` of `phase`, and replaces a stream that already has this index. Wakes the thread
+    /// that waits for the phase's streams.
     pub(crate) fn replace(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
         self.put(phase, index, stream, true)
     }
@@ -82,7 +86,7 @@ impl<T> StreamRegistry<T> {
         Ok(())
     }
 
-    /// Whether `phase` is running or is the next one.
+    /// Whether `phase` is the running phase, or the next phase if none runs.
     pub(crate) fn is_next(&self, phase: u8) -> bool {
         self.state().next == phase
     }
@@ -105,8 +109,8 @@ impl<T> StreamRegistry<T> {
         self.is_complete_in(&self.state(), phase)
     }
 
-    /// Takes all streams of `phase`, ordered by index, and closes the phase. If some are missing, drops those that are
-    /// ready and returns their number as the error.
+    /// Takes all streams of `phase`, ordered by index, and closes the phase to further streams. If some streams are
+    /// missing, drops those that are ready and returns the number of dropped streams as the error.
     pub(crate) fn take(&self, phase: u8) -> Result<Vec<T>, usize> {
         let places = self.places.get(usize::from(phase)).copied().unwrap_or(0);
         let mut state = self.state();
@@ -117,7 +121,7 @@ impl<T> StreamRegistry<T> {
     }
 
     /// Waits for all streams of `phase` and takes them. Fails after [`CONNECT_TIMEOUT`] or when the session is
-    /// cancelled.
+    /// cancelled. The error is that of [`StreamRegistry::take`].
     #[expect(clippy::disallowed_methods, reason = "waits in wall time")]
     pub(crate) fn await_all(&self, phase: u8) -> Result<Vec<T>, usize> {
         self.control.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.is_complete(phase));

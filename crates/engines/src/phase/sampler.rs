@@ -6,10 +6,10 @@ use paramedic_link::measurement::{INTERVAL_MS, Sample};
 
 use super::micros;
 
-/// The time from one sample to the next.
+/// The time from one sample of a phase to the next.
 pub(crate) const SAMPLE_INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 
-/// Computes the samples of one phase at one end, the same for every engine:
+/// Computes the samples of one phase at one end. The rules are the same for every engine:
 ///
 /// - Samples are due on an absolute schedule, every [`SAMPLE_INTERVAL`] after the start of the phase. A late sample
 ///   covers a longer time, as its `at_us` shows. Missed samples are not made up for.
@@ -19,12 +19,12 @@ pub(crate) struct Sampler {
     begin: Instant,
     until: Instant,
     due: Instant,
-    /// The totals at the last sample, of the download and of the upload.
+    /// The totals of the download and of the upload at the last sample.
     sampled: [u64; 2],
 }
 
 impl Sampler {
-    /// A sampler for a phase from `begin` until `until`. Both totals start at 0.
+    /// A sampler for a phase from `begin` until `until`. The totals of download and upload start at 0.
     pub(crate) fn new(begin: Instant, until: Instant) -> Self {
         Self { begin, until, due: begin + SAMPLE_INTERVAL, sampled: [0; 2] }
     }
@@ -34,13 +34,14 @@ impl Sampler {
         self.due
     }
 
-    /// Sets the end of the phase: the appliance may end a phase before its time.
+    /// Sets a new end of the phase, because the appliance may end a phase before its planned end.
     pub(crate) fn end_at(&mut self, until: Instant) {
         self.until = until;
     }
 
-    /// The samples of download and upload at `now`; none before they are due. `totals` are the payload bytes so far. A
-    /// total is `None` if the phase does not have the direction, or if one of its streams has ended.
+    /// The samples of download and upload at `now`; none before the next sample is due. `totals` are the payload bytes
+    /// of download and upload so far. A total is `None` if the phase does not have the direction, or if a stream of the
+    /// direction has ended.
     pub(crate) fn look(&mut self, now: Instant, totals: [Option<u64>; 2]) -> [Option<Sample>; 2] {
         if now < self.due {
             return [None, None];

@@ -1,5 +1,5 @@
-//! Runs a phase with one thread per stream, while the calling thread watches them. The same at both ends and for every
-//! engine; the engine's [`PhaseStream`] moves the bytes. Uses threads and the clock.
+//! Runs a phase with one thread per stream, while the calling thread watches the streams. The code is the same at both
+//! ends and for every engine; the engine's [`PhaseStream`] moves the bytes. Uses threads and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "runs a phase in wall time")]
 
@@ -20,21 +20,21 @@ use crate::host_facts::CpuClock;
 use crate::session_control::SessionControl;
 use crate::thread_limit;
 
-/// How long a sender waits for the receiver's confirmation after the receiver's drain timeout.
+/// How long a sender may still wait for the receiver's confirmation after [`DRAIN_TIMEOUT`], which ends the receiver.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connected stream of an engine, which one thread sends or receives.
+/// A connected stream of an engine. One thread sends or receives on the stream.
 pub(crate) trait PhaseStream: Send {
-    /// The part of a stream that the watcher uses while the thread runs.
+    /// The part of a stream that the phase's watcher uses while the stream's thread runs.
     type Watched: Send + Sync;
-    /// The engine's own part of a stream's report.
+    /// The part of a stream's report that only the engine knows.
     type Own: Default + Send;
     /// The names of the sending and of the receiving thread.
     const THREADS: [&'static str; 2];
-    /// How much later than the phase a sender may begin. It may also end that much later.
+    /// How much later than the phase a sender may begin. A sender that begins later also ends later by that time.
     const LATEST_BEGIN: Duration;
 
-    /// Creates the watcher's part of this stream. `is_sent`: whether this end sends.
+    /// Creates the part of this stream that the phase's watcher uses. `is_sent`: whether this end sends.
     fn watched(&self, is_sent: bool) -> io::Result<Self::Watched>;
 
     /// Sends until the stream's time is over and the other end has confirmed the bytes, or until the phase is over. The
@@ -49,14 +49,14 @@ pub(crate) trait PhaseStream: Send {
     /// Returns whether anything arrived from the other end since the last call.
     fn attend(watched: &Self::Watched, total: u64) -> bool;
 
-    /// How many of the `total` sent bytes the other end has acknowledged. Called once per sample interval, for the
-    /// sender's samples.
+    /// The number of the `total` sent bytes that the other end has acknowledged. Called once per sample interval, for
+    /// the sender's samples.
     fn acknowledged(_watched: &Self::Watched, total: u64) -> u64 {
         total
     }
 
-    /// What the kernel recorded of the stream. Called once per sample interval if the test asks for it. The caller sets
-    /// time and stream number.
+    /// A sample of what the kernel has recorded of the stream. Called once per sample interval if the test requests
+    /// such samples. The caller sets the sample's time and stream number.
     fn tcp_sample(_watched: &Self::Watched) -> Option<TcpSample> {
         None
     }
@@ -69,10 +69,11 @@ pub(crate) trait PhaseStream: Send {
     /// Ends the stream at once, so that its thread returns.
     fn abort(watched: &Self::Watched);
 
-    /// Describes a failure that occurred `after` the start of the phase.
+    /// The text for a stream's failure. `after` is the time from the start of the phase to the failure.
     fn describe(failure: &io::Error, after: Duration) -> String;
 
-    /// Adds what the engine knows of these streams to the tally of their direction.
+    /// Adds what the engine has recorded of `streams` to the tally of their direction. `is_sent`: whether this end
+    /// sends.
     fn tally(streams: &[Ended<'_, Self>], is_sent: bool, tally: &mut DirectionTally)
     where
         Self: Sized;
@@ -94,8 +95,9 @@ impl<W> StreamRun<'_, W> {
         self.context.is_over() || self.is_aborted.load(Ordering::Relaxed)
     }
 
-    /// How many of `most` bytes the stream may send now. 0 once the streams of its direction have taken all bytes that
-    /// the direction may send. `taken` must start at 0: it holds what this stream has taken and not sent yet.
+    /// How many bytes the stream may send now, at most `most`. Returns 0 once the streams of its direction have taken
+    /// all bytes that the direction may send. `taken` holds the bytes that this stream has taken and not sent yet; it
+    /// must start at 0.
     pub(crate) fn take_bytes(&self, taken: &mut u64, most: usize) -> usize {
         let Some(left) = self.bytes_left else { return most };
         let wanted = u64::try_from(most).unwrap_or(u64::MAX);
@@ -108,12 +110,12 @@ impl<W> StreamRun<'_, W> {
     }
 }
 
-/// The report of a stream's thread.
+/// The report of a stream's thread about what the stream moved.
 pub(crate) struct StreamReport<O> {
-    /// When the last byte moved.
+    /// When the stream last moved a byte; `None` if it moved none.
     pub(crate) last: Option<Instant>,
-    /// The end of the stream's own time. It is the end of the phase unless the stream began later. A later failure is
-    /// ignored.
+    /// The end of the stream's own time: the end of the phase, unless the stream began later. A failure after this time
+    /// is ignored.
     pub(crate) until: Instant,
     pub(crate) own: O,
     used: ThreadUse,
@@ -133,7 +135,7 @@ struct DirectionRun<W> {
     watched: Vec<W>,
     ended: AtomicUsize,
     is_aborted: AtomicBool,
-    /// How many bytes the direction's streams may still take for sending; `None` without a limit.
+    /// The number of bytes that the direction's streams may still take for sending; `None` without a limit.
     bytes_left: Option<AtomicU64>,
 }
 
@@ -147,8 +149,8 @@ impl<W> DirectionRun<W> {
     }
 }
 
-/// Runs `phase` over all its `streams`, those of the download first. This end sends the direction `sent`. Returns when
-/// all threads have ended and the sockets are closed.
+/// Runs `phase` on its `streams`, which must be complete and have the download's streams first. This end sends the
+/// direction `sent`. Returns when all threads have ended and the sockets are closed.
 pub(crate) fn run<S: PhaseStream>(
     ask: &TestSpec,
     phase: &PhaseSpec,
@@ -178,7 +180,7 @@ pub(crate) fn run<S: PhaseStream>(
     let reports = if context.has_failed() {
         runs.iter().map(|_| Vec::new()).collect()
     } else if runs.is_empty() {
-        // An idle phase.
+        // An idle phase has no streams: waits for its end.
         control.wait_until(context.until(), || false);
         Vec::new()
     } else {
@@ -242,7 +244,7 @@ fn run_stream<S: PhaseStream>(
     impl Drop for Done<'_> {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                // Recorded even after the phase's time, because the counts of this stream are lost.
+                // Records the panic even after the end of the phase, because the counts of this stream are lost.
                 let now = Instant::now();
                 self.1.note("the thread of a stream panicked".to_owned(), now, now + Duration::from_secs(1));
             }
@@ -271,7 +273,7 @@ struct Threads<'a, S: PhaseStream> {
     control: &'a SessionControl,
     begin: Instant,
     is_silent: bool,
-    /// What the kernel recorded of the streams, if the test asks for it.
+    /// The samples of what the kernel recorded of the streams, if the test requests such samples.
     detail: Option<PhaseDetail>,
 }
 
@@ -340,7 +342,7 @@ impl<S: PhaseStream> Moving for Threads<'_, S> {
     }
 
     fn abort(&mut self) {
-        // A phase always ends in both directions.
+        // Ends both directions, because a phase always ends in both.
         if !self.is_done() {
             self.abort_where(|_| true);
         }
@@ -383,14 +385,14 @@ mod tests {
     /// A stream that moves 7 bytes and then fails, blocks or panics.
     enum FakeStream {
         Fails,
-        /// Fails although its own time lasts longer than the phase's.
+        /// Fails after the end of the phase, but before the end of the stream's own time.
         FailsLate,
         /// Blocks until it is aborted.
         Blocks(Arc<AbortSignal>),
         Panics,
     }
 
-    /// Aborts a fake stream that blocks.
+    /// The signal with which the watcher aborts a [`FakeStream`] that blocks.
     struct AbortSignal(Mutex<Sender<()>>, Mutex<Receiver<()>>);
 
     impl FakeStream {
@@ -452,7 +454,7 @@ mod tests {
         }
 
         fn tally(streams: &[Ended<'_, Self>], _is_sent: bool, tally: &mut DirectionTally) {
-            // The number of streams that have a report.
+            // Stores the number of streams that have a report.
             tally.mss = Some(streams.iter().filter(|stream| stream.own).count() as u32);
         }
     }

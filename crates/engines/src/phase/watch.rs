@@ -1,5 +1,6 @@
 //! Watches a phase: takes samples, checks that the other end is alive, pauses sending while the other end is silent,
-//! and ends overdue streams. The same for threads of this program and for a child process. Reads the clock.
+//! and ends overdue streams. The watcher is the same for streams on threads of this program and for those of a child
+//! process. Reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "watches a running phase")]
 
@@ -11,30 +12,30 @@ use super::sampler::Sampler;
 use super::{DRAIN_TIMEOUT, PhaseContext};
 use crate::engine::{PhaseObserver, PhaseProgress};
 
-/// The streams of a phase, as the watcher sees them.
+/// The streams of a running phase, as [`watch`] observes and controls them.
 pub trait Moving {
     /// Whether all streams have ended. The implementation must wake the session control when this changes.
     fn is_done(&self) -> bool;
 
-    /// The state of the download and of the upload; `None` for a direction that the phase does not have.
+    /// The current state of the download and of the upload; `None` for a direction that the phase does not have.
     fn look(&mut self) -> [Option<Look>; 2];
 
     /// Called after each [`Moving::look`]. `is_silent`: whether nothing arrived from the other end for
-    /// [`PAUSE_AFTER_SILENCE`]. Sending must pause until this is called with `false`.
+    /// [`PAUSE_AFTER_SILENCE`]. If so, sending must pause until the next call with `false`.
     fn pause(&mut self, is_silent: bool);
 
-    /// Ends the streams that are overdue. Called after each [`Moving::look`] once the phase's end is `DRAIN_TIMEOUT`
-    /// ago. `late`: the time since the phase's end.
+    /// Ends the streams that should have ended by now. Called after each [`Moving::look`] once the phase's end is
+    /// `DRAIN_TIMEOUT` ago. `late`: the time since the phase's end.
     fn end_overdue(&mut self, late: Duration);
 
-    /// Ends all streams.
+    /// Ends all streams at once. Called once at the end of [`watch`], even if all streams have ended already.
     fn abort(&mut self);
 }
 
-/// The state of one direction at one time.
+/// The state of one direction of a phase at the time of a [`Moving::look`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Look {
-    /// Payload bytes of all streams so far.
+    /// The payload bytes of all streams of the direction so far.
     pub total: u64,
     /// Whether none of the direction's streams has ended.
     pub is_whole: bool,
@@ -42,8 +43,8 @@ pub struct Look {
     pub is_heard: bool,
 }
 
-/// Watches a phase until all its streams have ended, one has failed, or the session is cancelled. Then ends the
-/// remaining streams.
+/// Watches a phase until all its streams have ended, one stream has failed, or the session is cancelled. Then ends the
+/// remaining streams. Reports the samples to `report`.
 pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: PhaseObserver<'_>) {
     let mut sampler = Sampler::new(context.begin, context.until());
     let mut arrived = 0;

@@ -1,5 +1,5 @@
-//! Starts child processes that the kernel kills when this process dies, and can confine them. The caller defines the
-//! permissions of a confined child.
+//! Starts child processes that the kernel kills when the thread that started them ends. A child can be confined; the
+//! caller then defines its permissions.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -28,11 +28,11 @@ pub struct Confinement {
     pub files: RulesetCreated,
     /// The system calls that the child can make.
     pub calls: Filter,
-    /// The maximum number of open descriptors.
+    /// The maximum number of descriptors that the child can have open.
     pub descriptors: u64,
     /// The largest file that the child can write, in bytes.
     pub file_bytes: u64,
-    /// The most private memory that the child can have, in bytes (`RLIMIT_DATA`).
+    /// The maximum size of the child's private memory, in bytes (`RLIMIT_DATA`).
     pub data_bytes: u64,
 }
 
@@ -44,7 +44,7 @@ pub struct NotConfined {
     source: io::Error,
 }
 
-/// What failed, for each step between fork and exec, in order.
+/// The error text for the failure of each step between fork and exec, in the order of the steps.
 const STEPS: [&str; 6] = [
     "the child cannot be tied to the life of this program",
     "the child cannot be kept from inheriting open descriptors",
@@ -54,7 +54,8 @@ const STEPS: [&str; 6] = [
     "the child's system calls cannot be supervised (seccomp user notification, Linux 5.14 or newer)",
 ];
 
-/// Held from before a fork until the exec. In between, the child has copies of all descriptors of this process.
+/// A lock that is held from before each fork until the child's exec. In between, the child has copies of all
+/// descriptors of this process.
 static STARTING: Mutex<()> = Mutex::new(());
 
 pub(crate) fn being_started() -> MutexGuard<'static, ()> {
@@ -83,7 +84,8 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     command.spawn().map_err(thread_limit::explained)
 }
 
-/// Like [`spawn`], but confined. The returned supervisor receives the system calls of the child that it must answer.
+/// Like [`spawn`], but confines the child. The returned supervisor receives those system calls of the child that it
+/// must answer.
 pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Result<(Child, Supervisor)> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let parent = rustix::process::getpid();
@@ -107,7 +109,7 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
     let confine = move || {
         for number in 0..STEPS.len() as u8 {
             if let Err(error) = step(number, &theirs) {
-                // Reports the failed step to the parent, which otherwise only gets an errno.
+                // Reports the failed step to the parent, which otherwise gets only an errno.
                 rustix::net::send(&theirs, &[number], SendFlags::empty()).ok();
                 return Err(error);
             }
@@ -127,7 +129,7 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
     let (failed_step, fd) = receive(&ours).unwrap_or_default();
     match (spawned, fd) {
         (Ok(mut child), fd) => {
-            // After the exec: before it, the child had copies of all our descriptors.
+            // Sets the limit after the exec, because before it the child had copies of all descriptors of this process.
             let limited = limit(Resource::Nofile, descriptors, Some(Pid::from_child(&child)));
             match (fd, limited) {
                 (Some(fd), Ok(())) => Ok((child, Supervisor::new(fd))),
@@ -155,7 +157,7 @@ fn tie_to(parent: Pid) -> io::Result<()> {
 }
 
 /// Sets close-on-exec on all descriptors except the standard streams, so that the child does not inherit them.
-/// Descriptors that this process opened have that flag, but those that it inherited itself may lack it.
+/// Descriptors that this process opened have the flag already, but those that this process inherited may lack it.
 fn keep_descriptors() -> io::Result<()> {
     // SAFETY: the call only marks descriptors of this process; those of the standard library and ours are already
     // marked.
@@ -163,9 +165,9 @@ fn keep_descriptors() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Clears the inheritable, the ambient and the bounding capability set. At its exec, a program gets its capabilities
-/// from the first two sets. A program that root starts also gets all of the bounding set, unless a secure bit forbids
-/// that (capabilities(7)).
+/// Clears the inheritable, the ambient and the bounding capability set. At its exec, a program gets capabilities from
+/// the first two sets. A program that root starts also gets all capabilities of the bounding set, unless a secure bit
+/// forbids it (capabilities(7)).
 fn give_up_capabilities() -> io::Result<()> {
     let own = rustix::thread::capabilities(None)?;
     rustix::thread::set_capabilities(None, CapabilitySets { inheritable: CapabilitySet::empty(), ..own })?;
@@ -174,12 +176,13 @@ fn give_up_capabilities() -> io::Result<()> {
     let mut is_left = false;
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
-        // The kernel also refuses a capability that it does not have.
+        // The kernel also refuses to remove a capability that it does not know.
         if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
             is_left |= rustix::thread::capability_is_in_bounding_set(capability).unwrap_or(false);
         }
     }
-    // The bounding set gives a normal user nothing; root with a full bounding set would keep all capabilities.
+    // The bounding set gives no capabilities to a normal user, but root with a full bounding set would keep all
+    // capabilities.
     let is_root = rustix::process::getuid().is_root() || rustix::process::geteuid().is_root();
     if is_left && is_root { Err(Errno::PERM.into()) } else { Ok(()) }
 }
@@ -191,13 +194,14 @@ fn limit_resources(file_bytes: u64, data_bytes: u64) -> io::Result<()> {
 }
 
 fn limit(resource: Resource, most: u64, of: Option<Pid>) -> io::Result<()> {
-    // Never more than the limit of this process.
+    // The limit is never higher than that of this process.
     let most = rustix::process::getrlimit(resource).maximum.map_or(most, |allowed| allowed.min(most));
     rustix::process::prlimit(of, resource, Rlimit { current: Some(most), maximum: Some(most) })?;
     Ok(())
 }
 
-/// Enforces the Landlock rules. Also sets no_new_privs, which the kernel requires before it installs a seccomp filter.
+/// Enforces the Landlock rules `files` on the calling thread. Also sets no_new_privs, which the kernel requires before
+/// it installs a seccomp filter.
 fn limit_files(files: RulesetCreated) -> io::Result<()> {
     let status = files.restrict_self().map_err(|_| io::Error::from(Errno::OPNOTSUPP))?;
     let is_limited = status.ruleset != RulesetStatus::NotEnforced && status.no_new_privs;
@@ -214,8 +218,8 @@ fn send_descriptor(to: &OwnedFd, what: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives the child's message, if it sent one: the number of a step, and the seccomp descriptor if all steps
-/// succeeded.
+/// Receives the message of a confined child, if it has sent one: the number of the failed step, or, if all steps
+/// succeeded, the number of steps and the seccomp descriptor.
 fn receive(from: &OwnedFd) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -18,12 +18,12 @@ use nix::libc;
 /// report is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TcpInfo {
-    /// The connection's state.
+    /// The connection's state as the kernel's number, for example [`TcpInfo::CLOSE_WAIT`].
     pub(crate) state: Option<u8>,
-    /// The segment size for sending, in bytes.
+    /// The maximum size of a sent segment, in bytes.
     pub(crate) snd_mss: Option<u32>,
     pub(crate) path_mtu: Option<u32>,
-    /// Segments in flight.
+    /// The number of segments that were sent and not acknowledged yet.
     pub(crate) unacked: Option<u32>,
     /// Milliseconds since the last payload arrived.
     pub(crate) last_data_recv_ms: Option<u32>,
@@ -44,27 +44,27 @@ pub(crate) struct TcpInfo {
     pub(crate) bytes_acked: Option<u64>,
     /// Payload bytes received, without duplicates.
     pub(crate) bytes_received: Option<u64>,
-    /// Bytes that wait in the send buffer and were not sent yet.
+    /// Bytes in the send buffer that were not sent yet.
     pub(crate) unsent: Option<u32>,
-    /// Payload bytes sent, with repetitions; `bytes_retrans` are the repetitions.
+    /// Payload bytes sent, retransmissions included; `bytes_retrans` counts the retransmissions alone.
     pub(crate) bytes_sent: Option<u64>,
     pub(crate) bytes_retrans: Option<u64>,
     /// The smallest round-trip time of the last minutes (`net.ipv4.tcp_min_rtt_wlen`), in microseconds.
     pub(crate) min_rtt_us: Option<u32>,
     /// The latest rate at which data was delivered, in bytes per second.
     pub(crate) delivery_rate: Option<u64>,
-    /// How long there was unacknowledged or unsent data, in microseconds.
+    /// How long the connection had unacknowledged or unsent data, in microseconds.
     pub(crate) busy_us: Option<u64>,
     /// The part of `busy_us` for which the receiver's window stopped the sender.
     pub(crate) receive_window_us: Option<u64>,
     /// The part of `busy_us` for which the size of the send buffer stopped the sender.
     pub(crate) send_buffer_us: Option<u64>,
-    /// How often the kernel found segments reordered.
+    /// How often the kernel detected that segments arrived reordered.
     pub(crate) reordering_seen: Option<u32>,
 }
 
 impl TcpInfo {
-    /// The value of `ssthresh` while there is no threshold (`TCP_INFINITE_SSTHRESH`, net/tcp.h).
+    /// The value of `ssthresh` while the connection has no slow start threshold (`TCP_INFINITE_SSTHRESH`, net/tcp.h).
     pub(crate) const NO_THRESHOLD: u32 = 0x7fff_ffff;
     /// The value of `state` for a closed connection (net/tcp_states.h).
     pub(crate) const CLOSE: u8 = 7;
@@ -75,7 +75,7 @@ impl TcpInfo {
 /// Reads the kernel's information about the TCP connection `socket`.
 pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     let mut raw = [0u8; 256];
-    // The kernel writes at most `len` bytes of the structure, and returns the length.
+    // The kernel writes at most `len` bytes of `struct tcp_info`, and sets `len` to their number.
     let mut len = raw.len() as libc::socklen_t;
     // SAFETY: the descriptor is borrowed and so open for the call; `raw` is valid for writes of `len` bytes, and the
     // kernel writes at most that; any bytes are valid in a byte array.
@@ -94,16 +94,16 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     Ok(TcpInfo::parse(raw.get(..len as usize).unwrap_or(&raw)))
 }
 
-/// How far the kernel has sent what was written to a connection.
+/// How much of the data that a program wrote to a connection the kernel has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendProgress {
-    /// Payload bytes sent, without repetitions.
+    /// Payload bytes that the kernel has sent, without retransmissions.
     pub sent: u64,
-    /// Bytes that are still to be sent.
+    /// Bytes in the send buffer that the kernel has not sent yet.
     pub unsent: u64,
 }
 
-/// How far the kernel has sent what was written to `socket`. `None` before Linux 4.19.
+/// How much of the data that was written to `socket` the kernel has sent. `None` before Linux 4.19.
 pub fn send_progress(socket: impl AsFd) -> Option<SendProgress> {
     let info = tcp_info(socket).ok()?;
     Some(SendProgress { sent: info.bytes_sent?.saturating_sub(info.bytes_retrans?), unsent: info.unsent?.into() })
@@ -112,7 +112,7 @@ pub fn send_progress(socket: impl AsFd) -> Option<SendProgress> {
 /// The link modes that the driver of `interface` supports: the first 32 bits of the kernel's list
 /// (`ETHTOOL_LINK_MODE_…`, linux/ethtool.h).
 pub(crate) fn supported_link_modes(interface: &str) -> io::Result<u32> {
-    /// The command that reads the settings of an interface. It needs no privileges.
+    /// The ethtool command that reads the settings of an interface. It needs no privileges.
     const ETHTOOL_GSET: u32 = 1;
     if interface.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -133,7 +133,8 @@ pub(crate) fn supported_link_modes(interface: &str) -> io::Result<u32> {
     if result == 0 { Ok(settings[1]) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes poll report `socket` as readable only once `bytes` have arrived, or at its end (socket(7), `SO_RCVLOWAT`).
+/// Makes poll report `socket` as readable only once `bytes` bytes have arrived, or at the end of the stream (socket(7),
+/// `SO_RCVLOWAT`).
 pub fn readable_from(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     set(socket, libc::SO_RCVLOWAT, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX))
 }
@@ -156,8 +157,8 @@ pub(crate) fn limit_arenas(most: u16) -> bool {
     }
 }
 
-/// Makes the allocator give each freed block of at least `bytes` bytes back to the system at once, whatever was freed
-/// before (mallopt(3), `M_MMAP_THRESHOLD`). `false` if the allocator has no such threshold.
+/// Makes the allocator give each freed block of at least `bytes` bytes back to the system at once, regardless of the
+/// blocks freed before (mallopt(3), `M_MMAP_THRESHOLD`). Returns `false` if the allocator has no such threshold.
 pub(crate) fn fix_mmap_threshold(bytes: u32) -> bool {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes two integers and touches no memory of ours.
@@ -170,7 +171,7 @@ pub(crate) fn fix_mmap_threshold(bytes: u32) -> bool {
     }
 }
 
-/// Sets an option of level `SOL_SOCKET` whose value is a plain integer.
+/// Sets a socket option of level `SOL_SOCKET` whose value is a plain integer.
 fn set<T: Integer>(socket: impl AsFd, option: libc::c_int, value: T) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed and so open for the call, which reads `size_of::<T>()` bytes of an initialised
     // integer.
@@ -196,11 +197,11 @@ impl Integer for u64 {}
 pub(crate) struct ClockState {
     /// Whether the clock is synchronised, for example by NTP.
     pub(crate) is_synchronised: bool,
-    /// The kernel's bound for the clock's error, in microseconds.
+    /// The kernel's upper bound for the clock's error, in microseconds.
     pub(crate) max_error_us: u64,
 }
 
-/// Reads the kernel's state of the clock. Changes nothing.
+/// Reads the kernel's state of the system clock. Does not change the clock.
 pub(crate) fn clock_state() -> io::Result<ClockState> {
     // SAFETY: `timex` is plain integers, for which all zeroes are a valid value.
     let mut timex = unsafe { std::mem::zeroed::<libc::timex>() };
@@ -214,7 +215,8 @@ pub(crate) fn clock_state() -> io::Result<ClockState> {
 }
 
 impl TcpInfo {
-    /// Reads the fields at their offsets in `struct tcp_info`, which only grows at its end.
+    /// Reads the fields from the bytes `raw` at their offsets in `struct tcp_info`. Newer kernels extend this structure
+    /// only at its end.
     fn parse(raw: &[u8]) -> Self {
         let u32_at = |at: usize| raw.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
         let u64_at = |at: usize| raw.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc::{self, c_int, c_long, c_ulong};
 
-/// The architecture in the kernel's notation for filters (linux/audit.h). `None` on architectures for which no filter
-/// can be built.
+/// The processor architecture of this program in the kernel's notation for filters (linux/audit.h). `None` on
+/// architectures for which no filter can be built.
 const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
     Some(0xC000_003E)
 } else if cfg!(target_arch = "aarch64") {
@@ -17,51 +17,51 @@ const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
     None
 };
 
-/// What happens to a system call.
+/// The action of a filter for a system call of the child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyscallAction {
-    /// The kernel runs it.
+    /// The kernel runs the call.
     Allow,
-    /// The kernel does not run it and returns 0 (success).
+    /// The kernel does not run the call and returns 0 (success).
     Pretend,
-    /// The kernel does not run it and returns this errno.
+    /// The kernel does not run the call and returns this errno.
     Refuse(c_int),
-    /// The child waits until its [`Supervisor`] answers.
+    /// The child waits until its [`Supervisor`] answers the call.
     Ask,
 }
 
-/// One 32-bit half of a system call's 64-bit argument, because filters compare 32 bits. The number of the argument
-/// counts from 0.
+/// One 32-bit half of a system call's 64-bit argument, because filters compare 32 bits. The value is the number of the
+/// argument, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArgumentHalf {
-    /// The low half, which is all of an `int`.
+    /// The low half of the argument, which is all of an `int`.
     Low(u8),
-    /// The high half of a pointer or a `long`.
+    /// The high half of the argument, which only a pointer or a `long` uses.
     High(u8),
 }
 
-/// The value that half of an argument must have for a rule to match.
+/// A condition of a rule: the value that half of an argument must have for the rule to match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Argument {
     /// The half of an argument that is compared.
     pub part: ArgumentHalf,
-    /// The bits to compare.
+    /// The bits of the half that are compared.
     pub mask: u32,
-    /// The value that these bits must have.
+    /// The value that the bits in `mask` must have.
     pub is: Value,
 }
 
-/// What an argument is compared with.
+/// The value with which an argument of a system call is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// This number.
+    /// A constant number.
     Number(u32),
     /// The process id of the child itself.
     OwnPid,
 }
 
-/// A rule for one system call. If all arguments match, the action is `then`. If not, the action is `otherwise`; if that
-/// is `None`, the following rules apply.
+/// A rule for one system call. If all arguments match, the action is `then`. If not, the action is `otherwise`, or, if
+/// `otherwise` is `None`, the following rules apply.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// The number of the system call.
@@ -74,21 +74,22 @@ pub struct Rule {
     pub otherwise: Option<SyscallAction>,
 }
 
-/// A filter for the kernel, ready to be installed.
+/// A seccomp filter, ready to be installed in the kernel.
 #[derive(Clone, Debug)]
 pub struct Filter {
     program: Vec<libc::sock_filter>,
-    /// The instructions that compare with the child's process id, which is known only after the fork.
+    /// The positions of the instructions in `program` that compare with the child's process id, which is known only
+    /// after the fork.
     own_pid_at: Vec<usize>,
 }
 
 impl Filter {
-    /// A filter of these rules. The first match applies. Calls that no rule matches fail with `ENOSYS`, which libraries
-    /// already handle, because an older kernel returns it for a newer call.
+    /// Builds a filter of `rules`, of which the first match applies. Calls that no rule matches fail with `ENOSYS`.
+    /// Libraries handle this error already, because an older kernel returns it for a newer call.
     pub fn new(rules: &[Rule]) -> io::Result<Self> {
         let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let mut filter = Self { program: Vec::new(), own_pid_at: Vec::new() };
-        // System call numbers of another architecture have another meaning.
+        // Refuses other architectures, in which system call numbers have other meanings.
         filter.load(ARCHITECTURE_AT);
         filter.jump_if_equal(architecture, 1, 0);
         filter.give(libc::SECCOMP_RET_KILL_PROCESS);
@@ -101,7 +102,7 @@ impl Filter {
 
     fn judge(&mut self, rule: &Rule) -> io::Result<()> {
         let call = u32::try_from(rule.call).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // Three instructions for each argument, and one or two verdicts at the end.
+        // The rest of the rule has three instructions for each argument, and one or two verdicts at the end.
         let rest = u8::try_from(rule.arguments.len() * 3 + 1 + usize::from(rule.otherwise.is_some()));
         self.load(NUMBER_AT);
         self.jump_if_equal(call, 0, rest.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?);
@@ -145,8 +146,9 @@ impl Filter {
         self.program.push(libc::sock_filter { code: code as u16, jt, jf, k });
     }
 
-    /// Installs the filter for the calling thread and all its descendants. It cannot be removed. The thread must have
-    /// set no_new_privs. Returns the descriptor at which the supervised calls arrive; an exec closes it.
+    /// Installs the filter for the calling thread and all its descendants. An installed filter cannot be removed. The
+    /// thread must have set no_new_privs. Returns the descriptor at which the supervised calls arrive; an exec closes
+    /// it.
     pub(super) fn install(&mut self) -> io::Result<OwnedFd> {
         let own_pid = std::process::id();
         for at in &self.own_pid_at {
@@ -160,7 +162,7 @@ impl Filter {
         // Once the supervisor has received a call, only a fatal signal may interrupt it. Otherwise the child could
         // interrupt a call on which the supervisor has already acted, so that the call never happens.
         match install_with(&program, flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
-            // Before Linux 5.19.
+            // Kernels before Linux 5.19 do not know the flag.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => install_with(&program, flags),
             installed => installed,
         }
@@ -178,7 +180,7 @@ fn install_with(program: &libc::sock_fprog, flags: c_ulong) -> io::Result<OwnedF
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Offsets in `struct seccomp_data` (linux/seccomp.h).
+/// The offsets of the call's number and of its architecture in `struct seccomp_data` (linux/seccomp.h).
 const NUMBER_AT: u32 = 0;
 const ARCHITECTURE_AT: u32 = 4;
 
@@ -200,7 +202,7 @@ fn return_value(verdict: SyscallAction) -> u32 {
     }
 }
 
-/// A supervised system call of a waiting child.
+/// A supervised system call of a child, which waits for the supervisor's answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Question {
     id: u64,
@@ -210,8 +212,9 @@ pub struct Question {
     pub arguments: [u64; 6],
 }
 
-/// Receives the supervised calls of a child and answers them. Poll it for input; a hang-up means that the child and its
-/// descendants have ended. Once it is dropped, the kernel refuses all further supervised calls.
+/// Receives the supervised calls of a child and answers them. The supervisor can be polled for input; a hang-up means
+/// that the child and its descendants have ended. Once the supervisor is dropped, the kernel refuses all further
+/// supervised calls.
 #[derive(Debug)]
 pub struct Supervisor(OwnedFd);
 
@@ -240,15 +243,15 @@ impl Supervisor {
         Ok(Some(Question { id: notification.id, call: notification.data.nr.into(), arguments: notification.data.args }))
     }
 
-    /// Makes the call fail with `errno`. Has no effect if the child has ended.
+    /// Makes the supervised call `question` fail with `errno`. Has no effect if the child has ended.
     pub fn refuse(&self, question: Question, errno: c_int) {
         let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: -errno, flags: 0 };
         // SAFETY: the descriptor is open and `answer` a valid `seccomp_notif_resp`, which is only read.
         unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Lets the kernel run the call. This cannot serve as a security check, because the child may change the memory
-    /// behind its pointers in the meantime.
+    /// Lets the kernel run the supervised call `question`. A check of the call's arguments is no security check,
+    /// because the child may change the memory behind its pointers in the meantime.
     pub fn let_happen(&self, question: Question) {
         let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
         let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: 0, flags };
@@ -256,12 +259,13 @@ impl Supervisor {
         unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Duplicates `what` into the child with close-on-exec, makes the call return the new descriptor, and returns its
-    /// number in the child. Fails with `NotFound` if the child no longer waits.
+    /// Duplicates the descriptor `what` into the child with close-on-exec, makes the supervised call `question` return
+    /// the duplicate, and returns the number of the duplicate in the child. Fails with `NotFound` if the child no
+    /// longer waits.
     pub fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<i32> {
         let mut gift = libc::seccomp_notif_addfd {
             id: question.id,
-            // In one step, so that an interrupted call leaves no descriptor behind.
+            // Duplicates and answers in one step, so that an interrupted call leaves no descriptor behind.
             flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
             srcfd: what.as_raw_fd().unsigned_abs(),
             newfd: 0,

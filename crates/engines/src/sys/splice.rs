@@ -1,5 +1,5 @@
-//! Sends without copying: pages are put into a pipe by reference and moved from there to a socket (vmsplice(2),
-//! splice(2)).
+//! Sends without copying: memory pages are put into a pipe by reference, and moved from the pipe to a socket
+//! (vmsplice(2), splice(2)).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,22 +8,22 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags};
 
-/// Requests huge pages for `bytes`, because the kernel handles them faster than small ones. A huge page needs [`HUGE`]
-/// bytes that begin at a multiple of [`HUGE`]. Best effort.
+/// Requests huge pages for the memory of `bytes`, because the kernel handles huge pages faster than small ones. A huge
+/// page needs [`HUGE`] bytes that begin at a multiple of [`HUGE`]. Best effort.
 pub(crate) fn prefer_huge_pages(bytes: &mut [u8]) {
     // SAFETY: the memory is exclusively ours for the call; this advice changes neither its content nor its mapping
     // (madvise(2), MADV_HUGEPAGE).
     unsafe { rustix::mm::madvise(bytes.as_mut_ptr().cast(), bytes.len(), Advice::LinuxHugepage) }.ok();
 }
 
-/// The size of a huge page on x86-64, and on arm64 with pages of 4 KiB.
+/// The size in bytes of a huge page on x86-64, and on arm64 with pages of 4 KiB.
 pub(crate) const HUGE: usize = 2 << 20;
 
-/// A pipe that holds pages by reference.
+/// A pipe that holds memory pages by reference.
 pub(crate) struct PagePipe {
     reader: OwnedFd,
     writer: OwnedFd,
-    /// Bytes in the pipe.
+    /// The number of bytes in the pipe.
     held: usize,
 }
 
@@ -36,13 +36,13 @@ impl PagePipe {
         Ok(Self { reader, writer, held: 0 })
     }
 
-    /// Bytes in the pipe.
+    /// The number of bytes in the pipe.
     pub(crate) fn held(&self) -> usize {
         self.held
     }
 
-    /// Puts as much of `pages` into the pipe as fits. Never waits. The bytes must never change, because the kernel
-    /// reads them whenever it sends or retransmits them.
+    /// Puts as much of `pages` into the pipe as fits, and returns the number of bytes put. Never waits. The bytes must
+    /// never change, because the kernel reads them whenever it sends or retransmits them.
     pub(crate) fn put(&mut self, pages: &'static [u8]) -> io::Result<usize> {
         let slices = [IoSliceRaw::from_slice(pages)];
         // SAFETY: `writer` is the pipe's write end, so the kernel only reads the memory. The memory is `'static` and

@@ -20,7 +20,8 @@ use crate::session_control::SessionControl;
 use crate::socket::{self, SocketOptions};
 use crate::thread_limit;
 
-/// The maximum number of handshakes that an appliance makes at once at the reflector's control port.
+/// The maximum number of data connections that the appliance opens at once. Each one makes a handshake at the
+/// reflector.
 const MAX_CONCURRENT_DIALS: u16 = 4;
 
 pub(super) struct TcpClient {
@@ -78,7 +79,7 @@ impl EngineClient for TcpClient {
             }
         };
         std::thread::scope(|scope| {
-            // This thread dials, too, so a failure to start the others only slows it down.
+            // This thread dials, too, so a failure to start the other threads only slows the dialing down.
             for _ in 1..streams.min(MAX_CONCURRENT_DIALS) {
                 thread_limit::spawn_scoped(scope, "tcp-dial", dial_on).ok();
             }

@@ -62,19 +62,20 @@ impl Engine for Tcp {
     }
 }
 
-/// How payload was moved, with the names of the result document.
+/// The ways in which payload was moved, with their names in the result document.
 mod data_path {
-    /// Copied between the program and the kernel.
+    /// Payload was copied between the program and the kernel.
     pub(super) const PLAIN: &str = "plain";
-    /// Discarded in the receiver's kernel.
+    /// Payload was discarded in the receiver's kernel.
     pub(super) const TRUNC: &str = "trunc";
-    /// Zero-copy send: passed to the sender's kernel by reference.
+    /// Zero-copy send: payload was passed to the sender's kernel by reference.
     pub(super) const SPLICE: &str = "splice";
-    /// Through TLS in the program.
+    /// Payload was encrypted or decrypted by TLS in the program.
     pub(super) const TLS: &str = "tls";
 }
 
-/// Adds the buffer size that this end's kernel granted to both directions of `tally`, if it is less than requested.
+/// Adds to both directions of `tally` the socket buffer size that this end's kernel granted, if the size is less than
+/// requested.
 fn with_window(mut tally: PhaseTally, options: &SocketOptions) -> PhaseTally {
     let reduced = options.reduced_window();
     for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {
@@ -83,7 +84,7 @@ fn with_window(mut tally: PhaseTally, options: &SocketOptions) -> PhaseTally {
     tally
 }
 
-/// The options of this test's sockets. Fails if the kernel would refuse the requested congestion control.
+/// The options of the sockets of the test `spec`. Fails if the kernel would refuse the requested congestion control.
 fn socket_options(spec: &TestSpec) -> io::Result<SocketOptions> {
     if let Some(name) = &spec.congestion_control {
         socket::check_congestion_control(name)?;

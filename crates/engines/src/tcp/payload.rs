@@ -1,4 +1,4 @@
-//! The payload of `tcp`: a repeated pattern, so that the receiver can verify it.
+//! The payload of the `tcp` engine: a repeated pattern, so that the receiver can verify the payload.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,7 @@ use crate::sys::splice::{HUGE, prefer_huge_pages};
 const _: () = assert!(2 * CHUNK <= HUGE);
 
 /// Pseudo-random bytes. They repeat only after [`CHUNK`] bytes, so that common compressors do not find the repetition.
-/// They are stored twice, so that a whole chunk is contiguous at any offset.
+/// They are stored twice in a row, so that a whole chunk is contiguous from any offset in the first copy on.
 ///
 /// The bytes lie in one huge page if possible, because they are sent by reference. They never change and are never
 /// freed, because the kernel may still refer to them.
@@ -31,14 +31,14 @@ static PATTERN: LazyLock<&'static [u8]> = LazyLock::new(|| {
     pattern
 });
 
-/// The payload of a stream from byte `position` on: `most` bytes, but at most a chunk.
+/// The payload of a stream from byte `position` on: `most` bytes, but at most [`CHUNK`].
 pub(super) fn from(position: u64, most: usize) -> &'static [u8] {
     let start = (position % CHUNK as u64) as usize;
     &PATTERN[start..start + most.min(CHUNK)]
 }
 
-/// Compares received bytes with the payload of a stream from byte `position` on. Returns the position of the first
-/// wrong byte.
+/// Compares received bytes with the payload of a stream from byte `position` on. Returns the position in the stream of
+/// the first wrong byte; `None` if all bytes are correct.
 pub(super) fn first_wrong(position: u64, arrived: &[u8]) -> Option<u64> {
     let mut at = position;
     for part in arrived.chunks(CHUNK) {

@@ -4,18 +4,19 @@ use paramedic_link::test_spec::TestSpec;
 
 use crate::data_stream::CHUNK;
 
-/// Writes per second of a stream. The kernel spreads the bytes of each write over time.
+/// The number of writes per second of a stream with a rate limit. The kernel spreads the bytes of each write over time.
 const STEPS_PER_S: u64 = 100;
-/// The smallest write: about one segment, but at most what the rate allows in [`MAX_STEP_NS`].
+/// The smallest write in bytes, about one segment. At a rate that allows fewer bytes in [`MAX_STEP_NS`], a write has
+/// these fewer bytes.
 const MIN_STEP: u64 = 1400;
-/// The longest time between two writes: one sample interval.
+/// The longest time between two writes, in nanoseconds: one sample interval.
 const MAX_STEP_NS: u64 = 100_000_000;
-/// How far ahead of its rate a stream may write. A stream can make up for late writes, because the kernel's pacing rate
-/// is a little higher than the rate limit.
+/// How far a stream may write ahead of its rate limit, in nanoseconds. A stream can make up for late writes, because
+/// the kernel's pacing rate is a little higher than the rate limit.
 const LEAD_NS: u64 = 100_000_000;
 
-/// The bytes that a stream with this rate limit writes at once. These are the bytes of 10 ms, but at least a segment.
-/// If the rate is too low for a segment in 100 ms, they are the bytes of 100 ms.
+/// The number of bytes that a stream with the rate limit `bits_per_s` writes at once: the bytes of 10 ms, but at least
+/// a segment. If the rate is too low for a segment in 100 ms, a write has the bytes of 100 ms.
 pub fn write_size(bits_per_s: u64) -> u64 {
     let bytes_per_s = (bits_per_s / 8).max(1);
     let least = MIN_STEP.min(bytes_per_s / (1_000_000_000 / MAX_STEP_NS)).max(1);
@@ -29,19 +30,19 @@ pub(super) struct RateLimit {
 }
 
 impl RateLimit {
-    /// The limit that the test `ask` requests, if any.
+    /// The rate limit of one stream that the test `ask` requests, if any.
     pub(super) fn of(ask: &TestSpec) -> Option<Self> {
         let bits_per_s = ask.bitrate_bps.filter(|bps| *bps > 0)?;
         Some(Self { bytes_per_s: (bits_per_s / 8).max(1), step: write_size(bits_per_s) })
     }
 
     /// The size of the next write of a stream that has sent `sent` bytes at `now_ns` since the start of its phase. If
-    /// the write is not due yet, the error is the time at which it is due.
+    /// the write is not due yet, the error is the time at which the write is due.
     pub(super) fn next(&self, sent: u64, now_ns: u64) -> Result<usize, u64> {
         const NS: u128 = 1_000_000_000;
         let due_ns = u128::from(sent) * NS / u128::from(self.bytes_per_s);
         let due_ns = u64::try_from(due_ns).unwrap_or(u64::MAX).saturating_sub(LEAD_NS);
-        // A step is at most a chunk, which fits.
+        // A step is at most [`CHUNK`], which fits in a `usize`.
         if now_ns >= due_ns { Ok(self.step as usize) } else { Err(due_ns) }
     }
 }
@@ -57,7 +58,8 @@ mod tests {
         RateLimit::of(&TestSpec { bitrate_bps: Some(bps), ..spec }).unwrap()
     }
 
-    /// The bytes that a stream passes in `seconds` to a kernel that accepts everything.
+    /// The number of bytes that a stream with the rate limit `bps` passes in `seconds` to a kernel that accepts all
+    /// bytes.
     fn written(bps: u64, seconds: u64) -> u64 {
         let limit = limit(bps);
         let (mut sent, mut now_ns) = (0, 0);

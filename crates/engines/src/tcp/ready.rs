@@ -18,7 +18,7 @@ pub(super) struct ReadyConnection {
     _registration: Registration,
 }
 
-/// The connected streams of a session.
+/// The connected streams of a session that wait for their phases.
 pub(super) type TcpStreams = StreamRegistry<ReadyConnection>;
 
 /// Adds a connected stream to its phase. If the phase does not expect the stream, or the session is over, drops the
@@ -34,15 +34,16 @@ pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: 
     }
 }
 
-/// The part of a stream that the phase's watcher uses.
+/// The part of a stream that the phase's watcher uses, shared with the stream's thread.
 pub(super) struct Watched {
-    /// A second handle of the stream's socket.
+    /// A second handle of the stream's socket, to observe and abort the stream.
     pub(super) socket: TcpStream,
-    /// `Some` if this end sends.
+    /// The limit on the stream's unsent bytes; `Some` if this end sends.
     pub(super) unsent_limit: Option<UnsentLimit>,
-    /// Bytes that were acknowledged before the phase: preamble and TLS handshake.
+    /// The number of bytes that the other end acknowledged before the phase: those of the preamble and the TLS
+    /// handshake.
     acknowledged_before: u64,
-    /// The limited times that the kernel had recorded before the phase.
+    /// The [`LimitedTimes`] that the kernel had recorded before the phase.
     limits_before: Option<LimitedTimes>,
     /// The bytes that TLS has added to the payload so far. Set by the stream's thread.
     pub(super) framing: AtomicU64,
@@ -57,12 +58,13 @@ impl Watched {
         Ok(Self { socket, unsent_limit, acknowledged_before, limits_before, framing: AtomicU64::new(0) })
     }
 
-    /// The stream's limited times since the phase began; `None` if the kernel does not record them.
+    /// The stream's [`LimitedTimes`] since the phase began; `None` if the kernel does not record them.
     pub(super) fn limited_times(&self) -> Option<LimitedTimes> {
         Some(socket::limited_times(&self.socket)?.since(self.limits_before?))
     }
 
-    /// How many of the `total` sent payload bytes were acknowledged; `total` if the kernel does not count them.
+    /// The number of the `total` sent payload bytes that the other end has acknowledged. If the kernel does not count
+    /// acknowledged bytes, returns `total`.
     pub(super) fn acknowledged(&self, total: u64) -> u64 {
         let Some((acknowledged, _)) = socket::counts(&self.socket) else { return total };
         payload_of(
@@ -73,15 +75,15 @@ impl Watched {
     }
 }
 
-/// How much of `bytes` on the wire is payload, for a stream with `total` bytes of payload and `framing` bytes of TLS
-/// overhead.
+/// How many of `bytes` sent bytes are payload, if the stream has sent `total` bytes of payload and `framing` bytes of
+/// TLS overhead.
 fn payload_of(bytes: u64, total: u64, framing: u64) -> u64 {
     let payload = u128::from(bytes) * u128::from(total) / (u128::from(total) + u128::from(framing)).max(1);
     u64::try_from(payload).unwrap_or(u64::MAX)
 }
 
 pub(super) type TcpRun<'a> = StreamRun<'a, Watched>;
-/// The report of a TCP stream. Its `own` part names how the bytes were moved (see `data_path`).
+/// The report of a TCP stream. Its `own` part is the name of the way in which the bytes were moved (see `data_path`).
 pub(super) type TcpReport = StreamReport<Option<&'static str>>;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The receiving end of a stream: counts and discards bytes. The same at both ends of a session. Uses a socket and the
-//! clock.
+//! The receiving end of a stream: counts and discards bytes. The code is the same at both ends of a session. Uses a
+//! socket and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "receives in wall time")]
 
@@ -13,12 +13,13 @@ use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
 use crate::metered_stream::MeteredStream;
 
-/// The size of a read whose bytes the kernel discards. The buffer is never written to, so it uses no memory.
+/// The buffer size of a read whose bytes the kernel discards. The buffer is never written to, so it uses no memory.
 const DISCARD_SIZE: usize = 4 * CHUNK;
-/// The size of a read whose bytes are copied. It should fit in a processor's cache.
+/// The buffer size of a read whose bytes are copied. The buffer should fit in a processor's cache.
 const COPY_SIZE: usize = CHUNK;
 
-/// Receives until the other end has finished. `run.counter` and `received` include the bytes before a failure.
+/// Receives until the other end has finished the stream. `run.counter` and `received` include what was received before
+/// a failure.
 pub(super) fn receive(stream: &mut MeteredStream, run: &TcpRun<'_>, received: &mut TcpReport) -> io::Result<()> {
     let context = run.context;
     let is_clear = matches!(stream.inner(), DataStream::Plain(_));
@@ -60,11 +61,12 @@ pub(super) fn receive(stream: &mut MeteredStream, run: &TcpRun<'_>, received: &m
     if let Some(early) = context.ended_early(Instant::now()) {
         return Err(early);
     }
-    // The confirmation that the sender waits for.
+    // Closing this side is the confirmation that the sender waits for.
     stream.inner_mut().finish()
 }
 
-/// Reads, and verifies the received bytes against the payload from `position` on.
+/// Reads bytes, and verifies them against the expected payload from position `position` of the stream on. Returns their
+/// number.
 fn verify(stream: &mut MeteredStream, scratch: &mut [u8], position: u64) -> io::Result<usize> {
     let came = stream.read(scratch)?;
     match payload::first_wrong(position, &scratch[..came]) {

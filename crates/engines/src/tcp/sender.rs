@@ -1,5 +1,5 @@
-//! The sending end of a stream: sends as fast as the socket accepts until the phase's time is over. The same at both
-//! ends of a session. Uses a socket and the clock.
+//! The sending end of a stream: sends as fast as the socket accepts bytes until the phase's time is over. The code is
+//! the same at both ends of a session. Uses a socket and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
@@ -17,23 +17,24 @@ use crate::data_stream::{CHUNK, DataStream};
 use crate::metered_stream::MeteredStream;
 use crate::sys::splice::PagePipe;
 
-/// The longest time that a write may block, so that the sender notices the end of its phase.
+/// The longest time that a write may block. The limit ensures that the sender notices the end of its phase.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The capacity of the pipe for zero-copy sends. The more bytes one call moves, the less a byte costs. The pipes of one
-/// user may hold 64 MiB in total (pipe(7)), which suffices for the maximum number of streams of a session.
+/// The capacity in bytes of the pipe for zero-copy sends. The more bytes one call moves, the less processor time each
+/// byte costs. The pipes of one user may hold 64 MiB in total (pipe(7)), which suffices for the maximum number of
+/// streams of a session.
 const PIPE_CAPACITY: usize = 4 * CHUNK;
 
 /// How a stream's bytes are written to its socket.
 enum SendMethod {
     /// The bytes are copied, or encrypted by TLS.
     Write,
-    /// The bytes are passed by reference.
+    /// The bytes are passed to the kernel by reference, through a pipe.
     Splice(PagePipe),
 }
 
 impl SendMethod {
-    /// The requested method, or the fastest one available.
+    /// Chooses the method that `wish` requests, or the fastest one available if the choice is automatic.
     fn choose(stream: &DataStream, wish: DataPathWish) -> io::Result<Self> {
         let pages = match (stream, wish) {
             (DataStream::Plain(_), DataPathWish::Auto | DataPathWish::Splice) => PagePipe::new(PIPE_CAPACITY),
@@ -54,8 +55,8 @@ impl SendMethod {
         }
     }
 
-    /// Sends payload from byte `position` on: at most `most` bytes, or what the pipe already holds if that is more.
-    /// Returns how many bytes the socket accepted.
+    /// Sends the stream's payload from byte `position` on: at most `most` bytes, or the bytes that the pipe already
+    /// holds if these are more. Returns how many bytes the socket accepted.
     fn send(&mut self, stream: &mut DataStream, position: u64, most: usize) -> io::Result<usize> {
         let Self::Splice(pages) = self else { return stream.write(payload::from(position, most)) };
         while pages.held() < most {
@@ -69,7 +70,7 @@ impl SendMethod {
 }
 
 /// Sends until the phase's time is over, and then waits until the other end confirms that it has read everything. Sets
-/// `path` to how the bytes were moved.
+/// `path` to the name of the way in which the bytes were moved.
 pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
     let context = run.context;
     let unsent_limit = run.watched.unsent_limit.as_ref();
@@ -166,14 +167,15 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
     }
 }
 
-/// Waits while the stream is paused, at most until its time is over. Fails if the phase is over.
+/// Waits while the stream is paused, at most until the end of the phase. Fails if the session was cancelled or a stream
+/// failed.
 fn await_resume(run: &TcpRun<'_>) -> io::Result<()> {
     let is_paused = || run.watched.unsent_limit.as_ref().is_some_and(|limit| limit.bytes() == 0);
     run.context.control.wait_until(run.context.until(), || !is_paused() || run.is_over());
     if run.is_over() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
 }
 
-/// Whether the error means that the kernel does not support zero-copy sends here.
+/// Whether `failure` means that the kernel or a sandbox does not support zero-copy sends.
 fn is_unsupported(failure: &io::Error) -> bool {
     matches!(failure.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }

@@ -22,7 +22,7 @@ pub(super) struct TcpServer {
     options: SocketOptions,
     control: Arc<SessionControl>,
     streams: Arc<TcpStreams>,
-    /// The session's listener in direct mode.
+    /// The session's listener in direct mode; `None` in tunneled mode.
     listener: Option<DataListener>,
 }
 
@@ -55,13 +55,13 @@ impl TcpServer {
         Ok(Self { spec, options, control, streams, listener })
     }
 
-    /// The address of direct mode's listener.
+    /// The address of the session's listener; `None` in tunneled mode.
     #[cfg(test)]
     pub(super) fn local_addr(&self) -> Option<std::net::SocketAddr> {
         self.listener.as_ref().map(DataListener::local_addr)
     }
 
-    /// Closes the connected streams of `phase`, as the end of the session does.
+    /// Closes the connected streams of `phase`, as the end of a session does.
     #[cfg(test)]
     pub(super) fn close_streams(&self, phase: u8) {
         drop(self.streams.take(phase));

@@ -1,4 +1,4 @@
-//! Implements [`PhaseStream`] for a stream of `tcp`, the same at both ends of a session.
+//! Implements [`PhaseStream`] for the streams of `tcp`. The implementation is the same at both ends of a session.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ impl PhaseStream for ReadyConnection {
         receiver::receive(&mut self.stream, run, report)
     }
 
-    /// Adapts the unsent limit, and checks for acknowledgements: for a sender, they are the only sign that the other
+    /// Adapts the limit on unsent bytes, and checks for acknowledgements, which are a sender's only sign that the other
     /// end is alive.
     fn attend(Watched { socket, unsent_limit, .. }: &Watched, total: u64) -> bool {
         if let Some(limit) = unsent_limit {
@@ -83,8 +83,8 @@ impl PhaseStream for ReadyConnection {
     }
 }
 
-/// The times of all streams together. The kernel also counts the time after the phase in which data drains, so each
-/// stream's times are capped at the time of the phase.
+/// The sum of the times of all `streams`. The kernel also counts the time after the phase in which data drains, so each
+/// stream's times are capped at `elapsed_us`, the time of the phase.
 fn sum(streams: &[LimitedTimes], elapsed_us: u64) -> TcpTimes {
     streams.iter().fold(TcpTimes::default(), |sum, stream| {
         let busy_us = stream.busy_us.min(elapsed_us);

@@ -1,5 +1,5 @@
-//! Both ends of `tcp` against each other over real loopback sockets. No test waits for a clock: phases end on their own
-//! or by an event.
+//! Tests both ends of `tcp` against each other over real loopback sockets. No test waits for a clock: a phase ends by
+//! itself or by an event.
 
 #![expect(clippy::disallowed_methods, reason = "tests run in wall time")]
 
@@ -33,7 +33,7 @@ use crate::session_control::SessionControl;
 
 const HOUR_MS: u32 = 3_600_000;
 
-/// Both ends of a session in one process.
+/// Both ends of a test session in one process.
 struct Session {
     server: Arc<TcpServer>,
     client: TcpClient,
@@ -90,7 +90,8 @@ impl Session {
         Self { server, client, reflector, appliance }
     }
 
-    /// Runs one phase at both ends: the reflector's tally, the appliance's, and the samples of both.
+    /// Runs one phase at both ends. Returns the reflector's tally, the appliance's tally, and the receivers' samples of
+    /// both ends.
     fn run(
         &self,
         phase: u8,
@@ -109,7 +110,7 @@ impl Session {
         let (served, driven) = std::thread::scope(|scope| {
             let served = scope.spawn(|| {
                 let tally = self.server.run(phase, &report);
-                // Ends the wait for a start that did not come.
+                // Ends the wait for the start if the phase did not start.
                 start.send(()).unwrap_or(());
                 tally
             });
@@ -182,7 +183,7 @@ fn each_stream_is_recorded_at_both_ends_only_if_the_test_asks_for_it() {
         for stream in 0..2 {
             let of_stream = kept.iter().filter(|(of, sample)| (*of, sample.stream) == (direction, stream));
             let of_stream = of_stream.map(|(_, sample)| sample).collect::<Vec<_>>();
-            // At least one reading of each end, however late they were.
+            // Each end has recorded at least one sample of the stream, even if samples were late.
             assert!(of_stream.len() >= 2, "{direction} {stream}: {kept:?}");
             assert!(of_stream.iter().all(|sample| sample.at_ms >= 100 && sample.rtt_us.is_some()), "{kept:?}");
             assert!(of_stream.iter().any(|sample| sample.busy_us > Some(0)), "the sender's: {kept:?}");
@@ -319,7 +320,7 @@ fn samples_have_their_time_and_end_with_the_phase() {
     let session = Session::open(&spec(DataMode::DirectEphemeral, 2, &[Load::Download], 550));
     let (_, driven, samples) = session.run(0, |_| ());
     assert!(samples.windows(2).all(|pair| pair[0].1.at_us < pair[1].1.at_us));
-    // No reading is taken after the phase's time, even if earlier ones were late.
+    // No sample is taken after the end of the phase, even if earlier samples were late.
     assert!(samples.len() <= 5, "{samples:?}");
     assert!(driven.download.unwrap().count.elapsed_us > 0);
 }
@@ -389,7 +390,7 @@ fn an_exhausted_budget_pauses_the_stream() {
         let is_extended = AtomicBool::new(false);
         let (served, _, _) = session.run(0, |progress| {
             let PhaseProgress::Received(_, sample) = progress else { return };
-            // No byte flows: extend the budget the first time, cancel the second time.
+            // While no byte flows, extends the budget the first time, and cancels the session the second time.
             if sample.bytes == 0 && session.reflector.is_exhausted() && !is_extended.swap(true, Ordering::SeqCst) {
                 let spent = session.reflector.spent();
                 assert!(spent >= SLICE && spent <= SLICE + 4 * crate::data_stream::CHUNK as u64, "{load}: {spent}");
@@ -449,18 +450,19 @@ fn a_receiver_that_sends_data_ends_its_stream() {
         let served = scope.spawn(|| session.server.run(0, &|_| ()));
         let stream = session.client.dial(0, 0).unwrap();
         let (mut reader, mut writer) = (stream.socket().try_clone().unwrap(), stream.socket().try_clone().unwrap());
-        // Ends with an error once the other end has closed.
+        // The writes end with an error once the other end has closed.
         let writing = scope.spawn(move || (0..).take_while(|_| writer.write_all(&[7; 4096]).is_ok()).count());
         // Reads all sent bytes, up to the end or the reset.
         while matches!(reader.read(&mut [0; 1 << 16]), Ok(1..)) {}
         assert!(served.join().unwrap().bytes() > 0);
-        // The bytes that both kernels buffer; a sender that read on would accept hundreds of MB in its grace period.
+        // Only the kernels of both ends buffer bytes; a sender that continued to read would accept hundreds of MB.
         let taken = writing.join().unwrap() * 4096;
         assert!(taken < 64 << 20, "{taken} bytes were taken");
     });
 }
 
-/// A classic BPF program that drops all packets: `ret 0` (linux/bpf_common.h).
+/// Makes the kernel drop all packets that arrive for `socket`, with the classic BPF program `ret 0`
+/// (linux/bpf_common.h).
 fn drop_all_packets(socket: &TcpStream) {
     SockRef::from(socket).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
 }
@@ -476,7 +478,7 @@ fn a_sender_pauses_while_the_other_end_is_silent() {
     std::thread::scope(|scope| {
         let served = scope.spawn(|| {
             session.server.run(0, &|progress| {
-                // A sample has the acknowledged bytes; the charge is for the sent ones.
+                // Uses the charge, which covers all sent bytes; a sample covers only the acknowledged bytes.
                 if let PhaseProgress::Sent(..) = progress {
                     sample.send(session.reflector.spent()).unwrap();
                 }

@@ -30,17 +30,17 @@ pub(super) struct UdpClient {
     keys: Arc<SessionKeys>,
     dialer: Arc<Dialer>,
     control: Arc<SessionControl>,
-    /// The number of the next signal, unique in the session.
+    /// The number of the next signal (control datagram) of this end, unique in the session.
     next: AtomicU64,
     streams: StreamRegistry<ReadyStream>,
-    /// For the phase that is being connected: the number of streams to which the reflector answered.
+    /// The number of streams to which the reflector has answered, in the phase that is being connected.
     answered: AtomicU16,
 }
 
 /// A stream whose address the reflector is validating.
 struct Candidate {
     stream: ReadyStream,
-    /// The signal to send; `None` once the address is validated.
+    /// The content of the next signal to send; `None` once the address is validated.
     next: Option<Word>,
 }
 
@@ -56,13 +56,13 @@ impl UdpClient {
         let socket = self.dialer.origin.datagrams(target)?;
         let stream = ReadyStream::new(stream_id, socket, &self.keys, &self.spec, &self.control)?;
         if direction_of(&self.spec, spec, stream_id.stream.into()) == Some(Direction::Upload) {
-            // Checked before the phase, which an error would cut short.
+            // Checks the payload before the phase, which an error would cut short.
             socket::payload(&stream.socket, &self.spec)?;
         }
         Ok(Candidate { stream, next: Some(Word::Hello) })
     }
 
-    /// Sends the candidate's signal, if there is one.
+    /// Sends the candidate's next signal, if it has one.
     fn send(&self, candidate: &Candidate) {
         let Some(word) = candidate.next else { return };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -99,7 +99,7 @@ impl UdpClient {
         }
     }
 
-    /// Has the reflector validate the addresses of all `candidates`.
+    /// Makes the reflector validate the addresses of all `candidates`, and waits until all are validated.
     fn validate(&self, candidates: &mut [Candidate]) -> io::Result<()> {
         let end = Instant::now() + CONNECT_TIMEOUT;
         let mut retry_at = Instant::now();

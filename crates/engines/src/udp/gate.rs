@@ -18,7 +18,7 @@ use crate::phase::{StreamRegistry, Unplaced};
 use crate::session_control::SessionControl;
 use crate::udp_port::{Datagram, DatagramHandler, PortHandle, Refusal};
 
-/// The validated address of a stream's other end.
+/// The validated address of a stream's other end, and the local address and port at which the end was validated.
 #[derive(Clone)]
 pub(super) struct Proven {
     pub(super) peer: SocketAddr,
@@ -37,14 +37,14 @@ pub(super) struct Gate {
     heard: Mutex<HashMap<StreamId, HeardSignals>>,
 }
 
-/// What is known of the signals that a stream has sent so far.
+/// What is known of the `hello` and `answer` signals that a stream has sent so far.
 #[derive(Default)]
 struct HeardSignals {
-    /// The highest number of its `hello` signals; `answer` is that of its `answer` signals. Both serve to detect
-    /// replays.
+    /// The highest number of the stream's `hello` signals, to detect replays. `answer` is the highest number of its
+    /// `answer` signals.
     hello: Option<u64>,
     answer: Option<u64>,
-    /// The source address of its last `hello`.
+    /// The source address of the stream's last `hello` signal.
     from: Option<SocketAddr>,
 }
 
@@ -92,7 +92,7 @@ impl Gate {
             }
             _ => {
                 *newest = Some(signal.number);
-                // A NAT may forget the stream and give it another port. Then the new port gets the challenge.
+                // A NAT may forget the stream and give it another port. In this case the new port gets the challenge.
                 if stream.from.replace(arrived.from).is_some_and(|before| before != arrived.from) {
                     arrived.counts.came_from_elsewhere();
                 }
@@ -101,7 +101,7 @@ impl Gate {
         }
     }
 
-    /// The token for a stream and `address`. Only the receiver at `address` gets it.
+    /// The token with which a stream proves that it receives at `address`. Only the host at `address` gets this token.
     fn token(&self, stream_id: StreamId, address: SocketAddr) -> [u8; TOKEN] {
         let text = format!("{} {} {address}", stream_id.phase, stream_id.stream);
         let tag = hmac::sign(&self.secret, text.as_bytes());
@@ -128,7 +128,7 @@ impl DatagramHandler for Gate {
     fn take(&self, arrived: &Datagram<'_>) -> Result<[u8; SIGNAL], Refusal> {
         let signal = Signal::open(arrived.bytes, Direction::Upload, &self.keys).ok_or(Refusal::Forged)?;
         let word = self.judge(&signal, arrived)?;
-        // After the replay check: a replayed signal must not keep a session alive.
+        // Called after the replay check, because a replayed signal must not keep a session alive.
         self.control.heard();
         Ok(Signal { word, ..signal }.seal(Direction::Download, &self.keys))
     }

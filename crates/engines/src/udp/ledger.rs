@@ -2,25 +2,27 @@
 
 use super::packet::Bulk;
 
-/// How many sequence numbers below the highest are remembered. At 6 million datagrams per second they cover 20 ms.
+/// The number of sequence numbers below the highest that are remembered. At 6 million datagrams per second they cover
+/// 20 ms.
 const WINDOW: u64 = 1 << 17;
 const WORDS: usize = (WINDOW / 64) as usize;
-/// How long the fastest transit serves as the base for queueing delays. Without this limit, clock drift would look like
-/// a queue.
+/// How long the fastest transit of a datagram serves as the base for queueing delays, in nanoseconds. Without this
+/// limit, clock drift would look like a queue.
 const BASE_HOLDS_NS: u64 = 5_000_000_000;
 
-/// The counts of one stream.
+/// The counts of the datagrams that arrived on one stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// Distinct datagrams.
+    /// Datagrams that arrived, without duplicates.
     pub(super) received: u64,
-    /// Distinct datagrams that were sent after the sender's rate search had settled for the last time.
+    /// Datagrams that arrived, without duplicates, and were sent after the sender's rate search had settled for the
+    /// last time.
     pub(super) settled: u64,
-    /// One more than the highest received sequence number; 0 before the first.
+    /// One more than the highest received sequence number; 0 before the first datagram.
     pub(super) through: u64,
     /// Datagrams that arrived again, or so late that the ledger no longer knows whether they are new.
     pub(super) duplicates: u64,
-    /// Datagrams that arrived after one with a higher number (RFC 4737, section 3.3).
+    /// Datagrams that arrived after a datagram with a higher sequence number (RFC 4737, section 3.3).
     pub(super) out_of_order: u64,
     /// When the first settled datagram arrived, in the clock of [`DatagramLedger::enter`].
     pub(super) settled_at_ns: Option<u64>,
@@ -42,7 +44,7 @@ pub(super) struct DatagramLedger {
     fastest_ns: Option<i64>,
 }
 
-/// The fastest recent transit: that of the last one to two periods of [`BASE_HOLDS_NS`].
+/// The fastest recent transit, in nanoseconds: the fastest of the last one to two periods of [`BASE_HOLDS_NS`].
 #[derive(Default)]
 struct Base {
     since_ns: u64,
@@ -65,7 +67,7 @@ impl DatagramLedger {
     pub(super) fn new() -> Self {
         Self {
             counts: Counts::default(),
-            // On the heap from the start, because it is large.
+            // Allocated on the heap directly, because the array is large.
             arrived: vec![0; WORDS].try_into().unwrap_or_else(|_| unreachable!("as many words as it has")),
             transit_ns: None,
             jitter_ns_16: 0,
@@ -74,14 +76,14 @@ impl DatagramLedger {
         }
     }
 
-    /// Records a verified datagram that arrived at `at_ns` of this end's clock. Returns whether it is new.
+    /// Records a verified datagram that arrived at `at_ns` of this end's clock. Returns whether the datagram is new.
     pub(super) fn enter(&mut self, bulk: &Bulk, at_ns: u64) -> bool {
         let seq = bulk.seq;
         if seq >= self.counts.through {
             self.skip_to(seq);
             self.counts.through = seq.saturating_add(1);
             if !bulk.is_settled {
-                // The search has resumed.
+                // The sender's rate search has resumed.
                 (self.counts.settled, self.counts.settled_at_ns) = (0, None);
             }
         } else if self.counts.through - seq > WINDOW || self.has(seq) {
@@ -101,7 +103,7 @@ impl DatagramLedger {
         true
     }
 
-    /// The counts so far.
+    /// The counts of the stream's datagrams so far.
     pub(super) fn counts(&self) -> Counts {
         self.counts
     }
@@ -111,14 +113,16 @@ impl DatagramLedger {
         self.jitter_ns_16 / 16
     }
 
-    /// The queueing delay in microseconds: the fastest transit since the last call, minus the fastest recent transit.
+    /// The queueing delay in microseconds: the fastest transit since the last call of this function, minus the fastest
+    /// recent transit ([`BASE_HOLDS_NS`]).
     pub(super) fn queue_us(&mut self) -> u32 {
         let base = [self.base.before, self.base.now].into_iter().flatten().min();
         let (Some(fastest), Some(base)) = (self.fastest_ns.take(), base) else { return 0 };
         u32::try_from(fastest.saturating_sub(base) / 1000).unwrap_or(u32::MAX)
     }
 
-    /// Clears the bits of the sequence numbers from `through` to `seq`.
+    /// Clears the bits of the sequence numbers from `through` to `seq`, because these bits still hold the state of much
+    /// older numbers.
     fn skip_to(&mut self, seq: u64) {
         let from = self.counts.through;
         if seq - from >= WINDOW {
@@ -131,7 +135,8 @@ impl DatagramLedger {
     }
 
     fn time(&mut self, sent_ns: u64, at_ns: u64) {
-        // The zeros of the clocks differ arbitrarily, and the sender may lie: wraps instead of overflowing.
+        // The zeros of the clocks differ arbitrarily, and the sender may lie, so the subtraction wraps instead of
+        // overflowing.
         let transit = at_ns.wrapping_sub(sent_ns).cast_signed();
         if let Some(before) = self.transit_ns.replace(transit) {
             let difference = transit.wrapping_sub(before).unsigned_abs();
@@ -198,7 +203,7 @@ mod tests {
             ledger.queue_us()
         };
         assert_eq!((at(0, 100), at(1, 5100), at(2, 100)), (0, 5000, 0));
-        // Clock drift does not look like a queue forever.
+        // Clock drift looks like a queue only for a limited time.
         assert_eq!(at(6_000, 400), 300);
         assert_eq!((at(12_000, 700), at(18_000, 1000)), (300, 300));
     }

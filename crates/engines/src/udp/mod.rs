@@ -1,5 +1,6 @@
 //! The `udp` engine: sends datagrams at a requested rate, or searches for the highest rate that the path carries. Sends
-//! bulk datagrams only to an address that has proved that it receives, and pauses while that address sends no feedback.
+//! bulk datagrams only to an address that has proved that it receives datagrams, and pauses while no feedback arrives
+//! from that address.
 
 mod client;
 #[doc(hidden)]
@@ -30,13 +31,13 @@ use crate::engine::{ClientSetup, Engine, EngineClient, EngineServer, ServerSetup
 const DEFAULT_PAYLOAD: usize = 1400;
 /// The default loss bound of a search, in millionths.
 const DEFAULT_LOSS_PPM: u32 = 10_000;
-/// How often a receiver sends feedback.
+/// How often a receiver of bulk datagrams sends feedback to their sender.
 const FEEDBACK_INTERVAL: Duration = Duration::from_millis(50);
-/// A sender that has received no feedback for this time pauses until feedback arrives. A send that began before the
-/// pause may take 100 ms, so no datagram is sent later than 0.7 s after the last feedback.
+/// A sender that has received no feedback for this time pauses until feedback arrives. A send call that began before
+/// the pause may take 100 ms, so no datagram is sent later than 0.7 s after the last feedback.
 const PAUSE_AFTER: Duration = Duration::from_millis(590);
 
-/// The engine that sends datagrams.
+/// The engine that loads the path with datagrams.
 pub struct Udp;
 
 impl Engine for Udp {
@@ -83,7 +84,7 @@ impl Engine for Udp {
     }
 }
 
-/// The opposite direction.
+/// The direction opposite to `direction`.
 fn opposite(direction: Direction) -> Direction {
     match direction {
         Direction::Download => Direction::Upload,

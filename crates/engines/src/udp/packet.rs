@@ -7,16 +7,16 @@ use subtle::ConstantTimeEq;
 
 use crate::udp_port::{DATAGRAM_LEN, VERSION};
 
-/// Bytes of a bulk datagram's header, and therefore its smallest payload.
+/// The length of a bulk datagram's header in bytes, and therefore the smallest payload of such a datagram.
 pub(super) const HEADER: usize = 52;
-/// The largest payload of a datagram over IPv4.
+/// The largest payload of a UDP datagram over IPv4, in bytes.
 pub(super) const LARGEST: usize = 65_507;
-/// Bytes of every signal. All have the same length, so that no answer is longer than its request.
+/// The length of every signal in bytes. All signals have the same length, so that no answer is longer than its request.
 pub(super) const SIGNAL: usize = DATAGRAM_LEN;
 /// The length of the token that validates an address, in bytes.
 pub(super) const TOKEN: usize = 16;
 
-/// The kinds of datagrams. Latency probes and their replies have the kinds 1 and 2.
+/// The kinds of the engine's datagrams. Latency probes and their replies have the kinds 1, 2, 11 and 12.
 const BULK: u8 = 3;
 const SETTLED_BULK: u8 = 4;
 const HELLO: u8 = 5;
@@ -25,7 +25,7 @@ const ANSWER: u8 = 7;
 const READY: u8 = 8;
 const FEEDBACK: u8 = 9;
 const LAST: u8 = 10;
-/// The offset of a signal's tag, which covers the bytes before it.
+/// The offset of a signal's authentication tag, which covers the bytes before the tag.
 const TAG_AT: usize = SIGNAL - TAG_LEN;
 
 /// Identifies a stream of a session.
@@ -33,16 +33,17 @@ const TAG_AT: usize = SIGNAL - TAG_LEN;
 pub(super) struct StreamId {
     /// The index of the phase, from 0.
     pub(super) phase: u8,
-    /// The index of the stream in the phase, from 0. In a phase of both directions, the download's streams come first.
+    /// The index of the stream in the phase, from 0. In a phase of both directions, the download's streams have the
+    /// lower indexes.
     pub(super) stream: u8,
 }
 
-/// A control datagram of a stream.
+/// A control datagram of a stream, in contrast to a bulk datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Signal {
     pub(super) stream_id: StreamId,
-    /// The number of the signal. It increases with each hello, answer and feedback. A reply has the number of its
-    /// request.
+    /// The number of the signal, which increases from each signal to the next of the same kind, so that replays can be
+    /// detected. A reply has the number of its request.
     pub(super) number: u64,
     pub(super) word: Word,
 }
@@ -52,30 +53,31 @@ pub(super) struct Signal {
 pub(super) enum Word {
     /// The appliance announces a stream.
     Hello,
-    /// The reflector sends a token.
+    /// The reflector sends a token, which the appliance must return.
     Challenge([u8; TOKEN]),
-    /// The appliance returns the token.
+    /// The appliance returns the reflector's token, and so proves that it receives at its address.
     Answer([u8; TOKEN]),
-    /// The reflector has validated the address.
+    /// The reflector has validated the appliance's address.
     Ready,
-    /// The receiver reports its counts.
+    /// The receiver of a stream reports its counts.
     Feedback(Feedback),
-    /// The sender has sent its last datagram. The value is the number of all datagrams that it sent.
+    /// The sender of a stream has sent its last datagram. The value is the number of all datagrams that it sent.
     Last(u64),
 }
 
-/// The feedback of a receiver.
+/// The feedback of a stream's receiver to its sender.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Feedback {
-    /// Datagrams that arrived, without duplicates.
+    /// The number of datagrams that arrived, without duplicates.
     pub(super) received: u64,
-    /// One more than the highest sequence number that arrived; 0 before the first.
+    /// One more than the highest sequence number that arrived; 0 before the first datagram.
     pub(super) through: u64,
-    /// The sending time in nanoseconds of the receiver's monotonic clock, with an arbitrary zero.
+    /// When the feedback was sent, in nanoseconds of the receiver's monotonic clock, with an arbitrary zero.
     pub(super) at_ns: u64,
-    /// The queueing delay in microseconds: the fastest transit of the last interval minus the fastest recent one.
+    /// The queueing delay in microseconds: the fastest transit since the previous feedback minus the fastest recent
+    /// transit.
     pub(super) queue_us: u32,
-    /// Whether the receiver has finished. This confirms the sender's [`Word::Last`].
+    /// Whether the receiver has finished. If set, the feedback confirms the sender's [`Word::Last`].
     pub(super) is_over: bool,
 }
 
@@ -116,7 +118,7 @@ impl Signal {
         bytes
     }
 
-    /// Opens a signal. `None` if these keys did not seal it for the direction `flow`.
+    /// Opens a signal. Returns `None` if the signal was not sealed with `keys` for the direction `flow`.
     pub(super) fn open(bytes: &[u8], flow: Direction, keys: &SessionKeys) -> Option<Self> {
         let bytes: &[u8; SIGNAL] = bytes.try_into().ok()?;
         let ours = bytes[0] == VERSION && bytes[4..20] == keys.session().as_bytes()[..];
@@ -143,12 +145,12 @@ impl Signal {
     }
 }
 
-/// Whether a datagram of this kind is a signal.
+/// Whether a datagram of the kind `kind` is a signal.
 pub(super) fn is_signal(kind: u8) -> bool {
     (HELLO..=LAST).contains(&kind)
 }
 
-/// Seals and opens the bulk datagrams of one stream. Holds the constant parts of their header.
+/// Seals and opens the bulk datagrams of one stream. Holds the parts of their header that are constant in the stream.
 #[derive(Clone)]
 pub(super) struct Seal {
     /// The first 20 bytes of the header, with the kind [`BULK`].
@@ -156,12 +158,12 @@ pub(super) struct Seal {
     tag: [u8; TAG_LEN],
 }
 
-/// The variable part of a bulk datagram's header.
+/// The part of a bulk datagram's header that differs from datagram to datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bulk {
     /// The sequence number in the stream, from 0.
     pub(super) seq: u64,
-    /// The sending time in nanoseconds of the sender's monotonic clock, with an arbitrary zero.
+    /// When the datagram was sent, in nanoseconds of the sender's monotonic clock, with an arbitrary zero.
     pub(super) sent_ns: u64,
     /// Whether the sender's search for a rate has settled, or the sender does not search.
     pub(super) is_settled: bool,
@@ -176,20 +178,21 @@ impl Seal {
         Self { head, tag: *keys.bulk_tag(flow) }
     }
 
-    /// Writes the constant parts into a datagram of at least [`HEADER`] bytes.
+    /// Writes the constant parts of the header into a datagram of at least [`HEADER`] bytes.
     pub(super) fn prepare(&self, datagram: &mut [u8]) {
         datagram[..20].copy_from_slice(&self.head);
         datagram[36..HEADER].copy_from_slice(&self.tag);
     }
 
-    /// Writes the variable part into a prepared datagram.
+    /// Writes the variable part of the header into a datagram that [`Seal::prepare`] has prepared.
     pub(super) fn stamp(bulk: Bulk, datagram: &mut [u8]) {
         datagram[1] = if bulk.is_settled { SETTLED_BULK } else { BULK };
         datagram[20..28].copy_from_slice(&bulk.seq.to_be_bytes());
         datagram[28..36].copy_from_slice(&bulk.sent_ns.to_be_bytes());
     }
 
-    /// Opens a bulk datagram. `None` if it does not belong to this stream or does not carry its tag.
+    /// Opens a bulk datagram. Returns `None` if the datagram does not belong to this stream or does not have the
+    /// stream's tag.
     pub(super) fn open(&self, datagram: &[u8]) -> Option<Bulk> {
         let header = datagram.first_chunk::<HEADER>()?;
         let is_settled = match header[1] {
@@ -206,7 +209,7 @@ impl Seal {
     }
 }
 
-/// `N` bytes of the datagram from offset `at` on. Both are constants of the layout.
+/// `N` bytes of the signal `bytes` from offset `at` on. `N` and `at` are constants of the layout, so the bytes exist.
 fn field<const N: usize>(bytes: &[u8; SIGNAL], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }

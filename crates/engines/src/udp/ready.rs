@@ -25,7 +25,7 @@ pub(super) struct ReadyStream {
 }
 
 impl ReadyStream {
-    /// Makes a ready stream of the connected socket `socket`. Sets its socket options as requested in `ask`.
+    /// Makes a ready stream of `socket`, which is connected. Sets the socket's options as requested in the test `ask`.
     pub(super) fn new(
         stream_id: StreamId,
         socket: UdpSocket,
@@ -42,7 +42,7 @@ impl ReadyStream {
 pub(super) type UdpRun<'a> = StreamRun<'a, UdpSocket>;
 pub(super) type UdpReport = StreamReport<StreamCounts>;
 
-/// What a stream's thread has counted.
+/// The datagrams that a stream's thread has counted: those sent if this end sends, else those received.
 #[derive(Default)]
 pub(super) struct StreamCounts {
     pub(super) sent: Sent,
@@ -51,22 +51,22 @@ pub(super) struct StreamCounts {
     pub(super) last_ns: u64,
 }
 
-/// What a stream sent.
+/// The counts of the datagrams that a stream's thread has sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sent {
-    /// Payload bytes of each datagram; if the payload was reduced, of the last one.
+    /// The payload bytes of each datagram. If the payload changed, those of the last datagram.
     pub(super) payload: usize,
     pub(super) datagrams: u64,
     /// How many datagrams were too large for the path and did not arrive, before the payload was reduced.
     pub(super) vanished: u64,
-    /// Whether the path dropped those datagrams without an ICMP error (a path MTU black hole, RFC 2923).
+    /// Whether the path dropped the datagrams in `vanished` without an ICMP error (a path MTU black hole, RFC 2923).
     pub(super) is_black_hole: bool,
     /// After a search for the highest rate: the datagrams that were sent after the search had settled.
     pub(super) settled: Option<u64>,
     pub(super) paused: Duration,
 }
 
-/// What a stream received.
+/// The counts of the datagrams that a stream's thread has received.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Received {
     pub(super) counts: Counts,

@@ -1,5 +1,5 @@
-//! The receiving end of a stream: verifies and counts datagrams, and sends feedback. The same at both ends of a
-//! session.
+//! The receiving end of a stream: verifies and counts datagrams, and sends feedback. The code is the same at both ends
+//! of a session.
 
 use std::io;
 use std::time::Duration;
@@ -12,19 +12,20 @@ use super::ready::{ReadyStream, Received, StreamCounts, UdpRun};
 use super::socket::BatchReceiver;
 use super::{FEEDBACK_INTERVAL, opposite};
 
-/// How long after the sender's last signal its datagrams may still arrive, because the path may reorder them.
+/// How long the receiver waits for missing datagrams after the sender's last signal, in nanoseconds, because the path
+/// may reorder datagrams.
 const REORDER_NS: u64 = 100_000_000;
 /// How often a receiver stops waiting for datagrams to check whether feedback or the end is due.
 const CHECK_INTERVAL: Duration = Duration::from_millis(10);
-/// How many confirmations of the end are sent, because the path may lose some.
+/// How many times the receiver confirms the end of the stream, because the path may lose some confirmations.
 const CONFIRMATIONS: usize = 3;
 
-/// The tally of a direction's receivers.
+/// The counts of all receivers of a direction in one tally.
 pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> DatagramTally {
     let sum = |what: fn(&Counts) -> u64| Some(streams.clone().map(|received| what(&received.counts)).sum::<u64>());
     let measured = streams.clone().filter(|received| received.counts.received > 1);
     let jitter_ns = measured.clone().map(|received| received.jitter_ns).sum::<u64>();
-    // A direction has settled once its last stream has.
+    // A direction has settled once the last of its streams has settled.
     let settled_at = streams.clone().map(|received| received.counts.settled_at_ns);
     let settled_at = settled_at.reduce(|a, b| Some(a?.max(b?))).flatten();
     DatagramTally {
@@ -38,8 +39,8 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> 
     }
 }
 
-/// Receives until the sender's last signal and all datagrams that it counts have arrived, or until [`REORDER_NS`] after
-/// that signal. `run.counter` and `counted` include what arrived before a failure.
+/// Receives until the sender's [`Word::Last`] signal and all datagrams that this signal counts have arrived, or until
+/// [`REORDER_NS`] after the signal. `run.counter` and `counted` include what arrived before a failure.
 pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut StreamCounts) -> io::Result<()> {
     let ReadyStream { socket, stream_id, keys, .. } = stream;
     let (context, stream_id, direction) = (run.context, *stream_id, run.direction);
@@ -78,7 +79,7 @@ pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut Stre
             return Ok(());
         }
         let (came, each) = match receives.receive(socket) {
-            // A socket that was shut down returns 0 bytes at once.
+            // A read of a socket that was shut down returns 0 bytes at once.
             Ok(([], _)) => continue,
             Ok(came) => came,
             // Nothing arrived in time, or the read returned the error of an earlier send, and thereby cleared it.

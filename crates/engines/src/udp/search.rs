@@ -1,46 +1,50 @@
-//! Searches for the highest rate whose loss stays under a bound, similar to RFC 9097, section 8: feedback in, rate out.
-//! Pure: no clock, no sockets.
+//! Searches for the highest rate whose loss stays under a bound, similar to RFC 9097, section 8. The input is the
+//! receiver's feedback, the output is the rate. Pure: no clock, no sockets.
 //!
-//! The search doubles the rate until the path is full, lets the queue drain, and then probes around the rate that the
-//! path carries. A path is full if the loss exceeds the bound, or if a queue persists.
+//! The search doubles the rate until the path is full, lets the path's queue drain, and then probes around the rate
+//! that the path carries. A path is full if the loss exceeds the bound, or if a queue persists.
 
 use super::packet::Feedback;
 
-/// The initial rate, in bits per second of payload.
+/// The rate at which a search begins, in bits per second of payload.
 const INITIAL_BPS: f64 = 1e6;
-/// The lowest rate, in bits per second of payload.
+/// The lowest rate of a search, in bits per second of payload.
 const MIN_BPS: f64 = 64e3;
-/// The highest rate, in bits per second of payload.
+/// The highest rate of a search, in bits per second of payload.
 const MAX_BPS: f64 = 1e12;
-/// A rate is judged by an interval of at least [`MIN_INTERVAL_NS`] that has [`MIN_DATAGRAMS`]. Without that many
-/// datagrams, the interval lasts [`MAX_INTERVAL_NS`]; while the rate is being doubled, [`MIN_INTERVAL_NS`] suffices.
+/// The search judges a rate by the feedback of an interval. An interval has at least this duration and
+/// [`MIN_DATAGRAMS`] datagrams, or lasts [`MAX_INTERVAL_NS`]. While the search doubles the rate, this duration
+/// suffices.
 const MIN_INTERVAL_NS: u64 = 45_000_000;
 const MIN_DATAGRAMS: u64 = 100;
 const MAX_INTERVAL_NS: u64 = 400_000_000;
-/// If no feedback about a rate arrives for this time (sender's clock), the rate is halved.
+/// If no feedback about datagrams of the current rate arrives for this time of the sender's clock, the search halves
+/// the rate.
 const FEEDBACK_TIMEOUT_NS: u64 = 1_000_000_000;
-/// A persistent queueing delay above this means that the path is full.
+/// A persistent queueing delay above this value means that the path is full.
 const FULL_QUEUE_US: u32 = 8_000;
 /// How many consecutive feedbacks must report a full queue before the path counts as full.
 const FULL_QUEUE_FEEDBACKS: u32 = 2;
-/// A queueing delay below this means that the queue is empty.
+/// A queueing delay below this value means that the path's queue is empty.
 const EMPTY_US: u32 = 2_000;
-/// The queue should drain in about this time. While it drains, the rate is a share, within [`DRAINING`], of the rate
-/// that the path carries.
+/// The path's queue should drain in about this time, in microseconds. While the queue drains, the rate is a share,
+/// within [`DRAINING`], of the rate that the path carries.
 const DRAIN_US: f64 = 200_000.0;
 const DRAINING: std::ops::RangeInclusive<f64> = 0.5..=0.9;
-/// Probing begins at this share of the rate that the path carried.
+/// Probing begins at this share of the rate that the full path carried.
 const JUST_BELOW: f64 = 0.985;
-/// The first step up while probing, as a share of the rate.
+/// The first increase of the rate while probing, as a share of the rate.
 const STEP: f64 = 0.005;
-/// From this many intervals on, the total loss is compared with the bound. If it exceeds the bound, the rate is reduced
-/// to the share [`BACK`] after each interval with loss, and to [`FAR_BACK`] if the path is full.
+/// From this many intervals after settling on, the search compares the total loss with the bound. If the total loss
+/// exceeds the bound, the rate is reduced to the share [`BACK`] after each interval with loss, and to [`FAR_BACK`] if
+/// the path is full.
 const MIN_INTERVALS: u32 = 10;
 const BACK: f64 = 0.98;
 const FAR_BACK: f64 = 0.93;
-/// A path that suddenly carries less than this share of the last clean rate is stalled or has changed.
+/// A path that suddenly carries less than this share of the last rate that it carried without being full is stalled or
+/// has changed.
 const MUCH_LESS: f64 = 0.93;
-/// A sender that reaches less than this share of the intended rate is at its own limit.
+/// A sender that sends at less than this share of the intended rate has reached its own limit.
 const SENDER_LIMIT: f64 = 0.85;
 /// If the rate rises above this multiple of the settled rate within [`YOUNG`] intervals after settling, the search
 /// starts again.
@@ -52,26 +56,26 @@ const YOUNG: u32 = 24;
 /// The rate search of one stream.
 #[derive(Debug)]
 pub(super) struct Search {
-    /// The accepted loss, as a share of the datagrams.
+    /// The bound for the loss, as a share of the sent datagrams.
     bound: f64,
-    /// Payload bits of one datagram.
+    /// The number of payload bits of one datagram.
     bits: f64,
     rate_bps: f64,
     state: SearchState,
     /// The highest rate at which the search has settled; `None` while it has not.
     settled_bps: Option<f64>,
-    /// The sequence number of the first datagram that was sent at this rate.
+    /// The sequence number of the first datagram that was sent at the current rate.
     mark: u64,
     /// When the rate was last changed, by the sender's clock.
     changed_ns: u64,
-    /// The first feedback that covers datagrams of this rate.
+    /// The first feedback that covers datagrams of the current rate.
     since: Option<Feedback>,
     last: Option<Feedback>,
-    /// Consecutive clean intervals: the path was not full and lost little.
+    /// The number of consecutive clean intervals, in which the path was not full and lost few datagrams.
     clean: u32,
-    /// Consecutive intervals in which the sender did not reach the rate.
+    /// The number of consecutive intervals in which the sender did not reach the rate.
     behind: u32,
-    /// Consecutive feedbacks that reported a queue.
+    /// The number of consecutive feedbacks that reported a full queue.
     queued: u32,
     /// The last rate that the path has carried without being full.
     clean_bps: f64,
@@ -79,32 +83,34 @@ pub(super) struct Search {
     /// this rate.
     regain_bps: Option<f64>,
     /// The sequence number of the first datagram after the search settled. `settled_since` is the first feedback that
-    /// covers it.
+    /// covers this datagram.
     settled_from: u64,
     settled_since: Option<Feedback>,
-    /// Datagrams sent since the search settled. `lost` is how many of them were lost. Updated with each feedback.
+    /// The number of datagrams sent since the search settled. `lost` is how many of these were lost. Each feedback
+    /// updates both.
     expected: f64,
     lost: f64,
-    /// Intervals judged since the search settled.
+    /// The number of intervals judged since the search settled.
     judged: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum SearchState {
-    /// Doubles the rate until the path is full.
+    /// The search doubles the rate until the path is full.
     Rising,
-    /// Lets the queue drain, and then continues with the rate `then_bps`.
+    /// The search lets the path's queue drain, and then continues with the rate `then_bps`.
     Draining { then_bps: f64 },
-    /// Probes around the rate that the path carries.
+    /// The search probes around the rate that the path carries.
     Probing,
 }
 
-/// The counts of one interval.
+/// The counts of the datagrams in one interval between two feedbacks.
 struct RateInterval {
     seconds: f64,
     expected: f64,
     lost: f64,
-    /// The received rate; `sent_bps` is the sent rate. Both in bits per second of payload.
+    /// The rate at which datagrams were received. `sent_bps` is the rate at which they were sent. Both are in bits per
+    /// second of payload.
     received_bps: f64,
     sent_bps: f64,
 }
@@ -145,7 +151,8 @@ impl Search {
         self.settled_bps.is_some()
     }
 
-    /// Continues at the same rate with datagrams of `payload` bytes. `sent` is the number of datagrams sent so far.
+    /// Continues the search at the same rate with datagrams of `payload` bytes. `sent` is the number of datagrams sent
+    /// so far.
     pub(super) fn resize(&mut self, payload: usize, sent: u64, now_ns: u64) {
         self.bits = (payload * 8) as f64;
         self.change(self.rate_bps, sent, now_ns);
@@ -159,7 +166,7 @@ impl Search {
         }
         self.sum_up(&feedback);
         if let SearchState::Draining { then_bps } = self.state {
-            // Waits until datagrams of this rate arrive and the queue is empty. A queue that does not drain in time
+            // Waits until datagrams of this rate arrive and the queue is empty. A delay that does not drain in time
             // belongs to the path.
             let long = now_ns.saturating_sub(self.changed_ns) > FEEDBACK_TIMEOUT_NS;
             if feedback.through >= self.mark && feedback.queue_us < EMPTY_US || long {
@@ -169,7 +176,7 @@ impl Search {
             }
             return;
         }
-        // A queue counts only for the rate that caused it, and a single report may come from a stalled host.
+        // A queue counts only for the rate that caused it, and a single report of a queue may come from a stalled host.
         let is_long = feedback.queue_us > FULL_QUEUE_US && feedback.through >= self.mark;
         self.queued = if is_long { self.queued + 1 } else { 0 };
         if self.queued >= FULL_QUEUE_FEEDBACKS {
@@ -228,7 +235,7 @@ impl Search {
         }
         let is_lossy = interval.lost > allowed / 4.0 + 0.5 || self.lost > 0.7 * self.bound * self.expected + 0.5;
         if is_lossy {
-            // Close to the bound.
+            // The loss is close to the bound.
             self.clean = 0;
             let back = if self.is_over_bound() { BACK } else { 1.0 };
             return self.change(self.rate_bps * back, sent, now_ns);
@@ -252,7 +259,7 @@ impl Search {
         self.change(next, sent, now_ns);
     }
 
-    /// Handles a full path: the received rate is the rate that the path carries.
+    /// Handles an interval in which the path was full: the received rate is the rate that the path carries.
     fn full(&mut self, interval: &RateInterval, queue_us: u32, sent: u64, now_ns: u64) {
         let carried = interval.received_bps.min(self.rate_bps);
         self.clean = 0;
@@ -300,7 +307,8 @@ impl Search {
         }
     }
 
-    /// Whether the total loss since settling exceeds the bound. `false` before [`MIN_INTERVALS`].
+    /// Whether the total loss since the search settled exceeds the bound. Always `false` before [`MIN_INTERVALS`]
+    /// intervals.
     fn is_over_bound(&self) -> bool {
         self.judged >= MIN_INTERVALS && self.lost > self.bound * self.expected
     }
@@ -335,33 +343,35 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
     const FEEDBACK_NS: u64 = 50_000_000;
 
-    /// A simulated path.
+    /// A simulated path, and the limit of its sender.
     #[derive(Clone, Copy, Debug)]
     struct Path {
-        /// Payload that it carries.
+        /// The highest rate that the path carries, in bits per second of payload.
         bps: f64,
-        /// How long a datagram waits in its queue at most.
+        /// The longest time that a datagram waits in the path's queue.
         queue_ns: u64,
         one_way_ns: u64,
-        /// One in so many is lost for no reason; 0: none.
+        /// The path loses about one in this many datagrams even if it is not full; 0: none.
         lost_one_in: u64,
-        /// What the sender can do at most.
+        /// The highest rate at which the sender can send, in bits per second of payload.
         sender_bps: f64,
     }
 
     const PLAIN: Path =
         Path { bps: 100e6, queue_ns: 50_000_000, one_way_ns: 5_000_000, lost_one_in: 0, sender_bps: 1e12 };
 
-    /// The result of a run.
+    /// The result of a simulated search.
     #[derive(Debug)]
     struct Found {
-        /// Payload that arrived in the settled part, in bits per second, and its share of loss.
+        /// The rate of the payload that arrived after the search had settled, in bits per second. `loss` is the share
+        /// of it that was lost.
         bps: f64,
         loss: f64,
         settled_at_s: f64,
     }
 
-    /// Runs a search over `path` for `seconds`, as sender and receiver do.
+    /// Simulates a search over `path` for `seconds`, with the sender and the receiver. Returns `None` if the search
+    /// does not settle.
     fn run(path: Path, seconds: u64) -> Option<Found> {
         let mut search = Search::new(PAYLOAD, 10_000);
         let mut ledger = DatagramLedger::new();
@@ -373,7 +383,7 @@ mod tests {
         let mut next_feedback = 0;
         let mut last_arrival = 0;
         while now < seconds * SECOND {
-            // The receiver, until now.
+            // Simulates the receiver up to the time `now`.
             loop {
                 let arrives = under_way.front().map_or(u64::MAX, |(at, _)| *at);
                 if arrives.min(next_feedback) > now {
@@ -512,8 +522,8 @@ mod tests {
                 one_way_ns: one_way_ms * 1_000_000,
                 ..PLAIN
             };
-            // Feedback comes later than the queue fills: on about one in fifty such paths the rate that is found is up to
-            // a quarter too low.
+            // The queue fills before feedback arrives: on about one in fifty such paths, the search finds a rate that
+            // is up to a quarter too low.
             if queue_ms < one_way_ms {
                 let found = run(path, 10).unwrap();
                 prop_assert!(found.bps > 0.7 * path.bps && found.bps < 1.05 * path.bps, "{:?}", found);

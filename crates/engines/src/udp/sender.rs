@@ -1,5 +1,5 @@
 //! The sending end of a stream: sends datagrams of equal size on an absolute schedule while the receiver sends
-//! feedback. The rate is the requested one or the one that the search finds. The same at both ends of a session. Uses a
+//! feedback. The rate is requested, or found by the search. The code is the same at both ends of a session. Uses a
 //! socket and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
@@ -20,25 +20,26 @@ use super::size::PayloadSize;
 use super::socket::{self, BatchSender, await_readable, take_waiting};
 use super::{DEFAULT_LOSS_PPM, FEEDBACK_INTERVAL, PAUSE_AFTER, opposite};
 
-/// How long a sender waits for the first feedback.
+/// How long a sender waits for the receiver's first feedback.
 pub(super) const FEEDBACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a sender waits until the receiver confirms the end of the stream.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(2);
-/// One send holds at most the bytes of this time at the current rate, because a longer burst could overflow a small
-/// queue.
+/// One send call has at most the datagrams that are due in this time at the current rate, because a longer burst could
+/// overflow a small queue.
 const MAX_BURST: Duration = Duration::from_micros(500);
-/// The longest delay that a late sender makes up for. It does not make up for the rest of a longer delay.
+/// The longest delay that a late sender makes up for. Of a longer delay, the sender does not make up for the rest.
 const MAX_CATCH_UP: Duration = Duration::from_millis(20);
 /// Like [`MAX_CATCH_UP`], but during a search, in which a burst could look like a full path.
 const MAX_SEARCH_CATCH_UP: Duration = Duration::from_millis(1);
 /// How often a waiting sender checks whether its phase is over.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often the sender reads signals while datagrams are always due.
+/// How often the sender reads signals, in nanoseconds, if datagrams are always due, so that the sender never waits for
+/// signals.
 const LISTEN_INTERVAL_NS: u64 = 1_000_000;
 /// The maximum number of signals that the sender reads at once.
 const MAX_READS_IN_A_ROW: usize = 64;
 
-/// The tally of a direction's senders.
+/// The counts of all senders of a direction in one tally.
 pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Sent> + Clone) -> DatagramTally {
     let first = streams.clone().next().copied().unwrap_or_default();
     let settled = streams.clone().map(|sent| sent.settled).try_fold(0, |sum, one| Some(sum + one?));
@@ -54,20 +55,20 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Sent> + Clone) -> Data
     }
 }
 
-/// Reads the feedback of the receiver.
+/// Reads the feedback that the receiver of a stream sends to its sender.
 struct FeedbackReader<'a> {
     socket: &'a UdpSocket,
     keys: &'a SessionKeys,
     run: &'a UdpRun<'a>,
     stream_id: StreamId,
     flow: Direction,
-    /// The highest number of a feedback so far. A feedback without a higher number may be a replay.
+    /// The highest signal number of any feedback so far. A feedback whose number is not higher may be a replay.
     newest: Option<u64>,
     heard: Instant,
 }
 
 impl FeedbackReader<'_> {
-    /// The next feedback that has arrived at the socket. Does not wait.
+    /// Reads the next new feedback that has arrived at the socket. Does not wait.
     fn next(&mut self) -> Option<Feedback> {
         let mut bytes = [0; SIGNAL + 1];
         for _ in 0..MAX_READS_IN_A_ROW {
@@ -84,7 +85,7 @@ impl FeedbackReader<'_> {
         None
     }
 
-    /// Waits for the next feedback, at most until `until` or the end of the phase.
+    /// Waits for the next new feedback, at most until `until`. Returns `None` then, or if the stream must stop.
     fn await_next(&mut self, until: Instant) -> io::Result<Option<Feedback>> {
         loop {
             if let Some(feedback) = self.next() {
@@ -99,7 +100,7 @@ impl FeedbackReader<'_> {
     }
 }
 
-/// The sending rate.
+/// The rate at which a stream sends: fixed, or found by a search.
 enum Pace {
     Fixed(f64),
     Searched(Box<Search>),
@@ -141,8 +142,8 @@ impl Outgoing {
     }
 }
 
-/// Passes a feedback to the search and to the payload size. `next` is the number of the next datagram. Returns the
-/// payload if it changes.
+/// Passes a feedback to the rate search in `pace` and to the choice of the payload in `size`. `next` is the sequence
+/// number of the next datagram. Returns the new payload in bytes if it changes.
 fn react(feedback: Feedback, pace: &mut Pace, size: Option<&mut PayloadSize>, next: u64, now_ns: u64) -> Option<usize> {
     let (changed, is_proven) = match size {
         Some(size) => (size.on_feedback(&feedback, next, now_ns), size.is_proven()),
@@ -158,12 +159,12 @@ fn react(feedback: Feedback, pace: &mut Pace, size: Option<&mut PayloadSize>, ne
     changed
 }
 
-/// Sends until the phase's time is over, and then tells the receiver how many datagrams it sent, until the receiver
-/// confirms that. `run.counter` and `report` include what was sent before a failure.
+/// Sends datagrams until the phase's time is over. Then sends the number of sent datagrams until the receiver confirms
+/// that number. `run.counter` and `report` include what was sent before a failure.
 pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpReport) -> io::Result<()> {
     let ReadyStream { socket, stream_id, keys, .. } = stream;
     let (context, stream_id, direction) = (run.context, *stream_id, run.direction);
-    // The latest possible end, until the first feedback has arrived.
+    // Sets the latest possible end, which holds until the first feedback has arrived.
     report.until = context.until() + FEEDBACK_TIMEOUT;
     let sent = &mut report.own.sent;
     sent.payload = socket::payload(socket, context.ask)?;
@@ -242,7 +243,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
         if most == 0 {
             break;
         }
-        // The last datagram is as long as all others.
+        // The last datagram is as long as all others, even if fewer bytes are left to send.
         let batch = datagrams.get_mut(..most.div_ceil(payload) * payload).unwrap_or_default();
         for (seq, datagram) in (sent.datagrams..).zip(batch.chunks_exact_mut(payload)) {
             Seal::stamp(Bulk { seq, sent_ns: now_ns, is_settled: settled_from.is_some() }, datagram);
@@ -268,12 +269,12 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
                         outgoing = Outgoing::new(socket, payload, &seal);
                     }
                     None if room < payload => return Err(socket::mtu_decreased(socket, payload)),
-                    // The error belongs to an earlier, larger datagram.
+                    // The error was caused by an earlier, larger datagram.
                     None => due_ns = now_ns as f64 + 1e6,
                 }
             }
-            // Nothing was sent: the interface is down, a firewall forbids it, or the buffer is full. If this persists,
-            // the feedback stops.
+            // Nothing was sent: the interface is down, a firewall forbids it, or the buffer is full. If the failure
+            // persists, the feedback stops.
             Err(_) => due_ns = now_ns as f64 + 1e6,
         }
     }
@@ -289,7 +290,8 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
     Ok(())
 }
 
-/// Sends the number of datagrams until the receiver confirms it. Returns the confirmation, if it arrived.
+/// Sends the number `sent` of all datagrams until the receiver confirms the number. Returns the confirmation, or `None`
+/// if none arrived in time.
 fn confirm_end(reader: &mut FeedbackReader<'_>, direction: Direction, sent: u64) -> io::Result<Option<Feedback>> {
     let end = Instant::now() + CONFIRMATION_TIMEOUT;
     let mut number = 0;

@@ -36,7 +36,7 @@ impl UdpServer {
         let socket = proven.port.connect(proven.to, proven.peer)?;
         let stream = ReadyStream::new(stream_id, socket, &self.keys, &self.spec, &self.control)?;
         if direction_of(&self.spec, spec, stream_id.stream.into()) == Some(Direction::Download) {
-            // Checked before the phase, so that the tally says why nothing was sent.
+            // Checks the payload before the phase, so that the tally has the reason why nothing was sent.
             socket::payload(&stream.socket, &self.spec)?;
         }
         Ok(stream)
@@ -49,7 +49,7 @@ impl EngineServer for UdpServer {
     }
 
     fn admit(&self, _preamble: Preamble, _stream: MeteredStream) {
-        // This engine has no data connections: dropping refuses it.
+        // This engine has no data connections: dropping the connection refuses it.
     }
 
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {

@@ -1,17 +1,17 @@
-//! Chooses the payload of datagrams if the request sets none. It becomes smaller if the kernel learns of a smaller path
-//! MTU. It also becomes smaller if nothing arrives, because a path may drop large packets without an ICMP error (a
-//! black hole; RFC 8899, section 1.1). Pure.
+//! Chooses the payload size of datagrams if the test request sets none. The payload becomes smaller if the kernel
+//! learns of a smaller path MTU. The payload also becomes smaller if no datagram arrives, because a path may drop large
+//! packets without an ICMP error (a black hole; RFC 8899, section 1.1). Pure: feedback and times are arguments.
 
 use super::packet::{Feedback, HEADER};
 
-/// The payload that fits the smallest MTU of IPv6, 1280 bytes (RFC 8200, section 5).
+/// The payload in bytes that fits the smallest MTU of IPv6, 1280 bytes (RFC 8200, section 5).
 pub(super) const SMALL_PAYLOAD: usize = 1280 - 40 - 8;
 /// If this many datagrams were sent and none has arrived after [`BLACK_HOLE_AFTER_NS`], the path counts as a black
 /// hole. Feedback still arrives, so the other end is alive.
 const MIN_DATAGRAMS: u64 = 5;
 const BLACK_HOLE_AFTER_NS: u64 = 1_000_000_000;
 
-/// The payload of one stream's datagrams.
+/// The choice of the payload of one stream's datagrams.
 #[derive(Debug)]
 pub(super) struct PayloadSize {
     payload: usize,
@@ -26,34 +26,37 @@ pub(super) struct PayloadSize {
 enum SizeState {
     /// No datagram has arrived yet.
     Unproven,
-    /// The payload was reduced before anything arrived; `from` is the number of the first smaller datagram.
+    /// The payload was reduced before any datagram arrived; `from` is the sequence number of the first smaller
+    /// datagram.
     Reduced { from: u64 },
-    /// Datagrams arrive. `vanished` larger ones did not.
+    /// Datagrams arrive. `vanished` is the number of larger ones that did not.
     Proven { vanished: u64 },
 }
 
 impl PayloadSize {
-    /// Starts with `payload` at `now_ns` of the sender's clock.
+    /// Starts with datagrams of `payload` bytes at `now_ns` of the sender's clock.
     pub(super) fn new(payload: usize, now_ns: u64) -> Self {
         Self { payload, largest: payload, since_ns: now_ns, state: SizeState::Unproven, is_black_hole: false }
     }
 
-    /// Whether datagrams arrive. Until they do, feedback says nothing about the rate.
+    /// Whether datagrams of the chosen payload arrive. Until they do, feedback does not show whether the path carries
+    /// the rate.
     pub(super) fn is_proven(&self) -> bool {
         matches!(self.state, SizeState::Proven { .. })
     }
 
-    /// The number of datagrams that did not arrive because they were too large.
+    /// The number of datagrams that did not arrive because they were too large for the path.
     pub(super) fn vanished(&self) -> u64 {
         if let SizeState::Proven { vanished } = self.state { vanished } else { 0 }
     }
 
-    /// Whether large datagrams did not arrive and no ICMP error reported it.
+    /// Whether the path dropped large datagrams without an ICMP error (a black hole).
     pub(super) fn is_black_hole(&self) -> bool {
         self.is_black_hole && self.vanished() > 0
     }
 
-    /// Processes a feedback at `now_ns`. `next` is the number of the next datagram. Returns the payload if it changes.
+    /// Processes a feedback at `now_ns`. `next` is the sequence number of the next datagram. Returns the new payload if
+    /// it changes.
     pub(super) fn on_feedback(&mut self, feedback: &Feedback, next: u64, now_ns: u64) -> Option<usize> {
         match self.state {
             SizeState::Unproven if feedback.received > 0 => {
@@ -72,8 +75,8 @@ impl PayloadSize {
             }
             SizeState::Reduced { .. } if feedback.received == 0 => None,
             SizeState::Reduced { from } => {
-                // Datagrams arrive in about the order of their numbers. If some of the larger ones have arrived, the
-                // larger ones were only slow.
+                // Datagrams arrive in about the order of their numbers. If some of the larger datagrams have arrived,
+                // all larger ones were only slow.
                 let is_slow = feedback.through <= from || feedback.received > feedback.through - from;
                 self.state = SizeState::Proven { vanished: if is_slow { 0 } else { from } };
                 if !is_slow || self.payload == self.largest {
@@ -87,7 +90,7 @@ impl PayloadSize {
     }
 
     /// Reduces the payload to `room`, the largest one that fits the path MTU that the kernel has learned. `next` is the
-    /// number of the next datagram. Returns the payload if it changes.
+    /// sequence number of the next datagram. Returns the new payload if it changes.
     pub(super) fn limit(&mut self, room: usize, next: u64) -> Option<usize> {
         if room >= self.payload || room < HEADER {
             return None;

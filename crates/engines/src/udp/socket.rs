@@ -1,5 +1,5 @@
 //! Datagram sockets: their options, the payload that fits the path MTU, and segmentation offload (udp(7), `UDP_SEGMENT`
-//! and `UDP_GRO`). Without offload, datagrams are sent one by one.
+//! and `UDP_GRO`). Without segmentation offload, datagrams are sent one by one.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -22,12 +22,12 @@ use crate::socket::mark;
 /// of one stream. A burst that exceeds the buffer is lost.
 const RECEIVE_BUFFERS: usize = 32 << 20;
 const MIN_RECEIVE_BUFFER: usize = 1 << 20;
-/// The maximum number of datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
+/// The maximum number of datagrams in one send call (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
 const MAX_SEGMENTS: usize = 64;
-/// How long a send may wait for buffer space.
+/// How long a send call may wait for space in the socket's send buffer.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Sets the socket options of `socket`, which is connected, as requested in `ask`.
+/// Sets the options of the connected socket `socket` as requested in the test `ask`.
 pub(super) fn prepare(socket: &UdpSocket, ask: &TestSpec) -> io::Result<()> {
     let reference = SockRef::from(socket);
     let room = (RECEIVE_BUFFERS / usize::from(ask.streams.max(1))).max(MIN_RECEIVE_BUFFER);
@@ -37,7 +37,7 @@ pub(super) fn prepare(socket: &UdpSocket, ask: &TestSpec) -> io::Result<()> {
             reference.set_recv_buffer_size(bytes as usize)?;
         }
         None if setsockopt(socket, sockopt::RcvBufForce, &room).is_err() => {
-            // Best effort: as large as the system allows without privileges.
+            // Best effort: sets a buffer as large as the system allows without privileges.
             reference.set_recv_buffer_size(room).ok();
         }
         None => {}
@@ -72,8 +72,8 @@ pub(super) fn room(socket: &UdpSocket) -> io::Result<(usize, u32)> {
     Ok(((mtu as usize).saturating_sub(headers), mtu))
 }
 
-/// The payload of each datagram in bytes. Fails if the requested payload exceeds the path MTU; the error says what to
-/// do.
+/// The payload of each datagram of the test `ask` in bytes. Fails if the requested payload exceeds the path MTU; the
+/// text of the error names the options that help.
 pub(super) fn payload(socket: &UdpSocket, ask: &TestSpec) -> io::Result<usize> {
     let Some(bytes) = ask.block_bytes else {
         let whole = if ask.fragments { DEFAULT_PAYLOAD } else { room(socket)?.0 };
@@ -87,7 +87,7 @@ pub(super) fn payload(socket: &UdpSocket, ask: &TestSpec) -> io::Result<usize> {
     if bytes > room { Err(too_large(bytes, room, mtu)) } else { Ok(bytes) }
 }
 
-/// The error for a datagram that no longer fits because the path MTU has decreased.
+/// The error for a datagram of `payload` bytes that no longer fits because the path MTU has decreased.
 pub(super) fn mtu_decreased(socket: &UdpSocket, payload: usize) -> io::Error {
     let (room, mtu) = room(socket).unwrap_or_default();
     too_large(payload, room, mtu)
@@ -100,9 +100,9 @@ fn too_large(payload: usize, room: usize, mtu: u32) -> io::Error {
 
 /// Sends datagrams of equal size from a contiguous buffer.
 pub(super) struct BatchSender {
-    /// Payload bytes of each datagram.
+    /// The payload bytes of each datagram.
     payload: usize,
-    /// The maximum number of datagrams in one send.
+    /// The maximum number of datagrams in one send call.
     most: usize,
 }
 
@@ -118,8 +118,8 @@ impl BatchSender {
         self.most
     }
 
-    /// Sends `datagrams`, which must be one or more whole datagrams. If the kernel cannot send many at once, sends only
-    /// the first. Returns how many were sent. Datagrams that the kernel drops count as sent.
+    /// Sends `datagrams`, which must be one or more whole datagrams. If the kernel cannot send several at once, sends
+    /// only the first. Returns the number of sent datagrams, in which datagrams that the kernel drops are included.
     pub(super) fn send(&mut self, socket: &UdpSocket, datagrams: &[u8]) -> io::Result<usize> {
         let count = datagrams.len() / self.payload;
         if count > 1 && self.most > 1 {
@@ -128,8 +128,8 @@ impl BatchSender {
             let whole = [IoSlice::new(datagrams)];
             match sendmsg::<SockaddrStorage>(socket.as_raw_fd(), &whole, &segments, MsgFlags::empty(), None) {
                 Ok(_) => return Ok(count),
-                // One datagram, and no loop: the caller checks before each call whether it may still send, and a call
-                // may take as long as the socket's timeout.
+                // Sends one datagram below, without a loop: the caller checks before each call whether it may still
+                // send, and a call may take as long as the socket's timeout.
                 Err(errno) if is_unsupported(errno) => self.most = 1,
                 Err(errno) => return Err(errno.into()),
             }
@@ -138,7 +138,7 @@ impl BatchSender {
     }
 }
 
-/// Whether the error means that the kernel or a sandbox does not support segmentation offload here.
+/// Whether `errno` means that the kernel or a sandbox does not support segmentation offload.
 fn is_unsupported(errno: nix::Error) -> bool {
     use nix::errno::Errno;
     matches!(errno, Errno::EINVAL | Errno::EIO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP)
@@ -152,13 +152,13 @@ pub(super) struct BatchReceiver {
 
 impl BatchReceiver {
     pub(super) fn of(socket: &UdpSocket) -> Self {
-        // Best effort: without it each call returns one datagram.
+        // Best effort: without this option, each call returns one datagram.
         setsockopt(socket, sockopt::UdpGroSegment, &true).ok();
         Self { room: vec![0; 1 << 16], control: nix::cmsg_space!(i32) }
     }
 
-    /// Waits for datagrams, at most for the socket's timeout. Returns their bytes and the length of each; the last one
-    /// may be shorter.
+    /// Waits for datagrams, at most for the socket's timeout. Returns the bytes of all received datagrams in sequence,
+    /// and the length of each datagram; the last datagram may be shorter.
     pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<(&[u8], usize)> {
         let mut into = [IoSliceMut::new(&mut self.room)];
         let message = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::empty())?;
@@ -173,8 +173,8 @@ impl BatchReceiver {
     }
 }
 
-/// Waits until `socket` is readable, or until `until`. Returns whether it is readable. Errors and the end of the socket
-/// count as readable.
+/// Waits until `socket` is readable, or until `until`. Returns whether the socket is readable. A socket with an error
+/// or at its end counts as readable.
 #[expect(clippy::disallowed_methods, reason = "waits in wall time")]
 pub(super) fn await_readable(socket: &UdpSocket, until: Instant) -> io::Result<bool> {
     let left = until.saturating_duration_since(Instant::now());
@@ -186,10 +186,11 @@ pub(super) fn await_readable(socket: &UdpSocket, until: Instant) -> io::Result<b
     }
 }
 
-/// Reads the next datagram into `bytes` without waiting. Returns its full length, even if it was truncated.
+/// Reads the next datagram into `bytes` without waiting. Returns the full length of the datagram, even if it was
+/// truncated, or `None` if the read fails.
 pub(super) fn take_waiting(socket: &UdpSocket, bytes: &mut [u8]) -> Option<usize> {
     use rustix::net::{RecvFlags, recv};
-    // Reading clears the error of an earlier send; the next call returns the datagram.
+    // A read that fails with the error of an earlier send clears this error; the next call returns the datagram.
     recv(socket, bytes, RecvFlags::DONTWAIT).ok().map(|(_, len)| len)
 }
 
@@ -211,7 +212,8 @@ mod tests {
         TestSpec::new(EngineId::try_from("udp").unwrap(), DataMode::Tunneled, vec![], 1)
     }
 
-    /// What arrives of three datagrams of 100 bytes and one of 60, sent by two calls.
+    /// Sends three datagrams of 100 bytes with `sends`, and one of 60 bytes. Returns the datagrams that arrive at
+    /// `theirs`.
     fn arrive(sends: &mut BatchSender, ours: &UdpSocket, theirs: &UdpSocket) -> Vec<Vec<u8>> {
         let bytes = (0..30).flat_map(|ten| [ten; 10]).collect::<Vec<u8>>();
         let mut sent = 0;
@@ -245,7 +247,8 @@ mod tests {
     #[test]
     fn a_call_sends_one_datagram_if_the_kernel_does_not_send_many_at_once() {
         let Some((ours, _theirs)) = pair("127.0.0.1") else { return };
-        // More than the kernel's limit of 128, which it refuses like a host without segmentation offload.
+        // The kernel refuses more than 128 datagrams per call with the error that a host without segmentation offload
+        // returns.
         let mut sends = BatchSender { payload: 10, most: 200 };
         assert_eq!(sends.send(&ours, &[0; 2000]).unwrap(), 1);
         assert_eq!((sends.most(), sends.send(&ours, &[0; 20]).unwrap()), (1, 1));
@@ -261,7 +264,7 @@ mod tests {
         assert_eq!(payload(&ours, &asks(65_488, false)).unwrap(), 65_488);
         assert_eq!(payload(&ours, &asks(65_507, true)).unwrap(), 65_507);
         assert_eq!(payload(&ours, &spec()).unwrap(), DEFAULT_PAYLOAD);
-        // The kernel enforces it too.
+        // The kernel also refuses the larger payload.
         assert_eq!(ours.send(&[0; 65_507]).unwrap_err().raw_os_error(), Some(nix::libc::EMSGSIZE));
         prepare(&ours, &asks(65_507, true)).unwrap();
         assert_eq!(ours.send(&[0; 65_507]).unwrap(), 65_507);

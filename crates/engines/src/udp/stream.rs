@@ -1,4 +1,4 @@
-//! Implements [`PhaseStream`] for a stream of `udp`, the same at both ends of a session.
+//! Implements [`PhaseStream`] for the streams of `udp`. The implementation is the same at both ends of a session.
 
 use std::io;
 use std::net::{Shutdown, UdpSocket};
@@ -19,7 +19,7 @@ fn done(run: &UdpRun<'_>, report: &mut UdpReport, result: io::Result<()>) -> io:
 }
 
 impl PhaseStream for ReadyStream {
-    /// A second handle of the stream's socket, to shut it down.
+    /// A second handle of the stream's socket, with which the watcher can shut the socket down.
     type Watched = UdpSocket;
     type Own = StreamCounts;
     const THREADS: [&'static str; 2] = ["udp-send", "udp-receive"];
@@ -48,11 +48,11 @@ impl PhaseStream for ReadyStream {
     fn pause(_socket: &UdpSocket, _is_silent: bool) {}
 
     fn abort(socket: &UdpSocket) {
-        // Fails only if it has ended already.
+        // Fails only if the socket was shut down already.
         SockRef::from(socket).shutdown(Shutdown::Both).ok();
     }
 
-    /// The text of the error. It already says what to do.
+    /// Returns the error's own text, which already describes the failure.
     fn describe(failure: &io::Error, _after: Duration) -> String {
         failure.to_string()
     }

@@ -1,5 +1,5 @@
-//! Both ends of `udp` against each other over real loopback sockets, and against other senders. Nothing here waits
-//! for a clock: phases end by themselves or by an event.
+//! Tests both ends of `udp` against each other over real loopback sockets, and against other senders. No test waits for
+//! a clock: a phase ends by itself or by an event.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -27,7 +27,7 @@ fn keys(seed: u8) -> SessionKeys {
     SessionKeys::derive(SessionId::from_bytes([seed; 16]), Zeroizing::new([seed; 32]))
 }
 
-/// A phase that tests end by an event.
+/// The duration of a phase that a test ends by an event.
 const HOUR_MS: u32 = 3_600_000;
 
 fn spec(streams: u16, loads: &[Load], duration_ms: u32) -> TestSpec {
@@ -36,7 +36,7 @@ fn spec(streams: u16, loads: &[Load], duration_ms: u32) -> TestSpec {
     TestSpec { bitrate_bps: Some(4_000_000), ..TestSpec::new(engine, DataMode::Tunneled, phases, streams) }
 }
 
-/// A session at a reflector.
+/// The reflector's end of one session, with its UDP port.
 struct Reflector {
     port: Arc<UdpPort>,
     server: UdpServer,
@@ -89,7 +89,7 @@ fn client(spec: &TestSpec, target: SocketAddr, control: &Arc<SessionControl>) ->
     })
 }
 
-/// Runs one phase at both ends: the reflector's tally and the appliance's.
+/// Runs one phase at both ends. Returns the reflector's tally and the appliance's tally.
 fn run(
     reflector: &Reflector,
     client: &UdpClient,
@@ -106,7 +106,7 @@ fn run(
                 }
                 watch(progress);
             });
-            // Ends the wait for a start that never came.
+            // Ends the wait for the start if the phase did not start.
             start.lock().unwrap().send(()).unwrap_or(());
             tally
         });
@@ -117,7 +117,7 @@ fn run(
     })
 }
 
-/// What sender and receiver counted of one direction.
+/// The datagram counts of the sender and of the receiver of `direction`.
 fn counted((served, driven): &(PhaseTally, PhaseTally), direction: Direction) -> (DatagramTally, DatagramTally) {
     let of = |tally: &PhaseTally| **tally.direction(direction).unwrap().datagrams.as_ref().unwrap();
     match direction {
@@ -126,7 +126,7 @@ fn counted((served, driven): &(PhaseTally, PhaseTally), direction: Direction) ->
     }
 }
 
-/// A socket that says what it likes to the reflector.
+/// A socket that sends arbitrary signals to the reflector, in place of an appliance.
 struct Teller {
     socket: UdpSocket,
     keys: SessionKeys,
@@ -148,7 +148,7 @@ impl Teller {
         self.socket.send(&self.sealed(stream_id, number, word)).unwrap();
     }
 
-    /// The next signal that is no feedback.
+    /// Waits for the reflector's next signal other than feedback.
     fn hear(&self) -> Signal {
         loop {
             let mut bytes = [0; 2000];
@@ -169,14 +169,14 @@ impl Teller {
         }
     }
 
-    /// Proves that it receives.
+    /// Validates the socket's address for a stream: requests a token, and returns it to the reflector.
     fn stand(&self, stream_id: StreamId) {
         let token = self.token(stream_id, 0);
         self.say(stream_id, 0, Word::Answer(token));
         assert_eq!(self.hear().word, Word::Ready);
     }
 
-    /// Nothing lies in the socket.
+    /// Asserts that no datagram has arrived at the socket.
     fn assert_silence(&self) {
         self.socket.set_nonblocking(true).unwrap();
         assert_eq!(self.socket.recv(&mut [0; 2000]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -197,7 +197,8 @@ fn what_is_sent_arrives_in_both_directions() {
         for direction in directions {
             let (sender, receiver) = counted(&tallies, *direction);
             assert!(sender.sent.unwrap() > 0, "{sender:?}");
-            // Loopback loses what does not fit a buffer, which is a matter of luck; what is counted is not.
+            // Loopback may lose datagrams that do not fit in a buffer, but the receiver must never count more than were
+            // sent.
             assert!(receiver.received.unwrap() <= sender.sent.unwrap(), "{sender:?} {receiver:?}");
             assert_eq!((receiver.duplicates, receiver.out_of_order), (Some(0), Some(0)));
             assert_eq!(sender.payload_bytes, Some(1400));
@@ -232,7 +233,7 @@ fn bytes_are_charged_as_they_flow_and_wait_for_their_lease() {
     lending.join().unwrap();
     let sent = tallies.0.download.unwrap().count.bytes;
     assert!(sent > 300_000);
-    // And the signals of the introduction.
+    // The session is also charged for the signals that validate the address.
     assert!(control.spent() >= sent && control.spent() < sent + 1000 * SIGNAL as u64, "{} {sent}", control.spent());
 }
 
@@ -288,9 +289,9 @@ fn a_stream_whose_source_changes_is_counted_and_gets_no_stream() {
     let [first, rewritten] = [(); 2].map(|()| Teller::from("127.0.0.1", reflector.at(), 1));
     let token = first.token(FIRST, 1);
     assert_eq!(seen(), DatagramsSeen { answered: 1, from_elsewhere: 0 });
-    // The answer leaves through another port of a NAT, which gets no challenge of its own.
+    // The token is returned from another port, as behind a NAT. The reflector sends no challenge to this port.
     rewritten.say(FIRST, 2, Word::Answer(token));
-    // The same stream begins anew from there.
+    // The same stream begins again from the other port.
     rewritten.token(FIRST, 3);
     assert_eq!(seen(), DatagramsSeen { answered: 2, from_elsewhere: 2 });
     Teller::from("127.0.0.2", reflector.at(), 1).say(FIRST, 4, Word::Hello);
@@ -340,10 +341,10 @@ fn a_forged_replayed_or_unknown_signal_gets_no_answer_and_changes_nothing() {
     owner.socket.send(&turned).unwrap();
     other_address.say(FIRST, 8, Word::Hello);
     unknown.say(FIRST, 8, Word::Hello);
-    // The token of one address is nothing at another, even with the right key.
+    // The token of one address is not valid for another address, even with the session's key.
     other_port.say(FIRST, 8, Word::Answer(token));
 
-    // The reader goes in order: once this is answered, nothing before it will be.
+    // The reflector reads in order: after the reply to this signal, it answers no earlier signal.
     owner.say(FIRST, 9, Word::Answer(token));
     assert_eq!(owner.hear().word, Word::Ready);
     owner.say(FIRST, 9, Word::Answer(token));
@@ -359,7 +360,8 @@ fn a_forged_replayed_or_unknown_signal_gets_no_answer_and_changes_nothing() {
     assert_eq!(refused, expected);
 }
 
-/// Plays the receiver of a download whose reflector is real; gives the datagrams that came until `enough`.
+/// Receives datagrams of a download from the reflector, until `enough` were sent. Returns one more than the highest
+/// sequence number that arrived.
 fn take(teller: &Teller, seal: &Seal, enough: u64) -> u64 {
     let mut bytes = [0; 2000];
     let mut through = 0;
@@ -394,13 +396,13 @@ fn sending_begins_with_the_first_feedback_and_needs_new_feedback() {
             let sealed = Signal { stream_id: FIRST, number, word }.seal(Direction::Upload, keys);
             teller.socket.send(&sealed).unwrap();
         };
-        // Of another session, of another stream: as good as none.
+        // Feedback for another session or for another stream has no effect.
         feedback(0, &keys(2));
         teller.say(StreamId { phase: 0, stream: 1 }, 1, Word::Feedback(Feedback::default()));
         teller.assert_silence();
         feedback(1, &teller.keys);
         let through = take(&teller, &seal, 1);
-        // A replay of it does not keep the flood alive: it ends although the replays go on without end.
+        // Replays of that feedback do not keep the sender going: it pauses although the replays continue.
         teller.socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let mut quiet = 0;
         let mut came = through;
@@ -415,9 +417,9 @@ fn sending_begins_with_the_first_feedback_and_needs_new_feedback() {
                 Err(_) => quiet += 1,
             }
         }
-        // 0.6 s at 4 Mbit/s are 215 datagrams.
+        // At 4 Mbit/s, 215 datagrams are sent in 0.6 s.
         assert!(came < 1000, "{came} datagrams");
-        // The next one lets it go on.
+        // The sender resumes on new feedback.
         teller.socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         feedback(2, &teller.keys);
         assert!(take(&teller, &seal, came + 1) > came);
@@ -461,7 +463,7 @@ fn foreign_and_duplicate_bulk_is_not_counted() {
             (3..6).for_each(|seq| send(&other, seq));
         }
         teller.socket.send(&[0; 200]).unwrap();
-        // Not the sender's word, and then the sender's.
+        // Sends a `Last` signal that is sealed with another session's key, and then the sender's own.
         teller
             .socket
             .send(&Signal { stream_id: FIRST, number: 0, word: Word::Last(1) }.seal(Direction::Upload, &keys(2)))

@@ -14,23 +14,23 @@ use nix::sys::time::TimeSpec;
 use super::DATAGRAM_LEN;
 use super::stamps::{ClockPair, StampConverter};
 
-/// Buffer size for a sent datagram with its link-layer, IPv6 and UDP headers, as the kernel reports it.
+/// The buffer size for the kernel's report of a sent datagram, which includes the link-layer, IPv6 and UDP headers.
 const SENT_LEN: usize = 256;
 
 /// The metadata of one datagram that arrived.
 pub(crate) struct Arrival {
-    /// The length of the datagram in bytes; [`Mailbox::LONGER`] if it is longer than a packet of this protocol.
+    /// The length of the datagram in bytes; [`Mailbox::LONGER`] if the datagram is longer than [`DATAGRAM_LEN`].
     pub(crate) len: usize,
-    /// The source address and port.
+    /// The source address and port of the datagram.
     pub(crate) from: SocketAddr,
     /// The local address that the datagram was sent to.
     pub(crate) to: Option<IpAddr>,
     /// When the datagram arrived, in nanoseconds of `CLOCK_MONOTONIC`, by the kernel's receive timestamp. Without a
-    /// usable timestamp it is the time of the read, which makes round trips look longer.
+    /// usable timestamp, the time of the read replaces it, which makes round trips look longer.
     pub(crate) arrived_ns: u64,
 }
 
-/// The buffers that datagrams are read into.
+/// The buffers into which the datagrams of one socket and their metadata are read.
 pub(crate) struct Mailbox {
     control: Vec<u8>,
     stamps: StampConverter,
@@ -38,20 +38,20 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
-    /// One byte more than a packet of this protocol has, to detect longer datagrams.
+    /// The length of the buffer in bytes: one more than [`DATAGRAM_LEN`], to detect longer datagrams.
     pub(crate) const LONGER: usize = DATAGRAM_LEN + 1;
 
-    /// A mailbox for `socket`. Enables the metadata of arrival times and local addresses.
+    /// A mailbox for `socket`. Makes the kernel report the arrival time and the local address of each datagram.
     pub(crate) fn of(socket: &UdpSocket) -> io::Result<Self> {
         Self::unbound(socket, socket.local_addr()?.is_ipv6())
     }
 
     /// Like [`Mailbox::of`], for a socket that is not bound yet.
     pub(crate) fn unbound(socket: &UdpSocket, is_v6: bool) -> io::Result<Self> {
-        // Best effort: without it the time is that of the read.
+        // Best effort: without timestamps, the arrival time is the time of the read.
         setsockopt(socket, sockopt::ReceiveTimestampns, &true).ok();
         if is_v6 {
-            // Also applies to IPv4 on a dual-stack socket.
+            // This option also applies to IPv4 on a dual-stack socket.
             setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         } else {
             setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
@@ -68,15 +68,16 @@ impl Mailbox {
     }
 
     /// Makes the kernel report when it passed each datagram of `socket` to the network interface, after the host's own
-    /// queues (`SOF_TIMESTAMPING_TX_SOFTWARE`). Best effort: without it [`Mailbox::departure`] reports nothing.
+    /// queues (`SOF_TIMESTAMPING_TX_SOFTWARE`). Best effort: without this option, [`Mailbox::departure`] reports
+    /// nothing.
     pub(crate) fn stamp_departures(socket: &UdpSocket) {
         let flags = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
         setsockopt(socket, sockopt::Timestamping, &flags).ok();
     }
 
-    /// The next datagram that left this host, and when it left, in nanoseconds of `CLOCK_MONOTONIC`. `None` for a
-    /// report without a usable time, `WouldBlock` if there are no more reports. The bytes are not verified: a firewall
-    /// of the host may have changed them.
+    /// Reads the kernel's next report of a datagram that left this host: its bytes, and when it left, in nanoseconds of
+    /// `CLOCK_MONOTONIC`. Returns `None` for a report without a usable time, and `WouldBlock` if there are no more
+    /// reports. The bytes are not verified: a firewall of the host may have changed them.
     pub(crate) fn departure(&mut self, socket: &UdpSocket) -> io::Result<Option<([u8; DATAGRAM_LEN], u64)>> {
         let mut bytes = [0; SENT_LEN];
         let mut into = [IoSliceMut::new(&mut bytes)];
@@ -88,12 +89,12 @@ impl Mailbox {
         });
         let len = message.bytes;
         let left_ns = stamp.and_then(|stamp| self.stamps.convert(nanoseconds(stamp), ClockPair::read()));
-        // The report contains the packet with its headers; the datagram is its end.
+        // The report contains the packet with its headers; the datagram is at the end of the packet.
         let sent = bytes.get(..len).and_then(<[u8]>::last_chunk::<DATAGRAM_LEN>);
         Ok(sent.copied().zip(left_ns))
     }
 
-    /// Disables the metadata of arrival times and local addresses, which only a mailbox uses.
+    /// Ends the kernel's reports of arrival times and local addresses for `socket`, which only a mailbox uses.
     pub(crate) fn close(socket: &UdpSocket) {
         // Best effort: the metadata only costs time.
         setsockopt(socket, sockopt::ReceiveTimestampns, &false).ok();
@@ -103,8 +104,8 @@ impl Mailbox {
         };
     }
 
-    /// The next datagram; `WouldBlock` if there is none. `None` for a datagram without a source address, and at the end
-    /// of a socket that was shut down.
+    /// Reads the next datagram into `bytes`. Returns `WouldBlock` if there is none, and `None` for a datagram without a
+    /// source address or at the end of a socket that was shut down.
     pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<Option<Arrival>> {
         let mut into = [IoSliceMut::new(&mut self.bytes)];
         let message =
@@ -119,7 +120,8 @@ impl Mailbox {
                     arrival.arrived_ns = self.stamps.convert(nanoseconds(at), now).unwrap_or(arrival.arrived_ns);
                 }
                 ControlMessageOwned::Ipv4PacketInfo(info) => {
-                    // The local address of the route, which differs from the header's only for broadcasts.
+                    // This is the local address of the route. It differs from the destination address in the header
+                    // only for broadcasts.
                     arrival.to = Some(IpAddr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()));
                 }
                 ControlMessageOwned::Ipv6PacketInfo(info) => arrival.to = Some(IpAddr::from(info.ipi6_addr.s6_addr)),
@@ -130,8 +132,8 @@ impl Mailbox {
     }
 }
 
-/// Sends `bytes` to `to` without blocking. Sends from the local address `from` if it is known, and with the DSCP `dscp`
-/// (RFC 2474) if there is one.
+/// Sends `bytes` to `to` without blocking. The source address is `from`, if it is known. The DSCP is `dscp` (RFC 2474),
+/// if it is set.
 pub(crate) fn answer(
     socket: &UdpSocket,
     bytes: &[u8],
@@ -185,7 +187,8 @@ mod tests {
 
     use super::*;
 
-    /// Asserts the local address of a packet sent to each of `targets`, and the source address of its answer.
+    /// Checks, for a packet to each of `targets`, the reported local address of the packet and the source address of
+    /// its answer.
     fn answers_of(bind: &str, targets: &[&str]) {
         let socket = UdpSocket::bind(bind).unwrap();
         let port = socket.local_addr().unwrap().port();
@@ -209,7 +212,7 @@ mod tests {
         }
     }
 
-    /// The length, the sender and the traffic class of the next datagram.
+    /// The length, the sender and the traffic class of the next datagram that arrives at `socket`.
     fn received_mark(socket: &UdpSocket) -> (usize, SocketAddr, u8) {
         if socket.local_addr().unwrap().is_ipv4() {
             setsockopt(socket, sockopt::IpRecvTos, &true).unwrap();
@@ -255,7 +258,7 @@ mod tests {
             let mut mailbox = Mailbox::of(&socket).unwrap();
             Mailbox::stamp_departures(&socket);
             let mut last = None;
-            // The kernel begins to stamp a moment after the first request.
+            // The kernel begins to make timestamps a moment after the first request for them.
             for number in 0..u8::MAX {
                 let before = ClockPair::read().monotonic_ns.cast_unsigned();
                 socket.send(&[number; DATAGRAM_LEN]).unwrap();
@@ -275,7 +278,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let (before, left_ns, arrived_ns) = last.unwrap();
-            // A wall clock that is slewed moves by less than that.
+            // The wall clock may be slewed, but moves by less than `slack` in this time.
             let slack = 1_000_000;
             assert!(before <= left_ns + slack && left_ns <= arrived_ns + slack, "{before} {left_ns} {arrived_ns}");
         }

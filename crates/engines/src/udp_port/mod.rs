@@ -1,6 +1,6 @@
 //! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims, and passes
 //! the datagram to the session's handler for its kind. Other datagrams get no answer. Uses a socket, and a thread that
-//! reads it.
+//! reads the socket.
 
 pub(crate) mod datagram;
 mod stamps;
@@ -23,24 +23,25 @@ use crate::session_control::SessionControl;
 use crate::thread_limit;
 use datagram::{Arrival, Mailbox, answer};
 
-/// The length in bytes of every answered datagram and of its answer. Because they are equal, the port never amplifies.
+/// The length in bytes of every answered datagram and of its answer. Because the lengths are equal, the port never
+/// amplifies traffic.
 pub const DATAGRAM_LEN: usize = 96;
 
-/// The version of the datagrams' layout, which is the first byte of each.
+/// The version of the datagrams' layout. The first byte of each datagram is the version.
 pub(crate) const VERSION: u8 = 1;
 
-/// The socket's receive buffer in bytes, shared by all sessions. It holds the datagrams that arrive while the thread is
-/// not scheduled.
+/// The size in bytes of the socket's receive buffer, which all sessions share. The buffer holds the datagrams that
+/// arrive while the reading thread is not scheduled.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// The maximum number of datagrams that the thread reads before it checks whether it must end.
+/// The maximum number of datagrams that a port's thread reads before it checks whether it must end.
 const MAX_READS_IN_A_ROW: usize = 64;
-/// The maximum number of datagrams that are read from a new socket because they may have arrived before it was
-/// connected.
+/// The maximum number of datagrams that are read from a new socket of [`PortHandle::connect`], because datagrams of
+/// other senders may have arrived before the socket was connected.
 const MAX_STRAYS: usize = 4096;
 
-/// Handles some kinds of datagrams of one session.
+/// Handles datagrams of certain kinds for one session.
 pub trait DatagramHandler: Send + Sync {
-    /// Whether this handler accepts datagrams of `kind`, which is their second byte.
+    /// Whether this handler accepts datagrams of the kind `kind`. The second byte of a datagram is its kind.
     fn takes(&self, kind: u8) -> bool;
 
     /// Verifies a datagram and returns the answer. The caller has checked only that the datagram claims the session and
@@ -53,11 +54,11 @@ pub trait DatagramHandler: Send + Sync {
     }
 }
 
-/// A datagram that arrived at a port.
+/// A datagram that arrived at a UDP port and claims an enrolled session.
 pub struct Datagram<'a> {
-    /// The payload.
+    /// The UDP payload of the datagram.
     pub bytes: &'a [u8; DATAGRAM_LEN],
-    /// The source address and port.
+    /// The source address and port of the datagram.
     pub from: SocketAddr,
     /// The local address that the datagram was sent to.
     pub to: Option<IpAddr>,
@@ -65,11 +66,11 @@ pub struct Datagram<'a> {
     pub arrived_ns: u64,
     /// The UDP port that the datagram arrived at.
     pub port: &'a PortHandle,
-    /// The counts of its session's datagrams so far.
+    /// The counts of the datagrams of the session that the datagram claims.
     pub counts: &'a DatagramCounts,
 }
 
-/// Counts of the datagrams of one session.
+/// Counts of the datagrams that claim one session.
 #[derive(Debug, Default)]
 pub struct DatagramCounts {
     answered: AtomicU64,
@@ -77,12 +78,12 @@ pub struct DatagramCounts {
 }
 
 impl DatagramCounts {
-    /// Counts a datagram whose source was rewritten on the way.
+    /// Counts a datagram that came from another source than expected, for example because a NAT rewrote the source.
     pub(crate) fn came_from_elsewhere(&self) {
         self.from_elsewhere.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The counts so far.
+    /// The counts of the session's datagrams so far.
     pub fn seen(&self) -> DatagramsSeen {
         DatagramsSeen {
             answered: self.answered.load(Ordering::Relaxed),
@@ -94,7 +95,7 @@ impl DatagramCounts {
 /// Why a datagram was not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The datagram is not of a kind that this port answers.
+    /// The datagram is not of a length, version or kind that this port answers.
     Malformed,
     /// The datagram's session is not enrolled.
     UnknownSession,
@@ -106,14 +107,14 @@ pub enum Refusal {
     Forged,
     /// The datagram arrived before, or is too old to be remembered.
     Replayed,
-    /// The datagram's session sends more than it may.
+    /// The datagram's session sends more datagrams than it is allowed to send.
     TooFast,
 }
 
 /// The number of datagrams that were not answered, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
-    /// Datagrams that are not of a kind that this port answers.
+    /// Datagrams that are not of a length, version or kind that this port answers.
     pub malformed: u64,
     /// Datagrams of sessions that are not enrolled.
     pub unknown_session: u64,
@@ -125,11 +126,12 @@ pub struct Refused {
     pub forged: u64,
     /// Datagrams that arrived before, or are too old to be remembered.
     pub replayed: u64,
-    /// Datagrams of sessions that send more than they may.
+    /// Datagrams of sessions that send more datagrams than they are allowed to send.
     pub too_fast: u64,
 }
 
-/// Reads the datagrams of one UDP socket on its own thread. Dropping this ends the thread and closes the socket.
+/// Reads the datagrams of one UDP socket on a thread of its own, and answers them. Dropping the port ends the thread
+/// and closes the socket.
 pub struct UdpPort {
     shared: Arc<PortState>,
     local: SocketAddr,
@@ -144,7 +146,7 @@ struct PortState {
     wake: Wake,
 }
 
-/// A session whose datagrams are answered.
+/// A session whose datagrams a port answers.
 struct Enrolled {
     session: SessionId,
     control: Arc<SessionControl>,
@@ -154,12 +156,12 @@ struct Enrolled {
 }
 
 impl UdpPort {
-    /// Starts to read `socket`. Nothing is answered until a session is enrolled.
+    /// Starts a thread that reads `socket`. The port answers no datagram until a session is enrolled.
     pub fn spawn(socket: UdpSocket) -> io::Result<Arc<Self>> {
         // Best effort: a burst that exceeds the buffer looks like packet loss.
         SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER).ok();
-        // Set only after the bind, so that the bind was exclusive. From now on, sockets of this process may share the
-        // port (see `PortHandle`).
+        // The option is set only after the bind, so that the bind is exclusive. From now on, sockets of this process
+        // may share the port (see `PortHandle`).
         SockRef::from(&socket).set_reuse_port(true)?;
         let local = socket.local_addr()?;
         let mut mailbox = Mailbox::of(&socket)?;
@@ -178,14 +180,14 @@ impl UdpPort {
         Ok(Arc::new(Self { shared, local, thread: Some(thread) }))
     }
 
-    /// The address that the socket is bound to.
+    /// The local address and port of the socket.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// Passes datagrams of `session` from `peer` to the first of `handlers` that accepts their kind. This ends when the
-    /// returned value is dropped or the session is cancelled. An answered datagram and its answer are charged to the
-    /// session.
+    /// Passes datagrams of `session` from `peer` to the first of `handlers` that accepts their kind. The port stops
+    /// answering when the returned value is dropped or the session is cancelled. An answered datagram and its answer
+    /// are charged to the session.
     pub fn enroll(
         &self,
         session: SessionId,
@@ -199,7 +201,7 @@ impl UdpPort {
         Enrolment { shared: Arc::clone(&self.shared), enrolled }
     }
 
-    /// The datagrams that were not answered so far, by reason.
+    /// The numbers of datagrams that were not answered so far, by reason.
     pub fn refused(&self) -> Refused {
         let of = |reason: Refusal| self.shared.refused[reason as usize].load(Ordering::Relaxed);
         Refused {
@@ -213,7 +215,7 @@ impl UdpPort {
         }
     }
 
-    /// The number of answers that this host failed to send. They look like packet loss.
+    /// The number of answers that this host failed to send. To the other end, these look like packet loss.
     pub fn unsent(&self) -> u64 {
         self.shared.unsent.load(Ordering::Relaxed)
     }
@@ -230,7 +232,7 @@ impl Drop for UdpPort {
     }
 }
 
-/// Keeps one session enrolled: its datagrams are answered until this is dropped.
+/// Keeps one session enrolled at a port. Dropping this value ends the answers to the session's datagrams.
 #[must_use = "dropping it ends the session's answers"]
 pub struct Enrolment {
     shared: Arc<PortState>,
@@ -238,7 +240,7 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
-    /// The live counts of the session's datagrams.
+    /// The counts of the session's datagrams, which the port continues to update.
     pub fn counts(&self) -> Arc<DatagramCounts> {
         Arc::clone(&self.enrolled.counts)
     }
@@ -274,7 +276,7 @@ impl PortState {
         }
     }
 
-    /// Answers a datagram that arrived at `socket`, or counts the refusal.
+    /// Answers the datagram `bytes`, which arrived at `socket`, or counts the refusal.
     fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], arrival: &Arrival) {
         if let Err(reason) = self.answer(socket, bytes, arrival) {
             self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
@@ -307,7 +309,7 @@ impl PortState {
     }
 }
 
-/// The session and the kind that an unverified datagram claims; `None` if it has another version.
+/// The session and the kind that an unverified datagram claims; `None` if the datagram has another version.
 fn claimed(bytes: &[u8; DATAGRAM_LEN]) -> Option<(SessionId, u8)> {
     let session = SessionId::from_bytes(std::array::from_fn(|at| bytes[4 + at]));
     (bytes[0] == VERSION).then_some((session, bytes[1]))
@@ -319,17 +321,17 @@ pub fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
     claimed(bytes.try_into().ok()?).map(|(session, _)| session)
 }
 
-/// A handle of the UDP port, for its datagram handlers. It does not keep the port open.
+/// A handle of a UDP port, for the port's datagram handlers. The handle does not keep the port open.
 #[derive(Clone)]
 pub struct PortHandle {
     shared: Arc<PortState>,
-    /// Empty after the port was dropped.
+    /// The port's socket; no longer available once the port is dropped.
     socket: Weak<UdpSocket>,
 }
 
 impl PortHandle {
-    /// Opens a socket at this port and the local address `to`, connected to `peer`. From then on, the kernel delivers
-    /// the datagrams of `peer` to this socket, and all others to the [`UdpPort`].
+    /// Opens a socket with this port's number and the local address `to`, connected to `peer`. While the socket is
+    /// open, the kernel delivers the datagrams of `peer` to this socket, and all others to the [`UdpPort`].
     pub fn connect(&self, to: Option<IpAddr>, peer: SocketAddr) -> io::Result<UdpSocket> {
         let port = self.socket.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         let mut local = port.local_addr()?;
@@ -360,7 +362,8 @@ impl PortHandle {
                     self.shared.take(&port, bytes, &arrival);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                // A datagram of the peer, which will repeat it; or an earlier error, which this read has cleared.
+                // This was a datagram of the peer, which will repeat it, or an earlier error, which the read has
+                // cleared.
                 Ok(_) | Err(_) => {}
             }
         }
@@ -385,7 +388,7 @@ mod tests {
     const ECHOED: u8 = 1;
     const KEPT: u8 = 5;
 
-    /// Answers with the received datagram.
+    /// A handler that answers each datagram with the same bytes.
     struct Echoing;
 
     impl DatagramHandler for Echoing {
@@ -398,7 +401,8 @@ mod tests {
         }
     }
 
-    /// Passes on the port of all accepted datagrams, and answers none.
+    /// A handler that passes the port, the local address and the source of each accepted datagram to the test, and
+    /// answers none.
     struct Keeping(Mutex<Sender<(PortHandle, Option<IpAddr>, SocketAddr)>>);
 
     impl DatagramHandler for Keeping {
@@ -425,7 +429,8 @@ mod tests {
 
     type Kept = std::sync::mpsc::Receiver<(PortHandle, Option<IpAddr>, SocketAddr)>;
 
-    /// A port with a session of the peer `peer`, and the receiver of the passed-on ports.
+    /// A port with a session of the peer `peer`, the session's enrolment, and the receiver of what [`Keeping`] passes
+    /// on.
     fn open(bind: &str, peer: Option<IpAddr>) -> (Arc<UdpPort>, Enrolment, Kept) {
         let port = UdpPort::spawn(UdpSocket::bind(bind).unwrap()).unwrap();
         let (keep, kept) = channel();
@@ -482,8 +487,8 @@ mod tests {
 
     #[test]
     fn datagrams_of_other_senders_go_to_the_port() {
-        // While sockets open and close at the port, datagrams are still answered. One may reach a socket in the moment
-        // in which it closes; it is lost, as in a network.
+        // While sockets open and close at the port, datagrams are still answered. A datagram that reaches a socket in
+        // the moment in which the socket closes is lost, as in a network.
         let (port, _enrolment, kept) = open("127.0.0.1:0", None);
         let at = port.local_addr();
         let prober = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -3,22 +3,22 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// A change of the offset between the clocks above this means that the wall clock was set. Smaller changes are reading
-/// errors.
+/// If the offset between the clocks changes by more than this, in nanoseconds, the wall clock was set. Smaller changes
+/// are reading errors.
 const LEAST_SET_NS: i64 = 1_000_000;
-/// Readings of the two clocks that are this close together count as simultaneous.
+/// Readings of the two clocks count as simultaneous if they are at most this far apart, in nanoseconds.
 const CLOSE_NS: i64 = 10_000;
-/// How many times both clocks are read at most to get simultaneous readings.
+/// The maximum number of times that both clocks are read to get simultaneous readings.
 const TRIES: usize = 4;
 
-/// The readings of both clocks at one moment, in nanoseconds.
+/// Readings of the monotonic clock and the wall clock at about the same moment, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClockPair {
-    /// `CLOCK_MONOTONIC`.
+    /// The reading of the monotonic clock (`CLOCK_MONOTONIC`).
     pub(crate) monotonic_ns: i64,
-    /// `CLOCK_REALTIME`.
+    /// The reading of the wall clock (`CLOCK_REALTIME`).
     pub(crate) wall_ns: i64,
-    /// How long it took to read both clocks.
+    /// The time that it took to read both clocks.
     pub(crate) apart_ns: i64,
 }
 
@@ -55,12 +55,12 @@ impl ClockPair {
     }
 }
 
-/// Converts the timestamps of one socket.
+/// Converts the kernel's timestamps of one socket from the wall clock to the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StampConverter {
-    /// The wall clock minus the monotonic clock.
+    /// The offset between the clocks: the wall clock minus the monotonic clock.
     offset_ns: i64,
-    /// The offset is valid from this time of the monotonic clock on.
+    /// The time of the monotonic clock from which on `offset_ns` is valid.
     since_ns: i64,
 }
 
@@ -69,8 +69,8 @@ impl StampConverter {
         Self { offset_ns: now.offset_ns(), since_ns: now.monotonic_ns }
     }
 
-    /// Converts a timestamp that the kernel made before `now` to nanoseconds of the monotonic clock. `None` if the wall
-    /// clock may have been set since the timestamp.
+    /// Converts the timestamp `stamp_ns`, which the kernel made before `now`, to nanoseconds of the monotonic clock.
+    /// Returns `None` if the wall clock may have been set since the timestamp was made.
     pub(crate) fn convert(&mut self, stamp_ns: i64, now: ClockPair) -> Option<u64> {
         let moved_ns = now.offset_ns().saturating_sub(self.offset_ns).saturating_abs();
         if moved_ns > LEAST_SET_NS.saturating_add(now.apart_ns) {
@@ -93,7 +93,7 @@ mod tests {
     const SECOND: i64 = 1_000_000_000;
     const MS: i64 = 1_000_000;
 
-    /// Both clocks at a time of the monotonic one, with the wall clock ahead by `offset_ns`.
+    /// Readings of both clocks at `monotonic_ns`, with the wall clock ahead by `offset_ns`.
     fn at(monotonic_ns: i64, offset_ns: i64) -> ClockPair {
         ClockPair { monotonic_ns, wall_ns: monotonic_ns + offset_ns, apart_ns: 100 }
     }
@@ -107,7 +107,7 @@ mod tests {
             let arrived = now - waited;
             assert_eq!(stamps.convert(arrived + offset, at(now, offset)), u64::try_from(arrived).ok(), "{waited}");
         }
-        // Reading errors.
+        // Errors of reading the clocks are tolerated.
         assert_eq!(stamps.convert(200 * SECOND + offset + 300, at(200 * SECOND, offset)), Some(200_000_000_000));
         let apart = ClockPair { apart_ns: 40 * MS, wall_ns: 300 * SECOND + offset + 20 * MS, ..at(300 * SECOND, 0) };
         assert_eq!(stamps.convert(299 * SECOND + offset, apart), Some(299_000_000_000), "not taken for a set clock");
@@ -119,7 +119,8 @@ mod tests {
             let offset = 1_700_000_000 * SECOND;
             let mut stamps = StampConverter::new(at(10 * SECOND, offset));
             assert_eq!(stamps.convert(20 * SECOND + offset, at(20 * SECOND, offset)), Some(20_000_000_000));
-            // Set at 30 s. What arrived before has the old time, but is read after.
+            // The wall clock is set at 30 s. A datagram that arrived before has a timestamp of the old wall clock, but
+            // is read after.
             let set = offset + step;
             for arrived in [29 * SECOND, 29 * SECOND + 990 * MS] {
                 let read = stamps.convert(arrived + offset, at(30 * SECOND, set));
