@@ -138,7 +138,7 @@ pub struct Preamble {
 impl Preamble {
     /// Length of an encoded preamble, in bytes.
     pub const LEN: usize = 48;
-    /// Length of the nonce, in bytes.
+    /// Length of [`Preamble::nonce`], in bytes.
     pub const NONCE_LEN: usize = 12;
     /// The phase number of a connection that carries latency probes.
     pub const ECHO: u8 = 255;
@@ -208,7 +208,7 @@ pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
 }
 
 /// Decodes the hexadecimal digits of `text` into `bytes`. Returns `false` if their number does not fit or a character
-/// is not a digit. For secrets: no other buffer gets a copy.
+/// is not a digit. Suits secrets, because no other buffer gets a copy of the bytes.
 pub(crate) fn unhex_into(text: &str, bytes: &mut [u8]) -> bool {
     let fits = text.len() == 2 * bytes.len();
     fits && data_encoding::HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), bytes).is_ok()

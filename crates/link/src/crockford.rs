@@ -50,8 +50,8 @@ pub(crate) fn values_of(bytes: &[u8], bits: usize) -> Vec<u8> {
         .collect()
 }
 
-/// The check digits for `payload`: with them appended, the number is a multiple of [`MODULUS`]. Their own value is
-/// always below the modulus.
+/// The check digits for `payload`. `payload` and its check digits, read as one number, are a multiple of [`MODULUS`].
+/// The value of the check digits alone is always below the modulus.
 pub(crate) fn check_of(payload: &[u8]) -> [u8; CHECK_DIGITS] {
     let rest = payload.iter().fold(0u64, |acc, v| (acc * 32 + u64::from(*v)) % u64::from(MODULUS));
     let shifted = rest * (1 << 20) % u64::from(MODULUS);

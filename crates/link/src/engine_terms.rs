@@ -6,18 +6,18 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// The terms of one grant, by name. Both [`Self::new`] and the decoder drop entries above the limits.
+/// The terms of one grant, by name. Both [`Self::new`] and the decoder drop entries that exceed a limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct EngineTerms(BTreeMap<String, String>);
 
 impl EngineTerms {
-    /// The maximum number of entries of one grant.
+    /// The maximum number of entries in the terms of one grant.
     pub const MAX_ENTRIES: usize = 8;
-    /// The longest name and the longest text, in bytes. Both must be printable ASCII.
+    /// The maximum length of a name and of a text, in bytes. Both must be printable ASCII.
     pub const MAX_TEXT: usize = 1024;
 
-    /// Keeps the entries within the limits and drops the others.
+    /// Makes terms of the `entries` within the limits, and drops the others.
     pub fn new(entries: impl IntoIterator<Item = (String, String)>) -> Self {
         let is_short_ascii =
             |text: &str| text.len() <= Self::MAX_TEXT && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));

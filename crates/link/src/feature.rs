@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct Feature(String);
 
-/// The text is not a valid feature name.
+/// The error for a text that is not a valid feature name.
 #[derive(Debug, thiserror::Error)]
 #[error("a feature's name must have 1 to 24 characters of a-z, 0-9 and _")]
 pub struct InvalidFeature;
 
-/// The features that both programs of this version support.
+/// The features that both programs (reflector and appliance) of this version support.
 const OWN: &[&str] =
     &[Feature::DIRECTION_BYTES, Feature::MONITOR, Feature::PATH_FACTS, Feature::PHASE_DETAIL, Feature::STOP_PHASE];
 
@@ -24,19 +24,19 @@ impl Feature {
     /// The reflector can end a direction after a number of bytes (`TestSpec::direction_bytes`).
     pub const DIRECTION_BYTES: &str = "direction_bytes";
 
-    /// The longest name, in characters.
+    /// The maximum length of a feature's name, in characters.
     pub const MAX_CHARS: usize = 24;
     /// Monitor sessions: the message `monitor`, and its answer `monitor_granted`.
     pub const MONITOR: &str = "monitor";
     /// The reflector's view of the path: the message `path_facts`, and the answer with the same name.
     pub const PATH_FACTS: &str = "path_facts";
-    /// The reflector can send the messages `phase_detail`. It sends them if a request asks for them
+    /// The reflector can send the messages `phase_detail`. It sends them only for a request that asks for them
     /// (`TestSpec::phase_detail`).
     pub const PHASE_DETAIL: &str = "phase_detail";
     /// The reflector can end a phase before its time: the message `stop_phase`, in sessions with `TestSpec::may_stop`.
     pub const STOP_PHASE: &str = "stop_phase";
 
-    /// Whether `theirs`, the features of the other end, contain `name`.
+    /// Whether `theirs`, a list of features, contains the feature `name`.
     pub fn is_in(name: &str, theirs: &[Self]) -> bool {
         theirs.iter().any(|feature| feature.as_str() == name)
     }

@@ -5,7 +5,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::PeerText;
 
-/// The longest body of a frame, in bytes.
+/// The maximum length of a frame's body, in bytes.
 pub const MAX_FRAME: usize = 16 * 1024;
 
 /// The maximum number of bytes that a [`Decoder`] buffers. Only a caller that pushes without calling [`Decoder::next`]
@@ -27,7 +27,8 @@ pub enum FrameError {
     /// The caller pushed more than [`MAX_BUFFERED`] bytes without calling [`Decoder::next`].
     #[error("more than {MAX_BUFFERED} received bytes are waiting to be decoded")]
     BufferFull,
-    /// The body is not the JSON of a message. The text comes from the JSON parser and may quote the other end.
+    /// The body is not the JSON of a message. The text comes from the JSON parser and may quote what the other end
+    /// sent.
     #[error("a frame is not a valid message: {0}")]
     NotAMessage(PeerText),
     /// A list in a message is longer than the protocol allows.
@@ -50,7 +51,7 @@ pub struct TooMany {
 
 /// A message whose lists have a maximum length.
 pub trait Bounded {
-    /// Checks the length of every list.
+    /// Checks the length of every list in the message.
     fn check(&self) -> Result<(), TooMany>;
 }
 

@@ -31,7 +31,7 @@ pub enum LinkError {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
-    /// Reads and writes frames over `stream`.
+    /// Wraps `stream`, to read and write frames over it.
     pub fn new(stream: S) -> Self {
         Self { stream, decoder: Decoder::new(), buffer: Box::new([0; 4096]) }
     }

@@ -37,7 +37,7 @@ impl EndpointId {
     }
 }
 
-/// Number of digits for the key, without check digits.
+/// Number of base-32 digits for the key in an Endpoint ID, without check digits.
 const KEY_DIGITS: usize = 52;
 
 /// Why text is not an Endpoint ID.
@@ -135,7 +135,7 @@ impl JsonSchema for EndpointId {
     }
 }
 
-/// A device's secret key. Never printed, wiped from memory when dropped.
+/// A device's secret key. It is never printed, and it is wiped from memory when dropped.
 pub struct SecretKey {
     /// Boxed, so that moving the key copies only a pointer. Without the box, each move would leave a copy of the seed
     /// that is never wiped.
@@ -165,7 +165,7 @@ impl SecretKey {
         Self::of_seed(&seed)
     }
 
-    /// The key pair of `seed`, which the caller wipes.
+    /// Derives the key pair from `seed`. The caller must wipe `seed` from memory.
     pub(crate) fn of_seed(seed: &[u8; Self::LEN]) -> Result<Self, KeyGenerationError> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| KeyGenerationError)?;
         let public = pair.public_key().as_ref().try_into().map_err(|_| KeyGenerationError)?;
@@ -179,8 +179,8 @@ impl SecretKey {
         self.id
     }
 
-    /// A tag (HMAC) by which this device recognises its own data in a place where others can write. Tags with different
-    /// `purpose` are independent of each other.
+    /// An HMAC over `parts` by which this device recognises its own data in a place where others can write, such as a
+    /// database. Tags with different `purpose` are independent of each other.
     pub fn own_tag(&self, purpose: &str, parts: &[&[u8]]) -> [u8; Self::LEN] {
         let tag = hmac::sign(&self.tag_key(purpose), &joined(parts));
         // An HMAC-SHA256 has this length.
@@ -189,7 +189,7 @@ impl SecretKey {
         bytes
     }
 
-    /// Whether `tag` is the [`SecretKey::own_tag`] of these parts.
+    /// Whether `tag` is the [`SecretKey::own_tag`] of this key for `purpose` and `parts`.
     pub fn is_own_tag(&self, purpose: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
         hmac::verify(&self.tag_key(purpose), &joined(parts), tag).is_ok()
     }
@@ -212,7 +212,7 @@ impl SecretKey {
     }
 }
 
-/// Concatenates the parts, each after its length, so that different parts never give the same bytes.
+/// Concatenates the parts, each preceded by its length, so that different parts never give the same bytes.
 fn joined(parts: &[&[u8]]) -> Vec<u8> {
     let part = |part: &&[u8]| [&(part.len() as u64).to_be_bytes(), *part].concat();
     parts.iter().flat_map(part).collect()

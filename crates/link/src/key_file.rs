@@ -14,7 +14,7 @@ use crate::admission::unhex_into;
 use crate::identity::KeyGenerationError;
 use crate::{EndpointId, SecretKey};
 
-/// The start of the file's only line: the name and version of the format. The seed follows in hexadecimal.
+/// The start of a key file's only line: the name and version of the format. The seed follows in hexadecimal.
 const MAGIC: &str = "packetparamedic-key-v1 ";
 
 /// More bytes than any key file has. A file of this length or more is not a key file.
@@ -24,7 +24,7 @@ const MAX_LEN: usize = 256;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum KeyFileError {
-    /// The file does not exist.
+    /// The key file does not exist.
     #[error("there is no key file {}: it is created when the program first pairs or first runs as a service", .path.display())]
     Absent { path: PathBuf },
     /// The path is a folder, a symbolic link or a device.
@@ -64,7 +64,7 @@ pub enum KeyFileError {
     /// The file does not contain a valid key. The program leaves the file unchanged.
     #[error("{} does not contain a key of this program: restore it from a backup, or move it away to get a new identity (every pairing is then lost)", .path.display())]
     Corrupt { path: PathBuf },
-    /// An operation on the file failed.
+    /// An operation on the key file failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
         /// The operation, as a verb: `open`.
@@ -72,7 +72,7 @@ pub enum KeyFileError {
         path: PathBuf,
         source: io::Error,
     },
-    /// Another process holds the lock of the key's folder, for example a running reflector or another rotation.
+    /// Another process holds the lock of the key's folder, for example a running reflector or another key rotation.
     #[error("another process uses {}: stop it first", .folder.display())]
     InUse { folder: PathBuf },
     /// No key could be generated.
@@ -87,11 +87,11 @@ pub enum KeyFileError {
 /// The result of a key rotation.
 #[derive(Debug)]
 pub struct Rotated {
-    /// The previous identity.
+    /// The previous identity of the device.
     pub old: EndpointId,
     /// The new key, already on disk.
     pub new: SecretKey,
-    /// The file that keeps the old key.
+    /// The path of the file that keeps the old key.
     pub kept: PathBuf,
 }
 
@@ -112,7 +112,7 @@ pub fn load_or_create(path: &Path) -> Result<SecretKey, KeyFileError> {
     }
 }
 
-/// Loads the key in `path`.
+/// Loads the key in `path`. Fails if the file does not exist, or if other users can access it.
 pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
     // Do not follow links, and do not block on a named pipe.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -189,7 +189,8 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
     Ok(Rotated { old: old.id(), new, kept })
 }
 
-/// Makes `key` the device's key. An existing key is kept in a file, as [`rotate`] does. Returns the path of that file.
+/// Makes `key` the device's key. An existing key is kept in another file, as [`rotate`] does. Returns the path of that
+/// other file.
 pub fn replace(path: &Path, key: &SecretKey) -> Result<Option<PathBuf>, KeyFileError> {
     let _lock = lock_folder_of(path)?;
     let kept = match load(path) {
@@ -211,7 +212,7 @@ fn lock_folder_of(path: &Path) -> Result<File, KeyFileError> {
     }
 }
 
-/// Writes the key into a file that is named after its Endpoint ID.
+/// Writes the key `old` into a file beside `path` that is named after the key's Endpoint ID. Returns the file's path.
 fn keep_old(path: &Path, old: &SecretKey) -> Result<PathBuf, KeyFileError> {
     let kept = with_suffix(path, &format!(".old-{}", old.id()));
     match TemporaryKey::write(&kept, old)?.rename_to_unused(&kept) {
@@ -226,7 +227,7 @@ fn keep_old(path: &Path, old: &SecretKey) -> Result<PathBuf, KeyFileError> {
     Ok(kept)
 }
 
-/// The key in the text of a key file.
+/// Reads the key from the text of a key file. `None` if the text contains no valid key.
 pub fn parse_key(text: &[u8]) -> Option<SecretKey> {
     let digits = std::str::from_utf8(text).ok()?.trim_end().strip_prefix(MAGIC)?;
     let mut seed = Zeroizing::new([0; SecretKey::LEN]);
@@ -258,7 +259,7 @@ impl TemporaryKey {
         Ok(temporary)
     }
 
-    /// Renames the file to `target`. Fails with `AlreadyExists` if `target` exists.
+    /// Renames the temporary file to `target`. Fails with `AlreadyExists` if `target` exists.
     fn rename_to_unused(mut self, target: &Path) -> Result<(), KeyFileError> {
         let Some(path) = self.path.as_ref() else { return Ok(()) };
         match rustix::fs::renameat_with(CWD, path, CWD, target, RenameFlags::NOREPLACE) {
@@ -274,7 +275,7 @@ impl TemporaryKey {
         sync_folder_of(target)
     }
 
-    /// Renames the file to `target`, replacing an existing file.
+    /// Renames the temporary file to `target`, replacing an existing file.
     fn replace_target(mut self, target: &Path) -> Result<(), KeyFileError> {
         let Some(path) = self.path.as_ref() else { return Ok(()) };
         fs::rename(path, target).map_err(io_error("replace", target))?;
@@ -292,7 +293,7 @@ impl Drop for TemporaryKey {
     }
 }
 
-/// The text of a key file.
+/// The text of a key file that contains `key`.
 pub fn key_line(key: &SecretKey) -> Zeroizing<String> {
     // Allocate once: a string that reallocates leaves a copy of the secret in freed memory.
     let mut line = Zeroizing::new(String::with_capacity(MAX_LEN));
@@ -302,7 +303,7 @@ pub fn key_line(key: &SecretKey) -> Zeroizing<String> {
     line
 }
 
-/// Syncs the folder of `path`, so that a rename in it is durable.
+/// Syncs the folder that contains `path`, so that a rename in the folder is durable.
 fn sync_folder_of(path: &Path) -> Result<(), KeyFileError> {
     let folder = folder_of(path);
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("write", folder))
@@ -381,7 +382,7 @@ mod tests {
         let other = SecretKey::from_seed(Zeroizing::new([0x2b; 32])).unwrap();
         let kept = replace(&folder.file(), &other).unwrap().unwrap();
         assert_eq!((load(&folder.file()).unwrap().id(), load(&kept).unwrap().id()), (other.id(), given.id()));
-        // Back again, and the kept file of the first change is still there.
+        // The key changes back to the first one, whose file from the first change still exists.
         replace(&folder.file(), &given).unwrap();
         assert_eq!(replace(&folder.file(), &other).unwrap(), Some(kept));
         assert_eq!(folder.names().len(), 3);
@@ -496,7 +497,7 @@ mod tests {
         for mode in [0o400, 0o600, 0o440, 0o640, 0o404, 0o644, 0o660, 0o620, 0o602, 0o606] {
             folder.permit(mode);
             let loaded = load_provided(&link);
-            // The group may read a file of root alone.
+            // The group may read a provided file only if root owns the file.
             if mode & 0o077 == 0 || (is_root && mode & 0o037 == 0) {
                 assert_eq!(loaded.unwrap().id(), id, "{mode:04o}");
             } else {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::PeerText;
 
-/// The length of the intervals in which an end counts payload.
+/// The length of the intervals in which an end counts payload, in milliseconds.
 pub const INTERVAL_MS: u64 = 100;
 
 /// The payload that one end counted in one interval.
@@ -41,8 +41,8 @@ pub struct Probe {
     /// How long the probe waited in the appliance's kernel, from sending until it reached the network interface, in
     /// microseconds. This wait is part of the round trip. `None` if the kernel did not report it.
     pub own_wait_us: Option<u32>,
-    /// Whether the reply is too late to count. It took longer than [`Probe::LATE_AFTER`], or the reflector held the
-    /// probe for longer than a reply can express.
+    /// Whether the reply is too late to count: the reply took longer than [`Probe::LATE_AFTER`], or the reflector held
+    /// the probe for longer than a reply can express.
     pub late: bool,
 }
 
@@ -57,8 +57,8 @@ impl Probe {
     }
 }
 
-/// The payload bytes that one end counted over a whole phase. They include the start-up, and what arrives after the
-/// sender has stopped.
+/// The payload bytes that one end counted over a whole phase. They include those of the start-up, and those that
+/// arrive after the sender has stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// Payload bytes sent or received at the socket.
@@ -74,7 +74,7 @@ pub struct CpuUse {
     pub user_s: f64,
     /// System time of the threads that moved data, in seconds.
     pub system_s: f64,
-    /// The share of one core, 0 to 1, that the busiest of the threads that moved data used.
+    /// Of all threads that moved data, the largest share of one core, 0 to 1, that a thread used.
     pub busiest_thread: f64,
     /// The use of all cores of the host by all programs, 0 to 1 (from `/proc/stat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,14 +82,14 @@ pub struct CpuUse {
     /// The share of the time, 0 to 1, for which a control group's CPU quota throttled the program; absent if none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_back: Option<f64>,
-    /// The largest share of its time, 0 to 1, in which a thread that moved data ran or waited for a processor
-    /// (`/proc/thread-self/schedstat`); absent if it can't be read.
+    /// Of all threads that moved data, the largest share of time, 0 to 1, in which a thread ran or waited for a
+    /// processor (`/proc/thread-self/schedstat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runnable: Option<f64>,
     /// For the thread of `runnable`: the share of its time, 0 to 1, for which it waited for a processor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_queue_wait: Option<f64>,
-    /// The largest share of its time, 0 to 1, that one core spent on soft interrupts (`/proc/stat`).
+    /// Of all cores, the largest share of time, 0 to 1, that a core spent on soft interrupts (`/proc/stat`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core_softirq: Option<f64>,
 }
@@ -111,7 +111,7 @@ pub struct DirectionTally {
     /// Maximum segment size, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
-    /// The path MTU that the sender's kernel found or assumes, in bytes; the least of all streams.
+    /// The path MTU that the sender's kernel found or assumes, in bytes; the smallest value of all streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_mtu: Option<u32>,
     /// The size in bytes of the send and the receive buffer that the kernel granted, if that is less than
@@ -209,7 +209,7 @@ pub struct PhaseTally {
     pub interface: Option<InterfaceTraffic>,
 }
 
-/// What an interface carried, link-layer headers included.
+/// The bytes that a network interface carried between two readings of its counters, link-layer headers included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceTraffic {
     /// Bytes that the interface received.
@@ -231,7 +231,7 @@ pub enum Duplex {
 }
 
 impl PhaseTally {
-    /// The tally of one direction.
+    /// The tally of `direction`, if the phase had this direction.
     pub fn direction(&self, direction: crate::test_spec::Direction) -> Option<&DirectionTally> {
         match direction {
             crate::test_spec::Direction::Download => self.download.as_ref(),
@@ -248,7 +248,7 @@ impl PhaseTally {
 /// The reflector's counts of the datagrams of one session, probes included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatagramsSeen {
-    /// Datagrams that were answered.
+    /// Datagrams that the reflector answered.
     pub answered: u64,
     /// Datagrams from an address other than the link's, or whose source port changed, as behind some NATs.
     pub from_elsewhere: u64,
@@ -280,7 +280,7 @@ pub struct HostFacts {
     /// The interface that carries the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<PeerText>,
-    /// The MTU of that interface, in bytes.
+    /// The MTU of the interface that carries the link, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu_bytes: Option<u32>,
     /// The speed that the interface's driver reports, in bits per second; absent if it reports none (loopback, most
@@ -290,7 +290,7 @@ pub struct HostFacts {
     /// The highest speed that the interface's driver supports, in bits per second; absent if it reports none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_max_speed_bps: Option<u64>,
-    /// The duplex mode of that interface; absent if its driver reports none.
+    /// The duplex mode of the interface that carries the link; absent if its driver reports none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_duplex: Option<Duplex>,
     /// Whether the kernel's clock is synchronised (`adjtimex`).

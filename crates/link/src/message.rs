@@ -1,5 +1,6 @@
 //! Every message of `pp-link/1`: one enum per direction. docs/protocol.md describes the messages, and a test compares
-//! it with this file. `vectors/` holds one recorded frame of each message; every later version must decode it.
+//! that document with this file. `vectors/` holds one recorded frame of each message; every later version must decode
+//! these frames.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -31,7 +32,8 @@ pub const MAX_ENGINES: usize = 32;
 /// The maximum number of features in a `hello` or `welcome`.
 pub const MAX_FEATURES: usize = 32;
 
-/// The maximum number of entries of `login_paddings` in a `request`.
+/// The maximum number of entries of [`TestSpec::engine_support`] in a `request`. The field is named `login_paddings` on
+/// the wire.
 pub const MAX_ENGINE_SUPPORT: usize = 8;
 
 /// The maximum number of samples one [`ToAppliance::Samples`] carries.
@@ -40,17 +42,17 @@ pub const MAX_SAMPLES: usize = 64;
 /// How often each end of a link sends a message, so that the other end can detect a dead link.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// A sender pauses when it has received nothing for this long on any connection of the session.
+/// A sender pauses when no connection of its session has received anything for this long.
 pub const PAUSE_AFTER_SILENCE: Duration = Duration::from_secs(1);
 
-/// A session ends when nothing was received for this long on any of its connections.
+/// A session ends when none of its connections has received anything for this long.
 pub const END_AFTER_SILENCE: Duration = Duration::from_secs(10);
 
 /// How often each end of a link with a monitor session sends a ping. Pings are rare, because the session's probes
 /// already show that the path is alive.
 pub const MONITOR_PING: Duration = Duration::from_secs(15);
 
-/// A monitor session ends when, for this long, nothing was received on its link and no probe arrived.
+/// A monitor session ends when nothing was received on its link and no probe arrived for this long.
 pub const END_MONITOR_AFTER_SILENCE: Duration = Duration::from_secs(45);
 
 /// The maximum number of probes of a monitor session that a reflector answers in a second.
@@ -71,7 +73,7 @@ pub enum ToReflector {
         features: Vec<Feature>,
     },
     /// The first message of an unpaired appliance that requests a pairing. It proves that the appliance knows the
-    /// code's secret.
+    /// secret of the pairing code.
     Pair {
         /// The protocol versions that the appliance supports, preferred first.
         versions: Vec<u16>,
@@ -92,20 +94,20 @@ pub enum ToReflector {
     Monitor,
     /// Withdraws a request that is not granted yet, because the user cancelled the wait.
     Withdraw,
-    /// All streams of a phase are connected; the phase can begin.
+    /// Reports that all streams of a phase are connected, so the phase can begin.
     Start {
-        /// The index of the phase in the spec, from 0.
+        /// The index of the phase in [`TestSpec::phases`], from 0.
         phase: u8,
     },
     /// Ends a running phase before its time. Needs the feature `stop_phase` and a session whose spec has `may_stop`.
     /// The answer is [`ToAppliance::PhaseDone`].
     StopPhase {
-        /// The index of the phase in the spec, from 0.
+        /// The index of the phase in [`TestSpec::phases`], from 0.
         phase: u8,
     },
     /// Ends the session.
     Finish,
-    /// Requests the facts of the reflector's host.
+    /// Requests the facts about the reflector's host. The answer is [`ToAppliance::Facts`].
     Facts,
     /// Asks for the reflector's view of the path. Needs the feature `path_facts`.
     PathFacts,
@@ -118,7 +120,7 @@ pub enum ToReflector {
         /// The reason, for the reflector's log.
         reason: PeerText,
     },
-    /// A message of a newer version; ignored.
+    /// A message that only a newer version defines; ignored.
     #[serde(other)]
     Unknown,
 }
@@ -129,16 +131,16 @@ pub enum ToReflector {
 pub enum ToAppliance {
     /// The answer to [`ToReflector::Hello`].
     Welcome(Welcome),
-    /// The only answer to an unpaired client, regardless of its message.
+    /// The answer to every first message of an unpaired client, except a valid [`ToReflector::Pair`].
     NotPaired,
-    /// The answer to a valid [`ToReflector::Pair`]: the pairing is on disk.
+    /// The answer to a valid [`ToReflector::Pair`]. The reflector has already stored the pairing on disk.
     Paired {
-        /// The reflector's own HMAC, which proves that the reflector knows the code's secret too.
+        /// The reflector's own HMAC, which proves that the reflector, too, knows the secret of the pairing code.
         proof: Proof,
         /// The reflector's name.
         name: PeerText,
     },
-    /// The request is in the queue.
+    /// The reflector has queued the request.
     Queued {
         /// The place of the request in the queue, from 1.
         place: u32,
@@ -151,46 +153,46 @@ pub enum ToAppliance {
     MonitorGranted(MonitorGrant),
     /// The session is not granted.
     Denied(Denial),
-    /// The phase begins now.
+    /// The reflector begins the phase now.
     Started {
-        /// The index of the phase in the spec, from 0.
+        /// The index of the phase in [`TestSpec::phases`], from 0.
         phase: u8,
     },
-    /// The reflector's counts while a phase runs; at most [`MAX_SAMPLES`] a message.
+    /// The payload that the reflector counts while a phase runs; at most [`MAX_SAMPLES`] samples a message.
     Samples {
-        /// The index of the phase in the spec, from 0.
+        /// The index of the phase in [`TestSpec::phases`], from 0.
         phase: u8,
-        /// For an upload, the samples count bytes received, and the result is computed from them. For a download, they
-        /// count bytes sent.
+        /// The direction of the counted payload. The samples of an upload count the bytes that the reflector received,
+        /// and the result is computed from them. The samples of a download count the bytes that the reflector sent.
         direction: Direction,
         /// The samples, ordered by time.
         samples: Vec<Sample>,
     },
-    /// What the reflector's kernel recorded of the streams of a phase that has ended. Sent before [`Self::PhaseDone`]
-    /// of that phase, and only if the request asks for it (`TestSpec::phase_detail`). At most [`MAX_DETAIL_SAMPLES`] a
-    /// message.
+    /// What the reflector's kernel recorded of the streams of a phase that has ended; at most [`MAX_DETAIL_SAMPLES`]
+    /// samples a message. Sent before the [`Self::PhaseDone`] of that phase, and only if the request asks for these
+    /// samples ([`TestSpec::phase_detail`]).
     PhaseDetail {
-        /// The index of the phase in the spec, from 0.
+        /// The index of the phase in [`TestSpec::phases`], from 0.
         phase: u8,
-        /// The direction of the streams.
+        /// The direction of the sampled streams.
         direction: Direction,
         /// The samples, ordered by time.
         samples: Vec<TcpSample>,
     },
-    /// The reflector's end of a phase is complete.
+    /// The phase is over at the reflector.
     PhaseDone {
-        /// The index of the phase in the spec, from 0.
+        /// The index of the phase in [`TestSpec::phases`], from 0.
         phase: u8,
-        /// The reflector's counts.
+        /// What the reflector counted in the phase.
         tally: Box<PhaseTally>,
     },
     /// The reflector has ended the session.
     Ended {
         /// Why the session ended.
         reason: EndReason,
-        /// A sentence for the user.
+        /// A sentence for the user that explains `reason`.
         detail: PeerText,
-        /// The datagrams of the session; absent from reflectors of earlier versions.
+        /// The reflector's counts of the session's datagrams; reflectors of earlier versions do not send them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         datagrams: Option<DatagramsSeen>,
     },
@@ -206,10 +208,10 @@ pub enum ToAppliance {
     Close {
         /// Why the reflector closes the link.
         reason: CloseReason,
-        /// A sentence for the user.
+        /// A sentence for the user that explains `reason`.
         detail: PeerText,
     },
-    /// A message of a newer version; ignored.
+    /// A message that only a newer version defines; ignored.
     #[serde(other)]
     Unknown,
 }
@@ -272,8 +274,8 @@ impl Bounded for ToAppliance {
     }
 }
 
-/// The maximum number of phases that are decoded. The limit is above `TestSpec::MAX_PHASES`, so that a request with a
-/// few phases too many gets a denial. A request above this limit closes the link.
+/// The maximum number of phases in a request that can be decoded. The limit is above `TestSpec::MAX_PHASES`, so that a
+/// request with a few phases too many gets a denial. A request above this limit closes the link.
 const MAX_PHASES_READ: usize = 4 * TestSpec::MAX_PHASES;
 
 fn at_most<T>(list: &'static str, entries: &[T], most: usize) -> Result<(), TooMany> {
@@ -306,7 +308,7 @@ pub struct Welcome {
     pub engines: Vec<EngineId>,
     /// The maximum number of streams per direction.
     pub max_streams: u16,
-    /// The longest session, all phases together, in milliseconds.
+    /// The maximum duration of a session, all phases together, in milliseconds.
     pub max_duration_ms: u64,
     /// The features that the reflector supports; at most [`MAX_FEATURES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -319,8 +321,8 @@ pub struct Grant {
     /// The id of the session. Both ends derive the keys of the session's data from this id and the TLS exporter of the
     /// link.
     pub session: SessionId,
-    /// The longest time that the session can last, in milliseconds from now. It is a duration because the two ends'
-    /// clocks may differ.
+    /// The longest time that the session can last, in milliseconds from now. The field is a duration, not a time of
+    /// day, because the clocks of the two ends may differ.
     pub expires_in_ms: u64,
     /// The port for the session's data, TCP and UDP; absent: the port of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -347,7 +349,7 @@ pub struct MonitorGrant {
 pub struct Denial {
     /// The rule that refused the request.
     pub reason: DenialReason,
-    /// A sentence for the user, with the limit.
+    /// A sentence for the user that explains the refusal, for example with the limit that the request exceeds.
     pub detail: PeerText,
     /// When to retry, in milliseconds from now; absent if the same request will always be refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -370,7 +372,7 @@ pub enum DenialReason {
     TooManyStreams,
     /// The link already has a session or a queued request.
     AlreadyAsked,
-    /// Every slot is in use, and the appliance requested not to be queued.
+    /// Every slot for a session is in use, and the appliance requested not to be queued.
     Busy,
     /// The queue is full.
     QueueFull,
@@ -386,7 +388,7 @@ pub enum DenialReason {
     Draining,
     /// The reflector cannot write its audit log or its state, and grants no session until it can.
     Faulted,
-    /// A reason of a newer version.
+    /// A reason that only a newer version defines.
     #[serde(other)]
     Unknown,
 }
@@ -417,13 +419,13 @@ pub enum EndReason {
     LinkClosed,
     /// The quota of bytes per day was used up during the session.
     BytesPerDay,
-    /// The peer was removed.
+    /// The reflector removed its pairing with the appliance.
     PeerRemoved,
     /// The reflector shut down.
     Shutdown,
-    /// An error at the reflector.
+    /// An error occurred at the reflector.
     Failed,
-    /// A reason of a newer version.
+    /// A reason that only a newer version defines.
     #[serde(other)]
     Unknown,
 }
@@ -432,15 +434,15 @@ pub enum EndReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CloseReason {
-    /// No protocol version in common.
+    /// The two ends have no protocol version in common.
     Version,
     /// The reflector received bytes that are not a message of this protocol.
     Protocol,
-    /// The peer was removed.
+    /// The reflector removed its pairing with the appliance.
     PeerRemoved,
     /// The reflector is shutting down.
     Shutdown,
-    /// A reason of a newer version.
+    /// A reason that only a newer version defines.
     #[serde(other)]
     Unknown,
 }

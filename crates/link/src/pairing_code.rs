@@ -14,11 +14,11 @@ use crate::admission::{hex, unhex};
 use crate::{EndpointId, crockford};
 
 /// The label of the TLS exporter value that pairing proofs cover: the `tls-exporter` channel binding (RFC 9266), 32
-/// bytes with an empty context. Both ends of a connection derive the same value. Every connection has a different one,
+/// bytes with an empty context. Both ends of a connection derive the same value. The value differs between connections,
 /// so a proof is useless on another connection.
 pub const PAIRING_EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
-/// A truncated hash of the reflector's key: the first 90 bits of the SHA-256 of its 32 bytes.
+/// A truncated hash of the reflector's key: the first 90 bits of the SHA-256 of the key's 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pin([u8; Pin::LEN]);
 
@@ -68,12 +68,12 @@ pub struct NoRandomness;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParsePairingCodeError {
     /// The text contains an invalid character. The value is its position, from 1, counted without dashes and spaces.
-    #[error("character {0} is not valid in a pairing code (valid: 0-9 and A-Z without U)")]
+    #[error("the character at position {0} is not valid in a pairing code (valid: 0-9 and A-Z without U)")]
     Digit(usize),
     /// The text is too short or too long. The value is its number of digits.
     #[error("a pairing code has 32 characters, without dashes; this has {0}")]
     Length(usize),
-    /// The check digits do not match the rest.
+    /// The check digits do not match the other digits of the code.
     #[error("the check digits do not match: a character was mistyped")]
     Check,
 }
@@ -108,12 +108,13 @@ impl PairingCode {
         self.proof(b"pp pairing proof of the appliance", exporter, ends)
     }
 
-    /// The reflector's proof that it knows the secret.
+    /// The reflector's proof that it knows the secret. The parameters are those of [`Self::appliance_proof`].
     pub fn reflector_proof(&self, exporter: &[u8; 32], ends: &Ends) -> Proof {
         self.proof(b"pp pairing proof of the reflector", exporter, ends)
     }
 
-    /// Computes a proof. All inputs have a fixed length, so different inputs never give the same concatenation.
+    /// Computes a proof: an HMAC over all parameters. Each parameter has a fixed length, so different parameters never
+    /// give the same concatenation.
     fn proof(&self, label: &[u8; 33], exporter: &[u8; 32], ends: &Ends) -> Proof {
         let mut hmac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_slice()));
         hmac.update(label);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub struct PeerText(String);
 
 impl PeerText {
-    /// The longest text kept, in characters.
+    /// The maximum length of a sanitised text, in characters.
     pub const MAX_CHARS: usize = 120;
 
     /// Sanitises `text` and cuts it to [`Self::MAX_CHARS`] characters.
@@ -20,7 +20,8 @@ impl PeerText {
         Self(Self::harmless(text, Self::MAX_CHARS))
     }
 
-    /// Sanitises text that is not sent over a link, with a limit of `max_chars` characters.
+    /// Sanitises `text` like [`Self::new`], but cuts it to `max_chars` characters. For text that is not sent over a
+    /// link.
     pub fn harmless(text: &str, max_chars: usize) -> String {
         let clean = text.chars().filter(|c| is_harmless(*c)).take(max_chars).collect::<String>();
         clean.trim().to_owned()
@@ -37,11 +38,12 @@ impl PeerText {
     }
 }
 
-/// Whether a character may be shown. Control characters drive the terminal, bidirectional overrides and joiners change
-/// what a reader sees, and blank characters hide text. The list has these characters of Unicode 16: the property
-/// `Default_Ignorable_Code_Point` (DerivedCoreProperties.txt), all format characters (`General_Category` Cf), the line
-/// separators, and the invisible characters that are not spaces: the blanks of Braille and of the hieroglyphs, the null
-/// notehead, the filler of the Khitan script, the number joiner of Brahmi and the object replacement character.
+/// Whether a character may be shown to a user. Control characters drive the terminal, bidirectional overrides and
+/// joiners change what a reader sees, and blank characters hide text. The function refuses control characters and these
+/// characters of Unicode 16: the property `Default_Ignorable_Code_Point` (DerivedCoreProperties.txt), all format
+/// characters (`General_Category` Cf), the line separators, and the invisible characters that are not spaces: the
+/// blanks of Braille and of the hieroglyphs, the null notehead, the filler of the Khitan script, the number joiner of
+/// Brahmi and the object replacement character.
 pub fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c,

@@ -1,12 +1,12 @@
 //! Samples of the kernel's state of each stream of a phase (Linux `TCP_INFO`). Each end samples its own streams during
-//! a phase. The reflector sends its samples to the appliance after the phase. Pure.
+//! a phase. The reflector sends its samples to the appliance after the phase. This module does no I/O.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::test_spec::Direction;
 
-/// The maximum number of samples in one message.
+/// The maximum number of [`TcpSample`]s in one message [`ToAppliance::PhaseDetail`](crate::message::ToAppliance).
 pub const MAX_DETAIL_SAMPLES: usize = 32;
 
 /// The kernel's state of one stream at one time (`TCP_INFO`). A value that the kernel does not report is absent.
@@ -58,24 +58,25 @@ pub struct TcpSample {
 /// readings exceed a size limit, they are thinned out evenly over time.
 #[derive(Clone, Debug)]
 pub struct PhaseDetail {
-    /// The readings, each with the size of its samples in bytes.
+    /// The stored readings (one sample of each stream, all taken at the same time), each with the size of its samples
+    /// as JSON, in bytes.
     looks: Vec<(Vec<(Direction, TcpSample)>, usize)>,
     bytes: usize,
-    /// One of every `stride` readings is kept.
+    /// Only one of every `stride` readings is stored, so that the messages stay below their size limit.
     stride: u64,
     seen: u64,
     most_bytes: usize,
 }
 
 impl PhaseDetail {
-    /// The largest size in bytes that the messages with one phase's samples may have.
+    /// The maximum total size, in bytes, of the messages that carry the samples of one phase.
     pub const MAX_BYTES: usize = 256 * 1024;
 
-    /// The share of the size limit that is reserved for the other fields of the messages: one twentieth, which is more
-    /// than these fields take.
+    /// The divisor for the share of the size limit that is reserved for the other fields of the messages. One twentieth
+    /// is more than these fields take.
     const MESSAGE: usize = 20;
 
-    /// An empty record of at most `most_bytes`, or [`Self::MAX_BYTES`] if that is less.
+    /// An empty record whose messages will have at most `most_bytes` bytes, or [`Self::MAX_BYTES`] if that is less.
     pub fn new(most_bytes: usize) -> Self {
         let most_bytes = most_bytes.min(Self::MAX_BYTES);
         Self { looks: vec![], bytes: 0, stride: 1, seen: 0, most_bytes: most_bytes - most_bytes / Self::MESSAGE }
@@ -102,7 +103,7 @@ impl PhaseDetail {
         }
     }
 
-    /// Makes a record of samples that are ordered by time. Samples with the same time are one reading.
+    /// Makes a record of `samples`, which must be ordered by time. Samples with the same time are one reading.
     pub fn of(samples: Vec<(Direction, TcpSample)>, most_bytes: usize) -> Self {
         let mut detail = Self::new(most_bytes);
         for look in samples.chunk_by(|one, other| one.1.at_ms == other.1.at_ms) {
@@ -111,7 +112,7 @@ impl PhaseDetail {
         detail
     }
 
-    /// All samples, ordered by time.
+    /// All stored samples with the direction of their streams, ordered by time.
     pub fn samples(self) -> impl Iterator<Item = (Direction, TcpSample)> {
         self.looks.into_iter().flat_map(|(look, _)| look)
     }
@@ -128,7 +129,7 @@ impl PhaseDetail {
     }
 }
 
-/// The size of a sample in a message in bytes, including the comma after it.
+/// The size of a sample in bytes, as JSON in a message, including the comma after the sample.
 fn size_of(sample: &TcpSample) -> usize {
     serde_json::to_vec(sample).map_or(0, |text| text.len() + 1)
 }
@@ -156,7 +157,8 @@ mod tests {
         send_buffer_us: Some(u64::MAX),
     };
 
-    /// The detail of so many looks, each of `streams` streams in both directions, and the bytes of its messages.
+    /// Records `looks` readings of `streams` streams in each direction. Returns the times of the readings that were
+    /// kept, and the total size of the messages in bytes.
     fn sent(looks: u32, streams: u16, most_bytes: usize, like: TcpSample) -> (Vec<u32>, usize) {
         let mut detail = PhaseDetail::new(most_bytes);
         for look in 1..=looks {

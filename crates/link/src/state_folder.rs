@@ -16,7 +16,7 @@ const OTHERS: u32 = 0o077;
 /// Write permission of the group and of other users.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Why a folder cannot hold the state.
+/// Why a folder cannot hold the program's state.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum StateFolderError {
@@ -56,7 +56,7 @@ pub struct StateFolder {
 pub enum Change {
     /// The folder was open to other users; its mode is now 0700.
     Tightened {
-        /// The previous mode.
+        /// The previous mode of the folder.
         mode: u32,
     },
     /// [`PRIVATE`] was created in a folder that is open to other users, and these files were moved into it.
@@ -222,7 +222,8 @@ fn move_files(from: &Path, to: &Path, mut names: Vec<String>, user: u32) -> Resu
         }
         match fs::rename(&old, &new) {
             Ok(()) => {
-                // Since the check, another user may have replaced the file in `from`. In `to`, no other user can.
+                // Since the check, another user may have replaced the file in `from`. In `to`, no other user can
+                // replace it.
                 let about = fs::symlink_metadata(&new).map_err(io_error("read the attributes of", &new))?;
                 if is_unchanged(&about, user) {
                     moved.push(name);
@@ -239,7 +240,7 @@ fn move_files(from: &Path, to: &Path, mut names: Vec<String>, user: u32) -> Resu
     Ok(moved)
 }
 
-/// Whether `folder` is a mount point. The mode of a mount point is not changed.
+/// Whether `folder` is a mount point. [`open`] does not change the mode of a mount point.
 fn is_mount_point(folder: &Path) -> Result<bool, StateFolderError> {
     let look = |path: &Path| statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS);
     let failed = |error: rustix::io::Errno| io_error("read the attributes of", folder)(error.into());
@@ -372,7 +373,7 @@ mod tests {
         fs::set_permissions(path.join("db"), Permissions::from_mode(0o666)).unwrap();
         assert_eq!(move_files(&path, &private, names(), user).unwrap(), ["db-wal"]);
         assert!(path.join("key").is_symlink() && path.join("db").exists());
-        // Of another user, also if its mode is right.
+        // A file of another user is not moved, even if its mode is right.
         fs::set_permissions(path.join("db"), Permissions::from_mode(0o600)).unwrap();
         assert_eq!(move_files(&path, &private, names(), user + 1).unwrap(), [""; 0]);
         assert_eq!(move_files(&path, &private, names(), user).unwrap(), ["db"]);

@@ -46,7 +46,7 @@ pub enum Load {
     Upload,
     /// Both directions at once, each with the requested number of streams.
     Bidir,
-    /// A load of a newer version.
+    /// A load that only a newer version defines.
     #[serde(other)]
     Unknown,
 }
@@ -88,7 +88,7 @@ pub enum DataMode {
     Tunneled,
     /// Unencrypted, through temporary ports of the reflector's data port range.
     DirectEphemeral,
-    /// A mode of a newer version.
+    /// A mode that only a newer version defines.
     #[serde(other)]
     Unknown,
 }
@@ -109,7 +109,7 @@ impl fmt::Display for DataMode {
 #[serde(try_from = "String", into = "String")]
 pub struct EngineId(String);
 
-/// The text is not a valid engine id.
+/// The error for a text that is not a valid engine id.
 #[derive(Debug, thiserror::Error)]
 #[error("an engine id must have 1 to 16 characters of a-z, 0-9 and _")]
 pub struct InvalidEngineId;
@@ -183,13 +183,13 @@ pub enum DataPathWish {
     Trunc,
     /// The sender passes pages to the kernel without copying; the receiver discards payload in the kernel.
     Splice,
-    /// A method of a newer version.
+    /// A method that only a newer version defines.
     #[serde(other)]
     Unknown,
 }
 
 impl DataPathWish {
-    /// Whether each end may choose the method.
+    /// Whether each end may choose how it moves payload.
     pub fn is_auto(&self) -> bool {
         *self == Self::Auto
     }
@@ -226,8 +226,8 @@ pub struct TestSpec {
     /// absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitrate_bps: Option<u64>,
-    /// The payload after which a direction ends, in bytes of all its streams together. The phase's duration still
-    /// limits it. Absent: the direction ends with the phase. Needs the feature
+    /// The payload after which a direction ends, in bytes of all its streams together. A direction that moves less ends
+    /// with the phase. Absent: the payload is not limited. Needs the feature
     /// [`Feature::DIRECTION_BYTES`](crate::feature::Feature).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction_bytes: Option<u64>,
@@ -253,7 +253,7 @@ pub struct TestSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_bound_ppm: Option<u32>,
     /// The features that the appliance's end of the engine supports, named by the engine, preferred first. The field is
-    /// named `login_paddings` on the wire because these were its first use.
+    /// named `login_paddings` on the wire because login paddings were its first use.
     #[serde(default, rename = "login_paddings", skip_serializing_if = "Vec::is_empty")]
     pub engine_support: Vec<PeerText>,
     /// The interval between latency probes, in microseconds; 0: no probes.
@@ -265,15 +265,16 @@ impl TestSpec {
     pub const MAX_STREAMS: u16 = 64;
     /// The largest socket buffer that can be requested, in bytes. The kernel may grant less.
     pub const MAX_WINDOW_BYTES: u32 = 512 << 20;
-    /// The largest block, in bytes.
+    /// The largest block (bytes per write to the kernel), in bytes.
     pub const MAX_BLOCK_BYTES: u32 = 1 << 20;
     /// The smallest maximum segment size that Linux accepts, in bytes.
     pub const MIN_MSS_BYTES: u16 = 88;
     /// The largest maximum segment size that Linux accepts, in bytes.
     pub const MAX_MSS_BYTES: u16 = 32_767;
-    /// The lowest rate limit of a stream, in bits per second. It carries one small datagram per second.
+    /// The lowest rate limit of a stream, in bits per second. At this rate a stream sends one small datagram per
+    /// second.
     pub const MIN_BITRATE_BPS: u64 = 1_000;
-    /// The default rate of a stream of datagrams, in bits per second. It is iperf3's default.
+    /// The default rate of a stream of datagrams, in bits per second: the same default as iperf3's.
     pub const DEFAULT_DATAGRAM_BPS: u64 = 1_000_000;
     /// The maximum number of phases of one session.
     pub const MAX_PHASES: usize = 16;
@@ -307,7 +308,7 @@ impl TestSpec {
         }
     }
 
-    /// The spec as an end reads it on a link with these features: without the fields of other features.
+    /// The spec as an end reads it on a link with these features: without the fields that need another feature.
     #[must_use]
     pub fn with_features(self, features: &[Feature]) -> Self {
         let has = |name| Feature::is_in(name, features);
@@ -319,7 +320,7 @@ impl TestSpec {
         }
     }
 
-    /// The time all phases take together.
+    /// The total duration of all phases.
     pub fn duration(&self) -> Duration {
         self.phases.iter().map(PhaseSpec::duration).sum()
     }
@@ -380,22 +381,22 @@ impl TestSpec {
 /// Why a [`TestSpec`] is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadSpec {
-    /// No phase, or too many.
+    /// The test has no phase, or too many phases.
     #[error("a test must have 1 to 16 phases")]
     Phases,
-    /// A load of a newer version.
+    /// A phase has a load that only a newer version defines.
     #[error("a phase has a load that this version does not support")]
     Load,
     /// A phase without duration, or longer than a day.
     #[error("a phase must last from 1 ms to 24 h")]
     Duration,
-    /// No stream, or too many.
+    /// The test has no stream, or too many streams.
     #[error("a test must have 1 to 64 streams per direction")]
     Streams,
     /// The test asks for probes less than a millisecond apart.
     #[error("latency probes must be at least 1 ms apart")]
     ProbeInterval,
-    /// A socket buffer outside the valid range.
+    /// The requested socket buffer is outside the valid range.
     #[error("the socket buffer (--window) must be 1 KiB to 512 MiB")]
     Window,
     /// The block is empty or too large.
@@ -407,13 +408,13 @@ pub enum BadSpec {
     /// The DSCP is not a code point (RFC 2474).
     #[error("a DSCP must be a number from 0 to 63")]
     Dscp,
-    /// A rate limit that is too low.
+    /// The rate limit of a stream is too low.
     #[error("the rate limit of a stream must be 0 or at least 1 kbit/s")]
     Bitrate,
     /// `direction_bytes` is 0.
     #[error("a direction must have at least 1 byte to send")]
     DirectionBytes,
-    /// A data path of a newer version.
+    /// The test has a data path that only a newer version defines.
     #[error("the test has a data path that this version does not support")]
     DataPath,
     /// A loss bound of 100 % or more.

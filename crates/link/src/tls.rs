@@ -49,12 +49,12 @@ impl Alpn {
     }
 }
 
-/// The reflector key that an appliance accepts. There is no other way to trust a reflector.
+/// The reflector key that an appliance accepts. An appliance has no other way to trust a reflector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
     /// The key of the reflector that the appliance paired with.
     ExactKey(EndpointId),
-    /// A key with this pin: that of the reflector for which a pairing code was made.
+    /// Any key with this pin, which is part of the pairing code that the appliance was given.
     Pin(Pin),
 }
 
@@ -91,8 +91,8 @@ pub fn reflector_config(key: &SecretKey) -> Result<Arc<ServerConfig>, TlsError> 
     config.send_tls13_tickets = 0;
     config.max_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    // The slower end chooses the cipher. By default the order of the appliance decides. A reflector without AES
-    // instructions overrides it.
+    // The slower end chooses the cipher. By default the appliance's order of preference decides. A reflector without
+    // AES instructions overrides that order with its own.
     config.ignore_client_order = !has_aes();
     Ok(Arc::new(config))
 }
@@ -141,8 +141,8 @@ pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<Unverified
 /// The handshake failed because the reflector presented another key than the expected one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongKey {
-    /// The key that the reflector presented. Not proven: the handshake ended before the reflector had to sign with it,
-    /// and any server can present a public key.
+    /// The key that the reflector presented. The reflector did not prove that it holds the secret key: the handshake
+    /// ended before it had to sign, and any server can present a public key.
     pub presented: EndpointId,
 }
 
@@ -333,7 +333,7 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// Whether this processor has AES instructions. Without them, ChaCha20 is several times faster.
+/// Whether this processor has AES instructions. Without them, ChaCha20 is several times faster than AES.
 fn has_aes() -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     return std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq");
