@@ -29,14 +29,14 @@ pub enum DatabaseError {
     #[error("a newer version of this program wrote {}: it has the unknown migration {migration}", path.display())]
     Newer {
         path: PathBuf,
-        /// The first unknown migration.
+        /// The number of the first unknown migration.
         migration: i64,
     },
     /// The migrations in the file differ from those of this program.
     #[error("the migrations in {} differ from those of this program: {source}", path.display())]
     Altered {
         path: PathBuf,
-        /// The difference.
+        /// The difference, as sqlx reports it.
         source: Box<MigrateError>,
     },
     /// SQLite refused an operation.
@@ -63,7 +63,7 @@ pub enum SqliteRefusal {
     Full,
     /// The file cannot be opened.
     CannotOpen,
-    /// Anything else.
+    /// Any other cause.
     Other,
 }
 
@@ -100,7 +100,7 @@ impl DatabaseError {
 
 /// The parameters of [`Database::open`].
 pub struct Database<'a> {
-    /// The file.
+    /// The path of the database file.
     pub path: &'a Path,
     /// The options of each connection.
     pub options: SqliteConnectOptions,
@@ -142,7 +142,7 @@ async fn prepare(pool: &SqlitePool, path: &Path, is_checked: bool, migrations: &
     migrations.run(pool).await.map_err(|error| DatabaseError::of_migration(path, error))
 }
 
-/// Options of a connection whose commits survive a power failure. It waits for other writers for at most
+/// Options of a connection whose commits survive a power failure. The connection waits for other writers for at most
 /// `busy_timeout`.
 pub fn durable_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
@@ -153,9 +153,9 @@ pub fn durable_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOpti
         .busy_timeout(busy_timeout)
 }
 
-/// Options of a connection that reads this file without writing anything beside it. If no other process has the
-/// database open, SQLite reads only the file itself, because it could not create the shared memory of a write-ahead log
-/// in a read-only folder.
+/// Options of a connection that reads the database without writing anything beside it. If no other process has the
+/// database open, SQLite reads only the file itself, because in a read-only folder it could not create the shared
+/// memory of a write-ahead log.
 pub fn reading_options(path: &Path) -> SqliteConnectOptions {
     let log = fs::metadata(with_suffix(path, "-wal"));
     let is_in_use = log.is_ok_and(|log| log.len() > 0);
@@ -173,9 +173,9 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Options of a pool that closes each connection that is returned inside a transaction. If a commit fails, SQLite has
-/// rolled back, but sqlx still counts a transaction as open. Such a connection would acknowledge changes that it never
-/// writes.
+/// Options of a connection pool that closes a connection instead of reusing it if a transaction is still open on it. If
+/// a commit fails, SQLite has rolled back, but sqlx still counts a transaction as open. Such a connection would
+/// acknowledge changes that it never writes.
 pub fn pool_options(max_connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new().max_connections(max_connections).after_release(|connection, _| {
         Box::pin(async move {
@@ -192,8 +192,8 @@ pub fn create_private_folder(folder: &Path) -> Result<(), DatabaseError> {
     created.map_err(|source| DatabaseError::Unusable { path: folder.to_owned(), source })
 }
 
-/// Creates the file with mode 0600; SQLite itself would take the mode from the umask. SQLite gives its companion files
-/// the same mode. If the file exists, removes the permissions of other users.
+/// Creates the database file with mode 0600; SQLite itself would take the mode from the umask. SQLite gives its
+/// companion files the same mode. If the file exists, removes the permissions of other users.
 pub fn create_private_file(path: &Path) -> Result<(), DatabaseError> {
     let created = || {
         // Created only if absent: closing a descriptor of an open database would drop SQLite's locks on it.

@@ -56,8 +56,9 @@ fn container(root: &Path) -> Option<Container> {
     Some(Container { engine: engine.to_owned(), network: container_network(&root.join("sys/class/net")) })
 }
 
-/// Detects the network of a container by its interfaces. An interface that is one end of a virtual pair (veth) has an
-/// index of its own and the index of the other end, which is in another network namespace.
+/// Detects whether a container has a bridged network or that of the host, by its interfaces. An interface that is one
+/// end of a virtual pair (veth) has an index of its own and the index of the other end, which is in another network
+/// namespace.
 fn container_network(net: &Path) -> ContainerNetwork {
     let interfaces = fs::read_dir(net).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut others = interfaces.filter(|interface| interface.file_name().is_some_and(|name| name != "lo")).peekable();
@@ -126,7 +127,8 @@ pub fn port_owners(transport: PortTransport, port: u16) -> Option<String> {
     (!named.is_empty()).then(|| named.join(", "))
 }
 
-/// The inodes of the sockets at the local `port`, from a table such as /proc/net/tcp. For TCP only sockets that listen.
+/// The inodes of the sockets at the local `port`, from a table such as /proc/net/tcp. For TCP, only listening sockets
+/// are included.
 fn socket_inodes(table: &str, transport: PortTransport, port: u16) -> Vec<u64> {
     /// The state of a listening socket, `TCP_LISTEN` (net/tcp_states.h), in hexadecimal digits.
     const LISTEN: &str = "0A";
@@ -165,8 +167,8 @@ impl Bundle {
         self.names.extend(names);
     }
 
-    /// Writes the bundle to a new file that only this user can read. With `is_redacted`, replaces whatever identifies a
-    /// host.
+    /// Writes the bundle to a new file that only this user can read. With `is_redacted`, replaces the names, Endpoint
+    /// IDs and IP addresses that identify a host.
     ///
     /// # Errors
     /// The file exists or cannot be written.
@@ -249,7 +251,7 @@ mod tests {
         let podman = |network| Some(("podman".to_owned(), network));
         let own = [("run/.containerenv", ""), ("sys/class/net/eth0/ifindex", "2"), ("sys/class/net/eth0/iflink", "14")];
         assert_eq!(of(&own), podman(ContainerNetwork::Bridged));
-        // The host has interfaces with a device, and ends of the pairs of other containers.
+        // The host has interfaces with a device, and ends of the virtual pairs (veth) of containers.
         let host = [
             ("run/.containerenv", ""),
             ("sys/class/net/eth0/device/vendor", "0x8086"),
@@ -314,7 +316,7 @@ mod tests {
         let tcp_port = tcp.local_addr().unwrap().port();
         let udp_port = udp.local_addr().unwrap().port();
         for (transport, port) in [(PortTransport::Tcp, tcp_port), (PortTransport::Udp, udp_port)] {
-            // Other programs may have the same port of another address.
+            // Other programs may use the same port at another address.
             let owners = port_owners(transport, port).unwrap();
             assert!(owners.contains(&this), "{transport:?} {port}: {owners}");
         }

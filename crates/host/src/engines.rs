@@ -6,7 +6,8 @@ use paramedic_engines::tcp::Tcp;
 use paramedic_engines::udp::Udp;
 use paramedic_iperf3::Iperf3;
 
-/// All engines. The reflector offers engines from this list; the command line accepts and explains them.
+/// All engines. The reflector offers engines from this list, and the appliance's command line accepts and explains the
+/// same ones.
 pub const ENGINES: &[&dyn Engine] = &[&Tcp, &Udp, &Iperf3, &Echo];
 
 /// The engine with the id `id`.

@@ -5,25 +5,25 @@ use std::fmt;
 
 use paramedic_report::document::{ErrorBody, ErrorDocument, ErrorSchema, ResultDocument};
 
-/// A failed command. `E` is the program's type of exit codes. Prints as three lines: what, because, try.
+/// A failed command. `E` is the program's type of exit codes. [`fmt::Display`] writes three lines: what, because, try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure<E> {
-    /// The code for scripts, in lower case. It stays the same when the text changes.
+    /// The error code for scripts, in lower case. It stays the same when the texts for the user change.
     pub code: &'static str,
-    /// What failed.
+    /// What failed, in words for the user.
     pub what: String,
-    /// Why it failed.
+    /// The cause of the failure, on one line.
     pub because: String,
-    /// What the user can do about it.
+    /// What the user can do about the failure.
     pub try_: String,
     /// The exit code of the program.
     pub exit: E,
-    /// When to try again, in milliseconds from now; `None` if unknown or useless.
+    /// When to try again, in milliseconds from now; `None` if the time is unknown or a retry is useless.
     pub retry_after_ms: Option<u64>,
 }
 
 impl<E> Failure<E> {
-    /// Makes a failure. Line breaks in `because` are replaced, so that it fits on one line.
+    /// Makes a failure. Line breaks in `because` are replaced, so that `because` fits on one line.
     pub fn new(
         exit: E,
         code: &'static str,
@@ -35,7 +35,7 @@ impl<E> Failure<E> {
         Self { code, what: what.into(), because, try_: try_.into(), exit, retry_after_ms: None }
     }
 
-    /// The failure as the error part of a document.
+    /// The failure as the error part of an [`ErrorDocument`].
     pub fn body(&self) -> ErrorBody {
         ErrorBody {
             code: self.code.to_owned(),
@@ -46,7 +46,7 @@ impl<E> Failure<E> {
         }
     }
 
-    /// The error document. `measured_so_far` is what was measured before the failure.
+    /// The failure as an error document. `measured_so_far` is what was measured before the failure.
     pub fn document(&self, measured_so_far: Option<Box<ResultDocument>>) -> ErrorDocument {
         ErrorDocument { schema: ErrorSchema::V1, error: self.body(), measured_so_far }
     }

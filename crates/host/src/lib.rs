@@ -1,6 +1,6 @@
 //! Code that both programs share and that belongs neither to a test nor to the protocol: the list of engines, the
 //! configuration, opening a database, failed commands, the log, the text of metrics, unix sockets, the self-test, the
-//! diagnosis and the version. Never prints.
+//! diagnosis and the version. This crate never prints.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]

@@ -96,7 +96,8 @@ fn directives(filter: &str) -> Option<EnvFilter> {
     Some(filter.add_directive(WITHOUT_PASSWORDS.parse().ok()?))
 }
 
-/// sqlx logs a malformed line of `~/.pgpass` whole, and the line may have a password.
+/// A filter directive that turns off one module of sqlx: the module logs a malformed line of `~/.pgpass` whole, and the
+/// line may have a password.
 const WITHOUT_PASSWORDS: &str = "sqlx_postgres::options::pgpass=off";
 
 /// The programs, whose names are valid filters.

@@ -26,28 +26,28 @@ pub struct Metric<S: 'static> {
 /// The values of a metric, each with the values of its labels.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MetricValues {
-    /// A counter.
+    /// A counter, which never falls.
     Counter(Vec<(Vec<String>, u64)>),
-    /// A counter of seconds.
+    /// A counter of seconds, which never falls.
     Seconds(Vec<(Vec<String>, f64)>),
-    /// A value that can fall.
+    /// A value that can rise and fall.
     Gauge(Vec<(Vec<String>, f64)>),
-    /// Counts by size.
+    /// The number of values in each bucket, by size of the values.
     Histogram(Vec<(Vec<String>, HistogramValue)>),
 }
 
-/// Counts by size.
+/// A histogram: how many values are in each bucket.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HistogramValue {
-    /// The upper bound of each bucket and the number of values in it, in ascending order.
+    /// The upper bound of each bucket and the number of values in that bucket alone, in ascending order of the bounds.
     pub buckets: Vec<(f64, u64)>,
-    /// The number of values above the last bound.
+    /// The number of values above the bound of the last bucket.
     pub above: u64,
     /// The sum of all values.
     pub sum: f64,
 }
 
-/// A format of the text.
+/// A text format for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MetricsFormat {
     /// The text format of Prometheus, version 0.0.4.
@@ -84,7 +84,7 @@ impl MetricValues {
 }
 
 impl MetricsFormat {
-    /// The format that the header `Accept` of a request prefers; the plain one if it prefers none.
+    /// The format that the header `Accept` of a request prefers; the plain format if the header has no preference.
     pub fn of_accept(accept: &str) -> Self {
         let weight = |wanted: &str| {
             let ranges = accept.split(',').map(|range| range.split(';').map(str::trim).collect::<Vec<_>>());
@@ -98,7 +98,7 @@ impl MetricsFormat {
         if weight(OPEN_METRICS) > weight("text/plain") { Self::OpenMetrics } else { Self::Plain }
     }
 
-    /// The `Content-Type` of the text.
+    /// The `Content-Type` of metrics in this format.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Plain => prometheus_text::CONTENT_TYPE,
@@ -106,7 +106,7 @@ impl MetricsFormat {
         }
     }
 
-    /// The metrics of a state as text.
+    /// The metrics of `state` as text in this format.
     pub fn text<S>(self, metrics: &'static [Metric<S>], state: &S) -> String {
         let read = |metric: &Metric<S>| ReadMetric {
             name: metric.name,

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// A temporary folder with these files: path and content.
+/// Creates a temporary folder with `files`, each given by its path and its content.
 pub(crate) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     for (path, content) in files {

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
 
-/// The connections that wait to be accepted: as many as the kernel allows.
+/// The maximum number of connections that wait to be accepted: -1 requests as many as the kernel allows.
 const BACKLOG: i32 = -1;
 
 /// Why the server cannot listen on a unix socket.
@@ -31,7 +31,7 @@ pub enum UnixSocketError {
     Unusable { doing: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// A listening socket. Dropping it removes its file.
+/// A listening unix socket. Dropping the value removes the socket's file.
 #[derive(Debug)]
 pub struct UnixSocket {
     listener: UnixListener,
@@ -80,8 +80,8 @@ impl Drop for UnixSocket {
     }
 }
 
-/// Listens at `path` with mode 0600. The mode is set before the socket is bound, and the file gets it, less the umask
-/// (`unix_bind` of Linux). If the mode were set later, another user could connect in between.
+/// Listens at `path` with mode 0600. The mode is set before the socket is bound, and the kernel gives the socket file
+/// this mode, less the umask (`unix_bind` of Linux). If the mode were set later, another user could connect in between.
 fn bind_private(path: &Path) -> io::Result<StdListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

@@ -2,13 +2,13 @@
 
 use std::sync::LazyLock;
 
-/// The version, as sent in `hello` and `welcome` and written into every document.
+/// The version of both programs, as sent in the messages `hello` and `welcome` and written into every document.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The first 12 digits of the commit, if the build knew it.
+/// The first 12 digits of the commit from which the program was built, if the build knew the commit.
 pub const COMMIT: Option<&str> = option_env!("BUILD_COMMIT");
 
-/// The UTC date of the commit, as YYYY-MM-DD, if the build knew it.
+/// The UTC date of the commit from which the program was built, as YYYY-MM-DD, if the build knew the commit.
 pub const COMMIT_DATE: Option<&str> = option_env!("BUILD_COMMIT_DATE");
 
 /// What `--version` prints after the program's name: `0.1.0 (1a2b3c4d5e6f, 2026-01-31)`.

@@ -9,27 +9,27 @@ use super::ValueOrigin;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum ConfigError {
-    /// A file could not be read.
+    /// A configuration file could not be read.
     #[error("cannot read the configuration file {}: {source}", path.display())]
     Unreadable {
         path: PathBuf,
         /// The reason that the system gives.
         source: io::Error,
     },
-    /// A file is not valid TOML.
+    /// A configuration file is not valid TOML.
     #[error("{}:{line}: not valid TOML: {problem}", path.display())]
     Syntax {
         path: PathBuf,
-        /// The line, from 1.
+        /// The number of the line in the file, from 1.
         line: usize,
         /// The parser's message.
         problem: String,
     },
-    /// A file has a key that is not a setting.
+    /// A configuration file has a key that is not a setting.
     #[error("{}:{line}: unknown setting {key:?}{}", path.display(), suggestion(*.nearest))]
     UnknownKey {
         path: PathBuf,
-        /// The line, from 1.
+        /// The number of the line in the file, from 1.
         line: usize,
         /// The key, as written in the file.
         key: String,
@@ -56,10 +56,10 @@ pub enum ConfigError {
         /// What the setting accepts.
         valid: &'static str,
     },
-    /// Two values exclude each other.
+    /// The values of two settings exclude each other.
     #[error("{origin}: {problem}")]
     Conflict {
-        /// Where the value to change was given.
+        /// Where the value was given that the user should change.
         origin: ValueOrigin,
         /// What is wrong, and the valid values.
         problem: String,

@@ -13,12 +13,12 @@ use super::{Configuration, Setting};
 pub struct FlagValues {
     /// The file of `--config`. It overrides the user's file and the file in /etc.
     pub config: Option<PathBuf>,
-    /// Each given value with the flag that gave it, by the setting's name.
+    /// The values that the command line gives to a setting, with the flag that gave them, by the setting's name.
     pub(super) values: BTreeMap<&'static str, (Vec<String>, String)>,
 }
 
 impl FlagValues {
-    /// Gives a setting a value by a flag that the subcommand itself defines. `flag` includes its dashes.
+    /// Sets the value of a setting from a flag that the subcommand itself defines. `flag` includes its dashes.
     pub fn set(&mut self, setting: &'static str, flag: &str, value: impl Into<String>) {
         self.values.insert(setting, (vec![value.into()], flag.to_owned()));
     }
@@ -42,7 +42,7 @@ pub trait FlagGroup: 'static {
     fn has(setting: &str) -> bool;
 }
 
-/// `--config` and the flags of a group of settings. Flatten it into a subcommand.
+/// `--config` and the flags of a group of settings. A subcommand includes them with `#[command(flatten)]`.
 pub struct Flags<G> {
     /// The settings on the command line.
     pub values: FlagValues,

@@ -12,11 +12,11 @@ use super::names::{check_variables, nearest};
 use super::setting::Given;
 use super::{ConfigError, Configuration, Environment, FlagValues, Loaded, Origins, Setting, ValueOrigin};
 
-/// What a configuration depends on besides its layers. Tests replace it.
+/// What [`load_on`] needs to know about the host, the user and the environment. Tests replace these values.
 pub struct Machine<'a> {
     /// The environment. An empty variable counts as not set.
     pub env: Environment<'a>,
-    /// The names of all variables that are not empty.
+    /// The names of all environment variables that are not empty.
     pub variables: &'a [String],
     /// The configuration file of the whole host.
     pub etc_file: PathBuf,
@@ -33,18 +33,19 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// A folder of the XDG base directory specification: the value of `variable`, or `under_home` in the home folder.
-    /// The specification requires that relative values of its variables are ignored.
+    /// A folder of the XDG base directory specification: the value of `variable`, or `under_home` in the home folder. A
+    /// relative value of `variable` is ignored, as the specification requires.
     pub fn xdg(&self, variable: &str, under_home: &str) -> Option<PathBuf> {
         self.absolute(variable).or_else(|| self.home.as_ref().map(|home| home.join(under_home)))
     }
 
-    /// The value of a variable, if it is an absolute path.
+    /// The value of an environment variable, if the value is an absolute path.
     pub fn absolute(&self, variable: &str) -> Option<PathBuf> {
         (self.env)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     }
 
-    /// The folder in a variable of systemd. If the variable lists several, separated by colons, the first one.
+    /// The folder that systemd passes in the environment variable `variable`. If the variable lists several folders,
+    /// separated by colons, returns the first one. Relative paths are ignored.
     pub fn systemd_folder(&self, variable: &str) -> Option<PathBuf> {
         let value = (self.env)(variable)?;
         std::env::split_paths(&value).find(|path| path.is_absolute())
@@ -64,7 +65,7 @@ impl Machine<'_> {
     }
 }
 
-/// Reads every layer of this machine.
+/// Loads the configuration of a program from every layer on this machine.
 ///
 /// # Errors
 /// A variable with the program's prefix that the program does not read; an unreadable file in /etc or of `--config`; a
@@ -88,7 +89,7 @@ pub fn load<C: Configuration>(flags: &FlagValues) -> Result<Loaded<C>, ConfigErr
     load_on(flags, &machine)
 }
 
-/// Like [`load`], on a given machine.
+/// Like [`load`], but takes the environment and the places of files from `machine`.
 pub fn load_on<C: Configuration>(flags: &FlagValues, machine: &Machine<'_>) -> Result<Loaded<C>, ConfigError> {
     let origins = C::settings().iter().map(|setting| (setting.name, ValueOrigin::Default)).collect();
     let mut layers =
@@ -135,7 +136,7 @@ enum FileLayer {
     Named,
 }
 
-/// What happens if a file cannot be opened.
+/// What happens if a configuration file cannot be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IfUnreadable {
     /// The layer is left out without a message.
@@ -161,7 +162,8 @@ impl FileLayer {
     }
 }
 
-/// The layers read so far, in ascending precedence.
+/// What the layers read so far have set. The layers are read in ascending precedence, so later ones override earlier
+/// ones.
 struct Layers<C> {
     config: C,
     origins: Origins,

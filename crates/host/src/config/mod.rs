@@ -23,11 +23,11 @@ pub use setting::{Given, Setting, list};
 
 /// The configuration of a program, with its list of settings.
 pub trait Configuration: Clone + Sized + 'static {
-    /// The program's name in lower case. Its file is `PROGRAM.toml`. Its variables are the program's name and the
-    /// setting's name in upper case, joined by `_`.
+    /// The program's name in lower case. Its configuration file is `PROGRAM.toml`. The environment variable of a
+    /// setting is the program's name and the setting's name in upper case, joined by `_`.
     const PROGRAM: &'static str;
 
-    /// Every setting, in the order of output.
+    /// Every setting, in the order in which the template and the output list them.
     fn settings() -> &'static [Setting<Self>];
 
     /// Environment variables with the program's prefix that do not belong to settings, for example secrets.
@@ -51,7 +51,7 @@ pub trait Configuration: Clone + Sized + 'static {
     }
 }
 
-/// Where a value comes from.
+/// Where the value of a setting comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {
     /// The default: no layer has set the value.
@@ -62,7 +62,7 @@ pub enum ValueOrigin {
     File {
         /// The absolute path of the file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The number of the line in the file, from 1.
         line: usize,
     },
     /// The environment variable of the setting.
@@ -113,7 +113,7 @@ impl Origins {
     }
 }
 
-/// A configuration and where it came from.
+/// A configuration, and where each of its values came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded<C> {
     /// The configuration; everything in it is valid.

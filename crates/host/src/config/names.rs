@@ -1,5 +1,5 @@
 //! Finds mistyped names of settings. A mistyped limit must not be ignored silently, neither in a file nor in the
-//! environment. Pure.
+//! environment. This module does no I/O.
 
 use super::{ConfigError, Configuration, Environment};
 
@@ -12,14 +12,14 @@ pub(super) fn nearest<C: Configuration>(key: &str) -> Option<&'static str> {
     nearest_name(key, C::settings().iter().map(|setting| setting.name))
 }
 
-/// The name that is most similar to `key`, if one is similar.
+/// The name in `names` that is most similar to `key`; `None` if no name is similar.
 pub fn nearest_name<'a>(key: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let scored = names.into_iter().map(|name| (strsim::jaro_winkler(key, name), name));
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }
 
-/// Checks that the program reads every variable that has its prefix. `variables` are the names of all variables that
-/// are set.
+/// Checks that every variable with the program's prefix is one that the program reads. `variables` are the names of all
+/// variables that are set.
 pub(super) fn check_variables<C: Configuration>(variables: &[String], env: Environment<'_>) -> Result<(), ConfigError> {
     let prefix = format!("{}_", C::PROGRAM.to_uppercase());
     let other = C::other_variables();
@@ -38,8 +38,8 @@ pub(super) fn check_variables<C: Configuration>(variables: &[String], env: Envir
 }
 
 /// Whether a container manager set this variable. Kubernetes gives each container variables for every service of its
-/// namespace (`NAME_SERVICE_HOST`, `NAME_PORT_4000_TCP_ADDR`), and Docker does so for links. The name of a service may
-/// be the program's name, or begin with it (`NAME_METRICS_SERVICE_HOST`).
+/// namespace (`NAME_SERVICE_HOST`, `NAME_PORT_4000_TCP_ADDR`), and Docker does so for container links. The name of a
+/// service may be the program's name, or begin with it (`NAME_METRICS_SERVICE_HOST`).
 /// <https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>
 fn is_service_link(name: &str, value: &str) -> bool {
     let has_word = |word: &str| name == word || name.ends_with(&format!("_{word}"));

@@ -11,9 +11,9 @@ use crate::log;
 
 /// One setting of the configuration `C`: its names, and how its value is read and shown.
 pub struct Setting<C> {
-    /// The key in TOML.
+    /// The setting's key in TOML.
     pub name: &'static str,
-    /// The environment variable.
+    /// The environment variable that sets the value.
     pub env: &'static str,
     /// The long flag without its dashes, if the setting has one.
     pub flag: Option<&'static str>,
@@ -27,12 +27,12 @@ pub struct Setting<C> {
     pub is_list: bool,
     /// Checks a value and puts it into the configuration. The error says what is wrong with the value.
     pub read: fn(&mut C, &Given<'_>) -> Result<(), String>,
-    /// Returns the value as TOML; `None` if it is not set and has no default.
+    /// Returns the value as TOML; `None` if the setting is not set and has no default.
     pub show: fn(&C) -> Option<Value>,
 }
 
 impl<C> Setting<C> {
-    /// The value in `config` as text without TOML's quotes; empty if it is not set.
+    /// The value in `config` as text without TOML's quotes; empty if the setting is not set.
     pub fn plain(&self, config: &C) -> String {
         match (self.show)(config) {
             None => String::new(),
@@ -48,7 +48,7 @@ pub fn list<T: ToString>(values: &[T]) -> Value {
     Value::Array(values.iter().map(|value| Value::String(value.to_string())).collect())
 }
 
-/// A value as a layer gives it: text that is not checked yet.
+/// The value of a setting as a layer (a file, a variable or a flag) gives it: text that is not checked yet.
 pub struct Given<'a> {
     pub(super) values: Vec<String>,
     /// The folder against which a relative path is resolved.
@@ -103,7 +103,7 @@ impl Given<'_> {
         }
     }
 
-    /// The one of `choices` that has this name.
+    /// The entry of `choices` whose name is the given value.
     pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T, String> {
         let found = choices.iter().find(|(name, _)| *name == self.one());
         found.map(|(_, value)| *value).ok_or_else(|| format!("unknown value {:?}", self.one()))
@@ -120,7 +120,7 @@ impl Given<'_> {
         within_duration(quantity::parse_duration(self.one()), min, max)
     }
 
-    /// The value as a duration from `min` to `max`. Without a unit it is in seconds.
+    /// The value as a duration from `min` to `max`. A value without a unit is in seconds.
     pub fn seconds(&self, min: Duration, max: Duration) -> Result<Duration, String> {
         within_duration(quantity::parse_seconds(self.one()), min, max)
     }

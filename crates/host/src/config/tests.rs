@@ -154,7 +154,7 @@ impl Configuration for Toy {
     }
 }
 
-/// Every flag.
+/// A flag group with every setting.
 struct All;
 
 impl FlagGroup for All {
@@ -166,7 +166,7 @@ impl FlagGroup for All {
     }
 }
 
-/// Only the state folder.
+/// A flag group with only the state folder.
 struct Place;
 
 impl FlagGroup for Place {
@@ -192,7 +192,7 @@ struct Elsewhere {
     name: Option<String>,
 }
 
-/// An isolated machine: nothing of the real one is read.
+/// A simulated machine: the tests read nothing of the real one.
 struct Bench {
     folder: TempDir,
     env: BTreeMap<&'static str, String>,

@@ -45,7 +45,8 @@ pub(super) fn read() -> Facts {
     }
 }
 
-/// The processor instructions that AES-GCM uses, the cipher of every link and tunnel.
+/// Detects the processor instructions that AES-GCM uses. On hosts with them, AES-GCM is the preferred cipher of links
+/// and tunnels.
 #[cfg(target_arch = "x86_64")]
 fn ciphers() -> Processor {
     use std::arch::is_x86_feature_detected as has;
@@ -59,7 +60,8 @@ fn ciphers() -> Processor {
     ])
 }
 
-/// The processor instructions that AES-GCM uses, the cipher of every link and tunnel.
+/// Detects the processor instructions that AES-GCM uses. On hosts with them, AES-GCM is the preferred cipher of links
+/// and tunnels.
 #[cfg(target_arch = "aarch64")]
 fn ciphers() -> Processor {
     use std::arch::is_aarch64_feature_detected as has;
@@ -72,8 +74,8 @@ fn ciphers() -> Processor {
     Processor::default()
 }
 
-/// Lists the available instructions. AES-GCM in hardware needs the first two: one for the rounds of the cipher, one for
-/// the multiplication of its tag. The others make it faster.
+/// Lists the available instructions. AES-GCM in hardware needs the first two of `instructions`: one for the rounds of
+/// the cipher, one for the multiplication in its tag. The others make AES-GCM faster.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn named<const N: usize>(instructions: [(&str, bool); N]) -> Processor {
     let names = instructions.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned());

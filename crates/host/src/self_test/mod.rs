@@ -25,7 +25,7 @@ use paramedic_report::self_test::{
 
 use crate::engines::ENGINES;
 
-/// The maximum number of streams of a measurement, which is the default of a test.
+/// The maximum number of streams of a measurement: the default number of streams of a test.
 const MOST_STREAMS: u16 = 4;
 
 /// The shortest duration of one measurement. A shorter one gives no meaningful rate.
@@ -33,7 +33,8 @@ pub const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest duration of one measurement.
 pub const LONGEST: Duration = Duration::from_secs(10);
 
-/// The longest reported reason, in characters. Longer reasons, which may come from other programs, are truncated.
+/// The maximum length, in characters, of the reason why something was not measured. Longer reasons, which may come from
+/// other programs, are truncated.
 const LONGEST_REASON: usize = 300;
 
 /// One step of a running self-test, reported when it begins.
@@ -41,7 +42,7 @@ const LONGEST_REASON: usize = 300;
 pub struct Step {
     /// The number of the step, from 0.
     pub number: u32,
-    /// The number of all steps that are known so far.
+    /// The total number of steps, as far as it is known yet.
     pub of: u32,
     /// What this step measures.
     pub what: String,
@@ -67,7 +68,7 @@ pub fn read_facts() -> Facts {
     facts::read()
 }
 
-/// A private folder for [`run`] to work in; dropping it removes it.
+/// A private folder for [`run`] to work in. Dropping the value removes the folder.
 pub fn scratch() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("self-test-").tempdir()
 }

@@ -14,8 +14,8 @@ use nix::sys::socket::{
 };
 use paramedic_report::self_test::Timestamps;
 
-/// How long the test waits for timestamps. The kernel begins to timestamp a moment after the first request, so the
-/// first datagrams may have no timestamp. On a busy host that moment is long.
+/// How long the test waits for timestamps. The kernel begins to timestamp with a delay after the first request, so the
+/// first datagrams may have no timestamp. On a busy host the delay is long.
 const STAMP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The test sends at least this many datagrams before it gives up.
