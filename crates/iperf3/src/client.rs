@@ -30,7 +30,8 @@ use super::path_watch::PathWatch;
 use super::process::{await_exit, folder_in, signal_group, write_new};
 use super::program::Program;
 
-/// The interval of the client's readings in seconds: the shortest that iperf3 supports, and the one of our own engines.
+/// The interval of the client's readings in seconds: the shortest that iperf3 supports, and the interval of the engines
+/// tcp and udp.
 const INTERVAL_S: &str = "0.1";
 /// The maximum number of bytes that a client may print per stream and interval, both directions together: three times
 /// what iperf3 prints.
@@ -39,12 +40,12 @@ const MAX_BYTES_PER_READING: u64 = 2048;
 const MAX_BYTES_BESIDE_READINGS: u64 = 1 << 20;
 /// The maximum number of bytes that a client may print in total: enough for an hour with four streams.
 const MAX_OUTPUT_BYTES: u64 = 256 << 20;
-/// The bytes that are kept of a client's stderr.
+/// The maximum number of bytes that are kept of a client's stderr.
 const MAX_STDERR_BYTES: u64 = 16 << 10;
 /// How long an interrupted client may take to print what it has measured. Callers must wait longer than this.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(3);
-/// A client is ended if nothing arrived from its server for this long, not even the answer to a keepalive. Together
-/// with [`INTERRUPT_GRACE`] this is shorter than the silence that ends a session.
+/// A client is interrupted if nothing arrived from its server for this long, not even the answer to a keepalive.
+/// Together with [`INTERRUPT_GRACE`] this time is shorter than the silence that ends a session.
 const MAX_SILENCE: Duration = Duration::from_secs(6);
 /// How often the state of the path is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -71,7 +72,7 @@ pub struct ClientOrder {
     pub target: SocketAddr,
     /// The directions of the payload.
     pub load: Load,
-    /// The duration of the counted part, in seconds.
+    /// The duration of the counted part of the test, in seconds.
     pub seconds: u32,
     /// The seconds at the start that iperf3 excludes from its totals (`-O`). The counted part follows them.
     pub omit_seconds: Option<u32>,
@@ -95,7 +96,7 @@ pub struct ClientOrder {
 /// The bytes that iperf3 writes at once over TCP by default.
 const DEFAULT_BLOCK_BYTES: u64 = 128 << 10;
 
-/// The name of the key's file in a client's folder.
+/// The name of the file with the server's public key, in a client's folder.
 const KEY_FILE: &str = "server.pem";
 
 impl ClientOrder {
@@ -164,8 +165,9 @@ impl ClientOrder {
 }
 
 impl ClientOrder {
-    /// The bytes of each write, as requested. Without a request, they suit the rate limit and the number of bytes to
-    /// send: iperf3's own block takes 16 s at 64 kbit/s, and iperf3 does nothing else while it writes a block.
+    /// The bytes of each write, as requested. If the user requested none, the writes suit the rate limit and the number
+    /// of bytes to send: iperf3's own block takes 16 s at 64 kbit/s, and iperf3 does nothing else while it writes a
+    /// block. `None` means iperf3's own block.
     fn block_bytes(&self) -> Option<u64> {
         let limited = || {
             let bps = self.spec.bitrate_bps.filter(|bps| *bps > 0 && self.transport == PayloadProtocol::Tcp)?;
@@ -193,7 +195,7 @@ struct ClientShared {
     changed: Condvar,
     control: Arc<SessionControl>,
     target: SocketAddr,
-    /// Whether the client ends after a number of bytes.
+    /// Whether the client ends after a number of bytes instead of a time.
     has_bytes: bool,
 }
 
@@ -202,7 +204,7 @@ struct ClientState {
     /// The process id. Set while the client may be signalled.
     pid: Option<Pid>,
     new_readings: Vec<ClientReading>,
-    /// Why the client was ended, if it was.
+    /// Why this program interrupted the client, if it did.
     ended_for: Option<EarlyEnd>,
     end: Option<Arc<ClientExit>>,
 }
@@ -218,11 +220,11 @@ pub struct ClientExit {
     pub complaint: Option<String>,
     /// The client's processor time, and the load of this host during the run.
     pub cpu: CpuUse,
-    /// Why the client was ended, if it did not exit by itself.
+    /// Why this program interrupted the client, if the client did not exit by itself.
     pub ended_for: Option<EarlyEnd>,
 }
 
-/// Why a client was ended before it exited by itself.
+/// Why this program interrupted a client before the client exited by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EarlyEnd {
     /// The client did not exit in time.
@@ -239,7 +241,7 @@ pub enum EarlyEnd {
 }
 
 impl ClientExit {
-    /// Why the run failed or is incomplete, if so.
+    /// Why the run failed or is incomplete; `None` if the run is complete.
     pub fn failure(&self) -> Option<String> {
         match self.ended_for {
             Some(EarlyEnd::Overdue) => return Some("iperf3 did not exit in time and was killed".to_owned()),
@@ -275,7 +277,7 @@ impl ClientExit {
     /// exclude the omitted part. Nothing else is known of such an upload, because the server cannot be asked.
     pub fn acknowledged(&self) -> Option<Count> {
         let Some(EarlyEnd::PathSilent { silent_for, acknowledged }) = self.ended_for else { return None };
-        // Includes the readings of the silence: the last one ends when the client was ended.
+        // Includes the readings during the silence: the last reading ends when the client was interrupted.
         let readings = &self.report.as_ref().ok()?.readings;
         let of = |omitted| {
             sum(readings.iter().filter(|reading| reading.direction == Direction::Upload && reading.omitted == omitted))
@@ -444,7 +446,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &
     let (folder, mut process, complaints) = match spawn(program, order) {
         Ok(started) => started,
         Err(error) => {
-            // `start` waits for this.
+            // `Client::start` waits for this message.
             return started.send(Err(error)).unwrap_or(());
         }
     };
@@ -585,8 +587,8 @@ pub fn progress(reading: &ClientReading) -> PhaseProgress {
     }
 }
 
-/// The tally of what the client counted in a phase. Both directions of a run are one process, whose processor time
-/// therefore appears in both.
+/// The tally of what the client counted in a phase. One process serves both directions of a run, so its processor time
+/// appears in the tallies of both.
 pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: &[ClientReading]) -> PhaseTally {
     let report = end.report.as_ref().ok();
     let of = |direction: Direction| {

@@ -32,7 +32,7 @@ pub(super) struct Iperf3Client {
     runs: Mutex<Vec<PhaseClient>>,
 }
 
-/// The client of one phase. `client` is taken when the phase runs. `end` is set when the client has exited.
+/// The iperf3 client of one phase. `client` is taken when the phase runs. `end` is set when the client has exited.
 struct PhaseClient {
     phase: u8,
     client: Option<Client>,

@@ -1,14 +1,14 @@
-//! The cookie with which every connection of an iperf3 test begins. Pure.
+//! The cookie with which every connection of an iperf3 test begins. This module does no I/O.
 
-/// The first bytes of each connection of a test: 36 printable characters and a zero byte.
+/// The first bytes of each connection of an iperf3 test: 36 printable characters and a zero byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cookie([u8; Cookie::LEN]);
 
 impl Cookie {
-    /// Length in bytes.
+    /// Length of a cookie, in bytes.
     pub(super) const LEN: usize = 37;
 
-    /// Parses a cookie. `None` if the bytes cannot be one.
+    /// Parses a cookie. `None` if the bytes cannot be a cookie.
     pub(super) fn parse(bytes: &[u8; Self::LEN]) -> Option<Self> {
         let (text, end) = bytes.split_at(Self::LEN - 1);
         (text.iter().all(u8::is_ascii_graphic) && end == [0]).then_some(Self(*bytes))

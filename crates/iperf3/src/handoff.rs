@@ -20,13 +20,14 @@ use super::cookie::Cookie;
 use super::process::signal_group;
 
 /// The longest interval in which bytes are counted and charged; [`MIN_LOOK_INTERVAL`] is the shortest. Each count
-/// briefly locks the sockets, so the interval is only as short as the leased bytes require.
+/// briefly locks the sockets, so [`look_interval`] chooses an interval that is only as short as necessary.
 const MAX_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const MIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// The interval in which bytes are counted while the child is stopped.
 const STOPPED_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The shared state of a lane's threads.
+/// The state that the threads of a lane share. A lane is the port of one session and the iperf3 server (child) behind
+/// it.
 pub(super) struct LaneHandoff {
     state: Mutex<HandoffState>,
     changed: Condvar,
@@ -38,7 +39,7 @@ pub(super) struct LaneHandoff {
     pub(super) listener: OwnedFd,
 }
 
-/// The state of the child.
+/// The state of a lane's child, the iperf3 server.
 #[derive(Clone, Debug)]
 pub(super) enum ChildState {
     /// The child does not listen yet.
@@ -76,7 +77,7 @@ pub(super) struct KernelCounts {
     pub(super) sent: u64,
     /// Payload bytes received.
     pub(super) received: u64,
-    /// The segments that were sent.
+    /// What the kernel recorded of the sent segments.
     pub(super) segments: SegmentFacts,
     /// The congestion control in use.
     pub(super) congestion_control: Option<String>,
@@ -85,23 +86,23 @@ pub(super) struct KernelCounts {
 /// A connection of the running test.
 struct LaneConnection {
     kind: ConnectionKind,
-    /// Our copy of the connection's socket. While bytes are left to be sent, it is kept even after the child has closed
-    /// its own: what the kernel still sends is charged, and what is left at the end can be discarded.
+    /// Our copy of the connection's socket. While bytes are left to be sent, our copy is kept even after the child has
+    /// closed its own, so that what the kernel still sends is charged, and what is left at the end can be discarded.
     socket: Option<TcpStream>,
     /// The child's descriptor of the connection, once the child has accepted it.
     of_child: Option<i32>,
     /// Bytes that were acknowledged before the child accepted the connection.
     acked_before: u64,
-    /// What the measurement counts.
+    /// The counts that go into the result of the test.
     seen: KernelCounts,
-    /// Whether the measurement of the connection has ended, because the child closed it or it was given up. Then `seen`
-    /// stays as it is.
+    /// Whether the measurement of the connection has ended, because the child closed the connection or it was given up.
+    /// Then `seen` stays as it is.
     is_measured: bool,
-    /// Payload bytes sent and received, which are charged. They include the bytes that the kernel moves after the child
-    /// has closed the connection and, at the last count, the bytes that were sent but not acknowledged.
+    /// Payload bytes sent and received, which are charged to the session. They include the bytes that the kernel moves
+    /// after the child has closed the connection and, at the last count, the bytes that were sent but not acknowledged.
     sent: u64,
     received: u64,
-    /// Bytes of the connection that were charged so far.
+    /// The bytes of the connection that were charged so far.
     charged: u64,
 }
 
@@ -125,9 +126,9 @@ impl LaneConnection {
         self.is_measured = true;
     }
 
-    /// Ends the connection in both directions, as the child's close does. No reset: the client may still read what is
-    /// queued. Our copy stays open while bytes are queued, because nothing charges or limits them after the last copy
-    /// is closed.
+    /// Ends the connection in both directions, as the child's close does. The connection is not reset, because the
+    /// client may still read what is queued. Our copy stays open while bytes are queued, because nothing charges or
+    /// limits them after the last copy is closed.
     fn close_with_child(&mut self) {
         self.end_measurement();
         let Some(socket) = &self.socket else { return };
@@ -140,11 +141,11 @@ impl LaneConnection {
         }
     }
 
-    /// Gives the connection up: counts it a last time and closes our copy. If bytes are left to be sent, the last close
-    /// discards them and resets the connection, because without a copy nothing charges or limits them. If all were
-    /// sent, the connection closes normally, so that the client reads all of them, and the last message of its server.
-    /// `is_last` is false if the child may still have a copy. Then the child may still write, so the connection is
-    /// reset.
+    /// Gives the connection up: counts its bytes a last time and closes our copy. If bytes are left to be sent, the
+    /// last close discards them and resets the connection, because without a copy nothing charges or limits them. If
+    /// all bytes were sent, the connection closes normally, so that the client reads all of them, including the last
+    /// message of its server. `is_last` is false if the child may still have a copy. Then the connection is reset in
+    /// any case, because the child may still write.
     fn give_up(&mut self, is_last: bool) {
         self.end_measurement();
         let Some(socket) = self.socket.take() else { return };
@@ -158,7 +159,7 @@ impl LaneConnection {
         }
     }
 
-    /// Returns the bytes that the connection moved since the last call.
+    /// Returns the number of bytes that the connection moved since the last call.
     fn charge(&mut self) -> u64 {
         self.look();
         let moved = self.sent.saturating_add(self.received);
@@ -188,19 +189,19 @@ struct HandoffState {
     /// Connections that the child has not accepted yet, the oldest first.
     waiting: VecDeque<UnacceptedConnection>,
     connections: Vec<LaneConnection>,
-    /// Whether the child is stopped (SIGSTOP) until more bytes are leased.
+    /// Whether the child is stopped (SIGSTOP), because the session may move no more bytes until it gets a new lease.
     is_stopped: bool,
     /// When bytes were last counted. `max_bytes_per_s` is the highest rate between two counts, in bytes per second.
     counted_at: Instant,
     max_bytes_per_s: u64,
-    /// The error of this test that the child printed.
+    /// The error that the child printed in this test.
     error: Option<String>,
     /// When the last stream of this test was accepted.
     started_at: Option<Instant>,
     child: ChildState,
     /// The process id of the child, which leads a process group. Set while the child may be signalled.
     pid: Option<Pid>,
-    /// Whether a child was started and not reaped yet. It may have copies of connections.
+    /// Whether a child was started and not reaped yet. Such a child may have copies of connections.
     has_child: bool,
     is_over: bool,
 }
@@ -216,7 +217,7 @@ impl HandoffState {
         }
     }
 
-    /// Counts and gives up all connections of the test.
+    /// Counts the bytes of all connections of the test, and gives the connections up.
     fn close_all(&mut self, control: &SessionControl) {
         self.waiting.clear();
         let is_last = !self.has_child;
@@ -224,8 +225,8 @@ impl HandoffState {
         self.account(control);
     }
 
-    /// Charges the bytes moved since the last call, also between phases. If they have used up the lease, stops the
-    /// child until more bytes are leased.
+    /// Charges the session for the bytes moved since the last call, also between phases. If the session has used up its
+    /// leased bytes, stops the child until more bytes are leased.
     fn account(&mut self, control: &SessionControl) {
         let uncharged = self.connections.iter_mut().map(LaneConnection::charge).fold(0, u64::saturating_add);
         let passed = self.counted_at.elapsed();
@@ -263,7 +264,7 @@ impl HandoffState {
 }
 
 /// The time until the next count: half of the time in which the `left` leased bytes would be used up at the highest
-/// rate so far. While that rate is unknown, the shortest interval.
+/// rate so far. While that rate is unknown, returns the shortest interval.
 fn look_interval(max_bytes_per_s: u64, left: Option<u64>) -> Duration {
     let Some(left) = left else { return MAX_LOOK_INTERVAL };
     let used_up = (u128::from(left) * 500_000).checked_div(u128::from(max_bytes_per_s)).unwrap_or_default();
@@ -360,7 +361,7 @@ impl LaneHandoff {
 
     // Called by the supervisor.
 
-    /// Takes the connection to give to the child next, if one waits.
+    /// Takes the connection that the child gets next, if one waits.
     pub(super) fn take(&self) -> Option<UnacceptedConnection> {
         let mut state = self.state();
         let taken = state.waiting.pop_front()?;
@@ -425,7 +426,7 @@ impl LaneHandoff {
         !state.is_over
     }
 
-    /// Records an error of starting the child.
+    /// Records `error` if it means that this host refused to start a thread or a process.
     pub(super) fn note_thread_error(&self, error: &io::Error) {
         self.control.note_thread_error(error);
     }
@@ -442,8 +443,8 @@ impl LaneHandoff {
         self.notify();
     }
 
-    /// Called when the child is about to be reaped. From then on it is not signalled, because its process id may be
-    /// reused.
+    /// Called when the child is about to be reaped. After this call the child is not signalled, because another process
+    /// may get its process id.
     pub(super) fn stop_signalling(&self) {
         self.state().pid = None;
     }
@@ -463,7 +464,7 @@ impl LaneHandoff {
         self.notify();
     }
 
-    /// Waits until a test after `test` needs a child. Returns `false` if no further test will.
+    /// Waits until a test after `test` needs a child. Returns `false` if no later test will need one.
     pub(super) fn await_next(&self, test: usize) -> bool {
         let mut state = self.state();
         while state.test <= test && !state.is_over {
@@ -583,8 +584,8 @@ impl LaneHandoff {
         self.notifier.shutdown(Shutdown::Both).unwrap_or(());
     }
 
-    /// Discards the unread bytes that the child wrote to its listener. With them, the child may have passed a copy of a
-    /// connection, which would continue to send after its last count.
+    /// Discards the unread bytes that the child wrote to its listener. The child may have passed a copy of a connection
+    /// with these bytes, and the kernel would continue to send on that connection after its last count.
     fn discard_passed(&self) {
         while matches!((&self.notifier).read(&mut [0; 4096]), Ok(1..)) {}
     }
@@ -635,10 +636,10 @@ mod tests {
         (listener.accept().unwrap().0, theirs)
     }
 
-    /// The number under which a child accepted its connection.
+    /// The descriptor number of the connection in the child.
     const OF_CHILD: i32 = 7;
 
-    /// A connection that a child has accepted, as the child and as the appliance hold it.
+    /// Both ends of a connection that a child has accepted: the child's and the appliance's.
     fn accepted(handoff: &LaneHandoff) -> (TcpStream, TcpStream) {
         let (ours, theirs) = pair();
         handoff.add(ConnectionKind::Stream, ours).unwrap();
@@ -669,7 +670,7 @@ mod tests {
         }
     }
 
-    /// Reads until the connection ends: the bytes read, and how it ended.
+    /// Reads until the connection ends. Returns the number of bytes read, and how the connection ended.
     fn read_all(mut socket: &TcpStream) -> (u64, io::Result<usize>) {
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut block = [0; 1 << 16];
@@ -689,10 +690,10 @@ mod tests {
         (control, handoff)
     }
 
-    /// The bytes that a probe of the full window may carry between the last count and the reset.
+    /// The maximum number of bytes that a TCP window probe may carry between the last count and the reset.
     const PROBE: u64 = 64 << 10;
 
-    /// A way in which a connection is given up, in words.
+    /// A way in which a connection is given up: its description in words, and the code that does it.
     type End = (&'static str, fn(&LaneHandoff));
 
     #[test]
@@ -869,11 +870,11 @@ mod tests {
         control.charge(1).unwrap();
         assert_eq!(handoff.account(), None, "there is no child yet");
         assert!(handoff.set_child(echo.pid()));
-        // Also without a connection: nothing else would continue it.
+        // A next count is due even without a connection: nothing else would continue the stopped child.
         assert_eq!(handoff.account(), Some(STOPPED_LOOK_INTERVAL));
         let stopped = waitid(WaitId::Pid(echo.pid()), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT).unwrap();
         assert!(stopped.unwrap().stopped());
-        // Also a child that follows a stopped one.
+        // The same is true of a child that follows a stopped one.
         assert!(handoff.set_child(echo.pid()));
         assert_eq!(handoff.account(), Some(STOPPED_LOOK_INTERVAL));
         control.allow(1);

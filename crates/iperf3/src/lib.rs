@@ -128,11 +128,11 @@ fn lacking(error: &dyn std::fmt::Display) -> Unavailable {
     }
 }
 
-/// How much longer than its test an iperf3 may run: to connect, to exchange results, and to exit.
+/// How much longer than its test an iperf3 process may run: to connect, to exchange results, and to exit.
 const RUN_GRACE: Duration = Duration::from_secs(10);
 
-/// The value of `counted_by` if the kernel counted the bytes. The reflector keeps duplicates of the sockets, and reads
-/// their counters.
+/// The value of `DirectionTally::counted_by` if the kernel counted the bytes. The reflector keeps duplicates of the
+/// sockets, and reads their counters.
 const COUNTED_BY_SOCKET: &str = "socket";
-/// The value of `counted_by` if the counts are from iperf3's report.
+/// The value of `DirectionTally::counted_by` if the counts are from iperf3's report.
 const COUNTED_BY_IPERF3: &str = "iperf3";

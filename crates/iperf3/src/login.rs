@@ -14,8 +14,8 @@ use paramedic_link::admission::SessionKeys;
 use paramedic_link::engine_terms::EngineTerms;
 use zeroize::Zeroizing;
 
-/// A user name and a password that are valid for one session. Both ends derive them from the session's keys. They are
-/// sent only by iperf3, encrypted.
+/// A user name and a password that are valid for one session. Both ends derive them from the session's keys. Only
+/// iperf3 sends them, encrypted.
 #[derive(Clone)]
 pub(super) struct SessionLogin {
     /// The user name: lower-case letters and digits.
@@ -62,23 +62,23 @@ impl LoginPadding {
         [Self::Pkcs1, Self::Oaep].into_iter().find(|padding| padding.name() == name)
     }
 
-    /// The paddings that a request's `engine_support` lists, without unknown ones of newer versions. An empty list
-    /// means PKCS #1.
+    /// The paddings that a request's `engine_support` lists, without names that only newer versions define. An empty
+    /// list means PKCS #1.
     pub(super) fn supported(engine_support: &[PeerText]) -> impl Iterator<Item = Self> {
         let default = engine_support.is_empty().then_some(Self::Pkcs1);
         engine_support.iter().filter_map(|name| Self::from_name(name.as_str())).chain(default)
     }
 }
 
-/// The parameters with which the appliance's iperf3 encrypts a session's login. They are the engine's terms in the
-/// grant.
+/// The parameters with which the appliance's iperf3 encrypts a session's login. The reflector sends them as the
+/// engine's terms in the grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LoginTerms {
     pub(super) key: LoginKey,
     pub(super) padding: LoginPadding,
 }
 
-/// The names of key and padding in the terms.
+/// The names of the engine terms that hold the key and the padding.
 const KEY: &str = "key";
 const PADDING: &str = "padding";
 
@@ -101,7 +101,7 @@ impl LoginTerms {
 pub(super) struct LoginKey(Vec<u8>);
 
 impl LoginKey {
-    /// The longest DER, in bytes: enough for RSA with 4,096 bits.
+    /// The maximum length of a key in DER, in bytes: enough for RSA with 4,096 bits.
     const MAX_LEN: usize = 768;
 
     fn from_der(der: &[u8]) -> Option<Self> {
@@ -128,8 +128,8 @@ pub(super) struct LoginPair {
     pub(super) public: LoginKey,
 }
 
-/// The key pair of this process. One pair is enough, because each login is valid for one session only. On a small
-/// machine, generating a pair takes as long as a TLS handshake.
+/// The key pair of this process. One pair is enough, because each login is valid for one session only. The pair is
+/// generated only once, because on a small machine that takes as long as a TLS handshake.
 static PAIR: Mutex<Option<LoginPair>> = Mutex::new(None);
 
 impl LoginPair {

@@ -14,11 +14,11 @@ use serde_json::{Map, Value};
 #[cfg(test)]
 mod tests;
 
-/// The maximum number of readings that are kept: one per second and direction for a day. Later ones are only in the
+/// The maximum number of readings that are kept: one per second and direction for a day. Later readings are only in the
 /// totals.
 pub const MAX_READINGS: usize = 2 * 24 * 3600;
-/// The longest text that is kept, in characters. The longest recorded error, that of a host without an address, has
-/// 172.
+/// The longest text that is kept, in characters. The longest recorded error, that of a host without an address, has 172
+/// characters.
 const MAX_TEXT_CHARS: usize = 200;
 
 /// The report of one run of an iperf3 client.
@@ -44,12 +44,12 @@ pub struct ClientReport {
     /// The processor use of both ends.
     pub cpu: Option<Cpu>,
     /// Whether the report has its last part, with the totals. An interrupted client prints this part, too. Then `error`
-    /// is also set, and the totals contain only this end's counts.
+    /// is also set, and the totals contain only the client's own counts.
     pub is_complete: bool,
 }
 
 impl ClientReport {
-    /// The kind of the error, if there is one.
+    /// The kind of [`Self::error`], if there is an error.
     pub fn failure(&self) -> Option<FailureKind> {
         self.error.as_deref().map(FailureKind::of)
     }
@@ -82,10 +82,10 @@ pub enum PayloadProtocol {
 pub struct ClientReading {
     /// The direction. For a download the bytes are those received, for an upload those sent.
     pub direction: Direction,
-    /// The beginning of the interval, in microseconds since the counted part of the test began. For an omitted reading,
-    /// since the beginning of the omitted part.
+    /// The beginning of the interval, in microseconds since the counted part of the test began or, for an omitted
+    /// reading, since the omitted part began.
     pub begin_us: u64,
-    /// The end of the interval on the same clock; never before its beginning.
+    /// The end of the interval, on the same clock as [`Self::begin_us`]; never before the beginning.
     pub end_us: u64,
     /// Payload bytes.
     pub bytes: u64,
@@ -98,13 +98,13 @@ pub struct ClientReading {
 }
 
 impl ClientReading {
-    /// Whether the client sent these bytes.
+    /// Whether the client sent the bytes of this reading.
     pub fn is_sender(&self) -> bool {
         self.direction == Direction::Upload
     }
 }
 
-/// The packets of one reading.
+/// The packets of one [`ClientReading`] of a UDP test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpReading {
     /// Packets sent, including lost ones. A receiving client derives the number from sequence numbers.
@@ -141,18 +141,18 @@ pub struct Totals {
 pub struct ClientCount {
     /// Payload bytes.
     pub bytes: u64,
-    /// The time, in microseconds.
+    /// The time in which the bytes moved, in microseconds.
     pub duration_us: u64,
 }
 
 /// The smoothed round-trip time of TCP in microseconds. iperf3 reads it once per interval and stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RttOfTcp {
-    /// The lowest of all streams.
+    /// The lowest round-trip time of all streams.
     pub min: u64,
-    /// The mean of the streams' means.
+    /// The mean of the streams' mean round-trip times.
     pub mean: u64,
-    /// The highest of all streams.
+    /// The highest round-trip time of all streams.
     pub max: u64,
 }
 
@@ -186,16 +186,17 @@ pub struct Cpu {
 /// not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The server runs another test. The server of riperf3 also reports this if it requires a password.
+    /// The server runs another test. A riperf3 server that requires a password also reports this.
     Busy,
-    /// The server requires a login, or rejected it. Not every client reports this: between two iperf3 3.22 it is
-    /// [`FailureKind::ControlLost`], and riperf3 prints `server error`.
+    /// The server requires a login, or rejected it. Not every client reports this: between an iperf3 3.22 client and
+    /// server the kind is [`FailureKind::ControlLost`], and riperf3 prints `server error`.
     NotAuthorized,
     /// There is no server at the address, or no route to it.
     Unreachable,
     /// The connection ended during the test: the server exited, closed it, or refused the client without a message.
     ControlLost,
-    /// The time was over before all bytes had moved. iperf3 has no such limit, so no client prints this error.
+    /// The time limit of the test was over before all bytes had moved. iperf3 has no such limit, so no client prints
+    /// this error.
     BytesLeft,
     /// Nothing arrived from the server for too long. No client prints this error; the client's kernel shows it.
     PathSilent,
@@ -298,12 +299,12 @@ pub fn version_of(text: &str) -> Option<Version> {
     Some(Version { major: major.parse().ok()?, minor: minor.parse().ok()? })
 }
 
-/// Parses the whole output of a client: one or several `--json` documents, or the lines of `--json-stream`, possibly
-/// followed by a document.
+/// Parses the whole output of a client: one or several `--json` documents, or the lines of `--json-stream`, which a
+/// document may follow.
 ///
-/// Of several documents the one with the most content is used, with the first error of any. An incomplete document is
-/// an error. An incomplete stream is a report that is not complete. The time is linear in the length of the text, which
-/// the caller must limit.
+/// Of several documents the one with the most content is used, with the first error of any document. An incomplete
+/// document is ignored; without any other report, parsing fails. The report of an incomplete stream is not complete.
+/// The time is linear in the length of the text, which the caller must limit.
 pub fn parse(text: &str) -> Result<ClientReport, Unreadable> {
     let mut documents = JsonDocuments { rest: text };
     let mut stream = ReportBuilder::default();
@@ -356,7 +357,8 @@ impl StreamParser {
         Self::default()
     }
 
-    /// Parses the next line, with or without its line break, and returns its readings. Other lines are ignored.
+    /// Parses the next line, with or without its line break, and returns its readings. Only lines with the event
+    /// `interval` have readings.
     pub fn line(&mut self, line: &str) -> Vec<ClientReading> {
         let line = line.trim();
         let before = self.stream.report.readings.len();
@@ -372,7 +374,7 @@ impl StreamParser {
         self.stream.report.readings[before..].to_vec()
     }
 
-    /// The report of all lines. It is incomplete if the stream has no end.
+    /// The report of all lines. If the stream has no end, [`ClientReport::is_complete`] is `false`.
     pub fn finish(self) -> Result<ClientReport, Unreadable> {
         if self.stream.is_begun { Ok(self.stream.report) } else { Err(self.problem.unwrap_or(Unreadable::Empty)) }
     }
@@ -411,7 +413,7 @@ impl<'a> JsonDocuments<'a> {
     }
 }
 
-/// One object of the output.
+/// One JSON object of the client's output.
 enum OutputItem {
     /// A line of a stream: the name and the data of the event.
     Event(String, Value),
@@ -419,7 +421,7 @@ enum OutputItem {
     Document(Map<String, Value>),
 }
 
-/// Parses one object. Bare words that are not JSON become `null`.
+/// Parses one JSON object. Bare words that are not JSON, such as `nan`, become `null`.
 fn read(document: &str) -> Result<OutputItem, Unreadable> {
     // Not a struct: iperf3 repeats keys (3.12 "sock_bufsize", 3.9 even "sum"), which serde refuses for structs.
     let mut fields = serde_json::from_str::<Map<String, Value>>(document)
@@ -490,7 +492,7 @@ impl ReportBuilder {
         gathering.report
     }
 
-    /// Adds an event of a stream.
+    /// Adds an event of a `--json-stream` to the report.
     fn event(&mut self, name: &str, data: &Value) {
         match name {
             "start" => self.start(data),
@@ -531,7 +533,8 @@ impl ReportBuilder {
         if self.is_reverse { Direction::Download } else { Direction::Upload }
     }
 
-    /// The direction of an object with counts. The field `sender` of the object is true if the client is the sender.
+    /// The direction of the payload that the object `counted` counts. Its field `sender` is true if the client is the
+    /// sender.
     fn direction_of(&self, counted: &Value) -> Direction {
         match flag(&counted["sender"]) {
             Some(true) => Direction::Upload,
@@ -572,7 +575,7 @@ impl ReportBuilder {
     }
 
     fn end(&mut self, end: &Value) {
-        // After an error the part exists but is empty.
+        // After an error the part `end` exists but is empty.
         if end.as_object().is_none_or(Map::is_empty) {
             return;
         }
@@ -602,7 +605,7 @@ impl ReportBuilder {
         self.clear_missing_counts();
     }
 
-    /// The totals of the direction that has these streams.
+    /// The totals of the direction to which `streams` belong.
     fn totals(&self, end: &Value, is_main: bool, streams: &[&Value]) -> Option<Totals> {
         let has_both = array(end.get("streams")).count() > streams.len() && !streams.is_empty();
         let is_named = end.as_object().is_some_and(|end| end.keys().any(|key| key.ends_with("_bidir_reverse")));
@@ -658,7 +661,7 @@ impl ReportBuilder {
     }
 }
 
-/// The fields of one object with counts: of a stream, or of all streams.
+/// The fields of one object with counts: those of a stream, or of all streams together.
 #[derive(Clone, Copy, Debug)]
 struct CountFields {
     begin_us: Option<u64>,
@@ -704,7 +707,7 @@ impl CountFields {
         })
     }
 
-    /// A reading; `None` if the bytes or the times are missing.
+    /// Makes a reading of the fields; `None` if the bytes or the times are missing.
     fn reading(&self, direction: Direction) -> Option<ClientReading> {
         let end_us = self.end_us?;
         let begin_us = self.begin_us.or_else(|| self.lasted_us.map(|lasted| end_us.saturating_sub(lasted)))?;
@@ -732,7 +735,8 @@ fn other(direction: Direction) -> Direction {
     }
 }
 
-/// The round-trip times over all streams that have them. A stream whose sender is remote has 0 and is skipped.
+/// The round-trip times over all streams that have them. A stream that the other end sends has the value 0 and is
+/// skipped.
 fn rtt_of(streams: &[&Value]) -> Option<RttOfTcp> {
     let all = |key: &str| -> Vec<u64> {
         streams.iter().filter_map(|stream| whole(&stream["sender"][key])).filter(|rtt| *rtt > 0).collect()
@@ -744,7 +748,7 @@ fn rtt_of(streams: &[&Value]) -> Option<RttOfTcp> {
     })
 }
 
-/// The sum of the known numbers. Saturates.
+/// The sum of the known numbers, which saturates; `None` if no number is known.
 fn added(numbers: impl Iterator<Item = Option<u64>>) -> Option<u64> {
     numbers.flatten().reduce(u64::saturating_add)
 }
@@ -759,12 +763,12 @@ fn array(value: Option<&Value>) -> impl Iterator<Item = &Value> {
     value.and_then(Value::as_array).into_iter().flatten()
 }
 
-/// A finite number that is not negative.
+/// The number in `value`, if it is finite and not negative.
 fn number(value: &Value) -> Option<f64> {
     value.as_f64().filter(|number| number.is_finite() && *number >= 0.0)
 }
 
-/// A whole number. Too large numbers saturate, negative ones are absent.
+/// The number in `value`, cut to a whole number. A number that is too large saturates, and a negative one gives `None`.
 fn whole(value: &Value) -> Option<u64> {
     // Casts from f64 saturate.
     value.as_u64().or_else(|| number(value).map(|number| number as u64))
@@ -775,7 +779,7 @@ fn micros(value: &Value, unit_us: f64) -> Option<u64> {
     number(value).map(|time| (time * unit_us).round() as u64)
 }
 
-/// A flag, which may be a boolean or a number.
+/// The flag in `value`, which may be a boolean or a number.
 fn flag(value: &Value) -> Option<bool> {
     value.as_bool().or_else(|| whole(value).map(|number| number != 0))
 }

@@ -1,5 +1,5 @@
 //! Watches whether the path between a running client and its server is alive, by the kernel's state of the client's TCP
-//! connections. iperf3 itself would wait for minutes.
+//! connections. iperf3 itself would notice a dead path only after minutes.
 //!
 //! Keepalives on the control connection make the server's kernel answer each second, even if the server only receives
 //! datagrams.
@@ -18,7 +18,7 @@ use super::cookie::Cookie;
 /// The bytes that a client's kernel counts as acknowledged before a stream's payload: the SYN and the cookie.
 const BEFORE_PAYLOAD: u64 = 1 + Cookie::LEN as u64;
 
-/// A client whose path is watched.
+/// A running client whose path to its server is watched.
 pub(super) struct PathWatch {
     process: OwnedFd,
     /// The folder in /proc with the client's descriptors.
@@ -27,7 +27,7 @@ pub(super) struct PathWatch {
     has_keepalive: bool,
 }
 
-/// The state of a path.
+/// The state of the path between a client and its server.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PathState {
     /// How long ago anything last arrived from the server.
@@ -44,8 +44,8 @@ impl PathWatch {
         Ok(Self { process, descriptors, server, has_keepalive: false })
     }
 
-    /// The state of the path. `None` while the client has no connection, or if the kernel forbids this process to copy
-    /// the client's descriptors (ptrace(2), "Ptrace access mode checking").
+    /// The current state of the path. `None` while the client has no connection, or if the kernel forbids this process
+    /// to copy the client's descriptors (ptrace(2), "Ptrace access mode checking").
     pub(super) fn look(&mut self) -> Option<PathState> {
         let connections = self.connections();
         // iperf3 opens the control connection first.

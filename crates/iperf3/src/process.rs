@@ -14,7 +14,7 @@ pub(super) fn write_new(path: &Path, text: &str) -> io::Result<()> {
     std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }
 
-/// Creates a folder with mode 0700 for one child in `scratch`. Dropping it deletes the folder.
+/// Creates a folder with mode 0700 in `scratch` for one child process. Dropping the value deletes the folder.
 pub(super) fn folder_in(scratch: &Path) -> io::Result<tempfile::TempDir> {
     let private = std::fs::Permissions::from_mode(0o700);
     tempfile::Builder::new().prefix("iperf3-").permissions(private).tempdir_in(scratch)

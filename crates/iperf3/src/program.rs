@@ -18,12 +18,12 @@ const MAX_OUTPUT_BYTES: u64 = 256 << 10;
 /// The timeout of `--version` and `--help`. With these options iperf3 reads no file and opens no connection.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An iperf3 that runs on this host.
+/// An iperf3 program that is installed on this host.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// The path, with symbolic links resolved.
+    /// The path of the program, with symbolic links resolved.
     pub(super) path: PathBuf,
-    /// The version.
+    /// The version that `--version` prints.
     pub version: Version,
     help: String,
 }
@@ -75,8 +75,8 @@ impl Program {
         (cpu_s / lived_s / f64::from(threads)).min(1.0)
     }
 
-    /// The login paddings that a client supports, its default first. Since 3.17 the default is OAEP. In 3.19 clients
-    /// lost the option for PKCS #1; servers keep it.
+    /// The login paddings that a client of this version supports, its default first. Since 3.17 the default is OAEP. In
+    /// 3.19 clients lost the option for PKCS #1; servers keep it.
     pub fn client_paddings(&self) -> &'static [LoginPadding] {
         match self.version {
             version if version < OAEP_DEFAULT => &[LoginPadding::Pkcs1],
@@ -85,12 +85,12 @@ impl Program {
         }
     }
 
-    /// The login paddings that a server supports.
+    /// The login paddings that a server of this version supports.
     pub(super) fn server_paddings(&self) -> &'static [LoginPadding] {
         if self.version < OAEP_DEFAULT { &[LoginPadding::Pkcs1] } else { &[LoginPadding::Oaep, LoginPadding::Pkcs1] }
     }
 
-    /// The command-line option for this padding; `None` if it is the default.
+    /// The command-line option for this padding; `None` if this version uses the padding by default.
     pub(super) fn padding_option(&self, padding: LoginPadding) -> Option<&'static str> {
         (padding == LoginPadding::Pkcs1 && self.version >= OAEP_DEFAULT).then_some("--use-pkcs1-padding")
     }
@@ -108,11 +108,12 @@ impl Program {
     }
 }
 
-/// The first version with a thread for each stream.
+/// The first version of iperf3 with a thread for each stream.
 const THREADED: Version = Version { major: 3, minor: 16 };
-/// The first version whose default padding is OAEP.
+/// The first version of iperf3 whose default login padding is OAEP.
 const OAEP_DEFAULT: Version = Version { major: 3, minor: 17 };
-/// The first version whose client supports only OAEP. The client of 3.18 still supports both.
+/// The first version of iperf3 whose client supports only the login padding OAEP. The client of 3.18 still supports
+/// both.
 const OAEP_ONLY_CLIENT: Version = Version { major: 3, minor: 19 };
 
 impl fmt::Display for Program {
@@ -121,7 +122,7 @@ impl fmt::Display for Program {
     }
 }
 
-/// The oldest version whose JSON and logins are supported.
+/// The oldest version of iperf3 whose JSON and logins are supported.
 const OLDEST: Version = Version { major: 3, minor: 9 };
 
 fn is_program(path: &Path) -> bool {
@@ -129,8 +130,8 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// The output of the program for one option, from stdout and stderr together, because versions differ in which one they
-/// use.
+/// The output of the program at `path` for one option, from stdout and stderr together, because versions differ in
+/// which of the two they use.
 fn query(path: &Path, option: &str) -> io::Result<String> {
     let (output, theirs) = io::pipe()?;
     let mut command = Command::new(path);

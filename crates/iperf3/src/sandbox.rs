@@ -15,12 +15,13 @@ use paramedic_engines::sys::seccomp::{Argument, ArgumentHalf, Filter, Rule, Sysc
 /// The maximum number of open descriptors of the child. They suffice for 64 streams in each direction with a file and a
 /// buffer each.
 const DESCRIPTORS: u64 = 512;
-/// The largest file that the child may write, in bytes. iperf3 keeps the block of each stream in a file of at most 1
-/// MiB.
+/// The size limit of a file that the child writes, in bytes. iperf3 keeps the block of each stream in a file of at most
+/// 1 MiB.
 const FILE_BYTES: u64 = 2 << 20;
-/// The child's memory without that of its streams, in bytes.
+/// The limit of the child's memory, apart from the memory of its streams, in bytes.
 const DATA_BYTES: u64 = 128 << 20;
-/// The child's memory for each stream, in bytes: its blocks, and since iperf3 3.16 the stack of its thread.
+/// The memory that the child may use in addition for each stream, in bytes: for the stream's blocks and, since iperf3
+/// 3.16, the stack of its thread.
 const DATA_BYTES_PER_STREAM: u64 = 12 << 20;
 
 /// Folders of programs and libraries. The child may read and execute their files, but not write them.
@@ -66,7 +67,7 @@ fn files(program: &Path, folder: &Path) -> Result<RulesetCreated, RulesetError> 
     allow(rules, folder, write)
 }
 
-/// Allows `access` to `path` and everything below it. A missing path needs no rule.
+/// Allows `access` to `path` and everything below it. Adds no rule if `path` does not exist.
 fn allow(
     rules: RulesetCreated,
     path: &Path,
@@ -119,8 +120,8 @@ fn rules() -> Vec<Rule> {
         then: SyscallAction::Pretend,
         otherwise: Some(SyscallAction::Allow),
     });
-    // Allows threads with a shared descriptor table, but no processes. A filter cannot see the flags of clone3, so that
-    // call fails and libraries fall back to this one.
+    // Allows threads with a shared descriptor table, but no processes. A filter cannot see the flags of clone3, so
+    // clone3 fails and libraries fall back to clone.
     const THREAD: u32 = (libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM | libc::CLONE_FILES) as u32;
     rules.push(Rule {
         call: libc::SYS_clone,
@@ -255,7 +256,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_execve,
 ];
 
-/// Older calls, which exist only on older architectures.
+/// Allowed system calls that exist only on older architectures, where newer calls have replaced them.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_BY_ARCHITECTURE: &[c_long] = &[
     libc::SYS_select,
@@ -398,7 +399,7 @@ mod tests {
             format!("open(F, '>', '{}/new')", elsewhere.path().display()),
             "open(F, '>&', \\*STDOUT)".to_owned(),
             "kill(0, getppid())".to_owned(),
-            // prlimit64 of itself, and of its parent, with new limits.
+            // prlimit64 with new limits: for the process itself, and for its parent.
             format!("($l = pack('QQ', 0, 0)) && syscall({}, 0, 4, $l, 0) == 0", libc::SYS_prlimit64),
             format!("($l = pack('QQ', 0, 0)) && syscall({}, getppid(), 4, 0, $l) == 0", libc::SYS_prlimit64),
             "fcntl(STDOUT, 8, getppid())".to_owned(),
@@ -414,7 +415,8 @@ mod tests {
             assert!(free.starts_with("begun done"), "{attempt} works without confinement: {free}");
             assert_eq!(confined(&script, folder.path()), "begun", "{attempt}");
         }
-        // Landlock allows it in the child's own folder, and everywhere before kernel 6.2.
+        // Landlock allows truncation in the child's own folder, and everywhere before kernel 6.2, so the filter must
+        // refuse it.
         for flags in [libc::O_RDONLY | libc::O_TRUNC, libc::O_ACCMODE | libc::O_TRUNC] {
             for (call, _) in OPEN_CALLS {
                 let at = if call == libc::SYS_openat { "-100, " } else { "" };

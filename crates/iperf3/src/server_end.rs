@@ -28,7 +28,8 @@ use super::program::Program;
 use super::supervisor::{ChildSetup, ChildSupervisor};
 use super::{COUNTED_BY_SOCKET, RUN_GRACE};
 
-/// How long an iperf3 server may take to listen. During this time the appliance gets no answer; it gives up after 10 s.
+/// How long an iperf3 server may take to begin to listen. During this time the appliance gets no answer; it gives up
+/// after 10 s.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(6);
 
 pub(super) struct Iperf3Server {
@@ -241,7 +242,7 @@ impl EngineServer for Iperf3Server {
     }
 }
 
-/// The phases with load and their numbers. Each of them is one iperf3 test.
+/// The phases with load, each with its index in the session. Each of them is one iperf3 test.
 fn loaded(spec: &TestSpec) -> impl Iterator<Item = (usize, &PhaseSpec)> {
     spec.phases.iter().enumerate().filter(|(_, phase)| phase.load != Load::Idle)
 }
@@ -251,7 +252,7 @@ fn streams_of_test(spec: &TestSpec, test: usize) -> usize {
     loaded(spec).nth(test).map_or(0, |(_, phase)| usize::from(streams_of(spec, phase)))
 }
 
-/// A running test, as the watcher of its phase sees it.
+/// The running test of a session, as [`phase::watch`] observes it.
 struct LaneRun<'a> {
     lane: &'a Iperf3Server,
     clock: CpuClock,
@@ -267,7 +268,7 @@ struct DirectionBytes {
     bytes: u64,
     /// When the count last grew.
     last: Option<Instant>,
-    /// Whether the count grew at the last look.
+    /// Whether the count grew at the last reading of the counters.
     is_fresh: bool,
 }
 

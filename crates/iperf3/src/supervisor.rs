@@ -1,5 +1,6 @@
-//! The thread that supervises a lane's children, one for each test of the session. It starts the child confined,
-//! answers its system calls, reads its output and reaps it. The kernel kills the child when this thread ends.
+//! The thread that supervises the iperf3 servers (children) of a session, one for each test. It starts each child
+//! confined, answers the child's system calls, reads its output and reaps it. The kernel kills the child when this
+//! thread ends.
 
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, Read};
@@ -27,9 +28,9 @@ use super::process::{await_exit, signal_group, write_new};
 use super::program::Program;
 use super::sandbox;
 
-/// How long a child that has closed its output may take to exit.
+/// The longest time that a child may take to exit after it has closed its output.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
-/// The bytes that are kept of a child's output. An error is among its last lines.
+/// How many of the last bytes of a child's output are kept. An error is among the last lines.
 const MAX_OUTPUT_BYTES: usize = 4096;
 
 /// How to start the children of a session.
@@ -139,8 +140,8 @@ fn serve_test(order: &ChildSetup, handoff: &LaneHandoff) -> io::Result<ChildExit
     Ok(child.reap(&supervisor, &output))
 }
 
-/// The arguments of a server for one test. iperf3 uses the port only in what it prints, because the child gets our
-/// listener instead of opening its own.
+/// The command-line arguments of an iperf3 server for one test. iperf3 uses the port only in what it prints, because
+/// the child gets our listener instead of opening its own.
 fn arguments(order: &ChildSetup) -> Vec<String> {
     let any = if order.local.to_canonical().is_ipv4() { "0.0.0.0" } else { "::" };
     let port = order.port.to_string();
@@ -153,7 +154,7 @@ fn arguments(order: &ChildSetup) -> Vec<String> {
     arguments
 }
 
-/// Answers system calls and reads output until the child closes its output or the lane is over.
+/// Answers the child's system calls and reads its output until the child closes its output or the session ends.
 fn attend(
     handoff: &LaneHandoff,
     supervisor: &Supervisor,
@@ -207,13 +208,14 @@ fn attend(
     }
 }
 
-/// Reads and discards the bytes that the child wrote. Returns `false` if the child closed its end.
+/// Reads and discards the bytes that the child wrote to its listener. Returns `false` if the child closed its end.
 fn drain(mut notifier: &std::os::unix::net::UnixStream) -> bool {
     !matches!(notifier.read(&mut [0; 256]), Ok(0))
 }
 
-/// Answers a system call of the child. `socket` returns the substitute for the listener, for TCP only. `accept` waits
-/// for the next authenticated connection. `close` also ends the connection.
+/// Answers a system call of the child. `socket` returns the substitute for the child's listener, and is refused unless
+/// it is for TCP. `accept` waits for the next authenticated connection. `close` also ends the connection that the
+/// descriptor belongs to.
 fn answer(handoff: &LaneHandoff, supervisor: &Supervisor, question: Question, accepts: &mut VecDeque<Question>) {
     match question.call {
         libc::SYS_close => {
@@ -260,7 +262,7 @@ fn answer_accepts(handoff: &LaneHandoff, supervisor: &Supervisor, accepts: &mut 
     }
 }
 
-/// A running child. It is killed and reaped when dropped.
+/// A running iperf3 server. Dropping this value kills and reaps the process.
 struct ServerChild {
     pid: Pid,
     process: std::process::Child,
@@ -311,7 +313,7 @@ impl Drop for ServerChild {
     }
 }
 
-/// The last bytes of a child's output.
+/// The last bytes of a child's output, and whether the child has begun to listen.
 #[derive(Default)]
 struct ChildOutput {
     text: Vec<u8>,
@@ -319,7 +321,7 @@ struct ChildOutput {
 }
 
 impl ChildOutput {
-    /// Adds output. Returns `true` once: when the child has begun to listen.
+    /// Adds output. Returns `true` only once: when the output shows that the child has begun to listen.
     fn push(&mut self, bytes: &[u8]) -> bool {
         self.text.extend_from_slice(bytes);
         let starts_listening = !self.listens && String::from_utf8_lossy(&self.text).contains("Server listening");
@@ -329,7 +331,7 @@ impl ChildOutput {
         starts_listening
     }
 
-    /// The error that the child printed. For a child that never listened and printed no error, the last line.
+    /// The error that the child printed. If the child never listened and printed no error, returns its last line.
     fn error(&self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.text);
         if self.listens && !text.contains("error") { None } else { output::error_line(&text) }

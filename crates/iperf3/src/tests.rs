@@ -90,7 +90,8 @@ impl Session {
         Self { server, client: client.unwrap(), reflector, appliance, scratch }
     }
 
-    /// Runs one phase at both ends: the reflector's tally, the appliance's, and what both received.
+    /// Runs one phase at both ends. Returns the reflector's tally, the appliance's tally, and the samples of the
+    /// payload that each end received.
     fn run(&self, phase: u8) -> (PhaseTally, PhaseTally, Vec<(Direction, Sample)>) {
         let samples = Mutex::new(Vec::new());
         let (start, started) = channel();
@@ -185,7 +186,7 @@ fn connect_from_elsewhere(to: SocketAddr) -> Option<TcpStream> {
     }
 }
 
-/// Sets a flag when dropped, also by a panic.
+/// Sets a flag when this value is dropped, also if a panic drops it.
 struct OnDrop<'a>(&'a AtomicBool);
 
 impl Drop for OnDrop<'_> {
@@ -230,7 +231,7 @@ fn clients_at_other_addresses_cannot_end_block_or_use_a_test() {
     assert!(refused > 0, "no other client connected");
 }
 
-/// An iperf3 client with the session's login and other options than the engine uses.
+/// Starts an iperf3 client with the session's login and the options `more`, which the engine does not use.
 fn own_client(session: &Session, more: &[&str]) -> std::process::Child {
     let at = session.server.local_addr();
     let key = session.scratch.path().join("public.pem");
@@ -249,7 +250,7 @@ fn all_moved_bytes_are_charged_also_outside_of_phases() {
     if !has_iperf3() {
         return;
     }
-    // Fewer streams than granted, and outside of a phase.
+    // The client uses fewer streams than granted, and runs outside of a phase.
     let control = SessionControl::metered(|| ());
     control.allow(1 << 50);
     let session = Session::open_with(&spec(2, &[Load::Upload, Load::Download]), Arc::clone(&control), keys());

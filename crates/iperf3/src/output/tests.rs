@@ -257,7 +257,7 @@ fn text_around_a_document_is_ignored() {
 
 #[test]
 fn nan_is_absent_and_the_rest_is_parsed() {
-    // No recording contains one, so it replaces a number of a recorded document.
+    // No recording contains such a word, so each word replaces a number of a recorded document.
     let document = fixture("iperf3-3.12", "udp-download");
     let before = parse(&document).unwrap();
     for word in ["nan", "-nan", "NaN", "inf", "-inf", "-nan(ind)", "1.#QNAN", "1e999"] {
@@ -376,7 +376,7 @@ fn an_error_on_stderr_has_a_kind_too() {
     assert_eq!(FailureKind::of("parameter error"), FailureKind::Other);
 }
 
-/// All paths in a document that can hold a value.
+/// Collects the paths of all values in a document, in the form of JSON pointers.
 fn places(value: &Value, here: &str, found: &mut Vec<String>) {
     found.push(here.to_owned());
     match value {
