@@ -6,10 +6,10 @@ use std::fmt;
 
 use anstyle::{AnsiColor, Style};
 
-/// The width of the output, in columns.
+/// The width of a printed report, in terminal columns.
 pub const WIDTH: usize = 80;
 
-/// What kind of message a piece of text is. The tone decides the colour.
+/// What kind of message a piece of text is. The tone decides its colour and weight on the terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
     /// Ordinary text.
@@ -19,11 +19,11 @@ pub enum Tone {
     Strong,
     /// Text of lesser importance.
     Dim,
-    /// Good news.
+    /// Text that reports good news, such as a threshold that is met.
     Good,
-    /// News that is neither good nor bad.
+    /// Text that reports something between good and bad, such as a medium grade.
     Fair,
-    /// Bad news.
+    /// Text that reports bad news, such as a threshold that is missed.
     Bad,
 }
 
@@ -40,7 +40,7 @@ impl Tone {
     }
 }
 
-/// One line of text in pieces, without its newline.
+/// One line of text as a list of pieces, each with its tone. Contains no newline.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Line(Vec<(Tone, String)>);
 
@@ -50,12 +50,12 @@ impl Line {
         Self::default()
     }
 
-    /// A line with one piece of text.
+    /// A line that consists of one piece of text.
     pub fn of(tone: Tone, text: impl Into<String>) -> Self {
         Self::empty().with(tone, text)
     }
 
-    /// Appends a piece of text.
+    /// Appends a piece of text to the line.
     pub fn with(mut self, tone: Tone, text: impl Into<String>) -> Self {
         self.0.push((tone, text.into()));
         self
@@ -102,7 +102,7 @@ pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
         .word_separator(textwrap::WordSeparator::AsciiSpace)
         .word_splitter(textwrap::WordSplitter::NoHyphenation)
         .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)
-        // An address or a path that is longer than a line stays whole.
+        // An address or a path that is longer than a line is not broken.
         .break_words(false);
     textwrap::wrap(text, options).into_iter().map(Cow::into_owned).collect()
 }

@@ -4,16 +4,16 @@
 
 use std::time::Duration;
 
-/// How a quantity is written: its name, its units, and their sizes.
+/// How a kind of quantity is written: its name, its units, and their sizes.
 struct Scale {
     /// The name of the quantity, for error messages.
     quantity: &'static str,
-    /// The units with their sizes in the base unit. To print exactly, the first one that divides the value is used.
+    /// The units with their sizes in the base unit. [`exact`] prints a value in the first unit that divides it.
     units: &'static [(&'static str, u64)],
-    /// Suffixes that may follow a unit. The first one is used to print.
+    /// Suffixes that may follow a unit, such as `B` in `GB`. [`exact`] prints the first suffix.
     endings: &'static [&'static str],
     has_case: bool,
-    /// Whether a text may have several parts to add up, as in `1h30m`.
+    /// Whether a text may be a sum of several parts, as in `1h30m`.
     is_compound: bool,
 }
 
@@ -75,7 +75,8 @@ const RATE: Scale = Scale {
     is_compound: false,
 };
 
-/// The highest valid rate, in bits per second. It is below 2^53, so every JSON reader reads it exactly.
+/// The limit of rates, in bits per second: [`parse_rate`] accepts only rates below this limit. The limit is below 2^53,
+/// so every JSON reader reads every such rate exactly.
 pub const MAX_RATE: u64 = 9_000_000_000_000_000;
 
 /// Why a text cannot be parsed as a quantity.
@@ -200,7 +201,8 @@ pub fn share(share: f64) -> String {
     }
 }
 
-/// Prints `number` with three significant digits in the unit that fits. Each unit is a thousand times the one before.
+/// Prints `number` with three significant digits in the unit that fits. Each unit in `units` is a thousand times the
+/// unit before it.
 fn scaled(number: u64, units: [&str; 5]) -> String {
     if number < 1000 {
         return format!("{number} {}", units[0]);
@@ -233,7 +235,7 @@ fn parse_u64(text: &str, scale: &Scale) -> Result<u64, QuantityError> {
 }
 
 /// Parses `text` into the base unit of `scale`, rounded to the nearest whole number. `bare` is the size of the unit
-/// that a number without a unit has; `None` rejects such a number.
+/// that applies to a number without a unit. If `bare` is `None`, a number without a unit is an error.
 fn parse(text: &str, scale: &Scale, bare: Option<u64>) -> Result<u128, QuantityError> {
     let out_of_range = || QuantityError::OutOfRange { text: text.to_owned() };
     let mut rest = text.trim();
@@ -262,7 +264,7 @@ fn parse(text: &str, scale: &Scale, bare: Option<u64>) -> Result<u128, QuantityE
 }
 
 impl Scale {
-    /// The size of the unit `name` in the base unit; `None` if the scale does not have it.
+    /// The size of the unit `name` in the base unit; `None` if the scale has no such unit.
     fn size_of(&self, name: &str) -> Option<u64> {
         let is_same = |a: &str, b: &str| if self.has_case { a == b } else { a.eq_ignore_ascii_case(b) };
         let bare_names = self.endings.iter().filter_map(|ending| {
@@ -276,8 +278,8 @@ impl Scale {
     }
 }
 
-/// Splits `text` after the unsigned decimal number at its start, such as `1`, `1.5`, `.5` or `1e9`. `None` if it does
-/// not start with a number.
+/// Splits `text` after the unsigned decimal number at its start, such as `1`, `1.5`, `.5` or `1e9`. `None` if `text`
+/// does not start with such a number.
 fn split_number(text: &str) -> Option<(&str, &str)> {
     let digits = |text: &str| text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let whole = digits(text);
@@ -302,8 +304,8 @@ fn split_number(text: &str) -> Option<(&str, &str)> {
     Some(text.split_at(end))
 }
 
-/// `number` times `unit`, rounded to the nearest whole number; `None` if the result does not fit. `number` comes from
-/// [`split_number`].
+/// `number` times `unit`, rounded to the nearest whole number; `None` on overflow. `number` is the first part of what
+/// [`split_number`] returns.
 fn times(number: &str, unit: u64) -> Option<u128> {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -314,7 +316,7 @@ fn times(number: &str, unit: u64) -> Option<u128> {
     if shift >= 0 { value.checked_mul(power) } else { Some(value.checked_add(power / 2)? / power) }
 }
 
-/// Prints `value` in the largest unit that divides it; `None` for zero.
+/// Prints `value` in the first unit of `scale` that divides it; `None` for zero.
 fn exact(value: u128, scale: &Scale) -> Option<String> {
     let (unit, size) = scale.units.iter().find(|(_, size)| value != 0 && value.is_multiple_of((*size).into()))?;
     Some(format!("{}{unit}{}", value / u128::from(*size), scale.endings[0]))
@@ -345,7 +347,7 @@ mod tests {
             let read = parse_duration(&micros(us)).unwrap();
             prop_assert!(is_near(read.as_secs_f64() * 1e6, us as f64), "{}", micros(us));
             let ms = value % 1_000_000_000;
-            // From an hour on it prints minutes and drops the seconds.
+            // From an hour on, `millis` prints hours and minutes and drops the seconds.
             let step = if ms < 3_600_000 { 550.0 } else { 60_550.0 };
             let read = parse_duration(&millis(ms)).unwrap();
             prop_assert!((read.as_secs_f64() * 1e3 - ms as f64).abs() <= step, "{ms}: {}", millis(ms));
@@ -354,7 +356,7 @@ mod tests {
         #[test]
         fn a_share_for_a_reader_reads_back(value in 0.0001..1.0f64) {
             let read = parse_share(&share(value)).unwrap();
-            // Two decimals of a percent, one from 1 % on, none from 10 % on.
+            // `share` prints two decimals of a percentage below 1 %, one decimal below 10 %, and none from 10 % on.
             let step = if value < 0.00995 { 5.1e-5 } else if value < 0.0995 { 5.1e-4 } else { 5.1e-3 };
             prop_assert!((read - value).abs() <= step, "{}", share(value));
         }

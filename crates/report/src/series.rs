@@ -1,4 +1,4 @@
-//! The rates and round trips of a result over time, thinned to a number of points. Pure.
+//! The rates and round trips of a result over time, reduced to a limited number of points. Pure: no I/O, no clock.
 
 use paramedic_link::test_spec::{Direction, Load};
 use schemars::JsonSchema;
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::document::{Interval, LatencyInterval, ResultDocument};
 
-/// A result over time. Empty if it was measured without `--intervals`.
+/// The rates and round trips of a result over time. Empty if the result was measured without `--intervals`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ResultSeries {
     /// The rates of each direction, in the order of the phases.
@@ -15,58 +15,58 @@ pub struct ResultSeries {
     pub latencies: Vec<LatencySeries>,
 }
 
-/// The rate of a direction over time.
+/// The rate of one direction in one phase of a test, over time.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct RateSeries {
-    /// The phase.
+    /// The phase of the test in which the rate was measured.
     pub phase: Load,
     /// The direction of the payload.
     pub direction: Direction,
-    /// In the order of time.
+    /// The points of the series, earliest first.
     pub points: Vec<RatePoint>,
 }
 
-/// The rate in a time of several intervals.
+/// The rate over several consecutive measurement intervals, merged into one point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RatePoint {
-    /// The end of that time, since the phase began.
+    /// The end of the last interval in the point, in milliseconds since the phase began.
     pub at_ms: u64,
-    /// The mean.
+    /// The mean rate of the intervals in the point, in bits per second.
     pub bps: u64,
-    /// The slowest interval.
+    /// The rate of the slowest interval in the point, in bits per second.
     pub min_bps: u64,
-    /// The fastest interval.
+    /// The rate of the fastest interval in the point, in bits per second.
     pub max_bps: u64,
 }
 
-/// The round trips of a phase over time.
+/// The round trips of one phase of a test, over time.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct LatencySeries {
-    /// The phase.
+    /// The phase of the test in which the probes were sent.
     pub phase: Load,
-    /// In the order of time.
+    /// The points of the series, earliest first.
     pub points: Vec<LatencyPoint>,
 }
 
-/// The probes in a time of several intervals.
+/// The latency probes of several consecutive measurement intervals, merged into one point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LatencyPoint {
-    /// The end of that time, since the phase began.
+    /// The end of the last interval in the point, in milliseconds since the phase began.
     pub at_ms: u64,
     /// The median of the intervals' median round trips, in microseconds; absent if no probe was answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<u64>,
-    /// The highest of them.
+    /// The highest of the intervals' median round trips, in microseconds; absent if no probe was answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_rtt_us: Option<u64>,
-    /// Probes sent.
+    /// The number of probes sent in the intervals of the point.
     pub sent: u64,
-    /// Probes that were not answered.
+    /// The number of probes in the intervals of the point that were not answered.
     pub lost: u64,
 }
 
 impl ResultSeries {
-    /// The series of a result, each with at most `points` points.
+    /// The series of a result. Each series has at most `points` points.
     pub fn of(document: &ResultDocument, points: usize) -> Self {
         let rates = document.all_measured().filter_map(|(phase, direction, measured)| {
             let intervals = measured.intervals.as_deref()?;
@@ -80,12 +80,13 @@ impl ResultSeries {
     }
 }
 
-/// At most `count` groups of neighbours, all but the last of one size.
+/// Splits `intervals` into at most `count` groups of neighbours. All groups but the last have the same size.
 fn groups<T>(intervals: &[T], count: usize) -> std::slice::Chunks<'_, T> {
     intervals.chunks(intervals.len().div_ceil(count.max(1)).max(1))
 }
 
-/// The mean gives each interval the same weight: all intervals of a phase but the last have the same length.
+/// Merges the intervals of `group` into one point. Each interval has the same weight in the mean rate, because all
+/// intervals of a phase but the last have the same length.
 fn rate_point(group: &[Interval]) -> RatePoint {
     let rates = || group.iter().map(|interval| interval.bps);
     let sum = rates().map(u128::from).sum::<u128>();

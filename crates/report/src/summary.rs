@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::document::{ErrorBody, LatencyResult, ResultDocument};
 use crate::stats::Grade;
 
-/// One run, as a list of runs shows it. A value that was not measured is absent.
+/// The summary of one run, as a list of runs shows it. A value that was not measured is absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RunSummary {
     /// The id of the run, a UUIDv7.
@@ -55,7 +55,7 @@ pub struct RunSummary {
     pub data_used_bytes: u64,
     /// Whether every requested phase ran to its end.
     pub complete: bool,
-    /// The error that ended the run; absent if none did.
+    /// The error that ended the run; absent if no error ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
 }

@@ -1,13 +1,14 @@
-//! Cells of tables for other programs (CSV).
+//! Cells of the CSV tables that other programs, such as spreadsheets, read.
 
-/// If a cell begins with one of these characters, a spreadsheet may read it as a formula. The last four are full-width
-/// forms, which some spreadsheets read as the normal characters.
+/// If a cell begins with one of these characters, a spreadsheet may read the cell as a formula. The last four are
+/// full-width forms, which some spreadsheets read as the normal characters.
 const TRIGGERS: [char; 10] = ['=', '+', '-', '@', '\t', '\r', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}'];
-/// Characters that separate cells in a spreadsheet that is not set to commas: a new cell may begin after each of them.
+/// Characters other than the comma at which a spreadsheet may separate cells, depending on its settings: a new cell may
+/// begin after each of them.
 const OTHER_SEPARATORS: [char; 4] = [';', '\t', '\n', '\r'];
 
-/// A cell with text from outside. The cell is quoted if CSV requires this (RFC 4180) or if a spreadsheet could split
-/// it. A spreadsheet never reads the cell or a part of it as a formula
+/// A CSV cell with untrusted text. The cell is quoted if RFC 4180 requires quotes or if a spreadsheet could split the
+/// cell. The text is escaped so that no spreadsheet reads the cell or a part of it as a formula
 /// (<https://owasp.org/www-community/attacks/CSV_Injection>).
 pub fn text_cell(text: &str) -> String {
     let mut guarded = String::with_capacity(text.len() + 1);
@@ -26,9 +27,9 @@ pub fn text_cell(text: &str) -> String {
     }
 }
 
-/// Whether a spreadsheet may skip this character at the start of a cell and read a formula after it. A spreadsheet that
-/// separates cells at another character than the comma reads a quotation mark as the start of a quoted cell.
-/// Spreadsheets remove white space and characters without width.
+/// Whether a spreadsheet may skip the character `c` at the start of a cell and read a formula after it. Spreadsheets
+/// remove white space and characters without width. A spreadsheet that separates cells at another character than the
+/// comma reads a quotation mark as the start of a quoted cell.
 fn is_skipped(c: char) -> bool {
     let has_no_width = matches!(
         c,

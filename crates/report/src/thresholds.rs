@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{LatencyResult, Quantity, ResultDocument, ThresholdResult};
 
-/// The thresholds for a result. An absent threshold is not checked.
+/// The thresholds that a user sets for a result. An absent threshold is not checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Thresholds {
     /// The lowest accepted download goodput, in bits per second.
@@ -18,22 +18,22 @@ pub struct Thresholds {
     /// The highest accepted median round trip of the idle path, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_idle_latency_ms: Option<f64>,
-    /// The highest accepted median round trip under any load, in milliseconds.
+    /// The highest accepted median round trip under load, in milliseconds. The load with the highest median counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loaded_latency_ms: Option<f64>,
-    /// The highest accepted loss share (0 to 1) of the path itself, in either direction: of probes while idle, and of
-    /// datagrams at a requested rate.
+    /// The highest accepted loss share (0 to 1) of the path itself, in either direction. Limits the loss of probes on
+    /// the idle path, and the loss of datagrams that are sent at a requested rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loss: Option<f64>,
-    /// The highest accepted loss share (0 to 1) under the test's own load, in either direction: of probes, and of
-    /// datagrams at the rate that the search found.
+    /// The highest accepted loss share (0 to 1) under the test's own load, in either direction. Limits the loss of
+    /// probes under load, and the loss of datagrams at the highest rate that the test's rate search found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loaded_loss: Option<f64>,
 }
 
 impl Thresholds {
-    /// Compares the result with each threshold. Compares the measured value itself, not its confidence interval. If the
-    /// value was not measured, the threshold is not met.
+    /// Compares the result with each threshold. The comparison uses the measured value itself, not its confidence
+    /// interval. If a value was not measured, its threshold is not met.
     pub fn judge(&self, result: &ResultDocument) -> Vec<ThresholdResult> {
         let through_tunnel = result.data_mode_fallback.is_some();
         let at_least = |name: &str, limit: Option<u64>, measured: Option<u64>| {
@@ -56,11 +56,12 @@ impl Thresholds {
         };
         let goodput = |direction: Option<&crate::document::ThroughputResult>| direction.map(|d| d.goodput_bps);
         let loaded = || result.latency.iter().filter(|(load, _)| *load != Load::Idle).map(|(_, latency)| latency);
-        // If one load's value is unknown, so is the largest.
+        // If the value under one load is unknown, the largest value is unknown too.
         let largest_of_all = |of: fn(&LatencyResult) -> Option<f64>| {
             loaded().map(of).collect::<Option<Vec<_>>>().and_then(|all| largest(all.into_iter().map(Some)))
         };
-        // The loss at a requested rate is that of the path. At the highest rate the datagrams fill the queue.
+        // At a requested rate, the path causes the loss. At the highest rate, the datagrams themselves fill a queue and
+        // cause the loss.
         let is_at_fixed_rate = result.requested.is_some_and(|requested| requested.stream_bitrate_bps.is_some());
         let datagrams = |are_judged: bool| {
             let losses = result.all_measured().map(|(_, _, measured)| Some(measured.udp?.loss));
@@ -97,7 +98,7 @@ mod tests {
     fn without_enough_answers_no_latency_threshold_is_met() {
         let thresholds =
             Thresholds { max_idle_latency_ms: Some(1e6), max_loaded_latency_ms: Some(1e6), ..Thresholds::default() };
-        // 1 of 391, 19 of 19, 40 of 81, and enough.
+        // Too few answers: 1 of 391, 19 of 19, 40 of 81. Enough answers: 40 of 80.
         for (received, sent, is_met) in [(1, 391, false), (19, 19, false), (40, 81, false), (40, 80, true)] {
             let few = LatencyResult { received, sent, ..example::latency(10_000) };
             let mut result = example::full();
@@ -129,7 +130,7 @@ mod tests {
         let judged =
             thresholds.judge(&result).into_iter().map(|judged| (judged.measured, judged.passed)).collect::<Vec<_>>();
         assert_eq!(judged, [(None, false), (Some(Quantity::Fraction(1.0)), false)]);
-        // One answer of many is too few, too.
+        // One answer to many probes is too few, too.
         result.latency.upload = Some(LatencyResult { received: 1, sent: 391, ..example::latency(10_000) });
         assert_eq!(thresholds.judge(&result)[0].measured, None);
     }
@@ -155,8 +156,8 @@ mod tests {
         assert_eq!(measured(&result), [fraction(0.001), fraction(0.04)], "the highest rate fills the queue");
         result.requested = Some(RequestedLimits { stream_bitrate_bps: Some(1_000_000), ..limits });
         assert_eq!(measured(&result), [fraction(0.02), fraction(0.04)], "a requested rate does not");
-        // Without the probes of one load the largest loss under load is unknown; without an idle phase that of the path
-        // is.
+        // Without the probes of one load, the largest loss under load is unknown. Without an idle phase, the loss of
+        // the path is unknown.
         let over_tcp = LatencyResult { loss: None, loss_upload: None, loss_download: None, ..example::latency(10_000) };
         (result.latency.idle, result.latency.bidir) = (None, Some(over_tcp));
         for measured in [&mut result.download, &mut result.upload] {

@@ -2,7 +2,7 @@
 
 use crate::stats;
 
-/// A path that loses at least this share of its packets counts as faulty: from here on, calls are audibly disturbed.
+/// A path that loses at least this share of its packets counts as faulty: such a loss audibly disturbs calls.
 const FAULTY_LOSS: f64 = 0.01;
 /// A loss period of at least this many milliseconds counts as an outage, whatever the share of lost probes.
 const OUTAGE_MS: u64 = 1_000;
@@ -12,7 +12,7 @@ const MIN_BURST: u64 = 3;
 /// The probes that a phase lost, and their distribution over loss periods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LossSeen {
-    /// The number of lost probes: those of the worse direction or, if the directions are unknown, of the round trip.
+    /// The number of probes lost in the direction that lost more. If the directions are unknown, in both together.
     pub lost: u64,
     /// The number of probes that were sent.
     pub of: u64,
@@ -32,9 +32,9 @@ pub enum LossKind {
     Rate(f64),
     /// At least half of the lost probes were lost in one loss period of less than a second.
     Burst {
-        /// The number of probes lost in that period.
+        /// The number of probes lost in the loss period.
         probes: u64,
-        /// The duration of that period, in milliseconds.
+        /// The duration of the loss period, in milliseconds.
         ms: u64,
     },
     /// No probe was answered for one second or longer.
@@ -50,7 +50,7 @@ impl LossSeen {
         if self.of == 0 { 0.0 } else { self.lost as f64 / self.of as f64 }
     }
 
-    /// The kind of loss, or `None` if too few probes were lost to show one.
+    /// The kind of loss; `None` if too few probes were lost to show a kind.
     pub fn kind(&self) -> Option<LossKind> {
         if self.longest_ms >= OUTAGE_MS {
             return Some(LossKind::Outage { ms: self.longest_ms });

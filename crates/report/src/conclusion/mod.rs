@@ -1,5 +1,5 @@
-//! The one-sentence conclusion of a test: reads observations from a result document and turns them into text. A
-//! sentence claims no more than the observations show. `cases.rs` lists all situations. Pure: no I/O, no clock.
+//! Writes the one-sentence conclusion of a test: reads observations from a result document and turns them into text.
+//! The sentence claims no more than the observations show. `cases.rs` lists all situations. Pure: no I/O, no clock.
 
 #[cfg(test)]
 mod cases;
@@ -16,7 +16,7 @@ use crate::stats::{Grade, Statement};
 
 pub use loss::{LossKind, LossSeen};
 
-/// Everything from a result document that the sentence depends on.
+/// Everything from a result document on which the sentence about the result depends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observations {
     /// The name or address of the reflector or server; `None` if the test reached neither and the request names none.
@@ -42,9 +42,10 @@ pub enum Completion {
     Interrupted,
     /// The test failed after it had measured something.
     Failed,
-    /// The test failed before it measured anything. The text names the error.
+    /// The test failed before it measured anything. The value is the error as text.
     NothingMeasured(String),
-    /// In some directions almost no payload arrived, or it stopped before the end. The text names those directions.
+    /// In some directions almost no payload arrived, or the payload stopped before the end. The text names these
+    /// directions.
     NothingArrived(String),
 }
 
@@ -55,50 +56,51 @@ pub struct Speed {
     pub direction: Direction,
     /// The mean goodput, in bits per second.
     pub bps: u64,
-    /// The rate that the user requested for this direction, in bits per second.
+    /// The rate that the user requested for the direction, in bits per second.
     pub requested_bps: Option<u64>,
     /// The socket buffer size that the user requested for each stream, in bytes; `None` if it cannot have been the
     /// limit.
     pub window_bytes: Option<u32>,
-    /// The cause that limited the rate; `None` if the document does not name one (earlier versions).
+    /// The cause that limited the rate; `None` if the document names no cause, as in earlier versions.
     pub limit: Option<LimitCause>,
-    /// How the rate varied; `None` if it was steady.
+    /// How the rate varied; `None` if the rate was steady.
     pub unsteady: Option<Unsteady>,
 }
 
 /// How the rate of a direction varied over time. Rates are in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsteady {
-    /// The mean rates of the first and of the last third, which differ.
+    /// The mean rates in the first and in the last third of the time, which differ.
     Thirds([u64; 2]),
-    /// The 10th and the 90th percentile of the interval rates. The first and the last third have about the same rate.
+    /// The 10th and the 90th percentile of the rates in the single intervals. The first and the last third of the time
+    /// have about the same rate.
     Spread([u64; 2]),
-    /// The document has neither the thirds nor the percentiles.
+    /// The rate was not steady, but the document contains neither the thirds nor the percentiles.
     Unknown,
 }
 
 /// The latency probes of one phase.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PhaseProbes {
-    /// The load on the path during this phase.
+    /// The load on the path during the phase.
     pub load: Load,
     /// The number of probes that the appliance sent.
     pub sent: u64,
     /// The number of probes that were answered in time.
     pub received: u64,
-    /// The median round trip in microseconds; `None` if too few probes were answered to assess it.
+    /// The median round trip in microseconds; `None` if too few probes were answered for an assessment.
     pub median_us: Option<u64>,
-    /// The increase of the median round trip over the idle phase, in milliseconds, and the grade of that increase.
+    /// How much the median round trip exceeds that of the idle phase, in milliseconds, and the grade of this increase.
     pub increase: Option<(f64, Grade)>,
     /// The lost probes; `None` if no probe was lost, or if loss is unknown (probes over TCP).
     pub loss: Option<LossSeen>,
-    /// The direction in which the load built up a queue; `None` if it was not measured.
+    /// The direction in which the load built up a queue; `None` if the queue was not measured.
     pub queue: Option<QueueSide>,
-    /// Whether that queue is in the appliance itself, before its network interface.
+    /// Whether the queue that the load built up is in the appliance itself, before its network interface.
     pub is_own_queue: bool,
 }
 
-/// Writes the sentence for these observations, and chooses the tone in which it is printed.
+/// Writes the sentence for the observations `seen`, and chooses the tone in which the sentence is printed.
 pub fn conclude(seen: &Observations) -> (Tone, String) {
     let mut path = match &seen.other_end {
         Some(name) => format!("your connection to {name}"),
@@ -171,11 +173,12 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
     (tone, format!("{clause}{latency}.{limits}"))
 }
 
-/// The clause about latency under load, if the load caused no trouble. It starts with its own comma or semicolon.
+/// The clause about latency under load, for a test whose load caused no trouble. A clause that is not empty starts with
+/// a comma or a semicolon.
 fn response(seen: &Observations) -> (Tone, String) {
     let loads = || seen.probes.iter().filter(|probes| probes.load != Load::Idle);
     let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
-    // Without an idle phase there is no baseline.
+    // Without an idle phase, the latency under load has no baseline.
     let Some(idle) = idle.filter(|_| loads().next().is_some() && !seen.speeds.is_empty()) else {
         return (Tone::Strong, String::new());
     };
@@ -207,15 +210,15 @@ fn response(seen: &Observations) -> (Tone, String) {
     (tone, text)
 }
 
-/// A problem that the user of the path notices.
+/// A problem that the user of the path may notice, such as loss or a slow response under load.
 struct Trouble {
     severity: Severity,
-    /// The phase in which it was observed, in words (`during a download`).
+    /// The phase in which the trouble was observed, in words (`during a download`).
     when: &'static str,
     text: String,
 }
 
-/// Joins all troubles into one clause that names each phase once.
+/// Joins all troubles into one clause. Consecutive troubles of the same phase share the name of the phase.
 fn joined(troubles: &[Trouble]) -> String {
     let mut clause = String::new();
     let mut before = "";
@@ -242,7 +245,7 @@ enum Severity {
     Noticed,
     /// The latency under load makes calls and games stutter at times (grade C).
     Disturbing,
-    /// The path answered no or few probes for a time.
+    /// The path answered no probes for a time, or only a few probes in a whole phase.
     Broken,
     /// Loss or latency disturbs calls and games all the time (grade D or F, or a lasting loss rate).
     Stuttering,
@@ -294,7 +297,8 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
     of_idle.into_iter().chain(of_loads).collect()
 }
 
-/// The words for the direction of the queue; `None` if it is the direction of the load itself, or unknown.
+/// The words for the direction of the queue; `None` if the queue is in the direction of the load itself, if there is no
+/// queue, or if its direction is unknown.
 fn queued(load: Load, queue: QueueSide) -> Option<&'static str> {
     match (load, queue) {
         (Load::Upload, QueueSide::Upload) | (Load::Download, QueueSide::Download) | (Load::Bidir, QueueSide::Both) => {
@@ -307,8 +311,8 @@ fn queued(load: Load, queue: QueueSide) -> Option<&'static str> {
     }
 }
 
-/// Turns the loss of a phase into a trouble; `None` if it is too small to matter. `is_filled`: the test may have filled
-/// the line, so the text uses the present tense.
+/// Turns the loss of a phase into a trouble; `None` if the loss is too small to matter. If `is_filled`, the test may
+/// have filled the line, so the text uses the present tense.
 fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
     let loss = probes.loss?;
     let when = during(probes.load);
@@ -331,7 +335,7 @@ fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
 }
 
 impl PhaseProbes {
-    /// Whether fewer than half of the probes were answered: then the answered ones are not representative.
+    /// Whether fewer than half of the probes were answered. In this case the answered probes are not representative.
     fn is_unanswered(&self) -> bool {
         !crate::stats::is_mostly_answered(self.received, self.sent)
     }
@@ -351,7 +355,7 @@ fn few(probes: &PhaseProbes) -> String {
     format!("{} of {} latency probes were answered, and {least} answers are needed", probes.received, probes.sent)
 }
 
-/// Whether the test may have filled the line: nothing else is known to have limited the rates.
+/// Whether the test may have filled the line: true if nothing else is known to have limited the rates.
 fn is_filled(speeds: &[Speed]) -> bool {
     let has_limit =
         |speed: &Speed| speed.requested_bps.is_some() || speed.window_bytes.is_some() || !speed.may_fill_line();

@@ -7,8 +7,8 @@ use crate::document::{CpuCost, ErrorBody, LatencyResult, LimitCause, ResultDocum
 use crate::stats;
 
 impl Observations {
-    /// Reads the observations from `document`. The speeds come from the download and the upload phase; without either,
-    /// from the bidirectional phase.
+    /// Reads the observations from `document`. The speed of a direction comes from the phase that loads only this
+    /// direction, or else from the bidirectional phase.
     pub fn of(document: &ResultDocument) -> Self {
         let speeds = Direction::BOTH.into_iter().filter_map(|direction| {
             let alone = match direction {
@@ -69,7 +69,7 @@ fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: 
     }
 }
 
-/// The end whose processor was the limit. Used for documents of earlier versions, which have no `limited_by`.
+/// The end whose processor limited the rate. Used for documents of earlier versions, which have no `limited_by`.
 fn full_processor(direction: Direction, measured: &ThroughputResult) -> Option<LimitCause> {
     let is_full = |cpu: Option<CpuCost>| cpu.is_some_and(|cpu| stats::processor_limit(&cpu.used).is_some());
     let (own, theirs) = match direction {
@@ -83,9 +83,9 @@ fn full_processor(direction: Direction, measured: &ThroughputResult) -> Option<L
     }
 }
 
-/// Whether the requested windows, `windows` bytes over all streams, may have limited the rate. A sender limited by its
-/// window keeps the window full, so rate times round trip is about `windows`. A product of less than half of `windows`
-/// rules the window out as the limit.
+/// Whether the requested windows, `windows` bytes over all streams, may have limited the rate. If a window limits the
+/// sender, the window is always full, so rate times round trip is about `windows`. If this product is less than half of
+/// `windows`, the window was not the limit.
 fn may_be_limit(windows: f64, goodput_bps: u64, round_trip_us: Option<u64>) -> bool {
     round_trip_us.is_none_or(|us| goodput_bps as f64 / 8.0 * us as f64 / 1e6 >= windows / 2.0)
 }
@@ -103,8 +103,8 @@ fn probes(document: &ResultDocument, load: Load, latency: &LatencyResult) -> Pha
     }
 }
 
-/// The loss of the worse direction. The document counts loss periods for both directions together, so this direction
-/// gets a share of them in proportion to its lost probes.
+/// The loss in the direction that lost more probes. The document counts loss periods for both directions together, so
+/// this direction gets a share of the periods in proportion to its lost probes.
 fn loss(latency: &LatencyResult) -> Option<LossSeen> {
     let share = latency.worst_loss()?;
     let count = |share: f64| (share * latency.sent as f64).round() as u64;
@@ -162,7 +162,7 @@ mod tests {
             requested(RequestedLimits { stream_bitrate_bps: Some(9_000_000), ..limits }),
             "carried the requested 36.0 Mbit/s down, and stayed responsive at that load."
         );
-        // 4 windows of 16 KiB in 15.3 ms are 34 Mbit/s; of 4 MiB they are far more than the line has.
+        // 4 windows of 16 KiB each 15.3 ms are 34 Mbit/s; 4 windows of 4 MiB are far more than the line carries.
         assert_eq!(
             requested(RequestedLimits { window_bytes: Some(16_384), ..limits }),
             "carried 36.2 Mbit/s down with the requested socket buffers of 16 KiB, and stayed responsive at \
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_window_is_the_limit_only_if_it_is_full() {
-        // 4 windows of 16 KiB, 30 ms: 17 Mbit/s at most.
+        // 4 windows of 16 KiB each 30 ms are at most 17 Mbit/s.
         let windows = 4.0 * 16_384.0;
         assert!(may_be_limit(windows, 17_000_000, Some(30_000)));
         assert!(may_be_limit(windows, 17_000_000, None));

@@ -1,5 +1,5 @@
-//! The clause of the sentence that states the rates. It claims that the line carries a rate only if the network is the
-//! only known limit. Pure: no I/O, no clock.
+//! Writes the clause of the conclusion that states the rates. The clause claims that the line carries a rate only if
+//! the network is the only known limit. Pure: no I/O, no clock.
 
 use paramedic_link::test_spec::Direction;
 
@@ -8,8 +8,8 @@ use crate::document::LimitCause;
 use crate::limit::is_as_requested;
 use crate::quantity;
 
-/// The clause with its verb, such as `carries 941 Mbit/s down and 94.2 Mbit/s up`; `None` without a speed.
-/// `is_measured`: every phase that was measured lasted its full time.
+/// The clause about the rates with its verb, such as `carries 941 Mbit/s down and 94.2 Mbit/s up`; `None` without a
+/// speed. If `is_measured`, every phase that was measured lasted its full time.
 pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
     if let [down, up] = speeds
         && down.is_as_requested()
@@ -38,13 +38,13 @@ pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
 }
 
 impl Speed {
-    /// Whether this direction reached the requested rate. Then the request limited it, not the line.
+    /// Whether this direction reached the requested rate. In this case the request limited the rate, not the line.
     pub(super) fn is_as_requested(&self) -> bool {
         self.requested_bps.is_some_and(|requested| is_as_requested(self.bps, requested))
     }
 
-    /// Whether the line may have been full: the limit was the network, a network interface or other traffic, or is not
-    /// named.
+    /// Whether the line may have been full: the rate was limited by the network, a network interface or other traffic,
+    /// or the document names no limit.
     pub(super) fn may_fill_line(&self) -> bool {
         use LimitCause::{LinkRate, Network, OtherTraffic};
         self.limit.is_none_or(|limit| matches!(limit, Network | LinkRate | OtherTraffic))

@@ -11,13 +11,12 @@ const ENOUGH_UDP_BUFFER: u64 = 1 << 20;
 /// The congestion control algorithms that tests request most often.
 const COMMON_CONGESTION_CONTROLS: [&str; 2] = ["bbr", "cubic"];
 
-/// What the checks need to know about the installed program beyond the facts of its host. A fact that could not be read
-/// is absent.
+/// What the checks need to know about the installed program in addition to the facts of its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installation {
     /// The container that the program runs in; `None` outside a container.
     pub container: Option<Container>,
-    /// What was found out about the state folder.
+    /// The facts about the program's state folder.
     pub state_folder: StateFolderFacts,
     /// Whether the program runs as root. The kernel's limits on socket buffers and congestion control do not apply to
     /// root.
@@ -42,20 +41,20 @@ pub enum ContainerNetwork {
     Bridged,
 }
 
-/// What was found out about the program's state folder.
+/// The facts about the state folder, in which the program stores its data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateFolderFacts {
-    /// The path of the folder.
+    /// The path of the state folder.
     pub path: String,
-    /// The network file system on which the folder is, such as `nfs`; `None` on a local file system.
+    /// The type of the network file system that holds the folder, such as `nfs`; `None` for a local file system.
     pub network_file_system: Option<&'static str>,
-    /// Why the program cannot use the folder; `None` if it can.
+    /// Why the program cannot use the folder; `None` if the folder is usable.
     pub fault: Option<String>,
     /// Whether the folder exists.
     pub exists: bool,
 }
 
-/// Runs all host checks for the program `role`.
+/// Runs all checks of the host on which the program `role` is installed.
 pub fn host_checks(role: Role, facts: &Facts, installation: &Installation) -> Vec<Check> {
     let (_, weak_points) = judge(role, facts, &[]);
     let is_weak = |code: &str| weak_points.iter().any(|weak| weak.code == code);
@@ -239,7 +238,7 @@ mod tests {
         let mut installation = Installation { is_root: true, ..installed() };
         installation.container = Some(Container { engine: "docker".to_owned(), network: ContainerNetwork::Host });
         assert_eq!(problems(&facts, &installation), [""; 0]);
-        // What could not be read is neither sound nor a problem.
+        // A fact that could not be read is reported neither as passed nor as a problem.
         let checks = host_checks(Role::Reflector, &Facts::default(), &installed());
         assert!(checks.iter().all(|check| check.outcome != CheckOutcome::Problem), "{checks:#?}");
         assert!(checks.iter().any(|check| check.outcome == CheckOutcome::NotChecked), "{checks:#?}");

@@ -1,5 +1,5 @@
-//! The diagnosis that the `doctor` command prints: what was found in an installation without measuring anything.
-//! Contains the document and the rules. Other crates read the facts.
+//! The diagnosis that the `doctor` command prints: problems of an installation that show without a measurement.
+//! This module contains the document and the rules. Other crates read the facts from the host.
 
 mod host;
 
@@ -17,7 +17,7 @@ pub use host::{Container, ContainerNetwork, Installation, StateFolderFacts, host
 /// The format of the diagnosis document: its name and version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DiagnosisSchema {
-    /// Version 1 of the format.
+    /// Version 1 of the format of the diagnosis document.
     #[default]
     #[serde(rename = "packetparamedic.doctor/1")]
     V1,
@@ -26,13 +26,13 @@ pub enum DiagnosisSchema {
 /// The diagnosis of an installation: the outcome of every check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Diagnosis {
-    /// The format of this document.
+    /// The format of the diagnosis document.
     pub schema: DiagnosisSchema,
     /// Which program was inspected: the reflector or the appliance.
     pub program: Role,
     /// The version of the inspected program.
     pub version: String,
-    /// When the inspection was made, by the host's clock (RFC 3339, UTC).
+    /// When the installation was inspected, by the host's clock (RFC 3339, UTC).
     pub at: Timestamp,
     /// The outcome of every check, problems first.
     pub checks: Vec<Check>,
@@ -43,25 +43,25 @@ pub struct Diagnosis {
 pub struct Check {
     /// A stable identifier for scripts, in lower case. It stays the same when the text changes.
     pub code: String,
-    /// Whether the check passed, found a problem, or could not be made.
+    /// Whether the check passed, found a problem, or could not run.
     pub outcome: CheckOutcome,
-    /// What the check found.
+    /// What the check found, or the name of a check that could not run.
     pub what: String,
-    /// The cause of the problem, or the reason why the check could not be made; absent if it passed.
+    /// The cause of the problem, or the reason why the check could not run; absent if the check passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
-    /// How to fix the problem; absent if there is none.
+    /// How to fix the problem; absent if the check found no problem.
     #[serde(rename = "try", default, skip_serializing_if = "Option::is_none")]
     pub try_: Option<String>,
 }
 
-/// The outcome of a check. The order is that of the report: problems first.
+/// The outcome of a check. The variants are in the order of the report: problems first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckOutcome {
     /// The check found a problem.
     Problem,
-    /// The check could not be made.
+    /// The check could not run.
     NotChecked,
     /// The check found no problem.
     Passed,
@@ -73,13 +73,13 @@ impl Check {
         Self { code: code.to_owned(), outcome: CheckOutcome::Passed, what: what.into(), because: None, try_: None }
     }
 
-    /// A check that found a problem. Takes what was found, its cause, and how to fix it.
+    /// A check that found a problem: what was found, the cause, and how to fix the problem.
     pub fn problem(code: &str, what: impl Into<String>, because: impl Into<String>, try_: impl Into<String>) -> Self {
         let (because, try_) = (Some(because.into()), Some(try_.into()));
         Self { code: code.to_owned(), outcome: CheckOutcome::Problem, what: what.into(), because, try_ }
     }
 
-    /// A check that could not be made, with the reason.
+    /// A check that could not run. `what` names the check; `because` is the reason.
     pub fn not_checked(code: &str, what: impl Into<String>, because: impl Into<String>) -> Self {
         let because = Some(because.into());
         Self { code: code.to_owned(), outcome: CheckOutcome::NotChecked, what: what.into(), because, try_: None }
@@ -116,7 +116,7 @@ impl Diagnosis {
     }
 }
 
-/// Prints the diagnosis for a reader. The text ends without a newline.
+/// Prints the diagnosis as text for a human reader. The text ends without a newline.
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [problems, not_checked, passed] =

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EndedBy {
-    /// The requested duration was over.
+    /// The requested duration of the phase was over.
     Time,
     /// The rate was stable at one of the fixed times at which `--until-stable` may end a direction.
     Stable,

@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::{ErrorDocument, ResultDocument, is_false};
 
-/// An event of a running test: one line of `--json-stream`. `event` names its kind. The last line is a result or an
-/// error.
+/// An event of a running test: one line of `--json-stream`. The field `event` names the kind of the event. The last
+/// line is a result or an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
@@ -34,7 +34,7 @@ pub enum Event {
 /// A test that waits in the reflector's queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Queued {
-    /// The position of the test in the reflector's queue; 1 is next.
+    /// The position of the test in the reflector's queue. The test at position 1 runs next.
     pub place: u32,
     /// How long the reflector expects the test to wait, in milliseconds.
     pub expected_wait_ms: u64,
@@ -47,10 +47,10 @@ impl Queued {
     }
 }
 
-/// A test that begins.
+/// The event of a test that begins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Started {
-    /// The id of the run, a UUIDv7. The result has the same id.
+    /// The id of the run, a UUIDv7. The result document has the same id.
     pub id: Uuid,
     /// When the test began, by the appliance's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
@@ -68,10 +68,10 @@ pub struct Started {
     pub phases: Vec<PhaseBegun>,
 }
 
-/// A phase that begins.
+/// A phase of a test: its load and its duration. As an event, it states that the phase begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseBegun {
-    /// The load on the path in this phase.
+    /// The load on the path in the phase.
     pub phase: Load,
     /// The requested duration of the phase, in milliseconds.
     pub duration_ms: u64,
@@ -89,23 +89,25 @@ pub struct IntervalReading {
     pub at_ms: u64,
     /// The payload rate, in bits per second. Measured at the receiver, or at the sender if `by_sender` is set.
     pub bps: u64,
-    /// Whether the sender measured this rate. Such a rate is only for progress displays: results use the receiver's.
+    /// Whether the sender measured the rate. Such a rate is only for progress displays, because results use the rates
+    /// that the receiver measured.
     #[serde(default, skip_serializing_if = "is_false")]
     pub by_sender: bool,
 }
 
-/// The latency probes that were answered or lost since the previous event of this kind.
+/// The event with the latest round trips. Covers the probes that were answered or lost since the previous such event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyReading {
     /// The phase in which the probes were sent.
     pub phase: Load,
-    /// The time of this event, in milliseconds since the phase began.
+    /// The time of the event, in milliseconds since the phase began.
     pub at_ms: u64,
-    /// The median round trip of these probes, in microseconds; absent if no probe was answered.
+    /// The median round trip of the probes since the previous latency event, in microseconds; absent with too few
+    /// answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<u64>,
-    /// The number of probes that the appliance sent.
+    /// The number of probes that the event covers.
     pub sent: u64,
-    /// The number of probes that were answered.
+    /// The number of probes that the event covers and that were answered.
     pub received: u64,
 }

@@ -198,7 +198,7 @@ pub fn run_id(n: u8) -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
-/// The result of a direction with this goodput, in which every field is present.
+/// The result of a direction with the goodput `goodput_bps`, in which every field is present.
 pub fn throughput(goodput_bps: u64) -> ThroughputResult {
     let cost = |used| CpuCost::of(used, goodput_bps / 4 * 5);
     ThroughputResult {
@@ -293,7 +293,7 @@ pub fn throughput(goodput_bps: u64) -> ThroughputResult {
     }
 }
 
-/// The latency result of a phase with this median round trip, in microseconds.
+/// The latency result of a phase with the median round trip `p50`, in microseconds.
 pub fn latency(p50: u64) -> LatencyResult {
     LatencyResult {
         rtt_us: Some(RttSpread {

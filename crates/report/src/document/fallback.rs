@@ -14,11 +14,11 @@ pub struct DataModeFallback {
     pub tried: DataMode,
     /// Why the data mode could not be used.
     pub reason: FallbackReason,
-    /// The address and port to which no data connection could be opened; absent if this test did not try, because an
-    /// earlier test had found the mode blocked.
+    /// The address and port to which no data connection could be opened. Absent if the test did not try to open one,
+    /// because an earlier test had found the data mode blocked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// When an earlier test found the mode blocked (RFC 3339, UTC); absent if this test found it.
+    /// When an earlier test found the data mode blocked (RFC 3339, UTC); absent if the test itself found it blocked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found_at: Option<Timestamp>,
 }
@@ -31,7 +31,7 @@ pub enum FallbackReason {
     Refused,
     /// Every attempt to open a data connection timed out without an answer.
     Silent,
-    /// An earlier test had found the mode blocked, so this test did not try it.
+    /// An earlier test had found the data mode blocked, so the test did not try this mode.
     Remembered,
 }
 

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Quantity, ResultDocument, ThroughputResult};
 
-/// What limited the rate of a direction, with the observations that show it.
+/// What limited the rate of a direction, with the observations that show the limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitedBy {
-    /// The cause of the limit.
+    /// The cause that limited the rate of the direction.
     pub cause: LimitCause,
-    /// The observations behind the cause. The first one decided it.
+    /// The observations that show the cause. The first observation decided the cause.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evidence: Vec<LimitEvidence>,
     /// Why the observations show no cause. Present only if the cause is `unknown`.
@@ -25,9 +25,9 @@ pub struct LimitedBy {
 pub enum LimitCause {
     /// The path between the two ends limited the rate.
     Network,
-    /// A processor of the appliance was full.
+    /// A processor of the appliance was fully used.
     ApplianceCpu,
-    /// A processor of the other end, a reflector or another server, was full.
+    /// A processor of the other end, a reflector or another server, was fully used.
     ReflectorCpu,
     /// The receiver's TCP window, that is its socket buffer, stopped the sender.
     ReceiveWindow,
@@ -39,12 +39,12 @@ pub enum LimitCause {
     Policy,
     /// Other traffic used a considerable part of an end's network interface.
     OtherTraffic,
-    /// The observations show none of the other causes.
+    /// The observations show no cause of the limit.
     Unknown,
 }
 
 impl LimitCause {
-    /// The cause as the documents name it.
+    /// The name of the cause in the JSON documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Network => "network",
@@ -59,7 +59,7 @@ impl LimitCause {
         }
     }
 
-    /// The cause in words.
+    /// The cause in words, for readers.
     pub fn as_words(self) -> &'static str {
         match self {
             Self::Network => "the network",
@@ -75,16 +75,16 @@ impl LimitCause {
     }
 }
 
-/// One observation: its name, its value, and a text for the reader.
+/// One observation about what limited a rate: its name, its value, and a text for the reader.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitEvidence {
     /// The name of the observation. Its last word is the unit: `share` (0 to 1), `bps`, `ms`, `bytes`, `segments` or
     /// `datagrams`.
     pub name: String,
-    /// The end at which it was observed; absent if it belongs to neither end alone.
+    /// The end at which the observation was made; absent if the observation belongs to neither end alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<ObservedEnd>,
-    /// The value, in the unit that the name ends with.
+    /// The observed value, in the unit with which `name` ends.
     pub value: Quantity,
     /// The observation as text for the reader.
     pub text: String,
@@ -101,7 +101,7 @@ pub enum ObservedEnd {
 }
 
 impl ResultDocument {
-    /// Returns the result of `direction` under `load` for changes; `None` if it was not measured.
+    /// Returns a mutable reference to the result of `direction` under `load`; `None` if there is no such result.
     pub(crate) fn measured_mut(&mut self, load: Load, direction: Direction) -> Option<&mut ThroughputResult> {
         match (load, direction) {
             (Load::Download, Direction::Download) => self.download.as_mut(),

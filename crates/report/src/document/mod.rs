@@ -41,7 +41,7 @@ pub use uplink::UplinkLabel;
 /// The format of the result document: its name and version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ResultSchema {
-    /// Version 1 of the format.
+    /// Version 1 of the format of the result document.
     #[default]
     #[serde(rename = "packetparamedic.result/1")]
     V1,
@@ -50,7 +50,7 @@ pub enum ResultSchema {
 /// The format of the error document: its name and version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ErrorSchema {
-    /// Version 1 of the format.
+    /// Version 1 of the format of the error document.
     #[default]
     #[serde(rename = "packetparamedic.error/1")]
     V1,
@@ -59,9 +59,9 @@ pub enum ErrorSchema {
 /// The result of one speed test. Rates are in bits per second of payload. Shares are fractions from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResultDocument {
-    /// The format of this document.
+    /// The format of the result document.
     pub schema: ResultSchema,
-    /// The id of this run, a UUIDv7.
+    /// The id of the run, a UUIDv7.
     pub id: Uuid,
     /// When the test began, by the appliance's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
@@ -75,7 +75,7 @@ pub struct ResultDocument {
     /// The data mode, direct or tunneled; absent if the provider has no data modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
-    /// The data mode that the test tried first and could not use; absent if it used the first one.
+    /// The data mode that the test tried first and could not use; absent if the test used the data mode tried first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode_fallback: Option<DataModeFallback>,
     /// How payload moved, in one word: the receiver's method, or `splice` if the sender used zero-copy sending. The
@@ -90,16 +90,17 @@ pub struct ResultDocument {
     /// The appliance's way into the Internet; absent if it is not known, and in documents of earlier versions.
     #[serde(default, skip_serializing_if = "UplinkLabel::is_empty")]
     pub uplink: UplinkLabel,
-    /// The external program that moved the payload, such as iperf3; absent if a built-in engine did.
+    /// The external program that moved the payload, such as iperf3; absent if a built-in engine moved it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramSaid>,
-    /// The other end, as the request names it. Absent if it named none and not exactly one reflector was paired.
+    /// The other end, as the request names it. Without a name in the request, the only paired reflector; absent if not
+    /// exactly one reflector was paired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// The reflector at the other end; absent if the test used another kind of server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reflector: Option<ReflectorEnd>,
-    /// The server at the other end; absent if it is a reflector.
+    /// The server at the other end; absent if the other end is a reflector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerEnd>,
     /// The throughput towards the appliance, measured in a phase without upload.
@@ -125,7 +126,7 @@ pub struct ResultDocument {
     pub thresholds: Vec<ThresholdResult>,
     /// The payload bytes of the whole run, in both directions. Includes all phases, start-up and latency probes.
     pub data_used_bytes: u64,
-    /// Facts to know before you trust the numbers.
+    /// Facts to know before you trust the numbers of the result.
     pub warnings: Vec<Warning>,
     /// Whether the numbers describe the path; absent in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,7 +136,7 @@ pub struct ResultDocument {
     /// Whether a signal at the appliance (such as Ctrl-C) ended the run.
     #[serde(default, skip_serializing_if = "is_false")]
     pub interrupted: bool,
-    /// The error that ended the run; absent if none did.
+    /// The error that ended the run; absent if no error ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
 }
@@ -153,8 +154,8 @@ impl ResultDocument {
             || self.error.as_ref().is_some_and(|error| error.code == ErrorBody::NOTHING_ARRIVED)
     }
 
-    /// The name of the other end: the reflector's name, or else its address or the server's. If the run reached
-    /// neither, the name in the request.
+    /// The name of the other end: the reflector's name, or its address if the name is empty, or the address of the
+    /// server. If the run reached neither, the name in the request.
     pub fn other_end(&self) -> Option<&str> {
         match (&self.reflector, &self.server) {
             (Some(reflector), _) if !reflector.name.is_empty() => Some(reflector.name.as_str()),
@@ -164,7 +165,7 @@ impl ResultDocument {
         }
     }
 
-    /// The result of `direction` in the phase with this `load`; `None` if it was not measured.
+    /// The result of `direction` in the phase with the given `load`; `None` if the direction was not measured.
     pub fn measured(&self, load: Load, direction: Direction) -> Option<&ThroughputResult> {
         match (load, direction) {
             (Load::Download, Direction::Download) => self.download.as_ref(),
@@ -189,12 +190,13 @@ impl ResultDocument {
     }
 }
 
-/// The limits that the request set. A rate that reaches one of them shows the request, not the path.
+/// The limits that the request set. A rate that reaches one of these limits shows the request, not the path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RequestedLimits {
     /// The number of parallel streams in each direction.
     pub streams: u16,
-    /// The requested rate of each stream, in bits per second of payload; absent without one, and in a rate search.
+    /// The requested rate of each stream, in bits per second of payload; absent if the request set no rate, and in a
+    /// search for the highest rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_bitrate_bps: Option<u64>,
     /// The requested socket buffer size of each stream, in bytes.
@@ -203,7 +205,7 @@ pub struct RequestedLimits {
     /// The number of payload bytes after which each direction ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction_bytes: Option<u64>,
-    /// The payload bytes after which the run ends. Each direction has an equal share of them: `direction_bytes`.
+    /// The payload bytes after which the run ends. Each direction has an equal share of these bytes: `direction_bytes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_bytes: Option<u64>,
     /// Whether the request allowed a direction to end early once its rate is stable (`--until-stable`).
@@ -221,10 +223,10 @@ impl RequestedLimits {
 /// How each end moved the payload. A method that an end did not report is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataPathOfEnds {
-    /// The method of the sending end.
+    /// The method by which the sending end moved the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<DataPath>,
-    /// The method of the receiving end.
+    /// The method by which the receiving end moved the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<DataPath>,
 }
@@ -234,7 +236,7 @@ impl DataPathOfEnds {
         self.sender.is_none() && self.receiver.is_none()
     }
 
-    /// The methods of both ends as one value: the receiver's, or `splice` if the sender used it.
+    /// The methods of both ends as one value: `splice` if the sender used it, or else the receiver's method.
     pub fn in_short(&self) -> Option<DataPath> {
         self.sender.filter(|path| *path == DataPath::Splice).or(self.receiver).or(self.sender)
     }
@@ -255,7 +257,7 @@ pub enum DataPath {
 }
 
 impl DataPath {
-    /// Parses the name of the method in a tally; `None` if this version does not know it.
+    /// Parses the name of a method from the tally of an end; `None` if this version does not know the name.
     pub fn from_word(word: &str) -> Option<Self> {
         [Self::Plain, Self::Trunc, Self::Splice, Self::Tls].into_iter().find(|path| path.as_str() == word)
     }
@@ -310,7 +312,7 @@ pub struct ProgramSaid {
 pub struct ReflectorEnd {
     /// The Endpoint ID of the reflector, which is its public key.
     pub endpoint_id: EndpointId,
-    /// The name under which this appliance saved the reflector.
+    /// The name under which the appliance saved the reflector.
     pub name: PeerText,
     /// The address and port to which the appliance connected.
     pub address: String,
@@ -340,8 +342,8 @@ pub struct ThroughputResult {
     /// the phase is too short or has too few intervals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95_bps: Option<[u64; 2]>,
-    /// The mean rates of the first and the last third of the steady part. Of the whole phase if the excluded start-up
-    /// was long and did not simply ramp up: it was a burst, or the rate had not settled.
+    /// The mean rates of the first and the last third of the steady part. If the excluded start-up was long and was not
+    /// a mere ramp-up (it was a burst, or the rate had not settled), the thirds of the whole phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thirds_bps: Option<Thirds>,
     /// The distribution of the rates that the receiver measured in its intervals.
@@ -361,11 +363,12 @@ pub struct ThroughputResult {
     pub total_bytes_sent: Option<u64>,
     /// The duration of the steady part, in milliseconds.
     pub duration_ms: u64,
-    /// The duration of the start-up, in milliseconds. Values exclude the start-up unless stated otherwise.
+    /// The duration of the excluded start-up, in milliseconds.
     pub startup_ms: u64,
     /// How the end of the start-up was determined.
     pub omitted: Omitted,
-    /// Why the measurement of this direction ended. Absent if it was cut short, and in documents of earlier versions.
+    /// Why the measurement of this direction ended. Absent if an end cut the measurement short, and in documents of
+    /// earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<EndedBy>,
     /// The number of streams that carried payload.
@@ -379,8 +382,8 @@ pub struct ThroughputResult {
     /// The TCP maximum segment size, in bytes of payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
-    /// The path MTU from the sender to the receiver, in bytes, as the sender's kernel found it (RFC 1191, RFC 8201) or assumes
-    /// it.
+    /// The path MTU from the sender to the receiver, in bytes, as the sender's kernel found it (RFC 1191, RFC 8201) or
+    /// assumes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_mtu_bytes: Option<u32>,
     /// The estimated rate on the wire that corresponds to `goodput_bps`.
@@ -407,24 +410,24 @@ pub struct ThroughputResult {
 }
 
 impl ThroughputResult {
-    /// Whether the rate was steady. If not, the mean does not describe it well.
+    /// Whether the rate was steady. If not, the mean does not describe the rate well.
     pub fn is_steady(&self) -> bool {
         let thirds = self.thirds_bps.map(|thirds| [thirds.first, thirds.last]);
         stats::is_steady(thirds, self.goodput_bps, self.ci95_bps)
     }
 }
 
-/// The mean rates in two parts of a direction, in bits per second.
+/// The mean rates of a direction in the first and in the last third of the time, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Thirds {
-    /// The mean rate of the first third, in bits per second.
+    /// The mean rate in the first third of the time, in bits per second.
     pub first: u64,
-    /// The mean rate of the last third, in bits per second.
+    /// The mean rate in the last third of the time, in bits per second.
     pub last: u64,
 }
 
-/// The datagram counts of a direction, over all streams. After a search for the highest rate, only the datagrams that
-/// were sent at the rate found.
+/// The datagram counts of a direction, over all streams. After a search for the highest rate, the counts include only
+/// the datagrams that were sent at the rate found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UdpResult {
     /// The number of datagrams that the sender sent.
@@ -436,7 +439,8 @@ pub struct UdpResult {
     /// The number of datagrams that arrived more than once in the whole phase; absent if not reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicates: Option<u64>,
-    /// The number of datagrams that arrived after a later one in the whole phase; absent if not reported.
+    /// The number of datagrams in the whole phase that arrived after a datagram that was sent later; absent if not
+    /// reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out_of_order: Option<u64>,
     /// The jitter that the receiver computed (RFC 3550, section 6.4.1), in microseconds; absent if not reported.
@@ -448,11 +452,11 @@ pub struct UdpResult {
     /// The datagrams that the sender sent while it searched for the highest rate; absent without a search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<UdpSearch>,
-    /// How long the sender paused for lack of feedback from the receiver, in milliseconds; absent if it did not.
+    /// How long the sender paused for lack of feedback from the receiver, in milliseconds; absent if it did not pause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
-    /// The number of datagrams that exceeded the path MTU and were dropped, before the sender reduced their size. Not
-    /// part of `datagrams` and `lost`; absent if there were none.
+    /// The number of datagrams that exceeded the path MTU and were dropped, before the sender reduced the size. These
+    /// datagrams are not part of `datagrams` and `lost`. Absent if there were no such datagrams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vanished: Option<u64>,
 }
@@ -470,11 +474,11 @@ pub struct UdpSearch {
 /// The distribution of the interval rates in the steady part, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IntervalSpread {
-    /// The 10th percentile, in bits per second.
+    /// The 10th percentile of the interval rates, in bits per second.
     pub p10: u64,
-    /// The median, in bits per second.
+    /// The median of the interval rates, in bits per second.
     pub p50: u64,
-    /// The 90th percentile, in bits per second.
+    /// The 90th percentile of the interval rates, in bits per second.
     pub p90: u64,
 }
 
@@ -484,16 +488,16 @@ pub struct IntervalSpread {
 pub enum Omitted {
     /// The receiver's samples show when the rate settled.
     Found,
-    /// The request set it (`-O`).
+    /// The request set the length of the start-up (`-O`).
     Asked,
     /// The run was too short, or the rate did not settle in its first half. The first half is excluded.
     NotFound,
-    /// It was not determined: the receiver reports only a total, or it had received the requested bytes before a
-    /// start-up could be detected. Nothing is excluded.
+    /// No start-up was determined or excluded: the receiver reports only a total, or had received the requested bytes
+    /// before a start-up could be detected.
     Nothing,
 }
 
-/// The rate on the wire, including headers and inter-frame gaps. An estimate from the segment size.
+/// The rate on the wire, including headers and inter-frame gaps, estimated from the segment size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LineRateEstimate {
     /// The estimated rate on the wire, in bits per second.
@@ -507,11 +511,11 @@ pub struct LineRateEstimate {
 pub struct Interval {
     /// The end of the interval, in milliseconds since the phase began.
     pub at_ms: u64,
-    /// The payload rate at the receiver, in bits per second.
+    /// The payload rate at the receiver in the interval, in bits per second.
     pub bps: u64,
 }
 
-/// The processor use of each end. Absent for an end that did not report it.
+/// The processor use of each end. If an end did not report its processor use, the value is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuOfEnds {
     /// The processor use of the sending end.
@@ -525,10 +529,10 @@ pub struct CpuOfEnds {
 /// The processor use of one end in the whole phase, start-up included.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuCost {
-    /// The processor time and load that this end reports.
+    /// The processor time and the processor load that the end reports.
     #[serde(flatten)]
     pub used: CpuUse,
-    /// User and system time in seconds, for each 10^9 payload bytes that this end counted.
+    /// User and system time in seconds, for each 10^9 payload bytes that the end counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s_per_gb: Option<f64>,
 }
@@ -607,14 +611,14 @@ impl<T> ByLoad<T> {
         }
     }
 
-    /// All values that were measured, in the order of the phases.
+    /// All values that were measured, each with its load, in the order of the phases.
     pub fn iter(&self) -> impl Iterator<Item = (Load, &T)> {
         [Load::Idle, Load::Download, Load::Upload, Load::Bidir]
             .into_iter()
             .filter_map(|load| self.of(load).map(|value| (load, value)))
     }
 
-    /// Whether no load has a value.
+    /// Whether there is no value for any load.
     pub fn is_empty(&self) -> bool {
         self.iter().next().is_none()
     }
@@ -626,7 +630,8 @@ pub struct LatencyResult {
     /// The distribution of the round-trip times, in microseconds; absent if no probe was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<RttSpread>,
-    /// The mean difference between consecutive round-trip times, in microseconds; absent without two in a row.
+    /// The mean difference between the round-trip times of consecutive probes, in microseconds; absent if no two
+    /// consecutive probes were answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_us: Option<u64>,
     /// The number of probes that the appliance sent.
@@ -639,8 +644,8 @@ pub struct LatencyResult {
     /// The share of the probes that were not answered, from 0 to 1. Absent over TCP, which hides loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// The share of the probes that did not reach the other end, from 0 to 1, among the probes of which this is known.
-    /// Absent if it is unknown for most lost probes: over TCP, or without any answer.
+    /// The share (0 to 1) of the probes that did not reach the other end, among the probes for which this is known.
+    /// Absent if the direction of the loss is unknown for most lost probes: over TCP, or without any answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_upload: Option<f64>,
     /// The share of lost answers (0 to 1) among the probes that reached the other end; absent if unknown.
@@ -649,32 +654,34 @@ pub struct LatencyResult {
     /// How the lost probes are distributed over time; absent if no probe was lost, and over TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_pattern: Option<LossPattern>,
-    /// The number of answers that arrived more than once.
+    /// The number of probes and answers that arrived more than once, in the whole run, not only in the phase.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub duplicates: u64,
-    /// The number of answers that arrived after the timeout. `received` does not include them.
+    /// The number of answers that arrived after the timeout. `received` does not include late answers.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub late: u64,
     /// The transport protocol of the probes.
     pub transport: ProbeTransport,
-    /// The 99th percentile of how late probes were sent, in microseconds. Round trips may be too high by as much.
+    /// The 99th percentile of how late the appliance sent its probes, in microseconds, skipped probes included. Round
+    /// trips start when a probe was really sent, but a late prober may miss short latency spikes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_late_us: Option<u64>,
-    /// The time between two probes, in microseconds. Constant within the measured window of a phase.
+    /// The time between two probes, in microseconds, which is constant in the measured part of a phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_us: Option<u64>,
-    /// Under load: the rate of the probes' IP packets as a share (0 to 1) of the slowest loaded direction's rate.
+    /// The rate of the probes' IP packets as a share (0 to 1) of the rate of the slowest loaded direction. Present only
+    /// under load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_share: Option<f64>,
     /// The responsiveness in round trips per minute: 60,000 ms divided by the median round trip. Present only under
-    /// load. Measured by the latency probes beside the load, not by requests on the loaded connections.
+    /// load. Measured with latency probes beside the load, not with requests on the loaded connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub responsiveness_rpm: Option<u64>,
     /// The delay of each direction. Absent if the run has no idle phase, and for phases after a jump of a clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_way: Option<OneWayDelays>,
-    /// How long probes waited in the appliance's host before its network interface sent them. Part of the round trip.
-    /// Absent if the kernel does not report send times.
+    /// How long probes waited in the appliance's host before its network interface sent them. This wait is a part of
+    /// the round trip. Absent if the kernel does not report send times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_wait: Option<DelayVariation>,
     /// The queue that the load built up in each direction. Present only under load.
@@ -686,12 +693,14 @@ pub struct LatencyResult {
 }
 
 impl LatencyResult {
-    /// The median round trip in microseconds, for grades, thresholds and sentences. `None` with too few answers.
+    /// The median round trip in microseconds, for grades, thresholds and sentences. `None` if too few probes were
+    /// answered.
     pub fn median_us(&self) -> Option<u64> {
         self.round_trip_us(Statement::Assessment)
     }
 
-    /// The percentile of the round trip for `statement`; `None` if there were too few round trips for it.
+    /// The percentile of the round trip for `statement`, in microseconds; `None` if too few probes were answered for
+    /// this statement.
     pub fn round_trip_us(&self, statement: Statement) -> Option<u64> {
         let rtt = self.rtt_us.filter(|_| stats::is_enough(statement, self.received, self.sent))?;
         match statement {
@@ -703,7 +712,7 @@ impl LatencyResult {
         }
     }
 
-    /// The loss share of the worse direction; of the round trips if the directions are unknown.
+    /// The loss share of the direction that lost more; the loss share of the round trips if the directions are unknown.
     pub fn worst_loss(&self) -> Option<f64> {
         match (self.loss_upload, self.loss_download) {
             (None, None) => self.loss,
@@ -712,14 +721,16 @@ impl LatencyResult {
     }
 }
 
-/// How the lost probes of a phase are distributed (RFC 3357). A loss period is a run of consecutive lost probes.
+/// How the lost probes of a phase are distributed over time (RFC 3357). A loss period is a run of consecutive lost
+/// probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LossPattern {
     /// The number of loss periods.
     pub periods: u64,
     /// The number of lost probes in the longest loss period.
     pub longest_probes: u64,
-    /// The duration of the longest loss period, in milliseconds: from its first lost probe to the next answered probe.
+    /// The duration of the longest loss period, in milliseconds: from its first lost probe to the next probe that was
+    /// not lost.
     pub longest_ms: u64,
 }
 
@@ -733,16 +744,16 @@ pub struct RttSpread {
     /// The median round trip, in microseconds; absent with fewer than 20 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p50: Option<u64>,
-    /// The 90th percentile, in microseconds; absent with fewer than 50 answered probes.
+    /// The 90th percentile of the round trips, in microseconds; absent with fewer than 50 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p90: Option<u64>,
-    /// The 95th percentile, in microseconds; absent with fewer than 100 answered probes.
+    /// The 95th percentile of the round trips, in microseconds; absent with fewer than 100 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p95: Option<u64>,
-    /// The 99th percentile, in microseconds; absent with fewer than 200 answered probes.
+    /// The 99th percentile of the round trips, in microseconds; absent with fewer than 200 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99: Option<u64>,
-    /// The 99.9th percentile, in microseconds; absent with fewer than 2,000 answered probes.
+    /// The 99.9th percentile of the round trips, in microseconds; absent with fewer than 2,000 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p999: Option<u64>,
     /// The longest round trip, in microseconds.
@@ -762,14 +773,14 @@ pub enum ProbeTransport {
 /// How much a load raised the latency.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Bufferbloat {
-    /// The grade of the increase, from A+ (best) to F.
+    /// The grade of the latency increase, from A+ (best) to F.
     pub grade: Grade,
-    /// The increase in milliseconds: the median round trip under this load minus the idle median.
+    /// The latency increase in milliseconds: the median round trip under the load minus the idle median.
     pub increase_ms: f64,
 }
 
 impl Bufferbloat {
-    /// Grades a median round trip that exceeds the idle one by `increase_ms`. A negative increase counts as zero.
+    /// Grades a median round trip that exceeds the idle median by `increase_ms`. A negative increase counts as zero.
     pub fn of_increase_ms(increase_ms: f64) -> Self {
         // Not `clamp`, which lets NaN through.
         let bounded = if increase_ms > 0.0 { increase_ms.min(MOST_INCREASE_MS) } else { 0.0 };
@@ -779,22 +790,23 @@ impl Bufferbloat {
     }
 }
 
-/// The longest increase that is stored, in milliseconds: one hour. It fits a `Duration`.
+/// The longest latency increase that a document contains, in milliseconds: one hour. A `Duration` can hold this value.
 const MOST_INCREASE_MS: f64 = 3_600_000.0;
 
 /// A threshold that the request set, and whether the result met it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ThresholdResult {
-    /// The name of the threshold. It ends in the unit, as in `min_download_bps`.
+    /// The name of the threshold. The name ends in the unit, as in `min_download_bps`.
     pub name: String,
-    /// The limit that the request set, in the unit that the name ends with.
+    /// The limit that the request set, in the unit with which `name` ends.
     pub limit: Quantity,
-    /// The measured value, in the same unit. Absent if it was not measured; then the threshold is not met.
+    /// The measured value, in the unit with which `name` ends. Absent if the value was not measured; then the threshold
+    /// is not met.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Quantity>,
     /// Whether the result met the threshold.
     pub passed: bool,
-    /// Whether the value was measured through the tunnel because direct mode was blocked.
+    /// Whether the test measured the value through the tunnel because direct mode was blocked.
     #[serde(default, skip_serializing_if = "is_false")]
     pub through_tunnel: bool,
 }
@@ -814,23 +826,23 @@ pub enum Quantity {
 pub struct Warning {
     /// A stable identifier for scripts, in lower case. It stays the same when the text changes.
     pub code: String,
-    /// The warning as text for the reader.
+    /// The warning as text for a human reader.
     pub text: String,
 }
 
 impl Warning {
-    /// A warning with this code and text.
+    /// A warning with the given code and text.
     pub fn new(code: &'static str, text: impl Into<String>) -> Self {
         Self { code: code.to_owned(), text: text.into() }
     }
 }
 
-/// Whether the numbers of a result describe the path.
+/// Whether the numbers of a result describe the path, and if not, why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Validity {
     /// Whether the result is valid or suspect.
     pub verdict: ValidityVerdict,
-    /// The warnings that make the result suspect; empty if it is valid.
+    /// The warnings that make the result suspect; empty if the result is valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<Warning>,
 }
@@ -839,7 +851,7 @@ pub struct Validity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ValidityVerdict {
-    /// No reason to doubt the numbers is known.
+    /// There is no known reason to doubt the numbers.
     Valid,
     /// Something other than the path may have determined the numbers.
     Suspect,
@@ -881,11 +893,11 @@ impl Validity {
 pub struct ErrorBody {
     /// A stable identifier for scripts, in lower case. It stays the same when the text changes.
     pub code: String,
-    /// What failed.
+    /// What failed, as text for a human reader.
     pub what: String,
-    /// Why it failed.
+    /// The cause of the error.
     pub because: String,
-    /// What to try.
+    /// What the user can try to fix the error.
     #[serde(rename = "try")]
     pub try_: String,
     /// How long to wait before a retry may succeed, in milliseconds; absent if unknown.
@@ -901,17 +913,17 @@ impl ErrorBody {
 /// The error document. `--json` prints it instead of a result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorDocument {
-    /// The format of this document.
+    /// The format of the error document.
     pub schema: ErrorSchema,
-    /// What failed, why, and what to try.
+    /// The error: what failed, why, and what to try.
     #[serde(flatten)]
     pub error: ErrorBody,
-    /// What the test measured before it failed; absent if it measured nothing.
+    /// What the test measured before it failed; absent if the test measured nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_so_far: Option<Box<ResultDocument>>,
 }
 
-// serde's `skip_serializing_if` hands out references.
+// serde's `skip_serializing_if` passes references.
 fn is_false(value: &bool) -> bool {
     !value
 }

@@ -18,7 +18,8 @@ pub struct ClockComparison {
     pub offset_us: i64,
     /// The largest error of `offset_us`, in microseconds: half of the shortest round trip.
     pub offset_uncertainty_us: u64,
-    /// When one clock jumped against the other; absent if none did. Later phases have no delays by direction.
+    /// When one clock jumped against the other; absent if neither clock jumped. Phases after a jump have no delays by
+    /// direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jump: Option<ClockJumpSeen>,
 }
@@ -26,7 +27,7 @@ pub struct ClockComparison {
 /// A jump of one end's clock against the other end's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClockJumpSeen {
-    /// The phase in which the clock jumped; absent if it jumped between two phases.
+    /// The phase in which a clock jumped; absent if the jump was between two phases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Load>,
     /// How far the reflector's clock jumped forward against the appliance's, in microseconds; absent if not measured.
@@ -34,28 +35,28 @@ pub struct ClockJumpSeen {
     pub moved_us: Option<i64>,
 }
 
-/// The delay of each direction in one phase.
+/// The delay of each direction in one phase, as variation above the shortest delay of the idle phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OneWayDelays {
-    /// The delay from the appliance to the reflector, measured on probes.
+    /// The delay from the appliance to the reflector, measured with the probes.
     pub upload: DelayVariation,
-    /// The delay from the reflector to the appliance, measured on replies.
+    /// The delay from the reflector to the appliance, measured with the replies to the probes.
     pub download: DelayVariation,
 }
 
-/// How much the delay of one direction exceeded the shortest delay while idle, in microseconds (packet delay variation,
-/// RFC 5481).
+/// How much the delay of one direction exceeded the shortest delay of the idle phase, in microseconds (packet delay
+/// variation, RFC 5481).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DelayVariation {
-    /// The median, in microseconds.
+    /// The median of the delay variation, in microseconds.
     pub p50_us: u64,
-    /// The 95th percentile, in microseconds; absent with fewer than 100 answered probes.
+    /// The 95th percentile of the delay variation, in microseconds; absent with fewer than 100 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p95_us: Option<u64>,
-    /// The 99th percentile, in microseconds; absent with fewer than 200 answered probes.
+    /// The 99th percentile of the delay variation, in microseconds; absent with fewer than 200 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99_us: Option<u64>,
-    /// The maximum, in microseconds.
+    /// The maximum of the delay variation, in microseconds.
     pub max_us: u64,
 }
 
@@ -64,34 +65,36 @@ pub struct DelayVariation {
 pub struct LatencyInterval {
     /// The end of the interval, in milliseconds since the phase began.
     pub at_ms: u64,
-    /// The median round trip of the answered probes, in microseconds; absent if none was answered.
+    /// The median round trip of the answered probes, in microseconds; absent if no probe was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<u64>,
-    /// The median upload delay above the shortest one while idle, in microseconds; absent if unknown.
+    /// The median of the upload delays above the shortest upload delay of the idle phase, in microseconds; absent if
+    /// unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload_us: Option<u64>,
-    /// The median download delay above the shortest one while idle, in microseconds; absent if unknown.
+    /// The median of the download delays above the shortest download delay of the idle phase, in microseconds; absent
+    /// if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download_us: Option<u64>,
-    /// The number of probes sent.
+    /// The number of probes sent in the interval.
     pub sent: u64,
-    /// The number of probes that were not answered.
+    /// The number of probes sent in the interval that were lost.
     pub lost: u64,
 }
 
-/// The queue that a load built up: how much the median delay of each direction rose above the idle median.
+/// The queue that a load built up: how far the median delay of each direction rose above its idle median.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueByDirection {
     /// The direction in which most of the queue is.
     pub stands: QueueSide,
-    /// The rise of the median upload delay, in milliseconds; absent if unknown.
+    /// The rise of the median upload delay under the load, in milliseconds; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload_ms: Option<f64>,
     /// The part of `upload_ms` that arose in the appliance's own host, before its network interface, in milliseconds.
     /// Absent if the kernel does not report send times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_ms: Option<f64>,
-    /// The rise of the median download delay, in milliseconds; absent if unknown.
+    /// The rise of the median download delay under the load, in milliseconds; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download_ms: Option<f64>,
     /// The largest error of `upload_ms` and `download_ms`, in milliseconds.
@@ -121,14 +124,14 @@ pub enum QueueSide {
     Download,
     /// The queue is in both directions: the smaller rise is at least a quarter of the larger one.
     Both,
-    /// There is no queue: no median delay rose by 2 ms.
+    /// There is no queue: in neither direction did the median delay rise by 2 ms or more.
     None,
     /// The measurement does not show where the queue is.
     Unknown,
 }
 
 impl QueueSide {
-    /// The direction as words for the report.
+    /// The direction of the queue in words, for reports.
     pub fn as_words(self) -> &'static str {
         match self {
             Self::Upload => "upload",

@@ -1,5 +1,5 @@
-//! Generates the JSON Schema of all documents from their types. Only the composition of the definitions is written by
-//! hand.
+//! Generates the JSON Schema of all documents from their Rust types. Only the composition of the definitions is written
+//! by hand.
 
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
@@ -40,7 +40,8 @@ fn reference<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
-/// Removes `null` from every type. The documents never contain `null`: a value that was not measured is absent.
+/// A schema transform that removes `null` from every type. The documents never contain `null`: a value that was not
+/// measured is absent.
 #[derive(Clone)]
 pub struct NeverNull;
 
@@ -96,7 +97,7 @@ mod tests {
     #[test]
     fn the_schema_is_the_published_one() {
         let published = include_str!("../../../../docs/results.schema.json");
-        // Not assert_eq, which would print both.
+        // Not assert_eq, which would print both schemas.
         assert!(format!("{:#}\n", schema()) == published, "docs/results.schema.json is not what this version prints");
     }
 

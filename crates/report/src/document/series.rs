@@ -1,16 +1,16 @@
-//! The series of a document: the measurements of each interval, which are most of its size.
+//! The series of a result document: the measurements of each interval, which make up most of the document's size.
 
 use super::{ByLoad, LatencyResult, ResultDocument, TcpOfEnds, ThroughputResult};
 
 impl ResultDocument {
-    /// Whether it has measurements of the intervals, or what the kernels recorded of the streams.
+    /// Whether the document contains the measurements of each interval, or the kernels' records of the TCP streams.
     pub fn has_series(&self) -> bool {
         self.all_measured().any(|(_, _, direction)| direction.intervals.is_some() || !direction.tcp.is_empty())
             || self.latency.iter().any(|(_, latency)| latency.intervals.is_some())
     }
 
-    /// Removes the measurements of the intervals, and what the kernels recorded of the streams. Every other value stays as
-    /// it is.
+    /// Removes the measurements of each interval, and the kernels' records of the TCP streams. All other values stay
+    /// unchanged.
     pub fn remove_series(&mut self) {
         let both = self.bidir.as_mut().map(|bidir| [bidir.download.as_mut(), bidir.upload.as_mut()]);
         let directions = [self.download.as_mut(), self.upload.as_mut()].into_iter().chain(both.into_iter().flatten());
@@ -48,7 +48,7 @@ mod tests {
     fn remove_keys(value: &mut serde_json::Value) {
         if let Some(object) = value.as_object_mut() {
             object.remove("intervals");
-            // The engine is called tcp, too.
+            // `engine` may have the value "tcp", too, but only the records are an object.
             if object.get("tcp").is_some_and(serde_json::Value::is_object) {
                 object.remove("tcp");
             }

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 /// What the kernels of both ends recorded about the TCP streams of a direction (`TCP_INFO`), in order of time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TcpOfEnds {
-    /// The samples of the sender's kernel.
+    /// The samples that the sender's kernel recorded of the TCP streams.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sender: Vec<TcpSample>,
-    /// The samples of the receiver's kernel. The receiver sends only acknowledgements.
+    /// The samples that the receiver's kernel recorded of the TCP streams. The receiver sends only acknowledgements.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub receiver: Vec<TcpSample>,
 }

@@ -6,23 +6,24 @@ use paramedic_link::measurement::Sample;
 
 use super::rates::bytes_of;
 
-/// A direction that received fewer bytes than this many segments counts as having received nothing: a handshake with a
-/// few retransmissions can move as much.
+/// If a direction received fewer bytes than this many segments hold, it counts as having received nothing. A handshake
+/// with a few retransmissions can move as much.
 const LEAST_SEGMENTS: u64 = 10;
-/// The longest segment that this check assumes, in bytes: Ethernet, IPv4, TCP with timestamps. With the segments of
-/// loopback, ten of them would be 640 KiB.
+/// The longest segment that [`moved_nothing`] assumes, in bytes of payload: over Ethernet and IPv4, with TCP
+/// timestamps. Loopback has longer segments: ten of those would be 640 KiB.
 pub(super) const USUAL_SEGMENT: u32 = 1448;
 /// The maximum number of bytes that a rate-limited stream writes at once: the block size of iperf3 and of the engine
 /// `tcp`. On loopback this is about two segments.
 pub(super) const USUAL_STEP: u32 = 128 * 1024;
 /// If a rate-limited stream writes less often than this in half of a phase, half of a phase may contain no write at
-/// all. The check then looks at the whole phase.
+/// all. In this case [`moved_nothing`] counts the whole phase.
 const STEPS_IN_HALF: u64 = 4;
 
-/// A direction is judged over at least this time. A busy host may not schedule a receiver for some tenths of a second.
+/// A direction is judged over at least this time, because a busy host may not schedule a receiver for some tenths of a
+/// second.
 const LEAST_SPAN: Duration = Duration::from_millis(500);
 
-/// What the request asked of one direction of a phase.
+/// The properties of one direction of a phase that determine how much payload should arrive.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DirectionRequest {
     /// How long the phase lasted.
@@ -33,7 +34,7 @@ pub(super) struct DirectionRequest {
     pub(super) rate_bps: Option<u64>,
     /// The number of bytes that a rate-limited stream writes at once.
     pub(super) step: u32,
-    /// The number of streams.
+    /// The number of streams in the direction.
     pub(super) streams: u16,
 }
 
@@ -46,12 +47,12 @@ pub(super) enum Arrived<'a> {
     Total(u64),
 }
 
-/// Whether too little payload arrived in this direction to report a rate. Counts the payload of the last half of the
-/// phase, or of its last 500 ms if that is longer: payload that stopped before does not show the rate of the path.
-/// Counts the whole phase if the receiver reports only a total, or if the sender writes seldom. The payload must reach
-/// ten segments, or a quarter of the requested rate if that is less.
+/// Whether too little payload arrived in a direction to report a rate. Counts the payload of the last half of the
+/// phase, or of its last 500 ms if that is longer, because payload that stopped before does not show the rate of the
+/// path. If the receiver reports only a total, or if the sender writes seldom, counts the whole phase. The payload must
+/// reach ten segments, or a quarter of the requested rate if that is less.
 pub(super) fn moved_nothing(arrived: Arrived<'_>, request: &DirectionRequest) -> bool {
-    // The bytes that all rate-limited streams send in this time.
+    // The bytes that all rate-limited streams send in the time `span`.
     let paced = |span: Duration| {
         let each = request.rate_bps.map(|bps| u128::from(bps).saturating_mul(span.as_millis()) / 8000);
         each.map(|each| each.saturating_mul(u128::from(request.streams)))
@@ -68,14 +69,14 @@ pub(super) fn moved_nothing(arrived: Arrived<'_>, request: &DirectionRequest) ->
         }
         Arrived::Total(bytes) => (bytes, request.span),
     };
-    // A quarter of a slow rate is enough: the path carries it, though badly.
+    // A quarter of a low requested rate is enough: it shows that the path carries payload, though badly.
     let slow = paced(span).map_or(u128::MAX, |paced| paced / 4);
     let least = u128::from(LEAST_SEGMENTS * u64::from(request.segment.clamp(1, USUAL_SEGMENT)));
     u128::from(bytes) < least.min(slow).max(1)
 }
 
-/// The time at which payload stopped arriving, for a direction that moved nothing in its last half: the end of the
-/// sample after which fewer than ten segments came. `None` if fewer than ten segments arrived in all.
+/// The time at which payload stopped arriving, for a direction without payload in its last half: the end of the sample
+/// after which fewer than ten segments arrived. `None` if fewer than ten segments arrived in total.
 pub(super) fn stopped_after(samples: &[Sample], segment: u32) -> Option<Duration> {
     let least = u128::from(LEAST_SEGMENTS * u64::from(segment.clamp(1, USUAL_SEGMENT)));
     let mut later = 0;
@@ -93,8 +94,7 @@ mod tests {
     const REQUEST: DirectionRequest =
         DirectionRequest { span: Duration::from_secs(4), segment: 1000, rate_bps: None, step: 250, streams: 2 };
 
-    /// A sample each 100 ms until `until_ms`; `bytes` gives the bytes of the sample that ends at a time in
-    /// milliseconds.
+    /// A sample every 100 ms until `until_ms`. `bytes` takes the end of a sample in milliseconds and returns its bytes.
     fn readings(bytes: impl Fn(u64) -> u64, until_ms: u64) -> Vec<Sample> {
         (1..=until_ms / 100).map(|at| Sample { at_us: at * 100_000, bytes: bytes(at * 100) }).collect()
     }
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_sender_with_a_low_rate_limit_has_no_more_to_send() {
-        // 2,000 bytes in the last half; a quarter is enough.
+        // The sender sends 2,000 bytes in the last half of the phase; a quarter of them is enough.
         let slow = DirectionRequest { rate_bps: Some(4_000), ..REQUEST };
         let last = |bytes| readings(move |ms| if ms == 3000 { bytes } else { 0 }, 4000);
         assert!(!moved_nothing(Arrived::Readings(&last(500)), &slow));

@@ -8,11 +8,12 @@ use paramedic_link::test_spec::TestSpec;
 
 /// A rate that no interface reaches, in bits per microsecond: 100 Tbit/s.
 const MOST_BITS_PER_US: u128 = 100_000_000;
-/// The bits of the smallest packet: the headers of IPv4 and UDP.
+/// The size of the smallest packet, in bits: the headers of IPv4 and UDP.
 const LEAST_PACKET_BITS: u128 = 28 * 8;
-/// The longest packet, in bytes.
+/// The size of the longest packet, in bytes.
 const MOST_PACKET_BYTES: u32 = 65_535;
-/// The largest path MTU: of IPv6, whose header is not part of the payload length (RFC 8200, section 3).
+/// The largest path MTU, in bytes: the largest MTU of IPv6, whose header is not part of the payload length (RFC 8200,
+/// section 3).
 const MOST_PATH_MTU: u64 = 65_575;
 /// A phase can last at most twice its requested duration plus this time.
 const MOST_OVERTIME: Duration = Duration::from_secs(20);
@@ -20,29 +21,29 @@ const MOST_OVERTIME: Duration = Duration::from_secs(20);
 /// Why a report of the other end cannot be true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Impossible {
-    /// The reported rate is higher than that of any interface.
+    /// The reported rate is higher than the rate of any network interface.
     Rate {
         /// The number of bytes that the other end reported.
         bytes: u64,
-        /// The time in which it claims to have moved them, in microseconds.
+        /// The time in which the other end claims to have moved the bytes, in microseconds.
         length_us: u64,
     },
     /// The reported time, in microseconds, is longer than the phase can have lasted.
     Time(u64),
-    /// The other end reported more received than the sender sent.
+    /// The receiver reported more bytes or datagrams than the sender sent.
     MoreThanSent {
         /// The unit of both numbers: bytes or datagrams.
         unit: &'static str,
-        /// How many were reported as received.
+        /// The number of bytes or datagrams that were reported as received.
         received: u64,
-        /// How many were sent.
+        /// The number of bytes or datagrams that were sent.
         sent: u64,
     },
-    /// A value is larger than it can be.
+    /// A reported value is larger than the largest possible value.
     TooLarge {
-        /// What the value counts.
+        /// What the reported value counts, such as datagrams.
         what: &'static str,
-        /// The reported value.
+        /// The value that the other end reported.
         value: u64,
         /// The largest possible value.
         most: u64,
@@ -64,13 +65,13 @@ impl fmt::Display for Impossible {
     }
 }
 
-/// Checks whether a sample that covers `length_us` can be true in a phase of the requested duration.
+/// Checks whether a sample that covers `length_us` can be true in a phase of the duration `requested`.
 pub(super) fn reading(sample: Sample, length_us: u64, requested: Duration) -> Result<(), Impossible> {
     rate(sample.bytes, length_us)?;
     time(sample.at_us, requested)
 }
 
-/// Checks whether the tally of a direction can be true.
+/// Checks whether the tally (the final counts) of a direction can be true in a phase of the duration `requested`.
 pub(super) fn tally(tally: &DirectionTally, requested: Duration) -> Result<(), Impossible> {
     count(tally.count, requested)?;
     let length_us = u128::from(tally.count.elapsed_us).max(requested.as_micros());
@@ -98,19 +99,19 @@ fn datagram_tally(tally: &DatagramTally, most_packets: u64, requested: Duration)
     [tally.jitter_us, tally.settled_at_us, paused_us].into_iter().flatten().try_for_each(|us| time(us, requested))
 }
 
-/// Checks whether what an interface carried during a phase can be true.
+/// Checks whether the traffic that a network interface reportedly carried during a phase can be true.
 pub(super) fn traffic(traffic: InterfaceTraffic, requested: Duration) -> Result<(), Impossible> {
     let InterfaceTraffic { received_bytes, sent_bytes, elapsed_us } = traffic;
     [received_bytes, sent_bytes].into_iter().try_for_each(|bytes| count(Count { bytes, elapsed_us }, requested))
 }
 
-/// Checks whether the total count of a phase can be true.
+/// Checks whether a byte count and its time can be true in a phase of the duration `requested`.
 pub fn count(count: Count, requested: Duration) -> Result<(), Impossible> {
     rate(count.bytes, count.elapsed_us)?;
     time(count.elapsed_us, requested)
 }
 
-/// Checks that `received` is not more than `sent`. Both must count the same unit.
+/// Checks that `received` is not more than `sent`. Both numbers must count the same unit.
 pub fn received_of_sent(unit: &'static str, received: u64, sent: u64) -> Result<(), Impossible> {
     if received > sent { Err(Impossible::MoreThanSent { unit, received, sent }) } else { Ok(()) }
 }

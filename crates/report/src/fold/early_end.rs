@@ -1,5 +1,5 @@
-//! Ends a phase before its requested time: checks whether all its directions are stable, and drops the samples after
-//! the end. Pure: no I/O, no clock.
+//! Ends a phase before its requested time: checks whether all directions of the phase are stable, and drops the samples
+//! after the end. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use paramedic_link::measurement::Sample;
 use super::phase::PhaseRecord;
 use crate::stats::{self, Unstable};
 
-/// A sample may arrive at most this much later than it was due and still count for the time before the end.
+/// A sample that is at most this much later than the end of a phase still belongs to the phase.
 const SAMPLE_SLACK: Duration = Duration::from_millis(50);
 
 impl PhaseRecord {
-    /// Whether the receiver of every direction of this phase has reported samples up to `at`.
+    /// Whether the receiver of every direction of the phase has reported samples up to the time `at`.
     pub fn is_measured_until(&self, at: Duration) -> bool {
         let directions = self.load.directions();
         let is_measured =
@@ -20,9 +20,9 @@ impl PhaseRecord {
         !directions.is_empty() && directions.iter().all(|direction| is_measured(&self.received[*direction as usize]))
     }
 
-    /// Checks at the time `look` whether every direction of this phase is stable. `omit` is the requested start-up. The
-    /// last argument has the median round trips in microseconds: of the two seconds before the last two, and of the
-    /// last two seconds.
+    /// Checks at the time `look` whether every direction of the phase is stable. `omit` is the requested start-up.
+    /// `last` is the median round trip of the last two seconds in microseconds, and `before` that of the two seconds
+    /// before them.
     pub fn check_stability(
         &self,
         look: Duration,
@@ -37,7 +37,7 @@ impl PhaseRecord {
         stats::check_latency(before, last)
     }
 
-    /// Ends the phase at the time `look`. Drops later samples: they show how the queues drain.
+    /// Ends the phase at the time `look`. Drops later samples, because they only show how the queues drain.
     pub fn stop(&mut self, look: Duration) {
         self.stopped_at = Some(look);
         for samples in self.received.iter_mut().chain(&mut self.sent) {
@@ -45,7 +45,7 @@ impl PhaseRecord {
         }
     }
 
-    /// Whether a sample that ends at `at_us` belongs to the phase.
+    /// Whether a sample that ends at `at_us` belongs to the phase, which may have been ended early.
     pub(super) fn is_within(&self, at_us: u64) -> bool {
         self.stopped_at.is_none_or(|stopped| is_until(stopped, at_us))
     }
@@ -69,7 +69,7 @@ mod tests {
     const LOOK: Duration = Duration::from_secs(5);
     const QUIET: [Option<u32>; 2] = [Some(20_000); 2];
 
-    /// A phase with one sample each 100 ms in each direction; `rate` returns the rate of a sample.
+    /// A phase with one sample every 100 ms in each direction. `rate` returns the rate of a sample.
     fn phase(load: Load, tenths: u64, rate: impl Fn(Direction, u64) -> u64) -> PhaseRecord {
         let mut record = PhaseRecord::new(PhaseSpec { load, duration_ms: 10_000 });
         for at in 1..=tenths {
@@ -115,8 +115,8 @@ mod tests {
         assert_eq!(download.received[Direction::Download as usize].len(), 50);
     }
 
-    /// A result for a download of 10 s at a constant rate. `may_stop`: it was allowed to end early. `stopped`: when it
-    /// did.
+    /// A result for a download of 10 s at a constant rate. `may_stop`: whether the test was allowed to end early.
+    /// `stopped`: when the download ended early.
     fn result(may_stop: bool, stopped: Option<Duration>) -> ResultDocument {
         let run = RunIdentity {
             id: uuid::Uuid::nil(),

@@ -1,5 +1,5 @@
 //! Determines what limited each direction: gathers the observations of both ends for [`crate::limit`], and adds the
-//! warnings that follow. Pure: no I/O, no clock.
+//! warnings that follow from its conclusion. Pure: no I/O, no clock.
 
 use std::net::SocketAddr;
 
@@ -14,14 +14,14 @@ use crate::document::{LimitCause, LimitedBy, ObservedEnd, ResultDocument, Throug
 use crate::limit::{DatagramsLost, ENDS, InterfaceUse, LimitObservations, StreamShares, limited_by};
 use crate::quantity;
 
-/// The bytes of an Ethernet header. The counters of an interface include it.
+/// The size of an Ethernet header, in bytes. The byte counters of a network interface include this header.
 const ETHERNET_HEADER: u32 = 14;
-/// TLS and the framing of the link add at most 2 % to the payload.
+/// In tunneled mode, the bytes on the network divided by the payload: TLS and the framing of the link add at most 2 %.
 const FRAMING: f64 = 1.02;
-/// The bytes of a latency probe at an interface, all headers included.
+/// The size of a latency probe at a network interface, in bytes, all headers included.
 const PROBE_BYTES: f64 = 138.0;
 
-/// Sets `limited_by` of every direction, and adds the warnings that follow from it.
+/// Sets `limited_by` of every direction, and adds the warnings that follow from the limits.
 pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord], spec: &TestSpec, address: SocketAddr) {
     let idle = phases.iter().find(|phase| phase.load == Load::Idle);
     for phase in phases {
@@ -39,7 +39,7 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord], spec: &Te
     slow_interfaces(result);
 }
 
-/// One direction of a phase, with what both ends reported about it.
+/// One direction of a phase, with the reports of both ends about this direction.
 struct LoadedDirection<'a> {
     result: &'a ResultDocument,
     phase: &'a PhaseRecord,
@@ -79,7 +79,7 @@ impl LoadedDirection<'_> {
         }
     }
 
-    /// What the end `end` counted in this direction.
+    /// The final counts of the end `end` in the direction.
     fn tally(&self, end: ObservedEnd) -> Option<&DirectionTally> {
         let (sender, receiver) = self.phase.ends(self.direction);
         if self.is_received_at(end) { receiver } else { sender }
@@ -104,8 +104,8 @@ impl LoadedDirection<'_> {
         }
     }
 
-    /// The traffic at the interface of `end` that did not belong to this test, in bits per second. `None` if the
-    /// counters show less than this test's payload: then the test used another interface.
+    /// The traffic at the network interface of `end` that did not belong to the test, in bits per second. `None` if the
+    /// interface carried less than the payload of the test, because the test then used another interface.
     fn other_traffic(&self, end: ObservedEnd) -> Option<f64> {
         let (traffic, tally) = (self.phase.traffic(end)?, self.tally(end)?);
         let carried = self.carried_bps(traffic, end);
@@ -120,8 +120,8 @@ impl LoadedDirection<'_> {
         let headers = f64::from(ETHERNET_HEADER + ip + transport);
         let framing = if self.spec.data_mode == DataMode::Tunneled { FRAMING } else { 1.0 };
         let resent = self.measured.retransmits.unwrap_or_default() as f64 * segment;
-        // In a bidirectional phase, this direction also carries the acknowledgements of the other one: at most one for
-        // each segment.
+        // In a bidirectional phase, this direction also carries the acknowledgements for the other direction: at most
+        // one for each segment.
         let opposite = match self.direction {
             Direction::Download => Direction::Upload,
             Direction::Upload => Direction::Download,
@@ -131,13 +131,13 @@ impl LoadedDirection<'_> {
         Some((carried - bits_per_second(own, traffic) - self.probes_bps(self.phase.load)).max(0.0))
     }
 
-    /// The traffic that the interface of `end` carried in this direction, in bits per second.
+    /// The traffic that the network interface of `end` carried in the direction of the payload, in bits per second.
     fn carried_bps(&self, traffic: InterfaceTraffic, end: ObservedEnd) -> f64 {
         let bytes = if self.is_received_at(end) { traffic.received_bytes } else { traffic.sent_bytes };
         bits_per_second(bytes as f64, traffic)
     }
 
-    /// The rate of the latency probes at an interface, in bits per second.
+    /// The rate of the latency probes in the phase with the load `load` at a network interface, in bits per second.
     fn probes_bps(&self, load: Load) -> f64 {
         let interval_us = self.result.latency.of(load).and_then(|latency| latency.interval_us);
         interval_us.filter(|us| *us > 0).map_or(0.0, |us| PROBE_BYTES * 8.0 * 1e6 / us as f64)
@@ -148,8 +148,8 @@ fn bits_per_second(bytes: f64, traffic: InterfaceTraffic) -> f64 {
     bytes * 8.0 / (traffic.elapsed_us.max(1) as f64 / 1e6)
 }
 
-/// Adds a warning if something other than the path limited the rate. A limit that the request itself set is no reason
-/// for a warning.
+/// Adds a warning if a processor, a socket buffer or other traffic limited the rate. A limit that the request itself
+/// set is no reason for a warning.
 fn warn(result: &mut ResultDocument, load: Load, limit: &LimitedBy, has_window: bool) {
     let shown = limit.evidence.first().map(|evidence| evidence.text.as_str()).unwrap_or_default();
     let (code, text) = match limit.cause {
@@ -182,7 +182,8 @@ fn warn(result: &mut ResultDocument, load: Load, limit: &LimitedBy, has_window: 
     }
 }
 
-/// Adds a warning for each interface that runs below its supported speed or in half duplex: often a bad cable.
+/// Adds a warning for each network interface that runs below its supported speed or in half duplex. The cause is often
+/// a bad cable.
 fn slow_interfaces(result: &mut ResultDocument) {
     let reflector = result.reflector.as_ref().and_then(|reflector| reflector.facts_before.as_ref());
     let ends = ENDS.into_iter().zip([result.appliance.facts_before.as_ref(), reflector]);
@@ -234,7 +235,7 @@ mod tests {
             interface: Some(InterfaceTraffic { received_bytes, sent_bytes, elapsed_us: 10_000_000 }),
             ..PhaseTally::default()
         };
-        // 1,448 bytes of payload in each 1,514.
+        // Each packet of 1,514 bytes has 1,448 bytes of payload.
         let carried = bytes * 1_514 / 1_448 + other;
         let mut phase = PhaseRecord::new(PhaseSpec { load: Load::Download, duration_ms: 10_000 });
         phase.own = Some(tally(carried, 500_000));
@@ -276,14 +277,14 @@ mod tests {
     fn only_what_is_not_of_this_test_is_other_traffic() {
         let alone = concluded(|_, _, _| {}, 0);
         assert_eq!((cause(&alone), warned(&alone)), (LimitCause::Network, vec![]));
-        // 20 Mbit/s beside it.
+        // Other traffic of 20 Mbit/s beside the test.
         let beside = concluded(|_, _, _| {}, 25_000_000);
         assert_eq!((cause(&beside), warned(&beside)), (LimitCause::OtherTraffic, vec!["other_traffic"]));
         let limit = beside.download.unwrap().limited_by.unwrap();
         let text = &limit.evidence[0].text;
         assert!(text.starts_with("other traffic took 19.9 Mbit/s of "), "{text}");
         assert!(limit.evidence.iter().any(|evidence| evidence.name == "other_idle_bps"), "{limit:#?}");
-        // Counters of an interface that did not carry this test say nothing about it.
+        // The counters of an interface that did not carry the test show nothing about other traffic.
         let elsewhere = concluded(
             |phase, _, _| {
                 phase.own.as_mut().unwrap().interface.as_mut().unwrap().received_bytes = 1_000_000;

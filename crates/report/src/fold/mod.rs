@@ -1,5 +1,5 @@
-//! Builds the result document from the samples and tallies of both ends, also for a run that ended early. Times, ids
-//! and host facts are arguments. Pure: no I/O, no clock.
+//! Builds the result document from the samples and tallies (final counts) of both ends, also for a run that ended
+//! early. Times, ids and host facts are arguments. Pure: no I/O, no clock.
 
 mod arrived;
 mod claims;
@@ -36,12 +36,12 @@ pub use phase::{CountedReading, DataEnd, PhaseRecord, ProbeSchedule};
 /// prober samples busy moments less often.
 const LATE_PROBE_US: u32 = 5_000;
 
-/// What the user requested of the result.
+/// The options of the request that affect how a result is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FoldOptions {
-    /// The start-up to exclude. `None`: detect it.
+    /// The start-up to exclude from the result; `None` to detect the start-up.
     pub omit: Option<Duration>,
-    /// Whether the result includes every interval.
+    /// Whether the result includes the measurements of every interval.
     pub intervals: bool,
     /// The byte budget of the run, of which each direction may use a share; `None` without a budget.
     pub budget_bytes: Option<u64>,
@@ -49,7 +49,7 @@ pub struct FoldOptions {
     pub until_stable: bool,
 }
 
-/// What is known about a run before it reaches the other end.
+/// What is known about a run before the appliance reaches the other end.
 #[derive(Clone, Debug)]
 pub struct RunIdentity {
     /// The id of the run, a UUIDv7.
@@ -75,7 +75,7 @@ pub struct EmptyDirection {
     pub load: Load,
     /// The direction of the payload.
     pub direction: Direction,
-    /// The time since the start of the phase at which the payload stopped; `None` if almost none ever arrived.
+    /// The time since the start of the phase at which the payload stopped; `None` if almost no payload ever arrived.
     pub stopped_after: Option<Duration>,
 }
 
@@ -90,20 +90,20 @@ pub enum RunEnd {
     Failed(ErrorBody),
 }
 
-/// The latency probes of all phases.
+/// The latency probes of all phases of a run.
 pub struct ProbeLog<'a> {
     /// The transport protocol of the probes; absent if neither UDP nor TCP worked.
     pub transport: Option<ProbeTransport>,
     /// The number of probes and replies that arrived more than once.
     pub duplicates: u64,
-    /// The payload bytes of all probes.
+    /// The payload bytes of all probes that the appliance sent.
     pub bytes: u64,
     /// The size of one probe's IP packet, in bits.
     pub packet_bits: u64,
-    /// Returns the probes that were sent between two times of the prober's clock (the second excluded), in the order
+    /// Returns the probes that were sent from one time of the prober's clock up to another (exclusive), in the order
     /// sent.
     pub within: Box<dyn Fn(Duration, Duration) -> ProbeWindow<'a> + 'a>,
-    /// Returns for each skipped probe that was due between two times how late the prober was, in microseconds.
+    /// Returns how late the prober was, in microseconds, for each skipped probe that was due between two times.
     pub skipped_within: Box<dyn Fn(Duration, Duration) -> Vec<u32> + 'a>,
 }
 
@@ -124,7 +124,7 @@ pub struct ResultBuilder {
     fallback: Option<DataModeFallback>,
     /// The payload bytes of phases that were discarded because the test began again.
     discarded_bytes: u64,
-    /// The datagrams of the session that the reflector counted.
+    /// The reflector's counts of the session's UDP datagrams.
     datagrams: Option<DatagramsSeen>,
     /// The segment size in bytes to which the link had to be limited, because the path drops larger packets.
     segment_limit: Option<u16>,
@@ -134,7 +134,7 @@ pub struct ResultBuilder {
     wall_clock_moved_ms: i64,
 }
 
-/// The other end of a run, and the test that both ends agreed on.
+/// The other end of a run, and the test on which both ends agreed.
 struct AgreedTest {
     other_end: OtherEnd,
     address: SocketAddr,
@@ -173,13 +173,13 @@ impl ResultBuilder {
         &self.run
     }
 
-    /// Sets the name of the other end, for a request that names none.
+    /// Sets the name of the other end, for a request that does not name the other end.
     pub fn set_peer(&mut self, name: String) {
         self.run.peer = Some(name);
     }
 
-    /// Sets the reflector of the run: its Endpoint ID, its saved name, its version and its address, and the test that
-    /// it granted.
+    /// Sets the reflector of the run (its Endpoint ID, saved name, version and address), and the test that the
+    /// reflector granted.
     pub fn set_reflector(
         &mut self,
         id: EndpointId,
@@ -192,8 +192,8 @@ impl ResultBuilder {
         self.agreed = Some(AgreedTest { other_end, address, spec, left_out: Duration::ZERO });
     }
 
-    /// Sets the server of the run, which is not a reflector. `name`: the server as the user named it. `left_out`: the
-    /// start-up that the external program excludes from its report.
+    /// Sets the server of the run, which is not a reflector. `name` is the server as the user named it. `left_out` is
+    /// the start-up that the external program excludes from its report.
     pub fn set_server(&mut self, name: String, address: SocketAddr, spec: TestSpec, left_out: Duration) {
         self.agreed = Some(AgreedTest { other_end: OtherEnd::Server { name }, address, spec, left_out });
     }
@@ -203,7 +203,7 @@ impl ResultBuilder {
         self.segment_limit = bytes;
     }
 
-    /// Sets the interface of the default route.
+    /// Sets the name of the network interface that has the default route.
     pub fn set_default_interface(&mut self, interface: Option<String>) {
         self.uplink.interface = interface;
     }
@@ -213,12 +213,13 @@ impl ResultBuilder {
         self.uplink.set_observed(address);
     }
 
-    /// Sets how far the wall clock of this host moved against its monotonic clock during the run, in milliseconds.
+    /// Sets how far the wall clock of the appliance's host moved against its monotonic clock during the run, in
+    /// milliseconds.
     pub fn set_wall_clock_moved(&mut self, ms: i64) {
         self.wall_clock_moved_ms = ms;
     }
 
-    /// Sets the name and version of the external program that moves the payload; `None` if a built-in engine does.
+    /// Sets the name and version of the external program that moves the payload; `None` for a built-in engine.
     pub fn set_program(&mut self, program: Option<String>) {
         self.program = program;
     }
@@ -238,27 +239,27 @@ impl ResultBuilder {
         self.fallback = Some(fallback);
     }
 
-    /// Sets how many datagrams of the session the reflector counted.
+    /// Sets the reflector's counts of the session's UDP datagrams.
     pub fn set_datagrams(&mut self, seen: DatagramsSeen) {
         self.datagrams = Some(seen);
     }
 
-    /// Discards all phases and their probes, because the test begins again in another data mode. Their bytes stay in
-    /// `data_used_bytes`.
+    /// Discards all phases, because the test begins again in another data mode. `data_used_bytes` still includes the
+    /// bytes of the discarded phases and of their probes (`probe_bytes`).
     pub fn discard_phases(&mut self, probe_bytes: u64) {
         self.discarded_bytes = self.phase_bytes().saturating_add(probe_bytes);
         self.phases.clear();
     }
 
-    /// Adds a phase, and returns its record.
+    /// Adds the record of a phase that begins, and returns this record.
     pub fn begin_phase(&mut self, phase: PhaseSpec) -> &mut PhaseRecord {
         self.phases.push(PhaseRecord::new(phase));
         let last = self.phases.len() - 1;
         &mut self.phases[last]
     }
 
-    /// The directions of completed phases in which too little payload arrived, or in which it stopped. They have no
-    /// result and make the run incomplete.
+    /// The directions of completed phases in which too little payload arrived, or in which the payload stopped. Such
+    /// directions have no result and make the run incomplete.
     pub fn directions_without_payload(&self) -> Vec<EmptyDirection> {
         let Some(agreed) = &self.agreed else { return vec![] };
         let whole = self.phases.iter().filter(|phase| phase.is_counted());
@@ -272,7 +273,7 @@ impl ResultBuilder {
         empty.map(described).collect()
     }
 
-    /// Builds the document, also for a run that measured nothing.
+    /// Builds the result document, also for a run that measured nothing.
     pub fn finish(mut self, finished_at: Timestamp, end: RunEnd, probes: Option<&ProbeLog<'_>>) -> ResultDocument {
         let agreed = self.agreed.take();
         let (reflector, server) = match agreed.as_ref().map(|agreed| (&agreed.other_end, agreed.address)) {
@@ -370,8 +371,8 @@ impl ResultBuilder {
         result
     }
 
-    /// The external program's output for each phase, if it was kept: as JSON if it is valid JSON, otherwise as a
-    /// string.
+    /// The external program's output for each phase whose output was kept. Output that is valid JSON becomes a JSON
+    /// value, other output a string.
     fn raw(&mut self) -> ByLoad<serde_json::Value> {
         let mut raw = ByLoad::default();
         for phase in &mut self.phases {
@@ -382,7 +383,8 @@ impl ResultBuilder {
         raw
     }
 
-    /// All payload bytes that passed this end's sockets: those of the phases, of the probes and of discarded phases.
+    /// All payload bytes that passed the appliance's sockets: the bytes of the phases, of the probes, and of discarded
+    /// phases.
     fn data_used(&self, probes: Option<&ProbeLog<'_>>) -> u64 {
         let probe_bytes = probes.map_or(0, |probes| probes.bytes);
         self.phase_bytes().saturating_add(probe_bytes).saturating_add(self.discarded_bytes)
@@ -391,13 +393,13 @@ impl ResultBuilder {
     fn phase_bytes(&self) -> u64 {
         let phases = self.phases.iter().map(|phase| match &phase.own {
             Some(own) => own.bytes(),
-            // The phase failed before the tally: use the samples.
+            // The phase failed before the tally was made, so the samples are counted.
             None => rates::bytes_of(phase.received.iter().flatten()),
         });
         phases.fold(0, u64::saturating_add)
     }
 
-    /// The limits that the request set. Includes the default rate of datagrams.
+    /// The limits that the request set. If the request set no rate for datagrams, the default rate counts as the limit.
     fn requested(&self, spec: &TestSpec) -> RequestedLimits {
         let rates = self.phases.iter().flat_map(|phase| {
             phase.load.directions().iter().filter_map(|direction| rates::requested_bitrate(phase, *direction, spec))
@@ -422,7 +424,7 @@ impl ResultBuilder {
         let mut windows = Vec::new();
         for phase in &self.phases {
             let Some(begun) = phase.begun_at else { continue };
-            // Only the steady part of the load: during the start-up the path is almost idle.
+            // Uses only the steady part of the load, because the path is almost idle during the start-up.
             let startup = match phase.load {
                 Load::Download => result.download.as_ref(),
                 Load::Upload => result.upload.as_ref(),
@@ -466,7 +468,7 @@ impl ResultBuilder {
         warnings::probe_load(result);
         let Some(idle) = result.latency.idle.as_ref().and_then(LatencyResult::median_us) else { return };
         for load in [Load::Download, Load::Upload, Load::Bidir] {
-            // A load that did not flow does not show the queue that it would have built.
+            // Without payload in every direction of the load, the latency does not show the queue of that load.
             let Some(loaded) = result.latency.of(load).and_then(LatencyResult::median_us) else { continue };
             let is_same_path = |window: &PhaseWindow| clocks.is_none_or(|clocks| clocks.has_same_path(window));
             let window = windows.iter().find(|window| window.load == load);
@@ -478,7 +480,8 @@ impl ResultBuilder {
     }
 }
 
-/// The rate of the probes, of `bits` each, divided by the rate of the slowest direction that the phase loads.
+/// The rate of the probes divided by the rate of the slowest direction that the phase loads. Each probe has `bits`
+/// bits.
 fn probe_share(result: &ResultDocument, load: Load, bits: u64, interval: Duration) -> Option<f64> {
     let rates = load.directions().iter().map(|direction| Some(result.measured(load, *direction)?.goodput_bps));
     let slowest = rates.collect::<Option<Vec<_>>>()?.into_iter().min()?;

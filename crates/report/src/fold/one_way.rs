@@ -17,13 +17,14 @@ use crate::stats::{self, ClockFit, DelaySpread, OneWayDelay, PathChange, QueueEs
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PhaseWindow {
     pub(super) load: Load,
-    /// The begin of the phase, start-up included.
+    /// When the phase began. The start-up comes after this time.
     pub(super) begun: Duration,
     pub(super) from: Duration,
     pub(super) until: Duration,
 }
 
-/// How the clocks of both ends compare, and until which time of the run the comparison is valid.
+/// How the clocks of both ends compare, until which time of the run the comparison is valid, and whether the path
+/// changed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KnownClocks {
     pub(super) fit: ClockFit,
@@ -31,7 +32,7 @@ pub(super) struct KnownClocks {
     changed_path: Option<ChangedPath>,
 }
 
-/// A lasting change of the delay in a direction that the phase did not load.
+/// A lasting change of the delay of the path in a direction that a phase did not load.
 #[derive(Clone, Copy, Debug)]
 struct ChangedPath {
     load: Load,
@@ -40,14 +41,14 @@ struct ChangedPath {
 }
 
 impl KnownClocks {
-    /// Whether the idle latency is that of the path in this phase.
+    /// Whether the path in the phase of `window` is still the path whose idle latency was measured.
     pub(super) fn has_same_path(&self, window: &PhaseWindow) -> bool {
         self.changed_path.is_none_or(|changed| window.until <= changed.change.at)
     }
 }
 
-/// Adds the delay of each direction to every phase that has a latency, and the queue to those that have a load. `None`
-/// if the idle phase does not show how the clocks compare.
+/// Adds the one-way delay of each direction to every phase that has a latency, and the delay in queues to every phase that
+/// has a load. Returns how the clocks of both ends compare; `None` if the idle phase does not show that.
 pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) -> Option<KnownClocks> {
     let delays_within = |from, until| {
         let within = (probes.within)(from, until);
@@ -97,7 +98,7 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
         let spread = spread_of(window, delays).filter(|_| idle_spread.is_some());
         latency.one_way = spread
             .map(|[upload, download]| OneWayDelays { upload: variation(&upload), download: variation(&download) });
-        // The same conditions as for a grade.
+        // The conditions are the same as for a bufferbloat grade.
         if result.has_load(window.load) && latency.median_us().is_some() {
             latency.queue = Some(match (&idle_spread, &spread) {
                 (Some(idle), Some(loaded)) if known.has_same_path(window) => QueueByDirection {
@@ -115,8 +116,8 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
     Some(known)
 }
 
-/// Finds the first change of the path in a phase that ends before the clocks moved (`until`). A phase that loads both
-/// directions does not show a change. Here a phase includes its start-up, which may have lasted until the change.
+/// Finds the first change of the path, in phases that end before a clock jumped (`until`). A phase that loads both
+/// directions does not show a change. The start-up of a phase counts here, because it may have lasted until the change.
 fn changed_path(
     fit: &ClockFit,
     windows: &[PhaseWindow],
@@ -139,7 +140,7 @@ fn changed_path(
     windows.iter().find_map(of)
 }
 
-/// Sets `own_wait` of each phase: how long its probes waited in this host. Returns these values.
+/// Sets `own_wait` of each phase: how long its probes waited in the appliance's host. Returns the value of each phase.
 fn own_waits(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) -> ByLoad<DelayVariation> {
     let mut own_waits = ByLoad::default();
     for window in windows {
@@ -207,7 +208,7 @@ fn queue(estimate: &QueueEstimate) -> QueueByDirection {
     }
 }
 
-/// Microseconds as milliseconds, rounded to a tenth: finer digits would not be accurate.
+/// Converts microseconds to milliseconds, rounded to a tenth, because finer digits would not be accurate.
 fn millis(us: f64) -> Option<f64> {
     Some((us / 100.0).round() / 10.0)
 }
@@ -226,7 +227,8 @@ mod tests {
         probes_on(jump_s, |_| [0.0; 2])
     }
 
-    /// The same, with further delays at each second: upload, download.
+    /// The same probes as [`probes`], with further delays. `further_us` takes a time in seconds and returns them for
+    /// the upload and the download.
     fn probes_on(jump_s: Option<f64>, further_us: impl Fn(f64) -> [f64; 2]) -> Vec<Probe> {
         let probe = |at: u32| {
             let second = f64::from(at) / 100.0;

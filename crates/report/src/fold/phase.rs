@@ -1,5 +1,5 @@
-//! The record of one phase: the samples and tallies of both ends. What the reflector reports is unverified. The record
-//! limits the memory it takes, and sums saturate.
+//! The record of one phase: the samples and tallies (final counts) of both ends. The reflector's reports are
+//! unverified, so the record limits its memory, and sums saturate.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ const UNDER_WAY_BYTES: u64 = 64 << 20;
 
 /// The samples and tallies that both ends reported of one phase.
 pub struct PhaseRecord {
-    /// The load on the path in this phase.
+    /// The load on the path in the phase.
     pub load: Load,
     /// The requested duration of the phase.
     pub(super) requested: Duration,
-    /// The time at which the phase was ended early, by the receivers' clocks; `None` if it was not.
+    /// The time at which the phase was ended early, by the receivers' clocks; `None` if the phase was not ended early.
     pub(super) stopped_at: Option<Duration>,
     /// The record keeps at most this many samples of each end and direction.
     most: usize,
@@ -30,31 +30,31 @@ pub struct PhaseRecord {
     pub begun_at: Option<Duration>,
     /// When the phase ended, by the prober's clock.
     pub ended_at: Option<Duration>,
-    /// The probe interval of the measured part. Absent if the phase ended before the interval was chosen.
+    /// The probe interval in the measured part of the phase. Absent if the phase ended before the interval was chosen.
     pub probe_schedule: Option<ProbeSchedule>,
-    /// The appliance's tally of this phase.
+    /// The appliance's tally of the phase: its final counts.
     pub own: Option<PhaseTally>,
-    /// The other end's tally of this phase.
+    /// The other end's tally of the phase: its final counts.
     theirs: Option<PhaseTally>,
-    /// The receivers' samples: of the download, of the upload.
+    /// The samples that the receivers took: of the download, of the upload.
     pub(super) received: [Vec<Sample>; 2],
     pub(super) sent: [Vec<Sample>; 2],
-    /// Whether the sender's samples are shown as progress while the receiver reports none.
+    /// Whether the sender's samples are shown as progress while the receiver reports no samples.
     pub shows_sent: bool,
-    /// Whether the other end reports only the total that it received, and no samples.
+    /// Whether the other end reports only the total number of received bytes, and no samples.
     pub tells_total: bool,
     /// The datagram counts that an external program reports: of the download, of the upload.
     pub udp: [Option<UdpResult>; 2],
-    /// Whether the engine searches for the highest rate in this phase.
+    /// Whether the engine searches for the highest rate in the phase.
     pub is_searched: bool,
-    /// The external program's unchanged output for this phase.
+    /// The external program's unchanged output for the phase.
     pub raw: Option<String>,
     /// The kernels' records of the TCP streams: at the appliance, at the other end.
     details: [Vec<(Direction, TcpSample)>; 2],
 }
 
-/// The record keeps at most this many stream samples of each end. That is more than fit into
-/// [`PhaseDetail::MAX_BYTES`].
+/// The record of a phase keeps at most this many TCP stream samples of each end. One report of
+/// [`PhaseDetail::MAX_BYTES`] contains fewer.
 const MOST_DETAIL: usize = PhaseDetail::MAX_BYTES / 64;
 
 /// The interval of the latency probes in the measured part of a phase.
@@ -71,25 +71,25 @@ pub struct ProbeSchedule {
 pub enum DataEnd {
     /// The sender, which counts the bytes that it writes.
     Sender,
-    /// The receiver, which counts the bytes that arrive. Results use its samples.
+    /// The receiver, which counts the bytes that arrive. Results use the receiver's samples.
     Receiver,
 }
 
-/// A sample to show as progress. Results use those that the receiver took.
+/// A sample to show as progress. Results use only samples that the receiver took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CountedReading {
     /// The direction of the payload.
     pub direction: Direction,
     /// The time that the sample covers, in microseconds; never 0.
     pub length_us: u64,
-    /// The sample.
+    /// The sample itself: its time and its bytes.
     pub sample: Sample,
     /// Whether the sender took the sample.
     pub by_sender: bool,
 }
 
 impl CountedReading {
-    /// The progress event for this sample, in a phase with this `load`.
+    /// The progress event for the sample, in a phase with the given `load`.
     pub fn event(&self, load: Load) -> Event {
         let bps = u128::from(self.sample.bytes) * 8_000_000 / u128::from(self.length_us);
         Event::Interval(IntervalReading {
@@ -104,7 +104,7 @@ impl CountedReading {
 
 impl PhaseRecord {
     pub(super) fn new(phase: PhaseSpec) -> Self {
-        // Twice the number of intervals of a phase: an end that was delayed may report late, but not forever.
+        // Somewhat more than twice the number of intervals of a phase: a delayed end may report late, but not forever.
         let intervals = u64::from(phase.duration_ms) / INTERVAL_MS;
         let most = usize::try_from(2 * intervals + 64).unwrap_or(usize::MAX);
         Self {
@@ -128,9 +128,10 @@ impl PhaseRecord {
         }
     }
 
-    /// Records a sample. Returns it if the progress display should show it: a receiver's sample, or a sender's while
-    /// the receiver has none. Drops a sample if the phase does not load its direction, if its time does not advance, if
-    /// the phase ended before it, or if the record is full.
+    /// Records a sample. Returns the sample if the progress display should show it: a receiver's sample, or, if
+    /// `shows_sent` is set, a sender's sample while the receiver has none. Drops a sample if the phase does not
+    /// load its direction, if its time does not advance, if the phase ended before the sample, or if the record is
+    /// full.
     pub fn note(&mut self, end: DataEnd, direction: Direction, sample: Sample) -> Option<CountedReading> {
         let is_within = self.is_within(sample.at_us);
         let list = match end {
@@ -148,7 +149,8 @@ impl PhaseRecord {
         is_shown.then_some(CountedReading { direction, length_us, sample, by_sender })
     }
 
-    /// Records what the kernel of `end` reported about a stream. Drops it if the record is full.
+    /// Records a sample that the kernel of `end` reported about a TCP stream. Drops the sample if the record is full,
+    /// or if the phase does not load `direction`.
     pub fn note_detail(&mut self, end: ObservedEnd, direction: Direction, sample: TcpSample) {
         let kept = &mut self.details[end as usize];
         if self.load.moves(direction) && kept.len() < MOST_DETAIL {
@@ -156,7 +158,7 @@ impl PhaseRecord {
         }
     }
 
-    /// What the kernels of both ends reported about the streams of a direction.
+    /// The samples that the kernels of both ends reported about the TCP streams of a direction.
     pub(super) fn detail(&self, direction: Direction) -> TcpOfEnds {
         let of = |end: ObservedEnd| {
             let samples = self.details[end as usize].iter().filter(|(of, _)| *of == direction);
@@ -183,8 +185,8 @@ impl PhaseRecord {
         }
     }
 
-    /// Checks whether the other end's tally can be true: by itself, and compared with this end's. Also checks phases
-    /// that were cut short: the other end's statement that it stopped early is unverified, too.
+    /// Checks whether the other end's tally can be true, by itself and compared with this end's tally. Also checks
+    /// phases that were cut short, because the other end's report of an early stop is unverified, too.
     pub fn check_tallies(&self) -> Result<(), Impossible> {
         let is_cut = |tally: &Option<PhaseTally>| tally.as_ref().is_none_or(|tally| tally.cut_short.is_some());
         if let Some(traffic) = self.theirs.as_ref().and_then(|theirs| theirs.interface) {
@@ -223,14 +225,15 @@ impl PhaseRecord {
         Ok(())
     }
 
-    /// Discards everything that the other end reported about this phase.
+    /// Discards everything that the other end reported about the phase.
     pub fn forget_claims(&mut self) {
         self.theirs = None;
         self.received[Direction::Upload as usize].clear();
         self.sent[Direction::Download as usize].clear();
     }
 
-    /// Sets the other end's tally. Limits its shares to 0 to 1 and its times to 0 or more.
+    /// Sets the other end's tally. Clamps its processor shares to the range from 0 to 1, and its processor times to 0
+    /// or more.
     pub fn set_theirs(&mut self, mut tally: PhaseTally) {
         for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {
             let cpu = &mut direction.cpu;
@@ -245,7 +248,7 @@ impl PhaseRecord {
         self.theirs = Some(tally);
     }
 
-    /// The traffic that the interface of `end` carried during the phase.
+    /// The traffic that the network interface of `end` carried during the phase.
     pub(super) fn traffic(&self, end: ObservedEnd) -> Option<InterfaceTraffic> {
         let tally = match end {
             ObservedEnd::Appliance => &self.own,
@@ -254,18 +257,18 @@ impl PhaseRecord {
         tally.as_ref()?.interface
     }
 
-    /// Whether both ends reported their tally.
+    /// Whether both ends have reported their tally of the phase.
     pub fn is_counted(&self) -> bool {
         self.own.is_some() && self.theirs.is_some()
     }
 
-    /// The reason why an end stopped early; `None` if none did.
+    /// The reason why an end stopped early; `None` if neither end stopped early.
     pub fn cut_short(&self) -> Option<&PeerText> {
         [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
     }
 
-    /// How long the phase lasted: the requested duration, the time until it was ended early, or the time of the last
-    /// sample if it was cut short.
+    /// How long the phase lasted: the requested duration, or the time until the phase was ended early. If the phase was
+    /// cut short, the time of the last sample.
     pub(super) fn span(&self) -> Duration {
         if self.is_counted() && self.cut_short().is_none() {
             return self.planned_span();
@@ -349,7 +352,7 @@ mod tests {
         assert!(upload.check_tallies().is_err(), "its count is more than was sent");
         upload.forget_claims();
         assert!(upload.check_tallies().is_ok() && upload.received[1].is_empty() && !upload.is_counted());
-        // Counts of other programs are not comparable.
+        // The counts of different programs are not comparable.
         let iperf3 = DirectionTally { counted_by: Some("iperf3".into()), ..count(1000).unwrap() };
         upload.own = Some(PhaseTally { upload: Some(iperf3), ..PhaseTally::default() });
         upload.set_theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
@@ -383,7 +386,7 @@ mod tests {
         upload.own = Some(tally(1000, None));
         upload.set_theirs(tally(2000, Some("because")));
         assert!(upload.check_tallies().is_err());
-        // It sends no tally, and its samples claim too much.
+        // The other end sends no tally, and its samples claim too much.
         let mut upload = record(Load::Upload);
         upload.own = Some(tally(1000, Some("the link is gone")));
         note(&mut upload, 100_000, 1000 + UNDER_WAY_BYTES);

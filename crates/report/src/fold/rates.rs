@@ -1,5 +1,5 @@
-//! Computes the result of one direction from the counts of both ends: rates, datagram counts, processor cost. Pure: no
-//! I/O, no clock.
+//! Computes the result of one direction of a phase from the counts of both ends: rates, datagram counts, processor
+//! cost. Pure: no I/O, no clock.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::stats::{self, Confidence};
 const ETHERNET: u32 = 38;
 /// The bytes of a TCP header with timestamps, which Linux uses by default.
 pub(super) const TCP: u32 = 32;
-/// If a direction ends after a requested number of bytes, it has a steady part only with at least this many samples.
+/// If a direction ends after a requested number of bytes, it needs at least this many samples to have a steady part.
 const INTERVALS_OF_A_RATE: usize = 10;
 /// The bytes of a UDP header.
 pub(super) const UDP: u32 = 8;
@@ -32,7 +32,8 @@ pub(super) fn line_overhead(result: &ResultDocument, address: SocketAddr) -> Opt
     is_wire.then_some(ip + TCP + ETHERNET)
 }
 
-/// The result of one direction; `None` if too little was measured.
+/// The result of one direction of a phase; `None` if too little payload was measured. `overhead` is the number of
+/// header bytes for each segment; `left_out` is the start-up that an external program already excluded.
 pub(super) fn throughput(
     phase: &PhaseRecord,
     direction: Direction,
@@ -50,11 +51,12 @@ pub(super) fn throughput(
     let confidence = if is_early { Confidence::OneOfThreeLooks } else { Confidence::Single };
     let (sender, receiver) = phase.ends(direction);
     let omit = options.omit.map(|omit| omit.saturating_sub(left_out));
-    // The search reports when its start-up ended. If it ended after the last samples, the start-up counts as not found.
+    // The rate search reports when it settled, which ends the start-up. If it settled after the last samples, the
+    // start-up counts as not found.
     let found = found_at(sender, receiver).filter(|_| omit.is_none());
     let found = found.and_then(|found| stats::throughput(samples, Some(found), span));
     let is_found = found.is_some();
-    // If the requested bytes were moved in so few intervals, there is no steady part.
+    // If the requested bytes were moved in only a few intervals, there is no steady part.
     let is_short = spec.direction_bytes.is_some() && samples.len() < INTERVALS_OF_A_RATE;
     let in_intervals =
         if is_short { None } else { found.or_else(|| stats::throughput_with(samples, omit, span, confidence)) };
@@ -74,7 +76,7 @@ pub(super) fn throughput(
         let rate = u128::from(measured.goodput_bps) * (u128::from(mss) + u128::from(overhead)) / u128::from(mss);
         Some(LineRateEstimate { rate_bps: u64::try_from(rate).ok()?, overhead_bytes: overhead })
     };
-    // A start-up that the user or a search set is not a property of the line.
+    // A start-up that the user or a rate search determined is not a property of the line.
     let thirds_from = if omit.is_some() || is_found {
         measured.startup
     } else {
@@ -115,8 +117,8 @@ pub(super) fn throughput(
     })
 }
 
-/// Why the measurement of a direction ended. `counted` is the sender's tally, or the receiver's if the sender reports
-/// none. `None` if the phase was cut short.
+/// Why the measurement of a direction ended; `None` if the phase was cut short. `counted` is the tally of the sender,
+/// or of the receiver if the sender reports none.
 fn ended(
     phase: &PhaseRecord,
     counted: Option<&DirectionTally>,
@@ -137,8 +139,8 @@ fn ended(
     })
 }
 
-/// The rate limit of each stream of a direction, in bits per second: the requested one, or the default for datagrams.
-/// `None` if the sender was not limited.
+/// The rate limit of each stream of a direction, in bits per second: the requested rate, or the default rate for
+/// datagrams. `None` if the sender was not limited.
 pub(super) fn requested_bitrate(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> Option<u64> {
     let sends_datagrams = phase.udp[direction as usize].is_some()
         || phase.ends(direction).0.is_some_and(|sender| sender.datagrams.is_some());
@@ -159,7 +161,7 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
         }
         _ => Arrived::Readings(samples),
     };
-    // If the requested bytes arrived, the direction has moved enough, however few they are.
+    // If the requested bytes arrived, the direction has moved enough, even if few bytes were requested.
     if let (Some(receiver), Some(bytes)) = (receiver, spec.direction_bytes)
         && receiver.count.bytes >= bytes
     {
@@ -176,7 +178,7 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
     moved_nothing(arriving, &request)
 }
 
-/// The time at which payload stopped arriving, for a direction that moved nothing in its last half.
+/// The time at which payload stopped arriving, for a direction without payload in the last half of the phase.
 pub(super) fn stopped_after(phase: &PhaseRecord, direction: Direction) -> Option<Duration> {
     let (sender, _) = phase.ends(direction);
     let segment = sender.and_then(|sender| sender.mss).or_else(|| datagram_payload(sender)).unwrap_or(USUAL_SEGMENT);
@@ -187,7 +189,8 @@ fn datagram_payload(sender: Option<&DirectionTally>) -> Option<u32> {
     sender?.datagrams.as_ref()?.payload_bytes
 }
 
-/// The time at which the receiver saw the rate search settle; `None` if an end does not report it.
+/// The time at which the rate search settled, by the receiver's clock; `None` if an end does not report that the search
+/// settled.
 pub(super) fn found_at(sender: Option<&DirectionTally>, receiver: Option<&DirectionTally>) -> Option<Duration> {
     sender?.datagrams.as_ref()?.settled.filter(|settled| *settled > 0)?;
     receiver?.datagrams.as_ref()?.settled_at_us.map(Duration::from_micros)
@@ -199,7 +202,7 @@ fn datagrams(sender: &DirectionTally, receiver: &DirectionTally) -> Option<UdpRe
     let (ours, theirs) = (sender.datagrams.as_ref()?, receiver.datagrams.as_ref()?);
     let (sent, received) = (ours.sent?, theirs.received?);
     let settled = found_at(Some(sender), Some(receiver)).and_then(|_| Some((ours.settled?, theirs.settled?)));
-    // The settled part cannot exceed the whole.
+    // The datagrams sent at the settled rate cannot exceed all datagrams.
     let settled = settled.map(|(sent_then, came_then)| (sent_then.min(sent), came_then.min(received)));
     let (datagrams, arrived) = settled.unwrap_or((sent, received));
     let lost = datagrams.saturating_sub(arrived);
@@ -224,13 +227,15 @@ fn cost(tally: &DirectionTally) -> CpuCost {
     CpuCost::of(tally.cpu, tally.count.bytes)
 }
 
-/// The methods by which sender and receiver moved the payload. Absent if this version does not know the reported name.
+/// The methods by which sender and receiver moved the payload. A method whose reported name is unknown to this version
+/// is absent.
 pub(super) fn data_paths((sender, receiver): (Option<&DirectionTally>, Option<&DirectionTally>)) -> DataPathOfEnds {
     let path = |tally: Option<&DirectionTally>| DataPath::from_word(tally?.data_path.as_ref()?.as_str());
     DataPathOfEnds { sender: path(sender), receiver: path(receiver) }
 }
 
-/// The throughput over the whole phase, for a direction without samples: the receiver's total divided by its time.
+/// The throughput over the whole phase, for a direction with no or few samples: the total bytes of the receiver divided
+/// by its time.
 fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     let Count { bytes, elapsed_us } = receiver.count;
     let goodput = (u128::from(bytes) * 8_000_000).checked_div(u128::from(elapsed_us)).filter(|bps| *bps > 0)?;
@@ -248,10 +253,10 @@ fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     })
 }
 
-/// The bytes that the sender counted in the steady part, by its own clock; `None` if it reported no samples.
+/// The bytes that the sender counted in the steady part, by its own clock; `None` if the sender reported no samples.
 pub(super) fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) -> Option<u64> {
     let (from, until) = (startup.as_micros(), (startup + steady).as_micros());
-    // A sample belongs to the steady part if most of its interval does.
+    // A sample belongs to the steady part if most of its interval is within the steady part.
     let half = u128::from(INTERVAL_MS) * 500;
     let inside = |sample: &&Sample| (from + half..=until + half).contains(&u128::from(sample.at_us));
     (!sent.is_empty()).then(|| bytes_of(sent.iter().filter(inside)))
@@ -300,7 +305,7 @@ mod tests {
         let udp = datagrams(&of_datagrams(sent), &of_datagrams(came)).unwrap();
         assert_eq!((udp.datagrams, udp.lost, udp.duplicates), (800, 4, Some(1)));
         assert_eq!(udp.search, Some(UdpSearch { datagrams: 200, lost: 96 }));
-        // Without a search, and with one that found no rate, all datagrams count.
+        // Without a search, and with a search that found no rate, all datagrams count.
         for settled in [None, Some(0)] {
             let udp = datagrams(&of_datagrams(DatagramTally { settled, ..sent }), &of_datagrams(came)).unwrap();
             assert_eq!((udp.datagrams, udp.lost, udp.search), (1000, 100, None));

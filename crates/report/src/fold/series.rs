@@ -11,7 +11,7 @@ use super::phase::PhaseRecord;
 use crate::document::{LatencyInterval, ResultDocument};
 use crate::stats::{self, OneWayDelay};
 
-/// Adds the latency of every interval to each phase that has a latency.
+/// Adds the latency of every interval to each phase of `result` that has a latency.
 pub(super) fn add(
     result: &mut ResultDocument,
     phases: &[PhaseRecord],

@@ -1,4 +1,5 @@
-//! Adds the warnings to a result: reduced buffers, counts that differ, incomplete parts. Pure: no I/O, no clock.
+//! Adds the warnings to a result, such as reduced buffers, counts that differ, or unanswered probes. Pure: no I/O, no
+//! clock.
 
 use paramedic_link::measurement::{DatagramsSeen, INTERVAL_MS};
 use paramedic_link::test_spec::{Direction, Load};
@@ -9,20 +10,20 @@ use crate::document::{LatencyResult, ResultDocument, Thirds, ThroughputResult, W
 use crate::quantity;
 use crate::stats::Statement;
 
-/// The result has a warning if at least 1 % of its probes were skipped.
+/// The result has a warning if at least one of this many scheduled probes of a phase was skipped (1 %).
 const SKIPPED_OF: u64 = 100;
 
-/// If the counts of both ends in the steady part differ by at most this share, they count as equal.
+/// If the byte counts of both ends in the steady part differ by at most this share, they count as equal.
 const SAME_COUNT: f64 = 0.05;
 
-/// A difference below this, in milliseconds, does not mean that the wall clock was set. The wall clock and the
-/// monotonic clock are read one after the other.
+/// If the wall clock moved against the monotonic clock by less than this many milliseconds, it was not set. A small
+/// difference is normal, because the two clocks are read one after the other.
 const LEAST_CLOCK_SET_MS: u64 = 1_000;
 
-/// If the probes take at least this share of the rate, they noticeably lower it.
+/// If the latency probes take at least this share of the rate, they noticeably lower the measured rate.
 const PROBE_LOAD: f64 = 0.02;
 
-/// Adds the warnings that follow from the tallies of both ends.
+/// Adds the warnings that follow from the tallies (the final counts) of both ends.
 pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
     for phase in phases {
         for direction in phase.load.directions() {
@@ -77,7 +78,8 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
                 }
                 continue;
             }
-            // Counts from different sources may differ: the sender has sent what the receiver still buffers.
+            // Counts from different sources may differ, because the receiver may still buffer bytes that the sender
+            // counted as sent.
             if sender.counted_by.is_some() || receiver.counted_by.is_some() {
                 continue;
             }
@@ -92,7 +94,8 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
     }
 }
 
-/// Adds a warning if latency was measured over TCP. States the reason as far as the reflector's counts show it.
+/// Adds the warning that latency was measured over TCP. The warning states the reason as far as the reflector's counts
+/// of datagrams show it.
 pub(super) fn udp_blocked(result: &mut ResultDocument, seen: Option<DatagramsSeen>) {
     let why = match seen {
         Some(DatagramsSeen { from_elsewhere: 1.., .. }) => "a NAT on the way rewrites the source of UDP",
@@ -115,7 +118,8 @@ pub(super) fn tunnel(result: &mut ResultDocument) {
     }
 }
 
-/// Adds a warning if the wall clock was set during the run: then the times of day in the result do not fit together.
+/// Adds a warning if the wall clock was set during the run. In this case the times of day in the result do not fit
+/// together.
 pub(super) fn wall_clock(result: &mut ResultDocument, moved_ms: i64) {
     if moved_ms.unsigned_abs() < LEAST_CLOCK_SET_MS {
         return;
@@ -177,7 +181,7 @@ pub(super) fn lost_probes(result: &mut ResultDocument) {
     }
 }
 
-/// Adds a warning for phases in which this device skipped many scheduled probes.
+/// Adds a warning for phases in which the appliance skipped many scheduled probes.
 pub(super) fn skipped_probes(result: &mut ResultDocument) {
     let is_many = |latency: &LatencyResult| {
         latency.skipped.saturating_mul(SKIPPED_OF) >= latency.sent.saturating_add(latency.skipped)
@@ -226,7 +230,8 @@ pub(super) fn probe_load(result: &mut ResultDocument) {
     result.warnings.push(Warning::new("probe_load", text));
 }
 
-/// Adds a warning for directions in whose steady part the ends counted different numbers of bytes, with the reason.
+/// Adds a warning, with the reason, for directions in whose steady part the two ends counted different numbers of
+/// bytes.
 pub(super) fn steady_counts(result: &mut ResultDocument, is_counted_by_program: bool) {
     let differing = result.all_measured().filter_map(|(load, direction, measured)| {
         let sent = measured.bytes_sent?;
@@ -244,8 +249,8 @@ pub(super) fn steady_counts(result: &mut ResultDocument, is_counted_by_program: 
     }
 }
 
-/// Why the sender's count `sent` differs from the receiver's in the steady part of a direction. `None` if they agree
-/// within 5 % or one sample, after the datagrams that were lost.
+/// Why the sender's count `sent` differs from the receiver's count in the steady part of a direction. `None` if the
+/// counts agree within 5 % or one sample. Lost datagrams are not a difference.
 fn why_counts_differ(measured: &ThroughputResult, sent: u64, is_counted_by_program: bool) -> Option<&'static str> {
     let received = measured.bytes_received as f64;
     let kept = 1.0 - measured.udp.map_or(0.0, |udp| udp.loss);
@@ -268,7 +273,7 @@ fn why_counts_differ(measured: &ThroughputResult, sent: u64, is_counted_by_progr
     })
 }
 
-/// Whether the result already has a warning with this code.
+/// Whether `result` already has a warning with the given code.
 pub(super) fn has(result: &ResultDocument, code: &str) -> bool {
     result.warnings.iter().any(|warning| warning.code == code)
 }
@@ -344,7 +349,7 @@ mod tests {
 
     #[test]
     fn counts_of_the_steady_part_that_differ_are_explained() {
-        // 8 s at 8 Mbit/s: a reading is 100,000 bytes, and up to 110,000 in the fastest tenth.
+        // 8 s at 8 Mbit/s: a sample has 100,000 bytes, and up to 110,000 in the fastest tenth of the samples.
         let bytes = 8_000_000;
         let measured = |sent, received, udp| {
             let mut measured = crate::document::example::throughput(8_000_000);
@@ -361,12 +366,12 @@ mod tests {
         assert!(why(bytes + 500_000, bytes, None, false).unwrap().contains("had not read"));
         assert!(why(bytes - 500_000, bytes, None, false).unwrap().contains("acknowledgements"));
         assert!(why(bytes + 500_000, bytes, None, true).unwrap().contains("iperf3"));
-        // What was lost is no difference between the counts; what is queued is one.
+        // Lost datagrams are not a difference between the counts, but queued datagrams are.
         let half = UdpResult { loss: 0.5, ..crate::document::example::throughput(1).udp.unwrap() };
         assert_eq!(why(bytes * 2, bytes, Some(half), false), None);
         assert!(why(bytes, bytes, Some(half), false).unwrap().contains("queues"));
         assert!(why(bytes * 3, bytes, Some(half), false).unwrap().contains("queues"));
-        // In a short test a single reading is more than the share.
+        // In a short test, the bytes of one sample are more than the allowed share.
         let short = |sent| why_counts_differ(&measured(sent, 200_000, None), sent, false);
         assert_eq!((short(300_000), short(320_000).is_some()), (None, true));
         let mut result = crate::document::example::bare();

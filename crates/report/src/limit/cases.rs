@@ -3,7 +3,7 @@
 use super::*;
 use crate::document::Quantity;
 
-/// The processor use of an end whose busiest thread ran, or waited for a processor, for this share of the time.
+/// The processor use of an end of which a thread ran or waited for a processor for the given share of the time.
 fn runnable(share: f64) -> CpuUse {
     CpuUse { busiest_thread: share.min(0.5), runnable: Some(share), run_queue_wait: Some(0.01), ..CpuUse::default() }
 }

@@ -1,4 +1,5 @@
-//! Turns observations into evidence, each with a name, a value and a text. Pure: no I/O, no clock.
+//! Turns observations about what limited a rate into evidence, each with a name, a value and a text. Pure: no I/O, no
+//! clock.
 
 use paramedic_link::measurement::Duplex;
 
@@ -7,7 +8,7 @@ use crate::document::{LimitEvidence, ObservedEnd, Quantity};
 use crate::quantity;
 use crate::stats::ProcessorLimit;
 
-/// The end in the possessive form, for texts.
+/// The words for `end` in the possessive form, for texts.
 pub(super) fn whose(end: ObservedEnd) -> &'static str {
     match end {
         ObservedEnd::Appliance => "this device's",
@@ -15,7 +16,7 @@ pub(super) fn whose(end: ObservedEnd) -> &'static str {
     }
 }
 
-/// A share of the time, as a percentage in words.
+/// The text of a share (0 to 1) of the time, as a percentage.
 pub(super) fn percent(share: f64) -> String {
     format!("{} % of the time", (share * 100.0).round())
 }
@@ -57,8 +58,8 @@ pub(super) fn send_buffer(streams: StreamShares) -> LimitEvidence {
     of("send_buffer_share", fraction(share), format!("the send buffer stopped the sender for {}", percent(share)))
 }
 
-/// Evidence: the share of the time in which the streams had data in flight or unsent, and no socket buffer stopped
-/// them.
+/// The evidence about the path: the share of the time in which the TCP streams had data in flight or unsent, and no
+/// socket buffer stopped the streams.
 pub(super) fn waited_for_path(streams: StreamShares) -> LimitEvidence {
     let share = (streams.busy - streams.stopped()).max(0.0);
     of("path_share", fraction(share), format!("the streams waited for the path for {}", percent(share)))
@@ -105,7 +106,7 @@ pub(super) fn other_idle(end: ObservedEnd, bps: f64) -> LimitEvidence {
     LimitEvidence { end: Some(end), ..of("other_idle_bps", Quantity::Whole(bps), text) }
 }
 
-/// Rounds a share to four digits. No observation is more accurate.
+/// Rounds a share to four decimals, because no observation is more accurate.
 fn fraction(number: f64) -> Quantity {
     Quantity::Fraction((number * 10_000.0).round() / 10_000.0)
 }

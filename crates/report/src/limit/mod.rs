@@ -1,5 +1,5 @@
-//! Determines what limited the rate of a direction: takes named observations, returns a cause with the evidence for it.
-//! Never names the network without evidence. Pure: no I/O, no clock.
+//! Determines what limited the rate of a direction: takes named observations, and returns a cause with its evidence.
+//! The network is never the cause without evidence. Pure: no I/O, no clock.
 
 #[cfg(test)]
 mod cases;
@@ -12,37 +12,40 @@ use crate::stats;
 
 /// A rate of at least this share of the requested rate counts as the requested rate.
 const AS_REQUESTED: f64 = 0.98;
-/// If the streams waited for one thing for at least this share of the time, that thing limited them.
+/// If the TCP streams waited for the path, or for socket buffers, for at least this share of the time, the path or the
+/// buffers limited the rate.
 const MOST: f64 = 0.5;
-/// The share used for socket buffers instead of [`MOST`] if no segment was lost: then the path set no limit. It is
-/// lower because the kernel counts such a wait only while it has data to send, or knows that the program waits.
+/// The share of the time that replaces [`MOST`] for socket buffers if no segment was lost, so that the path set no
+/// limit. This share is lower because the kernel counts a wait for a buffer only while it has data to send, or knows
+/// that the program waits.
 const CONSIDERABLE: f64 = 0.2;
-/// If the receiver's window stopped the streams for at least this share of the time, a larger send buffer alone has no
-/// effect.
+/// If the receiver's window stopped the TCP streams for at least this share of the time, a larger send buffer alone
+/// would have no effect.
 const REACHED: f64 = 0.1;
 /// A thread or core that is busy for at least this share of the time may have been the limit.
 const NEARLY_FULL: f64 = 0.85;
 /// An increase of the latency by at least this many milliseconds shows a queue in the path.
 const QUEUE_MS: f64 = 1.0;
-/// A queue holds at least this many packets. Even on a free line, a probe may wait for one or two packets.
+/// A wait counts as a queue only if it is as long as this many packets take. Even on a free line, a probe may wait for
+/// one or two packets.
 const QUEUE_PACKETS: f64 = 3.0;
-/// The size of a full-sized packet, in bits.
+/// The size of a full-sized Ethernet packet, in bits (1,500 bytes).
 const PACKET_BITS: f64 = 12_000.0;
 /// Other traffic counts as the cause if it is at least this share of an interface's traffic.
 const OTHER_SHARE: f64 = 0.1;
-/// Other traffic below this rate, in bits per second, is ignored: every host sends that much.
+/// Other traffic below this rate, in bits per second, is ignored, because every host sends that much.
 const OTHER_BPS: f64 = 100_000.0;
-/// An interface that carries at least this share of its speed is full. The share for half duplex is lower, because
+/// A network interface that carries at least this share of its speed is full. [`FULL_IN_HALF_DUPLEX`] is lower, because
 /// acknowledgements use the same medium.
 const FULL: f64 = 0.95;
 const FULL_IN_HALF_DUPLEX: f64 = 0.7;
-/// An interface that carries more than this share of its reported speed is faster than its driver reports.
+/// If a network interface carries more than this share of its reported speed, it is faster than its driver reports.
 const UNREAL: f64 = 1.1;
 
-/// Both ends, in the order that [`LimitObservations`] uses.
+/// The two ends of a test, in the order in which the arrays of [`LimitObservations`] have them.
 pub const ENDS: [ObservedEnd; 2] = [ObservedEnd::Appliance, ObservedEnd::Reflector];
 
-/// What both ends observed about one direction. A value that is not known is absent.
+/// What both ends observed about one direction that may show what limited its rate. An unknown value is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LimitObservations {
     /// The payload rate at the receiver, in bits per second.
@@ -51,11 +54,11 @@ pub struct LimitObservations {
     pub wire_bps: Option<u64>,
     /// The requested rate of all streams together, in bits per second.
     pub requested_bps: Option<u64>,
-    /// The requested number of bytes, if the direction ended because it had moved them.
+    /// The requested number of bytes, if the direction ended because it had moved these bytes.
     pub requested_bytes: Option<u64>,
-    /// The processor use of the appliance and of the other end, during this direction.
+    /// The processor use of the appliance and of the other end, while the direction was measured.
     pub cpu: [Option<CpuUse>; 2],
-    /// The use of the appliance's network interface, and of the other end's.
+    /// The use of the appliance's network interface, and of the other end's network interface.
     pub interfaces: [InterfaceUse; 2],
     /// What the sender's TCP streams waited for; absent for datagrams.
     pub streams: Option<StreamShares>,
@@ -63,7 +66,7 @@ pub struct LimitObservations {
     pub retransmits: Option<u64>,
     /// The number of lost datagrams; absent with TCP.
     pub datagrams: Option<DatagramsLost>,
-    /// The increase of the median round trip under this load, in milliseconds.
+    /// The increase of the median round trip under the load over the idle median, in milliseconds.
     pub queue_ms: Option<f64>,
 }
 
@@ -81,9 +84,9 @@ pub struct StreamShares {
 /// How many datagrams of a direction were lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DatagramsLost {
-    /// The number of lost datagrams. Includes those of a search for the highest rate.
+    /// The number of lost datagrams, including those of a search for the highest rate.
     pub lost: u64,
-    /// The number of sent datagrams. Includes those of a search for the highest rate.
+    /// The number of sent datagrams, including those of a search for the highest rate.
     pub sent: u64,
 }
 
@@ -91,23 +94,24 @@ pub struct DatagramsLost {
 /// payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct InterfaceUse {
-    /// The speed that the driver reports, in bits per second.
+    /// The speed that the interface's driver reports, in bits per second.
     pub speed_bps: Option<u64>,
-    /// The duplex mode that the driver reports.
+    /// The duplex mode that the interface's driver reports.
     pub duplex: Option<Duplex>,
-    /// The rate of traffic that does not belong to this test; absent if the counters do not include this test.
+    /// The rate of traffic that does not belong to the test, in bits per second; absent if the interface's counters do
+    /// not include the test.
     pub other_bps: Option<f64>,
-    /// The rate of such traffic during the idle phase.
+    /// The rate of traffic that does not belong to the test during the idle phase, in bits per second.
     pub other_idle_bps: Option<f64>,
 }
 
-/// Whether `bps` reaches the requested rate. Then the request limited the rate.
+/// Whether `bps` reaches the requested rate. In this case the request limited the rate.
 pub fn is_as_requested(bps: u64, requested_bps: u64) -> bool {
     bps as f64 >= AS_REQUESTED * requested_bps as f64
 }
 
-/// Determines what limited the direction. Checks the request, the processors and the socket buffers first: if one of
-/// them was the limit, the rate shows nothing about the path.
+/// Determines what limited the rate of a direction. Checks the request, the processors and the socket buffers first: if
+/// one of them was the limit, the rate shows nothing about the path.
 pub fn limited_by(seen: &LimitObservations) -> LimitedBy {
     let of_tool = policy(seen).or_else(|| processor(seen)).or_else(|| buffers(seen));
     if let Some((cause, evidence)) = of_tool {
@@ -115,7 +119,7 @@ pub fn limited_by(seen: &LimitObservations) -> LimitedBy {
     }
     let (path, full) = (path(seen), full_interface(seen));
     let other = other_traffic(seen).filter(|other| {
-        // Other traffic that was there before the load hides the queue: the idle latency already includes that queue.
+        // Other traffic from before the load hides the queue, because the idle latency already includes that queue.
         let hides_queue = other.is_before_load && matches!(&path, Err(doubt) if doubt.lacks_only_queue);
         path.is_ok() || full.is_some() || hides_queue
     });
@@ -131,7 +135,7 @@ pub fn limited_by(seen: &LimitObservations) -> LimitedBy {
     LimitedBy { cause, evidence, because }
 }
 
-/// A cause with its evidence, the deciding observation first.
+/// A cause with its evidence, in which the deciding observation is first.
 type Decided = (LimitCause, Vec<LimitEvidence>);
 
 fn policy(seen: &LimitObservations) -> Option<Decided> {
@@ -144,13 +148,13 @@ fn policy(seen: &LimitObservations) -> Option<Decided> {
     Some((LimitCause::Policy, vec![evidence]))
 }
 
-/// The processor that was the limit. If both were, the busier one.
+/// The processor that was the limit, with its evidence. If both ends' processors were the limit, the busier one.
 fn processor(seen: &LimitObservations) -> Option<Decided> {
     let limits = ENDS.into_iter().zip(&seen.cpu).filter_map(|(end, cpu)| {
         let limit = stats::processor_limit(cpu.as_ref()?)?;
         Some((end, limit))
     });
-    // Of two equal shares, keeps the first.
+    // If both shares are equal, keeps the appliance.
     let (end, limit) = limits.reduce(|one, other| if other.1.share() > one.1.share() { other } else { one })?;
     let cause = match end {
         ObservedEnd::Appliance => LimitCause::ApplianceCpu,
@@ -159,8 +163,9 @@ fn processor(seen: &LimitObservations) -> Option<Decided> {
     Some((cause, vec![evidence::processor(end, limit)]))
 }
 
-/// The socket buffer that was the limit: it stopped the streams for most of the time, or for a considerable part if
-/// nothing was lost. `None` if there is a queue in the path: then the buffers were large enough to fill it.
+/// The socket buffer that was the limit, because it stopped the streams for most of the time, or for a considerable
+/// part if nothing was lost. `None` if there is a queue in the path, because the buffers were then large enough to fill
+/// the path.
 fn buffers(seen: &LimitObservations) -> Option<Decided> {
     let streams = seen.streams?;
     let least = if has_loss(seen) { MOST } else { CONSIDERABLE };
@@ -194,14 +199,14 @@ fn has_queue(seen: &LimitObservations) -> bool {
     seen.queue_ms.is_some_and(|queue_ms| queue_ms >= QUEUE_MS.max(packets_ms))
 }
 
-/// Why there is no evidence that the path was the limit.
+/// The reasons why there is no evidence that the path was the limit.
 struct Doubt {
     because: Vec<String>,
-    /// Whether a queue or a loss is all that is missing as evidence.
+    /// Whether only a queue or a loss is missing as evidence.
     lacks_only_queue: bool,
 }
 
-/// The evidence that the path limited the direction, or the reasons why there is none.
+/// The evidence that the path limited the direction, or the reasons why there is no such evidence.
 fn path(seen: &LimitObservations) -> Result<Vec<LimitEvidence>, Doubt> {
     let mut because = nearly_full_processors(seen);
     let mut lacks_queue = false;
@@ -258,8 +263,8 @@ fn nearly_full_processors(seen: &LimitObservations) -> Vec<String> {
     doubts.collect()
 }
 
-/// The evidence that an interface was full with all its traffic. If both interfaces were full, the evidence of the
-/// slower one.
+/// The evidence that a network interface of an end was full, all its traffic included. If the interfaces of both ends
+/// were full, the evidence about the slower interface.
 fn full_interface(seen: &LimitObservations) -> Option<Vec<LimitEvidence>> {
     let own = seen.wire_bps.unwrap_or(seen.goodput_bps) as f64;
     let full = ENDS.into_iter().zip(seen.interfaces).filter_map(|(end, interface)| {
@@ -272,21 +277,22 @@ fn full_interface(seen: &LimitObservations) -> Option<Vec<LimitEvidence>> {
     Some(vec![evidence::interface_speed(end, speed, duplex), evidence::wire_rate(own)])
 }
 
-/// Other traffic that took a considerable share of an interface.
+/// Traffic of other programs or hosts that took a considerable share of an end's network interface.
 struct OtherTraffic {
     evidence: Vec<LimitEvidence>,
-    /// Whether the other traffic was already there in the idle phase.
+    /// Whether the other traffic already took a considerable share in the idle phase.
     is_before_load: bool,
 }
 
-/// Finds considerable other traffic. If both interfaces carried some, returns the larger.
+/// Finds other traffic that took a considerable share of an interface. If there was some at both ends, returns the
+/// larger.
 fn other_traffic(seen: &LimitObservations) -> Option<OtherTraffic> {
     let own = seen.wire_bps.unwrap_or(seen.goodput_bps) as f64;
     let others = ENDS.into_iter().zip(seen.interfaces).filter_map(|(end, interface)| {
         let other = interface.other_bps.filter(|other| *other >= OTHER_BPS)?;
         (other / (other + own) >= OTHER_SHARE).then_some((other, end, interface.other_idle_bps))
     });
-    // Of two equal rates, keeps the first.
+    // If both rates are equal, keeps the one at the appliance.
     let (other, end, idle) = others.reduce(|one, another| if another.0 > one.0 { another } else { one })?;
     let is_before_load = idle.is_some_and(|idle| idle >= OTHER_BPS && idle / (idle + own) >= OTHER_SHARE);
     let before = idle.map(|idle| evidence::other_idle(end, idle));
@@ -294,7 +300,7 @@ fn other_traffic(seen: &LimitObservations) -> Option<OtherTraffic> {
     Some(OtherTraffic { evidence, is_before_load })
 }
 
-/// All known observations, as evidence for the cause `unknown`.
+/// The observations that are known, as evidence for the cause [`LimitCause::Unknown`].
 fn known(seen: &LimitObservations) -> Vec<LimitEvidence> {
     let threads = ENDS.into_iter().zip(&seen.cpu);
     let threads = threads.filter_map(|(end, cpu)| Some(evidence::runnable(end, cpu.as_ref()?.runnable?)));

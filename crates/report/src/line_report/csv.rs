@@ -1,4 +1,4 @@
-//! The table of all runs of a report as CSV.
+//! Writes the table of all runs of a report as CSV.
 
 use paramedic_link::test_spec::Direction;
 
@@ -6,7 +6,7 @@ use super::rates::line_bps;
 use super::{LineReport, ReportRow};
 use crate::table::text_cell;
 
-/// The columns. Scripts rely on their names and order: add new ones at the end.
+/// The names of the CSV columns. Scripts rely on the names and on the order, so add new columns at the end.
 const COLUMNS: &str = "id,started_at,local_time,other_end,engine,download_bps,download_line_bps,download_share,\
      download_counts,download_limited_by,upload_bps,upload_line_bps,upload_share,upload_counts,upload_limited_by,\
      rtt_idle_us,rtt_download_us,rtt_upload_us,interface_kind,complete,error";

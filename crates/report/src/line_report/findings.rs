@@ -1,4 +1,5 @@
-//! What a report states, in sentences: only what the runs, monitors and outages of the period show.
+//! The statements of a report on a line, in sentences. They contain only what the runs, monitors and outages of the
+//! period show.
 
 use paramedic_link::test_spec::{Direction, Load};
 
@@ -10,19 +11,20 @@ use crate::document::QueueSide;
 use crate::lines::Tone;
 use crate::quantity;
 
-/// The absence of outages is good news only if at least this share of the period's hours had probes.
+/// If at least this share of the period's hours had probes, the period is well observed. Only then is the absence of
+/// outages good news.
 pub(super) const WELL_OBSERVED: f64 = 0.9;
-/// If the latency rises under load by at least this many milliseconds, calls suffer: the start of grade C.
+/// If the latency rises under load by at least this many milliseconds, calls suffer. Bufferbloat grade C starts here.
 const NOTICEABLE_MS: f64 = 60.0;
-/// Loss is bad news if at least this share of the probes was lost.
+/// If a monitor lost at least this share of its probes, the report states the loss.
 const NOTICEABLE_LOSS: f64 = 0.01;
 
-/// One statement of a report.
+/// One statement of a report on a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Whether the statement is good or bad for the line.
     pub tone: Tone,
-    /// The sentence.
+    /// The statement as a sentence.
     pub text: String,
 }
 
@@ -32,7 +34,7 @@ impl Finding {
     }
 }
 
-/// All statements of a report.
+/// All statements of a report, in the order in which the report shows them.
 pub(super) fn all(report: &LineReport) -> Vec<Finding> {
     let mut findings = Vec::new();
     for direction in &report.directions {
@@ -46,7 +48,7 @@ pub(super) fn all(report: &LineReport) -> Vec<Finding> {
     findings
 }
 
-/// The direction as the subject of a sentence.
+/// The word for `direction` at the start of a sentence.
 fn subject(direction: Direction) -> &'static str {
     match direction {
         Direction::Download => "Download",
@@ -54,7 +56,7 @@ fn subject(direction: Direction) -> &'static str {
     }
 }
 
-/// A rate with its interval.
+/// The text of a median rate with its confidence interval, if there is one.
 fn with_interval(median: Median) -> String {
     let value = quantity::rate(median.value as u64);
     match median.interval {
@@ -248,7 +250,7 @@ fn loss(report: &MonitorReport) -> Option<Finding> {
     Some(Finding::new(if report.is_gateway { Tone::Fair } else { Tone::Bad }, text))
 }
 
-/// A number with its noun.
+/// `count` followed by the noun `one` or `many`, such as `1 run` or `2 runs`.
 pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
 }

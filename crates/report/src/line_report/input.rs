@@ -1,4 +1,4 @@
-//! What a report on a line is made of: the plan, runs, hours of monitors, outages. Plain values.
+//! The input of a report on a line: the contract, the runs, the hours of monitors, the outages. Plain values.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +16,7 @@ use crate::stats::{Grade, Statement};
 /// What the contract of a line promises for one direction, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContractRate {
-    /// The rate that the contract names.
+    /// The rate that the contract promises.
     pub promised_bps: u64,
     /// The rate that is usually available, if the contract names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,10 +29,10 @@ pub struct ContractRate {
 /// What the contract of a line promises. A direction without a promise is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contract {
-    /// Towards the appliance.
+    /// The promise for the direction towards the appliance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<ContractRate>,
-    /// Away from the appliance.
+    /// The promise for the direction away from the appliance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload: Option<ContractRate>,
 }
@@ -48,69 +48,69 @@ impl Contract {
     }
 }
 
-/// Everything that a report is made of.
+/// Everything from which a report on a line is made.
 #[derive(Clone, Debug)]
 pub struct ReportInput {
-    /// The begin of the period.
+    /// The begin of the period that the report covers.
     pub since: Timestamp,
-    /// The end of the period.
+    /// The end of the period that the report covers.
     pub until: Timestamp,
     /// When the report is made.
     pub made_at: Timestamp,
-    /// The zone of local times, evening and night.
+    /// The time zone of local times. It decides which hours are evening and night.
     pub zone: TimeZone,
-    /// The contract; absent if none is known.
+    /// The contract of the line; absent if no contract is known.
     pub plan: Option<Contract>,
     /// The runs of the period, in order of time.
     pub runs: Vec<ReportRun>,
-    /// The number of saved results of the period that cannot be read.
+    /// The number of saved results of the period that could not be read.
     pub unreadable: usize,
     /// The probes of all monitors in the period, by hour.
     pub hours: Vec<MonitorHour>,
-    /// The outages that the period touches, in order of time.
+    /// The outages that overlap the period, in order of time.
     pub outages: Vec<ReportOutage>,
-    /// Whether names, addresses and Endpoint IDs are left out.
+    /// Whether the report leaves out names, addresses and Endpoint IDs.
     pub is_redacted: bool,
 }
 
-/// What a report takes from a result document.
+/// What a report on a line takes from the result document of one run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportRun {
     /// The id of the run.
     pub id: Uuid,
     /// When the run began.
     pub started_at: Timestamp,
-    /// The name of the other end.
+    /// The name of the reflector or server at the other end.
     pub other_end: Option<String>,
     /// The address of the other end.
     pub address: Option<String>,
-    /// The Endpoint ID of the other end; absent if that is not a reflector.
+    /// The Endpoint ID of the other end; absent if the other end is not a reflector.
     pub endpoint_id: Option<String>,
-    /// The Endpoint ID of the device that measured.
+    /// The Endpoint ID of the appliance that made the run.
     pub appliance: String,
-    /// The version of the device's program.
+    /// The version of the program on the appliance that made the run.
     pub version: String,
     /// The engine that moved the payload.
     pub engine: String,
     /// How the payload travelled: direct or through the tunnel.
     pub data_mode: Option<DataMode>,
-    /// The interface of this device that carried the link.
+    /// The interface of the appliance that carried the link.
     pub interface: Option<InterfaceSeen>,
     /// The interface of the IPv4 default route.
     pub uplink: Option<String>,
-    /// The prefix from which the link arrived at the reflector.
+    /// The IP prefix that contains the address from which the link arrived at the reflector.
     pub public_prefix: Option<String>,
-    /// Whether the device's clock was synchronised.
+    /// Whether the device's clock was synchronised; absent if unknown.
     pub is_clock_synchronised: Option<bool>,
-    /// The phase with a download alone.
+    /// The rate of the phase that only downloads.
     pub download: Option<RunRate>,
-    /// The phase with an upload alone.
+    /// The rate of the phase that only uploads.
     pub upload: Option<RunRate>,
-    /// The probes without load.
+    /// The latency without load.
     pub idle: Option<RunLatency>,
-    /// The probes during the download.
+    /// The latency during the download.
     pub under_download: Option<RunLatency>,
-    /// The probes during the upload.
+    /// The latency during the upload.
     pub under_upload: Option<RunLatency>,
     /// Whether every phase was measured to its end.
     pub is_complete: bool,
@@ -122,7 +122,7 @@ pub struct ReportRun {
     pub warnings: Vec<String>,
 }
 
-/// The network interface of this device during a run.
+/// The network interface of the appliance that carried a run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InterfaceSeen {
     /// The name of the interface.
@@ -133,21 +133,21 @@ pub struct InterfaceSeen {
     pub is_half_duplex: Option<bool>,
 }
 
-/// How an interface is connected, as far as its name shows.
+/// How a network interface is connected, as far as its name and its driver show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LinkMedium {
-    /// The driver reports a speed and a duplex mode, and the name is not that of another kind of interface.
+    /// The driver reports a speed and a duplex mode, and the name does not fit another kind of interface.
     Wired,
-    /// The name is that of a wireless network (`wl…`) or of a mobile one (`ww…`).
+    /// The name is that of an interface to a wireless network (`wl…`) or to a mobile network (`ww…`).
     Wireless,
-    /// The name is that of a virtual private network (`tun…`, `tap…`, `wg…`, `tailscale…`).
+    /// The name is that of an interface to a virtual private network (`tun…`, `tap…`, `wg…`, `tailscale…`).
     Tunnel,
     /// Neither the driver nor the name shows the kind.
     Unknown,
 }
 
 impl LinkMedium {
-    /// The kind in one word, for tables of other programs.
+    /// The kind of the interface in one word, for the CSV tables that other programs read.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Wired => "wired",
@@ -157,7 +157,7 @@ impl LinkMedium {
         }
     }
 
-    /// The kind in words.
+    /// The kind of the interface in words, for readers.
     pub fn as_words(self) -> &'static str {
         match self {
             Self::Wired => "wired",
@@ -188,7 +188,7 @@ impl InterfaceSeen {
 /// The rate of one direction of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RunRate {
-    /// The payload at the receiver, in bits per second.
+    /// The rate at which the receiver got payload, in bits per second.
     pub bps: u64,
     /// The estimated rate with headers on an Ethernet link, in bits per second.
     pub wire_bps: Option<u64>,
@@ -200,7 +200,7 @@ pub struct RunRate {
     pub is_datagrams: bool,
     /// The number of streams.
     pub streams: u16,
-    /// The length of the steady part, in milliseconds.
+    /// The duration of the steady part, from which the rate was computed, in milliseconds.
     pub duration_ms: u64,
 }
 
@@ -209,68 +209,68 @@ pub struct RunRate {
 pub struct RunLatency {
     /// The median round trip in microseconds, if enough probes were answered.
     pub p50_us: Option<u64>,
-    /// The 95th percentile in microseconds, if enough probes were answered.
+    /// The 95th percentile of the round trips in microseconds, if enough probes were answered.
     pub p95_us: Option<u64>,
-    /// The rise over the median without load, in milliseconds, with its grade.
+    /// The increase over the median without load, in milliseconds, with its bufferbloat grade.
     pub increase: Option<(f64, Grade)>,
-    /// The direction in which the queue stood.
+    /// The direction in which the load built up a queue of packets.
     pub queue: Option<QueueSide>,
-    /// Whether the queue stood in the device itself.
+    /// Whether the queue that the load built up stood in the appliance itself.
     pub is_own_queue: bool,
-    /// The share of lost probes (0 to 1), of the worse direction.
+    /// The share of lost probes (0 to 1) in the direction with the higher loss.
     pub loss: Option<f64>,
 }
 
-/// The probes of one monitor in one hour. Times are in microseconds.
+/// The probes of one monitor in one hour. A monitor is a continuous probing of one target.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MonitorHour {
     /// The name of the monitor.
     pub monitor: String,
-    /// What the monitor probes.
+    /// The target that the monitor probes, as text.
     pub target: String,
-    /// Whether the target is the gateway of this network.
+    /// Whether the target is the gateway of the appliance's network.
     pub is_gateway: bool,
-    /// The begin of the hour.
+    /// When the hour begins.
     pub begins_at: Timestamp,
-    /// The number of probes.
+    /// The number of probes that the monitor sent in the hour.
     pub count: u64,
-    /// The number of lost probes.
+    /// The number of probes of the hour that were lost.
     pub lost: u64,
-    /// The median round trip without load.
+    /// The median round trip without load, in microseconds.
     pub p50_us: Option<u64>,
-    /// The 95th percentile.
+    /// The 95th percentile of the round trips without load, in microseconds.
     pub p95_us: Option<u64>,
 }
 
-/// What an outage concerned.
+/// What was unreachable during an outage, as far as the monitors show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OutageExtent {
-    /// The gateway was reachable, and nothing beyond it.
+    /// The gateway was reachable, but nothing beyond the gateway.
     BeyondGateway,
     /// Nothing was reachable, not even the gateway.
     Everything,
-    /// The target was not reachable, but others beyond the gateway were.
+    /// One target was not reachable, but other targets beyond the gateway were.
     Target,
-    /// The gateway did not answer, but targets beyond it did.
+    /// The gateway did not answer, but targets beyond the gateway did.
     Gateway,
-    /// No other target was probed.
+    /// No other target was probed, so the extent of the outage is not known.
     Unknown,
 }
 
-/// An outage.
+/// An outage that overlaps the period of the report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportOutage {
     /// When the outage began.
     pub began_at: Timestamp,
-    /// When the outage ended; absent while it lasts.
+    /// When the outage ended; absent while the outage lasts.
     pub ended_at: Option<Timestamp>,
-    /// Whether the outage ended at `ended_at`. If not, the service ended at that time, while the outage lasted.
+    /// Whether the outage ended at `ended_at`. If not, `ended_at` is when the outage was last observed.
     pub is_end_known: bool,
-    /// What the outage concerned.
+    /// What was unreachable during the outage.
     pub extent: OutageExtent,
     /// The monitors whose target was not reachable.
     pub failed: BTreeSet<String>,
-    /// The monitors whose target was reachable all the time.
+    /// The monitors whose target was reachable throughout the outage.
     pub reachable: BTreeSet<String>,
 }
 
@@ -318,7 +318,7 @@ impl ReportRun {
         }
     }
 
-    /// The run without names, addresses, keys and texts of others.
+    /// The same run without the names, addresses, Endpoint IDs and texts that a redacted report must not contain.
     pub(super) fn without_names(self) -> Self {
         Self {
             other_end: None,
@@ -336,7 +336,7 @@ impl ReportRun {
         }
     }
 
-    /// The rate of `direction`.
+    /// The rate of `direction`; `None` if the run did not measure that direction alone.
     pub fn rate(&self, direction: Direction) -> Option<&RunRate> {
         match direction {
             Direction::Download => self.download.as_ref(),
@@ -344,8 +344,8 @@ impl ReportRun {
         }
     }
 
-    /// Whether the other end is in the same network as this device: its address, or the address from which the link
-    /// arrived there, is not public.
+    /// Whether the other end is in the same network as the appliance: true if the address of the other end is not
+    /// public, or if the link arrived at the other end from an address that is not public.
     pub fn is_local(&self) -> bool {
         let address = self.address.as_deref().and_then(address_of);
         let prefix = self.public_prefix.as_deref().and_then(|prefix| prefix.split('/').next()?.parse().ok());
@@ -380,13 +380,14 @@ impl RunLatency {
     }
 }
 
-/// The address in `ADDRESS:PORT` or `ADDRESS`; `None` for a name.
+/// Parses the IP address in `ADDRESS:PORT` or `ADDRESS`; `None` for a host name.
 fn address_of(text: &str) -> Option<IpAddr> {
     let with_port = text.parse::<SocketAddr>().ok().map(|address| address.ip());
     with_port.or_else(|| text.trim_matches(['[', ']']).parse().ok()).map(|address| address.to_canonical())
 }
 
-/// Whether packets to `address` leave the networks of a site (RFC 1918, RFC 6598, RFC 4193, link-local, loopback).
+/// Whether `address` is outside the ranges that a site or a provider uses internally (RFC 1918, RFC 6598, RFC 4193,
+/// link-local, loopback, unspecified).
 fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => {

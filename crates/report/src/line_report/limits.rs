@@ -1,10 +1,10 @@
-//! What a report does not prove.
+//! The statements of a report on a line about what its runs do not prove.
 
 use super::findings::{WELL_OBSERVED, counted};
 use super::input::LinkMedium;
 use super::{LineReport, OutageExtent};
 
-/// The statements about what the runs of this report do not prove.
+/// Lists what the runs, monitors and outages of `report` do not prove, one sentence or paragraph for each limit.
 pub(super) fn all(report: &LineReport) -> Vec<String> {
     let method = &report.method;
     let mut limits = Vec::new();

@@ -1,23 +1,23 @@
-//! The median of values with a confidence interval that assumes no distribution.
+//! The median of values, with a confidence interval that does not assume a certain distribution of the values.
 
-/// A median, in the unit of the values.
+/// The median of several values, with its confidence interval. All numbers but `count` are in the unit of the values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Median {
-    /// The number of values.
+    /// The number of values from which the median was computed.
     pub count: usize,
-    /// The middle value, or the mean of both middle values.
+    /// The median: the middle value, or the mean of the two middle values.
     pub value: f64,
-    /// The lowest and the highest value.
+    /// The lowest and the highest of the values.
     pub range: [f64; 2],
-    /// The 95 % confidence interval; absent with fewer than 6 values.
+    /// The 95 % confidence interval of the median; absent with fewer than 6 values.
     pub interval: Option<[f64; 2]>,
 }
 
 impl Median {
-    /// A median is stated only of at least this many values.
+    /// The lowest number of values for which reports state a median.
     pub const LEAST: usize = 5;
 
-    /// The median of `values`; `None` with fewer than [`Median::LEAST`] of them.
+    /// The median of `values`; `None` with fewer than [`Median::LEAST`] values. Ignores values that are not finite.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values = values.into_iter().filter(|value| value.is_finite()).collect::<Vec<_>>();
         values.sort_unstable_by(f64::total_cmp);
@@ -30,14 +30,14 @@ impl Median {
         Some(Self { count, value: middle, range: [*values.first()?, *values.last()?], interval })
     }
 
-    /// The interval, or the median itself without one.
+    /// The bounds of the confidence interval. If there is no interval, both bounds are the median itself.
     pub fn bounds(&self) -> [f64; 2] {
         self.interval.unwrap_or([self.value; 2])
     }
 }
 
 /// The rank `r` such that the median lies between the r-th lowest and the r-th highest of `count` independent values
-/// with a probability of at least 95 % (order statistics, binomial distribution); `None` if there is none.
+/// with a probability of at least 95 % (order statistics, binomial distribution); `None` if no rank achieves this.
 fn rank(count: usize) -> Option<usize> {
     if count > 200 {
         // The normal approximation. For fewer values, the sum below is exact and fast enough.

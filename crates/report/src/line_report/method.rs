@@ -1,4 +1,4 @@
-//! How the runs of a report were measured: ends, devices, interfaces, limits, warnings.
+//! How the runs of a report were measured: the ends, devices, interfaces, limits and warnings.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::names::{self, Names};
 use super::tally;
 use crate::document::LimitCause;
 
-/// How the runs of the period were measured.
+/// How the runs in the period of a report were measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MethodReport {
     /// The number of runs in the period, including those that do not count.
@@ -19,35 +19,35 @@ pub struct MethodReport {
     pub days: usize,
     /// The hours of the day (0 to 23) in which at least one run began.
     pub hours_of_day: BTreeSet<i8>,
-    /// The other ends of the runs.
+    /// The reflectors and servers at the other end of the runs, most used first.
     pub other_ends: Vec<MeasuredEnd>,
-    /// The Endpoint IDs of the devices that measured; empty in a redacted report.
+    /// The Endpoint IDs of the appliances that made the runs; empty in a redacted report.
     pub devices: Vec<String>,
-    /// The number of those devices.
+    /// The number of appliances that made the runs.
     pub device_count: usize,
-    /// The versions of the program on those devices.
+    /// The versions of the program on the appliances that made the runs.
     pub versions: Vec<String>,
-    /// The interfaces of those devices, with the number of runs.
+    /// The network interfaces of appliances that carried runs, each with its number of runs.
     pub interfaces: Vec<(InterfaceReport, usize)>,
     /// The number of runs whose interface is not known.
     pub without_interface: usize,
-    /// The interfaces of the default route, with the number of runs.
+    /// The interfaces that had the default route during runs, each with its number of runs.
     pub uplinks: Vec<(String, usize)>,
-    /// The public prefixes of the device, with the number of runs; empty in a redacted report.
+    /// The public IP prefixes from which runs came, each with its number of runs; empty in a redacted report.
     pub prefixes: Vec<(String, usize)>,
-    /// The number of such prefixes.
+    /// The number of public IP prefixes from which runs came.
     pub prefix_count: usize,
-    /// The lowest and the highest number of streams.
+    /// The lowest and the highest number of streams in one direction of a run.
     pub streams: Option<[u16; 2]>,
-    /// The shortest and the longest steady part, in milliseconds.
+    /// The shortest and the longest part of a run from which a rate was computed, in milliseconds.
     pub steady_ms: Option<[u64; 2]>,
     /// The number of runs with a synchronised clock, with an unsynchronised clock, and with a clock of unknown state.
     pub clocks: [usize; 3],
-    /// What limited the download, and the upload, with the number of runs.
+    /// What limited the downloads, then what limited the uploads, each cause with its number of runs.
     pub causes: [Vec<(LimitCause, usize)>; 2],
-    /// The codes of the warnings, with the number of runs.
+    /// The codes of the warnings in the results, each with its number of runs.
     pub warnings: Vec<(String, usize)>,
-    /// The codes of the errors that ended runs, with the number of runs.
+    /// The codes of the errors that ended runs, each with its number of runs.
     pub failures: Vec<(String, usize)>,
 }
 
@@ -62,13 +62,13 @@ pub struct MeasuredEnd {
     pub endpoint_id: Option<String>,
     /// The engine that moved the payload.
     pub engine: String,
-    /// Whether the other end is a reflector, which proved its identity.
+    /// Whether the other end is a reflector, which has proved its identity.
     pub is_reflector: bool,
-    /// The number of runs.
+    /// The number of runs against the reflector or server.
     pub runs: usize,
 }
 
-/// An interface of the device.
+/// A network interface of an appliance that carried runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceReport {
     /// The name of the interface.

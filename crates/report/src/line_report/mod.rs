@@ -1,6 +1,6 @@
-//! The report on a line for its provider: what was measured in a period, how it compares with the contract, and what
-//! that does not prove. Every statement is supported by the runs, the monitors or the outages it names, or says that
-//! there were too few. Pure: no I/O, no clock.
+//! The report on an Internet line for its provider: what was measured in a period, how the results compare with the
+//! contract, and what they do not prove. Every statement names the runs, the monitors or the outages that support it,
+//! or says that there were too few. Pure: no I/O, no clock.
 
 mod csv;
 mod findings;
@@ -36,34 +36,34 @@ pub use rates::{
 };
 pub use selection::LeftOut;
 
-/// A report on a line.
+/// A report on an Internet line over a period of time.
 #[derive(Clone, Debug)]
 pub struct LineReport {
-    /// The begin of the period.
+    /// The begin of the period that the report covers.
     pub since: Timestamp,
-    /// The end of the period.
+    /// The end of the period that the report covers.
     pub until: Timestamp,
     /// When the report was made.
     pub made_at: Timestamp,
-    /// The zone of local times.
+    /// The time zone in which the report shows times and splits days.
     pub zone: TimeZone,
-    /// The contract.
+    /// The rates that the contract of the line promises; absent if no contract is known.
     pub plan: Option<Contract>,
-    /// Whether names, addresses and Endpoint IDs are left out.
+    /// Whether the report leaves out names, addresses and Endpoint IDs.
     pub is_redacted: bool,
-    /// What was found, in sentences.
+    /// What the runs, monitors and outages show, in sentences.
     pub findings: Vec<Finding>,
-    /// Download and upload.
+    /// The rates of the line: one entry for download and one for upload.
     pub directions: Vec<DirectionReport>,
     /// The latency without load, during the download, and during the upload.
     pub latencies: Vec<LatencyReport>,
-    /// The outages.
+    /// The outages of the period.
     pub outages: OutageReport,
-    /// The monitors.
+    /// What each monitor measured in the period.
     pub monitors: Vec<MonitorReport>,
     /// How the runs were measured.
     pub method: MethodReport,
-    /// The uplink whose runs count.
+    /// The name of the interface that most runs used as uplink. Runs over another uplink do not count.
     pub main_uplink: Option<String>,
     /// The number of saved results of the period that cannot be read.
     pub unreadable: usize,
@@ -73,25 +73,25 @@ pub struct LineReport {
     pub runs: Vec<ReportRow>,
 }
 
-/// A run in the table of all runs.
+/// One row in the report's table of all runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportRow {
-    /// What was measured.
+    /// The run and its measured values.
     pub run: ReportRun,
-    /// The name of the other end, as the report shows it.
+    /// The name of the other end of the run, as the report shows it.
     pub other_end: String,
-    /// Why the download does not count.
+    /// Why the download of the run does not count; absent if the download counts or was not measured.
     pub download_left_out: Option<LeftOut>,
-    /// Why the upload does not count.
+    /// Why the upload of the run does not count; absent if the upload counts or was not measured.
     pub upload_left_out: Option<LeftOut>,
-    /// How this device was connected.
+    /// How the network interface that the appliance used for the run was connected.
     pub interface: Option<LinkMedium>,
     /// The code of the error that ended the run.
     pub error: Option<String>,
 }
 
 impl LineReport {
-    /// Makes the report.
+    /// Makes the report from `input`.
     pub fn of(input: ReportInput) -> Self {
         let mut names = Names::new(input.is_redacted);
         let uplink = selection::main_uplink(&input.runs);
@@ -138,12 +138,12 @@ impl LineReport {
         report
     }
 
-    /// The table of all runs as CSV (RFC 4180, but lines end with a plain newline), with a header.
+    /// The table of all runs as CSV with a header line. Follows RFC 4180, except that lines end with a plain newline.
     pub fn to_csv(&self) -> String {
         csv::table(self)
     }
 
-    /// A time by the local clock: `2026-01-31 19:05`.
+    /// The time `at` as text in the time zone of the report: `2026-01-31 19:05`.
     pub fn local_time(&self, at: Timestamp) -> String {
         let local = self.zone.to_datetime(at);
         format!("{} {:02}:{:02}", local.date(), local.hour(), local.minute())

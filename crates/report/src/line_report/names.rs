@@ -1,13 +1,14 @@
-//! The names in a report: shortened and harmless, or replaced by numbers in a redacted report.
+//! The names in a report on a line: shortened and without control characters, or replaced by numbers if the report is
+//! redacted.
 
 use paramedic_link::PeerText;
 
 use super::input::ReportRun;
 
-/// The longest name in a report, in characters.
+/// The longest name that a report shows in full, in characters.
 const MAX_CHARS: usize = 48;
 
-/// Gives the names of other ends, monitors and interfaces as the report shows them.
+/// Turns the names of other ends, monitors and interfaces into the names that the report shows.
 #[derive(Debug)]
 pub(super) struct Names {
     is_redacted: bool,
@@ -21,7 +22,7 @@ impl Names {
         Self { is_redacted, other_ends: Vec::new(), monitors: Vec::new(), interfaces: Vec::new() }
     }
 
-    /// The other end of a run: its name, or a number that stands for its key or address.
+    /// The name of the other end of `run`. In a redacted report, a numbered name such as `server 1`.
     pub(super) fn other_end(&mut self, run: &ReportRun) -> String {
         let key = run.endpoint_id.as_ref().or(run.address.as_ref()).or(run.other_end.as_ref());
         let Some(key) = key else { return "not reached".to_owned() };
@@ -31,23 +32,24 @@ impl Names {
         shown(run.other_end.as_deref().unwrap_or(key))
     }
 
-    /// The name of a monitor.
+    /// The name of a monitor. In a redacted report, a numbered name such as `monitor 1`.
     pub(super) fn monitor(&mut self, name: &str) -> String {
         if self.is_redacted { numbered("monitor", name, &mut self.monitors) } else { shown(name) }
     }
 
-    /// The name of an interface, which may contain a hardware address.
+    /// The name of a network interface. In a redacted report, a numbered name such as `interface 1`, because the real
+    /// name may contain a hardware address.
     pub(super) fn interface(&mut self, name: &str) -> String {
         if self.is_redacted { numbered("interface", name, &mut self.interfaces) } else { shown(name) }
     }
 
-    /// An address, an Endpoint ID or a target; absent in a redacted report.
+    /// An address, an Endpoint ID or a target of a monitor as the report shows it; `None` in a redacted report.
     pub(super) fn detail(&self, text: &str) -> Option<String> {
         (!self.is_redacted).then(|| shown(text))
     }
 }
 
-/// `kind` with the number of `key` in `known`. Adds `key` to `known` if it is new.
+/// `kind` followed by the position of `key` in `known`, counted from 1. Adds `key` to `known` if it is not there yet.
 fn numbered(kind: &str, key: &str, known: &mut Vec<String>) -> String {
     let at = known.iter().position(|own| own == key).unwrap_or_else(|| {
         known.push(key.to_owned());
@@ -56,7 +58,7 @@ fn numbered(kind: &str, key: &str, known: &mut Vec<String>) -> String {
     format!("{kind} {}", at + 1)
 }
 
-/// Text from outside, shortened and without control characters and invisible characters.
+/// Untrusted text as the report shows it: shortened, without control characters and invisible characters.
 pub(super) fn shown(text: &str) -> String {
     let short = PeerText::harmless(text, MAX_CHARS);
     match short.as_str() {
@@ -66,7 +68,8 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// The code of an error or a warning, which is a word in lower case; `(unknown)` for any other text.
+/// The code of an error, a warning or an engine as the report shows it. A code is a word in lower case; any other text
+/// becomes `(unknown)`.
 pub(super) fn code(text: &str) -> String {
     let is_code =
         text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte));

@@ -1,4 +1,4 @@
-//! Latency, monitors and outages in a report.
+//! The parts of a report on a line that describe latency, monitors and outages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,27 +15,27 @@ use super::tally;
 use crate::document::QueueSide;
 use crate::stats::Grade;
 
-/// The codes of warnings that make the latency of a run doubtful.
+/// If a run is suspect for a reason with one of these codes, its latency does not count.
 const DOUBTFUL: [&str; 3] = ["probe_late", "probes_skipped", "probes_lost"];
 
-/// The latency of the runs under one load. Round trips are in microseconds.
+/// The latency of all runs under one load.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatencyReport {
-    /// The load.
+    /// The load under which the latency was measured.
     pub load: Load,
-    /// The number of runs that count.
+    /// The number of runs whose latency under `load` counts.
     pub count: usize,
-    /// The median of the median round trips of these runs.
+    /// The median of the median round trips of the counted runs, in microseconds.
     pub p50_us: Option<Median>,
-    /// The median of the 95th percentiles of these runs.
+    /// The median of the counted runs' 95th percentiles of the round trip, in microseconds.
     pub p95_us: Option<Median>,
-    /// The median of the rises over the latency without load, in milliseconds.
+    /// The median of the increases over the latency without load in the counted runs, in milliseconds.
     pub increase_ms: Option<Median>,
-    /// The number of runs with each grade, best grade first.
+    /// The bufferbloat grades of the counted runs, best grade first, each with its number of runs.
     pub grades: Vec<(Grade, usize)>,
-    /// Where the queue stood, with the number of runs.
+    /// The directions in which the load built up a queue, most frequent first, each with its number of runs.
     pub queues: Vec<(QueueSide, usize)>,
-    /// The number of runs whose queue stood in this device.
+    /// The number of runs in which the queue stood in the appliance.
     pub own_queues: usize,
 }
 
@@ -71,52 +71,52 @@ impl LatencyReport {
 /// The outages of the period.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutageReport {
-    /// Each outage, in order of time.
+    /// The outages one by one, in order of time.
     pub rows: Vec<ReportedOutage>,
-    /// The sums of the outages of each extent.
+    /// The number and the length of the outages of each extent.
     pub sums: Vec<ExtentSum>,
     /// The number of hours of the period in which a target beyond the gateway was probed.
     pub observed_hours: usize,
-    /// The number of hours of the period.
+    /// The length of the period in hours, rounded up.
     pub period_hours: usize,
-    /// Whether the gateway was probed.
+    /// Whether a monitor probed the gateway in the period.
     pub has_gateway: bool,
 }
 
-/// One outage.
+/// One outage, as a report on a line lists it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportedOutage {
     /// When the outage began.
     pub began_at: Timestamp,
-    /// When the outage ended; absent while it lasts.
+    /// When the outage ended; absent while the outage lasts.
     pub ended_at: Option<Timestamp>,
-    /// Whether the outage ended at `ended_at`. If not, the service ended at that time, while the outage lasted.
+    /// Whether the outage ended at `ended_at`. If not, `ended_at` is when the outage was last observed.
     pub is_end_known: bool,
     /// How long the outage lasted within the period, in seconds.
     pub seconds: u64,
-    /// What the outage concerned.
+    /// What was unreachable during the outage.
     pub extent: OutageExtent,
-    /// The monitors whose target was not reachable.
+    /// The names of the monitors whose target was not reachable.
     pub failed: Vec<String>,
-    /// The monitors whose target was reachable all the time.
+    /// The names of the monitors whose target was reachable throughout the outage.
     pub reachable: Vec<String>,
 }
 
-/// The outages of one extent.
+/// All outages of one extent, summed up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtentSum {
-    /// What these outages concerned.
+    /// What was unreachable during each of the summed outages.
     pub extent: OutageExtent,
-    /// The number of outages.
+    /// The number of outages of the extent `extent`.
     pub count: usize,
-    /// How long these outages lasted within the period together, in seconds.
+    /// The total time that the outages of the extent lasted within the period, in seconds.
     pub seconds: u64,
-    /// How long the longest of them lasted, in seconds.
+    /// How long the longest outage of the extent lasted within the period, in seconds.
     pub longest_s: u64,
 }
 
 impl OutageExtent {
-    /// What was reachable, in words.
+    /// What was reachable during an outage of the given extent, in words.
     pub fn as_words(self) -> &'static str {
         match self {
             Self::BeyondGateway => "the router was reachable, but nothing beyond it",
@@ -163,48 +163,48 @@ impl OutageReport {
         }
     }
 
-    /// The outages of this extent.
+    /// The sum of the outages of `extent`; `None` if there were no such outages.
     pub fn sum(&self, extent: OutageExtent) -> Option<ExtentSum> {
         self.sums.iter().find(|sum| sum.extent == extent).copied()
     }
 }
 
-/// The part of an outage that is within a period, in seconds. An outage that still lasts counts up to the end of the
-/// period.
+/// How long an outage lasted within the period from `since` to `until`, in seconds. An outage without an end counts up
+/// to the end of the period.
 fn seconds_within(outage: &ReportOutage, since: Timestamp, until: Timestamp) -> u64 {
     let (began, ended) = (outage.began_at.max(since), outage.ended_at.unwrap_or(until).min(until));
     u64::try_from(ended.as_second().saturating_sub(began.as_second())).unwrap_or(0)
 }
 
-/// What a monitor saw in the period.
+/// What the probes of one monitor show in the period of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MonitorReport {
     /// The name of the monitor.
     pub name: String,
-    /// What the monitor probes; absent in a redacted report.
+    /// The target that the monitor probes, as text; absent in a redacted report.
     pub target: Option<String>,
     /// Whether the target is the gateway.
     pub is_gateway: bool,
-    /// The whole period.
+    /// The probes of the whole period.
     pub all: MonitorPart,
-    /// The evenings.
+    /// The probes in the evening hours of the period.
     pub evening: MonitorPart,
-    /// The nights.
+    /// The probes in the night hours of the period.
     pub night: MonitorPart,
 }
 
-/// What a monitor saw in a part of the day. Round trips are in microseconds.
+/// What the probes of one monitor show in a part of the day, over all days of the period.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MonitorPart {
-    /// The number of hours with probes.
+    /// The number of hours in which the monitor sent probes.
     pub hours: usize,
-    /// The number of probes.
+    /// The number of probes that the monitor sent in the part of the day.
     pub probes: u64,
-    /// The number of lost probes.
+    /// The number of probes that were lost in the part of the day.
     pub lost: u64,
-    /// The median of the hours' median round trips.
+    /// The median of the hours' median round trips, in microseconds.
     pub p50_us: Option<Median>,
-    /// The median of the hours' 95th percentiles.
+    /// The median of the hours' 95th percentiles of the round trip, in microseconds.
     pub p95_us: Option<Median>,
 }
 
@@ -226,7 +226,7 @@ impl MonitorPart {
     }
 }
 
-/// What each monitor saw, in the order of their names.
+/// What the probes of each monitor show, in the order of the monitors' names.
 pub(super) fn monitors(hours: &[MonitorHour], zone: &TimeZone, names: &mut Names) -> Vec<MonitorReport> {
     let mut of_monitor = BTreeMap::<&str, Vec<&MonitorHour>>::new();
     for hour in hours.iter().filter(|hour| hour.count > 0) {

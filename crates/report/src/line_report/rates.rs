@@ -1,4 +1,5 @@
-//! The rates of a direction in a report: against the plan, by the hour, evening against night.
+//! The rates of a direction in a report on a line: compared with the contract, by the hour, and evening compared with
+//! night.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -17,72 +18,72 @@ use crate::document::LimitCause;
 pub const EVENING: Range<i8> = 19..23;
 /// The hours of the night, by the local clock.
 pub const NIGHT: Range<i8> = 1..6;
-/// Evening and night are compared only if each has at least this many runs.
+/// Evening and night are compared only if there are at least this many runs in each of them.
 pub const LEAST_COMPARED: usize = 10;
-/// The runs of each must also be from at least this many days.
+/// Evening and night are compared only if the runs in each of them are from at least this many days.
 pub const LEAST_DAYS: usize = 3;
 
 /// If the contract names no normal rate, the line should have at least this share of the promised rate.
 pub const TARGET_SHARE: f64 = 0.9;
 
-/// One direction of the line.
+/// What a report states about the rates of one direction of the line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DirectionReport {
-    /// The direction.
+    /// The direction of the payload.
     pub direction: Direction,
-    /// What the contract promises.
+    /// What the contract promises for the direction; absent without a promise.
     pub promise: Option<ContractRate>,
     /// The runs that count, in order of time.
     pub counted: Vec<CountedRate>,
-    /// The number of days on which these runs were measured.
+    /// The number of days on which the counted runs were measured.
     pub days: usize,
-    /// The median of the payload, in bits per second.
+    /// The median payload rate of the counted runs, in bits per second.
     pub payload: Option<Median>,
-    /// The median of the rates with headers, in bits per second. A run without an estimate of that rate counts with its
-    /// payload rate.
+    /// The median of the counted runs' rates with headers, in bits per second. If a run has no estimate of that rate,
+    /// its payload rate is used.
     pub line: Option<Median>,
-    /// How often the rates of the contract were reached.
+    /// How often the counted runs reached each rate of the contract.
     pub levels: Vec<LevelReached>,
-    /// The hours of the day, 0 to 23.
+    /// The counted runs by the hour of the day, 0 to 23.
     pub hours: Vec<HourRates>,
-    /// The evening.
+    /// The counted runs that began in the [`EVENING`] hours.
     pub evening: PartOfDay,
-    /// The night.
+    /// The counted runs that began in the [`NIGHT`] hours.
     pub night: PartOfDay,
-    /// What evening and night show.
+    /// How the rates of the evening compare with those of the night.
     pub comparison: Comparison,
-    /// The runs that do not count, by reason.
+    /// The number of runs that do not count, by reason.
     pub left_out: Vec<LeftOutCount>,
-    /// The number of runs among `counted` whose limit is not known.
+    /// The number of runs among `counted` of which it is not known what limited the rate.
     pub unknown_limit: usize,
     /// The number of runs among `counted` whose rate was not steady.
     pub unsteady: usize,
 }
 
-/// A run that counts.
+/// The rate of a run that counts in the comparison with the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CountedRate {
     /// When the run began.
     pub at: Timestamp,
-    /// The payload, in bits per second.
+    /// The payload rate, in bits per second.
     pub payload_bps: u64,
-    /// The rate with headers, in bits per second; the payload rate if there is no estimate.
+    /// The estimated rate with headers, in bits per second; the payload rate if there is no higher estimate.
     pub line_bps: u64,
 }
 
-/// A rate that the contract names.
+/// One of the rates that a contract may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlanLevel {
-    /// The promised rate.
+    /// The rate that the contract promises.
     Promised,
-    /// The rate that is usually available.
+    /// The rate that, by the contract, is usually available.
     Normal,
-    /// The rate below which the line never falls.
+    /// The rate below which, by the contract, the line never falls.
     Minimum,
 }
 
 impl PlanLevel {
-    /// The level in words.
+    /// The name of the contract rate in words.
     pub fn as_words(self) -> &'static str {
         match self {
             Self::Promised => "promised",
@@ -92,12 +93,12 @@ impl PlanLevel {
     }
 }
 
-/// How often a rate of the contract was reached, headers included.
+/// How often runs reached one rate of the contract. Headers count towards the rate of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LevelReached {
-    /// The name of the rate.
+    /// Which of the rates in the contract `bps` is.
     pub level: PlanLevel,
-    /// The rate in bits per second.
+    /// The rate that the contract names, in bits per second.
     pub bps: u64,
     /// The number of runs that reached the rate.
     pub reached: usize,
@@ -105,25 +106,25 @@ pub struct LevelReached {
     pub days_below: usize,
 }
 
-/// The runs of one hour of the day.
+/// The runs that began in one hour of the day, over all days of the period.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HourRates {
-    /// The hour by the local clock.
+    /// The hour of the day by the local clock, 0 to 23.
     pub hour: i8,
-    /// The number of runs.
+    /// The number of counted runs that began in the hour `hour`.
     pub count: usize,
-    /// The median with headers, in bits per second; absent with too few runs.
+    /// The median of the runs' rates with headers, in bits per second; absent with too few runs.
     pub line: Option<Median>,
 }
 
-/// The runs of a part of the day.
+/// The runs that began in a part of the day, such as the evening, over all days of the period.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PartOfDay {
-    /// The number of runs.
+    /// The number of counted runs that began in the part of the day.
     pub count: usize,
-    /// The number of days on which these runs were measured.
+    /// The number of days on which the counted runs were measured.
     pub days: usize,
-    /// The median with headers, in bits per second.
+    /// The median of the runs' rates with headers, in bits per second; absent with too few runs.
     pub line: Option<Median>,
 }
 
@@ -133,31 +134,31 @@ impl PartOfDay {
     }
 }
 
-/// What the runs of the evening and of the night show.
+/// How the rates of the evening compare with those of the night.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Comparison {
     /// There are too few runs for a comparison.
     TooFew,
-    /// The evening is slower, by this share of the night's median.
+    /// The median of the evening is lower than the median of the night, by this share of the latter.
     SlowerEvening(f64),
-    /// The evening is faster, by this share of the night's median.
+    /// The median of the evening is higher than the median of the night, by this share of the latter.
     FasterEvening(f64),
     /// The confidence intervals of both medians overlap.
     NoDifference,
 }
 
-/// The runs that do not count for one reason.
+/// The number of runs that do not count for one reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeftOutCount {
-    /// The reason.
+    /// The reason why the runs do not count.
     pub why: LeftOut,
-    /// The number of runs.
+    /// The number of runs that do not count for the reason `why`.
     pub count: usize,
-    /// The number of these runs that reached the promised rate; absent without a promise.
+    /// The number of runs left out for the reason `why` that reached the promised rate; absent without a promise.
     pub reached: Option<usize>,
 }
 
-/// The rate with headers; the payload rate if there is no higher estimate.
+/// The estimated rate with headers, in bits per second; the payload rate if there is no higher estimate.
 pub(super) fn line_bps(rate: &RunRate) -> u64 {
     rate.wire_bps.unwrap_or_default().max(rate.bps)
 }
@@ -209,13 +210,13 @@ impl DirectionReport {
         }
     }
 
-    /// The number of runs that do not count.
+    /// The number of runs with a rate in the direction that do not count, for any reason.
     pub fn left_out_count(&self) -> usize {
         self.left_out.iter().map(|reason| reason.count).sum()
     }
 
-    /// The rate that the line should have, in bits per second: the normal one, or else [`TARGET_SHARE`] of the promised
-    /// one.
+    /// The rate that the line should have, in bits per second: the normal rate of the contract, or [`TARGET_SHARE`] of
+    /// the promised rate if the contract names no normal rate. `None` without a promise.
     pub fn target_bps(&self) -> Option<f64> {
         let target = |promise: ContractRate| match promise.normal_bps {
             Some(normal_bps) => normal_bps as f64,
@@ -225,7 +226,7 @@ impl DirectionReport {
     }
 }
 
-/// A counted run by the local clock.
+/// A run that counts, with its date and hour by the local clock.
 struct LocalRate {
     rate: CountedRate,
     date: Date,

@@ -1,4 +1,5 @@
-//! Which runs count against the plan, and why the others do not. The rule never looks at the rate that was measured.
+//! Selects the runs that count in the comparison with the contract, and names why other runs do not count. The
+//! selection never depends on the measured rate.
 
 use std::collections::BTreeMap;
 
@@ -7,24 +8,24 @@ use paramedic_link::test_spec::Direction;
 use super::input::{InterfaceSeen, LinkMedium, ReportRun};
 use crate::document::LimitCause;
 
-/// Why a direction of a run says nothing about the line.
+/// Why one direction of a run is left out of the comparison with the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeftOut {
-    /// A phase was not measured to its end.
+    /// Not every phase of the run was measured to its end.
     Incomplete,
-    /// The other end is in the same network.
+    /// The other end is in the same network as the appliance, so the payload did not cross the line.
     Local,
     /// The run used another uplink than most runs.
     OtherUplink,
-    /// The link was wireless at this device.
+    /// The appliance was connected by a wireless or mobile network, which may be slower than the line.
     Wireless,
-    /// The link went through a virtual private network.
+    /// The run went through a virtual private network.
     Tunnel,
-    /// Datagrams were sent, at a requested rate or in search of one.
+    /// The payload was sent as datagrams, whose rate is not compared with the contract.
     Datagrams,
-    /// An earlier version measured the run and did not name the limit of the rate.
+    /// An earlier version of the program measured the run, and the result does not name what limited the rate.
     NotJudged,
-    /// The processor of this device limited the rate.
+    /// The processor of the appliance limited the rate.
     OwnProcessor,
     /// The processor of the other end limited the rate.
     OtherProcessor,
@@ -32,14 +33,14 @@ pub enum LeftOut {
     SocketBuffer,
     /// The speed of an interface at one end limited the rate.
     Interface,
-    /// The request limited the rate or the number of bytes.
+    /// The request for the test limited the rate or the number of bytes.
     Request,
     /// Other traffic used the interface of one end.
     OtherTraffic,
 }
 
 impl LeftOut {
-    /// The reason in words, after "left out because".
+    /// The reason as a clause that completes "left out because …".
     pub fn as_words(self) -> &'static str {
         match self {
             Self::Incomplete => "not every phase was measured to its end",
@@ -58,7 +59,7 @@ impl LeftOut {
         }
     }
 
-    /// The reason in one word, for tables of other programs.
+    /// The reason in one word, for the CSV tables that other programs read.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Incomplete => "incomplete",
@@ -78,7 +79,8 @@ impl LeftOut {
     }
 }
 
-/// The codes of warnings that name what limited a direction, each with the reason to leave the direction out.
+/// The codes of reasons that make a run suspect and name what limited a direction, each with the [`LeftOut`] that
+/// follows from it.
 const SUSPECT: [(&str, LeftOut); 6] = [
     ("appliance_cpu", LeftOut::OwnProcessor),
     ("reflector_cpu", LeftOut::OtherProcessor),
@@ -88,7 +90,7 @@ const SUSPECT: [(&str, LeftOut); 6] = [
     ("incomplete", LeftOut::Incomplete),
 ];
 
-/// The uplink that most runs used, by the name of its interface.
+/// The name of the interface that the largest number of `runs` used as uplink.
 pub(super) fn main_uplink(runs: &[ReportRun]) -> Option<String> {
     let mut counts = BTreeMap::<&str, u64>::new();
     for uplink in runs.iter().filter_map(|run| run.uplink.as_deref()) {
@@ -97,7 +99,7 @@ pub(super) fn main_uplink(runs: &[ReportRun]) -> Option<String> {
     counts.into_iter().max_by_key(|(_, count)| *count).map(|(name, _)| name.to_owned())
 }
 
-/// Why `run` says nothing about the path beyond the line; `None` if it does.
+/// Why the results of `run` do not describe the line; `None` if they do.
 pub(super) fn left_out_of_path(run: &ReportRun, main_uplink: Option<&str>) -> Option<LeftOut> {
     if !run.is_complete {
         return Some(LeftOut::Incomplete);
@@ -115,7 +117,8 @@ pub(super) fn left_out_of_path(run: &ReportRun, main_uplink: Option<&str>) -> Op
     }
 }
 
-/// Why `direction` of `run` does not count against the plan; `None` if it counts. The direction was measured.
+/// Why `direction` of `run` is left out of the comparison with the contract. `None` if the direction counts or was not
+/// measured.
 pub(super) fn left_out(run: &ReportRun, direction: Direction, main_uplink: Option<&str>) -> Option<LeftOut> {
     let rate = run.rate(direction)?;
     if let Some(why) = left_out_of_path(run, main_uplink) {
@@ -134,8 +137,8 @@ pub(super) fn left_out(run: &ReportRun, direction: Direction, main_uplink: Optio
         LimitCause::Policy => Some(LeftOut::Request),
         LimitCause::OtherTraffic => Some(LeftOut::OtherTraffic),
     };
-    // A warning of the run may be about either direction. So warnings decide only if the limit of this direction is
-    // unknown.
+    // A reason that makes the run suspect may be about either direction. So these reasons decide only if the limit of
+    // this direction is unknown.
     let by_warning = || SUSPECT.iter().find(|(code, _)| suspect.iter().any(|own| own == code)).map(|(_, why)| *why);
     by_cause.or_else(|| if cause == LimitCause::Unknown { by_warning() } else { None })
 }

@@ -1,4 +1,5 @@
-//! Whole reports: what they state, what they leave out, and that nothing of others gets into them unseen.
+//! Tests of whole reports on a line: what they state, what they leave out, and that text of other programs is made
+//! harmless in them.
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -13,7 +14,7 @@ fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-/// A run that counts, with these rates in Mbit/s, headers not estimated.
+/// A run that counts, with the given rates in Mbit/s and without an estimate of the rate with headers.
 fn run(started_at: Timestamp, download: u64, upload: u64) -> ReportRun {
     let mut run = ReportRun { started_at, suspect: Some(vec![]), ..ReportRun::of(&example::full()) };
     for (rate, mbit) in [(&mut run.download, download), (&mut run.upload, upload)] {
@@ -40,7 +41,7 @@ fn input(runs: Vec<ReportRun>) -> ReportInput {
     }
 }
 
-/// Runs on ten days, at 03:00 and at 20:00.
+/// Two runs a day on ten days: one at 03:00 (`night`) and one at 20:00 (`evening`).
 fn two_a_day(night: u64, evening: u64) -> Vec<ReportRun> {
     let day = |day: i64| {
         let at = |hour: i64| at("2026-06-02T00:00:00Z") + SignedDuration::from_hours(24 * day + hour);
@@ -159,7 +160,7 @@ fn outages_are_said_by_what_was_still_reachable() {
         p95_us: Some(20_000),
     };
     let outages = vec![
-        // Half of it is before the period.
+        // Half of this outage is before the period.
         outage("2026-05-31T23:50:00Z", Some("2026-06-01T00:10:00Z"), OutageExtent::BeyondGateway),
         outage("2026-06-02T10:00:00Z", Some("2026-06-02T10:30:00Z"), OutageExtent::BeyondGateway),
         outage("2026-06-03T10:00:00Z", Some("2026-06-03T10:01:00Z"), OutageExtent::Everything),

@@ -1,12 +1,12 @@
-//! The axes of a plot: range, ticks and unit. Pure: no I/O, no clock.
+//! The axes of a plot: their range, ticks and unit. Pure: no I/O, no clock.
 
-/// A linear axis that starts at 0.
+/// A linear axis of a plot that starts at 0.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
     /// The value at which the axis ends, in the unit of the data.
     pub(super) end: f64,
     step: f64,
-    /// How many units of the data one unit of the labels is.
+    /// The size of one unit of the labels in units of the data, such as 1e6 for labels in Mbit/s and data in bit/s.
     scale: f64,
     /// The unit that the labels use.
     pub(super) unit: &'static str,
@@ -43,7 +43,7 @@ impl Axis {
     }
 
     fn up_to(highest: f64, scale: f64, unit: &'static str) -> Self {
-        // A line at 0 needs an axis, too.
+        // A curve that is always 0 needs an axis, too.
         let highest = if highest > 0.0 { highest } else { scale };
         let step = step(highest / scale / 4.0) * scale;
         Self { end: (highest / step).ceil() * step, step, scale, unit }
@@ -52,18 +52,18 @@ impl Axis {
     /// The values at which the axis has a tick with a label.
     pub(super) fn ticks(&self) -> impl Iterator<Item = f64> + use<> {
         let (step, count) = (self.step, (self.end / self.step + 1e-9).floor());
-        // At most a few dozen.
+        // An axis has at most a few dozen ticks.
         (0..=(count as u32).min(64)).map(move |at| f64::from(at) * step)
     }
 
     /// The label of the tick at `value`, without the unit.
     pub(super) fn label(&self, value: f64) -> String {
-        // Removes the errors of the multiplication.
+        // Six decimals hide the rounding error of the multiplication.
         let text = format!("{:.6}", value / self.scale);
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
 
-    /// The vertical position of `value` in a panel with this top edge and height, in SVG units.
+    /// The vertical position of `value` in a panel whose top edge is at `top`. All lengths are in SVG units.
     pub(super) fn y(&self, top: f64, height: f64, value: f64) -> f64 {
         top + height - height * (value / self.end).clamp(0.0, 1.0)
     }

@@ -1,5 +1,5 @@
-//! The figures of a report on a line: rates over time and by the hour of the day, as SVG without styles of its own. The
-//! page that shows them has the styles, by class.
+//! Draws the figures of a report on an Internet line as SVG: rates over time and by the hour of the day. The SVG has
+//! classes but no styles; the page that shows the figures contains the styles.
 
 use jiff::Timestamp;
 use paramedic_link::test_spec::Direction;
@@ -13,14 +13,14 @@ const HEIGHT: f64 = 210.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 712.0;
 const TOP: f64 = 24.0;
-/// The height of the panel.
+/// The height of the panel that contains the dots or bars of a figure, in SVG units.
 const PANEL: f64 = 150.0;
-/// A figure has at most this many dots: more would cover each other.
+/// A figure has at most this many dots, because more dots would cover each other.
 const MAX_DOTS: usize = 3_000;
-/// The number of labels on the time axis.
+/// The number of labels on the time axis of a figure.
 const TIMES: i64 = 6;
 
-/// The rates of a direction over the period of its report. `None` if no run counts.
+/// Draws the rates of a direction over the period of the report as SVG. `None` if no run counts.
 pub fn rates_over_time(report: &LineReport, direction: &DirectionReport) -> Option<String> {
     let highest = direction.counted.iter().map(|rate| rate.line_bps).max()?;
     let mut figure = Figure::new(direction, highest, &summary(direction, "over time"));
@@ -42,7 +42,7 @@ pub fn rates_over_time(report: &LineReport, direction: &DirectionReport) -> Opti
     Some(figure.end())
 }
 
-/// The medians of a direction by the hour of the day. `None` if no hour has enough runs.
+/// Draws the median rates of a direction by the hour of the day as SVG. `None` if no hour has enough runs.
 pub fn rates_by_hour(direction: &DirectionReport) -> Option<String> {
     let highest = direction.hours.iter().filter_map(|hour| hour.line.map(|line| line.range[1])).fold(0.0, f64::max);
     if highest <= 0.0 {
@@ -69,7 +69,7 @@ pub fn rates_by_hour(direction: &DirectionReport) -> Option<String> {
     Some(figure.end())
 }
 
-/// A figure in words, for a reader who does not see it.
+/// The content of a figure in words, for screen readers.
 fn summary(direction: &DirectionReport, what: &str) -> String {
     let name = name(direction.direction);
     let count = direction.counted.len();
@@ -87,7 +87,7 @@ fn name(direction: Direction) -> &'static str {
     }
 }
 
-/// A panel with an axis of rates and the rates of the contract.
+/// The SVG text of a figure: a panel with an axis of rates and lines at the rates of the contract.
 struct Figure {
     svg: String,
     axis: Axis,

@@ -1,5 +1,5 @@
 //! Plots a result over time as an SVG image: throughput, latency of each direction, loss. Each curve has its own dash
-//! pattern, so it can be told apart without colours. Pure: no I/O, no clock.
+//! pattern or width, so that readers can tell the curves apart without colours. Pure: no I/O, no clock.
 
 mod axis;
 mod line;
@@ -21,11 +21,11 @@ const RIGHT: f64 = 784.0;
 const TOP: f64 = 84.0;
 const PANEL: f64 = 150.0;
 const LOSS_PANEL: f64 = 76.0;
-/// The space between two panels, for the legend of the lower one.
+/// The space between two panels, for the legend of the lower panel.
 const GAP: f64 = 44.0;
 /// The space below the last panel, for the labels of the time axis.
 const BOTTOM: f64 = 48.0;
-/// A curve has at most this many points in each phase: more would not be visible.
+/// A curve has at most this many points in each phase, because more points would not be visible.
 const MAX_POINTS: usize = 400;
 /// The longest name of another end in the title, in characters.
 const MAX_NAME_CHARS: usize = 60;
@@ -47,7 +47,7 @@ const STYLE: &str = "
   .loss { fill: #52606d; }
 ";
 
-/// Why a result cannot be plotted: it has no intervals.
+/// The error for a result that cannot be plotted, because it has no intervals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the run was saved without the intervals of its phases")]
 pub struct NothingToPlot;
@@ -58,8 +58,8 @@ struct PlotPhase<'a> {
     /// When the phase begins, in seconds since the first phase began. The pauses between phases are left out.
     from_s: f64,
     length_s: f64,
-    /// The points of the rate curves: the end of each interval, in seconds since the phase began, and bits per second.
-    /// Download, upload.
+    /// The points of the two rate curves (download, upload). A point is the end of an interval, in seconds since the
+    /// phase began, and its rate in bits per second.
     rates: [Vec<(f64, f64)>; 2],
     latency: &'a [LatencyInterval],
 }
@@ -69,8 +69,8 @@ pub fn svg(document: &ResultDocument) -> Result<String, NothingToPlot> {
     draw(document, true)
 }
 
-/// Draws `document` as a part of a page. The drawing has no styles of its own, because the page has them, and takes the
-/// width of its place in the page. It uses the same classes as the image of [`svg`].
+/// Draws `document` as SVG for use inside a web page. The drawing takes the width of its place in the page. It uses the
+/// same classes as the image of [`svg`], but contains no styles, because the page has them.
 pub fn svg_part(document: &ResultDocument) -> Result<String, NothingToPlot> {
     draw(document, false)
 }
@@ -264,7 +264,7 @@ impl Canvas<'_> {
             let step = if at == 0 { 'M' } else { 'L' };
             path.push_str(&format!("{step}{:.1} {:.1}", self.x(from_s + end_s), y(*value)));
         }
-        // A single point has no line; a short one makes it visible.
+        // A single point has no line, so a short line makes the point visible.
         if points.len() == 1 {
             path.push_str("h3");
         }
@@ -273,13 +273,13 @@ impl Canvas<'_> {
         }
     }
 
-    /// Writes into an empty panel why it has no curve.
+    /// Writes `why` into the middle of a panel that has no curve.
     fn missing(&mut self, top: f64, height: f64, why: &str) {
         let (x, y) = (f64::midpoint(LEFT, RIGHT), top + height / 2.0 + 4.5);
         self.put(format!(r#"<text class="faint" x="{x:.1}" y="{y:.1}" text-anchor="middle">{}</text>"#, escaped(why)));
     }
 
-    /// Writes the names of the phases and draws the lines between them.
+    /// Writes the names of the phases and draws the lines between the phases.
     fn phase_names(&mut self, bottom: f64) {
         for (at, phase) in self.phases.iter().enumerate() {
             let (from, to) = (self.x(phase.from_s), self.x(phase.from_s + phase.length_s));
@@ -315,14 +315,15 @@ impl Canvas<'_> {
     }
 }
 
-/// Reduces a curve to at most [`MAX_POINTS`] points. Each is the mean of a group of neighbours, at the end of the
+/// Reduces a curve to at most [`MAX_POINTS`] points. Each point is the mean of a group of neighbours, at the end of the
 /// group.
 fn mean_of_groups(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mean = |group: &[(f64, f64)]| group.iter().map(|(_, value)| value).sum::<f64>() / group.len() as f64;
     in_groups(points, mean)
 }
 
-/// Reduces a curve to at most [`MAX_POINTS`] points. Each is the highest of a group of neighbours, so no peak is lost.
+/// Reduces a curve to at most [`MAX_POINTS`] points. Each point has the highest value of a group of neighbours, so no
+/// peak is lost.
 fn highest_of_groups(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     in_groups(points, |group| group.iter().map(|(_, value)| *value).fold(0.0, f64::max))
 }

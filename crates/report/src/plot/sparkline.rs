@@ -1,4 +1,4 @@
-//! Draws the curves of a running test as text: one line for each phase. Pure: no I/O, no clock.
+//! Draws the curves of a running test as text: one line for each phase and direction. Pure: no I/O, no clock.
 
 use paramedic_link::test_spec::{Direction, Load};
 
@@ -21,7 +21,7 @@ pub struct PhaseCurves {
 }
 
 impl PhaseCurves {
-    /// Adds the value of a progress event to its curve.
+    /// Adds the value of a progress event to the curve of its phase and direction.
     pub fn note(&mut self, event: &Event) {
         let (of, value) = match event {
             Event::Interval(reading) => ((reading.phase, Some(reading.direction)), reading.bps),
@@ -29,7 +29,7 @@ impl PhaseCurves {
                 Some(rtt_us) => ((reading.phase, None), rtt_us),
                 None => return,
             },
-            // A test that begins again.
+            // The test begins, or begins again: earlier values do not count.
             Event::Start(_) => return self.curves.clear(),
             _ => return,
         };
@@ -39,7 +39,7 @@ impl PhaseCurves {
         }
     }
 
-    /// One line of text for each curve, with its lowest and highest value.
+    /// One line of text for each curve, with its lowest and highest value. Leaves out curves with only one value.
     pub fn lines(&self) -> Vec<Line> {
         let line = |((load, direction), values): &Curve| {
             let name = match (load, direction) {
@@ -61,8 +61,8 @@ impl PhaseCurves {
     }
 }
 
-/// Draws `values` as bars. The highest value has the tallest bar. Averages neighbours if there are more values than
-/// characters.
+/// Draws `values` as a text of bar characters. The highest value has the tallest bar. If there are more values than
+/// characters, each bar is the mean of neighbouring values.
 pub fn sparkline(values: &[u64]) -> String {
     let group = values.len().div_ceil(MOST).max(1);
     let mean = |group: &[u64]| group.iter().map(|value| *value as f64).sum::<f64>() / group.len() as f64;
@@ -107,7 +107,7 @@ mod tests {
             curves.note(&rate(Load::Download, Direction::Download, bps));
             curves.note(&rate(Load::Bidir, Direction::Upload, bps / 10));
         }
-        // One value is no curve.
+        // A single value is not drawn as a curve.
         curves.note(&rate(Load::Upload, Direction::Upload, 5));
         let lines = curves.lines().iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(

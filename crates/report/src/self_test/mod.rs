@@ -1,5 +1,5 @@
-//! The self-test document: what rates a host can carry, measured without a second host. Contains the document, the
-//! verdict, and the rows of the report. `paramedic-host` makes the measurements.
+//! The self-test: which rates a host can carry, measured without a second host. This module contains the document, the
+//! verdict, and the rows of the report. The crate `paramedic-host` makes the measurements.
 
 #[cfg(test)]
 pub(crate) mod example;
@@ -22,13 +22,13 @@ pub use verdict::{Verdict, WeakPoint, judge};
 /// The format of the self-test document: its name and version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SelfTestSchema {
-    /// Version 1 of the format.
+    /// Version 1 of the format of the self-test document.
     #[default]
     #[serde(rename = "packetparamedic.self_test/1")]
     V1,
 }
 
-/// The program that an inspection or a self-test belongs to.
+/// The program whose host a self-test or the `doctor` command examines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Role {
     /// The reflector, the test endpoint.
@@ -43,27 +43,27 @@ pub enum Role {
 /// absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SelfTest {
-    /// The format of this document.
+    /// The format of the self-test document.
     pub schema: SelfTestSchema,
     /// The program that tested its host: the reflector or the appliance.
     pub program: Role,
-    /// The version of that program.
+    /// The version of the program that tested its host.
     pub version: String,
     /// When the self-test began, by the host's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
     /// When the self-test ended, by the host's clock (RFC 3339, UTC).
     pub finished_at: Timestamp,
-    /// The highest line rates that the host can test.
+    /// The highest line rates that the host can test, as far as the self-test shows.
     pub verdict: Verdict,
     /// What limits the host, or makes its results less accurate.
     pub weak_points: Vec<WeakPoint>,
-    /// The rate of each engine over loopback, with its fastest data path. If that path copies no payload, also the rate
-    /// with every byte copied. Both ends ran on this host: one end alone can carry more. A real interface costs
-    /// processor time that loopback does not.
+    /// The rate of each engine over loopback, with its fastest data path. If this path copies no payload, also the rate
+    /// with every byte copied. Both ends ran on the same host, so one end alone can carry more. A real interface costs
+    /// processor time that loopback does not cost.
     pub rates: Vec<LoopbackRate>,
     /// The rates that were not measured, with the reasons.
     pub not_measured: Vec<NotMeasured>,
-    /// What the self-test found out about the host.
+    /// The facts about the host that affect its results.
     pub facts: Facts,
 }
 
@@ -85,7 +85,7 @@ pub struct LoopbackRate {
 }
 
 impl LoopbackRate {
-    /// Whether an end moved payload without copying it. On loopback that costs less than on any interface.
+    /// Whether an end moved payload without copying it. On loopback, such a transfer costs less than on any interface.
     pub fn is_by_reference(&self) -> bool {
         const UNTOUCHED: [&str; 2] = ["splice", "trunc"];
         let both = [&self.download, &self.upload].into_iter().flatten();
@@ -93,7 +93,7 @@ impl LoopbackRate {
         paths.any(|path| UNTOUCHED.contains(&path.as_str()))
     }
 
-    /// The rate in `direction`; `None` if it was not measured.
+    /// The rate in `direction`; `None` if the direction was not measured.
     pub fn direction(&self, direction: Direction) -> Option<&DirectionRate> {
         match direction {
             Direction::Download => self.download.as_ref(),
@@ -116,14 +116,14 @@ pub struct DirectionRate {
     pub data_path: MovedBy,
 }
 
-/// How each end moved the payload, by the names that the result document uses. Absent for an end that did not report
-/// it.
+/// How each end moved the payload, by the names that the result document uses. The method is absent for an end that did
+/// not report one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MovedBy {
-    /// The method of the sending end.
+    /// The method by which the sending end moved the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<PeerText>,
-    /// The method of the receiving end.
+    /// The method by which the receiving end moved the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<PeerText>,
 }
@@ -141,10 +141,10 @@ pub struct NotMeasured {
     pub engine: String,
     /// The data mode that was not measured.
     pub data_mode: DataMode,
-    /// The direction that was not measured; absent if neither was.
+    /// The direction that was not measured; absent if neither direction was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
-    /// The reason why it was not measured.
+    /// The reason why the rate was not measured.
     pub because: String,
 }
 

@@ -1,5 +1,5 @@
-//! Turns the findings of a self-test into rows of the report, each with a label and a text. A fact that could not be
-//! read has a row that states so. Pure: no I/O, no clock.
+//! Turns the findings of a self-test into rows of the report, each with a label and a text. If a fact could not be
+//! read, its row states this. Pure: no I/O, no clock.
 
 use paramedic_link::measurement::Duplex;
 use paramedic_link::test_spec::Direction;
@@ -9,12 +9,12 @@ use super::verdict::line_rate;
 use super::{DirectionRate, LoopbackRate, SelfTest, mode_word};
 use crate::quantity;
 
-/// One row of the report.
+/// One row of the report on a self-test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FactRow {
-    /// The label on the left.
+    /// The label of the row, in the left column.
     pub label: String,
-    /// The text beside the label.
+    /// The text of the row, beside the label.
     pub text: String,
 }
 
@@ -27,7 +27,7 @@ impl FactRow {
 /// The text of a row whose fact cannot be read on this host.
 const UNKNOWN: &str = "can't be read here";
 
-/// One row for each engine's rate, and one for each rate that was not measured.
+/// The rows about rates: one for each engine's rate over loopback, and one for each rate that was not measured.
 pub fn rate_rows(test: &SelfTest) -> Vec<FactRow> {
     let carried = test.rates.iter().map(|rate| {
         let both = Direction::BOTH.into_iter().filter_map(|direction| {
@@ -45,7 +45,7 @@ pub fn rate_rows(test: &SelfTest) -> Vec<FactRow> {
     carried.chain(missed).collect()
 }
 
-/// The note below the rates, which explains them; `None` if there are no rates.
+/// The note that explains the rates of a self-test, below their rows; `None` if there are no rates.
 pub fn rate_note(test: &SelfTest) -> Option<String> {
     let streams = test.rates.first()?.streams;
     let streams = if streams == 1 { "one stream".to_owned() } else { format!("{streams} streams") };
@@ -81,7 +81,7 @@ pub fn fact_rows(test: &SelfTest) -> Vec<FactRow> {
     rows
 }
 
-/// The methods by which both ends moved the payload, without repetitions.
+/// The methods by which both ends moved the payload, without repetitions, in parentheses.
 fn moved(rate: &LoopbackRate) -> String {
     let path = |rate: &DirectionRate| {
         let both = [&rate.data_path.sender, &rate.data_path.receiver];

@@ -10,7 +10,8 @@ use super::facts::{Facts, Interface, InterfaceKind};
 use super::{LoopbackRate, Role};
 use crate::quantity;
 
-/// The nominal rates of common lines, in bits per second. A rate between two of them counts as the lower one.
+/// The nominal rates of common lines, in bits per second. A measured rate between two nominal rates counts as the lower
+/// one.
 const STEPS_BPS: [u64; 10] = [
     100_000_000,
     250_000_000,
@@ -28,22 +29,22 @@ const STEPS_BPS: [u64; 10] = [
 /// with a bad cable.
 const SLOW_INTERFACE_BPS: u64 = 100_000_000;
 
-/// A host needs at least this limit of file descriptors: a session with 64 streams in both directions uses about 400.
-/// The reflector uses the same limit for its warning.
+/// A host needs at least this limit of file descriptors, because a session with 64 streams in both directions uses
+/// about 400 descriptors. The reflector warns below the same limit.
 const ENOUGH_DESCRIPTORS: u64 = 1024;
 
-/// If the 99th percentile of the timer lateness reaches this many microseconds, latency probes are noticeably late.
-/// Probes leave every 10 ms.
+/// If the 99th percentile of the timer lateness reaches this many microseconds, latency probes are noticeably late,
+/// because a probe is due every 10 ms.
 const LATE_TIMER_US: u64 = 1_000;
 
 /// If other programs use at least this share of all cores, they noticeably lower the measured rates.
 const BUSY: f64 = 0.25;
 
-/// The longest round trip for which the socket buffers should suffice, in milliseconds: one between continents.
+/// The longest round trip for which the socket buffers should suffice, in milliseconds. Round trips between continents
+/// take about as long.
 const LONG_RTT_MS: u64 = 100;
 
-/// Socket buffers are judged for rates up to this one, in bits per second. Lines that are faster have short round
-/// trips.
+/// Socket buffers are judged for rates up to this rate, in bits per second. Faster lines have short round trips.
 const LONG_PATH_MOST_BPS: u64 = 10_000_000_000;
 
 /// The number of streams that a test has by default.
@@ -53,18 +54,19 @@ const STREAMS: u64 = 4;
 /// `tcp_adv_win_scale` 1).
 const BUFFER_PER_PAYLOAD: u64 = 2;
 
-/// The frequency drivers whose governor `powersave` adapts the frequency to the load. With other drivers, it selects
-/// the lowest frequency.
+/// The frequency drivers whose governor `powersave` adapts the frequency to the load. With other drivers, `powersave`
+/// selects the lowest frequency.
 const ADAPTIVE_POWERSAVE: [&str; 2] = ["intel_pstate", "amd-pstate-epp"];
 
-/// The lines that the host can test in both directions: for each data mode the highest nominal line rate that is not
-/// above the measured rate. Absent if the rate was not measured, or is below the lowest nominal rate.
+/// The lines that the host can test in both directions: for each data mode, the highest nominal line rate that is not
+/// above the measured rate. The line rate of a mode is absent if no rate was measured in this mode, or if the measured
+/// rate is below the lowest nominal rate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
-    /// The highest line rate in tunneled mode, in bits per second.
+    /// The highest line rate that the host can test in tunneled mode, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunneled_bps: Option<u64>,
-    /// The highest line rate in direct mode, in bits per second.
+    /// The highest line rate that the host can test in direct mode, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_ephemeral_bps: Option<u64>,
     /// The verdict as a sentence.
@@ -76,11 +78,11 @@ pub struct Verdict {
 pub struct WeakPoint {
     /// A stable identifier for scripts, in lower case. It stays the same when the text changes.
     pub code: String,
-    /// What is weak.
+    /// The weak point as a statement for the reader.
     pub what: String,
-    /// Why it is a weak point.
+    /// The cause or the effect of the weak point.
     pub because: String,
-    /// How to improve it.
+    /// How to remove the weak point.
     #[serde(rename = "try")]
     pub try_: String,
 }
@@ -110,9 +112,9 @@ pub fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec
     (verdict, weak_points)
 }
 
-/// The rate that the fastest engine carried in both directions in `mode`; `None` if none was measured both ways. If an
-/// engine was also measured with every byte copied, that rate counts: zero-copy costs nothing on loopback, but does on
-/// a real interface.
+/// The rate that the fastest engine reached in each of the two directions in `mode`; `None` if no engine was measured in
+/// both. Zero-copy rates count only if no rate with every byte copied was measured, because zero-copy is free on
+/// loopback, but not on a real interface.
 fn carried(rates: &[LoopbackRate], mode: DataMode) -> Option<u64> {
     best(rates.iter().filter(|rate| rate.data_mode == mode && !rate.is_by_reference()))
         .or_else(|| best(rates.iter().filter(|rate| rate.data_mode == mode)))
@@ -159,7 +161,8 @@ fn verdict(facts: &Facts, rates: &[LoopbackRate]) -> Verdict {
     Verdict { tunneled_bps, direct_ephemeral_bps, text }
 }
 
-/// The fastest interface and its speed. `None` if an interface that may be faster does not report its speed.
+/// The fastest network interface of the host and its speed. `None` if an interface that may be faster does not report
+/// its speed, or if only virtual interfaces are up.
 fn fastest_interface(facts: &Facts) -> Option<(u64, &Interface)> {
     let mut real = facts.interfaces.iter().filter(|interface| interface.kind != InterfaceKind::Virtual).peekable();
     real.peek()?;
@@ -204,7 +207,7 @@ fn busy(facts: &Facts) -> Option<WeakPoint> {
 }
 
 fn one_core(facts: &Facts) -> Option<WeakPoint> {
-    // The cores of the host. A quota is a separate weak point.
+    // Counts only the cores. A CPU quota is a separate weak point.
     facts.processor.cores.filter(|cores| *cores == 1)?;
     Some(WeakPoint::new(
         "one_core",
@@ -285,15 +288,15 @@ fn few_descriptors(role: Role, facts: &Facts) -> Option<WeakPoint> {
     })
 }
 
-/// The weak point of socket buffers that are too small: four streams cannot fill a long path at the rate that this host
-/// and its interfaces carry. `None` if they can.
+/// The weak point of socket buffers that are too small: four streams cannot fill a long path at the rate that the host
+/// and its interfaces carry. `None` if the buffers suffice.
 fn small_buffers(facts: &Facts, rates: &[LoopbackRate]) -> Option<WeakPoint> {
     let host = carried(rates, DataMode::Tunneled).max(carried(rates, DataMode::DirectEphemeral)).and_then(step)?;
     let wanted = fastest_interface(facts).map_or(host, |(speed, _)| speed.min(host)).min(LONG_PATH_MOST_BPS);
     let (receive, send) = (facts.buffers.tcp_receive_max_bytes?, facts.buffers.tcp_send_max_bytes?);
     let payload = receive.min(send).saturating_mul(STREAMS) / BUFFER_PER_PAYLOAD;
     let possible = payload.saturating_mul(8 * 1000) / LONG_RTT_MS;
-    // The buffer that the rate of a line needs, in whole MiB.
+    // The buffer that each stream needs for the rate of the line, in whole MiB.
     let needed = (wanted * LONG_RTT_MS / (8 * 1000) * BUFFER_PER_PAYLOAD / STREAMS).div_ceil(1 << 20) << 20;
     let settings = [("tcp_rmem=\"4096 131072", receive), ("tcp_wmem=\"4096 16384", send)];
     let larger = settings.iter().filter(|(_, now)| *now < needed);
@@ -408,7 +411,7 @@ mod tests {
         rates.push(rate(DataMode::DirectEphemeral, 30 * GBIT, 1));
         let verdict = verdict(&Facts::default(), &rates);
         assert_eq!(verdict.direct_ephemeral_bps, Some(10 * GBIT));
-        // One direction does not show the rate of the other.
+        // The rate of one direction does not show the rate of the other direction.
         let half = LoopbackRate { upload: None, ..rate(DataMode::Tunneled, GBIT, GBIT) };
         let verdict = super::verdict(&Facts::default(), &[half]);
         assert_eq!(verdict.text, "The rate that this host can carry could not be measured.");
@@ -437,7 +440,7 @@ mod tests {
         );
         let fast = Facts { interfaces: vec![interface(Some(GBIT)), interface(Some(25 * GBIT))], ..sound() };
         assert!(text_of(&fast).ends_with("each way."), "{}", text_of(&fast));
-        // The second interface may be faster.
+        // The second interface, whose speed is unknown, may be faster.
         let unsure = Facts { interfaces: vec![interface(Some(GBIT)), interface(None)], ..sound() };
         assert!(text_of(&unsure).ends_with("each way."), "{}", text_of(&unsure));
         let bridge = Interface { kind: InterfaceKind::Virtual, ..interface(None) };

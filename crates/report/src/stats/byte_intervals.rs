@@ -10,13 +10,14 @@ use super::latency::percentile;
 /// An interval shorter than this, in microseconds, is merged with its neighbour: its rate would be mostly rounding
 /// error.
 const SHORTEST_US: u64 = INTERVAL_MS * 1000 / 2;
-/// A merged interval should hold this many clumps.
+/// A merged interval should hold this many clumps of bytes.
 const CLUMPS: usize = 4;
-/// Merging leaves at least this many intervals, unless the usual distance between clumps requires longer ones.
+/// Merging leaves at least this many intervals, unless the usual distance between clumps requires longer intervals.
 const FEWEST_MERGED: usize = 10;
-/// Bytes count as arriving in clumps only after this many silences. One or two silences are outages.
+/// Bytes count as arriving in clumps only if there are at least this many silences between clumps. One or two silences
+/// are outages.
 const FEWEST_SILENCES: usize = 3;
-/// If silences take less than 1/20 of the time, intervals are not merged: no reported percentile would change.
+/// If less than 1/20 of the intervals are without bytes, intervals are not merged: no reported percentile would change.
 const SILENT_PART: usize = 20;
 /// A silence counts as a mere delay if the two intervals after it hold at least this share of the bytes that arrive in
 /// the time of the silence at the mean rate. Otherwise the line carried nothing during the silence.
@@ -39,7 +40,7 @@ impl ByteInterval {
         self.bytes as f64 * 8e6 / self.length_us() as f64
     }
 
-    /// The rate in bits per second, rounded to a whole number.
+    /// The mean rate in the interval, in bits per second, rounded to a whole number.
     pub(super) fn bps(&self) -> u64 {
         let length = u128::from(self.length_us());
         u64::try_from((self.bytes.saturating_mul(8_000_000) + length / 2) / length).unwrap_or(u64::MAX)
@@ -84,8 +85,8 @@ pub(super) fn intervals(samples: &[Sample], span: Duration) -> Vec<ByteInterval>
     found
 }
 
-/// The intervals from the first byte on. If bytes arrive in clumps, only up to the last byte: the next clump may have
-/// been in flight at the end.
+/// The intervals from the first byte on. If bytes arrive in clumps, the intervals after the last byte are left out,
+/// because the next clump may have been in flight at the end.
 pub(super) fn between_first_and_last_byte(intervals: &[ByteInterval]) -> &[ByteInterval] {
     let Some(lead) = intervals.iter().position(|interval| interval.bytes > 0) else { return intervals };
     let gap = usual_gap(intervals);
@@ -98,7 +99,8 @@ pub(super) fn between_first_and_last_byte(intervals: &[ByteInterval]) -> &[ByteI
 }
 
 /// Merges the intervals if bytes arrive in clumps that are further apart than samples. Each merged interval holds
-/// several clumps and ends with a part that has bytes. `usual_gap` is that of the whole direction.
+/// several clumps and ends with a part that has bytes. `usual_gap` is the usual distance between clumps in the whole
+/// direction, from the function of that name.
 pub(super) fn merged(intervals: &[ByteInterval], usual_gap: usize) -> Vec<ByteInterval> {
     if usual_gap == 1 || intervals.iter().all(|interval| interval.bytes == 0) {
         return intervals.to_vec();

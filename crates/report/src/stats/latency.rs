@@ -25,35 +25,38 @@ pub struct LatencySummary {
     pub lost_upload: u64,
     /// The number of probes that the reflector received, but whose reply was lost.
     pub lost_download: u64,
-    /// The number of lost probes of which it is not known which direction lost them, because no later reply shows it.
+    /// The number of lost probes for which the direction of the loss is unknown, because no later reply shows whether
+    /// the reflector received them.
     pub lost_somewhere: u64,
-    /// The number of probes whose reply arrived later than [`Probe::LATE_AFTER`]. They count neither as received nor as
-    /// lost.
+    /// The number of probes whose reply arrived later than [`Probe::LATE_AFTER`]. Such a probe counts neither as
+    /// received nor as lost.
     pub late: u64,
-    /// The share of probes that the reflector did not receive (0 to 1), among those of which this is known. Absent if
-    /// it is unknown for most lost probes.
+    /// The share (0 to 1) of probes that the reflector did not receive, among the probes for which this is known.
+    /// Absent if the direction of the loss is unknown for most lost probes.
     pub loss_upload: Option<f64>,
-    /// The share of probes whose reply was lost (0 to 1), among those that the reflector received. Absent if it is
-    /// unknown for most lost probes.
+    /// The share (0 to 1) of probes whose reply was lost, among the probes that the reflector received. Absent if the
+    /// direction of the loss is unknown for most lost probes.
     pub loss_download: Option<f64>,
-    /// The share of all probes that were not answered, from 0 to 1.
+    /// The share (0 to 1) of sent probes that were lost in either direction. Late replies do not count as lost.
     pub loss: f64,
-    /// How the lost probes are distributed; absent if none was lost.
+    /// How the lost probes are distributed over time; absent if no probe was lost.
     pub loss_pattern: Option<LossPeriods>,
-    /// The 99th percentile of the prober's lateness in microseconds, skipped probes included. A round trip starts when
-    /// its probe was sent, so it does not include the lateness. But a late prober samples busy moments less often.
+    /// The 99th percentile of how late the prober was, in microseconds, skipped probes included. Round trips do not
+    /// include this lateness, because they start when the probe was sent. But a late prober samples busy moments less
+    /// often.
     pub probe_late_p99_us: u32,
 }
 
-/// How lost probes are distributed, in the order sent (RFC 3357). A loss period is a run of consecutive lost probes.
+/// How lost probes are distributed over time (RFC 3357). A loss period is a run of lost probes that were sent one after
+/// the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LossPeriods {
     /// The number of loss periods.
     pub periods: u64,
     /// The number of lost probes in the longest loss period.
     pub longest_probes: u64,
-    /// The duration of the longest loss period: from its first probe to the next answered probe, or to its last probe
-    /// if none follows.
+    /// The duration of the longest loss period: from its first probe to the next probe that was not lost. If no such
+    /// probe follows, to the last probe of the period.
     pub longest: Duration,
 }
 
@@ -67,8 +70,8 @@ impl LossPeriods {
     }
 }
 
-/// Round-trip times in microseconds, without the time that the reflector took to reply. Percentiles are nearest-rank,
-/// so each is a round trip that was measured. A percentile is absent if there are too few round trips.
+/// Round-trip times in microseconds, without the time that the reflector took to reply. Percentiles are nearest-rank:
+/// each of them is a measured round trip. A percentile is absent if there are too few round trips.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoundTrips {
     /// The shortest round trip, in microseconds.
@@ -77,23 +80,24 @@ pub struct RoundTrips {
     pub mean_us: f64,
     /// The median round trip, in microseconds.
     pub p50_us: Option<u32>,
-    /// The 90th percentile, in microseconds.
+    /// The 90th percentile of the round trips, in microseconds.
     pub p90_us: Option<u32>,
-    /// The 95th percentile, in microseconds.
+    /// The 95th percentile of the round trips, in microseconds.
     pub p95_us: Option<u32>,
-    /// The 99th percentile, in microseconds.
+    /// The 99th percentile of the round trips, in microseconds.
     pub p99_us: Option<u32>,
-    /// The 99.9th percentile, in microseconds.
+    /// The 99.9th percentile of the round trips, in microseconds.
     pub p999_us: Option<u32>,
     /// The longest round trip, in microseconds.
     pub max_us: u32,
-    /// The mean absolute difference between the round trips of consecutive probes, in microseconds (RFC 3393 selects
-    /// packets like this). A pair with a lost probe does not count. Absent without a pair.
+    /// The mean absolute difference between the round trips of consecutive probes, in microseconds (RFC 3393 pairs
+    /// packets in the same way). Two consecutive probes count only if both were answered in time. Absent if there is no
+    /// such pair.
     pub jitter_us: Option<f64>,
 }
 
-/// Computes the statistics of the probes of a window; `None` without probes. `probes` are in the order sent.
-/// `skipped_late_us`: how late the prober was, for each probe that it skipped.
+/// Computes the statistics of the probes in a time window; `None` without probes. `probes` are in the order sent.
+/// `skipped_late_us` contains, for each probe that the prober skipped, how late the prober was.
 pub fn latency(
     probes: impl IntoIterator<Item = Probe>,
     skipped_late_us: impl IntoIterator<Item = u32>,
@@ -183,25 +187,25 @@ fn fraction(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// How many round trips of this duration fit into one minute, one after the other.
+/// How many round trips of the duration `round_trip_us` fit into one minute, one after the other.
 pub fn round_trips_per_minute(round_trip_us: u64) -> u64 {
     let least = round_trip_us.max(1);
     (60_000_000 + least / 2) / least
 }
 
-/// The bufferbloat grade: how much a load raises the latency. [`grade`] has the limits.
+/// The bufferbloat grade: how much a load raises the latency. The function [`grade`] contains the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Grade {
-    /// The latency hardly rises.
+    /// The latency hardly rises under load.
     #[serde(rename = "A+")]
     APlus,
-    /// No application is affected.
+    /// The latency under load affects no application.
     A,
-    /// Games are affected.
+    /// The latency under load affects games.
     B,
-    /// Calls are affected.
+    /// The latency under load affects calls.
     C,
-    /// Every interactive application is affected.
+    /// The latency under load affects every interactive application.
     D,
     /// Interactive applications are unusable under load.
     F,
@@ -220,7 +224,7 @@ impl fmt::Display for Grade {
     }
 }
 
-/// Grades a load by the `increase` of the median round trip over the idle one.
+/// Grades a load by the `increase` of the median round trip over the median of the idle path.
 pub fn grade(increase: Duration) -> Grade {
     const BELOW_MS: [(u64, Grade); 5] =
         [(5, Grade::APlus), (30, Grade::A), (60, Grade::B), (200, Grade::C), (400, Grade::D)];
@@ -234,7 +238,7 @@ mod tests {
 
     use super::*;
 
-    /// The statistics of these probes, with no probe skipped.
+    /// The statistics of `probes`, with no probe skipped.
     fn of_probes(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary> {
         latency(probes, [])
     }
@@ -299,7 +303,7 @@ mod tests {
         assert_eq!((summary.lost_upload, summary.lost_download, summary.lost_somewhere), (1, 1, 1));
         assert_eq!((summary.loss_upload, summary.loss_download), (Some(1.0 / 7.0), Some(1.0 / 6.0)));
         assert_eq!(summary.loss, 3.0 / 8.0);
-        // Only 30 and 10 are consecutive and both answered.
+        // Only the probes with 30 and 10 are consecutive and both answered.
         assert_eq!(summary.rtt.unwrap().jitter_us, Some(20.0));
     }
 

@@ -1,5 +1,5 @@
-//! The confidence interval of the mean rate of a direction. It is valid although consecutive samples are correlated.
-//! Pure: no I/O, no clock.
+//! Computes the confidence interval of the mean rate of a direction. The interval is valid although consecutive samples
+//! are correlated. Pure: no I/O, no clock.
 
 use std::f64::consts::PI;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use super::byte_intervals::ByteInterval;
 
 /// A direction that was measured for less than this time has no confidence interval.
 pub const LEAST_MEASURED: Duration = Duration::from_secs(5);
-/// A direction whose steady part is shorter than this has no confidence interval.
+/// A direction whose steady part is shorter than this time has no confidence interval.
 pub const LEAST_STEADY: Duration = Duration::from_secs(4);
-/// The last sample may be this much too early and still complete the required time.
+/// A required duration counts as complete even if the last sample came this much too early.
 const SAMPLE_SLACK: Duration = Duration::from_millis(50);
-/// The rate is compared with at most this many cosine waves.
+/// The variance of the mean rate is estimated from the products of the rate with at most this many cosine waves.
 const WAVES: usize = 4;
-/// Each cosine wave needs this many intervals.
+/// One cosine wave is used for each group of this many intervals, up to [`WAVES`].
 const INTERVALS_PER_WAVE: usize = 2;
 /// Student's t for 95 %, two-sided, for 1, 2, … degrees of freedom.
 const T_95: [f64; WAVES] = [12.706, 4.303, 3.182, 2.776];
-/// Student's t for one of three looks, for 1, 2, … degrees of freedom. All three together err in at most 5 % of runs
-/// (Bonferroni: 1 - 0.05 / 3).
+/// Student's t for one of three looks at a growing run, for 1, 2, … degrees of freedom. At least one of the three
+/// intervals is wrong in at most 5 % of runs (Bonferroni: 1 - 0.05 / 3).
 const T_LOOK: [f64; WAVES] = [38.188, 7.649, 4.857, 3.961];
-/// How much the interval is widened because the memory is estimated from the same samples. Applies to a memory as long
-/// as the run; a shorter memory widens it less. Chosen such that the coverage for autoregressive rates hardly depends
-/// on their memory: see `tests/coverage.rs`.
+/// How much the confidence interval is widened because the memory of the rate (how long it stays correlated) is
+/// estimated from the same samples. Applies to a memory as long as the run; a shorter memory widens the interval less.
+/// The value makes the coverage for autoregressive rates nearly independent of their memory: see `tests/coverage.rs`.
 const MEMORY_DOUBT: f64 = 5.5;
 
-/// The confidence level of an interval.
+/// The confidence level of the interval of a mean rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Confidence {
     /// 95 % for one interval.
@@ -44,10 +44,10 @@ pub enum Confidence {
 /// whatever the fast noise does. Their mean square is the variance of the mean, and Student's t with as many degrees of
 /// freedom gives the interval (Müller 2007; Lazarus, Lewis, Stock, Watson 2018).
 ///
-/// If the memory is long, even these waves vary less than the mean. Then the method scales each product by the ratio
-/// that a first-order autoregressive process with the same correlation of neighbouring intervals has (Andrews, Monahan
-/// 1992). It removes the bias of that correlation first (Kendall 1954). The correlation is uncertain, too, so the
-/// interval becomes wider, the longer the memory is compared with the run.
+/// If the memory is long, even these products vary less than the mean. So the method scales the square of each product
+/// by the ratio of the two variances in a first-order autoregressive process with the same correlation of neighbouring
+/// intervals (Andrews, Monahan 1992). The method first removes the bias of the estimated correlation (Kendall 1954).
+/// Because this estimate is uncertain, too, a longer memory compared with the run makes the interval wider.
 pub(super) fn mean_interval(
     steady: &[ByteInterval],
     whole: &ByteInterval,
@@ -87,7 +87,7 @@ fn reach(steady: &[ByteInterval], whole: &ByteInterval, waves: usize, confidence
     student * variance.sqrt() * memory.doubt()
 }
 
-/// The correlation of neighbouring intervals, and factors that follow from it.
+/// The correlation between the rates of neighbouring intervals, and factors that follow from this correlation.
 struct Memory {
     intervals: f64,
     correlation: f64,
@@ -101,8 +101,8 @@ impl Memory {
         let neighbours: f64 = steady.windows(2).map(|pair| off(&pair[0]) * off(&pair[1])).sum();
         let estimate = if squares > 0.0 { neighbours / squares } else { 0.0 };
         let unbiased = (estimate + 1.0 / intervals) / (1.0 - 3.0 / intervals).max(0.25);
-        // A negative correlation comes from the jitter of the sampling. With one nearer to 1, the memory would be
-        // longer than the run.
+        // A negative correlation comes from the jitter of the sampling. With a correlation above the upper bound, the
+        // memory would be longer than the run.
         Self { intervals, correlation: unbiased.clamp(0.0, 1.0 - 1.0 / intervals) }
     }
 
@@ -114,7 +114,7 @@ impl Memory {
         of_mean * (1.0 - 2.0 * r * angle.cos() + r * r)
     }
 
-    /// The factor that widens the interval because the memory itself is uncertain.
+    /// The factor that widens the confidence interval because the estimate of the memory itself is uncertain.
     fn doubt(&self) -> f64 {
         let part_of_run = 1.0 / (self.intervals * (1.0 - self.correlation));
         1.0 + MEMORY_DOUBT * part_of_run

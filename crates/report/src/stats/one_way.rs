@@ -1,10 +1,10 @@
 //! The delay of each direction, from the times of two clocks that are not synchronised: fits the offset and the skew of
 //! the clocks, finds jumps between them, and determines the direction of a queue. Pure: no I/O, no clock.
 //!
-//! The difference between send and receive time of a probe is a delay plus the offset of the clocks in the upload
-//! direction, and minus it in the download direction. The offset and the shortest delays cannot be separated. They need
-//! not be: what is reported is the delay above the shortest one, the packet delay variation of RFC 5481. Only the skew
-//! of the clocks must be known. No delay is shorter than the shortest one, so the lower envelopes of both directions
+//! The receive time minus the send time of a probe is the delay plus the offset of the clocks in the upload direction,
+//! and the delay minus the offset in the download direction. The offset and the shortest delays cannot be separated.
+//! But the reports state only the delay above the shortest delay, the packet delay variation of RFC 5481. This needs
+//! only the skew of the clocks. No delay is shorter than the shortest delay, so the lower envelopes of both directions
 //! bound the skew from both sides (V. Paxson, "On calibrating measurements of packet transit times", 1998).
 
 use std::time::Duration;
@@ -15,12 +15,12 @@ use paramedic_link::test_spec::Direction;
 use super::latency::percentile;
 use super::path_change::{PathChange, path_change};
 
-/// A phase needs at least this many one-way delays for a statement about it. A median round trip needs as many.
+/// A statement about the one-way delays of a phase needs at least this many delays, as many as a median round trip.
 const LEAST_DELAYS: usize = 20;
-/// The second-shortest delay of this many consecutive probes represents the lower envelope. The shortest would not do:
-/// one wrong time must have no effect.
+/// The second-shortest delay of this many consecutive probes represents the lower envelope. The shortest delay is not
+/// used, so that one wrong time has no effect.
 const CHUNK: usize = 10;
-/// No clock that a kernel keeps has a larger skew, in parts per million: the limit of adjtimex(2).
+/// The largest assumed skew of the clocks, in parts per million: the largest rate correction of adjtimex(2).
 const MOST_SKEW_PPM: f64 = 500.0;
 /// The usual skew of two unsynchronised clocks, in parts per million: the standard deviation that is assumed before
 /// anything is measured.
@@ -29,11 +29,11 @@ const USUAL_SKEW_PPM: f64 = 100.0;
 const RESOLUTION_US: f64 = 20.0;
 /// A jump between the clocks that is smaller than this, in microseconds, cannot be distinguished from delay.
 const LEAST_JUMP_US: f64 = 3_000.0;
-/// A jump must show in this many probes before it and in as many after it.
+/// A jump of a clock is found only if this many probes before the jump and as many after it show it.
 const JUMP_PROBES: usize = 8;
 /// A delay increase below this, in microseconds, does not count as a queue.
 const LEAST_QUEUE_US: f64 = 2_000.0;
-/// A direction counts as part of the queue if its delay increase is at least this share of the other direction's.
+/// A direction counts as part of the queue only if its delay increase is at least this share of the larger increase.
 const PART_OF_QUEUE: f64 = 0.25;
 
 /// The receive time minus the send time of one answered probe and of its reply, in microseconds. The times are from
@@ -47,7 +47,7 @@ pub struct OneWayDelay {
 }
 
 impl OneWayDelay {
-    /// The differences of `probe`; `None` if it has none.
+    /// The time differences of `probe` and of its reply; `None` if they are not known.
     pub fn of(probe: &Probe) -> Option<Self> {
         Some(Self {
             at_us: probe.sent_at.as_micros() as f64,
@@ -61,12 +61,13 @@ impl OneWayDelay {
     }
 }
 
-/// How the two clocks compare: offset, skew and shortest delays, as the idle phase shows them.
+/// How the clocks of the appliance and the reflector compare: offset, skew and shortest delays, as the idle phase shows
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClockFit {
     /// The middle of the idle phase, in microseconds of the appliance's clock.
     at_us: f64,
-    /// The shortest difference of each direction at `at_us`, in microseconds.
+    /// The shortest difference between receive and send time in each direction at `at_us`, in microseconds.
     upload_us: f64,
     download_us: f64,
     /// How much faster the reflector's clock runs than the appliance's, in parts per million.
@@ -75,8 +76,8 @@ pub struct ClockFit {
     pub skew_uncertainty_ppm: f64,
     /// How much the lower envelope varies in the idle phase, in microseconds.
     noise_us: f64,
-    /// When the clocks moved against each other, in time since the prober's start; `None` if no part of the run shows
-    /// it.
+    /// When one clock jumped against the other, in time since the prober's start; `None` if no part of the run shows a
+    /// jump.
     pub moved_at: Option<Duration>,
 }
 
@@ -89,7 +90,7 @@ pub struct ClockJump {
     pub moved_us: f64,
 }
 
-/// The lower envelope of some consecutive probes: the times and values of their second-shortest differences.
+/// The lower envelope of some consecutive probes: the send times and values of their second-shortest delays.
 #[derive(Clone, Copy, Debug)]
 struct EnvelopePart {
     begin_us: f64,
@@ -137,7 +138,7 @@ impl ShortestDelays {
         }
     }
 
-    /// How much the differences of `part` exceed the shortest ones, in microseconds: upload, download.
+    /// How much the delays of `part` exceed the shortest delays, in microseconds: upload, download.
     fn above(&self, part: &EnvelopePart, skew_ppm: f64) -> (f64, f64) {
         let drift = |time_us: f64| (time_us - self.at_us) * skew_ppm / 1e6;
         (
@@ -147,8 +148,8 @@ impl ShortestDelays {
     }
 }
 
-/// Determines how the clocks compare. The idle probes give offset and skew; those of the whole run narrow the skew
-/// further. Both are in the order sent. `None` if there are fewer than 20 idle probes.
+/// Determines how the clocks of the two ends compare. The probes of the idle phase give offset and skew; the probes of
+/// the whole run narrow the skew further. Both slices are in the order sent. `None` with fewer than 20 idle probes.
 pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> {
     let (first, last) = (idle.first()?, idle.last()?);
     if idle.len() < LEAST_DELAYS {
@@ -165,7 +166,8 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
     let mut low = (centre_ppm - reach_ppm).clamp(-MOST_SKEW_PPM, MOST_SKEW_PPM);
     let mut high = (centre_ppm + reach_ppm).clamp(-MOST_SKEW_PPM, MOST_SKEW_PPM);
     let noise_us = noise(&parts, at_us, centre_ppm).max(RESOLUTION_US);
-    // With too large a skew, a later upload would be faster than the shortest one; with too small a skew, a download.
+    // If the assumed skew is too large, a later upload would be faster than the shortest upload; if it is too small, a
+    // later download would be faster than the shortest download.
     let is_possible = |skew_ppm: f64, value: fn((f64, f64)) -> f64| {
         let base = ShortestDelays::of(&parts, at_us, skew_ppm);
         later.iter().all(|part| value(base.above(part, skew_ppm)) >= -noise_us)
@@ -190,7 +192,7 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
     let skew_uncertainty_ppm = (skew_ppm - low).max(high - skew_ppm);
     let base = ShortestDelays::of(&parts, at_us, skew_ppm);
     let shortest_us = parts.iter().map(|part| part.round_trip_us).fold(f64::INFINITY, f64::min);
-    // If one direction is faster than its shortest delay, but the round trip is not, the clocks moved.
+    // If one direction is faster than its shortest delay, but the round trip is not, one clock jumped.
     let limit_us = LEAST_JUMP_US.max(4.0 * noise_us);
     let mut moved = later.iter().filter(|part| {
         let (upload, download) = base.above(part, skew_ppm);
@@ -236,8 +238,8 @@ fn slope(parts: &[EnvelopePart]) -> (f64, f64) {
     (slope_ppm, error_ppm.min(MOST_SKEW_PPM))
 }
 
-/// How much the lower envelopes of both directions vary in the idle phase, in microseconds: the median of how far their
-/// parts are above the lowest part.
+/// How much the lower envelopes vary in the idle phase, in microseconds: the median of how far the parts are above the
+/// lowest part, in the direction that varies more.
 fn noise(parts: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> f64 {
     let base = ShortestDelays::of(parts, at_us, skew_ppm);
     let range = |value: fn((f64, f64)) -> f64| {
@@ -248,9 +250,9 @@ fn noise(parts: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> f64 {
     range(|above| above.0).max(range(|above| above.1))
 }
 
-/// Finds the first jump between the clocks within the probes of one phase, given in the order sent. At a jump, from one
-/// probe to the next, one direction becomes slower, the other faster by the same amount, and both stay so. Delay cannot
-/// look like that: a queue also changes the round trip.
+/// Finds the first jump of one clock against the other among the probes of one phase, in the order sent. At a jump,
+/// from one probe to the next, one direction becomes slower and the other faster by the same amount, and both stay so.
+/// A queue cannot have this effect, because it also changes the round trip.
 pub fn clock_jump(phase: &[OneWayDelay]) -> Option<ClockJump> {
     let is_sudden = |at: &usize| {
         let (before, after) = (&phase[at - 1], &phase[*at]);
@@ -295,20 +297,20 @@ fn jump_at(phase: &[OneWayDelay], at: usize) -> Option<ClockJump> {
 /// is absent if there are too few delays.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DelaySpread {
-    /// The median, in microseconds.
+    /// The median of the delays above the shortest delay, in microseconds.
     pub p50_us: f64,
-    /// The 95th percentile, in microseconds.
+    /// The 95th percentile of the delays above the shortest delay, in microseconds.
     pub p95_us: Option<f64>,
-    /// The 99th percentile, in microseconds.
+    /// The 99th percentile of the delays above the shortest delay, in microseconds.
     pub p99_us: Option<f64>,
-    /// The longest delay, in microseconds.
+    /// The longest of the delays above the shortest delay, in microseconds.
     pub max_us: f64,
     /// The standard error of the median in microseconds, without the error of the skew.
     error_us: f64,
 }
 
 impl DelaySpread {
-    /// The distribution of these delays; `None` if there are too few.
+    /// The distribution of `delays`, in microseconds; `None` with fewer than 20 delays.
     pub fn of(mut delays: Vec<f64>) -> Option<Self> {
         use super::sufficiency::{Statement, is_enough};
         if delays.len() < LEAST_DELAYS {
@@ -342,7 +344,7 @@ impl ClockFit {
         [probe.upload_us - drift_us - self.upload_us, probe.download_us + drift_us - self.download_us]
     }
 
-    /// Finds a lasting change of the delay in one direction, which this phase does not load.
+    /// Finds a lasting change of the delay in `direction`, which the load of `phase` must not use.
     pub fn path_change(&self, phase: &[OneWayDelay], direction: Direction) -> Option<PathChange> {
         let at = match direction {
             Direction::Upload => 0,
@@ -351,24 +353,25 @@ impl ClockFit {
         path_change(&phase.iter().map(|probe| (probe.at_us, self.beside_shortest(probe)[at])).collect::<Vec<_>>())
     }
 
-    /// The distribution of the delays of each direction in a phase: upload, download. `None` if there are too few.
+    /// The distribution of the delays of each direction in a phase: upload, download. `None` with too few delays.
     pub fn delays(&self, phase: &[OneWayDelay]) -> Option<[DelaySpread; 2]> {
         let of = |at: usize| DelaySpread::of(phase.iter().map(|probe| self.above_shortest(probe)[at]).collect());
         Some([of(0)?, of(1)?])
     }
 
-    /// The error that an error of the skew may cause at a time of the run, in microseconds.
+    /// The largest error that the uncertainty of the skew may cause in a delay at the time `at_us`, in microseconds.
     fn drift_error_us(&self, at_us: f64) -> f64 {
         (at_us - self.at_us).abs() * self.skew_uncertainty_ppm / 1e6
     }
 
-    /// The reflector's clock minus the appliance's in the middle of the idle phase, and the largest error of it, both
-    /// in microseconds. Assumes that the shortest round trip takes equally long in each direction.
+    /// The reflector's clock minus the appliance's in the middle of the idle phase, and the largest error of this
+    /// difference, both in microseconds. Assumes that the shortest round trip takes equally long in each direction.
     pub fn offset_us(&self) -> (f64, f64) {
         ((self.upload_us - self.download_us) / 2.0, (self.upload_us + self.download_us).max(0.0) / 2.0)
     }
 
-    /// The queue that a load built up, from the delays of both directions in the idle phase and in the loaded phase.
+    /// Estimates the queue that a load built up, from the delays of both directions in the idle phase and in the loaded
+    /// phase.
     pub fn queue(&self, idle: &[DelaySpread; 2], loaded: &[DelaySpread; 2], phase: &[OneWayDelay]) -> QueueEstimate {
         let at_us = phase.get(phase.len() / 2).map_or(self.at_us, |probe| probe.at_us);
         let error_us = |at: usize| 3.0 * idle[at].error_us.hypot(loaded[at].error_us);
@@ -392,13 +395,13 @@ impl ClockFit {
 /// The queue that a load built up: how much the median delay of each direction rose.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueueEstimate {
-    /// The direction of the queue.
+    /// The direction in which the queue is.
     pub stands: StandingQueue,
-    /// The rise of the median upload delay, in microseconds.
+    /// The rise of the median upload delay under the load, in microseconds.
     pub upload_us: f64,
-    /// The rise of the median download delay, in microseconds.
+    /// The rise of the median download delay under the load, in microseconds.
     pub download_us: f64,
-    /// The largest error of both values, in microseconds.
+    /// The largest error of `upload_us` and `download_us`, in microseconds.
     pub uncertainty_us: f64,
 }
 
@@ -411,7 +414,7 @@ pub enum StandingQueue {
     Download,
     /// Both directions have a considerable part of the queue.
     Both,
-    /// There is no queue: neither median delay rose by 2 ms.
+    /// There is no queue: in neither direction did the median delay rise by 2 ms or more.
     None,
     /// The measurement does not show where the queue is.
     Unknown,

@@ -1,29 +1,33 @@
-//! Finds a lasting change of the delay in a direction that a phase does not load: another route, or other traffic.
-//! Pure: no I/O, no clock.
+//! Finds a lasting change of the delay in a direction that a phase does not load. The cause is another route or other
+//! traffic. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
 use super::latency::percentile;
 
-/// A change below this, in microseconds, is not reported.
+/// A change of the delay is reported only if the delays before and after it are at least this far apart, in
+/// microseconds.
 const LEAST_CHANGE_US: f64 = 5_000.0;
-/// Each side of a change must have at least this many parts.
+/// A change of the delay is found only if the phase has at least this many parts before the change and as many after
+/// it.
 const LEAST_PARTS: usize = 3;
-/// Each side of a change must last at least this long, in microseconds.
+/// A change of the delay is found only if the phase lasts at least this long before the change and after it, in
+/// microseconds.
 const LEAST_LENGTH_US: f64 = 1_000_000.0;
-/// A part has at least this many delays; its median represents it.
+/// A part of a phase has at least this many consecutive delays. The median of these delays represents the part.
 const LEAST_IN_PART: usize = 10;
-/// A phase is split into at most this many parts.
+/// A phase is split into at most this many parts, each of which is represented by its median delay.
 const MOST_PARTS: usize = 200;
-/// The gap between the delays of both sides is at least this share of the change.
+/// A change of the delay is found only if the gap between the delays before and after it is at least this share of the
+/// change.
 const SPREAD_SHARE: f64 = 0.5;
 
-/// A lasting change of the delay.
+/// A lasting change of the delay in one direction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PathChange {
-    /// When the first delay after the change was measured, in time since the prober's start.
+    /// When the first probe after the change was sent, in time since the prober's start.
     pub at: Duration,
-    /// How much longer the delay became, in microseconds; negative if it became shorter.
+    /// How much longer the delay became, in microseconds; negative if the delay became shorter.
     pub by_us: f64,
 }
 
@@ -31,9 +35,9 @@ pub struct PathChange {
 /// one phase in the order sent, in a direction that the phase does not load, above the shortest delay of the idle
 /// phase.
 ///
-/// On each side of the change the delay is level, and no median of a part on one side is near one of the other side.
-/// Before the change the delay is near that of the idle phase: a delay that lasts since the load began is a queue, not
-/// a change.
+/// The delays are split into parts. A change counts only if the median delay of every part before it clearly differs
+/// from the median of every part after it. Before the change, the delay must be near that of the idle phase: a longer
+/// delay since the start of the load would be a queue.
 pub(super) fn path_change(delays: &[(f64, f64)]) -> Option<PathChange> {
     let parts = delays.chunks(LEAST_IN_PART.max(delays.len().div_ceil(MOST_PARTS)));
     let parts = parts.filter(|part| part.len() >= LEAST_IN_PART);
@@ -56,7 +60,7 @@ pub(super) fn path_change(delays: &[(f64, f64)]) -> Option<PathChange> {
     changes.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, change)| change)
 }
 
-/// The medians of the parts of one side.
+/// The range and the middle of the parts' medians on one side of a possible change.
 struct Level {
     least: f64,
     median: f64,
@@ -83,7 +87,7 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 mod tests {
     use super::*;
 
-    /// 50 delays a second for 5 s from second 10 on, with this base and jitter in milliseconds.
+    /// Returns 50 delays a second for 5 s from second 10 on, with the given base and jitter in milliseconds.
     fn delays(base_ms: impl Fn(f64) -> f64, jitter_ms: f64) -> Vec<(f64, f64)> {
         let delay = |at: u32| {
             let second = f64::from(at) / 50.0;

@@ -1,4 +1,4 @@
-//! Decides whether the processor of an end limited its rate. Pure: no I/O, no clock.
+//! Decides whether the processor of one end of a test limited the rate. Pure: no I/O, no clock.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use paramedic_link::measurement::CpuUse;
 /// If a thread runs or waits for a processor for at least this share of the time, the processor may be the limit
 /// instead of the path.
 const NO_REST: f64 = 0.95;
-/// If a thread waits for a processor for at least this share of the time, the text mentions it.
+/// The wait of a thread for a processor counts as a limit only if it takes at least this share of the time.
 const WAITED: f64 = 0.05;
 /// If a core spends at least this share of the time on soft interrupts, the kernel has too little time to move packets.
 const SOFTIRQ: f64 = 0.9;
 /// If a control group throttles the program for at least this share of the time, the rate is noticeably lower.
 const HELD_BACK: f64 = 0.05;
 
-/// Why the processor limited an end. Each value has the share of the time that shows it.
+/// Why the processor of one end limited the rate. Each variant contains the share of the time that shows the limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ProcessorLimit {
     /// A control group throttled the program for this share of the time.
@@ -50,7 +50,7 @@ impl fmt::Display for ProcessorLimit {
     }
 }
 
-/// Why the processor limited an end; `None` if it did not.
+/// Why the processor of the end with the processor use `cpu` limited the rate; `None` if it did not.
 ///
 /// A thread that the path limits sleeps until it can send or receive again. A thread that never sleeps runs or waits
 /// for a processor all the time, so the processor limits it. Other load on the host alone proves nothing, because the

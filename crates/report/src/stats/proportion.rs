@@ -3,11 +3,11 @@
 /// The lower bound of a 95 % confidence interval is above the true value with this probability: half of 5 %.
 const TAIL: f64 = 0.025;
 
-/// Whether the share `lost` / `of` is significantly above `bound`: the lower bound of its 95 % confidence interval
-/// (Clopper and Pearson, 1934) is above it.
+/// Whether the share `lost` / `of` is significantly above `bound`: whether the lower bound of its 95 % confidence
+/// interval (Clopper and Pearson, 1934) is above `bound`.
 ///
-/// That is so if a path with a loss of exactly `bound` would lose `lost` or more packets in at most 2.5 % of such
-/// tests. So the code computes that probability, the upper tail of the binomial distribution, instead of the interval.
+/// This is the case if a path with a loss of exactly `bound` would lose `lost` or more packets in at most 2.5 % of such
+/// tests. So the code computes this probability, the upper tail of the binomial distribution, instead of the interval.
 ///
 /// `periods` is the number of loss periods (RFC 3357). The packets of one period were lost for the same reason, so they
 /// are not independent. Therefore each period counts as one lost packet.
@@ -21,8 +21,8 @@ pub fn is_share_above(bound: f64, lost: u64, of: u64, periods: u64) -> bool {
     upper_tail(bound, periods, of) <= TAIL
 }
 
-/// The probability of at least `least` successes in `of` trials, each with `probability`. `least` must not be below the
-/// mean.
+/// The probability of at least `least` successes in `of` trials, each of which succeeds with `probability`. `least`
+/// must not be below the mean number of successes.
 fn upper_tail(probability: f64, least: u64, of: u64) -> f64 {
     if probability <= 0.0 || probability >= 1.0 {
         return if probability >= 1.0 { 1.0 } else { 0.0 };
@@ -37,7 +37,7 @@ fn upper_tail(probability: f64, least: u64, of: u64) -> f64 {
     let mut term = logarithm.exp();
     let mut sum = 0.0;
     let mut at = successes;
-    // Above the mean each term is smaller than the one before.
+    // Above the mean, each term is smaller than the term before it.
     while term > sum * f64::EPSILON && at <= trials {
         sum += term;
         term *= (trials - at) / (at + 1.0) * probability / (1.0 - probability);

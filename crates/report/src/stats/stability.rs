@@ -1,5 +1,5 @@
-//! Decides whether a direction may end early: at three fixed times (looks) it checks the rate and the latency. Pure: no
-//! I/O, no clock.
+//! Decides whether a direction may end early. The rate and the latency are checked at three fixed times (looks). Pure:
+//! no I/O, no clock.
 
 use std::time::Duration;
 
@@ -9,41 +9,44 @@ use super::mean_interval::{Confidence, LEAST_STEADY};
 use super::steadiness::thirds;
 use super::throughput::throughput_with;
 
-/// The times at which a direction may end early. There are no others: each further look is another chance to stop at an
-/// interval that is narrow by accident, so all intervals would have to be wider.
+/// The times at which a direction may end early. There are only three, because each further look is another chance to
+/// stop at a confidence interval that is narrow by accident. More looks would require wider intervals at each look.
 pub const LOOKS: [Duration; 3] = [Duration::from_millis(5_000), Duration::from_millis(6_500), Duration::from_secs(8)];
-/// The confidence interval may extend at most this fraction of the mean to either side.
+/// A direction ends early only if the confidence interval of its rate extends at most this fraction of the mean to
+/// either side.
 const WIDEST_REACH: f64 = 0.02;
-/// The rates of the first and the last third of the steady part must differ by less than this fraction.
+/// A direction ends early only if the rates of the first and the last third of its steady part differ by less than this
+/// fraction.
 const MOST_DRIFT: f64 = 0.02;
-/// If the start-up took more than 1/5 of the time, the line may have changed its rate.
+/// A direction does not end early if its start-up took more than 1/5 of the time: the line may have changed its rate.
 const LONG_START_UP: u32 = 5;
-/// If an interval of the start-up is faster than the rest by more than this factor, the start-up was a burst and not a
-/// ramp-up.
+/// If an interval of the start-up is faster than the steady part by more than this factor, the start-up was a burst and
+/// not a ramp-up.
 const FASTER: f64 = 1.2;
-/// The samples of a phase may be this much early or late.
+/// The samples of a phase may arrive this much too early or too late.
 const SAMPLE_SLACK: Duration = Duration::from_millis(50);
-/// The median round trip under load may change by at most 1/10, or by [`LATENCY_CHANGE_US`] if that is more.
+/// The median round trip under load counts as stable if it changes by at most 1/10, or by at most [`LATENCY_CHANGE_US`]
+/// if that is more.
 const LATENCY_PART: u32 = 10;
-/// The median round trip under load may always change by this much, in microseconds.
+/// A change of the median round trip under load by at most this time, in microseconds, never counts as unstable.
 const LATENCY_CHANGE_US: u32 = 3_000;
 
-/// Why a direction may not end at a look.
+/// Why a direction may not end early at a look, one of the times in [`LOOKS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unstable {
     /// The steady part is shorter than 4 s, or too short for a confidence interval.
     Short,
     /// The start-up was not found, took long, or was a burst.
     StartUp,
-    /// The confidence interval of the mean is too wide.
+    /// The confidence interval of the mean rate is too wide.
     Unsure,
     /// The first and the last third of the steady part differ too much.
     Drifts,
-    /// The latency under load is unknown, or still changes.
+    /// The median round trip under load is unknown, or still changes.
     Latency,
 }
 
-/// Checks the rate of a direction at a look, from its samples up to then.
+/// Checks whether the rate of a direction is stable at the time `look`, from the samples up to that time.
 pub fn check_rate(samples: &[Sample], requested_omit: Option<Duration>, look: Duration) -> Result<(), Unstable> {
     let confidence = Confidence::OneOfThreeLooks;
     let measured = throughput_with(samples, requested_omit, look, confidence).ok_or(Unstable::Short)?;
@@ -75,7 +78,7 @@ pub fn check_latency(before: Option<u32>, last: Option<u32>) -> Result<(), Unsta
     if before.abs_diff(last) <= most { Ok(()) } else { Err(Unstable::Latency) }
 }
 
-/// Whether the excluded start-up was faster than the rest: in total, or clearly in one of its intervals.
+/// Whether the excluded start-up was faster than the steady part (`goodput_bps`): in total, or clearly in one interval.
 fn has_burst(samples: &[Sample], startup: Duration, goodput_bps: u64) -> bool {
     let startup_us = u64::try_from(startup.as_micros()).unwrap_or(u64::MAX);
     let begins = std::iter::once(0).chain(samples.iter().map(|sample| sample.at_us));
@@ -93,7 +96,7 @@ fn has_burst(samples: &[Sample], startup: Duration, goodput_bps: u64) -> bool {
 mod tests {
     use super::*;
 
-    /// A sample each 100 ms; `kbit` returns its rate in kbit/s for the start of its interval in ms.
+    /// A sample every 100 ms. `kbit` takes the start of a sample's interval in ms and returns its rate in kbit/s.
     fn readings(kbit: impl Fn(u64) -> u64) -> Vec<Sample> {
         (1..=100).map(|at| Sample { at_us: at * 100_000, bytes: kbit((at - 1) * 100) * 25 / 2 }).collect()
     }
@@ -106,7 +109,7 @@ mod tests {
         })
     }
 
-    /// A rate in kbit/s that alternates around 100 Mbit/s by this share, from one interval to the next.
+    /// A rate in kbit/s that alternates around 100 Mbit/s by `per_mille` thousandths, from one interval to the next.
     fn noisy(ms: u64, per_mille: u64) -> u64 {
         if (ms / 100).is_multiple_of(2) { 100_000 + 100 * per_mille } else { 100_000 - 100 * per_mille }
     }

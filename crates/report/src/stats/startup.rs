@@ -3,14 +3,14 @@
 use super::byte_intervals::ByteInterval;
 use super::latency::percentile;
 
-/// A start-up can be detected in at least this many intervals.
+/// The end of a start-up can be detected only if there are at least this many intervals.
 const FEWEST_INTERVALS: usize = 10;
 /// The band of settled rates is widened on both sides by this fraction of its median.
 const BAND_SLACK: f64 = 0.05;
-/// If the band is wider than this fraction of its median, it contains almost every rate, even those of a ramp-up. Then
-/// it is computed again from longer windows.
+/// If the band of settled rates is wider than this fraction of its median, it contains almost every rate, even the
+/// rates of a ramp-up. Then the band is computed again from longer windows.
 const WIDEST_BAND: f64 = 0.25;
-/// A window has at most this many intervals.
+/// A window, over which rates are averaged to detect the start-up, has at most this many intervals.
 const LONGEST_WINDOW: usize = 8;
 /// The second half of the run must have room for at least this many windows.
 const FEWEST_WINDOWS: usize = 5;
@@ -61,11 +61,12 @@ struct Band {
 }
 
 impl Band {
-    /// The band of all windows of `window` intervals in `rest`, which must have at least that many.
+    /// The band of the rates of all windows of `window` intervals in `rest`. `rest` must have at least `window`
+    /// intervals.
     fn of(rest: &[ByteInterval], window: usize) -> Self {
         let mut rates = rest.windows(window).map(|window| ByteInterval::whole(window).rate()).collect::<Vec<_>>();
         rates.sort_unstable_by(f64::total_cmp);
-        // The rest is not empty, so each percentile exists; 0 would only widen the band.
+        // `rates` is not empty, so each percentile exists; 0 would only widen the band.
         let of = |per_mille| percentile(&rates, per_mille).unwrap_or(0.0);
         Self { low: of(100), median: of(500), high: of(900) }
     }

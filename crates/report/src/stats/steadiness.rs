@@ -4,19 +4,20 @@ use std::time::Duration;
 
 use paramedic_link::measurement::Sample;
 
-/// A rate is not steady if the first and the last third differ by more than this factor.
+/// A rate is not steady if its means in the first and in the last third of the time differ by more than this factor.
 const MOST_BETWEEN_THIRDS: f64 = 1.25;
 /// A rate is not steady if its confidence interval extends more than this fraction of the mean to either side.
 const MOST_DOUBT: f64 = 0.25;
-/// An excluded start-up that took at least 1/5 of the phase also counts when the steadiness is judged.
+/// An excluded start-up is long if it took at least 1/5 of the phase. [`begin_of_thirds`] may include a long start-up
+/// when the steadiness is judged.
 const LONG_START_UP: u32 = 5;
-/// An excluded start-up that was faster than the rest by more than this factor was a burst and not a ramp-up: that of a
-/// token bucket, or of a line that became slower.
+/// If the rate in the excluded start-up was higher than afterwards by more than this factor, the start-up was a burst
+/// and not a ramp-up. A token bucket causes such a burst, and so does a line that becomes slower.
 const FASTER: f64 = 1.2;
 
-/// The time at which the first third of a direction begins. Usually this is `startup`, where the steady part of the
-/// duration `steady` begins. It is the start of the phase if the excluded start-up was long, and was a burst or was not
-/// found (`is_found` is false).
+/// The begin of the period whose first and last third are compared to judge the steadiness of a direction. Usually this
+/// is `startup`, where the steady part of the duration `steady` begins. If the excluded start-up was long, and was a
+/// burst or was not found (`is_found` is false), it is the start of the phase.
 pub fn begin_of_thirds(samples: &[Sample], startup: Duration, steady: Duration, is_found: bool) -> Duration {
     let until = startup.saturating_add(steady);
     let is_long = !startup.is_zero() && startup.saturating_mul(LONG_START_UP) >= until;
@@ -27,8 +28,8 @@ pub fn begin_of_thirds(samples: &[Sample], startup: Duration, steady: Duration, 
     if is_long && (!is_found || is_burst()) { Duration::ZERO } else { startup }
 }
 
-/// The rates of the first and the last third of a period, in bits per second. `None` without samples, or if the period
-/// is empty.
+/// The mean rates in the first and the last third of the period between two times, in bits per second. `None` without
+/// samples, or if the period is empty.
 pub fn thirds(samples: &[Sample], from: Duration, until: Duration) -> Option<[u64; 2]> {
     let third = until.saturating_sub(from) / 3;
     let first = rate_between(samples, from, from + third)?;
@@ -46,7 +47,7 @@ pub fn is_steady(thirds: Option<[u64; 2]>, goodput_bps: u64, ci95_bps: Option<[u
     is_level && is_sure
 }
 
-/// Whether the first and the last third have about the same rate.
+/// Whether the mean rates in the first and in the last third of the time (`first`, `last`) are about equal.
 pub fn are_level([first, last]: [u64; 2]) -> bool {
     first.max(last) as f64 <= MOST_BETWEEN_THIRDS * first.min(last) as f64
 }
@@ -70,7 +71,7 @@ fn rate_between(samples: &[Sample], from: Duration, until: Duration) -> Option<f
 mod tests {
     use super::*;
 
-    /// A sample each 100 ms for `seconds`; `mbit` returns its rate in Mbit/s.
+    /// A sample every 100 ms for `seconds`. `mbit` returns the rate of a sample in Mbit/s.
     fn readings(mbit: impl Fn(u64) -> u64, seconds: u64) -> Vec<Sample> {
         (1..=seconds * 10).map(|at| Sample { at_us: at * 100_000, bytes: mbit((at - 1) * 100) * 12_500 }).collect()
     }
@@ -93,7 +94,7 @@ mod tests {
     fn a_burst_that_was_excluded_as_start_up_is_reported() {
         let bucket = readings(|ms| if ms < 3000 { 100 } else { 20 }, 9);
         assert_eq!(of(&bucket, 3000, true), [100, 20]);
-        // A ramp-up is not a burst, and a short burst is that of any shaper.
+        // A ramp-up is not a burst. A short burst does not count: any traffic shaper may allow one.
         let ramp = readings(|ms| if ms < 3000 { 5 } else { 20 }, 9);
         assert_eq!(of(&ramp, 3000, true), [20, 20]);
         let short = readings(|ms| if ms < 1000 { 100 } else { 20 }, 9);

@@ -14,13 +14,13 @@ pub enum Statement {
     P99,
     /// The 99.9th percentile of the round trips.
     P999,
-    /// An assessment of the median: a grade, a comparison with a threshold, or a sentence. It is about all probes of
-    /// the phase, so at least half of them must have been answered.
+    /// An assessment of the median: a grade, a comparison with a threshold, or a sentence. An assessment is about all
+    /// probes of the phase, so at least half of the probes must have been answered.
     Assessment,
 }
 
 impl Statement {
-    /// The number of round trips that the statement needs. At least two of them lie beyond the percentile.
+    /// The number of round trips that the statement needs: with so many, at least two lie beyond its percentile.
     pub fn least_samples(self) -> u64 {
         match self {
             Self::P50 | Self::Assessment => 20,
@@ -38,7 +38,7 @@ pub fn is_enough(statement: Statement, received: u64, sent: u64) -> bool {
     received >= statement.least_samples() && is_answered
 }
 
-/// Whether at least half of the probes were answered. If not, the answered ones are not representative.
+/// Whether at least half of the probes were answered. If not, the answered probes are not representative.
 pub fn is_mostly_answered(received: u64, sent: u64) -> bool {
     received.saturating_mul(2) >= sent
 }

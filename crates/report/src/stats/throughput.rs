@@ -18,11 +18,11 @@ pub struct Throughput {
     /// The 95 % confidence interval of the mean, in bits per second. Absent if the phase is shorter than 5 s, or its
     /// steady part shorter than 4 s.
     pub ci95_bps: Option<[u64; 2]>,
-    /// The 10th percentile of the interval rates, in bits per second.
+    /// The 10th percentile of the rates in the single intervals, in bits per second.
     pub p10: u64,
-    /// The median of the interval rates, in bits per second.
+    /// The median of the rates in the single intervals, in bits per second.
     pub p50: u64,
-    /// The 90th percentile of the interval rates, in bits per second.
+    /// The 90th percentile of the rates in the single intervals, in bits per second.
     pub p90: u64,
     /// The payload bytes that arrived in the steady part.
     pub bytes: u64,
@@ -30,16 +30,17 @@ pub struct Throughput {
     pub steady: Duration,
     /// The duration of the excluded start-up.
     pub startup: Duration,
-    /// Whether the samples show the end of the start-up. False if the start-up was requested, or if the run is too
-    /// short. Also false if the rate had not settled by the middle of the run: then the first half is excluded.
+    /// Whether the samples show the end of the start-up. False if the request fixed the length of the start-up, or if
+    /// the run is too short. Also false if the rate had not settled by the middle of the run: then the first half is
+    /// excluded.
     pub startup_found: bool,
 }
 
 /// Computes the throughput of one direction in a phase of the duration `span`. `None` if no sample is left. Ignores
-/// samples that are later than one interval after the end.
+/// samples that are later than one interval after the end of `span`.
 ///
-/// The steady part never begins before the first byte. With `requested_omit` the start-up is not detected: intervals
-/// that begin before that time are excluded.
+/// If `requested_omit` is set, the intervals that begin before that time are excluded. Otherwise the start-up is
+/// detected, and the steady part never begins before the first byte.
 ///
 /// On some lines bytes arrive in clumps that are further apart than two samples: TLS records of 16 KiB, datagrams, all
 /// bytes behind a lost packet. There, samples are merged until each interval holds several clumps. Percentiles and the
@@ -48,7 +49,7 @@ pub fn throughput(samples: &[Sample], requested_omit: Option<Duration>, span: Du
     throughput_with(samples, requested_omit, span, Confidence::Single)
 }
 
-/// Does the same as [`throughput`], with a confidence interval of this level.
+/// Does the same as [`throughput`], but with a confidence interval of the level `confidence`.
 pub fn throughput_with(
     samples: &[Sample],
     requested_omit: Option<Duration>,
@@ -95,7 +96,7 @@ mod tests {
 
     const TEN_SECONDS: Duration = Duration::from_secs(10);
 
-    /// A sample every 100 ms with these bytes.
+    /// A sample every 100 ms. `bytes` has the byte count of each sample.
     fn samples(bytes: impl IntoIterator<Item = u64>) -> Vec<Sample> {
         bytes.into_iter().enumerate().map(|(i, bytes)| Sample { at_us: (i as u64 + 1) * 100_000, bytes }).collect()
     }
@@ -165,7 +166,7 @@ mod tests {
             let t = throughput(&samples, None, Duration::from_millis(phase_ms)).unwrap();
             let first_us = samples.iter().find(|sample| sample.bytes > 0).unwrap().at_us;
             assert!(t.startup.as_micros() >= u128::from(first_us), "{lead_ms}: {t:?}");
-            // Samples are 100 ms apart, so each bound of the steady part is uncertain by as much.
+            // Samples are 100 ms apart, so each bound of the steady part is uncertain by 100 ms.
             let off = (t.goodput_bps as f64 / 1e6 - 1.0).abs();
             assert!(off <= 0.11 / t.steady.as_secs_f64() && t.p10 > 0, "{lead_ms}: {t:?}");
         }

@@ -1,5 +1,5 @@
-//! The text report of a result document: a sentence, then the numbers. Returns lines and never prints. Pure: no I/O, no
-//! clock.
+//! The text report on a result document: a sentence, then the numbers. Functions return lines and print nothing. Pure:
+//! no I/O, no clock.
 
 mod limit;
 mod self_test;
@@ -20,7 +20,7 @@ use crate::summary::RunSummary;
 
 pub use self_test::self_test;
 
-/// How much a report contains.
+/// How many details a text report contains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detail {
     /// Only the most important facts.
@@ -33,7 +33,7 @@ pub enum Detail {
 /// The width of the label column, in characters.
 const LABEL: usize = 12;
 
-/// The report on a result, in lines of at most [`WIDTH`] columns.
+/// The text report on a test result, in lines of at most [`WIDTH`] columns.
 pub fn report(document: &ResultDocument, detail: Detail) -> Vec<Line> {
     let (tone, sentence) = conclude(&Observations::of(document));
     let mut lines = wrapped(&sentence, WIDTH, 0).into_iter().map(|line| Line::of(tone, line)).collect::<Vec<_>>();
@@ -58,17 +58,18 @@ pub fn report(document: &ResultDocument, detail: Detail) -> Vec<Line> {
     lines
 }
 
-/// The header of a list of runs, each of which is a [`list_line`].
+/// The header above a list of runs. [`list_line`] prints each run of the list.
 pub fn list_header() -> String {
     list_row(["run", "started (UTC)", "against", "down", "up", "idle", "worst"])
 }
 
-/// A run in a list. It is shown with the end of its id, which suffices to find it.
+/// The line about one run in a list of runs. The line shows only the end of the run's id, which suffices to find the
+/// run.
 pub fn list_line(run: &RunSummary) -> String {
     let none = || "-".to_owned();
     let id = run.id.to_string();
     let started = run.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
-    // The document may come from another program.
+    // The document may come from another program, so the name is untrusted.
     let peer = PeerText::harmless(run.peer.as_deref().unwrap_or("-"), 12);
     // The header of the column has the unit, so the cells omit "bit/s".
     let rate = |bps: Option<u64>| bps.map_or_else(none, |bps| quantity::rate(bps).replace("bit/s", ""));
@@ -121,7 +122,7 @@ fn throughput(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) 
     }
 }
 
-/// Each direction that was measured, with its label.
+/// The result of each measured direction in each phase, with its label in the report.
 fn directions(document: &ResultDocument) -> impl Iterator<Item = (&'static str, &ThroughputResult)> {
     document.all_measured().map(|(load, direction, result)| {
         let label = match (load, direction) {
@@ -173,7 +174,7 @@ fn datagrams(udp: &UdpResult) -> String {
     said.join(", ")
 }
 
-/// Adds the table of latencies.
+/// Adds the table with the latency under each load.
 fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
     if document.latency.is_empty() {
         return;
@@ -209,7 +210,7 @@ fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
     queues(document, lines);
 }
 
-/// Adds the table of what each load does to the latency: the queue of each direction, and the responsiveness.
+/// Adds the table of the effects of each load: the queue in each direction, and the responsiveness.
 fn queues(document: &ResultDocument, lines: &mut Vec<Line>) {
     let loaded = document.latency.iter().filter(|(_, one)| one.queue.is_some() || one.responsiveness_rpm.is_some());
     let rows = loaded.map(|(load, latency)| {
@@ -243,7 +244,7 @@ fn grade_tone(grade: Grade) -> Tone {
     }
 }
 
-/// Adds the rows about both ends, and the amount of data.
+/// Adds the rows about the appliance and the other end, and the row with the amount of data.
 fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     lines.push(Line::empty());
     let mut labelled = |label: &str, text: String| {
@@ -300,8 +301,8 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     }
 }
 
-/// The processor use of an end as text: the share of a core that its busiest thread used. In full detail also the share
-/// of the host.
+/// The processor use of an end as text: the share of a core that the busiest thread used. With [`Detail::Full`] also
+/// the processor use of the whole host.
 fn busy(cpu: &CpuUse, detail: Detail) -> String {
     let thread = quantity::share(cpu.busiest_thread);
     match cpu.host_busy.filter(|_| detail == Detail::Full) {
@@ -327,7 +328,7 @@ fn threshold(threshold: &ThresholdResult) -> Line {
     Line::of(tone, format!("{word:<LABEL$}")).with(Tone::Plain, text)
 }
 
-/// The number of a threshold as text. The end of `name` gives the unit of the number.
+/// The number `quantity` of a threshold as text. The suffix of the threshold's `name` determines the unit.
 fn shown(name: &str, quantity: Quantity) -> String {
     let (whole, fraction) = match quantity {
         Quantity::Whole(number) => (number, number as f64),

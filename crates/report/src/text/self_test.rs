@@ -1,9 +1,9 @@
-//! The text report of a self-test: the verdict, the rates, the facts, the weak points.
+//! The text report on a self-test: the verdict, the rates, the facts about the host, and its weak points.
 
 use crate::lines::{Line, Tone, WIDTH, wrapped};
 use crate::self_test::{FactRow, SelfTest, WeakPoint, fact_rows, rate_note, rate_rows};
 
-/// The report on a self-test, in lines of at most [`WIDTH`] columns.
+/// The text report on a self-test, in lines of at most [`WIDTH`] columns.
 pub fn self_test(test: &SelfTest) -> Vec<Line> {
     let tone = match (test.rates.is_empty(), test.weak_points.is_empty()) {
         (true, _) => Tone::Bad,
@@ -25,7 +25,8 @@ pub fn self_test(test: &SelfTest) -> Vec<Line> {
     lines
 }
 
-/// A row as lines: its text after the label, wrapped as needed.
+/// The lines of one row: the label, then the text of the row, wrapped as needed. `label` is the width of the label
+/// column.
 fn columns(row: &FactRow, label: usize) -> Vec<Line> {
     let mut text = wrapped(&row.text, WIDTH - label, 0).into_iter();
     let first = Line::of(Tone::Plain, format!("{:<label$}{}", row.label, text.next().unwrap_or_default()));

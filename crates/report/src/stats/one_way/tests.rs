@@ -16,7 +16,7 @@ impl Random {
         from + (to - from) * self.next()
     }
 
-    /// A random delay with this mean, exponentially distributed: never below 0, sometimes far above the mean.
+    /// A random delay with the mean `mean`, exponentially distributed: never below 0, sometimes far above the mean.
     fn delay(&mut self, mean: f64) -> f64 {
         -mean * (1.0 - self.next()).ln()
     }
@@ -31,21 +31,21 @@ struct Path {
     jitter_us: f64,
     offset_us: f64,
     skew_ppm: f64,
-    /// A jump of the reflector's clock: the time in seconds, and how far it moves.
+    /// A jump of the reflector's clock: when it jumps, in seconds, and how far, in microseconds.
     jump: Option<(f64, f64)>,
 }
 
 const PATH: Path =
     Path { upload_us: 6_000.0, download_us: 6_000.0, jitter_us: 50.0, offset_us: 7.3e6, skew_ppm: 0.0, jump: None };
 
-/// The times of the idle phase and of the load in each direction, in seconds.
+/// The begin and the end of the idle phase, in seconds. The two constants below have those of the loaded phases.
 const IDLE: (f64, f64) = (2.0, 4.0);
 const DOWNLOAD: (f64, f64) = (6.0, 14.0);
 const UPLOAD: (f64, f64) = (16.0, 24.0);
 
 impl Path {
-    /// The probes from the start of the idle phase to the end of the upload phase. `queue` returns the queues of both
-    /// directions at a time in seconds.
+    /// The probes from the start of the idle phase to the end of the upload phase. `queue` takes a time in seconds and
+    /// returns the delay by queues in the upload and the download direction.
     fn probes(&self, random: &mut Random, queue: impl Fn(f64) -> [f64; 2]) -> Vec<OneWayDelay> {
         let times = (0..2_200).map(|at| IDLE.0 + f64::from(at) / 100.0);
         let probe = |second: f64| {
@@ -176,7 +176,7 @@ fn a_jump_in_mid_phase_is_found_and_measured_also_behind_a_queue() {
         let run = path.probes(&mut random, |second| [filled(second, UPLOAD, 100_000.0), 0.0]);
         let jump = clock_jump(part(&run, UPLOAD)).unwrap();
         assert!((jump.moved_us - by_us).abs() < 1_000.0, "{by_us}: {jump:?}");
-        // A probe on its way at that moment is one of them.
+        // The first probe after the jump may have been in flight at the jump, or be the next one sent.
         assert!((jump.at.as_secs_f64() - 20.0).abs() < 0.13, "{by_us}: {jump:?}");
         assert_eq!(clock_jump(part(&run, DOWNLOAD)), None);
     }
@@ -200,7 +200,8 @@ fn jitter_queues_and_route_changes_are_no_jump() {
     let mut random = Random(13);
     for (jitter_us, round) in [30.0, 1_000.0, 10_000.0, 30_000.0].into_iter().cycle().zip(0..24) {
         let path = Path { jitter_us, skew_ppm: 200.0, ..PATH };
-        // Queues that move against each other, a router that holds packets back for 30 ms, a longer path upwards.
+        // Queues that rise and fall in opposite directions, a router that holds packets back for 30 ms, and a longer
+        // upload path.
         let run = path.probes(&mut random, |second| {
             let burst = if second % 1.0 < 0.03 { (0.03 - second % 1.0) * 1e6 } else { 0.0 };
             let detour = if second > 19.0 { 25_000.0 } else { 0.0 };
