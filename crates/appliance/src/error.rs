@@ -53,34 +53,35 @@ pub enum ApplianceError {
     TestFolder {
         /// The path of the state folder.
         folder: PathBuf,
-        /// Why the lock or the folder cannot be created.
+        /// Why the lock or the working folder cannot be created.
         source: io::Error,
     },
     /// A backup cannot be written.
     #[error("{}: {source}", .file.display())]
     BackupFile {
-        /// The file.
+        /// The path of the backup file.
         file: PathBuf,
-        /// The cause.
+        /// Why the backup file cannot be written.
         source: io::Error,
     },
     /// The store of an earlier installation, which is to be imported, cannot be read.
     #[error("{}: {source}", .folder.display())]
     OldStore {
-        /// The folder of that store.
+        /// The folder of the earlier installation's store.
         folder: PathBuf,
-        /// The cause.
+        /// Why that store cannot be read.
         source: Box<ApplianceError>,
     },
     /// The identity of an older store is not imported, because this device has pairings under its own identity.
-    #[error("this device is paired with {pairings} reflectors as {own}")]
+    #[error("this device is already paired with {pairings} reflectors as {own}")]
     IdentityInUse {
         /// The Endpoint ID of this device.
         own: EndpointId,
-        /// The number of pairings of this device.
+        /// The number of reflectors that are paired with this device.
         pairings: usize,
     },
-    /// The identity of an older store can be imported only on the host itself, because its key seals command channels.
+    /// The identity of an older store can be imported only on the host itself, because the key of this identity seals
+    /// command channels.
     #[error("an identity can be imported only through the service's unix socket, or into this user's own store")]
     IdentityOverTcp,
     /// An object of a configuration cannot be applied.
@@ -88,7 +89,7 @@ pub enum ApplianceError {
     InConfiguration {
         /// The kind and the name of the object.
         object: String,
-        /// The cause.
+        /// Why the object cannot be applied.
         source: Box<ApplianceError>,
     },
     /// The state folder cannot be written, so the result of the test could not be saved.
@@ -132,7 +133,7 @@ pub enum ApplianceError {
     /// A signal or a cancellation ended the test.
     #[error("interrupted")]
     Interrupted,
-    /// The link to a reflector could not be opened, or it failed.
+    /// The link to a reflector could not be opened, or an open link failed.
     #[error("{target}: {cause}")]
     Link {
         /// The address of the reflector, as configured.
@@ -143,13 +144,13 @@ pub enum ApplianceError {
     /// The name of the host could not be resolved.
     #[error("{host}: {source}")]
     NotResolved {
-        /// The host name.
+        /// The host name that could not be resolved.
         host: Host,
-        /// The error of the system's resolver.
+        /// The error that the system's resolver returned.
         source: io::Error,
     },
     /// The address is link-local and does not name the network interface to use.
-    #[error("{0} needs an interface")]
+    #[error("the link-local address {0} needs the name of its interface")]
     NoZone(Host),
     /// The host has no address of the requested IP family.
     #[error("{0} has no address of the requested family")]
@@ -164,7 +165,7 @@ pub enum ApplianceError {
         names: Vec<String>,
     },
     /// The program at the address presented a key that is not paired with this device.
-    #[error("{target} is {presented}, which is not paired")]
+    #[error("the reflector at {target} has the Endpoint ID {presented}, which is not paired")]
     NotPairedThere {
         /// The address to which the appliance connected.
         target: HostPort,
@@ -188,7 +189,8 @@ pub enum ApplianceError {
         transport: PayloadTransport,
         /// Why the connections could not be opened.
         source: io::Error,
-        /// The number of datagrams of the session that reached the reflector; absent if it does not count them.
+        /// The number of datagrams of the session that reached the reflector; absent if the reflector does not count
+        /// them.
         datagrams: Option<DatagramsSeen>,
     },
     /// Latency probes do not reach the reflector, neither over UDP nor over TCP.
@@ -197,11 +199,11 @@ pub enum ApplianceError {
     /// The reflector could not start a phase.
     #[error("the phase was not started: {reason}")]
     PhaseNotStarted {
-        /// The reason. If the appliance does not know it, the reason that the reflector gave.
+        /// Why the phase did not start. If the appliance does not know the cause, the reason that the reflector gave.
         reason: String,
     },
     /// The reflector at this address did not report the start or the end of a phase in time.
-    #[error("{0} did not report the start or the end of a phase in time")]
+    #[error("the reflector at {0} did not report the start or the end of a phase in time")]
     PhaseOverdue(SocketAddr),
     /// The reflector reported a count that cannot be true.
     #[error("{address}: {claim}")]
@@ -211,23 +213,23 @@ pub enum ApplianceError {
         /// Why the report cannot be true.
         claim: Impossible,
     },
-    /// A phase ended before its time.
+    /// A phase of the test ended early.
     #[error("the {load} ended early: {reason}")]
     DataLost {
         /// The load of the phase.
         load: Load,
-        /// The reason, from the end that noticed the failure.
+        /// Why the phase ended early, in the words of the appliance or of the reflector, whichever noticed the failure.
         reason: PeerText,
     },
     /// In some directions almost no payload arrived, or the payload stopped before the end of the phase.
     #[error("nothing arrived in {} directions", .directions.len())]
     NothingArrived {
-        /// The directions without payload, each with its phase.
+        /// The directions in which payload was missing, each with its phase.
         directions: Vec<EmptyDirection>,
         /// The protocol that carries the payload.
         transport: PayloadTransport,
     },
-    /// No phase has a measurement.
+    /// No phase of the test measured anything.
     #[error("nothing was measured")]
     NothingMeasured,
     /// A fault of this program or of the operating system.
@@ -239,21 +241,21 @@ pub enum ApplianceError {
     /// The schedule is not valid.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
-    /// A monitor is not accepted.
+    /// The definition of a monitor is not accepted.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
-    /// A channel is not accepted.
+    /// The definition of a channel is not accepted.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// A rule is not accepted.
+    /// The definition of a rule is not accepted.
     #[error(transparent)]
     Rule(#[from] RuleError),
     /// The period of a report is empty.
     #[error("the period from {since} to {until} is empty")]
     EmptyPeriod {
-        /// The start of the period.
+        /// The start of the period of the report.
         since: Timestamp,
-        /// The end of the period, at most the present time.
+        /// The end of the period of the report, at most the present time.
         until: Timestamp,
     },
     /// The period of a report has too many results.
@@ -262,7 +264,7 @@ pub enum ApplianceError {
         /// The maximum number of results in a report.
         most: usize,
     },
-    /// The plan is not accepted.
+    /// The plan (what the contract with the Internet provider promises) is not accepted.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// The schedule is disabled, so it cannot be run.
@@ -280,15 +282,15 @@ pub enum ApplianceError {
     /// The text is not a valid name for a token.
     #[error("{0:?} is not a valid name; valid: 1 to 60 ASCII letters, digits, dots, dashes and underscores")]
     TokenName(String),
-    /// The setup link is not valid, or is no longer valid.
-    #[error("it was used, has expired, or is not the latest one")]
+    /// The link for setting the administrator's password is not valid, or is no longer valid.
+    #[error("the link was used, has expired, or is not the latest one")]
     NoSuchSetupLink,
     /// The password is too short or too long.
     #[error("a password must have {shortest} to {longest} characters")]
     PasswordLength {
-        /// The minimum number of characters.
+        /// The minimum length of a password, in characters.
         shortest: usize,
-        /// The maximum number of characters.
+        /// The maximum length of a password, in characters.
         longest: usize,
     },
     /// Another service is running with the same state folder.
@@ -303,7 +305,7 @@ pub enum ApplianceError {
 }
 
 impl ApplianceError {
-    /// Converts the error to [`ApplianceError::CannotSave`] if its cause is that the state folder cannot be written.
+    /// Converts this error to [`ApplianceError::CannotSave`] if its cause is that the state folder cannot be written.
     #[must_use]
     pub fn or_cannot_save(self) -> Self {
         let is_unwritable = match &self {
@@ -316,8 +318,8 @@ impl ApplianceError {
         if is_unwritable { Self::CannotSave(Box::new(self)) } else { self }
     }
 
-    /// The error of an operation that failed with `source`: `otherwise`, unless the cause is that no further thread
-    /// could be started.
+    /// Converts the I/O error `source`: to [`ApplianceError::ThreadLimit`] if the host refused another thread, and with
+    /// `otherwise` in all other cases.
     pub(crate) fn of_io(source: io::Error, otherwise: impl FnOnce(io::Error) -> Self) -> Self {
         match ThreadLimitReached::of(&source) {
             Some(refused) => Self::ThreadLimit(refused.clone()),
@@ -330,80 +332,80 @@ impl ApplianceError {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkFailure {
     /// No address of the reflector accepted a connection.
-    #[error("unreachable: {0}")]
+    #[error("the reflector is unreachable: {0}")]
     Unreachable(io::Error),
-    /// The reflector presented another key than the paired one.
-    #[error("it presented the key {0}, which is not the paired one")]
+    /// The reflector presented this key, which is not the key with which it was paired.
+    #[error("the reflector presented the key {0}, which is not the paired one")]
     KeyChanged(EndpointId),
     /// The pairing code was made for another reflector than the one that answered.
     #[error("the pairing code was made for another key than {0}")]
     CodeOfAnother(EndpointId),
     /// The program that answered is not a reflector.
-    #[error("not a reflector: {0}")]
+    #[error("the other end is not a reflector: {0}")]
     NotAReflector(String),
     /// The reflector closed the connection during the TLS handshake.
-    #[error("it closed the connection during the TLS handshake")]
+    #[error("the reflector closed the connection during the TLS handshake")]
     HungUp,
     /// The reflector accepted the connection but sent nothing in the handshake for this time, neither with ordinary nor
     /// with small segments.
-    #[error("no answer in the handshake for {} s", .0.as_secs())]
+    #[error("the reflector sent nothing in the handshake for {} s", .0.as_secs())]
     HandshakeTimeout(Duration),
     /// Nothing was received from the reflector for this time.
-    #[error("nothing was received for {} s", .0.as_secs())]
+    #[error("nothing was received from the reflector for {} s", .0.as_secs())]
     Silent(Duration),
     /// The reflector did not answer a request within this time.
-    #[error("no answer within {} s", .0.as_secs())]
+    #[error("the reflector sent no answer within {} s", .0.as_secs())]
     NoAnswer(Duration),
     /// The position of the request in the reflector's queue did not improve for this time.
-    #[error("the position in its queue did not improve for {} s", .0.as_secs())]
+    #[error("the position in the reflector's queue did not improve for {} s", .0.as_secs())]
     QueueStalled(Duration),
     /// The reflector was busy for longer than the request may wait.
-    #[error("it was busy for {} s", .0.as_secs())]
+    #[error("the reflector was busy for {} s", .0.as_secs())]
     WaitedTooLong(Duration),
     /// The connection to the reflector failed.
-    #[error("lost: {0}")]
+    #[error("the connection to the reflector was lost: {0}")]
     Lost(LinkError),
     /// The reflector closed the connection without a `close` message.
-    #[error("it closed the link")]
+    #[error("the reflector closed the link")]
     EndOfStream,
     /// The reflector closed the link.
-    #[error("it closed the link ({reason:?}): {detail}")]
+    #[error("the reflector closed the link ({reason:?}): {detail}")]
     Closed {
         /// The reason that the reflector gave.
         reason: CloseReason,
-        /// The text that the reflector sent.
+        /// The text that the reflector sent with the reason.
         detail: PeerText,
     },
     /// The reflector denied the test.
-    #[error("it denied the test ({:?}): {}", .0.reason, .0.detail)]
+    #[error("the reflector denied the test ({:?}): {}", .0.reason, .0.detail)]
     Denied(Denial),
     /// The reflector ended the session.
-    #[error("it ended the session ({reason:?}): {detail}")]
+    #[error("the reflector ended the session ({reason:?}): {detail}")]
     SessionEnded {
         /// The reason that the reflector gave.
         reason: EndReason,
-        /// The text that the reflector sent.
+        /// The text that the reflector sent with the reason.
         detail: PeerText,
     },
     /// The reflector ended a session while the appliance waited for another answer.
-    #[error("it ended the session instead of answering: {0}")]
+    #[error("the reflector ended the session instead of answering: {0}")]
     EndedOutOfTurn(PeerText),
     /// The reflector sent a message that is not valid at this point of the protocol.
-    #[error("it sent an unexpected message")]
+    #[error("the reflector sent an unexpected message")]
     UnexpectedMessage,
     /// The reflector did not prove that it knows the pairing code.
-    #[error("it did not prove that it knows the code")]
+    #[error("the reflector did not prove that it knows the code")]
     CodeNotProven,
     /// The reflector did not accept the pairing code.
-    #[error("it did not accept the code")]
+    #[error("the reflector did not accept the code")]
     CodeRefused,
     /// The reflector is not paired with this device.
-    #[error("it does not know this device")]
+    #[error("the reflector does not know this device")]
     NotPaired,
 }
 
 impl LinkFailure {
-    /// The error for this failure of the link to `target`.
+    /// Converts this failure of the link to `target` into an error.
     pub(crate) fn at(self, target: &HostPort) -> ApplianceError {
         ApplianceError::Link { target: target.clone(), cause: self }
     }
@@ -418,7 +420,7 @@ pub enum Iperf3Failure {
     /// The file with the server's public key does not contain a public key.
     #[error("{} is not a public key", .file.display())]
     NotAPublicKey {
-        /// The path of the file.
+        /// The path of the file with the public key.
         file: PathBuf,
     },
     /// The request names a user but no password.
@@ -433,17 +435,17 @@ pub enum Iperf3Failure {
     /// The server reported counts that cannot be true.
     #[error("the iperf3 server at {target} sent an impossible report")]
     ImpossibleReport {
-        /// The server.
+        /// The address of the iperf3 server.
         target: HostPort,
     },
     /// The iperf3 client reported an error.
     #[error("the iperf3 server at {target}: {reason}")]
     Client {
-        /// The server.
+        /// The address of the iperf3 server.
         target: HostPort,
-        /// The kind of the error.
+        /// The kind of the client's error.
         cause: FailureKind,
-        /// The client's own text.
+        /// The error text of the iperf3 client.
         reason: String,
         /// Whether the request had a user and a password.
         has_login: bool,
@@ -451,7 +453,7 @@ pub enum Iperf3Failure {
 }
 
 impl Iperf3Failure {
-    /// The failure if no address of the server accepts a connection.
+    /// Creates the failure of a test whose server accepts no connection at any of its addresses.
     pub(crate) fn unreachable(target: &HostPort, source: &io::Error) -> Self {
         let (target, cause, reason) = (target.clone(), FailureKind::Unreachable, source.to_string());
         Self::Client { target, cause, reason, has_login: false }

@@ -16,13 +16,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
 
-/// The longest time that the handshake may take, repetitions included.
+/// The longest time that the TLS handshake may take, repetitions included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// If no answer comes for this time, the handshake is repeated on another connection, beside the first. Within this
 /// time the kernel sends a lost segment about four times, so random loss rarely looks like a black hole.
 const REPEAT_AFTER: Duration = Duration::from_secs(2);
-/// The segment sizes of the repetitions, in bytes. The first fits into the smallest MTU of IPv6, 1280 bytes (RFC 8200,
-/// section 5). The second is the default of TCP (RFC 9293, section 3.7.1).
+/// The TCP segment sizes with which the handshake is repeated, in bytes. The first fits into the smallest MTU of IPv6,
+/// 1280 bytes (RFC 8200, section 5). The second is the default of TCP (RFC 9293, section 3.7.1).
 const SMALL_SEGMENTS: [u16; 2] = [1220, 536];
 
 /// A connection whose TLS handshake is complete.
@@ -32,7 +32,7 @@ pub(crate) struct Handshaken {
     pub(crate) segment_limit: Option<u16>,
 }
 
-/// Why a handshake did not complete.
+/// Why a TLS handshake did not complete.
 pub(crate) enum HandshakeFailure {
     /// The handshake failed with this error: an end refused it, or the connection broke.
     Refused(io::Error),
@@ -54,8 +54,8 @@ pub(crate) async fn connect_from(
     socket.connect(address).await
 }
 
-/// Does the handshake over `socket`, which is connected to `address`. As long as no answer comes, repeats it over
-/// further connections. The first answer decides.
+/// Does the TLS handshake over `socket`, which is connected to `address`. As long as no answer comes, repeats the
+/// handshake over further connections. The first answer decides.
 pub(crate) async fn handshake(
     config: &Arc<ClientConfig>,
     socket: TcpStream,

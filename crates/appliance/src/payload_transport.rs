@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PayloadTransport {
-    /// TCP streams.
+    /// TCP streams carry the payload.
     #[default]
     Tcp,
-    /// UDP datagrams.
+    /// UDP datagrams carry the payload.
     Udp,
 }

@@ -1,6 +1,6 @@
 //! Percent-encoded text (RFC 3986, section 2.1), for URLs and their queries.
 
-/// A text whose bytes other than letters, digits and `-._~` are percent-encoded.
+/// Percent-encodes all bytes of `text` except ASCII letters, digits and `-._~`.
 pub fn encoded(text: &str) -> String {
     let byte = |byte: u8| match byte {
         b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),

@@ -1,25 +1,26 @@
-//! The plan: what the contract with the provider promises, and whether a measured rate keeps it. Pure.
+//! The plan: what the contract with the Internet provider promises, and whether a measured rate keeps it. Pure.
 
 use paramedic_link::test_spec::Direction;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The longest name, in characters.
+/// The longest name of a plan, in characters.
 const MAX_NAME_CHARS: usize = 100;
-/// The share of the promised rate that a plan without a normal rate must reach. A contract promises the rate of the line;
-/// a test measures the payload, which is 3 to 6 % less because of the headers of Ethernet, IP and TCP.
+/// The share of the promised rate that a test must measure if the contract names no normal rate. The contract promises
+/// the rate of the line; a test measures the payload, which is 3 to 6 % less because of the headers of Ethernet, IP and
+/// TCP.
 pub const KEPT_SHARE: f64 = 0.9;
 
-/// What the contract promises.
+/// The plan: what the contract with the Internet provider promises.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// What the provider calls it.
+    /// The Internet provider's name for the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The rates towards this device.
+    /// The promised rates towards this device.
     pub download: PromisedRate,
-    /// The rates away from this device.
+    /// The promised rates away from this device.
     pub upload: PromisedRate,
 }
 
@@ -27,12 +28,12 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PromisedRate {
-    /// The highest rate: the one that is advertised.
+    /// The highest rate that the contract names: the advertised rate.
     pub promised_bps: u64,
-    /// The rate that is usually available.
+    /// The rate that is usually available, according to the contract.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normal_bps: Option<u64>,
-    /// The rate that is always available.
+    /// The rate that is always available, according to the contract.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_bps: Option<u64>,
 }
@@ -43,16 +44,16 @@ pub enum PlanError {
     /// The name of the plan is not valid.
     #[error("the name of a plan must have 1 to {} printable characters", MAX_NAME_CHARS)]
     Name,
-    /// A rate is zero.
+    /// A rate of the plan is zero.
     #[error("the {direction} of a plan must be more than 0 bit/s")]
     Zero {
-        /// The direction.
+        /// The direction whose rate is zero.
         direction: Direction,
     },
     /// The rates of a direction contradict each other.
-    #[error("{direction}: the minimum must not exceed the normal rate, nor the normal rate the promised one")]
+    #[error("{direction}: the minimum must not exceed the normal rate, which must not exceed the promised rate")]
     Order {
-        /// The direction.
+        /// The direction whose rates contradict each other.
         direction: Direction,
     },
 }
@@ -62,17 +63,17 @@ pub enum PlanError {
 pub enum PlanStanding {
     /// The measured rate is below the minimum rate of the contract.
     BelowMinimum {
-        /// The minimum rate.
+        /// The minimum rate of the contract.
         minimum_bps: u64,
     },
     /// The measured rate is below the normal rate of the contract.
     BelowNormal {
-        /// The normal rate.
+        /// The normal rate of the contract.
         normal_bps: u64,
     },
     /// The contract names no normal rate, and the measured rate is below [`KEPT_SHARE`] of the promised rate.
     BelowPromise,
-    /// The measured rate is what the contract promises.
+    /// The measured rate keeps what the contract promises.
     Kept,
 }
 
@@ -99,7 +100,7 @@ impl Plan {
         Ok(())
     }
 
-    /// The rates of a direction.
+    /// The promised rates of a direction.
     pub fn of(&self, direction: Direction) -> PromisedRate {
         match direction {
             Direction::Download => self.download,
@@ -114,7 +115,7 @@ impl PromisedRate {
         measured_bps as f64 / self.promised_bps.max(1) as f64
     }
 
-    /// How the measured rate compares.
+    /// How the measured rate compares with the promised rates.
     pub fn standing(self, measured_bps: u64) -> PlanStanding {
         match (self.minimum_bps, self.normal_bps) {
             (Some(minimum_bps), _) if measured_bps < minimum_bps => PlanStanding::BelowMinimum { minimum_bps },

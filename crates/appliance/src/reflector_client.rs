@@ -1,4 +1,5 @@
-//! The appliance's end of a link: resolves and connects, authenticates, pairs, sends requests.
+//! The appliance's end of a link to a reflector: resolves the address, connects, authenticates, pairs, and sends
+//! requests.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that waits for a reflector in wall time")]
 
@@ -31,7 +32,7 @@ use crate::waiting::{ANSWER_TIMEOUT, GiveUp, QueueWait};
 
 /// How long one address may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long the last messages on a link, and its close, may take.
+/// How long it may take to send the last messages on a link and to close the link.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long one address is tried alone before the next one is tried as well (RFC 8305, section 5).
 pub(crate) const HEAD_START: Duration = Duration::from_millis(250);
@@ -43,9 +44,9 @@ pub enum Family {
     /// IPv4 and IPv6, in the order of the system's resolver (RFC 8305).
     #[default]
     Any,
-    /// Only IPv4.
+    /// The link may use only IPv4.
     V4,
-    /// Only IPv6.
+    /// The link may use only IPv6.
     V6,
 }
 
@@ -59,18 +60,18 @@ impl Family {
     }
 }
 
-/// The route that a link may take. The default allows any.
+/// The route that a link to a reflector may take. The default allows any route.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Route {
-    /// The IP families that may be used.
+    /// The IP families that the link may use.
     pub family: Family,
-    /// The local address and network interface to send from.
+    /// The local address and network interface from which the link is opened.
     #[serde(with = "StoredOrigin")]
     #[schemars(with = "StoredOrigin")]
     pub origin: Origin,
 }
 
-/// An [`Origin`] in the form in which it is stored.
+/// The form in which an [`Origin`] is stored.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Origin")]
 struct StoredOrigin {
@@ -100,14 +101,14 @@ pub struct ReflectorClient {
 pub struct Paired {
     /// The Endpoint ID of the reflector.
     pub reflector: EndpointId,
-    /// The name that the reflector calls itself.
+    /// The name that the reflector gives itself.
     pub name: PeerText,
     /// The segment size limit of the link; see [`ReflectorClient::segment_limit`].
     pub segment_limit: Option<u16>,
 }
 
 impl ReflectorClient {
-    /// Connects to `target` and verifies its key.
+    /// Connects to the reflector at `target` and verifies the reflector's key.
     pub async fn connect(
         key: &SecretKey,
         target: &HostPort,
@@ -146,7 +147,7 @@ impl ReflectorClient {
     }
 
     /// The segment size in bytes to which the link had to be limited, because the path drops larger packets. `None` if
-    /// it is not limited.
+    /// the link is not limited.
     pub fn segment_limit(&self) -> Option<u16> {
         self.segment_limit
     }
@@ -174,7 +175,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Introduces this device, which is paired. Returns the reflector's welcome.
+    /// Identifies this device, which is paired already, to the reflector. Returns the reflector's welcome message.
     pub async fn hello(&mut self) -> Result<Welcome, ApplianceError> {
         let software = PeerText::new(env!("CARGO_PKG_VERSION"));
         let features = Feature::own();
@@ -186,7 +187,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Asks for the facts of the reflector's host.
+    /// Requests the facts about the reflector's host from the reflector.
     pub async fn facts(&mut self) -> Result<HostFacts, ApplianceError> {
         self.send(&ToReflector::Facts).await?;
         match self.answer().await? {
@@ -195,7 +196,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Asks what the reflector knows about the path.
+    /// Requests from the reflector what it knows about the network path.
     pub async fn path_facts(&mut self) -> Result<PathFacts, ApplianceError> {
         self.send(&ToReflector::PathFacts).await?;
         match self.answer().await? {
@@ -214,8 +215,9 @@ impl ReflectorClient {
         }
     }
 
-    /// Requests a session. If `wait` is set, waits in the queue as long as `limits` allow, and passes each position and
-    /// expected wait to `queued`. `None` if `cancelled` completed first; then the request is withdrawn.
+    /// Requests a session for a test. If `wait` is set, waits in the reflector's queue as long as `limits` allows, and
+    /// passes each position and expected wait to `queued`. Returns `None` if `cancelled` completes first; the request
+    /// is then withdrawn.
     pub async fn request(
         &mut self,
         spec: &TestSpec,
@@ -278,7 +280,7 @@ impl ReflectorClient {
     }
 
     /// Waits for the next message that is not a heartbeat, without a timeout. The caller sets one timeout for all
-    /// messages that it waits for, because a reflector could send messages for ever.
+    /// messages together, because a reflector could send messages for ever.
     async fn no_heartbeat(&mut self) -> Result<ToAppliance, ApplianceError> {
         loop {
             match self.listen().await? {
@@ -289,7 +291,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Waits for the next message. Cancel safe.
+    /// Waits for the next message from the reflector. Cancel safe.
     pub async fn listen(&mut self) -> Result<ToAppliance, ApplianceError> {
         match self.framed.receive::<ToAppliance>().await {
             Ok(Some(ToAppliance::Close { reason, detail })) => {
@@ -301,7 +303,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Sends one message. Fails if the reflector does not read for too long.
+    /// Sends one message. Fails if the reflector reads no data for too long.
     pub async fn send(&mut self, message: &ToReflector) -> Result<(), ApplianceError> {
         match tokio::time::timeout(END_AFTER_SILENCE, self.framed.send(message)).await {
             Ok(Ok(())) => Ok(()),
@@ -319,9 +321,9 @@ impl ReflectorClient {
         tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await.ok();
     }
 
-    /// Ends the session of this link, and waits until it has ended. Then the link can be used for another request.
-    /// Returns how many datagrams of the session the reflector counted, if the reflector reports that number. Fails if
-    /// the end takes longer than [`ANSWER_TIMEOUT`].
+    /// Ends the session of this link, and waits until the session has ended. Then the link can be used for another
+    /// request. Returns how many datagrams of the session the reflector counted, if the reflector reports that number.
+    /// Fails if the end takes longer than [`ANSWER_TIMEOUT`].
     pub async fn end_session(&mut self) -> Result<Option<DatagramsSeen>, ApplianceError> {
         let ended = async {
             self.send(&ToReflector::Finish).await?;
@@ -347,12 +349,12 @@ impl ReflectorClient {
         self.close("done").await;
     }
 
-    /// The error of a session in which nothing was received for too long.
+    /// The error of a session in which nothing was received from the reflector for too long.
     pub fn lost_in_silence(&self) -> ApplianceError {
         self.silent(END_AFTER_SILENCE)
     }
 
-    /// The error of a session in which nothing was received for `time`.
+    /// The error of a session in which nothing was received from the reflector for `time`.
     pub fn silent(&self, time: Duration) -> ApplianceError {
         LinkFailure::Silent(time).at(&self.target)
     }
@@ -386,8 +388,8 @@ pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<Sock
     Ok(addresses)
 }
 
-/// At most 16 addresses, with both families in turn. The family that the system's resolver put first comes first (RFC
-/// 8305, section 4; RFC 6724, which gai.conf(5) configures).
+/// Returns at most 16 of the addresses, IPv4 and IPv6 in turn. The family that the system's resolver put first comes
+/// first (RFC 8305, section 4; RFC 6724, which gai.conf(5) configures).
 fn interleaved(sorted: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let Some(first) = sorted.first().copied() else { return sorted };
     let (preferred, others): (Vec<_>, Vec<_>) = sorted.into_iter().partition(|at| at.is_ipv6() == first.is_ipv6());
@@ -454,7 +456,7 @@ fn no_handshake(expect: Expect, error: io::Error) -> LinkFailure {
     }
 }
 
-/// The failure of a request that the appliance gave up.
+/// Converts the reason for which the appliance gave up a request.
 fn given_up(why: GiveUp) -> LinkFailure {
     match why {
         GiveUp::Silence => LinkFailure::Silent(END_AFTER_SILENCE),

@@ -1,5 +1,5 @@
-//! The request for a speed test. It can be stored and passed to another process, because it contains no keys, passwords
-//! or folders of this process.
+//! The request for a speed test. It can be stored and passed to another process, because it contains no keys or
+//! passwords, and no folders of this process.
 
 use std::time::Duration;
 
@@ -18,25 +18,27 @@ use crate::waiting::LONGEST_REQUEST;
 /// The parameters of one speed test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TestRequest {
-    /// The id of the provider.
+    /// The id of the provider that runs the test.
     pub provider: String,
-    /// The other end. For a reflector: a saved name, a saved address or any other address; `None` if exactly one is
-    /// paired. For other providers: an address.
+    /// The other end of the test. For a reflector: a saved name, a saved address or any other address; `None` is valid
+    /// if exactly one reflector is paired. For other providers: an address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// The test, as the link protocol describes it. Its data mode is ignored; `data_mode` of this request is used.
+    /// The test, as the link protocol describes it. The data mode in `spec` is ignored; the field `data_mode` of this
+    /// request is used.
     pub spec: TestSpec,
-    /// Whether the probe interval adapts to the rate of the line. If not, the interval of `spec` is used throughout.
+    /// Whether the interval of the latency probes adapts to the rate of the line. If not, the interval of `spec` is
+    /// used throughout.
     #[serde(default)]
     pub adapts_probes: bool,
-    /// The data mode; `None`: direct if the reflector offers it.
+    /// The data mode; `None` selects direct mode if the reflector offers it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
-    /// The start-up to exclude; `None`: detect it.
+    /// The start-up time of each phase that the result excludes; `None`: detect it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub omit: Option<Duration>,
-    /// The number of payload bytes after which the run ends. Each direction has an equal share of it, which is
-    /// `direction_bytes` of `spec`.
+    /// The number of payload bytes after which the run ends. Each direction has an equal share of this number, which is
+    /// stored as `direction_bytes` in `spec`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_bytes: Option<u64>,
     /// The protocol that carries the payload, if the engine can use more than one.
@@ -47,14 +49,14 @@ pub struct TestRequest {
     /// The IP families, the local address and the network interface that the test may use.
     #[serde(default)]
     pub route: Route,
-    /// Whether the result includes every interval.
+    /// Whether the result includes the values of every interval.
     pub intervals: bool,
-    /// Whether the result includes the output of an external program.
+    /// Whether the result includes the raw output of an external program.
     pub raw: bool,
     /// The thresholds with which the result is compared.
     #[serde(default)]
     pub thresholds: Thresholds,
-    /// Whether the result is discarded. Then nothing in the state folder is created or changed.
+    /// Whether the result is discarded. If so, nothing in the state folder is created or changed.
     #[serde(default)]
     pub discards_result: bool,
 }
@@ -78,7 +80,8 @@ impl TurnWait {
         self != TurnWait::No
     }
 
-    /// The requested limit, as far as an `Instant` holds it without overflow; `None` leaves it to the provider.
+    /// The longest wait that the user requested, limited to what an `Instant` holds without overflow; `None` if the
+    /// provider's limit applies.
     pub fn limit(self) -> Option<Duration> {
         match self {
             TurnWait::ProviderLimit => None,
@@ -97,11 +100,13 @@ impl TurnWait {
     }
 }
 
-/// The longest name or address of the other end: more than a host name with its port (253 characters, RFC 1123) needs.
+/// The longest name or address of the other end, in characters: longer than any host name with its port (253
+/// characters, RFC 1123).
 const MAX_PEER_CHARS: usize = 300;
 
 impl TestRequest {
-    /// Checks that the other end can be a name or an address: it is saved with the result, and printed.
+    /// Checks that the name or the address of the other end is not too long and has only harmless characters, because
+    /// it is saved with the result and printed.
     pub fn check_peer(&self) -> Result<(), ApplianceError> {
         let Some(peer) = &self.peer else { return Ok(()) };
         if *peer == PeerText::harmless(peer, MAX_PEER_CHARS) {
@@ -111,13 +116,13 @@ impl TestRequest {
         Err(ApplianceError::Unsupported(format!("{shown:?} is no name and no address")))
     }
 
-    /// The test in the terms of the link protocol, with this data mode.
+    /// The test as the link protocol describes it, with the given data mode.
     pub fn spec(&self, data_mode: DataMode) -> TestSpec {
         TestSpec { data_mode, ..self.spec.clone() }
     }
 
-    /// Sets the byte budget of the run. Each direction of each phase gets an equal share, so all of them together stay
-    /// within the budget. Fails if a share is less than a byte.
+    /// Sets the byte budget of the run. Each direction of each phase gets an equal share, so all directions together
+    /// stay within the budget. Fails if a share is less than a byte.
     pub fn set_budget(&mut self, bytes: u64) -> Result<(), ApplianceError> {
         let directions = self.spec.phases.iter().map(|phase| phase.load.directions().len() as u64).sum::<u64>();
         let share = bytes.checked_div(directions).filter(|share| *share > 0);
@@ -128,7 +133,7 @@ impl TestRequest {
         Ok(())
     }
 
-    /// The data modes that this device can use, preferred first.
+    /// The data modes that this request allows and the engine supports, the preferred one first.
     pub fn data_modes(&self, engine: &dyn Engine) -> impl Iterator<Item = DataMode> {
         let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
         ways.filter(move |way| {
@@ -136,7 +141,8 @@ impl TestRequest {
         })
     }
 
-    /// Why the engine cannot run this test in any of those data modes, as a clause; `None` if it can.
+    /// Why the engine cannot run this test in any of the [`data_modes`](Self::data_modes), as a clause. `None` if the
+    /// engine can, or if there is no such data mode.
     pub fn unsupported(&self, engine: &dyn Engine) -> Option<&'static str> {
         let refusals = self.data_modes(engine).map(|way| engine.unsupported(&self.spec(way)));
         refusals.collect::<Option<Vec<_>>>()?.first().copied()

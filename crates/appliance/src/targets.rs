@@ -9,7 +9,7 @@ use paramedic_link::DEFAULT_PORT;
 /// A host and a port, as the user wrote them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
-    /// The host.
+    /// The host, as a name or an address.
     pub host: Host,
     /// The port; never 0.
     pub port: u16,
@@ -24,7 +24,7 @@ pub enum Host {
     V4(Ipv4Addr),
     /// An IPv6 address.
     V6 {
-        /// The address.
+        /// The address, without the network interface.
         address: Ipv6Addr,
         /// The network interface of a link-local address, as in `fe80::1%eth0`.
         zone: Option<String>,
@@ -43,8 +43,8 @@ impl Host {
 }
 
 impl Host {
-    /// Whether the address is link-local and names no interface. It is ambiguous then: the network `fe80::/64` exists
-    /// on every interface.
+    /// Whether the address is link-local and names no interface. Such an address is ambiguous, because the network
+    /// `fe80::/64` exists on every interface.
     pub fn lacks_zone(&self) -> bool {
         matches!(self, Self::V6 { address, zone: None } if address.is_unicast_link_local())
     }
@@ -66,7 +66,7 @@ impl fmt::Display for Host {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text} is not an address: {fault}")]
 pub struct NotAHostPort {
-    /// The text, quoted and with its control characters escaped.
+    /// The wrong text, quoted and with its control characters escaped.
     pub text: String,
     /// What is wrong with the text.
     pub fault: Fault,
@@ -75,30 +75,30 @@ pub struct NotAHostPort {
 /// What is wrong with the text of an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The text is empty.
-    #[error("it is empty")]
+    /// The text of the address is empty.
+    #[error("the text is empty")]
     Empty,
     /// The text is a URL and not a host.
-    #[error("it is a URL")]
+    #[error("the text is a URL")]
     Url,
     /// The port is not a number from 1 to 65535.
     #[error("a port must be a number from 1 to 65535")]
     Port,
-    /// A bracket is not opened or not closed, or text follows it.
-    #[error("its brackets do not match")]
+    /// A bracket is not opened or not closed, or something other than a port follows the closing bracket.
+    #[error("the brackets do not match")]
     Brackets,
     /// The text has several colons, but is not an IPv6 address.
-    #[error("it has several colons, but is not an IPv6 address")]
+    #[error("the text has several colons, but is not an IPv6 address")]
     V6,
     /// The text has only digits and dots, but is not an IPv4 address.
-    #[error("it has only digits and dots, but is not an IPv4 address")]
+    #[error("the text has only digits and dots, but is not an IPv4 address")]
     V4,
     /// The text has a character that is not valid in a host name.
     #[error("{0:?} is not valid in a host name")]
     Character(char),
     /// A part of the name between dots is empty or too long, or starts or ends with a dash; or the name as a whole is
     /// too long.
-    #[error("it is not a valid host name")]
+    #[error("the text is not a valid host name")]
     Name,
 }
 
@@ -118,7 +118,7 @@ pub struct HostPorts {
 }
 
 impl HostPorts {
-    /// The number of ports that a range may have.
+    /// The maximum number of ports in a range.
     pub const MOST: usize = 100;
 
     /// Parses `HOST[:PORT]` or `HOST:FIRST-LAST`. Without a port, uses `default_port`.
@@ -140,7 +140,7 @@ impl HostPorts {
         usize::from(self.last - self.first.port) + 1
     }
 
-    /// The host with the port that has this index.
+    /// The host with the port at position `index` of the range.
     pub fn nth(&self, index: usize) -> HostPort {
         let offset = u16::try_from(index).unwrap_or(u16::MAX);
         HostPort { host: self.first.host.clone(), port: self.first.port.saturating_add(offset).min(self.last) }
@@ -171,7 +171,7 @@ impl FromStr for HostPort {
     }
 }
 
-/// Prints the host and always the port, so that a saved address does not depend on the default port.
+/// Prints the host and the port, even the default port, so that a saved address does not depend on the default.
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
@@ -202,14 +202,14 @@ fn read(text: &str, default_port: u16) -> Result<HostPort, Fault> {
     }
     match text.split_once(':') {
         None => Ok(HostPort { host: name_or_v4(text)?, port: default_port }),
-        // Only an IPv6 address has a second colon.
+        // Only an IPv6 address has a second colon, so no port follows it.
         Some((_, rest)) if rest.contains(':') => Ok(HostPort { host: v6(text)?, port: default_port }),
         Some((host, port)) => Ok(HostPort { host: name_or_v4(host)?, port: self::port(port)? }),
     }
 }
 
 fn port(text: &str) -> Result<u16, Fault> {
-    // `parse` alone would accept "+80".
+    // `str::parse` alone would accept "+80".
     if !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(Fault::Port);
     }
@@ -254,7 +254,7 @@ fn name_or_v4(text: &str) -> Result<Host, Fault> {
     Ok(Host::Name(name.to_ascii_lowercase()))
 }
 
-/// The text for an error message: shortened, quoted, and with its control characters escaped.
+/// Prepares a text for an error message: shortens it, quotes it, and escapes its control characters.
 fn quoted(text: &str) -> String {
     let short = text.chars().take(80).collect::<String>();
     format!("{short:?}")

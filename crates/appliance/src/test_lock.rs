@@ -15,9 +15,9 @@ pub const SCRATCH: &str = "scratch";
 /// What may be changed in the state folder to take the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockAccess {
-    /// Files and folders may be created.
+    /// Files and folders may be created in the state folder.
     Write,
-    /// Nothing is changed. Without a lock file no test holds the lock, and this test runs without it.
+    /// Nothing may be changed. If there is no lock file, no test holds the lock, and this test runs without the lock.
     Read,
 }
 

@@ -1,4 +1,4 @@
-//! How long the appliance waits for a reflector: for an answer, and in its queue. Pure: the time is an argument.
+//! How long the appliance waits for a reflector's answer, and in a reflector's queue. Pure: the time is an argument.
 
 use std::time::{Duration, Instant};
 
@@ -7,31 +7,31 @@ use paramedic_link::message::END_AFTER_SILENCE;
 /// How long the reflector may take to answer. Pings, pongs and unknown messages do not count as answers.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The longest time without progress in the queue, however long the reflector's tests may be.
+/// The longest time without progress in a reflector's queue, however long the reflector's tests may be.
 const LONGEST_STALL: Duration = Duration::from_secs(60 * 60);
 /// The margin of the stall limit. Without progress, a request may wait for two of the reflector's longest tests plus
 /// this time.
 const STALL_MARGIN: Duration = Duration::from_secs(60);
-/// The longest wait in a queue that makes progress.
+/// The longest wait in a reflector's queue, even if the queue makes progress.
 const LONGEST_QUEUE: Duration = Duration::from_secs(6 * 60 * 60);
 /// The longest wait that a user can request. A longer one could overflow an `Instant`.
 pub(crate) const LONGEST_REQUEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// Why the appliance gives up a request.
+/// Why the appliance gives up a request for a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GiveUp {
-    /// The reflector did not answer in time.
+    /// The reflector did not answer the request in time.
     NoAnswer,
-    /// Nothing was received from the reflector while the request was in its queue.
+    /// Nothing was received from the reflector while the request was in the reflector's queue.
     Silence,
-    /// The position in the queue did not improve for this time.
+    /// The position in the reflector's queue did not improve for this time.
     Stalled(Duration),
     /// The request waited for this time: the limit that the user set, or the longest wait in any queue.
     TooLong(Duration),
 }
 
-/// The deadlines of one request for a session, from when it is sent. An answer must come within [`ANSWER_TIMEOUT`]. In
-/// the queue, each rule has its own deadline.
+/// The deadlines of one request for a session, counted from when it is sent. An answer must come within
+/// [`ANSWER_TIMEOUT`]. In the reflector's queue, silence, a lack of progress and the whole wait each have a deadline.
 #[derive(Clone, Debug)]
 pub struct QueueWait {
     stall: Option<Duration>,
@@ -43,7 +43,7 @@ pub struct QueueWait {
 #[derive(Clone, Debug)]
 struct InQueue {
     received_at: Instant,
-    /// The best position so far. The request reached it at `improved`.
+    /// The best position in the queue so far, which the request reached at `improved`.
     best: u32,
     improved: Instant,
 }
@@ -59,14 +59,14 @@ impl QueueWait {
         }
     }
 
-    /// Records that a message was received.
+    /// Records that a message from the reflector was received at `now`.
     pub fn note_received(&mut self, now: Instant) {
         if let Some(queued) = &mut self.queued {
             queued.received_at = now;
         }
     }
 
-    /// Records the position of the request in the queue.
+    /// Records at `now` the position of the request in the reflector's queue.
     pub fn queued_at(&mut self, place: u32, now: Instant) {
         match &mut self.queued {
             Some(queued) => {
@@ -78,7 +78,7 @@ impl QueueWait {
         }
     }
 
-    /// When to give up if no message is received until then, and why.
+    /// When to give up the request if no message is received until then, and why.
     pub fn deadline(&self) -> (Instant, GiveUp) {
         let Some(queued) = &self.queued else { return (self.sent + ANSWER_TIMEOUT, GiveUp::NoAnswer) };
         let rules = [
@@ -156,11 +156,11 @@ mod tests {
         let (mut wait, start) = asking(MINUTE, None);
         wait.queued_at(3, start);
         assert_eq!(until_given_up(&mut wait, start, |_| None), (stall, GiveUp::Stalled(stall)));
-        // Alternating places are no improvement, and neither are worse ones.
+        // Positions that alternate or get worse are no improvement.
         let (mut wait, start) = asking(MINUTE, None);
         wait.queued_at(3, start);
         assert_eq!(until_given_up(&mut wait, start, |at| Some(3 + at % 5)), (stall, GiveUp::Stalled(stall)));
-        // One improvement restarts the time limit.
+        // Each improvement of the position restarts the time limit.
         let (mut wait, start) = asking(MINUTE, None);
         wait.queued_at(3, start);
         let end = until_given_up(&mut wait, start, |at| (at == 100).then_some(2));

@@ -4,26 +4,26 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// The wait after the first failure, without the spread.
+/// The wait after the first failure, without jitter.
 const FIRST: Duration = Duration::from_secs(5);
-/// The longest wait, without the spread.
+/// The longest wait, without jitter.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
-/// The longest wait that a server can ask for.
+/// The longest wait that a server can ask for. A longer one is shortened to this.
 const LONGEST_ASKED: Duration = Duration::from_secs(60 * 60);
-/// The age of a message at which its delivery is given up.
+/// The age of a message at which its delivery is no longer repeated.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 86_400);
 /// The minimum number of attempts, however old the message is: the device may have been off, or its clock may have been
-/// set meanwhile.
+/// set since the message was made.
 const LEAST_ATTEMPTS: u32 = 12;
-/// The longest time to the next attempt, with the spread.
+/// The longest time to the next attempt, with jitter.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(90 * 60);
 
-/// Whether a repetition can help after an attempt to deliver failed.
+/// Whether it can help to repeat a delivery that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryAdvice {
     /// A repetition cannot help.
     Never,
-    /// A repetition can help. If the other end asked for a wait, not before that time has passed.
+    /// A repetition can help, but not before `retry_after` if the other end asked for that wait.
     Later {
         /// The time that the other end asked for.
         retry_after: Option<Duration>,
@@ -35,17 +35,17 @@ impl RetryAdvice {
     pub const LATER: Self = Self::Later { retry_after: None };
 }
 
-/// What follows a failed attempt.
+/// What follows a failed attempt to deliver a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextAttempt {
-    /// Another attempt at this time.
+    /// Another attempt is made at this time.
     At(Timestamp),
-    /// No further attempt.
+    /// No further attempt is made.
     Never,
 }
 
 /// What follows the failure of attempt number `attempts` (at least 1) at `now`. The base wait doubles from 5 s to 15
-/// min. The spread makes it 0.5 to 1.5 times as long; `random` (0 to 1) selects the factor.
+/// min. Jitter multiplies it by 0.5 to 1.5; `random` (0 to 1) selects this factor.
 pub fn next_attempt(
     attempts: u32,
     created_at: Timestamp,
@@ -66,18 +66,18 @@ pub fn next_attempt(
     if is_old && attempts >= LEAST_ATTEMPTS { NextAttempt::Never } else { NextAttempt::At(next) }
 }
 
-/// What an answer with this HTTP status advises; `None` if the status is a success. `retry_after` is the value of the
-/// `Retry-After` header.
+/// Whether to repeat a delivery that a web server answered with this HTTP status; `None` if the status is a success.
+/// `retry_after` is the value of the `Retry-After` header.
 pub fn http_failure(status: u16, retry_after: Option<&str>, now: Timestamp) -> Option<RetryAdvice> {
     match status {
         200..=299 => None,
-        // Request Timeout, Too Early, Too Many Requests.
+        // A repetition helps only after Request Timeout, Too Early and Too Many Requests.
         400..=499 if ![408, 425, 429].contains(&status) => Some(RetryAdvice::Never),
         _ => Some(RetryAdvice::Later { retry_after: retry_after.and_then(|value| delay(value, now)) }),
     }
 }
 
-/// The value of a header `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+/// Parses the value of a header `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
 fn delay(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     if let Ok(seconds) = value.parse::<u64>() {
@@ -97,7 +97,7 @@ mod tests {
         "2026-01-01T00:00:00Z".parse().unwrap()
     }
 
-    /// The times of the attempts of a message that always fails in this way, from its first one.
+    /// The times of all attempts to deliver a message, if each attempt fails in this way.
     fn attempts(failure: RetryAdvice, random: f64) -> Vec<Timestamp> {
         let mut all = vec![start()];
         while let NextAttempt::At(next) =

@@ -1,5 +1,5 @@
-//! The usual value at an hour of the week: the median of the values at that hour in the last eight weeks. A median
-//! ignores a few bad values among them.
+//! The usual value of a metric at an hour of the week: the median of the values at that hour in the last eight weeks. A
+//! median ignores a few bad values among them.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +7,9 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use paramedic_report::line_report::Median;
 
-/// The maximum age of a value that counts.
+/// The maximum age of a value that counts for the usual value.
 pub const HISTORY: SignedDuration = SignedDuration::from_hours(8 * 7 * 24);
-/// The minimum age of a value that counts. A newer one may be part of what is judged.
+/// The minimum age of a value that counts for the usual value. A newer value may be part of what is judged.
 const LATEST: SignedDuration = SignedDuration::from_hours(24);
 /// The maximum difference, in minutes, between the time of the week of a value and that of the judged time.
 const NEAR_MINUTES: i64 = 60;
@@ -20,10 +20,10 @@ const LARGEST_SHIFT: i64 = 120;
 /// The minutes of a week.
 const WEEK_MINUTES: i64 = 7 * 24 * 60;
 
-/// The values of a metric and a subject in the past.
+/// The past values of a metric for one subject.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UsualValues {
-    /// In order of time.
+    /// The values with their times, oldest first.
     values: Vec<(Timestamp, f64)>,
 }
 
@@ -34,7 +34,7 @@ impl UsualValues {
         Self { values }
     }
 
-    /// The usual value at the hour of the week of `time`, by the time zone; `None` without enough values.
+    /// The usual value at the hour of the week of `time` in the time zone `zone`; `None` without enough values.
     pub fn at(&self, time: Timestamp, zone: &TimeZone) -> Option<f64> {
         let (from, to) = (time.checked_sub(HISTORY).ok()?, time.checked_sub(LATEST).ok()?);
         let first = self.values.partition_point(|(at, _)| *at < from);

@@ -9,7 +9,7 @@ use crate::monitor::http_url::HttpUrl;
 use crate::object_name::is_name_char;
 use crate::targets::HostPort;
 
-/// The longest name, in characters.
+/// The longest name of a channel, in characters.
 const MAX_NAME_CHARS: usize = 60;
 /// The longest topic of ntfy, in characters.
 const MAX_TOPIC_CHARS: usize = 64;
@@ -17,20 +17,20 @@ const MAX_TOPIC_CHARS: usize = 64;
 const MAX_ADDRESS: usize = 254;
 /// The maximum number of recipients of a mail.
 const MAX_RECIPIENTS: usize = 20;
-/// The longest user, password or token, in bytes.
+/// The longest user name, password or token, in bytes.
 const MAX_SECRET: usize = 4096;
-/// The maximum number of arguments of a command, and the longest one, in bytes.
+/// The maximum number of arguments of a command. The next constant limits the length of an argument, in bytes.
 const MAX_ARGS: usize = 50;
 const MAX_ARG: usize = 4096;
-/// The server of ntfy that its project runs.
+/// The public ntfy server, which the ntfy project runs.
 pub const NTFY_SERVER: &str = "https://ntfy.sh/";
 
 /// A channel, without its secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Channel {
-    /// Its name.
+    /// The name of the channel.
     pub name: String,
-    /// Where its messages go.
+    /// Where the messages of the channel go.
     #[serde(flatten)]
     pub destination: Destination,
 }
@@ -41,37 +41,38 @@ pub struct Channel {
 pub enum Destination {
     /// A web server, which gets each message as JSON.
     Webhook {
-        /// The scheme, the host and the port of its URL. The rest of the URL is secret: many services put a key there.
+        /// The scheme, the host and the port of the webhook's URL. The rest of the URL is secret: many services put a
+        /// key there.
         server: String,
     },
     /// A topic of an ntfy server.
     Ntfy {
-        /// The server.
+        /// The URL of the ntfy server.
         server: HttpUrl,
-        /// The topic.
+        /// The name of the topic.
         topic: String,
     },
-    /// Mail.
+    /// Mail to one or more recipients.
     Smtp(MailDestination),
-    /// A program of this host.
+    /// A program of this host, which runs for each message.
     Command {
-        /// Its absolute path.
+        /// The absolute path of the program.
         program: String,
-        /// Its arguments.
+        /// The arguments of the program.
         args: Vec<String>,
     },
 }
 
-/// How mail is submitted, and to whom.
+/// How the messages are sent by mail: the submission server, the sender and the recipients.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MailDestination {
     /// The host of the submission server.
     pub server: String,
-    /// Its port.
+    /// The port of the submission server.
     pub port: u16,
-    /// How the connection is protected.
+    /// How the connection to the submission server is protected.
     pub security: MailSecurity,
-    /// The user; absent: none.
+    /// The user name for the login at the submission server; absent: no login.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// The address of the sender.
@@ -89,18 +90,18 @@ pub enum MailSecurity {
     Starttls,
     /// TLS from the first byte (RFC 8314, section 3.3).
     Tls,
-    /// No protection. For a relay of this host or this network; a password is not allowed.
+    /// No protection. Only for a relay on this host or in this network; a password is not allowed.
     None,
 }
 
-/// The secrets of a channel. Only the delivery reads them.
+/// The secrets of a channel. Only the delivery of messages reads them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelSecrets {
     /// The whole URL of a webhook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<SecretText>,
-    /// A bearer token.
+    /// The bearer token for a webhook or an ntfy server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<SecretText>,
     /// The password of a mail server.
@@ -111,9 +112,9 @@ pub struct ChannelSecrets {
 /// A channel to add, with its secrets.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NewChannel {
-    /// Its name.
+    /// The name of the channel.
     pub name: String,
-    /// Where its messages go.
+    /// Where the messages of the channel go.
     #[serde(flatten)]
     pub destination: NewDestination,
 }
@@ -124,7 +125,7 @@ pub struct NewChannel {
 pub enum NewDestination {
     /// A web server, which gets each message as JSON.
     Webhook {
-        /// The URL.
+        /// The whole URL of the webhook.
         url: SecretText,
         /// A token for the header `Authorization: Bearer`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -132,26 +133,26 @@ pub enum NewDestination {
     },
     /// A topic of an ntfy server.
     Ntfy {
-        /// The server; absent: <https://ntfy.sh>.
+        /// The URL of the ntfy server; absent: <https://ntfy.sh>.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         server: Option<String>,
-        /// The topic.
+        /// The name of the topic.
         topic: String,
-        /// An access token of the server.
+        /// An access token of the ntfy server.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token: Option<SecretText>,
     },
-    /// Mail.
+    /// Mail to one or more recipients.
     Smtp {
         /// The host of the submission server.
         server: String,
-        /// Its port; absent: 587 with STARTTLS, 465 with TLS, 25 with none.
+        /// The port of the submission server; absent: 587 with STARTTLS, 465 with TLS, 25 with none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
-        /// How the connection is protected; absent: by STARTTLS.
+        /// How the connection to the submission server is protected; absent: by STARTTLS.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         security: Option<MailSecurity>,
-        /// The user.
+        /// The user name for the login at the submission server.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         user: Option<String>,
         /// The password of the user.
@@ -162,11 +163,11 @@ pub enum NewDestination {
         /// The addresses of the recipients.
         to: Vec<String>,
     },
-    /// A program of this host.
+    /// A program of this host, which runs for each message.
     Command {
-        /// Its absolute path.
+        /// The absolute path of the program.
         program: String,
-        /// Its arguments.
+        /// The arguments of the program.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         args: Vec<String>,
     },
@@ -175,36 +176,36 @@ pub enum NewDestination {
 /// Why a channel is not accepted. No error text contains a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
-    /// The name is not valid.
+    /// The name of the channel is not valid.
     #[error("{0:?} is not a valid name; valid: 1 to 60 letters, digits, dots, dashes and underscores")]
     Name(String),
     /// The URL of a webhook is not valid.
     #[error("the URL must be an http or https URL without a user, a password or a fragment")]
     Url,
-    /// Only the server of the webhook is known, not its whole URL.
-    #[error("a webhook without a URL keeps the stored one only if its server stays the same")]
+    /// The whole URL of the webhook is not given; only its server is known.
+    #[error("a webhook needs a URL: the stored URL is kept only if the server stays the same")]
     NoUrl,
-    /// The URL of the webhook belongs to another server than the channel names.
-    #[error("the URL is not on the server that is given")]
+    /// The URL of the webhook belongs to another server than the one in the channel's definition.
+    #[error("the URL of the webhook is not on the server that the channel names")]
     OtherServer,
     /// This kind of channel does not have the given secret.
     #[error("a channel of kind {kind} has no {secret}")]
     ForeignSecret {
-        /// The kind.
+        /// The kind of the channel.
         kind: &'static str,
-        /// The secret.
+        /// The name of the secret.
         secret: String,
     },
-    /// The server of ntfy is not valid.
+    /// The URL of the ntfy server is not valid.
     #[error("the server must be an http or https URL without a path")]
     NtfyServer,
-    /// The topic of ntfy is not valid.
-    #[error("a topic has 1 to 64 ASCII letters, digits, dashes and underscores: {0:?}")]
+    /// The topic of the ntfy server is not valid.
+    #[error("{0:?} is not a valid topic; valid: 1 to 64 ASCII letters, digits, dashes and underscores")]
     Topic(String),
-    /// The token is not valid.
+    /// The access token is not valid.
     #[error("a token has 1 to 4096 printable ASCII characters, without spaces")]
     Token,
-    /// The mail server is not valid.
+    /// The host or the port of the mail server is not valid.
     #[error("the server must be a host name or an address")]
     MailServer,
     /// The user or the password of a mail server is not valid.
@@ -233,10 +234,11 @@ pub enum ChannelError {
     ProgramFile {
         /// The file, or a folder above it.
         path: String,
-        /// What is wrong with it.
+        /// Why the file must not be run.
         fault: ProgramFault,
     },
-    /// A command channel may not be added, changed or removed in this way.
+    /// A command channel can be added, changed or removed only through the service's Unix socket or in the user's own
+    /// store.
     #[error(
         "a command channel can be added, changed or removed only through the service's unix socket, or in this user's \
          own store"
@@ -247,38 +249,38 @@ pub enum ChannelError {
 /// Why the file of a command must not be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramFault {
-    /// The metadata of the file cannot be read.
+    /// The metadata of the file or folder cannot be read, for this reason.
     #[error("{0}")]
     Unreadable(String),
-    /// It is not an executable file.
-    #[error("it is not an executable file")]
+    /// The path does not name an executable file.
+    #[error("this is not an executable file")]
     NotExecutable,
-    /// It does not belong to root, so its owner could change it.
-    #[error("it belongs to the user {owner}, not to root")]
+    /// The file or folder does not belong to root, so its owner could change it.
+    #[error("the file or folder belongs to user {owner}, not to root")]
     NotOfRoot {
-        /// The owner.
+        /// The user id of the owner.
         owner: u32,
     },
-    /// Users other than root could change it.
+    /// Users other than root could change the file or folder.
     #[error("users other than root can write it (mode {mode:04o})")]
     Writable {
-        /// The mode.
+        /// The mode of the file or folder.
         mode: u32,
     },
 }
 
-/// The metadata of one part of a path.
+/// The metadata of one part of a path: of a file, a folder or a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathPart {
-    /// The owner.
+    /// The user id of the owner.
     pub owner: u32,
-    /// The type and the mode (`st_mode`).
+    /// The file type and the mode bits (`st_mode`).
     pub mode: u32,
-    /// Whether it is a folder.
+    /// Whether the part is a folder.
     pub is_folder: bool,
-    /// Whether it is a regular file.
+    /// Whether the part is a regular file.
     pub is_file: bool,
-    /// Whether it is a symbolic link, whose mode means nothing.
+    /// Whether the part is a symbolic link, whose mode means nothing.
     pub is_link: bool,
 }
 
@@ -306,7 +308,7 @@ impl PathPart {
 }
 
 impl NewChannel {
-    /// The channel and its secrets, if they can be accepted. Does not check the file of a command.
+    /// Checks the definition and separates the channel from its secrets. Does not check the file of a command.
     pub fn checked(self) -> Result<(Channel, ChannelSecrets), ChannelError> {
         let is_name = !self.name.is_empty() && self.name.chars().all(is_name_char);
         if !is_name || self.name.chars().count() > MAX_NAME_CHARS {
@@ -353,7 +355,7 @@ impl Channel {
 }
 
 impl NewDestination {
-    /// Whether it is a program of this host.
+    /// Whether the channel runs a program of this host.
     pub fn is_command(&self) -> bool {
         matches!(self, Self::Command { .. })
     }
@@ -404,7 +406,7 @@ impl NewDestination {
 }
 
 impl Destination {
-    /// The word for its kind.
+    /// The name of this kind of destination.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Webhook { .. } => "webhook",
@@ -414,7 +416,7 @@ impl Destination {
         }
     }
 
-    /// Whether it is a program of this host.
+    /// Whether the destination is a program of this host.
     pub fn is_command(&self) -> bool {
         matches!(self, Self::Command { .. })
     }
@@ -433,7 +435,7 @@ impl Destination {
         }
     }
 
-    /// Where it goes, in a few words without secrets.
+    /// The destination in a few words, without secrets.
     pub fn summary(&self) -> String {
         match self {
             Self::Webhook { server } => server.clone(),
@@ -448,7 +450,7 @@ impl Destination {
 }
 
 impl MailSecurity {
-    /// The word in documents and options.
+    /// The name of the protection in documents and options.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starttls => "starttls",
@@ -457,7 +459,7 @@ impl MailSecurity {
         }
     }
 
-    /// The port that servers usually have for it.
+    /// The port that mail servers usually have for this protection.
     fn usual_port(self) -> u16 {
         match self {
             Self::Starttls => 587,
@@ -493,13 +495,13 @@ impl MailDestination {
 }
 
 impl ChannelSecrets {
-    /// The names of the secrets that are set.
+    /// The names of those secrets of the channel that are set.
     pub fn names(&self) -> Vec<String> {
         let all = [("url", &self.url), ("token", &self.token), ("password", &self.password)];
         all.into_iter().filter(|(_, secret)| secret.is_some()).map(|(name, _)| name.to_owned()).collect()
     }
 
-    /// These secrets. Each one that is not set is taken from `stored`.
+    /// Takes each secret that is not set here from `stored`.
     #[must_use]
     pub fn or(self, stored: Self) -> Self {
         Self {
@@ -517,7 +519,7 @@ fn check_token(token: Option<&SecretText>) -> Result<(), ChannelError> {
     if token.is_none_or(|token| is_valid(token.expose())) { Ok(()) } else { Err(ChannelError::Token) }
 }
 
-/// Whether a text is a mail address, without a name, comments and quotes (RFC 5322, section 3.4.1).
+/// Whether a text is a mail address that has no display name, comments or quotes (RFC 5322, section 3.4.1).
 fn is_mail_address(text: &str) -> bool {
     let Some((local, domain)) = text.rsplit_once('@') else { return false };
     let is_local_char = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
@@ -535,7 +537,7 @@ fn has_port(host: &str) -> bool {
     host.matches(':').count() == 1
 }
 
-/// The begin of a text, for an error.
+/// The first characters of a text, for an error message.
 fn begin_of(text: &str) -> String {
     text.chars().take(MAX_NAME_CHARS).collect()
 }
@@ -582,8 +584,8 @@ mod tests {
         for (json, cause) in [
             (r#"{"name": "a b", "kind": "ntfy", "topic": "x"}"#.to_owned(), "is not a valid name"),
             (r#"{"name": "\u3164", "kind": "ntfy", "topic": "x"}"#.to_owned(), "is not a valid name"),
-            (r#"{"name": "a", "kind": "ntfy", "topic": "x/y"}"#.to_owned(), "a topic has"),
-            (r#"{"name": "a", "kind": "ntfy", "topic": ""}"#.to_owned(), "a topic has"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": "x/y"}"#.to_owned(), "is not a valid topic"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": ""}"#.to_owned(), "is not a valid topic"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "ntfy.sh"}"#.to_owned(), "must be an http"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "server": "https://a.b/c"}"#.to_owned(), "without a path"),
             (
@@ -659,7 +661,7 @@ mod tests {
             for kind in ["webhook", "ntfy", "smtp", "command"] {
                 let body = serde_json::json!({ "name": name, "kind": kind, "url": text, "topic": text, "program": text,
                     "server": text, "from": text, "to": [text], "args": [text] });
-                // Only the fields of the kind.
+                // The fields that this kind of channel has.
                 let known: &[&str] = match kind {
                     "webhook" => &["name", "kind", "url"],
                     "ntfy" => &["name", "kind", "topic"],

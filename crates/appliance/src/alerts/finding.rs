@@ -10,41 +10,41 @@ use super::metric::AlertMetric;
 use super::rule::AlertLimit;
 use crate::monitor::outage::OutageScope;
 
-/// What was found. Values are in the unit of the metric.
+/// What was found when an alert opened or closed. Values are in the unit of the metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AlertFinding {
-    /// The metric of the rule.
+    /// The metric of the rule whose alert opened or closed.
     pub metric: AlertMetric,
-    /// The limit of the rule at that time.
+    /// The limit of the rule when the alert opened or closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<AlertLimit>,
-    /// When it was found: the end of the test or of the window that decided.
+    /// The time of the finding: the end of the test or of the window that decided.
     pub at: Timestamp,
     /// Since when the rule is, or was, broken.
     pub since: Timestamp,
-    /// When the rule held again.
+    /// When the rule held again; absent while it is broken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
-    /// The value that decided; absent if nothing was measured.
+    /// The value that opened or closed the alert; absent if nothing was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<f64>,
-    /// The limit as a value.
+    /// The limit of the rule, as a value in the unit of the metric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<f64>,
     /// What the plan promises, or what is usual at this hour of the week.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<f64>,
-    /// How many of the last `of` values were bad. For a closing: how many values in a row were good.
+    /// How many of the last `of` values were bad. When an alert closes: how many values in a row were good.
     pub count: u32,
     /// The number of latest values that the rule looks at.
     pub of: u32,
     /// The length in minutes of the window that gave the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_minutes: Option<u32>,
-    /// What a repeated test found.
+    /// What was found by repeating the test, if the rule repeats tests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retest: Option<RetestFinding>,
-    /// What was not reachable.
+    /// What was not reachable, if the alert is about an outage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<OutageFinding>,
     /// What failed, if a test failed.
@@ -79,23 +79,23 @@ impl AlertFinding {
     }
 }
 
-/// What a repeated test found. Its result agreed with the first one.
+/// What was found by repeating a test whose value was bad. The repeated test was bad, too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetestFinding {
-    /// The other targets that were tested at the same time, and were bad too.
+    /// The other targets that were tested after the first test, and were bad too.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub also_bad: BTreeSet<String>,
-    /// The other targets that were tested at the same time, and were good.
+    /// The other targets that were tested after the first test, and were good.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub good: BTreeSet<String>,
 }
 
-/// An outage.
+/// The outage that an alert is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OutageFinding {
-    /// What failed.
+    /// What failed in the outage.
     pub scope: OutageScope,
-    /// The monitors whose target was not reachable.
+    /// The names of the monitors whose target was not reachable.
     pub failed: BTreeSet<String>,
 }
 
@@ -103,36 +103,36 @@ pub struct OutageFinding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleEnd {
-    /// It was removed.
+    /// The rule was removed.
     Removed,
-    /// It was disabled.
+    /// The rule was disabled.
     Disabled,
-    /// It was changed, and starts to judge again.
+    /// The rule was changed, and starts to judge again.
     Changed,
 }
 
-/// What a rule demands.
+/// An action that a rule demands after it judged a value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AlertAction {
-    /// An alert opens.
+    /// The alert of the subject opens.
     Open {
-        /// The target or the monitor.
+        /// The target or the monitor that the alert concerns.
         subject: String,
-        /// Why.
+        /// Why the alert opens.
         finding: Box<AlertFinding>,
     },
     /// The alert of the subject closes.
     Close {
-        /// The target or the monitor.
+        /// The target or the monitor that the alert concerns.
         subject: String,
-        /// Why.
+        /// Why the alert closes.
         finding: Box<AlertFinding>,
     },
     /// The test of the subject is repeated: its result decides whether the alert opens.
     Retest {
-        /// The target.
+        /// The target of the test to repeat.
         subject: String,
-        /// The end of the test that asks for it.
+        /// The end of the test that is to be repeated.
         at: Timestamp,
     },
 }

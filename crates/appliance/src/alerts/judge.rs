@@ -17,22 +17,22 @@ use super::rule::{AlertLimit, AlertRule};
 /// ms may take 2 ms.
 const LEAST_RISE_MS: f64 = 10.0;
 
-/// A value of a metric, or why there is none.
+/// A value of a metric, or why a test or a window has none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SeenValue {
-    /// The target or the monitor.
+    /// The target or the monitor that was measured.
     pub subject: String,
     /// When the test or the window began.
     pub began: Timestamp,
-    /// When it ended.
+    /// When the test or the window ended.
     pub at: Timestamp,
-    /// In the unit of the metric.
+    /// The value in the unit of the metric, or why it cannot be judged.
     pub value: Result<f64, NotJudged>,
     /// What failed, if a test failed.
     pub failure: Option<String>,
 }
 
-/// With what a value is compared.
+/// The references with which a value is compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct References {
     /// What the plan promises, in bits per second.
@@ -41,35 +41,35 @@ pub struct References {
     pub usual: Option<f64>,
 }
 
-/// Why a value says nothing about the line.
+/// Why a value is not judged: it does not describe the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NotJudged {
-    /// The test did not measure it.
+    /// The test did not measure the metric.
     NotMeasured,
     /// The test did not run to its end.
     Incomplete,
     /// Something other than the line may have determined the numbers.
     Suspect,
-    /// Other traffic used the line.
+    /// Other traffic used the line during the test.
     OtherTraffic,
-    /// A device or the request was the limit.
+    /// A device or the request was the limit, and not the line.
     OtherLimit,
-    /// The test used another uplink than most.
+    /// The test used another uplink than most tests.
     OtherUplink,
-    /// The test sent datagrams, at a rate of its own.
+    /// The test sent UDP datagrams at a rate of its own, which is not the rate of the line.
     Datagrams,
-    /// There is no plan.
+    /// The limit refers to the plan, but there is no plan.
     NoPlan,
     /// What is usual at this hour of the week is not known yet.
     NotEnoughHistory,
-    /// Too few probes.
+    /// The window has too few probes.
     TooFewProbes,
-    /// An outage, which is not loss.
+    /// The target was not reachable during the window: that is an outage, and not loss.
     DuringOutage,
 }
 
 impl NotJudged {
-    /// The reason in words, after "not judged:".
+    /// The reason as a phrase that follows "not judged:".
     pub fn as_words(self) -> &'static str {
         match self {
             Self::NotMeasured => "not measured",
@@ -97,7 +97,7 @@ pub struct RuleJudge {
 /// The state of a rule for one subject.
 #[derive(Clone, Debug, Default)]
 struct SubjectState {
-    /// The last values, at most `of` of the rule; the latest is the last.
+    /// The newest values, at most as many as `of` of the rule. The newest value is at the end.
     values: VecDeque<JudgedValue>,
     /// Since when the rule is broken, if an alert is open.
     open_since: Option<Timestamp>,
@@ -122,17 +122,17 @@ impl RuleJudge {
         Self { rule, subjects: BTreeMap::new() }
     }
 
-    /// The rule.
+    /// The rule by which this judge compares values.
     pub fn rule(&self) -> &AlertRule {
         &self.rule
     }
 
-    /// Restores an alert that is open for this subject.
+    /// Restores the state of a subject whose alert was open before a restart.
     pub fn restore_open(&mut self, subject: &str, since: Timestamp) {
         self.subjects.entry(subject.to_owned()).or_default().open_since = Some(since);
     }
 
-    /// Takes a value into account that was judged earlier, without an action.
+    /// Adds a value that was judged earlier to the state of its subject, without an action.
     pub fn learn(&mut self, seen: &SeenValue, references: References) {
         let Ok(judged) = compare(&self.rule, seen, references) else { return };
         let rule = &self.rule;
@@ -141,8 +141,8 @@ impl RuleJudge {
         state.retest_since = (rule.retest && state.is_broken(rule)).then_some(judged.at);
     }
 
-    /// Judges a value, which must be later than all earlier values of its subject. Returns an error if the value cannot
-    /// be judged.
+    /// Judges a value, which must be later than all earlier values of its subject. Returns the reason if the value
+    /// cannot be judged.
     pub fn judge(&mut self, seen: &SeenValue, references: References) -> Result<Option<AlertAction>, NotJudged> {
         let judged = compare(&self.rule, seen, references)?;
         let rule = &self.rule;
@@ -180,7 +180,8 @@ impl RuleJudge {
         Ok(Some(AlertAction::Open { subject, finding: Box::new(finding) }))
     }
 
-    /// The targets that were tested since a retest was asked for, and whether their latest value was bad.
+    /// The other targets that were tested since the retest was asked for, grouped by whether their latest value was
+    /// bad.
     fn retested(&self, subject: &str, asked: Timestamp) -> RetestFinding {
         let mut found = RetestFinding::default();
         for (other, state) in self.subjects.iter().filter(|(other, _)| *other != subject) {
@@ -210,7 +211,7 @@ impl SubjectState {
         self.bad() >= rule.times && self.values.back().is_some_and(|latest| latest.is_bad)
     }
 
-    /// The number of good values at the end; `None` if there are too few of them to close the alert.
+    /// The number of good values in a row at the end; `None` if there are too few of them to close the alert.
     fn good_again(&self, rule: &AlertRule) -> Option<u32> {
         let good = self.values.iter().rev().take_while(|value| !value.is_bad).count();
         let good = u32::try_from(good).unwrap_or(u32::MAX);
@@ -244,7 +245,7 @@ fn compare(rule: &AlertRule, seen: &SeenValue, references: References) -> Result
     let value = seen.value?;
     let usual = || references.usual.ok_or(NotJudged::NotEnoughHistory);
     let (expected, reference) = match rule.limit {
-        // A test that failed has the value 1, one that did not has 0.
+        // A failed test has the value 1, any other test 0.
         None => (0.0, None),
         Some(AlertLimit::Below(limit) | AlertLimit::Above(limit)) => (limit, None),
         Some(AlertLimit::BelowPlan(share)) => {
@@ -383,8 +384,8 @@ mod tests {
         prop::collection::vec(step, 0..120)
     }
 
-    /// The rule as a service finds it after a restart: it learns what was judged since the last closing, and which alerts
-    /// are open.
+    /// The judge after a restart of the service: it learns the values that were judged since the last closing, and
+    /// which alerts are open.
     fn restarted(
         rule: &AlertRule,
         past: &[SeenValue],

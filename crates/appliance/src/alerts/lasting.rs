@@ -11,29 +11,29 @@ use crate::monitor::outage::OutageScope;
 
 /// The subject of a rule that concerns all targets together.
 pub const WHOLE_LINE: &str = "line";
-/// The longest grace period after the start of the service. Until then a missing result opens no alert, because a
-/// device that was off has no results.
+/// The longest grace period after the start of the service. During this period a missing result opens no alert, because
+/// a device that was off has no results.
 const START_GRACE: SignedDuration = SignedDuration::from_hours(1);
 /// The longest time that the line must answer after an outage before the alert closes. Without this wait, a line that
 /// comes and goes would cause a message for each outage.
 const LONGEST_RECOVERY: SignedDuration = SignedDuration::from_secs(300);
 
-/// An outage.
+/// An outage, as far as a rule needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenOutage {
-    /// When it began.
+    /// When the outage began.
     pub began: Timestamp,
-    /// When it ended; `None` while it lasts.
+    /// When the outage ended; `None` while it lasts.
     pub ended: Option<Timestamp>,
-    /// What failed.
+    /// What failed in the outage.
     pub scope: OutageScope,
-    /// The monitors whose target was not reachable.
+    /// The names of the monitors whose target was not reachable.
     pub failed: BTreeSet<String>,
 }
 
-/// Judges outages at `now` by a rule for them. `outages` are in order of time, and include all that lasted after
-/// `judged_until` or after the begin of the open alert. An alert opens when an outage has lasted longer than the limit.
-/// It closes when the targets have answered for as long as the limit, but at most for five minutes.
+/// Judges outages at `now` by a rule for outages. `outages` are in order of time, and include all that lasted after
+/// `judged_until` or after the begin of the open alert. An alert opens when an outage has lasted as long as the limit.
+/// The alert closes when the targets have answered for as long as the limit, but at most for five minutes.
 pub fn judge_outages(
     rule: &AlertRule,
     open_since: Option<Timestamp>,
@@ -94,7 +94,7 @@ pub fn judge_outages(
     actions
 }
 
-/// Judges the time without a result at `now`. `last` is when the last complete test began, `started_at` is when the
+/// Judges at `now` the time without a result. `last` is when the last complete test began, `started_at` is when the
 /// service started.
 pub fn judge_silence(
     rule: &AlertRule,
@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(judged(Some(100), &over, 160, 360), [(false, 300, 360)]);
         assert_eq!(judged(None, &over, 360, 500), [], "it was judged");
         assert_eq!(judged(None, &[outage(100, Some(159))], 0, 500), [], "too short");
-        // The service did not judge meanwhile.
+        // The service did not judge during the outages.
         assert_eq!(judged(None, &over, 0, 500), [(true, 100, 160), (false, 300, 360)]);
         // The line comes and goes: one alert.
         let flapping = [outage(100, Some(170)), outage(200, Some(210)), outage(260, Some(270))];
@@ -210,7 +210,7 @@ mod tests {
         let two = [outage(100, Some(170)), outage(230, Some(300))];
         let expected = [(true, 100, 160), (false, 170, 230), (true, 230, 290), (false, 300, 360)];
         assert_eq!(judged(None, &two, 0, 1000), expected);
-        // A rule that is added meanwhile.
+        // A rule that is added while the outage lasts.
         assert_eq!(judged(None, &lasting, 900, 900), [(true, 100, 900)]);
         assert_eq!(judged(Some(100), &[], 160, 300), [(false, 100, 160)], "its row is gone");
     }
@@ -254,7 +254,7 @@ mod tests {
             let (mut open, mut until, mut now, mut found) = (None, at(0), 0, Vec::new());
             for look in looks.into_iter().chain([end]) {
                 now = (now + look).min(end);
-                // What is known at that time.
+                // The outages as they are known at `now`.
                 let seen = outages.iter().filter(|own| own.began <= at(now)).map(|own| SeenOutage {
                     ended: own.ended.filter(|ended| *ended <= at(now)),
                     ..own.clone()

@@ -5,34 +5,35 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A message. The same one goes to each channel of a rule; a repeated delivery is identical.
+/// A message about an alert, or a test message. Each channel of a rule gets the same message; a repeated delivery is
+/// identical.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AlertMessage {
-    /// Its id, the same in each delivery (UUIDv7).
+    /// The id of the message (UUIDv7), the same in each delivery.
     pub id: Uuid,
-    /// Why it is sent.
+    /// Why the message is sent.
     pub kind: MessageKind,
-    /// When it was made.
+    /// When the message was made.
     pub at: Timestamp,
-    /// The one line that a phone shows.
+    /// The title: the one line that a phone shows.
     pub title: String,
     /// What was measured, what was expected, since when, and how sure that is: one sentence in each line.
     pub text: String,
-    /// How urgent it is.
+    /// How urgent the message is.
     pub urgency: Urgency,
-    /// The alert; absent in a test of a channel.
+    /// The alert that the message is about; absent in a test of a channel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alert: Option<AlertFacts>,
 }
 
-/// The alert that a message is about, for programs.
+/// The alert that a message is about, as data for programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AlertFacts {
-    /// The alert: the same in the message that opens it and in the one that closes it.
+    /// The id of the alert: the same in the message that opens the alert and in the message that closes it.
     pub id: Uuid,
-    /// The name of its rule.
+    /// The name of the alert's rule.
     pub rule: String,
-    /// The target or the monitor that it concerns.
+    /// The target or the monitor that the alert concerns.
     pub subject: String,
     /// The metric of the rule, as the rule names it.
     pub metric: String,
@@ -42,11 +43,11 @@ pub struct AlertFacts {
     /// What was expected, in the unit of the metric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<f64>,
-    /// The unit: `bit/s`, `ms`, `%` or `s`.
+    /// The unit of the values: `bit/s`, `ms`, `%` or `s`.
     pub unit: String,
     /// Since when the rule is broken.
     pub since: Timestamp,
-    /// When the rule held again.
+    /// When the rule held again; absent while it is broken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
 }
@@ -55,11 +56,11 @@ pub struct AlertFacts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MessageKind {
-    /// An alert opened.
+    /// The message reports that an alert opened.
     Opened,
-    /// An alert closed.
+    /// The message reports that an alert closed.
     Closed,
-    /// The test of a channel.
+    /// The message is a test of a channel.
     Test,
 }
 
@@ -67,16 +68,16 @@ pub enum MessageKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Urgency {
-    /// Good news, or a test.
+    /// Good news, or a test of a channel.
     Low,
-    /// Slower or less reliable than expected.
+    /// The line is slower or less reliable than expected.
     Normal,
-    /// Nothing works.
+    /// Nothing beyond the gateway is reachable.
     High,
 }
 
 impl MessageKind {
-    /// The word in the store and in documents.
+    /// The name of the urgency in the store and in documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Opened => "opened",

@@ -8,7 +8,7 @@ use paramedic_report::quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What a rule watches.
+/// The metric that a rule watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AlertMetric {
@@ -18,9 +18,9 @@ pub enum AlertMetric {
     Upload,
     /// The median round trip of a test without load.
     IdleLatency,
-    /// The 95th percentile of the round trip of a test under load; of the worse load.
+    /// The 95th percentile of the round trip of a test under load, for the load with the longer round trip.
     LoadedLatency,
-    /// The share of lost probes of a test without load; of the worse direction.
+    /// The share of lost probes of a test without load, for the direction with the higher loss.
     Loss,
     /// The share of lost probes of a monitor, in a window of some minutes.
     MonitorLoss,
@@ -28,7 +28,7 @@ pub enum AlertMetric {
     MonitorLatencyP50,
     /// The 95th percentile of the round trip of a monitor, in a window of some minutes.
     MonitorLatencyP95,
-    /// How long targets of monitors have not been reachable.
+    /// For how long targets of monitors have not been reachable.
     Outage,
     /// Whether a test failed.
     TestFailed,
@@ -39,9 +39,9 @@ pub enum AlertMetric {
 /// What the values of a metric come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricSource {
-    /// One value for each test.
+    /// Each test gives one value.
     Tests,
-    /// One value for each window of a monitor.
+    /// Each window of a monitor gives one value.
     Monitors,
     /// The outages that the monitors found.
     Outages,
@@ -64,13 +64,13 @@ pub enum MetricUnit {
     Count,
 }
 
-/// A word that names no metric.
+/// The error for a word that is not the name of a metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a metric; valid: {valid}", valid = AlertMetric::words())]
 pub struct NoSuchMetric(pub String);
 
 impl AlertMetric {
-    /// All metrics, each with its word and its description.
+    /// All metrics, each with its name and its description.
     pub const ALL: [(Self, &'static str, &'static str); 11] = [
         (Self::Download, "download", "download"),
         (Self::Upload, "upload", "upload"),
@@ -85,22 +85,22 @@ impl AlertMetric {
         (Self::Silence, "silence", "time without a result"),
     ];
 
-    /// The word in documents and options.
+    /// The name of the metric in documents and options.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(own, ..)| *own == self).map_or("", |(_, word, _)| word)
     }
 
-    /// What it is, in words.
+    /// The description of the metric, in words.
     pub fn as_words(self) -> &'static str {
         Self::ALL.iter().find(|(own, ..)| *own == self).map_or("", |(.., words)| words)
     }
 
-    /// The valid words, for an error message.
+    /// The names of all metrics, for an error message.
     pub fn words() -> String {
         Self::ALL.map(|(_, word, _)| word).join(", ")
     }
 
-    /// What its values come from.
+    /// What the values of the metric come from.
     pub fn source(self) -> MetricSource {
         match self {
             Self::Download | Self::Upload | Self::IdleLatency | Self::LoadedLatency | Self::Loss | Self::TestFailed => {
@@ -112,7 +112,7 @@ impl AlertMetric {
         }
     }
 
-    /// The unit of its values.
+    /// The unit of the metric's values.
     pub fn unit(self) -> MetricUnit {
         match self {
             Self::Download | Self::Upload => MetricUnit::BitsPerSecond,
@@ -125,14 +125,14 @@ impl AlertMetric {
         }
     }
 
-    /// Whether low values are bad. For all other metrics, high values are bad.
+    /// Whether the metric is a rate. Low rates are bad; for all other metrics, high values are bad.
     pub fn is_rate(self) -> bool {
         self.unit() == MetricUnit::BitsPerSecond
     }
 }
 
 impl MetricUnit {
-    /// The unit as messages name it.
+    /// The name of the unit in messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BitsPerSecond => "bit/s",

@@ -1,4 +1,4 @@
-//! What a rule would have done in the past: replays what was measured through the same judge.
+//! What a rule would have done in the past: replays what was measured through the judge that judges new values.
 
 use std::collections::BTreeMap;
 
@@ -16,47 +16,47 @@ use super::wording;
 /// What was measured in a period, as far as a rule needs it.
 #[derive(Clone, Debug, Default)]
 pub struct MeasuredPast {
-    /// The values of the metric of the rule with their references, in order of time.
+    /// The values of the metric of the rule with their references, oldest first.
     pub values: Vec<(SeenValue, References)>,
-    /// The outages, in order of time.
+    /// The outages, oldest first.
     pub outages: Vec<SeenOutage>,
-    /// When the complete tests began, in order of time.
+    /// When the complete tests began, oldest first.
     pub results: Vec<Timestamp>,
 }
 
-/// What a rule would have done.
+/// What a rule would have done in a past period.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RulePreview {
-    /// The begin of the time.
+    /// The begin of the period.
     pub since: Timestamp,
-    /// Its end.
+    /// The end of the period.
     pub until: Timestamp,
-    /// The alerts that would have opened, in order of time.
+    /// The alerts that would have opened, oldest first.
     pub alerts: Vec<PreviewedAlert>,
-    /// The values, outages or results that were judged.
+    /// The number of values, outages or results that were judged.
     pub judged: u64,
-    /// The values that were not judged, by the reason.
+    /// The number of values that were not judged, for each reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_judged: BTreeMap<String, u64>,
-    /// Whether the rule repeats tests. If so, the preview assumes that each repetition would have agreed.
+    /// Whether the rule repeats tests. If so, the preview assumes that each repeated test would have been bad, too.
     pub assumes_retest: bool,
 }
 
-/// An alert that would have opened.
+/// An alert that would have opened in the past.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PreviewedAlert {
-    /// The target or the monitor.
+    /// The target or the monitor that the alert concerns.
     pub subject: String,
-    /// When it would have opened.
+    /// When the alert would have opened.
     pub opened_at: Timestamp,
-    /// When it would have closed; absent if it would be open now.
+    /// When the alert would have closed; absent if it would be open now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_at: Option<Timestamp>,
-    /// The title of its message.
+    /// The title of the alert's message.
     pub title: String,
 }
 
-/// Replays the past.
+/// Replays what was measured from `since` to `until`, and returns what the rule would have done.
 pub fn replay(rule: &AlertRule, past: &MeasuredPast, since: Timestamp, until: Timestamp) -> RulePreview {
     let mut preview = RulePreview {
         since,
@@ -66,7 +66,7 @@ pub fn replay(rule: &AlertRule, past: &MeasuredPast, since: Timestamp, until: Ti
         not_judged: BTreeMap::new(),
         assumes_retest: rule.retest,
     };
-    // The past contains no repeated tests, so the replay assumes that each would have agreed.
+    // The past contains no repeated tests, so the replay assumes that each repeated test would have been bad, too.
     let rule = AlertRule { retest: false, ..rule.clone() };
     match rule.metric.source() {
         MetricSource::Tests | MetricSource::Monitors => {

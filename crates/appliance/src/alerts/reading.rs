@@ -1,4 +1,4 @@
-//! What a result says about the line: the value of each metric of tests, or why the result has no value to judge.
+//! The value of each metric of tests that a result contains, or why the result has no value to judge.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,9 +12,9 @@ use super::judge::{NotJudged, SeenValue};
 use super::metric::{AlertMetric, MetricSource};
 use crate::monitor::ProbeTally;
 
-/// Reasons for doubt that describe the line itself. A result is judged although it has them.
+/// Reasons for doubt about a result that describe the line itself. A result with such a reason is judged all the same.
 const OF_THE_LINE: [&str; 2] = ["not_steady", "probes_lost"];
-/// The reason for doubt that is other traffic.
+/// The reason for doubt about a result that means other traffic on the line.
 const OTHER_TRAFFIC: &str = "other_traffic";
 /// The number of latest tests that decide which uplink is the main one.
 const UPLINKS_COUNTED: usize = 50;
@@ -22,17 +22,17 @@ const UPLINKS_COUNTED: usize = 50;
 const NAMELESS: &str = "unknown";
 /// The longest name of another end, and the longest text of a failure, in characters.
 const MAX_TEXT_CHARS: usize = 200;
-/// The minimum number of probes in a window from which it is judged.
+/// The minimum number of probes in a window that is judged.
 const ENOUGH_PROBES: u64 = 10;
 
-/// The uplinks of the latest tests. The one that most of them used is the main uplink.
+/// The uplinks of the latest tests. The uplink that most of these tests used is the main uplink.
 #[derive(Clone, Debug, Default)]
 pub struct MainUplink {
     last: VecDeque<String>,
 }
 
 impl MainUplink {
-    /// Counts the uplink of a test.
+    /// Adds the uplink of a test to the latest uplinks.
     pub fn note(&mut self, document: &ResultDocument) {
         self.last.extend(document.uplink.interface.clone());
         while self.last.len() > UPLINKS_COUNTED {
@@ -54,7 +54,8 @@ impl MainUplink {
     }
 }
 
-/// What a test says about a metric; `None` if the metric is not one of tests, or if the user ended the test.
+/// The value of a metric that a test measured, or why it cannot be judged. `None` if the metric is not a metric of
+/// tests, or if the user ended the test.
 pub fn of_test(metric: AlertMetric, document: &ResultDocument, uplinks: &MainUplink) -> Option<SeenValue> {
     if metric.source() != MetricSource::Tests || document.interrupted {
         return None;
@@ -82,8 +83,8 @@ pub fn subject(document: &ResultDocument) -> String {
     PeerText::harmless(name, MAX_TEXT_CHARS)
 }
 
-/// What the probes in a window of a monitor say about a metric. `is_during_outage`: the target was not reachable in a
-/// part of the window.
+/// The value of a metric for the probes in a window of a monitor, or why it cannot be judged. `is_during_outage`: the
+/// target was not reachable in a part of the window.
 pub fn of_window(
     metric: AlertMetric,
     monitor: &str,
@@ -156,7 +157,7 @@ fn latency(metric: AlertMetric, document: &ResultDocument, uplinks: &MainUplink)
     Ok(value)
 }
 
-/// Fails if something other than the line may have determined the numbers.
+/// Fails if something other than the line may have determined the numbers in the result.
 fn doubt(document: &ResultDocument) -> Result<(), NotJudged> {
     let suspect = document.validity.as_ref().filter(|validity| validity.verdict == ValidityVerdict::Suspect);
     let codes = suspect.map(|Validity { reasons, .. }| reasons.iter().map(|reason| reason.code.as_str()));

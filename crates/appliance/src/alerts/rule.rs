@@ -9,25 +9,26 @@ use super::metric::{AlertMetric, MetricSource, MetricUnit};
 use crate::object_name::is_name_char;
 use crate::schedule::{QuietHours, Zone};
 
-/// The usual window of a monitor, in minutes.
+/// The default window of a monitor, in minutes.
 const DEFAULT_WINDOW_MINUTES: u32 = 5;
-/// The shortest outage and the shortest silence, in seconds.
+/// The shortest limit of a rule about outages, and in the next constant about the time without a result, in seconds.
 const SHORTEST_OUTAGE_S: f64 = 10.0;
 const SHORTEST_SILENCE_S: f64 = 600.0;
-/// The longest outage and the longest silence, in seconds.
+/// The longest limit of a rule about outages or about the time without a result, in seconds.
 const LONGEST_S: f64 = 366.0 * 86_400.0;
 /// The largest factor by which a limit multiplies the usual value.
 const MAX_FACTOR: f64 = 100.0;
 
-/// A rule.
+/// A rule as its owner defines it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AlertRule {
-    /// Its name.
+    /// The name of the rule.
     pub name: String,
-    /// What it watches.
+    /// The metric that the rule watches.
     pub metric: AlertMetric,
-    /// The other end of the tests, or the name of the monitor; absent: each, by itself.
+    /// The other end of the tests, or the name of the monitor, that the rule watches; absent: all of them, each by
+    /// itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// The limit beyond which a value is bad; absent for `test_failed`, for which each failure is bad.
@@ -46,7 +47,7 @@ pub struct AlertRule {
     /// tests.
     #[serde(default)]
     pub retest: bool,
-    /// The names of the channels that carry its messages.
+    /// The names of the channels that carry the messages of the rule.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channels: Vec<String>,
     /// The hours of the day in which messages are held back.
@@ -59,13 +60,13 @@ pub struct AlertRule {
     pub zone: Zone,
 }
 
-/// The limit beyond which a value is bad.
+/// The limit of a rule, beyond which a value is bad.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AlertLimit {
     /// Below this value, in the unit of the metric. For rates.
     Below(f64),
-    /// Above this value, in the unit of the metric. For all other metrics.
+    /// Above this value, in the unit of the metric. For all metrics except rates.
     Above(f64),
     /// Below this share (0 to 1) of what the plan promises. For rates.
     BelowPlan(f64),
@@ -107,12 +108,12 @@ impl AlertRule {
         Self { times, of, ..self }
     }
 
-    /// Whether it concerns this target or monitor.
+    /// Whether the rule concerns this target or monitor.
     pub fn concerns(&self, subject: &str) -> bool {
         self.subject.as_ref().is_none_or(|own| own.to_lowercase() == subject.to_lowercase())
     }
 
-    /// Checks that it can be accepted.
+    /// Checks that the rule can be accepted.
     pub fn check(&self) -> Result<(), RuleError> {
         let length = self.name.chars().count();
         if !(1..=MAX_NAME_CHARS).contains(&length) || !self.name.chars().all(is_name_char) {
@@ -234,8 +235,8 @@ impl AlertRule {
         words
     }
 
-    /// The suggested rules. None is active until the owner adds it. Without a plan, those that compare with the plan
-    /// are left out.
+    /// The suggested rules. None is active until the owner adds it. Without a plan, the rules that compare with the
+    /// plan are left out.
     pub fn suggested(has_plan: bool, zone: &Zone) -> Vec<Self> {
         use AlertLimit::{Above, AboveUsual, BelowPlan, BelowUsual};
         let rule = |name, metric, limit| Self::new(name, metric, Some(limit), zone.clone());

@@ -6,18 +6,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// The text of a secret. It is serialised only into the store, and into the request that brings it there.
+/// The text of a secret. It is serialised only into the store, and into the request that submits it to the store.
 #[derive(Clone, PartialEq, Eq, JsonSchema)]
 #[schemars(transparent, extend("writeOnly" = true))]
 pub struct SecretText(#[schemars(with = "String")] Zeroizing<String>);
 
 impl SecretText {
-    /// The secret `text`.
+    /// Wraps `text` as a secret.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// The text, for the connection that needs it.
+    /// The text of the secret, for the connection that needs it.
     pub fn expose(&self) -> &str {
         &self.0
     }

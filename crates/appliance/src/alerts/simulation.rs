@@ -1,5 +1,5 @@
-//! Sixty simulated days of a line, with noise, slow evenings, outages, loss and a slow decline: the false and the missed alarms
-//! of the suggested rules beside those of naive thresholds. The printed table stands in docs/alerts.md.
+//! Sixty simulated days of a line, with noise, slow evenings, outages, loss and a slow decline: the false and the
+//! missed alarms of the suggested rules beside those of naive thresholds. The printed table stands in docs/alerts.md.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -25,18 +25,18 @@ const WINDOW: i64 = 5;
 /// What the plan promises, in Mbit/s.
 const PLAN_DOWN: f64 = 100.0;
 const PLAN_UP: f64 = 40.0;
-/// An alert that opens so long after an event is still about it.
+/// An alert that opens within this time after the end of an event still counts as an alert about the event.
 const GRACE: SignedDuration = SignedDuration::from_hours(12);
-/// The tests that something on the way spoils, without a trace in the result.
+/// The share of tests that something on the way spoils, without a trace in the result.
 const OUTLIERS: f64 = 0.03;
-/// The windows with a short burst of loss or of slow answers: the user does not notice it.
+/// The share of windows with a short burst of loss or of slow answers, which the user does not notice.
 const BURSTS: f64 = 0.01;
 
-/// Something that the owner wants to know.
+/// A simulated event about which the owner wants an alert.
 struct WantedEvent {
     name: &'static str,
     metrics: &'static [AlertMetric],
-    /// In hours since the begin.
+    /// The begin of the event, in hours since the begin of the simulation.
     from: i64,
     to: i64,
 }
@@ -68,9 +68,9 @@ const EVENTS: [WantedEvent; 8] = [
     WantedEvent { name: "slow decline", metrics: &[AlertMetric::Download], from: 56 * 24, to: 60 * 24 },
 ];
 
-/// The begin of the decline, in days.
+/// The begin of the decline, in days since the begin of the simulation.
 const DECLINE_DAY: f64 = 44.0;
-/// The outages: begin in minutes since the begin, length in seconds.
+/// The outages: the begin in minutes since the begin of the simulation, and the length in seconds.
 const OUTAGES: [(i64, i64); 6] = [
     (3 * 1_440 + 700, 40),
     (7 * 1_440 + 190, 600),
@@ -80,11 +80,11 @@ const OUTAGES: [(i64, i64); 6] = [
     (52 * 1_440 + 900, 25),
 ];
 
-/// A generator of numbers (xorshift64*), so that each run is the same.
+/// A generator of pseudo-random numbers (xorshift64*), which are the same in each run of the simulation.
 struct Noise(u64);
 
 impl Noise {
-    /// From 0 to 1.
+    /// A uniformly distributed number from 0 to 1.
     fn uniform(&mut self) -> f64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -92,7 +92,7 @@ impl Noise {
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Normal, by the sum of twelve.
+    /// A normally distributed number, approximated by the sum of twelve uniform numbers.
     fn normal(&mut self, mean: f64, deviation: f64) -> f64 {
         mean + deviation * ((0..12).map(|_| self.uniform()).sum::<f64>() - 6.0)
     }
@@ -118,7 +118,7 @@ fn is_in(event: &str, minute: i64) -> bool {
     EVENTS.iter().any(|own| own.name == event && (own.from * 60..own.to * 60).contains(&minute))
 }
 
-/// What the line carries, as a share of the plan.
+/// The download rate that the line carries at this minute, as a share of the plan.
 fn capacity(minute_: i64) -> f64 {
     let evening = if is_evening(minute(minute_)) { 0.8 } else { 1.0 };
     let decline = (minute_ as f64 / 1_440.0 - DECLINE_DAY).max(0.0) * 0.025;
@@ -157,12 +157,12 @@ fn window(minute_: i64, noise: &mut Noise) -> (f64, f64) {
     (loss.max(0.0), base * slow * noise.normal(1.0, 0.1).max(0.5))
 }
 
-/// What a rule did: the openings, each with its close.
+/// What a rule did: the time of each opening, with the time of its closing.
 type Alerts = Vec<(Timestamp, Option<Timestamp>)>;
 
 /// Everything that was measured, and what a repeated test would have measured.
 struct MeasuredLine {
-    /// By the minute of the begin.
+    /// The rates of each test, by the minute in which the test began; `None` if the test failed.
     tests: BTreeMap<i64, Option<(f64, f64)>>,
     repeated: BTreeMap<i64, Option<(f64, f64)>>,
     windows: BTreeMap<i64, (f64, f64)>,
@@ -188,7 +188,7 @@ impl MeasuredLine {
         }
     }
 
-    /// The values of a metric: begin and end in minutes.
+    /// The values of a metric, each with the begin and the end of its test or window in minutes.
     fn values(&self, metric: AlertMetric) -> Vec<(i64, i64, f64)> {
         match metric.source() {
             MetricSource::Tests => {
@@ -202,7 +202,7 @@ impl MeasuredLine {
         }
     }
 
-    /// What is usual, from the values, of monitors by the hour.
+    /// What is usual, computed from the measured values. Of the values of monitors, one in each hour counts.
     fn usual(&self, metric: AlertMetric) -> UsualValues {
         let is_counted = |at: i64| metric.source() == MetricSource::Tests || at % 60 == 0;
         let values = self.values(metric).into_iter().filter(|(at, ..)| is_counted(*at));
@@ -261,7 +261,7 @@ impl MeasuredLine {
     }
 }
 
-/// What became of a rule.
+/// How often a rule was right and wrong: its alerts, and the events that it missed.
 struct RuleScore {
     words: String,
     opened: usize,

@@ -1,4 +1,5 @@
-//! The words of an alert: a title for a phone, and what was measured, what was expected, since when, and how sure that is.
+//! The words of an alert: a title for a phone, and what was measured, what was expected, since when, and how sure that
+//! is.
 
 use std::collections::BTreeSet;
 
@@ -14,12 +15,12 @@ use super::metric::{self, AlertMetric, MetricSource};
 use super::rule::AlertLimit;
 use crate::monitor::outage::OutageScope;
 
-/// The words of an opening or a closing.
+/// The words of the message about the opening or the closing of an alert.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AlertWords {
-    /// One line.
+    /// The title, in one line.
     pub title: String,
-    /// One sentence in each line.
+    /// The text, with one sentence in each line.
     pub text: String,
 }
 
@@ -185,7 +186,7 @@ fn expected(found: &AlertFinding) -> Option<String> {
     })
 }
 
-/// How sure an opening is, as a sentence.
+/// How sure it is that an opening is justified, as a sentence.
 fn certainty(found: &AlertFinding) -> Option<String> {
     let (count, of) = (found.count, found.of);
     let again = if found.retest.is_some() { "; the test that was repeated at once agrees" } else { "" };
@@ -204,7 +205,7 @@ fn certainty(found: &AlertFinding) -> Option<String> {
             let window = found.window_minutes.unwrap_or(1);
             Some(format!("How sure: {count} of the last {of} times {window} min were {side}."))
         }
-        // The definition of an outage, in docs/service.md.
+        // The monitors find an outage by this definition, which docs/service.md describes.
         MetricSource::Outages => Some(
             "How sure: three probes in a row were lost, and to a reflector a TCP connection failed too.".to_owned(),
         ),
@@ -212,7 +213,7 @@ fn certainty(found: &AlertFinding) -> Option<String> {
     }
 }
 
-/// What tests against other targets say about the place of the fault, as a sentence.
+/// What the tests against other targets mean for the place of the fault, as a sentence.
 fn other_ends(subject: &str, found: &AlertFinding) -> Option<String> {
     let retest = found.retest.as_ref()?;
     let was = |names: &BTreeSet<String>| if names.len() == 1 { "was" } else { "were" };
@@ -239,7 +240,7 @@ fn value(found: &AlertFinding) -> String {
     found.measured.map_or_else(|| "nothing".to_owned(), |value| found.metric.unit().print(value))
 }
 
-/// What an outage concerns, in words.
+/// What failed in an outage, in words.
 fn failing(outage: &OutageFinding) -> String {
     match outage.scope {
         OutageScope::Everything => "nothing answers, not even the gateway".to_owned(),
@@ -262,7 +263,7 @@ fn listed(names: &BTreeSet<String>) -> String {
     }
 }
 
-/// A time in the zone of the rule.
+/// Prints a time in the time zone of the rule.
 fn shown(time: Timestamp, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M %Z").to_string()
 }

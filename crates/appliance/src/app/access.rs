@@ -1,4 +1,4 @@
-//! The tokens of this appliance's API: add, list, find, remove. The shell that reads the clock for them.
+//! The tokens of this appliance's API: add, list, find, remove. Reads the clock to date new tokens.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates a token")]
 
@@ -11,21 +11,21 @@ use super::secret::{self, SecretHash, SecretKind};
 use crate::error::ApplianceError;
 use crate::store::{AccessScope, StoredToken};
 
-/// The longest name, in characters.
+/// The maximum length of a token's name, in characters.
 const MAX_NAME_CHARS: usize = 60;
 
-/// A new token with its secret, which is not stored. No `Debug`, which would print it.
+/// A new token with its secret. The secret is not stored. The type has no `Debug`, which would print the secret.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub struct NewToken {
-    /// What is stored.
+    /// The token as it is stored, without the secret.
     #[serde(flatten)]
     pub stored: StoredToken,
-    /// The secret.
+    /// The secret of the token, as the client must send it.
     pub token: String,
 }
 
 impl Appliance {
-    /// Adds a token for the API.
+    /// Adds a token for the API. Returns the token with its secret.
     pub async fn add_token(&self, name: &str, scope: AccessScope) -> Result<NewToken, ApplianceError> {
         let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         if name.is_empty() || name.chars().count() > MAX_NAME_CHARS || !name.chars().all(is_valid) {
@@ -33,24 +33,24 @@ impl Appliance {
         }
         let (token, hash) = secret::new_secret(SecretKind::Token)?;
         let now = Timestamp::now();
-        // The time in the precision of the database.
+        // Rounds to the precision of the database, so that the returned time equals the stored one.
         let added_at = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
         let stored = StoredToken { name: name.to_owned(), scope, added_at };
         self.store().await?.add_token(&stored, hash.as_str()).await?;
         Ok(NewToken { stored, token })
     }
 
-    /// Every token, by name.
+    /// All tokens of the API, sorted by name.
     pub async fn tokens(&self) -> Result<Vec<StoredToken>, ApplianceError> {
         Ok(self.reading_store().await?.tokens().await?)
     }
 
-    /// The token with this hash; `None` if there is none, or it was removed.
+    /// The token whose secret has this hash; `None` if no such token exists, for example because it was removed.
     pub async fn token(&self, hash: &SecretHash) -> Result<Option<StoredToken>, ApplianceError> {
         Ok(self.reading_store().await?.token_of(hash.as_str()).await?)
     }
 
-    /// Removes the token with this name.
+    /// Removes the token with this name, and returns it.
     pub async fn remove_token(&self, name: &str) -> Result<StoredToken, ApplianceError> {
         Ok(self.store().await?.remove_token(name).await?)
     }

@@ -1,4 +1,4 @@
-//! The upkeep of the store: backup and check.
+//! The maintenance of the store: backup and check.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,18 +10,18 @@ use super::Appliance;
 use crate::error::ApplianceError;
 use crate::store::{ApplianceStore, StoreCheck};
 
-/// The start of the file name of a copy that is sent to a client. It begins like the names of the database, so that the
-/// copy counts as a file of the state folder.
+/// The start of the file name of a database copy that is sent to a client. It begins with the name of the database
+/// file, so that the copy counts as a file of the state folder.
 const COPY_PREFIX: &str = "packetparamedic.db.copy-";
 
-/// A backup file. It gets its final name once it is complete.
+/// A backup file that is being written. It gets its final name once it is complete.
 pub struct BackupFile {
     temporary: NamedTempFile,
     target: PathBuf,
 }
 
 impl BackupFile {
-    /// Prepares the file `target`, which must not exist.
+    /// Begins a backup that is to get the name `target`. Fails if that file exists already.
     pub fn create(target: &Path) -> Result<Self, ApplianceError> {
         let failed = |source| ApplianceError::BackupFile { file: target.to_owned(), source };
         if target.symlink_metadata().is_ok() {
@@ -32,12 +32,13 @@ impl BackupFile {
         Ok(Self { temporary: temporary.map_err(failed)?, target: target.to_owned() })
     }
 
-    /// Appends a part of the copy.
+    /// Appends `bytes` to the backup.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ApplianceError> {
         self.temporary.write_all(bytes).map_err(|source| self.failed(source))
     }
 
-    /// Checks the copy and gives the file its name. Fails if the check finds a problem. Returns what the check found.
+    /// Checks that the backup is a sound database, and gives the file its final name. Fails if the check finds a
+    /// problem. Returns what the check found.
     pub async fn finish(self) -> Result<StoreCheck, ApplianceError> {
         let synced = self.temporary.as_file().sync_all();
         synced.map_err(|source| self.failed(source))?;
@@ -61,12 +62,12 @@ impl BackupFile {
 }
 
 impl Appliance {
-    /// Writes a consistent copy of the database into the file.
+    /// Writes a consistent copy of the database into `file`.
     pub async fn back_up(&self, file: &BackupFile) -> Result<(), ApplianceError> {
         Ok(self.reading_store().await?.copy_to(file.temporary.path()).await?)
     }
 
-    /// A temporary file with a consistent copy of the database. Dropping the value removes the file.
+    /// A temporary file with a consistent copy of the database. Dropping the returned value removes the file.
     pub async fn copy_of_store(&self) -> Result<NamedTempFile, ApplianceError> {
         let folder = self.state_dir();
         let failed = |source| ApplianceError::BackupFile { file: folder.to_owned(), source };
@@ -75,7 +76,8 @@ impl Appliance {
         Ok(copy)
     }
 
-    /// Removes the copies that a killed service left. No other process may use the folder.
+    /// Removes the database copies that a killed service left in the state folder. No other service may use the folder,
+    /// because its copies would be removed too.
     pub(super) fn remove_old_copies(&self) {
         let Ok(entries) = fs::read_dir(self.state_dir()) else { return };
         for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(COPY_PREFIX)) {
@@ -85,7 +87,7 @@ impl Appliance {
         }
     }
 
-    /// Checks the database, and changes nothing.
+    /// Checks the database without changing it.
     pub async fn check_store(&self) -> Result<StoreCheck, ApplianceError> {
         let store = self.open_store_for_reading().await?;
         let check = store.check().await;

@@ -1,5 +1,5 @@
-//! The channels of this appliance: add, list, remove, enable, disable, test; and the messages. The shell that reads the
-//! clock for them.
+//! The channels of this appliance: add, list, remove, enable, disable, test; and the messages that are sent to them.
+//! Reads the clock to date channels and messages.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates channels and tests")]
 
@@ -17,22 +17,22 @@ use crate::alerts::message::{AlertMessage, MessageKind, Urgency};
 use crate::error::ApplianceError;
 use crate::store::{AttemptRecord, StoredChannel, StoredMessage};
 
-/// What became of the test of a channel.
+/// How the test of a channel ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChannelTest {
-    /// The channel.
+    /// The name of the tested channel.
     pub channel: String,
-    /// The id of the message.
+    /// The id of the test message.
     pub message: Uuid,
-    /// Whether its other end took the message.
+    /// Whether the other end of the channel accepted the message.
     pub delivered: bool,
-    /// Why not.
+    /// Why the message was not delivered; absent if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
 impl Appliance {
-    /// Saves a channel with its secrets, enabled.
+    /// Saves a new channel with its secrets. The channel is enabled.
     pub async fn add_channel(&self, new: NewChannel) -> Result<StoredChannel, ApplianceError> {
         let (channel, secrets) = new.checked()?;
         if let Destination::Command { program, .. } = &channel.destination {
@@ -45,7 +45,7 @@ impl Appliance {
         Ok(stored)
     }
 
-    /// Every channel, by name, without its secrets.
+    /// All channels without their secrets, sorted by name.
     pub async fn channels(&self) -> Result<Vec<StoredChannel>, ApplianceError> {
         Ok(self.reading_store().await?.channels().await?)
     }
@@ -55,7 +55,7 @@ impl Appliance {
         Ok(self.reading_store().await?.channel(name).await?.0)
     }
 
-    /// Removes this channel. Messages that are due to it are given up.
+    /// Removes this channel. Messages that still wait for delivery to the channel are given up.
     pub async fn remove_channel(&self, stored: StoredChannel) -> Result<StoredChannel, ApplianceError> {
         let store = self.store().await?;
         let removed = store.remove_channel(stored).await?;
@@ -63,7 +63,7 @@ impl Appliance {
         Ok(removed)
     }
 
-    /// Enables or disables this channel. The messages that are due to a disabled one are given up.
+    /// Enables or disables this channel. Messages that still wait for delivery to a disabled channel are given up.
     pub async fn enable_channel(&self, stored: StoredChannel, enabled: bool) -> Result<StoredChannel, ApplianceError> {
         let store = self.store().await?;
         let stored = store.enable_channel(stored, enabled).await?;
@@ -71,8 +71,8 @@ impl Appliance {
         Ok(stored)
     }
 
-    /// Sends one test message to the channel with this name, even if the channel is disabled. A failed delivery is not
-    /// an error, only a failure of this device is.
+    /// Sends one test message to the channel with this name, even if the channel is disabled. A failed delivery is
+    /// returned as a [`ChannelTest`]; only a failure of this device is an error.
     pub async fn test_channel(&self, name: &str) -> Result<ChannelTest, ApplianceError> {
         let store = self.store().await?;
         let own = self.endpoint_id()?.to_string();
@@ -87,7 +87,8 @@ impl Appliance {
         Ok(ChannelTest { channel: name, message: message.id, delivered: reason.is_none(), reason })
     }
 
-    /// The messages that were made before `before`, newest first, at most `limit`, with what became of them.
+    /// The messages that were made before `before`, newest first, at most `limit`, each with the state of its
+    /// deliveries.
     pub async fn messages(&self, before: Option<Timestamp>, limit: u32) -> Result<Vec<StoredMessage>, ApplianceError> {
         Ok(self.reading_store().await?.messages(before, limit).await?)
     }
@@ -97,7 +98,7 @@ fn test_message(channel: &str, at: Timestamp) -> AlertMessage {
     AlertMessage {
         id: Uuid::now_v7(),
         kind: MessageKind::Test,
-        // The time in the precision of the database.
+        // Rounds to the precision of the database.
         at: Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at),
         title: format!("PacketParamedic: test of {channel}"),
         text: "This is a test. The messages of alerts arrive here.".to_owned(),

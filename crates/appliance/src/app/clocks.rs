@@ -1,4 +1,5 @@
-//! The clocks of this device, its boot, and random numbers, for the decisions. Shell.
+//! Reads the clocks of this device, the id of its boot, and random numbers. The code that decides gets them as
+//! arguments.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clocks for the decisions")]
 
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use crate::schedule::planner::ClockReading;
 
-/// All clocks.
+/// Reads the clocks of this device: the system clock and whether it is synchronised, and the time since boot.
 pub(super) fn read_clocks() -> ClockReading {
     ClockReading {
         wall: Timestamp::now(),
@@ -34,7 +35,7 @@ pub(super) fn random() -> f64 {
     f64::from(bits) / f64::from(u32::MAX)
 }
 
-/// The id of this boot; `None` if it cannot be read.
+/// The kernel's id of this boot; `None` if it cannot be read.
 pub(super) fn boot_id() -> Option<String> {
     let id = host_facts::text("/proc/sys/kernel/random/boot_id")?;
     Some(id.trim().to_owned()).filter(|id| !id.is_empty())

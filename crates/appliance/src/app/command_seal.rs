@@ -12,14 +12,14 @@ use crate::alerts::channel::Destination;
 use crate::error::ApplianceError;
 use crate::store::StoredChannel;
 
-/// The purpose of the tags, which separates them from other tags of the same key.
+/// The purpose that goes into each tag. It separates the tags of seals from other tags of the same key.
 const PURPOSE: &str = "packetparamedic command channel 1";
 
-/// Makes and checks seals.
+/// Makes and checks the seals of channels that run a command.
 pub(super) struct CommandSealer {
     key: Arc<SecretKey>,
-    /// Whether commands need a seal. A file in the state folder needs none: only this user can write it, and it may
-    /// contain commands of a version without seals.
+    /// Whether a stored command needs a seal. In a database file in the state folder it needs none: only the user of
+    /// this program can write that file, and an earlier version, which made no seals, may have stored the command.
     is_needed: bool,
 }
 
@@ -30,13 +30,14 @@ impl Appliance {
 }
 
 impl CommandSealer {
-    /// The seal of a channel; `None` if the channel runs no command.
+    /// The seal of the channel with this id and destination; `None` if the channel runs no command.
     pub(super) fn seal(&self, id: Uuid, destination: &Destination) -> Option<String> {
         let parts = parts(&id, destination)?;
         Some(HEXLOWER.encode(&self.key.own_tag(PURPOSE, &parts)))
     }
 
-    /// Whether the channel may be used: it runs no command, or its command was confirmed on this device.
+    /// Whether the channel may be used: it runs no command, its command needs no seal, or its seal was made on this
+    /// device.
     pub(super) fn permits(&self, stored: &StoredChannel) -> bool {
         let Some(parts) = parts(&stored.id, &stored.channel.destination) else { return true };
         let tag = stored.seal.as_ref().and_then(|seal| HEXLOWER.decode(seal.as_bytes()).ok());
@@ -44,7 +45,7 @@ impl CommandSealer {
     }
 }
 
-/// The parts of a command channel that the seal covers.
+/// The parts of a command channel that the seal covers; `None` if the channel runs no command.
 fn parts<'a>(id: &'a Uuid, destination: &'a Destination) -> Option<Vec<&'a [u8]>> {
     let Destination::Command { program, args } = destination else { return None };
     let args = args.iter().map(String::as_bytes);
@@ -77,7 +78,8 @@ mod tests {
             };
             let stored = device.add_channel(command(&["a"])).await.unwrap();
             assert_eq!(reason().await, None);
-            // What another client of the server writes: other arguments, another id, no seal.
+            // Rows that another client of the server could write: with other arguments, with another id, without a
+            // seal.
             let (channel, secrets) = command(&["b"]).checked().unwrap();
             let (other, none) = (Uuid::now_v7(), StoredChannel { seal: None, ..stored.clone() });
             for forged in
@@ -91,7 +93,8 @@ mod tests {
                 assert_eq!(reason.is_some(), is_on_server, "{forged:?}: {reason:?}");
                 assert!(reason.is_none_or(|reason| reason.contains("not confirmed on this device")), "{forged:?}");
             }
-            // A file that describes it confirms it, from where commands may be changed.
+            // A configuration file that contains the stored command confirms it, but only if the file may change
+            // commands.
             let channels = device.configuration().await.unwrap().channels;
             let file = DeviceConfiguration { channels, ..DeviceConfiguration::default() };
             for (may_change_commands, is_confirmed) in [(false, !is_on_server), (true, true)] {
@@ -99,7 +102,7 @@ mod tests {
                 device.apply_configuration(file.clone(), mode).await.unwrap();
                 assert_eq!(reason().await.is_none(), is_confirmed);
             }
-            // Another identity.
+            // With another identity, the seals of the former one are no longer valid.
             device.rotate_identity().unwrap();
             assert_eq!(reason().await.is_some(), is_on_server);
         }

@@ -1,11 +1,12 @@
-//! The words for a connection that failed, without text that the other end chose, such as the names in its certificate. Pure.
+//! Describes why a connection failed, without text that the other end chose, such as the names in its certificate.
+//! Pure: no I/O.
 
 use std::error::Error;
 use std::io;
 
 use tokio_rustls::rustls::{self, CertificateError};
 
-/// The words for an error, from the first cause in its chain that has words; `None` if no cause has.
+/// Describes an error by the first cause in its chain that is an error of TLS or of I/O; `None` if no cause is.
 pub(super) fn connection_words(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -20,7 +21,7 @@ pub(super) fn connection_words(error: &(dyn Error + 'static)) -> Option<String> 
     None
 }
 
-/// The words for an error of a socket, or of TLS inside of one.
+/// Describes an error of a socket, or the TLS error that it contains.
 pub(super) fn io_words(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(tls) => tls_words(tls).to_owned(),

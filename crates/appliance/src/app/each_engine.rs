@@ -1,4 +1,4 @@
-//! Appliances with a database of each engine, for tests.
+//! Appliances for tests, one for each database engine.
 
 use paramedic_report::document::ErrorBody;
 use tempfile::TempDir;
@@ -7,13 +7,13 @@ use super::Appliance;
 use crate::error::ApplianceError;
 use crate::store::each_engine::new_database;
 
-/// Words an error as its text alone.
+/// Describes an error by its text alone, for results in tests.
 fn describe(error: &ApplianceError) -> ErrorBody {
     let text = error.to_string();
     ErrorBody { code: String::new(), what: text, because: String::new(), try_: String::new(), retry_after_ms: None }
 }
 
-/// A new appliance with a database of each engine, and its state folder; without PostgreSQL, of SQLite alone.
+/// A new appliance for each database engine, with its state folder. Without a PostgreSQL server for tests, only SQLite.
 pub(crate) fn devices() -> Vec<(TempDir, Appliance)> {
     let device = |server| {
         let folder = tempfile::tempdir().unwrap();

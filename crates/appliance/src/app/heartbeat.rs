@@ -1,4 +1,5 @@
-//! Requests a URL while the service works, so that another service notices when it stops. Shell: sockets, timers.
+//! Requests a URL at intervals while the service works, so that a monitoring service at that URL notices when the
+//! requests stop. Does I/O: sockets, timers.
 
 use std::time::Duration;
 
@@ -6,12 +7,12 @@ use super::service::Service;
 use super::web_client::{WebClient, WebRequest};
 use crate::monitor::http_url::HttpUrl;
 
-/// How long a request may take.
+/// How long one heartbeat request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Service {
-    /// Requests `url` every `interval` while the scheduler and the database answer and the service is not faulted. Never
-    /// returns.
+    /// Requests `url` every `interval`, as long as the scheduler and the database answer and the service is not
+    /// faulted. Never returns.
     pub async fn send_heartbeats(&self, url: &HttpUrl, interval: Duration) {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -31,7 +32,7 @@ impl Service {
                         tracing::info!(server, "the heartbeat arrives again");
                     }
                 }
-                // Warns only about the first failure in a row.
+                // Warns only about the first of several failures in a row.
                 Err(error) if !is_failing => {
                     is_failing = true;
                     tracing::warn!(server, error, "the heartbeat does not arrive");
@@ -42,7 +43,7 @@ impl Service {
     }
 }
 
-/// Requests the URL. No redirect is followed.
+/// Sends one heartbeat request. A redirect is not followed, and counts as a failure.
 async fn beat(client: &mut Option<WebClient>, url: &HttpUrl) -> Result<(), String> {
     let client = match client {
         Some(client) => client,

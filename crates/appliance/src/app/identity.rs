@@ -13,13 +13,13 @@ use crate::error::ApplianceError;
 pub(super) const KEY_FILE: &str = "identity.key";
 
 impl Appliance {
-    /// The Endpoint ID. Creates the key at first use.
+    /// The Endpoint ID of this appliance. Creates the identity key at first use.
     pub fn endpoint_id(&self) -> Result<EndpointId, ApplianceError> {
         Ok(self.key()?.id())
     }
 
-    /// Replaces the key and keeps the old one in another file. The reflectors know only the old identity: each must be
-    /// paired again.
+    /// Replaces the identity key, and keeps the old key in another file. The reflectors know only the old identity, so
+    /// each must be paired again.
     pub fn rotate_identity(&self) -> Result<Rotated, ApplianceError> {
         let mut key = self.loaded_key();
         let rotated = key_file::rotate(&self.key_path())?;
@@ -27,7 +27,7 @@ impl Appliance {
         Ok(rotated)
     }
 
-    /// Makes `key` the identity of this device, and keeps the former one in another file.
+    /// Makes `key` the identity of this device, and keeps the former key in another file.
     pub(super) fn adopt_identity(&self, key: &SecretKey) -> Result<(), ApplianceError> {
         let mut loaded = self.loaded_key();
         key_file::replace(&self.key_path(), key)?;
@@ -35,7 +35,7 @@ impl Appliance {
         Ok(())
     }
 
-    /// The Endpoint ID, if there is a key.
+    /// The Endpoint ID of this appliance; `None` if no identity key exists. Creates none.
     pub(super) fn existing_endpoint_id(&self) -> Result<Option<EndpointId>, ApplianceError> {
         if let Some(key) = &*self.loaded_key() {
             return Ok(Some(key.id()));
@@ -46,7 +46,7 @@ impl Appliance {
         }
     }
 
-    /// The key. Creates it at first use, if the folder may be changed.
+    /// The identity key. Creates it at first use, unless the state folder must not be changed.
     pub(super) fn key(&self) -> Result<Arc<SecretKey>, ApplianceError> {
         let mut loaded = self.loaded_key();
         if let Some(key) = &*loaded {

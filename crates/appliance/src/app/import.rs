@@ -17,20 +17,20 @@ use super::identity::KEY_FILE;
 use crate::error::ApplianceError;
 use crate::store::{ApplianceStore, FILE as DATABASE_FILE, Reflector, RunOrder, RunQuery, SavedRun};
 
-/// The number of results that are read at once.
+/// The number of results that are read from the older store at once.
 const PAGE: u32 = 64;
 
-/// An older store. It is read from a copy, which is migrated if it is of an earlier version.
+/// An older store. It is read through a temporary copy, which is migrated if its format is that of an earlier version.
 pub struct OldStore {
     folder: PathBuf,
     store: ApplianceStore,
     _copy: TempDir,
 }
 
-/// The identity of an older store, and its pairings.
+/// The identity and the pairings of an older store.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub struct OldPairings {
-    /// The text of the key file. Secret.
+    /// The text of the identity key file. Secret.
     key: String,
     reflectors: Vec<OldPairing>,
 }
@@ -43,21 +43,21 @@ struct OldPairing {
     paired_at: Timestamp,
 }
 
-/// What was imported.
+/// What an import of an identity and its pairings changed on this device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImportedPairings {
-    /// This device's Endpoint ID.
+    /// This device's Endpoint ID after the import.
     pub endpoint_id: EndpointId,
     /// Whether the import changed this device's identity.
     pub is_new_identity: bool,
-    /// The names of the reflectors that are new here.
+    /// The names of the imported reflectors, which were not paired with this device before.
     pub reflectors: Vec<PeerText>,
-    /// The reflectors that were paired already.
+    /// The number of reflectors that were paired with this device before.
     pub known: usize,
 }
 
 impl OldStore {
-    /// Opens the store in this state folder.
+    /// Opens a copy of the store in the state folder `folder`.
     pub async fn open(folder: &Path) -> Result<Self, ApplianceError> {
         Self::open_copy(folder).await.map_err(of_old(folder))
     }
@@ -75,7 +75,7 @@ impl OldStore {
         Ok(Self { folder, store, _copy: copy })
     }
 
-    /// The next results after the result `after`, oldest first.
+    /// The next page of results after the result `after`, oldest first. Without `after`, the first page.
     pub async fn results_after(&self, after: Option<&SavedRun>) -> Result<Vec<SavedRun>, ApplianceError> {
         let position = match after {
             Some(run) => Some(self.store.run_position(&run.id.to_string()).await?),
@@ -86,7 +86,7 @@ impl OldStore {
         Ok(page.into_iter().map(|(_, run)| run).collect())
     }
 
-    /// The identity of the older store, and its pairings.
+    /// The identity and the pairings of the older store.
     pub async fn pairings(&self) -> Result<OldPairings, ApplianceError> {
         let key = key_file::load(&self.folder.join(KEY_FILE)).map_err(ApplianceError::from);
         let key = key.map_err(of_old(&self.folder))?;
@@ -108,7 +108,7 @@ impl Drop for OldPairings {
 }
 
 impl Appliance {
-    /// Saves a result of another store, byte for byte. Returns whether it is new here.
+    /// Saves a result of another store, byte for byte. Returns whether this store did not have the result before.
     pub async fn import_result(&self, text: &str) -> Result<bool, ApplianceError> {
         Ok(self.store().await?.import_run(text).await?)
     }
@@ -183,7 +183,7 @@ mod tests {
         let old_id = appliance(old.path()).endpoint_id().unwrap();
         let before = std::fs::read(old.path().join(DATABASE_FILE)).unwrap();
         for (_folder, device) in devices() {
-            // A running service has an identity, and is not paired yet.
+            // Like a running service, the device has created an identity, but is not paired yet.
             assert_ne!(device.endpoint_id().unwrap(), old_id);
             for is_first in [true, false] {
                 let opened = OldStore::open(old.path()).await.unwrap();
@@ -216,7 +216,7 @@ mod tests {
             let refused = device.import_pairings(opened.pairings().await.unwrap()).await;
             assert!(matches!(refused, Err(ApplianceError::IdentityInUse { pairings: 1, .. })), "{refused:?}");
             assert_eq!((device.endpoint_id().unwrap(), device.reflectors().await.unwrap().len()), (own, 1));
-            // The results are taken over nevertheless.
+            // Its results can be imported nevertheless.
             assert!(device.import_result(&example::full().to_text().unwrap()).await.unwrap());
             let absent = OldStore::open(&old.path().join("nothing")).await.err().unwrap();
             assert!(matches!(absent, ApplianceError::OldStore { .. }), "{absent}");

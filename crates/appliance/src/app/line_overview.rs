@@ -1,5 +1,5 @@
-//! The line at a glance: the verdict, the last result, the last day of the monitors, the data of the month. The shell
-//! that reads the store and the clock for it.
+//! An overview of the line: the verdict, the last result, the last day of the monitors, the data used in this month.
+//! Reads the store and the clock for it.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the overview")]
 
@@ -22,49 +22,49 @@ use crate::plan::Plan;
 use crate::schedule::budget;
 use crate::store::{AlertRecord, ApplianceStore, LossSum, RunQuery, StoredAlert, StoredOutage, StoredPlan};
 
-/// The length of a step of a monitor's day, in minutes.
+/// The length of one step of [`MonitorDay::steps`], in minutes.
 pub const DAY_STEP: i64 = 15;
-/// The number of latest runs that are searched for one with measurements. An older one says little about the present.
+/// The number of latest runs that are searched for a run with measurements. An older run says little about the present.
 const LATEST_RUNS: u32 = 50;
 /// The number of latest outages that are searched for those of the last day.
 const LATEST_OUTAGES: u32 = 200;
 /// The maximum number of open alerts that the verdict counts.
 const MOST_ALERTS: u32 = 50;
 
-/// The line at a glance.
+/// An overview of the line at one moment.
 pub struct LineOverview {
-    /// When.
+    /// When the overview was made.
     pub at: Timestamp,
-    /// How it is.
+    /// The verdict on the present state of the line.
     pub verdict: LineVerdict,
-    /// What the contract promises.
+    /// The plan of this appliance, with the rates that the contract promises.
     pub plan: Option<StoredPlan>,
     /// The latest result with measurements.
     pub last: Option<ResultDocument>,
-    /// The latest run after that result that failed.
+    /// The latest failed run that is newer than `last`.
     pub failure: Option<RunSummary>,
-    /// The enabled monitors.
+    /// The enabled monitors, each with its last day.
     pub monitors: Vec<MonitorDay>,
     /// The outages of the last day, newest first.
     pub outages: Vec<StoredOutage>,
-    /// The begin of the calendar month, in the zone of this host.
+    /// The start of the current calendar month, in the time zone of this host.
     pub month: Timestamp,
-    /// The payload bytes of the tests of that month.
+    /// The payload bytes of all tests since the start of `month`.
     pub month_bytes: u64,
 }
 
-/// A monitor and its last day.
+/// A monitor, and its probes in the last day.
 pub struct MonitorDay {
-    /// The monitor.
+    /// The monitor with its present state.
     pub overview: MonitorOverview,
-    /// The begin of the day, in minutes since 1970.
+    /// The start of the first step, in minutes since 1970.
     pub from: i64,
-    /// The steps of [`DAY_STEP`], in order of time. A step without probes is left out.
+    /// The probes in steps of [`DAY_STEP`] minutes, oldest first. A step without probes is left out.
     pub steps: Vec<LossSum>,
 }
 
 impl Service {
-    /// The line at a glance.
+    /// Makes an overview of the line as it is now.
     pub async fn line_overview(&self) -> Result<LineOverview, ApplianceError> {
         let now = Timestamp::now();
         let store = self.appliance().reading_store().await?;
@@ -114,7 +114,8 @@ async fn days(
     Ok(monitors.into_iter().filter(|overview| overview.stored.enabled).map(day).collect())
 }
 
-/// The latest result with measurements, and the latest run after it that failed.
+/// The latest result with measurements, and the latest failed run that is newer. Interrupted runs do not count as
+/// failed.
 async fn latest(store: &ApplianceStore) -> Result<(Option<ResultDocument>, Option<RunSummary>), ApplianceError> {
     let runs = store.runs(&RunQuery::default(), None, LATEST_RUNS).await?;
     let is_measured =
@@ -148,7 +149,8 @@ fn outage_seen(stored: &StoredOutage) -> OutageSeen {
     }
 }
 
-/// Converts an alert for the verdict; `None` for an alert about an outage.
+/// Converts an open alert for the verdict; `None` for an alert about an outage, because the verdict gets outages
+/// separately.
 fn open_alert(alert: StoredAlert) -> Option<OpenAlert> {
     let AlertRecord { title, finding, .. } = alert.opening;
     (finding.metric != AlertMetric::Outage).then_some(OpenAlert { title, since: finding.since })

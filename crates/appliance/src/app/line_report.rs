@@ -1,4 +1,4 @@
-//! The report on the line of this device: gathers the runs, the hours of the monitors and the outages of a period.
+//! Gathers the runs, the hours of the monitors and the outages of a period for the report on the line.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the report")]
 
@@ -21,37 +21,37 @@ use crate::store::{ApplianceStore, RunOrder, RunPosition, RunQuery, StoredOutage
 
 /// The maximum number of runs in a report.
 const MAX_RUNS: usize = 20_000;
-/// The number of documents that are read at once: a few megabytes at most.
+/// The number of result documents that are read at once: a few megabytes at most.
 const PAGE: u32 = 64;
-/// The number of hours of a monitor that are read at once, because their histograms are large.
+/// The number of hourly rows of a monitor that are read at once. It is limited because each row has a large histogram.
 const HOURS_AT_ONCE: i64 = 7 * 24;
-/// The maximum number of hours that are read. Hours of monitors are kept for 400 days.
+/// The maximum number of hourly rows of a monitor in a report. Such rows are kept for 400 days.
 const KEPT_HOURS: i64 = 401 * 24;
-/// The number of outages that are read at once.
+/// The number of outages that are read from the store at once.
 const OUTAGE_PAGE: u32 = 500;
-/// The length of the period if the request names no start.
+/// The length of the reported period if the request names no start.
 const USUAL_PERIOD: Duration = Duration::from_secs(30 * 86_400);
 
-/// What a report is asked for.
+/// The parameters of a report on the line.
 #[derive(Clone, Debug, Default)]
 pub struct ReportRequest {
-    /// The begin of the period; absent: 30 days before its end.
+    /// The start of the reported period; absent: 30 days before its end.
     pub since: Option<Timestamp>,
-    /// The end of the period; absent: now.
+    /// The end of the reported period; absent: now.
     pub until: Option<Timestamp>,
-    /// The zone of local times; absent: that of this host.
+    /// The time zone of the local times in the report; absent: the zone of this host.
     pub zone: Option<TimeZone>,
-    /// The contract to compare with; absent: the plan of this appliance.
+    /// The contract to compare the measurements with; absent: the plan of this appliance.
     pub plan: Option<Contract>,
-    /// Whether names, addresses and Endpoint IDs are left out.
+    /// Whether the report leaves out names, addresses and Endpoint IDs.
     pub is_redacted: bool,
 }
 
 impl Appliance {
-    /// Makes the report on the line.
+    /// Makes the report on the line for the requested period.
     pub async fn line_report(&self, request: ReportRequest) -> Result<LineReport, ApplianceError> {
         let made_at = Timestamp::now();
-        // The future has not been measured.
+        // Ends the period now at the latest, because the future has not been measured.
         let until = request.until.unwrap_or(made_at).min(made_at);
         let since = request.since.unwrap_or_else(|| until.checked_sub(USUAL_PERIOD).unwrap_or(Timestamp::MIN));
         if since >= until {
@@ -87,7 +87,7 @@ fn contract(plan: &Plan) -> Contract {
     Contract { download: rate(Direction::Download), upload: rate(Direction::Upload) }
 }
 
-/// The runs of the period, and the number of those that cannot be read.
+/// The readable runs of the period, and the number of runs that cannot be read.
 async fn runs(
     store: &ApplianceStore,
     since: Timestamp,
@@ -142,7 +142,8 @@ async fn hours(store: &ApplianceStore, since: Timestamp, until: Timestamp) -> Re
     Ok(hours)
 }
 
-/// The outages that overlap the period, in order of time. Two outages never overlap each other.
+/// The outages that overlap the period, oldest first. Reading stops at the first outage that ended before the period,
+/// because outages never overlap each other.
 async fn outages(
     store: &ApplianceStore,
     since: Timestamp,

@@ -1,4 +1,5 @@
-//! The line and the service at one moment, for the metrics and for Home Assistant. The shell that reads the store and the clock for it.
+//! A snapshot of the line and the service, for the metrics and for Home Assistant. Reads the store and the clock for
+//! it.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the snapshot")]
 
@@ -14,14 +15,14 @@ use crate::monitor::ProbeTotals;
 use crate::schedule::budget;
 use crate::store::{ApplianceStore, LatestRun, Reflector, StoredSchedule};
 
-/// How long the latest result of a server that is not a paired reflector is shown.
+/// For how long the latest result of a server is shown if the server is not a paired reflector.
 const SERVER_SHOWN: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// The maximum number of removed monitors in a snapshot.
 const MOST_REMOVED: u32 = 50;
 
 impl Service {
-    /// The line and the service now. If the store cannot be read, the state is `faulted`, and the values of the store
-    /// are missing.
+    /// A snapshot of the line and the service now. If the store cannot be read, the values of the store are missing,
+    /// and the state is `faulted`, unless the service is stopping.
     pub async fn line_snapshot(&self) -> LineSnapshot {
         let now = Timestamp::now();
         let status = self.status(version::VERSION);
@@ -82,7 +83,8 @@ impl Service {
     }
 }
 
-/// The latest results of the paired reflectors, and the recent ones of other servers. `runs` has the latest run first.
+/// The latest results of the paired reflectors, and the recent results of other servers. `runs` has the latest run
+/// first.
 fn results(runs: Vec<LatestRun>, reflectors: &[Reflector], now: Timestamp) -> Vec<LatestResult> {
     let since = now.checked_sub(SERVER_SHOWN).unwrap_or(now);
     let target = |run: &LatestRun| match &run.endpoint_id {
@@ -95,7 +97,7 @@ fn results(runs: Vec<LatestRun>, reflectors: &[Reflector], now: Timestamp) -> Ve
     let mut shown = Vec::<LatestResult>::new();
     for run in runs {
         let Some(target) = target(&run) else { continue };
-        // A reflector can have the address of a server as its name.
+        // Shows one result for each target and engine: the name of a reflector can equal the address of a server.
         if !shown.iter().any(|before| before.target == target && before.run.engine == run.engine) {
             shown.push(LatestResult { target, run });
         }

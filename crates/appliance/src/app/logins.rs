@@ -1,5 +1,5 @@
-//! The administrator's login: the password, the logins, and the setup link with which the password is set. The shell
-//! that hashes passwords and reads the clock for them.
+//! The administrator's login: the password, the logins, and the setup link with which the password is set. Hashes
+//! passwords, and reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates logins")]
 
@@ -16,26 +16,28 @@ use super::secret::{self, SecretHash, SecretKind};
 use crate::error::ApplianceError;
 use crate::store::StoredPassword;
 
-/// How long a login lasts.
+/// How long a login of the administrator lasts.
 pub const LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
-/// How long a setup link is valid.
+/// How long a new setup link is valid.
 const LINK_LIFETIME: Duration = Duration::from_secs(60 * 60);
-/// The minimum and maximum length of a password, in characters.
+/// The minimum and maximum length of the administrator's password, in characters.
 const PASSWORD_CHARS: std::ops::RangeInclusive<usize> = 10..=200;
-/// The cost of a hash: the first choice of OWASP's password storage cheat sheet for a server that also does other work.
+/// The memory for one password hash. Memory and passes are the first choice of OWASP's password storage cheat sheet for
+/// a server that also does other work.
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
-/// The maximum memory and number of passes of a stored password.
+/// The maximum memory in KiB and number of passes of a stored password. A row with more is not used, because checking a
+/// password against it would cost too much.
 const MAX_COST: (i64, i64) = (256 * 1024, 16);
 
 /// Limits hashing to one password at a time, because each needs 19 MiB.
 static HASHING: Semaphore = Semaphore::const_new(1);
 
-/// A new setup link.
+/// A new link with which the administrator sets the password.
 pub struct SetupLink {
-    /// Its secret.
+    /// The secret that is part of the link.
     pub secret: String,
-    /// Until when it is valid.
+    /// The time until which the link is valid.
     pub expires_at: Timestamp,
 }
 
@@ -45,7 +47,7 @@ impl Appliance {
         Ok(self.reading_store().await?.admin_password().await?.is_some())
     }
 
-    /// Creates a setup link. Earlier links are no longer valid.
+    /// Creates a setup link. Earlier setup links become invalid.
     pub async fn new_setup_link(&self) -> Result<SetupLink, ApplianceError> {
         let (secret, hash) = secret::new_secret(SecretKind::SetupLink)?;
         let expires_at = in_future(LINK_LIFETIME);
@@ -53,15 +55,15 @@ impl Appliance {
         Ok(SetupLink { secret, expires_at })
     }
 
-    /// Whether a setup link is valid.
+    /// Whether `secret` is that of a valid setup link.
     pub async fn is_setup_link(&self, secret: &str) -> Result<bool, ApplianceError> {
         let Some(hash) = SecretHash::of(SecretKind::SetupLink, secret) else { return Ok(false) };
         Ok(self.reading_store().await?.is_setup_link(hash.as_str(), Timestamp::now()).await?)
     }
 
-    /// Sets the password with the secret of a setup link. The link cannot be used again. Ends all logins.
+    /// Sets the administrator's password with the secret of a setup link, which then becomes invalid. Ends all logins.
     pub async fn set_up(&self, secret: &str, password: Zeroizing<String>) -> Result<(), ApplianceError> {
-        // The link is checked first, because the hash is costly.
+        // Checks the link first, because hashing the password is costly.
         if !self.is_setup_link(secret).await? {
             return Err(ApplianceError::NoSuchSetupLink);
         }
@@ -73,7 +75,7 @@ impl Appliance {
         }
     }
 
-    /// Sets the password and ends all logins. Does nothing if the password is the same as before.
+    /// Sets the administrator's password and ends all logins. Does nothing if the password is the same as before.
     pub async fn set_password(&self, password: Zeroizing<String>) -> Result<(), ApplianceError> {
         if self.checked_password(password.clone()).await?.is_some() {
             return Ok(());
@@ -83,13 +85,13 @@ impl Appliance {
         Ok(())
     }
 
-    /// Begins a login if the password is right. Returns the secret of the login.
+    /// Begins a login if the password is right. Returns the secret of the login; `None` if the password is wrong.
     pub async fn log_in(&self, password: Zeroizing<String>) -> Result<Option<String>, ApplianceError> {
         let Some(checked) = self.checked_password(password).await? else { return Ok(None) };
         self.begin_login(&checked).await
     }
 
-    /// Begins a login, unless the password was changed after it was checked.
+    /// Begins a login with the checked password. Begins none (`None`) if the password was changed after the check.
     async fn begin_login(&self, checked: &StoredPassword) -> Result<Option<String>, ApplianceError> {
         let (secret, hash) = secret::new_secret(SecretKind::Login)?;
         let (now, expires_at) = (Timestamp::now(), in_future(LOGIN_LIFETIME));
@@ -97,17 +99,17 @@ impl Appliance {
         Ok(is_added.then_some(secret))
     }
 
-    /// Whether a login exists.
+    /// Whether the login with this hash exists and is still valid.
     pub async fn is_login(&self, login: &SecretHash) -> Result<bool, ApplianceError> {
         Ok(self.reading_store().await?.is_login(login.as_str(), Timestamp::now()).await?)
     }
 
-    /// Ends a login.
+    /// Ends the login with this hash.
     pub async fn log_out(&self, login: &SecretHash) -> Result<(), ApplianceError> {
         Ok(self.store().await?.remove_login(login.as_str()).await?)
     }
 
-    /// The stored password; `None` if `password` is another one.
+    /// The stored password if it matches `password`; `None` if it does not, or if none is set.
     async fn checked_password(&self, password: Zeroizing<String>) -> Result<Option<StoredPassword>, ApplianceError> {
         let Some(stored) = self.reading_store().await?.admin_password().await? else { return Ok(None) };
         let unusable = || ApplianceError::Internal("the stored password is damaged".to_owned());
@@ -139,7 +141,7 @@ async fn new_password(password: Zeroizing<String>) -> Result<StoredPassword, App
     })
 }
 
-/// The argon2id hash of a password.
+/// Computes the argon2id hash of a password.
 async fn hash(
     password: Zeroizing<String>,
     salt: Vec<u8>,
@@ -193,7 +195,7 @@ mod tests {
             let login = appliance.log_in(secret("correct horse")).await.unwrap().unwrap();
             let login = SecretHash::of(SecretKind::Login, &login).unwrap();
             assert!(appliance.is_login(&login).await.unwrap());
-            // The same password changes nothing; another one ends the logins.
+            // Setting the same password again changes nothing. A different password ends the logins.
             appliance.set_password(secret("correct horse")).await.unwrap();
             assert!(appliance.is_login(&login).await.unwrap());
             appliance.set_password(secret("battery staple")).await.unwrap();

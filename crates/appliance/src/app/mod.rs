@@ -1,5 +1,5 @@
 //! The application: one appliance with its identity, its reflectors, its results and its tests. Every client, such as
-//! the command line, uses it. It never prints, and leaves all output to the client.
+//! the command line, uses this module. The application never prints: all output is left to the client.
 
 mod access;
 mod alerts;
@@ -74,24 +74,25 @@ pub struct Appliance {
     state: Arc<State>,
 }
 
-/// The open resources of an appliance. Key and database are opened at first use: a command that needs only one of them
-/// works even if the other is unusable.
+/// The open resources of an appliance. The key and the database are opened at first use, so that a command that needs
+/// only one of them works even if the other is unusable.
 struct State {
     folder: PathBuf,
-    /// The server of the database; `None`: the database is a file in the folder.
+    /// The server of the database; `None` if the database is a file in the state folder.
     server: Option<PostgresAddress>,
-    /// Whether nothing in the folder is created or changed.
+    /// Whether this appliance must not create or change anything in the state folder.
     is_read_only: bool,
     describe: Describe,
     key: Mutex<Option<Arc<SecretKey>>>,
     store: OnceCell<ApplianceStore>,
-    /// The database, opened for reading only.
+    /// The database opened for reading only, for the case that it cannot or must not be written.
     reading: OnceCell<ApplianceStore>,
 }
 
 impl Appliance {
-    /// The appliance of a configured state folder, and what was changed to make that folder private. `describe` makes
-    /// the error in the result of a failed test. If the folder cannot be written, its content can still be read.
+    /// The appliance with this configured state folder, and what was changed to make that folder private. `describe`
+    /// makes the error text in the result of a failed test. If the folder cannot be written, its content can still be
+    /// read.
     pub fn open(configured: &Path, describe: Describe) -> Result<(Self, Option<Change>), ApplianceError> {
         let opened = match state_folder::open(configured, own_file) {
             Err(StateFolderError::Io { source, .. }) if is_write_refused(&source) && configured.is_dir() => {
@@ -103,7 +104,8 @@ impl Appliance {
         Ok((Self::in_folder(path, None, false, describe), change))
     }
 
-    /// The appliance of a configured state folder, in which nothing is created or changed. The folder need not exist.
+    /// The appliance with this configured state folder, opened so that it creates and changes nothing there. The folder
+    /// need not exist.
     pub fn open_for_reading(configured: &Path, describe: Describe) -> Result<Self, ApplianceError> {
         let path = state_folder::locate_own(configured).map_err(unusable(configured))?;
         Ok(Self::in_folder(path, None, true, describe))
@@ -114,18 +116,19 @@ impl Appliance {
         Self { state: Arc::new(State { folder, server, is_read_only, describe, key, store, reading }) }
     }
 
-    /// The same appliance with its database on this server. The identity and the locks stay in the state folder.
+    /// The same appliance with its database on `server`; `None` stands for a file in the state folder. The identity and
+    /// the locks stay in the state folder.
     pub fn with_database(self, server: Option<PostgresAddress>) -> Self {
         let State { folder, is_read_only, describe, .. } = &*self.state;
         Self::in_folder(folder.clone(), server, *is_read_only, *describe)
     }
 
-    /// The private state folder: the configured one, or a folder inside it.
+    /// The private state folder: the configured folder, or a folder inside it.
     pub fn state_dir(&self) -> &Path {
         &self.state.folder
     }
 
-    /// Loads the key and opens the database, so that an error of either is reported first.
+    /// Loads the key and opens the database, so that an error of one of them is found before other work begins.
     pub async fn load(&self) -> Result<(), ApplianceError> {
         self.key()?;
         self.store().await?;
@@ -139,7 +142,7 @@ impl Appliance {
         }
     }
 
-    /// The database, for changes.
+    /// The database, opened for changes at first use.
     async fn store(&self) -> Result<&ApplianceStore, ApplianceError> {
         let open = || async {
             match &self.state.server {
@@ -150,7 +153,7 @@ impl Appliance {
         Ok(self.state.store.get_or_try_init(open).await?)
     }
 
-    /// Opens the database anew, for reading.
+    /// Opens the database for reading, in a connection of its own.
     async fn open_store_for_reading(&self) -> Result<ApplianceStore, StorageError> {
         match &self.state.server {
             Some(server) => ApplianceStore::open_on_server_for_reading(server).await,
@@ -158,14 +161,14 @@ impl Appliance {
         }
     }
 
-    /// The database, for reading. It need not be writable.
+    /// The database for reading. It need not be writable.
     async fn reading_store(&self) -> Result<&ApplianceStore, ApplianceError> {
         let reading = || self.open_store_for_reading();
         if self.state.is_read_only {
             return Ok(self.state.reading.get_or_try_init(reading).await?);
         }
         match self.store().await {
-            // If reading fails too, the first error is returned, because it names what cannot be written.
+            // If reading fails too, returns the first error, because it names what cannot be written.
             Err(ApplianceError::Storage(error)) if error.is_unwritable() => {
                 self.state.reading.get_or_try_init(reading).await.map_err(|_| error.into())
             }
@@ -179,12 +182,12 @@ fn unusable(configured: &Path) -> impl FnOnce(StateFolderError) -> ApplianceErro
     move |source| ApplianceError::StateFolder { configured, source }
 }
 
-/// Whether the error means that this user cannot write to the folder.
+/// Whether the error means that this user cannot write to the state folder.
 fn is_write_refused(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
-/// How a file of the state folder is used, by its name; `None` for a file of another program.
+/// How this program uses the file `name` in the state folder; `None` for a file of another program.
 fn own_file(name: &str) -> Option<OwnFile> {
     let is_own = [KEY_FILE, DATABASE_FILE].iter().any(|own| name.starts_with(own));
     match name {

@@ -1,4 +1,5 @@
-//! Reports the state of the line to an MQTT broker. The shell that keeps the connection, and sends what has changed.
+//! Reports the state of the line to an MQTT broker: keeps the connection, and sends what has changed. Does I/O:
+//! sockets, timers.
 
 use std::io;
 use std::path::Path;
@@ -25,47 +26,47 @@ use crate::export::broker::BrokerSettings;
 use crate::export::home_assistant::{self, OFFLINE, ONLINE, Topics};
 use crate::monitor::backoff::Backoff;
 
-/// How long the connection may take, with its TLS handshake and the broker's answer.
+/// How long it may take to connect, including the TLS handshake and the broker's answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the acknowledgement of a message may take.
+/// How long the broker may take to acknowledge a message.
 const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The keep-alive interval. If the broker receives no message for 1.5 times as long, it treats the connection as broken
 /// and sends the last will.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// The maximum number of messages without an acknowledgement. The client's default is 65,535, for which it reserves 14
-/// MB.
+/// The maximum number of messages without an acknowledgement. The default of the MQTT client is 65,535, for which the
+/// client reserves 14 MB.
 const MOST_IN_FLIGHT: u16 = 16;
-/// The maximum number of messages that wait to be sent.
+/// The maximum number of messages that wait in the client's queue to be sent.
 const MOST_WAITING: usize = 16;
-/// How often the state is checked without an event.
+/// How often the state is checked for changes if no event causes a check.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
-/// The minimum time between two checks, because an unsteady line causes many events.
+/// The minimum time between two checks of the state. It limits the load, because an unsteady line causes many events.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
-/// How long each step of the end of the connection may take.
+/// How long each step of closing the connection may take.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the state cannot be reported to the broker.
+/// Why the state of the line cannot be reported to the MQTT broker.
 #[derive(Debug, thiserror::Error)]
 enum BrokerFault {
     #[error("the password file {path} cannot be read: {source}")]
     Password { path: String, source: io::Error },
     #[error("TLS is not possible: {0}")]
     Tls(io::Error),
-    #[error("it did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    #[error("the broker did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
     Silent,
-    #[error("it did not acknowledge a message within {} s", ACKNOWLEDGEMENT_TIMEOUT.as_secs())]
+    #[error("the broker did not acknowledge a message within {} s", ACKNOWLEDGEMENT_TIMEOUT.as_secs())]
     NotAcknowledged,
-    #[error("it did not accept a message: {0}")]
+    #[error("the broker did not accept a message: {0}")]
     NotTaken(PublishNoticeError),
-    #[error("it sent an unexpected packet")]
+    #[error("the broker sent an unexpected packet")]
     Unasked,
     #[error("{}", without_text(.0))]
     Connection(Box<ConnectionError>),
-    #[error("the client has ended: {0}")]
+    #[error("the MQTT client has ended: {0}")]
     Client(Box<ClientError>),
 }
 
-/// The words for an error, without text of the broker, which can repeat the password, and without the names in its
+/// Describes an error without the broker's own text, which can repeat the password, and without the names in its
 /// certificate.
 fn without_text(error: &ConnectionError) -> String {
     match error {
@@ -80,7 +81,7 @@ fn without_text(error: &ConnectionError) -> String {
     }
 }
 
-/// The last change of the connection that was logged, so that each change is logged once.
+/// The last change of the connection to the broker that was logged. It is kept so that each change is logged once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SaidOfBroker {
     Nothing,
@@ -88,7 +89,7 @@ enum SaidOfBroker {
     Lost,
 }
 
-/// The task that reports the state to a broker.
+/// The task that reports the state of the line to a broker.
 struct BrokerReporter<'a> {
     service: &'a Service,
     settings: &'a BrokerSettings,
@@ -97,7 +98,7 @@ struct BrokerReporter<'a> {
     backoff: Backoff,
 }
 
-/// The messages that the broker has.
+/// The latest messages that the broker has acknowledged, to send only what has changed.
 #[derive(Default)]
 struct SentMessages {
     state: Option<String>,
@@ -105,8 +106,8 @@ struct SentMessages {
 }
 
 impl Service {
-    /// Reports the state of the line to a broker, until [`Service::stop`]. Reconnects to a broker that cannot be
-    /// reached.
+    /// Reports the state of the line to a broker, until [`Service::stop`]. Connects again whenever the connection
+    /// fails.
     pub async fn report_to_broker(&self, settings: &BrokerSettings) {
         let id = self.status("").endpoint_id;
         let topics = Topics::new(&settings.topic_prefix, settings.discovery_prefix.as_ref(), &id);
@@ -127,7 +128,7 @@ impl Service {
 }
 
 impl BrokerReporter<'_> {
-    /// Serves one connection. Returns without an error when the service is to end.
+    /// Keeps one connection, and sends changes over it. Returns without an error when the service is to stop.
     async fn stay_connected(&mut self, mut stopping: watch::Receiver<bool>) -> Result<(), BrokerFault> {
         let (client, mut events) = AsyncClient::builder(self.options()?).capacity(MOST_WAITING).build();
         tokio::select! {
@@ -143,9 +144,9 @@ impl BrokerReporter<'_> {
                 _ = stopping.wait_for(|wanted| *wanted) => Ok(()),
             };
             told?;
-            // A broker that acknowledges nothing must not delay the end.
+            // A broker that acknowledges nothing must not delay the stop of the service.
             timeout(END_TIMEOUT, self.take_leave(&client)).await.ok();
-            // The last message is queued, and `until_ended` sends it meanwhile.
+            // The last message is queued. `until_ended` sends it while this future waits.
             sleep(END_TIMEOUT).await;
             Ok(())
         };
@@ -175,12 +176,12 @@ impl BrokerReporter<'_> {
         Ok(options)
     }
 
-    /// Sends what has changed, for ever.
+    /// Sends the state whenever it has changed. Returns only on an error.
     async fn tell(&mut self, client: &AsyncClient) -> Result<(), BrokerFault> {
         let mut changes = self.service.monitor_changes();
         let mut updates = self.service.updates().subscribe();
         let mut sent = SentMessages::default();
-        // When the message about the availability is repeated; `None` before the first one.
+        // When the message about the availability is to be repeated; `None` before the first such message.
         let mut again = None;
         loop {
             changes.borrow_and_update();
@@ -188,7 +189,7 @@ impl BrokerReporter<'_> {
             if again.is_none_or(|again| again <= Instant::now()) {
                 // Sent last, so that the device is not shown as available before its values exist.
                 self.send(client, &self.topics.availability.clone(), ONLINE).await?;
-                // Only a connection that lasts is a success: a broker may acknowledge one message and then fail.
+                // Counts as a success only if the connection lasts: a broker may acknowledge one message and then fail.
                 if again.is_some() {
                     self.backoff.succeeded();
                 }
@@ -197,8 +198,8 @@ impl BrokerReporter<'_> {
             let now = Instant::now();
             let next = now + SHORTEST_INTERVAL;
             tokio::select! {
-                // Repeats the message, because a broker can turn pings off. Its acknowledgement shows that the broker
-                // still answers.
+                // Repeats the availability, because a broker can turn pings off. The acknowledgement shows that the
+                // broker still answers.
                 () = sleep_until(again.unwrap_or(now)) => {}
                 _ = changes.changed() => {}
                 () = until_run_ended(&mut updates) => updates = self.service.updates().subscribe(),
@@ -207,7 +208,7 @@ impl BrokerReporter<'_> {
         }
     }
 
-    /// Publishes that the service ends, and disconnects.
+    /// Publishes that the device is offline, and disconnects.
     async fn take_leave(&self, client: &AsyncClient) -> Result<(), BrokerFault> {
         publish(client, &self.topics.availability, OFFLINE).await?;
         client.disconnect_with_timeout(END_TIMEOUT).await.map_err(client_fault)
@@ -234,7 +235,7 @@ impl BrokerReporter<'_> {
             self.send(client, &self.topics.state.clone(), &state).await?;
             sent.state = Some(state);
         }
-        // If the store cannot be read, the monitors are not known.
+        // If the store could not be read, the list of monitors is not known, so they are not described.
         if let (Some(topic), Some(_)) = (self.topics.discovery.clone(), &line.stored) {
             let described = home_assistant::discovery(&line, &self.topics, &self.settings.device_name).to_string();
             if sent.discovery.as_ref() != Some(&described) {
@@ -256,7 +257,7 @@ impl BrokerReporter<'_> {
     }
 }
 
-/// A client of TLS 1.3 that trusts the certificate authorities of this host.
+/// A client configuration for TLS 1.3 that trusts the certificate authorities of this host.
 fn tls_client() -> io::Result<ClientConfig> {
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -264,14 +265,14 @@ fn tls_client() -> io::Result<ClientConfig> {
     Ok(config.with_root_certificates(system_roots()?).with_no_client_auth())
 }
 
-/// The password in a file, without the line end after it.
+/// Reads the password from a file, without the line end after it.
 fn password(path: &Path) -> Result<Zeroizing<String>, BrokerFault> {
     let text = std::fs::read_to_string(path).map(Zeroizing::new);
     let text = text.map_err(|source| BrokerFault::Password { path: path.display().to_string(), source })?;
     Ok(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-/// Ends when the broker has accepted the connection.
+/// Waits until the broker has accepted the connection.
 async fn connected(events: &mut EventLoop) -> Result<(), BrokerFault> {
     loop {
         if let Event::Incoming(Incoming::ConnAck(_)) = poll(events).await? {
@@ -280,8 +281,8 @@ async fn connected(events: &mut EventLoop) -> Result<(), BrokerFault> {
     }
 }
 
-/// Exchanges messages until the connection ends. Fails if the broker sends an unrequested message, because it could do
-/// so without end.
+/// Exchanges messages until the connection ends. Fails if the broker sends an unrequested message, because a broker
+/// could send such messages without end.
 async fn until_ended(events: &mut EventLoop) -> Result<(), BrokerFault> {
     let mut is_asked = false;
     loop {
@@ -300,7 +301,7 @@ async fn poll(events: &mut EventLoop) -> Result<Event, BrokerFault> {
     events.poll().await.map_err(|error| BrokerFault::Connection(Box::new(error)))
 }
 
-/// Ends when a test has ended, or updates were missed.
+/// Waits until a test has ended, or until `updates` has missed updates, which may include such an end.
 async fn until_run_ended(updates: &mut RunUpdateListener) {
     while let Some(update) = updates.next().await {
         if matches!(update.report, RunReport::Life(RunLife::Ended { .. })) {
@@ -313,7 +314,7 @@ fn client_fault(error: ClientError) -> BrokerFault {
     BrokerFault::Client(Box::new(error))
 }
 
-/// Queues a retained message.
+/// Queues a retained message for sending.
 async fn publish(client: &AsyncClient, topic: &str, message: &str) -> Result<PublishNotice, BrokerFault> {
     let options = PublishOptions::at_least_once().retained();
     client.publish_tracked(topic, message, options).await.map_err(client_fault)

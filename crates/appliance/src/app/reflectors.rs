@@ -24,7 +24,7 @@ pub enum PairingProof {
     EndpointId(EndpointId),
 }
 
-/// A completed pairing.
+/// A completed pairing with a reflector.
 pub struct NewPairing {
     /// The reflector, as it was saved.
     pub reflector: Reflector,
@@ -34,9 +34,9 @@ pub struct NewPairing {
     pub segment_limit: Option<u16>,
 }
 
-/// What a check of a reflector found.
+/// What a check of a reflector found about it and the path.
 pub struct Reached {
-    /// The address that accepted the connection.
+    /// The address of the reflector that accepted the connection.
     pub address: SocketAddr,
     /// The version of the reflector's program.
     pub version: PeerText,
@@ -44,15 +44,15 @@ pub struct Reached {
     pub took: Duration,
     /// The address of this device on the link.
     pub local: IpAddr,
-    /// What the reflector knows about the path; absent if it does not support `path_facts`.
+    /// What the reflector reports about the path; absent if the reflector does not support `path_facts`.
     pub path: Option<PathFacts>,
     /// The segment size limit of the link; see [`ReflectorClient::segment_limit`].
     pub segment_limit: Option<u16>,
 }
 
 impl Appliance {
-    /// Pairs with the reflector at `target` and saves it as `name`. Without `name` it is saved under its own name, or
-    /// else under its host. `own_name` is this device's own name.
+    /// Pairs with the reflector at `target` and saves it as `name`. Without `name`, saves it under the name that the
+    /// reflector has for itself, or, if it has none, under its host. `own_name` is this device's own name.
     pub async fn pair(
         &self,
         target: HostPort,
@@ -114,7 +114,8 @@ impl Appliance {
         Ok(chosen)
     }
 
-    /// Opens a link to a reflector, without a test. Returns what the link shows.
+    /// Opens a link to a reflector without running a test. Returns what the reflector reports and what the connection
+    /// shows.
     pub async fn check(&self, reflector: &Reflector) -> Result<Reached, ApplianceError> {
         #[expect(clippy::disallowed_methods, reason = "the shell that measures how long the answer takes")]
         let began = Instant::now();

@@ -1,4 +1,4 @@
-//! The saved results: list, show, export, delete, prune. The shell that reads the clock for the retention.
+//! The saved results: list, show, export, delete, prune. Reads the clock to find the results that are too old.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clocks for the retention")]
 
@@ -12,14 +12,14 @@ use super::Appliance;
 use crate::error::ApplianceError;
 use crate::store::{Export, ExportFormat, PageCursor, Pruned, Retention, RunPosition, RunQuery, RunSums, SavedRun};
 
-/// The time between two prunings by the service.
+/// The time between two deletions of old results by the service.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(86_400);
-/// The maximum time after the latest result by which the service prunes. So a clock that is a year ahead does not
-/// delete the results of a year.
+/// The clock counts as wrong if it is further than this after the latest result. Then results are judged by an earlier
+/// time, so that a clock that is a year ahead does not delete the results of a year.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
 
 impl Appliance {
-    /// The results that a query finds, after this place in their list; at most `count`.
+    /// The results that `query` finds, at most `count`, from the place `after` in their list on.
     pub async fn results(
         &self,
         query: &RunQuery,
@@ -30,42 +30,46 @@ impl Appliance {
         Ok(self.reading_store().await?.runs(query, after.as_ref(), count).await?)
     }
 
-    /// The sums of the results that a query finds, in steps of `step`. `query.order` and `query.limit` have no effect.
+    /// The sums of the results that `query` finds, in time steps of length `step`. `query.order` and `query.limit` have
+    /// no effect.
     pub async fn result_sums(&self, query: &RunQuery, step: Duration) -> Result<Vec<RunSums>, ApplianceError> {
         Ok(self.reading_store().await?.run_sums(query, step).await?)
     }
 
-    /// The download rates of the results that a query finds, in quarters of an hour: begin, number, sum in bits per second.
+    /// For each quarter of an hour, the download rates of the results that `query` finds: the start of the quarter, the
+    /// number of rates, and their sum in bits per second.
     pub async fn download_quarters(&self, query: &RunQuery) -> Result<Vec<(Timestamp, u64, f64)>, ApplianceError> {
         Ok(self.reading_store().await?.download_quarters(query).await?)
     }
 
-    /// The names of the other ends of the results, and their engines.
+    /// The names of the other ends of the latest results and of the paired reflectors, and the ids of the engines of
+    /// the latest results.
     pub async fn result_kinds(&self) -> Result<(Vec<String>, Vec<String>), ApplianceError> {
         Ok(self.reading_store().await?.run_kinds().await?)
     }
 
-    /// The result whose id is, begins or ends with `wanted`.
+    /// The result whose id equals, begins with or ends with `wanted`.
     pub async fn result(&self, wanted: &str) -> Result<SavedRun, ApplianceError> {
         Ok(self.reading_store().await?.run(wanted).await?)
     }
 
-    /// Exports the results that a query finds.
+    /// Exports the results that `query` finds.
     pub async fn export(&self, query: RunQuery, format: ExportFormat) -> Result<Export, ApplianceError> {
         Ok(self.reading_store().await?.export(query, format))
     }
 
-    /// Deletes the results whose ids are, begin or end with these texts: all of them, or none if one is not found.
+    /// Deletes the results whose ids equal, begin with or end with these texts. Deletes none of them if one is not
+    /// found.
     pub async fn delete_results(&self, wanted: &[String]) -> Result<Vec<Uuid>, ApplianceError> {
         Ok(self.store().await?.delete_runs(wanted).await?)
     }
 
-    /// Deletes what is older than `retention` allows. With `is_rehearsal` it only counts.
+    /// Deletes everything that is older than `retention` allows. With `is_rehearsal`, only counts it.
     pub async fn prune(&self, retention: &Retention, is_rehearsal: bool) -> Result<Pruned, ApplianceError> {
         Ok(self.store().await?.prune(retention, Timestamp::now(), is_rehearsal).await?)
     }
 
-    /// Deletes what is older than `retention` allows, now and once a day. Never ends.
+    /// Deletes everything that is older than `retention` allows, now and once a day. Never returns.
     pub async fn prune_daily(&self, retention: Retention) {
         let (began, started_at) = (Instant::now(), Timestamp::now());
         loop {
@@ -96,8 +100,8 @@ impl Appliance {
     }
 }
 
-/// The time by which the age of results is judged; `None` without results. It is the earliest of three: the clock, the
-/// start of the service plus the time since then, and 30 days after the latest result.
+/// The time that counts as now when the age of results is judged; `None` without results. It is the earliest of three
+/// times: the clock, the start of the service plus the time since then, and 30 days after the latest result.
 fn pruning_time(clock: Timestamp, elapsed: Option<Timestamp>, latest: Option<Timestamp>) -> Option<Timestamp> {
     let plausible = latest?.checked_add(LONGEST_SILENCE).ok()?;
     Some(clock.min(plausible).min(elapsed.unwrap_or(clock)))
@@ -113,7 +117,8 @@ mod tests {
         let (now, latest) = (at("2026-06-02T00:00:00Z"), at("2026-06-01T23:00:00Z"));
         assert_eq!(pruning_time(now, Some(now), Some(latest)), Some(now));
         let ahead = at("2027-06-02T00:00:00Z");
-        // While the service runs; before it started; and a result was saved with that time.
+        // The clock jumped ahead while the service ran; before the service started; and when a result was saved with
+        // the wrong time.
         assert_eq!(pruning_time(ahead, Some(now), Some(latest)), Some(now));
         assert_eq!(pruning_time(ahead, Some(ahead), Some(latest)), Some(at("2026-07-01T23:00:00Z")));
         assert_eq!(pruning_time(ahead, Some(now), Some(ahead)), Some(now));

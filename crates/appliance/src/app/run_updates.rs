@@ -1,5 +1,5 @@
-//! The reports of the running tests of the service, for any number of listeners. The memory is bounded: a listener that
-//! does not keep up misses updates, and its next call of [`RunUpdateListener::next`] returns `None`.
+//! Passes the reports of the running tests of the service to any number of listeners. The memory is bounded: a listener
+//! that does not keep up misses updates, and its next call of [`RunUpdateListener::next`] returns `None`.
 
 use std::sync::Arc;
 
@@ -13,31 +13,31 @@ use uuid::Uuid;
 use super::test_run::TestEvent;
 use crate::store::ScheduleRunOutcome;
 
-/// The number of updates that are kept for the slowest listener: more than a second of a running test.
+/// The number of updates that are kept for the slowest listener: the updates of more than a second of a running test.
 const KEPT_UPDATES: usize = 256;
 
-/// An update of a run.
+/// An update about a run: what happened in it, and when.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct RunUpdate {
-    /// The id of the run: that of `schedule-runs`, or of the test that a client started.
+    /// The id of the run, as in `schedule-runs`, or, for a test that a client started, the id of that test.
     pub run: Uuid,
-    /// The schedule whose run it is.
+    /// The name of the schedule whose run it is; absent for a test that a client started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
-    /// When.
+    /// When the reported event happened.
     pub at: Timestamp,
-    /// What happened.
+    /// What happened in the run.
     #[serde(flatten)]
     pub report: RunReport,
 }
 
-/// What happened in a run.
+/// What happened in a run of a test.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum RunReport {
     /// An event of the test that the run carries out.
     Test(Event),
-    /// It begins, waits or ends.
+    /// The run begins, waits or ends.
     Life(RunLife),
 }
 
@@ -54,24 +54,24 @@ impl From<TestEvent> for RunReport {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum RunLife {
-    /// It was accepted.
+    /// The run was accepted.
     Accepted,
-    /// Another test runs on this device; this one waits for it.
+    /// Another test runs on this device, and the run waits for its end.
     WaitingForDevice,
-    /// It ended.
+    /// The run ended.
     Ended {
-        /// How.
+        /// How the run ended.
         outcome: ScheduleRunOutcome,
-        /// The code of the error.
+        /// The code of the error; absent if the run is complete.
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
-        /// The id of the saved result.
+        /// The id of the saved result; absent if there is none.
         #[serde(skip_serializing_if = "Option::is_none")]
         result_id: Option<Uuid>,
     },
 }
 
-/// The updates of all runs. Clones share them.
+/// Distributes the updates of all runs to the listeners. Clones share the listeners.
 #[derive(Clone)]
 pub struct RunUpdates {
     sender: broadcast::Sender<Arc<RunUpdate>>,
@@ -96,13 +96,13 @@ impl RunUpdates {
     }
 }
 
-/// A listener for updates.
+/// A listener for the updates of all runs.
 pub struct RunUpdateListener {
     receiver: broadcast::Receiver<Arc<RunUpdate>>,
 }
 
 impl RunUpdateListener {
-    /// The next update; `None` if this listener missed updates, or if the service has ended. Cancel safe.
+    /// Waits for the next update; `None` if this listener missed updates, or if the service has ended. Cancel safe.
     pub async fn next(&mut self) -> Option<Arc<RunUpdate>> {
         self.receiver.recv().await.ok()
     }

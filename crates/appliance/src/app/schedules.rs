@@ -1,4 +1,4 @@
-//! The schedules of this appliance: add, list, remove, enable, disable. The shell that reads the clock for them.
+//! The schedules of this appliance: add, list, remove, enable, disable. Reads the clock for them.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the decisions")]
 
@@ -17,45 +17,45 @@ use crate::schedule::budget::{self, DataBudget, DataUse};
 use crate::schedule::volume::{self, VolumeEstimate};
 use crate::store::{ApplianceStore, PageCursor, Reflector, ScheduleRun, StorageError, StoredSchedule, find_reflector};
 
-/// The month of a volume estimate.
+/// The length of the month for which the data of a schedule is estimated.
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
-/// A schedule that is not saved yet, and what it will cost.
+/// A checked schedule that is not saved yet, and the data that it is expected to use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleProposal {
-    /// The schedule, with the expected data of a run.
+    /// The schedule. Its `expected_bytes` is the estimate for one run.
     pub schedule: Schedule,
-    /// Whether a rate was assumed for the estimate, because no result has one.
+    /// Whether the estimate assumes a rate, because no result has a measured one.
     pub is_assumed: bool,
-    /// The runs in 30 days.
+    /// The number of runs in 30 days.
     pub runs_a_month: u64,
-    /// The bytes in 30 days, without the limits of a budget.
+    /// The expected bytes in 30 days, if no budget limits them.
     pub bytes_a_month: u64,
 }
 
-/// A schedule, its next and its last run, and its data.
+/// A schedule with its next run, its last run and its data use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleOverview {
-    /// The schedule.
+    /// The schedule as it is stored.
     #[serde(flatten)]
     pub stored: StoredSchedule,
-    /// The next occurrence, without the random delay; absent if it is disabled.
+    /// The time of the next occurrence, without the random delay; absent if the schedule is disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_due: Option<Timestamp>,
-    /// What became of the last run.
+    /// How the last run of the schedule ended, or why it did not start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_run: Option<ScheduleRun>,
-    /// The data of the current day and month.
+    /// The bytes that the schedule has used in the current day and month.
     pub used: DataUse,
-    /// What is left of its budget.
+    /// The bytes that the budget of the schedule still allows in the current day and month.
     pub left: DataBudget,
-    /// The bytes in 30 days, without the limits of a budget.
+    /// The expected bytes of the schedule in 30 days, if no budget limits them.
     #[serde(default)]
     pub bytes_a_month: u64,
 }
 
 impl Appliance {
-    /// Checks a schedule and estimates its data; saves nothing. Its `expected_bytes` is ignored.
+    /// Checks a new schedule and estimates its data, without saving it. Ignores the `expected_bytes` of `schedule`.
     pub async fn propose_schedule(&self, schedule: Schedule) -> Result<ScheduleProposal, ApplianceError> {
         let now = Timestamp::now();
         schedule.check(now)?;
@@ -75,14 +75,14 @@ impl Appliance {
         })
     }
 
-    /// Saves a schedule, enabled.
+    /// Checks a schedule, and saves it as enabled.
     pub async fn add_schedule(&self, schedule: Schedule) -> Result<StoredSchedule, ApplianceError> {
         let proposal = self.propose_schedule(schedule).await?;
         let own = self.endpoint_id()?.to_string();
         Ok(self.store().await?.add_schedule(&own, &proposal.schedule, Timestamp::now()).await?)
     }
 
-    /// Every schedule, by name.
+    /// All schedules, sorted by name.
     pub async fn schedules(&self) -> Result<Vec<ScheduleOverview>, ApplianceError> {
         let store = self.reading_store().await?;
         let mut all = Vec::new();
@@ -98,7 +98,7 @@ impl Appliance {
         overview(store, store.schedule(name).await?).await
     }
 
-    /// Removes the schedule with this name. Its results stay.
+    /// Removes the schedule with this name. The results of its runs are kept.
     pub async fn remove_schedule(&self, name: &str) -> Result<StoredSchedule, ApplianceError> {
         Ok(self.store().await?.remove_schedule(name).await?)
     }
@@ -108,12 +108,13 @@ impl Appliance {
         Ok(self.store().await?.enable_schedule(name, enabled, Timestamp::now()).await?)
     }
 
-    /// What became of the latest runs of the schedule with this name, or of all; newest first, at most `limit`.
+    /// The latest runs of the schedule with this name, or of all schedules, newest first, at most `limit`. Includes
+    /// runs that did not start.
     pub async fn schedule_runs(&self, name: Option<&str>, limit: u32) -> Result<Vec<ScheduleRun>, ApplianceError> {
         self.schedule_runs_page(name, None, limit).await
     }
 
-    /// The runs after this place in that list, newest first, at most `limit`.
+    /// The page of [`Appliance::schedule_runs`] that follows the place `after` in that list.
     pub async fn schedule_runs_page(
         &self,
         name: Option<&str>,
@@ -128,9 +129,9 @@ impl Appliance {
         Ok(store.schedule_runs_page(schedule, after, limit).await?)
     }
 
-    /// The tests that repeat a test against `subject`, each with its schedule: the test of the first enabled schedule
-    /// for `subject`, and before it the same test against another paired reflector, if there is one. So the result of
-    /// the other test is known when that of `subject` is judged.
+    /// The tests that repeat a test against `subject`, each with its schedule. The last one is the test of the first
+    /// enabled schedule for `subject`. Before it, there is the same test against another paired reflector, if there is
+    /// one, so that the result of that test is known when the repeated test against `subject` is judged.
     pub(super) async fn retests(&self, subject: &str) -> Result<Vec<(StoredSchedule, Schedule)>, ApplianceError> {
         let store = self.reading_store().await?;
         let known = store.reflectors().await?;
@@ -164,7 +165,8 @@ impl Appliance {
     }
 }
 
-/// Checks the other end of a request. A schedule for a reflector that is not paired would always fail.
+/// Checks the other end of a schedule's request, because a schedule for a reflector that is not paired would always
+/// fail.
 pub(super) fn check_target(request: &TestRequest, known: &[Reflector]) -> Result<(), ApplianceError> {
     let needs_pairing = providers::find(&request.provider).is_some_and(providers::Provider::needs_identity);
     if !needs_pairing {
@@ -200,7 +202,7 @@ async fn overview(store: &ApplianceStore, stored: StoredSchedule) -> Result<Sche
     Ok(ScheduleOverview { stored, next_due, last_run, used, left, bytes_a_month })
 }
 
-/// The data of a schedule in the day and the month of `now`.
+/// The data that a schedule has used in the day and in the month that contain `now`.
 pub(super) async fn data_used(
     store: &ApplianceStore,
     stored: &StoredSchedule,

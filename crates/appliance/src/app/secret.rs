@@ -1,27 +1,27 @@
-//! The random secrets of the API, which are stored as hashes. Each has 256 bits and cannot be guessed, so a fast hash
-//! is enough.
+//! The random secrets of the API, which are stored as hashes. Each secret has 256 random bits, which cannot be guessed,
+//! so a fast hash is enough.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 
 use crate::error::ApplianceError;
 
-/// The length of a secret, in bytes.
+/// The length of a secret of the API, in bytes.
 const SECRET_BYTES: usize = 32;
 
-/// What a secret is for.
+/// The purpose of a secret of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretKind {
-    /// A token of the API.
+    /// A token with which a program uses the API.
     Token,
-    /// A login of the administrator.
+    /// A login of the administrator in a browser.
     Login,
-    /// A link by which the password is set.
+    /// A link with which the administrator's password is set.
     SetupLink,
 }
 
 impl SecretKind {
-    /// The start of the text of such a secret, by which secret scanners find it.
+    /// The start of the text of every secret of this kind. Secret scanners find leaked secrets by it.
     fn prefix(self) -> &'static str {
         match self {
             Self::Token => "ppt_",
@@ -31,12 +31,12 @@ impl SecretKind {
     }
 }
 
-/// The hash by which a secret is stored.
+/// The hash of a secret of the API, which is stored instead of the secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretHash(String);
 
 impl SecretHash {
-    /// The hash of the text of a secret; `None` if the text is not a secret of this kind.
+    /// The hash of the secret `text`; `None` if `text` is not a secret of this kind.
     pub fn of(kind: SecretKind, text: &str) -> Option<Self> {
         let secret = BASE64URL_NOPAD.decode(text.strip_prefix(kind.prefix())?.as_bytes()).ok()?;
         (secret.len() == SECRET_BYTES).then(|| Self::of_bytes(&secret))
@@ -46,7 +46,7 @@ impl SecretHash {
         Self(HEXLOWER.encode(digest(&SHA256, secret).as_ref()))
     }
 
-    /// Its hexadecimal digits.
+    /// The hexadecimal digits of the hash.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
@@ -58,7 +58,7 @@ pub(super) fn new_secret(kind: SecretKind) -> Result<(String, SecretHash), Appli
     Ok((format!("{}{}", kind.prefix(), BASE64URL_NOPAD.encode(&secret)), SecretHash::of_bytes(&secret)))
 }
 
-/// Random bytes of the system.
+/// Random bytes from the random number generator of the system.
 pub(super) fn random_bytes<const COUNT: usize>() -> Result<[u8; COUNT], ApplianceError> {
     let mut bytes = [0; COUNT];
     let refused = |_| ApplianceError::KeyDerivation("the system gives no random bytes".to_owned());

@@ -1,4 +1,4 @@
-//! The service: runs what is due, one test at a time, and stores the outcomes. The shell that reads the clocks.
+//! The service: runs the tests that are due, one at a time, and stores how they ended. Reads the clocks.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clocks for the planner")]
 
@@ -40,18 +40,18 @@ pub const SERVICE_LOCK: &str = "service.lock";
 
 /// How long a scheduled test waits for other tests, on this device and at the reflector.
 const TURN_WAIT: Duration = Duration::from_secs(60 * 60);
-/// How long the traffic of the line is measured before a run.
+/// How long the other traffic on the line is measured before a run of a schedule.
 const OBSERVATION: Duration = Duration::from_secs(1);
 /// How long a cancelled test may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often the lock of a database on a server is checked.
+/// How often the service checks that it still holds the lock on a database on a server.
 const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// How long no run starts after a use of the store failed.
+/// For how long no run starts after the store could not be read or written.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// The limit on rows that the service keeps in memory while the disk cannot be written.
+/// The maximum number of failed writes that the service keeps in memory until the store can be written.
 const MOST_PENDING: usize = 1000;
 
-/// The running service. Clones share it.
+/// The running service. Clones share its state.
 #[derive(Clone)]
 pub struct Service {
     state: Arc<ServiceState>,
@@ -59,29 +59,29 @@ pub struct Service {
 
 struct ServiceState {
     appliance: Appliance,
-    /// The Endpoint ID at the start of the service.
+    /// The Endpoint ID at the start of the service. It is used if the identity key can no longer be read.
     endpoint_id: String,
     started_at: Timestamp,
     retention: Retention,
-    /// Locked while the service runs.
+    /// The open file [`SERVICE_LOCK`], which is locked while the service runs.
     _lock: File,
-    /// The lock of a database on a server; `None` for a file, and after it was lost.
+    /// The lock on a database on a server. `None` if the database is a file, or if the lock was lost.
     database_lock: tokio::sync::Mutex<Option<DatabaseLock>>,
     planner: Mutex<Planner>,
-    /// Notified when something may be due, or the schedules have changed.
+    /// Notified when a run may be due, or when the schedules have changed.
     wake: Notify,
-    /// Counts the polls that have completed, whether or not they failed.
+    /// Counts the polls of the schedules that have completed, including those that failed.
     polls: watch::Sender<u64>,
     current: Mutex<Option<CurrentRun>>,
     updates: RunUpdates,
-    /// The writes that could not be stored yet.
+    /// The writes that could not be stored yet, and are repeated.
     pending: Mutex<Vec<PendingWrite>>,
     problem: Mutex<Option<ServiceFault>>,
     is_stopping: watch::Sender<bool>,
     monitors: MonitorBoard,
     deliveries: Arc<DeliveryDesk>,
     alerts: AlertBoard,
-    /// The tests that rules want repeated.
+    /// The tests that alert rules want repeated.
     retests: tokio::sync::Mutex<mpsc::Receiver<RetestWish>>,
 }
 
@@ -92,75 +92,75 @@ struct CurrentRun {
     cancel: watch::Sender<bool>,
 }
 
-/// Why the service is faulted.
+/// Why the service is faulted: it cannot read or write the store.
 struct ServiceFault {
     text: String,
     /// When the failure last occurred.
     at: Instant,
-    /// Whether a failed read is the cause. If not, a failed write is.
+    /// Whether a failed read is the cause. Otherwise, a failed write is the cause.
     is_of_reading: bool,
 }
 
-/// A failed write, which is repeated.
+/// A failed write to the store, which the service repeats until it succeeds.
 enum PendingWrite {
     Skipped(SkippedRun, Timestamp),
     Result(Box<ResultDocument>),
     Ended(Uuid, RunEnding),
 }
 
-/// The state of the service.
+/// The state of the service at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceStatus {
     /// `running`, `faulted` or `stopping`.
     pub state: String,
-    /// Why it is faulted.
+    /// Why the service is faulted; empty if it is not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
-    /// The program's version.
+    /// The version of the program that runs the service.
     pub version: String,
     /// This device's Endpoint ID.
     pub endpoint_id: String,
-    /// The state folder.
+    /// The path of the private state folder.
     pub state_dir: String,
     /// When the service started.
     pub started_at: Timestamp,
-    /// Whether the system clock is trusted. Until it is, no schedule is due.
+    /// Whether the service trusts the system clock. While it does not, no schedule is due.
     pub clock_trusted: bool,
-    /// The schedule whose test runs.
+    /// The schedule whose test runs at present; absent if none does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<RunningSchedule>,
-    /// The schedules that wait for their turn.
+    /// The names of the schedules whose runs are due and wait for the running test.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<String>,
-    /// What the monitors do.
+    /// The name and the present activity of each monitor.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub monitors: Vec<MonitorState>,
-    /// The planned runs, the next one first.
+    /// The planned runs of schedules, the next run first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub planned: Vec<PlannedSchedule>,
 }
 
-/// A schedule whose test runs.
+/// A schedule whose test runs at present.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunningSchedule {
-    /// Its name.
+    /// The name of the schedule.
     pub schedule: String,
-    /// Since when.
+    /// Since when its test runs.
     pub since: Timestamp,
 }
 
-/// The next run of a schedule.
+/// The next planned run of a schedule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedSchedule {
-    /// Its name.
+    /// The name of the schedule.
     pub schedule: String,
-    /// The start, with the random delay.
+    /// When the run starts, including the random delay.
     pub start: Timestamp,
 }
 
 impl Appliance {
-    /// Starts the service of this state folder; [`Service::run`] does its work. With `adds_monitors`, the service adds
-    /// the monitors of the gateway and of each paired reflector. Fails if another service runs.
+    /// Starts the service of this state folder; [`Service::run`] then does its work. With `adds_monitors`, the service
+    /// itself adds monitors of the gateway and of each paired reflector. Fails if another service runs in this folder.
     pub async fn start_service(&self, retention: Retention, adds_monitors: bool) -> Result<Service, ApplianceError> {
         let lock = lock_service(self.state_dir())?;
         let endpoint_id = self.endpoint_id()?.to_string();
@@ -213,8 +213,8 @@ fn lock_service(state_dir: &Path) -> Result<File, ApplianceError> {
 }
 
 impl Service {
-    /// Runs the schedules and the monitors, judges by the rules, and delivers messages, until [`Service::stop`]. Then
-    /// cancels the running test and keeps its measurements.
+    /// Runs the schedules and the monitors, judges measurements by the alert rules, and delivers messages, until
+    /// [`Service::stop`]. Then cancels the running test and keeps its measurements.
     pub async fn run(&self) {
         let stopping = || self.state.is_stopping.subscribe();
         let ServiceState { monitors, alerts, deliveries, updates, .. } = &*self.state;
@@ -262,46 +262,47 @@ impl Service {
         }
     }
 
-    /// Makes [`Service::run`] end.
+    /// Makes [`Service::run`] stop its work and return.
     pub fn stop(&self) {
         self.state.is_stopping.send_replace(true);
     }
 
-    /// Reads the schedules again: they have changed.
+    /// Makes the service read the schedules again, because they have changed.
     pub fn schedules_changed(&self) {
         self.state.wake.notify_one();
     }
 
-    /// Reads the monitors again: they have changed, or a reflector was paired.
+    /// Makes the service read the monitors again, because they have changed or a reflector was paired.
     pub fn monitors_changed(&self) {
         self.state.monitors.definitions_changed();
     }
 
-    /// Reads the rules again: they have changed.
+    /// Makes the service read the alert rules again, because they have changed.
     pub fn rules_changed(&self) {
         self.state.alerts.rules_changed();
     }
 
-    /// Delivers what is due: a message was added, or the channels have changed.
+    /// Makes the service look for messages to deliver, because a message was added or the channels have changed.
     pub fn messages_changed(&self) {
         self.state.deliveries.wake();
     }
 
-    /// As [`Appliance::test_channel`], while no other message is sent to that channel.
+    /// Does the same as [`Appliance::test_channel`], but first waits until no other message is being sent to that
+    /// channel.
     pub async fn test_channel(&self, name: &str) -> Result<ChannelTest, ApplianceError> {
         let channel = self.state.appliance.channel(name).await?.id;
         let _turn = self.state.deliveries.turn(channel).await;
         self.state.appliance.test_channel(name).await
     }
 
-    /// Whether it runs, and is not faulted.
+    /// Whether the service is neither faulted nor stopping.
     pub fn is_working(&self) -> bool {
         let ServiceState { problem, monitors, alerts, .. } = &*self.state;
         let is_faulted = lock(problem).is_some() || monitors.problem().is_some() || alerts.problem().is_some();
         !is_faulted && !*self.state.is_stopping.borrow()
     }
 
-    /// Every monitor, by name, with its state.
+    /// All monitors with their present state, sorted by name.
     pub async fn monitors(&self) -> Result<Vec<MonitorOverview>, ApplianceError> {
         let mut all = Vec::new();
         for stored in self.state.appliance.stored_monitors().await? {
@@ -315,22 +316,22 @@ impl Service {
         self.state.monitors.totals()
     }
 
-    /// Whether an outage lasts.
+    /// Whether an outage lasts at present.
     pub(super) fn has_outage(&self) -> bool {
         self.state.monitors.has_outage()
     }
 
-    /// A counter that changes when the state of a monitor changes, and when an outage begins or ends.
+    /// Receives a counter that changes when the state of a monitor changes, and when an outage begins or ends.
     pub(super) fn monitor_changes(&self) -> watch::Receiver<u64> {
         self.state.monitors.changes()
     }
 
-    /// Becomes true when the service is to end.
+    /// Receives a flag that becomes true when the service is to stop.
     pub(super) fn stopping(&self) -> watch::Receiver<bool> {
         self.state.is_stopping.subscribe()
     }
 
-    /// The monitor with this name, with its state.
+    /// The monitor with this name, with its present state.
     pub async fn monitor(&self, name: &str) -> Result<MonitorOverview, ApplianceError> {
         let stored = self.state.appliance.stored_monitor(name).await?;
         self.state.monitors.overview(stored).await
@@ -342,7 +343,7 @@ impl Service {
         if !stored.enabled {
             return Err(ApplianceError::ScheduleDisabled { name: stored.schedule.name });
         }
-        // The schedule may be new.
+        // Loads the schedules first, because the requested one may be new.
         self.load_schedules().await?;
         match lock(&self.state.planner).request(stored.id, Timestamp::now()) {
             Ok(()) => {}
@@ -357,13 +358,13 @@ impl Service {
         Ok(())
     }
 
-    /// Cancels the running test of a schedule; `false` if none runs.
+    /// Cancels the running test of a schedule. Returns `false` if no such test runs, or if it was cancelled before.
     pub fn cancel_run(&self) -> bool {
         let current = lock(&self.state.current);
         current.as_ref().is_some_and(|current| !current.cancel.send_replace(true))
     }
 
-    /// Waits until the scheduler has polled and the store has answered, both after this call. An error is an answer
+    /// Waits until the scheduler has completed a poll, which uses the store, after this call. A poll that fails counts
     /// too.
     pub async fn answers(&self) {
         let mut polls = self.state.polls.subscribe();
@@ -379,35 +380,36 @@ impl Service {
         self.state.appliance.endpoint_id().map_or_else(|_| self.state.endpoint_id.clone(), |id| id.to_string())
     }
 
-    /// How long the service keeps results.
+    /// How long the service keeps results and their series.
     pub fn retention(&self) -> Retention {
         self.state.retention
     }
 
-    /// What the running tests report.
+    /// The updates of the running tests, to subscribe to.
     pub fn updates(&self) -> &RunUpdates {
         &self.state.updates
     }
 
-    /// Reports what happened in a run; `schedule` is the name of the schedule whose run it is.
+    /// Passes an update about a run to the listeners. `schedule` is the name of the schedule whose run it is; `None`
+    /// for a test that a client started.
     pub fn report(&self, run: Uuid, schedule: Option<&str>, report: RunReport) {
         let schedule = schedule.map(str::to_owned);
         self.state.updates.report(RunUpdate { run, schedule, at: Timestamp::now(), report });
     }
 
-    /// The report on the end of a test that a client started.
+    /// The report on how a test that a client started has ended.
     pub fn end_of(&self, ended: &Result<Option<TestEnd>, ApplianceError>) -> RunLife {
         let (outcome, reason) = self.outcome(ended);
         let result_id = ended.as_ref().ok().and_then(|end| end.as_ref()?.saved_as);
         RunLife::Ended { outcome, reason, result_id }
     }
 
-    /// The appliance.
+    /// The appliance whose service this is.
     pub fn appliance(&self) -> &Appliance {
         &self.state.appliance
     }
 
-    /// The current state.
+    /// The state of the service now. `version` is the version of the program.
     pub fn status(&self, version: &str) -> ServiceStatus {
         let state = &self.state;
         let planner = lock(&state.planner);
@@ -453,7 +455,8 @@ impl Service {
         }
     }
 
-    /// Whether a run may start: nothing waits to be stored, and no use of the store has failed recently.
+    /// Whether a run may start: no write waits to be stored, and no use of the store has failed within
+    /// [`RETRY_INTERVAL`].
     fn may_start(&self) -> bool {
         let is_tried = lock(&self.state.problem).as_ref().is_none_or(|problem| problem.at.elapsed() >= RETRY_INTERVAL);
         is_tried && lock(&self.state.pending).is_empty()
@@ -472,8 +475,9 @@ impl Service {
         Ok(())
     }
 
-    /// Takes the lock of a database on a server again if the connection that held it has ended, such as by a restart of
-    /// the server. Without the lock, a second service could end the runs of this one.
+    /// Makes sure that the service holds the lock on a database on a server. Takes the lock again if the connection
+    /// that held it has ended, for example because the server restarted. Without the lock, a second service could end
+    /// the runs of this service.
     async fn hold_database(&self) -> Result<(), ApplianceError> {
         let mut lock = self.state.database_lock.lock().await;
         if let Some(held) = lock.as_mut()
@@ -489,7 +493,8 @@ impl Service {
         Ok(())
     }
 
-    /// Stores pending writes, reads the schedules and moves due runs into the queue. Returns how long to wait.
+    /// Stores pending writes, reads the schedules and moves due runs into the queue. Returns how long to wait until the
+    /// next poll.
     async fn poll(&self) -> Duration {
         if let Err(error) = self.hold_database().await {
             self.fault(&error, true);
@@ -523,19 +528,19 @@ impl Service {
         }
     }
 
-    /// Notes that a run does not take place.
+    /// Records that a run does not start, and why.
     async fn skip(&self, skipped: SkippedRun, now: Timestamp) {
         self.keep(PendingWrite::Skipped(skipped.clone(), now)).await;
         let SkippedRun { run, reason } = skipped;
         tracing::info!(schedule = run.name, due = %run.due, reason = reason.as_str(), "a run is skipped");
     }
 
-    /// Stores a write now, or as soon as that is possible.
+    /// Stores a write now, or, if that fails, as soon as it is possible.
     async fn keep(&self, write: PendingWrite) {
         {
             let mut pending = lock(&self.state.pending);
             if pending.len() >= MOST_PENDING {
-                // Drops the oldest skipped run, because its loss matters least.
+                // If the limit is reached, drops the oldest skipped run, because its loss matters least.
                 let oldest = pending.iter().position(|write| matches!(write, PendingWrite::Skipped(..)));
                 pending.remove(oldest.unwrap_or_default());
             }
@@ -547,7 +552,7 @@ impl Service {
     }
 
     async fn write_pending(&self) -> Result<(), ApplianceError> {
-        // One caller at a time takes the writes. Others find an empty list.
+        // Takes all writes at once, so that only one caller stores them. Another caller finds an empty list.
         let mut writes = std::mem::take(&mut *lock(&self.state.pending)).into_iter();
         if writes.len() == 0 {
             return Ok(());
@@ -578,7 +583,7 @@ impl Service {
         Ok(())
     }
 
-    /// Starts the task of the next run in the queue.
+    /// Starts the task of the next run in the queue; `None` if no run is in it.
     fn start_next(&self) -> Option<tokio::task::JoinHandle<()>> {
         let (run, schedule) = lock(&self.state.planner).take()?;
         let (cancel, cancelled) = watch::channel(false);
@@ -613,7 +618,7 @@ impl Service {
         if let Some(result) = result {
             self.keep(PendingWrite::Result(result)).await;
         }
-        // Released first, so that the schedule can be run again as soon as the end is stored.
+        // Releases the schedule first, so that it can be run again as soon as the end is stored.
         self.release();
         self.keep_ending(id, &run.name, ending).await;
     }
@@ -633,7 +638,7 @@ impl Service {
         self.report(id, Some(schedule), RunReport::Life(RunLife::Ended { outcome, reason, result_id }));
     }
 
-    /// Repeats the tests that rules want repeated, one after the other.
+    /// Repeats the tests that alert rules want repeated, one after the other, until the service stops.
     async fn run_retests(&self) {
         let mut stopping = self.state.is_stopping.subscribe();
         let mut wishes = self.state.retests.lock().await;
@@ -661,8 +666,8 @@ impl Service {
         }
     }
 
-    /// Runs a test of a schedule for a rule, under the conditions of the schedule, such as its budget, its quiet hours
-    /// and the share of other traffic.
+    /// Runs a test of a schedule again for an alert rule, but only under the conditions of the schedule, such as its
+    /// budget, its quiet hours and the share of other traffic.
     async fn retest(&self, rule: &str, stored: &StoredSchedule, schedule: &Schedule) {
         let cancelled = self.state.is_stopping.subscribe();
         let (name, now) = (stored.schedule.name.clone(), Timestamp::now());
@@ -678,7 +683,8 @@ impl Service {
                 return;
             }
         };
-        // The run is not an occurrence of the schedule, but counts towards its budget.
+        // Marks the run as requested, because it is not an occurrence of the schedule. It counts towards the budget
+        // nevertheless.
         let run = DueRun { is_requested: true, ..run };
         let begun = match self.state.appliance.store().await {
             Ok(store) => store.begin_run(&self.endpoint_id(), &run, expected_bytes, now).await.map_err(Into::into),
@@ -698,19 +704,20 @@ impl Service {
         self.keep_ending(id, &run.name, ending).await;
     }
 
-    /// Records that no run is active.
+    /// Records that the run of a schedule is no longer active.
     fn release(&self) {
         lock(&self.state.planner).ended();
         *lock(&self.state.current) = None;
     }
 
-    /// Puts a run that could not be stored back into the queue. It starts once it can be stored.
+    /// Puts a run whose start could not be stored back into the queue. The run starts once its start can be stored.
     fn postpone(&self, run: DueRun, error: &ApplianceError) {
         self.fault(error, false);
         lock(&self.state.planner).put_back(run);
     }
 
-    /// The bytes that a run is expected to use, or why it does not start.
+    /// Decides whether a run may start. Returns the number of bytes that it is expected to use, or why it does not
+    /// start.
     async fn admit(&self, run: &DueRun, schedule: &Schedule) -> Result<Result<u64, SkipReason>, ApplianceError> {
         let store = self.state.appliance.store().await?;
         let measured = store.schedule_run_bytes(run.schedule).await?;
@@ -733,7 +740,7 @@ impl Service {
         Ok(admission::admit(schedule, now, &seen).map(|()| expected_bytes))
     }
 
-    /// Runs the test to its end.
+    /// Runs the test of a schedule to its end, and reports its events.
     async fn measure(
         &self,
         run: Uuid,
@@ -764,7 +771,7 @@ impl Service {
         test.end().await
     }
 
-    /// The outcome of a run, and its result if that is not saved yet.
+    /// The outcome of a run to store, and the result of the run if it is not saved yet.
     fn ending(&self, ended: Result<Option<TestEnd>, ApplianceError>) -> (RunEnding, Option<Box<ResultDocument>>) {
         let at = Timestamp::now();
         let (outcome, reason) = self.outcome(&ended);
@@ -797,7 +804,7 @@ fn accepted(stored: StoredSchedule) -> AcceptedSchedule {
     AcceptedSchedule { id, added_at, decided_until, schedule }
 }
 
-/// Completes when the task has ended. Without a task, never completes.
+/// Completes when the task of the run has ended. Without a task, never completes.
 async fn ended(run: &mut Option<tokio::task::JoinHandle<()>>) {
     match run {
         Some(task) => {
@@ -809,7 +816,7 @@ async fn ended(run: &mut Option<tokio::task::JoinHandle<()>>) {
     }
 }
 
-/// The share of the line that other traffic uses now; `None` if it is not known.
+/// Measures the share of the line that other traffic uses now; `None` if it cannot be known.
 async fn observe_line(capacity: line_load::LineCapacity) -> Option<f64> {
     let interface = default_interface()?;
     let counters = || {
@@ -823,7 +830,7 @@ async fn observe_line(capacity: line_load::LineCapacity) -> Option<f64> {
     line_load::share_in_use(before, counters()?, began.elapsed(), capacity)
 }
 
-/// Ignores a poisoned lock, because every change of these values is complete.
+/// Locks the mutex. Ignores a poisoned lock, because every change of these values is complete.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Exports of the tables other than results: outages, runs of schedules, measurements of a monitor.
+//! Exports the stored data other than results: outages, runs of schedules, measurements of a monitor.
 
 use super::Appliance;
 use crate::error::ApplianceError;
@@ -11,7 +11,7 @@ impl Appliance {
         Ok(self.reading_store().await?.export_table(ExportedTable::Outages, range, format))
     }
 
-    /// Exports what became of the runs in a time, of the schedule with this name, or of all.
+    /// Exports the runs within `range` of the schedule `name`, or of all schedules. Includes runs that did not start.
     pub async fn export_schedule_runs(
         &self,
         name: Option<&str>,
@@ -26,7 +26,7 @@ impl Appliance {
         Ok(store.export_table(ExportedTable::ScheduleRuns { schedule }, range, format))
     }
 
-    /// Exports what the monitor with this name measured in a time.
+    /// Exports what the monitor with this name measured within `range`.
     pub async fn export_monitor(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Runs the tests of this appliance, one at a time, and reports their events. Reads the clock for them.
+//! Runs the tests of this appliance, one at a time, and reports their events. Reads the clock to measure waiting times.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that times the wait for the device")]
 
@@ -28,27 +28,28 @@ use crate::test_lock::{LockAccess, TestLock};
 /// An event of a running test.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TestEvent {
-    /// Another test is running on this device, and this one waits for its end.
+    /// Another test runs on this device. The new test waits for its end.
     WaitingForDevice,
-    /// An event that the test reports while it runs; never the result or the error at its end.
+    /// An event that the test reports while it runs. The result or the error at its end is never such an event.
     Test(Event),
 }
 
 /// How a test ended.
 pub struct TestEnd {
-    /// The measurements, compared with the thresholds. Also of a run that failed before its end.
+    /// The measurements, compared with the thresholds of the request. A run that failed before its end can have some
+    /// too; `None` if nothing was measured.
     pub measured: Option<ResultDocument>,
-    /// Why the test is not complete; `None` if it is.
+    /// Why the test is not complete; `None` if it is complete.
     pub failure: Option<ApplianceError>,
-    /// Why the measurements could not be saved; `None` otherwise.
+    /// Why the measurements could not be saved; `None` if they were saved, or need not be.
     pub unsaved: Option<ApplianceError>,
-    /// The id under which the run was saved. Also of a run that measured nothing.
+    /// The id under which the run was saved, even if it measured nothing; `None` if it was not saved.
     pub saved_as: Option<Uuid>,
     /// The payload bytes of the whole run, in both directions.
     pub data_used_bytes: u64,
 }
 
-/// The part of the appliance's state that a test uses.
+/// The part of the appliance's state that a test needs.
 #[derive(Default)]
 struct TestState {
     key: Option<Arc<SecretKey>>,
@@ -64,17 +65,17 @@ pub struct RunningTest {
 }
 
 impl RunningTest {
-    /// Waits for the next event. `None` when the test has ended. Cancel safe.
+    /// Waits for the next event; `None` once the test has ended. Cancel safe.
     pub async fn next_event(&mut self) -> Option<TestEvent> {
         self.events.recv().await
     }
 
-    /// Asks the test to end. What it has measured is kept.
+    /// Asks the test to end early. Its measurements so far are kept.
     pub fn cancel(&self) {
         self.cancel.send_replace(true);
     }
 
-    /// Waits until the test has ended. `None` if it was cancelled before it began. Fails if it could not begin.
+    /// Waits until the test has ended. Returns `None` if it was cancelled before it began. Fails if it could not begin.
     pub async fn end(self) -> Result<Option<TestEnd>, ApplianceError> {
         let Self { cancel: _cancel, end, .. } = self;
         end.await.unwrap_or_else(|error| Err(ApplianceError::BrokeOff(error.to_string())))
@@ -82,8 +83,8 @@ impl RunningTest {
 }
 
 impl Appliance {
-    /// Checks a request and starts its test. One test runs at a time, across all processes of the state folder. If
-    /// another test runs, this one waits for as long as the request allows.
+    /// Checks a request and starts its test. Only one test runs at a time, across all processes that use the state
+    /// folder. If another test runs, the new test waits for as long as the request allows.
     ///
     /// `options` are the values of the provider's own options.
     pub async fn run(&self, request: TestRequest, options: OptionValues) -> Result<RunningTest, ApplianceError> {
@@ -92,7 +93,7 @@ impl Appliance {
         let (cancel, cancelled) = watch::channel(false);
         let appliance = self.clone();
         let end = tokio::spawn(async move {
-            // A result is large, and so is the future of a test: on the heap.
+            // Puts the future of the test, which is large like the result, on the heap.
             let end = Box::pin(appliance.run_to_end(provider, job, to_client, cancelled)).await;
             drop(temporary);
             end
@@ -100,7 +101,7 @@ impl Appliance {
         Ok(RunningTest { events, cancel, end })
     }
 
-    /// Checks that a test could be run as requested, without running it.
+    /// Checks that a test could be run as requested, without running it. Uses no options of the provider.
     pub async fn check_request(&self, request: &TestRequest) -> Result<(), ApplianceError> {
         self.prepare(request.clone(), OptionValues::default()).await.map(drop)
     }
@@ -118,8 +119,8 @@ impl Appliance {
         Ok(TestState { key: Some(key), known, blocked_direct })
     }
 
-    /// The state that a test needs if its result is discarded. Creates and changes nothing in the state folder. Leaves
-    /// out what does not exist there, because not every provider needs it.
+    /// The state that a test needs if its result is discarded. Creates and changes nothing in the state folder. A key
+    /// or a database that does not exist there is left out, because not every provider needs it.
     async fn state_to_read(&self, provider: &dyn Provider, engine: &EngineId) -> Result<TestState, ApplianceError> {
         if !provider.needs_identity() {
             return Ok(TestState { key: self.key().ok(), ..TestState::default() });
@@ -142,7 +143,8 @@ impl Appliance {
         Ok(TestState { key, known: store.reflectors().await?, blocked_direct })
     }
 
-    /// Checks a request. Returns its provider, and the request with everything else that the test needs.
+    /// Checks a request. Returns its provider, everything that the test needs, and the temporary folder that the test
+    /// may use.
     async fn prepare(
         &self,
         request: TestRequest,
@@ -173,7 +175,7 @@ impl Appliance {
         }
         provider.check_job(&job)?;
         job.request.route.origin.check().map_err(ApplianceError::Origin)?;
-        // The host is checked before the test occupies the other end.
+        // Checks this host before the test occupies the other end.
         let engine = job.request.spec.engine.clone();
         match tokio::task::spawn_blocking(move || provider.check_host(&engine)).await {
             Ok(Err(lacking)) => {
@@ -200,7 +202,7 @@ impl Appliance {
             Some(lock) => lock,
             None if !job.request.turn.may_wait() => return Ok(Some(Box::pin(self.busy(provider, &job)).await)),
             None => {
-                // The client may have dropped its receiver of events.
+                // Sending fails if the client has dropped its receiver of events, which does not matter.
                 events.send(TestEvent::WaitingForDevice).ok();
                 let waited = tokio::select! {
                     lock = TestLock::wait(self.state_dir(), access) => Some(lock?),
@@ -227,7 +229,8 @@ impl Appliance {
         Box::pin(self.conclude(job, providers::never_started(job, provider, ApplianceError::DeviceBusy))).await
     }
 
-    /// Judges and saves a run. Every run is saved, also one that measured nothing, unless the request says otherwise.
+    /// Compares a run with the thresholds and saves it, even if it measured nothing. Does not save it if the request
+    /// discards the result.
     async fn conclude(&self, job: &TestJob, outcome: Outcome) -> TestEnd {
         let Outcome { mut result, failure, finding } = outcome;
         let is_measured = result.has_measurements();
@@ -243,7 +246,7 @@ impl Appliance {
         }
         let saved_as = (unsaved.is_none() && !job.request.discards_result).then_some(result.id);
         let data_used_bytes = result.data_used_bytes;
-        // It does not matter if a run without measurements is not saved.
+        // A run without measurements need not be saved, so an error of saving it is not reported.
         let unsaved = unsaved.filter(|_| is_measured);
         TestEnd { measured: is_measured.then_some(result), failure, unsaved, saved_as, data_used_bytes }
     }
@@ -260,7 +263,7 @@ impl Appliance {
     }
 }
 
-/// A private working folder outside of the state folder.
+/// A private working folder for a test, outside of the state folder.
 fn temporary_folder() -> io::Result<TempDir> {
     tempfile::Builder::new().prefix("packetparamedic-").tempdir()
 }
@@ -272,7 +275,7 @@ fn foreign_option(name: &str, provider: &dyn Provider) -> String {
     format!("--{name} is an option of the provider {owner}, not of {}", provider.id())
 }
 
-/// Completes after `limit`; without a limit, never.
+/// Completes after `limit`. Without a limit, never completes.
 async fn elapsed(limit: Option<Duration>) {
     match limit {
         Some(limit) => tokio::time::sleep(limit).await,

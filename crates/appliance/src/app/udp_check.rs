@@ -1,5 +1,5 @@
-//! Checks whether UDP datagrams reach a reflector and come back, with a short session of the engine `echo`. Discards
-//! its result.
+//! Checks whether UDP datagrams reach a reflector and come back, by a short test with the engine `echo`. The result of
+//! the test is discarded.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::store::Reflector;
 /// How long a check sends probes.
 const CHECK: Duration = Duration::from_millis(300);
 
-/// What a check of UDP found.
+/// What a check of UDP to a reflector found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "outcome", content = "because", rename_all = "snake_case")]
 pub enum UdpCheck {
@@ -34,8 +34,8 @@ pub enum UdpCheck {
 }
 
 impl Appliance {
-    /// Sends a few latency probes to a reflector, as a test that is not saved. Does not wait in a queue: a reflector
-    /// that runs another test is an error.
+    /// Sends a few latency probes to a reflector, in a test whose result is not saved. Does not wait in the reflector's
+    /// queue: fails if the reflector runs another test.
     pub async fn check_udp(&self, reflector: &Reflector) -> Result<UdpCheck, ApplianceError> {
         let engine = EngineId::try_from(Echo.id()).map_err(|error| ApplianceError::NoSuchEngine(error.to_string()))?;
         let phases = vec![PhaseSpec { load: Load::Idle, duration_ms: CHECK.as_millis() as u32 }];

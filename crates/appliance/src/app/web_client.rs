@@ -1,4 +1,5 @@
-//! One request to a web server: no redirect is followed, and an answer is read up to a limit. Shell: sockets.
+//! Sends a single request to a web server. Follows no redirect, and reads the answer only up to a limit. Does I/O:
+//! sockets.
 
 use std::io;
 use std::pin::pin;
@@ -27,33 +28,33 @@ use crate::targets::Host;
 /// The maximum length of an answer's header, in bytes.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
-/// The maximum number of bytes that are read of a connection. It limits the interim answers before the answer, too
-/// (RFC 9110, section 15.2), and what TLS adds.
+/// The maximum number of bytes that are read from a connection. This also limits the overhead of TLS, and the interim
+/// answers that can precede the answer (RFC 9110, section 15.2).
 const MAX_READ_BYTES: u64 = 256 * 1024;
 
-/// A client of one URL. Each request has a connection of its own.
+/// A client for one URL. It opens a new connection for each request.
 pub(super) struct WebClient {
     url: HttpUrl,
-    /// The TLS client; `None` for a URL that is not `https`.
+    /// The connector of TLS and the name of the server; `None` for a URL that is not `https`.
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
-/// What is requested.
+/// A request to the URL of a [`WebClient`].
 #[derive(Default)]
 pub(super) struct WebRequest {
     pub(super) method: Method,
-    /// The headers that are sent in addition to those of every request.
+    /// The headers that are sent in addition to those that every request has.
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
-/// The answer of a server, without its body, which is not read.
+/// The answer of a web server: its status and its headers. The body is not read.
 pub(super) struct WebAnswer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
 }
 
-/// Why there is no answer. No error text contains the path of the URL.
+/// Why a request got no answer. No error text contains the path of the URL, because the path may be secret.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WebFault {
     #[error(transparent)]
@@ -66,18 +67,18 @@ pub(super) enum WebFault {
 
 impl WebClient {
     /// A client that trusts the certificate authorities of this host. Fails if the URL is `https` and this host trusts
-    /// none.
+    /// no certificate authority.
     pub(super) fn open(url: &HttpUrl) -> io::Result<Self> {
         if url.is_https() { Self::trusting(url, system_roots()?) } else { Ok(Self { url: url.clone(), tls: None }) }
     }
 
-    /// A client that trusts these certificate authorities.
+    /// A client for `url` that trusts only the certificate authorities in `roots`.
     pub(super) fn trusting(url: &HttpUrl, roots: RootCertStore) -> io::Result<Self> {
         let tls = if url.is_https() { Some((connector(roots)?, server_name(url)?)) } else { None };
         Ok(Self { url: url.clone(), tls })
     }
 
-    /// The URL.
+    /// The URL to which this client sends requests.
     pub(super) fn url(&self) -> &HttpUrl {
         &self.url
     }
@@ -121,13 +122,13 @@ impl WebClient {
         let mut connection = pin!(connection);
         tokio::select! {
             answer = &mut answer => answer,
-            // The connection may end right after the answer.
+            // The connection may end right after the answer was read.
             _ = &mut connection => answer.await,
         }
     }
 }
 
-/// TLS 1.3 with the certificate authorities that this host trusts.
+/// A connector for TLS 1.3 that trusts the certificate authorities in `roots`.
 fn connector(roots: RootCertStore) -> io::Result<TlsConnector> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])

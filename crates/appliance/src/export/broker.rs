@@ -7,42 +7,43 @@ use std::str::FromStr;
 use crate::percent;
 use crate::targets::{Host, HostPort};
 
-/// The port of MQTT, and that of MQTT inside TLS (the IANA registry of ports).
+/// The ports of MQTT and, in the next constant, of MQTT over TLS (the IANA registry of ports).
 const MQTT_PORT: u16 = 1883;
 const MQTTS_PORT: u16 = 8883;
-/// The longest user name, in bytes (MQTT 5.0, section 1.5.4).
+/// The longest user name for a broker, in bytes (MQTT 5.0, section 1.5.4).
 const MAX_USER_BYTES: usize = 65_535;
-/// The longest prefix of topics, in bytes.
+/// The longest prefix of MQTT topics, in bytes.
 const MAX_PREFIX_BYTES: usize = 200;
 
 /// The URL of an MQTT broker, without a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerUrl {
-    /// Whether TLS protects the connection.
+    /// Whether TLS protects the connection to the broker.
     pub is_tls: bool,
-    /// The user's name.
+    /// The user name for the login at the broker.
     pub user: Option<String>,
-    /// The broker.
+    /// The host and the port of the broker.
     pub server: HostPort,
 }
 
-/// Why a text is not the URL of a broker. No variant contains a part of the text, which may be a password.
+/// Why a text is not the URL of a broker. No variant contains a part of the text, because the text may contain a
+/// password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotABroker {
     /// The scheme is neither `mqtt` nor `mqtts`.
-    #[error("it begins with neither mqtt:// nor mqtts://")]
+    #[error("the URL begins with neither mqtt:// nor mqtts://")]
     Scheme,
     /// The URL contains a password.
-    #[error("it contains a password: put it into the file of mqtt_password_file")]
+    #[error("the URL contains a password: put the password into the file of mqtt_password_file")]
     Password,
-    /// The URL continues after the port.
-    #[error("it has text after the port; set the topics with mqtt_topic_prefix")]
+    /// The URL continues after the host and the port.
+    #[error("the URL has text after the port; set the topics with mqtt_topic_prefix")]
     Path,
-    /// The name of the user is not valid.
-    #[error("its user is empty or not percent-encoded UTF-8")]
+    /// The user name in the URL is not valid.
+    #[error("the user in the URL is empty or not percent-encoded UTF-8")]
     User,
-    /// The host or the port is not valid.
-    #[error("it must name a host, with or without a port")]
+    /// The host or the port in the URL is not valid.
+    #[error("the URL must name a host, with or without a port")]
     Server,
 }
 
@@ -55,7 +56,7 @@ impl FromStr for BrokerUrl {
             (_, Some(rest)) => (true, rest),
             _ => return Err(NotABroker::Scheme),
         };
-        // The last `@` ends the user, because a password may contain all of these characters.
+        // The user ends at the last `@`, because a password may contain `@`, `:` and `/`.
         let (user, server) = match rest.rsplit_once('@') {
             Some((user, _)) if user.contains(':') => return Err(NotABroker::Password),
             Some((user, server)) => (Some(user_name(user).ok_or(NotABroker::User)?), server),
@@ -86,33 +87,34 @@ impl fmt::Display for BrokerUrl {
     }
 }
 
-/// The user's name; `None` if it is empty, too long, or not percent-encoded UTF-8 without control characters.
+/// Decodes the user name of a URL; `None` if the name is empty, too long, or not percent-encoded UTF-8 without control
+/// characters.
 fn user_name(text: &str) -> Option<String> {
     let is_valid =
         |name: &String| !name.is_empty() && name.len() <= MAX_USER_BYTES && !name.chars().any(char::is_control);
     percent::decoded(text).filter(is_valid)
 }
 
-/// The broker to which messages are sent, and the names that are used there.
+/// The settings of the export to an MQTT broker: the broker, and the names that this appliance uses there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerSettings {
-    /// The broker.
+    /// The URL of the broker.
     pub url: BrokerUrl,
-    /// The file of the user's password.
+    /// The file that contains the password of the broker's user.
     pub password_file: Option<PathBuf>,
-    /// The first levels of the topics.
+    /// The first levels of this appliance's topics.
     pub topic_prefix: TopicPrefix,
     /// The first levels of the topics of Home Assistant's discovery; `None`: no discovery.
     pub discovery_prefix: Option<TopicPrefix>,
-    /// The name of this appliance.
+    /// The name under which this appliance appears in Home Assistant.
     pub device_name: String,
 }
 
-/// The first levels of a topic.
+/// The first levels of an MQTT topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicPrefix(String);
 
-/// The text is not a valid prefix of topics.
+/// The error for a text that is not a valid [`TopicPrefix`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a prefix of topics has 1 to {MAX_PREFIX_BYTES} bytes, no empty level, and none of + # $ and control characters"
@@ -120,12 +122,12 @@ pub struct TopicPrefix(String);
 pub struct NotATopicPrefix;
 
 impl TopicPrefix {
-    /// The prefix of this program's topics.
+    /// The default prefix of this program's topics.
     pub fn own() -> Self {
         Self("packetparamedic".to_owned())
     }
 
-    /// The default prefix of Home Assistant's discovery.
+    /// The default prefix of the topics of Home Assistant's discovery.
     pub fn home_assistant() -> Self {
         Self("homeassistant".to_owned())
     }

@@ -7,9 +7,10 @@ use serde_json::{Map, Value, json};
 use super::broker::TopicPrefix;
 use super::snapshot::{LatestResult, LineSnapshot, MonitorSnapshot};
 
-/// The message of [`Topics::availability`] while the service runs.
+/// The message in [`Topics::availability`] while the service runs.
 pub const ONLINE: &str = "online";
-/// The message of [`Topics::availability`] when the service has ended. If the connection breaks, the broker sends it.
+/// The message in [`Topics::availability`] when the service has ended. If the connection breaks, the broker publishes
+/// this message itself.
 pub const OFFLINE: &str = "offline";
 
 /// The client name and the topics of a device at the broker.
@@ -17,9 +18,9 @@ pub const OFFLINE: &str = "offline";
 pub struct Topics {
     /// The name of the client. A broker accepts only one client with this name.
     pub client: String,
-    /// The topic with [`ONLINE`] or [`OFFLINE`].
+    /// The topic that contains [`ONLINE`] or [`OFFLINE`].
     pub availability: String,
-    /// The topic with the values.
+    /// The topic with the values of the line and of the monitors.
     pub state: String,
     /// The topic with the description of the device; `None` without discovery.
     pub discovery: Option<String>,
@@ -37,26 +38,28 @@ impl Topics {
     }
 }
 
-/// What an entity shows.
+/// What an entity of Home Assistant shows.
 enum EntityKind {
-    /// A number, with its device class if Home Assistant has one, its unit, and how many decimals are shown.
+    /// The entity shows a number, with its device class if Home Assistant has one, its unit, and how many decimals are
+    /// shown.
     Number { class: Option<&'static str>, unit: &'static str, decimals: u8 },
-    /// A time (ISO 8601).
+    /// The entity shows a time (ISO 8601).
     Time,
-    /// A text.
+    /// The entity shows a text.
     Text,
-    /// Whether there is a problem.
+    /// The entity shows whether there is a problem.
     Problem,
 }
 
-/// A value of the line, or of a monitor.
+/// An entity of Home Assistant: one value of the line, or of a monitor.
 struct Entity<S: 'static> {
-    /// The key in the message with the values, and the end of the unique id. It must never change.
+    /// The key of the value in the message, and the end of the entity's unique id. A key must never change, because
+    /// Home Assistant identifies the entity by it.
     key: &'static str,
-    /// Its name beside that of the device.
+    /// The name of the entity, without the name of the device.
     name: &'static str,
     kind: EntityKind,
-    /// Whether it is about this device and not about the line.
+    /// Whether the entity is about this device and not about the line.
     is_diagnostic: bool,
     read: fn(&S) -> Value,
 }
@@ -181,7 +184,7 @@ const MONITOR: &[Entity<MonitorSnapshot>] = &[
     },
 ];
 
-/// Describes the device and its entities. `name` is that of this appliance.
+/// The discovery message: describes this device and its entities. `name` is the name of this appliance.
 pub fn discovery(line: &LineSnapshot, topics: &Topics, name: &str) -> Value {
     let device = device_id(&line.endpoint_id);
     let mut components = Map::new();
@@ -278,8 +281,8 @@ fn device_id(endpoint_id: &str) -> String {
     format!("packetparamedic_{endpoint_id}")
 }
 
-/// A key for an entity of a monitor. It contains the number, which is never reused, because the name may have any
-/// character.
+/// The key of a monitor's entity. It contains the number of the monitor, which is never reused, and not the name, which
+/// may have any character.
 fn monitor_key(number: i64, key: &str) -> String {
     format!("monitor_{number}_{key}")
 }
@@ -314,7 +317,7 @@ mod tests {
         discovery(&example::full(), &topics(), "attic")
     }
 
-    /// What Home Assistant would say of a message.
+    /// The errors that Home Assistant would find in a message.
     fn faults(message: &Value) -> Vec<String> {
         let schema = serde_json::from_str(SCHEMA).unwrap();
         let schema = jsonschema::validator_for(&schema).unwrap();

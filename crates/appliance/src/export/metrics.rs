@@ -12,14 +12,14 @@ use crate::monitor::outage::OutageScope;
 use crate::monitor::totals::ROUND_TRIP_BOUNDS_US;
 use crate::store::ScheduleRunOutcome;
 
-/// The loads of the latency of a result, with their words.
+/// The loads under which latency is measured, each with the value of its label.
 const LOADS: [(Load, &str); 3] = [(Load::Idle, "idle"), (Load::Download, "download"), (Load::Upload, "upload")];
 
-/// The values of the labels, and the value.
+/// The samples of a metric: for each, the values of the labels, and the value of the sample.
 type Labelled<V> = Vec<(Vec<String>, V)>;
 
-/// Every metric, in the order in which they are written. docs/prometheus.md describes them, and a test compares it with the output
-/// of the service.
+/// Every metric, in the order of the output. docs/prometheus.md describes the metrics, and a test compares that page
+/// with the output of the service.
 const METRICS: &[Metric<LineSnapshot>] = &[
     Metric {
         name: "packetparamedic_build_info",
@@ -175,7 +175,7 @@ const METRICS: &[Metric<LineSnapshot>] = &[
     },
 ];
 
-/// All metrics as text.
+/// All metrics as text in the given format.
 pub fn text(line: &LineSnapshot, format: MetricsFormat) -> String {
     format.text(METRICS, line)
 }
@@ -184,7 +184,8 @@ fn stored(line: &LineSnapshot) -> impl Iterator<Item = &StoredSnapshot> {
     line.stored.iter()
 }
 
-/// The values of every result. Each has the labels of the result, and then its own.
+/// The samples of a metric for every result. Each sample has the labels of the result, followed by the labels that
+/// `values` returns.
 fn of_results(line: &LineSnapshot, values: impl Fn(&LatestResult) -> Labelled<f64>) -> MetricValues {
     let each = stored(line).flat_map(|stored| &stored.results).flat_map(|result| {
         let own = [result.target.clone(), result.run.engine.clone()];
@@ -208,7 +209,7 @@ fn of_schedules(line: &LineSnapshot, value: impl Fn(&ScheduleSnapshot) -> Option
     all.filter_map(|schedule| Some((vec![schedule.name.clone()], value(schedule)?))).collect()
 }
 
-/// A value for each scope, including scopes without an outage; no value while the store cannot be read.
+/// A sample for each scope of outages, including scopes without an outage; no sample while the store cannot be read.
 fn of_scopes<V>(line: &LineSnapshot, value: impl Fn(u64, f64) -> V) -> Labelled<V> {
     let each = stored(line).flat_map(|stored| {
         OutageScope::ALL.iter().map(|(scope, word)| {

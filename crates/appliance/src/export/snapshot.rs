@@ -1,4 +1,5 @@
-//! The line and the service at one moment, as plain values: the one source of the metrics and of the messages for Home Assistant.
+//! The line and the service at one moment, as plain values: the only source of the metrics and of the messages for Home
+//! Assistant.
 
 use jiff::Timestamp;
 use paramedic_link::test_spec::Load;
@@ -13,83 +14,83 @@ pub const MONITOR_STATES: [&str; 3] = ["running", "paused", "unreachable"];
 /// The states of the service, in words.
 pub const SERVICE_STATES: [&str; 3] = ["running", "faulted", "stopping"];
 
-/// The line and the service at one moment.
+/// The state of the line and of the service at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineSnapshot {
-    /// When.
+    /// The moment of the snapshot.
     pub at: Timestamp,
-    /// The program's version.
+    /// The version of the program.
     pub version: String,
-    /// The first digits of its commit.
+    /// The first digits of the commit from which the program was built.
     pub commit: Option<String>,
-    /// This device's Endpoint ID.
+    /// The Endpoint ID of this device.
     pub endpoint_id: String,
     /// When the service started.
     pub started_at: Timestamp,
-    /// One of [`SERVICE_STATES`].
+    /// The state of the service: one of [`SERVICE_STATES`].
     pub state: String,
     /// Whether the system clock is trusted.
     pub clock_trusted: bool,
-    /// The outage that lasts.
+    /// Whether an outage lasts at this moment.
     pub has_outage: bool,
-    /// Every monitor, by name.
+    /// Every monitor, sorted by name.
     pub monitors: Vec<MonitorSnapshot>,
-    /// What the store has; `None` if it cannot be read.
+    /// What the store contains; `None` if the store cannot be read.
     pub stored: Option<StoredSnapshot>,
 }
 
-/// What the store has.
+/// What the store contains at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StoredSnapshot {
-    /// The latest result of each target and engine, the latest one first. No two have the same target and engine.
+    /// The latest result for each pair of target and engine, newest first.
     pub results: Vec<LatestResult>,
-    /// What the contract promises.
+    /// The plan: what the contract with the Internet provider promises.
     pub plan: Option<Plan>,
-    /// The outages by scope.
+    /// The number and the total time of the outages, by scope.
     pub outages: Vec<OutageSum>,
-    /// Every schedule, by name.
+    /// Every schedule, sorted by name.
     pub schedules: Vec<ScheduleSnapshot>,
-    /// The payload bytes of the tests of the calendar month.
+    /// The payload bytes of the tests of the current calendar month.
     pub month_bytes: u64,
-    /// The keys of monitors that were removed, the latest one first.
+    /// The keys of monitors that were removed, the highest key first.
     pub removed_monitors: Vec<i64>,
 }
 
-/// The latest result of a target and an engine.
+/// The latest result for a pair of target and engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatestResult {
     /// The name of the paired reflector, or the address of another server.
     pub target: String,
-    /// What was measured.
+    /// What the latest run measured.
     pub run: LatestRun,
 }
 
-/// A monitor.
+/// A monitor at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MonitorSnapshot {
-    /// Its key.
+    /// The key of the monitor.
     pub number: i64,
-    /// Its name.
+    /// The name of the monitor.
     pub name: String,
-    /// One of [`MONITOR_STATES`].
+    /// The state of the monitor: one of [`MONITOR_STATES`].
     pub state: String,
-    /// Its probes since the service started.
+    /// The probes of the monitor since the service started.
     pub totals: ProbeTotals,
-    /// Its probes of the last quarter of an hour.
+    /// The probes of the monitor in the last quarter of an hour.
     pub recent: SeriesPoint,
 }
 
-/// A schedule.
+/// A schedule at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduleSnapshot {
-    /// Its name.
+    /// The name of the schedule.
     pub name: String,
-    /// Whether it runs.
+    /// Whether the schedule is enabled.
     pub enabled: bool,
-    /// The start of the next run.
+    /// The start of the next run of the schedule.
     pub next_start: Option<Timestamp>,
-    /// The outcome of the last run, with the time when that run ended or was skipped. If it is still running, when it
-    /// began.
+    /// The outcome of the schedule's last run, with the time at which that run ended or was skipped. While that run
+    /// lasts, the time is when it began.
     pub last: Option<(Timestamp, ScheduleRunOutcome)>,
 }
 
@@ -104,7 +105,7 @@ impl LatestResult {
         }
     }
 
-    /// The share of lost probes under a load, of the worse direction.
+    /// The share of lost probes under a load, in the direction with the higher loss.
     pub fn loss(&self, load: Load) -> Option<f64> {
         match load {
             Load::Idle => self.run.loss_idle,
@@ -135,7 +136,7 @@ pub(crate) mod example {
         MonitorSnapshot { number, name: name.to_owned(), state: state.to_owned(), totals, recent }
     }
 
-    /// A line of which everything is known.
+    /// A snapshot in which every value is known.
     pub(crate) fn full() -> LineSnapshot {
         let at = |second: i64| Timestamp::from_second(1_769_860_800 + second).unwrap();
         let run = |engine: &str| LatestRun {

@@ -1,11 +1,12 @@
-//! The table of all situations, with the sentence for each. A time stands in it as the hours and minutes of UTC.
+//! The table of all situations, each with the sentence about the line. A time is written as the hours and minutes of
+//! UTC.
 
 use super::*;
 use crate::plan::PromisedRate;
 use paramedic_link::test_spec::Direction;
 use paramedic_report::document::LimitCause;
 
-/// 2026-01-31, 12:00 UTC, and so many minutes.
+/// The time `minutes` after 2026-01-31, 12:00 UTC.
 fn at(minutes: i64) -> Timestamp {
     Timestamp::from_second(1_769_860_800 + minutes * 60).unwrap()
 }

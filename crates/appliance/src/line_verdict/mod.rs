@@ -1,5 +1,5 @@
-//! Turns observations of the line into one sentence about its state. The sentence claims no more than was measured.
-//! `cases.rs` is the table of all situations. Pure: no I/O, no clock.
+//! Turns observations of the line into one sentence about the state of the line. The sentence claims no more than was
+//! measured. `cases.rs` is the table of all situations. Pure: no I/O, no clock.
 
 #[cfg(test)]
 mod cases;
@@ -19,7 +19,7 @@ pub use speed::MeasuredSpeed;
 
 /// The maximum age of a result that still counts as recent.
 const RECENT_RESULT: Duration = Duration::from_secs(26 * 3600);
-/// How long after its end an outage is still mentioned.
+/// How long the sentence mentions an outage after the outage has ended.
 const RECENT_OUTAGE: Duration = Duration::from_secs(3600);
 /// The minimum number of probes from which loss is judged.
 const ENOUGH_PROBES: u64 = 50;
@@ -29,61 +29,61 @@ const ENOUGH_LOST: u64 = 3;
 const FAIR_LOSS: f64 = 0.01;
 const BAD_LOSS: f64 = 0.05;
 
-/// Everything on which the sentence depends.
+/// Everything on which the sentence about the line depends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineObservations {
-    /// The present.
+    /// The present time.
     pub now: Timestamp,
-    /// The enabled monitors.
+    /// The enabled monitors, with their loss.
     pub monitors: Vec<MonitorLoss>,
     /// The latest outage.
     pub outage: Option<OutageSeen>,
     /// The latest result with measurements.
     pub result: Option<ResultSeen>,
-    /// The latest test after that result that measured nothing.
+    /// The latest test that measured nothing, if it was later than `result`.
     pub failure: Option<FailedTest>,
-    /// The open alerts, the latest first, without those about outages, because `outage` covers these.
+    /// The open alerts, the latest first. Alerts about outages are left out, because `outage` covers them.
     pub alerts: Vec<OpenAlert>,
 }
 
 /// An open alert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenAlert {
-    /// What it says in one line.
+    /// The title of the alert, in one line.
     pub title: String,
-    /// Since when its rule is broken.
+    /// Since when the rule of the alert is broken.
     pub since: Timestamp,
 }
 
 /// What a monitor has seen in the last quarter of an hour.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MonitorLoss {
-    /// Its name.
+    /// The name of the monitor.
     pub name: String,
-    /// Whether its target is the gateway. Other targets are beyond it.
+    /// Whether the monitor probes the gateway. The targets of all other monitors are beyond the gateway.
     pub is_gateway: bool,
-    /// Whether it probes at present.
+    /// Whether the monitor probes at present.
     pub is_measuring: bool,
-    /// Probes.
+    /// The number of the monitor's probes in the last quarter of an hour.
     pub count: u64,
-    /// Those among them that were lost.
+    /// The number of probes, among `count`, that were lost.
     pub lost: u64,
 }
 
-/// An outage.
+/// An outage, as far as the sentence about the line needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutageSeen {
-    /// When it began.
+    /// When the outage began.
     pub began: Timestamp,
-    /// When it ended; `None` while it lasts.
+    /// When the outage ended; `None` while it lasts.
     pub ended: Option<Timestamp>,
-    /// What failed.
+    /// What failed in the outage.
     pub scope: OutageScope,
     /// The names of the monitors whose target was not reachable.
     pub failed: Vec<String>,
 }
 
-/// A result.
+/// The result of a test, as far as the sentence about the line needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ResultSeen {
     /// When the test began.
@@ -97,25 +97,25 @@ pub struct ResultSeen {
 /// A test that measured nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailedTest {
-    /// When it began.
+    /// When the test began.
     pub at: Timestamp,
-    /// What failed.
+    /// What failed, in words for the sentence.
     pub what: String,
 }
 
-/// The sentence.
+/// The sentence about the state of the line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineVerdict {
-    /// Good, fair or bad news; plain if too little was measured for a judgement.
+    /// Whether the sentence is good, fair or bad news; plain if too little was measured for a judgement.
     pub tone: Tone,
-    /// The sentence in its parts.
+    /// The parts of the sentence, in order.
     pub parts: Vec<SentencePart>,
 }
 
 /// A part of the sentence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SentencePart {
-    /// Text.
+    /// A piece of plain text.
     Text(String),
     /// A time, which each reader sees in their own time zone.
     Time(Timestamp),
@@ -144,7 +144,7 @@ impl Sentence {
     }
 }
 
-/// Writes the sentence: the worst known problem, or that everything is well as far as it was measured.
+/// Writes the sentence about the line: the worst known problem, or that everything is well as far as it was measured.
 pub fn judge(seen: &LineObservations) -> LineVerdict {
     let outage = seen.outage.as_ref();
     if let Some(outage) = outage.filter(|outage| outage.ended.is_none()) {
@@ -190,8 +190,8 @@ fn lasting(outage: &OutageSeen) -> LineVerdict {
     Sentence::default().text(before).time(outage.began).text(after).text(".").with(tone)
 }
 
-/// The sentence about the monitor with the highest loss: one beyond the gateway if any lost probes, otherwise one of
-/// the gateway.
+/// The sentence about the monitor with the highest loss: a monitor beyond the gateway if one of these has loss,
+/// otherwise the monitor of the gateway.
 fn loss(monitors: &[MonitorLoss]) -> Option<LineVerdict> {
     let worst = |is_gateway| {
         let judged = monitors.iter().filter(move |monitor| monitor.is_gateway == is_gateway && monitor.is_lossy());
@@ -255,7 +255,7 @@ fn failed_test(failure: &FailedTest, monitors: &[MonitorLoss]) -> LineVerdict {
     sentence.text(".").with(Tone::Fair)
 }
 
-/// The sentence about a load that delays all other traffic; `None` if no load does.
+/// The sentence about a load that delays all other traffic; `None` if no load delays it much.
 fn delay(result: &ResultSeen) -> Option<LineVerdict> {
     let (load, grade, increase_ms) = result.worst_load.filter(|(_, grade, _)| matches!(grade, Grade::D | Grade::F))?;
     let load = match load {
@@ -301,7 +301,7 @@ fn no_fault(seen: &LineObservations, recent: Option<&ResultSeen>) -> LineVerdict
     }
 }
 
-/// The sentence if neither a monitor beyond the gateway nor a recent test measured something.
+/// The sentence if neither a monitor beyond the gateway nor a recent test measured anything.
 fn nothing_recent(seen: &LineObservations, gateway: bool) -> LineVerdict {
     let sentence = match (&seen.result, gateway) {
         (Some(old), _) => {
@@ -334,12 +334,13 @@ impl MonitorLoss {
     }
 }
 
-/// Whether `time` is at most `span` before `now`. A time after `now` is not, because the clock was set.
+/// Whether `time` is at most `span` before `now`. A time after `now`, which exists if the clock was set back, does not
+/// count.
 fn is_within(time: Timestamp, now: Timestamp, span: Duration) -> bool {
     Duration::try_from(now.duration_since(time)).is_ok_and(|age| age <= span)
 }
 
-/// Names in a sentence.
+/// Lists names in a sentence: at most two, then the number of the others.
 fn listed(names: &[String]) -> String {
     match names {
         [] => "A target".to_owned(),

@@ -1,4 +1,5 @@
-//! What the sentence says about measured rates: whether they keep the plan, and if not, whether the line was the limit.
+//! The part of the sentence about measured rates: whether they keep the plan, and if not, whether the line was the
+//! limit.
 
 use paramedic_link::test_spec::Direction;
 use paramedic_report::document::LimitCause;
@@ -8,16 +9,16 @@ use paramedic_report::quantity;
 use super::{LineVerdict, ResultSeen, Sentence};
 use crate::plan::{PlanStanding, PromisedRate};
 
-/// A measured rate.
+/// A measured rate, with what it is compared with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MeasuredSpeed {
     /// The direction of the payload.
     pub direction: Direction,
     /// The mean goodput, in bits per second.
     pub bps: u64,
-    /// What the plan promises; `None` without a plan.
+    /// What the plan promises for this direction; `None` without a plan.
     pub promised: Option<PromisedRate>,
-    /// What limited it; `None` if that is not known.
+    /// What limited the measured rate; `None` if that is not known.
     pub limit: Option<LimitCause>,
 }
 
@@ -26,7 +27,7 @@ impl MeasuredSpeed {
         Some(self.promised?.standing(self.bps))
     }
 
-    /// How far the rate is below the plan: higher is worse. Selects the worse direction.
+    /// How far the rate is below the plan, from 0 (not below it) to 3 (below the minimum rate).
     fn badness(&self) -> u8 {
         match self.standing() {
             Some(PlanStanding::BelowMinimum { .. }) => 3,

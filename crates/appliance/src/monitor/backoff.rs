@@ -1,19 +1,19 @@
-//! When to connect again after a failure: later each time, and with a random spread, so that many devices do not come
-//! back together.
+//! When a monitor connects again after a failure: later each time, and with jitter, so that many devices do not
+//! reconnect at the same time.
 
 use std::time::Duration;
 
-/// The wait after the first failure.
+/// The wait after the first failure, without jitter.
 const FIRST: Duration = Duration::from_secs(1);
-/// The longest wait, without the spread.
+/// The longest wait, without jitter.
 const LONGEST: Duration = Duration::from_secs(60);
-/// The longest wait while the target is not reachable, without the spread. The end of an outage is noticed within about
+/// The longest wait while the target is not reachable, without jitter. The end of an outage is noticed within about
 /// this time.
 const LONGEST_UNREACHABLE: Duration = Duration::from_secs(8);
-/// The longest wait after an orderly end, such as a restart of the reflector.
+/// The longest wait after an orderly end of a session, such as a restart of the reflector.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);
 
-/// The failures since the last success.
+/// The number of failures since the last success, from which the next wait is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backoff {
     failures: u32,
@@ -25,13 +25,13 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// The wait after a failure. A base that doubles from 1 s to 1 min is multiplied by 0.5 to 1.5; `random` (0 to 1)
-    /// selects the factor.
+    /// The wait after a failure: 1 s, doubled after each further failure up to 1 min, and multiplied by 0.5 to 1.5 as
+    /// jitter; `random` (0 to 1) selects this factor.
     pub fn failed(&mut self, random: f64) -> Duration {
         self.next(LONGEST, random)
     }
 
-    /// The wait after no connection could be made: as [`Backoff::failed`], but at most 12 s.
+    /// The wait after an attempt in which no connection could be made: as [`Backoff::failed`], but at most 12 s.
     pub fn unreachable(&mut self, random: f64) -> Duration {
         self.next(LONGEST_UNREACHABLE, random)
     }
@@ -42,15 +42,15 @@ impl Backoff {
         doubled.mul_f64(0.5 + random.clamp(0.0, 1.0))
     }
 
-    /// The wait after the other end asked for one: at least that long, but a request for more than 10 minutes counts as
-    /// 10.
+    /// The wait after the other end refused a session: at least `retry_after`, if the other end asked for such a wait.
+    /// A request for more than 10 minutes counts as 10 minutes.
     pub fn refused(&mut self, retry_after: Option<Duration>, random: f64) -> Duration {
         let own = self.failed(random);
         retry_after.map_or(own, |asked| own.max(asked.min(LONGEST * 10).mul_f64(1.0 + random.clamp(0.0, 1.0) / 2.0)))
     }
 
-    /// The wait after the other end announced the end of the session, because it restarts: a random time up to 5 s.
-    /// Resets the count of failures.
+    /// The wait after the other end announced that it ends the session and restarts: a random time up to 5 s. Resets
+    /// the count of failures.
     pub fn drained(&mut self, random: f64) -> Duration {
         self.failures = 0;
         AFTER_DRAIN.mul_f64(random.clamp(0.0, 1.0))
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn devices_that_lose_a_reflector_together_do_not_come_back_together() {
-        // 64 devices with evenly spread random numbers.
+        // The waits of 64 devices, whose random numbers are evenly spread.
         let waits = (0..64).map(|n| Backoff::default().drained(f64::from(n) / 63.0)).collect::<Vec<_>>();
         for from in 0..50 {
             let slot = Duration::from_millis(from * 100)..Duration::from_millis(from * 100 + 100);

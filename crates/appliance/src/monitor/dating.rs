@@ -13,7 +13,7 @@ const MINUTE_US: i64 = 60_000_000;
 pub struct Dating {
     /// The time since boot.
     pub since_boot: Duration,
-    /// The system clock.
+    /// The time of the system clock at that moment.
     pub wall: Timestamp,
 }
 
@@ -23,8 +23,8 @@ impl Dating {
         Timestamp::from_microsecond(self.wall_us(micros(since_boot))).unwrap_or(self.wall)
     }
 
-    /// The minute since 1970 that began `began_us` after boot. It began together with a minute of the system clock.
-    /// Because the clock may have been set since then, this is the nearest minute.
+    /// The minute, counted since 1970, that began `began_us` after boot. It began on a full minute of the system clock.
+    /// The clock may have been set since then, so the result is the nearest full minute.
     pub fn minute(self, began_us: i64) -> i64 {
         self.wall_us(began_us).saturating_add(MINUTE_US / 2).div_euclid(MINUTE_US)
     }

@@ -2,18 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A default route.
+/// A default route of this host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DefaultRoute {
     /// The metric of the route. A route with a lower metric is preferred.
     pub metric: u32,
-    /// The interface.
+    /// The name of the network interface.
     pub interface: String,
     /// The gateway; `None` for a point-to-point line, such as PPP.
     pub gateway: Option<IpAddr>,
 }
 
-/// The default routes, the preferred one first; those of IPv4 before those of IPv6.
+/// The default routes: those of IPv4 before those of IPv6, and the preferred route first within each family.
 pub fn default_routes(ipv4: &str, ipv6: &str) -> Vec<DefaultRoute> {
     let mut routes = ipv4.lines().skip(1).filter_map(ipv4_route).collect::<Vec<_>>();
     routes.sort();

@@ -13,42 +13,43 @@ use super::http_url::HttpUrl;
 use crate::object_name::is_name_char;
 use crate::targets::{Host, HostPort};
 
-/// The longest name, in characters.
+/// The longest name of a monitor, in characters.
 const MAX_NAME_CHARS: usize = 60;
-/// The usual interval.
+/// The default interval of monitors of a gateway, a reflector or a host.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
-/// The usual interval of queries of a DNS server, and the shortest.
+/// The default interval between queries of a DNS server, and in the next constant the shortest.
 const DNS_INTERVAL: Duration = Duration::from_secs(30);
 const MIN_DNS_INTERVAL: Duration = Duration::from_secs(10);
-/// The usual interval of requests to a web server, and the shortest.
+/// The default interval between requests to a web server, and in the next constant the shortest.
 const HTTP_INTERVAL: Duration = Duration::from_secs(60);
 const MIN_HTTP_INTERVAL: Duration = Duration::from_secs(10);
 /// The port of DNS servers.
 const DNS_PORT: u16 = 53;
-/// The shortest interval against a reflector, which answers five probes a second.
+/// The shortest interval of probes to a reflector, which answers five probes a second.
 const MIN_REFLECTOR_INTERVAL: Duration = Duration::from_millis(200);
-/// The shortest interval against other hosts, whose operators did not agree to be probed.
+/// The shortest interval of probes to hosts that are not reflectors, because their operators did not agree to be
+/// probed.
 const MIN_HOST_INTERVAL: Duration = Duration::from_secs(1);
-/// The longest interval. A shorter outage may pass unnoticed.
+/// The longest interval of a monitor. An outage that is shorter than the interval may pass unnoticed.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 /// The bytes of a probe or a reply of a reflector on the line, with UDP and IPv4 headers.
 const PROBE_WIRE_BYTES: u64 = 96 + 28;
 /// The bytes of a usual DNS query or answer on the line.
 const DNS_WIRE_BYTES: u64 = 100;
-/// The bytes of a usual HTTP request and its answer on the line: connection, TLS handshake, and what a server sends of a
-/// page in its first round trip (RFC 6928: 10 segments).
+/// The bytes of a usual HTTP request and its answer on the line: connection, TLS handshake, and what a server sends of
+/// a page in its first round trip (RFC 6928: 10 segments).
 const HTTP_WIRE_BYTES: u64 = 20_000;
-/// The bytes of an ICMP echo on the line.
+/// The bytes of an ICMP echo request or reply on the line.
 const ICMP_WIRE_BYTES: u64 = 8 + 8 + 20;
-/// The month of a volume estimate.
+/// The length of a month in estimates of the data volume.
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
-/// A monitor.
+/// A monitor as its owner defines it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Monitor {
-    /// Its name.
+    /// The name of the monitor.
     pub name: String,
-    /// What it probes.
+    /// What the monitor probes.
     pub target: MonitorTarget,
     /// The time between two probes, in milliseconds.
     pub interval_ms: u64,
@@ -58,45 +59,46 @@ pub struct Monitor {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
 pub enum MonitorTarget {
-    /// The default gateway of this host.
+    /// The monitor probes the default gateway of this host.
     Gateway,
     /// The paired reflector with this name or Endpoint ID.
     Reflector(String),
-    /// A host.
+    /// A host, given by name or address.
     Host(Host),
-    /// A DNS server, which is asked for a name.
+    /// A DNS server, which the monitor asks for the addresses of a name.
     Dns {
-        /// The server.
+        /// The host and the port of the DNS server.
         resolver: HostPort,
-        /// The name.
+        /// The name for which the DNS server is asked.
         name: String,
     },
-    /// A web server, from which a page is requested.
+    /// A web server, from which the monitor requests the page at this URL.
     Http(HttpUrl),
 }
 
 /// Why a monitor is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MonitorError {
-    /// The name.
+    /// The name of the monitor is not valid.
     #[error("{0:?} is not a valid name; valid: 1 to 60 letters, digits, dots, dashes and underscores")]
     Name(String),
-    /// The target.
+    /// The target of the monitor is not valid.
     #[error("{0:?} is not a valid target")]
     Target(String),
-    /// The interval.
+    /// The interval is too short or too long.
     #[error("an interval of {} is not valid; valid for this target: {} to {}", quantity::exact_duration(*.interval),
         quantity::exact_duration(*.shortest), quantity::exact_duration(MAX_INTERVAL))]
     Interval {
-        /// The interval.
+        /// The interval that was requested.
         interval: Duration,
-        /// The shortest one for this target.
+        /// The shortest valid interval for the target.
         shortest: Duration,
     },
 }
 
 impl Monitor {
-    /// Creates a monitor of `target` with this interval, or without one, with the usual interval.
+    /// Creates a monitor that probes `target` at `interval`; `None` selects the default interval for this kind of
+    /// target.
     pub fn new(name: &str, target: MonitorTarget, interval: Option<Duration>) -> Self {
         let usual = match target {
             MonitorTarget::Dns { .. } => DNS_INTERVAL,
@@ -113,7 +115,7 @@ impl Monitor {
         Duration::from_millis(self.interval_ms)
     }
 
-    /// Checks that it can be accepted.
+    /// Checks that the name and the interval of the monitor are valid.
     pub fn check(&self) -> Result<(), MonitorError> {
         if !is_name(&self.name) {
             return Err(MonitorError::Name(self.name.chars().take(MAX_NAME_CHARS).collect()));

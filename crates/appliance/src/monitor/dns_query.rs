@@ -1,18 +1,18 @@
-//! A DNS query for the addresses of a name, and whether a datagram answers it (RFC 1035).
+//! Builds a DNS query for the addresses of a name, and checks whether a datagram answers the query (RFC 1035).
 
-/// The largest answer over UDP without extensions.
+/// The largest DNS answer over UDP without extensions, in bytes.
 pub const MAX_ANSWER: usize = 512;
-/// The length of the header, in bytes.
+/// The length of the header of a DNS message, in bytes.
 const HEADER: usize = 12;
-/// Type A, class IN.
+/// The end of a DNS question: type A, class IN.
 const QUESTION_END: [u8; 4] = [0, 1, 0, 1];
-/// The response codes that are an answer: no error, and no such name.
+/// The response codes that count as an answer: no error, and no such name.
 const ANSWERS: [u8; 2] = [0, 3];
 
-/// A query with this number; `None` if the text is no name.
+/// A DNS query with this id for the addresses of `name`; `None` if `name` is not a valid domain name.
 pub fn query(id: u16, name: &str) -> Option<Vec<u8>> {
     let name = name.trim_end_matches('.');
-    // Recursion desired, one question.
+    // The header of the query: recursion desired, one question.
     let mut bytes = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     bytes[..2].copy_from_slice(&id.to_be_bytes());
     for label in name.split('.') {
@@ -28,7 +28,7 @@ pub fn query(id: u16, name: &str) -> Option<Vec<u8>> {
     (bytes.len() - HEADER - QUESTION_END.len() <= 255).then_some(bytes)
 }
 
-/// Whether `answer` answers `query`: it has the same id and question, and states whether the name exists.
+/// Whether `answer` answers `query`: it has the id and the question of the query, and states whether the name exists.
 pub fn is_answer(query: &[u8], answer: &[u8]) -> bool {
     let (Some(asked), Some(said)) = (query.get(..HEADER), answer.get(..HEADER)) else { return false };
     let is_response = said[2] & 0x80 != 0 && said[2] & 0x78 == 0;

@@ -1,5 +1,5 @@
-//! A histogram of round trips that merges and fits in a few hundred bytes. Exact below 128 µs; above, each power of two
-//! has 64 buckets, so that a value is off by at most 0.8 %.
+//! A histogram of round trips that can be merged with others and fits in a few hundred bytes. Exact below 128 µs;
+//! above, each power of two has 64 buckets, so that a value is off by at most 0.8 %.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 const MAX_MINUTE_BYTES: usize = 350;
 /// The longest encoded histogram of more than a minute, in bytes.
 const MAX_BYTES: usize = 4096;
-/// Each value below this one has its own bucket.
+/// Each value below this limit has its own bucket.
 const LINEAR: u64 = 1 << LINEAR_BITS;
 const LINEAR_BITS: u32 = 7;
 /// The number of bits that select one of the buckets of a power of two.
 const SUB_BITS: u32 = LINEAR_BITS - 1;
-/// The longest round trip that the histogram distinguishes, in microseconds. A longer one counts as this one.
+/// The longest round trip that the histogram distinguishes, in microseconds. A longer round trip counts as this one.
 const MAX_US: u64 = 60_000_000;
-/// How often neighbouring buckets can be merged.
+/// The maximum number of times that an encoding merges neighbouring buckets.
 const MAX_COARSENING: u8 = 7;
 
 /// Counts of round trips in microseconds, by bucket.
@@ -23,13 +23,13 @@ pub struct LatencyHistogram {
     buckets: BTreeMap<u32, u64>,
 }
 
-/// Bytes that are no encoded histogram.
+/// The error for bytes that are not an encoded histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stored histogram is damaged")]
 pub struct DamagedHistogram;
 
 impl LatencyHistogram {
-    /// Counts one round trip.
+    /// Counts one round trip, in microseconds.
     pub fn note(&mut self, us: u64) {
         *self.buckets.entry(bucket(us.min(MAX_US))).or_default() += 1;
     }
@@ -60,12 +60,12 @@ impl LatencyHistogram {
         None
     }
 
-    /// The encoded counts of a minute.
+    /// Encodes the counts of a minute, for which there are fewer bytes than for those of an hour or a day.
     pub fn encode_minute(&self) -> Vec<u8> {
         self.encode_within(MAX_MINUTE_BYTES)
     }
 
-    /// The encoded counts of an hour or a day.
+    /// Encodes the counts of an hour or a day.
     pub fn encode(&self) -> Vec<u8> {
         self.encode_within(MAX_BYTES)
     }
@@ -81,15 +81,16 @@ impl LatencyHistogram {
     fn coarsened(&self, coarsening: u8) -> Self {
         let mut buckets = BTreeMap::new();
         for (bucket, count) in &self.buckets {
-            // The middle bucket represents all merged ones.
+            // The middle bucket represents all merged buckets.
             let merged = bucket >> coarsening << coarsening | (1 << coarsening >> 1);
             *buckets.entry(merged).or_default() += count;
         }
         Self { buckets }
     }
 
-    /// The coarsening, then two numbers for each bucket. The first is twice the distance from the previous bucket, in
-    /// merged buckets. If the count is not 1, the first number is one more, and the count follows.
+    /// Encodes the counts: first the coarsening, then one or two numbers for each bucket. The first number is twice the
+    /// distance from the previous bucket, in merged buckets. If the count is not 1, the first number is one more, and
+    /// the count follows as the second number.
     fn encode_as(&self, coarsening: u8) -> Vec<u8> {
         let mut bytes = vec![coarsening];
         let mut before = 0;
@@ -104,7 +105,7 @@ impl LatencyHistogram {
         bytes
     }
 
-    /// Reads encoded counts.
+    /// Decodes counts that [`encode`](Self::encode) or [`encode_minute`](Self::encode_minute) wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, DamagedHistogram> {
         let Some((coarsening, mut rest)) = bytes.split_first() else { return Ok(Self::default()) };
         if *coarsening > MAX_COARSENING {
@@ -150,7 +151,7 @@ fn middle(bucket: u32) -> u64 {
     (1 << power) + u64::from(within) * width + width / 2
 }
 
-/// Seven bits a byte, the lowest first (LEB128).
+/// Appends a number as LEB128: seven bits in each byte, the lowest bits first.
 fn push_varint(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);

@@ -1,36 +1,36 @@
-//! What happens to the host itself: it sleeps, its clock is set, its network changes. None of that is an outage of what
-//! a monitor probes.
+//! Changes of the host itself: it sleeps, its clock is set, its network changes. None of these is an outage of a target
+//! that a monitor probes.
 
 use std::time::Duration;
 
-/// A time between two readings above which the host, or this process, was stopped and not only busy.
+/// If two readings are further apart than this, the host or this process was stopped, and not only busy.
 const STOPPED: Duration = Duration::from_secs(10);
 /// The smallest step of the system clock that is noticed.
 const CLOCK_STEP_US: u64 = 1_000_000;
 
-/// The host at one time.
+/// The state of the host at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostReading {
-    /// The time since boot, with that spent asleep.
+    /// The time since boot, including the time that the host was asleep.
     pub since_boot: Duration,
     /// The system clock, in microseconds since 1970.
     pub wall_us: i64,
-    /// The default routes: interface and gateway.
+    /// The default routes, each as interface and gateway.
     pub routes: Vec<(String, String)>,
 }
 
 /// A change of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostChange {
-    /// It slept, or did not run this process, for this long.
+    /// The host slept, or did not run this process, for this long.
     Stopped(Duration),
-    /// Its clock was set, by so many microseconds.
+    /// The system clock was set, by this many microseconds.
     ClockSet(i64),
-    /// Its default route is another one.
+    /// The default route of the host changed.
     NetworkChanged,
 }
 
-/// Compares readings that are taken at least once a second.
+/// Compares readings of the host that are taken at least once a second.
 #[derive(Debug, Default)]
 pub struct HostWatch {
     last: Option<HostReading>,

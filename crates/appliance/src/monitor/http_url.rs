@@ -20,12 +20,13 @@ const HTTPS_PORT: u16 = 443;
 pub struct HttpUrl {
     is_https: bool,
     server: HostPort,
-    /// The path and the query.
+    /// The path and the query of the URL.
     path: String,
 }
 
 impl HttpUrl {
-    /// Parses a URL. `None`: it is no such URL.
+    /// Parses an `http` or `https` URL. Returns `None` if the text is no such URL, or if it has a user, a password or a
+    /// fragment.
     pub fn parse(text: &str) -> Option<Self> {
         // A fragment is for browsers only. Characters outside ASCII need percent-encoding (RFC 3986, section 2).
         if text.len() > MAX_URL || !text.is_ascii() || text.contains('#') {
@@ -37,7 +38,8 @@ impl HttpUrl {
             Some(scheme) if *scheme == Scheme::HTTP => false,
             _ => return None,
         };
-        // A user or a password would be a secret in lists and logs. `HostPort` rejects the `@` that would follow it.
+        // A user or a password in the URL would be a secret that lists and logs show. `HostPort` rejects the `@` that
+        // would follow it.
         let server = HostPort::parse(uri.authority()?.as_str(), default_port(is_https)).ok()?;
         if server.host.lacks_zone() {
             return None;
@@ -51,12 +53,12 @@ impl HttpUrl {
         self.is_https
     }
 
-    /// The server.
+    /// The host and the port of the server.
     pub fn server(&self) -> &HostPort {
         &self.server
     }
 
-    /// The path and the query, as a request has them (RFC 9112, section 3.2.1).
+    /// The path and the query, in the form of an HTTP request line (RFC 9112, section 3.2.1).
     pub fn path(&self) -> &str {
         &self.path
     }

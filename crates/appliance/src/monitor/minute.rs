@@ -1,4 +1,5 @@
-//! The probes of a minute: what is counted, merged to hours and days, and when a minute is complete.
+//! The tallies of probes in a minute: what is counted, how tallies merge to hours and days, and when a minute is
+//! complete.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,37 +11,38 @@ use super::histogram::LatencyHistogram;
 /// A minute, in microseconds.
 const MINUTE_US: i64 = 60_000_000;
 
-/// The outcomes of a number of probes. Tallies of minutes merge to hours, and those of hours to days.
+/// The outcomes of a number of probes. The tallies of minutes merge to tallies of hours, and the tallies of hours to
+/// tallies of days.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeTally {
-    /// Probes that were answered or lost.
+    /// The number of probes that were answered or lost.
     pub count: u64,
-    /// Those among them that were lost.
+    /// The number of probes, among `count`, that were lost.
     pub lost: u64,
-    /// The number of them that were answered while a test loaded the reflector. `round_trips` does not include them.
+    /// The number of probes that were answered while a test loaded the reflector. `round_trips` does not include them.
     pub under_load: u64,
     /// The shortest and the longest round trip, in microseconds.
     pub min_max_us: Option<(u64, u64)>,
-    /// The round trips.
+    /// The histogram of the round trips.
     pub round_trips: LatencyHistogram,
 }
 
-/// What became of a probe.
+/// Whether a probe was answered or lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeOutcome {
-    /// It was answered.
+    /// The probe was answered.
     Answered {
-        /// After this time.
+        /// The time from sending the probe to receiving the answer.
         round_trip: Duration,
-        /// Whether a test loaded the other end.
+        /// Whether a test loaded the other end when the probe was answered.
         is_under_load: bool,
     },
-    /// No answer came in time.
+    /// No answer to the probe came in time.
     Lost,
 }
 
 impl ProbeTally {
-    /// Counts one probe.
+    /// Counts one probe with this outcome.
     pub fn note(&mut self, outcome: ProbeOutcome) {
         self.count += 1;
         match outcome {
@@ -54,7 +56,7 @@ impl ProbeTally {
         }
     }
 
-    /// Adds the probes of `other`.
+    /// Adds the probes of `other` to this tally.
     pub fn merge(&mut self, other: &Self) {
         self.count = self.count.saturating_add(other.count);
         self.lost = self.lost.saturating_add(other.lost);
@@ -70,28 +72,30 @@ impl ProbeTally {
 /// A minute in which every probe is either answered or lost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClosedMinute {
-    /// Its begin, in microseconds since boot; negative for the minute of the boot.
+    /// The begin of the minute, in microseconds since boot; negative for the minute of the boot.
     pub began_us: i64,
-    /// The probes of each monitor.
+    /// The tally of each monitor, by the id of the monitor.
     pub tallies: BTreeMap<Uuid, ProbeTally>,
 }
 
-/// The minutes that are not closed yet. All times are since boot, because the system clock may be set meanwhile.
+/// The minutes that are not closed yet. All times are since boot, because the system clock may be set while a minute is
+/// open.
 #[derive(Debug)]
 pub struct MinuteBook {
-    /// When a minute of the system clock began, in microseconds since boot.
+    /// The begin of one minute of the system clock, in microseconds since boot, from which all other minutes are
+    /// counted.
     anchor_us: i64,
-    /// By the begin of the minute.
+    /// The minutes that are not closed, by their begin in microseconds since boot.
     open: BTreeMap<i64, BTreeMap<Uuid, ProbeTally>>,
 }
 
 impl MinuteBook {
-    /// A book whose minutes begin with those of the system clock, which is `wall_us` at `now`.
+    /// Creates a book whose minutes begin with the minutes of the system clock, which is `wall_us` at `now`.
     pub fn new(now: Duration, wall_us: i64) -> Self {
         Self { anchor_us: anchor_us(now, wall_us), open: BTreeMap::new() }
     }
 
-    /// Records that the system clock was set: later minutes begin with those of the new clock.
+    /// Records that the system clock was set: later minutes begin with the minutes of the new clock.
     pub fn clock_set(&mut self, now: Duration, wall_us: i64) {
         self.anchor_us = anchor_us(now, wall_us);
     }
@@ -102,8 +106,8 @@ impl MinuteBook {
         self.open.entry(began_us).or_default().entry(monitor).or_default().note(outcome);
     }
 
-    /// Closes and returns the minutes that ended at least `after` ago, oldest first. `after` must be long enough that
-    /// no probe of them is open.
+    /// Closes and returns the minutes that ended at least `after` ago, oldest first. `after` must be so long that all
+    /// probes of these minutes are decided.
     pub fn close(&mut self, now: Duration, after: Duration) -> Vec<ClosedMinute> {
         let is_over = |began_us: &i64| began_us + MINUTE_US + us(after) <= us(now);
         let over = self.open.keys().copied().filter(is_over).collect::<Vec<_>>();
@@ -133,7 +137,7 @@ fn anchor_us(now: Duration, wall_us: i64) -> i64 {
     us(now) - wall_us.rem_euclid(MINUTE_US)
 }
 
-/// Converts a time since boot to microseconds. It is always far below the limit of the type.
+/// Converts a time since boot to microseconds. The number is always far below the limit of `i64`.
 fn us(since_boot: Duration) -> i64 {
     i64::try_from(since_boot.as_micros()).unwrap_or(i64::MAX / 4)
 }

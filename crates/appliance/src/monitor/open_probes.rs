@@ -8,13 +8,13 @@ use super::minute::ProbeOutcome;
 /// A probe without an answer after this time is lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(2);
 
-/// The probes of a monitor that are not decided yet, and the schedule of the next ones.
+/// The probes of a monitor that are not yet known to be answered or lost, and the schedule of the next probes.
 #[derive(Debug)]
 pub struct OpenProbes {
     interval: Duration,
     next: Duration,
     next_seq: u32,
-    /// Oldest first.
+    /// The probes that are not yet decided (answered or lost), oldest first.
     open: VecDeque<OpenProbe>,
 }
 
@@ -25,29 +25,29 @@ struct OpenProbe {
     answer: Option<ProbeOutcome>,
 }
 
-/// A probe that is decided.
+/// A probe that is known to be answered or lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecidedProbe {
-    /// When it was sent.
+    /// When the probe was sent.
     pub sent: Duration,
-    /// What became of it.
+    /// Whether the probe was answered or lost.
     pub outcome: ProbeOutcome,
 }
 
 impl OpenProbes {
-    /// A schedule that begins now.
+    /// Creates a schedule whose first probe is due at `now`.
     pub fn new(interval: Duration, now: Duration) -> Self {
         Self { interval, next: now, next_seq: 0, open: VecDeque::new() }
     }
 
-    /// When to call again, at the latest.
+    /// The latest time at which [`due`](Self::due) and [`decided`](Self::decided) must be called again.
     pub fn next_deadline(&self) -> Duration {
         let overdue = self.open.front().map(|oldest| oldest.sent.saturating_add(LOST_AFTER));
         overdue.map_or(self.next, |overdue| overdue.min(self.next))
     }
 
-    /// The number of the probe to send now, if one is due. Skips probes that were due while this process did not run,
-    /// because they would be sent in a burst.
+    /// The number of the probe to send now, if a probe is due. Skips probes that were due while this process did not
+    /// run, because they would be sent in a burst.
     pub fn due(&mut self, now: Duration) -> Option<u32> {
         if self.next > now {
             return None;
@@ -61,15 +61,15 @@ impl OpenProbes {
         Some(seq)
     }
 
-    /// Records an answer. Has no effect if the probe is unknown or already answered.
+    /// Records an answer to probe number `seq`. Has no effect if that probe is unknown or already answered.
     pub fn answered(&mut self, seq: u32, round_trip: Duration, is_under_load: bool) {
         if let Some(probe) = self.open.iter_mut().find(|probe| probe.seq == seq && probe.answer.is_none()) {
             probe.answer = Some(ProbeOutcome::Answered { round_trip, is_under_load });
         }
     }
 
-    /// Takes the probes that are decided now, in the order in which they were sent. An answered probe waits for all
-    /// earlier ones, so that lost probes in a row are seen in a row.
+    /// Takes the probes that are known to be answered or lost, in the order in which they were sent. An answered probe
+    /// is kept back until all earlier ones are decided, so that probes lost in a row are returned in a row.
     pub fn decided(&mut self, now: Duration) -> Vec<DecidedProbe> {
         let mut decided = Vec::new();
         while let Some(OpenProbe { sent, answer, .. }) = self.open.front() {
@@ -81,7 +81,7 @@ impl OpenProbes {
         decided
     }
 
-    /// Forgets the probes that are not decided: the host slept, or its network changed.
+    /// Forgets the probes that are not yet decided, because the host slept or its network changed.
     pub fn forget(&mut self) {
         self.open.clear();
     }

@@ -1,4 +1,4 @@
-//! Outages: when one begins and ends, and what was still reachable meanwhile.
+//! Outages: when an outage begins and ends, and what was still reachable during it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The number of lost probes in a row from which a target is suspected.
+/// The number of lost probes in a row from which a target is suspected to be unreachable.
 const LOST_IN_A_ROW: u32 = 3;
 
 /// The properties of a monitored target that matter for outages.
@@ -15,47 +15,49 @@ const LOST_IN_A_ROW: u32 = 3;
 pub struct WatchedTarget {
     /// The name of the monitor.
     pub name: String,
-    /// Whether it is the default gateway; other targets are beyond it.
+    /// Whether the target is the default gateway. All other targets are beyond the gateway.
     pub is_gateway: bool,
-    /// Whether the target counts as unreachable only if a connection to it fails too. A path may drop only datagrams.
+    /// Whether the target counts as unreachable only if a connection to it fails too, because a path may drop only
+    /// datagrams.
     pub needs_connection_check: bool,
 }
 
-/// An outage. Times are since boot.
+/// An outage of one or more monitored targets. All times are since boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outage {
-    /// Its id, a UUIDv7.
+    /// The id of the outage, a UUIDv7.
     pub id: Uuid,
-    /// When the first unanswered probe was sent.
+    /// When the first unanswered probe of the outage was sent.
     pub began: Duration,
-    /// When it ended: in general, when the first probe that was answered again was sent. `None` while it lasts.
+    /// When the outage ended: in general, the time at which the first probe that was answered again was sent. `None`
+    /// while the outage lasts.
     pub ended: Option<Duration>,
     /// The names of the monitors whose target was not reachable.
     pub failed: BTreeSet<String>,
-    /// The names of the monitors whose target was reachable all the time.
+    /// The names of the monitors whose target was reachable during the whole outage.
     pub reachable: BTreeSet<String>,
-    /// What failed.
+    /// What failed in the outage.
     pub scope: OutageScope,
 }
 
-/// What an outage concerned, by what was still reachable.
+/// The extent of an outage, judged by what was still reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OutageScope {
-    /// Nothing was reachable, not even the gateway.
+    /// No target was reachable, not even the gateway.
     Everything,
-    /// The gateway was reachable, and nothing beyond it.
+    /// The gateway was reachable, and no target beyond it.
     BeyondGateway,
-    /// Other targets beyond the gateway were reachable.
+    /// Some targets failed, and other targets beyond the gateway were reachable.
     Target,
     /// The gateway did not answer, and targets beyond it were reachable.
     Gateway,
-    /// No other target was probed, so the extent is not known.
+    /// No other target was reachable, and nothing is known about the gateway, so the extent is not known.
     Unknown,
 }
 
 impl OutageScope {
-    /// All scopes with their words.
+    /// All scopes, each with its name in documents.
     pub const ALL: [(Self, &'static str); 5] = [
         (Self::Everything, "everything"),
         (Self::BeyondGateway, "beyond_gateway"),
@@ -64,19 +66,19 @@ impl OutageScope {
         (Self::Unknown, "unknown"),
     ];
 
-    /// The word.
+    /// The name of the scope in documents.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(own, _)| *own == self).map_or("", |(_, word)| word)
     }
 
-    /// The scope with this word.
+    /// Parses the name of a scope.
     pub fn from_word(word: &str) -> Result<Self, UnknownScope> {
         let known = Self::ALL.iter().find(|(_, own)| *own == word);
         known.map(|(scope, _)| *scope).ok_or_else(|| UnknownScope { word: word.to_owned() })
     }
 }
 
-/// A word that names no scope.
+/// The error for a word that is not the name of a scope.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{word:?} is not a scope of an outage")]
 pub struct UnknownScope {
@@ -86,27 +88,28 @@ pub struct UnknownScope {
 /// Whether a target is reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
-    /// Not known: it is not probed, or nothing is decided yet.
+    /// Not known: the target is not probed, or none of its probes is decided yet.
     Unknown,
-    /// Its last probe was answered.
+    /// The last decided probe of the target, sent at `answered`, was answered.
     Up { answered: Duration },
-    /// Its last probes were lost.
+    /// The last `lost` probes of the target were lost; the first of these was sent at `since`.
     Failing { since: Duration, lost: u32 },
-    /// It is not reachable.
+    /// The target has not been reachable since this time.
     Down { since: Duration },
 }
 
-/// Watches all targets together.
+/// Finds outages from the probes of all targets together.
 #[derive(Debug, Default)]
 pub struct OutageWatch {
     targets: BTreeMap<Uuid, (WatchedTarget, Reach)>,
     open: Option<Outage>,
-    /// When the last outage ended. The next one begins at this time or later, so two outages never overlap.
+    /// When the last outage ended. The next outage begins at this time or later, so two outages never overlap.
     last_end: Duration,
 }
 
 impl OutageWatch {
-    /// Replaces the watched targets. A target that stays keeps its state.
+    /// Replaces the watched targets. A target that is already watched keeps its state. Returns the outage if the new
+    /// targets changed it.
     #[must_use]
     pub fn set_targets(&mut self, targets: BTreeMap<Uuid, WatchedTarget>, now: Duration) -> Option<Outage> {
         self.targets.retain(|id, _| targets.contains_key(id));
@@ -117,7 +120,7 @@ impl OutageWatch {
         self.update(now)
     }
 
-    /// Records that the probe sent at `sent` was answered. Returns the outage if this changed it.
+    /// Records that the probe sent at `sent` was answered. Returns the outage if the answer changed it.
     #[must_use]
     pub fn answered(&mut self, id: Uuid, sent: Duration) -> Option<Outage> {
         let (_, reach) = self.targets.get_mut(&id)?;
@@ -130,7 +133,7 @@ impl OutageWatch {
         self.update(sent)
     }
 
-    /// Records that the probe sent at `sent` was lost. Returns the outage if this changed it.
+    /// Records that the probe sent at `sent` was lost. Returns the outage if the loss changed it.
     #[must_use]
     pub fn lost(&mut self, id: Uuid, sent: Duration) -> Option<Outage> {
         let (target, reach) = self.targets.get_mut(&id)?;
@@ -160,8 +163,8 @@ impl OutageWatch {
         matches!(self.targets.get(&id), Some((_, Reach::Down { .. })))
     }
 
-    /// Records that a connection that was begun at `at` failed, or that one was lost at `at` and could not be opened
-    /// again. The target counts as unreachable since its first lost probe, or else since `at`.
+    /// Records that a connection attempt that began at `at` failed, or that a connection was lost at `at` and could not
+    /// be opened again. The target counts as unreachable since its first lost probe, or else since `at`.
     #[must_use]
     pub fn unreachable(&mut self, id: Uuid, at: Duration) -> Option<Outage> {
         let (_, reach) = self.targets.get_mut(&id)?;
@@ -173,7 +176,7 @@ impl OutageWatch {
         self.update(at)
     }
 
-    /// Records that a connection to the target was opened: it is reachable, although its probes may be lost.
+    /// Records that a connection to the target was opened: the target is reachable, although its probes may be lost.
     #[must_use]
     pub fn reached(&mut self, id: Uuid, at: Duration) -> Option<Outage> {
         let (_, reach) = self.targets.get_mut(&id)?;
@@ -189,8 +192,8 @@ impl OutageWatch {
         self.update(at)
     }
 
-    /// Records that the host slept, or that its network changed. All earlier observations are void. An open outage ends
-    /// at `last`, the last time before the change.
+    /// Records that the host slept, or that its network changed. All earlier observations become void. An open outage
+    /// ends at `last`, the last time before the change.
     #[must_use]
     pub fn host_changed(&mut self, last: Duration) -> Option<Outage> {
         for (_, reach) in self.targets.values_mut() {
@@ -199,7 +202,7 @@ impl OutageWatch {
         self.update(last)
     }
 
-    /// The outage that lasts.
+    /// The outage that lasts at present.
     pub fn open(&self) -> Option<&Outage> {
         self.open.as_ref()
     }
@@ -266,7 +269,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// A gateway and two hosts beyond it. Only HOME, a reflector, needs a connection check.
+    /// Watches a gateway and two hosts beyond the gateway. Only HOME, a reflector, needs a connection check.
     fn watch() -> OutageWatch {
         let target = |name: &str, is_gateway, needs_connection_check| WatchedTarget {
             name: name.to_owned(),
@@ -283,7 +286,8 @@ mod tests {
         watch
     }
 
-    /// Sends a probe to every target each second of a range; those in `down` are lost. Returns what changed.
+    /// Sends a probe to every target in each second of `seconds`. The probes to the targets in `down` are lost. Returns
+    /// the outages that changed.
     fn run(watch: &mut OutageWatch, seconds: std::ops::Range<u64>, down: &[Uuid]) -> Vec<Outage> {
         let mut changes = Vec::new();
         for second in seconds {
@@ -353,7 +357,7 @@ mod tests {
         run(&mut watch, 0..10, &[]);
         let began = watch.unreachable(HOME, s(10)).unwrap();
         assert_eq!((began.began, &began.failed), (s(10), &names(&["home"])));
-        // Its reachable targets are known once they have answered.
+        // The reachable targets of the outage are known once they have answered.
         let changes = run(&mut watch, 11..12, &[HOME]);
         assert_eq!(changes.last().map(|outage| outage.scope), Some(OutageScope::Target));
         let ended = watch.reached(HOME, s(25)).unwrap();
@@ -377,7 +381,7 @@ mod tests {
     fn sleep_and_network_changes_are_no_outages() {
         let mut watch = watch();
         run(&mut watch, 0..10, &[]);
-        // Two lost probes, sleep, two lost probes.
+        // The host sleeps between two lost probes and two more.
         assert_eq!(run(&mut watch, 10..12, &ALL), []);
         assert_eq!(watch.host_changed(s(12)), None);
         assert_eq!(run(&mut watch, 600..602, &ALL), []);

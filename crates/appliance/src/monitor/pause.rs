@@ -1,9 +1,9 @@
-//! Why a monitor does not probe. None of these is an outage: the target answered, or nothing was tried.
+//! Why a monitor does not probe. None of these reasons is an outage: the target answered, or nothing was tried.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Declares the reasons with their words in one list.
+/// Declares the reasons, each with its name in documents, in one list.
 macro_rules! pause_reasons {
     ($($(#[$doc:meta])+ $variant:ident => $word:literal),+ $(,)?) => {
         /// Why a monitor is paused.
@@ -13,7 +13,7 @@ macro_rules! pause_reasons {
         }
 
         impl PauseReason {
-            /// The word.
+            /// The name of the reason in documents.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word),+
@@ -24,9 +24,9 @@ macro_rules! pause_reasons {
 }
 
 pause_reasons! {
-    /// The user disabled it.
+    /// The user disabled the monitor.
     Disabled => "disabled",
-    /// It has just begun, or connects again.
+    /// The monitor has just begun, or connects again.
     Connecting => "connecting",
     /// The reflector has reached its limit of monitor sessions, in total or for this device.
     TooManyMonitors => "too_many_monitors",
@@ -42,9 +42,9 @@ pause_reasons! {
     NotPaired => "not_paired",
     /// No paired reflector has this name.
     TargetGone => "target_gone",
-    /// The reflector has another key than the paired one.
+    /// The reflector has a different key from the one with which it was paired.
     KeyChanged => "key_changed",
-    /// The reflector's version has no monitor sessions.
+    /// The reflector's version does not support monitor sessions.
     NotSupported => "not_supported",
     /// The link works, but no datagram is answered.
     UdpBlocked => "udp_blocked",
@@ -54,6 +54,6 @@ pause_reasons! {
     NoGateway => "no_gateway",
     /// The name of the target cannot be resolved.
     NotResolved => "not_resolved",
-    /// This host cannot open the socket that it needs.
+    /// This host cannot open the socket that the monitor needs.
     LocalFailure => "local_failure",
 }

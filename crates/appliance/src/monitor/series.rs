@@ -1,4 +1,4 @@
-//! Minutes, hours and days as a series with a given step, for a reader that draws it.
+//! Minutes, hours and days as a series with a given step, for a program that draws a chart.
 
 use std::collections::BTreeMap;
 
@@ -7,33 +7,33 @@ use serde::{Deserialize, Serialize};
 
 use super::minute::ProbeTally;
 
-/// Minutes of an hour.
+/// The number of minutes in an hour.
 pub const HOUR: i64 = 60;
-/// Minutes of a day.
+/// The number of minutes in a day.
 pub const DAY: i64 = 24 * HOUR;
 /// The maximum number of points of a series.
 pub const MAX_POINTS: i64 = 2_000;
 
-/// Which stored rows a step is computed from.
+/// The stored rows from which a step of a series is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resolution {
-    /// Minutes.
+    /// One row for each minute.
     Minutes,
-    /// Hours.
+    /// One row for each hour.
     Hours,
-    /// Days.
+    /// One row for each day.
     Days,
 }
 
 impl Resolution {
     const ALL: [(Self, &'static str); 3] = [(Self::Minutes, "minutes"), (Self::Hours, "hours"), (Self::Days, "days")];
 
-    /// The word.
+    /// The name of the resolution in documents.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(own, _)| *own == self).map_or("", |(_, word)| word)
     }
 
-    /// The resolution with this word.
+    /// The resolution with this name.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, own)| *own == word).map(|(resolution, _)| *resolution)
     }
@@ -47,7 +47,7 @@ impl Resolution {
         }
     }
 
-    /// Minutes of a row.
+    /// The length of a row, in minutes.
     pub fn minutes(self) -> i64 {
         match self {
             Self::Minutes => 1,
@@ -57,33 +57,34 @@ impl Resolution {
     }
 }
 
-/// One point of a series.
+/// One point of a series: the probes of a monitor in one step of time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SeriesPoint {
-    /// Its begin, in seconds since 1970.
+    /// The begin of the step, in seconds since 1970.
     pub at_s: i64,
-    /// Probes.
+    /// The number of probes that were answered or lost.
     pub count: u64,
-    /// Lost probes.
+    /// The number of probes, among `count`, that were lost.
     pub lost: u64,
-    /// Probes that were answered while a test loaded the reflector; the round trips exclude them.
+    /// The number of probes that were answered while a test loaded the reflector; the round trips exclude them.
     pub under_load: u64,
     /// The shortest round trip, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_us: Option<u64>,
-    /// The median.
+    /// The median round trip, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p50_us: Option<u64>,
-    /// The 95th percentile.
+    /// The 95th percentile of the round trip, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p95_us: Option<u64>,
-    /// The longest round trip.
+    /// The longest round trip, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_us: Option<u64>,
 }
 
 impl SeriesPoint {
-    /// The point of these probes. A percentile is within the shortest and the longest round trip.
+    /// Creates the point of these probes. A percentile is limited to the range from the shortest to the longest round
+    /// trip.
     pub fn of(at_s: i64, tally: &ProbeTally) -> Self {
         let percentile = |share| {
             let (min, max) = tally.min_max_us?;
@@ -118,8 +119,8 @@ pub fn step_minutes(from: i64, to: i64, wanted: Option<i64>) -> i64 {
     }
 }
 
-/// Merges rows, each with its begin in minutes since 1970, into points of `step` minutes, in order of time. Steps without
-/// a row have no point.
+/// Merges rows, each with its begin in minutes since 1970, into points of `step` minutes, in order of time. Steps
+/// without a row have no point.
 pub fn points(rows: impl IntoIterator<Item = (i64, ProbeTally)>, step: i64) -> Vec<SeriesPoint> {
     let mut merged = BTreeMap::<i64, ProbeTally>::new();
     for (minute, tally) in rows {

@@ -1,4 +1,5 @@
-//! A simulated host with three monitors, and a day of it: what was set is what is found, to the second and to the minute.
+//! A simulated host with three monitors, and a day of its life: the tests check that the monitors find exactly what was
+//! simulated, to the second and to the minute.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,15 +14,15 @@ use super::outage::{Outage, OutageScope, OutageWatch, WatchedTarget};
 
 pub(crate) const NAMES: [&str; 3] = ["gateway", "attic", "office"];
 const DAY: u64 = 86_400;
-/// The system clock at boot: 12:00:17.
+/// The system clock at boot: 12:00:17 UTC.
 const BOOT_WALL_S: i64 = 1_800_014_417;
 
-/// A simulated host from a boot until it loses power, second by second. Times are since boot. A range holds for the targets
-/// with these numbers.
+/// A simulated host from a boot until it loses power, second by second. Times are since boot. Each range of `down` has
+/// the numbers of the targets that do not answer during it.
 pub(crate) struct SimulatedHost {
     /// The system clock at boot, in seconds since 1970.
     pub(crate) boot_wall_s: i64,
-    /// How long it runs, in seconds.
+    /// How long the host runs, in seconds.
     pub(crate) length: u64,
     /// The time between two probes, in seconds.
     pub(crate) interval: u64,
@@ -33,7 +34,7 @@ pub(crate) struct SimulatedHost {
     pub(crate) round_trip_ms: Box<dyn Fn(u64) -> u64>,
 }
 
-/// What the monitors found.
+/// What the monitors of the simulated host found.
 #[derive(Default)]
 pub(crate) struct Found {
     pub(crate) minutes: Vec<ClosedMinute>,
@@ -127,9 +128,9 @@ fn a_day_with_outages_sleep_and_clock_steps_is_found_as_it_was() {
             (7_300..7_302, vec![0, 1, 2]),
             (10_000..17_200, vec![1, 2]),
             (20_000..20_060, vec![0, 1, 2]),
-            // It begins before the device sleeps, and is over when it wakes up.
+            // This outage begins before the device sleeps, and is over when the device wakes up.
             (30_000..31_000, vec![0, 1, 2]),
-            // It begins while the device sleeps.
+            // This outage begins while the device sleeps.
             (41_000..42_100, vec![2]),
             (50_000..50_600, vec![0]),
         ],
@@ -151,7 +152,8 @@ fn a_day_with_outages_sleep_and_clock_steps_is_found_as_it_was() {
     ];
     assert_eq!(outages, expected);
 
-    // Every second awake has one probe of each target, in the minute of the clock at that time.
+    // In every second in which the device is awake, there is one probe of each target, in the minute of the clock at
+    // that time.
     let awake = DAY - world.asleep.iter().map(|range| range.end - range.start).sum::<u64>();
     let down = |number: usize| {
         let is_awake = |at: &u64| !world.asleep.iter().any(|range| range.contains(at));
@@ -161,7 +163,7 @@ fn a_day_with_outages_sleep_and_clock_steps_is_found_as_it_was() {
     for number in 0..3 {
         let of = found.minutes.iter().filter_map(|minute| minute.tallies.get(&id(number)));
         let (count, lost) = of.fold((0, 0), |(count, lost), tally| (count + tally.count, lost + tally.lost));
-        // What was open when the device fell asleep, and at the end of the day, is not judged.
+        // Probes that were open when the device fell asleep, or at the end of the day, are not judged.
         assert!(count <= awake && count + 6 >= awake, "{count} of {awake}");
         assert!(lost <= down(number) && lost + 6 >= down(number), "{lost} of {}", down(number));
     }

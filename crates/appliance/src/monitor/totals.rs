@@ -4,29 +4,29 @@ use std::time::Duration;
 
 use super::minute::ProbeOutcome;
 
-/// The upper bounds of the buckets of round trips, in microseconds: from a gateway beside this host to a satellite behind a full
-/// queue.
+/// The upper bounds of the buckets of round trips, in microseconds: from a gateway beside this host to a satellite
+/// behind a full queue.
 pub const ROUND_TRIP_BOUNDS_US: [u64; 14] =
     [500, 1_000, 2_500, 5_000, 10_000, 20_000, 35_000, 50_000, 75_000, 100_000, 200_000, 400_000, 800_000, 1_600_000];
 
 /// The probes of a monitor since the service started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeTotals {
-    /// Probes that were answered or lost.
+    /// The number of probes that were answered or lost.
     pub count: u64,
-    /// Those among them that were lost.
+    /// The number of probes, among `count`, that were lost.
     pub lost: u64,
-    /// For each of [`ROUND_TRIP_BOUNDS_US`], the number of round trips up to this bound and above the previous one.
-    /// Round trips during a test are left out.
+    /// For each bound in [`ROUND_TRIP_BOUNDS_US`], the number of round trips up to that bound and above the previous
+    /// bound. Round trips during a test are left out.
     pub round_trips: [u64; ROUND_TRIP_BOUNDS_US.len()],
     /// The number of round trips above the last bound.
     pub longer: u64,
-    /// The sum of all round trips, in microseconds.
+    /// The sum of all counted round trips, `longer` ones included, in microseconds.
     pub sum_us: u64,
 }
 
 impl ProbeTotals {
-    /// Counts one probe.
+    /// Counts one probe with this outcome.
     pub fn note(&mut self, outcome: ProbeOutcome) {
         self.count = self.count.saturating_add(1);
         match outcome {

@@ -1,5 +1,6 @@
-//! The provider `iperf3`: tests against any iperf3 server, with the iperf3 client that is installed on this host. The
-//! identity of the server is not verified. Only what iperf3 itself reports is measured: there are no latency probes.
+//! The provider `iperf3`: runs tests against any iperf3 server, with the iperf3 client that is installed on this host.
+//! The identity of the server is not verified. A result contains only what iperf3 itself reports, so it has no latency
+//! probes.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that runs a client in wall time")]
 
@@ -38,24 +39,25 @@ use crate::reflector_client::{HEAD_START, race, resolve};
 use crate::targets::{HostPort, HostPorts};
 use crate::test_lock::TestLock;
 
-/// The default port of iperf3.
+/// The default port of an iperf3 server.
 const DEFAULT_PORT: u16 = 5201;
-/// The longest time that a connection may take to be accepted.
+/// How long the server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much longer than requested a run of the client may take.
+/// How much longer than requested the iperf3 client may run.
 const EXIT_GRACE: Duration = Duration::from_secs(10);
-/// How often a busy server is tried again. Its tests take seconds at least, and each attempt costs it a connection.
+/// How often a busy server is tried again. A test at the server takes seconds at least, and each attempt costs the
+/// server a connection.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a server may take to listen again after a connection.
+/// How long a server may take to listen again after a connection that sent nothing.
 const REOPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const REOPEN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The value of `counted_by` if the count is that of this host's kernel: the bytes that the server's kernel
-/// acknowledged.
+/// The value of `counted_by` if this host's kernel made the count instead of the server. The count is then the bytes
+/// that the server's kernel acknowledged.
 const COUNTED_BY_OWN_KERNEL: &str = "acknowledged";
 
-/// How long the server may still be busy with the previous phase. It accepts waiting connections before it notices that
-/// its client has ended.
+/// How long the server may still be busy with the previous phase. A server accepts waiting connections before it
+/// notices that the previous client has ended.
 const BUSY_GRACE: Duration = Duration::from_secs(10);
 
 /// The provider of tests against iperf3 servers.
@@ -105,7 +107,8 @@ impl Provider for Servers {
         Iperf3.check_client()
     }
 
-    /// Runs one test. Keeps the lock while it tries a busy server again, because each try may become the test.
+    /// Runs one test. Keeps the test lock of this device while it tries a busy server again, because each attempt may
+    /// become the test.
     fn run<'a>(
         &'a self,
         job: &'a TestJob,
@@ -120,11 +123,11 @@ impl Provider for Servers {
     }
 }
 
-/// The option with the name of the user.
+/// The name of the option for the user of the login.
 const USERNAME: &str = "username";
-/// The option with the password of the user.
+/// The name of the option for the file with the password of the user.
 const PASSWORD_FILE: &str = "password-file";
-/// The option with the public key that encrypts the login.
+/// The name of the option for the file with the public key that encrypts the login.
 const PUBLIC_KEY: &str = "rsa-public-key";
 
 const OPTIONS: &[ProviderOption] = &[
@@ -153,7 +156,7 @@ const OPTIONS: &[ProviderOption] = &[
     },
 ];
 
-/// A user of the server, with password and key.
+/// A login at an iperf3 server: the user, the password, and the server's public key.
 struct Login {
     user: String,
     password: Zeroizing<String>,
@@ -161,7 +164,7 @@ struct Login {
 }
 
 impl Login {
-    /// Reads the login from the values of the options; `None` if they name no user.
+    /// Reads the login from the values of the options; `None` if they do not contain a user and a public key.
     fn of(options: &OptionValues) -> Result<Option<Self>, Iperf3Failure> {
         let (Some(user), Some(key)) = (options.text(USERNAME), options.text(PUBLIC_KEY)) else { return Ok(None) };
         if !key.contains("-----BEGIN PUBLIC KEY-----") {
@@ -182,7 +185,7 @@ impl Login {
     }
 }
 
-/// The longest time that iperf3 can exclude with `-O`.
+/// The longest start-up that iperf3 can exclude with its option `-O`.
 const MOST_OMITTED: Duration = Duration::from_secs(60);
 
 async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), ApplianceError> {
@@ -195,7 +198,7 @@ async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuil
     let program =
         program.map_err(|lacking| ApplianceError::EngineUnavailable { engine: "iperf3".to_owned(), lacking })?;
     result.set_program(Some(program.to_string()));
-    // A plain server knows no data modes.
+    // An iperf3 server knows no data modes, so none is requested.
     let spec = TestSpec { probe_interval_us: 0, ..job.request.spec(DataMode::Unknown) };
     let id = (result.run().id, result.run().started_at);
     let mut visit = Visit {
@@ -221,17 +224,17 @@ async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuil
     end
 }
 
-/// One test against one server.
+/// One test against one iperf3 server.
 struct Visit<'a> {
     job: &'a TestJob,
     login: Option<Login>,
     program: Program,
     target: HostPorts,
-    /// The index of the port in use.
+    /// The index of the port in use among the ports of `target`.
     port: usize,
     route: RouteToServer,
     spec: TestSpec,
-    /// The id of the run, and when it began.
+    /// The id of the run, and the time at which the run began.
     id: (Uuid, Timestamp),
     local: Option<IpAddr>,
     is_met: bool,
@@ -241,25 +244,25 @@ struct Visit<'a> {
 enum RouteToServer {
     /// The name of the server is not resolved yet.
     Unresolved,
-    /// Of these addresses, the first is tried alone for a moment.
+    /// The server has these addresses. The first one is tried alone for a moment.
     FirstTried(Vec<SocketAddr>),
-    /// This address accepted a connection at this time. This program opened it only as a check, and the server treats
-    /// it as a client that failed.
+    /// This address accepted a connection at this time. The connection was only a check, so the server treats it as a
+    /// client that failed.
     Probed(SocketAddr, Instant),
-    /// This address answers, or it is the only one.
+    /// This address answers, or it is the only address of the server.
     Known(SocketAddr),
 }
 
 /// How one run of the iperf3 client ended.
 enum Attempt {
     Done(Arc<End>),
-    /// The user ended the run.
+    /// The user interrupted the run.
     Interrupted(Arc<End>),
 }
 
 impl Visit<'_> {
-    /// Runs one phase. Tries again if the server is busy, at another address or port if no server answers, and with the
-    /// padding of older versions if the server refuses the login.
+    /// Runs one phase of the test. Tries again if the server is busy; at another address or port if no server answers;
+    /// and with the login padding of older versions if the server refuses the login.
     async fn phase(
         &mut self,
         phase: PhaseSpec,
@@ -270,7 +273,7 @@ impl Visit<'_> {
         let give_up_at = Instant::now() + self.job.request.turn.limit().unwrap_or_default().max(at_least);
         let mut paddings = self.program.client_paddings().iter().copied();
         let mut padding = paddings.next().unwrap_or(LoginPadding::Pkcs1);
-        // Whether a server was busy since the first port was tried.
+        // Whether any server was busy since the first port was tried.
         let mut is_busy = false;
         let mut is_told = false;
         loop {
@@ -300,7 +303,7 @@ impl Visit<'_> {
             }
             match (complaint, &self.route) {
                 (Some(FailureKind::Unreachable), RouteToServer::FirstTried(_)) if nothing_yet => continue,
-                // A server reopens its port after a connection that sent nothing.
+                // After a connection that sent nothing, a server needs a moment to listen again.
                 (Some(FailureKind::Unreachable | FailureKind::ControlLost), RouteToServer::Probed(_, at))
                     if nothing_yet && at.elapsed() < REOPEN_TIMEOUT =>
                 {
@@ -316,8 +319,8 @@ impl Visit<'_> {
                         return Err(self.all_busy().into());
                     }
                 }
-                // From version 3.17 on, both ends pad logins in a new way. From 3.22 on, a server refuses a login by
-                // closing the connection.
+                // From version 3.17 on, client and server pad logins in a new way. From 3.22 on, a server refuses a
+                // login by closing the connection.
                 (Some(FailureKind::NotAuthorized | FailureKind::ControlLost), _)
                     if nothing_yet && self.login.is_some() =>
                 {
@@ -352,13 +355,13 @@ impl Visit<'_> {
         }
     }
 
-    /// The server at the port in use.
+    /// The host of the server with the port in use.
     fn server(&self) -> HostPort {
         self.target.nth(self.port)
     }
 
-    /// Whether to try again. If so, selects the next port; after the last port, waits and then selects the first one,
-    /// but only if a server was busy.
+    /// Decides whether to try again. If so, selects the next port. After the last port, waits and selects the first
+    /// one, but only if a server was busy.
     async fn goes_on(
         &mut self,
         is_busy: &mut bool,
@@ -382,14 +385,14 @@ impl Visit<'_> {
         Ok(true)
     }
 
-    /// The error if the request names several ports and the server at each of them is busy or does not answer.
+    /// The error for a request with several ports if the server at each of them is busy or does not answer.
     fn all_busy(&self) -> Iperf3Failure {
         let reason = format!("every server at {} is busy or does not answer", self.target);
         Iperf3Failure::Client { target: self.server(), cause: FailureKind::Busy, reason, has_login: false }
     }
 
-    /// The address of the server at the port in use, and how long a connection to it may take. If a name has several
-    /// addresses, the first is tried alone for a moment, then all of them in parallel.
+    /// The address of the server with the port in use, and how long a connection to it may take. If the server's name
+    /// has several addresses, the first is tried alone for a moment, then all of them in parallel.
     async fn locate(&mut self, observer: &mut Observer) -> Result<(SocketAddr, Duration), ApplianceError> {
         let server = self.server();
         let route = &self.job.request.route;
@@ -430,13 +433,13 @@ impl Visit<'_> {
         let left = give_up_at.saturating_duration_since(Instant::now());
         (observer.events)(Event::Queued(Queued::new(1, left)));
         tokio::select! {
-            // An iperf3 server does not report when it is free, so it is tried again.
+            // An iperf3 server does not report when it is free, so the phase is tried again after a while.
             () = tokio::time::sleep(RETRY_INTERVAL) => Ok(()),
             () = observer.interrupted() => Err(ApplianceError::Interrupted),
         }
     }
 
-    /// Runs the iperf3 client once, to its end.
+    /// Runs the iperf3 client once, to its end. Returns how the run ended, and its readings.
     async fn attempt(
         &self,
         phase: PhaseSpec,
@@ -546,7 +549,7 @@ impl Visit<'_> {
             };
             let own = record.own.as_ref().and_then(|own| own.direction(*direction)).map(|own| own.count);
             let ours = own.map_or(0, |own| own.bytes);
-            // A test with a byte limit has no requested duration, so its actual duration counts.
+            // A test with a byte limit has no requested duration, so its actual duration is compared.
             let bytes_take = own.filter(|_| self.spec.direction_bytes.is_some()).map(|own| own.elapsed_us);
             let asked = bytes_take.map_or_else(|| phase.duration(), Duration::from_micros);
             if theirs.as_ref().is_some_and(|theirs| !can_be(*direction, theirs.count, ours, asked)) {
@@ -567,13 +570,13 @@ impl Visit<'_> {
     }
 }
 
-/// What the server counted, as the client reports it.
+/// What the server counted in a phase, as the iperf3 client reports it.
 fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
     let of = |direction: Direction| {
         let totals = report?.totals(direction)?;
         let theirs = match direction {
             Direction::Download => totals.sent,
-            // A server before 3.10 reports only the number of datagrams. Each has the length of a block.
+            // A server before version 3.10 reports only the number of datagrams, each with the length of a block.
             Direction::Upload => totals.received.or_else(|| arrived(totals, report)),
         };
         let ClientCount { bytes, duration_us } = theirs?;
@@ -604,8 +607,8 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
     PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), ..PhaseTally::default() }
 }
 
-/// Whether the server's count can be true: in an upload it received no more than was sent, and the test took at least
-/// half of the requested time.
+/// Whether the server's count can be true: in an upload, the server received no more than was sent, and the test took
+/// at least half of the requested time.
 fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bool {
     let is_long_enough = Duration::from_micros(theirs.elapsed_us) >= asked / 2;
     let arrived = match direction {
@@ -615,7 +618,7 @@ fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bo
     is_long_enough && check_count(theirs, asked).and(arrived).is_ok()
 }
 
-/// The bytes that arrived, computed from the number of datagrams: all have the same payload.
+/// The bytes that arrived at the server, computed from the number of datagrams, which all have the same payload.
 fn arrived(totals: &Totals, report: Option<&ClientReport>) -> Option<ClientCount> {
     let udp = totals.udp?;
     let arrived = udp.packets.checked_sub(udp.lost?)?;
@@ -640,7 +643,8 @@ fn udp(totals: &Totals, report: Option<&ClientReport>) -> Option<UdpResult> {
     })
 }
 
-/// Reports a reading as progress, even one of the sender, because the server reports nothing before the end.
+/// Reports a reading of the iperf3 client as progress, even a reading of the sender, because the server reports nothing
+/// before the end.
 fn report_reading(phase: PhaseSpec, reading: &ClientReading, observer: &mut Observer) {
     let length_us = reading.end_us.saturating_sub(reading.begin_us);
     let bps = (u128::from(reading.bytes) * 8_000_000).checked_div(u128::from(length_us));
@@ -655,7 +659,7 @@ fn report_reading(phase: PhaseSpec, reading: &ClientReading, observer: &mut Obse
     }
 }
 
-/// The local address that packets from `origin` to `address` have. Sends nothing.
+/// The local address that packets from `origin` to `address` would have. Sends no packet.
 fn local_towards(address: SocketAddr, origin: &Origin) -> Option<IpAddr> {
     Some(origin.datagrams(address).ok()?.local_addr().ok()?.ip())
 }

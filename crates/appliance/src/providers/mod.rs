@@ -1,5 +1,5 @@
-//! The providers of speed tests: their trait and their list. A provider measures and returns a result. It neither
-//! prints nor saves.
+//! The providers of speed tests: the trait [`Provider`] and the list of all providers. A provider measures and returns
+//! a result, but neither prints nor saves the result.
 
 mod iperf3;
 pub mod options;
@@ -28,7 +28,7 @@ use options::{OptionValues, ProviderOption};
 use run_record::RunRecord;
 pub(crate) use run_record::default_interface;
 
-/// All providers. The values of the command line and its help come from this list.
+/// All providers. The command line takes their ids, options and help texts from this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];
 
 /// The provider with this id; `None` if there is none.
@@ -44,26 +44,26 @@ pub trait Provider: Sync {
     /// One line about the provider for `--help`.
     fn about(&self) -> &'static str;
 
-    /// The options that only this provider has. The command line makes a flag from each.
+    /// The options that only this provider has. The command line has a flag for each option.
     fn options(&self) -> &'static [ProviderOption] {
         &[]
     }
 
-    /// The id of the default engine for `transport`. It may be a name that only the provider knows.
+    /// The id of the default engine for `transport`. The id may be one that only this provider knows.
     fn default_engine(&self, transport: PayloadTransport) -> &'static str;
 
-    /// Whether the engine with this id loads the path. An engine that does not load it runs a single idle phase.
+    /// Whether the engine with this id loads the path. With an engine that does not, a test is a single idle phase.
     fn loads(&self, _engine: &str) -> bool {
         true
     }
 
-    /// Whether the provider sends latency probes.
+    /// Whether the tests of this provider include latency probes.
     fn probes(&self) -> bool;
 
     /// Whether the other end identifies this device by its key.
     fn needs_identity(&self) -> bool;
 
-    /// Checks that this provider can run `job`, with its own options. Called before any I/O.
+    /// Checks that this provider can run `job` with the values of its own options. Called before any I/O.
     fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError>;
 
     /// Checks that this device has what the engine needs. Returns the names of the features that the engine supports on
@@ -72,8 +72,8 @@ pub trait Provider: Sync {
         Ok(Vec::new())
     }
 
-    /// Runs one test to its end. `lock` is the test lock of this device; the provider releases it while the test waits
-    /// in another queue. `observer` gets every event at once, and can end the test.
+    /// Runs one test to its end. `lock` is the test lock of this device; the provider releases the lock while the test
+    /// waits in a queue of the other end. `observer` gets every event at once, and can end the test.
     fn run<'a>(
         &'a self,
         job: &'a TestJob,
@@ -82,32 +82,32 @@ pub trait Provider: Sync {
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 }
 
-/// A request, with what the appliance adds to it.
+/// A request for a test, with the data that the appliance adds to the request.
 pub struct TestJob {
     /// The request as the user made it.
     pub request: TestRequest,
-    /// The key of the appliance; `None` if the provider does not need it and there is none.
+    /// The identity key of the appliance; `None` if no key exists and the provider needs none.
     pub key: Option<Arc<SecretKey>>,
     /// The reflectors that are paired with this device.
     pub known: Vec<Reflector>,
-    /// For each reflector, when a test with this engine last found direct mode blocked.
+    /// For each reflector, when a test with the requested engine last found direct mode blocked there.
     pub blocked_direct: BTreeMap<EndpointId, Timestamp>,
     /// The values of the provider's own options.
     pub options: OptionValues,
     /// An empty folder that only this test uses.
     pub scratch: PathBuf,
-    /// Turns an error into the text that the result contains.
+    /// Makes the description of an error that the result contains.
     pub describe: Describe,
 }
 
 impl TestJob {
-    /// The key of the appliance, for a provider that needs it. Fails if there is none.
+    /// The identity key of the appliance, for a provider that needs the key. Fails if there is none.
     pub(crate) fn key(&self) -> Result<&SecretKey, ApplianceError> {
         self.key.as_deref().ok_or_else(|| ApplianceError::Internal("the test has no key".to_owned()))
     }
 }
 
-/// Turns an error into the text that the result contains. The program that uses the library provides this function.
+/// Makes the description of an error that a result contains. The program that uses this library provides the function.
 pub type Describe = fn(&ApplianceError) -> ErrorBody;
 
 /// Receives the events of a running test, and can cancel it.
@@ -128,17 +128,17 @@ impl Observer {
     }
 }
 
-/// The outcome of a test that failed before its provider began it.
+/// The outcome of a test that failed before its provider started it.
 pub fn never_started(job: &TestJob, provider: &dyn Provider, failure: ApplianceError) -> Outcome {
     RunRecord::begin(job, provider.id()).conclude(job, Err(failure))
 }
 
-/// How a test ended.
+/// The outcome of a test: its result, and why it is not complete.
 pub struct Outcome {
-    /// The result, also of a run that failed half way or before any measurement.
+    /// The result. A run that failed half way or before any measurement has a result too.
     pub result: ResultDocument,
-    /// Why the test is not complete; `None` if it is.
+    /// Why the test is not complete; `None` if it is complete.
     pub failure: Option<ApplianceError>,
-    /// What the test found out about direct mode at the reflector.
+    /// What the test found out about direct mode at the reflector; `None` if nothing.
     pub finding: Option<DirectModeFinding>,
 }

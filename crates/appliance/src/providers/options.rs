@@ -15,7 +15,7 @@ pub struct ProviderOption {
     pub value_name: &'static str,
     /// The line about the option in `--help`.
     pub help: &'static str,
-    /// Where the value comes from.
+    /// Where the value of the option comes from.
     pub source: OptionSource,
     /// The name of the option that this one needs; `None` if it needs none.
     pub requires: Option<&'static str>,
@@ -28,21 +28,21 @@ pub enum OptionSource {
     Text,
     /// The value is the content of the file that the flag names.
     File {
-        /// The number of bytes that the file may have.
+        /// The maximum number of bytes of the file.
         max_bytes: u64,
     },
-    /// The value is the first line of the file that the flag names (`-` is standard input). Without the flag, it is the
-    /// value of an environment variable.
+    /// The value is the first line of the file that the flag names (`-` is standard input). Without the flag, the value
+    /// is that of an environment variable.
     Secret {
         /// The name of the environment variable.
         variable: &'static str,
-        /// The number of bytes that the line may have.
+        /// The maximum number of bytes of the line.
         max_bytes: u64,
     },
 }
 
-/// The values of a provider's options. They may be secret. So they are passed separately from the request, are never
-/// stored or printed, and are overwritten in memory when dropped.
+/// The values of a provider's options. Because they may be secret, they are passed separately from the request, are
+/// never stored or printed, and are overwritten in memory when dropped.
 #[derive(Clone, Default)]
 pub struct OptionValues {
     values: BTreeMap<&'static str, OptionValue>,
@@ -63,23 +63,23 @@ impl OptionValues {
         self.values.insert(option.name, value);
     }
 
-    /// The value of an option as text; `None` if it has no value.
+    /// The value of the option `name` as text; `None` if the option has no value.
     pub fn text(&self, name: &str) -> Option<&Zeroizing<String>> {
         self.values.get(name).map(|value| &value.text)
     }
 
-    /// The file from which the value of an option was read.
+    /// The file from which the value of the option `name` was read; `None` if the value was not read from a file.
     pub fn file(&self, name: &str) -> Option<&Path> {
         self.values.get(name)?.file.as_deref()
     }
 
-    /// The name of the first value that belongs to none of `options`.
+    /// The name of the first option that has a value here and is none of `options`.
     pub(crate) fn first_outside(&self, options: &[ProviderOption]) -> Option<&'static str> {
         self.values.keys().copied().find(|name| options.iter().all(|option| option.name != *name))
     }
 }
 
-/// Prints only the names of the options, because values are secret.
+/// Prints only the names of the options, because their values can be secret.
 impl fmt::Debug for OptionValues {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.values.keys()).finish()

@@ -1,5 +1,5 @@
-//! The record of a run of any provider: builds its result, with the clock, the facts and the probes of this host. Used
-//! for every way in which a run can end.
+//! The record of a run with any provider. It builds the result, with the clock, the facts and the probes of this host,
+//! however the run ends.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates a run")]
 
@@ -23,20 +23,20 @@ use crate::request::TestRequest;
 use crate::schedule::line_load;
 use crate::store::DirectModeFinding;
 
-/// The record of one run.
+/// The record of one run of a test.
 pub(super) struct RunRecord {
     /// Builds the result of the run.
     pub(super) result: ResultBuilder,
     /// The latency probes of all phases.
     pub(super) probes: Option<Probes>,
-    /// What the run found out about direct mode.
+    /// What the run found out about direct mode at the reflector; `None` if nothing.
     pub(super) finding: Option<DirectModeFinding>,
     /// When the run began, by the monotonic clock.
     begun: Instant,
 }
 
 impl RunRecord {
-    /// Starts the record of a run.
+    /// Starts the record of a run that begins now.
     pub(super) fn begin(job: &TestJob, provider: &str) -> Self {
         let run = RunIdentity {
             id: Uuid::now_v7(),
@@ -95,13 +95,13 @@ impl RunRecord {
     }
 }
 
-/// The payload bytes of all probes that were sent.
+/// The payload bytes of all latency probes that were sent.
 pub(super) fn probe_bytes(probes: &Probes) -> u64 {
     probes.iter().count() as u64 * PACKET_LEN as u64
 }
 
-/// Converts a reading of an engine for the result. `None` for the start of a phase and for the kernel's record of a
-/// stream.
+/// Converts a reading of an engine to the form that the result uses. `None` for the start of a phase and for the
+/// kernel's record of a stream.
 pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sample)> {
     match progress {
         PhaseProgress::Started | PhaseProgress::Detail(..) => None,
@@ -110,13 +110,13 @@ pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sa
     }
 }
 
-/// The interface of the IPv4 default route of this host.
+/// The interface of the IPv4 default route of this host; `None` if there is no such route.
 pub(crate) fn default_interface() -> Option<String> {
     let routes = host_facts::text("/proc/net/route")?;
     line_load::default_interface(&routes).map(str::to_owned)
 }
 
-/// The state of this host now. `local` is its address towards the other end.
+/// The facts about this host now. `local` is the address of this host towards the other end.
 pub(super) fn own_facts(local: Option<IpAddr>) -> HostFacts {
     HostFacts { version: env!("CARGO_PKG_VERSION").into(), ..host_facts::read(local) }
 }

@@ -22,9 +22,9 @@ pub enum SkipReason {
     DayBudget,
     /// The data budget of the month did not allow another run.
     MonthBudget,
-    /// Other traffic used the line.
+    /// Other traffic used more of the line than the schedule allows.
     LineBusy,
-    /// The default route had another interface than those of the schedule.
+    /// The default route did not have one of the interfaces that the schedule allows.
     Uplink,
     /// The service stopped before the run began.
     Stopped,
@@ -47,7 +47,7 @@ impl SkipReason {
         Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or("", |(_, word, _)| word)
     }
 
-    /// The reason with this name; `None` if there is none.
+    /// The reason with this name; `None` if no reason has it.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, own, _)| *own == word).map(|(reason, ..)| *reason)
     }
@@ -59,20 +59,21 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// What is known about data and line when a run is about to start.
+/// What is known about the data use and the line when a run is about to start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunObservations {
-    /// The data that the schedule has used in this day and month.
+    /// The data that the schedule has used in the present day and month.
     pub used: DataUse,
-    /// The number of bytes that the run will probably use.
+    /// The number of bytes that the run is expected to use.
     pub expected_bytes: u64,
-    /// The share of the line that other traffic uses, from 0 to 1; absent if unknown.
+    /// The share of the line that other traffic uses, from 0 to 1; absent if it is unknown.
     pub line_share: Option<f64>,
-    /// The interface of the default route; absent without one.
+    /// The interface of the default route; absent if there is no default route.
     pub uplink: Option<String>,
 }
 
-/// Whether a run of `schedule` may start at `now`. Its expected data must fit into what is left of the budget.
+/// Checks whether a run of `schedule` may start at `now`. The expected data of the run must fit into what is left of
+/// the budget.
 pub fn admit(schedule: &Schedule, now: Timestamp, seen: &RunObservations) -> Result<(), SkipReason> {
     if schedule.quiet_hours.is_some_and(|hours| hours.contain(now, schedule.zone.rules())) {
         return Err(SkipReason::QuietHours);

@@ -1,41 +1,41 @@
-//! The data budget of a schedule for a day and for a month, by its time zone. Pure: no I/O, no clock.
+//! The data budget of a schedule for a day and for a month, in the time zone of the schedule. Pure: no I/O, no clock.
 
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Zoned};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How much data a schedule may use. An absent limit does not apply.
+/// How much data a schedule may use. An absent limit means that there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataBudget {
-    /// The number of bytes that it may use in a day.
+    /// The number of bytes that the schedule may use in a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub day_bytes: Option<u64>,
-    /// The number of bytes that it may use in a calendar month.
+    /// The number of bytes that the schedule may use in a calendar month.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub month_bytes: Option<u64>,
 }
 
-/// A number of bytes for the present day and one for the present month.
+/// The data that was used in the present day and in the present month.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataUse {
-    /// The bytes of the present day.
+    /// The number of bytes in the present day.
     pub day_bytes: u64,
-    /// The bytes of the present month.
+    /// The number of bytes in the present month.
     pub month_bytes: u64,
 }
 
-/// A period of time, with its start and without its end.
+/// A period of time that includes its start but not its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BudgetPeriod {
     /// The start of the period.
     pub from: Timestamp,
-    /// The end of the period, which is not part of it.
+    /// The end of the period, which is not part of the period.
     pub to: Timestamp,
 }
 
 impl DataBudget {
-    /// What is left of the budget after `used`.
+    /// What is left of this budget after the data `used`.
     pub fn left(self, used: DataUse) -> Self {
         let left = |limit: Option<u64>, used: u64| limit.map(|limit| limit.saturating_sub(used));
         Self { day_bytes: left(self.day_bytes, used.day_bytes), month_bytes: left(self.month_bytes, used.month_bytes) }

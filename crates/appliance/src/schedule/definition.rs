@@ -16,29 +16,29 @@ use super::recurrence::{Recurrence, TimeFrame};
 use crate::object_name::is_name_char;
 use crate::request::TestRequest;
 
-/// The longest name of a schedule, in characters.
+/// The maximum length of a schedule's name, in characters.
 const MAX_NAME_CHARS: usize = 60;
-/// The longest name of an interface, in bytes.
+/// The maximum length of an interface's name, in bytes.
 const MAX_INTERFACE_NAME: usize = 15;
-/// The longest default spread.
+/// The maximum of the default for [`Schedule::spread`].
 const LONGEST_DEFAULT_SPREAD: Duration = Duration::from_secs(10 * 60);
-/// The share of the line that other traffic may use, unless the user says otherwise.
+/// The default for [`Schedule::max_line_share`].
 const USUAL_LINE_SHARE: f64 = 0.2;
-/// The number of occurrences that are checked against the quiet hours.
+/// The number of next occurrences that are checked against the quiet hours.
 const CHECKED_OCCURRENCES: usize = 400;
 
-/// A schedule.
+/// A schedule: a test, when its runs are due, and the conditions under which they start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Schedule {
     /// The name of the schedule.
     pub name: String,
-    /// When it is due.
+    /// When the runs of the schedule are due.
     #[schemars(with = "String")]
     pub when: Recurrence,
     /// The time zone of `when`, of the quiet hours and of the budget.
     #[schemars(with = "String")]
     pub zone: Zone,
-    /// Each run starts after a random delay of at most this long, so that many devices do not start at once.
+    /// The maximum random delay before each run. It exists so that many devices do not start at once.
     pub spread: Duration,
     /// What happens after runs were missed.
     pub missed: MissedRunPolicy,
@@ -49,13 +49,15 @@ pub struct Schedule {
     /// How much data the schedule may use.
     #[serde(default)]
     pub budget: DataBudget,
-    /// A run starts only if other traffic uses at most this share of the line (0 to 1). Absent: whatever it uses.
+    /// A run starts only if other traffic uses at most this share of the line (0 to 1). If absent, other traffic is
+    /// ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_line_share: Option<f64>,
-    /// The interfaces of the default route with which it runs; none: with any.
+    /// The interfaces with which the schedule runs: the default route must have one of them. If the list is empty, any
+    /// will do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uplinks: Vec<String>,
-    /// The test.
+    /// The test that each run carries out.
     pub request: TestRequest,
     /// The number of bytes that a run was expected to use when the schedule was added.
     pub expected_bytes: u64,
@@ -65,7 +67,7 @@ pub struct Schedule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MissedRunPolicy {
-    /// Nothing: the next run starts when it is due.
+    /// No missed run starts. The next run starts when it is due.
     #[default]
     Skip,
     /// One run starts, however many were missed.
@@ -81,8 +83,8 @@ pub struct Zone {
 }
 
 impl Schedule {
-    /// A schedule of this name that runs `request`, with the usual values for everything else: with the spread of
-    /// [`default_spread`], without a budget, and not while other traffic uses a considerable part of the line.
+    /// A schedule with this name that runs `request`, with default values for everything else: the spread of
+    /// [`default_spread`], no budget, and no run while other traffic uses a considerable part of the line.
     pub fn usual(name: &str, when: Recurrence, zone: Zone, request: TestRequest, now: Timestamp) -> Self {
         let mut schedule = Self {
             name: name.to_owned(),
@@ -102,7 +104,8 @@ impl Schedule {
         schedule
     }
 
-    /// The frame in which the recurrence is read. Intervals count from `added_at`.
+    /// The time zone and the start time by which the recurrence of the schedule is read. Intervals count from
+    /// `added_at`.
     pub fn frame(&self, added_at: Timestamp) -> TimeFrame {
         TimeFrame { zone: self.zone.rules.clone(), anchor: added_at }
     }
@@ -140,7 +143,8 @@ impl Schedule {
         }
     }
 
-    /// Whether all of the next occurrences are within these hours, with the longest random delay and without.
+    /// Whether every one of the next occurrences is within `hours`, both without a random delay and with the longest
+    /// one.
     fn is_always_quiet(&self, hours: QuietHours, frame: &TimeFrame, now: Timestamp) -> bool {
         let mut at = now;
         for _ in 0..CHECKED_OCCURRENCES {
@@ -168,13 +172,14 @@ impl Schedule {
     }
 }
 
-/// Whether Linux accepts it as the name of an interface (`dev_valid_name`).
+/// Whether Linux accepts `name` as the name of an interface (`dev_valid_name` in the kernel).
 fn is_interface_name(name: &str) -> bool {
     let is_valid = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':' | '\0');
     (1..=MAX_INTERFACE_NAME).contains(&name.len()) && ![".", ".."].contains(&name) && name.chars().all(is_valid)
 }
 
-/// The default spread for this time between two runs: a tenth of it, but at most 10 minutes.
+/// The default for [`Schedule::spread`] if the shortest time between two runs is `gap`: a tenth of it, but at most 10
+/// minutes.
 pub fn default_spread(gap: Duration) -> Duration {
     Duration::from_secs((gap / 10).min(LONGEST_DEFAULT_SPREAD).as_secs())
 }

@@ -1,4 +1,4 @@
-//! The errors of schedules that are not accepted.
+//! The errors for schedules that are not accepted.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub enum ScheduleError {
     /// The time zone database of this host does not contain the zone.
     #[error("this host knows no time zone {0:?}")]
     Zone(String),
-    /// The spread is so large that a run could start after the next one is due.
+    /// The spread (the maximum random delay) is more than half of the shortest time between two runs.
     #[error("a spread of {} is more than half of the time between two runs ({})",
         quantity::exact_duration(*.spread), quantity::exact_duration(*.gap))]
     Spread {
@@ -39,10 +39,10 @@ pub enum ScheduleError {
     /// The data budget is 0.
     #[error("with a data budget of 0 no test can run")]
     NoBudget,
-    /// The share of the line is not above 0 and at most 1.
+    /// The share of the line is not in the valid range: above 0, and at most 1.
     #[error("{0} is not a valid share of the line; valid: above 0, at most 1")]
     LineShare(f64),
-    /// No interface can have this name.
+    /// An interface cannot have this name.
     #[error("no network interface can be called {0:?}")]
     Uplink(String),
     /// The request discards its result, but a schedule must save it.

@@ -1,8 +1,8 @@
-//! The line of the default route, and how busy it is with other traffic, from the counters of its interface. Pure.
+//! Computes how busy the line of the default route is, from the counters of its interface. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
-/// The counters of a network interface.
+/// The byte counters of a network interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceCounters {
     /// The number of bytes that the interface has received.
@@ -11,12 +11,12 @@ pub struct InterfaceCounters {
     pub sent: u64,
 }
 
-/// The rates that a line can carry, in bits per second. Absent where unknown.
+/// The rates that a line can carry, in bits per second. A rate is absent if it is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineCapacity {
-    /// The rate towards this device.
+    /// The rate of the line towards this device.
     pub download_bps: Option<u64>,
-    /// The rate away from this device.
+    /// The rate of the line away from this device.
     pub upload_bps: Option<u64>,
 }
 
@@ -41,7 +41,8 @@ pub fn share_in_use(
 
 /// The interface of the IPv4 default route with the lowest metric. `routes` is the text of /proc/net/route.
 pub fn default_interface(routes: &str) -> Option<&str> {
-    // Interface, destination, gateway, flags, reference count, use, metric, mask; the addresses are hexadecimal.
+    // The fields of a line: interface, destination, gateway, flags, reference count, use, metric, mask. The addresses
+    // are hexadecimal.
     let default = |line: &'_ str| {
         let fields = line.split_whitespace().collect::<Vec<_>>();
         let [_, "00000000", .., mask, _, _, _] = fields[..] else { return None };

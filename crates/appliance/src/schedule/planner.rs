@@ -1,5 +1,6 @@
-//! Decides which runs are due: a state machine over all enabled schedules. Only one heavy test runs at a time. If
-//! several are due, the one that was due first runs first; names decide between equal times. Pure: no I/O, no clock.
+//! Decides which runs of schedules are due: a state machine over all enabled schedules. Only one test runs at a time.
+//! If several runs are due, the run that was due first starts first; if they were due at the same time, their names
+//! decide. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,13 +11,13 @@ use uuid::Uuid;
 use super::admission::SkipReason;
 use super::definition::{MissedRunPolicy, Schedule};
 
-/// A run that is late by at most this time still counts as being on time.
+/// A run that is late by at most this time counts as being on time.
 const LATE_GRACE: SignedDuration = SignedDuration::from_secs(10 * 60);
-/// If the clock moves by more than this against the time since boot, the runs are planned anew. A smaller step only
-/// makes a run late or early.
+/// If the system clock moves by more than this relative to the time since boot, all runs are planned anew. A smaller
+/// step only makes a run late or early.
 const CLOCK_STEP: SignedDuration = LATE_GRACE;
-/// For this long after boot, an unsynchronised clock is not trusted. A board without a battery gets its time from the
-/// network.
+/// For this long after boot, a clock that is not synchronised is not trusted, because a board without a battery first
+/// has to get the time from the network.
 const SYNCHRONISATION_TIME: Duration = Duration::from_secs(10 * 60);
 /// The start of 2025, in seconds since 1970. A clock that shows an earlier time is wrong.
 const EARLIEST_SECOND: i64 = 1_735_689_600;
@@ -28,7 +29,7 @@ pub const LONGEST_WAIT: Duration = Duration::from_secs(15);
 pub struct ClockReading {
     /// The time of the system clock.
     pub wall: Timestamp,
-    /// The time since boot, with the time in suspend (CLOCK_BOOTTIME).
+    /// The time since boot, including the time in suspend (CLOCK_BOOTTIME).
     pub since_boot: Duration,
     /// Whether the kernel reports that the system clock is synchronised.
     pub is_synchronised: bool,
@@ -46,16 +47,16 @@ impl ClockReading {
 pub struct AcceptedSchedule {
     /// The id of the schedule, a UUIDv7.
     pub id: Uuid,
-    /// When the schedule was added. Its interval counts from then.
+    /// When the schedule was added. Its intervals count from this time.
     pub added_at: Timestamp,
-    /// All occurrences up to this time are decided: the schedule was added or enabled then, or the run of the
-    /// occurrence was started or skipped.
+    /// All occurrences up to this time are decided. It is the time at which the schedule was added or enabled, or that
+    /// of the latest occurrence whose run was started or skipped.
     pub decided_until: Timestamp,
     /// The definition of the schedule.
     pub schedule: Schedule,
 }
 
-/// A run that is due.
+/// A run of a schedule that is due now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DueRun {
     /// The id of the schedule.
@@ -64,35 +65,38 @@ pub struct DueRun {
     pub name: String,
     /// The time of the occurrence, without the random delay.
     pub due: Timestamp,
-    /// Whether the user requested the run. Then it starts whatever the conditions of the schedule are.
+    /// Whether the run was requested instead of being an occurrence. A requested run starts whatever the conditions of
+    /// the schedule are.
     pub is_requested: bool,
 }
 
-/// A run that does not start.
+/// A run of a schedule that does not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkippedRun {
-    /// The run.
+    /// The run that does not start.
     pub run: DueRun,
     /// Why the run does not start.
     pub reason: SkipReason,
 }
 
-/// What [`Planner::poll`] returns.
+/// The result of [`Planner::poll`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Polled {
-    /// The runs that do not start, to be stored.
+    /// The runs that do not start, which the caller must store.
     pub skipped: Vec<SkippedRun>,
-    /// How many seconds the system clock was set forward; negative if it was set back. `None` if it was not set.
+    /// How many seconds the system clock was set forward; negative if it was set back. `None` if it was set by at most
+    /// 10 minutes, or not at all.
     pub clock_step_s: Option<i64>,
     /// The longest time until the next poll.
     pub wait: Duration,
 }
 
-/// The state machine: all enabled schedules, the queue of due runs, and the running one.
+/// The state machine of the planner: all enabled schedules, the queue of due runs, and the schedule whose run is
+/// active.
 #[derive(Debug, Default)]
 pub struct Planner {
     entries: BTreeMap<Uuid, PlannerEntry>,
-    /// The last reading at which the clock was trusted.
+    /// The last reading of the clocks at which the system clock was trusted.
     last: Option<ClockReading>,
     due: Vec<DueRun>,
     running: Option<Uuid>,
@@ -104,7 +108,7 @@ struct PlannerEntry {
     planned: Option<PlannedRun>,
 }
 
-/// The next run of a schedule.
+/// The next planned run of a schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedRun {
     /// The time of the occurrence, without the random delay.
@@ -125,7 +129,7 @@ pub enum NotAccepted {
 }
 
 impl Planner {
-    /// Replaces the schedules by those in the database. A schedule that did not change keeps its planned run.
+    /// Replaces the planner's schedules by those of the database. A schedule that did not change keeps its planned run.
     pub fn set_schedules(&mut self, accepted: Vec<AcceptedSchedule>) {
         let mut before = std::mem::take(&mut self.entries);
         for accepted in accepted {
@@ -149,8 +153,8 @@ impl Planner {
         self.last = Some(now);
         for entry in self.entries.values_mut() {
             if polled.clock_step_s.is_some() {
-                // Times that were skipped never occurred, and times that were repeated were decided before: nothing was
-                // missed.
+                // Times that the step skipped never occurred, and times that it repeated were decided before, so
+                // nothing was missed.
                 entry.planned = None;
                 entry.accepted.decided_until = now.wall;
             }
@@ -188,7 +192,7 @@ impl Planner {
         Ok(())
     }
 
-    /// Takes the next run from the queue, unless one is running. It counts as running until [`Planner::ended`].
+    /// Takes the next run from the queue, unless a run is active. The taken run is active until [`Planner::ended`].
     pub fn take(&mut self) -> Option<(DueRun, Schedule)> {
         if self.running.is_some() {
             return None;
@@ -203,19 +207,19 @@ impl Planner {
         Some((run, schedule))
     }
 
-    /// Puts a run that could not start back into the queue.
+    /// Puts a run that could not start back into the queue, unless its schedule is gone or has another run there.
     pub fn put_back(&mut self, run: DueRun) {
         if self.entries.contains_key(&run.schedule) && self.due.iter().all(|other| other.schedule != run.schedule) {
             self.due.push(run);
         }
     }
 
-    /// Records that the running run has ended, or was not started.
+    /// Records that the run which [`Planner::take`] returned has ended, or did not start.
     pub fn ended(&mut self) {
         self.running = None;
     }
 
-    /// Empties the queue. Returns the runs that were in it as skipped.
+    /// Empties the queue. Returns the runs that were in the queue as skipped.
     pub fn drain(&mut self) -> Vec<SkippedRun> {
         self.due.drain(..).map(|run| SkippedRun { run, reason: SkipReason::Stopped }).collect()
     }
@@ -225,20 +229,21 @@ impl Planner {
         self.entries.values().filter_map(|entry| Some((entry.accepted.schedule.name.as_str(), entry.planned?)))
     }
 
-    /// The runs in the queue.
+    /// The due runs in the queue, which have not started.
     pub fn queued(&self) -> impl Iterator<Item = &DueRun> {
         self.due.iter()
     }
 }
 
 impl PlannerEntry {
-    /// Whether `stored` is the same schedule, apart from the decisions that the planner itself made.
+    /// Whether `stored` is the schedule of this entry without a change, apart from the decisions that the planner
+    /// itself made.
     fn is_same(&self, stored: &AcceptedSchedule) -> bool {
         let own = &self.accepted;
         own.schedule == stored.schedule && own.added_at == stored.added_at
     }
 
-    /// The occurrence that is due now, and whether it is on time. If none is due, plans the next one.
+    /// The time of the occurrence that is due now, and whether its run is on time. If none is due, plans the next one.
     fn due_at(&mut self, now: Timestamp, random: &mut dyn FnMut() -> f64) -> Option<(Timestamp, bool)> {
         if let Some(planned) = self.planned {
             if planned.start > now {
@@ -274,8 +279,8 @@ impl PlannerEntry {
         });
     }
 
-    /// A random delay, at least a tenth of the spread. Many devices share the time of the occurrence, so no run starts
-    /// exactly at it.
+    /// A random delay for a run, of at least a tenth of the spread. Many devices share the time of the occurrence, so
+    /// no run starts exactly at that time.
     fn delay(&self, random: f64) -> SignedDuration {
         let spread = self.accepted.schedule.spread.as_secs_f64();
         let delay = spread * (0.1 + 0.9 * random.clamp(0.0, 1.0));
@@ -283,7 +288,8 @@ impl PlannerEntry {
     }
 }
 
-/// How far the system clock was set between two readings; `None` if it was not set.
+/// How far the system clock was set between two readings; `None` if it was set by at most [`CLOCK_STEP`], or not at
+/// all.
 fn step(before: ClockReading, now: ClockReading) -> Option<SignedDuration> {
     let passed = SignedDuration::try_from(now.since_boot.saturating_sub(before.since_boot)).ok()?;
     let step = now.wall.duration_since(before.wall).checked_sub(passed)?;
@@ -336,7 +342,7 @@ mod tests {
             self.wall = self.wall.checked_add(SignedDuration::from_secs(by_seconds)).unwrap();
         }
 
-        /// The names of the runs that start within this many seconds. Each run ends at once.
+        /// The names of the runs that start within `seconds`. Each run ends at once.
         fn starts_within(&mut self, seconds: u64) -> Vec<String> {
             let mut names = Vec::new();
             for _ in 0..=seconds / LONGEST_WAIT.as_secs() {
@@ -411,7 +417,7 @@ mod tests {
             let starts = device.starts_within(86_400);
             let count = |name: &str| starts.iter().filter(|own| *own == name).count();
             assert_eq!((count("cron"), count("interval")), (1, 4), "by {by} s: {starts:?}");
-            // And back, with a new start in between, which knows only what was stored.
+            // Sets the clock back after a restart of the planner, which then knows only what was stored.
             for accepted in &mut both {
                 accepted.decided_until = device.wall;
             }
@@ -420,7 +426,7 @@ mod tests {
             device.set_clock(-by);
             let starts = device.starts_within(86_400);
             let count = |name: &str| starts.iter().filter(|own| *own == name).count();
-            // Times after what is stored may count as missed, once.
+            // Occurrences after the stored time may count as missed, once.
             assert!((1..=2).contains(&count("cron")) && (4..=5).contains(&count("interval")), "by {by} s: {starts:?}");
         }
     }
@@ -430,13 +436,13 @@ mod tests {
         for (missed, started, skipped) in [(MissedRunPolicy::Once, 1, 0), (MissedRunPolicy::Skip, 0, 1)] {
             let mut one = accepted("a", "0 3 * * *", at("2026-01-01T00:00:00Z"));
             one.schedule.missed = missed;
-            // Ten days without the device, and nine hours after the last occurrence.
+            // The device was off for ten days. It is nine hours after the last occurrence.
             let mut device = Device::new(vec![one], "2026-01-10T11:00:00Z");
             let polled = device.poll();
             let due = at("2026-01-10T02:00:00Z");
             assert_eq!((device.planner.queued().count(), polled.skipped.len()), (started, skipped));
             assert!(device.planner.queued().chain(polled.skipped.iter().map(|run| &run.run)).all(|run| run.due == due));
-            // Asleep over a night.
+            // The device sleeps over a night.
             device.planner.take();
             device.planner.ended();
             device.pass(86_400);
@@ -444,7 +450,7 @@ mod tests {
             assert_eq!((device.planner.queued().count(), polled.skipped.len()), (started, skipped));
             assert_eq!(polled.clock_step_s, None, "sleep is no step of the clock");
         }
-        // A few minutes late is in time, also with a new random delay.
+        // A run that is a few minutes late is on time, also with a new random delay.
         let mut one = accepted("a", "0 3 * * *", at("2026-01-01T00:00:00Z"));
         one.schedule.spread = Duration::from_secs(600);
         let mut device = Device::new(vec![one], "2026-01-10T02:05:00Z");
@@ -565,7 +571,7 @@ mod tests {
             device.planner.ended();
             let starts = device.starts_within(2 * 86_400);
             prop_assert!(starts.iter().filter(|name| *name == "cron").count() >= 1, "{starts:?}");
-            // The first one may be an hour and its delay away.
+            // The first run may start up to an hour and its random delay later.
             prop_assert!(starts.iter().filter(|name| *name == "interval").count() >= 46, "{starts:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! The hours of the day in which a schedule does not run, by its time zone. Pure: no I/O, no clock.
+//! The hours of the day in which a schedule does not run, in the time zone of the schedule. Pure: no I/O, no clock.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use jiff::civil::Time;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-/// A range of hours, with its start and without its end. It may span midnight: `22:00-07:00`.
+/// A range of hours of the day that includes its start but not its end. It may span midnight, as `22:00-07:00` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct QuietHours {
@@ -24,13 +24,13 @@ pub struct NotQuietHours {
 }
 
 impl QuietHours {
-    /// Whether `time` is within the range, in the time zone `zone`.
+    /// Whether `time` is within these hours, in the time zone `zone`.
     pub fn contain(self, time: Timestamp, zone: &TimeZone) -> bool {
         let time = time.to_zoned(zone.clone()).time();
         if self.from < self.to { (self.from..self.to).contains(&time) } else { time >= self.from || time < self.to }
     }
 
-    /// The end of the range that contains `time`; `None` if `time` is not within the range.
+    /// The end of the quiet hours that contain `time`; `None` if `time` is not within the quiet hours.
     pub fn end_after(self, time: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         if !self.contain(time, zone) {
             return None;
@@ -95,7 +95,7 @@ mod tests {
             ("22:00-07:00", "2026-01-11T05:59:59Z", Some("2026-01-11T06:00:00Z")),
             ("22:00-07:00", "2026-01-11T06:00:00Z", None),
             ("09:00-17:00", "2026-01-11T09:00:00Z", Some("2026-01-11T16:00:00Z")),
-            // The night of the change to summer time.
+            // This is the night of the change to summer time.
             ("22:00-07:00", "2026-03-28T21:00:00Z", Some("2026-03-29T05:00:00Z")),
         ] {
             assert_eq!(end(hours, time).as_deref(), expected, "{hours} {time}");
@@ -107,7 +107,7 @@ mod tests {
         let berlin = TimeZone::get("Europe/Berlin").unwrap();
         let is_quiet =
             |hours: &str, time: &str| hours.parse::<QuietHours>().unwrap().contain(time.parse().unwrap(), &berlin);
-        // One hour ahead of UTC in winter, two in summer.
+        // The time zone is one hour ahead of UTC in winter, and two hours in summer.
         for (time, night, day) in [
             ("2026-01-10T20:59:59Z", false, false),
             ("2026-01-10T21:00:00Z", true, false),

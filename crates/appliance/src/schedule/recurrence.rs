@@ -9,9 +9,10 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use paramedic_report::quantity;
 
-/// The shortest allowed time between two runs. A test takes about half a minute, and loads the line.
+/// The shortest allowed time between two runs. It is limited because a test takes about half a minute, and loads the
+/// line.
 pub const MIN_INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// The longest allowed interval.
+/// The longest allowed interval of a recurrence.
 const MAX_INTERVAL: Duration = Duration::from_secs(366 * 86_400);
 /// The number of occurrences that [`Recurrence::shortest_gap`] compares.
 const CHECKED_OCCURRENCES: usize = 64;
@@ -25,36 +26,36 @@ pub enum RecurrenceError {
     /// The text is not a valid cron expression.
     #[error("{text:?} is not a cron expression: {reason}")]
     Cron {
-        /// The text that was given.
+        /// The text that is not a valid cron expression.
         text: String,
-        /// Why the text is not valid.
+        /// Why the text is not a valid cron expression.
         reason: String,
     },
     /// The text is not a valid interval.
     #[error("{text:?} is not an interval: {reason}")]
     Interval {
-        /// The text that was given.
+        /// The text that is not a valid interval.
         text: String,
-        /// Why the text is not valid.
+        /// Why the text is not a valid interval.
         reason: String,
     },
     /// The recurrence never occurs.
     #[error("{text:?} never occurs: no year has such a day")]
     Never {
-        /// The text that was given.
+        /// The recurrence as text.
         text: String,
     },
     /// Two occurrences are closer than [`MIN_INTERVAL`].
     #[error("{text:?} occurs twice within {}", quantity::exact_duration(*.gap))]
     TooOften {
-        /// The text that was given.
+        /// The recurrence as text.
         text: String,
         /// The shortest time between two occurrences.
         gap: Duration,
     },
 }
 
-/// When a schedule is due.
+/// When a schedule is due: at the times of a cron expression, or at intervals.
 #[derive(Clone)]
 pub struct Recurrence {
     text: String,
@@ -67,7 +68,7 @@ enum RecurrenceKind {
     Every(SignedDuration),
 }
 
-/// What a recurrence is relative to.
+/// The time zone and the start time on which the occurrences of a recurrence depend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimeFrame {
     /// The time zone in which a cron expression is read.
@@ -109,7 +110,7 @@ impl Recurrence {
             ));
         }
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-        // croner replaces a nickname by six fields.
+        // Replaces a nickname here, because croner would replace it by six fields.
         let five = match text.to_ascii_lowercase().as_str() {
             "@hourly" => "0 * * * *",
             "@daily" | "@midnight" => "0 0 * * *",
@@ -138,7 +139,8 @@ impl Recurrence {
         Ok(())
     }
 
-    /// The shortest time between the next occurrences. `None` if there is no occurrence; 366 days if there is only one.
+    /// The shortest time between two of the next occurrences. `None` if there is no occurrence; 366 days if there is
+    /// only one.
     pub fn shortest_gap(&self, frame: &TimeFrame, now: Timestamp) -> Option<Duration> {
         if let RecurrenceKind::Every(interval) = self.kind {
             return Some(interval.unsigned_abs());
@@ -175,7 +177,7 @@ impl Recurrence {
         }
     }
 
-    /// A boundary of the interval that contains `time`: its start for `offset` 0, its end for 1.
+    /// A boundary of the interval that contains `time`: the start of the interval for `offset` 0, its end for 1.
     fn interval_at(&self, time: Timestamp, frame: &TimeFrame, offset: i128) -> Option<Timestamp> {
         let RecurrenceKind::Every(interval) = self.kind else { return None };
         let (time, anchor, length) = (time.as_nanosecond(), frame.anchor.as_nanosecond(), interval.as_nanos());
@@ -184,7 +186,7 @@ impl Recurrence {
     }
 }
 
-/// Removes the fraction of a second. croner compares civil times without fractions.
+/// Removes the fraction of a second, because croner compares civil times without fractions.
 fn whole_second(time: Timestamp) -> Option<Timestamp> {
     Timestamp::from_second(time.as_nanosecond().div_euclid(1_000_000_000).try_into().ok()?).ok()
 }
@@ -279,18 +281,18 @@ mod tests {
         for text in ["* * * * *", "*/4 * * * *", "0,1 3 * * *", "59,0 * * * *"] {
             assert!(matches!(check(text), Err(RecurrenceError::TooOften { .. })), "{text}");
         }
-        // Only in leap years.
+        // 29 February occurs only in leap years.
         assert_eq!(check("0 3 29 2 *"), Ok(()));
     }
 
     #[test]
     fn a_time_that_the_clock_skips_or_repeats_occurs_once() {
-        // 29 March 2026: 02:00 becomes 03:00. 25 October 2026: 03:00 becomes 02:00.
+        // In this time zone, 02:00 becomes 03:00 on 29 March 2026, and 03:00 becomes 02:00 on 25 October 2026.
         assert_eq!(next("30 2 * * *", "2026-03-28T12:00:00Z"), "2026-03-29T01:00:00Z");
         assert_eq!(next("30 2 * * *", "2026-03-29T01:00:00Z"), "2026-03-30T00:30:00Z");
         assert_eq!(next("30 2 * * *", "2026-10-24T12:00:00Z"), "2026-10-25T00:30:00Z");
         assert_eq!(next("30 2 * * *", "2026-10-25T00:30:00Z"), "2026-10-26T01:30:00Z");
-        // An interval does not know of it.
+        // An interval is not affected by the change to summer time.
         assert_eq!(next("every 1d", "2026-03-28T12:00:00Z"), "2026-03-29T00:07:11Z");
         assert_eq!(next("every 1d", "2026-03-29T12:00:00Z"), "2026-03-30T00:07:11Z");
     }

@@ -1,6 +1,6 @@
-//! A test that simulates sixty days of a device without a battery for its clock: a change to summer time, a night
-//! without power, boots before the clock is synchronised, quiet hours, a budget that is used up. The expected starts
-//! are written by hand.
+//! A test that simulates sixty days of a device without a battery for its clock. It covers a change to summer time, a
+//! night without power, boots before the clock is synchronised, quiet hours, and a budget that is used up. The test
+//! states the expected starts without the help of the planner.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use super::definition::tests::schedule;
 use super::definition::{MissedRunPolicy, Schedule};
 use super::planner::{AcceptedSchedule, ClockReading, Planner};
 
-/// How long a test runs.
+/// How long each simulated test runs.
 const TEST_TIME: Duration = Duration::from_secs(31);
 /// How long after boot the clock is synchronised.
 const CLOCK_DELAY: Duration = Duration::from_secs(90);
-/// The number of bytes that a test uses.
+/// The number of bytes that each simulated test uses.
 const TEST_BYTES: u64 = 250_000_000;
 
 fn berlin() -> TimeZone {
@@ -30,11 +30,11 @@ fn local(day: Date, hour: i8, minute: i8) -> Timestamp {
     day.at(hour, minute, 0, 0).to_zoned(berlin()).unwrap().timestamp()
 }
 
-/// A decision about a run: the schedule, the time, and why it did not start (`None`: it started).
+/// A decision about a run: the name of the schedule, the time, and why the run did not start (`None` if it started).
 type Decision = (String, Timestamp, Option<SkipReason>);
 
 struct Simulation {
-    /// The schedules in the database.
+    /// The schedules in the simulated database.
     stored: Vec<AcceptedSchedule>,
     started: Vec<(Uuid, Timestamp)>,
     decisions: Vec<Decision>,
@@ -65,7 +65,7 @@ impl Simulation {
         self.decisions.push((name.to_owned(), at, skipped));
     }
 
-    /// Runs the device from a boot until it loses power.
+    /// Simulates the device from a boot until it loses power.
     fn power(&mut self, boot: Timestamp, off: Timestamp) {
         let mut planner = Planner::default();
         planner.set_schedules(self.stored.clone());
@@ -97,7 +97,7 @@ impl Simulation {
         }
     }
 
-    /// The decisions about the schedule `name`, rounded down to the minute.
+    /// The decisions about the schedule `name`, with their times rounded down to the minute.
     fn of(&self, name: &str) -> Vec<(Timestamp, Option<SkipReason>)> {
         let own = self.decisions.iter().filter(|(own, ..)| own == name);
         let minute = |time: Timestamp| time - SignedDuration::from_secs(time.as_second().rem_euclid(60));
@@ -118,7 +118,8 @@ fn sixty_days_with_a_change_of_the_clock_lost_power_and_a_spent_budget() {
     let quiet_hours = "12:00-14:00".parse().ok();
     simulation.add(Schedule { quiet_hours, ..schedule("work", "0 9,13 * * MON-FRI") }, added);
 
-    // No power from 10 March 01:00 to 08:10, and from 28 March 20:00 to 30 March 10:00: the change to summer time.
+    // The device has no power on 10 March from 01:00 to 08:10, and from 28 March 20:00 to 30 March 10:00, during which
+    // summer time begins.
     simulation.power(added, local(date(2026, 3, 10), 1, 0));
     simulation.power(local(date(2026, 3, 10), 8, 10), local(date(2026, 3, 28), 20, 0));
     simulation.power(local(date(2026, 3, 30), 10, 0), local(date(2026, 4, 30), 0, 0));
@@ -126,7 +127,8 @@ fn sixty_days_with_a_change_of_the_clock_lost_power_and_a_spent_budget() {
     let days = || (0..60).map(|day| first + day.days());
     let off = |day: Date| [date(2026, 3, 10), date(2026, 3, 29), date(2026, 3, 30)].contains(&day);
 
-    // 02:30 and half of the spread: 02:35. What was missed on two nights runs once, when the clock is known.
+    // A run starts at 02:30 plus about half of the spread: 02:35. Missed runs start once, as soon as the clock is
+    // known.
     let mut expected = Vec::new();
     for day in days() {
         match (day.month(), day.day()) {
@@ -138,8 +140,8 @@ fn sixty_days_with_a_change_of_the_clock_lost_power_and_a_spent_budget() {
     }
     assert_eq!(simulation.of("nightly"), expected);
 
-    // Every six hours from the begin, which is 23:00 UTC: in summer at 01:00, 07:00, 13:00 and 19:00. Forty fit into a
-    // month. What was missed is noted once.
+    // The runs are due every six hours from the start on, which is 23:00 UTC: in summer at 01:00, 07:00, 13:00 and
+    // 19:00. The budget allows forty in a month. All runs that were missed in one pause are recorded as one.
     let mut expected = Vec::new();
     let mut runs = 0;
     let mut at = added;
@@ -162,7 +164,8 @@ fn sixty_days_with_a_change_of_the_clock_lost_power_and_a_spent_budget() {
     expected.dedup();
     assert_eq!(simulation.of("often"), expected);
 
-    // On workdays at 09:00; at 13:00 it is quiet. The run of 30 March at 09:00 was missed.
+    // The runs of workdays start at 09:00; the runs at 13:00 are within the quiet hours. The run of 30 March at 09:00
+    // was missed.
     let mut expected = Vec::new();
     for day in days().filter(|day| day.weekday().to_monday_zero_offset() < 5) {
         let nine = if day == date(2026, 3, 30) {

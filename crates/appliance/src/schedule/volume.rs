@@ -4,15 +4,15 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::line_load::LineCapacity;
 
-/// The assumed rate of a direction without a measured one, in bits per second.
+/// The rate that is assumed for a direction in which none was measured, in bits per second.
 pub const ASSUMED_BPS: u64 = 100_000_000;
 
-/// The estimated data of one run.
+/// The data that one run of a test is expected to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeEstimate {
     /// The number of payload bytes of all phases.
     pub bytes: u64,
-    /// Whether the estimate uses [`ASSUMED_BPS`] for a direction.
+    /// Whether the estimate uses [`ASSUMED_BPS`] for at least one direction.
     pub is_assumed: bool,
 }
 
@@ -54,7 +54,7 @@ mod tests {
             let estimate = estimate(spec, LineCapacity { download_bps: down, upload_bps: up });
             (estimate.bytes, estimate.is_assumed)
         };
-        // Ten seconds in each direction.
+        // The test loads each direction for ten seconds.
         assert_eq!(of(&spec, Some(80_000_000), Some(8_000_000)), (110_000_000, false));
         assert_eq!(of(&spec, Some(80_000_000), None), (225_000_000, true));
         let limited = TestSpec { bitrate_bps: Some(1_000_000), ..spec.clone() };

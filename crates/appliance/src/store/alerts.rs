@@ -14,55 +14,55 @@ use super::{ApplianceStore, PageCursor, StorageError, strange};
 use crate::alerts::AlertFinding;
 use crate::alerts::message::AlertMessage;
 
-/// The reason that is stored if an alert closes before the quiet hours end: its message is then not sent.
+/// The reason that is stored with a message that is not sent, because its alert closed before the quiet hours ended.
 const CLOSED_IN_TIME: &str = "the alert closed before the quiet hours ended";
 
 /// An alert as stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredAlert {
-    /// Its id, a UUIDv7.
+    /// The id of the alert, a UUIDv7.
     pub id: Uuid,
-    /// The id of its rule, which may be gone.
+    /// The id of the alert's rule, which may have been removed.
     pub rule_id: Uuid,
-    /// The name of its rule at that time.
+    /// The name of the rule when the alert opened.
     pub rule: String,
-    /// The target or the monitor that it concerns.
+    /// The target or the monitor that the alert concerns.
     pub subject: String,
-    /// When it opened.
+    /// When the alert opened.
     pub opened_at: Timestamp,
-    /// When it closed; absent while it is open.
+    /// When the alert closed; absent while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_at: Option<Timestamp>,
-    /// What was found when it opened.
+    /// What was found when the alert opened.
     pub opening: AlertRecord,
-    /// What was found when it closed.
+    /// What was found when the alert closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closing: Option<AlertRecord>,
 }
 
-/// What was found and said when an alert opened or closed.
+/// What was found when an alert opened or closed, with the text of the message about it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AlertRecord {
-    /// One line.
+    /// The title of the message, in one line.
     pub title: String,
-    /// One sentence in each line.
+    /// The text of the message, with one sentence in each line.
     pub text: String,
-    /// The numbers.
+    /// The numbers behind the message.
     pub finding: AlertFinding,
 }
 
-/// A message, its channels, and the earliest time at which it is sent.
+/// A message to save, with its channels and the earliest time at which it is sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewMessage {
-    /// The message.
+    /// The message itself.
     pub message: AlertMessage,
     /// The earliest time at which the message is sent.
     pub not_before: Timestamp,
-    /// The names of the channels.
+    /// The names of the channels that carry the message.
     pub channels: Vec<String>,
 }
 
-/// A change of alerts.
+/// A change of an alert, with the message about it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AlertWrite {
     /// An alert opens.
@@ -71,16 +71,16 @@ pub enum AlertWrite {
     Close {
         /// The id of the alert.
         id: Uuid,
-        /// When it closes.
+        /// When the alert closes.
         at: Timestamp,
-        /// What was found and said at the closing.
+        /// What was found when the alert closed, with the text of the message.
         closing: Box<AlertRecord>,
-        /// The message.
+        /// The message about the closing.
         say: Box<NewMessage>,
     },
 }
 
-/// The change of a rule that is saved together with changes of its alerts.
+/// The change of a rule that is saved in one transaction with changes of the rule's alerts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleWrite {
     /// All measurements up to this time have been judged.
@@ -121,7 +121,7 @@ impl ApplianceStore {
         Ok(true)
     }
 
-    /// The alerts after this place in the list, newest first, at most `limit`.
+    /// A page of the alerts, newest first: at most `limit` alerts after the position `after` in the list.
     pub async fn alerts(
         &self,
         only_open: bool,
@@ -177,7 +177,7 @@ impl ApplianceStore {
         (first, second, limit): (i64, String, i64),
     ) -> Result<Vec<StoredAlert>, StorageError> {
         let fault = || self.fault("reading the alerts");
-        // Built from constants alone.
+        // The SQL text is built from constants alone.
         let rows = on!(self.pool, |db| sqlx::query_as::<_, AlertRow>(sqlx::AssertSqlSafe(sql))
             .bind(first)
             .bind(second)
@@ -189,7 +189,7 @@ impl ApplianceStore {
     }
 }
 
-/// Changes the rule. Returns whether it exists in the state that the change needs.
+/// Changes a rule. Returns whether the rule exists in the state that the change needs.
 async fn write_rule(work: &mut StoreChange, id: Uuid, change: RuleWrite) -> Result<bool, sqlx::Error> {
     let (sql, until) = match change {
         RuleWrite::JudgedUntil(until) => {
@@ -240,7 +240,7 @@ pub(super) async fn write_alerts(
     Ok(())
 }
 
-/// Saves an open alert. Returns whether it is new: a rule has at most one open alert for each subject.
+/// Saves an open alert. Returns whether the alert is new: a rule has at most one open alert for each subject.
 async fn insert_alert(
     work: &mut StoreChange,
     appliance: &str,
@@ -264,7 +264,7 @@ async fn insert_alert(
     Ok(inserted > 0)
 }
 
-/// Closes an alert. Returns whether it was open.
+/// Closes an alert. Returns whether the alert was open.
 async fn close_alert(work: &mut StoreChange, id: Uuid, at: Timestamp, closing: String) -> Result<bool, sqlx::Error> {
     let closed = in_change!(work, |db| sqlx::query(
         "UPDATE alerts SET closed_at_us = $2, closing = $3 WHERE id = $1 AND closed_at_us IS NULL",
@@ -278,7 +278,8 @@ async fn close_alert(work: &mut StoreChange, id: Uuid, at: Timestamp, closing: S
     Ok(closed > 0)
 }
 
-/// Gives up the message about the opening of an alert if quiet hours still hold it back. Returns whether they did.
+/// Gives up the message about the opening of an alert if quiet hours still hold that message back. Returns whether they
+/// did.
 async fn drop_held_back(work: &mut StoreChange, alert: Uuid, now: Timestamp) -> Result<bool, sqlx::Error> {
     let dropped = in_change!(work, |db| sqlx::query(
         "UPDATE deliveries SET outcome = 'given_up', decided_at_us = $2, reason = $3 WHERE outcome = 'due' \
@@ -294,7 +295,7 @@ async fn drop_held_back(work: &mut StoreChange, alert: Uuid, now: Timestamp) -> 
     Ok(dropped > 0)
 }
 
-/// Adds the message, with a delivery to each of its channels that exists and is enabled.
+/// Adds the message about an alert, with a delivery to each of its channels that exists and is enabled.
 async fn say_it(work: &mut StoreChange, appliance: &str, alert: Uuid, say: &NewMessage) -> Result<(), sqlx::Error> {
     let NewMessage { message, not_before, channels } = say;
     let content = serde_json::to_string(message).map_err(strange)?;
@@ -463,12 +464,12 @@ mod tests {
         on_each_engine(async |store| {
             let rule = prepared(&store).await;
             let judged = |minute| RuleWrite::JudgedUntil(at(minute));
-            // Held back until minute 60.
+            // The message about the opening is held back until minute 60.
             let (id, opening) = open(&rule, "line", 1, 60);
             store.change_rule("PP", &rule, judged(1), &[opening], at(1)).await.unwrap();
             store.change_rule("PP", &rule, judged(30), &[close(id, 30)], at(30)).await.unwrap();
             assert_eq!(deliveries(&store).await, [delivery("opened", "given_up", 60)]);
-            // It lasts longer than the quiet hours.
+            // The alert lasts longer than the quiet hours.
             let (id, opening) = open(&rule, "line", 40, 60);
             store.change_rule("PP", &rule, judged(40), &[opening], at(40)).await.unwrap();
             store.change_rule("PP", &rule, judged(70), &[close(id, 70)], at(70)).await.unwrap();

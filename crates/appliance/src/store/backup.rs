@@ -12,7 +12,8 @@ use super::{ApplianceStore, StorageError};
 
 impl ApplianceStore {
     /// Writes a copy of the database into `target`, an empty file, and syncs it. The copy does not contain changes that
-    /// are made meanwhile. A database on a server cannot be copied in this way: the server's own tools copy it.
+    /// are made during the copying. A database on a server cannot be copied in this way: the server's own tools copy
+    /// it.
     pub async fn copy_to(&self, target: &Path) -> Result<(), StorageError> {
         let (pool, path) = match &self.pool {
             StorePool::Sqlite(pool, path) => (pool, path),

@@ -14,26 +14,26 @@ use crate::alerts::secret_text::SecretText;
 /// A channel as stored, without its secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredChannel {
-    /// Its id, a UUIDv7.
+    /// The id of the channel, a UUIDv7.
     pub id: Uuid,
-    /// Whether it gets messages.
+    /// Whether the channel gets messages.
     pub enabled: bool,
-    /// When it was added.
+    /// When the channel was added.
     pub added_at: Timestamp,
-    /// Whether a file of `packetparamedic apply` made it.
+    /// Whether a file of `packetparamedic apply` made the channel.
     pub from_file: bool,
-    /// The names of its secrets that are set.
+    /// The names of the channel's secrets that are set.
     pub secrets: Vec<String>,
     /// For a command channel: the proof that this device stored it.
     #[serde(skip)]
     pub seal: Option<String>,
-    /// Its definition.
+    /// The definition of the channel.
     #[serde(flatten)]
     pub channel: Channel,
 }
 
 impl StoredChannel {
-    /// A new channel, enabled, without a seal.
+    /// Creates a new channel, enabled and without a seal.
     pub fn new(channel: Channel, secrets: &ChannelSecrets, now: Timestamp) -> Self {
         Self {
             id: Uuid::now_v7(),
@@ -47,7 +47,8 @@ impl StoredChannel {
     }
 }
 
-/// The stored document with the secrets of a channel. A version without seals can still read it if it has no seal.
+/// The stored document with the secrets of a channel and its seal. An earlier version of this program, which knows no
+/// seals, can still read a document without a seal.
 #[derive(Serialize, Deserialize)]
 struct HiddenColumn {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,7 +61,7 @@ struct HiddenColumn {
     seal: Option<String>,
 }
 
-/// The text of the column of secrets.
+/// The text of the column that contains the secrets of a channel and its seal.
 pub(super) fn hidden_column(secrets: &ChannelSecrets, seal: Option<&str>) -> Result<String, serde_json::Error> {
     let ChannelSecrets { url, token, password } = secrets.clone();
     serde_json::to_string(&HiddenColumn { url, token, password, seal: seal.map(str::to_owned) })
@@ -131,12 +132,12 @@ impl ApplianceStore {
         }
     }
 
-    /// Every channel, by name.
+    /// Every channel, sorted by name.
     pub async fn channels(&self) -> Result<Vec<StoredChannel>, StorageError> {
         Ok(self.channels_with_secrets().await?.into_iter().map(|(stored, _)| stored).collect())
     }
 
-    /// Every channel with its secrets, by name.
+    /// Every channel with its secrets, sorted by name.
     pub async fn channels_with_secrets(&self) -> Result<Vec<(StoredChannel, ChannelSecrets)>, StorageError> {
         let fault = || self.fault("reading the channels");
         let found = on!(self.pool, |db| sqlx::query_as::<_, ChannelRow>(
@@ -165,7 +166,7 @@ impl ApplianceStore {
         }
     }
 
-    /// The channel with this id, and its secrets, if it gets messages.
+    /// The channel with this id, and its secrets, if the channel is enabled.
     pub async fn enabled_channel(&self, id: Uuid) -> Result<Option<(StoredChannel, ChannelSecrets)>, StorageError> {
         let fault = || self.fault("reading the channels");
         let found = on!(self.pool, |db| {
@@ -254,7 +255,7 @@ mod tests {
                 let absent = found(gone).await;
                 assert!(matches!(absent, Err(StorageError::NoSuchChannel { .. })), "{absent:?}");
             }
-            // Another channel has the name since then.
+            // Another channel has taken the name since then.
             let (hook, url) = checked(r#"{"name": "hook", "kind": "webhook", "url": "http://192.0.2.2/"}"#);
             let other = added(&store, (&hook, &url), now).await.unwrap();
             for refused in

@@ -18,19 +18,19 @@ const PAGE: u32 = 64;
 /// What a check of the database found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoreCheck {
-    /// The file, or the URL of the database without its password.
+    /// The path of the database file, or the URL of the database without its password.
     pub path: String,
-    /// Its size; that of a file is without its write-ahead log.
+    /// The size of the database in bytes; for a file, without its write-ahead log.
     pub bytes: u64,
-    /// Its last migration.
+    /// The number of the last migration in the database.
     pub migration: i64,
-    /// Whether an earlier version wrote it. The next command that may write migrates it.
+    /// Whether an earlier version of this program wrote the database. The next command that may write migrates it.
     pub is_earlier: bool,
-    /// The saved results.
+    /// The number of saved results.
     pub results: u64,
-    /// The paired reflectors.
+    /// The number of paired reflectors.
     pub reflectors: u64,
-    /// The schedules.
+    /// The number of schedules.
     pub schedules: u64,
     /// What is wrong with the database; empty if nothing is.
     pub problems: Vec<String>,
@@ -78,7 +78,7 @@ impl ApplianceStore {
         Ok(!self.has_table("reflectors").await?)
     }
 
-    /// The last migration, and whether this program has a later one.
+    /// The number of the last migration in the database, and whether this program has a later one.
     async fn check_migrations(&self) -> Result<(i64, bool), StorageError> {
         if !self.has_table("_sqlx_migrations").await? {
             return Ok((0, true));
@@ -138,7 +138,7 @@ impl ApplianceStore {
         let applied = self.migrations().iter().filter(|known| known.version <= migration);
         let lines = applied.flat_map(|known| known.sql.as_str().lines());
         for table in lines.filter_map(|line| line.strip_prefix("CREATE TABLE ")?.split(' ').next()) {
-            // The table name comes from a migration.
+            // The table name in the SQL text comes from a migration.
             let sql = format!("SELECT COUNT(*) FROM {table}");
             let read = on!(self.pool, |db| sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(sql)).fetch_one(db).await);
             match read.map_err(self.fault(CHECKING)) {
@@ -154,7 +154,7 @@ impl ApplianceStore {
         Ok(problems)
     }
 
-    /// The structure of the file: every page, every index.
+    /// Checks the structure of the file: every page, every index.
     async fn check_pages(&self, pool: &SqlitePool) -> Result<Vec<String>, StorageError> {
         let lines: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("PRAGMA integrity_check({LISTED})")))
             .fetch_all(pool)
@@ -173,7 +173,7 @@ impl ApplianceStore {
         Ok(rows.into_iter().take(LISTED).map(problem).collect())
     }
 
-    /// Reads every result. Returns their number, and the ids of those that are not valid documents.
+    /// Reads every result. Returns the number of results, and the ids of the results that are not valid documents.
     async fn check_documents(&self, problems: &mut Vec<String>) -> (u64, Vec<String>) {
         let (mut count, mut unreadable, mut last) = (0, Vec::new(), None);
         loop {
@@ -225,7 +225,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = ApplianceStore::open(folder.path()).await.unwrap();
         store.save_run(&example::full()).await.unwrap();
-        // An index of which SQLite does not know that it does not match.
+        // Changes the definition of an index without SQLite's knowledge, so that the index no longer matches its table.
         let change = "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE INDEX runs_by_start ON runs \
                       (provider)' WHERE name = 'runs_by_start'; PRAGMA writable_schema = RESET";
         sqlx::raw_sql(change).execute(file_pool(&store)).await.unwrap();

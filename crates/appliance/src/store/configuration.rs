@@ -1,4 +1,4 @@
-//! Saves the changes that a configuration file makes in one transaction, and marks the objects that a file made.
+//! Saves in one transaction the changes that a configuration file makes, and marks the objects that a file made.
 
 use jiff::Timestamp;
 use paramedic_link::{EndpointId, PeerText};
@@ -17,34 +17,34 @@ use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::schedule::Schedule;
 
-/// What a configuration file changes.
+/// All changes that a configuration file makes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfigurationWrite {
-    /// New names of reflectors.
+    /// The new names of reflectors that the file renames.
     pub renamed: Vec<(EndpointId, PeerText)>,
-    /// The schedules.
+    /// The changes of schedules.
     pub schedules: FileChanges<ScheduleWrite>,
-    /// The monitors.
+    /// The changes of monitors.
     pub monitors: FileChanges<MonitorWrite>,
-    /// The plan.
+    /// The change of the plan.
     pub plan: PlanWrite,
-    /// The channels.
+    /// The changes of channels.
     pub channels: FileChanges<ChannelWrite>,
-    /// The rules.
+    /// The changes of rules.
     pub rules: FileChanges<RuleFileWrite>,
-    /// The closings of open alerts whose rules end.
+    /// The closings of open alerts whose rules the file ends.
     pub closings: Vec<AlertWrite>,
 }
 
 /// What a configuration file changes of one kind of object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FileChanges<W> {
-    /// New and changed objects.
+    /// The new and the changed objects.
     pub written: Vec<W>,
-    /// Objects that are stored as the file describes them, and now count as made by the file. Without those that the
-    /// caller may not change.
+    /// Objects that are stored as the file describes them, and now count as made by the file. Objects that the caller
+    /// may not change are left out.
     pub unchanged: Vec<Uuid>,
-    /// Objects that are removed.
+    /// The ids of the objects that are removed.
     pub removed: Vec<Uuid>,
 }
 
@@ -54,76 +54,77 @@ impl<W> Default for FileChanges<W> {
     }
 }
 
-/// What becomes of the plan.
+/// What a configuration file does with the plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PlanWrite {
-    /// It stays as it is.
+    /// The plan stays as it is.
     #[default]
     Keep,
-    /// It is set.
+    /// This plan replaces the stored one.
     Set(Plan),
-    /// It stays, and counts as made by the file.
+    /// The plan stays, and counts as made by the file.
     Mark,
-    /// It is removed.
+    /// The plan is removed.
     Remove,
 }
 
-/// A schedule to be written.
+/// A schedule that a configuration file adds or changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScheduleWrite {
-    /// The stored schedule that this one replaces; its runs are kept.
+    /// The stored schedule that this schedule replaces; the runs of the stored one are kept.
     pub replaces: Option<Uuid>,
-    /// The schedule.
+    /// The new definition of the schedule.
     pub schedule: Schedule,
-    /// Whether it runs.
+    /// Whether the schedule is enabled.
     pub enabled: bool,
-    /// Whether it is now due at other times. Then no run that was due until now counts as missed.
+    /// Whether the schedule is now due at other times. Then no run that was due until now counts as missed.
     pub is_replanned: bool,
 }
 
-/// A monitor to be written.
+/// A monitor that a configuration file adds or changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MonitorWrite {
-    /// The stored monitor that is changed; its measurements are kept. `None` for a new one.
+    /// The stored monitor that is changed; its measurements are kept. `None` for a new monitor.
     pub replaces: Option<Uuid>,
-    /// The monitor.
+    /// The new definition of the monitor.
     pub monitor: Monitor,
-    /// Whether it probes.
+    /// Whether the monitor probes.
     pub enabled: bool,
-    /// For a new monitor: the Endpoint ID of the reflector, if the service would add a monitor of the same name for it.
+    /// For a new monitor: the Endpoint ID of the monitored reflector, if the service would add a monitor of the same
+    /// name for that reflector.
     pub peer: Option<String>,
 }
 
-/// A channel to be written.
+/// A channel that a configuration file adds or changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChannelWrite {
     /// The id of the stored channel that is changed, or a new id.
     pub id: Uuid,
-    /// The channel.
+    /// The new definition of the channel.
     pub channel: Channel,
-    /// Whether it gets messages.
+    /// Whether the channel gets messages.
     pub enabled: bool,
-    /// All of its secrets.
+    /// All secrets of the channel.
     pub secrets: ChannelSecrets,
     /// For a command channel: the proof that this device stored it.
     pub seal: Option<String>,
 }
 
-/// A rule to be written.
+/// A rule that a configuration file adds or changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RuleFileWrite {
-    /// The stored rule that is changed; its alerts are kept. `None` for a new one.
+    /// The stored rule that is changed; its alerts are kept. `None` for a new rule.
     pub replaces: Option<Uuid>,
-    /// The rule.
+    /// The new definition of the rule.
     pub rule: AlertRule,
-    /// Whether it judges.
+    /// Whether the rule judges measurements.
     pub enabled: bool,
-    /// Whether it judges only what is measured from now on.
+    /// Whether the rule judges only what is measured from now on.
     pub judges_anew: bool,
 }
 
 impl ApplianceStore {
-    /// Makes all of these changes, or none. `appliance` is the Endpoint ID of this device.
+    /// Makes all changes of a configuration file, or none. `appliance` is the Endpoint ID of this device.
     pub async fn write_configuration(
         &self,
         appliance: &str,
@@ -147,7 +148,7 @@ impl ApplianceStore {
         write_monitors(&mut work, appliance, &write.monitors, now).await.map_err(fault())?;
         write_plan(&mut work, appliance, &write.plan, plan, now).await.map_err(fault())?;
         write_channels(&mut work, appliance, &write.channels, now).await.map_err(fault())?;
-        // The messages about the closings go to the channels as they are after the change.
+        // The messages about closed alerts go to the channels as they are after the change.
         write_alerts(&mut work, appliance, &write.closings, now).await.map_err(fault())?;
         write_rules(&mut work, appliance, &write.rules, now).await.map_err(fault())?;
         work.commit().await.map_err(fault())
@@ -279,7 +280,7 @@ async fn write_rules(
     Ok(())
 }
 
-/// Runs a statement with each of these ids as its only value.
+/// Runs a statement once for each of these ids, with the id as its only parameter.
 async fn on_each(work: &mut StoreChange, statement: &'static str, ids: &[Uuid]) -> Result<(), sqlx::Error> {
     for id in ids {
         in_change!(&mut *work, |db| sqlx::query(statement).bind(id.to_string()).execute(db).await.map(rows))?;

@@ -1,4 +1,4 @@
-//! Stores which reflectors' direct mode a test found blocked.
+//! Stores for which reflectors a test found that direct mode is blocked.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,12 @@ pub struct DirectModeFinding {
     pub reflector: EndpointId,
     /// The engine of the test. A firewall may treat TCP and UDP differently.
     pub engine: EngineId,
-    /// Whether the data ports are blocked.
+    /// Whether the reflector's data ports are blocked.
     pub is_blocked: bool,
 }
 
 impl ApplianceStore {
-    /// When a test with `engine` last found a reflector's direct mode blocked.
+    /// The reflectors whose direct mode is blocked, each with the time at which a test with `engine` last found that.
     pub async fn blocked_direct(&self, engine: &EngineId) -> Result<BTreeMap<EndpointId, Timestamp>, StorageError> {
         let fault = || self.fault("reading the data modes");
         on!(self.pool, |db| sqlx::query_as::<_, (String, i64)>(
@@ -36,7 +36,7 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// Stores what a test found at the time `at`. If direct mode works, removes what was stored before.
+    /// Stores what a test found at the time `at`. If direct mode works, removes an earlier finding that it is blocked.
     pub async fn note_direct_mode(&self, finding: &DirectModeFinding, at: Timestamp) -> Result<(), StorageError> {
         let reflector = finding.reflector.to_string();
         let engine = finding.engine.as_str();

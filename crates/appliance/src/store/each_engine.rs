@@ -1,4 +1,4 @@
-//! Stores of both engines for tests.
+//! Stores of both database engines, for tests.
 
 use sqlx::SqlitePool;
 use tempfile::TempDir;
@@ -16,13 +16,13 @@ pub(crate) enum TestPlace {
 }
 
 impl TestPlace {
-    /// A new place of each engine; without PostgreSQL, that of SQLite alone.
+    /// A new place for a store of each database engine; without PostgreSQL, only for SQLite.
     pub(crate) fn each() -> Vec<Self> {
         let folder = Self::Folder(tempfile::tempdir().unwrap());
         [folder].into_iter().chain(new_database().map(Self::Server)).collect()
     }
 
-    /// Opens the store.
+    /// Opens the store at this place.
     pub(crate) async fn open(&self) -> Result<ApplianceStore, StorageError> {
         match self {
             Self::Folder(folder) => ApplianceStore::open(folder.path()).await,
@@ -30,7 +30,7 @@ impl TestPlace {
         }
     }
 
-    /// Opens the store for reading.
+    /// Opens the store at this place for reading.
     pub(crate) async fn open_for_reading(&self) -> Result<ApplianceStore, StorageError> {
         match self {
             Self::Folder(folder) => ApplianceStore::open_for_reading(folder.path()).await,
@@ -38,7 +38,7 @@ impl TestPlace {
         }
     }
 
-    /// The name of the engine.
+    /// The name of the database engine.
     pub(crate) fn engine(&self) -> &'static str {
         match self {
             Self::Folder(_) => "SQLite",
@@ -57,7 +57,7 @@ pub(crate) fn address(url: &str) -> PostgresAddress {
     PostgresAddress { url: url.parse().unwrap(), password_file: None }
 }
 
-/// The connections to the file of a store.
+/// The connections of a store to its SQLite file.
 pub(crate) fn file_pool(store: &ApplianceStore) -> &SqlitePool {
     match &store.pool {
         StorePool::Sqlite(pool, _) => pool,
@@ -65,7 +65,7 @@ pub(crate) fn file_pool(store: &ApplianceStore) -> &SqlitePool {
     }
 }
 
-/// Runs a test on a new place of each engine.
+/// Runs a test once for each database engine, on a new place for a store.
 pub(crate) async fn on_each_place(test: impl AsyncFn(&TestPlace)) {
     for place in TestPlace::each() {
         let _name = EngineName(place.engine());
@@ -73,7 +73,7 @@ pub(crate) async fn on_each_place(test: impl AsyncFn(&TestPlace)) {
     }
 }
 
-/// Runs a test on a new store of each engine.
+/// Runs a test once for each database engine, on a new store.
 pub(crate) async fn on_each_engine(test: impl AsyncFn(ApplianceStore)) {
     for place in TestPlace::each() {
         let _name = EngineName(place.engine());
@@ -83,7 +83,7 @@ pub(crate) async fn on_each_engine(test: impl AsyncFn(ApplianceStore)) {
     }
 }
 
-/// Names the engine of a test that fails.
+/// Prints the name of the database engine if the test panics.
 struct EngineName(&'static str);
 
 impl Drop for EngineName {

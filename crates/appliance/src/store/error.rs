@@ -12,66 +12,66 @@ use super::place::StorePlace;
 /// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The state folder or its file can't be created or opened.
+    /// The state folder or the database file in it can't be created or opened.
     #[error("{}: {source}", path.display())]
     Folder {
-        /// The folder or file.
+        /// The path of the folder or file.
         path: PathBuf,
-        /// The cause.
+        /// Why the folder or the file can't be used.
         source: io::Error,
     },
     /// The database is damaged, or the file is no database.
     #[error("{place} is damaged")]
     Corrupt {
-        /// The database.
+        /// Where the database is.
         place: StorePlace,
     },
     /// The database was written by a later version of this program.
     #[error("{place} was written by a newer version (its migration {migration} is unknown here)")]
     Newer {
-        /// The database.
+        /// Where the database is.
         place: StorePlace,
-        /// The first unknown migration.
+        /// The number of the first migration that this program does not know.
         migration: i64,
     },
-    /// The tables of the database are not those of its migrations.
+    /// The tables of the database are not the tables that its migrations create.
     #[error("{place} does not have the tables of this version: {}", difference(source))]
     Altered {
-        /// The database.
+        /// Where the database is.
         place: StorePlace,
-        /// The difference.
+        /// How the tables differ from the tables of the migrations.
         source: Box<MigrateError>,
     },
-    /// The disk is full.
+    /// The disk of the database is full.
     #[error("{doing}: the disk is full")]
     Full {
-        /// The operation.
+        /// The operation that failed.
         doing: &'static str,
-        /// The database.
+        /// Where the database is.
         place: StorePlace,
     },
     /// The database, or the disk below it, can't be written.
     #[error("{doing}: {place} is read-only")]
     ReadOnly {
-        /// The operation.
+        /// The operation that failed.
         doing: &'static str,
-        /// The database.
+        /// Where the database is.
         place: StorePlace,
     },
     /// Another process held the lock of the database for too long.
     #[error("{doing}: another program has locked the database")]
     Locked {
-        /// The operation.
+        /// The operation that failed.
         doing: &'static str,
     },
     /// The database server does not answer, or its answer was lost.
     #[error("{doing}: {server} does not answer: {because}")]
     Unreachable {
-        /// The operation.
+        /// The operation that failed.
         doing: &'static str,
         /// The URL of the database, without its password.
         server: String,
-        /// The cause.
+        /// Why the server could not be reached, in words.
         because: String,
     },
     /// The database server refuses the user, the password or the database.
@@ -79,7 +79,7 @@ pub enum StorageError {
     Refused {
         /// The URL of the database, without its password.
         server: String,
-        /// The server's message.
+        /// The message of the database server.
         because: String,
     },
     /// The encoding of the database on a server cannot represent every text.
@@ -87,10 +87,10 @@ pub enum StorageError {
     Encoding {
         /// The URL of the database, without its password.
         server: String,
-        /// Its encoding.
+        /// The encoding of the database.
         encoding: String,
     },
-    /// Another service uses the database of a server.
+    /// Another service already uses this database on a server.
     #[error("another service uses {server}")]
     InUse {
         /// The URL of the database, without its password.
@@ -99,9 +99,9 @@ pub enum StorageError {
     /// The file with the password of the database server can't be read.
     #[error("{}: {source}", path.display())]
     PasswordFile {
-        /// The file.
+        /// The path of the password file.
         path: PathBuf,
-        /// The cause.
+        /// Why the password file can't be read.
         source: io::Error,
     },
     /// The database of a server can't be copied into a file by this program.
@@ -113,102 +113,102 @@ pub enum StorageError {
     /// Another reflector has this name.
     #[error("another reflector is called {name}")]
     NameTaken {
-        /// The name.
+        /// The name that is taken.
         name: String,
     },
-    /// The name has no printable character.
+    /// The new name of a reflector has no printable character.
     #[error("a name needs at least one printable character")]
     NoName,
     /// No paired reflector has this name, address or Endpoint ID.
     #[error("no paired reflector has the name, address or Endpoint ID {wanted:?}")]
     NoSuchReflector {
-        /// The text that was searched for.
+        /// The name, address or Endpoint ID that was searched for.
         wanted: String,
     },
     /// More than one paired reflector has this name, address or Endpoint ID.
-    #[error("{wanted:?} matches {}", names.join(" and "))]
+    #[error("{wanted:?} matches the reflectors {}", names.join(" and "))]
     AmbiguousReflector {
-        /// The text that was searched for.
+        /// The name, address or Endpoint ID that was searched for.
         wanted: String,
-        /// The reflectors that were found.
+        /// The names of the reflectors that were found.
         names: Vec<String>,
     },
     /// No run has this id.
     #[error("no run's id begins or ends with {wanted:?}")]
     NoSuchRun {
-        /// The text that was searched for.
+        /// The id of a run that was searched for.
         wanted: String,
     },
     /// The ids of several runs begin or end with this text.
     #[error("more than one run's id begins or ends with {wanted:?}")]
     AmbiguousRun {
-        /// The text that was searched for.
+        /// The part of an id that was searched for.
         wanted: String,
     },
     /// Another schedule has this name.
     #[error("another schedule is called {name}")]
     ScheduleExists {
-        /// The name.
+        /// The name that is taken.
         name: String,
     },
     /// No schedule has this name.
     #[error("no schedule is called {wanted:?}")]
     NoSuchSchedule {
-        /// The text that was searched for.
+        /// The name of the schedule that was searched for.
         wanted: String,
     },
     /// Another token has this name.
     #[error("another token is called {name}")]
     TokenExists {
-        /// The name.
+        /// The name that is taken.
         name: String,
     },
     /// No token has this name.
     #[error("no token is called {wanted:?}")]
     NoSuchToken {
-        /// The text that was searched for.
+        /// The name of the token that was searched for.
         wanted: String,
     },
     /// Another monitor has this name.
     #[error("another monitor is called {name}")]
     MonitorExists {
-        /// The name.
+        /// The name that is taken.
         name: String,
     },
     /// No monitor has this name.
     #[error("no monitor is called {wanted:?}")]
     NoSuchMonitor {
-        /// The text that was searched for.
+        /// The name of the monitor that was searched for.
         wanted: String,
     },
     /// Another channel has this name.
     #[error("another channel is called {name}")]
     ChannelExists {
-        /// The name.
+        /// The name that is taken.
         name: String,
     },
     /// No channel has this name.
     #[error("no channel is called {wanted:?}")]
     NoSuchChannel {
-        /// The text that was searched for.
+        /// The name of the channel that was searched for.
         wanted: String,
     },
     /// Another rule has this name.
     #[error("another rule is called {name}")]
     RuleExists {
-        /// The name.
+        /// The name that is taken.
         name: String,
     },
     /// No rule has this name.
     #[error("no rule is called {wanted:?}")]
     NoSuchRule {
-        /// The text that was searched for.
+        /// The name of the rule that was searched for.
         wanted: String,
     },
-    /// A result can't be written as JSON, or a saved one can't be read.
+    /// A result can't be written as JSON, or the JSON of a saved result can't be read.
     #[error("{source}")]
     Document {
-        /// The cause.
+        /// Why the JSON can't be written or read.
         source: serde_json::Error,
     },
     /// The host refused a thread for a connection to the database.
@@ -217,17 +217,17 @@ pub enum StorageError {
     /// Any other error of the database.
     #[error("{doing}: {source}")]
     Sql {
-        /// The operation.
+        /// The operation that failed.
         doing: &'static str,
-        /// The database.
+        /// Where the database is.
         place: StorePlace,
         /// The error of the database.
         source: sqlx::Error,
     },
 }
 
-/// What differs from the migrations of this version. The words of sqlx about an unfinished migration contain an advice
-/// that is not ours.
+/// How the tables differ from the migrations of this version. The words of sqlx about an unfinished migration contain
+/// advice that does not apply to this program, so they are replaced.
 fn difference(error: &MigrateError) -> String {
     match error {
         MigrateError::Dirty(migration) => format!("its migration {migration} is marked as unfinished"),

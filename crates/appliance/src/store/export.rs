@@ -7,10 +7,10 @@ use paramedic_report::table::text_cell;
 
 use super::{ApplianceStore, RunPosition, RunQuery, SavedRun, StorageError};
 
-/// The format of an export.
+/// The format of an export of runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ExportFormat {
-    /// One JSON document per line.
+    /// One result document per line, as JSON.
     #[default]
     JsonLines,
     /// A table of the summaries with a header (RFC 4180, but lines end with a plain newline).
@@ -28,7 +28,7 @@ impl ExportFormat {
     const ALL: [(Self, &'static str); 3] =
         [(Self::JsonLines, "jsonl"), (Self::Csv, "csv"), (Self::Summaries, "summaries")];
 
-    /// The name in a request.
+    /// The name of the format in a request.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(own, _)| *own == self).map_or("", |(_, word)| word)
     }
@@ -59,7 +59,7 @@ impl ApplianceStore {
 }
 
 impl Export {
-    /// The next lines, without newlines; `None` at the end.
+    /// The next lines of the export, without newlines; `None` at the end.
     pub async fn next_lines(&mut self) -> Result<Option<Vec<String>>, StorageError> {
         if !std::mem::replace(&mut self.is_begun, true) && self.format == ExportFormat::Csv {
             return Ok(Some(vec![CSV_COLUMNS.map(|(name, _)| name).join(",")]));
@@ -93,8 +93,8 @@ impl Export {
     }
 }
 
-/// The same JSON without white space between its tokens. Works on the text, so that all numbers and the order of names
-/// are preserved.
+/// Removes the white space between the tokens of a JSON text. Works on the text, so that all numbers and the order of
+/// names are preserved.
 fn one_line(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
     let (mut in_string, mut escaped) = (false, false);
@@ -111,16 +111,16 @@ fn one_line(json: &str) -> String {
     line
 }
 
-/// A run as a row of the table.
+/// A run as a row of the CSV table.
 struct CsvRow<'a> {
     run: RunSummary,
     document: &'a ResultDocument,
 }
 
-/// Computes the cell of a run.
+/// Computes the cell of a run in one column.
 type Cell = fn(&CsvRow<'_>) -> Option<String>;
 
-/// The columns of the table. Scripts rely on their names and order: add new ones at the end.
+/// The columns of the CSV table. Scripts rely on their names and order: add new ones at the end.
 const CSV_COLUMNS: [(&str, Cell); 28] = [
     ("id", |CsvRow { run, .. }| Some(run.id.to_string())),
     ("started_at", |CsvRow { run, .. }| Some(run.started_at.to_string())),

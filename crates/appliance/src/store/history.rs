@@ -1,4 +1,4 @@
-//! Sums over the runs in steps of time, for charts. The queries read only the columns of an index, no document.
+//! Sums over the runs in steps of time, for charts. The queries read only the columns of an index, and no document.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,28 +10,29 @@ use super::pool::{on, without_nul};
 use super::runs::{CHOSEN, READING, other_end};
 use super::{ApplianceStore, RunQuery, StorageError, natural, strange};
 
-/// The number of latest runs whose other ends and engines are listed.
+/// The number of latest runs from which the lists of other ends and engines are made.
 const LATEST: i64 = 2_000;
 
-/// How long after its end a step can still change, because a run is saved only when it has ended.
+/// How long after the end of a step of time its sums can still change, because a run is saved only when it has ended.
 const GRACE_US: i64 = 2 * 3_600_000_000;
-/// How long sums are kept. Another process may have added or deleted runs meanwhile.
+/// How long computed sums are kept in memory. The time is short, because another process may add or delete runs
+/// meanwhile.
 const KEPT_US: i64 = 600_000_000;
 /// The maximum number of queries whose sums are kept.
 const MAX_KEPT: usize = 16;
 
-/// The sums of steps that can no longer change. Sums over years of runs take a second, and a page that stays open asks
-/// for them again and again.
+/// Caches the sums of steps that can no longer change. Sums over years of runs take a second, and a page that stays
+/// open asks for them again and again.
 #[derive(Debug, Default)]
 pub(super) struct SumsCache {
     kept: Vec<KeptSums>,
 }
 
-/// Kept sums.
+/// The kept sums of one query.
 #[derive(Debug)]
 struct KeptSums {
     key: SumsKey,
-    /// When they were computed.
+    /// When the sums were computed.
     at_us: i64,
     sums: Vec<RunSums>,
 }
@@ -66,7 +67,7 @@ impl SumsCache {
         self.kept.retain(|kept| kept.key.closed_us <= started_at_us);
     }
 
-    /// Forgets all.
+    /// Forgets all kept sums.
     pub(super) fn clear(&mut self) {
         self.kept.clear();
     }
@@ -75,49 +76,50 @@ impl SumsCache {
 /// A quarter of an hour. In every time zone, an hour begins at the begin of such a quarter.
 const QUARTER_US: i64 = 900_000_000;
 
-/// The runs of a step of time. Rates are in bits per second, round trips in microseconds, losses are shares (0 to 1).
+/// The sums over the runs that began in a step of time. Rates are in bits per second, round trips in microseconds,
+/// losses are shares (0 to 1).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RunSums {
     /// The begin of the step.
     pub begins_at: Timestamp,
-    /// The runs.
+    /// The number of runs.
     pub count: u64,
-    /// The download rates.
+    /// The download rates of the runs.
     pub download: Option<ValueSum>,
-    /// The upload rates.
+    /// The upload rates of the runs.
     pub upload: Option<ValueSum>,
-    /// The median round trips without load.
+    /// The median round trips of the runs without load.
     pub idle: Option<ValueSum>,
-    /// The median round trips under load; of each run the longer one of the two directions.
+    /// The median round trips of the runs under load; for each run, the longer one of download and upload.
     pub loaded_p50: Option<ValueSum>,
-    /// The 95th percentiles under load; of each run the longer one of the two directions.
+    /// The 95th percentiles of the round trips under load; for each run, the longer one of download and upload.
     pub loaded_p95: Option<ValueSum>,
-    /// The loss without load.
+    /// The loss of the runs without load.
     pub loss_idle: Option<ValueSum>,
-    /// The loss under load; of each run the higher one of the two directions.
+    /// The loss of the runs under load; for each run, the higher one of download and upload.
     pub loss_loaded: Option<ValueSum>,
 }
 
-/// Values that were added up.
+/// The sum of the values that several runs measured, with their number and range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ValueSum {
-    /// Their number, at least 1.
+    /// The number of values, at least 1.
     pub count: u64,
-    /// Their sum.
+    /// The sum of the values.
     pub sum: f64,
-    /// The lowest.
+    /// The lowest value.
     pub min: f64,
-    /// The highest.
+    /// The highest value.
     pub max: f64,
 }
 
 impl ValueSum {
-    /// The mean.
+    /// The mean of the values.
     pub fn mean(&self) -> f64 {
         self.sum / self.count.max(1) as f64
     }
 
-    /// Combines both sums.
+    /// Combines this sum with `other`.
     #[must_use]
     pub fn with(self, other: Self) -> Self {
         Self {
@@ -130,7 +132,7 @@ impl ValueSum {
 }
 
 impl RunSums {
-    /// Adds the runs of another step; `begins_at` stays.
+    /// Adds the runs of another step to this step, whose begin stays the same.
     pub fn add(&mut self, other: &Self) {
         self.count += other.count;
         let merge = |own: &mut Option<ValueSum>, other: Option<ValueSum>| {
@@ -149,7 +151,7 @@ impl RunSums {
     }
 }
 
-/// The SQL expression for the higher of two columns, or for the one that has a value.
+/// The SQL expression for the higher value of two columns, or for the only value if one column has none.
 fn higher(one: &str, other: &str) -> String {
     format!("CASE WHEN {other} IS NULL OR {one} >= {other} THEN {one} ELSE {other} END")
 }
@@ -180,7 +182,7 @@ impl ApplianceStore {
         Ok(sums)
     }
 
-    /// The cache of sums.
+    /// The locked cache of the sums over runs.
     pub(super) fn sums(&self) -> MutexGuard<'_, SumsCache> {
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -201,7 +203,7 @@ impl ApplianceStore {
             ("loss_idle", "loss_idle".to_owned()),
             ("loss_loaded", higher("loss_download", "loss_upload")),
         ];
-        // Built from constants alone.
+        // The SQL text is built from constants alone.
         let columns = values.map(|(name, value)| {
             let value = format!("CAST({value} AS DOUBLE PRECISION)");
             format!(
@@ -227,8 +229,8 @@ impl ApplianceStore {
         .map_err(self.fault(READING))
     }
 
-    /// The download rates of the runs of a query in quarters of an hour, in order of time: the begin, their number, their sum
-    /// in bits per second.
+    /// The download rates of the runs of a query in quarters of an hour, in order of time: the begin of the quarter,
+    /// the number of rates, and their sum in bits per second.
     pub async fn download_quarters(&self, query: &RunQuery) -> Result<Vec<(Timestamp, u64, f64)>, StorageError> {
         let sql = format!(
             "SELECT started_at_us / $6 * $6 AS step, COUNT(download_bps), SUM(CAST(download_bps AS DOUBLE PRECISION)) \
@@ -331,7 +333,7 @@ mod tests {
         let first = sums[0];
         assert_eq!(first.download, Some(ValueSum { count: 2, sum: 40e6, min: 10e6, max: 30e6 }));
         assert_eq!(first.download.unwrap().mean(), 20e6);
-        // The upload has the longer round trips.
+        // The upload has longer round trips than the download.
         assert_eq!(first.loaded_p50.unwrap().max, 30_100.0);
         assert_eq!((first.loaded_p95.unwrap().max, first.loss_idle.unwrap().mean()), (32_100.0, 0.001));
         // Of the second run of that hour, no latency and no upload was measured.
@@ -359,7 +361,8 @@ mod tests {
         let kept = || store.sums().kept.len();
         assert_eq!(count(at(10)).await, 2);
         assert_eq!(kept(), 1);
-        // In the step that runs; in one that is over; deleted; by another process.
+        // Runs are saved in the step that is not over, saved in a step that is over, deleted, and changed by another
+        // process.
         store.save_run(&run(9)).await.unwrap();
         assert_eq!((kept(), count(at(10)).await), (1, 3));
         store.save_run(&run(2)).await.unwrap();

@@ -1,5 +1,5 @@
 //! The latest run that measured something, for each target and engine. These runs are kept in memory: the index of all
-//! runs is searched once, and later only its end.
+//! runs is searched once, and after that only for newer runs.
 
 use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -12,19 +12,20 @@ use super::{ApplianceStore, StorageError, natural, strange};
 
 /// The maximum number of pairs of target and engine that are kept. The pairs with the latest runs are kept.
 const MOST_KEPT: usize = 100;
-/// The maximum number of later runs that are read. If there are more, the whole index is searched again.
+/// The maximum number of runs, begun since the latest kept one, that are read. If there are more, the whole index is
+/// searched again.
 const MOST_LATER: i64 = 500;
 /// The columns of [`LatestRow`]: each is in the index `runs_of_charts`.
 const COLUMNS: &str = "started_at_us, engine, endpoint_id, address, download_bps, upload_bps, rtt_idle_us, rtt_download_us, \
      rtt_upload_us, loss_idle, loss_download, loss_upload";
-/// The runs that measured something.
+/// The SQL condition for runs that measured something.
 const MEASURED: &str = "(download_bps IS NOT NULL OR upload_bps IS NOT NULL OR rtt_idle_us IS NOT NULL)";
 
 /// A run that measured something. A value that was not measured is absent. Rates are in bits per second, round trips
 /// are medians in microseconds, losses are shares (0 to 1) of the worse direction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatestRun {
-    /// When it began.
+    /// When the run began.
     pub started_at: Timestamp,
     /// The engine that moved the payload.
     pub engine: String,
@@ -67,33 +68,34 @@ struct LatestRow {
     loss_upload: Option<f64>,
 }
 
-/// The other end, by its Endpoint ID or its address, and the engine.
+/// The key of a pair of target and engine: the Endpoint ID or the address of the other end, and the engine.
 type TargetKey = (Option<String>, String);
 
-/// The latest runs, as far as they are known.
+/// The latest runs, as far as they are kept in memory.
 #[derive(Debug, Default)]
 pub(super) struct LatestRuns {
-    /// Counts the events that made `kept` outdated. A search that began before such an event must not keep its result.
+    /// Counts the events that made `kept` outdated. A search that began before such an event must not store its result
+    /// in `kept`.
     changes: u64,
     kept: Option<KeptRuns>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct KeptRuns {
-    /// The begin of the latest run of all.
+    /// When the latest of all kept runs began, in microseconds since 1970.
     until_us: i64,
     runs: BTreeMap<TargetKey, LatestRun>,
 }
 
 impl LatestRuns {
-    /// Records that a run with this begin was saved. A run later than the kept ones is found by the next search of the
-    /// end.
+    /// Records that a run with this begin was saved. Forgets the kept runs if one of them is later; otherwise the next
+    /// search for newer runs finds the saved run.
     pub(super) fn saved(&mut self, started_at_us: i64) {
         self.changes += 1;
         self.kept.take_if(|kept| started_at_us < kept.until_us);
     }
 
-    /// Forgets all.
+    /// Forgets all kept runs.
     pub(super) fn forget(&mut self) {
         self.changes += 1;
         self.kept = None;
@@ -136,7 +138,8 @@ impl LatestRow {
 }
 
 impl ApplianceStore {
-    /// The latest run of each target and engine that measured something, the latest one first.
+    /// For each pair of target and engine, the latest run that measured something. The newest of these runs comes
+    /// first.
     pub async fn latest_runs(&self) -> Result<Vec<LatestRun>, StorageError> {
         let (changes, kept) = {
             let latest = self.latest();
@@ -165,7 +168,7 @@ impl ApplianceStore {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the runs that began since the latest kept one; `None` if there are too many of them.
+    /// Adds to `kept` the runs that began since the latest kept one; `None` if there are too many such runs.
     async fn with_later(&self, mut kept: KeptRuns) -> Result<Option<KeptRuns>, StorageError> {
         let sql = format!("SELECT {COLUMNS} FROM runs WHERE started_at_us >= $1 AND {MEASURED} LIMIT $2");
         let later = self.latest_rows(sql, kept.until_us, MOST_LATER).await?;
@@ -175,7 +178,7 @@ impl ApplianceStore {
     }
 
     async fn search(&self) -> Result<KeptRuns, StorageError> {
-        // Finds the runs that began when a target and engine had their latest run; `add` keeps the right ones.
+        // Finds all runs that began at the time of the latest run of a target and engine; `add` keeps the right ones.
         let sql = format!(
             "SELECT {COLUMNS} FROM runs WHERE started_at_us >= $1 AND {MEASURED} AND started_at_us IN \
              (SELECT latest FROM (SELECT MAX(started_at_us) AS latest FROM runs WHERE {MEASURED} \
@@ -188,7 +191,7 @@ impl ApplianceStore {
     }
 
     async fn latest_rows(&self, sql: String, from_us: i64, limit: i64) -> Result<Vec<LatestRun>, StorageError> {
-        // Built from constants alone.
+        // The SQL text is built from constants alone.
         let rows = on!(self.pool, |db| sqlx::query_as::<_, LatestRow>(sqlx::AssertSqlSafe(sql))
             .bind(from_us)
             .bind(limit)

@@ -1,4 +1,5 @@
-//! The administrator's password, the logins with it, and the link by which it is set. Secrets are stored as hashes.
+//! The administrator's password, the logins with this password, and the link for setting it. Secrets are stored as
+//! hashes.
 
 use jiff::Timestamp;
 
@@ -8,13 +9,13 @@ use super::{ApplianceStore, StorageError};
 /// The administrator's password as stored (argon2id).
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct StoredPassword {
-    /// The salt, in hexadecimal digits.
+    /// The salt of the hash, in hexadecimal digits.
     pub salt: String,
-    /// The hash, in hexadecimal digits.
+    /// The hash of the password, in hexadecimal digits.
     pub hash: String,
     /// The memory of the hash, in KiB.
     pub memory_kib: i64,
-    /// The passes over that memory.
+    /// The number of passes over the memory of the hash.
     pub passes: i64,
 }
 
@@ -29,8 +30,8 @@ impl ApplianceStore {
         .map_err(self.fault("reading the password"))
     }
 
-    /// Sets the password and ends all logins. If `link`, the hash of the secret of a setup link, is given, it must be
-    /// valid and is used up. If it is not valid, sets nothing and returns `false`.
+    /// Sets the password and ends all logins. If `link`, the hash of the secret of a setup link, is given, the link
+    /// must be valid and is used up. If the link is not valid, sets nothing and returns `false`.
     pub async fn set_admin_password(
         &self,
         password: &StoredPassword,
@@ -93,8 +94,8 @@ impl ApplianceStore {
         self.is_there("SELECT COUNT(*) FROM setup_links WHERE hash = $1 AND expires_at_us > $2", hash, now).await
     }
 
-    /// Saves a login, and removes those that have expired. If the password is no longer `checked`, saves nothing and
-    /// returns `false`.
+    /// Saves a login, and removes the logins that have expired. If the stored password is no longer `checked`, saves
+    /// nothing and returns `false`.
     pub async fn add_login(
         &self,
         hash: &str,
@@ -132,7 +133,7 @@ impl ApplianceStore {
         self.is_there("SELECT COUNT(*) FROM logins WHERE hash = $1 AND expires_at_us > $2", hash, now).await
     }
 
-    /// Ends a login.
+    /// Ends the login with this hash.
     pub async fn remove_login(&self, hash: &str) -> Result<(), StorageError> {
         let removed = on!(self.pool, |db| sqlx::query("DELETE FROM logins WHERE hash = $1")
             .bind(hash)

@@ -1,4 +1,4 @@
-//! The messages, and what became of their delivery to each channel.
+//! The messages about alerts, and what became of their delivery to each channel.
 
 use std::collections::HashMap;
 
@@ -12,25 +12,25 @@ use super::{ApplianceStore, StorageError, natural, strange};
 use crate::alerts::backoff::LONGEST_WAIT;
 use crate::alerts::message::AlertMessage;
 
-/// A delivery that is due.
+/// A delivery of a message that is due.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DueDelivery {
-    /// The id of its message.
+    /// The id of the message.
     pub message_id: Uuid,
     /// The message, or why it cannot be read.
     pub message: Result<AlertMessage, String>,
     /// When the message was made.
     pub created_at: Timestamp,
-    /// The attempts so far.
+    /// The number of attempts so far.
     pub attempts: u32,
 }
 
 /// The outcome of one attempt to deliver a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptRecord {
-    /// When it ended.
+    /// When the attempt ended.
     pub at: Timestamp,
-    /// When the next attempt is due; absent if none is.
+    /// When the next attempt is due; absent if there is none.
     pub next_at: Option<Timestamp>,
     /// Why the attempt failed, without secrets; absent if it succeeded.
     pub reason: Option<String>,
@@ -40,11 +40,11 @@ pub struct AttemptRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryOutcome {
-    /// It is due, or is repeated later.
+    /// The delivery is due, or is repeated later.
     Due,
-    /// It was delivered.
+    /// The message was delivered.
     Delivered,
-    /// It failed, and is not repeated.
+    /// The delivery failed, and is not repeated.
     GivenUp,
 }
 
@@ -53,17 +53,17 @@ pub enum DeliveryOutcome {
 pub struct MessageDelivery {
     /// The name of the channel when the message was made.
     pub channel: String,
-    /// What became of it.
+    /// What became of the delivery.
     pub outcome: DeliveryOutcome,
-    /// The attempts so far.
+    /// The number of attempts so far.
     pub attempts: u32,
-    /// When the next attempt is due.
+    /// When the next attempt is due; absent if the delivery is decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_at: Option<Timestamp>,
-    /// When it was delivered or given up.
+    /// When the message was delivered or its delivery was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided_at: Option<Timestamp>,
-    /// Why the last attempt failed.
+    /// Why the last attempt to deliver the message failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -71,18 +71,18 @@ pub struct MessageDelivery {
 /// A message with its deliveries.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredMessage {
-    /// The message.
+    /// The message itself.
     #[serde(flatten)]
     pub message: AlertMessage,
-    /// One for each channel.
+    /// The deliveries of the message, one for each channel.
     pub deliveries: Vec<MessageDelivery>,
 }
 
 impl DeliveryOutcome {
-    /// All.
+    /// All outcomes of a delivery.
     pub const ALL: [Self; 3] = [Self::Due, Self::Delivered, Self::GivenUp];
 
-    /// The word in the store and in documents.
+    /// The name of the outcome in the store and in documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Due => "due",
@@ -93,7 +93,7 @@ impl DeliveryOutcome {
 }
 
 impl AttemptRecord {
-    /// The outcome of the delivery.
+    /// The outcome of the delivery after this attempt.
     pub fn outcome(&self) -> DeliveryOutcome {
         match (&self.reason, self.next_at) {
             (None, _) => DeliveryOutcome::Delivered,
@@ -140,7 +140,7 @@ impl DeliveryRow {
 }
 
 impl ApplianceStore {
-    /// Saves a message that is due at once in each of these channels, given by id and name.
+    /// Saves a message with a delivery, due at once, to each of these channels, given by id and name.
     pub async fn queue_message(
         &self,
         appliance: &str,
@@ -191,7 +191,7 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// The oldest delivery to a channel that is due at `now`.
+    /// Of the deliveries to a channel that are due at `now`, the one of the oldest message.
     pub async fn first_due(&self, channel: Uuid, now: Timestamp) -> Result<Option<DueDelivery>, StorageError> {
         let fault = || self.fault("reading the messages that are due");
         // A time further away than the longest wait was computed while the clock was wrong.
@@ -219,7 +219,8 @@ impl ApplianceStore {
         found.map(read).transpose().map_err(fault())
     }
 
-    /// The channels with a delivery that is not decided, each with the earliest time at which one is due.
+    /// The channels with a delivery that is neither made nor given up, each with the earliest time at which such a
+    /// delivery is due.
     pub async fn due_channels(&self) -> Result<Vec<(Uuid, Timestamp)>, StorageError> {
         let fault = || self.fault("reading the messages that are due");
         let found: Vec<(String, i64)> = on!(self.pool, |db| {
@@ -235,7 +236,7 @@ impl ApplianceStore {
         found.into_iter().map(read).collect::<Result<_, _>>().map_err(fault())
     }
 
-    /// Records an attempt. A delivery that was decided meanwhile is not changed.
+    /// Records an attempt. A delivery that was made or given up meanwhile is not changed.
     pub async fn record_attempt(
         &self,
         message: Uuid,
@@ -261,7 +262,7 @@ impl ApplianceStore {
         Ok(())
     }
 
-    /// Gives up the deliveries to channels that were removed or are disabled. Returns their number.
+    /// Gives up the deliveries to channels that were removed or are disabled. Returns the number of these deliveries.
     pub async fn give_up_without_channel(&self, now: Timestamp) -> Result<u64, StorageError> {
         on!(self.pool, |db| sqlx::query(
             "UPDATE deliveries SET outcome = 'given_up', decided_at_us = $1, \
@@ -311,7 +312,7 @@ impl ApplianceStore {
         found.into_iter().map(read).collect::<Result<_, _>>().map_err(fault())
     }
 
-    /// Deletes the messages that were made before `before` and are not due any more.
+    /// Deletes the messages that were made before `before` and have no delivery that is due.
     pub(super) async fn prune_messages(&self, before: Timestamp) -> Result<(), StorageError> {
         let fault = || self.fault("deleting old messages");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -414,7 +415,7 @@ mod tests {
             assert_eq!(store.first_due(a.id, at(0)).await.unwrap(), None, "not yet");
             let due = store.first_due(a.id, at(9)).await.unwrap().unwrap();
             assert_eq!((due.message.as_ref(), due.attempts, due.created_at), (Ok(&first), 0, at(1)), "the oldest one");
-            // It failed, and is repeated later: the other message goes first.
+            // This delivery failed and is repeated later, so the other message goes first.
             let failed = AttemptRecord { at: at(9), next_at: Some(at(20)), reason: Some("no\0pe".to_owned()) };
             store.record_attempt(first.id, a.id, &failed).await.unwrap();
             assert_eq!(store.first_due(a.id, at(9)).await.unwrap().unwrap().message_id, second.id);

@@ -1,5 +1,5 @@
-//! The appliance's database and all of its SQL: paired reflectors, runs, schedules, monitors, rules and alerts. It is a SQLite
-//! file in the state folder, or a database of a PostgreSQL server; each has numbered migrations.
+//! The appliance's database and all of its SQL: paired reflectors, runs, schedules, monitors, rules and alerts. It is a
+//! SQLite file in the state folder, or a database of a PostgreSQL server; each has numbered migrations.
 
 mod alerts;
 mod backup;
@@ -79,21 +79,22 @@ pub use table_export::{ExportLines, ExportedTable, MonitorSpan, TableExport, Tab
 pub use tokens::{AccessScope, StoredToken};
 pub use undated::{Undated, UndatedMinute};
 
-/// The file's name in the state folder.
+/// The name of the database file in the state folder.
 pub const FILE: &str = "packetparamedic.db";
 
-/// The timeout for the lock of another writer. A writer holds it only for milliseconds.
+/// The timeout for the lock of another writer. A writer holds this lock only for milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Write permission of the group and of other users.
+/// The mode bits for write permission of the group and of other users.
 const OTHERS_WRITE: u32 = 0o022;
 /// The maximum number of symbolic links that are followed, the same as in the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
-/// The tables of a SQLite file.
+/// The migrations that create the tables of a SQLite file.
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// The same tables in the dialect of PostgreSQL: the migrations have the same numbers.
+/// The migrations in the dialect of PostgreSQL. They create the same tables and have the same numbers as the ones for
+/// SQLite.
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The appliance's database of pairings and results. Clones share one pool of connections.
@@ -106,12 +107,12 @@ pub struct ApplianceStore {
 
 impl ApplianceStore {
     /// Opens the database in this state folder. Creates the folder (0700) and the file (0600) if they do not exist, and
-    /// migrates an older file. Refuses a damaged file and one of a newer version, and leaves it unchanged.
+    /// migrates an older file. Refuses a file that is damaged or of a newer version, and leaves it unchanged.
     pub async fn open(state_dir: &Path) -> Result<Self, StorageError> {
         let path = state_dir.join(FILE);
         let folder = state_dir.to_owned();
         let prepared = tokio::task::spawn_blocking(move || prepare(&folder)).await;
-        // Held until the tables exist: two programs that start at once would both create them.
+        // The lock is held until the tables exist: two programs that start at once would both create the tables.
         let panicked = |panic| StorageError::Folder { path: state_dir.to_owned(), source: io::Error::other(panic) };
         let _turn = prepared.map_err(panicked)??;
         let options = durable_options(&path, BUSY_TIMEOUT);
@@ -126,8 +127,8 @@ impl ApplianceStore {
         Self { pool, sums: Arc::default(), latest: Arc::default() }
     }
 
-    /// Opens a database on a PostgreSQL server, and migrates an older one. Refuses a database of a newer version, and
-    /// leaves it unchanged.
+    /// Opens a database on a PostgreSQL server. Migrates a database of an older version. Refuses a database of a newer
+    /// version, and leaves it unchanged.
     pub async fn open_on_server(address: &PostgresAddress) -> Result<Self, StorageError> {
         let server = PostgresServer::open(address, &POSTGRES_MIGRATIONS).await?;
         Ok(Self::of(StorePool::Postgres(server)))
@@ -140,17 +141,18 @@ impl ApplianceStore {
         Ok(Self::of(StorePool::Postgres(server)))
     }
 
-    /// Opens an existing database for reading and changes nothing in the folder. A change of the returned store fails with
-    /// [`StorageError::ReadOnly`].
+    /// Opens an existing database for reading and changes nothing in the folder. A change of the returned store fails
+    /// with [`StorageError::ReadOnly`].
     pub async fn open_for_reading(state_dir: &Path) -> Result<Self, StorageError> {
         Self::open_file_for_reading(&state_dir.join(FILE)).await
     }
 
-    /// As [`ApplianceStore::open_for_reading`], for a database in any file.
+    /// Opens for reading a database in any file, as [`ApplianceStore::open_for_reading`] does for that of a state
+    /// folder.
     pub async fn open_file_for_reading(path: &Path) -> Result<Self, StorageError> {
         let path = path.to_owned();
-        // A user who can write a folder can replace the file or the link to it there, or add a log to the file that SQLite
-        // reads as its newest pages.
+        // A user who can write a folder can replace the file or the link to it there, or add a log to the file that
+        // SQLite reads as its newest pages.
         let mut link = path.clone();
         for _ in 0..MOST_LINKS {
             check_unwritten_by_others(folder_of(&link))?;
@@ -172,7 +174,7 @@ impl ApplianceStore {
         Ok(Self::of(StorePool::Sqlite(pool, path)))
     }
 
-    /// Checks that changes can be made.
+    /// Checks that the database can be changed.
     pub async fn check_writable(&self) -> Result<(), StorageError> {
         let fault = || self.fault("preparing to save");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -206,7 +208,7 @@ impl ApplianceStore {
         move |error| self.pool.fault(doing, error)
     }
 
-    /// The migrations of the engine.
+    /// The migrations for the database engine of this store.
     fn migrations(&self) -> &'static Migrator {
         match &self.pool {
             StorePool::Sqlite(..) => &MIGRATIONS,
@@ -220,7 +222,7 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Refuses a folder or a file that a user other than root and the user of this program could have written.
+/// Refuses a folder or a file that a user other than root and the user of this program may have written.
 fn check_unwritten_by_others(path: &Path) -> Result<(), StorageError> {
     let fault = |source| StorageError::Folder { path: path.to_owned(), source };
     // The file is not opened: closing a descriptor of an open database would release SQLite's own locks.
@@ -237,8 +239,8 @@ fn check_unwritten_by_others(path: &Path) -> Result<(), StorageError> {
 /// releases the lock.
 fn prepare(folder: &Path) -> Result<File, StorageError> {
     create_private_folder(folder)?;
-    // With SQLite's log beside it, the database in a folder that cannot be written could be written all the same, and
-    // the log may be another user's. Reading checks that.
+    // If SQLite's log already exists, SQLite could write the database even in a folder that this user cannot write, and
+    // the log may belong to another user. Opening for reading checks that.
     rustix::fs::accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS)
         .map_err(|errno| StorageError::Folder { path: folder.to_owned(), source: errno.into() })?;
     // Locks the folder, not the database: closing any descriptor of the database would release SQLite's own locks.
@@ -258,7 +260,7 @@ fn strange(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error
     sqlx::Error::Decode(Box::new(error))
 }
 
-/// Converts a number for SQL, which has no unsigned integers. All stored numbers are far below the limit.
+/// Converts a number for SQL, which has no unsigned integers. All stored numbers are far below the limit of `i64`.
 fn unsigned(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -325,7 +327,7 @@ mod tests {
         assert_eq!(names().len(), 1);
         read().await;
         assert_eq!(names().len(), 1);
-        // Others can add a log to it.
+        // Refused if other users can write the folder, because they could add a log to the file.
         for (mode, is_refused) in [(0o1777, true), (0o770, true), (0o755, false)] {
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
             let opened = ApplianceStore::open_for_reading(folder.path()).await;
@@ -471,7 +473,7 @@ mod tests {
             migrations.iter().map(|migration| (migration.version, &*migration.description)).collect::<Vec<_>>()
         };
         assert_eq!(names(&MIGRATIONS), names(&POSTGRES_MIGRATIONS));
-        // The tables and the columns are compared by the queries of the other tests, which run on both.
+        // The queries of the other tests, which run on both engines, compare the tables and the columns.
         assert!(!names(&MIGRATIONS).is_empty());
     }
 
@@ -596,7 +598,7 @@ mod tests {
             }
         };
         assert!(matches!(error, StorageError::Full { .. }), "{error:?}");
-        // The existing data can still be read.
+        // When the disk is full, the existing data can still be read.
         history.runs(&RunQuery::default(), None, 10).await.unwrap();
     }
 
@@ -604,7 +606,7 @@ mod tests {
     async fn a_connection_whose_commit_failed_is_not_used_again() {
         let folder = tempfile::tempdir().unwrap();
         let history = ApplianceStore::open(folder.path()).await.unwrap();
-        // Use the other connections up: the failed commit and the next one must use the same connection.
+        // Use up the other connections: the failed commit and the next commit must use the same connection.
         let _others = [file_pool(&history).acquire().await.unwrap(), file_pool(&history).acquire().await.unwrap()];
         let _third = file_pool(&history).acquire().await.unwrap();
         let mut work = file_pool(&history).begin_with("BEGIN IMMEDIATE").await.unwrap();

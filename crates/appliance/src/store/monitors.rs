@@ -1,4 +1,4 @@
-//! The monitors of this appliance, what became of their probes (minutes, hours, days), and the outages.
+//! The monitors of this appliance, the tallies of their probes (minutes, hours, days), and the outages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,31 +16,32 @@ use crate::monitor::outage::OutageScope;
 use crate::monitor::series::{DAY, HOUR, Resolution};
 use crate::monitor::{LatencyHistogram, Monitor, MonitorTarget, ProbeTally};
 
-/// How long minutes are kept, in minutes.
+/// How long the rows of minutes are kept, in minutes.
 pub(super) const MINUTES_KEPT: i64 = 14 * DAY;
-/// How long hours are kept, in minutes. Days are kept for ever.
+/// How long the rows of hours are kept, in minutes. The rows of days are kept for ever.
 const HOURS_KEPT: i64 = 400 * DAY;
-/// How far back missing hours are looked for, in minutes: as long as the minutes are kept.
+/// How far back missing rows of hours are looked for, in minutes: as far as the rows of minutes are kept.
 const ROLL_UP_WINDOW: i64 = MINUTES_KEPT;
 
-/// A monitor as stored.
+/// A monitor as it is stored, with its state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredMonitor {
-    /// Its id, a UUIDv7.
+    /// The id of the monitor, a UUIDv7.
     pub id: Uuid,
-    /// The short key of its probes.
+    /// The short key under which the probes of the monitor are stored.
     pub number: i64,
-    /// Whether it probes.
+    /// Whether the monitor probes.
     pub enabled: bool,
-    /// Whether a file of `packetparamedic apply` made it: the next one changes it back.
+    /// Whether a file of `packetparamedic apply` made the monitor. If so, the next such file undoes other changes of
+    /// it.
     #[serde(default)]
     pub from_file: bool,
-    /// When it was added.
+    /// When the monitor was added.
     pub added_at: Timestamp,
-    /// The Endpoint ID of the reflector for which the service added it.
+    /// The Endpoint ID of the reflector for which the service added the monitor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// Its definition.
+    /// The definition of the monitor.
     #[serde(flatten)]
     pub monitor: Monitor,
 }
@@ -50,30 +51,31 @@ pub struct StoredMonitor {
 pub struct MonitorMinute {
     /// The key of the monitor.
     pub number: i64,
-    /// Minutes since 1970.
+    /// The minute, as the number of minutes since 1970.
     pub minute: i64,
-    /// Its probes.
+    /// The tally of the probes.
     pub tally: ProbeTally,
 }
 
-/// An outage with its times.
+/// An outage as stored, with its times on the system clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredOutage {
-    /// Its id, a UUIDv7.
+    /// The id of the outage, a UUIDv7.
     pub id: Uuid,
-    /// When the first unanswered probe was sent.
+    /// When the first unanswered probe of the outage was sent.
     pub began_at: Timestamp,
-    /// When it ended: when the first answered probe after it was sent. Absent while it lasts.
+    /// When the outage ended: the time at which the first probe that was answered again was sent. Absent while it
+    /// lasts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// Whether `ended_at` is the real end. If not, the service ended during the outage, and `ended_at` is when it was
-    /// last seen.
+    /// Whether `ended_at` is the real end. If not, the service ended during the outage, and `ended_at` is when the
+    /// outage was last seen.
     pub end_known: bool,
-    /// What failed.
+    /// What failed in the outage.
     pub scope: OutageScope,
     /// The names of the monitors whose target was not reachable.
     pub failed: BTreeSet<String>,
-    /// The names of the monitors whose target was reachable all the time.
+    /// The names of the monitors whose target was reachable during the whole outage.
     pub reachable: BTreeSet<String>,
 }
 
@@ -88,7 +90,8 @@ pub(super) struct MonitorRow {
     interval_ms: i64,
     enabled: bool,
     pub(super) removed: bool,
-    /// An older database that can only be read has no such column.
+    /// Whether a configuration file made the monitor. An older database that is only read, and so not migrated, has no
+    /// such column.
     #[sqlx(default)]
     from_file: bool,
     added_at_us: i64,
@@ -138,9 +141,9 @@ impl TallyRow {
 type OutageRow = (String, i64, Option<i64>, bool, String, String, String);
 
 impl ApplianceStore {
-    /// Adds and enables each wanted monitor that was never added before. So a monitor that the user removed is not
-    /// added again. Each probes the gateway, or the reflector with the given Endpoint ID. If the name is taken, a
-    /// number is added to it.
+    /// Adds and enables each monitor in `wanted` that was never added before. So a monitor that the user removed is not
+    /// added again. Each wanted monitor probes the gateway, or the reflector with the given Endpoint ID. If the name of
+    /// a monitor is taken, a number is added to it.
     pub async fn ensure_monitors(
         &self,
         appliance: &str,
@@ -194,7 +197,7 @@ impl ApplianceStore {
         Ok(stored)
     }
 
-    /// Every monitor, by name.
+    /// Every monitor, sorted by name.
     pub async fn monitors(&self) -> Result<Vec<StoredMonitor>, StorageError> {
         let fault = || self.fault("reading the monitors");
         let rows = on!(self.pool, |db| sqlx::query_as::<_, MonitorRow>(
@@ -214,7 +217,7 @@ impl ApplianceStore {
         all.pop().ok_or_else(|| StorageError::NoSuchMonitor { wanted: name.to_owned() })
     }
 
-    /// The keys of the monitors that were removed, the latest one first, at most `limit`.
+    /// The keys of the monitors that were removed, the highest key first, at most `limit`.
     pub async fn removed_monitors(&self, limit: u32) -> Result<Vec<i64>, StorageError> {
         on!(self.pool, |db| sqlx::query_scalar(
             "SELECT number FROM monitors WHERE removed ORDER BY number DESC LIMIT $1"
@@ -225,8 +228,8 @@ impl ApplianceStore {
         .map_err(self.fault("reading the monitors"))
     }
 
-    /// Removes the monitor with this name, and returns it. Its measurements are kept as long as those of other
-    /// monitors.
+    /// Removes the monitor with this name, and returns it. The measurements of the monitor are kept as long as those of
+    /// other monitors.
     pub async fn remove_monitor(&self, name: &str) -> Result<StoredMonitor, StorageError> {
         let stored = self.monitor(name).await?;
         on!(self.pool, |db| sqlx::query("UPDATE monitors SET removed = TRUE WHERE number = $1")
@@ -251,8 +254,8 @@ impl ApplianceStore {
         Ok(StoredMonitor { enabled, ..stored })
     }
 
-    /// Saves minutes in one transaction. Adds them to the stored ones, and computes the hours and days that are
-    /// complete with them. `now` is the current minute.
+    /// Saves the probes of minutes in one transaction: adds them to the stored minutes, and computes the hours and days
+    /// that are complete with them. `now` is the current minute.
     pub async fn save_minutes(&self, minutes: &[MonitorMinute], now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("saving what the monitors measured");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -260,8 +263,8 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// Computes the hours and days that were not computed at their end, because the service did not run. Deletes rows
-    /// that are no longer kept. `now` is the current minute.
+    /// Computes the rows of hours and days that were not computed in time, because the service did not run. Deletes
+    /// rows that are no longer kept. `now` is the current minute.
     pub async fn roll_up_missing(&self, now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("computing the hours of the monitors");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -289,7 +292,7 @@ impl ApplianceStore {
     }
 
     /// The probes of a monitor from the minute `from` up to `to`, in order of time: rows of `resolution`, then finer
-    /// rows for the time after the last of them.
+    /// rows for the time after the last row of `resolution`.
     pub async fn monitor_rows(
         &self,
         number: i64,
@@ -333,8 +336,8 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// Ends the outages that were open when the service ended, at the end of the last saved minute. Returns their
-    /// number.
+    /// Ends the outages that were open when the service ended. Their end is the end of the last saved minute. Returns
+    /// the number of these outages.
     pub async fn end_open_outages(&self) -> Result<u64, StorageError> {
         let fault = || self.fault("ending outages");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -374,7 +377,7 @@ impl ApplianceStore {
 }
 
 impl ApplianceStore {
-    /// The outages that began within `range`, after `after` in this order: oldest first, at most `limit`.
+    /// The outages that began within `range`, oldest first: at most `limit` outages after the position `after`.
     pub(super) async fn outages_between(
         &self,
         range: TimeRange,
@@ -399,7 +402,8 @@ impl ApplianceStore {
         rows.into_iter().map(|row| outage(row).map_err(fault())).collect()
     }
 
-    /// The rows of a monitor of exactly this resolution, from the minute `from` up to `to`, in order of time, at most `limit`.
+    /// The rows of a monitor of exactly this resolution, from the minute `from` up to `to`, in order of time, at most
+    /// `limit`.
     pub(super) async fn monitor_rows_of(
         &self,
         number: i64,
@@ -425,7 +429,7 @@ impl ApplianceStore {
     }
 }
 
-/// Adds minutes to the stored ones, and computes the hours and days that are complete with them.
+/// Adds the probes of minutes to the stored minutes, and computes the hours and days that are complete with them.
 pub(super) async fn write_minutes(
     work: &mut StoreChange,
     minutes: &[MonitorMinute],
@@ -476,7 +480,7 @@ pub(super) async fn write_outage(
     .map(drop)
 }
 
-/// Names in the stored form: a JSON list.
+/// Writes names in the form in which they are stored: a JSON list.
 pub(super) fn names_text(names: &BTreeSet<String>) -> Result<String, sqlx::Error> {
     serde_json::to_string(names).map_err(strange)
 }
@@ -489,14 +493,14 @@ pub fn target_after(stored: &StoredMonitor, before: &[Reflector], after: &[Refle
     let is_name = |reflector: &&Reflector| reflector.name.as_str().to_lowercase() == wanted.to_lowercase();
     let id = match &stored.peer {
         Some(peer) => peer.parse::<EndpointId>().ok(),
-        // A target that is an Endpoint ID or an address stays what it is.
+        // A target that is given as an Endpoint ID or an address does not change.
         None => before.iter().find(is_name).map(|reflector| reflector.endpoint_id),
     };
     let now = id.and_then(|id| after.iter().find(|reflector| reflector.endpoint_id == id));
     now.map_or_else(unchanged, |reflector| MonitorTarget::Reflector(reflector.name.to_string()))
 }
 
-/// A monitor that is not stored yet, enabled.
+/// Creates a monitor that is enabled and not stored yet.
 pub(super) fn new_monitor(number: i64, monitor: Monitor, peer: Option<String>, now: Timestamp) -> StoredMonitor {
     let added_at = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
     StoredMonitor { id: Uuid::now_v7(), number, enabled: true, from_file: false, added_at, peer, monitor }
@@ -536,14 +540,14 @@ pub(super) async fn insert(work: &mut StoreChange, appliance: &str, new: &Stored
     .map(drop)
 }
 
-/// The wanted name, or the name with the first number that is free. Adds it to `taken`.
+/// The wanted name, or this name with the first number that makes it free. Adds the result to `taken`.
 fn free_name(wanted: &str, taken: &mut BTreeSet<String>) -> String {
     let numbered = (2..).map(|number| format!("{wanted}-{number}"));
     let name = std::iter::once(wanted.to_owned()).chain(numbered).find(|name| taken.insert(name.to_lowercase()));
     name.unwrap_or_else(|| wanted.to_owned())
 }
 
-/// The rows of all monitors that begin from `from` to `to`, both included: begin, monitor, probes.
+/// The rows of all monitors that begin between `from` and `to`, both included: begin, monitor, probes.
 async fn rows_between(
     work: &mut StoreChange,
     resolution: Resolution,
@@ -593,8 +597,8 @@ async fn write_row(
     .map(drop)
 }
 
-/// Computes the rows of `hours` that are over, and of the days that are over: those of these hours, and `days`. Deletes
-/// rows that are no longer kept.
+/// Computes the rows of those `hours` that are over, and then of the days that are over: the days of these hours, and
+/// `days`. Deletes rows that are no longer kept.
 async fn roll_up(
     work: &mut StoreChange,
     hours: BTreeSet<i64>,
@@ -648,7 +652,7 @@ fn outage(row: OutageRow) -> Result<StoredOutage, sqlx::Error> {
     })
 }
 
-/// The scope with this word.
+/// Parses the stored name of a scope.
 pub(super) fn scope_of(word: &str) -> Result<OutageScope, sqlx::Error> {
     OutageScope::from_word(word).map_err(strange)
 }
@@ -736,7 +740,7 @@ mod tests {
                 (days.len(), days[0].0, days[0].1.count, days[0].1.min_max_us),
                 (1, day, 120, Some((5_000, 5_000)))
             );
-            // A minute that is saved late is in its hour, too, and one that is there already is added to.
+            // A minute that is saved late is counted in its hour, too. A minute that is already stored is added to.
             store.save_minutes(&[minute(1, EVENING + 7, tally(&[30], 0))], EVENING + 3 * HOUR).await.unwrap();
             let hours = store.monitor_rows(1, Resolution::Hours, EVENING, EVENING + 1).await.unwrap();
             assert_eq!((hours[0].1.count, hours[0].1.min_max_us), (181, Some((10_000, 30_000))));

@@ -9,23 +9,23 @@ use uuid::Uuid;
 /// The time and the id of the last row of the previous page. That row may have been deleted since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageCursor {
-    /// When the row was made, in whole microseconds.
+    /// The time of the previous page's last row, by which the list is sorted, in whole microseconds.
     pub at: Timestamp,
-    /// Its id.
+    /// The id of the previous page's last row.
     pub id: Uuid,
 }
 
 /// A period: from `since`, which is included, to `until`, which is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimeRange {
-    /// The start; absent: no limit.
+    /// The start of the period; absent: no limit.
     pub since: Option<Timestamp>,
-    /// The end; absent: no limit.
+    /// The end of the period; absent: no limit.
     pub until: Option<Timestamp>,
 }
 
 impl TimeRange {
-    /// The bounds in microseconds since 1970.
+    /// The start and the end of the period, in microseconds since 1970.
     pub(super) fn bounds_us(self) -> (i64, i64) {
         let bound = |time: Option<Timestamp>, absent| time.map_or(absent, Timestamp::as_microsecond);
         (bound(self.since, i64::MIN), bound(self.until, i64::MAX))
@@ -33,13 +33,13 @@ impl TimeRange {
 }
 
 impl PageCursor {
-    /// The bounds for a list with the newest row first: the rows of the page are below them. Without a cursor, every
-    /// row is.
+    /// The bounds for a list with the newest row first: the page has the rows below these bounds. Without a cursor, all
+    /// rows are below them.
     pub(super) fn bounds(cursor: Option<Self>) -> (i64, String) {
         cursor.map_or((i64::MAX, String::new()), |cursor| (cursor.at.as_microsecond(), cursor.id.to_string()))
     }
 
-    /// The bounds for a list with the oldest row first: the rows of the page are above them.
+    /// The bounds for a list with the oldest row first: the page has the rows above these bounds.
     pub(super) fn lower_bounds(cursor: Option<Self>) -> (i64, String) {
         cursor.map_or((i64::MIN, String::new()), |cursor| (cursor.at.as_microsecond(), cursor.id.to_string()))
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Where a database is, as messages name it.
+/// Where a database is, in the form that error messages show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StorePlace {
     /// The file of a SQLite database.
@@ -13,7 +13,7 @@ pub enum StorePlace {
 }
 
 impl StorePlace {
-    /// The file; `None` for a server.
+    /// The path of the database file; `None` for a server.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),

@@ -1,4 +1,4 @@
-//! The plan: what the contract with the provider promises.
+//! Stores the plan: what the contract with the Internet provider promises.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -11,19 +11,19 @@ use crate::plan::Plan;
 /// The plan as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredPlan {
-    /// The plan.
+    /// The definition of the plan.
     #[serde(flatten)]
     pub plan: Plan,
-    /// When it was set.
+    /// When the plan was set.
     pub set_at: Timestamp,
-    /// Whether a file of `packetparamedic apply` made it.
+    /// Whether a file of `packetparamedic apply` made the plan.
     pub from_file: bool,
 }
 
 /// The stored columns of a plan.
 type PlanRow = (String, bool, i64);
 
-/// Sets the plan: $1 the appliance, $2 the definition, $3 whether a file made it, $4 when.
+/// The SQL that sets the plan: $1 the appliance, $2 the definition, $3 whether a file made it, $4 when.
 pub(super) const SET_PLAN: &str = "INSERT INTO plan (number, appliance, definition, from_file, set_at_us) \
      VALUES (1, $1, $2, $3, $4) ON CONFLICT (number) DO UPDATE SET appliance = $1, definition = $2, from_file = $3, \
      set_at_us = $4";

@@ -21,17 +21,17 @@ pub(super) enum StorePool {
     Postgres(PostgresServer),
 }
 
-/// A transaction that changes the database. Only one exists at a time. If it is dropped without a commit, nothing
-/// changes.
+/// A transaction that changes the database. Only one such transaction exists at a time. If it is dropped without a
+/// commit, nothing changes.
 pub(super) enum StoreChange {
-    /// On a SQLite file.
+    /// A transaction on a SQLite file.
     Sqlite(Transaction<'static, Sqlite>),
-    /// On a PostgreSQL server.
+    /// A transaction on a PostgreSQL server.
     Postgres(Transaction<'static, Postgres>),
 }
 
-/// Runs a query on the connections of a store: `on!(self.pool, |db| QUERY)`. `db` executes it; the query awaits, and
-/// returns a `Result` with an [`sqlx::Error`]. The code is compiled once for each engine.
+/// Runs a query on the connections of a store: `on!(self.pool, |db| QUERY)`. `db` executes the query; QUERY awaits the
+/// result, and returns a `Result` with an [`sqlx::Error`]. The code is compiled once for each engine.
 macro_rules! on {
     ($pool:expr, |$db:ident| $query:expr) => {
         match &$pool {
@@ -50,7 +50,7 @@ macro_rules! on {
     };
 }
 
-/// Runs a query within a change: `in_change!(work, |db| QUERY)`; otherwise as `on!`.
+/// Runs a query within a change, but otherwise as `on!`: `in_change!(work, |db| QUERY)`.
 macro_rules! in_change {
     ($work:expr, |$db:ident| $query:expr) => {
         match $work {
@@ -88,7 +88,7 @@ impl StorePool {
         }
     }
 
-    /// Begins a change.
+    /// Begins a transaction for a change.
     pub(super) async fn begin(&self) -> Result<StoreChange, sqlx::Error> {
         match self {
             // BEGIN IMMEDIATE, so that what the transaction reads does not change before it writes.
@@ -97,7 +97,7 @@ impl StorePool {
         }
     }
 
-    /// Closes every connection.
+    /// Closes every connection to the database.
     pub(super) async fn close(&self) {
         match self {
             Self::Sqlite(pool, _) => pool.close().await,
@@ -107,7 +107,7 @@ impl StorePool {
 }
 
 impl StoreChange {
-    /// Makes the change durable.
+    /// Commits the transaction, which makes the change durable.
     pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
         match self {
             Self::Sqlite(work) => work.commit().await,
@@ -115,7 +115,7 @@ impl StoreChange {
         }
     }
 
-    /// Undoes the change.
+    /// Rolls the transaction back, which undoes the change.
     pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
         match self {
             Self::Sqlite(work) => work.rollback().await,
@@ -124,9 +124,9 @@ impl StoreChange {
     }
 }
 
-/// What a statement did.
+/// The result of a statement, on either engine.
 pub(super) trait StatementResult {
-    /// The number of rows that it changed.
+    /// The number of rows that the statement changed.
     fn row_count(&self) -> u64;
 }
 
@@ -147,7 +147,7 @@ pub(super) fn rows(result: impl StatementResult) -> u64 {
     result.row_count()
 }
 
-/// Removes the character NUL from a text, because PostgreSQL cannot store it. No name contains it.
+/// Removes the character NUL from a text, because PostgreSQL cannot store it. No name contains this character.
 pub(super) fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

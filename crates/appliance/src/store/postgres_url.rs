@@ -1,4 +1,4 @@
-//! The address of a PostgreSQL database: its URL, which may have a password, and the file of a password.
+//! The address of a PostgreSQL database: its URL, which may have a password, and the file that contains the password.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,12 +9,13 @@ use zeroize::Zeroizing;
 
 use super::error::StorageError;
 
-/// The parameters that a URL may have (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>).
-/// sqlx logs a parameter that it does not know with its value, which may be a secret.
+/// The parameters that a URL may have
+/// (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>). sqlx logs a parameter that it
+/// does not know with its value, which may be a secret.
 const PARAMETERS: [&str; 9] =
     ["host", "port", "user", "dbname", "password", "sslmode", "sslrootcert", "sslcert", "sslkey"];
 
-/// The schemes of a URL.
+/// The valid schemes of the URL of a PostgreSQL database.
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 
 /// The URL of a PostgreSQL database. Its `Display` and `Debug` forms hide the password.
@@ -27,16 +28,16 @@ pub struct PostgresUrl {
 /// The address of a PostgreSQL database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PostgresAddress {
-    /// The URL.
+    /// The URL of the database.
     pub url: PostgresUrl,
-    /// The file that contains the password, if the URL has none.
+    /// The file that contains the password, if the URL does not contain it.
     pub password_file: Option<PathBuf>,
 }
 
 impl FromStr for PostgresUrl {
     type Err = String;
 
-    /// Checks the URL. The error contains no part of it that may be secret.
+    /// Checks the URL. The error contains no part of the URL that may be secret.
     fn from_str(text: &str) -> Result<Self, String> {
         let scheme = SCHEMES.into_iter().find(|scheme| text.starts_with(scheme));
         let scheme = scheme.ok_or("it does not begin with postgres://")?;
@@ -87,8 +88,8 @@ impl fmt::Debug for PostgresUrl {
 }
 
 impl PostgresAddress {
-    /// The options of a connection. What the URL leaves out comes from the environment variables of libpq, such as
-    /// PGUSER, and the password from the password file.
+    /// The options of a connection. Settings that the URL leaves out come from the environment variables of libpq, such
+    /// as PGUSER, and the password comes from the password file.
     pub(super) fn options(&self) -> Result<PgConnectOptions, StorageError> {
         let refused =
             |error: sqlx::Error| StorageError::Refused { server: self.url.to_string(), because: error.to_string() };
@@ -150,7 +151,7 @@ mod tests {
         let missing = address(Some(file.clone())).options().unwrap_err();
         assert!(matches!(missing, StorageError::PasswordFile { .. }), "{missing}");
         std::fs::write(&file, "geheim\n").unwrap();
-        // sqlx's own text shows what it would send.
+        // sqlx's own text shows the values that it would send.
         let options = format!("{:?}", address(Some(file)).options().unwrap());
         assert!(options.contains("\"geheim\""), "{options}");
     }

@@ -12,7 +12,7 @@ use super::{ApplianceStore, StorageError};
 pub(super) enum RenameFault {
     /// Another reflector has this name.
     Taken(PeerText),
-    /// The database failed.
+    /// The database reported an error.
     Database(sqlx::Error),
 }
 
@@ -23,13 +23,14 @@ impl From<sqlx::Error> for RenameFault {
 }
 
 impl ApplianceStore {
-    /// Renames the reflector that `wanted` identifies, and returns it with the new name. Its monitors continue.
+    /// Renames the reflector that `wanted` identifies, and returns it with the new name. The monitors of the reflector
+    /// continue.
     pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, StorageError> {
         if name.is_empty() {
             return Err(StorageError::NoName);
         }
         let fault = || self.fault("saving the name");
-        // In one transaction, so that a pairing at the same time cannot take the same name.
+        // Renames in one transaction, so that a pairing at the same time cannot take the same name.
         let mut work = self.pool.begin().await.map_err(fault())?;
         let reflector = find_reflector(all_reflectors(&mut work).await.map_err(fault())?, wanted)?;
         match rename(&mut work, &[(reflector.endpoint_id, name.clone())]).await {
@@ -141,7 +142,7 @@ mod tests {
             let (id, other) = (row("by_id", &by_id), row("other", "reflector:cellar"));
             let roof = [row("attic", "reflector:roof"), id.clone(), other, row("slow", "reflector:roof")];
             assert_eq!(targets().await, roof);
-            // The two exchange their names.
+            // The two reflectors exchange their names.
             let mut work = store.pool.begin().await.unwrap();
             let names = [(attic.endpoint_id, "cellar".into()), (cellar.endpoint_id, "roof".into())];
             assert!(rename(&mut work, &names).await.is_ok());

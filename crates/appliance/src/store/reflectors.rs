@@ -35,11 +35,11 @@ type ReflectorRow = (String, String, String, i64);
 
 impl ApplianceStore {
     /// Saves a reflector, and returns it as saved. A known reflector gets the new address and keeps its saved name. If
-    /// the name of a new reflector is taken, a number is added to it. So the name cannot fail a pairing that the
-    /// reflector has already saved.
+    /// the name of a new reflector is taken, a number is added to it. So a pairing that the reflector has already saved
+    /// cannot fail because of a name.
     pub async fn add_reflector(&self, new: &Reflector) -> Result<Reflector, StorageError> {
         let fault = || self.fault("saving the pairing");
-        // The transaction is immediate: the free name must still be free when it is written.
+        // The transaction is immediate: a name that is found free must still be free when it is written.
         let mut work = self.pool.begin().await.map_err(fault())?;
         let known = all_reflectors(&mut work).await.map_err(fault())?;
         let name = match known.iter().find(|reflector| reflector.endpoint_id == new.endpoint_id) {
@@ -82,7 +82,8 @@ impl ApplianceStore {
         find_reflector(self.reflectors().await?, wanted)
     }
 
-    /// Removes the reflector that `wanted` identifies, and returns it. Keeps the runs measured against it.
+    /// Removes the reflector that `wanted` identifies, and returns it. Keeps the runs that were measured against the
+    /// reflector.
     pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let reflector = self.reflector(wanted).await?;
         let fault = || self.fault("removing the pairing");
@@ -112,8 +113,8 @@ pub(super) async fn all_reflectors(work: &mut StoreChange) -> Result<Vec<Reflect
     rows.into_iter().map(reflector).collect()
 }
 
-/// The only one of these reflectors with this name, Endpoint ID or address. A reflector chooses its first name itself, so no
-/// kind of match has priority, and two matches are an error.
+/// Finds in `known` the only reflector with this name, Endpoint ID or address. A reflector chooses its first name
+/// itself, so no kind of match has priority, and two matches are an error.
 pub fn find_reflector(mut known: Vec<Reflector>, wanted: &str) -> Result<Reflector, StorageError> {
     let wanted = wanted.trim();
     known.retain(|reflector| reflector.goes_by(wanted));
@@ -141,7 +142,7 @@ fn in_microseconds(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
 
-/// The name for a new reflector: its own, or else its host, with a number if the name is taken.
+/// The name for a new reflector: the name that it gives itself, or else its host, with a number if the name is taken.
 fn free_name(new: &Reflector, known: &[Reflector]) -> PeerText {
     let wanted = match (&new.name, &new.address.host) {
         (name, _) if !name.is_empty() => name.to_string(),
@@ -177,7 +178,7 @@ mod tests {
             let history = place.open().await.unwrap();
             let saved = history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
             assert_eq!(saved, new(1, "attic", "203.0.113.7"));
-            // Not closed: this opens the database as after a kill right after the answer.
+            // The store is not closed, so this opens the database as after a kill right after the answer.
             let again = place.open().await.unwrap();
             assert_eq!(again.reflectors().await.unwrap(), [saved]);
         })

@@ -13,33 +13,33 @@ use super::{ApplianceStore, StorageError};
 
 /// How long the records of scheduled runs, and the messages, are kept. The data budgets need the records of a month.
 const SCHEDULE_RUNS_KEPT: Duration = Duration::from_secs(400 * 86_400);
-/// The maximum number of rows that one transaction deletes, because other writers wait for it.
+/// The maximum number of rows that one transaction deletes, because other writers wait for the transaction.
 const BATCH: i64 = 500;
 /// The number of documents whose series one transaction removes.
 const SERIES_BATCH: i64 = 16;
 
-/// How long results are kept.
+/// How long results and their series of intervals are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Results; `None`: for ever.
+    /// How long results are kept; `None`: for ever.
     pub results: Option<Duration>,
-    /// The series of intervals in results; `None`: as long as the result.
+    /// How long the series of intervals in results are kept; `None`: as long as the result.
     pub series: Option<Duration>,
 }
 
-/// What was deleted, or would be.
+/// The numbers of what was deleted, or would be deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pruned {
-    /// Results.
+    /// The number of results.
     pub results: u64,
-    /// Results that lost their series.
+    /// The number of results that lost their series.
     pub series: u64,
-    /// Records of scheduled runs.
+    /// The number of records of scheduled runs.
     pub schedule_runs: u64,
 }
 
 impl Retention {
-    /// Everything is kept for ever.
+    /// Keeps everything for ever.
     pub const FOREVER: Self = Self { results: None, series: None };
 }
 
@@ -52,7 +52,7 @@ impl Default for Retention {
 }
 
 impl ApplianceStore {
-    /// Deletes what is older than `retention` allows at `now`. With `is_rehearsal` it only counts.
+    /// Deletes what is older than `retention` allows at `now`. With `is_rehearsal`, only counts what would be deleted.
     pub async fn prune(
         &self,
         retention: &Retention,
@@ -169,7 +169,7 @@ impl ApplianceStore {
     }
 }
 
-/// The document without its series; `None` if it cannot be read or has none.
+/// The document without the series of its intervals; `None` if the document cannot be read or has no series.
 fn without_series(text: &str) -> Option<String> {
     let mut document = serde_json::from_str::<ResultDocument>(text).ok()?;
     if !document.has_series() {
@@ -194,7 +194,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_older_than_it_is_kept_is_deleted_and_what_is_younger_stays() {
         on_each_engine(async |store| {
-            // 401 days before.
+            // These results began 401 days before the time of the deletion.
             let old = |n: u8| ResultDocument {
                 id: uuid::Uuid::from_u128(u128::from(n) << 64),
                 started_at: at("2025-01-01T00:00:00Z"),

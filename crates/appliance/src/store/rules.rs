@@ -13,17 +13,17 @@ use crate::alerts::{AlertMetric, AlertRule};
 /// A rule as stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredRule {
-    /// Its id, a UUIDv7.
+    /// The id of the rule, a UUIDv7.
     pub id: Uuid,
-    /// Whether it judges.
+    /// Whether the rule judges measurements.
     pub enabled: bool,
-    /// Whether a file of `packetparamedic apply` made it.
+    /// Whether a file of `packetparamedic apply` made the rule.
     pub from_file: bool,
-    /// When it was added.
+    /// When the rule was added.
     pub added_at: Timestamp,
-    /// The time until which the rule has judged.
+    /// The time up to which the rule has judged the measurements.
     pub judged_until: Timestamp,
-    /// Its definition.
+    /// The definition of the rule.
     #[serde(flatten)]
     pub rule: AlertRule,
 }
@@ -35,8 +35,8 @@ type RuleRow = (String, bool, bool, i64, i64, String);
 const COLUMNS: &str = "id, enabled, from_file, added_at_us, judged_until_us, definition";
 
 impl ApplianceStore {
-    /// Saves a new rule, enabled. It judges only what is measured from `now` on. `appliance` is the Endpoint ID of this
-    /// device.
+    /// Saves a new rule, enabled. The rule judges only what is measured from `now` on. `appliance` is the Endpoint ID
+    /// of this device.
     pub async fn add_rule(
         &self,
         appliance: &str,
@@ -66,7 +66,7 @@ impl ApplianceStore {
         }
     }
 
-    /// Every rule, by name.
+    /// Every rule, sorted by name.
     pub async fn rules(&self) -> Result<Vec<StoredRule>, StorageError> {
         let fault = || self.fault("reading the rules");
         let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM rules ORDER BY lower(name)"));
@@ -85,7 +85,7 @@ impl ApplianceStore {
         all.pop().ok_or_else(|| StorageError::NoSuchRule { wanted: name.to_owned() })
     }
 
-    /// The names of the channels, in lower case.
+    /// The names of all channels, in lower case.
     pub async fn channel_names(&self) -> Result<Vec<String>, StorageError> {
         on!(self.pool, |db| {
             sqlx::query_scalar::<_, String>("SELECT lower(name) FROM channels ORDER BY 1").fetch_all(db).await
@@ -101,7 +101,7 @@ impl ApplianceStore {
         since: Timestamp,
     ) -> Result<bool, StorageError> {
         let Some(value) = value_column(metric) else { return Ok(false) };
-        // Built from constants alone.
+        // The SQL text is built from constants alone.
         let sql = format!(
             "SELECT 1 FROM runs WHERE started_at_us >= $1 AND ($2 IS NULL OR lower(peer) = $2) AND ({value}) IS NOT NULL \
              LIMIT 1"
@@ -128,8 +128,8 @@ impl ApplianceStore {
         last.map_err(fault())?.map(|at| time(at).map_err(fault())).transpose()
     }
 
-    /// The values of a metric of tests since `since`, from tests that ran to their end: other end, begin, value in the
-    /// unit of the metric.
+    /// The values of a metric of tests since `since`, from tests that ran to their end. Each has the other end, the
+    /// begin of the test, and the value in the unit of the metric.
     pub async fn test_values(
         &self,
         metric: AlertMetric,

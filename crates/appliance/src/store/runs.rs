@@ -1,5 +1,5 @@
-//! The saved runs: each result document as printed, with a summary row for lists. A saved run never changes, except that
-//! the series of its intervals is removed after a time.
+//! The saved runs: each result document as printed, with a summary row for lists. A saved run never changes, except
+//! that the series of its intervals is removed after a time.
 
 use jiff::Timestamp;
 use paramedic_link::test_spec::Load;
@@ -16,20 +16,20 @@ const SUMMARY_COLUMNS: &str = "id, started_at_us, provider, engine, peer, addres
      rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, data_used_bytes, complete, \
      error";
 
-/// Which runs, and in which order.
+/// A query for saved runs: which runs, and in which order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunQuery {
-    /// Runs that began at this time or later.
+    /// Only runs that began at this time or later.
     pub since: Option<Timestamp>,
-    /// Runs that began before this time.
+    /// Only runs that began before this time.
     pub until: Option<Timestamp>,
-    /// Runs against this other end: its name at the time of the run or now, its address or its Endpoint ID.
+    /// Only runs against this other end: its name at the time of the run or now, its address or its Endpoint ID.
     pub peer: Option<String>,
-    /// Runs of this engine.
+    /// Only runs of this engine.
     pub engine: Option<String>,
-    /// The order.
+    /// The order of the runs.
     pub order: RunOrder,
-    /// The maximum number of runs.
+    /// The maximum number of runs that the query returns.
     pub limit: Option<u32>,
 }
 
@@ -66,8 +66,8 @@ pub(super) fn other_end(query: &RunQuery) -> [Option<String>; 2] {
 }
 
 /// The query of a page of runs. Parameters: those of [`CHOSEN`], then $6 and $7, the time and the id after which the
-/// page begins, and $8, its length. Built only from constants. If the query names another end, each way in which a run
-/// can name it is read from its own index in the order of time, because most runs may be against other ends.
+/// page begins, and $8, its length. Built only from constants. If the query is about one other end, each column that
+/// can name that end is searched by its own index in the order of time, because most runs may be against other ends.
 fn page_of_runs(columns: &str, query: &RunQuery) -> String {
     let (beyond, direction) = match query.order {
         RunOrder::NewestFirst => ("<", "DESC"),
@@ -95,8 +95,8 @@ fn page_of_runs(columns: &str, query: &RunQuery) -> String {
     format!("SELECT {columns} FROM runs WHERE id IN ({named}) AND {page}")
 }
 
-/// The times between which the runs of a page began, with the end excluded. They are limited by the position `after`,
-/// so that the index is read only from there.
+/// The begin times of the runs of a page: from the first value up to the second, which is excluded. The position
+/// `after` limits them, so that the index is read only from there.
 fn time_bounds(query: &RunQuery, after: Option<&RunPosition>) -> (i64, i64) {
     let since = query.since.map_or(i64::MIN, Timestamp::as_microsecond);
     let until = query.until.map_or(i64::MAX, Timestamp::as_microsecond);
@@ -107,7 +107,7 @@ fn time_bounds(query: &RunQuery, after: Option<&RunPosition>) -> (i64, i64) {
     }
 }
 
-/// A saved run.
+/// A saved run, with its result document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedRun {
     /// The run's id.
@@ -117,7 +117,7 @@ pub struct SavedRun {
 }
 
 impl SavedRun {
-    /// The parsed document.
+    /// Parses the result document of the run.
     pub fn document(&self) -> Result<ResultDocument, StorageError> {
         serde_json::from_str(&self.text).map_err(|source| StorageError::Document { source })
     }
@@ -146,7 +146,7 @@ struct RunRow {
 }
 
 impl RunPosition {
-    /// The place of this run.
+    /// The position of a run in the order of time.
     pub(super) fn of(run: &RunSummary) -> Self {
         Self { started_at_us: run.started_at.as_microsecond(), id: run.id.to_string() }
     }
@@ -183,19 +183,19 @@ impl RunRow {
 }
 
 impl ApplianceStore {
-    /// Saves a run: exactly the text that `--json` prints.
+    /// Saves a run as exactly the text that `--json` prints.
     pub async fn save_run(&self, document: &ResultDocument) -> Result<(), StorageError> {
         let text = document.to_text().map_err(|source| StorageError::Document { source })?;
         self.insert_run_document(document, &text).await.map(drop)
     }
 
-    /// Saves a run of another store, byte for byte. Returns whether it is new here.
+    /// Saves a run of another store, byte for byte. Returns whether this store did not have the run yet.
     pub async fn import_run(&self, text: &str) -> Result<bool, StorageError> {
         let document = serde_json::from_str(text).map_err(|source| StorageError::Document { source })?;
         self.insert_run_document(&document, text).await
     }
 
-    /// Inserts a run. A run that is already stored is not changed. Returns whether it is new.
+    /// Inserts a run. A run that is already stored is not changed. Returns whether the run is new.
     async fn insert_run_document(&self, document: &ResultDocument, text: &str) -> Result<bool, StorageError> {
         let run = RunSummary::of(document);
         let error = run.error.as_ref().map(serde_json::to_string).transpose();
@@ -248,7 +248,7 @@ impl ApplianceStore {
         })
     }
 
-    /// The runs after the position `after`, at most `count`.
+    /// The runs of a query after the position `after`, at most `count`.
     pub async fn runs(
         &self,
         query: &RunQuery,
@@ -259,7 +259,7 @@ impl ApplianceStore {
         rows.into_iter().map(|row| row.summary().map_err(self.fault(READING))).collect()
     }
 
-    /// The runs after the position `after` with their documents, at most `count`.
+    /// The runs of a query after the position `after`, with their documents, at most `count`.
     pub async fn documents(
         &self,
         query: &RunQuery,
@@ -308,7 +308,7 @@ impl ApplianceStore {
         .map_err(self.fault(READING))
     }
 
-    /// The place of the run with this whole id.
+    /// The position of the run with this whole id in the order of time.
     pub async fn run_position(&self, id: &str) -> Result<RunPosition, StorageError> {
         let started_at_us = on!(self.pool, |db| sqlx::query_scalar("SELECT started_at_us FROM runs WHERE id = $1")
             .bind(without_nul(id))
@@ -319,8 +319,8 @@ impl ApplianceStore {
         Ok(RunPosition { started_at_us, id: id.to_owned() })
     }
 
-    /// Deletes the runs whose ids are, begin or end with these texts: all of them, or none if one is not found. Returns
-    /// their ids.
+    /// Deletes each run whose id is, begins or ends with one of the texts in `wanted`. Deletes nothing if one of the
+    /// texts matches no run or several runs. Returns the ids of the deleted runs.
     pub async fn delete_runs(&self, wanted: &[String]) -> Result<Vec<Uuid>, StorageError> {
         let mut ids = Vec::new();
         for wanted in wanted {
@@ -350,11 +350,11 @@ impl ApplianceStore {
     pub async fn run(&self, wanted: &str) -> Result<SavedRun, StorageError> {
         let fault = || self.fault("reading the run");
         let part = wanted.trim().to_ascii_lowercase();
-        // Only hexadecimal digits and dashes: they have no special meaning in LIKE.
+        // Allows only hexadecimal digits and dashes, which have no special meaning in LIKE.
         if part.is_empty() || !part.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
             return Err(StorageError::NoSuchRun { wanted: wanted.to_owned() });
         }
-        // A whole id needs no search of all of them.
+        // A whole id is looked up directly, without a search through all ids.
         let sql = match part.parse::<Uuid>() {
             Ok(_) if part.len() == 36 => "SELECT id, document FROM runs WHERE id = $1",
             _ => "SELECT id, document FROM runs WHERE id LIKE $1 || '%' OR id LIKE '%' || $1 LIMIT 2",

@@ -13,24 +13,25 @@ use crate::schedule::budget::BudgetPeriod;
 use crate::schedule::line_load::LineCapacity;
 use crate::schedule::planner::{DueRun, SkippedRun};
 
-/// The number of latest results from which the rates of a line, and the data of a run, are taken.
+/// The number of latest results from which the rates of a line, and the data of a run, are estimated.
 const LATEST_RESULTS: i64 = 5;
 
 /// A schedule as stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredSchedule {
-    /// Its id, a UUIDv7.
+    /// The id of the schedule, a UUIDv7.
     pub id: Uuid,
-    /// Whether it runs.
+    /// Whether the schedule is enabled.
     pub enabled: bool,
-    /// Whether a file of `packetparamedic apply` made it: the next one changes it back.
+    /// Whether a file of `packetparamedic apply` made the schedule. If so, the next such file undoes other changes of
+    /// it.
     #[serde(default)]
     pub from_file: bool,
-    /// When it was added.
+    /// When the schedule was added.
     pub added_at: Timestamp,
-    /// All occurrences up to this time are decided.
+    /// For each occurrence of the schedule up to this time, it is decided whether a run takes place.
     pub decided_until: Timestamp,
-    /// Its definition.
+    /// The definition of the schedule.
     #[serde(flatten)]
     pub schedule: Schedule,
 }
@@ -38,66 +39,67 @@ pub struct StoredSchedule {
 /// What became of a run that was due.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleRun {
-    /// Its id, a UUIDv7.
+    /// The id of the run, a UUIDv7.
     pub id: Uuid,
-    /// The schedule's id.
+    /// The id of the schedule.
     pub schedule_id: Uuid,
-    /// The schedule's name at that time.
+    /// The name of the schedule when the run started or was skipped.
     pub schedule: String,
-    /// The occurrence, without the random delay.
+    /// The time at which the run was due, without the random delay.
     pub due_at: Timestamp,
-    /// When it started or was skipped.
+    /// When the run started or was skipped.
     pub decided_at: Timestamp,
-    /// When it ended.
+    /// When the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// Whether the user asked for it.
+    /// Whether the user asked for the run.
     pub requested: bool,
-    /// What became of it.
+    /// What became of the run.
     pub outcome: ScheduleRunOutcome,
-    /// Why it was skipped (a word of [`crate::schedule::admission::SkipReason`]) or failed (the code of the error).
+    /// Why the run was skipped (a word of [`crate::schedule::admission::SkipReason`]) or failed (the code of the
+    /// error).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The id of the saved result.
+    /// The id of the result that the run saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_id: Option<Uuid>,
-    /// The payload bytes that it used. While it runs, and after a crash: the bytes that it was expected to use.
+    /// The payload bytes that the run used. While it runs, and after a crash: the bytes that it was expected to use.
     pub data_used_bytes: u64,
 }
 
-/// What became of a run.
+/// What became of a run of a schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleRunOutcome {
-    /// It runs.
+    /// The run has started and not ended.
     Running,
-    /// It measured everything.
+    /// The run measured everything.
     Done,
-    /// It failed.
+    /// The run failed.
     Failed,
-    /// It was cancelled, or the service ended while it ran.
+    /// The run was cancelled, or the service ended during the run.
     Interrupted,
-    /// It did not start.
+    /// The run did not start.
     Skipped,
 }
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunEnding {
-    /// When.
+    /// When the run ended.
     pub at: Timestamp,
-    /// What became of it; not [`ScheduleRunOutcome::Running`].
+    /// What became of the run; not [`ScheduleRunOutcome::Running`].
     pub outcome: ScheduleRunOutcome,
-    /// The code of the error.
+    /// The code of the error with which the run failed.
     pub reason: Option<String>,
-    /// The id of the saved result.
+    /// The id of the result that the run saved.
     pub result_id: Option<Uuid>,
-    /// Payload bytes.
+    /// The payload bytes that the run used.
     pub data_used_bytes: u64,
 }
 
 impl ScheduleRunOutcome {
-    /// All outcomes with their words.
+    /// All outcomes, each with its name in documents.
     pub const ALL: [(Self, &'static str); 5] = [
         (Self::Running, "running"),
         (Self::Done, "done"),
@@ -106,7 +108,7 @@ impl ScheduleRunOutcome {
         (Self::Skipped, "skipped"),
     ];
 
-    /// The word.
+    /// The name of the outcome in documents.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(own, _)| *own == self).map_or("", |(_, word)| word)
     }
@@ -117,7 +119,8 @@ impl ScheduleRunOutcome {
 struct ScheduleRow {
     id: String,
     enabled: bool,
-    /// An older database that can only be read has no such column.
+    /// Whether a configuration file made the schedule. An older database that is only read, and so not migrated, has no
+    /// such column.
     #[sqlx(default)]
     from_file: bool,
     added_at_us: i64,
@@ -125,7 +128,7 @@ struct ScheduleRow {
     definition: String,
 }
 
-/// The stored columns of a run.
+/// The stored columns of a run of a schedule.
 #[derive(sqlx::FromRow)]
 struct ScheduleRunRow {
     id: String,
@@ -160,7 +163,7 @@ impl ScheduleRunRow {
     }
 }
 
-/// A new row of `schedule_runs`.
+/// A new row of the table `schedule_runs`.
 struct NewRun<'a> {
     run: &'a DueRun,
     at: Timestamp,
@@ -209,7 +212,7 @@ impl ApplianceStore {
         }
     }
 
-    /// Every schedule, by name.
+    /// Every schedule, sorted by name.
     pub async fn schedules(&self) -> Result<Vec<StoredSchedule>, StorageError> {
         let fault = || self.fault("reading the schedules");
         on!(self.pool, |db| {
@@ -265,7 +268,7 @@ impl ApplianceStore {
         Ok(StoredSchedule { enabled, decided_until: now, ..stored })
     }
 
-    /// Notes a run that does not take place.
+    /// Records a run that does not take place.
     pub async fn note_skipped_run(
         &self,
         appliance: &str,
@@ -283,7 +286,7 @@ impl ApplianceStore {
         self.insert_run(appliance, &new).await.map(drop)
     }
 
-    /// Notes that a run starts, with the data that it is expected to use. Returns its id.
+    /// Records that a run starts, with the data that the run is expected to use. Returns the id of the run.
     pub async fn begin_run(
         &self,
         appliance: &str,
@@ -334,7 +337,7 @@ impl ApplianceStore {
         .await
         .map(rows))
         .map_err(fault())?;
-        // A requested run decides no occurrence.
+        // A run that the user requested is no occurrence of the schedule.
         if !new.run.is_requested {
             in_change!(&mut work, |db| sqlx::query("UPDATE schedules SET decided_until_us = $2 WHERE id = $1")
                 .bind(new.run.schedule.to_string())
@@ -348,7 +351,7 @@ impl ApplianceStore {
         Ok(id)
     }
 
-    /// Notes how a run ended.
+    /// Records how a run ended.
     pub async fn end_run(&self, id: Uuid, end: &RunEnding) -> Result<(), StorageError> {
         on!(self.pool, |db| sqlx::query(
             "UPDATE schedule_runs SET ended_at_us = $2, outcome = $3, reason = $4, result_id = $5, \
@@ -367,8 +370,9 @@ impl ApplianceStore {
         .map_err(self.fault("saving the run of a schedule"))
     }
 
-    /// Marks the runs that a crash left open as interrupted. Their number of bytes stays the expected one. No run ends
-    /// before it began, even if the clock is not right yet after a boot. Returns their number.
+    /// Marks as interrupted the runs that were open when the service crashed. Their number of bytes stays the expected
+    /// one. No run ends before it began, even if the clock is not right yet after a boot. Returns the number of these
+    /// runs.
     pub async fn interrupt_open_runs(&self, now: Timestamp) -> Result<u64, StorageError> {
         on!(self.pool, |db| sqlx::query(
             "UPDATE schedule_runs SET ended_at_us = CASE WHEN decided_at_us > $1 THEN decided_at_us ELSE $1 END, \
@@ -381,7 +385,7 @@ impl ApplianceStore {
         .map_err(self.fault("saving the runs of schedules"))
     }
 
-    /// Deletes the records of runs before `before`. Returns their number.
+    /// Deletes the records of runs before `before`. Returns the number of these records.
     pub async fn prune_schedule_runs(&self, before: Timestamp) -> Result<u64, StorageError> {
         on!(self.pool, |db| sqlx::query("DELETE FROM schedule_runs WHERE decided_at_us < $1")
             .bind(before.as_microsecond())
@@ -391,12 +395,12 @@ impl ApplianceStore {
         .map_err(self.fault("deleting old runs of schedules"))
     }
 
-    /// The latest runs, newest first, at most `limit`; of one schedule, or of all.
+    /// The latest runs of one schedule, or of all, newest first, at most `limit`.
     pub async fn schedule_runs(&self, schedule: Option<Uuid>, limit: u32) -> Result<Vec<ScheduleRun>, StorageError> {
         self.schedule_runs_page(schedule, None, limit).await
     }
 
-    /// A page of [`ApplianceStore::schedule_runs`]: the runs after `after`, newest first, at most `limit`.
+    /// A page of [`ApplianceStore::schedule_runs`], newest first: at most `limit` runs after the position `after`.
     pub async fn schedule_runs_page(
         &self,
         schedule: Option<Uuid>,
@@ -422,8 +426,8 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The runs that were decided within `range`, after `after` in this order: oldest first, at most `limit`. Of one
-    /// schedule, or of all.
+    /// The runs of one schedule, or of all, that were started or skipped within `range`, oldest first: at most `limit`
+    /// runs after the position `after`.
     pub(super) async fn schedule_runs_between(
         &self,
         schedule: Option<Uuid>,
@@ -482,7 +486,8 @@ impl ApplianceStore {
         Ok(most.map(natural))
     }
 
-    /// The highest rates of the latest complete results; with `peer`, of those with this name or address.
+    /// The highest rates of the latest complete results; with `peer`, only of results against the other end with this
+    /// name or address.
     pub async fn line_capacity(&self, peer: Option<&str>) -> Result<LineCapacity, StorageError> {
         let peer = peer.map(without_nul);
         let lower = peer.as_deref().map(str::to_ascii_lowercase);
@@ -516,7 +521,7 @@ fn time(microseconds: i64) -> Result<Timestamp, sqlx::Error> {
     Timestamp::from_microsecond(microseconds).map_err(strange)
 }
 
-/// The time in the precision of the database, one microsecond.
+/// Cuts a time to the precision of the database, one microsecond.
 fn whole_microsecond(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
@@ -581,7 +586,7 @@ mod tests {
             let requested = DueRun { is_requested: true, ..due(&schedule, "2026-01-02T09:00:00Z") };
             store.begin_run("PP-A", &requested, 500, at("2026-01-02T09:00:00Z")).await.unwrap();
             assert_eq!(store.schedule("a").await.unwrap().decided_until, at("2026-01-02T03:00:00Z"));
-            // The service was killed.
+            // The service was killed during a run.
             assert_eq!(store.interrupt_open_runs(at("2026-01-02T10:00:00Z")).await.unwrap(), 1);
             assert_eq!(store.interrupt_open_runs(at("2026-01-02T10:00:00Z")).await.unwrap(), 0);
             let runs = store.schedule_runs(Some(schedule.id), 10).await.unwrap();
@@ -594,7 +599,8 @@ mod tests {
                     (ScheduleRunOutcome::Done, None, 70),
                 ]
             );
-            // The same decisions again, whose answers were lost, are no further rows.
+            // The same decisions are saved again, because the answers of the server were lost. This adds no further
+            // rows.
             store.note_skipped_run("PP-A", &skipped, at("2026-01-02T03:01:00Z")).await.unwrap();
             assert_eq!(store.schedule_runs(Some(schedule.id), 10).await.unwrap().len(), 3);
             assert_eq!(store.schedule_run_bytes(schedule.id).await.unwrap(), Some(70), "of complete runs");

@@ -15,27 +15,31 @@ use super::postgres_url::PostgresAddress;
 
 /// The maximum number of connections of one program.
 const MOST_CONNECTIONS: u32 = 4;
-/// How long a new connection may take.
+/// How long it may take to open a new connection to the server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an operation waits for a connection of the pool, which retries a connection that is refused.
+/// How long an operation waits for a connection of the pool. During this time the pool tries again to open a connection
+/// that was refused.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the search for the cause of such a timeout may take.
+/// How long a short exchange with the server may take, such as the search for the cause of a timeout.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the server may work on a statement, and wait for the lock of another program.
+/// How long the server may work on a statement, wait for the lock of another program, and keep an idle transaction
+/// open.
 const SERVER_LIMITS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "60s")];
-/// How long an answer may take. It is longer than the server's limits, because the server's own message says more.
+/// How long an answer may take. It is longer than the server's limits, because an error of the server names the cause
+/// more exactly.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long the migrations may take, and wait for those of another program.
+/// How long the migrations may take, including the wait for migrations that another program runs.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-/// The second setting is for sqlx, which would log each notice, such as that its table already exists.
+/// The settings for migrations. The second one suppresses the notices of the server, such as that a table of sqlx
+/// already exists, because sqlx would log each of them.
 const MIGRATION_LIMITS: [(&str, &str); 2] = [("lock_timeout", "30s"), ("client_min_messages", "warning")];
-/// The number of the advisory lock of writers.
+/// The key of the advisory lock that writers take.
 const WRITERS: i64 = 0x7061_636b_6574;
-/// The number of the advisory lock of the service.
+/// The key of the advisory lock that the service holds.
 const SERVICE: i64 = WRITERS + 1;
-/// How long a service waits for another one, which may just have been killed, to release the lock; and after how long
-/// without an answer the server closes the connection of a client.
+/// The settings for the lock of the service: how long a service waits for another one, which may just have been killed,
+/// to release the lock; and after how long without an answer the server closes the connection of a client.
 const SERVICE_LIMITS: [(&str, &str); 4] = [
     ("lock_timeout", "3s"),
     ("tcp_keepalives_idle", "30"),
@@ -43,7 +47,8 @@ const SERVICE_LIMITS: [(&str, &str); 4] = [
     ("tcp_keepalives_count", "3"),
 ];
 
-/// The lock of the service of a database, which is held as long as its connection.
+/// The lock by which a service makes sure that no second service uses the database. It is held as long as its
+/// connection is open.
 #[derive(Debug)]
 pub struct DatabaseLock {
     connection: PgConnection,
@@ -68,7 +73,7 @@ impl PostgresServer {
     pub(super) async fn open(address: &PostgresAddress, migrations: &Migrator) -> Result<Self, StorageError> {
         let (options, shown) = (address.options()?, address.url.to_string());
         let migrating = options.clone().options(MIGRATION_LIMITS);
-        // The wait for the close is short, because nothing depends on it.
+        // Waits only a short time for the connection to close, because nothing depends on it.
         timeout(PROBE_TIMEOUT, connect(&migrating, &shown).await?.close()).await.ok();
         let one = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_TIMEOUT).connect_lazy_with(migrating);
         let migrated = timeout(MIGRATION_TIMEOUT, migrations.run(&one)).await;
@@ -79,7 +84,7 @@ impl PostgresServer {
         Ok(Self { pool: pool(options.options(SERVER_LIMITS)), shown })
     }
 
-    /// Connects to the database for reading: it changes nothing, and the server refuses changes.
+    /// Connects to the database for reading: runs no migrations, and the server refuses changes.
     pub(super) async fn open_for_reading(address: &PostgresAddress) -> Result<Self, StorageError> {
         let read_only = [("default_transaction_read_only", "on")];
         let (options, shown) = (address.options()?.options(SERVER_LIMITS).options(read_only), address.url.to_string());
@@ -93,7 +98,7 @@ impl PostgresServer {
         &self.shown
     }
 
-    /// A connection of the pool.
+    /// Takes a connection from the pool.
     pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         match Box::pin(self.pool.acquire()).await {
             Err(sqlx::Error::PoolTimedOut) => Err(Box::pin(self.why_timed_out()).await),
@@ -101,8 +106,8 @@ impl PostgresServer {
         }
     }
 
-    /// Begins a transaction that changes the database. As with a SQLite file, only one exists at a time: what it reads
-    /// does not change until it commits.
+    /// Begins a transaction that changes the database. As with a SQLite file, only one such transaction exists at a
+    /// time: what it reads does not change until it commits.
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let begun = within_limit(self.pool.begin()).await;
         let mut work = match begun {
@@ -114,8 +119,8 @@ impl PostgresServer {
         Ok(work)
     }
 
-    /// Takes the lock of the service in this database. Without it, a second service would end the open runs and outages
-    /// of the first.
+    /// Takes the lock of the service in this database. Without the lock, a second service would end the open runs and
+    /// outages of the first.
     pub(super) async fn lock_service(&self) -> Result<DatabaseLock, StorageError> {
         // sqlx would warn of the wait for another service's lock.
         let options = (*self.pool.connect_options()).clone().options(SERVICE_LIMITS).disable_statement_logging();
@@ -138,7 +143,7 @@ impl PostgresServer {
         }
     }
 
-    /// Closes every connection.
+    /// Closes every connection to the server.
     pub(super) async fn close(&self) {
         // The connections of a server that does not answer end with the process.
         timeout(ACQUIRE_TIMEOUT, self.pool.close()).await.ok();
@@ -177,7 +182,7 @@ async fn connect(options: &PgConnectOptions, shown: &str) -> Result<PgConnection
     Ok(connection)
 }
 
-/// Creates the pool of a program. It opens connections when they are needed.
+/// Creates the connection pool of a program. The pool opens connections when they are needed.
 fn pool(options: PgConnectOptions) -> PgPool {
     let limits = PgPoolOptions::new().max_connections(MOST_CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
     let pool = limits.after_release(|connection, _| {
@@ -290,7 +295,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_is_not_there_is_named_at_once() {
-        // Neither a socket nor a listener.
+        // At these addresses there is neither a socket nor a listener.
         for url in ["postgres:///pp?host=/nowhere", "postgres://127.0.0.1:1/pp"] {
             let error = refused(url).await;
             assert!(matches!(error, StorageError::Unreachable { .. }), "{url}: {error:?}");

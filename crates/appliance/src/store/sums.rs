@@ -14,20 +14,20 @@ pub struct LossSum {
     pub number: i64,
     /// The begin of the step, in minutes since 1970.
     pub minute: i64,
-    /// Probes.
+    /// The number of probes that were answered or lost.
     pub count: u64,
-    /// Those among them that were lost.
+    /// The number of probes, among `count`, that were lost.
     pub lost: u64,
 }
 
-/// The outages of a scope.
+/// The number and the total time of the outages of one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutageSum {
-    /// What failed.
+    /// What failed in these outages.
     pub scope: OutageScope,
-    /// Their number.
+    /// The number of outages.
     pub count: u64,
-    /// Their time together, in microseconds.
+    /// The total time of the outages, in microseconds.
     pub total_us: u64,
 }
 

@@ -25,13 +25,13 @@ pub enum ExportedTable {
         /// The id of the schedule.
         schedule: Option<Uuid>,
     },
-    /// What a monitor measured.
+    /// What a monitor measured, in rows of one minute, hour or day.
     Monitor {
-        /// Its key.
+        /// The key of the monitor.
         number: i64,
-        /// Its name.
+        /// The name of the monitor.
         name: String,
-        /// The length of a row.
+        /// Whether a row is a minute, an hour or a day.
         resolution: Resolution,
     },
 }
@@ -51,11 +51,11 @@ pub enum TableFormat {
 pub struct MonitorSpan {
     /// The name of the monitor.
     pub monitor: String,
-    /// The begin.
+    /// The begin of the minute, the hour or the day.
     pub at: Timestamp,
-    /// The length, in seconds.
+    /// The length of the minute, the hour or the day, in seconds.
     pub span_s: i64,
-    /// Its probes.
+    /// The probes of the monitor in this time.
     #[serde(flatten)]
     pub probes: SeriesPoint,
 }
@@ -63,7 +63,7 @@ pub struct MonitorSpan {
 impl TableFormat {
     const ALL: [(Self, &'static str); 2] = [(Self::JsonLines, "jsonl"), (Self::Csv, "csv")];
 
-    /// The name in a request.
+    /// The name of the format in a request.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(own, _)| *own == self).map_or("", |(_, word)| word)
     }
@@ -76,7 +76,7 @@ impl TableFormat {
 
 /// An export that is read page by page: a slow reader holds no lock.
 pub trait ExportLines: Send + 'static {
-    /// The next lines, without newlines; `None` at the end.
+    /// The next lines of the export, without newlines; `None` at the end.
     fn next_lines(&mut self) -> impl Future<Output = Result<Option<Vec<String>>, StorageError>> + Send;
 }
 
@@ -176,7 +176,7 @@ fn minute_after(us: i64) -> i64 {
     us.div_euclid(60_000_000).saturating_add(i64::from(us.rem_euclid(60_000_000) != 0))
 }
 
-/// Computes the cell of a row.
+/// Computes the cell of a row in one column.
 type TableCell<R> = fn(&R) -> Option<String>;
 
 fn header<R, const N: usize>(columns: &[(&str, TableCell<R>); N]) -> String {
@@ -239,7 +239,7 @@ mod tests {
     use crate::store::MonitorMinute;
     use crate::store::each_engine::on_each_engine;
 
-    /// 2026-01-31T12:00:00Z and so many seconds.
+    /// The time `second` seconds after 2026-01-31T12:00:00Z.
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_769_860_800 + second).unwrap()
     }

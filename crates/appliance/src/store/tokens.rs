@@ -10,23 +10,23 @@ use serde::{Deserialize, Serialize};
 use super::pool::{on, rows, without_nul};
 use super::{ApplianceStore, StorageError, strange};
 
-/// What a client of the API may do; each scope includes those before it.
+/// What a client of the API may do. Each scope includes the scopes before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AccessScope {
-    /// Read.
+    /// Only read.
     Read,
-    /// Start and cancel tests.
+    /// Also start and cancel tests.
     Run,
-    /// Change everything.
+    /// Also change everything.
     Admin,
 }
 
 impl AccessScope {
-    /// All, the smallest first.
+    /// All scopes, the smallest first.
     pub const ALL: [Self; 3] = [Self::Read, Self::Run, Self::Admin];
 
-    /// The word.
+    /// The name of the scope in documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -45,11 +45,11 @@ impl fmt::Display for AccessScope {
 /// A token as stored, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredToken {
-    /// Its name.
+    /// The name of the token.
     pub name: String,
-    /// What it allows.
+    /// What the token allows.
     pub scope: AccessScope,
-    /// When it was added.
+    /// When the token was added.
     pub added_at: Timestamp,
 }
 
@@ -76,7 +76,7 @@ impl ApplianceStore {
         }
     }
 
-    /// Every token, by name.
+    /// Every token, sorted by name.
     pub async fn tokens(&self) -> Result<Vec<StoredToken>, StorageError> {
         let fault = || self.fault("reading the tokens");
         on!(self.pool, |db| sqlx::query_as::<_, TokenRow>(

@@ -1,5 +1,5 @@
-//! Minutes and outages of the monitors that have no date yet, because the clock is not trusted. They are stored with
-//! the id of the boot and the time since that boot, and get their dates once the clock is trusted during the same boot.
+//! Minutes and outages that have no date yet, because the clock is not trusted. They are stored with the id of the boot
+//! and the time since that boot, and get their dates once the clock is trusted during the same boot.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::monitor::outage::Outage;
 
 /// A minute, in microseconds.
 const MINUTE_US: i64 = 60_000_000;
-/// The maximum number of minutes that one transaction dates, because other writers wait for it.
+/// The maximum number of minutes to which one transaction gives dates, because other writers wait for the transaction.
 const DATED_AT_ONCE: i64 = 500;
 
 /// The probes of one monitor in one minute that has no date yet.
@@ -24,18 +24,18 @@ const DATED_AT_ONCE: i64 = 500;
 pub struct UndatedMinute {
     /// The key of the monitor.
     pub number: i64,
-    /// Its begin, in microseconds since boot; negative for the minute of the boot.
+    /// The begin of the minute, in microseconds since boot; negative for the minute of the boot.
     pub began_us: i64,
-    /// Its probes.
+    /// The tally of the probes.
     pub tally: ProbeTally,
 }
 
-/// Numbers of rows without a date.
+/// The numbers of rows that have no date yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Undated {
-    /// Minutes of all monitors.
+    /// The number of minutes, of all monitors together.
     pub minutes: u64,
-    /// Outages.
+    /// The number of outages.
     pub outages: u64,
 }
 
@@ -71,8 +71,8 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// Deletes the rows of every other boot. They can get no date any more: either the clock was never right during
-    /// that boot, or the service did not run when it was. Returns how many rows there were.
+    /// Deletes the rows of every boot except this one. These rows can get no date any more: either the clock was never
+    /// right during their boot, or the service did not run when it was. Returns how many rows there were.
     pub async fn drop_undated_of_other_boots(&self, boot_id: &str) -> Result<Undated, StorageError> {
         let fault = || self.fault("deleting rows without a date");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -114,8 +114,8 @@ impl ApplianceStore {
         Ok(ended)
     }
 
-    /// Gives the minutes and outages of this boot their dates. Returns the dated outages, and the numbers of rows.
-    /// `appliance` is the Endpoint ID of this device, `now` the current minute.
+    /// Gives the minutes and outages of this boot their dates. Returns the dated outages, and the numbers of dated
+    /// rows. `appliance` is the Endpoint ID of this device, `now` the current minute.
     pub async fn date_undated(
         &self,
         appliance: &str,
@@ -195,7 +195,7 @@ async fn write_undated_outage(work: &mut StoreChange, boot_id: &str, outage: &Ou
     .map(drop)
 }
 
-/// Dates a limited number of minutes. Returns their number; 0 if none is left.
+/// Gives a limited number of minutes their dates. Returns the number of these minutes; 0 if none is left.
 async fn date_minutes(work: &mut StoreChange, boot_id: &str, dating: Dating, now: i64) -> Result<u64, sqlx::Error> {
     let undated = in_change!(&mut *work, |db| sqlx::query_as::<_, TallyRow>(
         "SELECT began_us AS minute, monitor, count, lost, under_load, min_us, max_us, round_trips \
@@ -312,7 +312,7 @@ mod tests {
     async fn rows_get_their_dates_in_the_same_boot_and_are_dropped_in_another() {
         on_each_engine(async |store| {
             let now = dating().wall.as_second().div_euclid(60);
-            // A minute that began before the boot, two processes in the same one, more rows than are dated at once.
+            // A minute that began before the boot, two processes in the same minute, more rows than are dated at once.
             let mut minutes = vec![minute(1, -20_000_000, 10), minute(1, 40_000_000, 20), minute(1, 40_000_000, 30)];
             minutes.extend((10..520).map(|number| minute(number, 40_000_000, 5)));
             let open = outage(90, None);

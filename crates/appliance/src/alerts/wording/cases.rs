@@ -1,9 +1,9 @@
-//! The table of the messages: each situation with its words.
+//! The table of the messages: each situation with the words of its message.
 
 use super::*;
 use crate::alerts::finding::RetestFinding;
 
-/// 2026-01-31, 12:00 UTC, and so many minutes.
+/// The time `minutes` after 2026-01-31, 12:00 UTC.
 fn at(minutes: i64) -> Timestamp {
     Timestamp::from_second(1_769_860_800 + minutes * 60).unwrap()
 }

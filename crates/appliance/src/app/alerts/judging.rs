@@ -1,8 +1,8 @@
-//! While the service runs, judges measurements by the rules, and writes which alerts open and close. The shell that
-//! reads the clocks.
+//! Judges measurements by the alert rules while the service runs, and writes which alerts open and close. Reads the
+//! clocks.
 //!
-//! For each rule, the store contains the time until which it has judged. That time changes in one transaction with its
-//! alerts. After a crash, the values since then are judged again, with the same outcome.
+//! For each rule, the store contains the time until which the rule has judged. That time and the rule's alerts change
+//! in one transaction. After a crash, the values since that time are judged again, with the same outcome.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,35 +27,34 @@ use crate::error::ApplianceError;
 use crate::plan::Plan;
 use crate::store::{AlertWrite, ApplianceStore, RuleWrite, RunQuery, StorageError, StoredAlert, StoredRule};
 
-/// A day.
 const DAY: SignedDuration = SignedDuration::from_hours(24);
-/// How often the service judges if nothing wakes it, because another program may have stored a result.
+/// How often the service judges if no event wakes it, because another process may have stored a result.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
-/// How long after a failed pass the next one is tried.
+/// How long to wait after a failed pass before the next one.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// The minimum number of latest tests that are read at the start, for rules that look at the last values.
+/// The minimum number of latest tests that are read at the start, for rules that judge by several of the last values.
 const RECENT_TESTS: usize = 200;
-/// The maximum time between the begin and the end of a test, including its wait for other tests.
+/// The maximum time between the start and the end of a test, including its wait for other tests.
 const LONGEST_TEST: SignedDuration = SignedDuration::from_hours(4);
-/// The maximum number of tests that are read at once.
+/// The maximum number of tests that are read in one pass.
 const MOST_TESTS: u32 = 2000;
-/// The maximum number of open alerts that are read.
+/// The maximum number of open alerts that are read in one pass.
 const MOST_OPEN: u32 = 1000;
-/// How long after its end a test can still be repeated.
+/// For how long after its end a test can be repeated for a rule.
 const RETEST_WITHIN: SignedDuration = SignedDuration::from_secs(15 * 60);
 /// The minimum time between two repetitions of tests against the same target.
 const RETEST_INTERVAL: SignedDuration = SignedDuration::from_hours(1);
-/// The maximum number of repetitions that wait.
+/// The maximum number of requested repetitions of tests that wait to run.
 const MOST_RETESTS: usize = 8;
-/// How often the progress of a rule is stored if no alert opens or closes. After a restart, the rule judges again from
-/// the stored time on.
+/// How often the progress of a rule is stored while no alert opens or closes. After a restart, the rule judges again
+/// from the stored time on.
 const PROGRESS_INTERVAL: SignedDuration = SignedDuration::from_hours(1);
-/// The maximum delay with which an outage is stored.
+/// The maximum time from an outage's start or end until it is stored.
 const OUTAGE_DELAY: SignedDuration = SignedDuration::from_secs(600);
-/// A result dated further than this in the future was measured while the clock was wrong.
+/// If a result is dated further than this in the future, the clock was wrong when it was measured.
 const CLOCK_ERROR: SignedDuration = SignedDuration::from_secs(60);
 
-/// The rules of a running service. Clones share them.
+/// The alert rules of a running service. Clones share them.
 #[derive(Clone)]
 pub(in crate::app) struct AlertBoard {
     state: Arc<AlertBoardState>,
@@ -64,27 +63,27 @@ pub(in crate::app) struct AlertBoard {
 struct AlertBoardState {
     appliance: Appliance,
     started_at: Timestamp,
-    /// Notified when the rules have changed.
+    /// Notified when the alert rules have changed.
     changed: Notify,
     retests: mpsc::Sender<RetestWish>,
     problem: Mutex<Option<String>>,
 }
 
-/// A test that a rule wants repeated.
+/// A request of a rule to repeat a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::app) struct RetestWish {
-    /// The name of the rule.
+    /// The name of the rule that wants the repetition.
     pub(in crate::app) rule: String,
-    /// The other end of the test.
+    /// The name of the other end of the test to repeat.
     pub(in crate::app) subject: String,
 }
 
-/// What the service remembers between two passes.
+/// The data that the service keeps in memory between two passes of judging.
 #[derive(Default)]
 struct AlertMemory {
-    /// The latest tests, in the order of their ends.
+    /// The values of the latest tests, in the order in which the tests ended.
     recent: VecDeque<TestReadings>,
-    /// The ids of the tests that were read: those in `recent`, and those of the last [`LONGEST_TEST`].
+    /// The ids of the tests that need not be read again: those in `recent`, and those of the last [`LONGEST_TEST`].
     known: HashSet<Uuid>,
     is_prepared: bool,
     uplinks: MainUplink,
@@ -93,22 +92,23 @@ struct AlertMemory {
     retested: HashMap<String, Timestamp>,
 }
 
-/// An enabled rule with its state.
+/// An enabled rule with its state in memory.
 struct LiveRule {
-    /// The rule as stored.
+    /// The rule as it is stored.
     stored: StoredRule,
     judge: RuleJudge,
-    /// Tests that ended until this time were judged before the service restored the rule.
+    /// The time until which the rule had judged when the service restored it. Tests that ended before are not judged
+    /// again.
     learned_until: Timestamp,
     /// The time until which the rule has judged.
     judged_until: Timestamp,
-    /// The end of the latest judged value of each subject.
+    /// For each subject, the end of its latest judged value.
     last_values: BTreeMap<String, Timestamp>,
-    /// The open alerts by subject, each with the time since when the rule is broken.
+    /// The open alerts of the rule by subject: the id of each alert, and the time since when the rule is broken.
     open: BTreeMap<String, (Uuid, Timestamp)>,
 }
 
-/// What all rules share in one pass.
+/// The data that all rules share in one pass of judging.
 struct AlertPass<'a> {
     store: &'a ApplianceStore,
     now: Timestamp,
@@ -119,24 +119,26 @@ struct AlertPass<'a> {
 }
 
 impl AlertBoard {
-    /// The rules of this appliance, and the tests that they want repeated. [`AlertBoard::run`] does their work.
+    /// Creates the board for the alert rules of this appliance, and the receiver of the tests that rules want repeated.
+    /// [`AlertBoard::run`] judges.
     pub(in crate::app) fn new(appliance: Appliance, started_at: Timestamp) -> (Self, mpsc::Receiver<RetestWish>) {
         let (retests, wishes) = mpsc::channel(MOST_RETESTS);
         let (changed, problem) = (Notify::new(), Mutex::default());
         (Self { state: Arc::new(AlertBoardState { appliance, started_at, changed, retests, problem }) }, wishes)
     }
 
-    /// Records that the rules have changed.
+    /// Starts a pass of judging, because the rules have changed.
     pub(in crate::app) fn rules_changed(&self) {
         self.state.changed.notify_one();
     }
 
-    /// Why measurements cannot be judged at present; `None` if they can.
+    /// Why measurements cannot be judged at present; `None` if they can be.
     pub(in crate::app) fn problem(&self) -> Option<String> {
         self.state.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Judges until `stopping` becomes true: after each test, whenever monitors wrote something, and once a minute.
+    /// Judges measurements until `stopping` becomes true: after each test, when monitors have written something, when
+    /// rules have changed, and once a minute.
     pub(in crate::app) async fn run(
         &self,
         monitors: &MonitorBoard,
@@ -168,7 +170,7 @@ impl AlertBoard {
         }
     }
 
-    /// Judges what is new at `now`. Returns whether an alert opened or closed.
+    /// Judges the measurements that are new at `now`, by all enabled rules. Returns whether an alert opened or closed.
     async fn pass(&self, memory: &mut AlertMemory, now: Timestamp) -> Result<bool, ApplianceError> {
         let store = self.state.appliance.store().await?;
         let own = self.state.appliance.endpoint_id()?.to_string();
@@ -201,14 +203,14 @@ impl AlertBoard {
         Ok(is_changed)
     }
 
-    /// Reads what all rules share in this pass.
+    /// Reads the data that all rules share in this pass.
     async fn shared<'a>(
         &self,
         store: &'a ApplianceStore,
         enabled: &[StoredRule],
         now: Timestamp,
     ) -> Result<AlertPass<'a>, ApplianceError> {
-        // Windows that ended more than a day ago are not judged, even if no later window was judged.
+        // Monitor windows that ended more than a day ago are not judged, even if no later window was judged.
         let day = now.checked_sub(DAY).unwrap_or(now);
         let of_windows = earliest(enabled, MetricSource::Monitors, now).map(|since| since.max(day));
         let of_outages = earliest(enabled, MetricSource::Outages, now);
@@ -221,7 +223,7 @@ impl AlertBoard {
         Ok(AlertPass { store, now, started_at: self.state.started_at, plan, outages, open })
     }
 
-    /// Asks for the repetition of tests that have just ended.
+    /// Requests the repetition of tests that have just ended, where `actions` ask for it.
     fn wish_retests(
         &self,
         rule: &str,
@@ -243,7 +245,7 @@ impl AlertBoard {
         }
     }
 
-    /// Keeps the reason for which a pass failed, until a pass succeeds.
+    /// Keeps the reason why a pass failed, until a pass succeeds. Logs each change.
     fn note_result(&self, judged: Result<(), ApplianceError>) {
         let problem = judged.err().map(|error| error.to_string());
         let before = {
@@ -261,8 +263,9 @@ impl AlertBoard {
 }
 
 impl AlertMemory {
-    /// Reads the tests that were stored since the last pass. The first pass reads all since `earliest`, and earlier
-    /// ones if there are few. Returns the number of new tests, which are the last ones of `recent`.
+    /// Reads the tests that were stored since the last pass. The first pass reads the tests since `earliest`, or, if
+    /// these are fewer than [`RECENT_TESTS`], that number of latest tests. Returns the number of new tests, which are
+    /// then the last ones of `recent`.
     async fn read_tests(
         &mut self,
         store: &ApplianceStore,
@@ -308,7 +311,7 @@ impl AlertMemory {
 }
 
 impl AlertPass<'_> {
-    /// Restores a rule: its earlier values, which were judged already, and its open alerts.
+    /// Restores the state of a rule: the values that it has judged before, and its open alerts.
     async fn restored(
         &self,
         stored: StoredRule,
@@ -316,7 +319,8 @@ impl AlertPass<'_> {
         usual: &mut UsualCache,
     ) -> Result<LiveRule, ApplianceError> {
         let rule = &stored.rule;
-        // If the stored time is in the future, the clock was ahead. That must not keep the rule from judging.
+        // If the stored time is in the future, the clock was ahead when it was stored. The rule must judge
+        // nevertheless.
         let judged_until = stored.judged_until.min(self.now);
         let own = self.open.iter().filter(|alert| alert.rule_id == stored.id);
         let open = own.map(|alert| (alert.subject.clone(), (alert.id, alert.opening.finding.since)));
@@ -351,7 +355,7 @@ impl AlertPass<'_> {
         Ok(LiveRule { stored, judge, learned_until: judged_until, judged_until, last_values, open })
     }
 
-    /// Judges the new measurements. `tests` are those that the rule has not seen yet.
+    /// Judges the measurements that are new for the rule. `tests` are the tests that the rule has not seen yet.
     async fn judge(
         &self,
         live: &mut LiveRule,
@@ -398,10 +402,11 @@ impl AlertPass<'_> {
         Ok(actions)
     }
 
-    /// The windows of monitors that the rule has not judged yet.
+    /// The windows of monitor measurements that the rule has not judged yet.
     async fn new_windows(&self, live: &LiveRule) -> Result<Vec<SeenValue>, ApplianceError> {
         let rule = &live.stored.rule;
-        // A window without a probe in its last minute is complete a little later than the windows of other monitors.
+        // A window without a probe in its last minute is complete a little later than others, so earlier windows are
+        // read again.
         let delay = SignedDuration::from_mins(i64::from(rule.window_minutes) + 2);
         let since = live.judged_until.checked_sub(delay).unwrap_or(live.judged_until).max(live.learned_until);
         // After a long pause, old windows are not worth a message.
@@ -411,7 +416,7 @@ impl AlertPass<'_> {
         Ok(windows)
     }
 
-    /// Writes which alerts open and close, and the time until which the rule has judged. Returns whether the rule still
+    /// Stores which alerts open and close, and the time until which the rule has judged. Returns whether the rule still
     /// exists.
     async fn write(&self, own: &str, live: &mut LiveRule, actions: Vec<AlertAction>) -> Result<bool, ApplianceError> {
         let mut writes = Vec::new();
@@ -455,7 +460,8 @@ impl AlertPass<'_> {
     }
 }
 
-/// The earliest time until which an enabled rule on values of this source has judged; `None` without such a rule.
+/// The earliest time until which one of the enabled rules on this source of values has judged; `None` without such a
+/// rule.
 fn earliest(enabled: &[StoredRule], source: MetricSource, now: Timestamp) -> Option<Timestamp> {
     let own = enabled.iter().filter(|stored| stored.rule.metric.source() == source);
     own.map(|stored| stored.judged_until.min(now)).min()
@@ -468,7 +474,7 @@ fn found_at(action: &AlertAction) -> Timestamp {
     }
 }
 
-/// Ends when a run has ended, or when updates were missed, because one of them may have been such an end.
+/// Waits until a run has ended, or until updates were missed, because one of them may have been such an end.
 async fn run_ended(listener: &mut RunUpdateListener) {
     while let Some(update) = listener.next().await {
         if matches!(update.report, RunReport::Life(RunLife::Ended { .. })) {

@@ -1,5 +1,5 @@
-//! The rules of this appliance: add, list, remove, enable, disable, preview; and the alerts. The shell that reads the clock
-//! for them.
+//! The alert rules of this appliance: add, list, remove, enable, disable, preview; and the alerts. Reads the clock for
+//! them.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for rules and alerts")]
 
@@ -19,23 +19,23 @@ use crate::error::ApplianceError;
 use crate::schedule::Zone;
 use crate::store::{AlertWrite, ApplianceStore, PageCursor, RuleWrite, StorageError, StoredAlert, StoredRule};
 
-/// The time that a preview replays.
+/// The length of the past period that a preview replays.
 const PREVIEW: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// The maximum number of open alerts in one list. More of them are listed page by page.
+/// The maximum number of open alerts in one list. Further open alerts are listed page by page.
 pub(super) const MOST_OPEN: u32 = 200;
 
-/// A rule, what it says, and what became of it.
+/// A rule with its description, its open alerts, and why it may have no effect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleOverview {
-    /// The rule.
+    /// The rule as it is stored.
     #[serde(flatten)]
     pub stored: StoredRule,
-    /// The rule in words.
+    /// The description of the rule in words.
     pub words: String,
-    /// The targets and monitors of which an alert is open.
+    /// The targets and monitors for which an alert of this rule is open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub open: Vec<String>,
-    /// Why it cannot fire at present: nothing measures its metric, or there is no plan to compare with.
+    /// Why the rule cannot open an alert at present: nothing measures its metric, or there is no plan to compare with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmeasured: Option<String>,
     /// Channels that the rule names but that no longer exist, so they get no messages.
@@ -43,7 +43,7 @@ pub struct RuleOverview {
     pub missing_channels: Vec<String>,
 }
 
-/// The opening of an alert of this rule.
+/// For tests: the opening of an example alert of this rule.
 #[cfg(test)]
 pub(super) fn example_opening(stored: &StoredRule, now: Timestamp) -> AlertWrite {
     let AlertRule { metric, limit, .. } = stored.rule;
@@ -52,7 +52,7 @@ pub(super) fn example_opening(stored: &StoredRule, now: Timestamp) -> AlertWrite
     writing::write_of(stored, action, None, now).unwrap()
 }
 
-/// The closings of the open alerts of a rule that is removed, disabled or changed.
+/// The writes that close the open alerts of a rule which is removed, disabled or changed.
 pub(super) fn closings(stored: &StoredRule, end: RuleEnd, open: &[StoredAlert], now: Timestamp) -> Vec<AlertWrite> {
     let of_rule = open.iter().filter(|alert| alert.rule_id == stored.id && alert.closed_at.is_none());
     let close = |alert: &StoredAlert| {
@@ -64,7 +64,7 @@ pub(super) fn closings(stored: &StoredRule, end: RuleEnd, open: &[StoredAlert], 
 }
 
 impl Appliance {
-    /// Saves a rule, enabled.
+    /// Saves a new rule, which is enabled.
     pub async fn add_rule(&self, rule: &AlertRule) -> Result<StoredRule, ApplianceError> {
         rule.check()?;
         let own = self.endpoint_id()?.to_string();
@@ -76,7 +76,7 @@ impl Appliance {
         Ok(store.add_rule(&own, rule, Timestamp::now()).await?)
     }
 
-    /// The rules that are suggested and not there yet. None of them is active.
+    /// The suggested rules that this appliance does not have yet. None of them is active.
     pub async fn suggested_rules(&self) -> Result<Vec<AlertRule>, ApplianceError> {
         let store = self.reading_store().await?;
         let has_plan = store.plan().await?.is_some();
@@ -91,7 +91,7 @@ impl Appliance {
         Ok(self.reading_store().await?.channel_names().await?)
     }
 
-    /// Every rule, by name.
+    /// All rules, sorted by name.
     pub async fn rules(&self) -> Result<Vec<RuleOverview>, ApplianceError> {
         let store = self.reading_store().await?;
         let open = store.alerts(true, None, MOST_OPEN).await?;
@@ -147,12 +147,12 @@ impl Appliance {
         observing::preview(self.reading_store().await?, rule, since, now).await
     }
 
-    /// Why a rule, which need not be saved, cannot fire at present; `None` if it can.
+    /// Why a rule, which need not be saved, cannot open an alert at present; `None` if it can.
     pub async fn unmeasured(&self, rule: &AlertRule) -> Result<Option<String>, ApplianceError> {
         unmeasured(self.reading_store().await?, rule).await
     }
 
-    /// The alerts after this place in the list, newest first, at most `limit`.
+    /// The alerts after the place `after` in their list, newest first, at most `limit`.
     pub async fn alerts(
         &self,
         only_open: bool,

@@ -1,5 +1,4 @@
-//! Reads what rules judge: values of tests and of monitors, outages, and the usual values. The shell that reads the
-//! store.
+//! Reads what alert rules judge from the store: the values of tests and of monitors, outages, and the usual values.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,18 +22,19 @@ use crate::store::{
     ApplianceStore, Reflector, RunOrder, RunPosition, RunQuery, StoredMonitor, StoredOutage, find_reflector,
 };
 
-/// The number of documents that are read at once: a few megabytes.
+/// The number of result documents that are read at once: a few megabytes.
 const PAGE: u32 = 64;
-/// The maximum number of outages that are read.
+/// The maximum number of outages that are read from the store.
 const MOST_OUTAGES: u32 = 1000;
-/// How long minutes of monitors are kept.
+/// How long the store keeps the minutes of monitors.
 const MINUTES_KEPT: SignedDuration = SignedDuration::from_hours(14 * 24);
-/// How long usual values are used before they are read again.
+/// How long usual values are used before they are read from the store again.
 const USUAL_KEPT: SignedDuration = SignedDuration::from_hours(6);
-/// How long after its end a window without a probe in its last minute counts as complete.
+/// How long after its end a window counts as complete if it has no probe in its last minute.
 const WINDOW_DELAY: SignedDuration = SignedDuration::from_secs(90);
 
-/// The values of a test for each metric of tests. They are small, unlike the document.
+/// The values of one test that rules can judge, by metric. They are kept in memory because they are small, unlike the
+/// result document.
 #[derive(Clone, Debug)]
 pub(super) struct TestReadings {
     pub(super) id: Uuid,
@@ -43,7 +43,7 @@ pub(super) struct TestReadings {
 }
 
 impl TestReadings {
-    /// The values of a document. `known` are the paired reflectors.
+    /// Takes the values from a result document. `known` are the paired reflectors.
     pub(super) fn of(document: &ResultDocument, uplinks: &MainUplink, known: &[Reflector]) -> Self {
         let value =
             |(metric, ..): (AlertMetric, &str, &str)| Some((metric, value_of(metric, document, uplinks, known)?));
@@ -51,14 +51,14 @@ impl TestReadings {
         Self { id: document.id, finished_at: document.finished_at, values }
     }
 
-    /// The value for this metric.
+    /// The value of the test for this metric; `None` if it has none.
     pub(super) fn value(&self, metric: AlertMetric) -> Option<&SeenValue> {
         self.values.iter().find(|(own, _)| *own == metric).map(|(_, value)| value)
     }
 }
 
-/// The value of a test for a metric. A test that did not reach its reflector also has the name of that reflector as its
-/// subject, however the request named it.
+/// The value of a test for a metric. If a test did not reach its reflector, the subject of the value is still the name
+/// of that reflector, however the request named it.
 fn value_of(
     metric: AlertMetric,
     document: &ResultDocument,
@@ -75,14 +75,14 @@ fn value_of(
     Some(seen)
 }
 
-/// The usual values of each metric that a rule compares with them. They are read again from time to time.
+/// The usual values of the metrics whose rules compare with them. They are read again after [`USUAL_KEPT`].
 #[derive(Default)]
 pub(super) struct UsualCache {
     read: HashMap<AlertMetric, (Timestamp, BTreeMap<String, UsualValues>)>,
 }
 
 impl UsualCache {
-    /// The values with which a value of a rule is compared.
+    /// The values with which `rule` compares the value `seen`.
     pub(super) async fn references(
         &mut self,
         store: &ApplianceStore,
@@ -114,7 +114,7 @@ fn promised(plan: Option<&Plan>, metric: AlertMetric) -> Option<u64> {
     plan.map(|plan| plan.of(direction).promised_bps)
 }
 
-/// The values of a metric, by subject, from the period that decides what is usual at `now`.
+/// The values of a metric, by subject, in the period that decides what is usual at `now`.
 async fn usual_values(
     store: &ApplianceStore,
     metric: AlertMetric,
@@ -144,14 +144,14 @@ async fn usual_since(
                 Some((at, reading::of_window(metric, name, (at, at), &tally, false).value.ok()?))
             };
             values.insert(name.clone(), rows.into_iter().filter_map(hour).collect());
-            // Lets tests and monitors run between two monitors.
+            // Lets tests and monitors run between reading two monitors.
             tokio::task::yield_now().await;
         }
     }
     Ok(values.into_iter().map(|(subject, values)| (subject, UsualValues::new(values))).collect())
 }
 
-/// The outages that lasted after `since`, in order of time.
+/// The outages that had not ended before `since`, oldest first.
 pub(super) async fn outages(store: &ApplianceStore, since: Timestamp) -> Result<Vec<SeenOutage>, ApplianceError> {
     let mut all = store.outages(None, MOST_OUTAGES).await?;
     all.retain(|outage| outage.ended_at.is_none_or(|ended| ended >= since));
@@ -164,7 +164,7 @@ fn seen_outage(stored: StoredOutage) -> SeenOutage {
     SeenOutage { began: began_at, ended: ended_at, scope, failed }
 }
 
-/// The windows of a rule's monitors that ended after `since` and are complete, in order of time.
+/// The complete windows of the rule's monitors that ended after `since`, in the order of their ends.
 pub(super) async fn windows(
     store: &ApplianceStore,
     rule: &AlertRule,
@@ -175,7 +175,7 @@ pub(super) async fn windows(
     let length = i64::from(rule.window_minutes.max(1));
     let mut values = Vec::new();
     for stored in store.monitors().await?.into_iter().filter(|stored| rule.concerns(&stored.monitor.name)) {
-        // The first window that ends after `since`.
+        // The start of the first window that ends after `since`.
         let first = minute_of(since).div_euclid(length) * length;
         let rows = store.monitor_rows(stored.number, Resolution::Minutes, first, minute_of(now) + 1).await?;
         let mut tallies = BTreeMap::<i64, (ProbeTally, i64)>::new();
@@ -214,7 +214,7 @@ fn time(minute: i64) -> Option<Timestamp> {
     Timestamp::from_second(minute.checked_mul(60)?).ok()
 }
 
-/// What a rule would have done from `since` to `now`.
+/// Replays what a rule would have done from `since` to `now`.
 pub(super) async fn preview(
     store: &ApplianceStore,
     rule: &AlertRule,
@@ -255,7 +255,7 @@ pub(super) async fn preview(
     Ok(preview::replay(rule, &past, since, now))
 }
 
-/// The values of a metric of tests, in order of time.
+/// The values of a metric in the tests from `since` to `until`, in the order in which the tests ended.
 async fn tests(
     store: &ApplianceStore,
     metric: AlertMetric,
@@ -285,7 +285,8 @@ async fn tests(
     Ok(values)
 }
 
-/// When the complete tests since `since` began, in order of time, and before them the last one before `since`.
+/// When the complete tests since `since` began, oldest first. The list begins with the last complete test before
+/// `since`.
 async fn results(store: &ApplianceStore, since: Timestamp) -> Result<Vec<Timestamp>, ApplianceError> {
     let mut all = store.last_complete_run(since).await?.into_iter().collect::<Vec<_>>();
     all.extend(store.test_values(AlertMetric::Silence, since).await?.into_iter().map(|(_, at, _)| at));

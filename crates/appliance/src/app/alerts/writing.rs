@@ -1,4 +1,5 @@
-//! The writes when an alert opens or closes: the row, and the message with its time. Pure except for the new ids.
+//! Makes the writes for an alert that opens or closes: the row, and the message with its time. Pure except for the new
+//! ids.
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -7,7 +8,7 @@ use crate::alerts::message::{AlertFacts, AlertMessage, MessageKind, Urgency};
 use crate::alerts::{AlertAction, AlertFinding, AlertWords, wording};
 use crate::store::{AlertRecord, AlertWrite, NewMessage, StoredAlert, StoredRule};
 
-/// The write for an action; `None` if the action opens or closes nothing. `open` is the open alert of the subject.
+/// The write for an action; `None` if the action opens or closes nothing. `open` is the id of the subject's open alert.
 pub(super) fn write_of(
     stored: &StoredRule,
     action: AlertAction,

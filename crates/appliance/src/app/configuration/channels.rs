@@ -1,5 +1,5 @@
-//! The channels of a configuration. A secret that the configuration does not contain keeps its stored value, as long as
-//! the channel keeps its server.
+//! Compares the channels of a configuration with the stored channels. If the configuration does not contain a secret,
+//! the stored secret is kept, as long as the channel keeps its server.
 
 use std::path::Path;
 
@@ -17,16 +17,16 @@ use crate::app::delivery::checked_program;
 use crate::error::ApplianceError;
 use crate::store::{ChannelWrite, FileChanges, StorageError, StoredChannel};
 
-/// A channel, and whether it gets messages.
+/// A channel of a configuration, and whether it receives messages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfiguredChannel {
-    /// Whether it gets messages.
+    /// Whether messages are sent to the channel.
     pub enabled: bool,
-    /// The channel.
+    /// The definition of the channel.
     #[serde(flatten)]
     pub channel: Channel,
-    /// New secrets. An absent secret keeps its stored value if the channel keeps its server. Answers never contain
-    /// secrets.
+    /// The new secrets of the channel. An absent secret keeps its stored value if the channel keeps its server. A
+    /// configuration that the appliance returns never contains secrets.
     #[serde(default, skip_serializing_if = "has_none")]
     pub secrets: ChannelSecrets,
 }
@@ -63,8 +63,9 @@ impl StoredObject for KnownChannel {
     }
 }
 
-/// The changes of the channels, and the differences for the user. Without `may_change_commands`, a change of a channel
-/// that runs a program of this host is an error.
+/// Compares the channels of a configuration with the stored channels. Returns the changes to store, and the differences
+/// to show to the user. Without `may_change_commands`, a change of a channel that runs a program of this host is an
+/// error.
 pub(super) fn compare_channels(
     known: &[KnownChannel],
     wanted: Vec<ConfiguredChannel>,
@@ -85,8 +86,8 @@ pub(super) fn compare_channels(
         let secrets = secrets.or(kept.map(|known| known.secrets.clone()).unwrap_or_default());
         let checked = channel.with_secrets(secrets).and_then(NewChannel::checked);
         let (channel, secrets) = checked.map_err(|error| refused(error.into()))?;
-        // A channel that becomes a command, or stops being one, gets a new id, so that its id always keeps the kind
-        // that was checked.
+        // A channel that starts or stops being a command gets a new id, so that each id always keeps the kind of
+        // channel that was checked.
         let is_command = channel.destination.is_command();
         let replaces = stored.filter(|known| known.stored.channel.destination.is_command() == is_command);
         let id = replaces.map_or_else(Uuid::now_v7, KnownChannel::id);
@@ -133,7 +134,7 @@ pub(super) fn compare_channels(
     Ok((FileChanges { written, unchanged, removed }, changes))
 }
 
-/// The values that differ. For a secret, only that it differs, without its value.
+/// The values of a channel that change. A changed secret is only named, without its value.
 fn changed_values(known: &KnownChannel, write: &ChannelWrite) -> Vec<ValueChange> {
     let (enabled, channel, secrets) = (write.enabled, write.channel.clone(), ChannelSecrets::default());
     let mut values =

@@ -1,4 +1,5 @@
-//! The differences between the objects of a configuration and the stored ones, for every kind of object. Pure.
+//! Finds the differences between the objects of a configuration and the stored objects, for every kind of object. Pure:
+//! no I/O, no clock.
 
 use std::collections::BTreeSet;
 
@@ -9,47 +10,47 @@ use uuid::Uuid;
 
 use crate::error::ApplianceError;
 
-/// A difference between a configuration and the store.
+/// A difference between an object of a configuration and the stored object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigurationChange {
-    /// `reflector`, `schedule`, `monitor`, `plan`, `channel` or `rule`.
+    /// The kind of the object: `reflector`, `schedule`, `monitor`, `plan`, `channel` or `rule`.
     pub object: String,
     /// The name of the object; for a renamed object, the old name.
     pub name: String,
-    /// What is done.
+    /// What is done with the object.
     pub action: ChangeAction,
-    /// The values that change.
+    /// The values of the object that change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<ValueChange>,
 }
 
-/// What is done with an object.
+/// What is done with an object when a configuration is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeAction {
-    /// It is new.
+    /// The object is added, because it is not stored yet.
     Added,
-    /// It has other values.
+    /// The object is changed, because the stored object has other values.
     Changed,
-    /// An earlier file made it, and this one does not have it.
+    /// The object is removed: an earlier configuration file made it, and the present file does not contain it.
     Removed,
 }
 
-/// A value that changes.
+/// A value of an object that changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ValueChange {
-    /// The value, as a path of names.
+    /// The names that lead to the value in the object, separated by dots.
     pub value: String,
-    /// The stored one; absent if there is none.
+    /// The stored value; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Value>,
-    /// The new one; absent if there is none.
+    /// The new value; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<Value>,
 }
 
 impl ChangeAction {
-    /// The word.
+    /// The word for this action, as in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Added => "added",
@@ -59,9 +60,9 @@ impl ChangeAction {
     }
 }
 
-/// A stored object that a file describes by its name.
+/// A stored object that a configuration file identifies by its name.
 pub(super) trait StoredObject {
-    /// The word for the kind of object, as in a [`ConfigurationChange`].
+    /// The word for the kind of object in [`ConfigurationChange::object`].
     const KIND: &'static str;
 
     fn id(&self) -> Uuid;
@@ -69,24 +70,24 @@ pub(super) trait StoredObject {
     fn is_from_file(&self) -> bool;
 }
 
-/// Compares the objects of one kind in a file with the stored ones. The case of names is ignored.
+/// Compares the objects of one kind in a configuration file with the stored objects. The case of names is ignored.
 pub(super) struct ObjectComparison<'a, S> {
     stored: &'a [S],
-    /// The names in the file so far, in lower case.
+    /// The names of the file's objects that were compared so far, in lower case.
     names: BTreeSet<String>,
-    /// The stored objects that the file describes.
+    /// The ids of the stored objects that the file describes.
     described: BTreeSet<Uuid>,
     compared: Compared,
 }
 
-/// What a comparison found.
+/// What a comparison of objects found.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
-    /// Every difference, in the order of the file; removed objects last.
+    /// Every difference, in the order of the file. Removed objects come last.
     pub(super) changes: Vec<ConfigurationChange>,
-    /// The objects that are stored as the file describes them, and that count as made by the file.
+    /// The ids of the stored objects that the file does not change. They count as made by the file from now on.
     pub(super) unchanged: Vec<Uuid>,
-    /// The objects that an earlier file made, and that this one does not describe.
+    /// The ids of the stored objects that an earlier file made and that the present file does not describe.
     pub(super) removed: Vec<Uuid>,
 }
 
@@ -95,23 +96,23 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         Self { stored, names: BTreeSet::new(), described: BTreeSet::new(), compared: Compared::default() }
     }
 
-    /// Notes the name of an object of the file; `false` if the file has it twice.
+    /// Records the name of an object of the file. Returns `false` if the file has the name twice.
     pub(super) fn is_new_name(&mut self, name: &str) -> bool {
         self.names.insert(name.to_lowercase())
     }
 
-    /// The stored object with this name.
+    /// The stored object with this name; `None` if there is none.
     pub(super) fn find(&self, name: &str) -> Option<&'a S> {
         self.stored.iter().find(|stored| stored.name().to_lowercase() == name.to_lowercase())
     }
 
-    /// Records that the file contains an object that is not stored.
+    /// Records that the file contains an object with this name that is not stored.
     pub(super) fn added(&mut self, name: &str) {
         self.compared.changes.push(change(S::KIND, name, ChangeAction::Added, Vec::new()));
     }
 
-    /// Records that the file describes this object, and the values that differ. Returns whether any do. If none does,
-    /// the object counts as made by the file from now on.
+    /// Records that the file describes the object `stored`, and which of its values change. Returns whether any value
+    /// changes. If none does, the object counts as made by the file from now on.
     pub(super) fn is_changed(&mut self, stored: &S, values: Vec<ValueChange>) -> bool {
         let is_changed = self.differs(stored, values);
         if !is_changed {
@@ -120,8 +121,8 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         is_changed
     }
 
-    /// As [`ObjectComparison::is_changed`], for an object that the caller may not change: whether it counts as made by
-    /// a file stays as it is.
+    /// Does the same as [`ObjectComparison::is_changed`] for an object that the caller must not change: whether the
+    /// object counts as made by a file stays as it is.
     pub(super) fn differs(&mut self, stored: &S, values: Vec<ValueChange>) -> bool {
         self.described.insert(stored.id());
         let differs = !values.is_empty();
@@ -131,7 +132,8 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         differs
     }
 
-    /// Ends the comparison. Objects that an earlier file made and that this file does not describe are removed.
+    /// Ends the comparison. Objects that an earlier file made and that the present file does not describe are to be
+    /// removed.
     pub(super) fn end(mut self) -> Compared {
         for gone in self.stored.iter().filter(|stored| stored.is_from_file() && !self.described.contains(&stored.id()))
         {
@@ -146,13 +148,13 @@ pub(super) fn change(object: &str, name: &str, action: ChangeAction, values: Vec
     ConfigurationChange { object: object.to_owned(), name: name.to_owned(), action, values }
 }
 
-/// The error of an object of the configuration.
+/// Adds to the error `source` which object of the configuration caused it.
 pub(super) fn in_configuration(object: &str, name: &str, source: ApplianceError) -> ApplianceError {
     let object = format!("{object} {name}").trim_end().to_owned();
     ApplianceError::InConfiguration { object, source: Box::new(source) }
 }
 
-/// The values that differ, by their paths.
+/// The values that differ between two objects, each with the names that lead to it.
 pub(super) fn differences<T: Serialize>(from: &T, to: &T) -> Vec<ValueChange> {
     let value = |object: &T| serde_json::to_value(object).unwrap_or_default();
     let mut changes = Vec::new();
@@ -178,7 +180,7 @@ fn compare(path: &str, from: Option<&Value>, to: Option<&Value>, changes: &mut V
 mod tests {
     use super::*;
 
-    /// A stored object with its mark.
+    /// A stored object: its id, its name, and whether a file made it.
     struct Row(u128, &'static str, bool);
 
     impl StoredObject for Row {

@@ -1,5 +1,5 @@
-//! The configuration that a file can describe: the names of the paired reflectors, the schedules, the monitors, the plan, the
-//! channels and the rules, each in a file of its own. The shell that reads the clock for its changes.
+//! The configuration of this appliance that a file can describe: the names of the paired reflectors, the schedules, the
+//! monitors, the plan, the channels and the rules. Each kind of object has a module. Reads the clock to date changes.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the changes")]
 
@@ -35,25 +35,25 @@ use channels::KnownChannel;
 use reflectors::ReflectorRenames;
 use rules::RuleChanges;
 
-/// What a configuration file describes.
+/// The part of the appliance's state that a configuration file describes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceConfiguration {
-    /// The names of paired reflectors. Others keep theirs.
+    /// The names of paired reflectors. A paired reflector that is not in the list keeps its name.
     #[serde(default)]
     pub reflectors: Vec<ReflectorName>,
-    /// The schedules.
+    /// The schedules of tests.
     #[serde(default)]
     pub schedules: Vec<ConfiguredSchedule>,
-    /// The monitors.
+    /// The monitors, which probe their targets at intervals.
     #[serde(default)]
     pub monitors: Vec<ConfiguredMonitor>,
-    /// The plan.
+    /// The plan, with the rates that the contract promises; absent if none is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
-    /// The channels.
+    /// The channels to which messages about alerts are sent.
     #[serde(default)]
     pub channels: Vec<ConfiguredChannel>,
-    /// The rules.
+    /// The rules by which alerts open and close.
     #[serde(default)]
     pub rules: Vec<ConfiguredRule>,
 }
@@ -61,14 +61,14 @@ pub struct DeviceConfiguration {
 /// How a configuration is applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ApplyMode {
-    /// Whether to find only the differences, and change nothing.
+    /// Whether to find the differences without changing anything.
     pub is_rehearsal: bool,
     /// Whether channels that run a program of this host may be added, changed and removed.
     pub may_change_commands: bool,
 }
 
 impl Appliance {
-    /// The configuration as it is stored.
+    /// The stored configuration of this appliance, without secrets.
     pub async fn configuration(&self) -> Result<DeviceConfiguration, ApplianceError> {
         let store = self.reading_store().await?;
         let reflectors = store.reflectors().await?;
@@ -83,8 +83,8 @@ impl Appliance {
         })
     }
 
-    /// Changes the store to match the configuration. Returns the differences. An object that is not in the
-    /// configuration is removed only if an earlier configuration made it.
+    /// Changes the store to match the configuration `wanted`, except in a rehearsal. Returns the differences. An object
+    /// that is not in `wanted` is removed only if an earlier configuration made it.
     pub async fn apply_configuration(
         &self,
         wanted: DeviceConfiguration,
@@ -125,7 +125,7 @@ impl Appliance {
     }
 }
 
-/// The names of the channels after a change, in lower case.
+/// The names of all channels after a change, in lower case.
 fn names_after(known: &[KnownChannel], changes: &FileChanges<ChannelWrite>) -> BTreeSet<String> {
     let kept = known.iter().filter(|known| !changes.removed.contains(&known.stored.id));
     let kept = kept.map(|known| &known.stored.channel.name);

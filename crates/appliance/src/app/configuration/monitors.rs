@@ -1,4 +1,4 @@
-//! The monitors of a configuration.
+//! Compares the monitors of a configuration with the stored monitors.
 
 use std::collections::BTreeSet;
 
@@ -11,12 +11,12 @@ use crate::error::ApplianceError;
 use crate::monitor::{Monitor, MonitorTarget};
 use crate::store::{FileChanges, MonitorWrite, Reflector, StorageError, StoredMonitor, find_reflector, target_after};
 
-/// A monitor, and whether it probes.
+/// A monitor of a configuration, and whether it probes its target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfiguredMonitor {
-    /// Whether it probes.
+    /// Whether the monitor probes its target.
     pub enabled: bool,
-    /// The monitor.
+    /// The definition of the monitor.
     #[serde(flatten)]
     pub monitor: Monitor,
 }
@@ -52,8 +52,8 @@ pub(super) fn with_names(stored: Vec<StoredMonitor>, before: &[Reflector], after
     stored.into_iter().map(named).collect()
 }
 
-/// The changes of the monitors, and the differences for the user. `reflectors` and the targets of `stored` have the new
-/// names already.
+/// Compares the monitors of a configuration with the stored monitors. Returns the changes to store, and the differences
+/// to show to the user. `reflectors` and the targets of `stored` must already have the new names of the reflectors.
 pub(super) fn compare_monitors(
     stored: &[StoredMonitor],
     wanted: Vec<ConfiguredMonitor>,
@@ -77,7 +77,7 @@ pub(super) fn compare_monitors(
         let known = comparison.find(&name).or_else(|| take_renamed(&mut unnamed, &wanted.monitor, reflectors));
         let has_target = known.is_some_and(|known| is_same_target(&known.monitor.target, target, reflectors));
         if !has_target {
-            // A monitor of a reflector that is not paired would never begin.
+            // A monitor of a reflector that is not paired could never probe it.
             check_target(target, reflectors).map_err(refused)?;
         }
         let ConfiguredMonitor { enabled, monitor } = wanted.clone();
@@ -104,8 +104,8 @@ pub(super) fn compare_monitors(
     Ok((FileChanges { written, unchanged, removed }, changes))
 }
 
-/// Takes the stored monitor that was renamed to `monitor`: the one with the same target and interval, or else the only
-/// one with the same target.
+/// Finds the stored monitor that was renamed to `monitor`, and removes it from `unnamed`. It is the monitor with the
+/// same target and interval, or else the only monitor with the same target.
 fn take_renamed<'a>(
     unnamed: &mut Vec<&'a StoredMonitor>,
     monitor: &Monitor,
@@ -120,7 +120,7 @@ fn take_renamed<'a>(
     Some(unnamed.remove(at))
 }
 
-/// Whether both are the same target. A reflector can be named in several ways.
+/// Whether both targets are the same. One reflector can be named in several ways.
 fn is_same_target(one: &MonitorTarget, other: &MonitorTarget, reflectors: &[Reflector]) -> bool {
     let id = |target: &MonitorTarget| match target {
         MonitorTarget::Reflector(name) => find_reflector(reflectors.to_vec(), name).ok().map(|found| found.endpoint_id),
@@ -136,8 +136,8 @@ fn check_target(target: &MonitorTarget, reflectors: &[Reflector]) -> Result<(), 
     }
 }
 
-/// The Endpoint ID of the reflector, if the service would add a monitor of this name for it. If it is stored with the
-/// monitor, the service adds none.
+/// The Endpoint ID of the monitor's reflector, if the service would add a monitor of this name for that reflector by
+/// itself. Storing the Endpoint ID with the monitor prevents that the service adds another one.
 fn place_of_default(monitor: &Monitor, reflectors: &[Reflector]) -> Option<String> {
     let MonitorTarget::Reflector(wanted) = &monitor.target else { return None };
     let reflector = find_reflector(reflectors.to_vec(), wanted).ok()?;

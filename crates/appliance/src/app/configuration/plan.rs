@@ -1,15 +1,15 @@
-//! The plan of a configuration. An appliance has one plan at most.
+//! Compares the plan of a configuration with the stored plan. An appliance has at most one plan.
 
 use super::compare::{ChangeAction, ConfigurationChange, change, differences, in_configuration};
 use crate::error::ApplianceError;
 use crate::plan::Plan;
 use crate::store::{PlanWrite, StoredPlan};
 
-/// The word for the plan in a change.
+/// The word for the plan in a [`ConfigurationChange`].
 const KIND: &str = "plan";
 
-/// The change of the plan, and the difference for the user. Without a plan in the file, a plan that no file made is
-/// kept.
+/// Returns the change of the plan to store, and the difference to show to the user. If the configuration has no plan, a
+/// stored plan that no file made is kept.
 pub(super) fn compare_plan(
     stored: Option<StoredPlan>,
     wanted: Option<Plan>,

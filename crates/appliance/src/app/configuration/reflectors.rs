@@ -1,4 +1,5 @@
-//! The names of the paired reflectors. A file pairs with no reflector and removes none.
+//! Compares the names of reflectors in a configuration with the stored names. A configuration neither pairs nor removes
+//! a reflector.
 
 use std::collections::BTreeSet;
 
@@ -10,15 +11,15 @@ use super::compare::{ChangeAction, ConfigurationChange, ValueChange, change, in_
 use crate::error::ApplianceError;
 use crate::store::{Reflector, StorageError};
 
-/// The word for a reflector in a change.
+/// The word for a reflector in a [`ConfigurationChange`].
 const KIND: &str = "reflector";
 
-/// The name of a paired reflector.
+/// The name that a configuration gives to a paired reflector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReflectorName {
-    /// The reflector.
+    /// The Endpoint ID of the paired reflector.
     pub endpoint_id: EndpointId,
-    /// Its name.
+    /// The name of the reflector on this appliance.
     pub name: PeerText,
 }
 
@@ -28,14 +29,15 @@ impl From<&Reflector> for ReflectorName {
     }
 }
 
-/// The new names of reflectors, and the differences.
+/// The reflectors to rename with their new names, and the differences to show to the user.
 #[derive(Debug, Default)]
 pub(super) struct ReflectorRenames {
     pub(super) renamed: Vec<(EndpointId, PeerText)>,
     pub(super) changes: Vec<ConfigurationChange>,
 }
 
-/// Gives the reflectors the wanted names.
+/// Gives the wanted names to `reflectors`. Fails if two of them would have the same name, or if a wanted one is not
+/// paired.
 pub(super) fn rename(
     reflectors: &mut [Reflector],
     wanted: &[ReflectorName],

@@ -1,4 +1,5 @@
-//! The rules of a configuration. A rule that would judge differently is replaced by a new one: its open alerts close.
+//! Compares the rules of a configuration with the stored rules. If a rule changes so that it would judge differently, a
+//! new rule replaces it, and its open alerts close.
 
 use std::collections::BTreeSet;
 
@@ -13,12 +14,12 @@ use crate::app::alerts::closings;
 use crate::error::ApplianceError;
 use crate::store::{AlertWrite, FileChanges, RuleFileWrite, StorageError, StoredAlert, StoredRule};
 
-/// A rule, and whether it judges.
+/// A rule of a configuration, and whether it judges measurements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfiguredRule {
-    /// Whether it judges.
+    /// Whether the rule judges measurements.
     pub enabled: bool,
-    /// The rule.
+    /// The definition of the rule.
     #[serde(flatten)]
     pub rule: AlertRule,
 }
@@ -45,16 +46,17 @@ impl StoredObject for StoredRule {
     }
 }
 
-/// The changes of the rules.
+/// The changes of the rules to store, and those of their alerts.
 #[derive(Default)]
 pub(super) struct RuleChanges {
     pub(super) rules: FileChanges<RuleFileWrite>,
-    /// The closings of the open alerts of rules that end.
+    /// The closings of the open alerts of rules that are removed, disabled or replaced.
     pub(super) closings: Vec<AlertWrite>,
 }
 
-/// The changes of the rules, and the differences for the user. `channels` are the names of the channels after the
-/// change, in lower case; `open` are the open alerts.
+/// Compares the rules of a configuration with the stored rules. Returns the changes to store, and the differences to
+/// show to the user. `channels` are the names of the channels after the change, in lower case; `open` are the open
+/// alerts.
 pub(super) fn compare_rules(
     stored: &[StoredRule],
     wanted: Vec<ConfiguredRule>,
@@ -111,7 +113,7 @@ pub(super) fn compare_rules(
     Ok((RuleChanges { rules: FileChanges { written, unchanged, removed }, closings: all_closings }, changes))
 }
 
-/// Whether both rules judge every value alike. Only the name, the channels and the quiet hours may differ.
+/// Whether both rules judge every value alike: only the name, the channels and the quiet hours may differ.
 fn judges_alike(one: &AlertRule, other: &AlertRule) -> bool {
     let messages = AlertRule { channels: other.channels.clone(), quiet_hours: other.quiet_hours, ..one.clone() };
     AlertRule { name: other.name.clone(), ..messages } == *other

@@ -1,4 +1,4 @@
-//! The schedules of a configuration.
+//! Compares the schedules of a configuration with the stored schedules.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -12,12 +12,12 @@ use crate::error::ApplianceError;
 use crate::schedule::Schedule;
 use crate::store::{FileChanges, Reflector, ScheduleWrite, StorageError, StoredSchedule};
 
-/// A schedule, and whether it runs. Its expected data is ignored.
+/// A schedule of a configuration, and whether it runs. The `expected_bytes` of the schedule is ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfiguredSchedule {
-    /// Whether it runs.
+    /// Whether the schedule runs.
     pub enabled: bool,
-    /// The schedule.
+    /// The definition of the schedule.
     #[serde(flatten)]
     pub schedule: Schedule,
 }
@@ -44,7 +44,8 @@ impl StoredObject for StoredSchedule {
     }
 }
 
-/// The changes of the schedules, and the differences for the user. `reflectors` have the new names already.
+/// Compares the schedules of a configuration with the stored schedules. Returns the changes to store, and the
+/// differences to show to the user. `reflectors` must already have their new names.
 pub(super) async fn compare_schedules(
     device: &Appliance,
     stored: &[StoredSchedule],
@@ -87,7 +88,7 @@ pub(super) async fn compare_schedules(
     Ok((FileChanges { written, unchanged, removed }, changes))
 }
 
-/// Checks that a schedule can be accepted.
+/// Checks that this appliance can accept a schedule.
 async fn check(
     device: &Appliance,
     schedule: &Schedule,

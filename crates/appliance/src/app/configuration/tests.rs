@@ -1,4 +1,4 @@
-//! Tests of `apply`, on a database of each engine.
+//! Tests of applying a configuration, on each database engine.
 
 use paramedic_link::EndpointId;
 
@@ -31,7 +31,7 @@ fn scheduled(name: &str, peer: &str) -> ConfiguredSchedule {
     ConfiguredSchedule { enabled: true, schedule }
 }
 
-/// A device with two reflectors for each engine.
+/// For each database engine, an appliance that is paired with two reflectors, and its state folder.
 async fn paired_devices() -> Vec<(tempfile::TempDir, Appliance)> {
     let devices = devices();
     for (_, device) in &devices {
@@ -49,7 +49,7 @@ async fn the_store_becomes_as_the_file_says_and_only_its_own_rows_are_removed() 
         let by_hand = scheduled("by_hand", "attic");
         device.add_schedule(by_hand.schedule.clone()).await.unwrap();
         let file = DeviceConfiguration {
-            // The two exchange their names.
+            // The two reflectors exchange their names.
             reflectors: vec![named(1, "cellar"), named(2, "attic")],
             schedules: vec![scheduled("nightly", "cellar"), scheduled("Weekly", "attic")],
             ..DeviceConfiguration::default()
@@ -82,7 +82,7 @@ async fn the_store_becomes_as_the_file_says_and_only_its_own_rows_are_removed() 
         let changed = device.schedule("nightly").await.unwrap().stored;
         assert_eq!((changed.id, changed.added_at), (added.id, added.added_at), "its runs are its own");
         assert!(changed.decided_until >= added.decided_until);
-        // A schedule that a user added stays, until a file has it.
+        // A schedule that a user added stays, but once a file has contained it, a later file without it removes it.
         let names = async || device.schedules().await.unwrap().into_iter().map(|all| all.stored.schedule.name);
         assert_eq!(names().await.collect::<Vec<_>>(), ["by_hand", "nightly"]);
         let all = device.configuration().await.unwrap();
@@ -156,7 +156,7 @@ fn monitors(monitors: &[ConfiguredMonitor]) -> DeviceConfiguration {
     DeviceConfiguration { monitors: monitors.to_vec(), ..DeviceConfiguration::default() }
 }
 
-/// Name, number, target and mark of each monitor.
+/// The name, the number and the target of each stored monitor, and whether a file made it.
 async fn stored(device: &Appliance) -> Vec<(String, i64, String, bool)> {
     let all = device.stored_monitors().await.unwrap().into_iter();
     all.map(|one| (one.monitor.name, one.number, one.monitor.target.to_string(), one.from_file)).collect()
@@ -166,7 +166,7 @@ fn row(name: &str, number: i64, target: &str, from_file: bool) -> (String, i64, 
     (name.to_owned(), number, target.to_owned(), from_file)
 }
 
-/// Object, name and action of each change.
+/// The object, the name and the action of each change.
 fn seen(changes: &[ConfigurationChange]) -> Vec<(&str, &str, ChangeAction)> {
     changes.iter().map(|change| (&*change.object, &*change.name, change.action)).collect()
 }
@@ -177,7 +177,7 @@ async fn a_file_makes_monitors_and_removes_only_its_own() {
         device.ensure_monitors().await.unwrap();
         device.add_monitor(Monitor::new("by_hand", "host:192.0.2.1".parse().unwrap(), None)).await.unwrap();
         let file = monitors(&[
-            // The service has added this one.
+            // The service has added a monitor with this name.
             monitor("Attic", "reflector:attic", 5),
             monitor("office", "host:192.0.2.2", 1),
             ConfiguredMonitor { enabled: false, ..monitor("off", "dns:192.0.2.53/example.org", 30) },
@@ -252,7 +252,7 @@ async fn a_renamed_monitor_keeps_what_it_measured_and_one_with_another_target_be
             row("rarely", 2, "reflector:Attic", true),
         ];
         assert_eq!(stored(&device).await, expected);
-        // With another interval too, if there is one candidate alone.
+        // A renamed monitor can also have another interval, if it is the only candidate.
         apply(&[monitor("office", "host:192.0.2.2", 1), monitor("one", "reflector:attic", 2)]).await;
         let names = stored(&device).await.into_iter().map(|(name, number, ..)| (name, number)).collect::<Vec<_>>();
         assert_eq!(names, [("office".to_owned(), 4), ("one".to_owned(), 5)], "which of the two is not known");
@@ -270,7 +270,7 @@ async fn a_renamed_reflector_is_what_its_monitors_probe() {
             ..monitors(&[monitor("slow", target, 10)])
         };
         device.apply_configuration(file(&[], "reflector:attic"), REAL).await.unwrap();
-        // The two exchange their names.
+        // The two reflectors exchange their names.
         let exchanged = file(&[named(1, "cellar"), named(2, "attic")], "reflector:cellar");
         let changes = device.apply_configuration(exchanged.clone(), REAL).await.unwrap();
         assert_eq!(changes.iter().filter(|change| change.object == "monitor").count(), 0, "{changes:?}");
@@ -299,7 +299,7 @@ async fn monitors_that_are_not_possible_change_nothing() {
             assert!(refused.to_string().starts_with(said), "{refused}");
             assert_eq!(stored(&device).await, []);
         }
-        // A reflector that was removed does not keep the rest of a file from being applied.
+        // A file is applied even if one of its monitors has a reflector that was removed.
         let file = monitors(&[good, monitor("slow", "reflector:attic", 10)]);
         device.apply_configuration(file.clone(), REAL).await.unwrap();
         device.remove_reflector("attic").await.unwrap();
@@ -307,7 +307,7 @@ async fn monitors_that_are_not_possible_change_nothing() {
     }
 }
 
-/// A channel of a file, from its JSON.
+/// A channel of a configuration, parsed from JSON.
 fn channel(json: &str) -> ConfiguredChannel {
     serde_json::from_str(json).unwrap()
 }
@@ -317,7 +317,7 @@ fn channels(wanted: &[&str]) -> DeviceConfiguration {
     DeviceConfiguration { channels, ..DeviceConfiguration::default() }
 }
 
-/// What changed: object, name, action, paths of the values.
+/// What changed: the object with its name, the action, and the names that lead to each value.
 fn seen_values(changes: &[ConfigurationChange]) -> Vec<(String, ChangeAction, Vec<&str>)> {
     let one = |change: &ConfigurationChange| format!("{} {}", change.object, change.name);
     changes.iter().map(|change| (one(change), change.action, value_names(change).collect())).collect()
@@ -343,7 +343,7 @@ async fn a_secret_stays_only_while_its_channel_keeps_its_server() {
             [("channel hook".to_owned(), ChangeAction::Added, vec![])]
         );
         assert_eq!(apply(&[hook]).await.unwrap(), []);
-        // An export has no secrets, and changes nothing.
+        // An exported configuration has no secrets, and changes nothing when it is applied.
         let exported = device.configuration().await.unwrap();
         let text = serde_json::to_string(&exported).unwrap();
         assert!(!text.contains("geheim") && text.contains("hooks.example.org"), "{text}");
@@ -363,13 +363,13 @@ async fn a_secret_stays_only_while_its_channel_keeps_its_server() {
         assert!(!shown.contains("geheim") && !shown.contains("anders"), "{shown}");
         assert_eq!(secrets().await.token.unwrap().expose(), "tk_anders");
 
-        // What is sent to another server is in the file.
+        // For another server, the file must contain the secrets that are sent there.
         for (wanted, said) in [
-            (elsewhere, "channel hook: a webhook without a URL keeps"),
+            (elsewhere, "channel hook: a webhook needs a URL"),
             // The stored token would go to the server of the new URL.
             (
                 &hook.replace("example.org/geheim\", \"token\": \"tk_geheim\"", "example.net/geheim\""),
-                "channel hook: the URL is not on the server",
+                "channel hook: the URL of the webhook is not on the server",
             ),
             (mail, "channel mail: a user needs a password"),
             (&hook.replace("\"url\"", "\"password\""), "channel hook: a channel of kind webhook has no password"),
@@ -407,9 +407,10 @@ async fn a_command_is_changed_only_where_that_is_allowed() {
         assert!(refused.starts_with("channel run: a command channel can be added"), "{refused}");
         assert_eq!(device.channels().await.unwrap(), []);
         apply(&[&command("a", true)], REAL).await.unwrap();
-        // It is there, so a file may describe it as it is.
+        // The command is stored already, so a file may describe it without a change.
         assert_eq!(apply(&[&command("a", true)], remote).await.unwrap(), []);
-        // One that no file made does not become one of a file by that: a later file would remove it.
+        // A command that no file made does not count as made by a file after that, because then a later file would
+        // remove it.
         let own = r#"{"name": "own", "kind": "command", "program": "/bin/true"}"#;
         let own = serde_json::from_str::<crate::alerts::channel::NewChannel>(own).unwrap();
         device.add_channel(own).await.unwrap();
@@ -429,7 +430,8 @@ async fn a_command_is_changed_only_where_that_is_allowed() {
         let missing = command("a", true).replace("/bin/true", "/bin/no-such-program");
         let refused = apply(&[&missing], REAL).await.unwrap_err().to_string();
         assert!(refused.starts_with("channel run: /bin/no-such-program"), "{refused}");
-        // A change between a command and another kind makes another channel: what was checked keeps its kind.
+        // A change between a command and another kind of channel makes a new channel, so that each id keeps the kind
+        // that was checked.
         let id = async || device.channel("run").await.unwrap().id;
         let mut ids = std::collections::BTreeSet::from([id().await]);
         for wanted in [ntfy, &command("a", true)] {

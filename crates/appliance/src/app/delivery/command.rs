@@ -1,4 +1,4 @@
-//! Delivery by a command of this host. Shell: files and processes.
+//! Delivers messages by running a command of this host. Does I/O: files, processes.
 
 use std::ffi::OsString;
 use std::io;
@@ -18,19 +18,19 @@ use super::fault::{DeliveryFault, MAX_REASON_CHARS};
 use crate::alerts::channel::{ChannelError, PathPart, ProgramFault};
 use crate::alerts::message::{AlertMessage, Urgency};
 
-/// The number of bytes of output that are kept. An error is in the last lines.
+/// The number of bytes that are kept from the end of a command's output. An error is usually in the last lines.
 const MAX_OUTPUT_BYTES: usize = 4096;
-/// How long to wait for the rest of the output after a command has ended, because a process that it started may keep
-/// the output open.
+/// How long to wait for the rest of the output after a command has ended, because a process that the command started
+/// may keep the output open.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
-/// The maximum number of symbolic links on the path to a program, the same as in the kernel.
+/// The maximum number of symbolic links on the path to a program. The kernel has the same limit.
 const MAX_LINKS: u32 = 40;
 /// How long to wait for the end of a command that was killed.
 const KILL_GRACE: Duration = Duration::from_secs(5);
-/// The environment variables of this process that a command gets. Other variables may contain secrets.
+/// The environment variables of this process that a command inherits. Other variables may contain secrets.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
-/// Runs the command with the message in its environment, and waits for its end.
+/// Runs the command of a channel with the message in environment variables, and waits until the command ends.
 pub(super) async fn run(
     program: &str,
     args: &[String],
@@ -38,7 +38,8 @@ pub(super) async fn run(
     limit: Duration,
 ) -> Result<(), DeliveryFault> {
     let mut command = tokio::process::Command::new(checked_program(Path::new(program))?);
-    // The name of the program is passed as given, because a program with many names, such as busybox, depends on it.
+    // The name of the program is passed as given, because a program with several names, such as busybox, chooses its
+    // function by the name.
     command.arg0(program).args(args).env_clear().envs(environment(message)).current_dir("/");
     for name in INHERITED {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
@@ -47,7 +48,7 @@ pub(super) async fn run(
     // The command gets its own process group, which is killed together with every process that the command started.
     let mut child = command.process_group(0).kill_on_drop(true).spawn().map_err(DeliveryFault::NotStarted)?;
     let group = ProcessGroup::of(child.id());
-    // Separate buffers, because the order of standard output and standard error is not known.
+    // Keeps standard output and standard error apart, because their order is not known.
     let (output, errors) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let mut reading = pin!(async { tokio::join!(drain(stdout, &output), drain(stderr, &errors)) });
@@ -73,7 +74,7 @@ pub(super) async fn run(
         return Ok(());
     }
     if !is_read {
-        // Does not wait longer: the output may be incomplete.
+        // Waits only this long. The text may be incomplete if another process keeps the output open.
         tokio::time::timeout(OUTPUT_GRACE, reading).await.ok();
     }
     let text = |tail: &Mutex<Vec<u8>>| last_text(&tail.lock().unwrap_or_else(PoisonError::into_inner));
@@ -82,8 +83,8 @@ pub(super) async fn run(
     Err(DeliveryFault::Exit { status, output })
 }
 
-/// The path of the program without symbolic links, if only root can change what is run. Follows the path as the kernel
-/// does, and checks each folder and each link on it.
+/// The path of the program with all symbolic links resolved. Fails unless only root can change which file is run.
+/// Follows the path as the kernel does, and checks each folder and each link on it.
 pub(crate) fn checked_program(program: &Path) -> Result<PathBuf, ChannelError> {
     let mut found = PathBuf::from("/");
     check_part(program, &found, false)?;
@@ -111,14 +112,14 @@ pub(crate) fn checked_program(program: &Path) -> Result<PathBuf, ChannelError> {
     Ok(found)
 }
 
-/// One part of a path.
+/// One part of the path to a program.
 enum WayPart {
     Root,
     Above,
     Named(OsString),
 }
 
-/// The parts of a path, the last one first.
+/// The parts of a path in reverse order, to be used as a stack.
 fn parts_of(path: &Path) -> Vec<WayPart> {
     let part = |component: Component<'_>| match component {
         Component::RootDir => Some(WayPart::Root),
@@ -154,7 +155,8 @@ async fn await_killed(ended: impl Future, limit: Duration) {
     tokio::time::timeout(limit, ended).await.ok();
 }
 
-/// The message as environment variables. NUL is removed, because a variable cannot contain it.
+/// The message as environment variables of the command. NUL is removed, because environment variables cannot contain
+/// it.
 fn environment(message: &AlertMessage) -> Vec<(String, String)> {
     let urgency = match message.urgency {
         Urgency::Low => "low",
@@ -181,7 +183,7 @@ fn environment(message: &AlertMessage) -> Vec<(String, String)> {
     variables.into_iter().map(named).collect()
 }
 
-/// Reads to the end, and keeps the last bytes in `tail`.
+/// Reads an output to its end, and keeps its last bytes in `tail`.
 async fn drain(output: Option<impl AsyncRead + Unpin>, tail: &Mutex<Vec<u8>>) {
     let Some(mut output) = output else { return };
     let mut bytes = vec![0; MAX_OUTPUT_BYTES];
@@ -193,7 +195,7 @@ async fn drain(output: Option<impl AsyncRead + Unpin>, tail: &Mutex<Vec<u8>>) {
     }
 }
 
-/// The end of an output, in one line.
+/// The last part of a command's output, in one line.
 fn last_text(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
@@ -201,7 +203,7 @@ fn last_text(output: &[u8]) -> String {
     PeerText::harmless(&lines.chars().skip(surplus).collect::<String>(), MAX_REASON_CHARS)
 }
 
-/// The processes of a command. Dropping this value kills them.
+/// The process group of a command. Dropping this value kills its processes.
 struct ProcessGroup(Option<Pid>);
 
 impl ProcessGroup {
@@ -209,7 +211,7 @@ impl ProcessGroup {
         Self(leader.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
     }
 
-    /// Keeps the processes of a command that has ended: those that it left running are not killed.
+    /// Forgets the group of a command that has ended, so that processes which the command left running are not killed.
     fn release(mut self) {
         self.0 = None;
     }
@@ -278,14 +280,15 @@ mod tests {
     async fn a_command_that_never_ends_is_killed_with_what_it_started() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pids");
-        // Both the shell and its child would run for ever.
+        // Both the shell and its child would run for ever if they were not killed.
         let script = format!("sleep 1000000 & echo $! $$ > {}.new; mv {0}.new {0}; wait", file.display());
         let fault = shell(&script, Duration::from_secs(2)).await.unwrap_err();
         assert!(matches!(fault, DeliveryFault::Endless(_)), "{fault}");
         let pids = std::fs::read_to_string(&file).unwrap();
         for pid in pids.split_whitespace() {
             let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
-            // Killed, it ends as soon as a processor takes it. It may be over already.
+            // The kernel may need a moment to end a killed process, so the test waits. The process may have ended
+            // already.
             let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
             let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
             let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
@@ -345,7 +348,7 @@ mod tests {
         std::os::unix::fs::chown(&file, Some(65_534), None).unwrap();
         assert!(refused(0o755).unwrap().contains("not to root"));
 
-        // Links: who can exchange one chooses the program.
+        // Links are checked too, because a user who can replace a link chooses the program.
         let own = folder.path().join("own");
         std::fs::create_dir(&own).unwrap();
         std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o755)).unwrap();

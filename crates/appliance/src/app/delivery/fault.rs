@@ -1,4 +1,5 @@
-//! Why a message was not delivered, and whether a repetition can help. No error text contains a secret.
+//! The reasons why a message was not delivered, and whether a repeated attempt can help. No error text contains a
+//! secret.
 
 use std::io;
 use std::process::ExitStatus;
@@ -8,7 +9,7 @@ use crate::alerts::backoff::RetryAdvice;
 use crate::alerts::channel::ChannelError;
 use crate::app::web_client::WebFault;
 
-/// The longest reason, in characters.
+/// The maximum length of a stored reason, in characters.
 pub(super) const MAX_REASON_CHARS: usize = 300;
 
 /// Why a message was not delivered.
@@ -20,7 +21,7 @@ pub(crate) enum DeliveryFault {
     /// This host trusts no certificate authority, or the name of the server cannot be in a certificate.
     #[error("cannot set up TLS: {0}")]
     Tls(io::Error),
-    /// The web server refuses the message.
+    /// The web server refused the message with this status.
     #[error("the server answered {status}{}", .name.map(|name| format!(" ({name})")).unwrap_or_default())]
     Status {
         status: u16,
@@ -28,55 +29,55 @@ pub(crate) enum DeliveryFault {
         name: Option<&'static str>,
         advice: RetryAdvice,
     },
-    /// The web server redirects to another URL.
+    /// The web server redirects to another URL, which is not followed.
     #[error("the server redirects to {to}; redirects are not followed: add the channel again with its final URL")]
     Redirect { to: &'static str },
-    /// It took too long.
-    #[error("not delivered within {} s", .0.as_secs())]
+    /// The attempt to deliver the message took longer than this.
+    #[error("the message was not delivered within {} s", .0.as_secs())]
     TimedOut(Duration),
-    /// The mail cannot be made or sent.
+    /// The mail could not be composed or sent, for this reason.
     #[error("{0}")]
     Mail(String),
     /// The mail server permanently refuses the mail.
     #[error("{0}")]
     MailRefused(String),
-    /// The mail server offers no encryption.
+    /// The mail server does not offer STARTTLS, which the channel needs.
     #[error("the server does not offer STARTTLS, so nothing is sent to it")]
     NoStarttls,
-    /// The file of the command may not be run.
+    /// The program of the command is not an executable file that only root can change.
     #[error(transparent)]
     Program(#[from] ChannelError),
-    /// This device did not confirm the stored command.
+    /// The stored command was not confirmed on this device.
     #[error("the command was not confirmed on this device; remove the channel, and add it again")]
     Unconfirmed,
-    /// The command cannot be started.
+    /// The command could not be started.
     #[error("the command cannot be started: {0}")]
     NotStarted(io::Error),
-    /// The command failed.
+    /// The command ended with a failure.
     #[error("the command ended with {status}{output}")]
     Exit {
         status: ExitStatus,
-        /// The end of its output, after a colon; or nothing.
+        /// The end of the command's output, after a colon; empty if there is no output.
         output: String,
     },
-    /// The command did not end.
+    /// The command did not end within this time.
     #[error("the command did not end within {} s and was killed", .0.as_secs())]
     Endless(Duration),
     /// A secret that the channel needs is not in the store.
     #[error("the secrets of the channel are incomplete; remove it, and add it again")]
     SecretMissing,
-    /// A message that a later version of this program stored.
+    /// The stored message cannot be read, because a later version of this program stored it.
     #[error("the message cannot be read: {0}")]
     Unreadable(String),
 }
 
 impl DeliveryFault {
-    /// Whether a repetition can help.
+    /// Whether a repeated attempt to deliver the message can help.
     pub(crate) fn advice(&self) -> RetryAdvice {
         match self {
             Self::Status { advice, .. } => *advice,
             Self::MailRefused(_) | Self::SecretMissing | Self::Unreadable(_) => RetryAdvice::Never,
-            // The owner of the channel, or the other end, may correct the problem.
+            // A later attempt can help, because the owner of the channel or the other end may correct the problem.
             _ => RetryAdvice::LATER,
         }
     }

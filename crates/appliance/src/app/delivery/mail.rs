@@ -1,4 +1,4 @@
-//! Delivery by mail to a submission server. Shell: sockets.
+//! Delivers messages as mail to a submission server. Does I/O: sockets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -33,12 +33,13 @@ use crate::targets::HostPort;
 /// The maximum number of bytes that a server may send in a session. With STARTTLS, the bytes outside of TLS count,
 /// including certificates. With TLS from the first byte, the bytes inside TLS count.
 const MAX_SERVER_BYTES: usize = 256 * 1024;
-/// The position of the dash in a line of an answer that continues: after the three digits of the code.
+/// The position in a line of an SMTP reply after the three digits of the code. A dash there means that more lines
+/// follow.
 const DASH_AT: usize = 3;
 /// How long to wait for the answer to QUIT. At that point the server has already accepted the mail.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Submits the message. A repetition has the same `Message-ID`.
+/// Sends the message as a mail. A repeated attempt uses the same `Message-ID`.
 pub(super) async fn send(
     mail: &MailDestination,
     secrets: &ChannelSecrets,
@@ -59,7 +60,8 @@ pub(super) async fn send(
     }
 }
 
-/// Why the server did not accept the mail, without the server's text, which can repeat what was sent in any form.
+/// Why the server did not accept the mail. Leaves out the server's own text, because that can repeat what was sent,
+/// such as the password, in any form.
 fn reason_of(error: &smtp::Error) -> String {
     match error.status().map(u16::from) {
         Some(code) => format!("the server answered {code} ({})", meaning_of(code)),
@@ -70,7 +72,7 @@ fn reason_of(error: &smtp::Error) -> String {
     }
 }
 
-/// The meaning of a reply code (RFC 5321, section 4.2.3; RFC 4954, section 6).
+/// The meaning of an SMTP reply code (RFC 5321, section 4.2.3; RFC 4954, section 6).
 fn meaning_of(code: u16) -> &'static str {
     match code {
         421 => "it is closing",
@@ -87,7 +89,7 @@ fn meaning_of(code: u16) -> &'static str {
     }
 }
 
-/// Why a mail is not submitted.
+/// Why a mail was not submitted to the server.
 enum MailFault {
     Web(WebFault),
     Tls(io::Error),
@@ -101,7 +103,7 @@ impl From<smtp::Error> for MailFault {
     }
 }
 
-/// The mail and its envelope.
+/// Composes the mail for a message. Returns the mail with its envelope.
 fn composed(mail: &MailDestination, message: &AlertMessage) -> Result<(Envelope, Vec<u8>), DeliveryFault> {
     let wrong = |error: &dyn std::fmt::Display| DeliveryFault::Mail(format!("the mail cannot be made: {error}"));
     let mailbox = |name: Option<&str>, address: &str| {
@@ -119,7 +121,7 @@ fn composed(mail: &MailDestination, message: &AlertMessage) -> Result<(Envelope,
         builder = builder.to(mailbox(None, address)?);
     }
     let mut composed = builder.body(message.text.clone()).map_err(|error| wrong(&error))?;
-    // RFC 3834: asks other programs not to answer automatically.
+    // RFC 3834: this header asks other programs not to answer automatically.
     let name = HeaderName::new_from_ascii_str("Auto-Submitted");
     composed.headers_mut().insert_raw(HeaderValue::new(name, "auto-generated".to_owned()));
     if message.urgency == Urgency::High {
@@ -145,7 +147,7 @@ async fn submit(
     Ok(())
 }
 
-/// A connection that is protected as the channel says.
+/// Opens a connection to the mail server, protected in the way that the channel requires.
 async fn open(mail: &MailDestination) -> Result<AsyncSmtpConnection, MailFault> {
     let connection = |error| MailFault::Web(WebFault::Connection(error));
     let target = HostPort::parse(&mail.server, mail.port).map_err(|error| connection(io::Error::other(error)))?;
@@ -179,7 +181,7 @@ async fn open(mail: &MailDestination) -> Result<AsyncSmtpConnection, MailFault> 
     }
 }
 
-/// TLS 1.2 or 1.3, as mail servers offer it, with the certificate authorities that this host trusts.
+/// A connector for TLS 1.2 and 1.3, as mail servers offer them. Trusts the certificate authorities of this host.
 fn connector() -> io::Result<TlsConnector> {
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
@@ -193,24 +195,24 @@ fn limited<S>(stream: S, peer: SocketAddr, clear: Option<ClearDialogue>) -> Box<
     Box::new(LimitedStream { stream, peer, left: MAX_SERVER_BYTES, clear, is_broken: false })
 }
 
-/// The dialogue before TLS: the greeting, and one answer to each command. An answer ends with the first line whose code
-/// is not followed by a dash (RFC 5321, section 4.2.1). Further text from the server would be taken as sent inside TLS
-/// (<https://nostarttls.secvuln.info>).
+/// Counts the server's answers before TLS: the greeting, and one answer to each command. An answer ends with the first
+/// line whose code is not followed by a dash (RFC 5321, section 4.2.1). Further text of the server is an error, because
+/// the SMTP client would take it as sent inside TLS (<https://nostarttls.secvuln.info>).
 #[derive(Clone, Copy, Debug)]
 struct ClearDialogue {
-    /// The number of answers that may still arrive.
+    /// The number of answers that the server may still send.
     due: usize,
-    /// The number of bytes of the current line so far.
+    /// The number of bytes of the current line that have arrived so far.
     line: usize,
     has_dash: bool,
     is_last: bool,
 }
 
 impl ClearDialogue {
-    /// Before the greeting.
+    /// The state before the server has sent its greeting.
     const BEGIN: Self = Self { due: 1, line: 0, has_dash: false, is_last: false };
 
-    /// Takes the bytes that arrived next. Returns whether any of them come after the last expected answer.
+    /// Takes the bytes that the server sent next. Returns whether any of them come after the last expected answer.
     fn goes_on_after_end(&mut self, new: &[u8]) -> bool {
         for byte in new {
             if self.due == 0 {
@@ -226,7 +228,7 @@ impl ClearDialogue {
         false
     }
 
-    /// The dialogue after the client sent `bytes`; `None` if `bytes` begin TLS.
+    /// The state after the client has sent `bytes`; `None` if `bytes` begin TLS.
     fn after_sending(self, bytes: &[u8]) -> Option<Self> {
         let commands = bytes.iter().filter(|byte| **byte == b'\n').count();
         let next = Self { due: self.due.saturating_add(commands), is_last: bytes.starts_with(b"STARTTLS"), ..self };
@@ -234,21 +236,22 @@ impl ClearDialogue {
     }
 }
 
-/// A connection to a server that fails after [`MAX_SERVER_BYTES`], because the SMTP client keeps a whole answer in
-/// memory.
+/// A connection to a mail server that fails after [`MAX_SERVER_BYTES`] from the server, because the SMTP client keeps a
+/// whole answer in memory.
 #[derive(Debug)]
 struct LimitedStream<S> {
     stream: S,
     peer: SocketAddr,
     left: usize,
-    /// The dialogue of a connection that uses STARTTLS, until TLS begins.
+    /// The count of answers before TLS; `None` if STARTTLS is not used, or once TLS has begun.
     clear: Option<ClearDialogue>,
-    /// Whether reads and writes fail from now on. Otherwise the SMTP client would wait for an answer to its QUIT.
+    /// Whether a check of the server's bytes has failed. Then reads and writes fail too, because otherwise the SMTP
+    /// client would wait for an answer to its QUIT.
     is_broken: bool,
 }
 
 impl<S> LimitedStream<S> {
-    /// Counts the bytes that arrived. Fails if there are too many, or if text before TLS answers no command.
+    /// Counts bytes that the server sent. Fails if there are too many, or if text before TLS answers no command.
     fn check(&mut self, new: &[u8]) -> io::Result<()> {
         let left = self.left.checked_sub(new.len()).ok_or_else(|| io::Error::other("the server sent too much"))?;
         self.left = left;
@@ -324,7 +327,8 @@ mod tests {
         }
     }
 
-    /// A server that answers each line as `script` says: a text that the line begins with, and the answer. Returns the lines.
+    /// A server that answers by `script`: each entry has the start of a line of the client, and the answer to such a
+    /// line. Returns the port of the server, and the lines that it receives.
     fn server(script: &'static [(&'static str, &'static str)]) -> (u16, Receiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, (sender, lines)) = (listener.local_addr().unwrap().port(), channel());
@@ -335,7 +339,7 @@ mod tests {
             let mut is_data = false;
             let mut line = "CONNECT".to_owned();
             loop {
-                // The client may be gone.
+                // Writing fails if the client has closed the connection.
                 let text = match is_data && line != "." {
                     true => None,
                     false => answer(&line),
@@ -415,7 +419,7 @@ mod tests {
                 ("EHLO", "250-mail\r\n250 STARTTLS\r\n"),
                 ("STARTTLS", "220-go\r\n220 on\r\n250-mail\r\n250 AUTH PLAIN\r\n"),
             ]),
-            // The answers to what is sent later, before it is sent.
+            // This server sends the answers to later commands before the client has sent these commands.
             server(&[
                 ("CONNECT", "220 mail\r\n"),
                 ("EHLO", "250-mail\r\n250 STARTTLS\r\n220 go\r\n250 AUTH PLAIN\r\n235 ok\r\n250 ok\r\n"),
@@ -456,7 +460,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_hangs_refuses_or_floods_is_left() {
-        // It accepts, and says nothing.
+        // This server accepts the connection, but sends nothing.
         let (port, _lines) = server(&[]);
         let fault = sent(port, PLAIN, Duration::from_millis(300)).await.unwrap_err();
         assert!(matches!(fault, DeliveryFault::TimedOut(_)), "{fault}");
@@ -475,7 +479,7 @@ mod tests {
         let (port, _lines) = server(&[("CONNECT", "421 busy\r\n"), ("QUIT", "221 bye\r\n")]);
         let fault = sent(port, PLAIN, LIMIT).await.unwrap_err();
         assert!(matches!(&fault, DeliveryFault::Mail(text) if text.contains("421")), "{fault}");
-        // A line without an end.
+        // This server sends a line that does not end.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let flood = std::thread::spawn(move || {

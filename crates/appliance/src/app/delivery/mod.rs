@@ -1,5 +1,5 @@
-//! Delivers the messages that are due: each at least once, and one attempt at a time for each channel. The shell that
-//! reads the clock.
+//! Delivers the messages that are due to their channels: each message at least once, with at most one attempt at a time
+//! for each channel. Reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates attempts")]
 
@@ -33,10 +33,11 @@ use crate::store::{AttemptRecord, DeliveryOutcome, DueDelivery, StoredChannel};
 const IDLE_WAIT: Duration = Duration::from_secs(60);
 /// How long to wait after the store could not be read or written.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long attempts may continue when the service stops. An attempt that is cut off is repeated at the next start.
+/// How long running attempts may continue when the service stops. An attempt that is cut off is repeated at the next
+/// start.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long an attempt may take.
+/// How long an attempt to deliver a message may take, for each kind of channel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AttemptLimits {
     pub(super) web: Duration,
@@ -51,7 +52,7 @@ impl Default for AttemptLimits {
     }
 }
 
-/// Delivers a message to a channel: one attempt.
+/// Makes one attempt to deliver a message to a channel.
 pub(super) async fn deliver(
     (stored, secrets): (&StoredChannel, &ChannelSecrets),
     sealer: &CommandSealer,
@@ -68,13 +69,13 @@ pub(super) async fn deliver(
     }
 }
 
-/// The task that delivers the messages of the service.
+/// Delivers the messages of the service to its channels.
 pub(super) struct DeliveryDesk {
     appliance: Appliance,
     limits: AttemptLimits,
     /// Notified when a message was added or a channel was changed.
     wake: Notify,
-    /// A lock for each channel, which is held during an attempt to deliver to it.
+    /// For each channel, a lock that is held during an attempt to deliver to it.
     turns: Mutex<BTreeMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -83,21 +84,22 @@ impl DeliveryDesk {
         Self { appliance, limits: AttemptLimits::default(), wake: Notify::new(), turns: Mutex::default() }
     }
 
-    /// Wakes the task, because a message was added or a channel was changed.
+    /// Makes [`DeliveryDesk::run`] look for due messages, because a message was added or a channel was changed.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
     }
 
-    /// Waits until no other attempt to deliver to this channel is running, and holds further ones back.
+    /// Waits until no other attempt to deliver to this channel is running. Further attempts wait while the returned
+    /// guard exists.
     pub(super) async fn turn(&self, channel: Uuid) -> OwnedMutexGuard<()> {
         let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(channel).or_default().clone();
         turn.lock_owned().await
     }
 
-    /// Delivers until `stopping` becomes true.
+    /// Delivers messages until `stopping` becomes true.
     pub(super) async fn run(self: &Arc<Self>, mut stopping: watch::Receiver<bool>) {
         let mut attempts = JoinSet::new();
-        // For each running task of an attempt, its channel.
+        // The channel of each running attempt, by the id of the attempt's task.
         let mut busy = HashMap::new();
         let mut is_failing = false;
         while !*stopping.borrow_and_update() {
@@ -124,7 +126,7 @@ impl DeliveryDesk {
                     }, |(id, ())| id);
                     busy.remove(&id);
                 }
-                // The sender is dropped only with the process.
+                // This does not fail, because the sender is dropped only when the process ends.
                 _ = stopping.wait_for(|wanted| *wanted) => {}
             }
         }
@@ -133,7 +135,7 @@ impl DeliveryDesk {
         tokio::time::timeout(STOP_TIMEOUT, ended).await.ok();
     }
 
-    /// Starts an attempt for each channel with a message that is due. Returns how long to wait.
+    /// Starts an attempt for each channel that has a due message. Returns how long to wait until the next call.
     async fn start_due(
         self: &Arc<Self>,
         attempts: &mut JoinSet<()>,
@@ -147,7 +149,8 @@ impl DeliveryDesk {
             }
             let now = Timestamp::now();
             let until = Duration::try_from(next_at.duration_since(now)).unwrap_or_default();
-            // A time further away than the longest wait was computed while the clock was wrong.
+            // A due time further away than the longest wait was computed while the clock was wrong, so the message is
+            // due now.
             if !until.is_zero() && until <= LONGEST_WAIT {
                 wait = wait.min(until);
                 continue;
@@ -170,7 +173,7 @@ impl DeliveryDesk {
         Ok(wait)
     }
 
-    /// Makes one attempt to deliver the oldest due message of a channel, and records it.
+    /// Makes one attempt to deliver the oldest due message of a channel, and records how the attempt ended.
     async fn attempt(&self, channel: Uuid) {
         let _turn = self.turn(channel).await;
         let recorded = match self.delivered(channel).await {
@@ -183,8 +186,8 @@ impl DeliveryDesk {
         };
         let Some((message, attempt)) = recorded else { return };
         let mut is_failing = false;
-        // Repeats until the attempt is recorded. Otherwise the message would be sent again, for example while the disk
-        // is full.
+        // Tries again until the attempt is recorded. Otherwise the message would be delivered again, for example while
+        // the disk is full.
         while let Err(error) = self.record(message, channel, &attempt).await {
             if !is_failing {
                 tracing::error!(%error, %message, "what became of a message cannot be stored");
@@ -198,7 +201,7 @@ impl DeliveryDesk {
         Ok(self.appliance.store().await?.record_attempt(message, channel, attempt).await?)
     }
 
-    /// Attempts to deliver the oldest due message of a channel; `None` if none is due.
+    /// Attempts to deliver the oldest due message of a channel. Returns what to record; `None` if no message is due.
     async fn delivered(&self, channel: Uuid) -> Result<Option<(Uuid, AttemptRecord)>, ApplianceError> {
         let store = self.appliance.store().await?;
         let Some((stored, secrets)) = store.enabled_channel(channel).await? else { return Ok(None) };
@@ -213,7 +216,7 @@ impl DeliveryDesk {
     }
 }
 
-/// What is recorded of an attempt that ended at `now`.
+/// The record of an attempt to deliver a message that ended at `now`.
 fn recorded(due: &DueDelivery, fault: Option<&DeliveryFault>, now: Timestamp, random: f64) -> AttemptRecord {
     let Some(fault) = fault else { return AttemptRecord { at: now, next_at: None, reason: None } };
     let attempts = due.attempts.saturating_add(1);
@@ -224,7 +227,7 @@ fn recorded(due: &DueDelivery, fault: Option<&DeliveryFault>, now: Timestamp, ra
     AttemptRecord { at: now, next_at, reason: Some(fault.to_string()) }
 }
 
-/// Logs the first failure of a message, and its final outcome.
+/// Logs the first failed attempt to deliver a message, and the final outcome.
 fn report(channel: &str, due: &DueDelivery, attempt: &AttemptRecord) {
     let (message, attempts) = (due.message_id, due.attempts.saturating_add(1));
     let reason = attempt.reason.as_deref();

@@ -1,4 +1,4 @@
-//! Delivery to web servers: a webhook, or a topic of ntfy. Shell: sockets.
+//! Delivers messages to web servers: to a webhook, or to a topic of ntfy. Does I/O: sockets.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for dates of servers")]
 
@@ -17,10 +17,11 @@ use crate::alerts::secret_text::SecretText;
 use crate::app::web_client::{WebAnswer, WebClient, WebRequest};
 use crate::monitor::http_url::HttpUrl;
 
-/// The maximum length of the text in a message of ntfy, in bytes. A server turns a text above 4,096 bytes into a file.
+/// The maximum length of the text in a message of ntfy, in bytes. An ntfy server turns a text above 4,096 bytes into a
+/// file.
 const MAX_NTFY_TEXT: usize = 3_900;
 
-/// Posts the message as JSON to the URL of a webhook. A repetition has the same `Idempotency-Key`.
+/// Posts the message as JSON to the URL of a webhook. A repeated delivery has the same `Idempotency-Key`.
 pub(super) async fn post_webhook(
     secrets: &ChannelSecrets,
     message: &AlertMessage,
@@ -34,8 +35,8 @@ pub(super) async fn post_webhook(
     post(&url, secrets, headers.into_iter().collect(), body, limit).await
 }
 
-/// Publishes the message to a topic (<https://docs.ntfy.sh/publish/#publish-as-json>). A repeated delivery has the same
-/// sequence id, so that it replaces the first one on a phone.
+/// Publishes the message to a topic of ntfy (<https://docs.ntfy.sh/publish/#publish-as-json>). A repeated delivery has
+/// the same sequence id, so that a phone replaces the first message by it.
 pub(super) async fn publish_ntfy(
     (server, topic): (&HttpUrl, &str),
     secrets: &ChannelSecrets,
@@ -90,7 +91,7 @@ fn bearer(token: &SecretText) -> Result<HeaderValue, DeliveryFault> {
     Ok(value)
 }
 
-/// Whether the answer means that the server accepted the message.
+/// Fails unless the answer means that the server accepted the message.
 fn judge(url: &HttpUrl, answer: &WebAnswer) -> Result<(), DeliveryFault> {
     let header = |name: HeaderName| answer.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     if let (true, Some(location)) = (answer.status.is_redirection(), header(LOCATION)) {
@@ -99,11 +100,11 @@ fn judge(url: &HttpUrl, answer: &WebAnswer) -> Result<(), DeliveryFault> {
     let Some(advice) = http_failure(answer.status.as_u16(), header(RETRY_AFTER), Timestamp::now()) else {
         return Ok(());
     };
-    // The server's text is left out, because it can repeat what was sent in any form.
+    // The server's own text is left out, because it can repeat what was sent, such as a secret, in any form.
     Err(DeliveryFault::Status { status: answer.status.as_u16(), name: answer.status.canonical_reason(), advice })
 }
 
-/// Describes the target of a redirect, without its name, which the server chose.
+/// Describes the target of a redirect without the name in it, because the server chose that name.
 fn redirected_to(url: &HttpUrl, location: &str) -> &'static str {
     let target = location.parse::<Uri>().ok();
     match target.as_ref().and_then(Uri::authority) {

@@ -1,5 +1,5 @@
-//! The running monitors: starts and ends their tasks, collects their probes, watches the host, and lets `records` write
-//! minutes and outages. The shell that reads the clocks.
+//! The monitors of the running service: starts and ends their tasks, collects their probes, watches this host for
+//! changes, and has `records` write minutes and outages. Reads the clocks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, MutexGuard};
@@ -26,15 +26,15 @@ use crate::monitor::outage::WatchedTarget;
 use crate::monitor::{MonitorTarget, PauseReason, ProbeTotals};
 use crate::store::StoredMonitor;
 
-/// How often the host is checked, and complete minutes are written.
+/// How often this host is checked for changes, and complete minutes are written.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the definitions are read again, because another command may have paired a reflector.
+/// How often the definitions of the monitors are read again, because another process may have paired a reflector.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(15);
-/// How long after the end of a minute all of its probes are decided.
+/// How long after the end of a minute all of its probes are known as answered or lost.
 const MINUTE_DELAY: Duration = Duration::from_millis(LOST_AFTER.as_millis() as u64 + 500);
-/// How long after a failed write the next one is tried.
+/// How long to wait after the store could not be used before the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the tasks may take to end.
+/// How long the task of a monitor may take to end before it is aborted.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The monitors of a running service. Clones share them.
@@ -46,13 +46,13 @@ pub(in crate::app) struct MonitorBoard {
 struct BoardState {
     shared: Arc<SharedMonitors>,
     records: MonitorRecords,
-    /// Whether the service adds monitors by itself.
+    /// Whether the service itself adds monitors of the gateway and of the paired reflectors.
     adds_monitors: bool,
-    /// Notified when the definitions have changed.
+    /// Notified when the definitions of the monitors have changed.
     changed: Notify,
 }
 
-/// The task of a monitor.
+/// The running task of a monitor.
 struct MonitorTask {
     stored: StoredMonitor,
     task: JoinHandle<()>,
@@ -60,7 +60,7 @@ struct MonitorTask {
 }
 
 impl MonitorBoard {
-    /// The monitors of this appliance. [`MonitorBoard::run`] does their work.
+    /// Creates the board for the monitors of this appliance. [`MonitorBoard::run`] runs them.
     pub(in crate::app) fn new(appliance: Appliance, adds_monitors: bool) -> Self {
         let shared = Arc::new(SharedMonitors::new(appliance));
         let records = MonitorRecords::new(Arc::clone(&shared), boot_id());
@@ -97,8 +97,8 @@ impl MonitorBoard {
                 live.minutes.extend(closed);
                 live.forget_oldest();
             }
-            // Before `prepare`, an outage of this run could not be distinguished from one that the previous run left
-            // open.
+            // Writes nothing before `prepare` has succeeded, because an outage of this run could then not be
+            // distinguished from one that the previous run left open.
             if is_prepared && now >= write_at {
                 let written = self.state.records.write(read_clocks()).await;
                 if written.is_err() {
@@ -134,22 +134,22 @@ impl MonitorBoard {
         self.state.shared.live()
     }
 
-    /// Records that the definitions have changed.
+    /// Makes the board read the definitions of the monitors again, because they have changed.
     pub(in crate::app) fn definitions_changed(&self) {
         self.state.changed.notify_one();
     }
 
-    /// Waits until minutes or an outage were written. One caller is woken. Cancel safe.
+    /// Waits until minutes or an outage have been written to the store. Wakes one caller only. Cancel safe.
     pub(in crate::app) async fn written(&self) {
         self.state.shared.written.notified().await;
     }
 
-    /// Why the measurements of the monitors cannot be written at present; `None` if they can.
+    /// Why the board cannot use the store at present; `None` if it can.
     pub(in crate::app) fn problem(&self) -> Option<String> {
         self.live().problems.values().next().cloned()
     }
 
-    /// A monitor with its state, and with the probes that are not saved yet.
+    /// An overview of a monitor with its present state. Includes the probes that are not saved yet.
     pub(in crate::app) async fn overview(&self, stored: StoredMonitor) -> Result<MonitorOverview, ApplianceError> {
         let (id, enabled, since) = (stored.id, stored.enabled, stored.added_at);
         let (unsaved, condition) = {
@@ -160,7 +160,7 @@ impl MonitorBoard {
             (unsaved, live.conditions.get(&id).cloned())
         };
         let mut overview = self.appliance().monitor_overview(stored, unsaved).await?;
-        // The tasks learn of a change a moment later, so their state may still be that before the change.
+        // A task reports its new state a moment after a change, so a state that does not fit the change is replaced.
         let reason = if enabled { PauseReason::Connecting } else { PauseReason::Disabled };
         let is_known = |condition: &MonitorCondition| enabled == (condition.reason != Some(PauseReason::Disabled));
         let paused = MonitorCondition { activity: MonitorActivity::Paused, reason: Some(reason), since };
@@ -168,7 +168,7 @@ impl MonitorBoard {
         Ok(overview)
     }
 
-    /// The state of each monitor, by name.
+    /// The present state of each monitor, sorted by name.
     pub(in crate::app) fn states(&self) -> Vec<MonitorState> {
         let live = self.live();
         let state = |(id, condition): (&Uuid, &MonitorCondition)| {
@@ -184,12 +184,12 @@ impl MonitorBoard {
         self.live().totals.clone()
     }
 
-    /// Whether an outage lasts.
+    /// Whether an outage lasts at present.
     pub(in crate::app) fn has_outage(&self) -> bool {
         self.live().outages.open().is_some()
     }
 
-    /// A counter that changes when the state of a monitor changes, and when an outage begins or ends.
+    /// Receives a counter that changes when the state of a monitor changes, and when an outage begins or ends.
     pub(in crate::app) fn changes(&self) -> watch::Receiver<u64> {
         self.state.shared.changes.subscribe()
     }
@@ -224,7 +224,7 @@ impl MonitorBoard {
         self.state.shared.host_changes.send_modify(|changes| *changes += 1);
     }
 
-    /// Reads the definitions, and starts and ends tasks accordingly.
+    /// Reads the definitions of the monitors, and starts and ends their tasks accordingly.
     async fn reload(&self, tasks: &mut HashMap<Uuid, MonitorTask>) -> Result<(), ApplianceError> {
         let added = if self.state.adds_monitors { self.appliance().ensure_monitors().await? } else { Vec::new() };
         for added in added {
@@ -309,7 +309,7 @@ impl MonitorBoard {
         MonitorTask { stored, task, stop }
     }
 
-    /// Keeps the reason for which a use of the store failed, until it succeeds.
+    /// Keeps the reason why this use of the store failed, until the same use succeeds. Logs each change.
     fn note_result(&self, task: StoreTask, result: Result<(), ApplianceError>) {
         let problem = result.err().map(|error| error.to_string());
         let live = &mut *self.live();
@@ -330,7 +330,7 @@ impl MonitorBoard {
     }
 }
 
-/// Asks a task to end, and aborts it after a timeout.
+/// Asks the task of a monitor to end, and aborts it after [`STOP_TIMEOUT`].
 async fn end(mut running: MonitorTask) {
     running.stop.send_replace(true);
     if tokio::time::timeout(STOP_TIMEOUT, &mut running.task).await.is_err() {
@@ -338,7 +338,7 @@ async fn end(mut running: MonitorTask) {
     }
 }
 
-/// The default routes of this host: interface and gateway.
+/// The default routes of this host, each with its interface and its gateway.
 fn default_routes() -> Vec<(String, String)> {
     let gateway = |route: &DefaultRoute| route.gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
     hosts::routes().into_iter().map(|route| (route.interface.clone(), gateway(&route))).collect()

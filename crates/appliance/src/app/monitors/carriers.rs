@@ -1,5 +1,5 @@
-//! Ways to probe the target of a monitor: a session of a reflector, ICMP echo, TCP connections, or DNS queries. Shell:
-//! sockets.
+//! Ways to probe the target of a monitor: a session with a reflector, ICMP echo, TCP connections, or DNS queries. Does
+//! I/O: sockets.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -20,16 +20,16 @@ use uuid::Uuid;
 use crate::monitor::dns_query;
 use crate::monitor::open_probes::LOST_AFTER;
 
-/// Sends probes, and reports their answers.
+/// Sends the probes of a monitor, and receives their answers.
 pub(super) trait ProbeCarrier: Send {
-    /// Sends the probe with this number.
+    /// Sends the probe with the number `seq`.
     fn send(&mut self, seq: u32);
 
-    /// The next answers, at least one. Cancel safe.
+    /// Waits for the next answers, and returns at least one. Cancel safe.
     fn answers(&mut self) -> impl Future<Output = Vec<ProbeAnswer>> + Send;
 }
 
-/// Probes of a monitor session.
+/// Sends probes in a monitor session with a reflector.
 pub(super) struct SessionCarrier {
     socket: MonitorSocket,
     readiness: UdpSocket,
@@ -53,19 +53,19 @@ impl ProbeCarrier for SessionCarrier {
     }
 }
 
-/// Probes of a host: ICMP echo, or TCP connections where this host allows no ICMP sockets.
+/// Probes a host by ICMP echo, or by TCP connections if this host allows no ICMP sockets.
 pub(super) enum HostCarrier {
     Ping {
         socket: PingSocket,
         readiness: UdpSocket,
-        /// The number of the last probe. A request contains only its lower 16 bits.
+        /// The number of the last probe. An ICMP echo request contains only its lower 16 bits.
         last: u32,
     },
     Connections(ConnectionCarrier),
 }
 
 impl HostCarrier {
-    /// `port` is the port of the TCP connections, if ICMP cannot be used.
+    /// Opens the way to probe `target`. TCP connections, which are used if ICMP sockets are not allowed, go to `port`.
     pub(super) fn open(target: SocketAddr, port: u16) -> io::Result<Self> {
         match PingSocket::connect(target) {
             Ok(socket) => {
@@ -107,7 +107,7 @@ impl ProbeCarrier for HostCarrier {
                 let last = *last;
                 let answers = read(readiness, || socket.answers()).await;
                 let answer = |(seq, round_trip): (u16, Duration)| ProbeAnswer {
-                    // The latest number with these lower 16 bits.
+                    // The full number of the probe: the latest one with these lower 16 bits.
                     seq: last.wrapping_sub((last as u16).wrapping_sub(seq).into()),
                     round_trip,
                     is_under_load: false,
@@ -119,7 +119,7 @@ impl ProbeCarrier for HostCarrier {
     }
 }
 
-/// Probes that are TCP connections. A refused connection is an answer too.
+/// Probes a host by TCP connections. A refused connection counts as an answer too.
 pub(super) struct ConnectionCarrier {
     target: SocketAddr,
     tries: Tries,
@@ -136,14 +136,14 @@ impl ProbeCarrier for ConnectionCarrier {
     }
 }
 
-/// Probes that run at the same time, each a future that ends with whether it was answered.
+/// Runs probes at the same time. Each probe is a future that returns whether it was answered.
 #[derive(Default)]
 pub(super) struct Tries {
     running: JoinSet<Option<ProbeAnswer>>,
 }
 
 impl Tries {
-    /// Begins the probe with this number.
+    /// Begins the probe with the number `seq`.
     pub(super) fn begin(&mut self, seq: u32, probe: impl Future<Output = bool> + Send + 'static) {
         let began = Instant::now();
         self.running.spawn(async move {
@@ -152,7 +152,7 @@ impl Tries {
         });
     }
 
-    /// The next answer. Cancel safe.
+    /// Waits for the next answer, and returns it alone. Cancel safe.
     pub(super) async fn answers(&mut self) -> Vec<ProbeAnswer> {
         loop {
             match self.running.join_next().await {
@@ -164,11 +164,11 @@ impl Tries {
     }
 }
 
-/// Queries of a DNS server.
+/// Probes a DNS server by queries for a name.
 pub(super) struct DnsCarrier {
     socket: UdpSocket,
     name: String,
-    /// The queries without an answer yet: number of the probe, bytes of the query, sending time.
+    /// The queries that are not answered yet: the number of the probe, the bytes of the query, and when it was sent.
     open: VecDeque<(u32, Vec<u8>, Instant)>,
 }
 
@@ -187,7 +187,7 @@ impl ProbeCarrier for DnsCarrier {
         // The low bits of a UUIDv7 are random.
         let id = Uuid::now_v7().as_u128() as u16;
         let Some(query) = dns_query::query(id, &self.name) else { return };
-        // A send may fail with the ICMP error of an earlier query. The second attempt sends.
+        // The first attempt may fail with the ICMP error of an earlier query. Then the second attempt sends the query.
         if self.socket.try_send(&query).is_err() {
             self.socket.try_send(&query).ok();
         }
@@ -197,7 +197,7 @@ impl ProbeCarrier for DnsCarrier {
     async fn answers(&mut self) -> Vec<ProbeAnswer> {
         let mut bytes = [0; dns_query::MAX_ANSWER];
         loop {
-            // An error belongs to an earlier query. Reading the error clears it.
+            // An error here comes from an earlier query. Reading it clears it.
             let Ok(length) = self.socket.recv(&mut bytes).await else { continue };
             let answer = bytes.get(..length).unwrap_or_default();
             let answered = self.open.iter().position(|(_, query, _)| dns_query::is_answer(query, answer));
@@ -208,7 +208,7 @@ impl ProbeCarrier for DnsCarrier {
     }
 }
 
-/// Whether the host answers a TCP connection within `timeout`: accepts or refuses it.
+/// Whether the host answers an attempt to open a TCP connection within `timeout`, by accepting or by refusing it.
 pub(super) async fn is_reachable(target: SocketAddr, timeout: Duration) -> bool {
     let refusals = [io::ErrorKind::ConnectionRefused, io::ErrorKind::ConnectionReset];
     match tokio::time::timeout(timeout, TcpStream::connect(target)).await {
@@ -223,11 +223,12 @@ pub(super) async fn is_accepting(target: SocketAddr, timeout: Duration) -> bool 
     matches!(tokio::time::timeout(timeout, TcpStream::connect(target)).await, Ok(Ok(_)))
 }
 
-/// Waits until the socket has at least one answer, and returns all answers that have arrived. The result is never empty.
+/// Waits until the socket has at least one answer, and returns all answers that have arrived. The returned list is
+/// never empty.
 async fn read<A>(readiness: &UdpSocket, mut answers: impl FnMut() -> Vec<A>) -> Vec<A> {
     loop {
         if readiness.readable().await.is_err() {
-            // The runtime is shutting down.
+            // This fails only when the runtime is shutting down.
             return std::future::pending().await;
         }
         let read = readiness.try_io(Interest::READABLE, || {

@@ -1,5 +1,5 @@
-//! What the board and the tasks of the monitors share: probes, outages, states, and the reports of the tasks. The shell
-//! that reads the clocks.
+//! The state that the monitor board and the tasks of the monitors share: probes, outages, conditions, and the methods
+//! with which the tasks report them. Reads the clocks.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,48 +21,48 @@ use crate::monitor::outage::{Outage, OutageWatch};
 use crate::monitor::{PauseReason, ProbeTally, ProbeTotals};
 use crate::store::{StoredMonitor, StoredOutage};
 
-/// The maximum number of minutes of all monitors that wait for a trusted clock or a writable disk. The oldest are
-/// dropped.
+/// The maximum number of minutes that wait for a trusted clock or a writable disk. Each has the probes of all monitors.
+/// The oldest minutes are dropped.
 const MOST_PENDING_MINUTES: usize = 24 * 60;
 /// The maximum number of outages that wait for a trusted clock or a writable disk. The oldest are dropped.
 const MOST_PENDING_OUTAGES: usize = 1000;
 
-/// The name of a monitor, and its condition.
+/// The name of a monitor, and its present condition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MonitorState {
     /// The name of the monitor.
     pub monitor: String,
-    /// The activity, when it began, and the reason for a pause.
+    /// The present activity of the monitor, when it began, and the reason for a pause.
     #[serde(flatten)]
     pub condition: MonitorCondition,
 }
 
-/// The activity of a monitor, when it began, and the reason for a pause.
+/// The present activity of a monitor, when it began, and the reason for a pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MonitorCondition {
-    /// What the monitor does.
+    /// What the monitor does at present.
     pub activity: MonitorActivity,
-    /// Why the monitor is paused.
+    /// Why the monitor is paused; absent if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<PauseReason>,
     /// When this activity began.
     pub since: Timestamp,
 }
 
-/// What a monitor does.
+/// What a monitor does at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MonitorActivity {
-    /// It probes.
+    /// The monitor probes its target.
     Running,
-    /// It does not probe, for a reason.
+    /// The monitor does not probe. The condition has the reason.
     Paused,
-    /// Its target is not reachable.
+    /// The target of the monitor is not reachable.
     Unreachable,
 }
 
 impl MonitorActivity {
-    /// The word.
+    /// The word for this activity, as in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -72,17 +72,18 @@ impl MonitorActivity {
     }
 }
 
-/// What the board and the tasks of the monitors share.
+/// The state that the monitor board and the tasks of the monitors share.
 pub(super) struct SharedMonitors {
     appliance: Appliance,
     live: Mutex<LiveMonitors>,
-    /// Notified when an outage waits to be written.
+    /// Notified when an outage is to be written to the store.
     pub(super) outage_changed: Notify,
-    /// Notified when minutes or an outage were written.
+    /// Notified when minutes or an outage have been written to the store.
     pub(super) written: Notify,
-    /// Counts the changes of the host. After a change, earlier probes can no longer be judged.
+    /// Counts the changes of this host, such as a new default route. After a change, earlier probes can no longer be
+    /// judged.
     pub(super) host_changes: watch::Sender<u64>,
-    /// Counts the changes of the states of monitors, and of outages.
+    /// Counts the changes of the conditions of monitors, and of outages.
     pub(super) changes: watch::Sender<u64>,
 }
 
@@ -116,12 +117,12 @@ impl SharedMonitors {
         &self.appliance
     }
 
-    /// Ignores a poisoned lock, because every change of these values is complete.
+    /// Locks the live state. Ignores a poisoned lock, because every change of these values is complete.
     pub(super) fn live(&self) -> MutexGuard<'_, LiveMonitors> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a changed outage until it is written.
+    /// Keeps a changed outage until it is written to the store. Does nothing for `None`.
     pub(super) fn note_outage(&self, changed: Option<Outage>) {
         let Some(outage) = changed else { return };
         let live = &mut *self.live();
@@ -160,39 +161,39 @@ impl SharedMonitors {
     }
 }
 
-/// The uses of the store by the board.
+/// The purposes for which the monitor board uses the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum StoreTask {
     ReadMonitors,
     WriteMinutes,
 }
 
-/// The probes, outages and states of the monitors that run.
+/// The probes, outages and conditions of the running monitors.
 pub(super) struct LiveMonitors {
     pub(super) book: MinuteBook,
     pub(super) outages: OutageWatch,
     /// The probes of each monitor since the service started.
     pub(super) totals: BTreeMap<Uuid, ProbeTotals>,
     pub(super) conditions: BTreeMap<Uuid, MonitorCondition>,
-    /// Complete minutes that are not written yet.
+    /// The complete minutes that are not written to the store yet.
     pub(super) minutes: Vec<ClosedMinute>,
-    /// The latest minutes that are stored without a date. They count as recent minutes of the monitors.
+    /// The latest minutes that are stored without a date. The overviews of monitors include them.
     pub(super) undated: VecDeque<ClosedMinute>,
     /// Whether the store is known to contain no rows without a date.
     pub(super) is_store_dated: bool,
-    /// Outages that are not written yet, in their latest state.
+    /// The changed outages that are not written to the store yet, in their latest state.
     pub(super) changed_outages: BTreeMap<Uuid, Outage>,
-    /// The stored begin of each outage. A later step of the clock does not change it.
+    /// The stored start of each lasting outage. It is kept so that a later step of the clock does not change it.
     pub(super) dated_begins: BTreeMap<Uuid, Timestamp>,
-    /// The keys of the monitors.
+    /// The key of each monitor in the store, by the monitor's id.
     pub(super) numbers: HashMap<Uuid, i64>,
     pub(super) names: HashMap<Uuid, String>,
-    /// Why each use of the store failed, if its last attempt did.
+    /// For each use of the store whose last attempt failed, the reason.
     pub(super) problems: BTreeMap<StoreTask, String>,
 }
 
 impl LiveMonitors {
-    /// The probes of a minute, by the keys of the monitors.
+    /// The probes of each monitor in a minute, with the key of the monitor in the store.
     pub(super) fn tallies(&self, minute: &ClosedMinute) -> Vec<(i64, ProbeTally)> {
         let row = |(id, tally): (&Uuid, &ProbeTally)| Some((*self.numbers.get(id)?, tally.clone()));
         minute.tallies.iter().filter_map(row).collect()
@@ -216,13 +217,13 @@ impl LiveMonitors {
         let excess = self.minutes.len().saturating_sub(MOST_PENDING_MINUTES);
         self.minutes.drain(..excess);
         while self.changed_outages.len() > MOST_PENDING_OUTAGES {
-            // Ids are ordered by time.
+            // The ids are ordered by time, so the first outage is the oldest.
             self.changed_outages.pop_first();
         }
     }
 }
 
-/// What the task of a monitor needs.
+/// The data that the task of a monitor needs.
 pub(super) struct MonitorContext {
     pub(super) shared: Arc<SharedMonitors>,
     pub(super) stored: StoredMonitor,
@@ -233,20 +234,20 @@ impl MonitorContext {
         self.shared.appliance()
     }
 
-    /// Sets the state to running: the monitor probes.
+    /// Sets the monitor's condition to running: the monitor probes its target.
     pub(super) fn running(&self) {
         let condition = MonitorCondition { activity: MonitorActivity::Running, reason: None, since: Timestamp::now() };
         self.shared.set_condition(self.stored.id, condition);
     }
 
-    /// Sets the state to paused: the target was reached, or nothing was tried.
+    /// Sets the monitor's condition to paused: the target was reached, or nothing was tried.
     pub(super) fn paused(&self, reason: PauseReason) {
         self.shared.pause(self.stored.id, reason);
         let changed = self.shared.live().outages.paused(self.stored.id, since_boot());
         self.shared.note_outage(changed);
     }
 
-    /// Sets the state to unreachable: the target has not been reachable since `since`.
+    /// Sets the monitor's condition to unreachable: the target has not been reachable since `since`.
     pub(super) fn unreachable(&self, since: Duration) {
         self.set_unreachable();
         let changed = self.shared.live().outages.unreachable(self.stored.id, since);
@@ -259,18 +260,18 @@ impl MonitorContext {
         self.shared.set_condition(self.stored.id, condition);
     }
 
-    /// Records that a connection to the target was opened.
+    /// Records that a connection to the monitor's target was opened.
     pub(super) fn reached(&self) {
         let changed = self.shared.live().outages.reached(self.stored.id, since_boot());
         self.shared.note_outage(changed);
     }
 
-    /// Whether a connection to the target must be tried.
+    /// Whether a connection to the monitor's target must be tried to find out if the target is reachable.
     pub(super) fn wants_connection_check(&self) -> bool {
         self.shared.live().outages.wants_connection_check(self.stored.id)
     }
 
-    /// Counts a decided probe, and updates outages and the state.
+    /// Counts a probe that was answered or lost, and updates the outages and the monitor's condition.
     pub(super) fn decided(&self, probe: DecidedProbe) {
         let (id, DecidedProbe { sent, outcome }) = (self.stored.id, probe);
         let (changed, is_down) = {
@@ -291,7 +292,8 @@ impl MonitorContext {
         self.shared.note_outage(changed);
     }
 
-    /// For this time, counts probes that are due as lost. They cannot be sent, because the target is not reachable.
+    /// For the duration `time`, counts the probes that are due as lost. They cannot be sent, because the target is not
+    /// reachable.
     pub(super) async fn lose_probes(&self, time: Duration) {
         let mut probes = OpenProbes::new(self.stored.monitor.interval(), since_boot());
         let until = since_boot() + time;
@@ -304,7 +306,8 @@ impl MonitorContext {
         }
     }
 
-    /// Probes until `when_decided` returns a value, or until the host changes (`None`).
+    /// Sends probes, and calls `when_decided` for each one that was answered or lost, until that returns a value.
+    /// Returns `None` if this host changes before.
     pub(super) async fn keep_probing<E>(
         &self,
         carrier: &mut impl ProbeCarrier,
@@ -319,8 +322,8 @@ impl MonitorContext {
             }
             let wait = probes.next_deadline().saturating_sub(since_boot());
             tokio::select! {
-                // Answers come before the timer: after a stall of this process, an answer that has arrived must not
-                // count as lost.
+                // Reads answers before it looks at the timer: after a stall of this process, an answer that has arrived
+                // must not count as lost.
                 biased;
                 _ = changes.changed() => return None,
                 answers = carrier.answers() => {
@@ -339,7 +342,7 @@ impl MonitorContext {
         }
     }
 
-    /// A receiver that changes when earlier probes can no longer be judged.
+    /// Receives a notification when this host changes, so that earlier probes can no longer be judged.
     pub(super) fn host_changes(&self) -> watch::Receiver<u64> {
         let mut changes = self.shared.host_changes.subscribe();
         changes.borrow_and_update();

@@ -1,4 +1,4 @@
-//! The tasks of monitors of the gateway, of a host, of a DNS server and of a web server.
+//! The tasks of the monitors whose target is the gateway, a host, a DNS server or a web server.
 
 use std::fmt::Display;
 use std::io;
@@ -20,16 +20,16 @@ use crate::monitor::minute::ProbeOutcome;
 use crate::reflector_client::{Route, resolve};
 use crate::targets::{Host, HostPort};
 
-/// The port of TCP probes of a gateway, which usually serves a page there.
+/// The port for TCP probes of a gateway, which usually serves a web page there.
 const GATEWAY_PORT: u16 = 80;
-/// The port of TCP probes of other hosts.
+/// The port for TCP probes of a host that is not the gateway.
 const HOST_PORT: u16 = 443;
-/// How long to wait before the next attempt, without a default route or without a socket.
+/// How long to wait before the next attempt if there is no default route, or if no socket can be opened.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// The number of probes after which a target that has never answered is paused.
+/// The number of unanswered probes after which a monitor is paused if its target has never answered.
 const FIRST_PROBES: u32 = 10;
 
-/// Probes the default gateway until `stopped`.
+/// Probes the default gateway until `stopped` becomes true.
 pub(super) async fn probe_gateway(context: &MonitorContext, mut stopped: watch::Receiver<bool>) {
     let probing = async {
         let mut last = None;
@@ -51,7 +51,7 @@ pub(super) async fn probe_gateway(context: &MonitorContext, mut stopped: watch::
     }
 }
 
-/// Probes a host until `stopped`.
+/// Probes a host until `stopped` becomes true.
 pub(super) async fn probe_host(context: &MonitorContext, host: &Host, mut stopped: watch::Receiver<bool>) {
     let target = HostPort { host: host.clone(), port: HOST_PORT };
     let probing = async {
@@ -68,7 +68,7 @@ pub(super) async fn probe_host(context: &MonitorContext, host: &Host, mut stoppe
     }
 }
 
-/// Asks a DNS server for a name until `stopped`.
+/// Probes a DNS server by queries for `name` until `stopped` becomes true.
 pub(super) async fn probe_dns(
     context: &MonitorContext,
     resolver: &HostPort,
@@ -92,7 +92,7 @@ pub(super) async fn probe_dns(
     }
 }
 
-/// Requests a page from a web server until `stopped`.
+/// Probes a web server by requests for the page `url` until `stopped` becomes true.
 pub(super) async fn probe_http(context: &MonitorContext, url: &HttpUrl, mut stopped: watch::Receiver<bool>) {
     let probing = async {
         loop {
@@ -108,7 +108,7 @@ pub(super) async fn probe_http(context: &MonitorContext, url: &HttpUrl, mut stop
     }
 }
 
-/// The first address of the target. If it cannot be resolved, waits and returns `None`.
+/// The first address of the target's name. If the name cannot be resolved, waits and returns `None`.
 async fn resolved(context: &MonitorContext, target: &HostPort, backoff: &mut Backoff) -> Option<SocketAddr> {
     let address = resolve(target, &Route::default()).await.ok().and_then(|found| found.first().copied());
     if address.is_some() {
@@ -120,7 +120,7 @@ async fn resolved(context: &MonitorContext, target: &HostPort, backoff: &mut Bac
     address
 }
 
-/// Probes an address until the host changes.
+/// Probes an address until this host changes. `port` is used if TCP connections replace ICMP echo.
 async fn probe_address(context: &MonitorContext, target: SocketAddr, port: u16) {
     match HostCarrier::open(target, port) {
         Ok(mut carrier) => {
@@ -137,8 +137,8 @@ async fn cannot_probe(context: &MonitorContext, target: impl Display, error: &io
     tokio::time::sleep(RETRY_INTERVAL).await;
 }
 
-/// Probes until the host changes. Counts nothing before the first answer, because the target may never answer such
-/// probes.
+/// Sends probes until this host changes. Counts no probe before the first answer, because the target may never answer
+/// such probes.
 async fn probe_from_first_answer(context: &MonitorContext, carrier: &mut impl ProbeCarrier) {
     let (mut has_answered, mut unanswered) = (false, 0);
     let ended = context.keep_probing(carrier, |probe| {
@@ -156,13 +156,13 @@ async fn probe_from_first_answer(context: &MonitorContext, carrier: &mut impl Pr
     ended.await;
 }
 
-/// The address of the default gateway.
+/// The address of the default gateway of this host; `None` if there is none.
 fn gateway() -> Option<SocketAddr> {
     let route = routes().into_iter().find(|route| route.gateway.is_some())?;
     Some(match route.gateway? {
         IpAddr::V4(gateway) => SocketAddr::new(gateway.into(), 0),
         IpAddr::V6(gateway) => {
-            // A link-local address needs its interface.
+            // A link-local address is complete only with its interface.
             let index = host_facts::text(format!("/sys/class/net/{}/ifindex", route.interface));
             let scope = index.and_then(|index| index.trim().parse().ok()).unwrap_or(0);
             SocketAddrV6::new(gateway, 0, 0, scope).into()

@@ -1,4 +1,4 @@
-//! Requests to a web server, as probes of a monitor. Shell: sockets.
+//! Requests to a web server, as the probes of a monitor. Does I/O: sockets.
 
 use std::io;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use crate::app::web_client::{WebClient, WebFault, WebRequest};
 use crate::monitor::http_url::HttpUrl;
 use crate::monitor::open_probes::LOST_AFTER;
 
-/// Probes that request a page. The round trip is the time from the begin of the name resolution to the header of the
-/// answer.
+/// Probes a web server by requesting a page. The round trip is the time from the start of the name resolution to the
+/// header of the answer.
 pub(super) struct HttpCarrier {
     client: Arc<WebClient>,
     tries: Tries,
 }
 
-/// Why a request failed.
+/// Why a request for a page failed.
 #[derive(Debug, thiserror::Error)]
 enum HttpFault {
     #[error(transparent)]
@@ -28,7 +28,7 @@ enum HttpFault {
 }
 
 impl HttpCarrier {
-    /// Fails if the URL is `https` and this host trusts no certificate authority.
+    /// Opens the way to probe `url`. Fails if the URL is `https` and this host trusts no certificate authority.
     pub(super) fn open(url: &HttpUrl) -> io::Result<Self> {
         Ok(Self { client: Arc::new(WebClient::open(url)?), tries: Tries::default() })
     }
@@ -55,7 +55,8 @@ impl ProbeCarrier for HttpCarrier {
     }
 }
 
-/// Requests the page. Follows no redirect, and reads nothing after the header of the answer.
+/// Requests the page. Follows no redirect, and reads nothing after the header of the answer. A server error (5xx) is a
+/// failure.
 async fn request_page(client: &WebClient) -> Result<StatusCode, HttpFault> {
     let status = client.send(WebRequest::default()).await?.status;
     if status.is_server_error() { Err(HttpFault::Server(status)) } else { Ok(status) }
@@ -73,7 +74,8 @@ mod tests {
 
     use super::*;
 
-    /// A server that sends `answer` to each request, then closes the connection. Returns what it read, too.
+    /// A server that sends `answer` to each request and then closes the connection. Returns its address, and the
+    /// requests that it reads.
     fn server(answer: Vec<u8>) -> (SocketAddr, std::sync::mpsc::Receiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, (sender, requests)) = (listener.local_addr().unwrap(), std::sync::mpsc::channel());
@@ -87,7 +89,7 @@ mod tests {
                         Ok(0) | Err(_) => break,
                         Ok(length) => request.extend(&bytes[..length]),
                     }
-                    // A handshake has no such end.
+                    // A TLS handshake does not end with an empty line, so only its first bytes are read.
                     if !request.starts_with(b"GET") {
                         break;
                     }

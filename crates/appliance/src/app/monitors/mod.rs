@@ -1,4 +1,4 @@
-//! The monitors of this appliance: add, list, remove, enable, disable, what they measured, and the outages.
+//! The monitors of this appliance: add, list, remove, enable, disable, and read what they measured, including outages.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the decisions")]
 
@@ -25,63 +25,63 @@ use crate::monitor::series::{self, Resolution, SeriesPoint};
 use crate::monitor::{Monitor, MonitorTarget, ProbeTally};
 use crate::store::{StorageError, StoredMonitor, StoredOutage};
 
-/// The time of [`MonitorOverview::recent`], in minutes.
+/// The length of the period that [`MonitorOverview::recent`] covers, in minutes.
 const RECENT: i64 = 15;
 
-/// A monitor, its state and its latest minutes.
+/// A monitor with its present condition and its latest probes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MonitorOverview {
-    /// The monitor.
+    /// The monitor as it is stored.
     #[serde(flatten)]
     pub stored: StoredMonitor,
-    /// What it does; absent while no service runs.
+    /// What the monitor does at present; absent while no service runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<MonitorCondition>,
-    /// The probes of the last quarter of an hour.
+    /// The probes of the last 15 minutes as one point.
     pub recent: SeriesPoint,
-    /// The bytes in 30 days that it sends and receives over the line.
+    /// The bytes that the monitor sends and receives over the line in 30 days.
     pub bytes_a_month: u64,
 }
 
-/// What a monitor measured, as points of equal length.
+/// The measurements of a monitor in a period, as points for steps of equal length.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MonitorSeries {
     /// The name of the monitor.
     pub monitor: String,
-    /// The begin of the first step.
+    /// The start of the first step.
     pub from: Timestamp,
     /// The end of the last step.
     pub to: Timestamp,
     /// The length of a step, in seconds.
     pub step_s: i64,
-    /// In order of time. A step without probes has no point.
+    /// The points, oldest first. A step without probes has no point.
     pub points: Vec<SeriesPoint>,
 }
 
-/// The part of a series to return.
+/// The period and the resolution of a [`MonitorSeries`] to return.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SeriesRange {
-    /// The begin; absent: a day before the end.
+    /// The start of the period; absent: one day before its end.
     pub from: Option<Timestamp>,
-    /// The end; absent: now.
+    /// The end of the period; absent: now.
     pub to: Option<Timestamp>,
-    /// The length of a step, in seconds; absent: some 300 steps.
+    /// The length of a step, in seconds; absent: chosen so that the series has some 300 steps.
     pub step_s: Option<i64>,
 }
 
 impl Appliance {
-    /// Saves a monitor, enabled.
+    /// Saves a new monitor, which is enabled.
     pub async fn add_monitor(&self, monitor: Monitor) -> Result<StoredMonitor, ApplianceError> {
         monitor.check()?;
         if let MonitorTarget::Reflector(name) = &monitor.target {
-            // A monitor of a reflector that is not paired would never begin.
+            // A monitor of a reflector that is not paired could never probe it.
             self.reading_store().await?.reflector(name).await?;
         }
         let own = self.endpoint_id()?.to_string();
         Ok(self.store().await?.add_monitor(&own, &monitor, Timestamp::now()).await?)
     }
 
-    /// Every monitor, by name. Without the state of a running service.
+    /// All monitors, sorted by name. Their `condition` is absent, because only a running service knows it.
     pub async fn monitors(&self) -> Result<Vec<MonitorOverview>, ApplianceError> {
         let mut all = Vec::new();
         for stored in self.stored_monitors().await? {
@@ -98,7 +98,7 @@ impl Appliance {
         Ok(self.reading_store().await?.monitor(name).await?)
     }
 
-    /// `unsaved` are the probes of the monitor that are not saved yet.
+    /// An overview of a monitor without its condition. `unsaved` are the probes of the monitor that are not saved yet.
     async fn monitor_overview(
         &self,
         stored: StoredMonitor,
@@ -122,7 +122,7 @@ impl Appliance {
         Ok(self.store().await?.enable_monitor(name, enabled).await?)
     }
 
-    /// The measurements of the monitor with this name.
+    /// The measurements of the monitor with this name in the period `range`.
     pub async fn monitor_series(&self, name: &str, range: SeriesRange) -> Result<MonitorSeries, ApplianceError> {
         let store = self.reading_store().await?;
         let stored = store.monitor(name).await?;
@@ -141,7 +141,8 @@ impl Appliance {
         Ok(self.reading_store().await?.outages(before, limit).await?)
     }
 
-    /// Adds the monitors that run without the user's action: of the gateway, and of each paired reflector.
+    /// Adds a monitor of the gateway and one of each paired reflector, which run without an action of the user. Adds
+    /// none that was added before. Returns the added monitors.
     pub(super) async fn ensure_monitors(&self) -> Result<Vec<StoredMonitor>, ApplianceError> {
         let store = self.store().await?;
         let gateway = (Monitor::new("gateway", MonitorTarget::Gateway, None), None);
@@ -156,7 +157,7 @@ impl Appliance {
     }
 }
 
-/// The minute since 1970 that contains this time.
+/// The number of the minute since 1970 that contains `time`.
 pub(super) fn minute_of(time: Timestamp) -> i64 {
     time.as_second().div_euclid(60)
 }
@@ -169,7 +170,7 @@ fn begin_of(minute: i64) -> Timestamp {
     Timestamp::from_second(minute.saturating_mul(60)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// Whether the error means that there is no such monitor or reflector.
+/// Whether the error means that the reflector of a monitor is not paired.
 fn is_gone(error: &ApplianceError) -> bool {
     matches!(error, ApplianceError::Storage(StorageError::NoSuchReflector { .. }))
 }

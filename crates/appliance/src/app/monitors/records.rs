@@ -1,5 +1,5 @@
-//! Writes the minutes and outages of the running monitors: with their dates, or, until the clock is trusted, with the
-//! id of the boot and the time since then. A shell of the store; the caller passes the clocks.
+//! Writes the minutes and outages of the running monitors to the store: with their dates, or, until the clock is
+//! trusted, with the id of the boot and the time since boot. The caller passes the readings of the clocks.
 
 use std::sync::{Arc, MutexGuard};
 
@@ -13,10 +13,10 @@ use crate::monitor::minute::ClosedMinute;
 use crate::schedule::planner::ClockReading;
 use crate::store::{MonitorMinute, StoredOutage, Undated, UndatedMinute};
 
-/// The writer of what the monitors measured.
+/// Writes the measurements of the monitors to the store.
 pub(super) struct MonitorRecords {
     shared: Arc<SharedMonitors>,
-    /// The id of this boot. Without it, minutes and outages without a date stay in memory.
+    /// The id of this boot; `None` if it is not known. Without it, minutes and outages without a date stay in memory.
     boot_id: Option<String>,
 }
 
@@ -33,7 +33,8 @@ impl MonitorRecords {
         self.shared.live()
     }
 
-    /// Ends the outages that the last end of the service left open, and drops the rows that can get no date any more.
+    /// Ends the outages that the previous run of the service left open. Drops the rows without a date that an earlier
+    /// boot left, because they can no longer get one.
     pub(super) async fn prepare(&self) -> Result<(), ApplianceError> {
         let store = self.appliance().store().await?;
         let boot_id = self.boot_id.as_deref().unwrap_or_default();
@@ -53,7 +54,7 @@ impl MonitorRecords {
         Ok(())
     }
 
-    /// Writes complete minutes and changed outages.
+    /// Writes complete minutes and changed outages: with dates if the clock is trusted, and otherwise without.
     pub(super) async fn write(&self, clocks: ClockReading) -> Result<(), ApplianceError> {
         if !clocks.is_trusted() {
             return self.write_undated(clocks).await;
@@ -67,7 +68,7 @@ impl MonitorRecords {
         self.write_minutes(dating, now).await
     }
 
-    /// Dates the rows that are stored without a date, and computes the hours that ended while the service did not run.
+    /// Adds dates to the stored rows that have none, and computes the hours that ended while the service did not run.
     async fn date_stored(&self, dating: Dating, now: i64) -> Result<(), ApplianceError> {
         let store = self.appliance().store().await?;
         if let Some(boot_id) = &self.boot_id {
@@ -80,7 +81,7 @@ impl MonitorRecords {
             for outage in &outages {
                 log_outage(outage);
                 if outage.ended_at.is_none() {
-                    // The outage still lasts. Its begin must not change with the clock.
+                    // The outage still lasts. A later step of the clock must not change its start.
                     self.live().dated_begins.insert(outage.id, outage.began_at);
                 }
             }
@@ -92,7 +93,7 @@ impl MonitorRecords {
         Ok(())
     }
 
-    /// Takes the minutes that wait, and converts them to rows.
+    /// Takes the complete minutes that are not written yet. Returns them, and the rows that `row` makes of them.
     fn take_minutes<R>(&self, row: impl Fn(i64, MonitorTally) -> R) -> (Vec<ClosedMinute>, Vec<R>) {
         let live = &mut *self.live();
         let minutes = std::mem::take(&mut live.minutes);
@@ -103,7 +104,7 @@ impl MonitorRecords {
         (minutes, rows)
     }
 
-    /// Puts minutes that could not be written back, before those that were added meanwhile.
+    /// Puts minutes that could not be written back in front of those that were added meanwhile.
     fn put_back(&self, minutes: Vec<ClosedMinute>) {
         let live = &mut *self.live();
         let later = std::mem::replace(&mut live.minutes, minutes);
@@ -133,7 +134,7 @@ impl MonitorRecords {
         }
     }
 
-    /// Writes minutes and outages without a date, with the id of the boot and the time since then.
+    /// Writes minutes and outages without a date: with the id of the boot and the time since boot.
     async fn write_undated(&self, clocks: ClockReading) -> Result<(), ApplianceError> {
         let Some(boot_id) = &self.boot_id else { return Ok(()) };
         let (minutes, rows) = self.take_minutes(|began_us, (number, tally)| UndatedMinute { number, began_us, tally });
@@ -195,7 +196,7 @@ impl MonitorRecords {
     }
 }
 
-/// The key of a monitor, and its probes in a minute.
+/// The key of a monitor in the store, and its probes in a minute.
 type MonitorTally = (i64, ProbeTally);
 
 fn log_outage(outage: &StoredOutage) {
@@ -225,13 +226,13 @@ mod tests {
 
     const BOOT: &str = "5a0c1a2e-0000-4000-8000-000000000001";
 
-    /// The time since boot at which it is 2026-06-30 22:00:00 UTC.
+    /// The time since boot at which it is 2026-06-30 22:00:00 UTC, in seconds.
     const UPTIME_S: u64 = 400;
 
     fn clocks(since_boot_s: u64, is_right: bool) -> ClockReading {
         let since_1970 = i64::try_from(since_boot_s).unwrap();
         let right = 1_782_856_800 + since_1970 - i64::try_from(UPTIME_S).unwrap();
-        // A board without a battery begins at 1970.
+        // The clock of a board without a battery begins at 1970.
         let wall = Timestamp::from_second(if is_right { right } else { since_1970 }).unwrap();
         ClockReading { wall, since_boot: Duration::from_secs(since_boot_s), is_synchronised: is_right }
     }
@@ -240,7 +241,7 @@ mod tests {
         device.add_monitor(Monitor::new("router", "gateway".parse().unwrap(), None)).await.unwrap()
     }
 
-    /// The writer of a new process in this boot.
+    /// The records of a new process of the service in this boot.
     async fn process(device: &Appliance, monitor: &StoredMonitor, boot_id: Option<&str>) -> MonitorRecords {
         let shared = Arc::new(SharedMonitors::new(device.clone()));
         shared.live().numbers.insert(monitor.id, monitor.number);
@@ -249,7 +250,7 @@ mod tests {
         records
     }
 
-    /// The minute that began so long after boot is over.
+    /// Adds a complete minute of the monitor that began `began_s` seconds after boot.
     fn measured(records: &MonitorRecords, monitor: &StoredMonitor, began_s: i64) {
         let mut tally = ProbeTally::default();
         let round_trip = Duration::from_millis(10);
@@ -269,7 +270,7 @@ mod tests {
         records.shared.note_outage(Some(outage));
     }
 
-    /// The minutes that have a date, in minutes before 22:00.
+    /// The stored minutes that have a date, as the number of minutes before 22:00.
     async fn dated(device: &Appliance, monitor: &StoredMonitor) -> Vec<i64> {
         let store = device.store().await.unwrap();
         let rows = store.monitor_rows(monitor.number, Resolution::Minutes, i64::MIN, i64::MAX).await.unwrap();
@@ -290,7 +291,7 @@ mod tests {
             changed(&first, outage(open, 70, None));
             first.write(clocks(110, false)).await.unwrap();
             assert_eq!(first.live().undated.len(), 1, "the last minutes can still be read");
-            // Not closed: killed.
+            // Dropped without a last write, as if the process were killed.
             drop(first);
             assert_eq!(dated(&device, &monitor).await, [0; 0]);
 
@@ -302,7 +303,7 @@ mod tests {
             second.write(clocks(166, false)).await.unwrap();
             measured(&second, &monitor, 160);
             second.write(clocks(UPTIME_S, true)).await.unwrap();
-            // It is 21:53:20 at boot.
+            // Boot was at 21:53:20.
             assert_eq!(dated(&device, &monitor).await, [6, 5, 4]);
             let second_of = |seconds: u64| clocks(seconds, true).wall;
             let times = async || {
@@ -310,11 +311,12 @@ mod tests {
                 all.map(|one| (one.id, one.began_at, one.ended_at, one.end_known)).collect::<Vec<_>>()
             };
             let ended_row = (ended, second_of(45), Some(second_of(60)), true);
-            // The first process was killed while it lasted; its last minute ended 100 s after boot.
+            // The first process was killed while this outage lasted; the last minute of that process ended 100 s after
+            // boot.
             let killed_row = (open, second_of(70), Some(second_of(100)), false);
             assert_eq!(times().await, [ended_row, killed_row, (lasting, second_of(150), None, true)]);
 
-            // It ends after the clock was set by a minute: its begin stays.
+            // The outage ends after the clock was set by a minute. Its start stays the same.
             changed(&second, outage(lasting, 150, Some(500)));
             let later = ClockReading { wall: clocks(560, true).wall, ..clocks(500, true) };
             second.write(later).await.unwrap();
@@ -337,7 +339,7 @@ mod tests {
             next.write(clocks(UPTIME_S, true)).await.unwrap();
             assert_eq!(dated(&device, &monitor).await, [0; 0]);
             assert_eq!(device.outages(None, 10).await.unwrap(), []);
-            // Without the id of the boot, what has no date stays in memory.
+            // Without the id of the boot, minutes without a date stay in memory.
             let unnamed = process(&device, &monitor, None).await;
             measured(&unnamed, &monitor, 40);
             unnamed.write(clocks(105, false)).await.unwrap();

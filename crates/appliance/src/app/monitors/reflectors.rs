@@ -1,4 +1,5 @@
-//! The task of a monitor of a reflector: keeps a link with a monitor session, and probes through it.
+//! The task of a monitor whose target is a reflector: keeps a link with a monitor session, and sends probes in that
+//! session.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,30 +21,32 @@ use crate::monitor::backoff::Backoff;
 use crate::monitor::minute::ProbeOutcome;
 use crate::reflector_client::{ReflectorClient, Route};
 
-/// How long a link may take from the first packet to the granted session.
+/// How long it may take to open a link, from the first packet to the granted session.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a check connection may take. It only shows whether the reflector is reachable.
+/// How long a check connection may take, which only shows whether the reflector is reachable.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The minimum time between two check connections.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// How long after an orderly end of the reflector a failed connection is no outage, because the reflector restarts.
+/// For how long after a reflector announced its end a failed connection is no outage, because the reflector probably
+/// restarts.
 const RESTART_TIME: Duration = Duration::from_secs(60);
-/// The number of probes. If none of the first ones of a session is answered, the path does not carry UDP.
+/// The number of first probes of a session. If none of them is answered, the path does not carry UDP.
 const FIRST_PROBES: u32 = 10;
 
-/// A monitor session with its link.
+/// A link to a reflector with the monitor session on it.
 struct MonitorLink {
     client: ReflectorClient,
     carrier: SessionCarrier,
 }
 
-/// Why there is no session.
+/// Why there is no monitor session with the reflector.
 enum NoSession {
-    /// No address accepted a connection.
+    /// No address of the reflector accepted a connection.
     Unreachable,
-    /// The reflector is reachable, or nothing was tried. With the time to wait, if the reflector asked for one.
+    /// The reflector is reachable, or nothing was tried. The duration is the time to wait before the next attempt;
+    /// `None` if the usual backoff decides.
     Paused(PauseReason, Option<Duration>),
-    /// The link was lost.
+    /// The link to the reflector was lost.
     Lost,
     /// The reflector announced its end, and probably restarts.
     Drained,
@@ -51,11 +54,11 @@ enum NoSession {
     HostChanged,
 }
 
-/// Probes the reflector with this name until `stopped`.
+/// Probes the reflector with this name until `stopped` becomes true.
 pub(super) async fn probe(context: &MonitorContext, name: &str, mut stopped: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
     let mut last_address = None;
-    // When the reflector announced its end, and when the link was lost.
+    // The times since boot at which the reflector announced its end, and at which the link was lost.
     let (mut drained, mut lost) = (None::<Duration>, None::<Duration>);
     loop {
         let session = tokio::select! {
@@ -115,7 +118,7 @@ pub(super) async fn probe(context: &MonitorContext, name: &str, mut stopped: wat
     }
 }
 
-/// Opens a link and requests a monitor session.
+/// Opens a link to the reflector, and requests a monitor session on it.
 async fn open(
     context: &MonitorContext,
     name: &str,
@@ -128,7 +131,7 @@ async fn open(
         Ok(Err(error)) => {
             tracing::debug!(monitor = context.stored.monitor.name, %error, "no monitor session");
             match (judged(&error), *last_address) {
-                // The resolver may be what is unreachable, so the last address is checked.
+                // An outage can make the resolver itself unreachable, so the last known address is checked.
                 (NoSession::Paused(PauseReason::NotResolved, _), Some(address))
                     if !is_accepting(address, CHECK_TIMEOUT).await =>
                 {
@@ -137,19 +140,19 @@ async fn open(
                 (none, _) => Err(none),
             }
         }
-        // A connection was opened, or may still be: only a failed one is an outage.
+        // A connection was opened, or is still being opened. Only a failed connection counts as an outage.
         Err(_) => Err(NoSession::Lost),
     }
 }
 
-/// Connects and requests a session. `None` if the reflector does not support monitor sessions.
+/// Connects to the reflector and requests a session. `None` if the reflector does not support monitor sessions.
 async fn connect(
     context: &MonitorContext,
     name: &str,
     last_address: &mut Option<SocketAddr>,
 ) -> Result<Option<MonitorLink>, ApplianceError> {
     let appliance = context.appliance();
-    // The name may have changed since the service added the monitor.
+    // Prefers the Endpoint ID, because the name may have changed since the service added the monitor.
     let wanted = context.stored.peer.as_deref().unwrap_or(name);
     let reflector = appliance.store().await?.reflector(wanted).await?;
     let expect = Expect::ExactKey(reflector.endpoint_id);
@@ -168,7 +171,7 @@ async fn connect(
     Ok(Some(MonitorLink { client, carrier }))
 }
 
-/// Serves the session until it ends.
+/// Sends probes in the session until it ends. Returns why it ended.
 async fn serve(context: &MonitorContext, link: &mut MonitorLink, backoff: &mut Backoff) -> NoSession {
     let MonitorLink { client, carrier } = link;
     let address = client.address();
@@ -189,7 +192,7 @@ async fn serve(context: &MonitorContext, link: &mut MonitorLink, backoff: &mut B
                 }
                 _ => {}
             }
-            // Before the first answer it is not known whether the path carries datagrams.
+            // Before the first answer, it is not known whether the path carries datagrams.
             if has_answered {
                 context.decided(*probe);
             }
@@ -201,7 +204,7 @@ async fn serve(context: &MonitorContext, link: &mut MonitorLink, backoff: &mut B
         ended.await.unwrap_or(NoSession::HostChanged)
     };
     let checking = async {
-        // The sender is not dropped before this future.
+        // The loop does not end, because the sender is not dropped before this future.
         while wanted_checks.changed().await.is_ok() {
             let began = since_boot();
             if is_accepting(address, CHECK_TIMEOUT).await {
@@ -220,7 +223,7 @@ async fn serve(context: &MonitorContext, link: &mut MonitorLink, backoff: &mut B
     }
 }
 
-/// Answers the messages of the reflector, and sends pings, until the session ends.
+/// Answers the messages of the reflector, and sends pings, until the session ends. Returns why it ended.
 async fn keep_link(client: &mut ReflectorClient) -> NoSession {
     let mut ping = tokio::time::interval(MONITOR_PING);
     ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -251,10 +254,10 @@ async fn keep_link(client: &mut ReflectorClient) -> NoSession {
     }
 }
 
-/// Why a link that was open ended.
+/// Why an open link ended, judged by its error.
 fn judged_while_open(error: &ApplianceError) -> NoSession {
     match judged(error) {
-        // The connection was open before, so it was lost and not refused.
+        // The connection was open before, so it was lost rather than refused.
         NoSession::Unreachable => NoSession::Lost,
         other => other,
     }
@@ -270,7 +273,7 @@ fn of_end(reason: EndReason) -> NoSession {
     }
 }
 
-/// What an error means for the monitor.
+/// Why the error of a link prevents or ends a monitor session.
 fn judged(error: &ApplianceError) -> NoSession {
     let paused = |reason| NoSession::Paused(reason, Some(RESTART_TIME));
     let cause = match error {

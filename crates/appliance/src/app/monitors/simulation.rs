@@ -1,5 +1,6 @@
-//! Sixty simulated days of a device without a battery for its clock, into a real store: outages to the second, minutes,
-//! hours and days to the probe. With a change to summer time, slow evenings, lost power and boots without a clock.
+//! Simulates sixty days of a device without a battery for its clock, with a real store. Checks outages to the second,
+//! and minutes, hours and days to the probe. Covers a change to summer time, slow evenings, lost power and boots
+//! without a clock.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::store::MonitorMinute;
 const CLOCK_DELAY: u64 = 90;
 /// The time between two probes, in seconds.
 const INTERVAL: u64 = 5;
-/// The round trips of the evening and of the rest of the day, in milliseconds.
+/// The round trip in the evening, in milliseconds; `FAST` is that of the rest of the day.
 const SLOW: u64 = 80;
 const FAST: u64 = 20;
 
@@ -37,10 +38,10 @@ fn seconds(from: Timestamp, to: Timestamp) -> u64 {
     u64::try_from(to.as_second() - from.as_second()).unwrap()
 }
 
-/// From when to when the device has power.
+/// The times at which the device gets power and loses it.
 type Power = (Timestamp, Timestamp);
 
-/// An outage that is set: its begin, its length in minutes, the targets.
+/// An outage to simulate: its start, its length in minutes, and the indexes of its targets.
 type SetOutage = (Timestamp, i64, Vec<usize>);
 
 fn host((boot, off): Power, outages: &[SetOutage]) -> SimulatedHost {
@@ -65,7 +66,7 @@ fn host((boot, off): Power, outages: &[SetOutage]) -> SimulatedHost {
     }
 }
 
-/// How many seconds of a span of time are in one of `parts`.
+/// The number of seconds from `from` to `to` that are in one of `parts`.
 fn covered(from: i64, to: i64, parts: impl Iterator<Item = (i64, i64)>) -> i64 {
     parts.map(|(begin, end)| (end.min(to) - begin.max(from)).max(0)).sum()
 }
@@ -82,9 +83,9 @@ async fn sixty_days_with_lost_power_slow_evenings_and_outages_are_stored_as_they
         (local(date(2026, 3, 2), 3, 0), 5, vec![1]),
         (local(date(2026, 3, 9), 20, 0), 120, vec![1, 2]),
         (local(date(2026, 3, 20), 12, 0), 1, vec![0, 1, 2]),
-        // The power is lost meanwhile.
+        // The power is lost during this outage.
         (local(date(2026, 3, 28), 19, 58), 30, vec![0, 1, 2]),
-        // The clock is not known yet when it begins.
+        // The clock is not known yet when this outage begins.
         (local(date(2026, 3, 30), 10, 1), 2, vec![0, 1, 2]),
         (local(date(2026, 4, 5), 4, 30), 10, vec![0]),
         (local(date(2026, 4, 12), 1, 59), 2, vec![2]),
@@ -101,7 +102,7 @@ async fn sixty_days_with_lost_power_slow_evenings_and_outages_are_stored_as_they
         let wall = Timestamp::from_microsecond(host.wall_us(host.length)).unwrap();
         let dating = Dating { since_boot: Duration::from_secs(host.length), wall };
         store.roll_up_missing(minute_of(power.0)).await.unwrap();
-        // A day at a time; the service writes each minute.
+        // Writes a whole day at a time, where the service writes each minute.
         for minutes in found.minutes.chunks(24 * 60) {
             let rows = minutes.iter().map(|minute| MonitorMinute {
                 number,
@@ -128,8 +129,8 @@ async fn sixty_days_with_lost_power_slow_evenings_and_outages_are_stored_as_they
     outages.sort();
     assert_eq!(outages, expected.collect::<Vec<_>>());
 
-    // Each day (UTC) and each hour has the probes that were due while the device had power, and those among them that were
-    // lost. One probe may be open when the power is lost.
+    // Each day (UTC) and each hour has the probes that were due while the device had power, and the number of those
+    // that were lost. One probe may be open when the power is lost.
     let on = || powers.iter().map(|(boot, off)| (boot.as_second(), off.as_second()));
     let failed = || {
         let of_gateway = set.iter().filter(|(.., targets)| targets.contains(&0));

@@ -5,26 +5,26 @@ use std::time::Duration;
 use paramedic_report::fold::PhaseRecord;
 use paramedic_report::stats::LOOKS;
 
-/// The latency is compared between two periods of this length.
+/// The length of each of the two periods whose latency is compared.
 const LATENCY_PERIOD: Duration = Duration::from_secs(2);
 
-/// The looks at one running phase: at each fixed time, whether the phase is stable and may end.
+/// The looks at one running phase: at fixed times, each checks whether the phase is stable and may end.
 pub(super) struct StabilityLooks {
-    /// The start-up that the request excludes.
+    /// The start-up time that the request excludes from the measurement.
     omit: Option<Duration>,
-    /// The number of looks that were taken so far.
+    /// The number of looks that have been taken.
     taken: usize,
 }
 
 impl StabilityLooks {
-    /// The looks at a phase that begins. `omit` is the start-up that the request excludes.
+    /// The looks at a phase that is about to begin. `omit` is the start-up time that the request excludes.
     pub(super) fn new(omit: Option<Duration>) -> Self {
         Self { omit, taken: 0 }
     }
 
-    /// Takes the next look if all its samples have arrived. Returns its time if the phase is stable and may end there.
-    /// `median_rtt` returns the median round trip in microseconds between two times since the start of the phase, if it
-    /// is known.
+    /// Takes the next look if all samples up to the time of this look have arrived. Returns that time if the phase is
+    /// stable and may end there. `median_rtt` returns the median round trip in microseconds between two times since the
+    /// start of the phase, if it is known.
     pub(super) fn due(
         &mut self,
         record: &PhaseRecord,
@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// The looks at which a download may end that becomes steady at this time.
+    /// For a download that becomes steady at `steady_from_ms`, the times of the looks at which it may end.
     fn ends(steady_from_ms: u64, median_rtt: impl Fn(Duration, Duration) -> Option<u32> + Copy) -> Vec<Duration> {
         let run = RunIdentity {
             id: uuid::Uuid::nil(),

@@ -1,5 +1,5 @@
-//! Chooses the data mode of a test: direct, or tunneled if direct data connections are blocked. Pure: the time is an
-//! argument.
+//! Chooses the data mode of a test: direct, or tunneled if direct data connections are blocked. Pure: no I/O, and the
+//! time is an argument.
 
 use std::io;
 use std::time::Duration;
@@ -9,26 +9,26 @@ use paramedic_engines::engine::{StreamsMissing, is_refusal};
 use paramedic_link::test_spec::DataMode;
 use paramedic_report::document::FallbackReason;
 
-/// If all streams of a phase are silent for this long, direct mode counts as blocked.
+/// If no stream of a phase gets an answer for this long, direct mode counts as blocked.
 pub(super) const SILENCE: Duration = Duration::from_secs(3);
 
 /// For how long the appliance remembers that direct mode was blocked.
 const REMEMBERED_FOR: SignedDuration = SignedDuration::from_hours(24);
 
-/// The data mode of a test, and what to do if it is blocked.
+/// The data mode of a test, and what to do if that mode is blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ModePlan {
-    /// The mode to request first.
+    /// The data mode to request first.
     pub(super) mode: DataMode,
     /// Whether to request the tunnel if direct mode is blocked.
     pub(super) falls_back: bool,
-    /// When an earlier test found direct mode blocked; `None` unless that is the reason for this mode.
+    /// When an earlier test found direct mode blocked, if that is why this mode is chosen; otherwise `None`.
     pub(super) found_at: Option<Timestamp>,
 }
 
-/// Chooses the data mode. `requested` is the mode that the user requested. `usable` are the modes that the request
-/// allows, that this device supports and that the reflector offers, best first. `blocked_at` is when a test last found
-/// direct mode blocked at this reflector.
+/// Chooses the data mode of a test; `None` if no mode is usable. `requested` is the mode that the user requested.
+/// `usable` are the modes that the request allows, that this device supports and that the reflector offers, best first.
+/// `blocked_at` is when a test last found direct mode blocked at this reflector.
 pub(super) fn plan(
     requested: Option<DataMode>,
     usable: &[DataMode],
@@ -42,13 +42,14 @@ pub(super) fn plan(
     Some(ModePlan { mode, falls_back: has_choice && found_at.is_none(), found_at })
 }
 
-/// Whether a finding from the time `at` still counts. A time in the future comes from a clock that was wrong.
+/// Whether direct mode, found blocked at the time `at`, still counts as blocked. If `at` is in the future, the clock
+/// was wrong then.
 fn is_remembered(at: Timestamp, now: Timestamp) -> bool {
     (SignedDuration::ZERO..REMEMBERED_FOR).contains(&now.duration_since(at))
 }
 
-/// Why direct mode counts as blocked, after the streams of a phase could not be opened. `None` if it does not count as
-/// blocked: some streams were opened, or the cause is on this device.
+/// Why direct mode counts as blocked after the streams of a phase could not be opened. `None` if direct mode does not
+/// count as blocked: some streams were opened, or the cause is on this device.
 pub(super) fn blocked(error: &io::Error) -> Option<FallbackReason> {
     let missing = StreamsMissing::of(error).filter(|missing| missing.opened == 0)?;
     match missing.cause.kind() {

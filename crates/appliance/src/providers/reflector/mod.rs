@@ -1,4 +1,5 @@
-//! The provider `reflector`: one session with a paired reflector, with all its phases and probes.
+//! The provider `reflector`: runs tests against a paired reflector, each in one session with all its phases and probes,
+//! or in two sessions if direct mode is blocked.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that asks a reflector in wall time")]
 
@@ -35,8 +36,8 @@ use crate::waiting::QueueWait;
 use fallback::ModePlan;
 use session::{Blocked, ReflectorSession, SessionFailure};
 
-/// How long the appliance waits for the test lock of the device after a test is granted. The reflector ends a session
-/// that does not begin within 30 s.
+/// How long the appliance waits for the test lock of this device after the reflector has granted a test. A reflector
+/// ends a session that does not begin within 30 s.
 const RETAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The provider of tests against paired reflectors.
@@ -166,13 +167,13 @@ async fn measure(
     // This session cannot end as blocked, because it does not fall back.
     let end = run.session(client, DataMode::Tunneled, false).await;
     if run.had_streams {
-        // The reflector can be reached, so only its data ports are blocked.
+        // The test ran through the tunnel, so the reflector can be reached and only its data ports are blocked.
         run.record.finding = Some(finding(true));
     }
     end.map(drop)
 }
 
-/// What the reflector reported when the link was opened.
+/// What the reflector reported about itself when the link was opened.
 struct Introduction {
     name: PeerText,
     version: PeerText,
@@ -181,7 +182,7 @@ struct Introduction {
     sends_detail: bool,
 }
 
-/// How a session ended that did not fail.
+/// How a session that did not fail ended.
 enum SessionEnd {
     /// All phases of the session ran.
     Complete,
@@ -189,15 +190,15 @@ enum SessionEnd {
     Blocked(Box<ReflectorClient>, Blocked),
 }
 
-/// One test against a reflector. It has one session, or two if direct mode is blocked.
+/// One test against a reflector. The test has one session, or two if direct mode is blocked.
 struct ReflectorRun<'a> {
     job: &'a TestJob,
     peer: Introduction,
     /// Whether the reflector supports an early end of a phase.
     can_stop: bool,
-    /// The longest duration of a test at this reflector.
+    /// The longest test that this reflector allows.
     longest_test: Duration,
-    /// How long the test may still wait in the queue.
+    /// How long the test may still wait in the reflector's queue.
     turn: TurnWait,
     /// Whether all streams of a phase with load arrived at the reflector.
     had_streams: bool,
@@ -207,8 +208,8 @@ struct ReflectorRun<'a> {
 }
 
 impl ReflectorRun<'_> {
-    /// Requests a session in this data mode and runs it. With `falls_back`, a blocked direct mode is not an error but
-    /// returns [`SessionEnd::Blocked`].
+    /// Requests a session in the data mode `mode` and runs it. With `falls_back`, a blocked direct mode is not an
+    /// error: the session then ends with [`SessionEnd::Blocked`].
     async fn session(
         &mut self,
         mut client: ReflectorClient,
@@ -228,7 +229,7 @@ impl ReflectorRun<'_> {
         let events = &mut observer.events;
         let interrupt = &mut observer.interrupt;
         let queued = |place, wait| {
-            // While this test waits in the queue, another test of this device may run.
+            // While this test waits in the reflector's queue, another test of this device may run.
             lock.release();
             events(Event::Queued(Queued::new(place, wait)));
         };
@@ -278,8 +279,8 @@ impl ReflectorRun<'_> {
     }
 }
 
-/// Takes the test lock of the device again if it was released in the queue, and answers the reflector meanwhile. Fails
-/// if the lock is not free before the grant would expire.
+/// Takes the test lock of this device again if it was released while the test waited in the reflector's queue. Answers
+/// the reflector meanwhile. Fails if the lock is not free well before the grant expires.
 async fn retake(
     lock: &mut TestLock,
     client: &mut ReflectorClient,
@@ -306,8 +307,8 @@ async fn retake(
     }
 }
 
-/// The data mode to request. If the reflector offers none that can be used, requests one of them nevertheless, because
-/// the denial of the reflector then names the modes that it offers.
+/// Chooses the data mode to request. If the reflector offers no usable mode, chooses another one nevertheless, because
+/// the reflector's denial then names the modes that it offers.
 fn mode_plan(job: &TestJob, welcome: &Welcome, reflector: EndpointId) -> ModePlan {
     let engine = engines::find(job.request.spec.engine.as_str());
     let ways = engine.into_iter().flat_map(|engine| {
@@ -323,8 +324,8 @@ fn mode_plan(job: &TestJob, welcome: &Welcome, reflector: EndpointId) -> ModePla
     })
 }
 
-/// Limits the size of segments or datagrams to what the path can carry, unless the request sets it. A datagram may have
-/// 12 bytes more than a segment, because a UDP header has 8 bytes and a TCP header 20.
+/// Limits the size of segments or datagrams to what the path can carry, unless the request sets the size. A datagram
+/// may have 12 bytes more payload than a segment, because a UDP header has 8 bytes and a TCP header 20.
 fn fit_path(spec: TestSpec, segment_limit: Option<u16>) -> TestSpec {
     let Some(bytes) = segment_limit else { return spec };
     let Some(engine) = engines::find(spec.engine.as_str()) else { return spec };
@@ -339,7 +340,7 @@ fn fit_path(spec: TestSpec, segment_limit: Option<u16>) -> TestSpec {
     }
 }
 
-/// Opens a link to the reflector that the request names. Returns it with the saved reflector.
+/// Opens a link to the reflector that the request names. Returns the link with the saved data of the reflector.
 async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), ApplianceError> {
     let Some(first) = job.known.first() else { return Err(ApplianceError::NoReflectorPaired) };
     let Some(asked) = &job.request.peer else {
@@ -358,8 +359,8 @@ async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), ApplianceE
     if let Some(saved) = job.known.iter().find(|known| known.address == target) {
         return connect_saved(job, saved).await;
     }
-    // The address may belong to any paired reflector. If the first one is a wrong guess, the error contains the
-    // presented key.
+    // The address may belong to any paired reflector. If the first guess is wrong, the error contains the key that the
+    // reflector presented.
     match connect(job, &target, first.endpoint_id).await {
         Ok(client) => Ok((client, first.clone())),
         Err(ApplianceError::Link { cause: LinkFailure::KeyChanged(presented), .. }) => {

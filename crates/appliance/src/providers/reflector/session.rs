@@ -35,9 +35,9 @@ use crate::providers::run_record::{RunRecord, own_facts, probe_bytes, reading as
 use crate::providers::{Observer, TestJob};
 use crate::reflector_client::ReflectorClient;
 
-/// How long the connections of a phase may take to open, apart from [`CONNECT_TIMEOUT_PER_STREAM`].
+/// How long the connections of a phase may take to open, in addition to [`CONNECT_TIMEOUT_PER_STREAM`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How much longer each stream may take to open.
+/// How much longer the connections of a phase may take to open for each stream.
 const CONNECT_TIMEOUT_PER_STREAM: Duration = Duration::from_millis(500);
 /// How long both ends may take after the end of a phase to drain their queues and report their counts.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -45,13 +45,14 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 const COUNTS_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long to wait after a failure for a message of the reflector that explains it.
 const LINK_ERROR_GRACE: Duration = Duration::from_secs(1);
-/// How long the end of a failed session may take.
+/// How long the appliance may take to end a failed session.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long the end of a failed session may take if the counts of the reflector may show the cause.
+/// How long the appliance may take to end a failed session if the counts of the reflector may show the cause.
 const CLOSE_TIMEOUT_WITH_CAUSE: Duration = Duration::from_secs(3);
-/// How long the link may be silent once the data connections of this end have failed. Both use the same path.
+/// How long the link may be silent once the data connections of this end have failed. They use the same path as the
+/// link.
 const LINK_SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often the latency so far is reported as progress.
+/// How often the latency since the last such report is reported as progress.
 const LATENCY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Why direct data connections to the reflector cannot be used.
@@ -76,7 +77,7 @@ impl From<ApplianceError> for SessionFailure {
     }
 }
 
-/// Cancels the session when it is dropped: no thread may continue to move bytes after that.
+/// Cancels the session when this value is dropped, because no thread may continue to move bytes after that.
 struct CancelOnDrop(Arc<SessionControl>);
 
 impl std::ops::Deref for CancelOnDrop {
@@ -93,7 +94,7 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// A granted session, as the appliance runs it.
+/// The appliance's end of a granted session.
 pub(super) struct ReflectorSession {
     client: ReflectorClient,
     spec: TestSpec,
@@ -101,8 +102,8 @@ pub(super) struct ReflectorSession {
     /// The address to which data connections go.
     data: SocketAddr,
     transport: PayloadTransport,
-    /// Whether blocked data connections end the session with [`SessionFailure::Blocked`]. False once streams of a phase
-    /// have arrived.
+    /// Whether blocked data connections end the session with [`SessionFailure::Blocked`]. This is false once the
+    /// streams of a phase have arrived.
     falls_back: bool,
     had_streams: bool,
     client_end: Arc<dyn EngineClient>,
@@ -112,9 +113,9 @@ pub(super) struct ReflectorSession {
     /// Chooses the probe interval of the running phase; `None` if the interval is fixed.
     pacing: Option<ProbePacing>,
     adapts_probes: bool,
-    /// The start-up that the request excludes.
+    /// The start-up time that the request excludes from the measurement.
     omit: Option<Duration>,
-    /// The looks at the running phase; `None` if it runs for its full time.
+    /// The checks for stability of the running phase; `None` if the phase runs for its full time.
     looks: Option<StabilityLooks>,
     beat: Interval,
     received_at: Instant,
@@ -125,7 +126,7 @@ pub(super) struct ReflectorSession {
 }
 
 impl ReflectorSession {
-    /// Derives the keys of the session, opens the engine's end, and starts the latency probes.
+    /// Derives the keys of the session, opens the engine's end on this device, and starts the latency probes.
     pub(super) async fn open(
         job: &TestJob,
         client: ReflectorClient,
@@ -210,7 +211,7 @@ impl ReflectorSession {
                 origin: Origin { address: Some(session.client.local()), ..origin.clone() },
                 dscp,
             };
-            // The start may take some time if UDP is blocked. Meanwhile the link must be served.
+            // The start of the probes may take some time if UDP is blocked. Meanwhile, the link must be served.
             let started = session.during(probe(order), observer).await?;
             session.prober = Some(session.with_reason_of_reflector(started).await?);
         }
@@ -222,12 +223,12 @@ impl ReflectorSession {
         self.had_streams
     }
 
-    /// The name and version of the external program that moves the payload; `None` if the engine itself does.
+    /// The name and version of the external program that moves the payload; `None` if the engine itself moves it.
     pub(super) fn program(&self) -> Option<String> {
         self.client_end.program()
     }
 
-    /// Runs all phases in order.
+    /// Runs all phases of the session in order.
     pub(super) async fn run(
         &mut self,
         observer: &mut Observer,
@@ -283,7 +284,7 @@ impl ReflectorSession {
         record.ended_at = self.prober.as_ref().map(Prober::now);
         self.pacing = None;
         if end.is_err() && record.own.is_none() {
-            // Keeps the counts of this end. Cancelling the session ends its threads at once.
+            // Takes the counts of this end. Cancelling the session ends its threads at once.
             self.control.cancel();
             if let Ok(Ok(tally)) = tokio::time::timeout(COUNTS_TIMEOUT, own).await {
                 record.own = Some(tally);
@@ -295,7 +296,8 @@ impl ReflectorSession {
         if self.keeps_raw {
             record.raw = self.client_end.raw(number);
         }
-        // Counts of the reflector are checked however the phase ended, because the reflector can also cause its end.
+        // The counts of the reflector are checked however the phase ended, because the reflector can also cause the
+        // end.
         let end = match (end, record.check_tallies()) {
             (Err(_), Err(claim)) => Err(self.impossible(claim)),
             (end, _) => end,
@@ -333,8 +335,8 @@ impl ReflectorSession {
         Ok(connected?)
     }
 
-    /// Completes when direct mode counts as blocked: `count`, the number of streams that got an answer, is still 0
-    /// after [`fallback::SILENCE`]. Otherwise never completes.
+    /// Completes when direct mode counts as blocked: the number of streams that got an answer, which `count` returns,
+    /// is still 0 after [`fallback::SILENCE`]. Otherwise never completes.
     fn silence_of_all_streams(
         &self,
         number: u8,
@@ -357,8 +359,8 @@ impl ReflectorSession {
         SessionFailure::Blocked(Blocked { reason, address: self.data })
     }
 
-    /// How long all connections of a phase may take. Handshakes run in parallel, each with at most [`CONNECT_TIMEOUT`].
-    /// The time for each stream is for a reflector that delays every handshake.
+    /// How long all connections of a phase may take to open. Handshakes run in parallel, and each takes at most
+    /// [`CONNECT_TIMEOUT`]. The extra time for each stream is for a reflector that delays every handshake.
     fn connect_timeout(&self) -> Duration {
         CONNECT_TIMEOUT + CONNECT_TIMEOUT_PER_STREAM * u32::from(self.spec.streams) * 2
     }
@@ -422,7 +424,7 @@ impl ReflectorSession {
                 () = tokio::time::sleep_until(deadline) => return Err(ApplianceError::PhaseOverdue(self.client.address())),
             }
         }
-        // Readings that arrived together with the tally.
+        // Takes the readings that arrived together with the tally.
         while let Ok(reading) = readings.try_recv() {
             note(observer, record, reading);
         }
@@ -433,7 +435,7 @@ impl ReflectorSession {
         }
     }
 
-    /// If the time of a check for stability has come ([`StabilityLooks`]) and the phase is stable, ends the phase early.
+    /// Ends the phase early if a check for stability ([`StabilityLooks`]) is due and finds the phase stable.
     async fn end_if_stable(&mut self, number: u8, record: &mut PhaseRecord) -> Result<(), ApplianceError> {
         let (Some(looks), Some(prober), Some(begun)) = (&mut self.looks, &self.prober, record.begun_at) else {
             return Ok(());
@@ -447,7 +449,7 @@ impl ReflectorSession {
         Ok(())
     }
 
-    /// Starts to choose the probe interval of a phase.
+    /// Starts to choose the probe interval of a phase that begins.
     fn begin_pacing(&mut self, phase: PhaseSpec, record: &mut PhaseRecord) {
         let (Some(prober), Some(begun)) = (&self.prober, record.begun_at) else { return };
         if !self.adapts_probes {
@@ -466,7 +468,7 @@ impl ReflectorSession {
         Some(self.pacing.as_ref()?.due()?.saturating_sub(self.prober.as_ref()?.now()))
     }
 
-    /// Changes the probe interval if that is due.
+    /// Changes the probe interval if a change is due.
     fn pace_probes(&mut self, record: &mut PhaseRecord) {
         let (Some(prober), Some(pacing)) = (&self.prober, &mut self.pacing) else { return };
         let now = prober.now();
@@ -479,7 +481,7 @@ impl ReflectorSession {
         }
     }
 
-    /// Records a reading and reports it as progress. It may also decide the probe interval.
+    /// Records a reading and reports it as progress. The reading may also change the probe interval.
     fn note(&mut self, observer: &mut Observer, record: &mut PhaseRecord, reading: PhaseProgress) {
         if let Some(counted) = note(observer, record, reading) {
             if let Some(pacing) = &mut self.pacing {
@@ -509,7 +511,7 @@ impl ReflectorSession {
                         }
                         let unknown = || "the reflector gave no reason".to_owned();
                         let reason = tally.cut_short.map_or_else(unknown, |text| text.to_string());
-                        // If both ends know a reason, the one of this end is used, because the user can act on it.
+                        // If both ends know a reason, uses the one of this end, because the user can act on it.
                         let reason = self.client_end.explain_failure(number).unwrap_or(reason);
                         return Err(ApplianceError::PhaseNotStarted { reason }.into());
                     }
@@ -525,8 +527,8 @@ impl ReflectorSession {
         }
     }
 
-    /// The failure of a phase. If this device could not start a thread, that is the failure, because it causes all
-    /// others.
+    /// The failure to report for a phase. If this device could not start a thread, that is the failure, because it
+    /// causes all others.
     fn or_thread_limit(&self, failure: SessionFailure) -> SessionFailure {
         match self.control.refused_thread() {
             Some(refused) => ApplianceError::ThreadLimit(refused.clone()).into(),
@@ -553,8 +555,9 @@ impl ReflectorSession {
         }
     }
 
-    /// Replaces an error by the reason for which the reflector ended the session. Such an end causes errors here, and
-    /// its message may arrive after them, so this waits for the message up to [`LINK_ERROR_GRACE`].
+    /// Replaces an error by the reason for which the reflector ended the session, if there is one. The end of a session
+    /// causes errors here, and the reflector's message about it may arrive later. So this waits up to
+    /// [`LINK_ERROR_GRACE`] for that message.
     async fn with_reason_of_reflector<T>(&mut self, done: Result<T, ApplianceError>) -> Result<T, ApplianceError> {
         let Err(failure) = done else { return done };
         let deadline = Instant::now() + LINK_ERROR_GRACE;
@@ -567,7 +570,8 @@ impl ReflectorSession {
         Err(failure)
     }
 
-    /// Answers a ping, fails on the end of the session, and returns every other message.
+    /// Handles a message of the reflector: answers a ping, fails if the session has ended, and returns every other
+    /// message.
     async fn handle_message(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, ApplianceError> {
         self.received_at = Instant::now();
         self.control.heard();
@@ -586,7 +590,7 @@ impl ReflectorSession {
         self.received_at.max(self.control.last_heard().into()).elapsed()
     }
 
-    /// Sends a heartbeat. Fails if nothing has been received for too long on any connection.
+    /// Sends a heartbeat to the reflector. Fails if nothing has been received for too long on any connection.
     async fn keep_alive(&mut self) -> Result<(), ApplianceError> {
         let silent_for = self.silent_for();
         // If this task was held up for long, received messages may still be unread, so the silence does not count.
@@ -597,20 +601,20 @@ impl ReflectorSession {
         self.client.send(&ToReflector::Ping).await
     }
 
-    /// Stops the latency probes, and returns their results.
+    /// Stops the latency probes and returns their results; `None` if there are none.
     async fn finish_probes(&mut self) -> Option<Probes> {
         let prober = self.prober.take()?;
         let mut finished = tokio::task::spawn_blocking(move || prober.finish());
         let mut probes = tokio::time::timeout(COUNTS_TIMEOUT, &mut finished).await;
         if probes.is_err() {
-            // The prober is blocked in a write that the reflector does not read.
+            // The prober may be blocked in a write whose bytes the reflector does not read.
             self.control.cancel();
             probes = tokio::time::timeout(COUNTS_TIMEOUT, finished).await;
         }
         probes.ok().and_then(Result::ok)
     }
 
-    /// Ends the session without a result. Returns the link, which can be used for another request.
+    /// Ends the session without a result. Returns the link, which can be used for another session.
     pub(super) async fn give_back(
         mut self,
         run: &mut RunRecord,
@@ -626,8 +630,8 @@ impl ReflectorSession {
         Ok(self.client)
     }
 
-    /// Ends the session: collects the probes, sends the reflector the end, and asks for the facts of its host again. If
-    /// `failure` has a field for the datagrams that the reflector counted, sets it.
+    /// Ends the session: collects the probes, ends the session at the reflector, and asks for the facts of the
+    /// reflector's host again. If `failure` has a field for the datagrams that the reflector counted, sets that field.
     pub(super) async fn close(mut self, run: &mut RunRecord, failure: Option<&mut ApplianceError>) {
         let close_timeout = match &failure {
             None => END_AFTER_SILENCE,
@@ -658,7 +662,8 @@ impl ReflectorSession {
     }
 }
 
-/// Returns a function that opens a data connection for the probes. It is called only if probes over UDP get no answers.
+/// Returns a function that opens a data connection for the probes. The prober calls it only if probes over UDP get no
+/// answers.
 fn fall_back(
     session: SessionId,
     keys: &Arc<SessionKeys>,
@@ -685,7 +690,7 @@ async fn probe(order: ProberSetup) -> Result<Prober, ApplianceError> {
     started.map_err(|error| ApplianceError::of_io(error, ApplianceError::NoProbes))
 }
 
-/// Records a reading. If it counts for the progress display, reports it and returns it.
+/// Records a reading of a phase. If the reading counts for the progress display, reports it and returns it.
 fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgress) -> Option<CountedReading> {
     if let PhaseProgress::Detail(direction, sample) = progress {
         record.note_detail(ObservedEnd::Appliance, direction, sample);
@@ -696,7 +701,7 @@ fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgre
     Some(shown)
 }
 
-/// Waits for `left`, or for ever if it is `None`.
+/// Waits for the time `left`. If it is `None`, waits for ever.
 async fn pacing_due(left: Option<Duration>) {
     match left {
         Some(left) => tokio::time::sleep(left).await,
@@ -704,13 +709,13 @@ async fn pacing_due(left: Option<Duration>) {
     }
 }
 
-/// Checks whether a reading of the other end can be true.
+/// Fails if a reading of the reflector cannot be true.
 fn check(record: &PhaseRecord, progress: PhaseProgress) -> Result<(), Impossible> {
     as_folded(progress).map_or(Ok(()), |(end, direction, sample)| record.check(end, direction, sample))
 }
 
-/// The latency since the last such reading. Returns a reading once there are enough answers for a median, or once twice
-/// as many probes were sent. Probes whose answers may still arrive are left for the next reading.
+/// The latency since the last returned reading. Returns a reading once there are enough answers for a median, or once
+/// twice as many probes were sent. Probes whose answers may still arrive are left for the next reading.
 fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant) -> Option<LatencyReading> {
     let under_way = prober.recent().unwrap_or(LATENCY_INTERVAL) * 2;
     let until = prober.now().checked_sub(under_way)?.max(*seen_until);
@@ -723,7 +728,7 @@ fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant
     Some(LatencyReading { phase: load, at_ms: millis(begun.elapsed()), rtt_us, sent, received })
 }
 
-/// The probes in a period of a running phase.
+/// The number of probes in a period of a running phase, and their latency.
 struct RecentProbes {
     sent: u64,
     received: u64,
@@ -732,7 +737,7 @@ struct RecentProbes {
 }
 
 impl RecentProbes {
-    /// The probes from one time to another, by the prober's clock.
+    /// The probes that were sent between `from` and `to`, by the prober's clock.
     fn of(prober: &Prober, from: Duration, to: Duration) -> Self {
         let probes = prober.between(from, to);
         let mut round_trips = probes.iter().filter_map(|probe| probe.rtt_us).collect::<Vec<_>>();
@@ -748,8 +753,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The error if this device cannot run its end of the test. If the kernel refuses the requested congestion control, the
-/// request is at fault.
+/// The error for a device that cannot run its end of the test. If the kernel refuses the requested congestion control,
+/// the error is about the request.
 fn not_driven(spec: &TestSpec, error: std::io::Error) -> ApplianceError {
     if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
         return ApplianceError::EngineUnavailable { engine: spec.engine.to_string(), lacking: lacking.clone() };

@@ -1,4 +1,4 @@
-//! Tests of the judging, on each engine, with the time handed in.
+//! Tests of the judging of alert rules, on each database engine, with a simulated clock.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::monitor::outage::OutageScope;
 use crate::monitor::{Monitor, MonitorTarget, ProbeTally};
 use crate::store::{MonitorMinute, StoredOutage};
 
-/// A service that can be killed, and its clock.
+/// A service that a test can kill, with a simulated clock.
 struct TestService {
     device: Appliance,
     board: AlertBoard,
@@ -28,7 +28,7 @@ impl TestService {
         Self { device: device.clone(), board, wishes, memory: AlertMemory::default(), now }
     }
 
-    /// It is killed, and started again.
+    /// Kills the service and starts it again.
     fn restart(&mut self) {
         let (board, wishes) = AlertBoard::new(self.device.clone(), self.now);
         (self.board, self.wishes, self.memory) = (board, wishes, AlertMemory::default());
@@ -39,7 +39,7 @@ impl TestService {
         self.board.pass(&mut self.memory, self.now).await.unwrap();
     }
 
-    /// A test of this rate ends after so many minutes, and is judged.
+    /// Saves a speed test with the rate `mbps` that ends after `minutes`, and judges it.
     async fn test(&mut self, minutes: i64, mbps: u64) {
         self.now += SignedDuration::from_mins(minutes);
         let document = document(self.now, mbps, LimitCause::Network);
@@ -47,7 +47,7 @@ impl TestService {
         self.pass(0).await;
     }
 
-    /// The alerts, oldest first: whether each is closed.
+    /// The subject of each alert, and whether the alert is closed. The oldest alert is the first.
     async fn alerts(&self) -> Vec<(String, bool)> {
         let all = self.device.alerts(false, None, 50).await.unwrap();
         all.into_iter().rev().map(|alert| (alert.subject, alert.closed_at.is_some())).collect()
@@ -77,7 +77,7 @@ fn attic() -> String {
 async fn a_service_that_is_killed_after_each_test_judges_each_of_them_once() {
     for (_folder, device) in devices() {
         let mut service = TestService::new(&device);
-        // Before the rule is added.
+        // This test ends before the rule is added.
         service.test(-10, 10).await;
         device.add_rule(&slow(2, 3)).await.unwrap();
         service.now = Timestamp::now();
@@ -112,7 +112,7 @@ async fn a_result_that_says_nothing_about_the_line_is_not_judged() {
         let store = device.store().await.unwrap();
         let at = service.now + SignedDuration::from_mins(1);
         store.save_run(&document(at, 10, LimitCause::OtherTraffic)).await.unwrap();
-        // A clock that was wrong when it was measured.
+        // The clock was wrong when this result was measured.
         store.save_run(&document(at + SignedDuration::from_hours(9_000), 10, LimitCause::Network)).await.unwrap();
         service.pass(2).await;
         assert_eq!(service.alerts().await, []);
@@ -132,7 +132,7 @@ async fn a_test_is_repeated_once_and_its_result_decides() {
         assert_eq!(service.wishes.try_recv(), Ok(wish.clone()));
         service.pass(1).await;
         assert!(service.wishes.try_recv().is_err() && service.alerts().await.is_empty());
-        // Killed before the repetition: it is asked for again.
+        // The service is killed before the repetition, so the repetition is requested again.
         service.restart();
         service.pass(1).await;
         assert_eq!(service.wishes.try_recv(), Ok(wish));
@@ -177,7 +177,7 @@ async fn minutes_of_monitors_are_judged_in_windows_and_an_outage_is_no_loss() {
         let limit = Some(AlertLimit::Above(2.0));
         let rule = AlertRule::new("loss", AlertMetric::MonitorLoss, limit, "UTC".parse().unwrap()).with_times(2, 3);
         device.add_rule(&rule).await.unwrap();
-        // From the begin of a window on.
+        // The minutes are counted from the start of a window on.
         let begin = (minute_of(service.now) / 5 + 1) * 5;
         let time = |minute: i64| Timestamp::from_second((begin + minute) * 60).unwrap();
         let save = async |minutes: std::ops::Range<i64>, lost: u64| {
@@ -336,7 +336,8 @@ async fn what_is_usual_for_a_monitor_is_that_of_its_hours() {
             let rows = (begin..begin + length).map(minute).collect::<Vec<_>>();
             store.save_minutes(&rows, begin + 2 * length + 120).await.unwrap();
         };
-        // Two hours of each of the last eight weeks: 20 ms. Hours are computed of minutes when they are saved.
+        // Saves two hours with a round trip of 20 ms in each of seven earlier weeks. The store computes the hours when
+        // it saves the minutes.
         for week in 1..=7 {
             save(begin - week * 7 * 1_440 - 60, 120, 20_000).await;
         }
