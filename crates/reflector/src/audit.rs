@@ -1,10 +1,10 @@
-//! The audit log. A decision is on disk before the reflector answers it. One task writes for all others, in batches.
+//! The audit log. A decision is on disk before the reflector sends it. One task writes for all others, in batches.
 //! Callers choose the events to record; the log only appends.
 //!
 //! For each batch, the writer writes and syncs the lines, then stores the heads of both chains in the database, then
-//! answers the callers. Two steps can fail. If the lines cannot be written or synced, their heads were not passed to
-//! the store, and the writer cuts the lines. If the heads cannot be stored, the store may nevertheless hold them, so
-//! the lines stay: the callers get the error, and the next batch stores newer heads.
+//! answers the callers. Two steps can fail. If the lines cannot be written or synced, the writer cuts them; their heads
+//! were not passed to the store. If the heads cannot be stored, the store may nevertheless hold them, so the lines
+//! stay: the callers get the error, and the next batch stores newer heads.
 
 mod chain;
 mod journal;
@@ -33,12 +33,13 @@ pub use verify::{BadLine, Beginning, Unacknowledged, Verified, verify};
 use crate::event::{AuditEvent, Chain, RefusalReason};
 use crate::store::{Store, StoreError};
 
-/// The number of requests that may wait for the writer. If the queue is full, `record` waits, and `note` only counts
-/// the event.
+/// The number of write requests that may wait for the writer. If the queue is full, [`Audit::record`] waits. Once it is
+/// more than half full, [`Audit::note`] only counts its event.
 const QUEUE_CAPACITY: usize = 1024;
-/// A batch that has this many lines takes no further request.
+/// Once a batch has this many lines, the writer adds no further request to it.
 const BATCH_EVENTS: usize = 256;
-/// The number of noted events that are kept while the disk fails. Further ones are only counted.
+/// The number of events of [`Audit::note`] that the writer keeps while the disk fails. It only counts further such
+/// events.
 const BACKLOG_EVENTS: usize = 1024;
 /// How often the writer checks the log even without a request: that its files are still in place and, during a fault,
 /// whether the disk can be written again.
@@ -53,14 +54,15 @@ pub struct Audit {
     not_noted: Arc<AtomicU64>,
 }
 
-/// A write to the audit log failed. Its events are not acknowledged: the caller must undo what they record.
+/// A write to the audit log failed. Its events are not acknowledged, so the caller must undo the changes that they
+/// record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the audit log can't be written: {because}")]
 pub struct AuditFault {
     /// Why the write failed.
     pub because: String,
-    /// Whether the lines are nevertheless on disk, because only their head could not be stored in the database. The
-    /// caller must not write the lines again.
+    /// Whether the lines of the failed write are nevertheless on disk, because only the new head of the chain could not
+    /// be stored in the database. If so, the caller must not write the lines again.
     pub is_in_log: bool,
 }
 
@@ -71,7 +73,7 @@ pub enum AuditError {
     /// The folder or a file of the log cannot be read or repaired.
     #[error("cannot use the audit log in {}: {source}", path.display())]
     Unusable { path: PathBuf, source: std::io::Error },
-    /// A line up to the last acknowledged one is missing or was changed.
+    /// An acknowledged line of the log is missing or was changed.
     #[error("the audit log in {} was changed: {why}", folder.display())]
     Broken {
         folder: PathBuf,
@@ -90,7 +92,7 @@ pub enum AuditError {
 #[derive(Debug)]
 struct WriteRequest {
     events: Vec<AuditEvent>,
-    /// Receives the result of the write; absent for noted events, for which no caller waits.
+    /// Receives the result of the write; `None` for events of [`Audit::note`], which has no waiting caller.
     reply: Option<oneshot::Sender<Result<(), AuditFault>>>,
 }
 
@@ -136,14 +138,14 @@ impl Audit {
         Ok(Self { requests, fault, not_noted })
     }
 
-    /// Writes these events in this order, without others in between. They are on disk when the future completes. The
-    /// call itself fixes their place in the log: a caller that holds the lock of its decisions gets its lines in the
-    /// order of the decisions. Dropping the future does not cancel the write.
+    /// Writes these events in this order, without other events in between. The events are on disk when the future
+    /// completes. The call itself fixes their place in the log: a caller that still holds the lock under which it
+    /// decides gets its lines in the order of its decisions. Dropping the future does not cancel the write.
     ///
     /// # Errors
     ///
-    /// None of the events is acknowledged, and the caller must undo what they record. They are in the log only if
-    /// [`is_in_log`](AuditFault::is_in_log) is set.
+    /// On an error, none of the events is acknowledged, and the caller must undo the changes that they record. The
+    /// events are in the log only if [`is_in_log`](AuditFault::is_in_log) is set.
     pub fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
         let is_empty = events.is_empty();
@@ -163,8 +165,8 @@ impl Audit {
         }
     }
 
-    /// Writes these events for a caller whose answer does not depend on them. Events that cannot be written are kept
-    /// and written later.
+    /// Writes these events for a caller whose answer does not depend on the result of the write. Events that cannot be
+    /// written are kept and written later.
     pub fn record_or_note(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         let audit = self.clone();
         let recorded = self.record(events.clone());
@@ -175,8 +177,8 @@ impl Audit {
         }
     }
 
-    /// Writes this event later, without waiting. If too many events are noted, the excess is dropped, and an
-    /// [`AuditEvent::RefusedMore`] with the reason `not_noted` records how many.
+    /// Writes this event later, without waiting. If too many events wait, this one is dropped, and an
+    /// [`AuditEvent::RefusedMore`] with the reason `not_noted` records the number of dropped events.
     pub fn note(&self, event: AuditEvent) {
         // Half of the queue is for `record`, whose callers wait for an answer.
         let is_crowded = self.requests.capacity() < QUEUE_CAPACITY / 2;
@@ -185,13 +187,15 @@ impl Audit {
         }
     }
 
-    /// Why the log cannot be written at present; `None` while it can. The receiver is notified of each change.
+    /// Why the log cannot be written at present; `None` while the log can be written. The receiver is notified of each
+    /// change.
     pub fn fault(&self) -> watch::Receiver<Option<AuditFault>> {
         self.fault.clone()
     }
 }
 
-/// Runs blocking `work` on a thread of the runtime for blocking work. `None` if it panicked or the program is ending.
+/// Runs `work`, which may block, on a thread that the runtime keeps for such work. `None` if `work` panicked or the
+/// program is ending.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
@@ -231,7 +235,7 @@ struct Writer {
     fault: watch::Sender<Option<AuditFault>>,
     probe_interval: Duration,
     not_noted: Arc<AtomicU64>,
-    /// Noted events that could not be written yet, oldest first.
+    /// The events of [`Audit::note`] that could not be written yet, oldest first.
     backlog: Vec<(Timestamp, AuditEvent)>,
 }
 
@@ -239,7 +243,7 @@ struct Writer {
 #[derive(Default)]
 struct Batch {
     events: Vec<(Timestamp, AuditEvent)>,
-    /// The noted events among them, which are kept if the write fails.
+    /// Those of `events` that came from [`Audit::note`]. They are kept if the write of the batch fails.
     notes: Vec<(Timestamp, AuditEvent)>,
     replies: Vec<oneshot::Sender<Result<(), AuditFault>>>,
 }
@@ -262,11 +266,11 @@ impl Batch {
 
 /// The result of writing a batch.
 enum BatchEnd {
-    /// The lines are on disk, and their heads are stored.
+    /// The lines of the batch are on disk, and the database has stored the new heads of the chains.
     Kept,
-    /// The lines are not in the log.
+    /// The lines of the batch are not in the log.
     Failed(AuditFault),
-    /// The lines are in the log, but the database did not confirm that it stored their heads.
+    /// The lines of the batch are in the log, but the database did not confirm that it stored their heads.
     Unclear(AuditFault),
 }
 
@@ -300,7 +304,8 @@ impl Writer {
         }
     }
 
-    /// Writes one batch and answers its callers. For a probe, or during a fault, checks every file of the log first.
+    /// Writes one batch and answers its callers. In a periodic check (`is_probe`) or during a fault, first checks every
+    /// file of the log.
     async fn write(&mut self, mut journal: Journal, mut batch: Batch, is_probe: bool) -> Option<Journal> {
         let now = now();
         let not_noted = self.not_noted.swap(0, Ordering::Relaxed);

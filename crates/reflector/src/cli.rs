@@ -45,9 +45,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or Ctrl-C; running sessions may finish
+    /// Serve paired devices until SIGTERM or Ctrl-C; running sessions can then still finish
     Serve(Box<AllFlags>),
-    /// Open a one-time pairing code and wait for a device to pair with it
+    /// Print a one-time pairing code, and wait until a device pairs by this code
     Pair(pair::Args),
     /// List paired devices; add, rename or remove one
     Peers(peers::Args),
@@ -57,7 +57,7 @@ enum Command {
     Health(health::Args),
     /// Inspect this installation without measuring; exit code 1 if it finds a problem
     Doctor(Box<doctor::Args>),
-    /// Measure what this host can carry and what limits it; takes less than a minute
+    /// Measure the highest data rates of this host, and find what limits them; takes less than a minute
     SelfTest {
         /// Duration of each measurement: seconds, or a duration such as 500ms
         #[arg(short = 't', long = "time", value_name = "SECS", default_value = "2", value_parser = self_test::parse_each)]
@@ -98,7 +98,7 @@ enum Command {
 /// The format in which a command prints its answer on stdout.
 #[derive(Clone, Copy)]
 enum StdoutFormat {
-    /// Text for a reader.
+    /// Text for a human reader.
     Human,
     /// One JSON document.
     Json,

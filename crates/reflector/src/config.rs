@@ -1,5 +1,6 @@
 //! The reflector's configuration: the checked [`Config`], and the default of each setting with its reason.
-//! `paramedic_host::config` reads it from flags, environment and files. Opens no socket and creates no file.
+//! `paramedic_host::config` reads the configuration from flags, environment and files. This module opens no socket and
+//! creates no file.
 
 mod addresses;
 mod reload;
@@ -36,7 +37,7 @@ pub struct Config {
     pub data_port_range: RangeInclusive<u16>,
     /// Whether the reflector offers the engine iperf3.
     pub iperf3_enabled: bool,
-    /// The number of sessions that may run at once; at least 1.
+    /// The number of tests that may run at once; at least 1.
     pub max_concurrent_tests: u32,
     /// The number of requests that may wait in the queue.
     pub max_queue: usize,
@@ -46,7 +47,7 @@ pub struct Config {
     pub max_test_duration: Duration,
     /// The number of streams that a session may have in each direction; at least 1.
     pub max_streams: u16,
-    /// The number of sessions that one peer may start within any hour; at least 1.
+    /// The number of tests that one peer may start within any hour; at least 1.
     pub max_tests_per_hour: u32,
     /// The number of payload bytes that one peer may transfer on one UTC day.
     pub max_bytes_per_day: u64,
@@ -116,8 +117,9 @@ impl Config {
         self.state_dir.join("audit")
     }
 
-    /// Whether the runtime folder is the default for root, in which root trusts a reflector of any user: only root can
-    /// create it. The earlier one belongs to the user of the appliance's service now.
+    /// Whether the runtime folder is `/run/reflector`. Only root can create this folder, so commands of root trust a
+    /// reflector of any user there. They do not trust `/run/packetparamedic`, the default of earlier versions, in this
+    /// way: it now belongs to the user of the appliance's service.
     pub fn has_root_runtime_dir(&self) -> bool {
         self.runtime_dir == Path::new(ROOT_RUNTIME_DIR)
     }
@@ -142,8 +144,8 @@ const ADMIN_SOCKET: &str = "admin.sock";
 const ROOT_STATE_DIR: &str = "/var/lib/reflector";
 /// The default runtime folder for root, and for the systemd unit.
 const ROOT_RUNTIME_DIR: &str = "/run/reflector";
-/// The default state folder of earlier versions. It is used if it contains state and [`ROOT_STATE_DIR`] contains none,
-/// because an update must not change the identity of a reflector.
+/// The default state folder of earlier versions. This folder is used if it contains state and [`ROOT_STATE_DIR`]
+/// contains none, because an update must not change the identity of a reflector.
 const EARLIER_STATE_DIR: &str = "/var/lib/packetparamedic/reflector";
 /// The default runtime folder of earlier versions. Commands also look there for a running reflector.
 const EARLIER_RUNTIME_DIR: &str = "/run/packetparamedic";

@@ -3,7 +3,7 @@
 //!
 //! A prefix is known if a peer has authenticated from it. Known and unknown prefixes have separate slots, so clients
 //! from unknown prefixes never take a slot from a paired device. A session has further slots for its streams, so
-//! clients at other known prefixes never take one of those.
+//! clients at other known prefixes never take a slot of a session.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::RefusalReason;
 
-/// The slots for connections from all unknown prefixes. At about 80 KiB each, they take some 20 MiB at most.
+/// The number of slots for connections from all unknown prefixes together. At about 80 KiB each, these connections take
+/// some 20 MiB at most.
 const UNKNOWN_PLACES: usize = 256;
-/// The slots for connections from all known prefixes.
+/// The number of slots for connections from all known prefixes together.
 const KNOWN_PLACES: usize = 256;
 /// The limits for one unknown network, from the narrowest prefix to the widest.
 const UNKNOWN_LIMITS: [NetworkLimit; 3] = [
@@ -36,7 +37,7 @@ const LEAVING_PART: usize = 9;
 /// not counted.
 const COUNTED_NETWORKS: usize = 65_536;
 
-/// The limits for one network.
+/// The limits for the unauthenticated connections from one network.
 #[derive(Clone, Copy, Debug)]
 struct NetworkLimit {
     /// The prefix length of the network in bits, for IPv6. For IPv4, each address is a network.
@@ -87,7 +88,7 @@ fn network(address: IpAddr, ipv6_bits: u8) -> IpAddr {
     }
 }
 
-/// Identifies the slot of one connection. Give it back with [`ConnectionLimiter::left`].
+/// Identifies the slot of one connection. The caller gives the slot back with [`ConnectionLimiter::left`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionSlotId(u64);
 
@@ -147,13 +148,14 @@ enum Pool {
     Unknown,
     /// The slots for connections from known prefixes.
     Known,
-    /// The slots for streams of running sessions. A connection that has one is never closed for another.
+    /// The slots for streams of running sessions. A connection in such a slot is never closed to make room for another
+    /// one.
     Session,
 }
 
 impl ConnectionLimiter {
-    /// A limiter without connections. `descriptors` limits all slots together. `known` are the prefixes from which
-    /// peers have authenticated.
+    /// A limiter without connections. `descriptors` limits the slots for known and unknown prefixes together, including
+    /// connections that are being closed. `known` are the prefixes from which peers have authenticated.
     pub fn new(descriptors: usize, known: BTreeSet<Prefix>) -> Self {
         let leaving_places = (descriptors / LEAVING_PART).max(2);
         let share = (descriptors.saturating_sub(leaving_places) / 2).max(1);
@@ -173,7 +175,8 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Decides on a new connection from `prefix`. `now` is monotonic, here and below.
+    /// Decides on a new connection from `prefix`. `now` is the time of a monotonic clock, as in all methods of this
+    /// type.
     pub fn admit(&mut self, prefix: Prefix, now: Duration) -> Admission {
         self.pass_time(now);
         let (pool, limits) = self.pool_of(prefix);
@@ -200,7 +203,7 @@ impl ConnectionLimiter {
         self.enter(prefix, pool, makes_way)
     }
 
-    /// The pool and the limits for connections from `prefix` that have no slot of a session.
+    /// The pool and the limits that apply to a connection from `prefix` if it has no slot of a session.
     fn pool_of(&self, prefix: Prefix) -> (Pool, &'static [NetworkLimit]) {
         match (self.is_known(prefix), prefix.0) {
             (true, _) => (Pool::Known, &[KNOWN_LIMIT]),
@@ -219,7 +222,8 @@ impl ConnectionLimiter {
         }
     }
 
-    /// The connections from the network of this prefix in a pool.
+    /// The number of connections in `pool` from the network that contains `prefix`, and the one of them without
+    /// progress for the longest time.
     fn in_network(&self, pool: Pool, prefix: Prefix, limit: &NetworkLimit) -> Silence {
         self.silent_longest(|place| {
             place.pool == pool && network(place.prefix.0, limit.ipv6_bits) == network(prefix.0, limit.ipv6_bits)
@@ -246,9 +250,9 @@ impl ConnectionLimiter {
         *self.expected.entry(prefix).or_default() += streams;
     }
 
-    /// Records the end of a session of `prefix` that could open `streams` connections. Connections that still have one
-    /// of its slots get other slots of their prefix. Returns the connections to close, because no such slot is free for
-    /// them.
+    /// Records the end of a session of `prefix` that could open `streams` connections. Connections that still use its
+    /// slots get other slots of their prefix. Returns the connections that the caller must close, because no such slot
+    /// is free for them.
     pub fn session_closed(&mut self, prefix: Prefix, streams: usize) -> Vec<ConnectionSlotId> {
         let expected = self.expected.get(&prefix).map_or(0, |expected| expected.saturating_sub(streams));
         if expected == 0 {
@@ -286,8 +290,8 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Records that a connection is authenticated or closed. Also for a connection that was already chosen to be
-    /// closed.
+    /// Records that a connection is authenticated or closed. Call this also for a connection that was already chosen to
+    /// be closed.
     pub fn left(&mut self, place: ConnectionSlotId) {
         self.places.remove(&place);
         self.leaving.remove(&place);
@@ -343,8 +347,8 @@ impl ConnectionLimiter {
         self.now = self.now.max(now);
     }
 
-    /// Counts a new connection in each network that contains it. Returns `false` if one of them has reached its limit
-    /// for this second.
+    /// Counts a new connection in each network that contains it. Returns `false` if one of these networks has reached
+    /// its limit for this second.
     fn count_new(&mut self, prefix: Prefix, limits: &[NetworkLimit]) -> bool {
         if self.now.saturating_sub(self.counted_since) >= Duration::from_secs(1) {
             self.recent.clear();
@@ -368,9 +372,9 @@ impl ConnectionLimiter {
     }
 
     /// Chooses the connection to close when all slots are taken. Even a new connection may be chosen, because in a
-    /// flood all connections are new. The criteria, in this order: it belongs to the network with the most connections,
-    /// so a client that is alone in its network keeps its connection; it has sent nothing; it made no progress for the
-    /// longest time.
+    /// flood all connections are new. The criteria, in this order: the connection belongs to the network with the most
+    /// connections, so a client that is alone in its network keeps its connection; the connection has sent nothing; it
+    /// made no progress for the longest time.
     fn dispensable(&self, pool: Pool) -> Option<ConnectionSlotId> {
         let widest = |place: &OccupiedPlace| network(place.prefix.0, WIDEST_BITS);
         let mut taken = BTreeMap::<IpAddr, usize>::new();
@@ -385,7 +389,7 @@ impl ConnectionLimiter {
         matching().min_by_key(|(id, place)| (rank(place), **id)).map(|(id, _)| *id)
     }
 
-    /// The number of matching connections, and the one that made no progress for the longest time.
+    /// The number of connections that match, and the matching one without progress for the longest time.
     fn silent_longest(&self, matches: impl Fn(&OccupiedPlace) -> bool) -> Silence {
         let matching = || self.places.iter().filter(|(_, place)| matches(place));
         let longest = matching().min_by_key(|(id, place)| (place.progress_at, **id));
@@ -415,7 +419,7 @@ mod tests {
         Prefix::of(IpAddr::V4(n.into()))
     }
 
-    /// An IPv6 prefix: the lowest byte of `n` counts within a /56, the next byte within a /48.
+    /// An IPv6 prefix: the lowest byte of `n` selects a /64 within its /56, the next byte a /56 within its /48.
     fn v6(n: u128) -> Prefix {
         Prefix::of(Ipv6Addr::from_bits((0x2001_0db8 << 96) | n << 64).into())
     }
@@ -651,8 +655,8 @@ mod tests {
     }
 
     proptest! {
-        /// In any order of events, no limit is exceeded, and a connection of a known prefix is never closed for one of
-        /// an unknown prefix.
+        /// In any order of events, no limit is exceeded, and a connection of a known prefix is never closed to make
+        /// room for one of an unknown prefix.
         #[test]
         fn limits_hold_in_any_order(steps in vec((0..300u32, 0..4u8, 0..3000u64), 1..600)) {
             let known = (0..8).map(v4).collect::<BTreeSet<_>>();

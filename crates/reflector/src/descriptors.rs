@@ -1,5 +1,5 @@
 //! Divides the file descriptors that the host allows among the parts of the reflector. No part and no device can take
-//! those of another, so the admin socket works under any network load. Pure: no I/O, no clock.
+//! the descriptors of another, so the admin socket works under any network load. Pure: no I/O, no clock.
 
 use paramedic_engines::data_listener;
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
@@ -22,12 +22,12 @@ fn of_stream(direction: Direction) -> usize {
     }
 }
 
-/// The descriptors of a session beside those of its streams: listener, responder, wake-up descriptors, the pipes of a
-/// child process, a log file.
+/// The descriptors of a session in addition to those of its streams: listener, responder, wake-up descriptors, the
+/// pipes of a child process, a log file.
 const PER_SESSION: usize = 16;
 
-/// The descriptor limit that suffices for the largest session of a reflector with `listening` addresses. Includes the
-/// unauthenticated connections and links that the reflector then allows.
+/// The descriptor limit that suffices for the largest session of a reflector with `listening` addresses, together with
+/// the unauthenticated connections and links that the reflector allows under this limit.
 pub fn enough(listening: usize) -> u64 {
     1408 + (kept(listening) - KEPT) as u64
 }
@@ -37,14 +37,14 @@ fn kept(listening: usize) -> usize {
     KEPT.saturating_add(listening.saturating_sub(1).saturating_mul(OF_ADDRESS))
 }
 
-/// The descriptor limit of each part.
+/// The number of file descriptors that each part of the reflector may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DescriptorShares {
-    /// For connections that are not authenticated yet.
+    /// The descriptors for connections that are not authenticated yet.
     pub unauthenticated: usize,
-    /// For links.
+    /// The descriptors for links.
     pub links: usize,
-    /// For all sessions together.
+    /// The descriptors for all sessions together.
     pub sessions: usize,
 }
 
@@ -60,8 +60,8 @@ impl DescriptorShares {
     }
 }
 
-/// The number of connections that a session opens at once to the listening port: the streams of a tunneled phase, and
-/// one for latency probes if UDP is blocked.
+/// The number of connections to the listening port that a session may have open at once: the streams of a tunneled
+/// phase, and one for latency probes if UDP is blocked.
 pub fn control_port_streams(spec: &TestSpec) -> usize {
     let phases = spec.phases.iter().filter(|_| spec.data_mode == DataMode::Tunneled);
     let streams = phases.map(|phase| phase.load.directions().len() * usize::from(spec.streams)).max().unwrap_or(0);
@@ -69,8 +69,8 @@ pub fn control_port_streams(spec: &TestSpec) -> usize {
 }
 
 /// The number of descriptors that a session of this kind may hold at once. Only the streams of one phase are open at a
-/// time. It includes unauthenticated connections: to the session's own port in direct mode, otherwise in its slots at
-/// the listening port. Those slots are free again as soon as the streams are authenticated.
+/// time. The number includes unauthenticated connections: those to the session's own port in direct mode, otherwise
+/// those in its slots at the listening port. These slots are free again as soon as the streams are authenticated.
 pub fn of_session(spec: &TestSpec) -> usize {
     let of_phase = |phase: &PhaseSpec| phase.load.directions().iter().map(|direction| of_stream(*direction)).sum();
     let each: usize = spec.phases.iter().map(of_phase).max().unwrap_or(0);

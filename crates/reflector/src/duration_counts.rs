@@ -1,13 +1,14 @@
-//! A histogram of durations: `status` shows its percentiles, the metrics show all of it. Pure: no I/O, no clock.
+//! A histogram of durations: `status` shows its percentiles, and the metrics show all its buckets. Pure: no I/O, no
+//! clock.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// A histogram of durations: the number of durations up to each bound.
+/// A histogram of durations: the number of durations in each of its buckets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DurationCounts {
-    /// The buckets, that with the lowest bound first.
+    /// The buckets in ascending order of their bounds.
     pub buckets: Vec<DurationBucket>,
     /// The number of durations above the last bound.
     pub longer: u64,
@@ -15,7 +16,7 @@ pub struct DurationCounts {
     pub sum_us: u64,
 }
 
-/// The number of durations up to a bound, and above the bound of the bucket before it.
+/// A bucket of a histogram: the number of durations up to its bound and above the bound of the bucket before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DurationBucket {
     /// The upper bound of the bucket, in microseconds.
@@ -31,7 +32,7 @@ impl DurationCounts {
         Self { buckets: buckets.collect(), longer: 0, sum_us: 0 }
     }
 
-    /// Adds one duration.
+    /// Adds one duration to the histogram.
     pub fn note(&mut self, duration: Duration) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.sum_us = self.sum_us.saturating_add(us);
@@ -42,13 +43,13 @@ impl DurationCounts {
         *counter = counter.saturating_add(1);
     }
 
-    /// The number of all durations.
+    /// The number of all durations in the histogram.
     pub fn count(&self) -> u64 {
         self.buckets.iter().fold(self.longer, |sum, bucket| sum.saturating_add(bucket.count))
     }
 
-    /// The lowest bound, in microseconds, that at least this share of all durations does not exceed. `None` without
-    /// durations, or if the share is reached only above the last bound.
+    /// The lowest bound, in microseconds, such that at least this share of all durations is at or below it. `None` if
+    /// no duration was counted, or if the share is reached only above the last bound.
     pub fn quantile_us(&self, share: f64) -> Option<u64> {
         let wanted = share * self.count() as f64;
         let mut below = 0;

@@ -7,7 +7,7 @@ use paramedic_link::test_spec::{DataMode, EngineId};
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use serde::{Deserialize, Serialize};
 
-/// One event of the audit log. Serialised as a JSON object whose field `event` has the name.
+/// One event of the audit log. Serialised as a JSON object; its field `event` contains the name of the event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
@@ -106,7 +106,7 @@ pub enum AuditEvent {
         /// How long the session lasted, in milliseconds.
         elapsed_ms: u64,
     },
-    /// A port of the range was skipped, because another program uses it.
+    /// A port of the data port range was skipped, because another program uses it.
     PortHeld {
         port: u16,
         /// The peer whose request needed a port.
@@ -120,22 +120,22 @@ pub enum AuditEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<EndpointId>,
     },
-    /// The number of refusals with one reason in the last minute that were only counted.
+    /// The number of refusals with this reason, in the last minute, that were counted without a line of their own.
     RefusedMore { reason: RefusalReason, count: u64 },
-    /// The number of lines about one peer that were only counted in the last minute: links, requests that were not
-    /// granted, monitor sessions, and ports that other programs hold.
+    /// The number of events of this peer, in the last minute, that were counted without a line of their own: links,
+    /// requests that were not granted, monitor sessions, and ports that other programs hold.
     MoreOfPeer { peer: EndpointId, count: u64 },
-    /// The reflector charged sessions that were running when it crashed: their recorded use, plus the possible use
-    /// since then.
+    /// The reflector charged sessions that were running when it crashed: their recorded use, plus the use that is
+    /// possible since that record.
     LeasesCharged {
-        /// The number of such sessions.
+        /// The number of sessions that were charged.
         sessions: u64,
         /// The number of payload bytes that were charged.
         bytes: u64,
     },
     /// The audit log begins with this line, because the lines before it were moved away.
     LogBegunAnew {
-        /// The number of the last line that was acknowledged before this one.
+        /// The number of the last line that was acknowledged before this line.
         after: u64,
     },
     /// The unacknowledged end of a file of the audit log was cut, after a crash or a failed write.
@@ -149,7 +149,7 @@ pub enum AuditEvent {
         chain: Chain,
         /// The number of the first line that remains of the chain.
         first_line: u64,
-        /// The hash of the line before that one.
+        /// The hash of the line before `first_line`.
         hash_before: String,
     },
 }
@@ -159,7 +159,8 @@ pub enum AuditEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Chain {
-    /// Starts and stops, pairings and removals, grants and ends. The operator and the quotas limit their number.
+    /// Starts and stops of the reflector, pairings and removals of peers, grants and ends of tests. The operator and
+    /// the quotas limit the number of these events.
     Main,
     /// Events that an unauthenticated client or a paired peer can cause without limit.
     Refusals,
@@ -208,7 +209,7 @@ macro_rules! refusal_reasons {
         }
 
         impl RefusalReason {
-            /// All reasons, in the order of the list.
+            /// All refusal reasons, in the order in which they are declared.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
             /// The name of the reason, as in the audit log and in `status`.

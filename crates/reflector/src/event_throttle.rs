@@ -12,15 +12,15 @@ use crate::sessions::Now;
 /// The duration of a counting window. A window begins with its first line.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// What causes lines that are counted together. The number of causes is bounded: the reasons are fixed, and each peer
-/// was paired.
+/// A cause of log lines. Lines with the same cause are counted together. The number of causes is bounded: the reasons
+/// are fixed, and each peer was paired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// Refusals with one reason, in the audit log.
+    /// The lines of the audit log about refusals with one reason.
     Refusal(RefusalReason),
     /// Lines about one peer in the audit log whose number no quota limits: links; requests that are queued, denied or
-    /// undone; monitor sessions; ports that other programs hold. Quotas limit the grants and ends of tests, so these
-    /// always pass.
+    /// undone; monitor sessions; ports that other programs hold. Quotas limit the grants and ends of tests, so the
+    /// lines of these are always written.
     Peer(EndpointId),
     /// Lines about one peer in the program's log.
     Log(EndpointId),
@@ -100,7 +100,7 @@ impl Window {
 }
 
 impl EventThrottle {
-    /// Returns the events to write now. The count of a window comes before the event that ends the window.
+    /// Returns the events to write now. The count of an ended window comes before the first event of the next window.
     #[must_use]
     pub fn pass(&mut self, events: Vec<AuditEvent>, now: Now) -> Vec<AuditEvent> {
         let mut written = Vec::with_capacity(events.len());
@@ -122,7 +122,8 @@ impl EventThrottle {
         written
     }
 
-    /// Counts one line of `cause`. Returns whether to write it, and the count of the window that it ends.
+    /// Counts one line of `cause`. Returns whether to write the line and, if it is the first one after a window, the
+    /// count of suppressed lines of that window.
     #[must_use]
     pub fn count(&mut self, cause: Cause, now: Now) -> (bool, Option<SuppressedLines>) {
         let is_over = self.windows.get(&cause).is_some_and(|window| window.end() <= now.mono);
@@ -132,19 +133,19 @@ impl EventThrottle {
         (window.count <= cause.lines_in_full(), suppressed)
     }
 
-    /// Returns the counts of all windows that have ended.
+    /// Returns the counts of suppressed lines of all windows that have ended.
     #[must_use]
     pub fn poll(&mut self, now: Now) -> Vec<SuppressedLines> {
         self.close(|window| window.end() <= now.mono)
     }
 
-    /// Returns the counts of all windows. Called when the program ends.
+    /// Returns the counts of suppressed lines of all windows. Called when the program ends.
     #[must_use]
     pub fn finish(&mut self) -> Vec<SuppressedLines> {
         self.close(|_| true)
     }
 
-    /// When to call `poll` next, on the monotonic clock.
+    /// When to call `poll` next, on the monotonic clock. `None` while no line is suppressed.
     pub fn next_deadline(&self) -> Option<Duration> {
         let over = self.windows.iter().filter(|(cause, window)| window.count > cause.lines_in_full());
         over.map(|(_, window)| window.end()).min()

@@ -19,7 +19,7 @@ const RENEW_AFTER_MS: u64 = 24 * 3600 * 1000;
 #[derive(Debug, Default)]
 pub struct KnownPrefixes {
     peers: BTreeMap<EndpointId, BTreeMap<Prefix, u64>>,
-    /// The peers whose prefixes changed since they were last taken for the database.
+    /// The peers whose prefixes changed since [`KnownPrefixes::take_unwritten`] last returned them.
     unwritten: BTreeSet<EndpointId>,
 }
 
@@ -55,8 +55,8 @@ impl KnownPrefixes {
         true
     }
 
-    /// Takes every peer whose prefixes changed since the last call, with all its prefixes. They replace those in the
-    /// database.
+    /// Takes every peer whose prefixes changed since the last call, with all its prefixes. The caller stores them in
+    /// the database in place of the peer's earlier ones.
     pub fn take_unwritten(&mut self) -> Vec<PeerPrefixes> {
         let peers = std::mem::take(&mut self.unwritten).into_iter();
         let prefixes = |peer: EndpointId| self.peers.get(&peer).into_iter().flatten().map(|(at, seen)| (*at, *seen));

@@ -8,8 +8,8 @@ use std::time::Duration;
 use paramedic_link::EndpointId;
 use paramedic_link::frame::MAX_FRAME;
 
-/// What one message takes from the budget. A device regains one second of budget per second, so it may send 200
-/// messages per second.
+/// What one message takes from the budget of its device, as time. A device regains one second of budget per second, so
+/// it may send 200 messages per second.
 const EACH: Duration = Duration::from_millis(5);
 /// The budget that a device may use up before it has to wait.
 const BURST: Duration = Duration::from_secs(2);
@@ -19,7 +19,8 @@ const EACH_WELCOME: Duration = Duration::from_millis(50);
 /// The budget for welcomes that a device may use up before it has to wait: one for each link that it may have open.
 const WELCOME_BURST: Duration = Duration::from_millis(64 * 50);
 
-/// The longest time that a device waits. It is shorter than the silence after which its links would be ended.
+/// The longest time that a device waits for new budget. It is shorter than the silence after which its links would be
+/// ended.
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
 /// The events that take from the budget of a device.
@@ -60,7 +61,7 @@ impl Cost {
     }
 }
 
-/// The two budgets of a device.
+/// One of the two budgets that each device has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Budget {
     Messages,
@@ -85,7 +86,7 @@ pub struct MessageBudgets {
 
 impl MessageBudgets {
     /// Charges `cost` to `device`. Returns how long the link must wait before it reads its next message or is welcomed.
-    /// `now` is monotonic.
+    /// `now` is the time of a monotonic clock.
     #[must_use]
     pub fn charge(&mut self, device: EndpointId, cost: Cost, now: Duration) -> Duration {
         self.earned_back.retain(|_, at| *at > now);

@@ -11,7 +11,7 @@ use crate::event::RefusalReason;
 use crate::sessions::SessionStatus;
 use crate::status::Status;
 
-/// The format of the text.
+/// The format of the text of the metrics.
 const FORMAT: MetricsFormat = MetricsFormat::Plain;
 
 /// The reasons with which a session can end at this reflector.
@@ -304,7 +304,8 @@ const METRICS: &[Metric<Status>] = &[
     },
 ];
 
-/// Whether a monitor session can end with this reason: it has no phases and no deadline.
+/// Whether a monitor session can end with this reason. It has neither a deadline nor a first phase, so it never ends
+/// because of either.
 fn can_end_monitor(outcome: EndReason) -> bool {
     !matches!(outcome, EndReason::Deadline | EndReason::NotStarted)
 }
@@ -338,7 +339,7 @@ pub fn text(status: &Status) -> String {
     FORMAT.text(METRICS, status)
 }
 
-/// The `Content-Type` of the text.
+/// The `Content-Type` of the text of the metrics.
 pub fn content_type() -> &'static str {
     FORMAT.content_type()
 }

@@ -17,11 +17,11 @@ pub const LONGEST_TTL: Duration = Duration::from_secs(3600);
 const WRONG_PER_PREFIX: u32 = 5;
 /// How long a prefix stays blocked, and how long a wrong proof counts.
 const BLOCKED: Duration = Duration::from_secs(600);
-/// Wrong proofs are counted for at most this many prefixes. A further prefix replaces the unblocked one that failed the
-/// longest ago or, if all are blocked, the one whose block ends first.
+/// Wrong proofs are counted for at most this many prefixes. A further prefix replaces the unblocked one whose last
+/// wrong proof is the oldest or, if all are blocked, the one whose block ends first.
 const REMEMBERED: usize = 4096;
 
-/// The decision on a pairing proof. The client can distinguish only `Paired` from the rest.
+/// The decision on a pairing proof. The client cannot distinguish the causes of `NotPaired`.
 #[derive(Debug)]
 pub enum ProofDecision {
     /// The proof is right. Until the claim is confirmed or released, no other device can use the code.
@@ -31,8 +31,9 @@ pub enum ProofDecision {
         /// The claim on the code, to confirm or to release.
         claim: CodeClaim,
     },
-    /// The proof is wrong, early, late, or from a blocked prefix. Wrong proofs never close the code. Its secret has 50
-    /// bits: a thousand guesses per second for an hour succeed with a probability of 3 in 10^9.
+    /// The proof is wrong, no unclaimed code is open, or the client's prefix is blocked. Wrong proofs never close the
+    /// code. The code's secret has 50 bits: a thousand guesses per second for an hour succeed with a probability of 3
+    /// in 10^9.
     NotPaired,
 }
 
@@ -83,7 +84,7 @@ pub struct Pairing {
     reflector: EndpointId,
     open: Option<Open>,
     wrong: BTreeMap<Prefix, Wrong>,
-    /// The number of codes and of claims so far.
+    /// The number of codes that were opened so far; `claims` is the number of claims.
     codes: u64,
     claims: u64,
 }
@@ -118,7 +119,8 @@ impl Pairing {
         Self { reflector, open: None, wrong: BTreeMap::new(), codes: 0, claims: 0 }
     }
 
-    /// Opens a new code that is valid for `ttl`. `now` is monotonic, here and below.
+    /// Opens a new code that is valid for `ttl`. `now` is the time of a monotonic clock, as in all methods of this
+    /// type.
     pub fn open(&mut self, ttl: Duration, now: Duration) -> Result<OpenedCode, OpenCodeError> {
         let code = PairingCode::generate(&self.reflector)?;
         if ttl.is_zero() || ttl > LONGEST_TTL {
@@ -135,7 +137,8 @@ impl Pairing {
         Ok(opened)
     }
 
-    /// Judges a proof from `prefix`. `exporter` is the TLS exporter value of the connection between `ends`.
+    /// Judges a pairing proof from a client at `prefix`. `exporter` is the TLS exporter value of the connection between
+    /// `ends`.
     pub fn prove(
         &mut self,
         prefix: Prefix,
@@ -259,7 +262,7 @@ mod tests {
         matches!(verdict, ProofDecision::Paired { .. })
     }
 
-    /// The secret of another code, whose proofs are wrong.
+    /// The secret of another code, whose proofs are wrong for the open code.
     fn wrong() -> PairingCode {
         PairingCode::generate(&REFLECTOR).unwrap()
     }

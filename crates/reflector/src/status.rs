@@ -10,7 +10,8 @@ use crate::duration_counts::DurationCounts;
 use crate::event::RefusalReason;
 use crate::sessions::Snapshot;
 
-/// The state of the server. Counts are since its start. Fields that an older reflector does not send are empty.
+/// The state of the server. Counts begin at the start of the server. Fields that an older reflector does not send are
+/// empty.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Status {
@@ -50,22 +51,22 @@ pub struct Status {
     /// The number of payload bytes that all peers together may transfer on one UTC day.
     #[serde(default)]
     pub max_bytes_per_day_total: u64,
-    /// The payload bytes that this end moved in phases, in each direction. Latency probes are not included.
+    /// The payload bytes that the reflector moved in phases, in each direction. Latency probes are not included.
     #[serde(default)]
     pub payload_bytes: PayloadBytes,
     /// How long latency probes dwelt at the reflector, from their arrival to their reply.
     #[serde(default)]
     pub probe_dwell: DurationCounts,
-    /// The number of datagrams since the start that arrived for a session from another address than its device's. The
-    /// cause is address translation, or a client that guesses session tags.
+    /// The number of datagrams since the start that arrived for a session from another address than that of its device.
+    /// The cause is address translation, or a client that guesses session tags.
     #[serde(default)]
     pub datagrams_from_elsewhere: u64,
     /// The number of refused connections since the start, by reason.
     pub refused: BTreeMap<RefusalReason, u64>,
-    /// What the process of the reflector uses.
+    /// The resources that the process of the reflector uses.
     #[serde(default)]
     pub process: ProcessUse,
-    /// Where the metrics are served; absent if they are not.
+    /// Where the metrics are served; absent if they are not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
 }
@@ -77,7 +78,7 @@ pub struct UnavailableEngine {
     pub engine: EngineId,
     /// Why the engine cannot run.
     pub because: String,
-    /// What the operator can do about it.
+    /// What the operator can do to make the engine run.
     #[serde(rename = "try")]
     pub try_: String,
 }
@@ -108,7 +109,7 @@ pub struct PayloadBytes {
     pub upload: u64,
 }
 
-/// What the process of the reflector uses, without its child processes.
+/// The resources that the process of the reflector uses, without its child processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessUse {
     /// The processor time that the process has used, in microseconds.

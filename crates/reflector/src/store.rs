@@ -1,9 +1,9 @@
 //! The reflector's database. It holds what the reflector needs after a crash: peers, tests of the hour, bytes of the
 //! day, and the heads of the audit log. All SQL of the crate is here and in `store/`.
 //!
-//! Acknowledged means on disk. Every change is one transaction, and takes the write lock when it begins. After its
-//! commit, a second connection must see that the database changed; otherwise the change counts as failed. A connection
-//! that is returned inside a transaction is closed (docs/decisions/0019).
+//! An acknowledged change is on disk. Every change is one transaction, and takes the write lock when it begins. After
+//! its commit, a second connection must see that the database changed; otherwise the change counts as failed. A
+//! connection that returns to its pool inside a transaction is closed (docs/decisions/0019).
 
 mod audit_heads;
 mod change;
@@ -51,7 +51,8 @@ pub struct Store {
     path: Arc<Path>,
     /// Why the last change failed; `None` if it succeeded.
     fault: watch::Sender<Option<String>>,
-    /// The lock on the folder. It is held as long as a clone exists, so no second reflector serves from this folder.
+    /// The lock on the folder. It is held as long as a clone of the [`Store`] exists, so no second reflector serves
+    /// from this folder.
     _lock: Arc<File>,
 }
 
@@ -118,7 +119,7 @@ fn lock_folder(folder: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// Converts a number for SQLite, whose integers are signed. No stored number comes near their limit.
+/// Converts a number for SQLite, whose integers are signed. No stored number comes near the limit of these integers.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -54,24 +54,24 @@ impl fmt::Display for Head {
     }
 }
 
-/// What is wrong with a line.
+/// What is wrong with a line of the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Flaw {
     #[error("the line is incomplete")]
     Torn,
-    #[error("not a line of an audit log")]
+    #[error("this is not a line of an audit log")]
     NoLine,
-    #[error("its hash does not match its content: the line was changed")]
+    #[error("the hash of the line does not match its content: the line was changed")]
     Hash,
     #[error("line {found} is in the place of line {expected}: lines are missing or out of order")]
     Seq { expected: u64, found: u64 },
-    #[error("the line does not follow the line before it: one of the two was replaced")]
+    #[error("the line does not contain the hash of the line before it: one of the two was replaced")]
     Prev,
     #[error("the log begins with line {0}: the lines before it are missing")]
     Beginning(u64),
 }
 
-/// The longest valid line, in bytes. No event comes near it.
+/// The longest valid line, in bytes. The lines of real events are far shorter.
 pub(super) const MAX_LINE: usize = 64 * 1024;
 
 const HASH_KEY: &[u8] = b",\"hash\":\"";
@@ -118,18 +118,18 @@ pub(super) fn write_line(
     Ok(head)
 }
 
-/// What is known about the preceding line.
+/// What is known about the line before the one to check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum After {
     /// The number and the hash of the preceding line.
     Line(Head),
     /// The preceding line was not read.
     Unseen,
-    /// No line precedes. The line must then have number 1, or record why the log begins later.
+    /// No line precedes. The line to check must then have number 1, or record why the log begins later.
     Nothing,
 }
 
-/// Checks that `line` (without its newline) is intact and follows `after`. Returns its number and hash.
+/// Checks that `line` (without its newline) is intact and follows `after`. Returns the number and the hash of the line.
 pub(super) fn check_line(after: After, line: &[u8]) -> Result<Head, Flaw> {
     let (body, links) = open_line(line)?;
     let hash = sha256(body);
@@ -159,14 +159,14 @@ const BEGUN_ANEW: &str = "log_begun_anew";
 /// The name of [`AuditEvent::TailRepaired`] in the log.
 const TAIL_REPAIRED: &str = "tail_repaired";
 
-/// What the first line of a file states about its position in the chain. Not verified.
+/// What the first line of a file states about its position in the chain. The statement is not verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) seq: u64,
     pub(super) begins_anew: bool,
     /// The hash that the line states for the preceding line; `None` if it is not a valid hash.
     prev: Option<[u8; 32]>,
-    /// The file whose tail was cut, if the line records a repair.
+    /// The name of the file whose tail was cut, if the line records such a repair.
     repairs: Option<String>,
 }
 

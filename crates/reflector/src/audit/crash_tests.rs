@@ -20,19 +20,19 @@ use crate::event::Chain;
 #[derive(Clone, Copy, Debug)]
 enum StoreOutcome {
     Kept,
-    /// It reports an error, but stores the heads.
+    /// The database reports an error, but has stored the heads.
     Held,
-    /// It reports an error, and does not store the heads.
+    /// The database reports an error, and has not stored the heads.
     Lost,
 }
 
-/// The fault of the disk during a step.
+/// The disk fault that the test injects during a step.
 #[derive(Clone, Copy, Debug)]
 enum DiskFault {
     None,
-    /// The operation with this number fails.
+    /// One disk operation fails, after this many that succeed.
     Fails(u64),
-    /// The process is killed before the operation with this number.
+    /// The process is killed after this many disk operations, before the next one.
     Killed(u64),
 }
 
@@ -45,8 +45,8 @@ struct Step {
     trouble: DiskFault,
     partial: usize,
     keeping: StoreOutcome,
-    /// Whether the process is killed after this step. With a number, the machine loses power: only this many unsynced
-    /// bytes of each file survive.
+    /// Whether the process is killed after this step. With a number, the machine loses power: at most this many
+    /// unsynced bytes of each file survive.
     killed: Option<Option<usize>>,
 }
 
@@ -82,11 +82,12 @@ struct Machine {
     folder: TempDir,
     faults: Arc<Mutex<Faults>>,
     sizes: Sizes,
-    /// What the database contains.
+    /// What the simulated database has stored about the chains.
     database: BTreeMap<Chain, ChainState>,
     journal: Option<Journal>,
     next_value: u64,
-    /// The values in lines that must be kept, because the lines are acknowledged or may be.
+    /// The values of the test events that the log must keep, because their lines are acknowledged or may be
+    /// acknowledged.
     kept_values: Vec<u64>,
     /// The heads in the database when the log was last moved away.
     moved: BTreeMap<Chain, Head>,
@@ -120,7 +121,7 @@ impl Machine {
         }
     }
 
-    /// Verifies the log. `None` if the log was moved away and no start has noticed it yet.
+    /// Verifies the log. `None` if the log was moved away and no start of the reflector has created a new log yet.
     fn verified(&self) -> Option<[Verified; 2]> {
         let is_missing = !self.audit().exists() && self.database.values().any(|state| state.head != state.base);
         (!is_missing).then(|| verify(&self.audit(), Some(&self.database)).unwrap())
@@ -133,7 +134,8 @@ impl Machine {
         faults.killed_after = if let DiskFault::Killed(after) = trouble { Some(after) } else { None };
     }
 
-    /// Stores the journal's heads as `keeping` says. Returns whether the database reported success.
+    /// Stores the journal's heads in the simulated database, with the outcome `keeping`. Returns whether the database
+    /// reports success.
     fn keep(&mut self, states: BTreeMap<Chain, ChainState>, keeping: StoreOutcome) -> bool {
         if !matches!(keeping, StoreOutcome::Lost) {
             self.database = states;
@@ -141,7 +143,7 @@ impl Machine {
         matches!(keeping, StoreOutcome::Kept)
     }
 
-    /// Starts the reflector, with a fault or without. A start without a fault must succeed.
+    /// Simulates a start of the reflector with the disk fault `trouble`. Without a fault, the start must succeed.
     fn start(&mut self, trouble: DiskFault, keeping: StoreOutcome) {
         // The remains of a crash are not tampering, before and after a start.
         self.verified();
@@ -178,7 +180,7 @@ impl Machine {
         match journal.append(&events, now) {
             Ok(()) => {
                 journal.keep();
-                // A process may be killed between the two.
+                // The process may be killed between this call and the write of the heads.
                 if lives || !matches!(step.keeping, StoreOutcome::Lost) {
                     self.kept_values.extend(&values);
                 }
@@ -199,7 +201,7 @@ impl Machine {
         }
     }
 
-    /// Simulates a loss of power: only `unsynced` of the unsynced bytes of each file survive.
+    /// Simulates a loss of power: of the unsynced bytes of each file, at most `unsynced` survive.
     fn lose_power(&self, unsynced: usize) {
         let Ok(files) = fs::read_dir(self.audit()) else { return };
         for file in files {
@@ -218,7 +220,8 @@ impl Machine {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Starts without a fault and writes a batch to both chains. Checks that the log is intact afterwards.
+    /// Starts the reflector without a fault and writes a batch to both chains. Checks that the log is intact
+    /// afterwards.
     fn check(&mut self) {
         self.journal = None;
         let torn =

@@ -54,20 +54,20 @@ impl Journal {
         Ok(Self { main: open(Chain::Main)?, refusals: open(Chain::Refusals)?, trims: [None; 2] })
     }
 
-    /// The state of both chains, for the database.
+    /// The state of both chains, to store in the database.
     pub(super) fn states(&self) -> BTreeMap<Chain, ChainState> {
         BTreeMap::from([(Chain::Main, self.main.state()), (Chain::Refusals, self.refusals.state())])
     }
 
-    /// Fails if a path leads to another file than the one that is open, or if a file does not have the size that was
-    /// written.
+    /// Fails if the path of a log file leads to another file than the one that is open, or if a log file does not have
+    /// the size that was written.
     pub(super) fn check(&self) -> io::Result<()> {
         self.main.check_all()?;
         self.refusals.check_all()
     }
 
     /// Writes and syncs each event in its chain. The lines become final with [`keep`](Journal::keep). After an error,
-    /// neither chain contains any of them.
+    /// neither chain contains any of these lines.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         self.main.check_last()?;
         self.refusals.check_last()?;
@@ -93,7 +93,8 @@ impl Journal {
         })
     }
 
-    /// Makes the pending lines final. Called just before their heads are stored in the database.
+    /// Makes the pending lines final: they are never cut after this. Called just before their heads are stored in the
+    /// database.
     pub(super) fn keep(&mut self) {
         let [of_main, of_refusals] = std::mem::take(&mut self.trims);
         self.main.keep(of_main);

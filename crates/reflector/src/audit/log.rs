@@ -32,14 +32,15 @@ pub(super) struct ChainWriter {
     chain: Chain,
     bounds: Bounds,
     disk: Disk,
-    /// The state to store in the database: the line before the files, and the last final line.
+    /// The state to store in the database: the line before the first one on disk, and the last line that is final
+    /// (never cut).
     state: ChainState,
-    /// The files that contain final lines, oldest first.
+    /// The files with final lines (lines that are never cut), oldest first.
     parts: Vec<ChainFile>,
     /// The last of `parts`, open. `None` before the first line, and after a failure.
     file: Option<File>,
-    /// A file with a tail that never became final. Nothing is written to it. The tail is cut once the next line records
-    /// the cut.
+    /// A file whose tail never became final. Nothing more is written to this file. Its tail is cut once the next line
+    /// of the chain records the cut.
     torn: Option<Torn>,
     /// Events that must be written before the next event.
     owed: Vec<AuditEvent>,
@@ -87,13 +88,13 @@ struct Pending {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trim {
     files: usize,
-    /// The line before the first line that remains.
+    /// The line before the first line that remains after the trim.
     base: Head,
 }
 
 impl ChainWriter {
-    /// Opens the chain in `folder`. `state` is the database's record of it. Complete lines after the acknowledged head,
-    /// which a crash left, are adopted. Anything else after the head is cut with the next write.
+    /// Opens the chain in `folder`. `state` is the database's record of the chain. Complete lines after the
+    /// acknowledged head, which a crash left, are adopted. Anything else after the head is cut with the next write.
     ///
     /// # Errors
     ///
@@ -182,7 +183,7 @@ impl ChainWriter {
         Ok(Ok(()))
     }
 
-    /// The state of this chain, for the database.
+    /// The state of this chain, to store in the database.
     pub(super) fn state(&self) -> ChainState {
         self.state
     }
@@ -219,8 +220,8 @@ impl ChainWriter {
         )))
     }
 
-    /// The oldest files that must be deleted so that the next file fits into the limit; `None` if it fits. Never
-    /// includes the last file.
+    /// The oldest files that must be deleted so that the next file fits into the limit; `None` if it already fits.
+    /// Never includes the last file.
     pub(super) fn due_trim(&self) -> Option<Trim> {
         let most = self.bounds.total.saturating_sub(self.bounds.segment);
         let mut bytes = self.parts.iter().map(|part| part.bytes).sum::<u64>();
@@ -479,15 +480,15 @@ pub(super) enum Touch {
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(super) struct Faults {
-    /// The kinds of operations that fail, once for each entry.
+    /// For each entry, the next disk operation of this kind fails with this error.
     pub(super) failing: Vec<(Touch, io::ErrorKind)>,
-    /// The number of operations that still succeed before one fails.
+    /// The number of disk operations that still succeed before one fails.
     pub(super) failing_after: Option<u64>,
-    /// The number of operations that still succeed before all fail, as if the process were killed.
+    /// The number of disk operations that still succeed before all further ones fail, as if the process were killed.
     pub(super) killed_after: Option<u64>,
     /// The number of bytes that a failing write still writes.
     pub(super) partial: usize,
-    /// The length up to which each file is synced, by its inode.
+    /// The length up to which each file is synced to disk, by the file's inode number.
     pub(super) synced: std::collections::HashMap<u64, u64>,
 }
 

@@ -1,5 +1,5 @@
-//! Finds out which owed lines the main chain already contains. A change of the peers owes an audit line; a crash may
-//! come after the line is written and before the database records that. Reads only.
+//! Finds out which owed audit lines the main chain already contains. A change of the peers owes an audit line; a crash
+//! may come after this line is written, but before the database records that it is written. This module only reads.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
@@ -11,7 +11,7 @@ use super::verify::{first_claim, open_segment, segments};
 use crate::event::{AuditEvent, Chain};
 use crate::store::OwedLine;
 
-/// The part of a line that describes its event.
+/// The part of a line of the audit log that describes the line's event.
 #[derive(Deserialize)]
 struct EventLine {
     seq: u64,
@@ -19,9 +19,8 @@ struct EventLine {
     event: AuditEvent,
 }
 
-/// Returns for each owed line whether the log in `folder` contains it after the line with the number `after_seq`. A
-/// line of the log matches at most one owed line. Reads only from the lowest `after_seq` on, which is near the end of
-/// the log.
+/// Returns for each owed line whether the log in `folder` contains it after line number [`OwedLine::after_seq`]. A line
+/// of the log matches at most one owed line. Reads the log from the lowest `after_seq` on, which is near its end.
 pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     let mut written = vec![false; owed.len()];
     let Some(after) = owed.iter().map(|line| line.after_seq).min() else { return Ok(written) };

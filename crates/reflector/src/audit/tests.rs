@@ -77,7 +77,8 @@ impl Home {
         self.try_open(segment_size).await.unwrap()
     }
 
-    /// Opens the log, records one event in each batch, and closes the log. Afterwards the writer holds no file.
+    /// Opens the log, records each value in a batch of its own, and closes the log. Afterwards, the writer has no file
+    /// open.
     async fn recorded(&self, segment_size: u64, values: impl Iterator<Item = u64>) {
         let audit = self.open(segment_size).await;
         for value in values {
@@ -124,19 +125,19 @@ impl Home {
         self.faults.lock().unwrap().failing.push((touch, why));
     }
 
-    /// Makes the next write fail after `room` bytes.
+    /// Makes the next write to the disk fail with `why` after `room` bytes.
     fn fail_write(&self, room: usize, why: ErrorKind) {
         self.faults.lock().unwrap().partial = room;
         self.fail(Touch::Write, why);
     }
 }
 
-/// An event for the main chain.
+/// A test event with `value` for the main chain.
 pub(super) fn opened(value: u64) -> AuditEvent {
     AuditEvent::CodeOpened { ttl_s: value }
 }
 
-/// An event for the chain of refusals.
+/// A test event with `value` for the chain of refusals.
 pub(super) fn linked(value: u8) -> AuditEvent {
     AuditEvent::LinkOpened { peer: EndpointId::from_bytes([value; 32]), from: Ipv4Addr::LOCALHOST.into() }
 }
@@ -254,7 +255,7 @@ async fn every_truncation_of_acknowledged_lines_is_detected() {
         for length in 0..whole.len() {
             fs::write(&file, &whole[..length]).unwrap();
             let bad = verify(&home.dir(), Some(&states)).unwrap_err();
-            // The first missing line, or the line in the next file that does not follow.
+            // The report names the first missing line, or the line in the next file that does not follow.
             let lines = whole[..length].iter().filter(|byte| **byte == b'\n').count() as u64;
             let is_named = file.ends_with(&bad.segment) && bad.line == lines + 1;
             let is_between_lines = length == 0 || whole[length - 1] == b'\n';
@@ -534,7 +535,7 @@ async fn after_a_crash_before_its_first_line_a_new_log_still_records_its_begin()
         let home = both_chains().await;
         let heads = home.states().await;
         fs::rename(home.dir(), home.folder.path().join("audit.away")).unwrap();
-        // Killed after the database stored the head.
+        // The reflector is killed after the database stored the head.
         end(home.open(LARGE).await).await;
         fs::create_dir(home.dir()).unwrap();
         if let Some(text) = left {
@@ -580,7 +581,8 @@ async fn a_new_log_that_begins_again_drops_its_first_try() {
     fs::rename(home.dir(), home.folder.path().join("audit.away")).unwrap();
     end(home.open(LARGE).await).await;
     fs::create_dir(home.dir()).unwrap();
-    // The line is complete, its sync failed, and the next file repeats it; killed before the first file was removed.
+    // The line is complete, but its sync failed, and the next file repeats it. The reflector was killed before it
+    // removed the first file.
     for (number, second) in [(1, 1), (2, 2)] {
         let (at, mut line) = (Timestamp::from_second(second).unwrap(), Vec::new());
         chain::write_line(head, at, &AuditEvent::LogBegunAnew { after: head.seq }, &mut line).unwrap();
@@ -616,8 +618,8 @@ async fn lines_whose_head_could_not_be_kept_are_not_noted_again() {
 async fn a_line_that_begins_the_log_anew_is_valid_only_with_its_own_hash() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;
-    // A first line that claims to follow the acknowledged one. The acknowledged lines after it are not the tail of a
-    // crash.
+    // The forged first line claims to follow the acknowledged one. The acknowledged lines after it must not count as
+    // the tail of a crash.
     let mut forged = Vec::new();
     chain::write_line(home.head().await, Timestamp::UNIX_EPOCH, &AuditEvent::LogBegunAnew { after: 3 }, &mut forged)
         .unwrap();

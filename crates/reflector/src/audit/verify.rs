@@ -1,5 +1,5 @@
-//! Verifies the audit log: how far each chain is intact, what a crash left behind it, and the first damaged line. Reads
-//! only. Callers decide on the consequences.
+//! Verifies the audit log: how far each chain is intact, what a crash left behind it, and the first damaged line. This
+//! module only reads. Callers decide on the consequences.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use super::chain::{After, ChainState, Claim, Flaw, Head, MAX_LINE, check_line, claim};
 use crate::event::Chain;
 
-/// A crash can leave at most one batch, this many bytes, after the acknowledged head. A longer tail has another cause.
+/// The largest tail, in bytes, that a crash can leave after the acknowledged head: one batch. A longer tail has another
+/// cause.
 pub(super) const MAX_TAIL: u64 = 4 * 1024 * 1024;
 
 /// A chain that was read to its end and is intact.
@@ -23,12 +24,12 @@ pub struct Verified {
     pub lines: u64,
     /// The number of files that were read.
     pub segments: u64,
-    /// The last line; [`Head::GENESIS`] if there is none.
+    /// The last line of the chain; [`Head::GENESIS`] if there is none.
     pub head: Head,
     /// Where the lines on disk begin, and why there.
     pub begins: Beginning,
-    /// What follows the acknowledged head. Empty if the database's record was not given: then a tail counts as a bad
-    /// line.
+    /// What follows the acknowledged head. Empty if [`verify`] got no record of the chain from the database; a tail
+    /// then counts as a bad line.
     pub unacknowledged: Unacknowledged,
 }
 
@@ -36,12 +37,12 @@ pub struct Verified {
 /// program appended. These cannot be distinguished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unacknowledged {
-    /// The number of bytes.
+    /// The number of bytes after the acknowledged head.
     pub bytes: u64,
-    /// The number of lines that continue the chain. The reflector adopts them when it starts next. [`Verified::lines`]
-    /// includes them.
+    /// The number of lines after the acknowledged head that continue the chain. The reflector adopts them when it
+    /// starts next. [`Verified::lines`] includes them.
     pub lines: u64,
-    /// The number of bytes after the last of these lines. The reflector cuts them when it starts next.
+    /// The number of bytes after the last line that continues the chain. The reflector cuts them when it starts next.
     pub torn_bytes: u64,
 }
 
@@ -50,11 +51,11 @@ pub struct Unacknowledged {
 pub enum Beginning {
     /// The chain begins with line 1.
     First,
-    /// The chain begins with this line, because the earlier log was moved away or deleted. That line is possibly not
+    /// The chain begins with this line, because the earlier log was moved away or deleted. This line is possibly not
     /// written yet.
     BegunAnew(u64),
-    /// The chain begins with this line, because earlier lines were trimmed. The database has the hash of the last of
-    /// them.
+    /// The chain begins with this line, because earlier lines were trimmed. The database has the hash of the last
+    /// trimmed line.
     Trimmed(u64),
 }
 
@@ -62,21 +63,21 @@ pub enum Beginning {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{segment}, line {line}: {why}")]
 pub struct BadLine {
-    /// The name of the file.
+    /// The name of the file with the bad line.
     pub segment: String,
-    /// The number of the line within the file, from 1; 0 if the file as a whole is bad.
+    /// The number of the bad line within the file, from 1; 0 if the file as a whole is bad.
     pub line: u64,
     /// What is wrong with the line.
     pub why: String,
 }
 
 /// Checks every line of both chains of the log in `folder`. `states` are the database's records of the chains (see
-/// [`Store::read_audit_chains`](crate::store::Store::read_audit_chains)). Only with them, the check also detects a log
-/// that begins too late or ends too early.
+/// [`Store::read_audit_chains`](crate::store::Store::read_audit_chains)). Only with these records does the check also
+/// detect a log that begins too late or ends too early.
 ///
 /// # Errors
 ///
-/// The first line that is missing, was changed or cannot be read.
+/// Returns the first line that is missing, was changed or cannot be read.
 pub fn verify(folder: &Path, states: Option<&BTreeMap<Chain, ChainState>>) -> Result<[Verified; 2], BadLine> {
     // A chain without a record in the database has no lines.
     let state = |chain| states.map(|states| states.get(&chain).copied().unwrap_or(ChainState::GENESIS));
@@ -93,21 +94,21 @@ pub(super) enum Extent {
     End,
 }
 
-/// What was found on disk of a chain: lines that are intact up to the head, and at most the remains of a crash after
-/// it.
+/// What a chain contains on disk: lines that are intact up to the acknowledged head, and after it at most the remains
+/// of a crash.
 #[derive(Debug)]
 pub(super) struct Survey {
-    /// Files whose lines were all trimmed, but which a crash kept from being deleted.
+    /// Files whose lines were all trimmed, but which were not deleted because of a crash.
     pub(super) leftovers: Vec<Segment>,
     /// The files of the chain, each with the size of its complete lines in bytes.
     pub(super) files: Vec<(Segment, u64)>,
-    /// Files that must be cut to this many bytes, because a later line records the cut.
+    /// Files whose tail must be cut, because a later line records the cut; each with the size to keep in bytes.
     pub(super) recorded_cuts: Vec<(Segment, u64)>,
     /// The file whose tail must be cut, with the size to keep in bytes. Later files are not part of the chain.
     pub(super) torn: Option<(Segment, u64)>,
-    /// The size of that tail in bytes, later files included.
+    /// The size in bytes of the tail to cut, including all later files.
     pub(super) tail: u64,
-    /// The last complete line.
+    /// The last complete line of the chain.
     pub(super) head: Head,
     unacknowledged_bytes: u64,
     unacknowledged_lines: u64,
@@ -278,7 +279,7 @@ pub(super) fn survey(
     Ok(survey)
 }
 
-/// One file of a chain.
+/// One file of a chain of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Segment {
     pub(super) number: u64,
@@ -334,7 +335,7 @@ pub(super) fn open_segment(path: &Path, options: &mut OpenOptions) -> io::Result
     if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
 }
 
-/// The valid part of a file.
+/// The valid lines at the beginning of a file.
 struct Walk {
     /// The number of valid lines.
     lines: u64,
@@ -348,8 +349,8 @@ struct Walk {
     flaw: Option<Flaw>,
 }
 
-/// Reads a file up to its first flaw. Calls `on_line` for each valid line with its position, the number of lines so
-/// far, and their size in bytes.
+/// Reads a file up to its first flaw. Calls `on_line` for each valid line with its [`Head`], the number of valid lines
+/// so far, and their total size in bytes.
 fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> io::Result<Walk> {
     let file = open_segment(path, OpenOptions::new().read(true))?;
     let mut walk = Walk { lines: 0, good_bytes: 0, size: file.metadata()?.len(), head: None, flaw: None };
@@ -388,8 +389,8 @@ pub(super) fn first_claim(path: &Path) -> io::Result<Option<Claim>> {
     Ok(line.pop_if(|byte| *byte == b'\n').and_then(|_| claim(&line)))
 }
 
-/// Reads one line with its newline. The newline is missing at the end of the file, and if the line is longer than any
-/// valid one.
+/// Reads one line with its newline. The newline is missing at the end of the file, and if the line would exceed
+/// [`MAX_LINE`].
 fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<u64> {
     line.clear();
     let read = reader.take(MAX_LINE as u64).read_until(b'\n', line)?;

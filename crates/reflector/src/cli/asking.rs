@@ -48,7 +48,7 @@ fn not_running(path: &Path, error: &std::io::Error) -> Failure {
             Exit::Failed,
             "not_allowed",
             "cannot talk to the reflector",
-            format!("this user may not open {}", path.display()),
+            format!("this user is not allowed to open {}", path.display()),
             "run this command as the user of the reflector, or as root",
         ),
         _ => Failure::new(
@@ -75,7 +75,7 @@ pub(super) async fn one_answer<T>(
     }
 }
 
-/// Prints what the reflector has done.
+/// Prints what the reflector did for the request. Fails if the answer is of another kind.
 pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     match answer {
         AdminReply::Done { what } => {
@@ -86,7 +86,7 @@ pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     }
 }
 
-/// The failure for an answer of the wrong kind.
+/// The failure of a command to which the reflector gave an answer of an unexpected kind, or none (`None`).
 pub(super) fn unexpected(answer: &Option<AdminReply>) -> Failure {
     broken(&format!("unexpected answer {answer:?}"))
 }

@@ -26,7 +26,7 @@ pub(super) struct Args {
     /// Also write the diagnosis, facts of the host, configuration and status to FILE, to attach to a bug report
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
-    /// Replace addresses, names and Endpoint IDs in the bundle
+    /// Replace addresses, names and Endpoint IDs in the file of --bundle by placeholders
     #[arg(long, requires = "bundle")]
     redact: bool,
 }
@@ -123,8 +123,8 @@ fn of_running(status: &Status) -> Vec<Check> {
     checks
 }
 
-/// Checks whether a reflector that is not running could listen on its addresses. `code` is the failure of the request
-/// for its status. `None` if `code` is not `not_running`.
+/// Checks whether a reflector that is not running could listen on its addresses. `code` is the machine-readable code of
+/// the failed request for its status. Returns `None` if `code` is not `not_running`.
 fn of_stopped(config: &Config, code: &str) -> Option<Check> {
     if code != "not_running" {
         return None;

@@ -30,12 +30,12 @@ pub(super) fn print_text(text: &str) {
     }
 }
 
-/// Prints a line for a reader on stderr.
+/// Prints a line for a human reader on stderr.
 pub(super) fn note(line: &str) {
     anstream::eprintln!("{}", harmless(line));
 }
 
-/// Removes control characters, so that the text cannot move the cursor.
+/// Removes control characters except newlines, so that `text` cannot move the cursor of the terminal.
 pub(super) fn harmless(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
 }

@@ -19,7 +19,7 @@ use crate::sessions;
 pub(super) struct Args {
     #[command(flatten)]
     place: PlaceFlags,
-    /// How long the code is valid: 10s to 1h
+    /// How long the pairing code is valid, from 10s to 1h
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_ttl)]
     ttl: Duration,
     /// The name for the device that pairs [default: the name that the device sends]

@@ -22,7 +22,7 @@ pub(super) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List paired devices; also without a subcommand
+    /// List paired devices; the default subcommand
     List,
     /// Pair a device by its Endpoint ID, without a code
     Add {

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::output::{harmless, print_json, print_line};
 use crate::failure::{Exit, Failure};
 
-/// The width of the label column, in characters.
+/// The width in characters of the column of labels in the printed result.
 const LABEL: usize = 14;
 
 /// Parses the duration of each measurement: `2`, `2s`, `500ms`. A number without a unit is in seconds, as in a speed
@@ -24,7 +24,7 @@ pub(super) fn parse_each(text: &str) -> Result<Duration, String> {
     self_test::check_each(each)
 }
 
-/// Runs the self-test and prints its result. Fails if no rate could be measured, but prints the result also then.
+/// Runs the self-test and prints its result. Fails if no rate could be measured, but prints the result even then.
 pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
     let test = run_until_interrupted(each, !json && std::io::stderr().is_terminal())?;
     if json {

@@ -9,8 +9,8 @@ use super::output::note;
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
 
-/// What the file `name` in the reflector's state folder is used for. Includes the files of the runtime folder, which
-/// may be the same folder.
+/// What the reflector uses the file `name` in its state folder for; `None` if the file is not its own. Includes the
+/// files of the runtime folder, because both folders may be the same.
 fn own_file(name: &str) -> Option<OwnFile> {
     let files = ["identity.key", "reflector.db"];
     match name {
@@ -51,14 +51,15 @@ pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// Resolves the state folder, for commands that inspect. Unlike [`with_state`], creates and changes nothing, and
-/// accepts every folder.
+/// Resolves the state folder, for commands that only inspect the installation. Unlike [`with_state`], creates and
+/// changes nothing, and never fails.
 pub(super) fn with_state_as_it_is(mut config: Config) -> Config {
     config.state_dir = state_folder::locate(&config.state_dir);
     config
 }
 
-/// Resolves the state folder. Unlike [`with_state`], creates and changes nothing.
+/// Resolves the state folder. Unlike [`with_state`], creates and changes nothing; like it, fails if the folder cannot
+/// be used.
 pub(super) fn with_own_state_as_it_is(mut config: Config) -> Result<Config, Failure> {
     config.state_dir =
         state_folder::locate_own(&config.state_dir).map_err(|error| unusable(&config.state_dir, error))?;

@@ -19,7 +19,7 @@ pub enum MetricsListen {
 }
 
 impl MetricsListen {
-    /// Whether other hosts may be able to connect.
+    /// Whether other hosts may be able to connect to the metrics.
     pub(super) fn is_remote(&self) -> bool {
         matches!(self, Self::Address(address) if !address.ip().to_canonical().is_loopback())
     }

@@ -11,8 +11,8 @@ use toml::Value;
 
 use super::{Config, Mode, addresses};
 
-/// The largest byte quota. A 100 Gbit/s line moves about as much in a day, in both directions. The database can store
-/// far larger integers.
+/// The largest byte quota. A 100 Gbit/s line moves about this many bytes in a day, both directions together. The
+/// database can store far larger integers.
 const MOST_BYTES: u64 = 2_000_000_000_000_000;
 
 /// All settings, in the order in which they are shown.

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::settings::SETTINGS;
 use super::*;
 
-/// A simulated machine. Nothing of the real machine is read.
+/// A simulated machine, so that a test reads nothing of the real one.
 struct Bench {
     folder: TempDir,
     env: BTreeMap<&'static str, String>,

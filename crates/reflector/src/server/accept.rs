@@ -36,7 +36,7 @@ pub enum ListenError {
     #[error("another program uses port {} on {}, TCP or UDP", .0.port(), .0.ip())]
     InUse(SocketAddr),
     /// The kernel does not permit this user to bind the port.
-    #[error("this user may not listen on {0}")]
+    #[error("this user is not allowed to listen on {0}")]
     NotAllowed(SocketAddr),
     /// The kernel refused to bind or listen for another reason.
     #[error("cannot listen on {0}: {1}")]
@@ -57,8 +57,8 @@ impl ListenError {
     }
 }
 
-/// Binds TCP and UDP on each address. With port 0, both get the same free port. With `freebind`, the host need not have
-/// the addresses yet.
+/// Binds TCP and UDP on each address. With port 0, TCP and UDP get the same free port. With `freebind`, the host need
+/// not have the addresses yet.
 pub(super) fn listen(
     addresses: &[SocketAddr],
     freebind: bool,

@@ -23,7 +23,7 @@ use crate::event::{AuditEvent, RefusalReason};
 use crate::pairing::OpenedCode;
 use crate::status::Status;
 
-/// The version of this protocol. Both ends are the same program, but not always the same build.
+/// The version of the admin socket's protocol. Both ends are the same program, but not always the same build.
 const VERSION: u32 = 1;
 /// The longest valid request, in bytes.
 const MAX_REQUEST_BYTES: u64 = 4096;
@@ -42,7 +42,7 @@ pub enum AdminRequest {
     Pair {
         /// How long the code is valid, in seconds.
         ttl_s: u64,
-        /// The name for the device that pairs; `None`: the name that it sends.
+        /// The name for the device that pairs; `None`: the name that the device sends.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<PeerText>,
     },
@@ -111,13 +111,13 @@ pub enum AdminReply {
     BadConfig {
         /// Why the configuration is not valid, in words.
         because: String,
-        /// How to fix it, in words.
+        /// How to fix the configuration, in words.
         #[serde(rename = "try")]
         try_: String,
     },
     /// The request failed.
     Failed {
-        /// Why it failed, in words.
+        /// Why the request failed, in words.
         because: String,
     },
     /// The state of the server.
@@ -144,7 +144,7 @@ struct Envelope<T> {
     body: T,
 }
 
-/// Answers requests until the future is dropped.
+/// Answers requests at the admin socket until the future is dropped.
 pub(super) async fn run(server: Arc<Server>, admin: UnixSocket) {
     loop {
         let capacity = server.capacity.notified();
@@ -194,11 +194,11 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
     reply(&mut write, &answer).await
 }
 
-/// Parses the line of a client. Public only for its fuzz target.
+/// Parses one line that a client sent. Public only for its fuzz target.
 ///
 /// # Errors
 ///
-/// The text with which the server answers a line that is not a valid request.
+/// Returns the text with which the server answers a line that is not a valid request.
 #[doc(hidden)]
 pub fn read_request(line: &str) -> Result<AdminRequest, String> {
     match serde_json::from_str(line) {
@@ -356,7 +356,7 @@ async fn reply(write: &mut OwnedWriteHalf, answer: &AdminReply) -> anyhow::Resul
     Ok(())
 }
 
-/// The client end of the admin socket: a command that asks the running server.
+/// The client end of the admin socket, with which a command sends requests to the running server.
 pub struct AdminClient {
     /// The user id of the server process.
     server_user: u32,

@@ -52,10 +52,10 @@ pub(super) struct Connection {
     commands: mpsc::UnboundedReceiver<LinkCommand>,
     session_events: (mpsc::UnboundedSender<SessionEvent>, mpsc::UnboundedReceiver<SessionEvent>),
     session: Option<LinkSession>,
-    /// The features that both ends sent.
+    /// The protocol features that both ends announced.
     features: Vec<Feature>,
-    /// When the last message arrived on this link. If the link has a session, the session control has the time of the
-    /// last message on any connection of the session.
+    /// When the last message arrived on this link. If the link has a session, `SessionControl` has the time of the last
+    /// message on any connection of the session.
     last_message_at: Instant,
     /// When the last ping was sent.
     pinged_at: Instant,
@@ -63,7 +63,7 @@ pub(super) struct Connection {
     read_paused_until: Option<Instant>,
 }
 
-/// The session of this link.
+/// What the task of a link knows about the link's session.
 struct LinkSession {
     running: Arc<RunningSession>,
     /// The number of the running phase; `None` between phases.
@@ -72,12 +72,12 @@ struct LinkSession {
     samples: SampleQueue,
 }
 
-/// What happens next with the link.
+/// How the task of a link continues after a step.
 enum LinkFlow {
     Continue,
     /// The reflector sends `close` with this reason and text, then closes the link.
     Close(CloseReason, &'static str),
-    /// The other side has closed the link, or does not read.
+    /// The other side has closed the link, or does not read what the reflector writes.
     Gone,
 }
 
@@ -170,8 +170,8 @@ impl Connection {
         }
     }
 
-    /// Checks again that the device is paired. A removal between the first check and the registration of the link did
-    /// not close the link.
+    /// Checks again that the device is paired. If it was removed between the first check and the registration of the
+    /// link, the removal did not close the link.
     fn check_still_paired(&self) -> LinkFlow {
         if !self.server.peers.is_paired(self.peer) {
             return LinkFlow::Close(CloseReason::PeerRemoved, "this device is no longer paired");
@@ -179,8 +179,8 @@ impl Connection {
         LinkFlow::Continue
     }
 
-    /// Sends the first answer: `welcome`, after a pairing preceded by `paired`; or `close` if both ends share no
-    /// protocol version.
+    /// Sends the first answer: `welcome`, or after a pairing first `paired`, then `welcome`; or `close` if both ends
+    /// share no protocol version.
     async fn welcome(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> LinkFlow {
         let Some(version) = message::common_version(versions) else {
             return LinkFlow::Close(CloseReason::Version, "no protocol version in common; this reflector supports 1");
@@ -376,7 +376,7 @@ impl Connection {
         }
     }
 
-    /// What this end knows about the path; `None` once the connection is closed.
+    /// What the reflector knows about the network path to the appliance; `None` once the connection is closed.
     fn path_facts(&self) -> Option<PathFacts> {
         let socket = self.framed.stream().get_ref().0.socket();
         let observed = socket.peer_addr().ok()?;
@@ -484,7 +484,8 @@ impl Connection {
         LinkFlow::Continue
     }
 
-    /// Ends a phase before its time. Does nothing if the phase has ended by itself in the meantime.
+    /// Ends a phase before its time. Does nothing if the phase has ended by itself in the meantime, or if the test does
+    /// not permit this.
     fn stop_phase(&self, phase: u8) {
         if let Some(granted) = &self.session
             && granted.phase == Some(phase)
@@ -494,7 +495,7 @@ impl Connection {
         }
     }
 
-    /// Sends the events of a phase. Samples that were taken while the link was busy go together.
+    /// Sends the events of a phase. Samples that were taken while the link was busy are sent together.
     async fn send_session_events(&mut self, first: SessionEvent) -> LinkFlow {
         let mut next = Some(first);
         while let Some(event) = next.take() {
@@ -602,7 +603,8 @@ fn granted(purpose: SessionPurpose, promise: Grant) -> ToAppliance {
     }
 }
 
-/// Waits until the server stops. Releases the watched value at once, because it must not be held across an await.
+/// Waits until the server stops. Releases the lock of the watched value at once, because it must not be held across an
+/// await.
 async fn stopping(lifecycle: &mut tokio::sync::watch::Receiver<Lifecycle>) {
     lifecycle.wait_for(|lifecycle| *lifecycle == Lifecycle::Stopping).await.map(drop).ok();
 }

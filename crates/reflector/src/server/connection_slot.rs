@@ -21,7 +21,7 @@ pub(super) struct HandshakenConnection {
     pub(super) local: SocketAddr,
     pub(super) peer: tls::UnverifiedPeer,
     pub(super) slot: ConnectionSlot,
-    /// When the first message must have arrived.
+    /// When the client's first message must have arrived.
     pub(super) deadline: tokio::time::Instant,
 }
 
@@ -37,14 +37,14 @@ impl ConnectionSlots {
         Self { limiter: Mutex::new(limiter), makes_way: Mutex::default() }
     }
 
-    /// The decisions about slots, with the known prefixes.
+    /// Locks the limiter, which decides about the slots and has the known prefixes.
     pub(super) fn limiter(&self) -> std::sync::MutexGuard<'_, ConnectionLimiter> {
         lock(&self.limiter)
     }
 }
 
-/// The slots for the streams of a running session, beside those of other connections from its prefix. Released when
-/// dropped.
+/// The slots for the streams of a running session, in addition to those of other connections from the same prefix.
+/// Released when dropped.
 pub(super) struct SessionSlots {
     slots: Arc<ConnectionSlots>,
     prefix: Prefix,
@@ -100,15 +100,15 @@ impl ConnectionSlot {
         self.server.connection_slots.limiter().progressed(self.id, self.server.now().mono);
     }
 
-    /// Records that the connection is authenticated, or that its proof is being judged. After this it is not closed for
-    /// another connection.
+    /// Records that the connection is authenticated, or that its proof is being judged. After this, the connection is
+    /// not closed to make room for another one.
     pub(super) fn settle(&self) {
         let mut all = lock(&self.server.connection_slots.makes_way);
         all.remove(&self.id);
         self.server.connection_slots.limiter().left(self.id);
     }
 
-    /// Runs `work` while the connection may keep its slot. `None` if the connection must be closed for another one.
+    /// Runs `work` to its end. `None` if the connection must be closed before that, to make room for another one.
     pub(super) async fn while_held<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

@@ -58,8 +58,8 @@ impl ServerCounts {
     }
 }
 
-/// Counts the payload of one phase: its samples while it runs, and the rest once its tally is known. So the sum is the
-/// total of the tally.
+/// Counts the payload of one phase: first the bytes of its samples, and once its tally is known, the bytes that no
+/// sample included. So the sum is the total of the tally.
 #[derive(Debug)]
 pub(super) struct PhasePayload {
     counts: Arc<ServerCounts>,
@@ -78,7 +78,8 @@ impl PhasePayload {
         self.counts.note_payload(direction, bytes);
     }
 
-    /// Counts those of the `total` bytes of the phase in this direction that its samples did not count.
+    /// Counts the bytes of the phase in this direction that no sample included. `total` is the number of all its bytes
+    /// in this direction.
     pub(super) fn note_total(&self, direction: Direction, total: u64) {
         let counted = self.counted[direction as usize].fetch_max(total, Ordering::Relaxed);
         self.counts.note_payload(direction, total.saturating_sub(counted));

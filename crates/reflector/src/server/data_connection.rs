@@ -12,7 +12,7 @@ use super::connection_slot::HandshakenConnection;
 use super::running_session::RunningSession;
 use crate::event::RefusalReason;
 
-/// Runs until the connection is passed on or refused.
+/// Serves a data connection until it is passed to its session or refused.
 pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     // The slot is bound before the stream, so the stream is dropped first: the slot is taken until the socket is
     // closed.
@@ -54,8 +54,8 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     }
 }
 
-/// The session for which these bytes authenticate the connection; `None` if there is none, or if it belongs to another
-/// peer.
+/// The session for which these bytes authenticate the connection; `None` if there is no such session, if it belongs to
+/// another peer, or if it accepts no further connection for probes.
 fn admit(
     server: &Server,
     bytes: &[u8; Preamble::LEN],

@@ -1,6 +1,6 @@
 //! Turns a reservation into a grant, in three steps. Claim: opens the session's port, sockets and threads. Record:
-//! writes its test and its audit line to disk, and leases its first bytes. Promise: sends the grant. A reservation that
-//! does not reach the last step is taken back (docs/decisions/0005).
+//! writes the session's test and audit line to disk, and leases its first bytes. Promise: sends the grant. A
+//! reservation that does not reach the last step is taken back (docs/decisions/0005).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,7 @@ use crate::sessions::{Answer, Reservation};
 
 /// The link whose appliance requested the session.
 pub(super) struct RequestingLink<'a> {
-    /// The reflector's address of the link.
+    /// The reflector's own address on the link.
     pub(super) local: SocketAddr,
     /// The appliance's address.
     pub(super) from: IpAddr,
@@ -38,7 +38,7 @@ pub(super) struct ClaimedSession {
 
 /// Why the resources for a reservation could not be claimed. The reservation is taken back.
 pub(super) enum ClaimError {
-    /// Every port of the range is in use.
+    /// Every port of the data port range is in use.
     Denied(Denial),
     /// The host or the engine could not open a resource.
     Failed(Denial),
@@ -47,7 +47,7 @@ pub(super) enum ClaimError {
 }
 
 /// Step 1: opens the port, the responder and the engine of the session. If another program uses the port, tries the
-/// next one of the range. Blocks while an engine starts a program. Also returns the audit events of the decisions that
+/// next port of the range. Blocks while an engine starts a program. Also returns the audit events of the decisions that
 /// were made.
 pub(super) fn claim(
     server: &Arc<Server>,
@@ -186,7 +186,7 @@ struct PendingReservation {
 }
 
 impl PendingReservation {
-    /// Takes the reservation back. Returns the audit events of that.
+    /// Takes the reservation back. Returns the audit events that record this.
     fn undo(mut self) -> Vec<AuditEvent> {
         self.is_over = true;
         self.server.undo(self.session)
@@ -212,8 +212,8 @@ pub(super) fn not_supported(spec: &TestSpec) -> Option<Denial> {
     Some(not_opened(spec, &refused))
 }
 
-/// The denial for a session whose resources could not be opened. It is permanent if the kernel refuses the congestion
-/// control or the engine does not support an option. Any other failure may be temporary.
+/// The denial for a session whose resources could not be opened. The denial is permanent if the kernel refuses the
+/// congestion control or the engine does not support an option. Any other failure may be temporary.
 fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
     let is_refused = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
     // `InvalidInput`: the engine does not support an option, which is permanent.
@@ -228,10 +228,10 @@ fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
     }
 }
 
-/// How texts for the appliance name the host of this program.
+/// The name of this program's host in texts for the appliance.
 pub(super) const AT_REFLECTOR: &str = "the reflector's host";
 
-/// The denial while the audit log or the database cannot be written.
+/// The denial of a request while the audit log or the database cannot be written.
 pub(super) fn not_recorded() -> Denial {
     faulted("the audit log or the state cannot be written")
 }

@@ -19,8 +19,8 @@ use super::{Link, LinkCommand, Server, lock, pair};
 use crate::event::RefusalReason;
 use crate::sessions::LinkId;
 
-/// The number of links that one peer may have open. An appliance needs one for each test. Each takes a descriptor and
-/// some memory.
+/// The number of links that one peer may have open. An appliance needs one for each test. Each link takes a descriptor
+/// and some memory.
 const MAX_LINKS_PER_PEER: usize = 64;
 /// How long after its first message an unpaired client gets its answer. The constant delay does not reveal how the
 /// message was judged, and it slows down guessing of codes.
@@ -28,7 +28,7 @@ const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 
-/// Runs until the link has ended.
+/// Serves the connection of a link, from its first message to the end of the link.
 pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     let HandshakenConnection { stream, from, local, peer, slot, deadline } = connection;
     let peer = peer.id();
@@ -99,7 +99,7 @@ fn register(server: &Server, peer: EndpointId, commands: mpsc::UnboundedSender<L
     Some(id)
 }
 
-/// Answers an unpaired client: always the same, and always [`REFUSAL_DELAY`] after its message.
+/// Answers an unpaired client: always with the same answer, and always [`REFUSAL_DELAY`] after the client's message.
 async fn reject_unpaired(mut framed: Framed<LinkStream>, answer_at: Instant) {
     tokio::time::sleep_until(answer_at).await;
     // Best effort, with a timeout.

@@ -12,8 +12,8 @@ use crate::connection_limiter::Prefix;
 use crate::known_prefixes::{KnownPrefixes, PeerPrefixes};
 use crate::store::{Store, StoreError};
 
-/// The shortest time between two writes. A device can use a new prefix for each link, and each write delays other
-/// writes to disk.
+/// The shortest time between two writes of prefixes to the database. A device can use a new prefix for each link, and
+/// each write delays other writes to disk.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// Expired prefixes are removed at least this often.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
@@ -121,7 +121,7 @@ mod tests {
         lock(&known).note(peer, prefix, 1_000);
         tokio::select! {
             biased;
-            // Its first step runs in another thread, that of the database.
+            // The write starts in the thread of the database, so the other branch cancels it after its first step.
             _ = write(&known, &store, &authorized) => {}
             () = std::future::ready(()) => {}
         }

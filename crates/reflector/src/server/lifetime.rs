@@ -189,7 +189,8 @@ pub async fn serve(
     Ok(())
 }
 
-/// Charges the sessions that were running when the reflector crashed. Returns the number of sessions and of bytes.
+/// Charges the sessions that were running when the reflector crashed. Returns the number of sessions and of charged
+/// bytes.
 async fn charge_open_leases(store: &Store) -> anyhow::Result<(u64, u64)> {
     let (mut sessions, mut bytes) = (0, 0_u64);
     for open in store.open_leases().await? {
@@ -205,7 +206,7 @@ async fn charge_open_leases(store: &Store) -> anyhow::Result<(u64, u64)> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// SIGHUP of the terminal. `None` if SIGHUP does not end this process.
+    /// The signal SIGHUP, if it ends this process because the terminal was closed; otherwise `None`.
     hangup: Option<Signal>,
 }
 
@@ -255,9 +256,9 @@ async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut Joi
     Ok(())
 }
 
-/// Raises the limit of open file descriptors to its maximum. A session of 64 streams in each direction uses about 400,
-/// and shells and service managers often set 1,024 although the kernel would allow more. Returns the new limit; `None`
-/// if there is none.
+/// Raises the limit of open file descriptors to its maximum. A session of 64 streams in each direction uses about 400
+/// descriptors, and shells and service managers often set 1,024 although the kernel would allow more. Returns the new
+/// limit; `None` if there is none.
 fn allow_many_descriptors(listening: usize) -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);

@@ -24,18 +24,18 @@ use super::{Server, lock, status};
 use crate::config::MetricsListen;
 use crate::metrics;
 
-/// The number of connections at once. The kernel queues further ones.
+/// The number of connections that are served at once. The kernel queues further ones.
 const MAX_CONNECTIONS: usize = 8;
 /// The longest time from the acceptance of a connection to its end.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// The shortest time for which a connection occupies its slot. It limits clients to 32 connections per second on
+/// The shortest time for which a connection occupies its slot. This limits clients to 32 connections per second on
 /// average, so that a client that polls in a loop takes little processor time from tests.
 const MIN_SLOT_TIME: Duration = Duration::from_millis(250);
 /// The number of connections that the kernel queues until they are accepted.
 const LISTEN_BACKLOG: i32 = 16;
 /// The size limit of the request line and headers, in bytes: hyper's smallest buffer.
 const MAX_REQUEST_BYTES: usize = 8192;
-/// How long the text of the metrics is reused. It limits the processor time that requests take.
+/// How long the text of the metrics is reused. The reuse limits the processor time that requests take.
 const TEXT_LIFETIME: Duration = Duration::from_secs(1);
 /// How long to wait before accepting again when no file descriptor is free. The wait ends earlier if a connection of
 /// the reflector frees one.
@@ -92,7 +92,7 @@ fn bind_tcp(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
     Ok((listener, bound))
 }
 
-/// Answers requests until the future is dropped.
+/// Answers requests for the metrics until the future is dropped.
 pub(super) async fn run(server: Arc<Server>, listener: MetricsListener) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let text = Arc::new(CachedText::default());

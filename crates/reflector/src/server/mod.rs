@@ -89,24 +89,25 @@ struct Server {
     links: Mutex<HashMap<LinkId, Link>>,
     /// Each teardown of a session holds a read lock. The write lock waits for all teardowns.
     teardowns: tokio::sync::RwLock<()>,
-    /// One UDP port for each listening address. It answers the datagrams of tunneled sessions.
+    /// One UDP port for each listening address. The port answers the datagrams of tunneled sessions.
     udp_ports: HashMap<SocketAddr, Arc<UdpPort>>,
     began: Instant,
-    /// Wakes the session timer, because an action may be due earlier than it expects.
+    /// Wakes the session timer, because an action may be due earlier than the timer expects.
     due: Notify,
     /// Notified each time the session timer has polled the sessions.
     polled: Notify,
     /// Notified when a connection or session has ended, so that tasks that wait for a slot or descriptor try again.
     capacity: Notify,
-    /// The command that opened the last pairing code. Locked while `pairing` is locked.
+    /// The command that opened the last pairing code. It is replaced only while `pairing` is locked, so it always fits
+    /// the code that `pairing` has open.
     code_requester: Mutex<Option<CodeRequester>>,
     /// Notified when the write of a pairing has succeeded or failed.
     claim_settled: Notify,
     lifecycle: watch::Sender<Lifecycle>,
     counts: Arc<ServerCounts>,
-    /// Where the metrics are served; `None` if they are not.
+    /// Where the metrics are served; `None` if they are not served.
     metrics: Option<String>,
-    /// The number of datagrams of ended sessions that came from another address than the session's device.
+    /// For ended sessions: the number of datagrams that arrived from another address than that of the session's device.
     datagrams_from_elsewhere: AtomicU64,
     /// The engines that the reflector offers.
     engines: Vec<&'static dyn Engine>,
@@ -152,9 +153,9 @@ enum LinkCommand {
 /// The command that opened a pairing code.
 struct CodeRequester {
     code: CodeId,
-    /// The name for the device that pairs; `None`: the name that it sends.
+    /// The name for the device that pairs; `None`: the name that the device sends.
     wanted_name: Option<PeerText>,
-    /// Reports the device that paired to the command, once.
+    /// Notifies the command, once, of the device that paired with the code.
     over: Option<oneshot::Sender<PairedDevice>>,
 }
 
@@ -175,9 +176,9 @@ impl Server {
         Now { mono: self.began.elapsed(), unix_ms: unix_now() }
     }
 
-    /// Writes events for answers that do not depend on the result of the write. The call fixes their place in the log;
-    /// await the write before answering. Events that cannot be written now are written later. A fault of the log shows
-    /// in the status and stops further grants.
+    /// Writes audit events for answers that do not depend on the result of the write. The call fixes their place in the
+    /// log; await the returned future before answering. Events that cannot be written now are written later. A fault of
+    /// the log shows in the status and stops further grants.
     fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         self.audit.record_or_note(lock(&self.throttle).pass(events, self.now()))
     }
@@ -192,14 +193,14 @@ impl Server {
         }
     }
 
-    /// The number of datagrams since the start that came from another address than their session's device.
+    /// The number of datagrams since the start that arrived for a session from another address than that of its device.
     fn datagrams_from_elsewhere(&self) -> u64 {
         let running = self.sessions().handles().map(|running| running.datagrams().from_elsewhere).sum::<u64>();
         self.datagrams_from_elsewhere.load(Ordering::Relaxed) + running
     }
 
-    /// Writes the charged bytes of an ended session to the database. If the disk fails, they are written once it works
-    /// again.
+    /// Writes the charged bytes of an ended session to the database. If the disk fails, the bytes are written once the
+    /// disk works again.
     async fn settle(&self, settled: SessionAccounts) {
         match self.store.settle(settled.session, settled.peer, &settled.bytes_by_day).await {
             Ok(()) => {}
@@ -211,7 +212,7 @@ impl Server {
         }
     }
 
-    /// Writes what could not be written while the disk failed.
+    /// Writes the audit lines of peers and the accounts of sessions that could not be written while the disk failed.
     async fn write_pending(&self) {
         self.peers.settle().await;
         let unsettled = std::mem::take(&mut *lock(&self.unsettled));
@@ -232,7 +233,8 @@ impl Server {
         problems
     }
 
-    /// Takes back a reservation that was not promised, if it still exists. Returns the audit events of that.
+    /// Takes back a reservation whose grant was not sent, if it still exists. Returns the audit events that record
+    /// this.
     #[must_use]
     fn undo(&self, session: SessionId) -> Vec<AuditEvent> {
         let undone = self.sessions().undo(session, self.now());
@@ -246,7 +248,7 @@ impl Server {
         self.due.notify_one();
     }
 
-    /// Ends all sessions, also those whose link is blocked in a write to a peer that does not read.
+    /// Ends all sessions, even those whose link is blocked in a write to a peer that does not read.
     fn end_all_sessions(self: &Arc<Self>) {
         let running = self.sessions().running().collect::<Vec<_>>();
         for session in running {
@@ -255,7 +257,7 @@ impl Server {
         }
     }
 
-    /// Waits until no session is reserved or running.
+    /// Waits until no test is reserved or running. Does not wait for monitor sessions.
     async fn await_no_sessions(&self) {
         loop {
             let changed = self.capacity.notified();
@@ -266,7 +268,7 @@ impl Server {
         }
     }
 
-    /// Reports the device that paired with this code to the command that opened the code.
+    /// Notifies the command that opened this code of the device that paired with it.
     fn report_paired(&self, code: CodeId, end: PairedDevice) {
         let over = lock(&self.code_requester)
             .as_mut()
@@ -289,7 +291,8 @@ impl Server {
         }
     }
 
-    /// Waits until the task of every link has ended. A change of `lifecycle` ends these tasks.
+    /// Waits until the task of every link has ended, but at most for [`STOP_TIMEOUT`]. A change of `lifecycle` ends
+    /// these tasks.
     async fn await_no_links(&self) {
         let all_gone = async {
             loop {
@@ -303,7 +306,7 @@ impl Server {
         tokio::time::timeout(STOP_TIMEOUT, all_gone).await.ok();
     }
 
-    /// Counts a refused connection, and logs it unless there are too many.
+    /// Counts a refused connection, and logs it unless the limit of such lines per minute is reached.
     fn refuse(&self, from: IpAddr, reason: RefusalReason, peer: Option<EndpointId>) {
         let events = lock(&self.throttle).pass(vec![AuditEvent::Refused { from, reason, peer }], self.now());
         for event in events {
@@ -312,15 +315,15 @@ impl Server {
         }
     }
 
-    /// Whether a line about `peer` may be written to the program's log now. A peer can cause only a limited number per
-    /// minute.
+    /// Whether a line about `peer` may be written to the program's log now. A peer can cause only a limited number of
+    /// such lines per minute.
     fn may_log(&self, peer: EndpointId) -> bool {
         let (may, suppressed) = lock(&self.throttle).count(Cause::Log(peer), self.now());
         self.note_suppressed(suppressed);
         may
     }
 
-    /// Records how many lines were suppressed.
+    /// Writes the counts of suppressed lines to the log in which these lines are missing.
     fn note_suppressed(&self, suppressed: impl IntoIterator<Item = SuppressedLines>) {
         for suppressed in suppressed {
             match suppressed.event() {

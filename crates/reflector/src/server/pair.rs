@@ -15,8 +15,8 @@ use crate::connection_limiter::Prefix;
 use crate::event::RefusalReason;
 use crate::pairing::ProofDecision;
 
-/// Judges a pairing proof; `exporter` is the TLS exporter value of its connection. After a right proof, the device is a
-/// peer on disk before it is answered.
+/// Judges a pairing proof; `exporter` is the TLS exporter value of the client's connection. After a right proof, the
+/// device is a peer on disk before it is answered.
 pub(super) async fn verify_proof(
     server: &Arc<Server>,
     exporter: &[u8; 32],

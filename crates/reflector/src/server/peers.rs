@@ -1,8 +1,8 @@
 //! The paired devices. Every handshake checks a copy in memory, which is consistent with the store and the audit log.
 //!
-//! A change in the store also stores, in the same transaction, the audit line that it owes. A device is a peer once its
-//! line is written. Lines that a crash or a fault left owed are written at the next start, or when the log can be
-//! written again.
+//! A change of the peers in the store also stores, in the same transaction, the audit line that the change owes. A
+//! device is a peer once this line is written. Lines that a crash or a fault left owed are written at the next start,
+//! or when the log can be written again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,13 +27,13 @@ pub(super) struct Peers {
     changing: Mutex<Unsettled>,
 }
 
-/// What earlier changes have left to do.
+/// The work that earlier changes of the peers have not finished, because of a fault.
 #[derive(Default)]
 struct Unsettled {
     /// The ids of lines that are in the audit log, but that the database still lists as owed.
     written: BTreeSet<i64>,
-    /// Peers to remove again: adding them failed after the database may have had them, and the first attempt to remove
-    /// them failed, too.
+    /// Peers that must be removed again: adding them failed, though the database may have stored them, and the first
+    /// attempt to remove them failed, too.
     take_back: BTreeSet<EndpointId>,
 }
 
@@ -47,8 +47,8 @@ pub(super) enum Removal {
 }
 
 impl Peers {
-    /// Loads the peers of the database and of the configuration. Before that, writes the audit lines that a crash left
-    /// owed to the log in `audit_folder`.
+    /// Loads the peers of the database and of the configuration. First writes the audit lines that were still owed at a
+    /// crash, except those that the log in `audit_folder` already contains.
     pub(super) async fn load(
         store: &Store,
         audit: &Audit,
@@ -103,7 +103,7 @@ impl Peers {
         before.into_iter().filter(|id| !self.is_paired(*id)).collect()
     }
 
-    /// All peers, those in the configuration first.
+    /// All peers, those in the configuration first: Endpoint ID, name, and `config` or `store`.
     pub(super) fn list(&self) -> Vec<(EndpointId, PeerText, &'static str)> {
         let (authorized, known) = (self.authorized(), self.read());
         let from_config = authorized.iter().map(|id| (*id, PeerText::new("(from the configuration)"), "config"));
@@ -112,7 +112,7 @@ impl Peers {
     }
 
     /// Adds a peer, on disk and in the audit log. Returns its name, and whether it is new. After an error the device is
-    /// not paired, unless it was before.
+    /// not paired, unless it was paired before.
     pub(super) async fn add(&self, id: EndpointId, name: &PeerText, by: &str) -> anyhow::Result<(PeerText, bool)> {
         let mut unsettled = self.lock_changes().await?;
         let was_paired = self.read().contains_key(&id);
@@ -132,7 +132,7 @@ impl Peers {
         Ok((name, is_new))
     }
 
-    /// Writes a peer to the database and to the audit log, and reads the peers again. Returns whether it is new.
+    /// Writes a peer to the database and to the audit log, and reads the peers again. Returns whether the peer is new.
     async fn write_new(
         &self,
         unsettled: &mut Unsettled,
@@ -167,7 +167,8 @@ impl Peers {
         Ok(renamed)
     }
 
-    /// Finishes what earlier changes have left to do. What fails because of the disk is left for the next call.
+    /// Finishes the work that earlier changes of the peers left. Work that fails because of the disk is left for the
+    /// next call.
     pub(super) async fn settle(&self) {
         let mut unsettled = self.changing.lock().await;
         let settled = async {
@@ -204,7 +205,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Writes the owed lines to the audit log. After an error, they are not acknowledged.
+    /// Writes the owed lines to the audit log. After an error, the lines are not acknowledged.
     async fn pay(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
         let owed = self.store.owed_lines().await?;
         let unwritten = owed.iter().filter(|line| !unsettled.written.contains(&line.id));
@@ -261,7 +262,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let (store, peers) = open(&folder).await;
         let mut other = connect(&folder).await;
-        // With the device comes a row that is no peer.
+        // The trigger adds with the device a row that is not a valid peer.
         let trigger = "CREATE TRIGGER spoil AFTER INSERT ON peers WHEN length(NEW.id) = 32 BEGIN \
                        INSERT INTO peers VALUES (x'00', 'spoilt', 'hand', 0); END";
         sqlx::query(trigger).execute(&mut other).await.unwrap();

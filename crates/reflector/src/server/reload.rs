@@ -14,8 +14,8 @@ use super::{Server, lock};
 use crate::config::{Config, ConfigChange, change};
 use crate::sessions::Limits;
 
-/// How long an answer waits until the prefixes of removed peers are deleted from the database. After that, a later
-/// write deletes them.
+/// How long the answer to a reload waits until the prefixes of removed peers are deleted from the database. After that,
+/// a later write deletes them.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a running server reads its configuration again and changes its log filter.
@@ -74,7 +74,7 @@ pub(super) async fn on_signal(server: Arc<Server>, mut signal: Signal) {
 /// What SIGHUP does to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hangup {
-    /// SIGHUP ends the reflector like SIGTERM, because it means that the terminal was closed.
+    /// SIGHUP ends the reflector like SIGTERM, because the signal then means that the terminal was closed.
     Ends,
     /// SIGHUP makes the reflector read its configuration again, because a service manager or an operator sent it.
     Reloads,

@@ -44,7 +44,7 @@ const MONITOR_LEASE: u64 = 1_000_000;
 /// How long to wait before a failed write of a lease is retried, while bytes of an earlier lease are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 
-/// Before it is sent, the kernel's record of a phase's streams is thinned to at most 1/20 of the phase's payload.
+/// The kernel's record of a phase's streams is thinned, before it is sent, to at most 1/20 of the phase's payload.
 const DETAIL_OF_PAYLOAD: u64 = 20;
 
 /// A granted session.
@@ -54,7 +54,7 @@ pub(super) struct RunningSession {
     pub(super) peer: EndpointId,
     pub(super) purpose: SessionPurpose,
     pub(super) spec: TestSpec,
-    /// The reflector's address of the link.
+    /// The reflector's own address on the link.
     local: IpAddr,
     pub(super) keys: Arc<SessionKeys>,
     pub(super) control: Arc<SessionControl>,
@@ -63,7 +63,7 @@ pub(super) struct RunningSession {
     resources: RwLock<Option<SessionResources>>,
     /// Whether the session already has its one connection for latency probes over TCP.
     has_probe_stream: AtomicBool,
-    /// The thread that answers the probes on that connection.
+    /// The thread that answers the latency probes over TCP.
     probe_thread: Mutex<Option<JoinHandle<()>>>,
     wants_lease: Arc<Notify>,
     datagrams: Arc<DatagramCounts>,
@@ -71,7 +71,7 @@ pub(super) struct RunningSession {
     use_recorder: Mutex<UseRecorder>,
     /// Whether the streams of a phase with load have arrived.
     had_streams: AtomicBool,
-    /// Notified when a phase begins or ends, because the use must then be read earlier.
+    /// Notified when a phase begins or ends, because the number of used bytes must then be read earlier.
     phase_changed: Notify,
     /// The zero of the monotonic clock that `use_recorder` uses.
     began: Instant,
@@ -89,8 +89,8 @@ struct SessionResources {
     _slots: SessionSlots,
 }
 
-/// An event of a phase, sent to the task of the link. It names its session, because the link may already have the next
-/// session.
+/// An event of a phase, sent to the task of the link. The event names its session, because the link may already have
+/// the next session.
 #[derive(Debug)]
 pub(super) struct SessionEvent {
     pub(super) session: SessionId,
@@ -201,7 +201,7 @@ impl RunningSession {
         })
     }
 
-    /// The terms of the reflector's end of the engine for the appliance's end, if the engine has terms.
+    /// The [`EngineTerms`] that the appliance's end of the engine needs, if any. The grant carries them.
     pub(super) fn engine_terms(&self) -> Option<EngineTerms> {
         self.resources.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.server_end.terms()
     }
@@ -235,12 +235,13 @@ impl RunningSession {
         Ok(())
     }
 
-    /// The datagrams of the session that were counted so far.
+    /// The counts of the session's datagrams so far.
     pub(super) fn datagrams(&self) -> DatagramsSeen {
         self.datagrams.seen()
     }
 
-    /// Whether to accept a connection for latency probes. Each takes a thread, so only the first is accepted.
+    /// Whether to accept a connection for latency probes. Each such connection takes a thread, so only the first is
+    /// accepted.
     pub(super) fn admits_probe_stream(&self) -> bool {
         self.purpose == SessionPurpose::Test && !self.has_probe_stream.swap(true, Ordering::Relaxed)
     }
@@ -409,8 +410,8 @@ impl RunningSession {
     }
 }
 
-/// Ends a session: first its sockets and threads, then its accounts, then its audit line. Only the first caller does
-/// this; later callers return at once.
+/// Ends a session: closes its sockets and ends its threads, then settles its accounts and writes its audit line. Only
+/// the first caller does this; later callers return at once.
 pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) {
     let _teardown = server.teardowns.read().await;
     let Some(running) = server.sessions().tear_down(session, reason, server.now()) else { return };
@@ -435,8 +436,8 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
     recorded.await;
 }
 
-/// Ends a session, and then has its link tell the appliance. Does not run in the task of the link, which may have ended
-/// or be blocked in a write to a peer that does not read.
+/// Ends a session, and then makes the task of its link notify the appliance. Runs in another task than that of the
+/// link, which may have ended or be blocked in a write to a peer that does not read.
 pub(super) async fn end_and_notify(server: &Server, session: SessionId, reason: EndReason) {
     let Some(link) = server.sessions().handle(session).map(|running| running.link) else { return };
     end(server, session, reason).await;
@@ -444,14 +445,14 @@ pub(super) async fn end_and_notify(server: &Server, session: SessionId, reason: 
     server.send_command(link, LinkCommand::Ended { session, reason });
 }
 
-/// The number of threads that a session uses at once, beside those of its open ports: one for each stream of a phase,
-/// one that watches the phase, one for probes over TCP.
+/// The number of threads that a session uses at once, in addition to those of its open ports: one for each stream of a
+/// phase, one that watches the phase, one for probes over TCP.
 fn threads_of(spec: &TestSpec) -> usize {
     let streams = spec.phases.iter().map(|phase| usize::from(streams_of(spec, phase))).max().unwrap_or(0);
     streams + 2
 }
 
-/// Whether a socket that is bound to `bound` receives packets for `local`, the reflector's address of a link.
+/// Whether a socket that is bound to `bound` receives packets for `local`, the reflector's own address on a link.
 fn is_behind(bound: SocketAddr, local: SocketAddr) -> bool {
     let every_address = bound.ip().is_unspecified() && bound.is_ipv4() == local.is_ipv4();
     bound.port() == local.port() && (bound.ip() == local.ip() || every_address)

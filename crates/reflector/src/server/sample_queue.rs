@@ -1,4 +1,4 @@
-//! Decides when the samples of a phase are sent to the appliance. Pure.
+//! Decides when the samples of a phase are sent to the appliance. Pure: no I/O, no clock.
 //!
 //! During a download, the messages with samples take a part of the rate that the phase measures. On a slow line,
 //! samples wait, so that one message carries many of them.
@@ -14,14 +14,14 @@ const PARTS: u64 = 200;
 const MESSAGE_BYTES: u64 = 160;
 const SAMPLE_BYTES: u64 = 36;
 
-/// The maximum number of samples that wait in a phase that also loads the upload: one second. The appliance computes and
-/// shows the upload's rate from them.
+/// The maximum number of samples in each direction that wait in a phase that loads both directions: one second of
+/// samples. The appliance computes and shows the rate of the upload from them.
 const MAX_SAMPLES_OF_BOTH: usize = 10;
 
 /// The samples of the running phase that are not sent yet.
 #[derive(Default)]
 pub(super) struct SampleQueue {
-    /// The samples of the download and of the upload.
+    /// The samples that wait: those of the download, then those of the upload.
     waiting: [Vec<Sample>; 2],
     /// Bytes of the download since samples were last taken.
     bytes: u64,
@@ -78,7 +78,7 @@ mod tests {
     /// Bytes of the headers of IPv6, TCP with timestamps, and TLS with a tag, once for each segment of a message.
     const HEADERS: usize = 40 + 32 + 22;
 
-    /// The messages of a phase of `tenths` samples at `bps` in each direction of `load`.
+    /// The messages of a simulated phase with `tenths` samples in each direction of `load`, at a rate of `bps`.
     fn messages(load: Load, bps: u64, tenths: u64) -> Vec<ToAppliance> {
         let mut queue = SampleQueue::default();
         let mut messages = vec![];

@@ -9,7 +9,7 @@ use super::running_session::RunningSession;
 use super::{LinkCommand, Server, lock, running_session};
 use crate::sessions::SessionAction;
 
-/// Runs until the future is dropped.
+/// Runs the session timer until the future is dropped.
 pub(super) async fn run(server: Arc<Server>) {
     loop {
         let due = server.due.notified();
@@ -53,7 +53,7 @@ pub(super) async fn run(server: Arc<Server>) {
     }
 }
 
-/// Passes one action to its link, or ends a session.
+/// Carries out one action: passes it to its link, or ends a session.
 fn carry(server: &Arc<Server>, action: SessionAction) {
     match action {
         SessionAction::Reserve(reservation) => {

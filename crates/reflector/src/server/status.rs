@@ -51,7 +51,7 @@ pub(super) fn read(server: &Server) -> Status {
     }
 }
 
-/// What this process uses. A value that /proc does not show is 0.
+/// The resources that this process uses. A value that /proc does not show is 0.
 fn process_use() -> ProcessUse {
     let cpu = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

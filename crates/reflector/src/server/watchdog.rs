@@ -17,7 +17,7 @@ pub(super) async fn run(server: Arc<Server>, timeout: Duration) {
     feed_after(|| answers(Arc::clone(&server)), feed, || tokio::time::sleep(timeout / 3)).await;
 }
 
-/// Calls `feed` after each answer, and then waits for `pause`.
+/// In a loop, awaits `answers`, calls `feed`, then awaits `pause`.
 async fn feed_after<A, P>(answers: impl Fn() -> A, feed: impl Fn(), pause: impl Fn() -> P)
 where
     A: Future<Output = ()>,

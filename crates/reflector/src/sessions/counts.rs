@@ -1,5 +1,5 @@
-//! What happened to sessions since the start, for `status` and the metrics. The decisions count it themselves. Pure: no
-//! I/O, no clock.
+//! What happened to sessions since the start, for `status` and the metrics. The code that makes a decision also counts
+//! it. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::duration_counts::DurationCounts;
 const WAIT_BOUNDS_US: [u64; 9] =
     [0, 1_000_000, 5_000_000, 15_000_000, 30_000_000, 60_000_000, 300_000_000, 900_000_000, 3_600_000_000];
 
-/// What happened since the start of the server.
+/// The counts of what happened to sessions since the start of the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionCounts {
     /// The number of granted sessions of each engine. Includes the running ones.
@@ -26,12 +26,12 @@ pub struct SessionCounts {
     pub denied: BTreeMap<DenialReason, u64>,
     /// How long requests waited in the queue until they were reserved; 0 if they did not wait.
     pub waits: DurationCounts,
-    /// What happened to leases.
+    /// The counts of leases.
     pub leases: LeaseCounts,
-    /// Granted monitor sessions.
+    /// The number of granted monitor sessions.
     #[serde(default)]
     pub monitors_granted: u64,
-    /// Ended monitor sessions by reason.
+    /// The number of ended monitor sessions, by reason.
     #[serde(default)]
     pub monitors_ended: BTreeMap<EndReason, u64>,
 }
@@ -41,9 +41,9 @@ pub struct SessionCounts {
 pub struct LeaseCounts {
     /// The number of leases that were given out.
     pub granted: u64,
-    /// The number of those leases that could not be written to disk. None of their bytes was moved.
+    /// The number of leases that were given out but could not be written to disk. None of their bytes was moved.
     pub unwritten: u64,
-    /// The number of leases that were refused, because the bytes of the day are used up.
+    /// The number of leases that were refused, because the byte quota of the day is used up.
     pub refused: u64,
 }
 

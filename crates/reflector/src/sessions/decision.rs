@@ -49,7 +49,7 @@ pub struct LinkId(pub u64);
 pub struct PastUsage {
     /// Each granted test: its peer, and its time in milliseconds since 1970.
     pub tests: Vec<(EndpointId, u64)>,
-    /// The charged bytes: peer, day, bytes.
+    /// The charged bytes: each entry has the peer, the UTC day, and the number of bytes.
     pub bytes: Vec<(EndpointId, u32, u64)>,
 }
 
@@ -58,7 +58,7 @@ pub struct PastUsage {
 pub enum SessionPurpose {
     /// A test: it takes a slot.
     Test,
-    /// A monitor: probes for as long as its link exists. It takes no slot and counts as no test.
+    /// A monitor, which probes for as long as its link exists. It takes no slot and counts as no test.
     Monitor,
 }
 
@@ -78,8 +78,8 @@ pub struct Reservation {
     pub port: Option<u16>,
     /// The longest time that the session may last, counted from its reservation.
     pub expires_in: Duration,
-    /// Whether the session counts for the limit of tests per hour. It does not count if it is a repetition through the
-    /// tunnel, because the appliance could not reach the direct session.
+    /// Whether the session counts for the limit of tests per hour. It does not count if it repeats, through the tunnel,
+    /// a direct session that the appliance could not reach.
     pub counts_as_test: bool,
 }
 
@@ -87,8 +87,8 @@ pub struct Reservation {
 #[expect(clippy::large_enum_variant, reason = "one is made for each request")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Everything is reserved. Claim the resources, call `opened`, record the grant, then send it. If a step fails,
-    /// call `undo`.
+    /// Everything that the session needs is reserved. Claim the resources, call [`super::Sessions::opened`], record the
+    /// grant, then send it. If a step fails, call [`super::Sessions::undo`].
     Reserved(Reservation),
     /// The request is queued. Nothing is reserved for it.
     Queued {
@@ -144,14 +144,14 @@ pub enum SessionAction {
         /// The denial to send.
         denial: Denial,
     },
-    /// Tear the session down, then call `ended`. The action is repeated until that call.
+    /// Tear the session down, then call `ended`. The action is repeated until `ended` is called.
     End { session: SessionId, reason: EndReason },
 }
 
 /// The present state of all sessions, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// The number of sessions that may run at once.
+    /// The number of tests that may run at once.
     pub slots: u32,
     /// Whether the reflector is shutting down, so that it grants no sessions.
     pub draining: bool,
@@ -171,9 +171,9 @@ pub struct Snapshot {
     pub peers: Vec<PeerStatus>,
     /// The payload bytes that are charged today to all peers together. Includes open leases.
     pub bytes_today: u64,
-    /// The ports of the range that other programs used when they were last tried.
+    /// The ports of the data port range that another program used within the last minute.
     pub held_ports: Vec<u16>,
-    /// What happened since the start.
+    /// The counts of what happened to sessions since the start of the server.
     #[serde(default)]
     pub counts: SessionCounts,
 }
@@ -262,7 +262,7 @@ pub struct PeerStatus {
     pub peer: EndpointId,
     /// The number of tests that were granted within the last hour.
     pub tests_this_hour: u32,
-    /// The payload bytes that are charged today. Includes open leases.
+    /// The payload bytes that are charged to the peer today. Includes open leases.
     pub bytes_today: u64,
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Fallbacks {
 struct Repeatable {
     /// The request that counts as the repetition.
     spec: TestSpec,
-    /// Until when the request counts as the repetition, on the monotonic clock.
+    /// Until when such a request counts as the repetition, on the monotonic clock.
     until: Duration,
 }
 
@@ -36,12 +36,12 @@ impl Fallbacks {
         }
     }
 
-    /// Whether a request on `link` repeats the test of its ended session: only the data mode differs.
+    /// Whether a request on `link` repeats the test of the link's ended session: only the data mode differs.
     pub(super) fn is_fallback(&self, link: LinkId, spec: &TestSpec, mono: Duration) -> bool {
         self.open.get(&link).is_some_and(|test| mono <= test.until && *spec == test.spec)
     }
 
-    /// Removes the link: its next request is another test.
+    /// Removes the link, so that its next request counts as another test.
     pub(super) fn forget(&mut self, link: LinkId) {
         self.open.remove(&link);
     }

@@ -22,13 +22,13 @@ const USUAL_PHASE_OVERHEAD: Duration = Duration::from_secs(1);
 /// The limits that the operator sets.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The number of sessions that may run at once.
+    /// The number of tests that may run at once.
     pub max_concurrent_tests: u32,
     /// The longest duration of a session: all its phases together.
     pub max_test_duration: Duration,
-    /// The number of streams in each direction.
+    /// The number of streams that a session may have in each direction.
     pub max_streams: u16,
-    /// The number of sessions that one peer may start within any hour.
+    /// The number of tests that one peer may start within any hour.
     pub max_tests_per_hour: u32,
     /// The payload bytes that may be charged to one peer on one UTC day.
     pub max_bytes_per_day: u64,
@@ -82,7 +82,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Denies a request that no peer may make, whatever it has used.
+    /// Denies a request that no peer may make, whatever the peer has used.
     pub(super) fn check(&self, spec: &TestSpec) -> Result<(), Denial> {
         let refuse = |reason, detail: String| Err(denial(reason, &detail, None));
         if let Err(bad) = spec.check() {
@@ -136,7 +136,7 @@ impl Limits {
     }
 }
 
-/// The longest time that a session may last, counted from its reservation.
+/// The longest time that a session with this test may last, counted from its reservation.
 pub(super) fn longest(spec: &TestSpec) -> Duration {
     spec.duration() + allowance(PHASE_ALLOWANCE, spec) + SESSION_ALLOWANCE
 }
@@ -163,7 +163,7 @@ fn list(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Prints a duration for a reader: `2 min`, `1 min 30 s`, `500 ms`. Rounds down to whole seconds from 1 s on.
+/// Prints a duration for a human reader: `2 min`, `1 min 30 s`, `500 ms`. Rounds down to whole seconds from 1 s on.
 pub fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
     if seconds == 0 {
@@ -173,7 +173,7 @@ pub fn span(duration: Duration) -> String {
     parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n} {unit}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Prints a number of bytes for a reader, in SI units: `500 GB`, `1.5 TB`.
+/// Prints a number of bytes for a human reader, in SI units: `500 GB`, `1.5 TB`.
 pub(super) fn bytes(count: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let at = (1..units.len()).rev().find(|at| count >= 1000u64.pow(*at as u32)).unwrap_or(0);

@@ -46,13 +46,13 @@ const RETRY_FAULTED: Duration = Duration::from_secs(5);
 /// When an appliance may retry while other programs use every port.
 const RETRY_HELD: Duration = Duration::from_secs(60);
 
-/// A lease takes at most 1/16 of the bytes that are left of the day.
+/// A lease takes at most 1/16 of the bytes that are left of the day's byte quota.
 const PARTS_OF_THE_DAY: u64 = 16;
-/// A lease of up to this size, in bytes, is allowed even if it is more than that part.
+/// A lease of up to this size, in bytes, is allowed even if it exceeds the limit that [`PARTS_OF_THE_DAY`] sets.
 const SMALL_LEASE: u64 = 16 << 20;
 
-/// All sessions and requests of a reflector, and the use of their quotas. No other code knows which sessions exist. `H`
-/// is the server's handle of a running session.
+/// All sessions and requests of a reflector, and what peers have used of their quotas. No other code knows which
+/// sessions exist. `H` is the server's handle of a running session.
 #[derive(Debug)]
 pub struct Sessions<H> {
     limits: Limits,
@@ -61,7 +61,7 @@ pub struct Sessions<H> {
     fallbacks: Fallbacks,
     tests: quota::Tests,
     bytes: quota::ChargedBytes,
-    /// Reserved and running sessions. Each test holds a slot, and there are never more of them than slots.
+    /// Reserved and running sessions. Each test holds a slot, and there are never more tests than slots.
     held: BTreeMap<SessionId, HeldSession<H>>,
     counts: SessionCounts,
     draining: bool,
@@ -71,7 +71,7 @@ pub struct Sessions<H> {
 }
 
 impl<H> Sessions<H> {
-    /// A state without sessions. `past` has what peers used before.
+    /// A state without sessions. `past` has what peers used before the server started.
     pub fn new(limits: Limits, past: PastUsage, now: Now) -> Self {
         let mut sessions = Self {
             ports: Ports::new(limits.data_ports.clone()),
@@ -190,8 +190,9 @@ impl<H> Sessions<H> {
         (answer, events)
     }
 
-    /// Records that everything reserved is claimed. From now on the session is a grant, to be recorded and then sent.
-    /// Returns `false` if the reservation was taken back in the meantime: then release everything.
+    /// Records that the server has claimed everything that was reserved. From now on the session is a grant, to be
+    /// recorded and then sent. Returns `false` if the reservation was taken back in the meantime: then release
+    /// everything.
     #[must_use]
     pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<AuditEvent>) {
         let Some(held) = self.held.get_mut(&session) else { return (false, Vec::new()) };
@@ -215,7 +216,7 @@ impl<H> Sessions<H> {
         (true, vec![granted])
     }
 
-    /// Records that the grant is on disk. From now on the session can be found by its `handle`.
+    /// Records that the grant is on disk. From now on, [`Sessions::handle`] returns `handle` for the session.
     pub fn granted(&mut self, session: SessionId, handle: H) {
         if let Some(held) = self.held.get_mut(&session) {
             match held.purpose {
@@ -270,7 +271,7 @@ impl<H> Sessions<H> {
         events
     }
 
-    /// Ends the sessions and drops the requests of a peer that was removed. What it used stays charged.
+    /// Ends the sessions and drops the requests of a peer that was removed. What the peer used stays charged.
     pub fn peer_removed(&mut self, peer: EndpointId, now: Now) {
         self.pass_time(now);
         self.queue.remove_peer(peer);
@@ -292,8 +293,8 @@ impl<H> Sessions<H> {
         self.faulted = faulted;
     }
 
-    /// Records that the first phase of the session began. From now on, the start timeout no longer ends it; its
-    /// deadline and silence still do.
+    /// Records that the first phase of the session began. From now on, the start timeout no longer ends the session;
+    /// its deadline and silence still do.
     pub fn started(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.start_by = None;
@@ -301,7 +302,7 @@ impl<H> Sessions<H> {
     }
 
     /// Records that the streams of a phase with load arrived. So the appliance can reach the session, and will not
-    /// repeat it.
+    /// repeat the test through the tunnel.
     pub fn streams_arrived(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.had_streams = true;
@@ -309,8 +310,8 @@ impl<H> Sessions<H> {
     }
 
     /// Charges up to `wanted` more bytes to the session before they are moved. Charges less if little is left of the
-    /// day: other sessions may need bytes, and a crash may charge the whole lease. The bytes count for the day of the
-    /// lease. An error is the reason why the session must end.
+    /// day's byte quota: other sessions may need bytes, and a crash may charge the whole lease. The bytes count for the
+    /// day of the lease. An error is the reason why the session must end.
     pub fn lease(&mut self, session: SessionId, wanted: u64, now: Now) -> Result<Lease, EndReason> {
         let day = now.day();
         // No bytes before the session is opened.
@@ -391,8 +392,8 @@ impl<H> Sessions<H> {
     }
 
     /// Returns the actions that are due now. `last_heard` returns when a session last received something on any
-    /// connection, on the monotonic clock. It is only called if silence could end the session. `new_id` creates ids as
-    /// for [`Sessions::request`].
+    /// connection, on the monotonic clock. `last_heard` is only called if silence could end the session. `new_id`
+    /// creates ids as for [`Sessions::request`].
     #[must_use]
     pub fn poll(
         &mut self,
@@ -409,8 +410,8 @@ impl<H> Sessions<H> {
         (actions, events)
     }
 
-    /// When `poll` is due, on the monotonic clock; a time in the past means now. `None` if it is not due before another
-    /// call.
+    /// When `poll` is due, on the monotonic clock; a time in the past means now. `None` if `poll` is due only after a
+    /// call of another method.
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.changed {
             return Some(Duration::ZERO);
@@ -473,7 +474,7 @@ impl<H> Sessions<H> {
         self.check_bytes(peer, now)
     }
 
-    /// Denies every request while no session is granted.
+    /// Denies every request while the reflector is shutting down, or cannot write its audit log or database.
     fn check_open(&self) -> Result<(), Denial> {
         if self.draining {
             return Err(draining());
@@ -494,7 +495,7 @@ impl<H> Sessions<H> {
         Ok(())
     }
 
-    /// Denies requests of a device whose bytes of this day are used up.
+    /// Denies requests of a device if its byte quota of this day, or that of all devices together, is used up.
     fn check_bytes(&self, peer: EndpointId, now: Now) -> Result<(), Denial> {
         let spent = [
             (self.bytes.of_peer(peer, now.day()), self.limits.max_bytes_per_day, "and device"),
@@ -508,7 +509,7 @@ impl<H> Sessions<H> {
         Ok(())
     }
 
-    /// Why a request that cannot begin now cannot be queued either; `None` if it can.
+    /// Why a request that cannot begin now cannot be queued either; `None` if it can be queued.
     fn queue_denial(
         &self,
         peer: EndpointId,
@@ -608,7 +609,7 @@ impl<H> Sessions<H> {
     }
 
     /// Returns everything that is reserved for a session. Its peer still counts as served, so a peer whose requests
-    /// fail repeatedly is not always first.
+    /// fail repeatedly is not always first in the queue.
     fn take_back(&mut self, session: SessionId) -> Option<HeldSession<H>> {
         let held = self.held.remove(&session)?;
         self.changed = true;
@@ -622,7 +623,7 @@ impl<H> Sessions<H> {
         Some(held)
     }
 
-    /// Takes a reservation back and counts that. Returns its audit event.
+    /// Takes a reservation back, and counts this. Returns the audit event that records it.
     fn undone(&mut self, session: SessionId) -> Option<AuditEvent> {
         let held = self.take_back(session)?;
         self.counts.undone += 1;
@@ -684,8 +685,8 @@ impl<H> Sessions<H> {
         actions.extend(due.map(|(session, reason)| SessionAction::End { session, reason }));
     }
 
-    /// Reserves for all queued requests that can begin, one after the other, because each changes which one is next.
-    /// Returns the audit events of those that are denied.
+    /// Makes a reservation for each queued request that can begin, one after the other, because each reservation
+    /// changes which request is next. Returns the audit events of the requests that are denied.
     fn serve_queue(
         &mut self,
         now: Now,

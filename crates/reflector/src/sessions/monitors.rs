@@ -1,4 +1,4 @@
-//! Monitor sessions: their limits. In all other respects they lease bytes, end and are charged like tests.
+//! The limits of monitor sessions. In all other respects, monitor sessions lease bytes, end and are charged like tests.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::event::AuditEvent;
 const RETRY_MONITOR: Duration = Duration::from_secs(60);
 
 impl<H> Sessions<H> {
-    /// Checks a request for a monitor session and reserves it. The request is never queued: it would have to wait until
-    /// another device ends its monitor, which may never happen. `id` as for [`Sessions::request`].
+    /// Checks a request for a monitor session, and reserves the session. The request is never queued: it would have to
+    /// wait until another device ends its monitor, which may never happen. `id` is used as in [`Sessions::request`].
     #[must_use]
     pub fn request_monitor(
         &mut self,

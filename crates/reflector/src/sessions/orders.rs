@@ -1,5 +1,5 @@
-//! Tests with random sequences of events: the promises must always hold. A model recounts the answers of the state
-//! machine.
+//! Tests of the session rules with random sequences of events. A model keeps its own counts from the answers of the
+//! state machine, and checks after every event that the limits hold and that no session is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,7 +16,7 @@ const HOUR_MS: u64 = 3_600_000;
 const PEERS: u8 = 4;
 const LINKS: u64 = 10;
 
-/// One event of a sequence. A session is chosen by a number among those that exist.
+/// One event of a sequence. A number chooses the session of an event among the sessions that exist.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Ask { link: u64, direct: bool, wait: bool, duration_ms: u32 },
@@ -126,7 +126,7 @@ pub(super) struct World {
     held: BTreeMap<SessionId, Known>,
     waiting: BTreeSet<LinkId>,
     tests: Vec<(EndpointId, u64, SessionId)>,
-    /// The links whose last session that counted as a test was direct and had no streams.
+    /// The links whose last counted test was a direct session that ended without streams.
     unreached: BTreeSet<LinkId>,
     bytes: BTreeMap<(u32, EndpointId), u64>,
     granted: BTreeSet<SessionId>,
@@ -301,7 +301,7 @@ impl World {
 
     fn reserved(&mut self, reservation: &Reservation) {
         if reservation.purpose == SessionPurpose::Monitor {
-            // No slot, no test.
+            // A monitor session takes no slot and counts as no test.
         } else if reservation.counts_as_test {
             self.tests.push((reservation.peer, self.now.unix_ms, reservation.session));
         } else {
@@ -345,7 +345,7 @@ impl World {
             Answer::Denied(denial) => {
                 assert_eq!(denial.reason, DenialReason::NoPort);
                 self.forget(session);
-                // Undone, with a denial as its event.
+                // The session is undone; the event that records this is a denial.
                 assert!(self.over.insert(session));
             }
             Answer::Queued { .. } => panic!("a reservation is not queued again"),
@@ -400,7 +400,7 @@ impl World {
         }
     }
 
-    /// Removes a reservation that was taken back from the model.
+    /// Removes a reservation from the model, because the state machine took it back.
     fn forget(&mut self, session: SessionId) {
         let known = self.held.remove(&session).unwrap();
         self.tests.retain(|(_, _, of)| *of != session);
@@ -409,7 +409,7 @@ impl World {
         }
     }
 
-    /// Removes a link from the model. The link makes no further requests.
+    /// Removes the queued request and the unopened reservation of a link from the model.
     fn withdrawn(&mut self, link: LinkId) {
         self.waiting.remove(&link);
         let unopened = self.held.iter().find(|(_, known)| known.link == link && !known.opened).map(|(id, _)| *id);
@@ -418,7 +418,7 @@ impl World {
         }
     }
 
-    /// Adds the events that one call returned to the counts.
+    /// Adds the audit events of one call to the model's counts, and checks them.
     fn note(&mut self, events: Vec<AuditEvent>) {
         for event in events {
             match event {

@@ -13,7 +13,8 @@ pub(super) struct Ports {
     /// The free ports, the longest unused first, so that a late packet of an old session does not reach a new session.
     free: VecDeque<u16>,
     in_use: BTreeSet<u16>,
-    /// The ports to take last, each with the time until which it is taken last.
+    /// Ports that another program used recently, each with the time until which it is taken only if no other port is
+    /// free.
     suspects: BTreeMap<u16, Duration>,
 }
 
@@ -40,14 +41,14 @@ impl Ports {
         Some(port)
     }
 
-    /// Gives a port back.
+    /// Returns a port to the free ports, because its session needs it no more.
     pub(super) fn give_back(&mut self, port: u16) {
         if self.in_use.remove(&port) {
             self.free.push_back(port);
         }
     }
 
-    /// Gives back a port that another program uses.
+    /// Returns a port to the free ports, to be taken last, because another program uses it.
     pub(super) fn give_back_held(&mut self, port: u16, mono: Duration) {
         self.give_back(port);
         self.suspects.insert(port, mono.saturating_add(SUSPECT_FOR));

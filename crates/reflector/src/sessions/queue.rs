@@ -1,5 +1,5 @@
 //! The queue of requests. Peers take turns. The requests of one peer are served in the order in which they arrived.
-//! Grants nothing.
+//! This module grants nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(super) struct QueuedRequest {
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
-    /// Whether the request repeats a test that was already served. Then it comes before all others.
+    /// Whether the request repeats a test that was already served. Such a request comes before all others.
     pub(super) is_fallback: bool,
     /// When the request was queued.
     pub(super) since: Duration,
@@ -39,7 +39,8 @@ impl QueuedRequest {
         self.spec.data_mode == DataMode::DirectEphemeral
     }
 
-    /// Records what is sent to the appliance next. Returns `false` if it changed too little to send.
+    /// Records the position and the wait to send to the appliance next. Returns `false` if they changed too little to
+    /// be sent.
     pub(super) fn note_update(&mut self, place: u32, expected_wait: Duration, mono: Duration) -> bool {
         let is_news = self.last_update.is_none_or(|last_update| {
             let left = last_update.expected_wait.saturating_sub(mono.saturating_sub(last_update.at));
@@ -57,8 +58,8 @@ impl QueuedRequest {
 pub(super) struct Queue {
     /// The requests in the order in which they arrived.
     waiting: Vec<QueuedRequest>,
-    /// For each peer, how many requests had been served in all when it was last served. Absent for a peer that was
-    /// never served.
+    /// For each peer, the number of requests of all peers that had been served when this peer was last served. Absent
+    /// for a peer that was never served.
     served: BTreeMap<EndpointId, u64>,
     served_in_all: u64,
 }
@@ -125,9 +126,9 @@ impl Queue {
 /// The slots and ports for which queued requests wait.
 #[derive(Clone, Debug)]
 pub(super) struct Occupancy {
-    /// The number of sessions that may run at once.
+    /// The number of tests that may run at once.
     pub(super) slots: u32,
-    /// For each running session, how long until its expected end, and whether it then frees a port.
+    /// For each reserved or running test, how long until its expected end, and whether it then frees a port.
     pub(super) running: Vec<(Duration, bool)>,
     /// The number of ports that are free now.
     pub(super) free_ports: usize,

@@ -15,8 +15,8 @@ pub const DAYS_KEPT: u32 = 7;
 /// The tests that were granted within the last hour.
 #[derive(Debug, Default)]
 pub(super) struct Tests {
-    /// The times at which tests were granted, oldest first, in milliseconds since 1970. Nothing else is kept, because a
-    /// device may be allowed many tests.
+    /// The times at which tests were granted, oldest first, in milliseconds since 1970. Only these times are kept,
+    /// because a device may be allowed many tests.
     granted: BTreeMap<EndpointId, VecDeque<u64>>,
     /// For each session that has not ended yet, when its test was granted.
     refundable: BTreeMap<SessionId, u64>,
@@ -32,8 +32,8 @@ impl Tests {
         tests
     }
 
-    /// Removes the tests that are older than an hour. A test in the future means that the clock was set back. It then
-    /// counts as granted now; otherwise it would count for as long as the clock was wrong.
+    /// Removes the tests that are older than an hour. A test in the future means that the clock was set back. Such a
+    /// test counts as granted now; otherwise it would count for as long as the clock was wrong.
     pub(super) fn pass_time(&mut self, unix_ms: u64) {
         for at in self.refundable.values_mut() {
             *at = unix_ms.min(*at);
@@ -71,7 +71,7 @@ impl Tests {
         self.granted.get(&peer).map_or(0, |tests| u32::try_from(tests.len()).unwrap_or(u32::MAX))
     }
 
-    /// How long until one more test fits below `limit`. `None` if it fits now, or never will.
+    /// How long until one more test of `peer` fits below `limit`. `None` if it fits now, or never will.
     pub(super) fn until_one_leaves(&self, peer: EndpointId, limit: u32, unix_ms: u64) -> Option<Duration> {
         let tests = self.granted.get(&peer)?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -100,7 +100,7 @@ impl ChargedBytes {
         all
     }
 
-    /// Removes days that are long past.
+    /// Removes the days that are more than [`DAYS_KEPT`] before `today`.
     pub(super) fn pass_time(&mut self, today: u32) {
         self.days.retain(|day, _| day.saturating_add(DAYS_KEPT) >= today);
     }

@@ -4,26 +4,28 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// A crash charges at least this many bytes beyond the recorded use.
+/// A crash charges at least this many bytes beyond the recorded use, unless fewer are leased.
 pub(super) const SMALLEST_SURGE: u64 = 16 << 20;
-/// When use is written after the start of a phase, while its rate is not known yet. After that, it is written at each
-/// whole second.
+/// When, after the start of a phase, the number of used bytes is written to disk while the rate of the phase is not
+/// known yet. After that, it is written at each whole second.
 const FIRST_WRITES: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often use is read during a phase. Reading costs nothing; only writing needs the disk.
+/// How often the number of used bytes is read during a phase. Reading costs nothing; only writing needs the disk.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
-/// How often use is read outside of phases, and written if it changed: latency probes also use bytes there.
+/// How often the number of used bytes is read between phases, and written if it changed: latency probes also use bytes
+/// there.
 const IDLE_INTERVAL: Duration = WRITE_INTERVAL;
-/// The period for which the highest rate is measured.
+/// The length of the period over which the fastest rate of a session is measured.
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// What is on disk about the bytes that a session used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordedUse {
-    /// The number of payload bytes that the session had used when this was read.
+    /// The number of payload bytes that the session had used when this number was read.
     pub used: u64,
-    /// How many bytes a crash charges beyond `used`: twice the bytes of the fastest second so far, and at least 16 MiB.
+    /// How many bytes a crash charges beyond `used`, if as many are leased: twice the bytes of the fastest second so
+    /// far, and at least 16 MiB.
     pub surge: u64,
 }
 
@@ -60,7 +62,8 @@ pub(super) fn by_day(leased: &BTreeMap<u32, u64>, used_bytes: u64, today: u32) -
     by_day
 }
 
-/// Reads the use of one session as time passes, and decides what to write when. Times are on one monotonic clock.
+/// Takes readings of the bytes that one session used, and decides which to write to disk and when. Times are on one
+/// monotonic clock.
 #[derive(Debug)]
 pub struct UseRecorder {
     /// When the running phase began; `None` between phases.
@@ -113,7 +116,8 @@ impl UseRecorder {
         Some(of_start.unwrap_or(Duration::MAX).min(last.saturating_add(READ_INTERVAL)))
     }
 
-    /// Reads the use. If it returns a record, write it now, and call [`UseRecorder::written`] once it is on disk.
+    /// Takes a reading of the used bytes. If this returns a record, write the record to disk now, and call
+    /// [`UseRecorder::written`] once it is on disk.
     pub fn read(&mut self, used: u64, mono: Duration) -> Option<RecordedUse> {
         let is_last = std::mem::take(&mut self.is_last_reading_due);
         let current = self.current(used, mono);
@@ -130,7 +134,7 @@ impl UseRecorder {
         Some(current)
     }
 
-    /// The use at present, for a write that happens anyway.
+    /// The record of the present use, for a write that happens for another reason, such as a lease.
     pub fn current(&mut self, used: u64, mono: Duration) -> RecordedUse {
         self.note(used, mono);
         RecordedUse { used, surge: self.fastest_second.saturating_mul(2).max(SMALLEST_SURGE) }
@@ -158,7 +162,8 @@ impl UseRecorder {
     }
 }
 
-/// The last time, counted from the start of a phase, at which its use had to be written; 0 before the first such time.
+/// The last time at or before `elapsed` at which the use had to be written, or 0 if there was none yet. Both times are
+/// counted from the start of the phase.
 fn last_scheduled_write(elapsed: Duration) -> Duration {
     let whole = Duration::from_secs(elapsed.as_secs());
     if whole >= WRITE_INTERVAL {
@@ -244,7 +249,7 @@ mod tests {
         assert_eq!(charged_after_crash(&BTreeMap::new(), recorded(0, 5)), []);
     }
 
-    /// The bytes that are moved in each millisecond, as a running sum.
+    /// The bytes that were moved up to each millisecond, as a running sum.
     fn flow() -> impl Strategy<Value = Vec<u64>> {
         // Pauses, slow lines, bursts and 100 Gbit/s alternate.
         let rate = prop_oneof![Just(0_u64), 0..1_000_u64, 0..200_000_u64, 0..13_000_000_u64];
@@ -262,7 +267,7 @@ mod tests {
 
     proptest! {
         /// For any rate over time, and any delay of readings and writes: a crash at any moment charges at most the
-        /// promised surplus. It leaves uncharged at most the bytes since the last reading that could be on disk.
+        /// promised surplus. The crash leaves uncharged at most the bytes since the last reading that could be on disk.
         #[test]
         fn a_crash_at_any_moment_charges_within_the_promise(
             flowed in flow(),
@@ -311,8 +316,8 @@ mod tests {
             }
         }
 
-        /// A steady rate, and one that grows by at most half within a second, is never charged too little once the
-        /// first write is on disk.
+        /// A session with a steady rate, or with one that grows by at most half within a second, is never charged too
+        /// little once its first write is on disk.
         #[test]
         fn a_steady_rate_is_never_undercharged(bytes_per_ms in 1..13_000_000_u64, late in 0..15_u64, write in 1..15_u64) {
             let leased = BTreeMap::from([(1, u64::MAX)]);

@@ -1,4 +1,4 @@
-//! Tests of the session rules, each written as a sentence.
+//! Tests of the session rules. The name of each test is a rule, written as a sentence.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -188,7 +188,7 @@ impl Fixture {
         actions
     }
 
-    /// The reservations of the queued requests that can begin.
+    /// Polls, and returns the reservations of the queued requests that can begin.
     fn served(&mut self) -> Vec<Reservation> {
         let reserved = |action| match action {
             SessionAction::Reserve(reservation) => Some(reservation),
@@ -791,7 +791,7 @@ fn extreme_times_do_not_panic() {
     fixture.sessions.snapshot(fixture.now);
 }
 
-/// Link 1 had a direct session that ended before its streams arrived. Requests of other links wait.
+/// A reflector where link 1 had a direct session that ended before its streams arrived. Requests of other links wait.
 fn unreached(limits: Limits) -> Fixture {
     let mut fixture = Fixture::new(limits);
     let first = fixture.grant(1, A, direct());
@@ -902,7 +902,7 @@ fn each_decision_is_counted_once_as_it_is_audited() {
     let tcp = engine("tcp");
     assert_eq!(counts.granted, [(tcp.clone(), 2)].into());
     assert_eq!(counts.ended, [(tcp, [(EndReason::Finished, 1), (reason, 1)].into())].into());
-    // An engine that is not offered is a text of the device: it is not counted by name.
+    // The name of an engine that is not offered comes from the device, so no count has that name.
     assert_eq!(counts.denied, [(DenialReason::Busy, 1), (DenialReason::EngineNotOffered, 1)].into());
     assert_eq!(counts.undone, 1);
     assert_eq!(counts.leases, LeaseCounts { granted: 1, unwritten: 1, refused: 0 });

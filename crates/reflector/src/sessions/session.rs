@@ -13,7 +13,8 @@ use super::limits;
 /// How often the end of a session is reported again until it is torn down.
 const END_REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long after its grant the first phase of a session may begin. Other requests wait for its slot.
+/// The longest time from the grant of a session to its first phase. It is short, because other requests wait for the
+/// slot.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One session, from its reservation until its accounts are settled.
@@ -50,7 +51,7 @@ pub(super) struct HeldSession<H> {
 #[derive(Debug)]
 pub(super) struct PendingEnd {
     pub(super) reason: EndReason,
-    /// When the end was last reported to the server.
+    /// When the end of the session was last reported to the server.
     pub(super) reported_at: Option<Duration>,
 }
 
@@ -92,7 +93,7 @@ impl<H> HeldSession<H> {
         self.purpose == SessionPurpose::Monitor
     }
 
-    /// How long nothing may be received before the session ends.
+    /// How long the reflector may receive nothing from the appliance before the session ends.
     pub(super) fn silence_limit(&self) -> Duration {
         match self.purpose {
             SessionPurpose::Test => END_AFTER_SILENCE,
@@ -113,7 +114,7 @@ impl<H> HeldSession<H> {
         }
     }
 
-    /// The reason why the session must end, if that must be reported now. `None` before the session is opened: until
+    /// The reason why the session must end, if the end must be reported now. `None` before the session is opened: until
     /// then the server still claims its resources, and the appliance has no answer yet.
     pub(super) fn end_if_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration) -> Option<EndReason> {
         if self.next_deadline()? > mono {

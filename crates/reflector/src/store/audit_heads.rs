@@ -14,7 +14,7 @@ use crate::event::Chain;
 
 /// Selects each chain of the audit log as a [`ChainRow`].
 const AUDIT_CHAINS: &str = "SELECT chain, seq, hash, base_seq, base_hash FROM audit_chains";
-/// Selects the chain of a database of an earlier version, which has only one.
+/// Selects the only chain of a database that an earlier version wrote.
 const AUDIT_HEAD: &str = "SELECT 'main', seq, hash, 0, zeroblob(32) FROM audit_head";
 
 /// A row about a chain of the audit log: its name, then number and hash of its head, then number and hash of its base.

@@ -1,5 +1,5 @@
-//! One change of the database. It begins with the write lock, and succeeds only if a second connection sees it.
-//! Acknowledged means on disk (docs/decisions/0019).
+//! One change of the database. It begins with the write lock, and succeeds only if a second connection sees it. An
+//! acknowledged change is on disk (docs/decisions/0019).
 
 use std::time::Duration;
 
@@ -68,7 +68,8 @@ impl Store {
         begun.await.map_err(|why| self.note_fault(self.failure(doing, why)))
     }
 
-    /// Commits the change if it was `done`, and checks that the second connection sees it. Otherwise rolls it back.
+    /// Commits the change if `done` is `Ok`, and checks that the second connection sees the change. Otherwise rolls it
+    /// back.
     pub(super) async fn conclude<T>(
         &self,
         change: PendingChange,
@@ -119,7 +120,7 @@ async fn total_changes(work: &mut Transaction<'static, Sqlite>) -> Result<i64, s
     sqlx::query_scalar("SELECT total_changes()").fetch_one(&mut **work).await
 }
 
-/// The options of a pool with one connection, which makes all changes.
+/// The options of a pool with a single connection: the one that makes all changes, or the second one, which only reads.
 pub(super) fn one_connection() -> SqlitePoolOptions {
     pool_options(1)
         .idle_timeout(None)

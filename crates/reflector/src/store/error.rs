@@ -36,7 +36,7 @@ pub enum StoreError {
     )]
     Newer {
         path: PathBuf,
-        /// The first migration that this version does not know.
+        /// The first migration in the database that this version of the program does not know.
         step: i64,
     },
     /// A statement failed.

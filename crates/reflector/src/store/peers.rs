@@ -13,7 +13,7 @@ use crate::event::AuditEvent;
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Peer {
     pub id: EndpointId,
-    /// The name of the appliance at this reflector. No two peers have the same name.
+    /// The name under which this reflector saved the appliance. No two peers have the same name.
     pub name: PeerText,
     /// How the appliance was paired: with a `code`, or by `hand` (`reflector peers add`).
     pub added_by: String,
@@ -26,7 +26,8 @@ pub struct Peer {
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct OwedLine {
     pub id: i64,
-    /// The last acknowledged line of the log when the change was made. The owed line can only come after it.
+    /// The number of the last acknowledged line of the log when the change was made. The owed line can only come after
+    /// it.
     pub after_seq: u64,
     pub event: AuditEvent,
 }
@@ -47,7 +48,7 @@ impl Store {
             .collect()
     }
 
-    /// Adds a peer. Returns `false` if it is already paired; then its name stays. If another peer has the name, a
+    /// Adds a peer. Returns `false` if it is already paired; then it keeps its name. If another peer has the name, a
     /// number is added. If the name is empty or is the text of an Endpoint ID, another name is used. `by` is `code` or
     /// `hand`.
     pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
@@ -161,7 +162,8 @@ async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Res
     Ok(())
 }
 
-/// Whether a peer may have this name. An Endpoint ID is not a valid name, because it could be taken for another peer.
+/// Whether a peer may have this name. The text of an Endpoint ID is not a valid name, because it could be mistaken for
+/// the id of another peer.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.parse::<EndpointId>().is_err()
 }

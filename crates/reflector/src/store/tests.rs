@@ -1,4 +1,4 @@
-//! Tests of the database. Each test has its own.
+//! Tests of the database. Each test has its own database.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -306,8 +306,9 @@ async fn limit_pages(connection: &mut SqliteConnection, more: i64) {
 
 const FILL: &str = "INSERT INTO leases (session, day, peer, bytes) VALUES (zeroblob(200000), 1, x'00', 1)";
 
-/// Checks what sqlx does after SQLite rolled back on its own, which is the reason for [`pool_options`]. If this test
-/// fails, an update of sqlx has changed it: read docs/decisions/0019 again.
+/// Checks what sqlx does after SQLite rolled back on its own. This behaviour is the reason for
+/// [`pool_options`](paramedic_host::database::pool_options). If this test fails, an update of sqlx has changed the
+/// behaviour: read docs/decisions/0019 again.
 #[tokio::test]
 async fn sqlx_still_counts_a_transaction_that_sqlite_rolled_back() {
     let folder = TempDir::new().unwrap();

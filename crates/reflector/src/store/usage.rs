@@ -10,7 +10,7 @@ use crate::sessions::{Lease, RecordedUse};
 
 /// How long tests are stored: an hour for the limit, and another hour in case the clock is set back.
 const TESTS_KEPT: Duration = Duration::from_secs(2 * 3600);
-/// How many days of charged bytes are stored. The limits need one.
+/// How many days of charged bytes are stored. The limits need only the present day.
 const USAGE_DAYS_KEPT: u32 = 31;
 
 /// The leases of a session whose accounts are not settled.
@@ -179,7 +179,7 @@ impl Store {
     }
 
     /// The bytes that each peer was charged on each day from `first` (the number of days since 1970) on, without open
-    /// leases. Later days than today are included: the clock may be behind now.
+    /// leases. Later days than today are included: the clock may have been set back since.
     pub async fn usage_from(&self, first: u32) -> Result<Vec<(EndpointId, u32, u64)>, StoreError> {
         let rows: Vec<(Vec<u8>, u32, i64)> =
             sqlx::query_as("SELECT peer, day, bytes FROM usage WHERE day >= $1 ORDER BY day, peer")
