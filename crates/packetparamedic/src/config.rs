@@ -26,7 +26,7 @@ use crate::network::IpNetwork;
 /// The environment variable with the pairing code. The code is a secret, so it is no setting.
 pub(crate) const CODE_VARIABLE: &str = "PACKETPARAMEDIC_CODE";
 
-/// The variable that names the file of the administrator's password.
+/// The environment variable with the path of the file that contains the administrator's password.
 pub(crate) const PASSWORD_VARIABLE: &str = "PACKETPARAMEDIC_ADMIN_PASSWORD_FILE";
 
 /// The default state folder for root.
@@ -53,9 +53,9 @@ const COLORS: [(&str, Color); 3] = [("auto", Color::Auto), ("always", Color::Alw
 /// Where the service listens for TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApiListen {
-    /// Nowhere.
+    /// The service does not listen for TCP connections.
     Off,
-    /// On this address.
+    /// The service listens on this address.
     Address(SocketAddr),
 }
 
@@ -103,11 +103,11 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Where the service listens for TCP connections.
     pub listen: ApiListen,
-    /// The PEM file of the listener's certificates; absent: no TLS.
+    /// The PEM file of the TCP listener's certificates; `None`: no TLS.
     pub tls_certificate: Option<PathBuf>,
-    /// The PEM file of the certificate's key.
+    /// The PEM file of the private key that belongs to `tls_certificate`; `None`: no TLS.
     pub tls_key: Option<PathBuf>,
-    /// The reverse proxies of the service, whose forwarded addresses are believed.
+    /// The reverse proxies in front of the service. The service trusts the client addresses that they forward.
     pub trusted_proxies: Vec<IpNetwork>,
     /// The name that this appliance gives when it pairs.
     pub name: PeerText,
@@ -127,17 +127,17 @@ pub struct Settings {
     pub retention: Retention,
     /// Whether the service adds monitors by itself.
     pub default_monitors: bool,
-    /// The URL that is requested while the service works; `None`: none is.
+    /// The URL that the service requests at intervals while it works; `None`: no heartbeat.
     pub heartbeat_url: Option<HttpUrl>,
     /// How often the heartbeat URL is requested.
     pub heartbeat_interval: Duration,
-    /// The MQTT broker to which the service sends the state of the line; `None`: none.
+    /// The MQTT broker to which the service sends the state of the line; `None`: no broker.
     pub mqtt_url: Option<BrokerUrl>,
     /// The absolute path of the file with the password of the broker's user.
     pub mqtt_password_file: Option<PathBuf>,
-    /// The first levels of the topics.
+    /// The first levels of the MQTT topics to which the service publishes.
     pub mqtt_topic_prefix: TopicPrefix,
-    /// The first levels of the topic of Home Assistant's discovery; `None`: no discovery.
+    /// The first levels of the MQTT topics for Home Assistant's discovery; `None`: no discovery.
     pub mqtt_discovery_prefix: Option<TopicPrefix>,
     /// When to colour the output.
     pub color: Color,
@@ -265,7 +265,7 @@ impl Settings {
         Some(PostgresAddress { url, password_file: self.database_password_file.clone() })
     }
 
-    /// The MQTT broker to which the service sends the state of the line; `None`: none.
+    /// Returns the MQTT broker to which the service sends the state of the line; `None`: no broker.
     pub fn broker(&self) -> Option<BrokerSettings> {
         Some(BrokerSettings {
             url: self.mqtt_url.clone()?,
@@ -277,7 +277,7 @@ impl Settings {
     }
 
     /// The sockets at which a command looks for a running service, in this order. The socket of the host's service is
-    /// among them if the user set neither folder.
+    /// among them unless the user set the state folder or the runtime folder.
     pub fn service_sockets(&self, origins: &Origins) -> Vec<PathBuf> {
         let host = PathBuf::from(ROOT_RUNTIME_DIR).join(SERVICE_SOCKET);
         let mut sockets = vec![self.service_socket()];
@@ -301,16 +301,16 @@ impl FlagGroup for CommonFlags {
     }
 }
 
-/// The value of a setting that selects the database in the state folder.
+/// The value of the setting `database` that selects the SQLite file in the state folder.
 const SQLITE: &str = "sqlite";
 
-/// The value of a setting for no broker, or no discovery.
+/// The value that turns off a setting: no MQTT broker, or no discovery.
 const OFF: &str = "off";
 
-/// The value of a setting for a time without limit.
+/// The value of a retention setting that keeps data without a time limit.
 const FOREVER: &str = "forever";
 
-/// How long something is kept; `None`: for ever.
+/// Parses how long the service keeps data of one kind; `None`: without a time limit.
 fn kept(given: &Given<'_>) -> Result<Option<Duration>, String> {
     let days = |days: u64| Duration::from_secs(days * 86_400);
     if given.one() == FOREVER { Ok(None) } else { given.duration(days(1), days(36_500)).map(Some) }
@@ -348,7 +348,7 @@ static SETTINGS: &[Setting<Settings>] = &[
             settings.database = if text == SQLITE { None } else { Some(text.parse()?) };
             Ok(())
         },
-        // The text of the URL is without its password.
+        // The URL is shown without its password.
         show: |settings| {
             let url = settings.database.as_ref().map(ToString::to_string);
             Some(Value::String(url.unwrap_or_else(|| SQLITE.to_owned())))
@@ -494,7 +494,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         valid: "tunneled or direct",
         is_list: false,
         read: |settings, given| {
-            // The reflector's settings and the result name it direct_ephemeral.
+            // In the reflector's settings and in results, this mode is called direct_ephemeral.
             let direct = ["direct", "direct_ephemeral"].map(|name| (name, DataMode::DirectEphemeral));
             let mode = given.choice(&[("tunneled", DataMode::Tunneled), direct[0], direct[1]])?;
             settings.data_mode = Some(mode);
@@ -736,7 +736,7 @@ mod tests {
         load_on(&FlagValues::default(), &machine)
     }
 
-    /// The settings with one of them set to a value.
+    /// Loads the settings of a machine on which only `setting` is set, to `value`.
     fn with(setting: &str, value: &str) -> Result<Settings, ConfigError> {
         let variable = format!("PACKETPARAMEDIC_{}", setting.to_uppercase());
         load(&[(&variable, value)], "").map(|loaded| loaded.config)

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// The part of an address that one user holds: an IPv4 address, or an IPv6 /64.
+/// Returns the part of an address that identifies one user: a whole IPv4 address, or an IPv6 /64.
 pub fn user_part(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
@@ -12,7 +12,7 @@ pub fn user_part(address: IpAddr) -> IpAddr {
     }
 }
 
-/// An IP network.
+/// An IP network: a single address, or all addresses with the same prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IpNetwork {
     address: IpAddr,
@@ -20,7 +20,7 @@ pub struct IpNetwork {
 }
 
 impl IpNetwork {
-    /// Whether the address is one of this network. An IPv4-mapped IPv6 address counts as its IPv4 address.
+    /// Whether `address` is in this network. An IPv4-mapped IPv6 address counts as its IPv4 address.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(other)) => leading(self.length, 32, (own.to_bits() ^ other.to_bits()).into()),
@@ -30,7 +30,7 @@ impl IpNetwork {
     }
 }
 
-/// Whether the first `length` of `width` bits are zero.
+/// Whether the first `length` bits of `difference`, a number of `width` bits, are zero.
 fn leading(length: u8, width: u8, difference: u128) -> bool {
     difference.checked_shr(u32::from(width - length)).unwrap_or_default() == 0
 }

@@ -17,41 +17,41 @@ use super::failure::{CommandFailure, ExitStatus};
 use super::object_args::ObjectArgs;
 use crate::web::channels::{channel_route, messages_route};
 
-/// The longest secret, in bytes, with its newline.
+/// The maximum length of a secret in a file or on stdin, in bytes, with its newline.
 const MAX_SECRET_BYTES: u64 = 8192;
 
 pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the channels, without their secrets; also without a subcommand
+    /// List the channels, without their secrets; the default subcommand
     List,
     /// Add a channel; secrets are read from files, or from stdin if the file is -
     #[command(subcommand)]
     Add(Box<NewCommand>),
     /// Remove a channel and discard its undelivered messages
     Remove {
-        /// Its name
+        /// The name of the channel
         name: String,
     },
     /// Enable a channel again
     Enable {
-        /// Its name
+        /// The name of the channel
         name: String,
     },
     /// Disable a channel and discard its undelivered messages
     Disable {
-        /// Its name
+        /// The name of the channel
         name: String,
     },
     /// Send a test message now; exit code 1 if it is not delivered
     Test {
-        /// Its name
+        /// The name of the channel
         name: String,
     },
     /// List the latest messages and whether they were delivered
     Messages {
-        /// List at most this many
+        /// List at most this many messages
         #[arg(short = 'n', long, default_value_t = 20)]
         limit: u32,
     },
@@ -63,13 +63,13 @@ pub(super) enum NewCommand {
     Webhook {
         /// The name of the channel: letters, digits, dots, dashes and underscores
         name: String,
-        /// The URL; other users of this host can see it in the list of processes
+        /// The URL to which messages are posted; other users of this host can see it in the list of processes
         #[arg(long, required_unless_present = "url_file", conflicts_with = "url_file")]
         url: Option<String>,
         /// Read the URL from this file, for a URL that contains a secret
         #[arg(long, value_name = "FILE")]
         url_file: Option<PathBuf>,
-        /// The file of a token for the header Authorization: Bearer
+        /// The file with the token that is sent in the header Authorization: Bearer
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
     },
@@ -77,24 +77,24 @@ pub(super) enum NewCommand {
     Ntfy {
         /// The name of the channel
         name: String,
-        /// The topic; on a public server, every client that knows the topic can read its messages
+        /// The topic to publish to; on a public server, every client that knows the topic can read its messages
         #[arg(long)]
         topic: String,
-        /// The URL of the server [default: https://ntfy.sh]
+        /// The URL of the ntfy server [default: https://ntfy.sh]
         #[arg(long, value_name = "URL")]
         server: Option<String>,
-        /// The file of an access token of the server
+        /// The file with an access token for the ntfy server
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
     },
     /// Send each message as mail
     Smtp(Box<MailArgs>),
-    /// Run a program for each message; environment variables hold the message (PACKETPARAMEDIC_TITLE, …_TEXT and
-    /// others)
+    /// Run a program for each message; environment variables such as PACKETPARAMEDIC_TITLE and PACKETPARAMEDIC_TEXT
+    /// hold the message
     Command {
         /// The name of the channel
         name: String,
-        /// The absolute path of the program; only root may be able to change that file
+        /// The absolute path of the program; the file must be writable only by root
         program: String,
         /// Arguments of the program
         #[arg(last = true)]
@@ -112,19 +112,19 @@ pub(super) struct MailArgs {
     /// The port of the submission server [default: 587 with starttls, 465 with tls, 25 with none]
     #[arg(long)]
     port: Option<u16>,
-    /// Encryption: starttls (the server must offer it), tls (from the first byte), or none (no password is allowed then)
+    /// Encryption: starttls (the server must offer it), tls (from the first byte), or none (then without a password)
     #[arg(long, value_name = "starttls|tls|none", value_parser = security, default_value = "starttls")]
     security: MailSecurity,
-    /// The user at the submission server
+    /// The user name for the submission server
     #[arg(long, requires = "password_file")]
     user: Option<String>,
-    /// The file of the password
+    /// The file with the password for the submission server
     #[arg(long, value_name = "FILE", requires = "user")]
     password_file: Option<PathBuf>,
-    /// The address of the sender
+    /// The mail address of the sender
     #[arg(long, value_name = "ADDRESS")]
     from: String,
-    /// The address of a recipient; can be given several times
+    /// The mail address of a recipient; can be given several times
     #[arg(long, value_name = "ADDRESS", required = true)]
     to: Vec<String>,
 }
@@ -160,7 +160,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     }
 }
 
-/// The channel that the flags describe. Reads secrets from the files that the flags name.
+/// Builds the channel that the command-line flags describe. Reads secrets from the files that the flags name.
 fn new_channel(new: NewCommand) -> Result<NewChannel, CommandFailure> {
     let (name, destination) = match new {
         NewCommand::Webhook { name, url, url_file, token_file } => {
@@ -187,7 +187,7 @@ fn optional_secret(file: Option<PathBuf>) -> Result<Option<SecretText>, CommandF
     file.map(|file| secret(&file)).transpose()
 }
 
-/// The first line of a file, or of stdin.
+/// Reads a secret: the first line of `file`, or of stdin if `file` is `-`.
 pub(super) fn secret_of(file: &Path) -> io::Result<SecretText> {
     let source: Box<dyn Read> =
         if file.as_os_str() == "-" { Box::new(io::stdin()) } else { Box::new(File::open(file)?) };
@@ -228,7 +228,7 @@ async fn enable(name: &str, enabled: bool, json: bool, context: &Context) -> Res
     say(json, event, &stored, context)
 }
 
-/// Prints what happened to a channel.
+/// Prints that `event`, such as `enabled`, happened to the channel `stored`.
 fn say(json: bool, event: &str, stored: &StoredChannel, context: &Context) -> Result<ExitStatus, CommandFailure> {
     if json {
         context.output.json_line(&json!({ "event": event, "channel": stored }))?;
@@ -304,7 +304,7 @@ async fn messages(limit: u32, json: bool, context: &Context) -> Result<ExitStatu
     Ok(ExitStatus::Done)
 }
 
-/// The channel and the outcome of a message, as text.
+/// Describes a message in one line: its channel, whether it was delivered, and why not.
 fn described(delivery: &MessageDelivery) -> String {
     let outcome = match delivery.outcome {
         DeliveryOutcome::Due => "due",

@@ -1,5 +1,5 @@
-//! `apply` and `export-config`: a file with the names of the reflectors, the schedules, the monitors, the plan, the
-//! channels and the rules. Its keys are the options of the command line.
+//! `apply` and `export-config`: read and write a configuration file. The file contains the names of the reflectors, and
+//! the schedules, monitors, plan, channels and rules. Its keys are the options of the command line.
 
 mod file;
 mod options;
@@ -15,12 +15,12 @@ use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 use crate::web::configuration::ApplyRequest;
 
-/// The longest file, in bytes.
+/// The maximum length of a configuration file that `apply` reads, in bytes.
 const LONGEST_FILE: u64 = 256 * 1024;
 
 #[derive(clap::Args)]
 pub(super) struct ApplyArgs {
-    /// The file; - reads standard input
+    /// The file to apply; - reads standard input
     file: PathBuf,
     /// Print the differences, and change nothing
     #[arg(long)]
@@ -46,7 +46,7 @@ pub(super) async fn apply(args: ApplyArgs, context: &mut Context) -> Result<Exit
             service.post("/configuration", &request).await?
         }
         None => {
-            // The store is this user's own, so the file may also change command channels.
+            // The store belongs to this user, so the file may also change command channels.
             let mode = ApplyMode { is_rehearsal: args.dry_run, may_change_commands: true };
             context.appliance()?.apply_configuration(configuration, mode).await?
         }
@@ -85,7 +85,7 @@ fn read(file: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// A change as lines.
+/// Describes a change of the configuration in lines: the object, then each changed value.
 fn described(change: &ConfigurationChange) -> Vec<String> {
     let ConfigurationChange { object, name, action, values } = change;
     let sign = match action {

@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// Also write the diagnosis, facts of the host and configuration to FILE, to attach to a bug report
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
-    /// Replace addresses, names and Endpoint IDs in the bundle
+    /// Replace addresses, names and Endpoint IDs in the file of --bundle by placeholders
     #[arg(long, requires = "bundle")]
     redact: bool,
 }
@@ -53,7 +53,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     Ok(if diagnosis.has_problem() { ExitStatus::Failed } else { ExitStatus::Done })
 }
 
-/// The names in the settings that identify this device, its user or its peers.
+/// The names in the settings that identify this device, its user or its peers. A redacted bundle replaces them.
 fn own_names(settings: &Settings) -> Vec<String> {
     let home = std::env::home_dir().and_then(|home| Some(home.file_name()?.to_string_lossy().into_owned()));
     let database = settings.database.as_ref().map(PostgresUrl::to_string);

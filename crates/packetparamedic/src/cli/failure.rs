@@ -1,5 +1,5 @@
-//! The failure of a command: its text, its machine code and its exit code. This module and those below it decide them
-//! for every error of the libraries; failures that no library reports are defined where they occur.
+//! The failure of a command: its text, its machine code and its exit code. This module and its submodules define these
+//! for every error of the libraries; other failures are defined where they occur.
 
 mod address;
 mod channels;
@@ -50,12 +50,12 @@ impl From<ExitStatus> for std::process::ExitCode {
     }
 }
 
-/// A failed command. Prints as three lines: what, because, try.
+/// A failed command. Its text has three lines: what, because, try.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CommandFailure {
-    /// The three lines and the exit code.
+    /// The three lines (what, because, try), the machine code and the exit code.
     cause: Box<paramedic_host::failure::Failure<ExitStatus>>,
-    /// What the test measured before it failed.
+    /// What the test of the command measured before it failed.
     pub measured_so_far: Option<Box<ResultDocument>>,
     /// Whether nothing is printed, because the reader of the output has closed it.
     pub is_quiet: bool,
@@ -76,7 +76,7 @@ impl DerefMut for CommandFailure {
 }
 
 impl CommandFailure {
-    /// A failure with its exit code, its machine code, and the three lines.
+    /// Creates a failure from its exit code, its machine code and its three lines: what, because, try.
     pub fn new(
         exit: ExitStatus,
         code: &'static str,
@@ -108,7 +108,7 @@ impl CommandFailure {
         self
     }
 
-    /// The failure as an error document.
+    /// Returns the failure as an error document, for output as JSON.
     pub fn document(&self) -> ErrorDocument {
         self.cause.document(self.measured_so_far.clone())
     }
@@ -122,7 +122,7 @@ impl fmt::Display for CommandFailure {
 
 impl std::error::Error for CommandFailure {}
 
-/// Turns an error into the text that a result contains.
+/// Converts an error to the form in which a result document contains it.
 pub(crate) fn describe(error: &ApplianceError) -> ErrorBody {
     CommandFailure::from(error).body()
 }
@@ -195,7 +195,7 @@ impl From<&ApplianceError> for CommandFailure {
             }
             E::CongestionControl(source) => {
                 let try_ =
-                    "choose another with -C, run this command as root, or allow it in that kernel setting (sysctl)";
+                    "choose another congestion control with -C, allow this one by sysctl, or run this command as root";
                 Self::new(Usage, "bad_request", "this device cannot run that test", source, try_)
             }
             E::ThreadLimit(refused) => thread_limit("this device cannot run that test", refused),
@@ -348,7 +348,7 @@ impl From<&ApplianceError> for CommandFailure {
     }
 }
 
-/// The failure of a command on a device that allows no more threads.
+/// The failure of a command on a device whose limit of threads is reached.
 pub(super) fn thread_limit(what: &str, refused: &ThreadLimitReached) -> CommandFailure {
     let try_ = format!("{}; or ask for fewer streams with -P", refused.hint());
     CommandFailure::new(ExitStatus::Failed, "thread_limit", what, refused, try_)

@@ -22,32 +22,32 @@ use super::values::days;
 use crate::web::client::{LineReader, ServiceClient};
 use crate::web::results::{DeletionRequest, ImportAnswer, PruneRequest, export_route};
 
-/// The number of results in a list for which no period is given.
+/// The number of results in a list if no period is given.
 const SHORT_LIST: u32 = 20;
 
 pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List runs, newest first; also without a subcommand
+    /// List runs, newest first; the default subcommand
     List(ListArgs),
-    /// Show a run as it was printed
+    /// Print the report of a saved run, as speed-test prints it
     Show {
-        /// Its id, or the beginning or end of it
+        /// The id of the run, or the beginning or end of the id
         id: String,
     },
-    /// Plot a run that was saved with its intervals, as SVG
+    /// Plot a run as SVG; the run must have been measured with --intervals or --plot
     Plot {
-        /// Its id, or the beginning or end of it
+        /// The id of the run, or the beginning or end of the id
         id: String,
-        /// The file [default: standard output]
+        /// The SVG file to write [default: standard output]
         file: Option<PathBuf>,
     },
-    /// Print whole runs, oldest first
+    /// Print runs with all of their measurements, oldest first
     Export {
         #[command(flatten)]
         selection: Selection,
-        /// JSON documents, one a line, or a table
+        /// Output format: JSON documents, one per line (jsonl), or a table (csv)
         #[arg(long, value_enum, default_value_t = Kind::Jsonl)]
         format: Kind,
     },
@@ -59,16 +59,16 @@ pub(super) enum Command {
     },
     /// Delete runs; if one of them is not found, none is deleted
     Delete {
-        /// Their ids, or the beginnings or ends of them
+        /// The ids of the runs, or the beginnings or ends of the ids
         #[arg(required = true)]
         ids: Vec<String>,
     },
     /// Delete old runs
     Prune {
-        /// Delete runs that began more than TIME ago (90d); at least 1d
+        /// Delete runs that began more than TIME ago, such as 90d; TIME is at least 1d
         #[arg(long, value_name = "TIME", value_parser = days)]
         older_than: Duration,
-        /// Only count, delete nothing
+        /// Only count the runs that would be deleted, and delete nothing
         #[arg(long)]
         dry_run: bool,
     },
@@ -78,7 +78,7 @@ pub(super) enum Command {
 pub(super) struct ListArgs {
     #[command(flatten)]
     selection: Selection,
-    /// List at most this many [default: 20, or all of --since or --until]
+    /// List at most this many runs [default: 20; with --since or --until: all]
     #[arg(short = 'n', long)]
     limit: Option<u32>,
     /// Output format: text, json (one document), csv (a table), jsonl (one document per line) [default: text]
@@ -89,16 +89,16 @@ pub(super) struct ListArgs {
 /// Selects stored runs by time, peer and engine. An absent flag excludes nothing.
 #[derive(clap::Args, Default)]
 pub(super) struct Selection {
-    /// Runs that began since TIME: 7d, 2026-01-31, "2026-01-31 12:00"
+    /// Only runs that began since TIME, such as 7d (ago), 2026-01-31 or "2026-01-31 12:00"
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<Moment>,
-    /// Runs that began before TIME
+    /// Only runs that began before TIME
     #[arg(long, value_name = "TIME", value_parser = moment)]
     until: Option<Moment>,
-    /// Runs against this reflector or server: its name, address or Endpoint ID
+    /// Only runs against this reflector or server: its name, address or Endpoint ID
     #[arg(long, value_name = "HOST[:PORT]|NAME")]
     peer: Option<String>,
-    /// Runs of this engine (tcp, udp, iperf3)
+    /// Only runs of this engine: tcp, udp, iperf3 or echo
     #[arg(long, value_name = "ENGINE")]
     engine: Option<String>,
 }
@@ -117,7 +117,7 @@ enum ListFormat {
     Jsonl,
 }
 
-/// Results, line by line: those of this user, or of the service.
+/// Exported results, line by line: from the store of this user, or from the service.
 enum ResultLines {
     Here(Box<Export>),
     AtService(Box<LineReader>),
@@ -146,7 +146,7 @@ impl ResultLines {
         })
     }
 
-    /// The next lines; `None` at the end.
+    /// Returns the next lines of the export; `None` at its end.
     async fn next(&mut self) -> Result<Option<Vec<String>>, CommandFailure> {
         match self {
             Self::Here(export) => Ok(export.next_lines().await?),
@@ -303,7 +303,7 @@ async fn prune(older_than: Duration, dry_run: bool, json: bool, context: &Contex
     context.output.line(&format!("results older than {age} {verb}: {}", pruned.results))
 }
 
-/// The saved document of a run, as it was printed: the service's, or that of this user.
+/// Reads the saved document of a run, unchanged, from the service or from the store of this user.
 async fn result_text(id: &str, context: &Context) -> Result<String, CommandFailure> {
     Ok(match context.service().await? {
         Some(service) => service.get_text(&ServiceClient::result_route(id)).await?,

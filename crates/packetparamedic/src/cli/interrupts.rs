@@ -15,7 +15,7 @@ pub(super) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Starts to handle the signals. The returned value becomes true at the first signal.
+    /// Starts to handle the signals. The value of the returned receiver becomes true at the first signal.
     pub(super) fn watch(&self) -> Result<watch::Receiver<bool>, CommandFailure> {
         let failed = |error: io::Error| {
             CommandFailure::new(
@@ -28,7 +28,7 @@ impl Interrupts {
         };
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        // nohup(1) leaves the signal ignored; a handler would undo that.
+        // nohup(1) makes the process ignore SIGHUP; a handler would undo that.
         let mut hangup = if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup()).map_err(failed)?) };
         let (wanted, receiver) = watch::channel(false);
         let second = Arc::clone(&self.second);
@@ -54,13 +54,13 @@ impl Interrupts {
         Ok(receiver)
     }
 
-    /// Completes at the second signal. Then the command must be dropped.
+    /// Completes at the second Ctrl-C or SIGTERM. The caller must then drop the command.
     pub(super) async fn second(&self) {
         self.second.notified().await;
     }
 }
 
-/// Completes when the signal arrives. Without a signal, never completes.
+/// Completes when `signal` arrives; never if `signal` is `None`.
 async fn received(signal: Option<&mut Signal>) {
     match signal {
         Some(signal) => {

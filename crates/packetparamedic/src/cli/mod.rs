@@ -103,25 +103,25 @@ enum Command {
     Schedule(schedule::Args),
     /// Measure latency and loss all the time: list, add, remove, enable, disable and show monitors
     Monitor(monitor::Args),
-    /// List the outages: which targets were not reachable, and which still were
+    /// List the outages, with the targets that were unreachable and those that stayed reachable
     Outages(monitor::OutagesArgs),
     /// Manage the rules by which the service sends alerts: list, add, show, remove, enable, disable, preview
     Rule(rule::Args),
     /// List the alerts
     Alerts(rule::AlertsArgs),
-    /// The rates that the contract promises, to compare results with: show, set, clear
+    /// Manage the plan (the rates that the contract promises), with which results are compared: show, set, clear
     Plan(plan::Args),
-    /// Make a report on the line for its provider: the rates beside the contract, outages, and how it was measured
+    /// Write a report for the provider of the line: measured and promised rates, outages, and the method of measurement
     Report(Box<report::Args>),
     /// Manage where alert messages go (webhook, ntfy, mail, a command): list, add, remove, enable, disable, test
     Channel(channel::Args),
-    /// Tokens for the API of the service: add, list, remove
+    /// Manage the tokens for the API of the service, and set up the login: list, add, remove, setup
     Token(token::Args),
     /// Apply a file: make schedules, monitors, channels, rules, plan and reflector names match it
     Apply(configuration::ApplyArgs),
-    /// Print the schedules, the monitors, the channels, the rules, the plan and the names of the reflectors as a file for apply
+    /// Print the schedules, monitors, channels, rules, plan and reflector names as a file for `apply`
     ExportConfig,
-    /// Run the scheduled tests and the monitors, and answer other commands, until a signal ends it
+    /// Run the service until a signal stops it: scheduled tests, monitors, and the requests of other commands
     Serve,
     /// Show what the running service does now, and what it will run next
     Status(status::Args),
@@ -129,7 +129,7 @@ enum Command {
     Health(status::HealthArgs),
     /// Inspect this device and its connection to each reflector, without load; exit code 1 if it finds a problem
     Doctor(doctor::Args),
-    /// Measure what this device can carry and find its bottlenecks; takes less than a minute
+    /// Measure the highest data rates of this device, and find what limits them; takes less than a minute
     SelfTest(self_test::Args),
     /// Print this device's Endpoint ID; creates the identity at first use
     ShowId,
@@ -193,12 +193,12 @@ struct Context {
     interrupts: Interrupts,
     /// Whether the user asked not to use the running service (`--local`).
     is_local: bool,
-    /// Whether the user was told which state is used.
+    /// Whether the note about which store is used has been printed.
     is_store_named: Cell<bool>,
 }
 
 impl Context {
-    /// The appliance, which is opened at the first call.
+    /// Returns the appliance. The first call opens it.
     fn appliance(&self) -> Result<&Appliance, CommandFailure> {
         Ok(self.open_appliance()?)
     }
@@ -220,7 +220,7 @@ impl Context {
 }
 
 impl Context {
-    /// The running service. `None` if there is none, or if it must not be used.
+    /// Returns the running service; `None` if there is none, or if this command must not use it.
     async fn service(&self) -> Result<Option<ServiceClient>, CommandFailure> {
         if self.is_local {
             return Ok(None);
@@ -241,7 +241,7 @@ impl Context {
         }
     }
 
-    /// Tells the user once which state is used, and why.
+    /// Prints a note about which store this command uses, and why; only at the first call.
     fn name_store(&self, why: &str) {
         if !self.is_store_named.replace(true) {
             let place = self.settings.database.as_ref().map(ToString::to_string);
@@ -365,8 +365,8 @@ const LOGGING_CRATES: [&str; 6] = [
     "paramedic_link",
 ];
 
-/// The log filter that `-q`, `-v` or `-vv` selects, with the name of that flag. `debug` events of other crates are
-/// meant for their developers.
+/// The log filter that `-q`, `-v` or `-vv` selects, with the name of that flag. `-v` leaves out the `debug` events of
+/// other crates, which are meant for the developers of those crates.
 fn log_filter(common: &Common) -> Option<(&'static str, String)> {
     let (flag, others, own) = match (common.quiet, common.verbose) {
         (true, _) => return Some(("-q", "off".to_owned())),
@@ -387,8 +387,8 @@ fn format_of_invalid_command_line() -> OutputFormat {
     }
 }
 
-/// Turns an error of the argument parser into an error document. Used with --json; otherwise the parser's own text is
-/// printed, which has more details.
+/// Converts an error of the argument parser to a failure, for `--json`. Without `--json`, the parser's own text is
+/// printed, because it has more details.
 fn not_understood(error: &clap::Error) -> CommandFailure {
     let text = error.to_string();
     let because = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();

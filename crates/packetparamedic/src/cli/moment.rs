@@ -1,4 +1,4 @@
-//! A point in time as a user writes it: a date, a time, or how long ago.
+//! A point in time as a user writes it: as a date, as a time, or as a duration before now.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use paramedic_report::quantity;
 
-/// A point in time that depends on the clock and the zone of this host.
+/// A point in time as the user wrote it. The clock and the time zone of this host resolve it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Moment {
-    /// A time with its UTC offset.
+    /// A time that was written with its UTC offset.
     At(Timestamp),
-    /// A date, or a date and a time, by the clock of this host.
+    /// A date, or a date and a time, in the time zone of this host.
     Local(DateTime),
     /// A duration before now.
     Ago(Duration),
@@ -33,7 +33,7 @@ pub(super) fn moment(text: &str) -> Result<Moment, String> {
 }
 
 impl Moment {
-    /// The time of the moment; the earliest possible time if the moment is out of range.
+    /// Returns the time of the moment; the earliest possible time if the moment is out of range.
     pub(super) fn resolve(self, now: Timestamp, zone: &TimeZone) -> Timestamp {
         match self {
             Self::At(time) => time,
@@ -60,7 +60,7 @@ mod tests {
             ("2026-01-31T12:30:15", "2026-01-31T11:30:15Z"),
             ("2026-01-31T12:30:15Z", "2026-01-31T12:30:15Z"),
             ("2026-01-31T12:30:15+05:30", "2026-01-31T07:00:15Z"),
-            // Skipped by the change to summer time.
+            // A local time that the change to summer time skips.
             ("2026-03-29 02:30", "2026-03-29T01:30:00Z"),
         ] {
             assert_eq!(resolved(text), expected, "{text}");

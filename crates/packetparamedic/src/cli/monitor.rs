@@ -1,4 +1,4 @@
-//! `monitor` and `outages`: what the service probes all the time, and when targets were not reachable.
+//! `monitor` and `outages`: manage what the service probes continuously, and list when targets were not reachable.
 
 use std::time::Duration;
 
@@ -25,60 +25,60 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the monitors: state, latency and loss of the last 15 minutes; also without a subcommand
+    /// List the monitors: state, latency and loss of the last 15 minutes; the default subcommand
     List,
     /// Add a monitor; the service begins to probe at once
     Add {
         /// What to probe: gateway, reflector:NAME, host:ADDRESS, dns:RESOLVER/NAME or an http or https URL
         target: String,
-        /// Its name: letters, digits, dots, dashes and underscores [default: made from the target]
+        /// The name of the monitor: letters, digits, dots, dashes and underscores [default: made from the target]
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
-        /// The time between two probes (200ms to 1m for a reflector, 10s to 1m for dns and URLs, 1s to 1m for others)
-        /// [default: 1s, of dns 30s, of URLs 1m]
+        /// The time between two probes: 200ms to 1m for a reflector, 10s to 1m for dns and URLs, 1s to 1m for others
+        /// [default: 1s; for dns 30s, for URLs 1m]
         #[arg(long, value_name = "TIME", value_parser = time)]
         interval: Option<Duration>,
     },
     /// Remove a monitor; the service does not add it again
     Remove {
-        /// Its name
+        /// The name of the monitor
         name: String,
     },
     /// Let a monitor probe again
     Enable {
-        /// Its name
+        /// The name of the monitor
         name: String,
     },
     /// Keep a monitor from probing
     Disable {
-        /// Its name
+        /// The name of the monitor
         name: String,
     },
-    /// Print latency and loss over time
+    /// Print latency and loss of a monitor over time
     Show {
-        /// Its name
+        /// The name of the monitor
         name: String,
-        /// How far to look back (2h, 7d)
+        /// How far to look back, such as 2h or 7d
         #[arg(long, value_name = "TIME", value_parser = time, default_value = "24h")]
         last: Duration,
-        /// The time that each line covers, at least 1m [default: about 24 lines]
+        /// The time that each printed line covers, at least 1m [default: 1/24 of --last]
         #[arg(long, value_name = "TIME", value_parser = time)]
         step: Option<Duration>,
     },
     /// Print what a monitor measured, oldest first
     Export {
-        /// Its name
+        /// The name of the monitor
         name: String,
-        /// Rows of minutes (kept for 14 days), hours (400 days) or days (for ever)
+        /// What each row covers: a minute (kept for 14 days), an hour (kept for 400 days) or a day (kept for ever)
         #[arg(long, value_enum, default_value_t = RowLength::Minutes)]
         resolution: RowLength,
-        /// JSON objects, one a line, or a table
+        /// Output format: JSON objects, one per line (jsonl), or a table (csv)
         #[arg(long, value_enum, default_value_t = TableKind::Jsonl)]
         format: TableKind,
-        /// Rows that begin since TIME: 7d, 2026-01-31, "2026-01-31 12:00"
+        /// Only rows that begin since TIME, such as 7d (ago), 2026-01-31 or "2026-01-31 12:00"
         #[arg(long, value_name = "TIME", value_parser = moment)]
         since: Option<Moment>,
-        /// Rows that begin before TIME
+        /// Only rows that begin before TIME
         #[arg(long, value_name = "TIME", value_parser = moment)]
         until: Option<Moment>,
     },
@@ -103,19 +103,19 @@ impl From<RowLength> for Resolution {
 
 #[derive(clap::Args)]
 pub(super) struct OutagesArgs {
-    /// List at most this many
+    /// List at most this many outages
     #[arg(short = 'n', long, default_value_t = 20)]
     limit: u32,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Print all outages of a period, oldest first, as JSON objects (one per line) or as a table
+    /// Print all outages from --since until --until, oldest first: as JSON objects (one per line) or as a table
     #[arg(long, value_enum, conflicts_with_all = ["json", "limit"])]
     format: Option<TableKind>,
-    /// Outages that began since TIME: 7d, 2026-01-31, "2026-01-31 12:00"
+    /// Only outages that began since TIME, such as 7d (ago), 2026-01-31 or "2026-01-31 12:00"
     #[arg(long, value_name = "TIME", value_parser = moment, requires = "format")]
     since: Option<Moment>,
-    /// Outages that began before TIME
+    /// Only outages that began before TIME
     #[arg(long, value_name = "TIME", value_parser = moment, requires = "format")]
     until: Option<Moment>,
 }
@@ -172,7 +172,7 @@ async fn enable(name: &str, enabled: bool, json: bool, context: &Context) -> Res
     say(json, event, &stored, context)
 }
 
-/// Prints what happened to a monitor.
+/// Prints that `event`, such as `enabled`, happened to the monitor `stored`.
 fn say(json: bool, event: &str, stored: &StoredMonitor, context: &Context) -> Result<ExitStatus, CommandFailure> {
     if json {
         context.output.json_line(&json!({ "event": event, "monitor": stored }))?;
@@ -218,7 +218,7 @@ fn listed(overview: &MonitorOverview) -> Vec<String> {
     ]
 }
 
-/// What a monitor does.
+/// Describes what a monitor does at present, and since when.
 pub(super) fn described(condition: &MonitorCondition) -> String {
     let since = shown(condition.since);
     match condition.activity {
@@ -322,7 +322,7 @@ fn outage_line(outage: &StoredOutage) -> String {
     format!("{}  {length}  not reachable: {}; {scope}", shown(outage.began_at), names(&outage.failed))
 }
 
-/// A time by the clock of this host.
+/// Formats a time in the time zone of this host.
 fn shown(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
 }

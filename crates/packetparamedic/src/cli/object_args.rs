@@ -1,4 +1,4 @@
-//! The arguments of a command that has a subcommand for each thing that can be done with one kind of object.
+//! The arguments of a command, such as `channel`, that has a subcommand for each action on one kind of object.
 
 #[derive(clap::Args)]
 pub(super) struct ObjectArgs<C: clap::Subcommand> {

@@ -19,7 +19,7 @@ use crate::config::Color;
 /// The format in which a command prints on stdout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutputFormat {
-    /// Text for a reader.
+    /// Text for a human reader.
     #[default]
     Human,
     /// One JSON document (`--json`).
@@ -40,7 +40,7 @@ pub enum Verbosity {
     Verbose,
 }
 
-/// What the user asked to print.
+/// The kind and amount of output that the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The format of results on stdout.
@@ -67,7 +67,7 @@ pub struct LiveOutput {
     streams: Arc<Mutex<OutputStreams>>,
 }
 
-/// The reader of the output has closed it.
+/// The error that the reader of stdout has closed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderGone;
 
@@ -83,14 +83,14 @@ struct OutputStreams {
     progress: ProgressLine,
 }
 
-/// Where lines are written.
+/// Stdout or stderr, to which lines are written.
 struct OutputStream {
     writer: Box<dyn Write + Send>,
     color: bool,
 }
 
 impl Output {
-    /// Prints on stdout and stderr of this process.
+    /// Creates an output that prints on stdout and stderr of this process.
     pub fn new(wanted: Wanted) -> Self {
         let color = |auto: ColorChoice| match wanted.color {
             Color::Always => true,
@@ -113,7 +113,7 @@ impl Output {
         Self { format: wanted.format, verbosity: wanted.verbosity, is_terminal: false, streams }
     }
 
-    /// The format of results on stdout.
+    /// Returns the format of results on stdout.
     pub fn format(&self) -> OutputFormat {
         self.format
     }
@@ -128,12 +128,12 @@ impl Output {
         if self.verbosity == Verbosity::Verbose { Detail::Full } else { Detail::Plain }
     }
 
-    /// Returns what prints the events of a running test: progress on stderr, or JSON events on stdout.
+    /// Returns the printer of the events of a running test: progress on stderr, or JSON events on stdout.
     pub fn live(&self) -> LiveOutput {
         LiveOutput { format: self.format, streams: Arc::clone(&self.streams) }
     }
 
-    /// Returns what prints log lines. They share stderr with the progress line.
+    /// Returns the printer of log lines. It shares stderr with the progress line.
     pub fn log(&self) -> LogOutput {
         LogOutput { streams: Arc::clone(&self.streams) }
     }
@@ -153,7 +153,7 @@ impl Output {
         self.lines(&text::report(document, self.detail()))
     }
 
-    /// Prints lines of a result as text.
+    /// Prints lines of a result as text, with colours if stdout shows them.
     pub fn lines(&self, lines: &[Line]) -> Result<(), CommandFailure> {
         let mut streams = self.streams();
         let text = rendered(lines, streams.stdout.color);
@@ -165,7 +165,7 @@ impl Output {
         self.streams().write_stdout(printable(text).as_bytes())
     }
 
-    /// Prints a file for another program, byte by byte.
+    /// Prints the bytes of a file that another program reads, unchanged.
     pub fn script(&self, bytes: &[u8]) -> Result<(), CommandFailure> {
         self.streams().write_stdout(bytes)
     }
@@ -207,7 +207,7 @@ impl Output {
         failure.exit
     }
 
-    /// Reports on stderr a failure that does not affect the result, whatever the format and even with `-q`.
+    /// Reports on stderr a failure that does not affect the result, in every format and even with `-q`.
     pub fn beside(&self, failure: &CommandFailure) {
         let mut streams = self.streams();
         let text = rendered(
@@ -227,8 +227,8 @@ impl Output {
 }
 
 impl LiveOutput {
-    /// Prints an event of a running test: as a line of the stream, or as progress on a terminal. Fails if the reader
-    /// has closed the stream. Ignores other write errors, which will recur when the result is printed.
+    /// Prints an event of a running test: as a line of JSON, or as progress on a terminal. Fails if the reader of
+    /// stdout has closed it. Ignores other write errors, which will recur when the result is printed.
     pub fn event(&self, event: &Event) -> Result<(), ReaderGone> {
         match self.format {
             OutputFormat::JsonStream => {
@@ -244,7 +244,7 @@ impl LiveOutput {
         Ok(())
     }
 
-    /// Clears the progress line, because the test ended without a result.
+    /// Clears the progress line of a test that ended without a result.
     pub fn over(&self) {
         unpoisoned(&self.streams).progress.clear();
     }
@@ -255,7 +255,7 @@ impl LiveOutput {
     }
 }
 
-/// Locks the streams even if a thread panicked while it printed. That leaves half a line at worst.
+/// Locks the streams even if a thread panicked while it printed. Such a panic leaves half a line at worst.
 fn unpoisoned(streams: &Mutex<OutputStreams>) -> MutexGuard<'_, OutputStreams> {
     streams.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -352,7 +352,7 @@ mod tests {
 
     use super::*;
 
-    /// The bytes that were written, for the test to read.
+    /// A writer that keeps the written bytes for the test to read.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 

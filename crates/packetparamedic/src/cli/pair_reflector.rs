@@ -23,13 +23,13 @@ pub(super) struct Args {
     /// [env: PACKETPARAMEDIC_CODE]
     #[arg(long, conflicts_with = "endpoint_id")]
     code: Option<String>,
-    /// Read the code from this file
+    /// Read the pairing code from this file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["code", "endpoint_id"])]
     code_file: Option<PathBuf>,
     /// Pair by the reflector's Endpoint ID, without a code; first run `reflector peers add` on the reflector
     #[arg(long, value_name = "PP-…")]
     endpoint_id: Option<EndpointId>,
-    /// The name under which to save the reflector [default: the name that it is configured with]
+    /// The name under which to save the reflector [default: the reflector's configured name]
     #[arg(long)]
     name: Option<String>,
     /// Print JSON
@@ -37,7 +37,7 @@ pub(super) struct Args {
     pub(super) json: bool,
 }
 
-/// The maximum number of bytes that are read as a code.
+/// The maximum length of a pairing code that is read from a file or from stdin, in bytes.
 const LONGEST_CODE: u64 = 1024;
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
@@ -75,7 +75,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     Ok(ExitStatus::Done)
 }
 
-/// The text of the code. Checks it before it is used.
+/// Reads the text of the pairing code, and checks the code before it is used.
 fn code(args: &Args) -> Result<String, CommandFailure> {
     let from_environment = || std::env::var(CODE_VARIABLE).ok().filter(|code| !code.is_empty());
     let text = match (&args.code, &args.code_file) {

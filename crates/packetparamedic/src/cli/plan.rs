@@ -1,4 +1,4 @@
-//! `plan`: what the contract with the provider promises.
+//! `plan`: manages the rates that the contract with the internet provider promises.
 
 use paramedic_appliance::plan::{Plan, PromisedRate};
 use paramedic_appliance::store::StoredPlan;
@@ -15,7 +15,7 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Print the plan; also without a subcommand
+    /// Print the plan; the default subcommand
     Show,
     /// Set the plan; results are compared with it
     Set(Promised),
@@ -29,22 +29,22 @@ pub(super) struct Promised {
     /// The provider's name for the plan
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Promised download (bits per second: 250M, 1G)
+    /// The promised download rate in bits per second, such as 250M or 1G
     #[arg(long, value_name = "RATE", value_parser = rate)]
     download: u64,
-    /// Promised upload
+    /// The promised upload rate in bits per second, such as 50M
     #[arg(long, value_name = "RATE", value_parser = rate)]
     upload: u64,
-    /// Download that is usually available, if the contract says so
+    /// The download rate that the contract calls usual, if it names one
     #[arg(long, value_name = "RATE", value_parser = rate)]
     download_normal: Option<u64>,
-    /// Download that is always available, if the contract says so
+    /// The download rate that the contract guarantees at all times, if it names one
     #[arg(long, value_name = "RATE", value_parser = rate)]
     download_minimum: Option<u64>,
-    /// Upload that is usually available, if the contract says so
+    /// The upload rate that the contract calls usual, if it names one
     #[arg(long, value_name = "RATE", value_parser = rate)]
     upload_normal: Option<u64>,
-    /// Upload that is always available, if the contract says so
+    /// The upload rate that the contract guarantees at all times, if it names one
     #[arg(long, value_name = "RATE", value_parser = rate)]
     upload_minimum: Option<u64>,
 }

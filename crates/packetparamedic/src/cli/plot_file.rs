@@ -9,7 +9,7 @@ use paramedic_report::plot;
 
 use super::failure::{CommandFailure, ExitStatus};
 
-/// A file that can be written. If nothing is written, a file that did not exist before is removed.
+/// The file for a plot, which can be written. Dropping this removes a file that it created and that is still empty.
 pub(super) struct PlotFile {
     path: PathBuf,
     is_unwritten: bool,
@@ -36,7 +36,7 @@ impl PlotFile {
 impl Drop for PlotFile {
     fn drop(&mut self) {
         if self.is_unwritten {
-            // Best effort: an empty file remains.
+            // Best effort: if this fails, an empty file remains.
             fs::remove_file(&self.path).ok();
         }
     }

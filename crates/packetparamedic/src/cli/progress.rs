@@ -10,7 +10,7 @@ use paramedic_report::quantity;
 
 /// The width of the progress bar, in columns.
 const BAR: usize = 20;
-/// The width of a terminal that does not report it, in columns.
+/// The assumed width of a terminal that does not report its width, in columns.
 const COLUMNS: usize = 80;
 /// The control sequence that moves to the start of the line and clears it (ECMA-48, EL).
 const CLEAR: &str = "\r\u{1b}[K";
@@ -27,7 +27,7 @@ pub(super) struct ProgressLine {
     is_drawn: bool,
 }
 
-/// The latest readings of the running phase.
+/// The latest measurements of the running phase of a test.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct PhaseReadings {
     download_bps: Option<u64>,
@@ -36,14 +36,14 @@ struct PhaseReadings {
 }
 
 impl ProgressLine {
-    /// A progress line on stderr, which is a terminal.
+    /// Creates a progress line on stderr, which must be a terminal.
     pub(super) fn on_stderr() -> Self {
         // A dumb terminal has no way to clear a line.
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         if is_dumb { Self::hidden() } else { Self { terminal: Some(Box::new(io::stderr())), ..Self::hidden() } }
     }
 
-    /// A progress line that draws nothing.
+    /// Creates a progress line that draws nothing.
     pub(super) fn hidden() -> Self {
         Self {
             terminal: None,
@@ -56,7 +56,7 @@ impl ProgressLine {
         }
     }
 
-    /// Shows an event.
+    /// Updates the progress line for an event of the running test.
     pub(super) fn show(&mut self, event: &Event) {
         match event {
             Event::Queued(queued) => {
@@ -96,14 +96,14 @@ impl ProgressLine {
         self.draw();
     }
 
-    /// Clears the line.
+    /// Clears the progress line.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.is_drawn) {
             self.write(CLEAR);
         }
     }
 
-    /// Clears the line, calls `write`, and draws the line again.
+    /// Clears the progress line, calls `write`, and draws the progress line again.
     pub(super) fn aside(&mut self, write: impl FnOnce()) {
         let was_drawn = self.is_drawn;
         self.clear();
@@ -114,7 +114,7 @@ impl ProgressLine {
     }
 
     fn advance(&mut self, at_ms: u64) {
-        // The readings of both directions and of the probes arrive in any order.
+        // The measurements of both directions and of the probes arrive in any order.
         self.position = at_ms.max(self.position).min(self.length);
         self.message = self.live.text(Duration::from_millis(self.position));
         if self.is_drawn {

@@ -1,4 +1,4 @@
-//! The flags for the options that providers declare: parses them, and reads their values.
+//! Parses the command-line flags for the options that providers declare, and reads the values of these flags.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::failure::{CommandFailure, ExitStatus};
 
-/// The provider options that were given, each with its text or its file.
+/// The provider options that the user gave, each with its text or its file.
 #[derive(Default)]
 pub(super) struct ProviderFlags {
     given: BTreeMap<&'static str, ProvidedValue>,
@@ -70,12 +70,12 @@ impl clap::FromArgMatches for ProviderFlags {
 }
 
 impl ProviderFlags {
-    /// The name of the first option that was given.
+    /// The name of a provider option that the user gave; `None` if there is none.
     pub(super) fn first_given(&self) -> Option<&'static str> {
         self.given.keys().next().copied()
     }
 
-    /// The values of all flags that were given, and secrets of this provider from the environment.
+    /// Returns the values of all given flags, and the secrets of `provider` from the environment.
     pub(super) fn values(&self, provider: &str) -> Result<OptionValues, CommandFailure> {
         let mut values = OptionValues::default();
         for (owner, option) in all_options() {

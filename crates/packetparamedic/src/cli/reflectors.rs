@@ -18,11 +18,11 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the paired reflectors; also without a subcommand
+    /// List the paired reflectors; the default subcommand
     List,
     /// Connect to each reflector, or to one, and check address, key and answer; sends no load
     Check {
-        /// Name, address or Endpoint ID of the reflector
+        /// Name, address or Endpoint ID of the reflector [default: all]
         reflector: Option<String>,
     },
     /// Rename a reflector on this device
@@ -32,14 +32,15 @@ pub(super) enum Command {
         /// The new name
         name: String,
     },
-    /// Import the identity and the pairings from another state folder of this machine, if this device is not paired yet
+    /// Import the identity and the pairings from another state folder of this machine; fails if this device has
+    /// pairings under another identity
     Import {
         /// The state folder to import from
         #[arg(long, value_name = "FOLDER")]
         from: PathBuf,
     },
-    /// Remove a reflector from this device; to also remove this device there, run `reflector peers remove` on the
-    /// reflector
+    /// Remove a reflector from this device; to remove this device from the reflector too, run `reflector peers remove`
+    /// there
     Remove {
         /// Name, address or Endpoint ID of the reflector
         reflector: String,
@@ -106,18 +107,18 @@ async fn list(json: bool, context: &Context) -> Result<ExitStatus, CommandFailur
     Ok(ExitStatus::Done)
 }
 
-/// The reflectors with which the service is paired.
+/// Returns the reflectors with which the service is paired.
 async fn all_of(service: &ServiceClient) -> Result<Vec<Reflector>, CommandFailure> {
     let all: Vec<ListedReflector> = service.get("/reflectors").await?;
     all.into_iter().map(ListedReflector::reflector).collect()
 }
 
-/// The reflector of the service with this name, address or Endpoint ID.
+/// Returns the paired reflector of the service whose name, address or Endpoint ID is `wanted`.
 async fn one_of(service: &ServiceClient, wanted: &str) -> Result<Reflector, CommandFailure> {
     Ok(find_reflector(all_of(service).await?, wanted).map_err(ApplianceError::from)?)
 }
 
-/// The reflectors to check: the one with this name, address or Endpoint ID, or all.
+/// Returns the reflectors to check: the one whose name, address or Endpoint ID is `wanted`, or all.
 pub(super) async fn to_check(wanted: Option<&str>, context: &Context) -> Result<Vec<Reflector>, CommandFailure> {
     match (context.service().await?, wanted) {
         (Some(service), Some(wanted)) => Ok(vec![one_of(&service, wanted).await?]),
@@ -126,7 +127,7 @@ pub(super) async fn to_check(wanted: Option<&str>, context: &Context) -> Result<
     }
 }
 
-/// Connects to a reflector, without a test.
+/// Checks a reflector by a connection to it, without a test.
 pub(super) async fn check(reflector: &Reflector, context: &Context) -> Result<CheckedReflector, CommandFailure> {
     match context.service().await? {
         Some(service) => service.post_slow(&reflector_route(reflector.endpoint_id, "/check"), &()).await,
@@ -198,7 +199,7 @@ async fn check_each(chosen: &[Reflector], json: bool, context: &Context) -> Resu
     Ok(first_failure.unwrap_or(ExitStatus::Done))
 }
 
-/// Prints a note that the path to a reflector drops large packets, if the link had to limit its segments.
+/// Prints a note that the path to a reflector drops large packets, if the link had to limit its TCP segment size.
 pub(super) fn note_small_segments(segment_limit: Option<u16>, context: &Context) {
     if let Some(bytes) = segment_limit {
         context.output.note(&format!(

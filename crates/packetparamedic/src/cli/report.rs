@@ -1,4 +1,5 @@
-//! `report`: a report on the line for its provider, as a page to read and print, or as a table.
+//! `report`: makes a report on the internet line, for the provider of the line. The report is a page to read and print,
+//! or a table.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,19 +17,19 @@ use crate::web::report::{PlanRates, ReportQuery, ReportTime, report_route};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The begin of the period: 30d, 2026-01-31, "2026-01-31 12:00" [default: 30 days before its end]
+    /// The start of the period, such as 7d (ago), 2026-01-31 or "2026-01-31 12:00" [default: 30 days before the end]
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<Moment>,
     /// The end of the period [default: now]
     #[arg(long, value_name = "TIME", value_parser = moment)]
     until: Option<Moment>,
-    /// The zone of local times, such as Europe/Berlin [default: that of this host]
+    /// The time zone of the report, such as Europe/Berlin [default: that of this host]
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
-    /// A page, or the table of the runs
+    /// Output format: a page (html), or the table of the runs (csv)
     #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
     format: ReportFormat,
-    /// The file [default: standard output]
+    /// The file to write [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Leave out names, addresses and Endpoint IDs
@@ -42,22 +43,22 @@ pub(super) struct Args {
 #[derive(clap::Args)]
 #[command(next_help_heading = "The contract [default: the plan that is set]")]
 struct PlanFlags {
-    /// The promised download (250M)
+    /// The promised download rate in bits per second, such as 250M
     #[arg(long, value_name = "RATE", value_parser = rate)]
     plan_down: Option<u64>,
-    /// The promised upload
+    /// The promised upload rate in bits per second, such as 50M
     #[arg(long, value_name = "RATE", value_parser = rate)]
     plan_up: Option<u64>,
-    /// The normally available download
+    /// The download rate that the contract calls usual
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_down")]
     normal_down: Option<u64>,
-    /// The normally available upload
+    /// The upload rate that the contract calls usual
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_up")]
     normal_up: Option<u64>,
-    /// The download that is always available
+    /// The download rate that the contract guarantees at all times
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_down")]
     minimum_down: Option<u64>,
-    /// The upload that is always available
+    /// The upload rate that the contract guarantees at all times
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_up")]
     minimum_up: Option<u64>,
 }
@@ -78,7 +79,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Com
     let query = ReportQuery {
         since: resolve(args.since),
         until: resolve(args.until),
-        // The service may run in another zone.
+        // The service may run in another time zone than this command.
         zone: args.zone.or_else(|| here.iana_name().map(str::to_owned)),
         format: args.format,
         is_redacted: args.redact,
@@ -106,7 +107,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Com
     Ok(ExitStatus::Done)
 }
 
-/// Reads a whole answer of the service. It has no time limit, because a report on a long period takes time.
+/// Reads a whole answer of the service, without a timeout, because a report on a long period takes time.
 async fn whole(chunks: &mut ChunkReader) -> Result<Vec<u8>, CommandFailure> {
     let mut whole = Vec::new();
     while let Some(chunk) = chunks.next().await? {

@@ -1,4 +1,4 @@
-//! `rule` and `alerts`: what the service warns of, and what it warned of.
+//! `rule` and `alerts`: manage the rules by which the service alerts, and list the alerts.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -25,31 +25,31 @@ pub(super) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// List the rules, whether they could fire, and their open alerts; also without a subcommand
+    /// List the rules with their open alerts, and why a rule cannot fire; the default subcommand
     List,
-    /// Add a rule, or the suggested ones with --suggested; the rule applies to measurements from then on
+    /// Add a rule, or with --suggested the suggested rules; a rule judges only later measurements
     Add(Box<NewRuleArgs>),
     /// Print a rule with all of its values
     Show {
-        /// Its name
+        /// The name of the rule
         name: String,
     },
     /// Remove a rule, and close its alerts
     Remove {
-        /// Its name
+        /// The name of the rule
         name: String,
     },
     /// Enable a rule again
     Enable {
-        /// Its name
+        /// The name of the rule
         name: String,
     },
     /// Disable a rule, and close its alerts
     Disable {
-        /// Its name
+        /// The name of the rule
         name: String,
     },
-    /// Print when a rule would have fired in the last 30 days: an existing rule, or one given with the options of add
+    /// Print when a rule would have fired in the last 30 days: an existing rule, or one with the options of `rule add`
     Preview(Box<PreviewArgs>),
 }
 
@@ -67,7 +67,7 @@ struct NewRuleArgs {
 
 #[derive(clap::Args)]
 struct PreviewArgs {
-    /// An existing rule
+    /// The name of an existing rule
     #[arg(value_name = "RULE", conflicts_with_all = ["metric", "name"])]
     existing: Option<String>,
     #[command(flatten)]
@@ -77,44 +77,45 @@ struct PreviewArgs {
 /// A rule.
 #[derive(clap::Args)]
 pub(super) struct RuleOptions {
-    /// Its name: letters, digits, dots, dashes and underscores [default: the metric]
+    /// The name of the rule: letters, digits, dots, dashes and underscores [default: the metric]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// What it watches: download, upload, idle_latency, loaded_latency, loss, monitor_loss, monitor_latency_p50,
+    /// What the rule watches: download, upload, idle_latency, loaded_latency, loss, monitor_loss, monitor_latency_p50,
     /// monitor_latency_p95, outage, test_failed or silence
     #[arg(long, value_name = "METRIC")]
     metric: Option<AlertMetric>,
-    /// The other end of the tests, or the name of the monitor [default: each one separately]
+    /// Judge only tests against this reflector or server, or only this monitor [default: judge each one separately]
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
-    /// Bad below this rate (50M)
+    /// A value is bad below this rate in bits per second, such as 50M
     #[arg(long, value_name = "RATE", group = "limit")]
     below: Option<String>,
-    /// Bad above this latency (80ms), loss (2%) or time (10m)
+    /// A value is bad above this: a latency such as 80ms, a loss such as 2%, or the length of an outage or of silence
+    /// such as 10m
     #[arg(long, value_name = "VALUE", group = "limit")]
     above: Option<String>,
-    /// Bad below this share of what the plan promises (70%)
+    /// A value is bad below this share of the rate that the plan promises, such as 70%
     #[arg(long, value_name = "SHARE", group = "limit", value_parser = percent)]
     below_plan: Option<f64>,
-    /// Bad below this share of what is usual at this hour of the week (60%)
+    /// A value is bad below this share of the usual value at the same hour of the week, such as 60%
     #[arg(long, value_name = "SHARE", group = "limit", value_parser = percent)]
     below_usual: Option<f64>,
-    /// Bad above this share of what is usual at this hour of the week (250%)
+    /// A value is bad above this share of the usual value at the same hour of the week, such as 250%
     #[arg(long, value_name = "SHARE", group = "limit", value_parser = percent)]
     above_usual: Option<f64>,
-    /// Fire when N of the last M values are bad (3/4: 3 of the last 4)
+    /// Open an alert when N of the last M values are bad: 3/4 means 3 of the last 4
     #[arg(long, value_name = "N/M", value_parser = count, default_value = "1/1")]
     times: (u32, u32),
-    /// Length of the window that gives one value of a monitor, in minutes
+    /// The number of minutes over which a monitor's probes give one value
     #[arg(long, value_name = "MINUTES", default_value_t = 5)]
     window: u32,
-    /// Repeat a bad test at once; the alert opens only if that is bad too
+    /// Repeat a bad test at once; the alert opens only if the repeated test is bad, too
     #[arg(long)]
     retest: bool,
-    /// The channel that carries its messages; can be given several times
+    /// The name of a channel for the messages of the rule; can be given several times
     #[arg(long = "channel", value_name = "CHANNEL")]
     channels: Vec<String>,
-    /// Hold messages back within these hours of the day (22:00-07:00)
+    /// Hold messages back within these hours of the day, such as 22:00-07:00
     #[arg(long, value_name = "HH:MM-HH:MM", value_parser = |text: &str| text.parse::<QuietHours>())]
     quiet_hours: Option<QuietHours>,
     /// Time zone of the quiet hours and of the hours of the week, such as Europe/Berlin [default: that of this host]
@@ -124,10 +125,10 @@ pub(super) struct RuleOptions {
 
 #[derive(clap::Args)]
 pub(super) struct AlertsArgs {
-    /// Only those that are open
+    /// List only open alerts
     #[arg(long)]
     open: bool,
-    /// List at most this many
+    /// List at most this many alerts
     #[arg(short = 'n', long, default_value_t = 20)]
     limit: u32,
     /// Print JSON
@@ -136,7 +137,7 @@ pub(super) struct AlertsArgs {
 }
 
 impl RuleOptions {
-    /// The rule, if a metric is given.
+    /// Builds the rule that the options describe; `None` if no metric is given.
     pub(super) fn rule(&self) -> Result<Option<AlertRule>, CommandFailure> {
         let Some(metric) = self.metric else { return Ok(None) };
         let value = |text: &str| {
@@ -168,7 +169,7 @@ impl RuleOptions {
     }
 }
 
-/// A share, which may be above 100 %.
+/// Parses a share in percent, such as `70%`. The share may be above 100 %.
 fn percent(text: &str) -> Result<f64, String> {
     let valid = "a share in percent, such as 70%";
     let number = text.trim().strip_suffix('%').ok_or(valid)?.trim().parse::<f64>().map_err(|_| valid)?;
@@ -240,7 +241,7 @@ async fn list(json: bool, context: &Context) -> Result<ExitStatus, CommandFailur
     Ok(ExitStatus::Done)
 }
 
-/// A rule, its state, its open alerts and its missing channels, as lines.
+/// Describes a rule in lines: what it watches, its state, its open alerts and its missing channels.
 fn lines(overview: &RuleOverview) -> Vec<String> {
     let StoredRule { enabled, rule, .. } = &overview.stored;
     let mut lines = vec![format!("{}: {}", rule.name, overview.words)];
@@ -305,7 +306,7 @@ async fn enable(name: &str, enabled: bool, json: bool, context: &Context) -> Res
     say(json, event, &stored, context)
 }
 
-/// Prints what happened to a rule.
+/// Prints that `event`, such as `enabled`, happened to the rule `stored`.
 fn say(json: bool, event: &str, stored: &StoredRule, context: &Context) -> Result<ExitStatus, CommandFailure> {
     match json {
         true => context.output.json_line(&json!({ "event": event, "rule": stored }))?,
@@ -403,7 +404,7 @@ pub(super) async fn alerts(args: AlertsArgs, context: &mut Context) -> Result<Ex
     Ok(ExitStatus::Done)
 }
 
-/// A time by the clock of this host.
+/// Formats a time in the time zone of this host.
 fn shown(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M %Z").to_string()
 }

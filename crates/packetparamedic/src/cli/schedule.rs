@@ -34,7 +34,7 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the schedules: next run, last run, data volume; also without a subcommand
+    /// List the schedules: next run, last run, data volume; the default subcommand
     List,
     /// Add a schedule; prints the data volume of its tests, and asks for confirmation
     Add(Box<AddArgs>),
@@ -73,13 +73,13 @@ pub(super) enum Command {
         /// Number of runs to list
         #[arg(short = 'n', long, default_value_t = 20)]
         limit: u32,
-        /// Print all runs from --since until --until, oldest first: JSON objects, one a line, or a table
+        /// Print all runs from --since until --until, oldest first: as JSON objects (one per line) or as a table
         #[arg(long, value_enum, conflicts_with_all = ["json", "limit"])]
         format: Option<TableKind>,
-        /// Runs that started or were skipped since TIME: 7d, 2026-01-31, "2026-01-31 12:00"
+        /// Only runs that started or were skipped since TIME, such as 7d (ago), 2026-01-31 or "2026-01-31 12:00"
         #[arg(long, value_name = "TIME", value_parser = moment, requires = "format")]
         since: Option<Moment>,
-        /// Runs that started or were skipped before TIME
+        /// Only runs that started or were skipped before TIME
         #[arg(long, value_name = "TIME", value_parser = moment, requires = "format")]
         until: Option<Moment>,
     },
@@ -90,14 +90,15 @@ pub(super) struct AddArgs {
     /// Name of the schedule: letters, digits, dots, dashes and underscores
     #[arg(long, value_name = "NAME")]
     name: String,
-    /// Run at this interval, from 5m to 366d (6h, 1d)
+    /// Run the test at this interval, such as 6h or 1d; valid: 5m to 366d
     #[arg(long, value_name = "TIME", required_unless_present = "cron", conflicts_with = "cron")]
     pub(super) every: Option<String>,
-    /// Run at these times: minute, hour, day of month, month, day of week ("30 3 * * *"), or @hourly, @daily, @weekly,
-    /// @monthly, @yearly
+    /// Run the test at these times: minute, hour, day of month, month and day of week, such as "30 3 * * *"; or
+    /// @hourly, @daily, @weekly, @monthly or @yearly
     #[arg(long, value_name = "EXPRESSION")]
     cron: Option<String>,
-    /// Time zone of --cron, --quiet-hours, --budget-day and --budget-month, such as Europe/Berlin [default: that of this host]
+    /// Time zone of --cron, --quiet-hours, --budget-day and --budget-month, such as Europe/Berlin
+    /// [default: that of this host]
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
     /// Start each run after a random delay of at most TIME; 0 starts on the minute
@@ -107,19 +108,19 @@ pub(super) struct AddArgs {
     /// What to do after runs were missed because this device was off: skip them, or run once
     #[arg(long, value_name = "skip|once", value_parser = missed, default_value = "skip")]
     missed: MissedRunPolicy,
-    /// Do not run within these hours of the day (22:00-07:00)
+    /// Do not run the test within these hours of the day, such as 22:00-07:00
     #[arg(long, value_name = "HH:MM-HH:MM", value_parser = |text: &str| text.parse::<QuietHours>())]
     quiet_hours: Option<QuietHours>,
-    /// Skip a run that would exceed this much data in a day (5GB)
+    /// Skip a run if the schedule would then use more than this much data in the day, such as 5GB
     #[arg(long, value_name = "SIZE", value_parser = size_of_data)]
     budget_day: Option<u64>,
-    /// Skip a run that would exceed this much data in a calendar month (50GB)
+    /// Skip a run if the schedule would then use more than this much data in the calendar month, such as 50GB
     #[arg(long, value_name = "SIZE", value_parser = size_of_data)]
     budget_month: Option<u64>,
-    /// Skip a run while other traffic uses more than this share of the line (20%, off) [default: 20%]
+    /// Skip a run while other traffic uses more than this share of the line, such as 30%; off: never [default: 20%]
     #[arg(long, value_name = "SHARE|off", value_parser = busy_share)]
     busy_share: Option<LineShareLimit>,
-    /// Run only while this is the interface of the default route; several with commas, or repeated
+    /// Run only while the default route uses this interface; for several, use commas or repeat the option
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     uplink: Vec<String>,
     /// Add the schedule without asking for confirmation
@@ -129,7 +130,7 @@ pub(super) struct AddArgs {
     pub(super) test: speed_test::Args,
 }
 
-/// The value of `--busy-share`.
+/// The value of `--busy-share`: `off`, or a share of the line's rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum LineShareLimit {
     Off,
@@ -215,14 +216,14 @@ async fn enable(name: &str, enabled: bool, json: bool, context: &Context) -> Res
     say(json, event, &stored.schedule.name, context)
 }
 
-/// The failure of a command that needs the running service.
+/// The failure of a command that needs the running service, if no service runs.
 fn no_service() -> CommandFailure {
     let try_ = "start it with `packetparamedic serve`, or run `packetparamedic speed-test`";
     let because = "only the running service runs schedules";
     CommandFailure::new(ExitStatus::Failed, "not_running", "the service is not running", because, try_)
 }
 
-/// Prints what happened to a schedule.
+/// Prints that `event`, such as `enabled`, happened to the schedule `name`.
 fn say(json: bool, event: &str, name: &str, context: &Context) -> Result<ExitStatus, CommandFailure> {
     if json {
         context.output.json_line(&json!({ "event": event, "schedule": name }))?;
@@ -276,7 +277,7 @@ async fn add(args: AddArgs, json: bool, context: &mut Context) -> Result<ExitSta
     Ok(ExitStatus::Done)
 }
 
-/// The schedule that the flags describe.
+/// Builds the schedule that the flags of `schedule add` describe.
 pub(super) fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedule, ScheduleError> {
     let when = match (&args.every, &args.cron) {
         (Some(interval), _) => Recurrence::every(interval)?,
@@ -317,7 +318,7 @@ fn is_agreed(json: bool) -> Result<bool, CommandFailure> {
     Ok(["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()))
 }
 
-/// What a new schedule will do and how much data it will use, as lines.
+/// Describes in lines what a new schedule will do and how much data it will use.
 fn described(proposal: &ScheduleProposal) -> Vec<String> {
     let schedule = &proposal.schedule;
     let month = quantity::bytes(proposal.bytes_a_month);
@@ -352,7 +353,7 @@ fn headline(schedule: &Schedule) -> String {
     line
 }
 
-/// All schedules.
+/// Reads all schedules from the service, or from the store of this user.
 async fn schedules(context: &Context) -> Result<Vec<ScheduleOverview>, CommandFailure> {
     match context.service().await? {
         Some(service) => service.get("/schedules").await,
@@ -395,7 +396,7 @@ fn listed(overview: &ScheduleOverview) -> Vec<String> {
     vec![headline(schedule), format!("  {next}"), format!("  {last}"), format!("  {}", data(overview))]
 }
 
-/// The data of the present day and month, and what is left of the budget, as text.
+/// Describes how much data a schedule used today and this month, and what is left of its budget.
 fn data(overview: &ScheduleOverview) -> String {
     let (used, left) = (overview.used, overview.left);
     let part = |period: &str, used: u64, limit: Option<u64>, left: Option<u64>| {
@@ -413,7 +414,7 @@ fn data(overview: &ScheduleOverview) -> String {
     format!("data {day}; {month}")
 }
 
-/// The outcome of a run, as text.
+/// Describes the outcome of a run of a schedule.
 fn outcome(run: &ScheduleRun) -> String {
     let reason = run.reason.as_deref();
     match run.outcome {
@@ -464,7 +465,7 @@ async fn next(name: Option<&str>, count: usize, json: bool, context: &Context) -
     Ok(ExitStatus::Done)
 }
 
-/// The time in a time zone as text, to the minute.
+/// Formats a time in the time zone `zone`, to the minute.
 fn shown(time: Timestamp, zone: &Zone) -> String {
     time.to_zoned(zone.rules().clone()).strftime("%Y-%m-%d %H:%M %Z").to_string()
 }

@@ -84,7 +84,8 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     Ok(ExitStatus::Done)
 }
 
-/// Sets the administrator's password from the file that the environment names. Returns whether a password is set.
+/// Sets the administrator's password from the file that [`PASSWORD_VARIABLE`] names, if it names one. Returns whether a
+/// password is set.
 async fn set_password(appliance: &Appliance) -> Result<bool, CommandFailure> {
     let Some(file) = std::env::var_os(PASSWORD_VARIABLE).filter(|file| !file.is_empty()) else {
         return Ok(appliance.has_password().await?);
@@ -98,7 +99,7 @@ async fn set_password(appliance: &Appliance) -> Result<bool, CommandFailure> {
     Ok(true)
 }
 
-/// TLS as the settings say.
+/// Returns the TLS acceptor with the certificate and key of the settings; `None` if the settings have neither.
 fn tls_of(context: &Context) -> Result<Option<TlsAcceptor>, CommandFailure> {
     let unusable = |because: &dyn std::fmt::Display| {
         let try_ = "set tls_certificate and tls_key to readable PEM files that belong together, or neither";
@@ -111,7 +112,8 @@ fn tls_of(context: &Context) -> Result<Option<TlsAcceptor>, CommandFailure> {
     }
 }
 
-/// Listens on the address of the setting `listen`. If the default address is not free, only the socket is served.
+/// Listens on the address of the setting `listen`. Returns `None` if the setting is `off`, or if the default address is
+/// not free: then only the unix socket is served.
 async fn listen(context: &Context) -> Result<Option<TcpListener>, CommandFailure> {
     let ApiListen::Address(address) = context.settings.listen else { return Ok(None) };
     match TcpListener::bind(address).await {
@@ -142,7 +144,7 @@ async fn feed_watchdog(service: &paramedic_appliance::app::Service) {
     }
 }
 
-/// Sends heartbeats as the settings say. Never returns.
+/// Sends heartbeats to the URL of the settings, if there is one. Never returns.
 async fn send_heartbeats(service: &paramedic_appliance::app::Service, settings: &Settings) {
     match &settings.heartbeat_url {
         Some(url) => service.send_heartbeats(url, settings.heartbeat_interval).await,

@@ -1,4 +1,5 @@
-//! `packetparamedic speed-test`: builds the request from flags and settings, runs the test, and reports its end.
+//! `packetparamedic speed-test`: builds the request from flags and settings, runs the test, and reports how the test
+//! ended.
 
 mod early_end;
 mod effects;
@@ -37,9 +38,10 @@ use test_handle::{TestHandle, TestOver};
 
 /// The default duration of the idle phase.
 const IDLE: Duration = Duration::from_secs(3);
-/// The longest time of a direction that ends after a number of bytes, unless -t sets it.
+/// The maximum duration of a direction that ends after a number of bytes, unless `-t` sets another.
 const TIME_FOR_BYTES: Duration = Duration::from_secs(60);
-/// The default number of TCP streams. A single stream often measures its congestion control; four fill most lines.
+/// The default number of TCP streams. A single stream often measures its congestion control; four streams fill most
+/// lines.
 const TCP_STREAMS: u16 = 4;
 /// The default number of datagram streams: one, as in iperf3, so that `-b` is the rate of the whole direction.
 const DATAGRAM_STREAMS: u16 = 1;
@@ -56,10 +58,10 @@ pub(super) struct Args {
     /// Port of the reflector or iperf3 server; the same as --peer HOST:PORT
     #[arg(short = 'p', long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// Accepted for iperf3's users; readings come every 100 ms
+    /// Accepted for users of iperf3, without effect; an interval is always 100 ms
     #[arg(short = 'i', value_name = "SECS", hide = true)]
     _interval: Option<String>,
-    /// Refused: iperf3's own JSON
+    /// Refused, with a hint: this program does not print iperf3's JSON format
     #[arg(short = 'J', hide = true)]
     iperf3_json: bool,
     /// The kind of server at the other end of the test
@@ -68,22 +70,22 @@ pub(super) struct Args {
     /// The test engine, which generates the load
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(paramedic_host::engines::ENGINES.iter().map(|e| clap::builder::PossibleValue::new(e.id()).help(e.about()))))]
     engine: Option<String>,
-    /// How data connections are made: through the reflector's control port, or directly to ports of its range
-    /// [default: direct if the reflector offers it]
+    /// How data connections are made: through the reflector's control port (tunneled), or to other ports of the
+    /// reflector (direct) [default: direct if the reflector offers it]
     #[arg(long, value_name = "tunneled|direct")]
     data_mode: Option<String>,
     /// Duration of each direction: seconds, or a duration such as 500ms or 2m [default: 10]
     #[arg(short = 't', long = "time", value_name = "SECS")]
     time: Option<String>,
-    /// End each direction after this many bytes of payload, all streams together (10M, 1G), or after the time of -t,
-    /// whose default is 60 then
+    /// End each direction after this many bytes of payload, such as 10M or 1G, all streams together; at the latest
+    /// after the time of -t, which then has the default 60
     #[arg(short = 'n', long = "bytes", value_name = "SIZE", value_parser = bytes)]
     pub(super) bytes: Option<u64>,
-    /// Send at most this many bytes of payload in the run (200MB, 1GiB), an equal share in each direction: a direction
-    /// ends when its share is used up or its time is over
+    /// Send at most this many bytes of payload in the run, such as 200MB or 1GiB; each direction has an equal share,
+    /// and ends when the share is used up or the time of the direction is over
     #[arg(long, value_name = "SIZE", value_parser = budget, conflicts_with = "bytes")]
     pub(super) budget: Option<u64>,
-    /// End a direction after 5, 6.5 or 8 s if it is stable by then; cannot be combined with -t, -n, --budget, -u,
+    /// End a direction after 5, 6.5 or 8 s if its rate is stable by then; cannot be combined with -t, -n, --budget, -u,
     /// iperf3 or a threshold
     #[arg(long, visible_alias = "quick")]
     pub(super) until_stable: bool,
@@ -105,19 +107,19 @@ pub(super) struct Args {
     /// Add a phase that loads both directions at once
     #[arg(long)]
     pub(super) bidir: bool,
-    /// TCP congestion control of both ends
+    /// TCP congestion control algorithm of both ends, such as cubic
     #[arg(short = 'C', long, value_name = "NAME")]
     pub(super) congestion: Option<String>,
-    /// Size of the socket buffers at both ends (bytes: 256K, 4M)
+    /// Size of the socket buffers at both ends in bytes, such as 256K or 4M
     #[arg(short = 'w', long, value_name = "SIZE", value_parser = size)]
     pub(super) window: Option<u32>,
-    /// Bytes per write; with -u the payload of each datagram (bytes: 128K, 1400)
+    /// Bytes per write, such as 128K; with -u, bytes of payload per datagram, such as 1400
     #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
     pub(super) length: Option<u32>,
-    /// TCP maximum segment size of both ends (bytes)
+    /// TCP maximum segment size of both ends, in bytes
     #[arg(short = 'M', long, value_name = "BYTES")]
     pub(super) set_mss: Option<u16>,
-    /// IP type of service of payload and probes: the whole octet, as in iperf3 (0x.. is hexadecimal)
+    /// IP type of service of payload and latency probes: the whole octet, such as 184 or 0xb8, as in iperf3
     #[arg(short = 'S', long, value_name = "TOS", value_parser = octet, conflicts_with = "dscp")]
     pub(super) tos: Option<u8>,
     /// DSCP of payload and latency probes: 0 to 63, or a name such as EF, CS1, AF41
@@ -136,17 +138,17 @@ pub(super) struct Args {
     /// Allow datagrams above the path MTU (IP fragmentation)
     #[arg(long)]
     fragments: bool,
-    /// With -u -b 0: find the highest rate with at most this packet loss (0.01 or 1%) [default: 1%]
+    /// With -u -b 0: find the highest rate with at most this packet loss, such as 0.5% or 0.005 [default: 1%]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     loss_bound: Option<f64>,
-    /// Limit each stream to this rate (bits per second: 100M; 0: no limit; with -u, 0 searches the highest rate)
-    /// [default: none, or 1M with -u]
+    /// Limit each stream to this rate in bits per second, such as 100M; 0 sets no limit, or with -u searches the
+    /// highest rate [default: no limit, or 1M with -u]
     #[arg(short = 'b', long, value_name = "RATE", value_parser = rate)]
     pub(super) bitrate: Option<u64>,
     #[command(flatten)]
     provider_options: ProviderFlags,
     /// Interval between latency probes; 0 sends none
-    /// [default: 10 to 300 ms, such that they take less than 1 % of the line's rate]
+    /// [default: 10 to 300 ms, such that the probes take less than 1 % of the line's rate]
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(super) probe_interval: Option<Duration>,
     /// Local IP address to send from
@@ -168,10 +170,10 @@ pub(super) struct Args {
     /// improving; with an iperf3 server 0]
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "no_wait")]
     wait: Option<Duration>,
-    /// Add the measurements of each 100 ms interval to the result, and both kernels' TCP statistics of each stream
+    /// Add to the result the measurements of each 100 ms interval, and the TCP statistics of each stream at both ends
     #[arg(long)]
     pub(super) intervals: bool,
-    /// Write a plot of throughput, latency and loss over time to FILE (SVG); implies --intervals
+    /// Write a plot of throughput, latency and loss over time to FILE, as SVG; implies --intervals
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     /// Do not draw the graphs of the phases below the report (only a terminal shows them)
@@ -180,24 +182,24 @@ pub(super) struct Args {
     /// Add iperf3's own output to the result
     #[arg(long)]
     pub(super) raw: bool,
-    /// Exit with code 3 if the download is below this rate (bits per second: 900M, 1.5G)
+    /// Exit with code 3 if the download is below this rate in bits per second, such as 900M or 1.5G
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_download: Option<u64>,
-    /// Exit with code 3 if the upload is below this rate (bits per second: 900M, 1.5G)
+    /// Exit with code 3 if the upload is below this rate in bits per second, such as 900M or 1.5G
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_upload: Option<u64>,
-    /// Exit with code 3 if the median round trip of the idle path is above this (ms)
+    /// Exit with code 3 if the median round trip of the idle path is above this time in ms, such as 30
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_idle_latency: Option<f64>,
-    /// Exit with code 3 if the median round trip under load is above this (ms)
+    /// Exit with code 3 if the median round trip under load is above this time in ms, such as 100
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_loaded_latency: Option<f64>,
-    /// Exit with code 3 if, in either direction, more than this share (0.01 or 1%) is lost of the probes while idle, or
-    /// of the datagrams at a fixed -b
+    /// Exit with code 3 if the loss in either direction is above this share, such as 1% or 0.01: the loss of probes on
+    /// the idle path, or of datagrams at a fixed -b
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loss: Option<f64>,
-    /// Exit with code 3 if, under the test's own load, more than this share (0.01 or 1%) is lost of the probes, or of
-    /// the datagrams with -b 0
+    /// Exit with code 3 if the loss under the test's own load is above this share, such as 1% or 0.01: the loss of
+    /// probes, or of datagrams with -b 0
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loaded_loss: Option<f64>,
     /// Do not save the result; changes nothing in the state folder
@@ -253,7 +255,7 @@ impl Args {
         let probes = provider.probes() && !length.is_zero() && !self.probe_interval().is_zero();
         let idle = probes.then(|| phase(Load::Idle, length));
         if !provider.loads(engine) {
-            // An engine without load has a single phase, as long as a direction.
+            // An engine without load has a single phase; it lasts as long as a direction would.
             return vec![phase(Load::Idle, each)];
         }
         let loads: &[Load] = match (self.download, self.upload, self.bidir) {
@@ -275,7 +277,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     let may_ask = !args.no_save && args.provider_options.first_given().is_none();
     let service = if may_ask { context.service().await? } else { None };
     let mut interrupt = context.interrupts.watch()?;
-    // The note is for a reader: a script finds the same facts in `requested` of the document.
+    // The note is for human readers: a script finds the same facts in `requested` of the document.
     let is_for_people = context.output.format() == OutputFormat::Human;
     let mut note = limit_note(&request.spec, context.settings.streams.is_none()).filter(|_| is_for_people);
     let mut appliance = None;
@@ -304,7 +306,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     loop {
         tokio::select! {
             event = test.next_event() => match event? {
-                // If the reader of the output has gone, the test is cancelled: it would only load the line.
+                // If the reader of the output has gone, the test is cancelled, because it would only load the line.
                 Some(TestEvent::Test(event)) => {
                     if let Some(curves) = &mut curves {
                         curves.note(&event);
@@ -352,7 +354,8 @@ pub(super) fn storable_request(args: &Args, context: &Context) -> Result<TestReq
     request(args, context)
 }
 
-/// A note that a rate limit applies to each stream, if `is_default` and the number of streams is not 1.
+/// A note that the rate limit applies to each stream; `None` unless there are several streams by default. `is_default`
+/// is whether the user left the number of streams to its default.
 fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
     let bps = spec.bitrate_bps.filter(|bps| *bps > 0 && is_default && spec.streams > 1)?;
     let loads = spec.phases.iter().any(|phase| !phase.load.directions().is_empty());
@@ -360,13 +363,13 @@ fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
     loads.then(|| format!("-b limits each stream: {streams} streams × {each} in each direction; -P 1 for one stream"))
 }
 
-/// Which pictures of a run the user asked for.
+/// The pictures of a run that the user asked for.
 struct Pictures {
     plot: Option<PlotFile>,
     curves: Option<PhaseCurves>,
 }
 
-/// Prints the end of the test, and returns the exit code.
+/// Prints the result or the failure of the test, and returns the exit code.
 fn conclude(end: TestOver, pictures: Pictures, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let Pictures { plot, curves } = pictures;
     let plotted = match (plot, &end.measured) {
@@ -411,12 +414,12 @@ fn report_unsaved(unsaved: Option<CommandFailure>, context: &Context) {
     }
 }
 
-/// Why a given option of iperf3 is refused; `None` if no such option was given.
+/// Returns why a given option of iperf3 is refused; `None` if no such option is given.
 fn refused_iperf3_option(args: &Args) -> Option<&'static str> {
     args.iperf3_json.then_some("-J is not supported: use --json for this program's JSON, --raw to add iperf3's own")
 }
 
-/// The other end, with the port of `-p` if it names no port.
+/// Returns the other end of the test. If `named` contains no port, adds the port of `-p`.
 fn peer(named: Option<&str>, port: Option<u16>) -> Result<Option<String>, ApplianceError> {
     let Some(port) = port else { return Ok(named.map(str::to_owned)) };
     let Some(named) = named else {
@@ -435,7 +438,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     request_of(args, &context.settings, &context.origins)
 }
 
-/// The command line without an option.
+/// A command line on which the user gave no option, for the defaults.
 #[derive(clap::Parser)]
 #[command(no_binary_name = true)]
 struct NoOptions {
@@ -443,14 +446,14 @@ struct NoOptions {
     test: Box<Args>,
 }
 
-/// The request that the settings make without any flag.
+/// Builds the test request that the settings define without any flag.
 pub(super) fn default_request(settings: &Settings, origins: &Origins) -> Result<TestRequest, CommandFailure> {
     let parsed = <NoOptions as clap::Parser>::try_parse_from(std::iter::empty::<&str>());
     let wrong = |error: clap::Error| ApplianceError::Internal(error.to_string());
     request_of(&parsed.map_err(wrong)?.test, settings, origins)
 }
 
-/// The request from flags and settings.
+/// Builds the test request that the flags and the settings define.
 pub(super) fn request_of(args: &Args, settings: &Settings, origins: &Origins) -> Result<TestRequest, CommandFailure> {
     if let Some(because) = refused_iperf3_option(args) {
         return Err(ApplianceError::Unsupported(because.to_owned()).into());

@@ -42,7 +42,7 @@ pub(super) async fn health(args: HealthArgs, context: &mut Context) -> Result<Ex
     Err(unhealthy(&status))
 }
 
-/// The failure of a service that is faulted, or was told to stop.
+/// The failure that reports a service that is faulted or is stopping.
 fn unhealthy(status: &ServiceStatus) -> CommandFailure {
     let (because, try_) = if status.state == "stopping" {
         ("it was told to stop".to_owned(), "wait until it has ended, then start it again")
@@ -92,7 +92,7 @@ fn described(status: &ServiceStatus) -> Vec<String> {
     lines
 }
 
-/// The time by the clock of this host, as text.
+/// Formats a time in the time zone of this host.
 fn shown(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
 }

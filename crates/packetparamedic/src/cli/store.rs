@@ -24,14 +24,14 @@ pub(super) struct Args {
 enum Command {
     /// Write a consistent copy of the database into a new file, also while the service runs
     Backup {
-        /// The file
+        /// The file to create
         file: PathBuf,
     },
     /// Check every page and every row of the database; exit code 1 if something is wrong
     Check,
-    /// Delete what is older than keep_results and keep_intervals allow, as the service does once a day
+    /// Delete what is older than the settings keep_results and keep_intervals allow, as the service does once a day
     Prune {
-        /// Only count, delete nothing
+        /// Only count what is too old, and delete nothing
         #[arg(long)]
         dry_run: bool,
     },

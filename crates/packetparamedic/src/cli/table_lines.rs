@@ -1,4 +1,4 @@
-//! Prints an exported table line by line: that of the service, or that of this user.
+//! Prints an exported table line by line, from the service or from the store of this user.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;

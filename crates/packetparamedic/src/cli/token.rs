@@ -15,22 +15,22 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the tokens, without their secrets; also without a subcommand
+    /// List the tokens, without their secrets; the default subcommand
     List,
     /// Add a token and print it; it is not shown again
     Add {
-        /// Its name: letters, digits, dots, dashes and underscores
+        /// The name of the token: letters, digits, dots, dashes and underscores
         #[arg(long, value_name = "NAME")]
         name: String,
-        /// What it allows: read: read results and state; run: also run and cancel tests; admin: everything
+        /// What the token allows: read (read results and state), run (also run and cancel tests), admin (everything)
         #[arg(long, value_name = "read|run|admin", value_parser = scope, default_value = "read")]
         scope: AccessScope,
     },
     /// Print a link for setting the administrator's password; it works once and expires after an hour
     Setup,
-    /// Remove a token: requests with it are refused from then on
+    /// Remove a token: the service then refuses requests with it
     Remove {
-        /// Its name
+        /// The name of the token
         name: String,
     },
 }

@@ -33,7 +33,7 @@ pub(super) fn budget(text: &str) -> Result<u64, String> {
     if bytes == 0 { Err(with_valid("0 bytes measure nothing", valid)) } else { Ok(bytes) }
 }
 
-/// Parses an amount of data on a line, in decimal units: `500MB`, `50GB`.
+/// Parses an amount of data that an internet line carries, in decimal units: `500MB`, `50GB`.
 pub(super) fn size_of_data(text: &str) -> Result<u64, String> {
     quantity::parse_bytes(text).map_err(|error| with_valid(error, "bytes, such as 500MB or 50GB"))
 }
@@ -43,7 +43,7 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     quantity::parse_seconds(text).map_err(|error| with_valid(error, "seconds, or a duration such as 10s, 250ms or 2m"))
 }
 
-/// Parses a duration of a day or more: `90d`, `36h`. Rejects a number without a unit, whose meaning is unclear.
+/// Parses a duration of a day or more: `90d`, `36h`. Rejects a number without a unit, because its meaning is unclear.
 pub(super) fn days(text: &str) -> Result<Duration, String> {
     let valid = "a duration of at least a day, such as 90d";
     let duration = quantity::parse_duration(text).map_err(|error| with_valid(error, valid))?;

@@ -1,4 +1,4 @@
-//! The report on the line as a file: one page of HTML that needs nothing else, or a table.
+//! The report on the internet line as a file: a self-contained HTML page, or a table of the runs in CSV.
 
 mod tables;
 
@@ -14,10 +14,11 @@ use paramedic_report::{plot, quantity};
 
 use tables::ReportTable;
 
-/// The styles of the page, which are inside it.
+/// The style sheet of the report's HTML page, which contains it.
 const STYLE: &str = include_str!("../../templates/report.css");
 
-/// The Content-Security-Policy of the page, also if it is opened from a file: its own styles and nothing else.
+/// The Content-Security-Policy in the report's HTML page. It allows the page's own styles and nothing else, even if the
+/// page is opened from a file.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = BASE64.encode(digest::digest(&digest::SHA256, STYLE.as_bytes()).as_ref());
     format!("default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'")
@@ -36,17 +37,17 @@ pub(crate) enum ReportFormat {
 impl ReportFormat {
     const ALL: [(Self, &'static str); 2] = [(Self::Html, "html"), (Self::Csv, "csv")];
 
-    /// The name in a request.
+    /// The name of this report format in a request.
     pub(crate) fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(own, _)| *own == self).map_or("", |(_, word)| word)
     }
 
-    /// The format with this name.
+    /// Returns the report format with the name `word`; `None` if there is none.
     pub(crate) fn from_word(word: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, own)| *own == word).map(|(format, _)| *format)
     }
 
-    /// Its media type.
+    /// The media type of a report in this format.
     pub(crate) fn media_type(self) -> &'static str {
         match self {
             Self::Html => "text/html; charset=utf-8",
@@ -55,7 +56,7 @@ impl ReportFormat {
     }
 }
 
-/// The page.
+/// The template of the report's HTML page.
 #[derive(Template)]
 #[template(path = "report.html")]
 struct ReportPage<'a> {
@@ -67,14 +68,14 @@ struct ReportPage<'a> {
     sections: Vec<ReportSection>,
 }
 
-/// The figures of a direction.
+/// The figures of the report about one direction, download or upload.
 struct ReportFigures {
     name: &'static str,
     over_time: Option<String>,
     by_hour: Option<String>,
 }
 
-/// A part of the page with its tables.
+/// A section of the report's page, with its tables.
 struct ReportSection {
     title: &'static str,
     note: String,
@@ -82,7 +83,7 @@ struct ReportSection {
 }
 
 impl ReportPage<'_> {
-    /// The mark of a finding: its style class and its word.
+    /// The mark that the page shows at a finding: its style class and its word.
     fn mark(&self, finding: &Finding) -> (&'static str, &'static str) {
         match finding.tone {
             Tone::Good => ("good", "Good"),
@@ -93,7 +94,7 @@ impl ReportPage<'_> {
     }
 }
 
-/// The report as text of this format.
+/// Returns the report as text in `format`.
 pub(crate) fn report_text(report: &LineReport, format: ReportFormat) -> Result<String, askama::Error> {
     if format == ReportFormat::Csv {
         return Ok(report.to_csv());
@@ -119,7 +120,7 @@ pub(crate) fn report_policy() -> String {
     format!("{}; frame-ancestors 'none'", *POLICY)
 }
 
-/// The facts at the head of the page.
+/// The facts at the head of the report's page: names and values.
 fn summary(report: &LineReport) -> Vec<(&'static str, String)> {
     let zone = report.zone.iana_name().unwrap_or("the device's zone");
     let contract = |direction| {
@@ -193,7 +194,7 @@ mod tests {
 
     use super::*;
 
-    /// A report of 40 runs against an other end with this name.
+    /// A report of 40 runs against another end with this name.
     fn report(name: &str) -> LineReport {
         let mut runs = Vec::new();
         for number in 0..40 {

@@ -1,4 +1,4 @@
-//! The tables of a report, as texts.
+//! The tables of a report, with all cells as text.
 
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::QueueSide;
@@ -9,20 +9,20 @@ use paramedic_report::quantity;
 
 use super::direction_name;
 
-/// The most outages in the page.
+/// The maximum number of outages that the report's page lists.
 const MAX_OUTAGES: usize = 200;
-/// The most runs in the page.
+/// The maximum number of runs that the report's page lists.
 const MAX_RUNS: usize = 1_000;
 
-/// A table.
+/// A table of a report, with all cells as text.
 pub(super) struct ReportTable {
-    /// Its title.
+    /// The title of the table.
     pub(super) title: String,
-    /// The columns, and whether each has numbers.
+    /// The heads of the columns, and whether each column has numbers.
     pub(super) columns: Vec<(&'static str, bool)>,
-    /// The rows. The first cell of each is its head.
+    /// The rows of cells. The first cell of each row is the head of the row.
     pub(super) rows: Vec<Vec<String>>,
-    /// What stands in place of the rows if there are none.
+    /// The text in place of the rows if the table has none.
     pub(super) empty: &'static str,
 }
 
@@ -31,13 +31,13 @@ impl ReportTable {
         Self { title: title.to_owned(), columns: columns.to_vec(), rows, empty }
     }
 
-    /// Whether the column at this place has numbers.
+    /// Whether the column with the index `at` has numbers.
     pub(super) fn is_number(&self, at: &usize) -> bool {
         self.columns.get(*at).is_some_and(|(_, is_number)| *is_number)
     }
 }
 
-/// The text for a value that was not measured, or that too few runs measured.
+/// The text in place of a value that was not measured, or that too few runs measured.
 const NONE: &str = "–";
 
 fn rate(median: Option<Median>) -> String {
@@ -65,7 +65,7 @@ fn share(direction: &DirectionReport, median: Option<Median>) -> String {
     share.map_or_else(|| NONE.to_owned(), quantity::share)
 }
 
-/// How the device was connected, in a sentence.
+/// Describes in a sentence how the device was connected to its network.
 pub(super) fn connection(method: &MethodReport) -> String {
     let mut parts = Vec::new();
     for (interface, runs) in &method.interfaces {

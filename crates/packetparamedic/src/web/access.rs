@@ -10,7 +10,7 @@ use crate::network::IpNetwork;
 /// The prefix of the API's routes.
 pub(super) const API: &str = "/api/v1";
 
-/// The changes that start or end a test, or only check something.
+/// The routes at which a change needs only the scope `run`: they start or end a test, or only check something.
 const RUNS: [&str; 5] =
     ["/tests", "/tests/{id}/cancel", "/schedules/proposals", "/schedules/{name}/run", "/schedule-runs/cancel"];
 
@@ -30,29 +30,30 @@ const SETTINGS: [&str; 8] = [
 const LOGIN: [&str; 2] = ["/login", "/logout"];
 /// The page to which a setup link leads.
 pub(super) const SETUP_PAGE: &str = "/setup/{secret}";
-/// The files of the pages, and the choice of their colours. They need no scope: the login page uses them too.
+/// The routes of the pages' files and of the choice of colours. They need no scope, because the login page uses them
+/// too.
 const OPEN_PAGES: [&str; 2] = ["/assets/{name}", "/theme"];
 
-/// What the rules know of a request.
+/// The facts about a request from which the access rules decide.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestFacts<'a> {
     /// The address at the other end of the connection.
     pub(super) peer: IpAddr,
-    /// The address of this end.
+    /// The address of this end of the connection.
     pub(super) local: SocketAddr,
-    /// The value of `Host`; `None` if there is not exactly one.
+    /// The value of the header `Host`; `None` if the request does not have exactly one.
     pub(super) host: Option<&'a str>,
-    /// The authority of a request target in absolute form.
+    /// The host and port in the request target, if the target is in absolute form.
     pub(super) target: Option<&'a str>,
-    /// The name of the first header of a proxy.
+    /// The name of the first header in the request that a proxy adds.
     pub(super) proxy_header: Option<&'a str>,
-    /// The values of `X-Forwarded-For`, joined.
+    /// The values of the headers `X-Forwarded-For`, joined.
     pub(super) forwarded_for: Option<&'a str>,
-    /// The value of `Origin`.
+    /// The value of the header `Origin`.
     pub(super) origin: Option<&'a str>,
-    /// The value of `Sec-Fetch-Site`.
+    /// The value of the header `Sec-Fetch-Site`.
     pub(super) fetch_site: Option<&'a str>,
-    /// Whether its method may change something.
+    /// Whether the method of the request may change something.
     pub(super) is_change: bool,
     /// Whether a browser shows the answer as a page of its own, such as after a click on a link.
     pub(super) is_visit: bool,
@@ -61,7 +62,7 @@ pub(super) struct RequestFacts<'a> {
 /// A request that passed the checks of its sender and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Admitted {
-    /// The client's address, behind a trusted proxy as that proxy reports it.
+    /// The client's address. For a request through a trusted proxy, this is the address that the proxy forwarded.
     pub(super) client: IpAddr,
     /// What the request may do without a login, or why it may do nothing.
     pub(super) without_login: Result<AccessScope, AccessRefusal>,
@@ -70,28 +71,29 @@ pub(super) struct Admitted {
 /// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum AccessRefusal {
-    /// The request names another host: a web page may have given its name this host's address (DNS rebinding).
+    /// The request names another host: a web page may have given its own name this host's address (DNS rebinding).
     WrongHost { port: u16 },
-    /// A proxy that is not trusted forwarded it.
+    /// A proxy that is not trusted forwarded the request.
     UntrustedProxy { header: String, peer: IpAddr },
-    /// A page of another site sent it.
+    /// A page of another site sent the request.
     CrossOrigin { origin: String },
-    /// It has no login.
+    /// The request needs a login or a token, and has neither.
     LoginRequired,
-    /// Its token is not, or no longer, valid.
+    /// The token of the request is not valid, or no longer.
     UnknownToken,
-    /// It needs a larger scope than its token, its login, or a client without a login has.
+    /// The request needs a larger scope than its token or its login has, or than a client without a login has.
     ScopeTooSmall { needs: AccessScope, has: AccessScope },
 }
 
-/// The rules.
+/// The rules that decide which requests through the TCP listener are answered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AccessRules {
     pub(super) trusted_proxies: Vec<IpNetwork>,
 }
 
 impl AccessRules {
-    /// Checks the sender and the origin of a request. Returns its client, and what it may do without a login.
+    /// Checks the sender and the origin of a request. Returns the client of the request, and what it may do without a
+    /// login.
     pub(super) fn admit(&self, facts: &RequestFacts<'_>) -> Result<Admitted, AccessRefusal> {
         let peer = facts.peer.to_canonical();
         let is_trusted = |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
@@ -120,8 +122,8 @@ impl AccessRules {
 }
 
 impl Admitted {
-    /// Whether a request is answered. `needs` is the scope that its route needs; `None` if the route needs none.
-    /// `login` is the scope of its login or its token.
+    /// Whether a request is answered. `needs` is the scope that the route needs; `None` if the route needs none.
+    /// `login` is the scope of the request's login or token.
     pub(super) fn authorise(
         &self,
         login: Option<AccessScope>,
@@ -142,13 +144,13 @@ impl Admitted {
     }
 }
 
-/// Whether a header, in lower case, is one by which proxies say that they forwarded a request.
+/// Whether `name`, in lower case, is a header that proxies add to a forwarded request.
 pub(super) fn is_proxy_header(name: &str) -> bool {
     ["forwarded", "via", "x-real-ip"].contains(&name) || name.starts_with("x-forwarded-")
 }
 
-/// The scope that a route needs; `path` is its pattern. `None` if it needs none. A route that is not listed above needs
-/// `read` for a read, and `admin` for a change.
+/// Returns the scope that a request needs, by its method and by the pattern `path` of its route; `None` if it needs
+/// none. A route that no constant above lists needs `read` for a read, and `admin` for a change.
 pub(super) fn needed_scope(method: &Method, path: &str) -> Option<AccessScope> {
     let route = path.strip_prefix(API).unwrap_or(path);
     let is_below = |part: &&str| route.strip_prefix(*part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -169,13 +171,13 @@ fn is_loopback(facts: &RequestFacts<'_>) -> bool {
     [facts.peer, facts.local.ip()].iter().all(|address| address.to_canonical().is_loopback())
 }
 
-/// Whether the request names this host's loopback with the port of the listener.
+/// Whether the host of the request is a loopback name or address of this host, with the port of the listener.
 fn is_own_host(facts: &RequestFacts<'_>) -> bool {
     let port = facts.local.port();
     let is_own = |host: &str| {
         let name = match host.strip_suffix(&format!(":{port}")) {
             Some(name) => name,
-            // The ports of http and https.
+            // A client leaves out the default ports of http and https.
             None if [80, 443].contains(&port) => host,
             None => return false,
         };
@@ -304,7 +306,7 @@ mod tests {
         ] {
             assert_eq!(client(given), read, "{given:?}");
         }
-        // With a proxy on this host, a request without its headers could be one that it forwarded.
+        // With a proxy on this host, a request without proxy headers could still be one that the proxy forwarded.
         let direct = proxies.admit(&facts(LOOPBACK, LISTENER, "localhost:8068")).unwrap();
         assert_eq!(direct.without_login, Err(AccessRefusal::LoginRequired));
     }
@@ -370,7 +372,7 @@ mod tests {
             assert_eq!(admitted.authorise(login, Some(needs)).is_ok(), is_answered, "{login:?} {needs:?}");
         }
         assert_eq!(closed.authorise(None, Some(Read)), Err(AccessRefusal::LoginRequired));
-        // The login itself needs none; a page of another name may not try passwords.
+        // The login route needs no login, but a page of another host name may not try passwords.
         let wrong = Admitted { without_login: Err(AccessRefusal::WrongHost { port: 1 }), ..open.clone() };
         assert!(open.authorise(None, None).is_ok() && closed.authorise(None, None).is_ok());
         assert!(wrong.authorise(None, None).is_err() && wrong.authorise(Some(Admin), None).is_err());

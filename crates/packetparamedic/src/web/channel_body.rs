@@ -1,4 +1,4 @@
-//! The body of an answer whose parts come from a task.
+//! The body of an HTTP answer whose parts a task sends through a channel.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -8,15 +8,15 @@ use axum::body::Bytes;
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
-/// The body, with a guard `G`. Both are dropped when the client has gone or has read the end; the sender of the parts
-/// can wait for that.
+/// The body of an HTTP answer, with a guard `G`. The server drops both when the client has gone or has read the end of
+/// the answer; the sender of the parts can wait for that.
 pub(super) struct ChannelBody<G> {
     parts: mpsc::Receiver<Bytes>,
     _guard: G,
 }
 
 impl<G> ChannelBody<G> {
-    /// The body of these parts.
+    /// Creates the body that consists of `parts`, with a guard.
     pub(super) fn new(parts: mpsc::Receiver<Bytes>, guard: G) -> Self {
         Self { parts, _guard: guard }
     }

@@ -1,4 +1,4 @@
-//! The routes of channels and of the messages that they carry.
+//! The API routes of the channels of alert messages, and of the messages that the channels carry.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -58,7 +58,8 @@ pub(super) async fn disable(
     Ok(Json(switched(&state, source, &name, false).await?))
 }
 
-/// Sends a test message at once. A refusal by the other end is an answer, not an error.
+/// Sends a test message through a channel at once. If the other end refuses the message, the answer reports this; the
+/// request succeeds.
 pub(super) async fn test(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,
@@ -73,13 +74,13 @@ pub(super) async fn messages(
     Ok(Json(state.service.appliance().messages(query.before, query.limit).await?))
 }
 
-/// Removes a channel.
+/// Removes the channel with this name, and returns it.
 pub(super) async fn removed(state: &ApiState, source: RequestSource, name: &str) -> Result<StoredChannel, Problem> {
     let appliance = state.service.appliance();
     Ok(appliance.remove_channel(changeable(appliance, source, name).await?).await?)
 }
 
-/// Enables or disables a channel.
+/// Enables or disables the channel with this name, and returns it.
 pub(super) async fn switched(
     state: &ApiState,
     source: RequestSource,
@@ -92,8 +93,8 @@ pub(super) async fn switched(
     Ok(stored)
 }
 
-/// The channel with this name, if the request may change it. The caller changes this channel and not the name, because
-/// another channel can have the name by then.
+/// Returns the channel with this name, if the request may change it. The caller then changes the returned channel, not
+/// the one with the name, because another channel can have the name by then.
 async fn changeable(appliance: &Appliance, source: RequestSource, name: &str) -> Result<StoredChannel, ApplianceError> {
     let stored = appliance.channel(name).await?;
     check_source(stored.channel.destination.is_command(), source)?;
@@ -105,12 +106,12 @@ fn check_source(is_command: bool, source: RequestSource) -> Result<(), Appliance
     if is_command && !source.is_on_this_host() { Err(ChannelError::CommandRefused.into()) } else { Ok(()) }
 }
 
-/// The route of a channel, or of what can be done with it.
+/// The API route of a channel or, with an `action` such as `/enable`, of that action.
 pub(crate) fn channel_route(name: &str, action: &str) -> String {
     format!("/channels/{}{action}", encoded(name))
 }
 
-/// The route of the latest messages.
+/// The API route of the latest alert messages, at most `limit`.
 pub(crate) fn messages_route(limit: u32) -> String {
     format!("/messages?limit={}", limit.clamp(1, 1000))
 }

@@ -1,4 +1,4 @@
-//! The body of an answer that is sent while it is made.
+//! The bodies of answers that are sent while they are produced.
 
 use std::io;
 use std::pin::Pin;
@@ -17,19 +17,21 @@ use super::problem::Problem;
 /// The maximum number of chunks that wait for a slow client.
 const WAITING_CHUNKS: usize = 2;
 
-/// Sends the chunks of a body. An error breaks the transfer off, so that the client does not take a part for the whole.
+/// Sends the chunks of a body. An error in place of a chunk breaks the transfer off, so that the client does not take a
+/// part of the answer for the whole.
 pub(super) type ChunkSender = mpsc::Sender<io::Result<Bytes>>;
 
-/// A body and the sender of its chunks. An error of the sender means that the client has gone.
+/// Creates a body and the sender of its chunks. Sending fails when the client has gone.
 pub(super) fn body() -> (ChunkSender, Body) {
     let (sender, chunks) = mpsc::channel(WAITING_CHUNKS);
     (sender, Body::new(ChunkBody { chunks }))
 }
 
-/// An answer of lines: its media type and its body.
+/// An answer that consists of lines: its media type and its body.
 pub(super) type LinesAnswer = ([(HeaderName, &'static str); 1], Body);
 
-/// The lines of an export as an answer of this media type. An error of the first lines is answered as a problem.
+/// Answers with the lines of an export, as the media type `kind`. An error before the first line is answered as a
+/// problem.
 pub(super) async fn of_lines<E: ExportLines>(mut export: E, kind: &'static str) -> Result<LinesAnswer, Problem> {
     let first = export.next_lines().await.map_err(ApplianceError::from)?;
     let (sender, body) = body();

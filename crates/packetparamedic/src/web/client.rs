@@ -1,4 +1,4 @@
-//! The client of the running service: the commands that ask it instead of opening the store.
+//! The client of the running service, for commands that ask the service instead of opening the store.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,32 +20,32 @@ use super::problem::Problem;
 use super::test_runs::TestLine;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// How long the service may take to answer, a slow disk included.
+/// The timeout for an answer of the service, long enough for a slow disk.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest answer, in bytes; a result document is far below.
+/// The maximum length of an answer, in bytes; a result document is far smaller.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
-/// Only root can create this folder: a program that listens in it was set up by root.
+/// The runtime folder that only root can create: root set up every program that listens in it.
 const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
 
-/// A running service.
+/// A client of the running service.
 pub(crate) struct ServiceClient {
     socket: PathBuf,
 }
 
-/// What is at the sockets of a service.
+/// What a command found at the sockets of a service.
 pub(crate) enum FoundService {
-    /// A service that may be asked.
+    /// A service that answers and that this user can trust.
     Running(ServiceClient),
-    /// A socket that a killed service left.
+    /// A socket that a killed service left behind.
     Stale(PathBuf),
-    /// A socket, or a folder, that this user may not use.
+    /// A socket that this user may not use, or at which another user's program listens.
     Denied(PathBuf, io::Error),
-    /// No socket.
+    /// There is no socket.
     None,
 }
 
 impl ServiceClient {
-    /// The service at the first of these sockets that exists.
+    /// Looks for a service at the first of `sockets` that exists.
     pub(crate) async fn find(sockets: &[PathBuf]) -> FoundService {
         for socket in sockets {
             match connect(socket).await {
@@ -63,28 +63,28 @@ impl ServiceClient {
         FoundService::None
     }
 
-    /// Reads `route`, which is relative to /api/v1.
+    /// Requests `route`, which is relative to /api/v1, and parses the JSON of the answer.
     pub(crate) async fn get<T: DeserializeOwned>(&self, route: &str) -> Result<T, CommandFailure> {
         read(self.answer(Method::GET, route, Bytes::new()).await?)
     }
 
-    /// Reads `route` as text.
+    /// Requests `route`, and returns the answer as text.
     pub(crate) async fn get_text(&self, route: &str) -> Result<String, CommandFailure> {
         let bytes = self.answer(Method::GET, route, Bytes::new()).await?;
         String::from_utf8(bytes.into()).map_err(|error| broken(&error))
     }
 
-    /// Reads the lines of `route`.
+    /// Requests `route`, and returns a reader of the lines of the answer.
     pub(crate) async fn lines(&self, route: &str) -> Result<LineReader, CommandFailure> {
         Ok(LineReader::of(self.opened(Method::GET, route, Bytes::new()).await?))
     }
 
-    /// Reads `route`, which may take any time to answer.
+    /// Requests `route`, which may take any time to answer, and parses the JSON of the answer.
     pub(crate) async fn get_slow<T: DeserializeOwned>(&self, route: &str) -> Result<T, CommandFailure> {
         read(whole(&mut self.opened(Method::GET, route, Bytes::new()).await?).await?)
     }
 
-    /// Sends a body to `route`, which may take any time to answer.
+    /// Posts a JSON body to `route`, which may take any time to answer.
     pub(crate) async fn post_slow<T: DeserializeOwned>(
         &self,
         route: &str,
@@ -93,12 +93,12 @@ impl ServiceClient {
         read(whole(&mut self.opened(Method::POST, route, json(body)?).await?).await?)
     }
 
-    /// Reads the bytes of `route`.
+    /// Requests `route`, and returns a reader of the bytes of the answer.
     pub(crate) async fn chunks(&self, route: &str) -> Result<ChunkReader, CommandFailure> {
         Ok(ChunkReader { body: self.opened(Method::GET, route, Bytes::new()).await? })
     }
 
-    /// The body of a successful answer.
+    /// Sends a request, and returns the body of a successful answer. Any other answer is a failure.
     async fn opened(&self, method: Method, route: &str, body: Bytes) -> Result<Incoming, CommandFailure> {
         let response = self.send(method, route, body).await?;
         let status = response.status();
@@ -106,7 +106,7 @@ impl ServiceClient {
         if status.is_success() { Ok(body) } else { Err(problem(&whole(&mut body).await?)) }
     }
 
-    /// Sends a body to `route`.
+    /// Posts a JSON body to `route`, and parses the JSON of the answer.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         route: &str,
@@ -115,38 +115,38 @@ impl ServiceClient {
         read(self.answer(Method::POST, route, json(body)?).await?)
     }
 
-    /// Puts a text to `route`.
+    /// Puts a text to `route`, and parses the JSON of the answer.
     pub(crate) async fn put<T: DeserializeOwned>(&self, route: &str, text: String) -> Result<T, CommandFailure> {
         read(self.answer(Method::PUT, route, text.into()).await?)
     }
 
-    /// Deletes what is at `route`.
+    /// Sends a DELETE request to `route`, and parses the JSON of the answer.
     pub(crate) async fn delete<T: DeserializeOwned>(&self, route: &str) -> Result<T, CommandFailure> {
         read(self.answer(Method::DELETE, route, Bytes::new()).await?)
     }
 
-    /// The route of a schedule, or of what can be done with it.
+    /// The API route of a schedule or, with an `action` such as `/run`, of that action.
     pub(crate) fn schedule_route(name: &str, action: &str) -> String {
         format!("/schedules/{}{action}", encoded(name))
     }
 
-    /// The route of the runs of a schedule, or of all.
+    /// The API route of the latest runs of a schedule, or of all schedules; at most `limit` runs.
     pub(crate) fn runs_route(name: Option<&str>, limit: u32) -> String {
         let of = name.map(|name| format!("&schedule={}", encoded(name))).unwrap_or_default();
         format!("/schedule-runs?limit={}{of}", limit.clamp(1, 1000))
     }
 
-    /// The route of a token.
+    /// The API route of the token with this name.
     pub(crate) fn token_route(name: &str) -> String {
         format!("/tokens/{}", encoded(name))
     }
 
-    /// The route of a result.
+    /// The API route of the result with this id.
     pub(crate) fn result_route(id: &str) -> String {
         format!("/results/{}", encoded(id))
     }
 
-    /// Starts a test.
+    /// Starts a test in the service. Fails if the service does not accept the test.
     pub(crate) async fn test(&self, request: &impl Serialize) -> Result<RemoteTest, CommandFailure> {
         let body = self.opened(Method::POST, "/tests", json(request)?).await?;
         let mut lines = LineReader::of(body);
@@ -193,12 +193,12 @@ pub(crate) struct RemoteTest {
 }
 
 impl RemoteTest {
-    /// The next event, or the end. Cancel safe.
+    /// Waits for the next line of the test, an event or the end. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<TestLine, CommandFailure> {
         self.lines.test_line().await?.ok_or_else(|| broken(&"it ended during the test"))
     }
 
-    /// Requests the end of the test. Its measurements so far are kept, and its lines go on to the end.
+    /// Asks the service to end the test. The measurements so far are kept, and the lines of the test go on to its end.
     pub(crate) async fn cancel(&self) -> Result<(), CommandFailure> {
         let service = ServiceClient { socket: self.socket.clone() };
         let route = format!("/tests/{}/cancel", self.id);
@@ -206,13 +206,13 @@ impl RemoteTest {
     }
 }
 
-/// Reads an answer as its bytes arrive.
+/// Reads the body of an answer as its bytes arrive.
 pub(crate) struct ChunkReader {
     body: Incoming,
 }
 
 impl ChunkReader {
-    /// The next bytes; `None` at the end.
+    /// Waits for the next bytes of the answer; `None` at its end.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, CommandFailure> {
         loop {
             match self.body.frame().await {
@@ -228,12 +228,12 @@ impl ChunkReader {
     }
 }
 
-/// Reads an answer line by line.
+/// Reads the body of an answer line by line.
 pub(crate) struct LineReader {
     body: ChunkReader,
-    /// The begin of a line whose end has not arrived.
+    /// The start of a line whose end has not arrived.
     part: Vec<u8>,
-    /// Whole lines that were not taken yet.
+    /// Whole lines that the caller has not taken yet.
     ready: VecDeque<String>,
 }
 
@@ -242,20 +242,20 @@ impl LineReader {
         Self { body: ChunkReader { body }, part: Vec::new(), ready: VecDeque::new() }
     }
 
-    /// The lines that arrive next, without newlines; `None` at the end. Cancel safe.
+    /// Waits for the next lines of the answer, without newlines; `None` at its end. Cancel safe.
     pub(crate) async fn next_lines(&mut self) -> Result<Option<Vec<String>>, CommandFailure> {
         let is_open = self.fill().await?;
         Ok(is_open.then(|| self.ready.drain(..).collect()))
     }
 
-    /// The next line of a test; `None` at the end. Cancel safe.
+    /// Waits for the next line about a test; `None` at the end of the answer. Cancel safe.
     async fn test_line(&mut self) -> Result<Option<TestLine>, CommandFailure> {
         self.fill().await?;
         let Some(line) = self.ready.pop_front() else { return Ok(None) };
         serde_json::from_str(&line).map(Some).map_err(|error| broken(&error))
     }
 
-    /// Reads until a line is ready; `false` at the end.
+    /// Reads until a whole line is ready; `false` at the end of the answer.
     async fn fill(&mut self) -> Result<bool, CommandFailure> {
         while self.ready.is_empty() {
             if self.part.len() > MAX_ANSWER_BYTES {
@@ -307,7 +307,7 @@ fn problem(bytes: &[u8]) -> CommandFailure {
     }
 }
 
-/// The failure of a conversation with the service.
+/// The failure of a command because the service did not answer as expected.
 fn broken(error: &dyn std::fmt::Display) -> CommandFailure {
     CommandFailure::new(
         ExitStatus::Failed,

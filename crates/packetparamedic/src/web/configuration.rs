@@ -1,4 +1,4 @@
-//! The routes of the configuration: export, apply.
+//! The API routes of the configuration: export, apply.
 
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -11,7 +11,7 @@ use super::connections::RequestSource;
 use super::extract::ApiBody;
 use super::problem::Problem;
 
-/// The longest configuration, in bytes.
+/// The maximum length of a configuration in a request, in bytes.
 pub(super) const MAX_CONFIGURATION_BYTES: usize = 4 * 1024 * 1024;
 
 /// A request to apply a configuration to the store.
@@ -20,7 +20,7 @@ pub(crate) struct ApplyRequest {
     /// Whether only the differences are computed.
     #[serde(default)]
     pub(crate) dry_run: bool,
-    /// The configuration.
+    /// The configuration to apply.
     #[serde(flatten)]
     pub(crate) configuration: DeviceConfiguration,
 }

@@ -1,5 +1,5 @@
-//! Accepts the connections of the API and serves HTTP on them. However a client behaves, it holds few connections, its
-//! requests are complete within seconds, and an answer that it does not read breaks off.
+//! Accepts the connections of the API and serves HTTP on them. A client can hold only few connections, must complete
+//! each request within seconds, and loses an answer that it does not read.
 
 use std::collections::HashMap;
 use std::io;
@@ -29,26 +29,28 @@ use crate::network::{IpNetwork, user_part};
 
 /// The maximum number of connections of a listener at once.
 const MAX_CONNECTIONS: usize = 64;
-/// The most of them from one address (an IPv6 /64) that is neither of this host nor a trusted proxy.
+/// The maximum number of connections from one address (an IPv6 /64). Addresses of this host and of trusted proxies have
+/// no limit of their own.
 const MAX_CONNECTIONS_PER_ADDRESS: usize = 16;
-/// How long the line and the headers of a request may take, and how long a connection may be without a request.
+/// The timeout for the line and the headers of a request, and for a connection without a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of bytes of a request's line and headers together.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// How long an answer may wait until its client takes the next bytes.
+/// How long the write of an answer may wait until the client takes the next bytes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long to wait after a connection could not be accepted.
+/// The wait before the listener accepts again, after it could not accept a connection.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// The answer to a connection for which there is no place.
+/// The answer to a connection that would exceed the maximum number of connections.
 const NO_PLACE: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// Where a request comes from, as reported by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestSource {
-    /// A user, through the unix socket. The kernel lets only root, the service's user and the socket's group connect.
+    /// A user of this host, through the unix socket. The kernel lets only root, the service's user and the socket's
+    /// group connect.
     User { uid: u32 },
-    /// An address, through a TCP listener.
+    /// A client at an IP address, through a TCP listener.
     Address { peer: SocketAddr, local: SocketAddr, is_tls: bool },
 }
 
@@ -62,9 +64,9 @@ impl RequestSource {
 
 /// A bound listener of the API.
 pub(crate) enum ApiListener {
-    /// A unix socket.
+    /// A listener on a unix socket.
     Unix(UnixSocket),
-    /// An address, with TLS or without.
+    /// A TCP listener, with TLS or without.
     Tcp(TcpListener, Option<TlsAcceptor>),
 }
 
@@ -77,7 +79,7 @@ impl ApiListener {
             let accepted = tokio::select! {
                 accepted = self.accept() => accepted,
                 Some(_) = connections.join_next() => continue,
-                // The sender is dropped only with the process.
+                // The sender lives as long as the process, so this wait does not fail.
                 _ = stopping.wait_for(|wanted| *wanted) => break,
             };
             let (stream, source) = match accepted {
@@ -126,7 +128,7 @@ impl ApiListener {
             Self::Tcp(listener, tls) => {
                 let (stream, peer) = listener.accept().await?;
                 let local = stream.local_addr()?;
-                // Events are small, and each is due at once.
+                // Events are small, and each must be sent at once.
                 stream.set_nodelay(true)?;
                 Ok((ApiStream::Tcp(stream), RequestSource::Address { peer, local, is_tls: tls.is_some() }))
             }
@@ -134,7 +136,8 @@ impl ApiListener {
     }
 }
 
-/// The address for which connections are limited; `None` if only the listener's limit applies.
+/// Returns the client's address, if the number of its connections is limited; `None` if only the listener's limit
+/// applies.
 fn limited_address(source: &RequestSource, proxies: &[IpNetwork]) -> Option<IpAddr> {
     let RequestSource::Address { peer, .. } = source else { return None };
     let address = peer.ip().to_canonical();
@@ -177,7 +180,7 @@ impl ConnectionPlaces {
     }
 }
 
-/// A place that a connection holds until this is dropped.
+/// The place of a connection among the [`ConnectionPlaces`]. Dropping it frees the place.
 struct HeldPlace {
     places: Arc<Mutex<ConnectionPlaces>>,
     address: Option<IpAddr>,
@@ -229,14 +232,14 @@ async fn serve_one<S>(
     }
 }
 
-/// A connection of either kind.
+/// An accepted connection, through the unix socket or through TCP.
 enum ApiStream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
 impl ApiStream {
-    /// Answers that there is no place, if the kernel accepts the answer at once.
+    /// Answers that the service has no place for this connection, if the kernel accepts the answer at once.
     fn refuse(self) {
         let mut unread = [0; 4096];
         // Unread bytes would make the kernel reset the connection, and the answer could be lost.
@@ -247,7 +250,7 @@ impl ApiStream {
     }
 }
 
-/// Runs the same expression for either kind of stream.
+/// Runs the same expression for either kind of [`ApiStream`].
 macro_rules! either {
     ($stream:expr, $inner:ident => $call:expr) => {
         match $stream {
@@ -277,17 +280,17 @@ impl AsyncWrite for ApiStream {
     }
 }
 
-/// A stream whose writes fail after a time without progress.
+/// A stream whose writes fail after a time without progress. So a client that does not read cannot keep its connection.
 struct WriteLimited<S> {
     stream: S,
     /// How long a write may wait without progress.
     limit: Duration,
-    /// Runs while a write waits.
+    /// The timer that runs while a write waits; `None` if no write waits.
     timeout: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteLimited<S> {
-    /// The outcome of a write; an error if the write has waited for `limit`.
+    /// Returns the outcome `written` of a write; an error if the write has waited for `limit`.
     fn limited<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.timeout = None;
@@ -316,7 +319,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteLimited<S> {
         self.limited(context, written)
     }
 
-    // TLS accepts a write before the socket does; the unsent rest waits in a flush.
+    // TLS accepts a write before the socket does, so unsent bytes can wait in a flush too.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         self.limited(context, flushed)
@@ -342,7 +345,7 @@ mod tests {
     use super::super::tls::acceptor;
     use super::*;
 
-    /// The ends of a TLS connection, between which few bytes fit.
+    /// Both ends of a TLS connection that buffers few bytes between them.
     async fn tls_connection() -> (server::TlsStream<DuplexStream>, client::TlsStream<DuplexStream>) {
         let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../lab/tests/tls"));
         let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| folder.join(name));
@@ -367,7 +370,7 @@ mod tests {
             is_tls: true,
         };
         let limit = Duration::from_millis(100);
-        // TLS takes a small answer before the socket does; of a large one it takes only the begin.
+        // TLS takes all of a small answer before the socket does, but only the start of a large one.
         for length in [16 * 1024, 1024 * 1024] {
             let app = Router::new().route("/", get(move || async move { vec![b'x'; length] }));
             let (server, mut client) = tls_connection().await;
@@ -375,7 +378,7 @@ mod tests {
             client.flush().await.unwrap();
             let (_stop, stopping) = watch::channel(false);
             let served = serve_one(server, limit, source, app, stopping);
-            // Far below the time after which a connection without a request ends.
+            // The timeout is far below the one of a connection without a request.
             assert!(tokio::time::timeout(HEAD_TIMEOUT / 2, served).await.is_ok(), "{length} bytes wait for ever");
             let mut taken = Vec::new();
             assert!(client.read_to_end(&mut taken).await.is_err(), "the answer breaks off");

@@ -17,13 +17,13 @@ use super::channel_body::ChannelBody;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The maximum number of streams at once. It leaves connections for other requests.
+/// The maximum number of event streams at once. It is below the limit of connections, to leave some for other requests.
 pub(super) const MAX_STREAMS: usize = 32;
 /// The maximum number of events that wait for a slow client.
 const WAITING_EVENTS: usize = 64;
 /// How long a stream is silent before the service sends a heartbeat.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
-/// The first lines: the client asks again 3 s after the stream ends.
+/// The first lines of an event stream. They make the client reconnect 3 s after the stream ends.
 const BEGIN: &[u8] = b"retry: 3000\n: connected\n\n";
 
 pub(super) async fn stream(State(state): State<ApiState>) -> Result<impl IntoResponse, Problem> {
@@ -31,12 +31,13 @@ pub(super) async fn stream(State(state): State<ApiState>) -> Result<impl IntoRes
     let (sender, parts) = mpsc::channel(WAITING_EVENTS);
     let listener = state.service.updates().subscribe();
     tokio::spawn(forward(listener, sender, state.stopping.clone()));
-    // A proxy that collects the answer would delay the events.
+    // A proxy that buffers the answer would delay the events.
     let headers = [(CONTENT_TYPE.as_str(), "text/event-stream"), ("x-accel-buffering", "no")];
     Ok((headers, Body::new(ChannelBody::new(parts, place))))
 }
 
-/// Passes updates on, until the client goes away or does not keep up, or the service stops.
+/// Passes the updates about running tests on to a client, until the client goes away or does not keep up, or the
+/// service stops.
 async fn forward(mut listener: RunUpdateListener, client: mpsc::Sender<Bytes>, mut stopping: watch::Receiver<bool>) {
     let mut part = Bytes::from_static(BEGIN);
     while client.try_send(part).is_ok() {
@@ -52,8 +53,8 @@ async fn forward(mut listener: RunUpdateListener, client: mpsc::Sender<Bytes>, m
     }
 }
 
-/// An update in the format of <https://html.spec.whatwg.org/multipage/server-sent-events.html>. Compact JSON is one
-/// line: line breaks in its strings are escaped.
+/// Formats an update as in <https://html.spec.whatwg.org/multipage/server-sent-events.html>. The compact JSON of the
+/// update is one line, because JSON escapes the line breaks in strings.
 fn server_sent(update: &RunUpdate) -> Bytes {
     let value = serde_json::to_value(update).unwrap_or_default();
     let name = value["event"].as_str().unwrap_or("update");
@@ -105,7 +106,7 @@ mod tests {
         }
         slow.await.unwrap();
         assert!(!fast.is_finished());
-        // What fits was kept, and then the stream ends.
+        // The stream keeps the events that fit, and then ends.
         let mut kept = 0;
         while unread.recv().await.is_some() {
             kept += 1;

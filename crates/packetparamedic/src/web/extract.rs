@@ -1,4 +1,4 @@
-//! The parts of a request, read such that every refusal is a problem document.
+//! The parts of a request. Every refusal to read one of them is a problem document.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use serde::de::DeserializeOwned;
 use super::access::API;
 use super::problem::Problem;
 
-/// How long the body of a request may take.
+/// The timeout for the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A JSON body.
+/// The JSON body of a request.
 pub(super) struct ApiBody<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
@@ -30,8 +30,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiBody<T> {
     }
 }
 
-/// An error of serde without the value that it quotes: a value that stands where another type belongs may be a secret. Its
-/// type stays.
+/// Removes the quoted value from a serde error, because a value of a wrong type may be a secret. The type of the value
+/// stays in the error.
 fn unquoted(error: String) -> String {
     let begin = ["invalid type: ", "invalid value: "].iter().find_map(|said| Some(error.find(said)? + said.len()));
     let parts = begin.zip(error.rfind(", expected")).and_then(|(begin, end)| {
@@ -44,7 +44,7 @@ fn unquoted(error: String) -> String {
     }
 }
 
-/// The fields of an HTML form.
+/// The fields of an HTML form: names and values.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FormBody(pub(super) Vec<(String, String)>);
 
@@ -64,24 +64,24 @@ impl<S: Send + Sync> FromRequest<S> for FormBody {
 }
 
 impl FormBody {
-    /// The value of a field, without the spaces around it; `None` if it is not there or empty.
+    /// The value of the field `wanted`, without surrounding spaces; `None` if the field is missing or empty.
     pub(super) fn text(&self, wanted: &str) -> Option<&str> {
         let field = self.0.iter().find(|(name, _)| name == wanted);
         field.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
     }
 
-    /// The value of a field, to be shown again; empty if there is none.
+    /// The value of the field `wanted`, to be shown in the form again; empty if the field is missing.
     pub(super) fn value(&self, wanted: &str) -> &str {
         self.text(wanted).unwrap_or_default()
     }
 
-    /// Whether a box is ticked.
+    /// Whether the checkbox `wanted` of the form is ticked.
     pub(super) fn is_ticked(&self, wanted: &str) -> bool {
         self.text(wanted).is_some()
     }
 }
 
-/// A body as text.
+/// The body of a request as text.
 pub(super) struct ApiText(pub(super) String);
 
 impl<S: Send + Sync> FromRequest<S> for ApiText {
@@ -99,7 +99,7 @@ async fn in_time<T>(read: impl Future<Output = T>) -> Result<T, Problem> {
     tokio::time::timeout(BODY_TIMEOUT, read).await.map_err(late)
 }
 
-/// A part of the path.
+/// The value of a parameter in the path of a request.
 pub(super) struct ApiPath<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for ApiPath<T> {
@@ -112,7 +112,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for ApiPath
     }
 }
 
-/// The parameters of a list: `limit`, from 1 to 1000, `after`, a cursor, and `schedule`, a name.
+/// The query parameters of a list: `limit` (from 1 to 1000), `after` (a cursor) and `schedule` (a name).
 pub(super) struct ListQuery {
     pub(super) limit: u32,
     pub(super) after: Option<PageCursor>,
@@ -150,18 +150,18 @@ impl ListQuery {
 }
 
 impl ListQuery {
-    /// The header of [`next_page`] for the list of this query.
+    /// The header from [`next_page`] for the list that this query requested.
     pub(super) fn next(&self, route: &str, count: usize, last: Option<PageCursor>) -> Option<NextPage> {
         let schedule = self.schedule.as_deref().map(|name| format!("&schedule={}", encoded(name)));
         next_page(route, &schedule.unwrap_or_default(), self.limit, count, last)
     }
 }
 
-/// The header `Link`.
+/// The header `Link`, with the address of the next page of a list.
 pub(super) type NextPage = [(HeaderName, String); 1];
 
-/// The header with the address of the next page of `route` (RFC 8288). `last` is the cursor of the last row of this
-/// page; the next page has the same `parameters`. `None` after a page that is not full.
+/// Returns the header with the address of the next page of `route` (RFC 8288); `None` after a page that is not full.
+/// `last` is the cursor of the last row of this page. The next page has the same `parameters`.
 pub(super) fn next_page(
     route: &str,
     parameters: &str,
@@ -173,7 +173,7 @@ pub(super) fn next_page(
     Some([(LINK, format!("<{API}{route}?limit={limit}&after={last}{parameters}>; rel=\"next\""))])
 }
 
-/// The parameter of a series: `points`, from 1 to 10000.
+/// The query parameter of a time series: `points`, from 1 to 10000.
 pub(super) struct PointsQuery(pub(super) usize);
 
 impl<S: Send + Sync> FromRequestParts<S> for PointsQuery {

@@ -1,4 +1,5 @@
-//! Answers or refuses requests by the rules of `access`. Reads their headers, and looks up their tokens and logins.
+//! Answers or refuses requests by the rules of `access`. Reads the headers of requests, and looks up their tokens and
+//! logins.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
@@ -23,12 +24,12 @@ use super::connections::RequestSource;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The cookie of a login.
+/// The name of the cookie that contains the secret of a login.
 pub(super) const LOGIN_COOKIE: &str = "packetparamedic_login";
 /// How often a streamed answer checks that its token or login still exists: another process can remove it.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What the guard needs. Clones share it.
+/// Checks requests by the access rules. Clones share the count of removals.
 #[derive(Clone)]
 pub(super) struct AccessGuard {
     appliance: Appliance,
@@ -47,7 +48,7 @@ impl AccessGuard {
         self.removals.send_modify(|removals| *removals += 1);
     }
 
-    /// Ends when the token or login of a request does not exist any more.
+    /// Completes when the token or login of a request no longer exists.
     async fn removed(self, Credential { kind, hash, mut removals, .. }: Credential) {
         loop {
             tokio::time::timeout(TOKEN_CHECK_INTERVAL, removals.changed()).await.ok();
@@ -64,27 +65,27 @@ struct Credential {
     kind: SecretKind,
     hash: SecretHash,
     found: FoundCredential,
-    /// Reports each removal since before the lookup.
+    /// Changes with each removal of a token or a login, beginning before the lookup of this one.
     removals: watch::Receiver<u64>,
 }
 
-/// A token or a login that exists.
+/// What the store contains about a token or a login.
 struct FoundCredential {
-    /// For the log.
+    /// The name of the token, or `login`, for the log.
     name: String,
     scope: AccessScope,
 }
 
-/// The client of a request, for its route.
+/// The client of a request, as the handler of the route sees it.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
-    /// Its address.
+    /// The address of the client.
     pub(super) client: IpAddr,
-    /// Whether it uses TLS.
+    /// Whether the client uses TLS, to this service or to a trusted proxy.
     pub(super) is_https: bool,
-    /// Its login.
+    /// The hash of the login's secret; `None` without a login.
     pub(super) login: Option<SecretHash>,
-    /// What it may do; `None` where a login is needed and it has none.
+    /// What the client may do; `None` if the client needs a login and has none.
     pub(super) scope: Option<AccessScope>,
 }
 
@@ -93,8 +94,8 @@ pub(super) struct Caller {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NothingChanged;
 
-/// Answers a request, if its client may send it, and logs each change. Caches may keep only an answer that allows it;
-/// browsers may not guess the type of an answer.
+/// Answers a request, if its client may send it, and logs each change. Caches may store only an answer that allows
+/// caching; browsers may not guess the media type of an answer.
 pub(super) async fn check(State(guard): State<AccessGuard>, request: Request, next: Next) -> Response {
     let mut response = guard.answer(request, next).await;
     let headers = response.headers_mut();
@@ -136,7 +137,7 @@ impl AccessGuard {
                 match self.admit(facts, request.headers(), &path, &method).await {
                     Ok((admitted, credential)) => {
                         let client = admitted.client;
-                        // Only a trusted proxy gets here with this header.
+                        // A request with this header gets here only from a trusted proxy.
                         let is_https = is_tls || only(request.headers(), "x-forwarded-proto") == Some("https");
                         let scope = credential.as_ref().map(|credential| credential.found.scope);
                         let scope = scope.or(admitted.without_login.ok());
@@ -161,14 +162,14 @@ impl AccessGuard {
             None => return refusal(&AccessRefusal::LoginRequired).into_response(),
         };
         let is_change = !method.is_safe() && response.extensions().get::<NothingChanged>().is_none();
-        // A form of a page is answered with a redirection.
+        // The answer to the form of a page is a redirection.
         if is_change && (response.status().is_success() || response.status().is_redirection()) {
             tracing::info!(%method, path, client, "a client's request");
         }
         response
     }
 
-    /// The client of a request, and its token or login if it has one; or why it is refused.
+    /// Returns the client of a request, and its token or login if it has one. Fails if the request is refused.
     async fn admit(
         &self,
         facts: RequestFacts<'_>,
@@ -179,7 +180,7 @@ impl AccessGuard {
         let forwarded_for = joined(headers, "x-forwarded-for");
         let facts = RequestFacts {
             forwarded_for: forwarded_for.as_deref(),
-            // More than one `Origin` is refused, as a wrong one is.
+            // More than one `Origin` is refused, as a wrong `Origin` is.
             origin: headers.contains_key(ORIGIN).then(|| only(headers, ORIGIN.as_str()).unwrap_or("null")),
             fetch_site: only(headers, "sec-fetch-site"),
             ..facts
@@ -194,7 +195,7 @@ impl AccessGuard {
         Ok((admitted, credential))
     }
 
-    /// The token of an `Authorization` header.
+    /// Looks up the token in an `Authorization` header.
     async fn token(&self, header: Option<&str>) -> Result<Credential, Problem> {
         let unknown = || refusal(&AccessRefusal::UnknownToken);
         let (scheme, text) = header.and_then(|value| value.split_once(' ')).ok_or_else(unknown)?;
@@ -202,7 +203,8 @@ impl AccessGuard {
         self.credential(SecretKind::Token, text).await?.ok_or_else(unknown)
     }
 
-    /// The login of a cookie. A login that has ended counts as none, so that the client can log in again.
+    /// Looks up the login in the cookies of a request. A login that has ended counts as none, so that the client can
+    /// log in again.
     async fn login(&self, headers: &HeaderMap) -> Result<Option<Credential>, Problem> {
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
@@ -239,7 +241,7 @@ fn is_visit(headers: &HeaderMap) -> bool {
     only(headers, "sec-fetch-mode") == Some("navigate") && only(headers, "sec-fetch-dest") == Some("document")
 }
 
-/// The value of a header that occurs once.
+/// The value of the header `name`; `None` unless the header occurs exactly once.
 fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -248,13 +250,13 @@ fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     }
 }
 
-/// The values of a header, in their order.
+/// The values of the header `name`, joined in their order; `None` if there is none.
 fn joined(headers: &HeaderMap, name: &str) -> Option<String> {
     let values = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?")).collect::<Vec<_>>();
     (!values.is_empty()).then(|| values.join(","))
 }
 
-/// The answer to a request that is refused.
+/// Returns the problem document that answers a refused request.
 fn refusal(refused: &AccessRefusal) -> Problem {
     let add_token = "send the header `Authorization: Bearer TOKEN`; `packetparamedic token add` makes a token";
     let (status, code, what, because, try_) = match refused {
@@ -304,12 +306,12 @@ fn refusal(refused: &AccessRefusal) -> Problem {
     Problem::refused(status, CommandFailure::new(ExitStatus::Denied, code, what, because, try_))
 }
 
-/// The response whose body breaks off when `end` ends.
+/// Returns `response` with a body that breaks off when `end` completes.
 fn until(response: Response, end: impl Future<Output = ()> + Send + 'static) -> Response {
     response.map(|body| Body::new(RevocableBody { body, end: Box::pin(end) }))
 }
 
-/// A body that breaks off when its client loses the right to read it.
+/// The body of an answer. The body breaks off when the client loses the right to read the answer.
 struct RevocableBody {
     body: Body,
     end: Pin<Box<dyn Future<Output = ()> + Send>>,

@@ -1,4 +1,4 @@
-//! The route of the identity: a new one.
+//! The API route by which this device gets a new identity.
 
 use axum::Json;
 use axum::extract::State;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::ApiState;
 use super::problem::Problem;
 
-/// The route.
+/// The API route by which a client requests a new identity for this device.
 pub(crate) const ROTATION_ROUTE: &str = "/identity/rotations";
 
 /// A new identity of this device.
@@ -27,7 +27,7 @@ pub(crate) struct RotatedIdentity {
     pub(crate) reflectors: Vec<PeerText>,
 }
 
-/// Makes a new identity. Every reflector must then be paired again.
+/// Gives this device a new identity. Every reflector must then be paired again.
 pub(crate) async fn rotate(appliance: &Appliance) -> Result<RotatedIdentity, ApplianceError> {
     let rotated = appliance.rotate_identity()?;
     let reflectors = appliance.reflectors().await?.into_iter().map(|reflector| reflector.name).collect();

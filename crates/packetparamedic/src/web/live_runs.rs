@@ -11,70 +11,70 @@ use paramedic_report::document::{Event, PhaseBegun};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// A test that runs.
+/// A test that runs at present.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LiveRun {
-    /// Its id in the updates.
+    /// The id of the test in the updates.
     pub(super) id: Uuid,
-    /// The schedule whose run it is; `None` if a client started it.
+    /// The schedule that the test belongs to; `None` if a client started the test.
     pub(super) schedule: Option<String>,
-    /// The time of its first update.
+    /// The time of the first update about the test.
     pub(super) since: Timestamp,
-    /// What it does.
+    /// What the test does at present.
     pub(super) stage: LiveStage,
-    /// All of its phases, once they are known.
+    /// All phases of the test, once they are known; empty before.
     pub(super) phases: Vec<PhaseBegun>,
-    /// The latest download, in bits per second, of the phase that runs.
+    /// The latest download rate in the running phase, in bits per second.
     pub(super) download_bps: Option<u64>,
-    /// The latest upload.
+    /// The latest upload rate in the running phase, in bits per second.
     pub(super) upload_bps: Option<u64>,
-    /// The latest median round trip, in microseconds.
+    /// The latest median round-trip time, in microseconds.
     pub(super) rtt_us: Option<u64>,
 }
 
-/// What a test does.
+/// What a running test does at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LiveStage {
-    /// It prepares.
+    /// The test prepares.
     Prepares,
-    /// Another test runs on this device.
+    /// The test waits for another test that runs on this device.
     WaitsForDevice,
-    /// It waits in the reflector's queue.
+    /// The test waits in the reflector's queue.
     Queued {
-        /// Its place; 1 is next.
+        /// The place of the test in the queue; 1 is next.
         place: u32,
         /// How long the reflector expects the wait to last, in milliseconds.
         expected_wait_ms: u64,
     },
-    /// It measures.
+    /// The test measures.
     Measures {
-        /// The load on the path.
+        /// The load on the path in the running phase.
         load: Load,
-        /// When this phase began.
+        /// When the running phase began.
         since: Timestamp,
-        /// How long it lasts, in milliseconds.
+        /// The duration of the running phase, in milliseconds.
         duration_ms: u64,
     },
 }
 
-/// The tests that run, by their ids. Clones share them.
+/// The running tests by their ids. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LiveRuns {
     runs: Arc<Mutex<BTreeMap<Uuid, LiveRun>>>,
 }
 
 impl LiveRuns {
-    /// All, in the order in which they began.
+    /// All running tests, in the order in which they began.
     pub(super) fn all(&self) -> Vec<LiveRun> {
         self.lock().values().cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, LiveRun>> {
-        // Every change of the map is complete.
+        // A panic leaves no change of the map incomplete.
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an update into account.
+    /// Updates the running tests: `update` can add, change or remove one.
     fn note(&self, update: &RunUpdate) {
         let mut runs = self.lock();
         if matches!(update.report, RunReport::Life(RunLife::Ended { .. })) {
@@ -84,11 +84,11 @@ impl LiveRuns {
         runs.entry(update.run).or_insert_with(|| LiveRun::new(update)).note(update);
     }
 
-    /// Follows the updates until the service stops.
+    /// Follows the updates about tests until the service stops.
     pub(super) async fn follow(self, updates: RunUpdates, mut stopping: watch::Receiver<bool>) {
         loop {
             let mut listener = updates.subscribe();
-            // A missed update may have been the end of a test.
+            // A missed update may have reported the end of a test.
             self.lock().clear();
             loop {
                 tokio::select! {
@@ -189,7 +189,7 @@ mod tests {
         let (updates, live) = (RunUpdates::default(), LiveRuns::default());
         let (stop, stopping) = watch::channel(false);
         let task = tokio::spawn(live.clone().follow(updates.clone(), stopping));
-        // Until it listens, nothing is noted.
+        // `follow` receives no update that is reported before it listens.
         while live.all().is_empty() {
             updates.report(update(1, RunReport::Life(RunLife::Accepted)));
             tokio::task::yield_now().await;

@@ -1,4 +1,5 @@
-//! The routes of the administrator's login: log in, log out, make a setup link. The pages of the login use their parts.
+//! The API routes of the administrator's login: log in, log out, create a setup link. The pages of the login use
+//! functions of this module.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use super::login_attempts::LoginAttempts;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The attempts of all clients.
+/// The login attempts of all clients.
 pub(super) type SharedAttempts = Arc<Mutex<LoginAttempts>>;
 
 /// A request to log in.
@@ -34,9 +35,9 @@ pub(super) struct LoginRequest {
 /// A new setup link.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct SetupLinkAnswer {
-    /// Its path on this service.
+    /// The path of the setup link on this service.
     pub(crate) path: String,
-    /// Until when it is valid.
+    /// Until when the setup link is valid.
     pub(crate) expires_at: Timestamp,
 }
 
@@ -46,7 +47,7 @@ impl From<SetupLink> for SetupLinkAnswer {
     }
 }
 
-/// Begins a login: the answer sets its cookie.
+/// Begins a login. The answer sets the cookie of the login.
 pub(super) async fn log_in(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
@@ -56,7 +57,7 @@ pub(super) async fn log_in(
     Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, cookie(&login, &caller))]).into_response())
 }
 
-/// Ends the login of the request.
+/// Ends the login to which the cookie of the request belongs.
 pub(super) async fn log_out(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
@@ -74,13 +75,13 @@ pub(super) async fn end(state: &ApiState, caller: &Caller) -> Result<HeaderValue
     Ok(cookie_for("", Duration::ZERO, caller))
 }
 
-/// Makes a new setup link.
+/// Creates a setup link.
 pub(super) async fn new_link(State(state): State<ApiState>) -> Result<(StatusCode, Json<SetupLinkAnswer>), Problem> {
     let link = state.service.appliance().new_setup_link().await?;
     Ok((StatusCode::CREATED, Json(link.into())))
 }
 
-/// Begins the login of a client that has just set the password. Its earlier wrong passwords do not count.
+/// Begins the login of a client that has just set the password. The client's earlier wrong passwords no longer count.
 pub(super) async fn first_login(
     state: &ApiState,
     caller: &Caller,
@@ -90,13 +91,13 @@ pub(super) async fn first_login(
     attempt(state, caller, password).await
 }
 
-/// Tries a password. Returns the secret of the new login.
+/// Tries a password. Returns the secret of the new login, if the password is right.
 pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizing<String>) -> Result<String, Problem> {
     #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of attempts")]
     let now = Instant::now();
     let attempts = || state.attempts.lock().unwrap_or_else(PoisonError::into_inner);
     attempts().begin(caller.client, now).map_err(too_many)?;
-    // A task of its own: the verdict is recorded, too, if the client does not wait for it.
+    // A task of its own records the verdict even if the client does not wait for it.
     let (state, client) = (state.clone(), caller.client);
     let judged = tokio::spawn(async move {
         let judged = state.service.appliance().log_in(password).await;
@@ -131,12 +132,12 @@ fn too_many(wait: Duration) -> Problem {
     Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
 }
 
-/// The cookie of a login.
+/// The cookie that gives the secret `login` to the browser.
 pub(super) fn cookie(login: &str, caller: &Caller) -> HeaderValue {
     cookie_for(login, LOGIN_LIFETIME, caller)
 }
 
-/// A cookie of a login. If it is set over TLS, a browser never sends it without TLS.
+/// A login cookie with this value and lifetime. A browser that received the cookie over TLS never sends it without.
 fn cookie_for(login: &str, lifetime: Duration, caller: &Caller) -> HeaderValue {
     let secure = if caller.is_https { "; Secure" } else { "" };
     let seconds = lifetime.as_secs();

@@ -1,4 +1,4 @@
-//! Limits the wrong passwords of an address. Pure.
+//! Limits how many wrong passwords an address may send. Pure: callers pass in the time.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::rate_window::RateWindow;
 use crate::network::user_part;
 
-/// The wrong passwords of an address (an IPv6 /64) before it has to wait.
+/// How many wrong passwords an address (an IPv6 /64) may send before it has to wait.
 const MAX_WRONG: u8 = 5;
-/// How long an address waits after its last wrong password, and how long wrong passwords count.
+/// How long an address waits after its last wrong password, and how long a wrong password counts.
 const WAIT: Duration = Duration::from_secs(10 * 60);
 /// The maximum number of addresses that are remembered.
 const MAX_ADDRESSES: usize = 1024;
@@ -18,13 +18,14 @@ const MAX_ADDRESSES: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct LoginAttempts {
     wrong: HashMap<IpAddr, (u8, Instant)>,
-    /// The wrong passwords that were logged: a client that has many addresses must not fill the log.
+    /// The wrong passwords that were logged. Their rate is limited, because a client that has many addresses must not
+    /// fill the log.
     logged: RateWindow<10>,
 }
 
 impl LoginAttempts {
-    /// Whether an address may try a password at `now`; otherwise how long it has to wait. The attempt counts as wrong
-    /// until it is reported as right, so that attempts at the same time count too.
+    /// Whether an address may try a password at `now`; an error is how long it has to wait. The attempt counts as wrong
+    /// until [`Self::succeeded`], so that simultaneous attempts count too.
     pub(super) fn begin(&mut self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let address = user_part(address);
         if let Some((wrong, last)) = self.wrong.get(&address) {
@@ -49,7 +50,7 @@ impl LoginAttempts {
         Ok(())
     }
 
-    /// Whether a wrong password at `now` is logged.
+    /// Whether to log a wrong password at `now`.
     pub(super) fn is_logged(&mut self, now: Instant) -> bool {
         self.logged.begin(now).is_ok()
     }
@@ -94,7 +95,7 @@ mod tests {
         for _ in 0..MAX_WRONG {
             assert_eq!(attempts.begin(one, now + WAIT), Ok(()));
         }
-        // One of them was not judged.
+        // One of the attempts was not judged.
         attempts.take_back(one);
         assert_eq!(attempts.begin(one, now + WAIT), Ok(()));
         assert_eq!(attempts.begin(one, now + WAIT), Err(WAIT));

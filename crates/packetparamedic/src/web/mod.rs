@@ -1,5 +1,5 @@
-//! The API of the running service, /api/v1, and its pages, on its unix socket and on TCP. Both are thin clients
-//! of the appliance's `app`.
+//! The API of the running service, /api/v1, and its web pages, on its unix socket and on TCP. The API and the pages are
+//! thin clients of the appliance's `app`.
 
 mod access;
 mod channel_body;
@@ -58,35 +58,36 @@ use rate_window::TestStarts;
 use crate::cli::failure::CommandFailure;
 use crate::network::IpNetwork;
 
-/// The longest body of a request, in bytes.
+/// The maximum length of the body of a request, in bytes, unless the route sets another.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// How long the clients' tests may take to end when the service stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What the routes share.
+/// The state that all routes share.
 #[derive(Clone)]
 pub(super) struct ApiState {
     service: Service,
     /// The name that this device gives when it pairs.
     own_name: PeerText,
     access: AccessGuard,
-    /// The attempts to log in.
+    /// The recent login attempts of all clients.
     attempts: login::SharedAttempts,
-    /// The places for streams of events.
+    /// The permits for event streams: one for each stream that may be open.
     event_places: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
-    /// The test that the button of the first page runs, without its other end; or why the settings define none.
+    /// The test that the button of the first page runs, without the other end of the test; or why the settings define
+    /// none.
     default_test: Result<TestRequest, CommandFailure>,
     /// The tests that run at present.
     live: LiveRuns,
-    /// The tests that clients run, with their cancellation.
+    /// The running tests of clients by id, each with the sender that cancels the test.
     tests: Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>,
-    /// The tests that clients of the TCP listener began.
+    /// Limits how many tests the clients of the TCP listener begin.
     starts: Arc<Mutex<TestStarts>>,
 }
 
-/// Serves the API on every listener until `stopping` becomes true; then cancels the tests of clients and ends when they
-/// have their results.
+/// Serves the API on every listener until `stopping` becomes true. Then cancels the tests of clients, and ends when the
+/// clients have their results.
 pub(crate) async fn serve(
     service: Service,
     own_name: PeerText,
@@ -122,7 +123,7 @@ pub(crate) async fn serve(
     for listener in listeners {
         served.spawn(listener.serve(app.clone(), trusted_proxies.clone(), stopping.clone()));
     }
-    // The sender is dropped only with the process.
+    // The sender lives as long as the process, so this wait does not fail.
     stopping.wait_for(|wanted| *wanted).await.ok();
     for cancel in tests.lock().unwrap_or_else(PoisonError::into_inner).values() {
         cancel.send_replace(true);
@@ -279,7 +280,7 @@ mod tests {
         let app = TowerToHyperService::new(routes(state(folder.path()).await));
         let mut found = BTreeSet::new();
         for path in api().paths {
-            // A method that no route has: the answer lists those that this one has.
+            // No route has the method PATCH: the answer lists the methods that this route has.
             let request = Request::builder().method(Method::PATCH).uri(format!("{}{path}", access::API));
             let request = request.extension(RequestSource::User { uid: 0 }).body(Body::empty()).unwrap();
             let answer = app.call(request).await.unwrap();

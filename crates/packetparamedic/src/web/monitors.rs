@@ -1,4 +1,4 @@
-//! The routes of monitors and of outages.
+//! The API routes of monitors and of outages.
 
 use axum::Json;
 use axum::extract::{FromRequestParts, RawQuery, State};
@@ -20,10 +20,10 @@ use super::problem::Problem;
 /// A monitor to add.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NewMonitor {
-    /// Absent: made from the target.
+    /// The name of the monitor; absent: made from the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
-    /// `gateway`, `reflector:NAME`, `host:ADDRESS`, `dns:RESOLVER/NAME` or an `http` or `https` URL.
+    /// What to probe: `gateway`, `reflector:NAME`, `host:ADDRESS`, `dns:RESOLVER/NAME` or an `http` or `https` URL.
     pub(crate) target: String,
     /// The time between two probes, in milliseconds; absent: the usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,7 +31,7 @@ pub(crate) struct NewMonitor {
 }
 
 impl NewMonitor {
-    /// The monitor, which is not checked yet.
+    /// Converts the request to a monitor, whose values are not checked yet.
     pub(crate) fn monitor(&self) -> Result<Monitor, MonitorError> {
         let target = self.target.parse::<MonitorTarget>()?;
         let name = self.name.clone().unwrap_or_else(|| target.default_name());
@@ -104,12 +104,12 @@ pub(super) async fn outages(
     Ok(Json(state.service.appliance().outages(query.before, query.limit).await?))
 }
 
-/// The route of a monitor, or of what can be done with it.
+/// The API route of a monitor or, with an `action` such as `/enable`, of that action.
 pub(crate) fn monitor_route(name: &str, action: &str) -> String {
     format!("/monitors/{}{action}", encoded(name))
 }
 
-/// The route of a part of a series.
+/// The API route of what the monitor `name` measured in `range`.
 pub(crate) fn series_route(name: &str, range: SeriesRange) -> String {
     let time = |key: &str, time: Option<Timestamp>| time.map(|time| format!("{key}={}", encoded(&time.to_string())));
     let step = range.step_s.map(|seconds| format!("step={seconds}s"));
@@ -118,12 +118,13 @@ pub(crate) fn series_route(name: &str, range: SeriesRange) -> String {
     monitor_route(name, &format!("/series?{query}"))
 }
 
-/// The route of the latest outages.
+/// The API route of the latest outages, at most `limit`.
 pub(crate) fn outages_route(limit: u32) -> String {
     format!("/outages?limit={}", limit.clamp(1, 1000))
 }
 
-/// The parameters of a series (`from`, `to`, `step`) and of a list of outages or messages (`limit`, `before`).
+/// The query parameters of a time series (`from`, `to`, `step`) and of a list of outages or messages (`limit`,
+/// `before`).
 #[derive(Debug)]
 pub(super) struct MonitorQuery {
     range: SeriesRange,

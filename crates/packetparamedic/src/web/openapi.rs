@@ -1,5 +1,5 @@
-//! The description of the API (OpenAPI 3.1), with schemas from the types of its bodies and answers. `OPERATIONS` has a
-//! row for each route; a test compares them with the router.
+//! The description of the API (OpenAPI 3.1), with schemas from the types of the bodies and answers. `OPERATIONS` has a
+//! row for each route; a test compares the rows with the router.
 
 use std::sync::LazyLock;
 
@@ -43,22 +43,22 @@ use super::store::StorePruneRequest;
 use super::test_runs::{CancelAnswer, TestLine};
 use super::tokens::TokenRequest;
 
-/// A route of the API.
+/// An operation of the API: a method and a path, with their description.
 struct Operation {
     method: &'static str,
-    /// The path below /api/v1.
+    /// The path of the operation, relative to /api/v1.
     path: &'static str,
     summary: &'static str,
-    /// The parameters of the query.
+    /// The parameters in the query of the request.
     query: &'static [QueryParameter],
-    /// The body of the request.
+    /// The schema of the body of the request; `None` if the request has no body.
     body: Option<SchemaOf>,
     status: u16,
-    /// The media type and the schema of the body of the answer; `None` if it has no body.
+    /// The media type and the schema of the body of the answer; `None` if the answer has no body.
     answer: Option<(&'static str, SchemaOf)>,
 }
 
-/// A parameter of a query.
+/// A parameter in the query of a request.
 struct QueryParameter {
     name: &'static str,
     about: &'static str,
@@ -75,7 +75,7 @@ fn text(_: &mut SchemaGenerator) -> Schema {
     schemars::json_schema!({ "type": "string" })
 }
 
-/// The bytes of a file.
+/// The schema of a body that consists of the bytes of a file.
 fn binary(_: &mut SchemaGenerator) -> Schema {
     schemars::json_schema!({ "type": "string", "format": "binary" })
 }
@@ -174,7 +174,7 @@ const fn change(method: &'static str, path: &'static str, summary: &'static str,
     Operation { method, ..read(path, summary, answer) }
 }
 
-/// Every route.
+/// All operations of the API, in the order of the description.
 const OPERATIONS: &[Operation] = &[
     read("/openapi.json", "This description", of::<Value>),
     read("/status", "The state of the service", of::<ServiceStatus>),
@@ -439,13 +439,13 @@ const OPERATIONS: &[Operation] = &[
     Operation { status: 204, answer: None, ..change("post", "/logout", "Ends a login", of::<Value>) },
 ];
 
-/// The rows: path and method, as a router names them.
+/// The path and the method of each row of `OPERATIONS`, as the router writes them.
 #[cfg(test)]
 pub(super) fn rows() -> std::collections::BTreeSet<(String, String)> {
     OPERATIONS.iter().map(|row| (row.path.to_owned(), row.method.to_uppercase())).collect()
 }
 
-/// The description as JSON text.
+/// The description of the API as JSON text.
 static TEXT: LazyLock<String> = LazyLock::new(|| {
     // A JSON value can always be written as text.
     serde_json::to_string_pretty(&document()).map(|text| text + "\n").unwrap_or_default()
@@ -532,7 +532,7 @@ impl Operation {
         described
     }
 
-    /// A name for generated clients: the method and the words of the path.
+    /// The id of the operation, which names it in generated clients: the method and the words of the path.
     fn id(&self) -> String {
         let words = self.path.split(['/', '-', '.']).filter(|word| !word.is_empty());
         let words = words.map(|word| word.trim_matches(['{', '}']));
@@ -570,7 +570,7 @@ mod tests {
         }
         let ids = OPERATIONS.iter().map(Operation::id).collect::<BTreeSet<_>>();
         assert_eq!(ids.len(), OPERATIONS.len());
-        // A schema with a number was generated twice, for two types of one name.
+        // A schema with a number was generated twice, for two types with the same name.
         let schemas = document["components"]["schemas"].as_object().unwrap();
         assert!(schemas.keys().all(|name| !name.ends_with(|last: char| last.is_ascii_digit())), "{:?}", schemas.keys());
     }

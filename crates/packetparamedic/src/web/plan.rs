@@ -1,4 +1,4 @@
-//! The routes of the plan: show, set, remove.
+//! The API routes of the plan: show, set, remove.
 
 use axum::Json;
 use axum::extract::State;
@@ -11,10 +11,10 @@ use super::ApiState;
 use super::extract::ApiBody;
 use super::problem::Problem;
 
-/// The route.
+/// The API route of the plan.
 pub(crate) const ROUTE: &str = "/plan";
 
-/// The plan, or that there is none.
+/// The answer to a request about the plan.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PlanAnswer {
     /// The plan; absent if none is set.
@@ -33,7 +33,7 @@ pub(super) async fn set(
     Ok(Json(state.service.appliance().set_plan(&plan).await?))
 }
 
-/// Removes the plan. The answer has the one that was removed.
+/// Removes the plan. The answer contains the removed plan.
 pub(super) async fn clear(State(state): State<ApiState>) -> Result<Json<PlanAnswer>, Problem> {
     Ok(Json(PlanAnswer { plan: state.service.appliance().clear_plan().await? }))
 }

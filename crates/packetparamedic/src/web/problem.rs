@@ -30,7 +30,7 @@ const OTHER_END: [&str; 8] = [
     "bad_report",
 ];
 
-/// A failed request.
+/// The problem details of a failed request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Problem {
     /// A URI that names the kind of problem: `urn:packetparamedic:error:` and the code.
@@ -42,7 +42,7 @@ pub(crate) struct Problem {
     status: u16,
     /// The cause, and what to do.
     detail: String,
-    /// The exit code of the command that fails with it.
+    /// The exit code of a command that fails because of this problem.
     exit: u8,
     /// The parts of the error, as in error documents.
     #[serde(flatten)]
@@ -61,7 +61,7 @@ impl Problem {
         }
     }
 
-    /// A request that is refused with this status.
+    /// Creates the problem of a request that is refused with this status.
     pub(super) fn refused(status: StatusCode, failure: CommandFailure) -> Self {
         Self::new(status, failure.exit, failure.body())
     }
@@ -71,7 +71,7 @@ impl Problem {
         self.status
     }
 
-    /// A request that is not valid.
+    /// Creates the problem of a request that is not valid.
     pub(super) fn invalid(status: StatusCode, because: &str) -> Self {
         let body = ErrorBody {
             code: "bad_request".to_owned(),
@@ -83,17 +83,17 @@ impl Problem {
         Self::new(status, ExitStatus::Usage, body)
     }
 
-    /// The status of the response, for a page that has the problem in it.
+    /// The status of the response, for a page that shows the problem.
     pub(super) fn status_code(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    /// What failed, and why, as a page shows it: it can have text of the request in it.
+    /// What failed, and why, as a page can show it: sanitised, because both texts can contain text of the request.
     pub(super) fn shown(&self) -> [String; 2] {
         [&self.body.what, &self.body.because].map(|text| PeerText::harmless(text, LONGEST_SHOWN))
     }
 
-    /// The parts of the error.
+    /// The parts of the error, as in error documents.
     pub(super) fn body(&self) -> &ErrorBody {
         &self.body
     }
@@ -103,7 +103,7 @@ impl Problem {
         ["login_required", "scope_too_small", "unknown_token"].contains(&self.body.code.as_str())
     }
 
-    /// The failure of the command that sent the request.
+    /// Converts the problem to the failure of the command that sent the request.
     pub(crate) fn into_failure(self) -> CommandFailure {
         use ExitStatus::{BelowThreshold, Busy, Denied, Done, Failed, Interrupted, Usage};
         let known = [Done, Usage, BelowThreshold, Denied, Busy, Interrupted];
@@ -154,7 +154,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The answer to a path without a route.
+/// Answers a request to a path that no route has.
 pub(super) async fn no_route(request: Request) -> Problem {
     let because = format!("{:?} is no page, and no route of the API", request.uri().path());
     let try_ = "begin at the first page, or see docs/service.md for the routes";
@@ -162,7 +162,7 @@ pub(super) async fn no_route(request: Request) -> Problem {
     Problem::refused(StatusCode::NOT_FOUND, failure)
 }
 
-/// The answer to a method that a route does not have.
+/// Answers a request with a method that the route does not have.
 pub(super) async fn no_method(request: Request) -> Problem {
     Problem::invalid(StatusCode::METHOD_NOT_ALLOWED, &format!("this route does not answer {}", request.method()))
 }

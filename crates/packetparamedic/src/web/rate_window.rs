@@ -1,9 +1,9 @@
-//! Limits how often something happens in a minute. Pure.
+//! Limits how many events may happen in a minute. Pure: callers pass in the time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// The time over which events are counted.
+/// The length of the time over which events are counted.
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// The times of the latest events, oldest first: at most `MAX` in a [`WINDOW`].
@@ -12,12 +12,12 @@ pub(super) struct RateWindow<const MAX: usize> {
     times: VecDeque<Instant>,
 }
 
-/// The tests that clients of the TCP listener begin. They are limited, because each leaves a result, and a test that
-/// fails takes milliseconds.
+/// The times at which clients of the TCP listener began tests. They are limited, because each test leaves a result, and
+/// a test that fails takes milliseconds.
 pub(super) type TestStarts = RateWindow<60>;
 
 impl<const MAX: usize> RateWindow<MAX> {
-    /// Counts an event, if it may happen at `now`; otherwise returns how long to wait.
+    /// Counts an event, if it may happen at `now`. Otherwise, an error is how long the caller has to wait.
     pub(super) fn begin(&mut self, now: Instant) -> Result<(), Duration> {
         let age = |time: &Instant| now.saturating_duration_since(*time);
         self.times.retain(|time| age(time) < WINDOW);

@@ -1,4 +1,4 @@
-//! The routes of the paired reflectors: list, pair, check, rename, remove, import.
+//! The API routes of the paired reflectors: list, pair, check, rename, remove, import.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -25,15 +25,15 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 /// A request to pair with a reflector: by its code or by its Endpoint ID.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PairRequest {
-    /// Its address.
+    /// The address of the reflector.
     pub(crate) target: String,
-    /// The code that it printed.
+    /// The code that the reflector printed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) code: Option<String>,
-    /// Its Endpoint ID.
+    /// The Endpoint ID of the reflector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) endpoint_id: Option<EndpointId>,
-    /// The name to save it under.
+    /// The name under which this device saves the reflector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<PeerText>,
 }
@@ -41,22 +41,22 @@ pub(crate) struct PairRequest {
 /// A reflector that this device is paired with now.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PairedReflector {
-    /// Its Endpoint ID.
+    /// The Endpoint ID of the reflector.
     pub(crate) endpoint_id: EndpointId,
-    /// The name under which it is saved.
+    /// The name under which the reflector is saved.
     pub(crate) name: PeerText,
-    /// Its address.
+    /// The address of the reflector.
     pub(crate) address: String,
-    /// Whether it knows this device.
+    /// Whether the reflector knows this device.
     pub(crate) is_mutual: bool,
-    /// The largest segment that gets through to it, if the path drops larger ones.
+    /// The largest segment that gets through to the reflector, if the path drops larger ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) segment_limit: Option<u16>,
     /// This device's Endpoint ID.
     pub(crate) own_id: EndpointId,
 }
 
-/// Pairs as requested. `own_name` is the name that this device gives.
+/// Pairs this device with a reflector as requested. `own_name` is the name of this device for the reflector.
 pub(crate) async fn pair_as(
     appliance: &Appliance,
     request: PairRequest,
@@ -88,32 +88,32 @@ pub(crate) fn bad_code(error: &dyn fmt::Display) -> CommandFailure {
     CommandFailure::new(ExitStatus::Usage, "bad_code", "the code is not valid", error, try_)
 }
 
-/// A reflector in a list.
+/// A paired reflector in a list.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ListedReflector {
-    /// The name under which it is saved.
+    /// The name under which the reflector is saved.
     pub(crate) name: PeerText,
-    /// Its address.
+    /// The address of the reflector.
     pub(crate) address: String,
-    /// Its Endpoint ID.
+    /// The Endpoint ID of the reflector.
     pub(crate) endpoint_id: EndpointId,
-    /// When it was paired.
+    /// When the reflector was paired.
     pub(crate) paired_at: Timestamp,
 }
 
-/// A new name.
+/// A request to rename a reflector.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct RenameRequest {
-    /// The name: 1 to 120 characters.
+    /// The new name of the reflector: 1 to 120 characters.
     pub(crate) name: PeerText,
 }
 
-/// What a connection to a reflector, without a test, showed.
+/// What a check of a reflector found. A check connects to the reflector, but runs no test.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct CheckedReflector {
     /// The address that accepted the connection.
     pub(crate) reached_at: SocketAddr,
-    /// The version of its program.
+    /// The version of the reflector's program.
     pub(crate) version: PeerText,
     /// The time until the reflector's welcome, in milliseconds.
     pub(crate) link_ms: f64,
@@ -125,7 +125,7 @@ pub(crate) struct CheckedReflector {
     /// The largest TCP payload per packet that the reflector sends, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_segment_bytes: Option<u32>,
-    /// The largest segment that gets through to it, in bytes, if the path drops larger ones.
+    /// The largest segment that gets through to the reflector, in bytes, if the path drops larger ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) segment_limit_bytes: Option<u16>,
 }
@@ -145,7 +145,7 @@ impl From<Reached> for CheckedReflector {
 }
 
 impl ListedReflector {
-    /// The reflector, as the command line has it without a service.
+    /// Converts this row to a [`Reflector`], which a command also gets if it reads the store itself.
     pub(crate) fn reflector(self) -> Result<Reflector, CommandFailure> {
         let Self { name, address, endpoint_id, paired_at } = self;
         Ok(Reflector { endpoint_id, name, address: address.parse::<HostPort>()?, paired_at })
@@ -216,13 +216,14 @@ pub(super) async fn remove(
     Ok(Json(ListedReflector::from(&removed)))
 }
 
-/// The route of a reflector, or of what can be done with it. An Endpoint ID is never the name of another route.
+/// The API route of a reflector or, with an `action` such as `/check`, of that action. An Endpoint ID is never the name
+/// of another route.
 pub(crate) fn reflector_route(id: EndpointId, action: &str) -> String {
     format!("/reflectors/{id}{action}")
 }
 
-/// Imports an older identity with its pairings. Refused through a TCP listener, because the key of the identity speaks
-/// for this device and seals its command channels.
+/// Imports an older identity with its pairings. Refused through a TCP listener, because the key of the identity
+/// authenticates this device and seals its command channels.
 pub(super) async fn import(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,

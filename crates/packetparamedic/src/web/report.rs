@@ -1,4 +1,4 @@
-//! The route of the report on the line, and its parameters.
+//! The API route of the report on the line, and its query parameters.
 
 use axum::extract::{FromRequestParts, RawQuery, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
@@ -18,52 +18,53 @@ use super::extract::{decoded, encoded};
 use super::problem::Problem;
 use crate::report_file::{ReportFormat, report_text};
 
-/// The parameters, for messages.
+/// The names of the query parameters, for error messages.
 const VALID: &str =
     "since, until, zone, format, redact, plan_down, plan_up, normal_down, normal_up, minimum_down, minimum_up";
 
-/// One report at a time: each reads many results, beside measurements that go on.
+/// Lets one report be made at a time: each reads many results, while measurements may run.
 static REPORTS: Semaphore = Semaphore::const_new(1);
 
-/// The parameters of a request for a report.
+/// The query parameters of a request for a report.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ReportQuery {
-    /// The begin of the period.
+    /// The start of the report's period.
     pub(crate) since: Option<ReportTime>,
-    /// The end of the period.
+    /// The end of the report's period.
     pub(crate) until: Option<ReportTime>,
-    /// The name of the zone of local times.
+    /// The name of the time zone of the local times.
     pub(crate) zone: Option<String>,
-    /// The format of the answer.
+    /// The format of the report.
     pub(crate) format: ReportFormat,
-    /// Whether names, addresses and Endpoint IDs are left out.
+    /// Whether names, addresses and Endpoint IDs are left out of the report.
     pub(crate) is_redacted: bool,
-    /// Rates of the contract, instead of the stored ones.
+    /// The rates of the contract to use instead of the stored plan.
     pub(crate) plan: PlanRates,
 }
 
 /// A time, or a day of the zone of the report. A day as the end of a period includes that day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReportTime {
-    /// A time.
+    /// A point in time.
     At(Timestamp),
-    /// A day.
+    /// A day in the time zone of the report.
     Day(Date),
 }
 
-/// Rates of a contract, in bits per second: download, upload.
+/// The rates of a contract, in bits per second. In each pair, the first rate is of the download, the second of the
+/// upload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PlanRates {
-    /// The promised ones.
+    /// The promised rates.
     pub(crate) promised: [Option<u64>; 2],
-    /// Those that are usually available.
+    /// The rates that are usually available.
     pub(crate) normal: [Option<u64>; 2],
-    /// Those below which the line never falls.
+    /// The rates below which the line never falls, as the contract promises.
     pub(crate) minimum: [Option<u64>; 2],
 }
 
 impl PlanRates {
-    /// The contract; `None` if no promised rate is given.
+    /// Builds the contract from these rates; `None` if no promised rate is given.
     fn contract(&self) -> Result<Option<Contract>, String> {
         let [download, upload] = [0, 1].map(|at| self.rate(at));
         let contract = Contract { download: download?, upload: upload? };
@@ -90,7 +91,8 @@ impl ReportTime {
         text.parse().map(Self::At).or_else(|_| text.parse().map(Self::Day)).ok()
     }
 
-    /// The time at which a period begins or, with `is_end`, ends: a day as the end includes that day.
+    /// Returns the time at which a period begins or, with `is_end`, ends. A day as the end of a period includes that
+    /// day.
     fn resolve(self, zone: &TimeZone, is_end: bool) -> Option<Timestamp> {
         let date = match self {
             Self::At(at) => return Some(at),
@@ -112,7 +114,7 @@ impl ReportQuery {
         Ok(read)
     }
 
-    /// Sets a parameter. An empty value, such as that of an empty form field, counts as none.
+    /// Sets a parameter. An empty value, such as that of an empty form field, leaves the parameter unset.
     fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
         let time = || ReportTime::read(text).ok_or_else(|| format!("{name} is a day or a time such as 2026-01-31"));
         let rate = || match quantity::parse_rate(text) {
@@ -142,7 +144,7 @@ impl ReportQuery {
         Ok(())
     }
 
-    /// The parameters, as [`ReportQuery::read`] reads them.
+    /// Formats the query parameters as [`ReportQuery::read`] reads them.
     pub(crate) fn parameters(&self) -> String {
         let time = |time: Option<ReportTime>| {
             time.map(|time| match time {
@@ -173,7 +175,7 @@ impl ReportQuery {
         parameters
     }
 
-    /// The request of this query.
+    /// Converts the query to the request for a report.
     pub(crate) fn request(&self) -> Result<ReportRequest, String> {
         let zone = match &self.zone {
             Some(name) => TimeZone::get(name).map_err(|_| "zone is a name such as Europe/Berlin".to_owned())?,
@@ -207,7 +209,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ReportQuery {
     }
 }
 
-/// The report, as a file.
+/// Answers with the report as a file to download.
 pub(super) async fn show(State(state): State<ApiState>, query: ReportQuery) -> Result<Response, Problem> {
     let format = query.format;
     let report = line_report(state.service.appliance(), &query).await?;
@@ -219,7 +221,7 @@ pub(super) async fn show(State(state): State<ApiState>, query: ReportQuery) -> R
     Ok(([(CONTENT_TYPE, kind), (CONTENT_DISPOSITION, disposition)], text).into_response())
 }
 
-/// The report of a query.
+/// Makes the report that `query` requests.
 pub(super) async fn line_report(appliance: &Appliance, query: &ReportQuery) -> Result<LineReport, Problem> {
     // The semaphore is never closed, so this does not fail.
     let _turn = REPORTS.acquire().await.ok();
@@ -227,7 +229,7 @@ pub(super) async fn line_report(appliance: &Appliance, query: &ReportQuery) -> R
     Ok(appliance.line_report(request).await?)
 }
 
-/// The failure of a template.
+/// The problem of a report whose template cannot be rendered.
 pub(super) fn unmade(error: &askama::Error) -> Problem {
     tracing::error!(%error, "a report cannot be made");
     Problem::invalid(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())

@@ -1,4 +1,4 @@
-//! The routes of the saved results: list, show, export, delete, prune.
+//! The API routes of the saved results: list, show, export, import, delete, prune.
 
 use std::time::Duration;
 
@@ -21,20 +21,21 @@ use super::chunks;
 use super::extract::{ApiBody, ApiPath, ApiText, PointsQuery, decoded, encoded, next_page};
 use super::problem::Problem;
 
-/// The longest document that is imported, in bytes: one with all intervals and streams is far below.
+/// The maximum length of a result document that is imported, in bytes; one with all intervals and streams is far
+/// smaller.
 pub(super) const MAX_RESULT_BYTES: usize = 32 * 1024 * 1024;
-/// The maximum number of results of one page.
+/// The maximum number of results in one page of a list.
 const LARGEST_PAGE: u32 = 1000;
-/// The results of a page, if the request does not say how many.
+/// The number of results in a page, if the request does not set a limit.
 const PAGE: u32 = 20;
 
-/// The least age of results that are deleted for their age, in seconds.
+/// The minimum age for a request to delete old results, in seconds.
 const SHORTEST_AGE_S: u64 = 86_400;
 
 /// A request to delete results.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct DeletionRequest {
-    /// Their ids, or unique beginnings or ends of them.
+    /// The ids of the results, or unique beginnings or ends of the ids.
     pub(crate) ids: Vec<String>,
 }
 
@@ -43,20 +44,20 @@ pub(crate) struct DeletionRequest {
 pub(crate) struct PruneRequest {
     /// Deletes results that began longer ago than this, in seconds.
     pub(crate) older_than_s: u64,
-    /// Whether results are only counted.
+    /// Whether the results are only counted, not deleted.
     #[serde(default)]
     pub(crate) dry_run: bool,
 }
 
-/// What became of the import of a result.
+/// The outcome of the import of a result.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ImportAnswer {
-    /// Whether it was not there before.
+    /// Whether the result is new, and was not saved before.
     pub(crate) is_new: bool,
 }
 
-/// The parameters of a list or an export: `since` and `until` (RFC 3339), `peer`, `engine`, `order` (newest, oldest),
-/// `limit`. A list also has `after`, a cursor, and an export `format`.
+/// The query parameters of a list or an export of results: `since` and `until` (RFC 3339), `peer`, `engine`, `order`
+/// (newest, oldest), `limit`. A list also has `after`, a cursor; an export also has `format`.
 pub(super) struct ResultsQuery {
     query: RunQuery,
     after: Option<PageCursor>,
@@ -108,13 +109,13 @@ impl ResultsQuery {
     }
 }
 
-/// The route of an export, for its client.
+/// The API route of an export of the results that `query` chooses.
 pub(crate) fn export_route(query: &RunQuery, format: ExportFormat) -> String {
     let limit = query.limit.map(|limit| format!("&limit={limit}")).unwrap_or_default();
     format!("/results/export?format={}{limit}{}", format.as_str(), chosen(query))
 }
 
-/// Which results a query chooses, and their order, as parameters.
+/// Formats as query parameters which results `query` chooses, and their order.
 fn chosen(query: &RunQuery) -> String {
     let RunQuery { since, until, peer, engine, order, limit: _ } = query;
     let order = match order {
@@ -151,7 +152,7 @@ pub(super) async fn list(
     Ok((next_page("/results", &parameters, limit, page.len(), last), Json(page)))
 }
 
-/// Results as lines, however many.
+/// Exports results as lines. Their number is not limited.
 pub(super) async fn export(
     State(state): State<ApiState>,
     ResultsQuery { query, after, format }: ResultsQuery,
@@ -165,7 +166,7 @@ pub(super) async fn export(
     chunks::of_lines(export, kind).await
 }
 
-/// A result document, to the byte as it was saved.
+/// Answers with a result document, byte for byte as it was saved.
 pub(super) async fn show(
     State(state): State<ApiState>,
     ApiPath(id): ApiPath<String>,
@@ -182,7 +183,7 @@ pub(super) async fn delete(
     Ok(Json(json!({ "deleted": ids })))
 }
 
-/// Saves a result of an older store, to the byte, under its id.
+/// Saves a result of an older store, byte for byte, under the id in the result.
 pub(super) async fn import(
     State(state): State<ApiState>,
     ApiPath(id): ApiPath<Uuid>,
@@ -221,7 +222,7 @@ pub(super) async fn prune(
     Ok(Json(state.service.appliance().prune(&retention, dry_run).await?))
 }
 
-/// The series of a result, thinned.
+/// Answers with the time series of a result, thinned to the requested number of points.
 pub(super) async fn series(
     State(state): State<ApiState>,
     ApiPath(id): ApiPath<String>,

@@ -1,4 +1,4 @@
-//! The routes of rules and of alerts.
+//! The API routes of alert rules and of alerts.
 
 use axum::Json;
 use axum::extract::{FromRequestParts, RawQuery, State};
@@ -15,20 +15,20 @@ use super::ApiState;
 use super::extract::{ApiBody, ApiPath, decoded, encoded, next_page};
 use super::problem::Problem;
 
-/// The alerts of a page, if the request does not say how many.
+/// The number of alerts in a page, if the request does not set a limit.
 const PAGE: u32 = 20;
-/// The most alerts of a page.
+/// The maximum number of alerts in a page.
 const LARGEST_PAGE: u32 = 1000;
 
 /// When a rule would have fired, and why it cannot fire at present.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PreviewAnswer {
-    /// What it would have done in the last 30 days.
+    /// What the rule would have done in the last 30 days.
     #[serde(flatten)]
     pub(crate) preview: RulePreview,
     /// The rule in words.
     pub(crate) words: String,
-    /// Why it cannot fire at present: nothing measures its metric, or there is no plan to compare with.
+    /// Why the rule cannot fire at present: nothing measures its metric, or there is no plan to compare with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unmeasured: Option<String>,
 }
@@ -84,12 +84,12 @@ async fn set_enabled(state: &ApiState, name: &str, enabled: bool) -> Result<Json
     Ok(Json(stored))
 }
 
-/// The rules that are suggested and not there yet.
+/// Lists the suggested rules that have not been added.
 pub(super) async fn suggested(State(state): State<ApiState>) -> Result<Json<Vec<AlertRule>>, Problem> {
     Ok(Json(state.service.appliance().suggested_rules().await?))
 }
 
-/// What a rule would have done; saves nothing.
+/// Answers with what a rule would have done; saves nothing.
 pub(super) async fn preview(
     State(state): State<ApiState>,
     ApiBody(rule): ApiBody<AlertRule>,
@@ -107,17 +107,17 @@ pub(super) async fn alerts(State(state): State<ApiState>, query: AlertsQuery) ->
     Ok((next_page("/alerts", open, query.limit, page.len(), last), Json(page)))
 }
 
-/// The route of a rule, or of what can be done with it.
+/// The API route of a rule or, with an `action` such as `/enable`, of that action.
 pub(crate) fn rule_route(name: &str, action: &str) -> String {
     format!("/rules/{}{action}", encoded(name))
 }
 
-/// The route of the latest alerts.
+/// The API route of the latest alerts, at most `limit`; with `only_open`, of the open ones.
 pub(crate) fn alerts_route(only_open: bool, limit: u32) -> String {
     format!("/alerts?open={only_open}&limit={}", limit.clamp(1, LARGEST_PAGE))
 }
 
-/// The parameters of a list of alerts: `open`, `limit`, `after`.
+/// The query parameters of a list of alerts: `open`, `limit`, `after`.
 #[derive(Debug)]
 pub(super) struct AlertsQuery {
     only_open: bool,

@@ -1,4 +1,4 @@
-//! The routes of schedules and of their runs.
+//! The API routes of schedules and of their runs.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -28,7 +28,7 @@ pub(super) async fn show(
     Ok(Json(state.service.appliance().schedule(&name).await?))
 }
 
-/// Checks a schedule and estimates its data; saves nothing.
+/// Checks a schedule and estimates how much data it will use; saves nothing.
 pub(super) async fn propose(
     State(state): State<ApiState>,
     ApiBody(schedule): ApiBody<Schedule>,
@@ -74,10 +74,10 @@ async fn set_enabled(state: &ApiState, name: &str, enabled: bool) -> Result<Json
     Ok(Json(stored))
 }
 
-/// A run that was asked for.
+/// The answer to a request to run a schedule.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct RunRequested {
-    /// `requested`.
+    /// Always `requested`.
     event: &'static str,
     /// The name of the schedule.
     schedule: String,
@@ -111,7 +111,7 @@ pub(super) async fn cancel(State(state): State<ApiState>) -> impl IntoResponse {
     CancelAnswer { cancelled: cancel_run(&state) }.answer()
 }
 
-/// Cancels the running test of a schedule; `false` if none runs.
+/// Cancels the running test of a schedule; `false` if no schedule's test runs.
 pub(super) fn cancel_run(state: &ApiState) -> bool {
     state.service.cancel_run()
 }

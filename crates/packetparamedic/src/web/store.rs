@@ -1,4 +1,4 @@
-//! The routes of the store: backup, check, prune.
+//! The API routes of the store: backup, check, prune.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,21 +18,21 @@ use super::chunks::{self, ChunkSender};
 use super::extract::ApiBody;
 use super::problem::Problem;
 
-/// The length of a chunk, in bytes.
+/// The length of a chunk of the database copy, in bytes.
 const CHUNK: usize = 256 * 1024;
 
-/// One copy at a time: each takes the space of the database.
+/// Lets one copy of the database exist at a time: each takes as much disk space as the database.
 static COPIES: Semaphore = Semaphore::const_new(1);
 
 /// A request to delete what is older than the settings of the service allow.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct StorePruneRequest {
-    /// Whether rows are only counted.
+    /// Whether the rows are only counted, not deleted.
     #[serde(default)]
     pub(crate) dry_run: bool,
 }
 
-/// A consistent copy of the database.
+/// Answers with a consistent copy of the database.
 pub(super) async fn backup(State(state): State<ApiState>) -> Result<impl IntoResponse, Problem> {
     // The semaphore is never closed, so this does not fail.
     let turn = COPIES.acquire().await.ok();
@@ -40,7 +40,7 @@ pub(super) async fn backup(State(state): State<ApiState>) -> Result<impl IntoRes
     let (sender, body) = chunks::body();
     tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        // The copy is removed at the end.
+        // Dropping the copy at the end removes it.
         if let Err(error) = send(copy.as_file(), &sender) {
             tracing::warn!(%error, "the copy of the database cannot be read");
             sender.blocking_send(Err(error)).ok();
@@ -49,7 +49,7 @@ pub(super) async fn backup(State(state): State<ApiState>) -> Result<impl IntoRes
     Ok(([(CONTENT_TYPE, "application/vnd.sqlite3")], body))
 }
 
-/// Sends the file until its end, or until the client has gone.
+/// Sends a file in chunks, until its end or until the client has gone.
 fn send(file: &File, sender: &ChunkSender) -> io::Result<()> {
     loop {
         let mut chunk = Vec::new();

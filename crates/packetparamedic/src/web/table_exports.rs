@@ -1,4 +1,4 @@
-//! The routes that export a table: the outages, the runs of schedules, what a monitor measured.
+//! The API routes that export a table: the outages, the runs of schedules, what a monitor measured.
 
 use axum::extract::{FromRequestParts, RawQuery, State};
 use axum::http::StatusCode;
@@ -14,21 +14,21 @@ use super::chunks::{self, LinesAnswer};
 use super::extract::{ApiPath, decoded, encoded};
 use super::problem::Problem;
 
-/// The parameters of every export.
+/// The query parameters that every export has.
 const ALWAYS: [&str; 3] = ["format", "since", "until"];
 
-/// A table that is asked for.
+/// The table that a request exports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RequestedTable {
-    /// The outages.
+    /// All outages of the device.
     Outages,
-    /// The runs of the schedule with this name, or of all.
+    /// The runs of the schedule with this name, or of all schedules.
     ScheduleRuns { schedule: Option<String> },
     /// What the monitor with this name measured.
     Monitor { name: String, resolution: Resolution },
 }
 
-/// A table, its rows and its format.
+/// A request for an export: the table, the period of its rows, and the format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TableRequest {
     pub(crate) table: RequestedTable,
@@ -37,7 +37,7 @@ pub(crate) struct TableRequest {
 }
 
 impl TableRequest {
-    /// The route of this request, for a client of the service.
+    /// The API route of this request, for a client of the service.
     pub(crate) fn route(&self) -> String {
         let (path, more) = match &self.table {
             RequestedTable::Outages => ("/outages".to_owned(), String::new()),
@@ -57,7 +57,7 @@ impl TableRequest {
         format!("{path}/export?format={}{more}{times}", self.format.as_str())
     }
 
-    /// Opens the rows in the store of this appliance.
+    /// Opens the export in the store of this appliance.
     pub(crate) async fn open(&self, appliance: &Appliance) -> Result<TableExport, ApplianceError> {
         let (range, format) = (self.range, self.format);
         match &self.table {
@@ -78,7 +78,7 @@ impl TableRequest {
     }
 }
 
-/// The parameters of an export.
+/// The query parameters of a request for an export.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct TableQuery {
     range: TimeRange,
@@ -104,7 +104,7 @@ impl<S: Send + Sync> FromRequestParts<S> for TableQuery {
 }
 
 impl TableQuery {
-    /// `own`: the parameters of the table beside [`ALWAYS`].
+    /// Reads the parameters of `query`. `own` are the parameters of the table in addition to [`ALWAYS`].
     fn read(query: &str, own: &[&str]) -> Result<Self, String> {
         let mut read = Self::default();
         for part in query.split('&').filter(|part| !part.is_empty()) {

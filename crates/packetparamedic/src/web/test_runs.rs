@@ -1,4 +1,4 @@
-//! The routes of tests that a client runs. The answer grows while the test runs: one JSON document in each line. A
+//! The API routes of tests that a client runs. The answer grows while the test runs: one JSON document in each line. A
 //! client that goes away cancels its test.
 
 use std::collections::HashMap;
@@ -32,56 +32,56 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 /// The maximum number of lines that wait for a slow client.
 const WAITING_LINES: usize = 64;
 
-/// A line of the answer.
+/// A line of the answer to a request to run a test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TestLine {
     /// The test was accepted under this id: the first line.
     Accepted(Uuid),
-    /// Another test runs on this device; this one waits for it.
+    /// Another test runs on this device; the accepted test waits for it.
     WaitingForDevice,
     /// An event of the test.
     Event(Box<Event>),
-    /// The end: the last line.
+    /// The end of the test: the last line.
     End(Box<TestLineEnd>),
 }
 
 /// How a test ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct TestLineEnd {
-    /// The measurements.
+    /// What the test measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) measured: Option<Box<ResultDocument>>,
-    /// Why it is not complete.
+    /// Why the test is not complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure: Option<Problem>,
-    /// Why it is not saved.
+    /// Why the result is not saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unsaved: Option<Problem>,
-    /// Whether it was cancelled before it began.
+    /// Whether the test was cancelled before it began.
     #[serde(default)]
     pub(crate) never_began: bool,
 }
 
-/// Whether something was cancelled.
+/// The answer to a request to cancel a test.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct CancelAnswer {
-    /// `false` if nothing ran, or it was cancelled before.
+    /// `false` if no test ran, or the test was cancelled before.
     pub(super) cancelled: bool,
 }
 
 impl CancelAnswer {
-    /// The answer to a request to cancel.
+    /// Converts this to an HTTP answer. An answer that cancelled nothing is not logged as a change.
     pub(super) fn answer(self) -> impl IntoResponse {
         let unchanged = (!self.cancelled).then_some(Extension(NothingChanged));
         (unchanged, Json(self))
     }
 }
 
-/// The tests with their cancellation.
+/// The running tests of clients by id, each with the sender that cancels the test.
 type TestRegistry = Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>;
 
-/// Runs a test.
+/// Runs the requested test, and answers with its lines.
 pub(super) async fn run(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,
@@ -116,7 +116,8 @@ pub(super) async fn start(
     Ok((id, receiver))
 }
 
-/// Counts a test that a client of the TCP listener begins. If they began many lately, fails with how long to wait.
+/// Counts a test that a client of the TCP listener begins. Fails if such clients began many tests lately; the error is
+/// how long to wait.
 pub(super) fn count_start(state: &ApiState, source: RequestSource) -> Result<(), Duration> {
     let RequestSource::Address { .. } = source else { return Ok(()) };
     #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of tests")]
@@ -124,12 +125,12 @@ pub(super) fn count_start(state: &ApiState, source: RequestSource) -> Result<(),
     lock(&state.starts).begin(now)
 }
 
-/// Cancels a test of a client; `false` if none has this id, or it was cancelled before.
+/// Cancels a test of a client; `false` if no test has this id, or if the test was cancelled before.
 pub(super) fn cancel_test(state: &ApiState, id: Uuid) -> bool {
     lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true))
 }
 
-/// The problem of a test that is refused because clients began many; after `wait`, a test can begin again.
+/// The problem of a test that is refused because clients began many tests lately. A test can begin again after `wait`.
 pub(super) fn too_many(wait: Duration) -> Problem {
     let because = "clients began too many tests within a minute";
     let try_ = format!("wait {} s; to test at fixed times, add a schedule", wait.as_secs() + 1);
@@ -137,7 +138,7 @@ pub(super) fn too_many(wait: Duration) -> Problem {
     Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
 }
 
-/// Cancels a test; its answer goes on to its end.
+/// Cancels a test. The lines about the test go on to its end.
 pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> impl IntoResponse {
     CancelAnswer { cancelled: cancel_test(&state, id) }.answer()
 }
@@ -150,7 +151,7 @@ async fn forward(
     mut cancelled: watch::Receiver<bool>,
 ) {
     service.report(id, None, RunReport::Life(RunLife::Accepted));
-    // An error of `send` means that the client has gone; its test is cancelled then.
+    // An error of `send` means that the client has gone. Its test is then cancelled.
     lines.send(line(&TestLine::Accepted(id))).await.ok();
     let mut is_cancelled = false;
     // The line that the client has not taken yet: the next event waits for it, a cancellation does not.
@@ -199,7 +200,7 @@ fn line(line: &TestLine) -> Bytes {
     text.into()
 }
 
-/// Cancels the test of an answer that is dropped: the client has gone, or has read the end.
+/// Cancels the test when its answer is dropped, because the client has gone or has read the end.
 struct TestCanceller {
     test: Uuid,
     tests: TestRegistry,

@@ -1,4 +1,4 @@
-//! TLS of the listener, with the certificate and the key of two files.
+//! TLS for the TCP listener, with the certificate and the key from two files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,23 +10,24 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
-/// Why the listener has no TLS.
+/// Why the TCP listener cannot use TLS.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsFilesError {
-    /// A file cannot be read, or lacks its certificate or key.
+    /// A file cannot be read, or contains no certificate or no key.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// The path of that file.
         path: PathBuf,
-        /// The cause.
+        /// Why the file cannot be used.
         source: io::Error,
     },
-    /// The key is not that of the certificate, or neither can be used.
+    /// The key does not belong to the certificate, or one of them cannot be used.
     #[error("the certificate and the key cannot be used: {0}")]
     Unusable(#[from] rustls::Error),
 }
 
-/// Answers TLS 1.3 handshakes with the certificates (the server's own first) and the key of these PEM files.
+/// Creates the acceptor of TLS 1.3 connections, with the certificates (the server's own first) and the key of these PEM
+/// files.
 pub(crate) fn acceptor(certificates: &Path, key: &Path) -> Result<TlsAcceptor, TlsFilesError> {
     let failed = |path: &Path, error: pem::Error| {
         let source = match error {

@@ -15,9 +15,9 @@ use super::problem::Problem;
 /// A request to add a token.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct TokenRequest {
-    /// Its name.
+    /// The name of the token.
     pub(crate) name: String,
-    /// What it allows.
+    /// What the token allows.
     pub(crate) scope: AccessScope,
 }
 
@@ -25,7 +25,7 @@ pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<Store
     Ok(Json(state.service.appliance().tokens().await?))
 }
 
-/// Adds a token. Its secret is in this answer alone.
+/// Adds a token. Only this answer contains the secret of the token.
 pub(super) async fn add(
     State(state): State<ApiState>,
     ApiBody(request): ApiBody<TokenRequest>,

@@ -1,4 +1,5 @@
-//! Reads and prints a configuration file. Each kind of object has a module of its own.
+//! Parses a configuration file, and writes a configuration as the text of a file. Each kind of object has a module of
+//! its own.
 
 mod channel;
 mod monitor;
@@ -20,20 +21,20 @@ pub(super) use channel::read_secret;
 pub(super) use text::FileFault;
 use text::{FileText, in_order};
 
-/// The table of the plan, of which there is one.
+/// The table of the plan. A file has at most one plan, so this table is not a list.
 const PLAN: &str = "plan";
 
-/// The tables of the file, one for each kind of object. Each except the plan is a list.
+/// The tables of a configuration file, one for each kind of object. Each table except the plan is a list.
 const TABLES: [&str; 6] = ["reflector", "schedule", "monitor", "channel", "rule", PLAN];
 
-/// Reads the secret in a file, or says why it cannot.
+/// Reads the secret in the file at a path. An error is the reason, as text.
 pub(super) type SecretSource<'a> = dyn Fn(&Path) -> Result<SecretText, String> + 'a;
 
 /// Parses the text of a configuration file. `secrets` reads the secret files that the text names.
 pub(super) fn parse(text: &str, secrets: &SecretSource<'_>) -> Result<DeviceConfiguration, FileFault> {
     let file = FileText(text);
     if text.trim().is_empty() {
-        // A program that failed can leave an empty file, which must not remove every schedule.
+        // A failed program can leave an empty file, which must not remove every schedule.
         let problem = "it is empty; to remove all objects of earlier files on purpose, apply a file with only a \
                        comment";
         return Err(file.fault(0, problem));
@@ -69,7 +70,7 @@ pub(super) fn parse(text: &str, secrets: &SecretSource<'_>) -> Result<DeviceConf
     Ok(configuration)
 }
 
-/// Prints a file that describes this configuration.
+/// Returns the text of a configuration file that describes `configuration`.
 pub(super) fn print(configuration: &DeviceConfiguration) -> String {
     let mut text = "# Names of reflectors, the plan, schedules, monitors, channels and rules: packetparamedic apply FILE. The\n\
                     # keys are the options of the commands that add them. Secrets of channels are not in it: those that are\n\
@@ -110,7 +111,7 @@ fn rows(text: &mut String, rows: impl IntoIterator<Item = (String, FileOption)>)
             FileOption::Flag(value) => toml::Value::Boolean(value),
             FileOption::List(values) => toml::Value::Array(values.into_iter().map(toml::Value::String).collect()),
             FileOption::Value(value) => match value.parse::<u32>() {
-                // A whole number is printed without quotes, if that is the same text.
+                // A whole number is written without quotes if its decimal digits are exactly `value`.
                 Ok(number) if number.to_string() == value => toml::Value::Integer(number.into()),
                 _ => toml::Value::String(value),
             },
@@ -123,7 +124,8 @@ fn rows(text: &mut String, rows: impl IntoIterator<Item = (String, FileOption)>)
 mod tests {
     use super::*;
 
-    /// Reads a file whose secrets are the names of their files.
+    /// Parses a configuration file. The secret in each file is the name of that file; the file `missing` does not
+    /// exist.
     fn parse(text: &str) -> Result<DeviceConfiguration, FileFault> {
         super::parse(text, &|path| match path.file_name() {
             Some(name) if name == "missing" => Err("no such file".to_owned()),
@@ -214,7 +216,7 @@ mod tests {
                     [[rule]]\nname = \"rate\"\nmetric = \"upload\"\nbelow = \"2.5M\"\n";
         let mut read = parse(text).unwrap();
         assert_eq!((read.rules[0].rule.name.as_str(), read.rules[1].enabled), ("download", false));
-        // One that no option expresses.
+        // A rule that no option expresses.
         let mut odd = read.rules[0].clone();
         (odd.rule.name, odd.rule.limit) =
             ("odd".to_owned(), Some(paramedic_appliance::alerts::AlertLimit::BelowPlan(1.0 / 3.0)));
@@ -251,7 +253,7 @@ mod tests {
             let (line, problem) = schedule(more);
             assert!((5..=6).contains(&line) && problem.starts_with(said), "{more}: {line}: {problem}");
         }
-        // Of the whole table.
+        // Faults in whole files: the text of the file, the line of the fault, and the start of the problem.
         for (text, line, said) in [
             ("[[schedule]]\nname = \"a\"\n", 1, "schedule: "),
             ("\n[[schedule]]\nevery = \"6h\"\n", 2, "schedule: "),
@@ -296,7 +298,11 @@ mod tests {
             ("[[channel]]\nkind = \"pigeon\"\n", 2, "kind: \"pigeon\" is no kind; valid: webhook, ntfy, smtp, command"),
             ("[[channel]]\nkind = \"ntfy\"\n", 1, "channel: name is missing"),
             ("[[channel]]\nkind = \"ntfy\"\nname = \"a\"\n", 1, "channel: topic is missing"),
-            ("[[channel]]\nkind = \"ntfy\"\nname = \"a\"\ntopic = \"a/b\"\n", 1, "channel: a topic has"),
+            (
+                "[[channel]]\nkind = \"ntfy\"\nname = \"a\"\ntopic = \"a/b\"\n",
+                1,
+                "channel: \"a/b\" is not a valid topic",
+            ),
             ("[[channel]]\nkind = \"ntfy\"\ntoken = \"x\"\n", 3, "unknown key \"token\""),
             ("[[channel]]\nkind = \"ntfy\"\ntoken_file = \"x\"\n", 3, "token_file: it is no absolute path"),
             ("[[channel]]\nkind = \"ntfy\"\ntoken_file = \"/missing\"\n", 3, "token_file: no such file"),

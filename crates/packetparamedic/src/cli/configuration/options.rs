@@ -1,5 +1,5 @@
-//! Options of the command line as keys of a file. A schedule as the options of `schedule add`, and back: what no option
-//! expresses is written as the stored definition.
+//! Converts options of the command line to keys of a configuration file, and back. A schedule becomes the options of
+//! `schedule add`; a schedule that the options cannot express is written as its stored definition.
 
 use std::error::Error as _;
 use std::path::PathBuf;
@@ -19,28 +19,28 @@ use super::super::schedule::{self, AddArgs};
 use super::super::speed_test;
 use crate::config::Settings;
 
-/// The options of `schedule add` that say nothing about a schedule.
+/// The options of `schedule add` that are no part of a schedule, and therefore no keys of a file.
 const OTHERS: [&str; 8] = ["help", "version", "yes", "json", "json_stream", "plot", "no_graph", "no_save"];
-/// The key of a stored definition, as JSON.
+/// The key whose value is the whole stored definition of an object, as JSON.
 pub(super) const DEFINITION: &str = "definition";
 
-/// An option in a file.
+/// The value of a command-line option in a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FileOption {
-    /// One without a value: given or not.
+    /// An option without a value: whether it is given.
     Flag(bool),
-    /// One with a value.
+    /// An option with one value.
     Value(String),
-    /// One that can be given several times.
+    /// An option that can be given several times: its values.
     List(Vec<String>),
 }
 
-/// A fault of the options.
+/// A fault in the options of an object, such as a schedule.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OptionFault {
-    /// The key at fault; `None` if no single key is.
+    /// The key with the fault; `None` if no single key has it.
     pub(super) key: Option<String>,
-    /// What is wrong.
+    /// What is wrong with the option or with the whole object.
     pub(super) problem: String,
 }
 
@@ -51,7 +51,7 @@ struct FileOptions {
     add: Box<AddArgs>,
 }
 
-/// The keys of a schedule: the long options, with underscores.
+/// The keys of a `[[schedule]]` table: the long options of `schedule add`, with underscores, and [`DEFINITION`].
 pub(super) fn keys() -> Vec<String> {
     let secrets = PROVIDERS.iter().flat_map(|provider| provider.options()).map(|option| option.name.replace('-', "_"));
     let others = OTHERS.iter().map(ToString::to_string).chain(secrets).collect::<Vec<_>>();
@@ -59,13 +59,13 @@ pub(super) fn keys() -> Vec<String> {
     options.into_iter().filter(|name| !others.contains(name)).chain([DEFINITION.to_owned()]).collect()
 }
 
-/// The long options of a command as keys: with underscores.
+/// Returns the long options of a command as keys of a file, which have underscores instead of dashes.
 pub(super) fn option_keys(command: &clap::Command) -> Vec<String> {
     let options = command.get_arguments().filter_map(clap::Arg::get_long);
     options.filter(|name| *name != "help").map(|name| name.replace('-', "_")).collect()
 }
 
-/// Options of a command as the words of its command line.
+/// Converts options from a file to the words of a command line that `command` can parse.
 pub(super) fn words(command: &clap::Command, given: &[(String, FileOption)]) -> Result<Vec<String>, OptionFault> {
     let mut words = Vec::new();
     for (key, option) in given {
@@ -87,7 +87,8 @@ pub(super) fn words(command: &clap::Command, given: &[(String, FileOption)]) -> 
     Ok(words)
 }
 
-/// The schedule of these options. Settings of this user have no effect: the file alone says what is measured.
+/// Builds the schedule that the options in `given` describe. The user's settings have no effect: the file alone defines
+/// what is measured.
 pub(super) fn schedule_of(given: &[(String, FileOption)]) -> Result<Schedule, OptionFault> {
     if let Some((_, FileOption::Value(json))) = given.iter().find(|(key, _)| key == DEFINITION) {
         return defined(json, given);
@@ -112,7 +113,7 @@ pub(super) fn schedule_of(given: &[(String, FileOption)]) -> Result<Schedule, Op
     schedule::definition(&add, request).map_err(|error| fault_of_schedule(&error, given))
 }
 
-/// The fault of a schedule that is not accepted. Names the first given key that the error concerns.
+/// Converts the error about a schedule to a fault. The fault names the first key in `given` that the error concerns.
 pub(super) fn fault_of_schedule(error: &ScheduleError, given: &[(String, FileOption)]) -> OptionFault {
     let keys: &[&str] = match error {
         ScheduleError::Name(_) => &["name"],
@@ -142,7 +143,7 @@ fn defined(json: &str, given: &[(String, FileOption)]) -> Result<Schedule, Optio
     Ok(schedule)
 }
 
-/// The fault of a command line.
+/// Converts an error of the command-line parser to a fault. The fault names the key of the wrong option.
 pub(super) fn fault_of_word(error: &clap::Error) -> OptionFault {
     let argument = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(argument)) => Some(argument.clone()),
@@ -155,7 +156,7 @@ pub(super) fn fault_of_word(error: &clap::Error) -> OptionFault {
     });
     let problem = match error.source() {
         Some(cause) => cause.to_string(),
-        // The message, without the usage of the command line.
+        // The error message, without the usage text of the command line.
         None => {
             let text = error.to_string();
             let lines = text.split("\n\n").next().unwrap_or_default().lines().map(str::trim).collect::<Vec<_>>();
@@ -165,7 +166,7 @@ pub(super) fn fault_of_word(error: &clap::Error) -> OptionFault {
     OptionFault { key, problem }
 }
 
-/// The fault of an option that is also a setting.
+/// Converts an error about a setting to a fault. The fault names the key if an option gave the value.
 fn fault_of_setting(error: &ConfigError) -> OptionFault {
     match error {
         ConfigError::BadValue { origin: ValueOrigin::Flag(flag), problem, valid, .. } => OptionFault {
@@ -176,7 +177,7 @@ fn fault_of_setting(error: &ConfigError) -> OptionFault {
     }
 }
 
-/// The options that describe a schedule. Parsing them gives the same schedule.
+/// Returns the options that describe a schedule. Parsing these options gives the same schedule.
 pub(super) fn options_of(schedule: &Schedule) -> Vec<(String, FileOption)> {
     let options = expressed(schedule);
     let read = schedule_of(&options);
@@ -190,7 +191,7 @@ pub(super) fn options_of(schedule: &Schedule) -> Vec<(String, FileOption)> {
     rows.map(|(key, value)| (key.to_owned(), FileOption::Value(value))).into()
 }
 
-/// Collects options.
+/// Collects the options that describe an object.
 #[derive(Default)]
 struct OptionRows(Vec<(String, FileOption)>);
 
@@ -305,7 +306,7 @@ fn test(request: &TestRequest, rows: &mut OptionRows) {
     rows.given("max_loaded_loss", limits.max_loaded_loss.map(share));
 }
 
-/// The options of the phases: their directions and their lengths.
+/// Adds the options of the phases of a test: their directions and their durations.
 fn phases(request: &TestRequest, plain: &TestRequest, rows: &mut OptionRows) {
     let length = |request: &TestRequest, wanted: fn(Load) -> bool| {
         let phase = request.spec.phases.iter().find(|phase| wanted(phase.load));
@@ -316,7 +317,7 @@ fn phases(request: &TestRequest, plain: &TestRequest, rows: &mut OptionRows) {
     rows.flag("download", loads == [Load::Download]);
     rows.flag("upload", loads == [Load::Upload]);
     rows.flag("bidir", loads.contains(&Load::Bidir));
-    // An engine without load has a single phase, which is as long as a direction.
+    // An engine without load has a single phase; the option `time` is its duration.
     let is_load: fn(Load) -> bool = if loads.is_empty() { |_| true } else { |load| load != Load::Idle };
     let time = length(request, is_load);
     if time != length(plain, is_load) || request.spec.direction_bytes.is_some() {
@@ -328,7 +329,7 @@ fn phases(request: &TestRequest, plain: &TestRequest, rows: &mut OptionRows) {
     }
 }
 
-/// A share that is read back exactly.
+/// Formats a share from 0 to 1 as a text that is parsed as exactly this share.
 fn share(share: f64) -> String {
     if share < 1.0 { share.to_string() } else { format!("{}%", share * 100.0) }
 }
@@ -337,7 +338,7 @@ fn share(share: f64) -> String {
 mod tests {
     use super::*;
 
-    /// Options as words of a command line: `--udp --time=5`.
+    /// Converts words, such as `udp time=5`, to options.
     fn options(words: &str) -> Vec<(String, FileOption)> {
         let option = |word: &str| match word.split_once('=') {
             Some((key, value)) => (key.to_owned(), FileOption::Value(value.to_owned())),

@@ -1,4 +1,4 @@
-//! The failures of texts that are no address.
+//! The failures of commands whose argument is not a valid address.
 
 use paramedic_appliance::targets::{Fault, NotAHostPort};
 

@@ -1,10 +1,10 @@
-//! The failures of channels.
+//! The failures of commands about the channels of alert messages.
 
 use paramedic_appliance::alerts::channel::ChannelError;
 
 use super::{CommandFailure, ExitStatus};
 
-/// The failure of a channel that is not accepted.
+/// The failure of a command whose channel is not valid.
 pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
     let (exit, code) = match error {
         ChannelError::CommandRefused => (ExitStatus::Denied, "command_refused"),

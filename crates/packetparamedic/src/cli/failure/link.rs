@@ -1,4 +1,4 @@
-//! The failures of a link to a reflector, and of a request that it denied.
+//! The failures of a link to a reflector, and of a request that the reflector denied.
 
 use std::{fmt, io};
 

@@ -1,10 +1,10 @@
-//! The failures of monitors.
+//! The failures of commands about monitors.
 
 use paramedic_appliance::monitor::MonitorError;
 
 use super::{CommandFailure, ExitStatus};
 
-/// The failure of a monitor that is not accepted.
+/// The failure of a command whose monitor is not valid.
 pub(super) fn not_accepted(error: &MonitorError) -> CommandFailure {
     let try_ = match error {
         MonitorError::Name(_) => "choose a valid name, such as --name home",

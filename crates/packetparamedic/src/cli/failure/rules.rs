@@ -1,10 +1,10 @@
-//! The failures of rules.
+//! The failures of commands about alert rules.
 
 use paramedic_appliance::alerts::RuleError;
 
 use super::{CommandFailure, ExitStatus};
 
-/// The failure of a rule that is not accepted.
+/// The failure of a command whose alert rule is not valid.
 pub(super) fn not_accepted(error: &RuleError) -> CommandFailure {
     let try_ = match error {
         RuleError::Name(_) => "choose a valid name, such as --name slow-download",

@@ -1,4 +1,4 @@
-//! The failures of schedules, and of the service that runs them.
+//! The failures of commands about schedules, and about the service that runs them.
 
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::schedule::{RecurrenceError, ScheduleError};

@@ -8,7 +8,7 @@ use paramedic_link::state_folder::StateFolderError;
 
 use super::{CommandFailure, ExitStatus, thread_limit};
 
-/// The failure of a test that was not begun, because its result could not have been saved: `failure` is why.
+/// Converts `failure`, which would prevent saving the result, to the failure of the test that therefore did not begin.
 pub(super) fn cannot_save(mut failure: CommandFailure) -> CommandFailure {
     failure.what = "the test was not begun: its result could not be saved".to_owned();
     failure.try_ = format!("`speed-test --no-save` measures without saving; otherwise: {}", failure.try_);

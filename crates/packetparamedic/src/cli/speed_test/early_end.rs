@@ -3,9 +3,9 @@
 
 use super::Args;
 
-/// What else about the test decides whether `--until-stable` is possible.
+/// The facts about a test, in addition to its options, that decide whether `--until-stable` is possible.
 pub(super) struct RequestedLength {
-    /// Whether the configuration sets the duration.
+    /// Whether the configuration sets the duration of a direction.
     pub(super) is_configured: bool,
     /// Whether the test sends datagrams.
     pub(super) sends_datagrams: bool,
@@ -15,7 +15,7 @@ pub(super) struct RequestedLength {
     pub(super) does_probe: bool,
 }
 
-/// Why `--until-stable` is refused, as a clause; `None` if it is possible.
+/// Why `--until-stable` is refused, as a clause; `None` if `--until-stable` is possible.
 pub(super) fn conflict(args: &Args, length: &RequestedLength) -> Option<&'static str> {
     let has_threshold = args.min_download.is_some()
         || args.min_upload.is_some()

@@ -3,7 +3,7 @@
 
 use super::Args;
 
-/// What decides whether an option has an effect.
+/// The facts about a test that decide whether an option has an effect.
 pub(super) struct RequestedSetup<'a> {
     /// The id of the provider.
     pub(super) provider: &'a str,
@@ -22,19 +22,19 @@ pub(super) struct RequestedSetup<'a> {
 /// What an option needs to have an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Needs {
-    /// A phase with load.
+    /// The option needs a phase with load.
     Load,
-    /// An idle phase before the load.
+    /// The option needs an idle phase before the load.
     IdlePhase,
-    /// A provider that sends latency probes.
+    /// The option needs a provider that sends latency probes.
     Probes,
-    /// A phase with load, or latency probes.
+    /// The option needs a phase with load, or latency probes.
     Packets,
-    /// An external program that moves the payload.
+    /// The option needs an external program that moves the payload.
     Program,
 }
 
-/// An option: its name on the command line, whether it was given, and what it needs.
+/// An option: its name on the command line, whether it was given, and what it needs to have an effect.
 type OptionNeeds = (&'static str, fn(&Args) -> bool, Needs);
 
 const OPTIONS: &[OptionNeeds] = &[
@@ -61,7 +61,7 @@ const OPTIONS: &[OptionNeeds] = &[
     ("--raw", |args| args.raw, Needs::Program),
 ];
 
-/// The first option that was given and has no effect, with the reason.
+/// Returns the first given option that has no effect, with the reason; `None` if there is none.
 pub(super) fn without_effect(args: &Args, setting: &RequestedSetup<'_>) -> Option<String> {
     let given = OPTIONS.iter().filter(|(_, is_given, _)| is_given(args));
     given.map(|(option, _, needs)| (option, needs)).find_map(|(option, needs)| {
@@ -71,7 +71,7 @@ pub(super) fn without_effect(args: &Args, setting: &RequestedSetup<'_>) -> Optio
 }
 
 impl Needs {
-    /// Why the option has no effect; `None` if it has one.
+    /// Why the option has no effect; `None` if the option has an effect.
     fn missing(self, setting: &RequestedSetup<'_>) -> Option<String> {
         let RequestedSetup { provider, engine, has_load, may_probe, does_probe, has_program } = setting;
         match self {

@@ -8,11 +8,11 @@ use crate::web::client::RemoteTest;
 use crate::web::problem::Problem;
 use crate::web::test_runs::{TestLine, TestLineEnd};
 
-/// A running test.
+/// A handle to a running test, in this process or in the service.
 pub(super) enum TestHandle {
     /// A test that runs in this process.
     Here(RunningTest),
-    /// A test that runs in the service. Holds its end once that is known.
+    /// A test that runs in the service, and how it ended once that is known.
     AtService(RemoteTest, Option<Box<TestLineEnd>>),
 }
 
@@ -20,14 +20,14 @@ pub(super) enum TestHandle {
 pub(super) struct TestOver {
     /// What the test measured; `None` if it measured nothing.
     pub(super) measured: Option<ResultDocument>,
-    /// Why the test is not complete; `None` if it is.
+    /// Why the test is not complete; `None` if the test is complete.
     pub(super) failure: Option<CommandFailure>,
-    /// Why the result was not saved; `None` if it was.
+    /// Why the result was not saved; `None` if the result was saved.
     pub(super) unsaved: Option<CommandFailure>,
 }
 
 impl TestHandle {
-    /// Waits for the next event. `None` when the test has ended. Cancel safe.
+    /// Waits for the next event of the test. Returns `None` when the test has ended. Cancel safe.
     pub(super) async fn next_event(&mut self) -> Result<Option<TestEvent>, CommandFailure> {
         match self {
             Self::Here(test) => Ok(test.next_event().await),
@@ -45,7 +45,7 @@ impl TestHandle {
         }
     }
 
-    /// Asks the test to end. What it has measured is kept.
+    /// Asks the test to end. Its measurements so far are kept.
     pub(super) async fn cancel(&self) -> Result<(), CommandFailure> {
         match self {
             Self::Here(test) => {
@@ -56,7 +56,8 @@ impl TestHandle {
         }
     }
 
-    /// Waits until the test has ended. `None` if it was cancelled before it began. Fails if it could not begin.
+    /// Waits until the test has ended. Returns `None` if the test was cancelled before it began. Fails if the test
+    /// could not begin.
     pub(super) async fn end(self) -> Result<Option<TestOver>, CommandFailure> {
         match self {
             Self::Here(test) => {

@@ -1,4 +1,4 @@
-//! The page of alerts: those that are open, the rules with their form and preview, and those of the past.
+//! The page of alerts: the open alerts, the rules with their form and preview, and the past alerts.
 
 use askama::Template;
 use axum::extract::State;
@@ -20,14 +20,14 @@ use super::page_time::PageTime;
 use super::visitor::Visitor;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The path.
+/// The path of the page of alerts.
 pub(super) const PATH: &str = "/alerts";
-/// The alerts of a page of the list.
+/// The number of alerts in a page of the list of past alerts.
 const LIST_PAGE: u32 = 25;
-/// The most open alerts that are shown.
+/// The maximum number of open alerts that the page shows.
 const MOST_OPEN: u32 = 50;
 
-/// The kinds of limits in the form: the value, and its words.
+/// The kinds of limits that the form of a rule offers: the value in the form, and its words.
 const LIMITS: [(&str, &str); 5] = [
     ("below", "below this value"),
     ("above", "above this value"),
@@ -36,7 +36,7 @@ const LIMITS: [(&str, &str); 5] = [
     ("above_usual", "above this share of the usual value"),
 ];
 
-/// The page.
+/// The template of the page of alerts.
 #[derive(Template)]
 #[template(path = "alerts.html")]
 struct AlertsPage {
@@ -54,7 +54,7 @@ struct AlertsPage {
     entered: FormBody,
 }
 
-/// An alert.
+/// An alert as the page shows it.
 struct AlertView {
     title: String,
     rule: String,
@@ -63,13 +63,13 @@ struct AlertView {
     closed: Option<PageTime>,
 }
 
-/// A rule.
+/// A rule as the page shows it.
 struct RuleView {
     name: String,
     words: String,
-    /// The path of its forms.
+    /// The path to which the forms of the rule are sent.
     path: String,
-    /// The path of its preview.
+    /// The path of this page with the preview of the rule.
     preview: String,
     is_enabled: bool,
     from_file: bool,
@@ -80,7 +80,7 @@ struct RuleView {
     quiet_hours: Option<String>,
 }
 
-/// What a rule would have done.
+/// What a rule would have done in the past, as the page shows it.
 struct PreviewView {
     words: String,
     summary: String,
@@ -177,7 +177,7 @@ impl AlertsPage {
     }
 }
 
-/// Shows the page; with the parameter `preview`, what that rule would have done.
+/// Shows the page of alerts; with the query parameter `preview`, also what the rule of that name would have done.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let preview = match visitor.parameter("preview") {
         None => None,
@@ -189,7 +189,7 @@ pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Res
     page(&state, &visitor, (StatusCode::OK, None), FormBody::default(), preview).await
 }
 
-/// Adds the rule of the form, or shows what it would have done.
+/// Adds the rule of the form, or shows what the rule would have done.
 pub(super) async fn add(State(state): State<ApiState>, visitor: Visitor, form: FormBody) -> Result<Response, Problem> {
     match add_or_preview(&state, &form).await {
         Ok(None) => Ok(done(PATH, Notice::RuleAdded)),
@@ -198,7 +198,7 @@ pub(super) async fn add(State(state): State<ApiState>, visitor: Visitor, form: F
     }
 }
 
-/// Adds the rule of the form; returns its preview instead, if the form asks for that.
+/// Adds the rule of the form. If the form asks for a preview, returns that instead, and adds nothing.
 async fn add_or_preview(state: &ApiState, form: &FormBody) -> Result<Option<PreviewView>, Problem> {
     let appliance = state.service.appliance();
     let rule = rule_of(form)?;
@@ -210,12 +210,12 @@ async fn add_or_preview(state: &ApiState, form: &FormBody) -> Result<Option<Prev
     Ok(None)
 }
 
-/// Adds a rule that is suggested.
+/// Adds the suggested rule that the form names.
 pub(super) async fn add_suggested(State(state): State<ApiState>, form: FormBody) -> Result<Response, Problem> {
     let appliance = state.service.appliance();
     let wanted = form.value("name").to_owned();
     let suggested = appliance.suggested_rules().await?.into_iter().find(|rule| rule.name == wanted);
-    // After a second click, the rule is there already and no longer suggested.
+    // After a second click, the rule is already added and no longer suggested.
     if let Some(mut rule) = suggested {
         rule.channels = channels(&form);
         appliance.add_rule(&rule).await?;
@@ -224,7 +224,7 @@ pub(super) async fn add_suggested(State(state): State<ApiState>, form: FormBody)
     Ok(done(PATH, Notice::RuleAdded))
 }
 
-/// Enables a rule, or disables it.
+/// Enables or disables a rule, as the form says.
 pub(super) async fn switch(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,
@@ -249,12 +249,12 @@ async fn previewed(appliance: &Appliance, rule: &AlertRule) -> Result<PreviewVie
     Ok(PreviewView::of(rule, &preview, appliance.unmeasured(rule).await?))
 }
 
-/// The channels that are ticked.
+/// The names of the channels that are ticked in the form.
 fn channels(form: &FormBody) -> Vec<String> {
     form.0.iter().filter(|(name, _)| name == "channel").map(|(_, value)| value.clone()).collect()
 }
 
-/// The rule of the form, which is not checked yet.
+/// Builds the rule that the form describes. The caller must still check the rule.
 fn rule_of(form: &FormBody) -> Result<AlertRule, CommandFailure> {
     let metric = form.value("metric").parse::<AlertMetric>().map_err(|error| wrong(&error.to_string()))?;
     let limit = form.text("value").map(|text| limit_of(metric, form.value("limit"), text)).transpose()?;

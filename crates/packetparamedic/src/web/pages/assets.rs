@@ -1,5 +1,5 @@
-//! The files of the pages, inside the program: one script, one style sheet, one icon. The URL of each has a hash of its
-//! content, so that browsers may keep it for good.
+//! The files that the pages load: one script, one style sheet, one icon. The program contains them. The URL of each has
+//! a hash of its content, so that browsers may keep it for good.
 
 use std::io::Write;
 use std::sync::LazyLock;
@@ -17,8 +17,8 @@ use flate2::write::GzEncoder;
 use super::super::extract::ApiPath;
 use super::super::problem::{self, Problem};
 
-/// The scripts, in the order in which they run. They are sent as one file: htmx starts as soon as it is read, and must
-/// then find the code that extends it.
+/// The scripts, in the order in which they run. They are sent as one file: htmx starts as soon as the browser has read
+/// it, and must then find the code that extends htmx.
 const SCRIPTS: [&str; 5] = [
     include_str!("../../../assets/vendor/htmx-4.0.1.min.js"),
     include_str!("../../../assets/vendor/uplot-1.6.32.iife.min.js"),
@@ -33,14 +33,14 @@ const STYLES: [&str; 3] = [
 ];
 const ICON: &str = include_str!("../../../assets/icon.svg");
 
-/// The letters of the hash in a URL.
+/// The number of letters of the content hash in the URL of a file.
 const HASH_LETTERS: usize = 16;
 /// Lets a browser keep a file for a year without asking for it again (RFC 8246).
 const FOR_GOOD: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
-/// A file of the pages.
+/// A file that the pages load.
 struct Asset {
-    /// The last part of its path.
+    /// The last part of the path of the file.
     name: String,
     kind: &'static str,
     plain: Bytes,
@@ -55,19 +55,19 @@ static FILES: LazyLock<[Asset; 3]> = LazyLock::new(|| {
     ]
 });
 
-/// The paths of the files.
+/// The paths of the files that the pages load.
 #[derive(Clone, Debug)]
 pub(super) struct AssetPaths {
-    /// The script.
+    /// The path of the script.
     pub(super) script: String,
-    /// The style sheet.
+    /// The path of the style sheet.
     pub(super) style: String,
-    /// The icon.
+    /// The path of the icon.
     pub(super) icon: String,
 }
 
 impl AssetPaths {
-    /// The paths of the files of this program.
+    /// Returns the paths of the files that this program contains.
     pub(super) fn current() -> Self {
         let [script, style, icon] = FILES.each_ref().map(|file| format!("/assets/{}", file.name));
         Self { script, style, icon }
@@ -87,7 +87,7 @@ impl Asset {
     }
 }
 
-/// A file.
+/// Answers with the file that the path names.
 pub(super) async fn file(ApiPath(name): ApiPath<String>, request: Request) -> Result<Response, Problem> {
     let Some(file) = FILES.iter().find(|file| file.name == name) else {
         return Err(problem::no_route(request).await);
@@ -102,7 +102,7 @@ pub(super) async fn file(ApiPath(name): ApiPath<String>, request: Request) -> Re
     Ok(response)
 }
 
-/// Whether the client takes gzip (RFC 9110, section 12.5.3).
+/// Whether the client accepts gzip (RFC 9110, section 12.5.3).
 pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|coding| {
@@ -112,12 +112,12 @@ pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Says that a body is compressed.
+/// Sets the headers of an answer whose body is compressed.
 pub(super) fn mark_compressed(headers: &mut HeaderMap) {
     headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
 }
 
-/// The bytes as gzip.
+/// Compresses bytes with gzip.
 pub(super) fn compressed(bytes: &[u8], effort: Compression) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), effort);
     // A write into memory does not fail.
@@ -155,7 +155,7 @@ mod tests {
             assert_eq!(unpacked, file.plain);
             sum += file.compressed.len();
         }
-        // The first page has 60 KiB in all.
+        // The limit for all of the first page is 60 KiB, with its HTML.
         assert!(sum < 54 * 1024, "{sum}");
     }
 

@@ -23,16 +23,16 @@ use super::visitor::Visitor;
 pub(super) const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'",
 );
-/// The longest page that is compressed, in bytes.
+/// The maximum length of a page for a client that accepts gzip, in bytes. A longer page is answered as an error.
 const LONGEST_PAGE: usize = 16 * 1024 * 1024;
-/// The shortest page that is compressed, in bytes.
+/// The minimum length of a page that is compressed, in bytes.
 const SHORT_PAGE: usize = 512;
-/// The header of a request that htmx sends.
+/// The header that marks a request of htmx.
 const HTMX_REQUEST: &str = "hx-request";
-/// The header by which htmx replaces the whole page.
+/// The header by which an answer makes htmx load a whole page.
 const HTMX_REDIRECT: HeaderName = HeaderName::from_static("hx-redirect");
 
-/// A page about an error.
+/// The template of a page about an error.
 #[derive(Template)]
 #[template(path = "error.html")]
 struct ErrorPage<'a> {
@@ -40,7 +40,7 @@ struct ErrorPage<'a> {
     problem: &'a Problem,
 }
 
-/// Passes a request on, and makes its answer fit for a browser.
+/// Passes a request on, and makes the answer fit for a browser.
 pub(in super::super) async fn dress(request: Request, next: Next) -> Response {
     let is_of_api = request.uri().path().starts_with(API);
     let wants_page = !is_of_api && takes_html(request.headers());
@@ -80,7 +80,7 @@ fn of_problem(problem: &Problem, visitor: &Visitor, is_reading: bool) -> Respons
     page_with(problem.status_code(), &ErrorPage { layout, problem })
 }
 
-/// Turns a redirection into an answer by which htmx loads the whole page, not a part of it.
+/// Turns a redirection into an answer that makes htmx load the whole target page, not a part of it.
 fn lead_whole_page(redirection: Response) -> Response {
     let (mut parts, _) = redirection.into_parts();
     if let Some(location) = parts.headers.remove(LOCATION) {
@@ -107,7 +107,7 @@ async fn smaller(response: Response) -> Response {
     }
 }
 
-/// Whether the client is a browser that shows a page.
+/// Whether the client accepts a page: it is a browser, or htmx in one.
 fn takes_html(headers: &HeaderMap) -> bool {
     let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     headers.contains_key(HTMX_REQUEST) || accepted.any(|value| value.contains("text/html"))

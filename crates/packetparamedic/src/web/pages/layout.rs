@@ -1,4 +1,5 @@
-//! What every page has: its head, the navigation, the notice of a change, the theme; and how a page becomes an answer.
+//! What every page has: its head, the navigation, the notice of a change, the theme; and functions that answer with a
+//! page.
 
 use askama::Template;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -22,50 +23,50 @@ pub(super) const SECTIONS: &[(Section, &str, &str)] = &[
 /// A section of the navigation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Section {
-    /// The present state of the line.
+    /// The section with the present state of the line.
     Now,
-    /// What was measured.
+    /// The section with what was measured.
     History,
-    /// What is probed all the time.
+    /// The section with what the service probes continuously.
     Monitors,
-    /// What the service warns of.
+    /// The section with what the service alerts about.
     Alerts,
-    /// The report on the line.
+    /// The section with the report on the line.
     Report,
-    /// What can be changed.
+    /// The section with what can be changed.
     Settings,
-    /// Pages outside of the navigation: errors, login.
+    /// No section: the page is outside of the navigation, such as an error or the login.
     Elsewhere,
 }
 
 /// A link of a navigation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NavigationLink {
-    /// Its text.
+    /// The text of the link.
     pub(super) name: &'static str,
-    /// Where it leads.
+    /// The path to which the link leads.
     pub(super) path: &'static str,
-    /// Whether it leads to this page, or to the section of it.
+    /// Whether the link leads to this page, or to the section of this page.
     pub(super) is_current: bool,
 }
 
-/// The choice of colours.
+/// The colours of the pages, as the viewer chose them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Theme {
-    /// As the system says.
+    /// The colours that the viewer's system prefers.
     #[default]
     System,
-    /// Light.
+    /// Light colours.
     Light,
-    /// Dark.
+    /// Dark colours.
     Dark,
 }
 
 impl Theme {
-    /// All, in the order of the choice.
+    /// All themes, in the order in which the pages offer them.
     pub(super) const ALL: [Self; 3] = [Self::System, Self::Light, Self::Dark];
 
-    /// The word, in the cookie and in the page.
+    /// The word for this theme, in the cookie and in the page.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -74,7 +75,7 @@ impl Theme {
         }
     }
 
-    /// The theme with this word.
+    /// Returns the theme with this word; `None` if there is none.
     pub(super) fn of_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|theme| theme.word() == word)
     }
@@ -83,28 +84,28 @@ impl Theme {
 /// The parts of a page that every page has. `templates/base.html` shows them.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
-    /// The title, as the first heading names it.
+    /// The title of the page, also its first heading.
     pub(super) title: String,
-    /// The section in which the page is.
+    /// The section to which the page belongs.
     pub(super) section: Section,
     /// Whether the viewer is logged in, and so can log out.
     pub(super) is_logged_in: bool,
     /// Whether the viewer may change settings.
     pub(super) is_admin: bool,
-    /// The change that led to the page.
+    /// The notice about the change that led to the page; `None` if no change did.
     pub(super) notice: Option<Notice>,
-    /// The colours.
+    /// The colours of the page.
     pub(super) theme: Theme,
     /// The path of this page, to which a change of the theme and a login lead back.
     pub(super) path: String,
     /// After how many seconds a browser without JavaScript reads the page again; `None`: never.
     pub(super) refresh_s: Option<u32>,
-    /// The files of the page.
+    /// The paths of the files that the page loads.
     pub(super) assets: AssetPaths,
 }
 
 impl Layout {
-    /// A page for a viewer without a login.
+    /// Creates the layout of a page for a viewer without a login.
     pub(super) fn new(title: &str, section: Section) -> Self {
         Self {
             title: title.to_owned(),
@@ -119,12 +120,12 @@ impl Layout {
         }
     }
 
-    /// The same page with this path. The answer to a form has the path of the page that contains the form.
+    /// Sets the path of the page. The answer to a form needs the path of the page that contains the form.
     pub(super) fn at(self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self }
     }
 
-    /// The navigation.
+    /// The links of the navigation.
     pub(super) fn sections(&self) -> Vec<NavigationLink> {
         let link = |(section, name, path): &(Section, &'static str, &'static str)| NavigationLink {
             name,
@@ -134,7 +135,7 @@ impl Layout {
         SECTIONS.iter().map(link).collect()
     }
 
-    /// The choices of colours: each with whether it is the current one.
+    /// The words of all themes, each with whether it is the current theme.
     pub(super) fn themes(&self) -> Vec<(&'static str, bool)> {
         Theme::ALL.into_iter().map(|theme| (theme.word(), theme == self.theme)).collect()
     }
@@ -144,30 +145,30 @@ impl Layout {
         version::VERSION
     }
 
-    /// The path of the login page that leads back here.
+    /// The path of the login page, with a parameter that leads back to this page after the login.
     pub(super) fn login_path(&self) -> String {
         login_path(&self.path)
     }
 }
 
-/// The path of the login page that leads to `next`.
+/// The path of the login page, with a parameter that leads to `next` after the login.
 pub(super) fn login_path(next: &str) -> String {
     format!("/login?next={}", encoded(next))
 }
 
-/// The path if it is one of this service, so that a link to a page leads to no other host.
+/// Returns `text` if it is a path of this service; otherwise `None`, so that a redirection never leads to another host.
 pub(super) fn own_path(text: &str) -> Option<&str> {
     let is_path = text.starts_with('/') && !text.starts_with("//") && text.len() <= 2000;
     // Browsers take a backslash for a slash, and drop control characters.
     (is_path && text.chars().all(|c| c.is_ascii_graphic() && c != '\\')).then_some(text)
 }
 
-/// The page as an answer.
+/// Answers with the page that `template` renders.
 pub(super) fn page(template: &impl Template) -> Response {
     page_with(StatusCode::OK, template)
 }
 
-/// The page as an answer with another status.
+/// Answers with the page that `template` renders, with the status `status`.
 pub(super) fn page_with(status: StatusCode, template: &impl Template) -> Response {
     match template.render() {
         Ok(html) => (status, Html(html)).into_response(),
@@ -178,7 +179,8 @@ pub(super) fn page_with(status: StatusCode, template: &impl Template) -> Respons
     }
 }
 
-/// Leads to another page of this service after a change. The address of that page names the notice.
+/// Redirects to another page of this service after a change. The address of that page names the notice that the page
+/// shows.
 pub(super) fn done(path: &str, notice: Notice) -> Response {
     let (path, fragment) =
         path.split_once('#').map_or((path, String::new()), |(path, part)| (path, format!("#{part}")));
@@ -186,7 +188,7 @@ pub(super) fn done(path: &str, notice: Notice) -> Response {
     see_other(&format!("{path}{separator}{}={}{fragment}", Notice::PARAMETER, notice.word()))
 }
 
-/// Leads to another page of this service.
+/// Redirects to another page of this service.
 pub(super) fn see_other(path: &str) -> Response {
     let location = HeaderValue::from_str(path).unwrap_or_else(|_| HeaderValue::from_static("/"));
     (StatusCode::SEE_OTHER, [(header::LOCATION, location)]).into_response()

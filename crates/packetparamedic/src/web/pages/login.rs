@@ -18,19 +18,19 @@ use super::layout::{Layout, Section, done, own_path, page, page_with};
 use super::notice::Notice;
 use super::visitor::Visitor;
 
-/// The page on which the password is entered.
+/// The template of the page on which the viewer enters the password.
 #[derive(Template)]
 #[template(path = "login.html")]
 struct LoginPage {
     layout: Layout,
     /// Whether a password is set at all.
     has_password: bool,
-    /// Where the login leads.
+    /// The path to which the login leads.
     next: String,
     error: Option<String>,
 }
 
-/// The page of a setup link.
+/// The template of the page of a setup link, on which the password is set.
 #[derive(Template)]
 #[template(path = "setup.html")]
 struct SetupPage {
@@ -38,14 +38,14 @@ struct SetupPage {
     error: Option<String>,
 }
 
-/// The page of the login.
+/// Shows the page of the login.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let next = visitor.parameter("next").and_then(own_path).unwrap_or("/").to_owned();
     let has_password = state.service.appliance().has_password().await?;
     Ok(page(&LoginPage { layout: layout(&visitor, "Log in"), has_password, next, error: None }))
 }
 
-/// Tries a password.
+/// Tries the password of the form, and begins a login if the password is right.
 pub(super) async fn log_in(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
@@ -67,7 +67,7 @@ pub(super) async fn log_in(
     }
 }
 
-/// Ends the login.
+/// Ends the login of the viewer.
 pub(super) async fn log_out(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
@@ -77,7 +77,7 @@ pub(super) async fn log_out(
     Ok((unchanged, AppendHeaders([(SET_COOKIE, cookie)]), done("/login", Notice::LoggedOut)).into_response())
 }
 
-/// The page of a setup link.
+/// Shows the page of a setup link.
 pub(super) async fn setup(
     State(state): State<ApiState>,
     visitor: Visitor,
@@ -120,7 +120,7 @@ fn setup_layout(visitor: &Visitor) -> Layout {
     Layout { path: "/".to_owned(), ..layout(visitor, "Set the password") }
 }
 
-/// The password of a form, as it was entered.
+/// The password of a form, exactly as it was entered: with the spaces around it.
 fn password(form: &FormBody) -> Zeroizing<String> {
     let entered = form.0.iter().find(|(name, _)| name == "password");
     Zeroizing::new(entered.map(|(_, value)| value.clone()).unwrap_or_default())

@@ -1,10 +1,10 @@
-//! What a page says about the change that led to it. The address of the page has a word of this list, so that no text
-//! of the address gets into the page.
+//! The notice in which a page confirms the change that led to it. The address names the notice by a word of this list,
+//! so that no text of the address gets into the page.
 
 /// Defines the notices with their words and texts.
 macro_rules! notices {
     ($($name:ident $word:literal $text:literal,)*) => {
-        /// What has been done.
+        /// A change that has been made, which a page confirms.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(super) enum Notice {
             $(#[doc = $text] $name,)*
@@ -47,20 +47,20 @@ notices! {
 }
 
 impl Notice {
-    /// The parameter of the address.
+    /// The query parameter that names a notice in the address of a page.
     pub(super) const PARAMETER: &'static str = "done";
 
-    /// The notice with this word.
+    /// Returns the notice with this word; `None` if there is none.
     pub(super) fn of_word(word: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, own, _)| *own == word).map(|(notice, ..)| *notice)
     }
 
-    /// Its word.
+    /// The word that names this notice in the address of a page.
     pub(super) fn word(self) -> &'static str {
         Self::ALL.iter().find(|(own, ..)| *own == self).map_or("", |(_, word, _)| word)
     }
 
-    /// What the page says.
+    /// The text of this notice in a page.
     pub(super) fn text(self) -> &'static str {
         Self::ALL.iter().find(|(own, ..)| *own == self).map_or("", |(.., text)| text)
     }

@@ -5,12 +5,13 @@ use paramedic_link::PeerText;
 
 use super::super::extract::encoded;
 
-/// The longest text, in characters.
+/// The maximum length of a text from outside in a page, in characters.
 const LONGEST: usize = 200;
-/// The longest sentence, in characters.
+/// The maximum length of a sentence with text from outside in a page, in characters.
 const LONGEST_SENTENCE: usize = 1000;
 
-/// The text without control and formatting characters, such as a right-to-left override; cut if it is long.
+/// Removes control and formatting characters, such as a right-to-left override, from a text. Cuts the text if it is
+/// long.
 pub(super) fn shown(text: &str) -> String {
     let clean = PeerText::harmless(text, LONGEST + 1);
     match clean.char_indices().nth(LONGEST) {
@@ -19,13 +20,14 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// A name in a list of choices: as [`shown`], followed by its encoded form if that changes the name.
+/// Formats a name for a list of choices: as [`shown`] does, followed by its encoded form if [`shown`] changes the name.
 pub(super) fn distinct(name: &str) -> String {
     let text = shown(name);
     if text == name { text } else { format!("{text} ({})", encoded(name)).trim_start().to_owned() }
 }
 
-/// A sentence that has text from outside in it, such as a name.
+/// Formats a sentence that contains text from outside, such as a name: as [`shown`] does, but the sentence may be
+/// longer.
 pub(super) fn sentence(text: &str) -> String {
     PeerText::harmless(text, LONGEST_SENTENCE)
 }

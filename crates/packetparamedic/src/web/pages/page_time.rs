@@ -1,40 +1,40 @@
-//! A time in a page: in UTC without JavaScript, in the viewer's zone with it, and in UTC on hover.
+//! A time in a page: in the viewer's time zone with JavaScript, in UTC without it, and in UTC on hover.
 
 use std::fmt;
 
 use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 
-/// A time. It is HTML: `<time datetime="…" title="… UTC">…</time>`. It contains no text from outside.
+/// A time as HTML: `<time datetime="…" title="… UTC">…</time>`. It contains no text from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PageTime {
     at: Timestamp,
     form: TimeForm,
 }
 
-/// How much of a time is shown. The attribute `data-form` has it for the script.
+/// Which parts of a time are shown. The attribute `data-form` gives the script this form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TimeForm {
-    /// Day and time.
+    /// The day and the time of day.
     Full,
-    /// The time alone.
+    /// The time of day alone.
     Clock,
     /// The day alone.
     Day,
 }
 
 impl PageTime {
-    /// Day and time.
+    /// Creates a time that is shown as day and time of day.
     pub(super) fn full(at: Timestamp) -> Self {
         Self { at, form: TimeForm::Full }
     }
 
-    /// The time of day alone, where the text names the day.
+    /// Creates a time that is shown as the time of day alone, for a text that names the day.
     pub(super) fn clock(at: Timestamp) -> Self {
         Self { at, form: TimeForm::Clock }
     }
 
-    /// The day.
+    /// Creates a time that is shown as the day alone.
     pub(super) fn day(at: Timestamp) -> Self {
         Self { at, form: TimeForm::Day }
     }

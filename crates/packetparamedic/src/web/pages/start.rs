@@ -1,4 +1,4 @@
-//! The first start, in three steps: pair a reflector, enter what the contract promises, schedule tests.
+//! The pages of the first start, in three steps: pair a reflector, enter what the contract promises, schedule tests.
 
 use askama::Template;
 use axum::extract::State;
@@ -14,13 +14,13 @@ use super::settings::schedules::ProposalView;
 use super::settings::{plan, reflectors, schedules};
 use super::visitor::Visitor;
 
-/// The path.
+/// The path of the pages of the first start.
 pub(super) const PATH: &str = "/start";
-/// The recurrences that are proposed: the first one is the usual choice.
+/// The recurrences that the last step proposes: the first one is the usual choice.
 const PROPOSED: [(&str, &str); 3] =
     [("every 6h", "Every 6 hours"), ("30 3 * * *", "Every night at 3:30"), ("every 1h", "Every hour")];
 
-/// A step.
+/// A step of the first start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StartStep {
     Pair,
@@ -32,7 +32,7 @@ impl StartStep {
     const ALL: [(Self, &'static str); 3] =
         [(Self::Pair, "Pair a reflector"), (Self::Plan, "Your contract"), (Self::Schedule, "Regular tests")];
 
-    /// The path of the step.
+    /// The path of the page with this step.
     fn path(self) -> &'static str {
         match self {
             Self::Pair => "/start?step=pair",
@@ -46,7 +46,7 @@ impl StartStep {
     }
 }
 
-/// The page.
+/// The template of the page of a step.
 #[derive(Template)]
 #[template(path = "start.html")]
 struct StartPage {
@@ -55,13 +55,13 @@ struct StartPage {
     steps: Vec<NavigationLink>,
     /// The names of the paired reflectors.
     paired: Vec<String>,
-    /// The recurrences that can be chosen, each with its words and what it costs.
+    /// The recurrences that can be chosen, each with its words and the data that it would use.
     choices: Vec<(&'static str, &'static str, ProposalView)>,
     error: Option<Problem>,
     entered: FormBody,
 }
 
-/// Shows a step: the one that the address names, or the first that is not done.
+/// Shows the step that the address names; without a name, the first step that is not done.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let step = match visitor.parameter("step").and_then(StartStep::of_word) {
         Some(step) => step,
@@ -90,7 +90,7 @@ pub(super) async fn set_plan(
     }
 }
 
-/// Adds the chosen schedule.
+/// Adds the schedule that the viewer chose, if any.
 pub(super) async fn add_schedule(
     State(state): State<ApiState>,
     visitor: Visitor,
@@ -105,7 +105,7 @@ pub(super) async fn add_schedule(
     }
 }
 
-/// The first step that is not done.
+/// Returns the first step that is not done; `None` if all are done.
 async fn next(state: &ApiState) -> Result<Option<StartStep>, Problem> {
     let appliance = state.service.appliance();
     Ok(if appliance.reflectors().await?.is_empty() {

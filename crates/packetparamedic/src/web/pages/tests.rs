@@ -1,4 +1,5 @@
-//! The pages through the whole router: who may see and do what, the headers, and that text from outside stays text.
+//! Tests the pages through the whole router: who may see and do what, the headers, and that text from outside stays
+//! text.
 
 use std::net::SocketAddr;
 
@@ -50,14 +51,14 @@ const PAGES: [&str; 19] = [
 
 const SOCKET: RequestSource = RequestSource::User { uid: 0 };
 
-/// A service with its pages.
+/// A service and the router of its pages.
 struct Pages {
     _folder: tempfile::TempDir,
     appliance: Appliance,
     app: TowerToHyperService<Router>,
 }
 
-/// An answer.
+/// The answer to a request for a page.
 #[derive(Debug)]
 struct PageAnswer {
     status: StatusCode,
@@ -128,7 +129,7 @@ async fn every_page_has_its_policy_and_no_script_or_style_of_its_own() {
     }
 }
 
-/// Fails if a page has a script, a style or a handler in its text, or names another host.
+/// Fails if the HTML of a page contains a script, a style or a handler, or names another host.
 fn only_own_markup(path: &str, html: &str) {
     let own = AssetPaths::current().script;
     for script in html.split("<script").skip(1) {
@@ -170,12 +171,12 @@ async fn text_from_outside_is_text_on_every_page() {
         let html = page.text();
         only_own_markup(path, &html);
         assert!(!html.contains("<img src=x") && !html.contains('\u{202E}'), "{path}");
-        // The document of a run is shown as it is.
+        // Only the page of a run may contain long text: it shows the whole document.
         assert!(!html.contains(&"x".repeat(1100)) || path == run, "{path}: text of any length");
     }
     let now = pages.get(SOCKET, "/").await.text();
     assert!(now.contains("&#60;script&#62;alert(1)&#60;/script&#62;") && now.contains('\u{1F480}'), "{now}");
-    // What is entered is shown again, as text.
+    // The form shows again what was entered, as text.
     let form = "address=%22%3E%3Cscript%3Ealert(3)%3C%2Fscript%3E&code=x&name=%3Cb%3E";
     let again = pages.post(SOCKET, "/settings/reflectors", form, "").await;
     assert_eq!(again.status, StatusCode::BAD_REQUEST);
@@ -186,7 +187,7 @@ async fn text_from_outside_is_text_on_every_page() {
     only_own_markup("missing", &missing.text());
 }
 
-/// Fills the store with hostile text wherever it can be.
+/// Fills the store with hostile text, in every place that can contain text.
 async fn fill(pages: &Pages, hostile: &str) {
     let bounded = hostile.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
     let rate = PromisedRate { promised_bps: 1_000_000_000, normal_bps: None, minimum_bps: None };
@@ -214,14 +215,14 @@ async fn fill(pages: &Pages, hostile: &str) {
     };
     for document in [measured, failed] {
         let mut text = serde_json::to_value(&document).unwrap();
-        // As another store could have it.
+        // Another store can contain such a result.
         if let Some(reflector) = text.get_mut("reflector").filter(|reflector| reflector.is_object()) {
             reflector["name"] = hostile.into();
             reflector["address"] = hostile.into();
         }
         pages.appliance.import_result(&text.to_string()).await.unwrap();
     }
-    // As a program with access to the file could write it.
+    // A program with access to the file can write such a row.
     let file = pages.appliance.state_dir().join(paramedic_appliance::store::FILE);
     let mut database = SqliteConnectOptions::new().filename(file).connect().await.unwrap();
     sqlx::query(
@@ -287,7 +288,7 @@ async fn without_the_login_that_is_needed_a_page_leads_to_it() {
         assert_eq!((changed.status, changed.header(LOCATION)), (StatusCode::SEE_OTHER, "/login?next=%2F"));
     }
     assert_eq!(pages.appliance.plan().await.unwrap(), None);
-    // A program gets what it can read.
+    // A client that does not accept HTML gets a problem document.
     let request = Request::get("/settings/tokens").header(HOST, "localhost:8068").body(Body::empty()).unwrap();
     let refused = pages.send(near, request).await;
     assert_eq!((refused.status, refused.header(CONTENT_TYPE)), (StatusCode::FORBIDDEN, "application/problem+json"));

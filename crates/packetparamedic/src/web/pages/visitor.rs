@@ -1,4 +1,5 @@
-//! The viewer of a page, from the request: the viewer's scope, choice of colours, and the notice of the last change.
+//! The viewer of a page, read from the request: the viewer's scope and choice of colours, and the notice about the last
+//! change.
 
 use std::convert::Infallible;
 
@@ -13,24 +14,24 @@ use super::super::guard::Caller;
 use super::layout::{Layout, Section, Theme};
 use super::notice::Notice;
 
-/// The cookie of the choice of colours.
+/// The name of the cookie that contains the viewer's choice of colours.
 pub(super) const THEME_COOKIE: &str = "packetparamedic_theme";
 
 /// The viewer of a page.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Visitor {
-    /// What he may do; `None` before he has logged in.
+    /// What the viewer may do; `None` if the viewer needs a login and has none.
     pub(super) scope: Option<AccessScope>,
     is_logged_in: bool,
     notice: Option<Notice>,
     theme: Theme,
     path: String,
-    /// The parameters of the address.
+    /// The query parameters in the address of the page.
     query: Vec<(String, String)>,
 }
 
 impl Visitor {
-    /// The viewer of a request.
+    /// Reads the viewer from the head of a request.
     pub(super) fn of(parts: &Parts) -> Self {
         let caller = parts.extensions.get::<Caller>();
         let query = query(parts.uri.query().unwrap_or_default());
@@ -45,22 +46,22 @@ impl Visitor {
         }
     }
 
-    /// A parameter of the address.
+    /// The value of a query parameter in the address of the page.
     pub(super) fn parameter(&self, wanted: &str) -> Option<&str> {
         self.query.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
     }
 
-    /// Whether he may change settings.
+    /// Whether the viewer may change settings.
     pub(super) fn is_admin(&self) -> bool {
         self.scope == Some(AccessScope::Admin)
     }
 
-    /// Whether he may start and cancel tests.
+    /// Whether the viewer may start and cancel tests.
     pub(super) fn may_run(&self) -> bool {
         self.scope >= Some(AccessScope::Run)
     }
 
-    /// The parts that every page has, for this viewer.
+    /// Creates the layout of a page for this viewer.
     pub(super) fn layout(&self, title: &str, section: Section) -> Layout {
         Layout {
             is_logged_in: self.is_logged_in,
@@ -81,7 +82,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Visitor {
     }
 }
 
-/// The parameters of an address. One that is not percent-encoded is left out.
+/// Parses the query parameters of an address. Leaves out a parameter that is not correctly percent-encoded.
 fn query(text: &str) -> Vec<(String, String)> {
     let parameter = |part: &str| {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));

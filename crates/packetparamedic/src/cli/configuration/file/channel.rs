@@ -21,10 +21,10 @@ const KINDS: [(&str, &[&str]); 4] = [
     ("smtp", &["server", "port", "security", "user", "password_file", "from", "to"]),
     ("command", &["program", "args"]),
 ];
-/// The keys of every channel.
+/// The keys that channels of every kind have.
 const COMMON: [&str; 3] = ["name", "kind", ENABLED];
 
-/// The values of a channel.
+/// The values of the keys in the table of a channel.
 #[derive(Default)]
 struct Values {
     name: Option<String>,
@@ -96,7 +96,7 @@ pub(super) fn parse(
     Ok(ConfiguredChannel { enabled, channel, secrets })
 }
 
-/// The channel of these values. The checks that need the stored secrets follow when the file is applied.
+/// Builds the channel that `values` describe. The checks that need the stored secrets follow when the file is applied.
 fn built(name: String, kind: &str, mut values: Values) -> Result<(Channel, ChannelSecrets), String> {
     let missing = |key: &str| format!("{key} is missing");
     let destination = match kind {
@@ -117,7 +117,7 @@ fn built(name: String, kind: &str, mut values: Values) -> Result<(Channel, Chann
             let server = values.take("server").ok_or_else(|| missing("server"))?;
             let security = values.take("security").map(|word| security(&word)).transpose();
             let security = security.map_err(|valid| format!("security: {valid}"))?;
-            // The user is set below: only when the file is applied can it be checked with the stored password.
+            // The user is set below. It can be checked with the stored password only when the file is applied.
             let (user, password) = (None, None);
             let from = values.take("from").ok_or_else(|| missing("from"))?;
             NewDestination::Smtp { server, port: values.port, security, user, password, from, to: values.to.clone() }
@@ -155,7 +155,7 @@ pub(super) fn rows(configured: &ConfiguredChannel) -> Vec<(String, FileOption)> 
     rows.into_iter().chain(disabled(configured.enabled)).collect()
 }
 
-/// Reads the secret in a file.
+/// Reads the secret in a file: its first line.
 pub(in super::super) fn read_secret(file: &Path) -> Result<SecretText, String> {
     super::super::super::channel::secret_of(file).map_err(|error| error.to_string())
 }

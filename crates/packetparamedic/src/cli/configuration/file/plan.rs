@@ -1,4 +1,4 @@
-//! `[plan]`: what the contract promises. Its keys are the options of `packetparamedic plan set`.
+//! `[plan]`: the rates that the internet contract promises. Its keys are the options of `packetparamedic plan set`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::super::super::values::rate;
 use super::super::options::FileOption;
 use super::text::{FileFault, FileText, in_order, value_of};
 
-/// The keys.
+/// The keys of the `[plan]` table.
 const KEYS: [&str; 7] =
     ["name", "download", "download_normal", "download_minimum", "upload", "upload_normal", "upload_minimum"];
 

@@ -1,5 +1,5 @@
-//! `[[rule]]`: its keys are the options of `packetparamedic rule add`. What no option expresses is written as the
-//! stored definition.
+//! `[[rule]]`: its keys are the options of `packetparamedic rule add`. A rule that the options cannot express is
+//! written as its stored definition, in JSON.
 
 use clap::{CommandFactory, Parser};
 use paramedic_appliance::alerts::{AlertLimit, AlertMetric, AlertRule, MetricUnit};
@@ -10,7 +10,7 @@ use super::super::super::rule::RuleOptions;
 use super::super::options::{DEFINITION, FileOption, OptionFault, fault_of_word, option_keys, words};
 use super::text::{ENABLED, FileFault, FileText, disabled, in_order, switch_of, texts_of, value_of};
 
-/// The key whose value is a list.
+/// The key of a rule's channels. Its value is a list.
 const CHANNEL: &str = "channel";
 
 #[derive(Parser)]
@@ -53,7 +53,7 @@ pub(super) fn parse(file: &FileText<'_>, at: usize, table: &DeTable<'_>) -> Resu
     Ok(ConfiguredRule { enabled, rule })
 }
 
-/// The rule of these options.
+/// Builds the rule that the options in `given` describe.
 fn rule_of(given: &[(String, FileOption)]) -> Result<AlertRule, OptionFault> {
     let fault = |key: Option<&str>, problem: String| OptionFault { key: key.map(str::to_owned), problem };
     if let Some((_, FileOption::Value(json))) = given.iter().find(|(key, _)| key == DEFINITION) {
@@ -118,7 +118,7 @@ fn expressed(rule: &AlertRule) -> Vec<(String, FileOption)> {
     rows
 }
 
-/// A bound in the unit of its metric, as the option takes it.
+/// Formats the bound of an alert limit in the unit of its metric, as the command-line option accepts it.
 fn bound_text(metric: AlertMetric, bound: f64) -> String {
     let unit = metric.unit();
     let suffix = match unit {
@@ -135,7 +135,7 @@ fn percent_text(share: f64) -> String {
     shortest(share * 100.0, "%", is_exact)
 }
 
-/// The shortest text of a number that is read back exactly.
+/// Formats `number` and `suffix` as the shortest text that is parsed as exactly this number.
 fn shortest(number: f64, suffix: &str, is_exact: impl Fn(&str) -> bool) -> String {
     let texts = (0..=9_usize).map(|decimals| format!("{number:.decimals$}{suffix}"));
     texts.into_iter().find(|text| is_exact(text)).unwrap_or_else(|| format!("{number}{suffix}"))

@@ -1,5 +1,5 @@
-//! `[[schedule]]`: its keys are the options of `packetparamedic schedule add`. Reads the clock for the checks of
-//! schedules.
+//! `[[schedule]]`: its keys are the options of `packetparamedic schedule add`. Reads the clock, because the checks of a
+//! schedule need the present time.
 
 use jiff::Timestamp;
 use paramedic_appliance::app::ConfiguredSchedule;

@@ -1,4 +1,4 @@
-//! The text of a file with its lines, and the values of its keys.
+//! Finds the line of each key in the text of a configuration file, and reads the values of the keys.
 
 use std::borrow::Cow;
 
@@ -8,24 +8,24 @@ use toml::de::{DeTable, DeValue};
 
 use super::super::options::FileOption;
 
-/// The maximum number of keys that an error lists.
+/// The maximum number of valid keys that the error about an unknown key lists.
 const LISTED_KEYS: usize = 10;
-/// The key that enables or disables an object.
+/// The key that enables or disables an object, such as a schedule or a monitor.
 pub(super) const ENABLED: &str = "enabled";
 
-/// A key with its place.
+/// A key of a configuration file, with its position in the text.
 pub(super) type FileKey<'a> = Spanned<Cow<'a, str>>;
 
-/// A fault of a file.
+/// A fault in a configuration file.
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) struct FileFault {
-    /// The line, from 1.
+    /// The line of the fault; the first line is 1.
     pub(in super::super) line: usize,
-    /// What is wrong, with the key.
+    /// What is wrong, and at which key.
     pub(in super::super) problem: String,
 }
 
-/// The text of a file, with its lines.
+/// The text of a configuration file. Computes the line of a fault.
 pub(super) struct FileText<'a>(pub(super) &'a str);
 
 impl FileText<'_> {
@@ -34,7 +34,7 @@ impl FileText<'_> {
         FileFault { line, problem: problem.into() }
     }
 
-    /// The fault of the value of a key.
+    /// Returns the fault of the value of `key`, with the line of `key`.
     pub(super) fn fault_of(&self, key: &FileKey<'_>, problem: &str) -> FileFault {
         self.fault(key.span().start, format!("{}: {problem}", key.get_ref()))
     }
@@ -49,14 +49,14 @@ impl FileText<'_> {
     }
 }
 
-/// The entries in the order of the file, so that the error is the first fault of the file.
+/// Returns the entries of a table in the order of the file, so that the first fault of the file is reported.
 pub(super) fn in_order<'a, 'b>(table: &'b DeTable<'a>) -> Vec<(&'b FileKey<'a>, &'b Spanned<DeValue<'a>>)> {
     let mut entries = table.iter().collect::<Vec<_>>();
     entries.sort_by_key(|(key, _)| key.span().start);
     entries
 }
 
-/// A value that is a text.
+/// Returns a value as text. Fails if the value is not a text.
 pub(super) fn text_of(value: &DeValue<'_>) -> Result<String, String> {
     match value {
         DeValue::String(text) => Ok(text.to_string()),
@@ -64,7 +64,7 @@ pub(super) fn text_of(value: &DeValue<'_>) -> Result<String, String> {
     }
 }
 
-/// A value that is a text, or a whole number as its text.
+/// Returns a value as text. Fails if the value is neither a text nor a whole number.
 pub(super) fn value_of(value: &DeValue<'_>) -> Result<String, String> {
     match value {
         DeValue::String(text) => Ok(text.to_string()),
@@ -73,7 +73,7 @@ pub(super) fn value_of(value: &DeValue<'_>) -> Result<String, String> {
     }
 }
 
-/// A value that is a list of texts, or one text.
+/// Returns the texts of a value that is a list of texts, or a single text. Fails for any other value.
 pub(super) fn texts_of(value: &DeValue<'_>) -> Result<Vec<String>, String> {
     match value {
         DeValue::Array(texts) => texts.iter().map(|text| text_of(text.get_ref())).collect(),
@@ -81,7 +81,7 @@ pub(super) fn texts_of(value: &DeValue<'_>) -> Result<Vec<String>, String> {
     }
 }
 
-/// A value that is true or false.
+/// Returns a value that is true or false. Fails for any other value.
 pub(super) fn switch_of(value: &DeValue<'_>) -> Result<bool, String> {
     match value {
         DeValue::Boolean(value) => Ok(*value),
@@ -89,7 +89,7 @@ pub(super) fn switch_of(value: &DeValue<'_>) -> Result<bool, String> {
     }
 }
 
-/// The row of a disabled object; `None` if the object is enabled.
+/// The entry `enabled = false` of a disabled object; `None` if the object is enabled, which is the default.
 pub(super) fn disabled(enabled: bool) -> Option<(String, FileOption)> {
     (!enabled).then(|| (ENABLED.to_owned(), FileOption::Flag(false)))
 }

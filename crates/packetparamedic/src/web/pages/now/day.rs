@@ -12,49 +12,49 @@ use paramedic_report::quantity;
 use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 
-/// The number of steps of a strip.
+/// The number of time steps in the strip of a monitor, which shows a day.
 const STEPS: usize = 96;
-/// From this share of lost probes on, a step is shown as down.
+/// If at least this share of the probes in a step is lost, the step is shown as down.
 const DOWN_SHARE: f64 = 0.5;
-/// The most outages in the list.
+/// The maximum number of outages in the list of the first page.
 const LISTED_OUTAGES: usize = 5;
 
-/// The last day.
+/// What the first page shows of the last day.
 pub(in super::super) struct DayView {
-    /// Lost probes beyond the gateway, as a share and in numbers; `None` without probes.
+    /// The lost probes beyond the gateway, as a share and as numbers; `None` if no probes were sent.
     pub(in super::super) loss: Option<(String, String)>,
     pub(in super::super) outages: Vec<OutageView>,
-    /// How many outages are not listed.
+    /// The number of outages that are not in the list.
     pub(in super::super) more_outages: usize,
-    /// The time without a connection, in words.
+    /// The total time of the outages in the last day, in words.
     pub(in super::super) outage_time: String,
     pub(in super::super) has_outages: bool,
     pub(in super::super) strips: Vec<StripView>,
-    /// Where the strips begin and end.
+    /// The time at which the strips begin; they end at `to`.
     pub(in super::super) from: PageTime,
     pub(in super::super) to: PageTime,
 }
 
-/// An outage.
+/// An outage as the first page shows it.
 pub(in super::super) struct OutageView {
     pub(in super::super) began: PageTime,
     pub(in super::super) lasted: String,
     pub(in super::super) what: String,
 }
 
-/// A monitor as a strip.
+/// The last day of a monitor as a strip of coloured cells.
 pub(in super::super) struct StripView {
     pub(in super::super) name: String,
-    /// What the monitor does, and the style class for it.
+    /// What the monitor does at present, and the style class for that.
     pub(in super::super) state: (String, &'static str),
-    /// Median round trip of the last quarter of an hour.
+    /// The median round-trip time in the last quarter of an hour.
     pub(in super::super) latency: Option<String>,
-    /// The strip in words, for a reader who does not see it.
+    /// A description of the strip in words, for a reader who cannot see it.
     pub(in super::super) words: String,
     pub(in super::super) cells: Vec<CellView>,
 }
 
-/// Neighbouring steps of one kind.
+/// A cell of a strip: neighbouring time steps of one kind.
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) struct CellView {
     pub(in super::super) class: &'static str,
@@ -63,7 +63,7 @@ pub(in super::super) struct CellView {
 }
 
 impl DayView {
-    /// The view of the last day.
+    /// Builds the view of the last day.
     pub(super) fn of(overview: &LineOverview) -> Self {
         let beyond =
             overview.monitors.iter().filter(|day| day.overview.stored.monitor.target != MonitorTarget::Gateway);
@@ -142,7 +142,7 @@ impl StripView {
     }
 }
 
-/// The steps of a day as cells: neighbouring steps of one kind share a cell.
+/// Converts the steps of a day to cells: neighbouring steps of one kind share a cell.
 fn cells(day: &MonitorDay) -> Vec<CellView> {
     let mut classes = ["unknown"; STEPS];
     for step in &day.steps {
@@ -166,7 +166,7 @@ fn cells(day: &MonitorDay) -> Vec<CellView> {
     cells
 }
 
-/// How long outages lasted in total within the day. Outages do not overlap, because each is one of the whole device.
+/// How long outages lasted in total within the day. They do not overlap, because the device has one outage at a time.
 fn total(outages: &[StoredOutage], from: Timestamp, now: Timestamp) -> Duration {
     outages.iter().map(|outage| between(outage.began_at.max(from), outage.ended_at.unwrap_or(now).min(now))).sum()
 }
@@ -183,7 +183,7 @@ fn minute(minute: i64) -> Timestamp {
     Timestamp::from_second(minute.saturating_mul(60)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// A number with thin spaces between groups of three digits.
+/// Formats a number with thin spaces between groups of three digits.
 pub(in super::super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -1,5 +1,5 @@
-//! The last result on the first page: rates with the share of the plan, latency idle and under load with its grade and
-//! the side of the queue.
+//! The last result on the first page: the rates with their share of the plan, and the latency, idle and under load,
+//! with its grade and the place of the queue.
 
 use paramedic_appliance::plan::Plan;
 use paramedic_link::test_spec::{Direction, Load};
@@ -11,11 +11,11 @@ use paramedic_report::stats::Grade;
 use super::super::outside_text::{sentence, shown};
 use super::super::page_time::PageTime;
 
-/// The last result.
+/// The last result as the first page shows it.
 pub(in super::super) struct LastView {
     pub(in super::super) at: PageTime,
     pub(in super::super) other_end: String,
-    /// The page of the run.
+    /// The path of the page of the run.
     pub(in super::super) path: String,
     pub(in super::super) sentence: String,
     pub(in super::super) rates: Vec<RateView>,
@@ -23,33 +23,33 @@ pub(in super::super) struct LastView {
     pub(in super::super) loaded: Vec<LoadedView>,
 }
 
-/// A number with its unit.
+/// The number and the unit of a quantity, as text.
 pub(in super::super) struct FigureView {
     pub(in super::super) number: String,
     pub(in super::super) unit: String,
 }
 
-/// A measured rate.
+/// A measured rate as the first page shows it.
 pub(in super::super) struct RateView {
     pub(in super::super) name: &'static str,
     pub(in super::super) class: &'static str,
     pub(in super::super) figure: FigureView,
-    /// The share of the plan, as text, and as a whole number of percent up to 100 for the bar.
+    /// The share of the plan that the rate reaches: as text, and for the bar in whole percent up to 100.
     pub(in super::super) share: Option<(String, u64)>,
 }
 
-/// The latency under a load.
+/// The latency under a load, as the first page shows it.
 pub(in super::super) struct LoadedView {
     pub(in super::super) name: &'static str,
     pub(in super::super) figure: FigureView,
-    /// The grade and its class.
+    /// The bufferbloat grade, and its style class.
     pub(in super::super) grade: Option<(String, &'static str)>,
     /// Where the load built up a queue.
     pub(in super::super) queue: Option<&'static str>,
 }
 
 impl LastView {
-    /// The view of a result.
+    /// Builds the view of a result. The rates get their share of `plan`.
     pub(super) fn of(document: &ResultDocument, plan: Option<&Plan>) -> Self {
         let rate = |(load, direction, name, class)| {
             let bps = document.measured(load, direction)?.goodput_bps;
@@ -99,7 +99,7 @@ impl FigureView {
     }
 }
 
-/// The class of the style sheet for a grade.
+/// The class in the style sheet for a grade.
 fn grade_class(grade: Grade) -> &'static str {
     match grade {
         Grade::APlus | Grade::A => "good",

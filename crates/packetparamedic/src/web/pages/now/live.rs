@@ -7,12 +7,13 @@ use paramedic_report::quantity;
 use super::super::super::live_runs::{LiveRun, LiveStage};
 use super::super::outside_text::shown;
 
-/// A running test.
+/// A running test as the first page shows it.
 pub(in super::super) struct LiveView {
     pub(in super::super) id: String,
     pub(in super::super) title: String,
     pub(in super::super) stage: String,
-    /// How far it is, in milliseconds of all of its phases; `None` before it measures.
+    /// The progress of the test: the elapsed time and the duration of all phases, in milliseconds. `None` before the
+    /// test measures.
     pub(in super::super) progress: Option<(u64, u64)>,
     pub(in super::super) download: Option<String>,
     pub(in super::super) upload: Option<String>,
@@ -20,7 +21,7 @@ pub(in super::super) struct LiveView {
 }
 
 impl LiveView {
-    /// The view of a test at `now`.
+    /// Builds the view of a running test at `now`.
     pub(super) fn of(run: &LiveRun, now: Timestamp) -> Self {
         let title = match &run.schedule {
             Some(schedule) => format!("A test of the schedule {}", shown(schedule)),

@@ -1,4 +1,4 @@
-//! The first page: how the line is, the last result, the last day, and the button that measures.
+//! The first page: the state of the line, the last result, the last day, and the button that starts a test.
 
 mod day;
 mod last;
@@ -29,28 +29,28 @@ use day::DayView;
 use last::LastView;
 use live::LiveView;
 
-/// The path.
+/// The path of the first page.
 pub(super) const PATH: &str = "/";
 /// How often a browser without JavaScript reads the page again while a test runs, in seconds.
 const REFRESH_S: u32 = 3;
 
-/// The page.
+/// The template of the first page.
 #[derive(Template)]
 #[template(path = "now.html")]
 struct NowPage {
     layout: Layout,
     at: PageTime,
     verdict: VerdictView,
-    /// The tests that run.
+    /// The running tests.
     live: Vec<LiveView>,
-    /// The names of the paired reflectors, to measure against.
+    /// The names of the paired reflectors, against which a test can measure.
     targets: Vec<String>,
     may_run: bool,
     is_paired: bool,
     last: Option<LastView>,
     failure: Option<FailureView>,
     day: DayView,
-    /// The next run of a schedule, with its name.
+    /// The time of the next run of a schedule, and the name of the schedule.
     next: Option<(PageTime, String)>,
     month: PageTime,
     month_data: String,
@@ -59,26 +59,26 @@ struct NowPage {
     problems: Vec<String>,
 }
 
-/// The sentence.
+/// The sentence about the state of the line, with its style class.
 struct VerdictView {
     class: &'static str,
     parts: Vec<PartView>,
 }
 
-/// A part of the sentence.
+/// A part of the sentence about the state of the line.
 enum PartView {
     Text(String),
     Time(PageTime),
 }
 
-/// The latest test, which failed.
+/// The latest test, if it failed.
 struct FailureView {
     at: PageTime,
     what: String,
     because: String,
 }
 
-/// Shows the page.
+/// Shows the first page.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let overview = state.service.line_overview().await?;
     let reflectors = state.service.appliance().reflectors().await?;
@@ -110,13 +110,13 @@ pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Res
     }))
 }
 
-/// Starts a test against the chosen reflector.
+/// Starts a test against the reflector that the form names.
 pub(super) async fn measure(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,
     form: FormBody,
 ) -> Result<Response, Problem> {
-    // After a second click, or for a second viewer, the running test is the wanted one.
+    // After a second click, or for a second viewer, the test that already runs is the wanted one.
     if state.live.all().iter().any(|run| run.schedule.is_none()) {
         return Ok(see_other(PATH));
     }
@@ -124,13 +124,13 @@ pub(super) async fn measure(
     if let Some(peer) = form.text("peer") {
         request.peer = Some(peer.to_owned());
     }
-    // The page of the run draws the intervals.
+    // The page of the run draws the intervals, so the result must contain them.
     request.intervals = true;
     test_runs::start(&state, source, request).await?;
     Ok(done(PATH, Notice::TestStarted))
 }
 
-/// Cancels a test that runs: of a client, or of a schedule.
+/// Cancels a running test, whether a client or a schedule began it.
 pub(super) async fn cancel(
     State(state): State<ApiState>,
     ApiPath(id): ApiPath<uuid::Uuid>,
@@ -158,13 +158,13 @@ impl VerdictView {
     }
 }
 
-/// The text without formatting characters and of bounded length, because it may contain names of monitors.
+/// Removes formatting characters from `text` and bounds its length, because it may contain names of monitors.
 fn bounded(text: &str) -> String {
     let (head, tail) = (text.starts_with(' '), text.ends_with(' '));
     format!("{}{}{}", if head { " " } else { "" }, sentence(text), if tail { " " } else { "" })
 }
 
-/// The class of the style sheet for a tone.
+/// The class in the style sheet for a tone.
 pub(super) fn tone_class(tone: Tone) -> &'static str {
     match tone {
         Tone::Good => "good",

@@ -1,4 +1,4 @@
-//! The state of the service, and how long it keeps results.
+//! The page about the service: its state, and how long it keeps results.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 use super::SettingsFrame;
 
-/// The path.
+/// The path of the page about the service.
 pub(in super::super) const PATH: &str = "/settings/about";
 
-/// The page.
+/// The template of the page about the service.
 #[derive(Template)]
 #[template(path = "settings/about.html")]
 struct AboutPage {
@@ -32,7 +32,7 @@ struct AboutPage {
     series_kept: String,
 }
 
-/// Shows the page.
+/// Shows the page about the service.
 pub(in super::super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let (frame, layout) = SettingsFrame::of(PATH, &visitor);
     let status = state.service.status(version::VERSION);

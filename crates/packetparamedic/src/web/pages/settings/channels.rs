@@ -21,13 +21,13 @@ use super::super::visitor::Visitor;
 use super::SettingsFrame;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The path.
+/// The path of the settings of the channels.
 pub(in super::super) const PATH: &str = "/settings/channels";
 
-/// The fields of a form that are not shown again.
+/// The fields of the form that can contain secrets. An answer does not fill them in again.
 const SECRET_FIELDS: [&str; 3] = ["url", "token", "password"];
 
-/// The page.
+/// The template of the settings of the channels.
 #[derive(Template)]
 #[template(path = "settings/channels.html")]
 struct ChannelsPage {
@@ -38,17 +38,17 @@ struct ChannelsPage {
     entered: FormBody,
 }
 
-/// A channel.
+/// A channel as the page shows it.
 struct ChannelView {
     name: String,
-    /// The path of its forms.
+    /// The path to which the forms of the channel are sent.
     path: String,
     kind: &'static str,
     summary: String,
-    /// The names of its secrets.
+    /// The names of the secrets that the channel has.
     secrets: String,
     is_enabled: bool,
-    /// Whether this page may change it.
+    /// Whether the viewer may change the channel through this page.
     is_changeable: bool,
     from_file: bool,
 }
@@ -74,7 +74,7 @@ impl ChannelView {
     }
 }
 
-/// Shows the page.
+/// Shows the settings of the channels.
 pub(in super::super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     page(&state, &visitor, StatusCode::OK, None, FormBody::default()).await
 }
@@ -98,7 +98,7 @@ pub(in super::super) async fn add(
     }
 }
 
-/// The channel of a form, or why there is none. A form cannot make a command channel.
+/// Builds the channel that a form describes, or returns what is wrong. A form cannot describe a command channel.
 fn new_channel(form: &FormBody) -> Result<NewChannel, &'static str> {
     let text = |field| form.text(field).map(str::to_owned);
     let secret = |field| form.text(field).map(|text| SecretText::new(text.to_owned()));
@@ -138,7 +138,7 @@ fn not_accepted(because: &str) -> Problem {
     CommandFailure::new(ExitStatus::Usage, "bad_channel", "the channel is not accepted", because, try_).into()
 }
 
-/// Enables a channel, or disables it.
+/// Enables or disables a channel, as the form says.
 pub(in super::super) async fn switch(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,
@@ -149,7 +149,7 @@ pub(in super::super) async fn switch(
     Ok(done(PATH, Notice::ChannelChanged))
 }
 
-/// Sends a test message.
+/// Sends a test message through a channel.
 pub(in super::super) async fn test(
     State(state): State<ApiState>,
     visitor: Visitor,

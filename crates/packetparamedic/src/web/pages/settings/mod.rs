@@ -1,4 +1,4 @@
-//! The settings: reflectors, schedules, monitors, plan, channels, tokens, and what the service is.
+//! The settings: reflectors, schedules, monitors, plan, channels, tokens, and the page about the service.
 
 pub(super) mod about;
 pub(super) mod channels;
@@ -22,9 +22,9 @@ const TABS: [(&str, &str); 7] = [
     ("About", about::PATH),
 ];
 
-/// What every page of the settings has.
+/// The parts that every page of the settings has.
 pub(super) struct SettingsFrame {
-    /// The pages of the settings.
+    /// The links to the pages of the settings.
     pub(super) tabs: Vec<NavigationLink>,
 }
 

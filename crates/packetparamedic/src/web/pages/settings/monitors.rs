@@ -18,26 +18,26 @@ use super::super::outside_text::shown;
 use super::super::visitor::Visitor;
 use super::SettingsFrame;
 
-/// The path.
+/// The path of the settings of the monitors.
 pub(in super::super) const PATH: &str = "/settings/monitors";
 
-/// The page.
+/// The template of the settings of the monitors.
 #[derive(Template)]
 #[template(path = "settings/monitors.html")]
 struct MonitorsPage {
     layout: Layout,
     frame: SettingsFrame,
     monitors: Vec<MonitorView>,
-    /// Targets that are proposed.
+    /// The targets that the page proposes for a new monitor.
     proposals: Vec<String>,
     error: Option<Problem>,
     entered: FormBody,
 }
 
-/// A monitor.
+/// A monitor as the page shows it.
 struct MonitorView {
     name: String,
-    /// The path of its forms.
+    /// The path to which the forms of the monitor are sent.
     path: String,
     target: String,
     interval: String,
@@ -61,7 +61,7 @@ impl MonitorView {
     }
 }
 
-/// Shows the page.
+/// Shows the settings of the monitors.
 pub(in super::super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     page(&state, &visitor, StatusCode::OK, None, FormBody::default()).await
 }
@@ -88,7 +88,7 @@ async fn add_from(state: &ApiState, form: &FormBody) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Enables a monitor, or disables it.
+/// Enables or disables a monitor, as the form says.
 pub(in super::super) async fn switch(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,

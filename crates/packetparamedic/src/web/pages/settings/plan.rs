@@ -1,4 +1,4 @@
-//! The settings of the plan: what the contract promises.
+//! The settings of the plan: the rates that the internet contract promises.
 
 use askama::Template;
 use axum::extract::State;
@@ -20,10 +20,10 @@ use super::super::visitor::Visitor;
 use super::SettingsFrame;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The path.
+/// The path of the settings of the plan.
 pub(in super::super) const PATH: &str = "/settings/plan";
 
-/// The page.
+/// The template of the settings of the plan.
 #[derive(Template)]
 #[template(path = "settings/plan.html")]
 struct PlanPage {
@@ -35,7 +35,7 @@ struct PlanPage {
     entered: FormBody,
 }
 
-/// Shows the page.
+/// Shows the settings of the plan.
 pub(in super::super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let stored = state.service.appliance().plan().await?;
     let entered = stored.as_ref().map(|stored| fields(&stored.plan)).unwrap_or_default();
@@ -87,7 +87,7 @@ fn page(
     page_with(status, &PlanPage { layout, frame, set_at, from_file, error, entered })
 }
 
-/// The rates of a direction. Megabits per second, unless a unit is given.
+/// Reads the rates of a direction from a form. A number without a unit is in megabits per second.
 fn rates(form: &FormBody, word: &str) -> Result<PromisedRate, CommandFailure> {
     let rate = |field: &str| {
         let parsed = form.text(field).map(|text| megabits(text).ok_or_else(|| wrong(field, text)));

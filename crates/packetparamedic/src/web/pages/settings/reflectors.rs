@@ -18,10 +18,10 @@ use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 use super::SettingsFrame;
 
-/// The path: the first page of the settings.
+/// The path of the settings of the reflectors, which are the first page of the settings.
 pub(in super::super) const PATH: &str = "/settings";
 
-/// The page.
+/// The template of the settings of the reflectors.
 #[derive(Template)]
 #[template(path = "settings/reflectors.html")]
 struct ReflectorsPage {
@@ -33,11 +33,11 @@ struct ReflectorsPage {
     entered: FormBody,
 }
 
-/// A paired reflector.
+/// A paired reflector as the page shows it.
 struct ReflectorView {
     name: String,
     address: String,
-    /// Also the key of its forms.
+    /// The Endpoint ID, which also names the reflector in the paths of its forms.
     endpoint_id: String,
     paired_at: PageTime,
 }
@@ -53,7 +53,7 @@ impl ReflectorView {
     }
 }
 
-/// Shows the page.
+/// Shows the settings of the reflectors.
 pub(in super::super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     page(&state, &visitor, StatusCode::OK, None, FormBody::default()).await
 }

@@ -1,4 +1,4 @@
-//! The settings of the schedules: list with the monthly data, add once that is confirmed, enable, disable, run, remove.
+//! The settings of the schedules: list with the monthly data, add after a confirmation, enable, disable, run, remove.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the definition of a schedule")]
 
@@ -27,10 +27,10 @@ use super::super::visitor::Visitor;
 use super::SettingsFrame;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The path.
+/// The path of the settings of the schedules.
 pub(in super::super) const PATH: &str = "/settings/schedules";
 
-/// The choices of the form, with their words: as `schedule add --every` or `--cron` has them.
+/// The recurrences that the form offers, each with its words. The text of a recurrence is that of a stored schedule.
 const CHOICES: [(&str, &str); 5] = [
     ("every 6h", "every 6 hours"),
     ("every 1h", "every hour"),
@@ -39,27 +39,27 @@ const CHOICES: [(&str, &str); 5] = [
     ("0 20 * * *", "every evening at 20:00"),
 ];
 
-/// The page.
+/// The template of the settings of the schedules.
 #[derive(Template)]
 #[template(path = "settings/schedules.html")]
 struct SchedulesPage {
     layout: Layout,
     frame: SettingsFrame,
     schedules: Vec<ScheduleView>,
-    /// What can be measured against, each with whether it was chosen.
+    /// The reflectors against which a schedule can measure, each with whether the viewer chose it.
     targets: Vec<(String, bool)>,
-    /// When it can run: the value, its words, and whether it was chosen.
+    /// The recurrences that the form offers: the value, its words, and whether the viewer chose it.
     choices: Vec<(&'static str, &'static str, bool)>,
-    /// The schedule that waits for its confirmation.
+    /// The schedule that waits for the viewer's confirmation.
     proposal: Option<ProposalView>,
     error: Option<Problem>,
     entered: FormBody,
 }
 
-/// A schedule.
+/// A schedule as the page shows it.
 struct ScheduleView {
     name: String,
-    /// The path of its forms.
+    /// The path to which the forms of the schedule are sent.
     path: String,
     when: String,
     target: String,
@@ -72,13 +72,13 @@ struct ScheduleView {
     from_file: bool,
 }
 
-/// A schedule that is not saved yet, and what it costs.
+/// A schedule that is not saved yet, and how much data it would use.
 pub(in super::super) struct ProposalView {
     pub(in super::super) name: String,
     pub(in super::super) month: String,
     pub(in super::super) runs: u64,
     pub(in super::super) run: String,
-    /// Whether the rate of the line had to be assumed.
+    /// Whether the rate of the line had to be assumed to estimate the data.
     pub(in super::super) is_assumed: bool,
 }
 
@@ -113,7 +113,7 @@ impl ScheduleView {
 }
 
 impl ProposalView {
-    /// The view of a proposal.
+    /// Builds the view of a proposed schedule.
     pub(in super::super) fn of(proposal: &ScheduleProposal) -> Self {
         Self {
             name: shown(&proposal.schedule.name),
@@ -125,7 +125,7 @@ impl ProposalView {
     }
 }
 
-/// What a page shows beside the schedules.
+/// The outcome of a form, which the page shows beside the schedules.
 #[derive(Default)]
 struct ScheduleOutcomeView {
     proposal: Option<ProposalView>,
@@ -133,12 +133,12 @@ struct ScheduleOutcomeView {
     entered: FormBody,
 }
 
-/// Shows the page.
+/// Shows the settings of the schedules.
 pub(in super::super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     page(&state, &visitor, StatusCode::OK, ScheduleOutcomeView::default()).await
 }
 
-/// Shows what the schedule of the form costs; adds it once that is confirmed.
+/// Shows how much data the schedule of the form would use. Adds the schedule if the form confirms it.
 pub(in super::super) async fn add(
     State(state): State<ApiState>,
     visitor: Visitor,
@@ -158,7 +158,7 @@ pub(in super::super) async fn add(
     page(&state, &visitor, status, view).await
 }
 
-/// What the schedule of a form costs.
+/// Estimates how much data the schedule of a form would use.
 pub(in super::super) async fn propose_from(state: &ApiState, form: &FormBody) -> Result<ProposalView, Problem> {
     let schedule = definition(state, form)?;
     Ok(ProposalView::of(&state.service.appliance().propose_schedule(schedule).await?))
@@ -177,7 +177,7 @@ fn definition(state: &ApiState, form: &FormBody) -> Result<Schedule, CommandFail
     if let Some(peer) = form.text("peer") {
         request.peer = Some(peer.to_owned());
     }
-    // The page of a run draws the intervals.
+    // The page of a run draws the intervals, so the results must contain them.
     request.intervals = true;
     let when = form.text("other").or(form.text("when")).unwrap_or_default();
     let when = Recurrence::parse(when).map_err(|error| ApplianceError::Schedule(error.into()))?;
@@ -198,19 +198,19 @@ fn definition(state: &ApiState, form: &FormBody) -> Result<Schedule, CommandFail
     Ok(schedule)
 }
 
-/// A name that says when: letters, digits and dashes.
+/// Makes the default name of a schedule from its recurrence: letters, digits and dashes.
 fn default_name(when: &str) -> String {
     let words = words(when);
     let name = words.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect::<String>();
     name.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
 }
 
-/// When a schedule is due, in words where there are some.
+/// Describes a recurrence in words if the form offers it; otherwise returns it unchanged.
 fn words(when: &str) -> String {
     CHOICES.iter().find(|(choice, _)| *choice == when).map_or(when, |(_, words)| words).to_owned()
 }
 
-/// Lets a schedule run, or keeps it from running.
+/// Enables or disables a schedule, as the form says.
 pub(in super::super) async fn switch(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,

@@ -17,28 +17,28 @@ use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 use super::SettingsFrame;
 
-/// The path.
+/// The path of the settings of the tokens.
 pub(in super::super) const PATH: &str = "/settings/tokens";
 
-/// The page.
+/// The template of the settings of the tokens.
 #[derive(Template)]
 #[template(path = "settings/tokens.html")]
 struct TokensPage {
     layout: Layout,
     frame: SettingsFrame,
     tokens: Vec<TokenView>,
-    /// What a token can allow, with words for it.
+    /// The scopes that a token can have, each with its words.
     scopes: Vec<(AccessScope, &'static str)>,
-    /// The secret of a new token, which is shown once.
+    /// The secret of a new token. The page shows it only once.
     secret: Option<String>,
     error: Option<Problem>,
     entered: FormBody,
 }
 
-/// A token.
+/// A token as the page shows it.
 struct TokenView {
     name: String,
-    /// The path of its form.
+    /// The path to which the form of the token is sent.
     path: String,
     scope: AccessScope,
     added_at: PageTime,
@@ -55,7 +55,7 @@ impl TokenView {
     }
 }
 
-/// What a page shows beside the tokens.
+/// The outcome of a form, which the page shows beside the tokens.
 #[derive(Default)]
 struct TokenOutcome {
     secret: Option<String>,
@@ -63,7 +63,7 @@ struct TokenOutcome {
     entered: FormBody,
 }
 
-/// Shows the page.
+/// Shows the settings of the tokens.
 pub(in super::super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     page(&state, &visitor, StatusCode::OK, TokenOutcome::default()).await
 }

@@ -1,4 +1,4 @@
-//! The alerts of a time in the page of the history. The charts draw them from this list.
+//! The list of the alerts of a period, in the page of the history. The charts mark the alerts of this list.
 
 use askama::Template;
 use askama::filters::HtmlSafe;
@@ -10,10 +10,10 @@ use super::super::super::problem::Problem;
 use super::super::outside_text::sentence;
 use super::super::page_time::PageTime;
 
-/// The most alerts of the list.
+/// The maximum number of alerts in the list.
 const LIST: u32 = 200;
 
-/// A list of alerts.
+/// The template of a list of alerts.
 #[derive(Template)]
 #[template(path = "alert_list.html")]
 pub(super) struct AlertList {
@@ -39,13 +39,13 @@ impl AlertList {
         alert.opened_at.as_second()
     }
 
-    /// The end in seconds; empty while it is open.
+    /// The end of an alert as a Unix time in seconds; empty while the alert is open.
     fn to(&self, alert: &StoredAlert) -> String {
         alert.closed_at.map(|at| at.as_second().to_string()).unwrap_or_default()
     }
 }
 
-/// The alerts that were open in a time, newest first.
+/// The alerts that were open within a period, newest first.
 pub(super) async fn alerts_between(
     appliance: &Appliance,
     since: Timestamp,

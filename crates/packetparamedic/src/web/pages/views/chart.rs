@@ -8,7 +8,7 @@ use paramedic_report::quantity;
 
 use super::super::page_time::PageTime;
 
-/// The unit of the values of a chart. The attribute `data-unit` has it for the script.
+/// The unit of the values of a chart. The attribute `data-unit` gives the script this unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChartUnit {
     /// Bits per second.
@@ -31,7 +31,7 @@ impl ChartUnit {
         }
     }
 
-    /// A value for a reader.
+    /// Formats a value for a human reader.
     pub(super) fn text(self, value: f64) -> String {
         match self {
             Self::Rate => quantity::rate(value as u64),
@@ -45,30 +45,31 @@ impl ChartUnit {
 /// How the script draws a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ColumnForm {
-    /// A line.
+    /// The script draws a line.
     Line,
-    /// A line of dashes.
+    /// The script draws a dashed line.
     Dashes,
-    /// Bars.
+    /// The script draws bars.
     Bars,
-    /// Nothing but the edge of a band.
+    /// The script draws nothing: the column is an edge of a band.
     Edge,
-    /// Not at all: it stands in the table alone.
+    /// The script draws nothing: the column is only in the table.
     TableOnly,
 }
 
-/// A column of the table.
+/// A column of the table of a chart.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChartColumn {
-    /// Its name.
+    /// The name of the column.
     pub(super) name: &'static str,
-    /// The colour: a token of the style sheet.
+    /// The colour of the column: the name of a variable of the style sheet.
     pub(super) colour: &'static str,
-    /// How it is drawn.
+    /// How the script draws the column.
     pub(super) form: ColumnForm,
-    /// The column to which a band reaches, and the opacity of the band in percent.
+    /// The index of the column to which the script draws a band from this column, and the opacity of the band in
+    /// percent.
     pub(super) band: Option<(usize, u8)>,
-    /// The unit, if it is not that of the chart.
+    /// The unit of the column, if it differs from the unit of the chart.
     pub(super) unit: Option<ChartUnit>,
 }
 
@@ -77,12 +78,12 @@ impl ChartColumn {
         Self { name, colour, form, band: None, unit: None }
     }
 
-    /// With a band to the column at `other`.
+    /// Adds a band from this column to the column with the index `other`. The opacity of the band is `percent`.
     pub(super) fn with_band(self, other: usize, percent: u8) -> Self {
         Self { band: Some((other, percent)), ..self }
     }
 
-    /// A number that stands in the table alone.
+    /// Creates a column of numbers that is only in the table.
     pub(super) fn count(name: &'static str) -> Self {
         Self { unit: Some(ChartUnit::Count), ..Self::new(name, "", ColumnForm::TableOnly) }
     }
@@ -105,9 +106,9 @@ impl ChartColumn {
 /// The position of a row on the horizontal axis of a chart.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum ChartPosition {
-    /// A time.
+    /// A point in time.
     At(Timestamp),
-    /// Seconds since something began.
+    /// Seconds since the start of what the chart shows.
     Second(f64),
 }
 
@@ -127,30 +128,30 @@ impl ChartPosition {
     }
 }
 
-/// A chart.
+/// A chart in a page, with its template.
 #[derive(Template)]
 #[template(path = "chart.html")]
 pub(super) struct Chart {
-    /// Its id in the page.
+    /// The id of the chart in the page.
     pub(super) id: String,
     pub(super) title: String,
-    /// What it shows, in words.
+    /// A description in words of what the chart shows.
     pub(super) summary: String,
     pub(super) unit: ChartUnit,
-    /// The begin and the end of its horizontal axis.
+    /// The start and the end of the horizontal axis.
     pub(super) range: [ChartPosition; 2],
-    /// The head of the first column.
+    /// The head of the first column of the table.
     pub(super) row_head: &'static str,
     pub(super) columns: Vec<ChartColumn>,
     pub(super) rows: Vec<(ChartPosition, Vec<Option<f64>>)>,
-    /// The link to the values for programs: its text and its address.
+    /// The link at which programs get the values: its text and its address.
     pub(super) download: Option<(&'static str, String)>,
 }
 
 impl HtmlSafe for Chart {}
 
 impl Chart {
-    /// Whether a column of times stands first.
+    /// Whether the first column of the table contains points in time.
     fn is_of_times(&self) -> bool {
         matches!(self.range[0], ChartPosition::At(_))
     }

@@ -1,4 +1,4 @@
-//! A map of the week: the mean of each hour of each weekday, as SVG with a table beside it.
+//! A heat map of the week: the mean download rate of each hour of each weekday, as SVG with a table beside it.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 use paramedic_report::quantity;
 
-/// The days, in the order of ISO 8601.
+/// The days of the week, in the order of ISO 8601.
 const DAYS: [(Weekday, &str); 7] = [
     (Weekday::Monday, "Mon"),
     (Weekday::Tuesday, "Tue"),
@@ -25,33 +25,33 @@ const LEFT: usize = 34;
 const CELL: usize = 28;
 const TOP: usize = 16;
 
-/// The rates of a span of time.
+/// The download rates of several runs within a short span of time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct TimedRates {
-    /// The begin of the span, which is at most a quarter of an hour long.
+    /// The start of the span, which is at most a quarter of an hour long.
     pub(super) at: Timestamp,
-    /// The number of rates.
+    /// The number of rates in the sum.
     pub(super) count: u64,
-    /// Their sum, in bits per second.
+    /// The sum of the rates, in bits per second.
     pub(super) sum_bps: f64,
 }
 
-/// A day, and of each hour the mean and the number of rates.
+/// A row of the table: a weekday, and for each hour the mean rate and the number of rates.
 type HeatRow = (&'static str, Vec<Option<(String, u64)>>);
 
-/// The map.
+/// The template of the heat map of the week.
 #[derive(Template)]
 #[template(path = "heat.html")]
 pub(super) struct HeatMap {
     zone: String,
-    /// By day and hour: the number of rates and their sum.
+    /// By weekday and hour: the number of rates and their sum.
     cells: [[(u64, f64); 24]; 7],
 }
 
 impl HtmlSafe for HeatMap {}
 
 impl HeatMap {
-    /// The map of these rates by the clock of `zone`; `None` without any.
+    /// Builds the heat map of `rates` by the clock of `zone`; `None` if there are no rates.
     pub(super) fn of(rates: &[TimedRates], zone: &TimeZone) -> Option<Self> {
         let mut cells = [[(0, 0.0); 24]; 7];
         for rate in rates {
@@ -76,7 +76,7 @@ impl HeatMap {
         })
     }
 
-    /// The slowest and the fastest hour, in words.
+    /// Names the slowest and the fastest hour of the week.
     fn summary(&self) -> String {
         let text = |cell: Option<(usize, usize, u64, f64)>| {
             let (day, hour, count, mean) = cell?;
@@ -89,7 +89,7 @@ impl HeatMap {
         format!("Mean download of each hour of the week: slowest {slowest}, fastest {fastest}.")
     }
 
-    /// The rows of the table: a day, and the mean of each hour with its number of runs.
+    /// The rows of the table: a weekday, and the mean of each hour with its number of runs.
     fn rows(&self) -> Vec<HeatRow> {
         let cell =
             |(count, sum): &(u64, f64)| (*count > 0).then(|| (quantity::rate((sum / *count as f64) as u64), *count));

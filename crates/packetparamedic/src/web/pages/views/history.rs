@@ -29,13 +29,13 @@ use super::heat::{HeatMap, TimedRates};
 use super::outages::{OutageList, outages_between};
 use super::period::ChartPeriod;
 
-/// The runs of a page of the list.
+/// The number of runs in a page of the list.
 const LIST_PAGE: u32 = 25;
 
-/// The longest time over which the map of the week takes its means.
+/// The longest period over which the heat map of the week takes its means.
 const WEEKS: Duration = Duration::from_secs(90 * 86_400);
 
-/// The page.
+/// The template of the page of the history.
 #[derive(Template)]
 #[template(path = "history.html")]
 struct HistoryPage {
@@ -80,7 +80,7 @@ impl HistoryPage {
         self.micros(&run.rtt_download_us.max(run.rtt_upload_us))
     }
 
-    /// What became of a run.
+    /// The outcome of a run in a few words.
     fn outcome(&self, run: &RunSummary) -> String {
         match (run.complete, &run.error) {
             (true, _) => run
@@ -112,7 +112,7 @@ fn path(period: ChartPeriod, target: &str, engine: &str, after: Option<PageCurso
     path
 }
 
-/// The page.
+/// Shows the page of the history.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let now = Timestamp::now();
     let appliance = state.service.appliance();
@@ -128,7 +128,7 @@ pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Res
     runs.truncate(LIST_PAGE as usize);
     let last = runs.last().filter(|_| has_older).map(|run| PageCursor { at: run.started_at, id: run.id });
     let (mut targets, mut engines) = appliance.result_kinds().await?;
-    // A name that is not shown as it is cannot be chosen from a list.
+    // A name that `shown` changes cannot be chosen from a list.
     targets.retain(|name| shown(name) == *name);
     engines.retain(|name| shown(name) == *name);
     let outages = outages_between(appliance, charts.since, now).await?;
@@ -162,7 +162,7 @@ fn query(period: ChartPeriod, target: &str, engine: &str, now: Timestamp) -> Run
     }
 }
 
-/// The charts of a period.
+/// The charts of the history in a period.
 struct HistoryCharts {
     since: Timestamp,
     count: u64,
@@ -205,7 +205,7 @@ async fn charts(
     })
 }
 
-/// Makes charts of the same runs.
+/// Makes the charts of the history, all of the same runs.
 struct ChartMaker<'a> {
     sums: &'a [RunSums],
     range: [ChartPosition; 2],
@@ -213,7 +213,7 @@ struct ChartMaker<'a> {
 }
 
 impl ChartMaker<'_> {
-    /// All values of the period together.
+    /// Adds up one kind of value over all runs of the period.
     fn total(&self, of: impl Fn(&RunSums) -> Option<ValueSum>) -> Option<ValueSum> {
         self.sums.iter().filter_map(of).reduce(ValueSum::with)
     }

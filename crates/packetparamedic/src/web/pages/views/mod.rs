@@ -15,7 +15,7 @@ use axum::routing::{get, post};
 
 use super::super::{ApiState, report as report_route};
 
-/// The routes of these pages.
+/// The routes of the pages that show what was measured.
 pub(super) fn routes() -> Router<ApiState> {
     Router::new()
         .route("/history", get(history::show))

@@ -1,4 +1,4 @@
-//! The pages of the monitors: the list, and latency and loss of one of them over time.
+//! The pages of the monitors: the list, and the page of one monitor with its latency and loss over time.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the period")]
 
@@ -22,7 +22,7 @@ use super::chart::{Chart, ChartColumn, ChartPosition, ChartUnit, ColumnForm};
 use super::outages::{OutageList, outages_between};
 use super::period::ChartPeriod;
 
-/// The list.
+/// The template of the page with the list of monitors.
 #[derive(Template)]
 #[template(path = "monitors.html")]
 struct MonitorListPage {
@@ -31,7 +31,7 @@ struct MonitorListPage {
     outages: OutageList,
 }
 
-/// One monitor.
+/// The template of the page of one monitor.
 #[derive(Template)]
 #[template(path = "monitor.html")]
 struct MonitorPage {
@@ -42,14 +42,14 @@ struct MonitorPage {
     outages: OutageList,
 }
 
-/// What both pages say of a monitor.
+/// The texts about a monitor that both pages show.
 trait MonitorTexts {
-    /// The address of its page.
+    /// The path of the page of the monitor.
     fn path(&self, monitor: &MonitorOverview) -> String {
         monitor_route(&monitor.stored.monitor.name, "")
     }
 
-    /// What it does, with the class of its colour.
+    /// The style class for what the monitor does at present, and the word for that.
     fn activity(&self, monitor: &MonitorOverview) -> (&'static str, &'static str) {
         match monitor.condition.as_ref().map(|condition| condition.activity) {
             Some(MonitorActivity::Running) => ("good", "running"),
@@ -59,7 +59,7 @@ trait MonitorTexts {
         }
     }
 
-    /// Why it is paused.
+    /// Why the monitor is paused; `None` if no reason is known.
     fn reason(&self, monitor: &MonitorOverview) -> Option<&'static str> {
         Some(monitor.condition.as_ref()?.reason?.as_str())
     }
@@ -97,7 +97,7 @@ impl MonitorPage {
     }
 }
 
-/// The list of the monitors, and the outages of the last week.
+/// Shows the list of the monitors, and the outages of the last week.
 pub(super) async fn list(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let now = Timestamp::now();
     let since = ChartPeriod::Week.since(now).unwrap_or(now);
@@ -106,7 +106,7 @@ pub(super) async fn list(State(state): State<ApiState>, visitor: Visitor) -> Res
     Ok(page(&MonitorListPage { layout: visitor.layout("Monitors", Section::Monitors), monitors, outages }))
 }
 
-/// One monitor.
+/// Shows the page of one monitor.
 pub(super) async fn show(
     State(state): State<ApiState>,
     visitor: Visitor,
@@ -145,7 +145,7 @@ fn at(point: &SeriesPoint) -> ChartPosition {
     ChartPosition::At(Timestamp::from_second(point.at_s).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
-/// Shortest, median, 95th percentile and longest round trip, as bands.
+/// The chart of the shortest, median, 95th percentile and longest round trip, with bands.
 fn latency(series: &MonitorSeries, route: &str) -> Chart {
     let extremes = |of: fn(&SeriesPoint) -> Option<u64>| {
         let values = || series.points.iter().filter_map(of);

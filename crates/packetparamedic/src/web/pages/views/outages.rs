@@ -1,4 +1,4 @@
-//! Outages in pages: the list of a time, and the page of all of them.
+//! Outages in pages: the list of the outages of a period, and the page of all outages.
 
 use askama::Template;
 use askama::filters::HtmlSafe;
@@ -19,10 +19,10 @@ use super::super::outside_text::shown;
 use super::super::page_time::PageTime;
 use super::super::visitor::Visitor;
 
-/// The most outages of a list.
+/// The maximum number of outages in a list.
 const LIST: u32 = 200;
 
-/// A list of outages.
+/// The template of a list of outages.
 #[derive(Template)]
 #[template(path = "outage_list.html")]
 pub(super) struct OutageList {
@@ -30,13 +30,13 @@ pub(super) struct OutageList {
     outages: Vec<StoredOutage>,
     /// The text in place of an empty list.
     none: &'static str,
-    /// Whether there are more than are listed.
+    /// Whether there are more outages than the list contains.
     has_more: bool,
 }
 
 impl HtmlSafe for OutageList {}
 
-/// The page.
+/// The template of the page of all outages.
 #[derive(Template)]
 #[template(path = "outages.html")]
 struct OutagesPage {
@@ -58,7 +58,7 @@ impl OutageList {
         outage.began_at.as_second()
     }
 
-    /// The end in seconds; empty while it lasts.
+    /// The end of an outage as a Unix time in seconds; empty while the outage lasts.
     fn to(&self, outage: &StoredOutage) -> String {
         outage.ended_at.map(|at| at.as_second().to_string()).unwrap_or_default()
     }
@@ -83,7 +83,7 @@ impl OutageList {
     }
 }
 
-/// What an outage concerned, in words.
+/// Describes in words which targets were not reachable in an outage.
 fn scope_words(scope: OutageScope) -> &'static str {
     match scope {
         OutageScope::Everything => "Nothing was reachable, not even the gateway",
@@ -108,7 +108,7 @@ pub(super) async fn outages_between(
     Ok(OutageList { title: "Outages", outages, none, has_more })
 }
 
-/// The page of all outages.
+/// Shows the page of all outages.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let wrong = |_| Problem::invalid(StatusCode::BAD_REQUEST, "before is a time such as 2026-11-29T16:00:00Z");
     let before = visitor.parameter("before").map(str::parse::<Timestamp>).transpose().map_err(wrong)?;

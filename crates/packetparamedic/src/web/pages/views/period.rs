@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// The words of the periods, in their order.
+/// The periods, each with its word in the address and its name, in the order in which pages offer them.
 const ALL: [(ChartPeriod, &str, &str); 5] = [
     (ChartPeriod::Day, "day", "Day"),
     (ChartPeriod::Week, "week", "Week"),
@@ -17,36 +17,36 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// A period that ends now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum ChartPeriod {
-    /// 24 hours.
+    /// The last 24 hours.
     Day,
-    /// Seven days.
+    /// The last seven days.
     #[default]
     Week,
-    /// 30 days.
+    /// The last 30 days.
     Month,
-    /// 365 days.
+    /// The last 365 days.
     Year,
-    /// Since the first value.
+    /// The time since the first value.
     All,
 }
 
 impl ChartPeriod {
-    /// The period with this word; a week if there is none.
+    /// Returns the period with this word; a week if there is none.
     pub(super) fn of_word(word: Option<&str>) -> Self {
         ALL.iter().find(|(_, own, _)| Some(*own) == word).map(|(period, ..)| *period).unwrap_or_default()
     }
 
-    /// The word in the address.
+    /// The word for this period in the address of a page.
     pub(super) fn word(self) -> &'static str {
         ALL.iter().find(|(own, ..)| *own == self).map_or("", |(_, word, _)| word)
     }
 
-    /// Every period with its word and its name.
+    /// Returns every period with its word and its name.
     pub(super) fn all() -> &'static [(Self, &'static str, &'static str)] {
         &ALL
     }
 
-    /// The begin of the period; `None` for all.
+    /// The start of the period that ends at `now`; `None` for [`Self::All`].
     pub(super) fn since(self, now: Timestamp) -> Option<Timestamp> {
         let length = match self {
             Self::Day => DAY,
@@ -58,7 +58,8 @@ impl ChartPeriod {
         now.checked_sub(length).ok()
     }
 
-    /// The length of a step in a chart from `since` to `now`: some hundred steps, of a round length.
+    /// The length of a step in a chart from `since` to `now`: a round length, such that the chart has at most about 400
+    /// steps.
     pub(super) fn step(self, since: Timestamp, now: Timestamp) -> Duration {
         match self {
             Self::Day => Duration::from_secs(15 * 60),

@@ -1,4 +1,4 @@
-//! The page of the report on the line: its period, a preview, the files.
+//! The page of the report on the line: the form for its period, a preview, and the files to download.
 
 use askama::Template;
 use axum::extract::State;
@@ -18,7 +18,7 @@ use super::super::outside_text::shown;
 use super::super::visitor::Visitor;
 use crate::report_file::{ReportFormat, report_policy, report_text};
 
-/// The page.
+/// The template of the page with the form for a report.
 #[derive(Template)]
 #[template(path = "report_page.html")]
 struct ReportFormPage {
@@ -39,18 +39,18 @@ impl ReportFormPage {
     }
 }
 
-/// The page.
+/// Shows the page with the form for a report.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let plan = state.service.appliance().plan().await?;
     let zone = TimeZone::system().iana_name().unwrap_or_default().to_owned();
     Ok(page(&ReportFormPage { layout: visitor.layout("Report", Section::Report), plan, zone }))
 }
 
-/// The report as it will be, with the policy of its own styles.
+/// Shows the report as its file would contain it, with the Content-Security-Policy for its own styles.
 pub(super) async fn preview(State(state): State<ApiState>, query: ReportQuery) -> Result<Response, Problem> {
     let report = line_report(state.service.appliance(), &query).await?;
     let text = report_text(&report, ReportFormat::Html).map_err(|error| unmade(&error))?;
-    // The policy is made of constants and a hash.
+    // The policy consists of constants and a hash, so this does not fail.
     let policy = HeaderValue::from_str(&report_policy()).unwrap_or(HeaderValue::from_static("default-src 'none'"));
     Ok(([(CONTENT_SECURITY_POLICY, policy)], Html(text)).into_response())
 }

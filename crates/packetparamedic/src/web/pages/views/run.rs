@@ -1,4 +1,4 @@
-//! The page of a run: everything that its document has.
+//! The page of a run: everything that the result document of the run contains.
 
 mod rows;
 mod tcp;
@@ -27,13 +27,14 @@ use super::super::visitor::Visitor;
 use super::chart::Chart;
 use rows::{FactTable, NamedFact};
 
-/// The longest document without intervals that its page contains, in bytes. The page links to every document.
+/// The maximum length in bytes of a result document, without its intervals, that the page of its run contains. The page
+/// always links to the document.
 const LONGEST_DOCUMENT: usize = 128 * 1024;
 
-/// The longest sentence, in characters.
+/// The maximum length of a sentence in the page, in characters.
 const LONGEST_TEXT: usize = 1_000;
 
-/// The page.
+/// The template of the page of a run.
 #[derive(Template)]
 #[template(path = "run.html")]
 struct RunPage {
@@ -46,20 +47,20 @@ struct RunPage {
     facts: Vec<NamedFact>,
     directions: Vec<RunDirection>,
     latency: FactTable,
-    /// The rates and the latency over time.
+    /// The plot of the rates and the latency over time.
     plot: Option<String>,
     charts: Vec<Chart>,
     thresholds: FactTable,
     hosts: FactTable,
     warnings: Vec<(String, String)>,
-    /// Why the run is suspect; empty if it is valid.
+    /// Why the run is suspect; empty if the run is valid.
     suspect: Vec<(String, String)>,
     validity: &'static str,
     error: Option<[String; 4]>,
     document: Option<String>,
 }
 
-/// A direction of a phase.
+/// A direction of a phase as the page of a run shows it.
 struct RunDirection {
     id: String,
     title: &'static str,
@@ -70,10 +71,10 @@ struct RunDirection {
     limit: Option<RunLimit>,
 }
 
-/// What limited a direction.
+/// What limited a direction, as the page of a run shows it.
 struct RunLimit {
     cause: &'static str,
-    /// The observations: name, value, text.
+    /// The observations that show the limit: name, value and text of each.
     evidence: Vec<[String; 3]>,
     because: Vec<String>,
 }
@@ -84,7 +85,7 @@ impl RunPage {
     }
 }
 
-/// The page.
+/// Shows the page of a run.
 pub(super) async fn show(
     State(state): State<ApiState>,
     visitor: Visitor,
@@ -102,7 +103,7 @@ pub(super) async fn show(
     Ok(page(&run_page(layout, &document).map_err(unwritable)?))
 }
 
-/// Deletes the run.
+/// Deletes the result of the run that the path names.
 pub(super) async fn delete(
     State(state): State<ApiState>,
     ApiPath(wanted): ApiPath<String>,
@@ -147,7 +148,7 @@ fn run_page(layout: Layout, document: &ResultDocument) -> Result<RunPage, serde_
     })
 }
 
-/// The document as text without the measurements of its intervals; `None` if it is still long.
+/// The document as text, without the measurements of its intervals; `None` if that text is still too long.
 fn short_document(document: &ResultDocument) -> Result<Option<String>, serde_json::Error> {
     let mut short = document.clone();
     short.remove_series();
@@ -155,7 +156,8 @@ fn short_document(document: &ResultDocument) -> Result<Option<String>, serde_jso
     Ok((text.len() <= LONGEST_DOCUMENT).then(|| visible(&text)))
 }
 
-/// The same JSON with its invisible and formatting characters as escapes, so that they change nothing around them.
+/// Returns `json` with its invisible and formatting characters as escapes, so that they do not change the text around
+/// them.
 fn visible(json: &str) -> String {
     let is_hidden = |c: char| !c.is_ascii() && PeerText::harmless(c.encode_utf8(&mut [0; 4]), 1).is_empty();
     let mut visible = String::with_capacity(json.len());
@@ -169,7 +171,7 @@ fn visible(json: &str) -> String {
     visible
 }
 
-/// A sentence that has text from outside in it.
+/// Formats a sentence that contains text from outside: removes control characters, and bounds its length.
 fn long_text(text: &str) -> String {
     PeerText::harmless(text, LONGEST_TEXT)
 }
@@ -183,7 +185,7 @@ fn tone_class(tone: Tone) -> &'static str {
     }
 }
 
-/// The name of a direction of a phase, and its class.
+/// The name of a direction of a phase, and its style class.
 fn direction_name(load: Load, direction: Direction) -> (&'static str, &'static str) {
     match (load, direction) {
         (Load::Bidir, Direction::Download) => ("Download, both ways at once", "download"),

@@ -10,19 +10,19 @@ use serde::Serialize;
 
 use super::super::super::outside_text::shown;
 
-/// A fact: its name and its value.
+/// A fact about a run: its name and its value.
 pub(super) type NamedFact = (&'static str, String);
 
-/// A table whose rows begin with their name. Rows and columns without a value are left out.
+/// A table of facts about a run. A row without any value is left out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct FactTable {
-    /// The heads of the columns after the first one.
+    /// The heads of the columns after the first column, which has the names of the rows.
     pub(super) columns: Vec<String>,
     /// The rows: a name, and a cell for each column.
     pub(super) rows: Vec<(String, Vec<String>)>,
 }
 
-/// What stands for a value that was not measured.
+/// The text in place of a value that was not measured.
 const NONE: &str = "–";
 
 impl FactTable {
@@ -35,12 +35,12 @@ impl FactTable {
     }
 }
 
-/// The word of a value in the documents.
+/// The word for a value, as result documents contain it.
 fn word(value: impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(shown)).unwrap_or_default()
 }
 
-/// A number of a document.
+/// Formats a number of a result document.
 pub(super) fn quantity(value: Quantity) -> String {
     match value {
         Quantity::Whole(number) => number.to_string(),
@@ -52,7 +52,7 @@ fn millis(ms: f64) -> String {
     text_of::micros((ms.max(0.0) * 1000.0) as u64)
 }
 
-/// What was measured, against what, and how.
+/// The facts about a run: what was measured, against what, and how.
 pub(super) fn facts(document: &ResultDocument) -> Vec<NamedFact> {
     let mut facts = Vec::new();
     let mut add = |name, value: Option<String>| {
@@ -116,7 +116,7 @@ pub(super) fn facts(document: &ResultDocument) -> Vec<NamedFact> {
     facts
 }
 
-/// The numbers of a direction.
+/// The measured numbers of a direction, with their names.
 pub(super) fn direction(result: &ThroughputResult) -> Vec<NamedFact> {
     let mut facts = Vec::new();
     let mut add = |name, value: Option<String>| {
@@ -169,7 +169,7 @@ pub(super) fn direction(result: &ThroughputResult) -> Vec<NamedFact> {
     facts
 }
 
-/// The processor use of both ends.
+/// The processor use at both ends of a direction.
 pub(super) fn processors(result: &ThroughputResult, direction: Direction) -> FactTable {
     let costs = [result.cpu.sender, result.cpu.receiver];
     let row = |name, of: fn(&CpuCost) -> Option<String>| {
@@ -259,7 +259,7 @@ pub(super) fn latency(document: &ResultDocument) -> FactTable {
     FactTable::of(loads.iter().map(|(load, _)| name(load)).collect(), rows)
 }
 
-/// The thresholds of the request.
+/// The thresholds of the test request, and whether the result met them.
 pub(super) fn thresholds(document: &ResultDocument) -> FactTable {
     let rows = document.thresholds.iter().map(|threshold| {
         let measured = threshold.measured.map_or_else(|| "not measured".to_owned(), quantity);
@@ -271,7 +271,7 @@ pub(super) fn thresholds(document: &ResultDocument) -> FactTable {
     FactTable { columns, rows: rows.collect() }
 }
 
-/// The facts of both hosts, before and after.
+/// The facts about both hosts, before and after the run.
 pub(super) fn hosts(document: &ResultDocument) -> FactTable {
     let own = [&document.appliance.facts_before, &document.appliance.facts_after];
     let other = document.reflector.as_ref().map(|end| [&end.facts_before, &end.facts_after]);

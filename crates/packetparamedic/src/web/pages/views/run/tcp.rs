@@ -1,4 +1,4 @@
-//! What the kernels recorded of the TCP streams of a run, as charts.
+//! Charts of what the kernels recorded about the TCP streams of a run.
 
 use std::collections::BTreeMap;
 
@@ -8,21 +8,21 @@ use paramedic_report::document::ResultDocument;
 use super::super::chart::{Chart, ChartColumn, ChartPosition, ChartUnit, ColumnForm};
 use super::direction_name;
 
-/// The most points of a chart.
+/// The maximum number of points in a chart.
 const MAX_POINTS: usize = 200;
-/// The length of the intervals in which the kernels are asked, in milliseconds.
+/// The interval at which the kernels are asked for TCP statistics, in milliseconds.
 const INTERVAL_MS: u32 = 100;
 
 /// The samples of all streams in one interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct StreamsSample {
-    /// The round trips: number, sum, in microseconds.
+    /// The number of round-trip times, and their sum in microseconds.
     rtt: (u32, u64),
-    /// The congestion windows of all streams together, in segments: number, sum.
+    /// The number of congestion windows, and their sum in segments.
     cwnd: (u32, u64),
 }
 
-/// The charts of every direction: round trips and congestion windows at the sender.
+/// The charts of every direction: round-trip times and congestion windows at the sender.
 pub(super) fn charts(document: &ResultDocument) -> Vec<Chart> {
     let mut charts = Vec::new();
     for (load, direction, result) in document.all_measured() {
@@ -77,7 +77,7 @@ pub(super) fn charts(document: &ResultDocument) -> Vec<Chart> {
     charts
 }
 
-/// The samples in at most [`MAX_POINTS`] intervals, each with its end in milliseconds.
+/// Merges samples into at most [`MAX_POINTS`] intervals, each with its end in milliseconds.
 fn points(samples: &[TcpSample]) -> Vec<(u32, StreamsSample)> {
     let last = samples.iter().map(|sample| sample.at_ms).max().unwrap_or(0);
     let most = u32::try_from(MAX_POINTS).unwrap_or(u32::MAX);
