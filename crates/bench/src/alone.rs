@@ -1,4 +1,5 @@
-//! What needs no second side: a reflector at rest, memory, what a speed test takes beside its loading, handshakes.
+//! Measurements without iperf3 as the other side: a reflector at rest, memory, the time of a speed test outside its
+//! phases, and handshakes.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +22,7 @@ use crate::record::{Memory, Rest};
 /// How long a program may take to print an expected line or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An idle reflector with its defaults, started `starts` times and watched for `watched`.
+/// Measures an idle reflector with default settings: starts it `starts` times, then observes it for `watched`.
 pub(crate) fn rest(stop: &Stop, starts: u32, watched: Duration) -> anyhow::Result<Rest> {
     let mut reflector = Reflector::idle(&[]);
     let start = |reflector: &mut Reflector| -> anyhow::Result<f64> {
@@ -38,7 +39,7 @@ pub(crate) fn rest(stop: &Stop, starts: u32, watched: Duration) -> anyhow::Resul
         ready_s.push(start(&mut reflector)?);
     }
     let pid = reflector.process().pid();
-    // What belongs to the start is over by then.
+    // After this pause, the work that belongs to the start is over.
     stop.pass(Duration::from_secs(1))?;
     let before = process::cpu_so_far(pid)?;
     let began = Instant::now();
@@ -49,7 +50,8 @@ pub(crate) fn rest(stop: &Stop, starts: u32, watched: Duration) -> anyhow::Resul
     Ok(Rest { first_ready_s, ready_s, rss_bytes, cpu_s, watched_s })
 }
 
-/// The largest memory of each program during a test with this many streams: ours direct and tunneled, then iperf3's.
+/// Measures the largest memory of each program during a test with this many streams: our programs in direct and in
+/// tunneled mode, then iperf3.
 pub(crate) fn memory(
     stop: &Stop,
     bed: &mut Bed,
@@ -80,11 +82,11 @@ pub(crate) fn memory(
     Ok(found)
 }
 
-/// The largest memory of a program that prints a line every 100 ms, read at each line, because it cannot be read after
-/// the program has ended.
+/// The largest memory of a program that prints a line every 100 ms. Reads it at each line, because it cannot be read
+/// after the program has ended.
 fn most_of(stop: &Stop, program: &mut Running) -> anyhow::Result<u64> {
     let mut most = 0;
-    // Its last line is its end.
+    // After the last line the program ends.
     while program.line(PATIENCE).is_ok() {
         stop.check()?;
         most = most.max(process::memory_of(program.pid(), "VmHWM").unwrap_or(0));
@@ -95,7 +97,7 @@ fn most_of(stop: &Stop, program: &mut Running) -> anyhow::Result<u64> {
     Ok(most)
 }
 
-/// The duration of a plain speed test without its phases, in seconds, for `runs` runs.
+/// The duration of a plain speed test minus the duration of its phases, in seconds, for each of `runs` runs.
 pub(crate) fn set_up(stop: &Stop, bed: &Bed, runs: u32) -> anyhow::Result<Vec<f64>> {
     const PHASES_S: f64 = 0.2 + 1.0 + 1.0;
     let run = |_| {
@@ -106,8 +108,9 @@ pub(crate) fn set_up(stop: &Stop, bed: &Bed, runs: u32) -> anyhow::Result<Vec<f6
     (0..runs).map(run).collect()
 }
 
-/// Mutual TLS handshakes per second, one after another, in `windows` of this length. Both ends are threads of this
-/// process and connect over loopback; every handshake has its own connection and proves both keys.
+/// Mutual TLS handshakes per second, made one after another: one value for each of `windows` windows of this length.
+/// Both ends are threads of this process and connect over loopback; every handshake has its own connection and proves
+/// both keys.
 pub(crate) fn handshakes(stop: &Stop, windows: u32, window: Duration) -> anyhow::Result<Vec<f64>> {
     let (appliance, reflector) = (SecretKey::generate()?, SecretKey::generate()?);
     let client = tls::appliance_config(&appliance, Expect::ExactKey(reflector.id()), Alpn::Link)?;
@@ -140,10 +143,10 @@ pub(crate) fn handshakes(stop: &Stop, windows: u32, window: Duration) -> anyhow:
         });
         let counted = counted.collect::<anyhow::Result<Vec<_>>>();
         over.store(true, Ordering::SeqCst);
-        // Wakes it for the last time; where it has ended already, nobody is to be woken.
+        // This connection wakes the answering thread so that it ends; if it has ended already, the connection fails.
         drop(TcpStream::connect(address));
         let answered = answering.join().map_err(|_| anyhow::anyhow!("the answering thread panicked"))?;
-        // The first cause is the answering end's, where it has one.
+        // Prefer the error of the answering thread: it is the cause of the other one.
         answered.and(counted)
     })
 }
@@ -163,7 +166,8 @@ fn answer(mut socket: TcpStream, config: &Arc<ServerConfig>) -> anyhow::Result<O
     Ok(peer)
 }
 
-/// The client's end: returns once it has received that byte, which shows that the other end accepted the handshake.
+/// The client's end: returns once it has received the byte of the server's end, which shows that the server accepted
+/// the handshake.
 fn shake(socket: TcpStream, config: &Arc<ClientConfig>) -> anyhow::Result<()> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_nodelay(true)?;

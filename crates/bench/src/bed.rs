@@ -1,5 +1,5 @@
-//! Where cells run: a link with a reflector, an appliance that is paired with it, and iperf3 servers when they are
-//! needed. All of it is gone when dropped.
+//! Test beds on which cells run: a link with a reflector, an appliance that is paired with it, and iperf3 servers when
+//! they are needed. Dropping a test bed removes all of them.
 
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -12,12 +12,12 @@ use lab::{Appliance, Reflector, Running, TwoHosts, loopback};
 
 use crate::cells::Link;
 
-/// How long a program may take to say that it serves.
+/// How long a program may take until it reports that it serves.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Outside of the reflector's data ports.
+/// The port of iperf3 servers, outside of the reflector's data ports.
 const IPERF3_PORT: u16 = 5201;
 
-/// A link and our two programs at its ends. Dropped in this order.
+/// A link, and our two programs at its ends. The fields are dropped in this order.
 #[derive(Debug)]
 pub(crate) struct Bed {
     pub(crate) link: Link,
@@ -27,7 +27,7 @@ pub(crate) struct Bed {
 }
 
 impl Bed {
-    /// Makes it.
+    /// Creates the link, starts the reflector and pairs the appliance.
     pub(crate) fn new(link: Link) -> anyhow::Result<Self> {
         let hosts = match link.veth_mtu() {
             None => None,
@@ -39,7 +39,7 @@ impl Bed {
                 Some(hosts)
             }
         };
-        // What is measured is the way of the bytes, not a limit of somebody's day.
+        // Raise the daily and hourly limits: the benchmark measures the transfer of bytes, not the quotas.
         let environment = [
             ("MODE", "direct_ephemeral"),
             ("DATA_PORT_RANGE", "46201-46299"),
@@ -67,14 +67,14 @@ impl Bed {
         Ok(address.parse::<SocketAddr>().with_context(|| address.to_owned())?.ip().to_string())
     }
 
-    /// A command at one end of the link.
+    /// Builds a command that runs at one end of the link.
     fn command(&self, program: &Path, at_the_server: bool) -> Command {
         let mut command = match &self.hosts {
             None => Command::new(program),
             Some(hosts) => {
                 let host = if at_the_server { &hosts.near } else { &hosts.far };
                 let mut command = Command::new("ip");
-                // It becomes the program: what the kernel counts of it is the program's.
+                // `ip netns exec` becomes the program, so what the kernel counts for the process is the program's own.
                 command.args(["netns", "exec", &host.netns]).arg(program);
                 command
             }
@@ -99,7 +99,7 @@ impl Bed {
         }
     }
 
-    /// A client of such a server, at the appliance's host.
+    /// Builds the command of an iperf3 client on the appliance's host.
     pub(crate) fn iperf3_client(&self, program: &Path, arguments: &[String]) -> Command {
         let mut command = self.command(program, false);
         command.args(arguments);
@@ -107,7 +107,7 @@ impl Bed {
     }
 }
 
-/// An iperf3 server that listens; ends with this value.
+/// An iperf3 server that listens. Dropping this value ends the server.
 #[derive(Debug)]
 pub(crate) struct Iperf3 {
     pub(crate) server: Running,
@@ -115,7 +115,7 @@ pub(crate) struct Iperf3 {
 }
 
 impl Iperf3 {
-    /// Where it listens.
+    /// The port on which the server listens.
     pub(crate) fn port(&self) -> u16 {
         IPERF3_PORT
     }

@@ -1,5 +1,5 @@
-//! What is measured: each cell is one way to move bytes, ours and iperf3's, with the command lines of both. Pure; runs
-//! nothing.
+//! The cells of the benchmark: each is one way to transfer bytes, by our programs and by iperf3, with the command lines
+//! of both. Pure; runs nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub(crate) enum Link {
     #[value(name = "veth-1500")]
     #[serde(rename = "veth-1500")]
     Veth1500,
-    /// The same with MTU 9000.
+    /// Two namespaces and a veth pair, MTU 9000.
     #[value(name = "veth-9000")]
     #[serde(rename = "veth-9000")]
     Veth9000,
@@ -38,9 +38,9 @@ impl Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
-    /// Parallel streams.
+    /// Parallel TCP streams.
     Tcp,
-    /// Datagrams.
+    /// UDP datagrams.
     Udp,
     /// A real iperf3 behind a reflector.
     Iperf3,
@@ -64,7 +64,7 @@ pub(crate) enum Direction {
     Download,
     /// Away from the client.
     Upload,
-    /// Both at once; the rate is the sum.
+    /// Both directions at once; the rate is the sum.
     Both,
 }
 
@@ -72,7 +72,7 @@ macro_rules! display_as_value {
     ($($kind:ty),*) => {$(
         impl fmt::Display for $kind {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                // No variant is hidden from the command line.
+                // The value always has a name, because no variant is hidden from the command line.
                 f.write_str(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
             }
         }
@@ -80,34 +80,34 @@ macro_rules! display_as_value {
 }
 display_as_value!(Link, Engine, Mode, Direction);
 
-/// Cells that are shown together.
+/// A group of cells that are shown together on the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Group {
-    /// TCP, direct, on loopback.
+    /// Our TCP engine in direct mode on loopback, with cubic.
     Direct,
-    /// The same under bbr.
+    /// Our TCP engine in direct mode on loopback, with bbr.
     DirectBbr,
-    /// The same, every byte copied.
+    /// Our TCP engine in direct mode on loopback, with every byte copied at our ends.
     Plain,
-    /// Through TLS.
+    /// Our TCP engine in tunneled mode, that is, through TLS.
     Tunneled,
-    /// iperf3 behind a reflector beside iperf3.
+    /// A reflector's engine iperf3, compared with plain iperf3.
     Lane,
-    /// On a veth pair with MTU 1500.
+    /// TCP on a veth pair with MTU 1500.
     Veth1500,
-    /// On a veth pair with MTU 9000.
+    /// TCP on a veth pair with MTU 9000.
     Veth9000,
-    /// Datagrams.
+    /// Our UDP engine.
     Udp,
-    /// Another iperf3 with its fastest options.
+    /// TCP, compared with another iperf3 that has its fastest options.
     Other,
-    /// One cell with the user's options.
+    /// A single cell with the user's options.
     One,
 }
 
 impl Group {
-    /// All, in the order in which they are shown.
+    /// All groups, in the order in which the page shows them.
     pub(crate) const ALL: [Self; 10] = [
         Self::Direct,
         Self::DirectBbr,
@@ -121,7 +121,7 @@ impl Group {
         Self::One,
     ];
 
-    /// Its name in file names.
+    /// The name of the group in file names.
     pub(crate) fn id(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -137,7 +137,7 @@ impl Group {
         }
     }
 
-    /// Its heading.
+    /// The heading of the group on the page.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Direct => "TCP, direct, loopback, cubic",
@@ -153,7 +153,7 @@ impl Group {
         }
     }
 
-    /// The text that explains the group to a reader.
+    /// The text on the page that explains the group.
     pub(crate) fn note(self) -> &'static str {
         match self {
             Self::Direct | Self::DirectBbr => {
@@ -192,57 +192,57 @@ impl Group {
     }
 }
 
-/// Our side of a cell.
+/// The settings of our side of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ours {
-    /// The engine.
+    /// The engine that generates our load.
     pub(crate) engine: Engine,
-    /// How its data travels.
+    /// How the data of our side travels.
     pub(crate) mode: Mode,
-    /// Streams per direction.
+    /// The number of streams in each direction.
     pub(crate) streams: u16,
-    /// Whether every byte is copied.
+    /// Whether our ends copy every byte.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) plain: bool,
 }
 
-/// iperf3's side of a cell.
+/// The settings of iperf3's side of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Theirs {
-    /// Whether it is the other iperf3 and not this host's.
+    /// Whether the program is the other iperf3 and not this host's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) other: bool,
-    /// Streams per direction.
+    /// The number of streams in each direction.
     pub(crate) streams: u16,
-    /// Further options.
+    /// Further options of the iperf3 client.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) options: Vec<String>,
 }
 
-/// One comparison.
+/// A cell: one comparison of our programs with iperf3.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cell {
-    /// The unique name of the cell. `--only` searches in it.
+    /// The unique name of the cell. The option `--only` searches in it.
     pub(crate) name: String,
-    /// The group in which it is shown.
+    /// The group in which the page shows the cell.
     pub(crate) group: Group,
-    /// The link between both ends.
+    /// The link between both ends of the cell.
     pub(crate) link: Link,
     /// The direction of the payload.
     pub(crate) direction: Direction,
-    /// The congestion control of both sides; absent: the kernel's default.
+    /// The TCP congestion control of both sides; absent: the kernel's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) congestion: Option<String>,
-    /// Bytes of each datagram's payload.
+    /// The payload of each datagram in bytes; absent with TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) payload: Option<u32>,
-    /// Our side.
+    /// The settings of our side.
     pub(crate) ours: Ours,
-    /// iperf3's side.
+    /// The settings of iperf3's side.
     pub(crate) theirs: Theirs,
-    /// How long a phase is.
+    /// The duration of a phase in seconds.
     pub(crate) seconds: u32,
-    /// Whether both ends of both sides are held to a processor each.
+    /// Whether the servers of both sides are pinned to one processor, and their clients to another.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) pinned: bool,
 }
@@ -270,32 +270,32 @@ impl Cell {
         }
     }
 
-    /// The same with both ends of both sides held to a processor each.
+    /// Pins the servers of both sides to one processor, and their clients to another.
     pub(crate) fn pinned(mut self) -> Self {
         self.name.push_str("/pinned");
         self.pinned = true;
         self
     }
 
-    /// One that was asked for by hand.
+    /// Creates the cell that the user described on the command line.
     pub(crate) fn by_hand(link: Link, ours: Ours, direction: Direction, load: Load, seconds: u32) -> Self {
         Self::new(Group::One, link, ours, direction, load, seconds)
     }
 
-    /// The same beside the other iperf3.
+    /// Compares with the other iperf3, with these options, instead of this host's.
     fn beside_other(mut self, options: Vec<String>) -> Self {
         self.name.push_str("/other");
         self.theirs = Theirs { other: true, streams: 2, options };
         self
     }
 
-    /// Whether a datagram of it is larger than a packet of the link may be.
+    /// Whether a datagram of the cell exceeds the MTU of the link.
     fn needs_fragments(&self) -> bool {
-        // 20 bytes of IPv4 and 8 of UDP.
+        // Add 20 bytes for the header of IPv4 and 8 for that of UDP.
         self.payload.zip(self.link.veth_mtu()).is_some_and(|(payload, mtu)| payload + 28 > mtu)
     }
 
-    /// What `packetparamedic` is asked.
+    /// The arguments of `packetparamedic` for our side.
     pub(crate) fn our_arguments(&self) -> Vec<String> {
         let Ours { engine, mode, streams, plain } = &self.ours;
         let line = format!(
@@ -328,7 +328,7 @@ impl Cell {
         arguments
     }
 
-    /// What the `iperf3` client is asked, against a server at `address`.
+    /// The arguments of the `iperf3` client for the other side, with a server at `address`.
     pub(crate) fn their_arguments(&self, address: &str, port: u16) -> Vec<String> {
         let Theirs { streams, options, .. } = &self.theirs;
         let line = format!("--client {address} --port {port} --json --parallel {streams} --time {}", self.seconds);
@@ -347,7 +347,7 @@ impl Cell {
         arguments
     }
 
-    /// What both sides ask for in words, for a table or a plot: only what differs within its group.
+    /// A description of the cell for a table or a plot: only what differs within its group.
     pub(crate) fn label(&self) -> String {
         let streams = match self.ours.streams {
             1 => "1 stream".to_owned(),
@@ -375,33 +375,33 @@ impl Cell {
         }
     }
 
-    /// How long `pairs` of it take, about.
+    /// The approximate time that `pairs` pairs of runs of the cell take.
     pub(crate) fn expected(&self, pairs: u32) -> Duration {
-        // "Both" has a phase of each direction before that of both.
+        // With "both", our side has a phase of each direction before that of both.
         let phases = if self.direction == Direction::Both { 3 } else { 1 };
-        // Starting, connecting and ending, both sides together.
+        // The time to start, connect and end, for both sides together.
         const BESIDE: Duration = Duration::from_millis(600);
         pairs * (BESIDE + Duration::from_secs(u64::from(self.seconds * (1 + phases))))
     }
 }
 
-/// What moves.
+/// The load of a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
-    /// Streams under this congestion control; absent: the kernel's default.
+    /// TCP streams with this congestion control; absent: the kernel's default.
     Tcp(Option<String>),
-    /// Datagrams with this payload.
+    /// Datagrams with this payload in bytes.
     Udp(u32),
 }
 
-/// All cells of a run, in the order in which they run. `other` are the options of another iperf3, where there is one.
+/// All cells of a run, in the order in which they run. `other` are the options of another iperf3, if there is one.
 pub(crate) fn plan(quick: bool, seconds: u32, other: Option<&[String]>) -> Vec<Cell> {
     use Direction::{Both, Download, Upload};
     use Engine::{Iperf3, Tcp, Udp};
     use Link::{Loopback, Veth1500, Veth9000};
     use Mode::{Direct, Tunneled};
     let mut cells = Vec::new();
-    // With what is said after the streams; those that --quick has too are marked.
+    // Adds a cell for each direction and each number of streams. With `--quick`, only those marked `brief` are added.
     let mut tcp = |group,
                    link,
                    (engine, mode, plain),
@@ -481,10 +481,12 @@ pub(crate) fn plan(quick: bool, seconds: u32, other: Option<&[String]>) -> Vec<C
     cells
 }
 
-/// The shortest time in which the search for the highest rate with little loss ends well within a phase.
+/// The minimum duration of a phase with datagrams, in seconds: the search for the highest rate with little loss must
+/// end well within it.
 const UDP_SECONDS: u32 = 3;
 
-/// The lane is compared to the hundredth, so its cells take longer.
+/// The minimum duration of a phase in pinned cells of the group [`Group::Lane`], in seconds: they are compared with a
+/// precision of 1 %, which needs more time.
 const LANE_SECONDS: u32 = 2;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The command line: which cells, how often, and where the results go.
+//! The command line: which cells to run, how often, and where the results are written.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -98,9 +98,9 @@ struct One {
     seconds: u32,
 }
 
-/// What a reflector at rest, memory, set-up and handshakes are called, for `--only`.
+/// The names, for `--only`, of the measurements without iperf3: a reflector at rest, memory, set-up and handshakes.
 const ALONE: [&str; 4] = ["alone/rest", "alone/memory", "alone/set-up", "alone/handshakes"];
-/// The file that all others are made from.
+/// The file from which all other files are rendered.
 const DATA: &str = "data.json";
 
 /// Runs the program.
@@ -183,7 +183,7 @@ fn measure(
     println!("{} cells of {pairs} pairs: about {} minutes", plan.len(), expected.as_secs().div_ceil(60));
     let started_at = now();
     let mut runner = Pairs::new(stop, iperf3, other, rights);
-    // First, while the machine is as quiet as it was.
+    // These measurements come first, while the machine is quiet.
     let found = measure_alone(cli.quick, stop, &mut runner, alone, pairs)?;
     let mut cells = Vec::new();
     for cell in plan {
@@ -210,7 +210,7 @@ fn measure(
     })
 }
 
-/// How long the reflector at rest is watched.
+/// How long the reflector at rest is observed.
 fn watched(quick: bool) -> Duration {
     Duration::from_secs(if quick { 5 } else { 10 })
 }
@@ -232,7 +232,7 @@ fn measure_alone(
     wanted: &[&str],
     pairs: u32,
 ) -> anyhow::Result<Alone> {
-    /// As many streams as the promise of memory speaks of.
+    /// The number of streams to which the promise about memory refers.
     const STREAMS: u16 = 8;
     let mut found = Alone::default();
     for name in wanted {
@@ -283,7 +283,7 @@ fn run_one(one: &One) -> anyhow::Result<ExitCode> {
     Ok(if is_measured { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Prints one line for the cell and one for each failure.
+/// Prints one line for the cell, and one for each of its failures.
 fn tell(found: &CellRecord) {
     let name = &found.cell.name;
     let bps = |reading: &crate::record::Reading| reading.bps;
@@ -342,7 +342,7 @@ fn read_record(folder: &Path) -> anyhow::Result<Record> {
     Ok(record)
 }
 
-/// Writes the page and the plots. Deletes plots of an earlier run that this one does not have.
+/// Writes the page and the plots. Deletes plots of an earlier run that this run does not have.
 fn write_pages(folder: &Path, record: &Record) -> anyhow::Result<()> {
     let files = render::files(record);
     let names = files.iter().map(|(name, _)| name.as_str()).collect::<BTreeSet<_>>();
@@ -361,7 +361,7 @@ fn write_pages(folder: &Path, record: &Record) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The command that repeats the measurement. The path of another iperf3 is replaced by a placeholder.
+/// The command that repeats the run. A placeholder replaces the path of another iperf3.
 fn command_line(cli: &Cli, pairs: u32) -> String {
     let mut words = vec!["script/bench".to_owned()];
     if cli.quick {

@@ -1,5 +1,6 @@
-//! The benchmark: our engines and iperf3 in turn, what both cost, and what was promised beside it. Development only;
-//! nothing of it ships. It starts the real programs (through `lab`) and judges what they print; it moves no bytes itself.
+//! The benchmark: runs our engines and iperf3 in turn, and compares the costs of both with what was promised.
+//! Development only; nothing of it is shipped. It starts the real programs (through `lab`) and judges their output; it
+//! transfers no bytes itself.
 
 #![forbid(unsafe_code)]
 

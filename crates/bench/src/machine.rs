@@ -1,4 +1,4 @@
-//! The host that a run was made on, and what was built: read, never changed.
+//! Reads facts about the host of a run and about the programs. Changes nothing.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use paramedic_engines::host_facts;
 
 use crate::record::Machine;
 
-/// This host, with the versions that both programs print.
+/// Reads the facts of this host, and the versions that both iperf3 programs print.
 pub(crate) fn read(iperf3: &Path, other: Option<&Path>) -> Machine {
     Machine {
         facts: host_facts::read(None),
@@ -28,7 +28,7 @@ pub(crate) fn commit() -> Option<String> {
     Some(if changed.is_some() { format!("{id}, with changes") } else { id })
 }
 
-/// The options, of those that another iperf3 supports, with which it is fastest.
+/// The options with which another iperf3 is fastest, as far as it supports them.
 pub(crate) fn best_options(program: &Path) -> Vec<String> {
     let mut options = vec!["--length".to_owned(), "256K".to_owned()];
     let help = Command::new(program).arg("--help").output();
@@ -41,7 +41,7 @@ pub(crate) fn best_options(program: &Path) -> Vec<String> {
 
 const SKIP: &str = "--skip-rx-copy";
 
-/// The vendor of the virtual machine, if the processor reports one.
+/// The vendor of the virtual machine, if the processor reports one; `None` on a physical host.
 fn hypervisor() -> Option<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok()?;
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;

@@ -1,4 +1,4 @@
-//! The `bench` program: a thin door to the library.
+//! The program `bench`, which only calls the library.
 
 #![forbid(unsafe_code)]
 

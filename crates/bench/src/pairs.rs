@@ -1,4 +1,4 @@
-//! Cells, run: both sides in turn, pair after pair. A cell that fails is told as failed, and the next one begins.
+//! Runs cells: both sides in turn, pair after pair. A cell that fails is recorded as failed, and the next cell begins.
 
 use std::path::{Path, PathBuf};
 
@@ -13,19 +13,19 @@ use crate::process::{self, Interrupted, Stop};
 use crate::readings::{self, Received};
 use crate::record::{CellRecord, Pair, Reading};
 
-/// After this many consecutive failures, a cell is given up.
+/// After this many consecutive failed pairs, a cell is given up.
 const MOST_FAILURES: usize = 2;
 
-/// Runs cells.
+/// Runs cells on test beds that are reused.
 pub(crate) struct Pairs<'a> {
     pub(crate) stop: &'a Stop,
-    /// The iperf3 of this host.
+    /// The path of this host's iperf3.
     pub(crate) iperf3: PathBuf,
-    /// The other iperf3, if one was given.
+    /// The path of the other iperf3, if one was given.
     pub(crate) other: Option<PathBuf>,
-    /// The rights of this user.
+    /// The rights of the user who runs this program.
     pub(crate) rights: Rights,
-    /// The test beds by link, made when first needed.
+    /// The test beds, one for each link, created when first needed.
     beds: Vec<Bed>,
 }
 
@@ -34,7 +34,7 @@ impl<'a> Pairs<'a> {
         Self { stop, iperf3, other, rights, beds: vec![] }
     }
 
-    /// The test bed of a link.
+    /// The test bed of a link, which is created at the first call.
     pub(crate) fn bed(&mut self, link: Link) -> anyhow::Result<&mut Bed> {
         let at = match self.beds.iter().position(|bed| bed.link == link) {
             Some(at) => at,
@@ -46,7 +46,7 @@ impl<'a> Pairs<'a> {
         Ok(&mut self.beds[at])
     }
 
-    /// Runs `cell`. An error means that the user interrupted the program.
+    /// Runs the pairs of `cell`. An error means that the user interrupted the program.
     pub(crate) fn run(&mut self, cell: &Cell, pairs: u32) -> Result<CellRecord, Interrupted> {
         let mut record = CellRecord { cell: cell.clone(), pairs: vec![], failures: vec![], passed_over: None };
         if let Err(lacking) = self.rights.allow(cell) {
@@ -81,7 +81,7 @@ impl<'a> Pairs<'a> {
         let _clients = places.map(|places| Held::this_thread(places.client)).transpose()?;
         let mut failed_in_a_row = 0;
         for n in 0..pairs {
-            // Each side goes first in every other pair: what a run leaves behind is then neither's to bear.
+            // Each side goes first in every other pair, so that the after-effects of a run burden both sides alike.
             let ours_first = n % 2 == 1;
             let theirs = || theirs(stop, bed, &iperf3, &program, &cell).map_err(|error| told(error, "iperf3"));
             let ours = || ours(stop, bed, reflector, &cell).map_err(|error| told(error, "ours"));
@@ -115,7 +115,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-/// Adds to an error whose it is. An interrupt is left unchanged.
+/// Adds the name of the side to its error. An interrupt is left unchanged.
 fn told(error: anyhow::Error, whose: &str) -> anyhow::Error {
     if error.is::<Interrupted>() { error } else { anyhow!("{whose}: {error:#}") }
 }
@@ -146,7 +146,7 @@ fn reading(received: Received, wall_s: f64, client_cpu_s: f64, server_cpu_s: f64
     Reading { bps, bytes, wall_s, client_cpu_s, server_cpu_s, loss }
 }
 
-/// Why a run has no result, with the program's output.
+/// Describes why a run has no result, with the stderr of the program.
 fn with_stderr(why: String, stderr: &str) -> anyhow::Error {
     match stderr.trim() {
         "" => anyhow!(why),
@@ -154,7 +154,7 @@ fn with_stderr(why: String, stderr: &str) -> anyhow::Error {
     }
 }
 
-/// The rights of this user on this host.
+/// The rights of a user on this host that matter for cells.
 #[derive(Clone, Debug)]
 pub(crate) struct Rights {
     pub(crate) is_root: bool,
@@ -163,7 +163,7 @@ pub(crate) struct Rights {
 }
 
 impl Rights {
-    /// The rights of this process.
+    /// Determines the rights of this process.
     pub(crate) fn here() -> Self {
         let allowed = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control").unwrap_or_default();
         Self {
@@ -172,7 +172,7 @@ impl Rights {
         }
     }
 
-    /// Why a cell cannot run with these rights, if it cannot.
+    /// An error states why these rights do not suffice for a cell.
     fn allow(&self, cell: &Cell) -> Result<(), String> {
         if self.is_root {
             return Ok(());

@@ -9,17 +9,17 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// The two ends' processors.
+/// The processors to which the two ends are pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Places {
-    /// Where clients run.
+    /// The processor of the clients.
     pub(crate) client: usize,
-    /// Where servers run.
+    /// The processor of the servers.
     pub(crate) server: usize,
 }
 
 impl Places {
-    /// The first two processors that we may use.
+    /// Returns the first two processors that this process may use.
     pub(crate) fn find() -> anyhow::Result<Self> {
         let allowed = sched_getaffinity(None)?;
         let mut allowed = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
@@ -29,21 +29,22 @@ impl Places {
     }
 }
 
-/// Who is held to a processor; free again when dropped, with all that was started meanwhile.
+/// A process, or the calling thread, that is pinned to a processor. Dropping this value releases it, including all
+/// threads that it started meanwhile.
 #[derive(Debug)]
 pub(crate) struct Held {
-    /// Absent: the calling thread.
+    /// The pinned process; absent: the calling thread.
     process: Option<Pid>,
     before: CpuSet,
 }
 
 impl Held {
-    /// Holds the calling thread, and so whatever it starts from now on.
+    /// Pins the calling thread, and so every thread and process that it starts from now on.
     pub(crate) fn this_thread(cpu: usize) -> anyhow::Result<Self> {
         Self::hold(None, cpu)
     }
 
-    /// Holds all threads that a process has now, and so those that they start.
+    /// Pins all threads that a process has now, and so the threads that they start from now on.
     pub(crate) fn process(process: Pid, cpu: usize) -> anyhow::Result<Self> {
         Self::hold(Some(process), cpu)
     }
@@ -57,7 +58,7 @@ impl Held {
     }
 }
 
-/// Moves the calling thread, or all threads that a process has now.
+/// Sets the processors of the calling thread, or of all threads that a process has now.
 fn move_all(process: Option<Pid>, to: &CpuSet) -> anyhow::Result<()> {
     let Some(process) = process else { return Ok(sched_setaffinity(None, to)?) };
     for task in fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero()))? {
@@ -65,7 +66,7 @@ fn move_all(process: Option<Pid>, to: &CpuSet) -> anyhow::Result<()> {
             continue;
         };
         match sched_setaffinity(Some(thread), to) {
-            // It has ended meanwhile, and needs no place.
+            // The thread has ended meanwhile.
             Err(Errno::SRCH) => {}
             other => other?,
         }
@@ -75,7 +76,7 @@ fn move_all(process: Option<Pid>, to: &CpuSet) -> anyhow::Result<()> {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // One that has ended is as free.
+        // A process that has ended needs no release.
         let _ = move_all(self.process, &self.before);
     }
 }
@@ -93,7 +94,8 @@ mod tests {
         assert_eq!((narrow.count(), narrow.is_set(places.server)), (1, true));
         drop(held);
         assert_eq!(sched_getaffinity(None).unwrap(), free);
-        // What was started meanwhile is free again as well. In one test, for it holds all threads of this program.
+        // Threads started meanwhile must be released, too. This is part of the same test, because it pins all threads
+        // of this program.
         let held = Held::process(rustix::process::getpid(), places.server).unwrap();
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let started = std::thread::spawn(move || {

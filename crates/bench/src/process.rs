@@ -1,4 +1,4 @@
-//! Programs that run to their end, what they cost, and a person's wish to stop, which ends them.
+//! Runs programs to their end and measures what they cost; handles the user's interrupt, which ends them.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -19,11 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The user's interrupt: SIGINT, SIGTERM or SIGHUP.
 #[derive(Debug)]
 pub(crate) struct Stop {
-    /// Readable once the user interrupted the program.
+    /// The read end of a pipe, which becomes readable once the user interrupts the program.
     wished: OwnedFd,
 }
 
-/// The error of everything that an interrupt ends.
+/// The error of an operation that was ended by the user's interrupt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Interrupted;
 
@@ -36,7 +36,7 @@ impl fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 impl Stop {
-    /// Handles these signals from now on, instead of ending by them.
+    /// Handles SIGINT, SIGTERM and SIGHUP from now on, so that they do not end the process.
     pub(crate) fn listen() -> anyhow::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let (wished, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -52,24 +52,24 @@ impl Stop {
                 if came { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
             })
             .await;
-            // A closed pipe is as good as a written one: it wakes whoever polls it, from now on.
+            // Closing the write end makes the read end readable for every later poll, just as writing would.
             drop(tell);
         };
         std::thread::Builder::new().name("stop".into()).spawn(move || runtime.block_on(any))?;
         Ok(Self { wished })
     }
 
-    /// An error once the user interrupted the program.
+    /// Returns an error if the user has interrupted the program.
     pub(crate) fn check(&self) -> Result<(), Interrupted> {
         if self.first_of(None, Duration::ZERO) == First::Stop { Err(Interrupted) } else { Ok(()) }
     }
 
-    /// Sleeps, for measurements over time. Ends early on an interrupt.
+    /// Sleeps for `time`, for measurements over time. Returns an error as soon as the user interrupts the program.
     pub(crate) fn pass(&self, time: Duration) -> Result<(), Interrupted> {
         if self.first_of(None, time) == First::Stop { Err(Interrupted) } else { Ok(()) }
     }
 
-    /// Waits for the first of: an interrupt, `other` readable, or the end of the time.
+    /// Waits for whichever comes first: an interrupt, `other` becoming readable, or the end of the time.
     fn first_of(&self, other: Option<BorrowedFd<'_>>, within: Duration) -> First {
         let until = Instant::now() + within;
         loop {
@@ -81,7 +81,7 @@ impl Stop {
                 Ok(0) => return First::Time,
                 Ok(_) if !fds[0].revents().is_empty() => return First::Stop,
                 Ok(_) => return First::Other,
-                // A signal that was for others.
+                // Another signal interrupted the poll: go on waiting.
                 Err(_) => {}
             }
         }
@@ -95,37 +95,37 @@ enum First {
     Time,
 }
 
-/// The costs of a program's run.
+/// The output and the costs of a program that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
-    /// The time from its start to its exit.
+    /// The time from the start of the program to its exit, in seconds.
     pub(crate) wall_s: f64,
-    /// Processor time of the process, user and system.
+    /// The processor time of the process, user and system, in seconds.
     pub(crate) cpu_s: f64,
 }
 
-/// A child that is killed when this is dropped.
+/// A child process that is killed when this value is dropped.
 struct Held(Child);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The child may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Runs `command` until it exits. No other child may be waited for meanwhile, because the kernel has only one count for
-/// all children that have exited.
+/// Runs `command` until it exits. The caller must not wait for other children meanwhile, because the kernel adds up the
+/// processor time of all children that have exited.
 pub(crate) fn run(mut command: Command, stop: &Stop) -> anyhow::Result<Ended> {
     stop.check()?;
-    // Files, not pipes: nobody has to read while it runs.
+    // Files instead of pipes: they need no reader while the program runs.
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
-    // A key pressed at the terminal is for us alone; we end it then.
+    // In its own process group, the child does not get the signal of Ctrl-C; this program gets it and ends the child.
     command.process_group(0);
     let before = cpu_of_ended_children()?;
     let began = Instant::now();
@@ -159,16 +159,16 @@ fn cpu_of_ended_children() -> anyhow::Result<f64> {
     Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
-/// Processor time of a running process, of all its threads and of the children that it has reaped, in the kernel's
-/// ticks.
+/// The processor time that a running process has used so far, in seconds: that of all its threads, and of the children
+/// that it has reaped.
 pub(crate) fn cpu_so_far(process: Pid) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()))?;
     let ticks = ticks_of(&stat).context("no times in /proc/PID/stat")?;
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Fields 14 to 17 of proc_pid_stat(5): `utime`, `stime`, `cutime`, `cstime`. The second one is a name that may hold
-/// anything.
+/// Sums up fields 14 to 17 of proc_pid_stat(5), in ticks: `utime`, `stime`, `cutime`, `cstime`. Field 2 is a name that
+/// may contain any character.
 fn ticks_of(stat: &str) -> Option<u64> {
     let fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(4);
     let fields = fields.map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;
@@ -182,7 +182,7 @@ pub(crate) fn memory_of(process: Pid, key: &str) -> Option<u64> {
     value.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Resets `VmHWM` to the current resident memory.
+/// Resets a process's `VmHWM` to its current resident memory.
 pub(crate) fn forget_the_most(process: Pid) -> anyhow::Result<()> {
     Ok(fs::write(format!("/proc/{}/clear_refs", process.as_raw_nonzero()), "5")?)
 }
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn our_own_memory_is_more_than_nothing() {
         let own = rustix::process::getpid();
-        // Read first: beside it other tests use ever more.
+        // Read `VmRSS` first: other tests in this process allocate more memory meanwhile.
         let now = memory_of(own, "VmRSS");
         assert!(now.unwrap() > 100_000);
         assert!(memory_of(own, "VmHWM") >= now);

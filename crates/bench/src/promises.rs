@@ -1,40 +1,40 @@
-//! What was promised, beside what was measured. Pure: a record in, a verdict a row out.
+//! Compares what was promised with what was measured. Pure: takes a record and returns one verdict for each promise.
 
 use crate::record::{CellRecord, Reading, Record};
 use crate::statistics::spread;
 
-/// One promise and what became of it.
+/// One promise, with the measured value and the verdict.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Row {
-    /// What is promised.
+    /// The text of the promise.
     pub(crate) name: String,
-    /// Beside what.
+    /// What our value is compared with, such as iperf3; empty if with nothing.
     pub(crate) beside: &'static str,
-    /// The bound.
+    /// The promised bound of the measured value.
     pub(crate) bound: Bound,
-    /// How its number is written.
+    /// The unit in which the value is written.
     pub(crate) unit: Unit,
-    /// What was measured; absent if it was not.
+    /// The measured value; absent if it was not measured.
     pub(crate) measured: Option<Measured>,
-    /// What to know of it.
+    /// A note for the reader, such as how many cells failed.
     pub(crate) note: String,
-    /// Whether a condition of it was broken, whatever the number.
+    /// Whether a condition of the promise was broken, so that it is missed whatever the value is.
     pub(crate) is_forfeit: bool,
 }
 
-/// Which way a promise is kept.
+/// The bound of a promise, which the measured value must reach or not exceed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Bound {
-    /// By this or more.
+    /// The promise is kept by this value or more.
     AtLeast(f64),
-    /// By this or less.
+    /// The promise is kept by this value or less.
     AtMost(f64),
 }
 
-/// How a number is written.
+/// The unit in which a value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Times iperf3's.
+    /// A multiple of iperf3's value.
     Times,
     /// Seconds.
     Seconds,
@@ -42,31 +42,31 @@ pub(crate) enum Unit {
     Bytes,
     /// A share of one.
     Share,
-    /// Of something, a second.
+    /// A number per second.
     PerSecond,
 }
 
-/// A measured number and its surroundings.
+/// A measured value with its range and confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Measured {
-    /// The median.
+    /// The median of the measured values.
     pub(crate) median: f64,
-    /// The lowest and the highest.
+    /// The lowest and the highest measured value.
     pub(crate) ends: (f64, f64),
-    /// The 95 % interval of the geometric mean, of ratios.
+    /// The 95 % confidence interval of the geometric mean, if the values are ratios.
     pub(crate) ci95: Option<(f64, f64)>,
 }
 
-/// Whether a promise is kept.
+/// Whether a promise was kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The median keeps it.
+    /// The median keeps the promise.
     Met,
-    /// The median keeps it, and the interval of the mean reaches beyond the bound.
+    /// The median keeps the promise, but the confidence interval of the mean reaches beyond the bound.
     MetWithDoubt,
-    /// The median breaks it.
+    /// The median breaks the promise, or a condition of it was broken.
     Missed,
-    /// It was not measured, or that failed.
+    /// The value was not measured, or the measurement failed.
     Unknown,
 }
 
@@ -78,7 +78,7 @@ impl Bound {
         }
     }
 
-    /// The number alone.
+    /// The number of the bound.
     pub(crate) fn value(self) -> f64 {
         match self {
             Self::AtLeast(bound) | Self::AtMost(bound) => bound,
@@ -87,7 +87,7 @@ impl Bound {
 }
 
 impl Row {
-    /// Whether it is kept.
+    /// Whether the promise was kept.
     pub(crate) fn verdict(&self) -> Verdict {
         let Some(measured) = self.measured else { return Verdict::Unknown };
         let interval_keeps =
@@ -100,16 +100,16 @@ impl Row {
     }
 }
 
-/// Which of several cells a promise is judged by.
+/// Selects, of several cells, the one by which a promise is judged.
 #[derive(Clone, Copy)]
 enum By {
-    /// The one that keeps it least: it is promised of each.
+    /// The cell that keeps the promise least, because the promise is made for each cell.
     Worst,
-    /// The one that keeps it most: it is promised of the best.
+    /// The cell that keeps the promise most, because the promise is made for the best cell.
     Best,
 }
 
-/// The cells that a promise is of: those that ran, out of how many.
+/// The cells to which a promise refers: those that ran, and the number of all.
 struct Promised<'a> {
     found: Vec<&'a CellRecord>,
     of: usize,
@@ -117,7 +117,7 @@ struct Promised<'a> {
 
 const TWO_WAYS: [&str; 2] = ["download", "upload"];
 
-/// Every promise, in the order in which they are told.
+/// Judges every promise, in the order in which the page shows them.
 pub(crate) fn judge(record: &Record) -> Vec<Row> {
     let cells = |names: Vec<String>| {
         let found = record.cells.iter().filter(|found| names.contains(&found.cell.name));
@@ -175,7 +175,7 @@ pub(crate) fn judge(record: &Record) -> Vec<Row> {
     rows
 }
 
-/// The row of what several cells say.
+/// Judges a promise about the ratio of our value to iperf3's, by the results of several cells.
 fn ratio_row(
     name: &str,
     beside: &'static str,
@@ -186,7 +186,7 @@ fn ratio_row(
 ) -> Row {
     let mut found = cells.iter().filter_map(|cell| Some((*cell, cell.ratio(&of)?))).collect::<Vec<_>>();
     let failed = cells.len() - found.len();
-    // Least kept first.
+    // The cell that keeps the promise least comes first.
     found.sort_by(|(_, a), (_, b)| match bound {
         Bound::AtLeast(_) => a.spread.median.total_cmp(&b.spread.median),
         Bound::AtMost(_) => b.spread.median.total_cmp(&a.spread.median),
@@ -195,7 +195,7 @@ fn ratio_row(
         By::Worst => found.first(),
         By::Best => found.last(),
     };
-    // A promise of each is not kept where one can't be told.
+    // A promise for each cell cannot be judged if one of them has no result.
     let judged = judged.filter(|_| failed == 0 || matches!(by, By::Best));
     let mut notes = Vec::new();
     if let Some((cell, _)) = judged.filter(|_| found.len() > 1) {
@@ -223,7 +223,7 @@ fn ratio_row(
     }
 }
 
-/// Of datagrams only what arrived with little loss counts.
+/// Judges the promise about datagrams: a rate counts only if the loss was small.
 fn udp_row(cells: &Promised<'_>) -> Row {
     const MOST_LOSS: f64 = 0.01;
     let mut row = ratio_row(
@@ -239,13 +239,13 @@ fn udp_row(cells: &Promised<'_>) -> Row {
         let said = format!("our loss {:.2} %, at most {:.2} %", loss.median * 100.0, loss.highest * 100.0);
         row.note =
             [row.note.as_str(), &said].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
-        // A rate with more loss is not the rate that was promised.
+        // A rate with more loss than this is not what was promised.
         row.is_forfeit = loss.median > MOST_LOSS;
     }
     row
 }
 
-/// What needs no second side.
+/// Judges the promises about our programs alone, which are not compared with iperf3.
 fn alone(record: &Record) -> Vec<Row> {
     let row = |name: &str, bound: f64, unit, readings: &[f64], note: String| Row {
         name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! Numbers out of what both programs print. Pure; trusts neither to print what it should.
+//! Reads numbers from the output of both sides' programs. Pure; does not trust the output to be valid.
 
 use paramedic_link::test_spec::Load;
 use paramedic_report::document::{ErrorDocument, ResultDocument};
@@ -6,18 +6,18 @@ use serde_json::Value;
 
 use crate::cells::{Cell, Direction, Engine};
 
-/// What one run received.
+/// What the receiver of one run counted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Received {
-    /// Bits a second; both directions together, where both were asked for.
+    /// The received payload in bits per second: the sum of both directions if both were requested.
     pub(crate) bps: f64,
-    /// Bytes of the whole run.
+    /// The received payload of the whole run, in bytes.
     pub(crate) bytes: u64,
-    /// The share of datagrams that was lost.
+    /// The share of datagrams that was lost; `None` without datagrams.
     pub(crate) loss: Option<f64>,
 }
 
-/// Out of what our program prints with `--json`, or why not.
+/// Reads what our program printed with `--json`. An error states why there is no result.
 pub(crate) fn ours(cell: &Cell, printed: &str) -> Result<Received, String> {
     if let Ok(ErrorDocument { error, .. }) = serde_json::from_str(printed) {
         return Err(format!("{} (because: {})", error.what, error.because));
@@ -34,7 +34,7 @@ pub(crate) fn ours(cell: &Cell, printed: &str) -> Result<Received, String> {
     if cell.ours.engine == Engine::Iperf3 {
         let raw = result.program.as_ref().and_then(|program| program.raw.of(load));
         let raw = raw.ok_or("the result has no word of iperf3's")?;
-        // Of a version that streams its report, the end is the last event.
+        // A version of iperf3 that streams its report puts the totals into its last event `end`.
         let events = raw.as_array().and_then(|events| events.iter().rev().find(|event| event["event"] == "end"));
         return theirs_end(cell, events.map_or(&raw["end"], |event| &event["data"]));
     }
@@ -48,10 +48,10 @@ pub(crate) fn ours(cell: &Cell, printed: &str) -> Result<Received, String> {
     Ok(Received { bps: measured.iter().map(|one| one.goodput_bps as f64).sum(), bytes: totals.sum(), loss })
 }
 
-/// Out of iperf3's JSON, or why not.
+/// Reads the JSON document of iperf3. An error states why there is no result.
 pub(crate) fn theirs(cell: &Cell, document: &Value) -> Result<Received, String> {
     match document["error"].as_str() {
-        // Its exit code says nothing of that.
+        // The exit code of iperf3 does not show such an error.
         Some(error) => Err(error.to_owned()),
         None => theirs_end(cell, &document["end"]),
     }

@@ -1,5 +1,5 @@
-//! What a run found, as it is written to `data.json`, from which every page and plot is made again. Nothing here is
-//! computed that can be computed from it.
+//! The results of a run as they are written to `data.json`, from which every page and plot is rendered. A value that
+//! can be computed from other values is not stored.
 
 use paramedic_link::measurement::HostFacts;
 use serde::{Deserialize, Serialize};
@@ -7,46 +7,46 @@ use serde::{Deserialize, Serialize};
 use crate::cells::Cell;
 use crate::statistics::{self, Ratio, Spread};
 
-/// The value of `schema`.
+/// The value of the field `schema`.
 pub(crate) const SCHEMA: &str = "packetparamedic.bench/1";
 
-/// One run.
+/// The record of one run of the benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// [`SCHEMA`].
+    /// The name of the record's schema: [`SCHEMA`].
     pub(crate) schema: String,
-    /// When it began; RFC 3339, UTC.
+    /// When the run began (RFC 3339, UTC).
     pub(crate) started_at: String,
-    /// When it ended.
+    /// When the run ended (RFC 3339, UTC).
     pub(crate) finished_at: String,
-    /// The commit that was built, and whether files were changed since.
+    /// The commit from which the programs were built, and whether files were changed since.
     pub(crate) commit: Option<String>,
-    /// The command that repeats it.
+    /// The command that repeats the run.
     pub(crate) command: String,
-    /// Whether it was a quick run, with few cells and pairs.
+    /// Whether this was a quick run, with few cells and pairs.
     pub(crate) quick: bool,
-    /// Pairs of runs per cell.
+    /// The number of pairs of runs of each cell.
     pub(crate) pairs: u32,
-    /// Where it ran.
+    /// The host on which the run was made.
     pub(crate) machine: Machine,
-    /// Every cell, also those that failed or were skipped.
+    /// The results of every cell, including cells that failed or were skipped.
     pub(crate) cells: Vec<CellRecord>,
     /// Measurements of the reflector without iperf3 as the other side.
     pub(crate) alone: Alone,
 }
 
-/// The facts of the host.
+/// Facts about the host and the programs of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Machine {
-    /// The facts that a reflector would report.
+    /// The facts about the host that a reflector would report.
     pub(crate) facts: HostFacts,
     /// The frequency governor of the first core, if known.
     pub(crate) governor: Option<String>,
     /// The kind of virtual machine, if known.
     pub(crate) hypervisor: Option<String>,
-    /// The default congestion control.
+    /// The kernel's default TCP congestion control.
     pub(crate) congestion_default: Option<String>,
-    /// The congestion controls that the kernel has.
+    /// The TCP congestion controls that the kernel has.
     pub(crate) congestion_available: Option<String>,
     /// The first line of `iperf3 --version`.
     pub(crate) iperf3: Option<String>,
@@ -59,9 +59,9 @@ pub(crate) struct Machine {
 pub(crate) struct CellRecord {
     /// The cell.
     pub(crate) cell: Cell,
-    /// The pairs of which both runs succeeded.
+    /// The pairs in which the runs of both sides succeeded.
     pub(crate) pairs: Vec<Pair>,
-    /// The failures, one line each.
+    /// The failures of runs, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) failures: Vec<String>,
     /// Why the cell was skipped, if it was.
@@ -69,18 +69,18 @@ pub(crate) struct CellRecord {
     pub(crate) passed_over: Option<String>,
 }
 
-/// One run of each side, one after the other.
+/// A pair of runs: one run of our side and one of iperf3's side, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Pair {
-    /// Whether ours ran first.
+    /// Whether the run of our side came first.
     pub(crate) ours_first: bool,
-    /// iperf3.
+    /// The run of iperf3's side.
     pub(crate) theirs: Reading,
-    /// Ours.
+    /// The run of our side.
     pub(crate) ours: Reading,
 }
 
-/// The run of one side.
+/// The measurements of one run of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Reading {
     /// The received payload, in bits per second.
@@ -93,51 +93,51 @@ pub(crate) struct Reading {
     pub(crate) client_cpu_s: f64,
     /// Processor time of the server's process and its children, user and system.
     pub(crate) server_cpu_s: f64,
-    /// The share of datagrams that were lost.
+    /// The share of datagrams that were lost; `None` without datagrams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss: Option<f64>,
 }
 
 impl Reading {
-    /// Processor time of both ends for each 10^9 bytes received.
+    /// The processor time of both ends, in seconds for each 10^9 bytes received.
     pub(crate) fn cpu_s_per_gb(&self) -> f64 {
         (self.client_cpu_s + self.server_cpu_s) / (self.bytes as f64 / 1e9)
     }
 }
 
 impl CellRecord {
-    /// The ratio of what `of` returns for our side to what it returns for iperf3's.
+    /// The statistics, over all pairs, of the ratio of our side's value to iperf3's; `of` selects the value.
     pub(crate) fn ratio(&self, of: impl Fn(&Reading) -> f64) -> Option<Ratio> {
         statistics::ratio(&self.pairs.iter().map(|pair| (of(&pair.theirs), of(&pair.ours))).collect::<Vec<_>>())
     }
 
-    /// What `of` returns for iperf3's side.
+    /// The statistics, over all pairs, of a value of iperf3's side; `of` selects the value.
     pub(crate) fn theirs(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
         statistics::spread(&self.pairs.iter().map(|pair| of(&pair.theirs)).collect::<Vec<_>>())
     }
 
-    /// What `of` returns for our side.
+    /// The statistics, over all pairs, of a value of our side; `of` selects the value.
     pub(crate) fn ours(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
         statistics::spread(&self.pairs.iter().map(|pair| of(&pair.ours)).collect::<Vec<_>>())
     }
 }
 
-/// Measurements without iperf3 as the other side.
+/// Measurements of our programs that have no other side in a pair of runs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Alone {
-    /// An idle reflector.
+    /// The costs of an idle reflector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rest: Option<Rest>,
-    /// Both programs' largest memory during a test, and iperf3's.
+    /// The largest memory of our programs during a test, and that of iperf3.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) memory: Vec<Memory>,
-    /// The duration of a plain speed test without its phases, in seconds per run.
+    /// The duration of a plain speed test minus the duration of its phases, in seconds, one value for each run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) set_up_s: Vec<f64>,
-    /// Mutual TLS handshakes per second, one value per window.
+    /// Mutual TLS handshakes per second, one value for each window of time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) handshakes: Vec<f64>,
-    /// The failures, one line each.
+    /// The failures of these measurements, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) failures: Vec<String>,
 }
@@ -145,29 +145,31 @@ pub(crate) struct Alone {
 /// The costs of an idle reflector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Rest {
-    /// The time from its start to `listening on` with an empty state folder, in which it creates key, database and log.
+    /// The time in seconds from the start until the reflector prints `listening on`, with an empty state folder, in
+    /// which it creates key, database and log.
     pub(crate) first_ready_s: f64,
-    /// The same time with an existing state folder, one value per start.
+    /// The time in seconds from the start until the reflector prints `listening on`, with an existing state folder; one
+    /// value for each start.
     pub(crate) ready_s: Vec<f64>,
-    /// Resident memory after its start.
+    /// The resident memory of the reflector after its start, in bytes.
     pub(crate) rss_bytes: u64,
-    /// Processor time while it was idle.
+    /// The processor time that the reflector used while it was idle, in seconds.
     pub(crate) cpu_s: f64,
-    /// How long it was idle.
+    /// How long the reflector was idle and observed, in seconds.
     pub(crate) watched_s: f64,
 }
 
 /// The largest resident memory of both ends during a test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Memory {
-    /// The name of the programs and the mode.
+    /// The name of the programs and, if they are ours, the data mode.
     pub(crate) what: String,
-    /// Whether the programs are ours.
+    /// Whether the programs are ours and not iperf3.
     pub(crate) is_ours: bool,
-    /// Streams of the test.
+    /// The number of streams of the test.
     pub(crate) streams: u16,
-    /// `VmHWM` of the client.
+    /// The largest resident memory (`VmHWM`) of the client, in bytes.
     pub(crate) client_bytes: u64,
-    /// `VmHWM` of the server.
+    /// The largest resident memory (`VmHWM`) of the server, in bytes.
     pub(crate) server_bytes: u64,
 }

@@ -1,30 +1,30 @@
-//! What many pairs say together: medians, spread, and how sure the mean of ratios is. Pure; measures nothing.
+//! Statistics of many pairs: median, range, and the confidence interval of the mean ratio. Pure.
 
 use serde::{Deserialize, Serialize};
 
 /// The median and the range of several values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
-    /// The median.
+    /// The median of the values.
     pub(crate) median: f64,
-    /// The lowest.
+    /// The lowest value.
     pub(crate) lowest: f64,
-    /// The highest.
+    /// The highest value.
     pub(crate) highest: f64,
 }
 
-/// Several ratios of two sides that ran in turn.
+/// Statistics of the ratios between two sides, one ratio for each pair of runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Ratio {
-    /// Their median and range.
+    /// The median and the range of the ratios.
     pub(crate) spread: Spread,
-    /// Their geometric mean.
+    /// The geometric mean of the ratios.
     pub(crate) mean: f64,
-    /// The 95 % confidence interval of that mean; absent for a single pair.
+    /// The 95 % confidence interval of the geometric mean; absent for a single pair.
     pub(crate) ci95: Option<(f64, f64)>,
 }
 
-/// The spread of `readings`; `None` if it is empty or a value is not a number.
+/// The median and the range of `readings`; `None` if there are none or a value is not a number.
 pub(crate) fn spread(readings: &[f64]) -> Option<Spread> {
     if readings.is_empty() || readings.iter().any(|reading| !reading.is_finite()) {
         return None;
@@ -37,15 +37,15 @@ pub(crate) fn spread(readings: &[f64]) -> Option<Spread> {
     Some(Spread { median, lowest: sorted[0], highest: sorted[sorted.len() - 1] })
 }
 
-/// The statistics of the ratios `(theirs, ours)` of all pairs, ours over theirs. `None` if there are no pairs, or if a
-/// value cannot be divided by.
+/// The statistics of our value divided by theirs. Each element of `pairs` is `(theirs, ours)`. `None` if there are no
+/// pairs, or if a value is not above zero.
 pub(crate) fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
     if pairs.iter().any(|(theirs, ours)| !(*theirs > 0.0 && *ours > 0.0)) {
         return None;
     }
     let ratios = pairs.iter().map(|(theirs, ours)| ours / theirs).collect::<Vec<_>>();
     let spread = spread(&ratios)?;
-    // Of ratios the logarithms are symmetric: twice as fast is as far from even as half as fast.
+    // Use the logarithms of the ratios, which are symmetric: twice as fast is as far from equal as half as fast.
     let logarithms = ratios.iter().map(|ratio| ratio.ln()).collect::<Vec<_>>();
     let n = logarithms.len() as f64;
     let mean = logarithms.iter().sum::<f64>() / n;
@@ -57,7 +57,8 @@ pub(crate) fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
     Some(Ratio { spread, mean: mean.exp(), ci95 })
 }
 
-/// Student's t for 95 %, two-sided. Above the range of the table, its last value, which is slightly too large.
+/// The two-sided quantile of Student's t distribution for 95 %. Above the range of the table it returns the last value
+/// of the table, which is slightly too large.
 fn student(degrees: usize) -> Option<f64> {
     const T: [f64; 30] = [
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -91,7 +92,7 @@ mod tests {
 
     #[test]
     fn an_interval_is_that_of_student() {
-        // Logarithms 0 and 2: mean 1, standard error 1, one degree of freedom.
+        // The logarithms are 0 and 2: mean 1, standard error 1, one degree of freedom.
         let found = ratio(&[(1.0, 1.0), (1.0, 2.0_f64.exp())]).unwrap();
         assert!((found.mean.ln() - 1.0).abs() < 1e-12);
         let (low, high) = found.ci95.unwrap();

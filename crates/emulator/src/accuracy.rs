@@ -1,4 +1,5 @@
-//! What the emulator can hold on this machine, measured before it is used, and whether it held it during a run. A shell.
+//! Measures what the emulator can do on this machine before it is used, and judges whether it was accurate during a
+//! run. With side effects: runs programs and reads the clock.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -14,31 +15,31 @@ use crate::topology::Topology;
 /// A run is discarded if more than this share of the packets left more than [`LATE_US`] late.
 const LATE_SHARE: f64 = 0.01;
 
-/// A class of [`crate::Lateness`].
+/// A packet that left more than this many microseconds late counts as late; the end of a class of [`crate::Lateness`].
 const LATE_US: u64 = 1000;
 
-/// A run is discarded if a packet left later than this, or if the link did not look for packets for as long.
+/// A run is discarded if a packet left later than this, or if the link did not check for packets for longer than this.
 const WORST: Duration = Duration::from_millis(25);
 
-/// The rates that are tried, in Mbit/s.
+/// The rates that the self-measurement tries, in Mbit/s.
 const RATES: [f64; 7] = [10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 1500.0];
 
-/// The port of the self-measurement.
+/// The UDP port of the self-measurement.
 const PORT: u16 = 9;
 
-/// The accuracy of the emulator on this machine.
+/// The accuracy of the emulator on this machine, as measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Accuracy {
-    /// How much longer than set the median round trip over an idle link took.
+    /// The median of how much longer than configured the round trips over an idle link took.
     pub round_trip_error: Duration,
-    /// The same for the 99th percentile.
+    /// The 99th percentile of how much longer than configured the round trips over an idle link took.
     pub round_trip_error_p99: Duration,
-    /// The highest rate that was within 1 % of the set one, with packets of 1428 bytes.
+    /// The highest configured rate that the link held within 1 %, with packets of 1428 bytes.
     pub rate_mbit: f64,
 }
 
 impl Accuracy {
-    /// Measures it, in about three seconds.
+    /// Measures the accuracy, in about three seconds.
     pub fn measure() -> anyhow::Result<Self> {
         let mut errors = round_trip_errors().context("the round trip of an idle link")?;
         errors.sort_unstable();
@@ -47,7 +48,7 @@ impl Accuracy {
         Ok(Self { round_trip_error: at(0.5), round_trip_error_p99: at(0.99), rate_mbit })
     }
 
-    /// Why the emulator cannot hold this scenario.
+    /// Why the emulator is not fast enough for this scenario; `None` if it is.
     pub fn refuses(&self, scenario: &Scenario) -> Option<String> {
         let of_hops = Way::BOTH.into_iter().flat_map(|way| scenario.directions(way));
         let most = of_hops.filter_map(|direction| direction.rate_mbit).fold(0.0, f64::max);
@@ -56,8 +57,8 @@ impl Accuracy {
     }
 }
 
-/// Why the records of a run do not show what was set: the link was late, or packets were lost outside it. `overrun` is that
-/// of [`Topology::overrun`].
+/// Why the records of a run do not reflect the configured link: the link was late, or packets were lost outside of it.
+/// `overrun` is the count of [`Topology::overrun`].
 pub fn fault<'a>(records: impl IntoIterator<Item = &'a LinkRecord>, overrun: u64) -> Option<String> {
     if overrun > 0 {
         return Some(format!("the kernel dropped {overrun} packets before the link could read them"));
@@ -82,7 +83,7 @@ fn symmetric(direction: DirectionSettings) -> Hop {
     Hop { up: Some(direction.clone()), down: Some(direction), mtu: None }
 }
 
-/// How much longer than set each round trip took, without the time at the other end.
+/// How much longer than configured each round trip took, without the time at the other end.
 fn round_trip_errors() -> anyhow::Result<Vec<Duration>> {
     let hop = symmetric(DirectionSettings { delay_ms: 20.0, ..DirectionSettings::default() });
     let topology = Topology::new(&[hop], 1, &[])?;
@@ -99,7 +100,7 @@ fn round_trip_errors() -> anyhow::Result<Vec<Duration>> {
             let mut buffer = [0; 64];
             for _ in 0..count {
                 let Ok((length, from)) = server.recv_from(&mut buffer) else { return };
-                // The client counts what it misses.
+                // An answer that is not sent is missed by the client, which then fails.
                 let _ = server.send_to(&buffer[..length], from);
             }
         });
@@ -108,7 +109,7 @@ fn round_trip_errors() -> anyhow::Result<Vec<Duration>> {
         scope.spawn(move || {
             for number in 0..count {
                 sleep_until(began + Duration::from_millis(4) * number);
-                // The receiving thread counts what it misses.
+                // A packet that is not sent is missed by the receiving thread, which then fails.
                 let _ = sender.send(&now().duration_since(began).as_nanos().to_be_bytes());
             }
         });
@@ -135,7 +136,7 @@ fn highest_rate() -> anyhow::Result<f64> {
     Ok(best)
 }
 
-/// Whether a link that gets a fifth more than its rate delivers that rate, and is not late.
+/// Whether a link that receives a fifth more than its rate delivers exactly its rate, and is not late.
 fn carries(rate_mbit: f64) -> anyhow::Result<bool> {
     let direction =
         DirectionSettings { rate_mbit: Some(rate_mbit), queue_ms: Some(20.0), ..DirectionSettings::default() };
@@ -153,7 +154,7 @@ fn carries(rate_mbit: f64) -> anyhow::Result<bool> {
     for millisecond in 0..400_u32 {
         sleep_until(began + Duration::from_millis(1) * millisecond);
         while sent < per_millisecond * f64::from(millisecond + 1) {
-            // A full queue is what this fills.
+            // Sending may fail if the queue is full, and a full queue is wanted here.
             let _ = sender.send(&[0; 1400]);
             sent += 1.0;
         }
@@ -161,7 +162,7 @@ fn carries(rate_mbit: f64) -> anyhow::Result<bool> {
     let record = link.take_record(Way::Up);
     let (window, begin) = (BIN * 20, from + BIN * 10);
     let delivered = record.between(begin, begin + window).bytes as f64 * 8.0 / window.as_secs_f64() / 1e6;
-    // Between whole bins a packet more or less.
+    // The count of whole bins may differ by one packet.
     let tolerance = rate_mbit * 0.01 + 1428.0 * 8.0 / window.as_secs_f64() / 1e6;
     let is_late = record.lateness.share_above(LATE_US) > LATE_SHARE;
     Ok((delivered - rate_mbit).abs() <= tolerance && !is_late)

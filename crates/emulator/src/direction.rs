@@ -15,7 +15,7 @@ use crate::settings::DirectionSettings;
 #[derive(Debug)]
 pub struct LinkDirection<T> {
     settings: DirectionSettings,
-    /// Settings that apply from a later time on, in order.
+    /// Settings that apply from a later time on, in order of these times.
     changes: VecDeque<(Duration, DirectionSettings)>,
     impairments: Impairments,
     bucket: Bucket,
@@ -25,7 +25,7 @@ pub struct LinkDirection<T> {
     free_at: Duration,
     flying: BinaryHeap<Flying<T>>,
     lost: VecDeque<Fate<T>>,
-    /// When the latest packet that keeps the order arrives.
+    /// The latest arrival among the packets that keep their order.
     last_due: Duration,
     next_number: u64,
     counts: Counts,
@@ -41,22 +41,22 @@ pub enum Way {
 }
 
 impl Way {
-    /// Both directions.
+    /// Both directions of a link.
     pub const BOTH: [Self; 2] = [Self::Up, Self::Down];
 }
 
-/// What happened to a packet.
+/// The fate of a packet: delivered or dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate<T> {
-    /// It leaves the link now.
+    /// The packet leaves the link now.
     Delivered(Departure<T>),
-    /// The link dropped it.
+    /// The link dropped the packet.
     Dropped {
-        /// The packet.
+        /// The packet that the link dropped.
         packet: T,
-        /// Its number in the order of entering, from 0.
+        /// The number of the packet in the order of entering, from 0.
         number: u64,
-        /// Why.
+        /// Why the link dropped the packet.
         reason: DropReason,
     },
 }
@@ -64,66 +64,66 @@ pub enum Fate<T> {
 /// A packet that leaves the link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Departure<T> {
-    /// The packet.
+    /// The packet itself.
     pub packet: T,
-    /// Its number in the order of entering, from 0. A copy has the number of its packet.
+    /// The number of the packet in the order of entering, from 0. A copy has the number of its original.
     pub number: u64,
-    /// Whether it is the second of a duplicated packet.
+    /// Whether this is the copy that the link made of a packet.
     pub is_copy: bool,
-    /// When it entered the link.
+    /// When the packet entered the link.
     pub entered: Duration,
-    /// How long it waited in the queue.
+    /// How long the packet waited in the queue.
     pub queue_wait: Duration,
-    /// When it should leave the link.
+    /// When the packet should leave the link.
     pub due: Duration,
 }
 
 /// Why the link dropped a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DropReason {
-    /// It is larger than the limit.
+    /// The packet is larger than the size limit of the link.
     TooLarge,
-    /// The policer's bucket was empty.
+    /// The token bucket of the policer was empty.
     Policed,
-    /// The queue was full.
+    /// The queue before the transmitter was full.
     QueueFull,
-    /// Random loss.
+    /// Random loss, independent of other packets.
     Random,
-    /// Loss in a burst.
+    /// Loss in a burst, by the model of [`BurstLoss`](crate::settings::BurstLoss).
     Burst,
 }
 
 impl DropReason {
-    /// Every reason, in the order of [`Counts::dropped`].
+    /// Every reason, in the order of the counts in [`Counts::dropped`].
     pub const ALL: [Self; 5] = [Self::TooLarge, Self::Policed, Self::QueueFull, Self::Random, Self::Burst];
 }
 
-/// Exact counts of packets.
+/// Exact packet counts of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Entered the link.
+    /// Packets that entered the link.
     pub entered: u64,
-    /// Left the link, copies included.
+    /// Packets that left the link, copies included.
     pub left: u64,
     /// Copies that left or will leave the link.
     pub copies: u64,
-    /// Dropped, by [`DropReason::ALL`].
+    /// Packets that the link dropped, by reason, in the order of [`DropReason::ALL`].
     pub dropped: [u64; 5],
 }
 
 impl Counts {
-    /// Packets dropped for any reason.
+    /// The number of packets dropped for any reason.
     pub fn all_dropped(&self) -> u64 {
         self.dropped.iter().sum()
     }
 
-    /// Packets dropped for this reason.
+    /// The number of packets dropped for this reason.
     pub fn dropped_by(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize]
     }
 }
 
-/// A packet in the queue.
+/// A packet that waits in the queue.
 #[derive(Debug)]
 struct Waiting<T> {
     packet: T,
@@ -136,7 +136,7 @@ struct Waiting<T> {
 #[derive(Debug)]
 struct Flying<T> {
     departure: Departure<T>,
-    /// The order among packets that are due at the same time.
+    /// Decides the order of packets that are due at the same time.
     order: u64,
 }
 
@@ -169,7 +169,7 @@ impl<T> Ord for Flying<T> {
 /// The token bucket of the policer.
 #[derive(Debug, Default)]
 struct Bucket {
-    /// Bytes; absent before the first packet, which finds a full bucket.
+    /// The bytes that the bucket holds; absent before the first packet, which finds a full bucket.
     tokens: Option<f64>,
     filled_at: Duration,
 }
@@ -188,7 +188,7 @@ impl Bucket {
 }
 
 impl<T: Clone> LinkDirection<T> {
-    /// A direction without packets.
+    /// Creates a direction without packets, whose random decisions follow from `seed`.
     pub fn new(settings: DirectionSettings, seed: u64) -> Self {
         Self {
             settings,
@@ -206,19 +206,19 @@ impl<T: Clone> LinkDirection<T> {
         }
     }
 
-    /// Applies `settings` to the packets that reach the queue or the transmitter from `at` on. Replaces the changes that
-    /// were to follow `at`.
+    /// Applies `settings` to the packets that reach the queue or the transmitter from `at` on. Discards earlier
+    /// requests for changes at or after `at`.
     pub fn change(&mut self, at: Duration, settings: DirectionSettings) {
         self.changes.retain(|(other, _)| *other < at);
         self.changes.push_back((at, settings));
     }
 
-    /// The number of the next packet that enters.
+    /// The number that the next packet will get when it enters.
     pub fn next_number(&self) -> u64 {
         self.next_number
     }
 
-    /// A packet enters the link.
+    /// Lets a packet of `bytes` enter the link at `now`.
     pub fn enter(&mut self, now: Duration, bytes: usize, packet: T) {
         self.advance(now);
         let number = self.next_number;
@@ -249,7 +249,7 @@ impl<T: Clone> LinkDirection<T> {
         }
     }
 
-    /// The next packet whose fate is decided at `now`; call it until it returns `None`.
+    /// Returns the next packet that leaves or is dropped at or before `now`; call it until it returns `None`.
     pub fn next_fate(&mut self, now: Duration) -> Option<Fate<T>> {
         self.advance(now);
         if let Some(lost) = self.lost.pop_front() {
@@ -262,7 +262,7 @@ impl<T: Clone> LinkDirection<T> {
         self.flying.pop().map(|flying| Fate::Delivered(flying.departure))
     }
 
-    /// When to call [`LinkDirection::next_fate`] again if no packet enters before; `None`: not at all.
+    /// When to call [`LinkDirection::next_fate`] again unless a packet enters before; `None`: no packet is inside.
     pub fn next_event(&self) -> Option<Duration> {
         let flying = self.flying.peek().map(|flying| flying.departure.due);
         // The transmission of a waiting packet may begin late, as long as the packet does not leave late.
@@ -274,22 +274,23 @@ impl<T: Clone> LinkDirection<T> {
         if self.lost.is_empty() { earliest } else { Some(Duration::ZERO) }
     }
 
-    /// The counts so far.
+    /// The packet counts so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Packets in the queue, in the transmitter and on the wire.
+    /// The number of packets in the queue, in the transmitter and on the wire.
     pub fn inside(&self) -> usize {
         self.waiting.len() + self.flying.len()
     }
 
-    /// The settings that apply now.
+    /// The settings that apply to the direction now.
     pub fn settings(&self) -> &DirectionSettings {
         &self.settings
     }
 
-    /// Starts the transmissions that are due until `now`, and applies changes between them.
+    /// Starts the transmissions that are due until `now`, and applies the changes of the settings that are due between
+    /// them.
     fn advance(&mut self, now: Duration) {
         loop {
             let change_at = self.changes.front().map(|(at, _)| *at).filter(|at| *at <= now);
@@ -311,7 +312,7 @@ impl<T: Clone> LinkDirection<T> {
         }
     }
 
-    /// The transmitter takes a packet at `start`.
+    /// Lets the transmitter take a packet from the queue at `start`.
     fn transmit(&mut self, taken: Waiting<T>, start: Duration) {
         let Waiting { packet, bytes, number, entered } = taken;
         let transmission = self.settings.transmission(bytes);

@@ -1,4 +1,5 @@
-//! Moves packets between two TUN devices as [`LinkDirection`] decides: one thread a direction. A shell: reads the clock.
+//! Moves packets between two TUN devices as [`LinkDirection`] decides, with one thread for each direction. With side
+//! effects: reads the clock.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,27 +17,27 @@ use crate::priority::make_real_time;
 use crate::record::{LinkRecord, WatchRule};
 use crate::settings::DirectionSettings;
 
-/// Packets that are read before departures are looked at.
+/// The maximum number of packets that a thread reads before it checks for departures.
 const BATCH: usize = 32;
 
-/// Departures that are closer leave together. A thread that did not sleep at a high rate would take the processor from the
-/// programs under test.
+/// Departures that are closer together than this leave together. A thread that never slept at a high rate would take
+/// the processor from the programs under test.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
 
-/// A running link between two TUN devices. Ends on drop.
+/// A running link between two TUN devices. Dropping this value ends the link.
 #[derive(Debug)]
 pub struct Link {
     began: Instant,
-    /// By [`Way`].
+    /// The two directions, indexed by [`Way`].
     directions: [Arc<Direction>; 2],
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What a direction's thread shares with the owner of the link.
+/// The state that the thread of a direction shares with the owner of the link.
 #[derive(Debug)]
 struct Direction {
     state: Mutex<State>,
-    /// Wakes the thread after a change.
+    /// An eventfd that wakes the thread after a change of the settings.
     wake: OwnedFd,
     is_over: AtomicBool,
 }
@@ -53,7 +54,7 @@ impl Direction {
     }
 
     fn wake(&self) {
-        // It can only fail if the counter is full, and then the thread is awake.
+        // Writing fails only if the counter is full, and then the thread is awake.
         let _ = write(&self.wake, &1_u64.to_ne_bytes());
     }
 }
@@ -96,18 +97,18 @@ impl Link {
         Ok(Self { began, directions, threads })
     }
 
-    /// The time since the link's start: the clock of its records.
+    /// The time since the link's start: the clock to which the times in its records refer.
     #[expect(clippy::disallowed_methods, reason = "reads the link's clock")]
     pub fn now(&self) -> Duration {
         Instant::now() - self.began
     }
 
-    /// Changes a direction from now on.
+    /// Changes the settings of a direction from now on.
     pub fn change(&self, way: Way, settings: DirectionSettings) {
         self.change_at(way, self.now(), settings);
     }
 
-    /// Changes a direction at a time of the link's clock.
+    /// Changes the settings of a direction at the time `at` of the link's clock.
     pub fn change_at(&self, way: Way, at: Duration, settings: DirectionSettings) {
         let direction = &self.directions[way as usize];
         direction.state().link.change(at, settings);
@@ -119,7 +120,7 @@ impl Link {
         self.directions[way as usize].state().link.settings().clone()
     }
 
-    /// Takes the record of a direction so far. The next one begins empty, with the link's clock going on.
+    /// Takes the record of a direction so far. The next record begins empty; the link's clock goes on.
     pub fn take_record(&self, way: Way) -> LinkRecord {
         let mut state = self.directions[way as usize].state();
         let rules = state.record.rules().to_vec();
@@ -138,19 +139,19 @@ impl Drop for Link {
             direction.wake();
         }
         for thread in self.threads.drain(..) {
-            // A panic there has been printed already.
+            // A panic in the thread has been printed already.
             let _ = thread.join();
         }
     }
 }
 
-/// The thread of one direction.
+/// The work of the thread of one direction.
 struct Forwarder {
     from: Arc<SyncDevice>,
     to: Arc<SyncDevice>,
     direction: Arc<Direction>,
     began: Instant,
-    /// Buffers of packets that have left.
+    /// Buffers of packets that have left, for reuse.
     pool: Vec<Vec<u8>>,
 }
 
@@ -177,13 +178,13 @@ impl Forwarder {
         }
     }
 
-    /// Reads packets from the device. Whether there may be more.
+    /// Reads packets that enter the link from the device. Returns whether the device may have more.
     fn take_entering(&mut self, buffer: &mut [u8]) -> bool {
         for _ in 0..BATCH {
             let length = match read(self.from.as_fd(), &mut *buffer) {
                 Ok(length) => length,
                 Err(Errno::INTR) => continue,
-                // Nothing to read, or the device is down.
+                // There is nothing to read, or the device is down.
                 Err(_) => return false,
             };
             let mut packet = self.pool.pop().unwrap_or_default();
@@ -198,7 +199,7 @@ impl Forwarder {
         true
     }
 
-    /// Writes the packets that are due. Returns when to do it again.
+    /// Writes the packets that are due to the other device. Returns when to call it again.
     fn hand_out(&mut self) -> Option<Duration> {
         loop {
             let now = self.now();
@@ -211,7 +212,7 @@ impl Forwarder {
                     packet
                 }
                 Fate::Delivered(departure) => {
-                    // Before the packet leaves: its receiver may ask for the record at once.
+                    // Record the packet before it leaves: its receiver may ask for the record at once.
                     record.left(&departure, now);
                     drop(state);
                     // The kernel runs the receiver's side of the network stack inside this call.
@@ -227,14 +228,14 @@ impl Forwarder {
         }
     }
 
-    /// Waits for a packet, a change, or until `sleep` is over.
+    /// Waits until a packet arrives, the settings change, or the time `sleep` is over.
     fn sleep(&self, sleep: Option<Duration>) {
         let timeout = sleep.and_then(|sleep| Timespec::try_from(sleep).ok());
         let mut fds = [
             PollFd::from_borrowed_fd(self.from.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.direction.wake.as_fd(), PollFlags::IN),
         ];
-        // An interrupted wait is as good as one that is over.
+        // Treat an interrupted wait as a wait that is over: the caller checks everything again.
         let _ = poll(&mut fds, timeout.as_ref());
         if fds[1].revents().contains(PollFlags::IN) {
             let _ = read(&self.direction.wake, &mut [0; 8]);

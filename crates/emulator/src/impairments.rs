@@ -1,5 +1,5 @@
-//! The random decisions about packets, from a seed. Each kind has its own generator, so that changing one setting leaves the
-//! decisions of the others as they are. Pure.
+//! The random decisions about packets, derived from a seed. Each kind of decision has its own generator, so that a
+//! change of one setting leaves the other decisions unchanged. Pure.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use fastrand::Rng;
 
 use crate::settings::{BurstLoss, DirectionSettings, milliseconds};
 
-/// The generators of one direction, and the state of burst loss.
+/// The random generators of one direction, and the state of its burst loss.
 #[derive(Debug)]
 pub(crate) struct Impairments {
     loss: Rng,
@@ -18,14 +18,14 @@ pub(crate) struct Impairments {
     is_in_burst: bool,
 }
 
-/// What happens to one packet behind the transmitter.
+/// The decision what happens to one packet behind the transmitter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Decision {
     pub(crate) is_lost: bool,
     pub(crate) is_lost_in_burst: bool,
     pub(crate) is_duplicated: bool,
     pub(crate) jitter: Duration,
-    /// The additional delay of a packet that is to be overtaken.
+    /// The additional delay of a packet that later packets shall overtake.
     pub(crate) held_back: Option<Duration>,
 }
 
@@ -36,7 +36,7 @@ impl Impairments {
         Self { loss: next(), bursts: next(), jitter: next(), reorder: next(), duplicate: next(), is_in_burst: false }
     }
 
-    /// Decides about the next packet.
+    /// Decides what happens to the next packet.
     pub(crate) fn decide(&mut self, settings: &DirectionSettings) -> Decision {
         let happens = |rng: &mut Rng, percent: f64| percent > 0.0 && rng.f64() * 100.0 < percent;
         let is_lost_in_burst = settings.burst_loss.is_some_and(|burst| self.burst(burst));
@@ -53,7 +53,7 @@ impl Impairments {
     fn burst(&mut self, burst: BurstLoss) -> bool {
         let changes = if self.is_in_burst { burst.leave_percent } else { burst.enter_percent };
         self.is_in_burst ^= self.bursts.f64() * 100.0 < changes;
-        // Drawn in both states, so that the sequence does not depend on the state.
+        // Drawn in both states of the model, so that the random sequence does not depend on the state.
         let is_lost = self.bursts.f64() * 100.0 < burst.loss_percent;
         self.is_in_burst && is_lost
     }

@@ -1,4 +1,4 @@
-//! A network namespace: created by ip(8), deleted on drop. A shell.
+//! A network namespace: created by ip(8), deleted on drop. With side effects: runs programs.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -25,7 +25,7 @@ impl Namespace {
         Ok(created)
     }
 
-    /// The name.
+    /// The name of the namespace.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -35,14 +35,14 @@ impl Namespace {
         ip(&[&["netns", "exec", &self.name], command].concat())
     }
 
-    /// A command in the namespace.
+    /// Prepares a command that runs the program in the namespace.
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]).args(args).stdin(Stdio::null());
         command
     }
 
-    /// Calls `f` on a thread inside the namespace. Sockets and devices that it opens stay there.
+    /// Calls `f` on a thread inside the namespace. Sockets and devices that `f` opens stay in the namespace.
     pub fn inside<T: Send>(&self, f: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
         let path = format!("/run/netns/{}", self.name);
         let file = File::open(&path).context(path)?;
@@ -57,7 +57,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // Nothing can be done about a failure.
+        // There is no remedy if this fails.
         let _ = ip(&["netns", "del", &self.name]);
     }
 }

@@ -1,4 +1,4 @@
-//! Scheduling of the emulator's threads: real-time priority, and processors that do not sleep. A shell around chrt(1).
+//! Sets the scheduling of the emulator's threads: real-time priority, and processors that do not sleep. Runs chrt(1).
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use anyhow::Context;
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
-/// Gives the calling thread real-time priority. Without the right to do so the thread stays as it is: then it may be late,
-/// which its record shows.
+/// Gives the calling thread real-time priority. Without the right to do so the thread keeps its priority: it may then
+/// be late, which the record of its link shows.
 pub(crate) fn make_real_time() {
     let _ = set_policy("--fifo", "20");
 }
@@ -22,8 +22,8 @@ fn set_policy(policy: &str, priority: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps every processor awake until dropped: a halted processor of a virtual machine wakes up late. The threads run only
-/// when a processor has nothing else to do (SCHED_IDLE).
+/// Keeps every processor awake until dropped, because a halted processor of a virtual machine wakes up late. The
+/// threads run only when a processor has nothing else to do (SCHED_IDLE).
 #[derive(Debug)]
 pub struct KeepAwake {
     is_over: Arc<AtomicBool>,
@@ -31,7 +31,7 @@ pub struct KeepAwake {
 }
 
 impl KeepAwake {
-    /// Starts a thread on each processor.
+    /// Starts a thread on each processor that keeps it awake.
     pub fn start() -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let count = std::thread::available_parallelism().map_or(1, usize::from);
@@ -58,7 +58,7 @@ impl Drop for KeepAwake {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A panic there has been printed already.
+            // A panic in the thread has been printed already.
             let _ = thread.join();
         }
     }

@@ -1,4 +1,4 @@
-//! Scenario files: a path between an appliance and a reflector, and what to run over it. Pure.
+//! Scenario files: a path between an appliance and a reflector, and the test that runs over it. Pure.
 
 use std::path::Path;
 
@@ -12,53 +12,54 @@ use crate::settings::DirectionSettings;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
-    /// What the path is like, in a line.
+    /// A description of the path in one line.
     pub title: String,
-    /// The IP version of the test.
+    /// The IP version that the test uses.
     #[serde(default)]
     pub family: Family,
-    /// From the appliance to the reflector: one to three hops. A hop without `up` and `down` is a plain cable.
+    /// The hops of the path, from the appliance to the reflector: one to three. A hop without `up` and `down` is a
+    /// plain cable.
     #[serde(rename = "hop")]
     pub hops: Vec<Hop>,
-    /// The rate of an additional run with datagrams, in each direction.
+    /// The rate in each direction of an additional run with datagrams; `None`: no such run.
     pub udp_mbit: Option<f64>,
-    /// The parallel TCP streams, if not as the program chooses.
+    /// The number of parallel TCP streams; `None`: the default of the program.
     pub streams: Option<u16>,
-    /// Changes during the run.
+    /// Changes of the path during the run.
     #[serde(default, rename = "change")]
     pub changes: Vec<Change>,
 }
 
-/// The IP version.
+/// The IP version of a test.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
-    /// IPv4.
+    /// The test uses IPv4.
     #[default]
     Ipv4,
-    /// IPv6.
+    /// The test uses IPv6.
     Ipv6,
 }
 
-/// The connection of two neighbouring hosts.
+/// The connection between two neighbouring hosts of a path.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hop {
-    /// Towards the reflector.
+    /// The settings towards the reflector; if both directions are absent, the hop is a plain cable.
     pub up: Option<DirectionSettings>,
-    /// Towards the appliance.
+    /// The settings towards the appliance; if both directions are absent, the hop is a plain cable.
     pub down: Option<DirectionSettings>,
-    /// The MTU of the devices at both ends; 1500 if absent.
+    /// The MTU of the devices at both ends of the hop; 1500 if absent.
     pub mtu: Option<usize>,
 }
 
 impl Hop {
-    /// Whether packets pass an emulated link.
+    /// Whether the packets of this hop pass an emulated link.
     pub fn is_emulated(&self) -> bool {
         self.up.is_some() || self.down.is_some()
     }
 
-    /// The settings of a direction.
+    /// The settings of the hop in a direction, if the scenario has some.
     pub fn direction(&self, way: Way) -> Option<&DirectionSettings> {
         match way {
             Way::Up => self.up.as_ref(),
@@ -71,15 +72,15 @@ impl Hop {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// The number of the hop, from 1.
+    /// The number of the hop that changes, from 1.
     pub hop: usize,
-    /// The time since the begin of this phase of the test: `idle`, `download` or `upload`.
+    /// The phase of the test in which the change happens: `idle`, `download` or `upload`.
     pub phase: String,
-    /// Seconds since the phase began.
+    /// When the change happens, in seconds since the phase began.
     pub after_s: f64,
-    /// Towards the reflector.
+    /// The new settings towards the reflector; `None`: unchanged.
     pub up: Option<DirectionSettings>,
-    /// Towards the appliance.
+    /// The new settings towards the appliance; `None`: unchanged.
     pub down: Option<DirectionSettings>,
 }
 
@@ -91,7 +92,8 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// Reads every scenario of a folder, in the order of the file names, each with its name: that of the file.
+    /// Reads every scenario file of a folder, in the order of the file names. Returns each scenario with the name of
+    /// its file.
     pub fn read_all(folder: &Path) -> anyhow::Result<Vec<(String, Self)>> {
         let files = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
         let files = files.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
@@ -130,19 +132,19 @@ impl Scenario {
         Ok(())
     }
 
-    /// The least rate of the path in a direction; `None` if no hop limits it.
+    /// The lowest rate of a hop in a direction, which is the rate of the path; `None` if no hop limits it.
     pub fn rate_mbit(&self, way: Way) -> Option<f64> {
         let rates = self.hops.iter().filter_map(|hop| hop.direction(way)?.rate_mbit);
         rates.min_by(f64::total_cmp)
     }
 
-    /// The sum of the delays of both directions.
+    /// The sum of the propagation delays of the path in both directions.
     pub fn round_trip_ms(&self) -> f64 {
         let directions = self.hops.iter().flat_map(|hop| [&hop.up, &hop.down]).flatten();
         directions.map(|direction| direction.delay_ms).sum()
     }
 
-    /// Every setting of a direction along the path.
+    /// The settings of each hop in a direction, in the order of the path.
     pub fn directions(&self, way: Way) -> impl Iterator<Item = &DirectionSettings> {
         self.hops.iter().filter_map(move |hop| hop.direction(way))
     }

@@ -4,76 +4,79 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-/// One direction of a link. The default delivers every packet at once. Rates and sizes count IP packets without the
-/// headers of the layer below.
+/// The settings of one direction of a link. The default delivers every packet at once. Rates and sizes count IP packets
+/// without the headers of the layer below.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DirectionSettings {
-    /// The rate of the transmitter; absent: unlimited.
+    /// The rate of the transmitter; absent: no limit.
     pub rate_mbit: Option<f64>,
-    /// The length of the queue before the transmitter, as time at `rate_mbit`. A queue has room for at least one packet.
+    /// The capacity of the queue before the transmitter, as the time that its content takes at `rate_mbit`. A queue has
+    /// room for at least one packet.
     pub queue_ms: Option<f64>,
-    /// The length of the queue in KiB, instead of `queue_ms`.
+    /// The capacity of the queue in KiB, instead of `queue_ms`.
     pub queue_kib: Option<f64>,
-    /// The propagation delay.
+    /// The propagation delay of every packet.
     #[serde(default)]
     pub delay_ms: f64,
-    /// Additional delay, uniformly distributed between zero and this value.
+    /// The maximum additional delay. Each packet gets one, uniformly distributed from zero to this value.
     #[serde(default)]
     pub jitter_ms: f64,
     /// Whether jitter may change the order of packets.
     #[serde(default)]
     pub jitter_reorders: bool,
-    /// The share of packets that is lost behind the transmitter, each independently.
+    /// The share of packets that is lost behind the transmitter. Each packet is lost independently of the others.
     #[serde(default)]
     pub loss_percent: f64,
     /// Loss in bursts, in addition to `loss_percent`.
     pub burst_loss: Option<BurstLoss>,
-    /// Packets that are delayed further, so that later packets overtake them.
+    /// The packets that get a further delay, so that later packets overtake them.
     pub reorder: Option<Reorder>,
     /// The share of packets that is transmitted twice.
     #[serde(default)]
     pub duplicate_percent: f64,
     /// A token bucket before the queue, which drops packets instead of delaying them.
     pub policer: Option<Policer>,
-    /// Larger packets are dropped without an ICMP message. The MTU of the devices is set by the topology.
+    /// Packets larger than this are dropped, without an ICMP message. The MTU of the devices is a separate setting of
+    /// the hop.
     pub drop_above_bytes: Option<usize>,
 }
 
-/// The Gilbert-Elliott model: a state without loss and a state with loss, and a decision about the state at each packet.
+/// Burst loss by the Gilbert-Elliott model: a state without loss and a state with loss. Each packet may change the
+/// state.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BurstLoss {
     /// The probability of entering the state with loss.
     pub enter_percent: f64,
-    /// The probability of leaving it.
+    /// The probability of leaving the state with loss.
     pub leave_percent: f64,
-    /// The share of packets lost in it.
+    /// The share of packets lost in the state with loss.
     pub loss_percent: f64,
 }
 
-/// Packets that are delayed further.
+/// The packets that get a further delay, so that later packets overtake them.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reorder {
-    /// Their share.
+    /// The share of packets that get the further delay.
     pub percent: f64,
-    /// Their additional delay.
+    /// The further delay that these packets get.
     pub by_ms: f64,
 }
 
-/// A token bucket that drops.
+/// A token bucket that drops packets when it is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policer {
     /// The rate at which the bucket fills.
     pub rate_mbit: f64,
-    /// The size of the bucket.
+    /// The size of the token bucket.
     pub burst_kib: f64,
 }
 
 impl DirectionSettings {
-    /// Why these settings describe no link, by the name of the setting.
+    /// Checks that the settings are valid. The error names the wrong setting.
     pub fn check(&self) -> Result<(), String> {
         let shares = [
             ("loss_percent", Some(self.loss_percent)),
@@ -111,26 +114,26 @@ impl DirectionSettings {
         }
     }
 
-    /// The time that a packet of `bytes` takes in the transmitter, rounded up to a nanosecond.
+    /// The time that the transmitter needs for a packet of `bytes`, rounded up to a nanosecond.
     pub fn transmission(&self, bytes: usize) -> Duration {
         // Bits divided by bits per microsecond.
         self.rate_mbit.map_or(Duration::ZERO, |mbit| nanoseconds((bytes * 8) as f64 * 1000.0 / mbit))
     }
 
-    /// The capacity of the queue in bytes; `None` without a rate.
+    /// The capacity of the queue in bytes; `None` if no rate is set.
     pub fn queue_bytes(&self) -> Option<usize> {
         let rate = self.rate_mbit?;
         let of_time = self.queue_ms.map(|ms| rate * 125.0 * ms);
         of_time.or(self.queue_kib.map(|kib| kib * 1024.0)).map(|bytes| bytes as usize)
     }
 
-    /// The least delay behind the transmitter.
+    /// The propagation delay, which is the minimum delay behind the transmitter.
     pub fn delay(&self) -> Duration {
         milliseconds(self.delay_ms)
     }
 }
 
-/// A duration of this many milliseconds.
+/// Converts milliseconds to a [`Duration`].
 pub(crate) fn milliseconds(ms: f64) -> Duration {
     nanoseconds(ms * 1e6)
 }

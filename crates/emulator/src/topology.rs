@@ -1,5 +1,5 @@
-//! Hosts in a row, each a network namespace with routes to all others: the appliance first, the reflector last. A hop is
-//! either an emulated link or a plain veth pair. A shell.
+//! The hosts of a path in a row, each a network namespace with routes to all others: the appliance first, the reflector
+//! last. A hop is either an emulated link or a plain veth pair. With side effects: runs programs.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use crate::namespace::{Namespace, ip};
 use crate::record::WatchRule;
 use crate::scenario::{Family, Hop};
 
-/// The names of the hosts, by their number.
+/// The names of the hosts of a path with one, two or three hops, in order from the appliance.
 const ROLES: [&[&str]; 3] =
     [&["appliance", "reflector"], &["appliance", "router", "reflector"], &["appliance", "router", "isp", "reflector"]];
 
-/// The most packets that wait in a device until the link's thread reads them.
+/// The maximum number of packets that wait in a device until the link's thread reads them.
 const DEVICE_QUEUE: &str = "20000";
 
-/// Hosts and the links between them. Removed on drop.
+/// The hosts of a path and the links between them. Dropping this value removes them.
 #[derive(Debug)]
 pub struct Topology {
-    /// The emulated links, in order from the appliance.
+    /// The emulated links of the path, in order from the appliance.
     pub links: Vec<Link>,
-    /// By the numbers of the hosts that they connect: the devices of emulated links.
+    /// The devices of the emulated links, each with the number of its host.
     devices: Vec<(usize, String)>,
     hosts: Vec<Namespace>,
     /// The MTU of each hop's devices.
@@ -32,7 +32,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Creates the hosts and starts the links.
+    /// Creates the hosts of a path with these hops, and starts the links.
     pub fn new(hops: &[Hop], seed: u64, rules: &[WatchRule]) -> anyhow::Result<Self> {
         let roles = hops.len().checked_sub(1).and_then(|at| ROLES.get(at)).context("a path has 1 to 3 hops")?;
         let hosts = roles.iter().map(|role| Namespace::new(role)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -66,12 +66,12 @@ impl Topology {
         Ok(topology)
     }
 
-    /// The appliance's host.
+    /// The host on which the appliance runs.
     pub fn appliance(&self) -> &Namespace {
         &self.hosts[0]
     }
 
-    /// The reflector's host.
+    /// The host on which the reflector runs.
     pub fn reflector(&self) -> &Namespace {
         &self.hosts[self.hosts.len() - 1]
     }
@@ -91,7 +91,7 @@ impl Topology {
         address(family, self.hosts.len() - 2, 2)
     }
 
-    /// Packets that the kernel dropped before an emulated link could read them.
+    /// The number of packets that the kernel dropped before an emulated link could read them.
     pub fn overrun(&self) -> anyhow::Result<u64> {
         let mut sum = 0;
         for (at, device) in &self.devices {
@@ -101,7 +101,7 @@ impl Topology {
         Ok(sum)
     }
 
-    /// Connects the hosts `at` and `at + 1`. Returns the devices of an emulated link.
+    /// Connects the hosts `at` and `at + 1`. Returns the devices if the hop is an emulated link.
     fn connect(&mut self, at: usize, hop: &Hop) -> anyhow::Result<Option<Devices>> {
         let [near, far] = [(at, "right", 1), (at + 1, "left", 2)];
         let devices = if hop.is_emulated() {

@@ -1,5 +1,6 @@
-//! The audit log as `reflector audit verify` reads it. The lines are written and judged here a second time, by what
-//! docs/operate.md says of them, so that neither the writer nor the reader of the reflector vouches for itself.
+//! Fuzz targets for the audit log as `reflector audit verify` reads it. This file writes and checks the lines a second
+//! time, by the description in docs/operate.md, so that the test depends neither on the writer nor on the reader of the
+//! reflector.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +12,12 @@ use serde_json::Value;
 
 use crate::scratch;
 
-/// A hash as it is written in a line.
+/// The hash before the first line of a chain, as a line contains it.
 const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 const PREV: &str = ",\"prev\":\"";
 const HASH: &str = ",\"hash\":\"";
 
-/// The end of a chain.
+/// The end of a chain of lines: the number and the hash of its last line.
 #[derive(Clone, Debug)]
 struct End {
     seq: u64,
@@ -34,14 +35,15 @@ impl End {
     }
 }
 
-/// The line with these first fields that follows the line whose hash is `prev`, and its own hash.
+/// Builds the line that has these first fields and follows the line whose hash is `prev`. Returns the line and its
+/// hash.
 fn sealed(fields: &str, prev: &str) -> (String, String) {
     let body = format!("{fields}{PREV}{prev}\"");
     let hash = HEXLOWER.encode(digest(&SHA256, body.as_bytes()).as_ref());
     (format!("{body}{HASH}{hash}\"}}\n"), hash)
 }
 
-/// The line of this event behind `end`, which becomes the new end.
+/// Builds the line of this event that follows `end`, and moves `end` to this line.
 fn appended(event: &str, end: &mut End) -> String {
     end.seq = end.seq.saturating_add(1);
     let fields = format!("{{\"seq\":{},\"ts\":\"2026-01-31T12:00:00.000Z\",{event}", end.seq);
@@ -50,7 +52,7 @@ fn appended(event: &str, end: &mut End) -> String {
     line
 }
 
-/// Some lines of the main chain, in the order of a short life.
+/// Builds some lines of the main chain, in the order in which a short-lived reflector writes them.
 pub(crate) fn main_chain() -> Vec<String> {
     let peer = paramedic_link::EndpointId::from_bytes([7; 32]);
     let session = "01943d3c-5e00-7a10-8000-0123456789ab";
@@ -74,14 +76,14 @@ pub(crate) fn main_chain() -> Vec<String> {
     .collect()
 }
 
-/// Some lines of the other chain.
+/// Builds some lines of the chain of refusals.
 fn refusals_chain() -> Vec<String> {
     let mut end = End::genesis();
     let refused = |reason| format!(r#""event":"refused","from":"192.0.2.1","reason":"{reason}""#);
     ["not_paired", "slow", "too_fast"].iter().map(|reason| appended(&refused(reason), &mut end)).collect()
 }
 
-/// The end of the chain at this whole line; `None` for anything else.
+/// The end of a chain whose last line is this one; `None` if the text is not a complete line.
 fn end_at(line: &str) -> Option<End> {
     let value = serde_json::from_str::<Value>(line).ok()?;
     let hash = line.trim_end().strip_suffix("\"}").and_then(|line| line.get(line.len().checked_sub(64)?..))?;
@@ -89,7 +91,8 @@ fn end_at(line: &str) -> Option<End> {
     is_hash.then_some(End { seq: value["seq"].as_u64()?, hash: hash.to_owned() })
 }
 
-/// Judges the text of a chain from its first line on: every line has its own hash, and follows the one before.
+/// Checks the text of a chain from its first line on: every line must contain its own hash and that of the line before
+/// it.
 fn assert_whole(text: &[u8], verified: &Verified) {
     let mut before: Option<End> = None;
     let mut lines = 0;
@@ -112,10 +115,11 @@ fn assert_whole(text: &[u8], verified: &Verified) {
     assert_eq!(verified.head, before.unwrap_or_else(End::genesis).head());
 }
 
-/// The text of a file of the main chain.
+/// Verifies the input as the only file of the main chain.
 pub fn audit_line(input: &[u8]) {
     judge_one_file(input);
-    // The same with the right `prev` and `hash` in each line: the fields before them are judged too.
+    // Verify the text again with the right `prev` and `hash` in each line, so that the fields before them are checked,
+    // too.
     let mut resealed = Vec::new();
     let mut prev = ZEROS.to_owned();
     for line in String::from_utf8_lossy(input).lines() {
@@ -145,12 +149,12 @@ fn assert_explains(bad: &BadLine) {
     assert!(!bad.why.is_empty() && bad.to_string().len() < 1000, "{bad}");
 }
 
-/// A good log that is changed as the input says, beside what the database knows of it.
+/// Verifies a good log after the changes that the input encodes, against the state of the chains in the database.
 pub fn audit_verify(input: &[u8]) {
     let (chains, mut files) = good_log();
     let (head, changes) = input.split_at(input.len().min(2));
     let [main, refusals] = crate::framing::padded::<2>(head);
-    // At least one acknowledged line in the main chain; the others may be a write that goes on.
+    // At least one line of the main chain is acknowledged; the lines that are not may belong to an unfinished write.
     let acknowledged = [1 + usize::from(main) % chains[0].len(), usize::from(refusals) % (chains[1].len() + 1)];
     let known = [0, 1].map(|at| &chains[at][..acknowledged[at]]);
     let state = |lines: &[String]| {
@@ -188,13 +192,13 @@ pub fn audit_verify(input: &[u8]) {
     }
 }
 
-/// What the names of the files of each chain begin with.
+/// The prefix of the file names of each chain.
 const PREFIXES: [&str; 2] = ["", "refusals-"];
 
 /// A file's name and contents.
 type File = (String, Vec<u8>);
 
-/// Both chains, and their files.
+/// Builds both chains of a good log, and the files that contain them.
 fn good_log() -> ([Vec<String>; 2], Vec<File>) {
     let chains = [main_chain(), refusals_chain()];
     let files = vec![
@@ -205,7 +209,7 @@ fn good_log() -> ([Vec<String>; 2], Vec<File>) {
     (chains, files)
 }
 
-/// A chain that is found whole holds every acknowledged line as it was written.
+/// Checks that a chain that was found intact contains every acknowledged line unchanged.
 fn assert_acknowledged(verified: &Verified, known: &[String], text: &[u8]) {
     let head = known.last().map_or_else(End::genesis, |line| end_at(line).expect("a line of our own"));
     assert!(verified.head.seq >= head.seq, "{verified:?} ends before line {}", head.seq);
@@ -219,7 +223,7 @@ fn assert_acknowledged(verified: &Verified, known: &[String], text: &[u8]) {
     }
 }
 
-/// All files of a chain, one behind the other.
+/// The text of all files of a chain, one after the other.
 fn text_of(files: &[File], prefix: &str) -> Vec<u8> {
     let mut of_it = files.iter().filter(|(name, _)| is_of(name, prefix)).collect::<Vec<_>>();
     of_it.sort();
@@ -230,7 +234,7 @@ fn is_of(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|name| name.starts_with('0'))
 }
 
-/// One change, by what five bytes say: what, in which file, where (two bytes), and a value.
+/// Makes one change, which five bytes encode: the kind, the file, the position (two bytes), and a value.
 fn make(files: &mut Vec<File>, change: &[u8]) {
     let [what, file, high, low, value] = crate::framing::padded::<5>(change);
     if files.is_empty() {
@@ -261,7 +265,7 @@ fn make(files: &mut Vec<File>, change: &[u8]) {
         8 => {
             let (old, prefix) = (files[file].0.clone(), prefix_of(&files[file].0));
             let new = numbered(prefix, low);
-            // Two files that change their names, where both are there.
+            // Swap the names of two files, if both exist.
             if let Some(other) = files.iter_mut().find(|(name, _)| *name == new) {
                 other.0 = old;
             }
@@ -282,7 +286,8 @@ fn make(files: &mut Vec<File>, change: &[u8]) {
     }
 }
 
-/// A line with a right hash behind the last line of a file. Whoever changes the log can compute it too.
+/// Builds a line with a right hash that follows the last line of a file. An attacker who changes the log can compute
+/// it, too.
 fn forged(files: &[File], file: usize, which: u8, value: u8) -> String {
     let last = String::from_utf8_lossy(&files[file].1);
     let mut end = last.lines().rev().find_map(end_at).unwrap_or_else(End::genesis);

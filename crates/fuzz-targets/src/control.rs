@@ -1,4 +1,5 @@
-//! What an operator gives the programs: their configuration files, and the lines of the reflector's admin socket.
+//! Fuzz targets for the input of operators: configuration files, and the lines that clients send to the reflector's
+//! admin socket.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -10,7 +11,7 @@ use reflector::server::{read_request, write_request};
 
 use crate::scratch;
 
-/// One line of a client of the admin socket.
+/// Parses the input as a line that a client sends to the admin socket.
 pub fn admin_line(input: &[u8]) {
     let Ok(line) = std::str::from_utf8(input) else { return };
     match read_request(line) {
@@ -25,7 +26,7 @@ pub fn admin_line(input: &[u8]) {
     }
 }
 
-/// A configuration file of the reflector.
+/// Loads the input as a configuration file of the reflector.
 pub fn config(input: &[u8]) {
     if let Some(config) = play_configuration::<Config>(input) {
         assert!(!config.listen.is_empty() && !config.name.is_empty());
@@ -33,7 +34,7 @@ pub fn config(input: &[u8]) {
     }
 }
 
-/// A configuration file of the appliance.
+/// Loads the input as a configuration file of the appliance.
 pub fn appliance_config(input: &[u8]) {
     if let Some(settings) = play_configuration::<Settings>(input) {
         assert!(!settings.name.is_empty() && settings.state_dir.is_absolute());
@@ -41,7 +42,8 @@ pub fn appliance_config(input: &[u8]) {
     }
 }
 
-/// Loads a configuration file, and loads what `config show` prints of it; returns the configuration if it is valid.
+/// Loads a configuration file; if it is valid, also loads what `config show` prints for it, which must be equal.
+/// Returns the configuration if it is valid.
 fn play_configuration<C: Configuration + PartialEq + Debug>(input: &[u8]) -> Option<C> {
     scratch::in_folder(|folder| match load::<C>(folder, input) {
         Ok(loaded) => {
@@ -62,7 +64,7 @@ fn play_configuration<C: Configuration + PartialEq + Debug>(input: &[u8]) -> Opt
 
 const FILE: &str = "given.toml";
 
-/// Loads this text as the file of `--config`, with nothing in the environment.
+/// Loads this text as the file of `--config`, with an empty environment.
 fn load<C: Configuration>(folder: &Path, text: &[u8]) -> Result<Loaded<C>, ConfigError> {
     scratch::write(&folder.join(FILE), text);
     let mut flags = FlagValues::default();

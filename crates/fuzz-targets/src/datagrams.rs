@@ -1,4 +1,4 @@
-//! The datagrams of the engines `echo` and `udp`.
+//! Fuzz targets for the datagrams of the engines `echo` and `udp`.
 
 use paramedic_engines::echo::{self, PACKET_LEN};
 use paramedic_engines::{udp, udp_port};
@@ -8,10 +8,10 @@ use paramedic_link::test_spec::Direction;
 use crate::framing::{DOCUMENTED, OTHERS, padded, with_flipped_bit};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Download, Direction::Upload];
-/// The position of the tag in a packet.
+/// The position of the authentication tag in a packet.
 const TAG_AT: usize = PACKET_LEN - TAG_LEN;
 
-/// The input as a packet of the documented session, with the tag of this direction.
+/// Makes a packet of the session in docs/protocol.md from the input, with the tag for this direction.
 fn sealed(input: &[u8], direction: Direction, keys: &SessionKeys) -> [u8; PACKET_LEN] {
     let mut bytes = padded::<PACKET_LEN>(input);
     bytes[4..20].copy_from_slice(keys.session().as_bytes());
@@ -20,8 +20,8 @@ fn sealed(input: &[u8], direction: Direction, keys: &SessionKeys) -> [u8; PACKET
     bytes
 }
 
-/// A latency probe or its reply. What comes is opened as it is, and with the right session and tag; the bytes behind a
-/// packet choose the bit that is flipped.
+/// Opens the input as a latency probe and as its reply: as it is, and after setting the right session and tag. The
+/// bytes behind a packet choose a bit that is then flipped.
 pub fn echo_datagram(input: &[u8]) {
     let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let behind = &input[input.len().min(PACKET_LEN)..];
@@ -69,7 +69,7 @@ pub fn echo_datagram(input: &[u8]) {
     }
 }
 
-/// A signal or a bulk datagram.
+/// Opens the input as a signal and as a bulk datagram of the engine `udp`.
 pub fn udp_datagram(input: &[u8]) {
     let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let behind = &input[input.len().min(PACKET_LEN)..];
@@ -92,7 +92,7 @@ pub fn udp_datagram(input: &[u8]) {
     }
 }
 
-/// The input as a bulk datagram of the stream that it names.
+/// Opens the input as a bulk datagram of the stream whose number it contains.
 fn bulk(input: &[u8], flow: Direction, keys: &SessionKeys, others: &SessionKeys) {
     let (phase, stream) = (padded::<4>(input)[2], padded::<4>(input)[3]);
     let reseal = |bytes: &[u8], keys: &SessionKeys| udp::fuzzing::reseal_bulk(bytes, [phase, stream], flow, keys);
@@ -108,7 +108,7 @@ fn bulk(input: &[u8], flow: Direction, keys: &SessionKeys, others: &SessionKeys)
     assert_eq!(reseal(&made, keys), is_bulk.then(|| made.clone()));
     assert_eq!(reseal(&made[..udp::fuzzing::HEADER - 1], keys), None);
     if is_bulk {
-        // Number and time carry no tag.
+        // Change a byte outside of number and time, because the tag does not cover these two fields.
         let mut changed = made.clone();
         let at = usize::from(padded::<1>(&input[input.len().min(52)..])[0]) % 36;
         changed[if at < 20 { at } else { at + 16 }] ^= 0x80;

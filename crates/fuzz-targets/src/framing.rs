@@ -1,4 +1,4 @@
-//! The link's bytes: frames, the messages in them, and the preamble of a data connection.
+//! Fuzz targets for the bytes of a link: frames, the messages in them, and the preamble of a data connection.
 
 use std::fmt::Debug;
 use std::sync::LazyLock;
@@ -13,19 +13,20 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-/// The longest text in a message, in bytes.
+/// The maximum length of a text in a message, in bytes.
 const MAX_TEXT: usize = EngineTerms::MAX_TEXT;
 
-/// A link's byte stream, as either end reads it.
+/// Decodes the input as the byte stream of a link, as each of the two ends reads it.
 pub fn frame(input: &[u8]) {
     stream::<ToReflector>(input);
     stream::<ToAppliance>(input);
 }
 
-/// The same messages and the same error come out however the stream is cut, and each message survives its frame.
+/// Checks that decoding returns the same messages and the same error however the stream is cut into pieces, and that
+/// each message can be framed and decoded again.
 fn stream<T: DeserializeOwned + Serialize + Bounded + PartialEq + Debug>(input: &[u8]) {
     let (messages, error) = read::<T>(input.chunks(4096));
-    // Pieces of 1 to 255 bytes, whose lengths are the input's own bytes.
+    // Cut the input into pieces of 1 to 255 bytes, whose lengths are the input's own bytes.
     let mut rest = input;
     let pieces = input.iter().map_while(|length| {
         let (piece, later) = rest.split_at_checked(usize::from(*length).max(1)).unwrap_or((rest, &[]));
@@ -39,7 +40,7 @@ fn stream<T: DeserializeOwned + Serialize + Bounded + PartialEq + Debug>(input: 
     }
 }
 
-/// Reads as the link does: takes every message before it pushes on. What comes after an error is not read.
+/// Decodes the pieces as the link does: takes every message before it pushes the next piece. Stops at the first error.
 fn read<'a, T: DeserializeOwned + Bounded>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<T>, Option<FrameError>) {
     let (mut decoder, mut messages) = (Decoder::new(), Vec::new());
     for piece in pieces {
@@ -65,7 +66,7 @@ fn survives_its_frame<T: DeserializeOwned + Serialize + Bounded + PartialEq + De
     assert_eq!(message.check(), Ok(()), "a decoded message keeps its bounds");
     let frame = match encode(message) {
         Ok(frame) => frame,
-        // Fields that were absent are written with their defaults, so the longest body may grow.
+        // Fields that were absent are written with their default values, so the longest body may become too long.
         Err(FrameError::TooLong(length)) => {
             assert!(length <= 2 * MAX_FRAME as u64, "{length} bytes of a message that fitted into a frame");
             return;
@@ -76,20 +77,21 @@ fn survives_its_frame<T: DeserializeOwned + Serialize + Bounded + PartialEq + De
     assert_eq!((messages.as_slice(), error), (std::slice::from_ref(message), None));
 }
 
-/// The body of a frame, as either end reads it.
+/// Decodes the input as the body of a frame, as each of the two ends reads it.
 pub fn message(input: &[u8]) {
     if let Some(message) = body::<ToAppliance>(input) {
         texts_are_harmless(&message);
     }
     match body::<ToReflector>(input) {
-        // The only text that is not cleaned as it is read: a specification is judged as a whole, and then answered.
+        // Only the texts of a test specification are not cleaned when they are read: the specification is checked as a
+        // whole.
         Some(ToReflector::Request { spec, .. }) if spec.check().is_err() => {}
         Some(message) => texts_are_harmless(&message),
         None => {}
     }
 }
 
-/// What was read is written and read again as the same value.
+/// Checks that a decoded value can be encoded and decoded again without a change.
 fn body<T: DeserializeOwned + Serialize + PartialEq + Debug>(input: &[u8]) -> Option<T> {
     let message = serde_json::from_slice::<T>(input).ok()?;
     let written = serde_json::to_vec(&message).unwrap_or_else(|why| panic!("{message:?} cannot be written: {why}"));
@@ -99,7 +101,7 @@ fn body<T: DeserializeOwned + Serialize + PartialEq + Debug>(input: &[u8]) -> Op
     Some(message)
 }
 
-/// No text in a message is long or can move the cursor of a terminal.
+/// Checks that each text in a message is short and has no character that can move the cursor of a terminal.
 fn texts_are_harmless(message: &(impl Serialize + Debug)) {
     fn check(value: &Value) {
         match value {
@@ -115,17 +117,17 @@ fn texts_are_harmless(message: &(impl Serialize + Debug)) {
     check(&serde_json::to_value(message).unwrap_or_else(|why| panic!("{message:?} is no JSON: {why}")));
 }
 
-/// The keys of the examples in docs/protocol.md.
+/// The session keys of the examples in docs/protocol.md.
 pub(crate) static DOCUMENTED: LazyLock<SessionKeys> = LazyLock::new(|| {
     let session = [0x01, 0x94, 0x3d, 0x3c, 0x5e, 0, 0x7a, 0x10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
     SessionKeys::derive(SessionId::from_bytes(session), Zeroizing::new(std::array::from_fn(|at| at as u8)))
 });
 
-/// The same session with another secret.
+/// The keys of the same session id derived from another secret.
 pub(crate) static OTHERS: LazyLock<SessionKeys> =
     LazyLock::new(|| SessionKeys::derive(DOCUMENTED.session(), Zeroizing::new([0xff; 32])));
 
-/// The first bytes of a data connection. Bytes 48 and 49 choose the bit that is flipped.
+/// Opens the input as the first bytes of a data connection. Bytes 48 and 49 choose a bit that is then flipped.
 pub fn preamble(input: &[u8]) {
     let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let bytes = padded::<{ Preamble::LEN }>(input);
@@ -147,12 +149,12 @@ pub fn preamble(input: &[u8]) {
     assert_eq!(Preamble::open(&with_flipped_bit(sealed, &input[input.len().min(Preamble::LEN)..]), keys), None);
 }
 
-/// The first `N` bytes of the input; zeros where it is shorter.
+/// The first `N` bytes of the input; if it is shorter, zeros follow.
 pub(crate) fn padded<const N: usize>(input: &[u8]) -> [u8; N] {
     std::array::from_fn(|at| input.get(at).copied().unwrap_or(0))
 }
 
-/// The bytes with one bit changed, which the first two bytes of `choice` choose.
+/// Flips one bit of `bytes`; the first two bytes of `choice` select the bit.
 pub(crate) fn with_flipped_bit<const N: usize>(mut bytes: [u8; N], choice: &[u8]) -> [u8; N] {
     let bit = usize::from(u16::from_be_bytes(padded(choice))) % (8 * N);
     bytes[bit / 8] ^= 1 << (bit % 8);

@@ -1,8 +1,8 @@
-//! What an iperf3 client prints.
+//! A fuzz target for the output of an iperf3 client.
 
 use paramedic_iperf3::output::{ClientReport, FailureKind, MAX_READINGS, StreamParser, parse, version_of};
 
-/// The output as a whole, and line by line.
+/// Parses the input as the output of iperf3, as a whole and line by line.
 pub fn iperf3_output(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     if let Ok(report) = parse(&text) {

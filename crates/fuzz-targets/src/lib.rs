@@ -34,9 +34,9 @@ pub use texts::{endpoint_id, key_file, pairing_code};
 pub struct Target {
     /// The name of its function here, of its file in `fuzz/fuzz_targets`, and of its folders of seeds and crashes.
     pub name: &'static str,
-    /// Plays one input. A panic is a finding.
+    /// Runs the target on one input. A panic means that it found a fault.
     pub run: fn(&[u8]),
-    /// Seeds made of recorded files of the repository: vectors, fixtures, documents.
+    /// Generates seeds from files of the repository: vectors, fixtures, documents.
     pub recorded: fn() -> Vec<Seed>,
 }
 
@@ -63,7 +63,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sessions", run: sessions, recorded: seeds::none },
 ];
 
-/// The target with this name.
+/// Finds the target with this name.
 pub fn find(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }

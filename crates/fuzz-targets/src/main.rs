@@ -1,4 +1,5 @@
-//! Names the targets, or writes their seeds and past crashes as files, for libFuzzer. What `script/fuzz` calls.
+//! Prints the names of the targets, or writes their seeds and past crashes as files for libFuzzer. `script/fuzz` calls
+//! this program.
 
 #![forbid(unsafe_code)]
 

@@ -1,23 +1,23 @@
-//! Changes of a seed for the stable compiler: no coverage guides them, so they only try what lies near the seeds. Pure;
-//! the same start gives the same inputs.
+//! Changes seeds, for fuzzing with the stable compiler. No coverage guides the changes, so they only try what is near
+//! the seeds. Pure; the same start gives the same inputs.
 
-/// Makes inputs out of seeds.
+/// Makes inputs by changing seeds at random.
 #[derive(Clone, Debug)]
 pub struct Mutator {
     state: u64,
 }
 
-/// No input becomes longer.
+/// The maximum length of an input, in bytes.
 const MAX_LEN: usize = 32 * 1024;
 
 impl Mutator {
-    /// A mutator whose inputs follow from `start`.
+    /// Creates a mutator whose inputs are determined by `start`.
     pub fn new(start: u64) -> Self {
-        // Marsaglia's xorshift stays at zero for ever.
+        // The generator (Marsaglia's xorshift) would stay at zero for ever.
         Self { state: start | 1 }
     }
 
-    /// A changed copy of one of the seeds.
+    /// Returns a changed copy of one of the seeds.
     pub fn change(&mut self, seeds: &[&[u8]]) -> Vec<u8> {
         let mut input = self.pick(seeds).to_vec();
         for _ in 0..=self.below(6) {
@@ -63,7 +63,7 @@ impl Mutator {
         of.get(at).copied().unwrap_or_default()
     }
 
-    /// A number below `bound`, which is not 0.
+    /// Returns a random number below `bound`, which must not be 0.
     fn below(&mut self, bound: usize) -> usize {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;

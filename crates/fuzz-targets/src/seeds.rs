@@ -1,5 +1,5 @@
-//! Inputs that are stored or recorded: where the targets begin. A seed is made here of vectors, fixtures and documents
-//! where the repository has them, and is a file in `seeds/` where it does not.
+//! The inputs from which fuzzing starts. Seeds are generated from the vectors, fixtures and documents of the repository
+//! where these exist; the other seeds are files in `seeds/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use paramedic_link::admission::Preamble;
 
 use crate::Target;
 
-/// One input.
+/// An input of a fuzz target.
 #[derive(Clone, Debug)]
 pub struct Seed {
-    /// A file name that is unique within its target.
+    /// The name of the seed's file, unique within its target.
     pub name: String,
-    /// The input.
+    /// The bytes of the input.
     pub bytes: Vec<u8>,
 }
 
@@ -25,29 +25,30 @@ impl Seed {
     }
 }
 
-/// Every seed of a target, the recorded ones first.
+/// Every seed of a target: first those generated from files of the repository, then those in `seeds/`.
 pub fn seeds(target: &Target) -> Vec<Seed> {
     let mut seeds = (target.recorded)();
     seeds.extend(files(&folder("seeds").join(target.name)));
     seeds
 }
 
-/// Every input that a target failed on once.
+/// Every stored input on which a target once failed.
 pub fn crashes(target: &Target) -> Vec<Seed> {
     files(&folder("crashes").join(target.name))
 }
 
-/// The folder of stored inputs with this name, `seeds` or `crashes`: one folder a target in it.
+/// The path of the folder of stored inputs with this name, `seeds` or `crashes`. It contains one folder for each
+/// target.
 pub fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// A file of the repository.
+/// The path of a file of the repository.
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
-/// The files of a folder and of those below it, in the order of their names; none where there is no such folder.
+/// The files of a folder and its subfolders, in the order of their names; none if the folder does not exist.
 pub(crate) fn files(folder: &Path) -> Vec<Seed> {
     let mut seeds = Vec::new();
     let entries = fs::read_dir(folder).into_iter().flatten();
@@ -64,17 +65,17 @@ pub(crate) fn files(folder: &Path) -> Vec<Seed> {
     seeds
 }
 
-/// For a target whose seeds are all files.
+/// Generates no seed, for a target whose seeds are all files.
 pub(crate) fn none() -> Vec<Seed> {
     Vec::new()
 }
 
-/// The recorded messages of both directions.
+/// The recorded messages of the link, in both directions.
 pub(crate) fn messages() -> Vec<Seed> {
     files(&repository("crates/link/vectors"))
 }
 
-/// The same in frames, and each direction's as one stream.
+/// The recorded messages of the link, each in a frame; and all frames of each direction as one stream.
 pub(crate) fn frames() -> Vec<Seed> {
     let mut seeds = messages();
     for seed in &mut seeds {
@@ -89,7 +90,7 @@ pub(crate) fn frames() -> Vec<Seed> {
     seeds
 }
 
-/// The lines of docs/protocol.md that show bytes in hexadecimal digits.
+/// The byte strings that docs/protocol.md shows in hexadecimal digits, one for each line.
 fn documented_bytes() -> Vec<Seed> {
     let text = fs::read_to_string(repository("docs/protocol.md")).expect("docs/protocol.md");
     let shown = text.lines().enumerate().filter_map(|(at, line)| {
@@ -99,33 +100,33 @@ fn documented_bytes() -> Vec<Seed> {
     shown.collect()
 }
 
-/// The documented preamble.
+/// The preamble of a data connection in docs/protocol.md.
 pub(crate) fn preambles() -> Vec<Seed> {
     documented_bytes().into_iter().filter(|seed| seed.bytes.len() == Preamble::LEN).collect()
 }
 
-/// Endpoint IDs at the ends of what they can be.
+/// Endpoint IDs whose bytes have extreme values.
 pub(crate) fn endpoint_ids() -> Vec<Seed> {
     let of = |byte| Seed::new(format!("key-of-{byte:02x}"), EndpointId::from_bytes([byte; 32]).to_string());
     [0, 1, 0x2a, 0x80, 0xff].map(of).into()
 }
 
-/// The documented datagrams, of both engines.
+/// The datagrams of the engines `echo` and `udp` in docs/protocol.md.
 pub(crate) fn datagrams() -> Vec<Seed> {
     documented_bytes().into_iter().filter(|seed| seed.bytes.len() != Preamble::LEN).collect()
 }
 
-/// A whole audit log, and its beginnings.
+/// A complete audit log, and logs with only its first lines.
 pub(crate) fn audit_logs() -> Vec<Seed> {
     let lines = crate::audit::main_chain();
     let first = |count: usize| Seed::new(format!("{count}-lines"), lines[..count].concat());
     [1, 3, lines.len()].map(first).into()
 }
 
-/// The template, as it is printed and with every setting in force.
+/// The configuration template: as it is printed, and with every setting uncommented.
 pub(crate) fn configurations<C: paramedic_host::config::Configuration>() -> Vec<Seed> {
     let template = paramedic_host::config::template::<C>();
-    // A setting is commented out by a `#` without a blank behind it.
+    // A line with a `#` and no space behind it is a setting that is commented out.
     let set = template.lines().map(|line| match line.strip_prefix('#') {
         Some(setting) if !setting.starts_with(' ') => setting,
         _ => line,
@@ -134,7 +135,7 @@ pub(crate) fn configurations<C: paramedic_host::config::Configuration>() -> Vec<
     vec![Seed::new("template", template), Seed::new("template-in-force", set)]
 }
 
-/// What real clients printed.
+/// Recorded output of real iperf3 clients.
 pub(crate) fn iperf3_outputs() -> Vec<Seed> {
     let mut seeds = files(&repository("crates/iperf3/fixtures"));
     seeds.retain(|seed| seed.name.ends_with(".json") || seed.name.ends_with(".jsonl"));

@@ -1,26 +1,28 @@
-//! The reflector's session rules under arbitrary calls, beside the model that the reflector's own tests use.
+//! A fuzz target that makes arbitrary calls of the reflector's session rules and compares them with the model of the
+//! reflector's own tests.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use paramedic_link::test_spec::{DataMode, EngineId};
 use reflector::event::AuditEvent;
-// What the model uses of its parent module.
+// The model `orders` uses these names of its parent module.
 use reflector::sessions::*;
 
-/// The model, compiled a second time: as a unit test of the reflector it can use the test dependencies alone, and stays
-/// beside what it models. Its tests do not run here.
+/// The model of the session rules, compiled a second time: as a unit test of the reflector it can use the test
+/// dependencies alone, and its file stays beside the code that it models. Its own tests do not run here.
 #[path = "../../reflector/src/sessions/orders.rs"]
 #[allow(dead_code, unused_imports, reason = "the generators of its tests")]
 mod orders;
 
 use orders::{Op, World};
 
-/// No input is more calls than this.
+/// The maximum number of calls that one input makes.
 const MOST_CALLS: usize = 100;
 
-/// Calls of `Sessions`, a few bytes each, behind five bytes for the limits. After each call the model counts slots,
-/// ports, tests, bytes and events again; at the end every session ends and nothing waits.
+/// Makes the calls of `Sessions` that the input encodes: first five bytes for the limits, then a few bytes for each
+/// call. After each call the model checks the counts of slots, ports, tests, bytes and events; at the end every session
+/// ends, and no request may still wait.
 pub fn sessions(input: &[u8]) {
     let mut bytes = Bytes(input);
     let mut world = World::new(limits(&mut bytes));
@@ -31,7 +33,7 @@ pub fn sessions(input: &[u8]) {
     world.finish();
 }
 
-/// The input, from its first byte on; zeros behind its end.
+/// The bytes of the input, from its first byte on; behind its end follow zeros.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -70,7 +72,7 @@ fn limits(bytes: &mut Bytes<'_>) -> Limits {
     }
 }
 
-/// The next call; `None` at the end of the input.
+/// Decodes the next call; `None` at the end of the input.
 fn op(bytes: &mut Bytes<'_>) -> Option<Op> {
     let what = bytes.next()?;
     let link = |bytes: &mut Bytes<'_>| u64::from(bytes.byte() % 10);

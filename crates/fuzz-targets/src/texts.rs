@@ -1,4 +1,4 @@
-//! What people type or keep: an Endpoint ID, a pairing code, the key file.
+//! Fuzz targets for texts that users type or store: an Endpoint ID, a pairing code, the key file.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::scratch;
 
-/// The text of an Endpoint ID.
+/// Parses the input as an Endpoint ID.
 pub fn endpoint_id(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     match text.parse::<EndpointId>() {
@@ -32,7 +32,7 @@ pub fn endpoint_id(input: &[u8]) {
     assert_eq!(id.to_string().parse(), Ok(id));
 }
 
-/// The text of a pairing code.
+/// Parses the input as a pairing code.
 pub fn pairing_code(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     match text.parse::<PairingCode>() {
@@ -51,7 +51,7 @@ pub fn pairing_code(input: &[u8]) {
     }
 }
 
-/// The printed text with each digit from `begin` on replaced by another one.
+/// Calls `check` with copies of the printed text in which one digit from `begin` on is replaced by another.
 fn each_replaced_digit(printed: &str, begin: usize, mut check: impl FnMut(&str)) {
     for at in (begin..printed.len()).filter(|at| printed.as_bytes()[*at] != b'-') {
         let other = if printed.as_bytes()[at] == b'7' { "8" } else { "7" };
@@ -61,7 +61,7 @@ fn each_replaced_digit(printed: &str, begin: usize, mut check: impl FnMut(&str))
     }
 }
 
-/// The contents of a key file.
+/// Loads the input as the contents of a key file.
 pub fn key_file(input: &[u8]) {
     let loaded = scratch::in_folder(|folder| {
         let path = folder.join("identity.key");
@@ -69,7 +69,7 @@ pub fn key_file(input: &[u8]) {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a file of our own");
         key_file::load(&path)
     });
-    // The only text that is a key: the name of the format, and 64 hexadecimal digits.
+    // The only valid content is the name of the format followed by 64 hexadecimal digits.
     let seed = std::str::from_utf8(input).ok().and_then(|text| {
         let digits = text.trim_end().strip_prefix("packetparamedic-key-v1 ")?;
         let seed = HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok()?;
@@ -81,7 +81,7 @@ pub fn key_file(input: &[u8]) {
             assert_eq!(key.id(), expected.id());
         }
         (Err(KeyFileError::Corrupt { .. }), None) => {}
-        // A file of this length is not read to its end.
+        // The program does not read a file of this length to its end.
         (Err(KeyFileError::Corrupt { .. }), Some(_)) => assert!(input.len() >= 256),
         (loaded, seed) => panic!("{loaded:?}, and the text holds {seed:?}"),
     }

@@ -19,18 +19,19 @@ use crate::reflector::Reflector;
 pub struct Appliance {
     home: TempDir,
     around: Around,
-    /// The program to run, if not the one that was built.
+    /// The path of the program to run; `None`: the one that was built.
     program: Option<PathBuf>,
-    /// The URL of its database, if that is no file.
+    /// The URL of the appliance's database; `None`: a file in the state folder.
     database: Option<String>,
 }
 
-/// Whether a result warns of a full processor at an end: then the machine was measured, not the link.
+/// Whether a result warns of a fully used processor at one of the ends: then the test measured the machine, not the
+/// link.
 pub fn says_full(result: &ResultDocument) -> bool {
     result.warnings.iter().any(|warning| warning.code.ends_with("_cpu"))
 }
 
-/// The event on a line of `--json-stream`.
+/// Parses a line of `--json-stream`.
 pub fn event(line: &str) -> Event {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("an event: {error}\n{line}"))
 }
@@ -42,7 +43,7 @@ impl Default for Appliance {
 }
 
 impl Appliance {
-    /// An appliance on this host.
+    /// Creates an appliance on this host.
     pub fn new() -> Self {
         Self {
             home: TempDir::new().expect("a temporary folder"),
@@ -52,38 +53,39 @@ impl Appliance {
         }
     }
 
-    /// An appliance in the network namespace `netns`.
+    /// Creates an appliance in the network namespace `netns`.
     pub fn in_netns(netns: &str) -> Self {
         Self { around: Around::Netns(netns.to_owned()), ..Self::new() }
     }
 
-    /// The same with its database on a PostgreSQL server.
+    /// Puts the database of the appliance on a PostgreSQL server.
     pub fn on_database(self, url: String) -> Self {
         Self { database: Some(url), ..self }
     }
 
-    /// The same with its state on a small file system. Each command gets its own file system with a copy of the state
-    /// folder; what the command writes is lost when it ends. Prints SKIPPED and returns `None` without the rights.
+    /// Puts the state of the appliance on a small file system. Each command gets its own file system with a copy of the
+    /// state folder; what the command writes is lost when it ends. Prints SKIPPED and returns `None` without the
+    /// rights.
     pub fn on_a_tiny_disk(self) -> Option<Self> {
         may_mount().then(|| Self { around: Around::TinyDisk(self.state()), ..self })
     }
 
-    /// The same with a state folder that cannot be written, not even by root. Prints SKIPPED and returns `None` without
-    /// the rights.
+    /// Makes the state folder of the appliance read-only, even for root. Prints SKIPPED and returns `None` without the
+    /// rights.
     pub fn with_read_only_state(self) -> Option<Self> {
         may_mount().then(|| Self { around: Around::ReadOnly(self.state()), ..self })
     }
 
-    /// The same as an unprivileged user who owns the state folder and may not write to it. Prints SKIPPED and returns
-    /// `None` without the rights.
+    /// Runs the appliance as an unprivileged user who owns the state folder but has no permission to write to it.
+    /// Prints SKIPPED and returns `None` without the rights.
     pub fn run_by_nobody_without_write_access(self) -> Option<Self> {
         let program = may_change_user().then(|| give_away(self.home.path(), NOBODY, "packetparamedic"))?;
         std::fs::set_permissions(self.state(), Permissions::from_mode(0o500)).expect("a mode");
         Some(Self { around: Around::Nobody, program: Some(program), ..self })
     }
 
-    /// The same as the unprivileged `user`, limited to `allowed` threads. No other test may use this user. Prints
-    /// SKIPPED and returns `None` without the rights.
+    /// Runs the appliance as the unprivileged `user`, limited to `allowed` threads. No other test may use this user.
+    /// Prints SKIPPED and returns `None` without the rights.
     pub fn with_few_threads(self, user: u32, allowed: u32) -> Option<Self> {
         let program = may_change_user().then(|| give_away(self.home.path(), user, "packetparamedic"))?;
         Some(Self { around: Around::FewThreads { user, allowed }, program: Some(program), ..self })
@@ -99,7 +101,7 @@ impl Appliance {
         self
     }
 
-    /// A command of the program with this appliance's state folder.
+    /// Builds a command of the program with this appliance's state folder.
     pub fn command(&self, args: &[&str]) -> Command {
         let program = self.program.clone().unwrap_or_else(|| Programs::built().path("packetparamedic"));
         let mut command = clean_command(&program, self.home.path(), &self.around);
@@ -110,7 +112,7 @@ impl Appliance {
         command
     }
 
-    /// The same with a limit of writable memory in bytes (`RLIMIT_DATA`).
+    /// Builds a command like [`Appliance::command`], with a limit of writable memory in bytes (`RLIMIT_DATA`).
     pub fn command_within(&self, memory: u64, args: &[&str]) -> Command {
         let plain = self.command(args);
         let mut command = Command::new("prlimit");
@@ -119,7 +121,7 @@ impl Appliance {
         command
     }
 
-    /// Runs such a command to completion.
+    /// Runs a command of the appliance to completion.
     pub fn run(&self, args: &[&str]) -> Outcome {
         self.command(args).stdin(Stdio::null()).output().expect("the program runs").into()
     }
@@ -140,12 +142,12 @@ impl Appliance {
         document
     }
 
-    /// A speed test as one JSON document.
+    /// Runs a speed test that prints its result as one JSON document.
     pub fn speed_test(&self, args: &[&str]) -> Outcome {
         self.run(&[&["speed-test", "--json"], args].concat())
     }
 
-    /// Starts a command; its stdout is read line by line.
+    /// Starts a command of the appliance; its stdout is read line by line.
     pub fn start(&self, args: &[&str]) -> Running {
         Running::start(self.command(args), Stdio::inherit()).expect("the program runs")
     }

@@ -21,7 +21,8 @@ pub const NASTY: &str = "\u{1b}[31mred\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}drawkca
 /// How long the appliance waits for an answer, whatever else the reflector sends.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long the appliance waits in a queue that does not move: twice the longest test (1 ms in [`welcome`]) plus 60 s.
+/// How long the appliance waits in a queue that does not move: 60 s plus twice the longest test, which is 1 ms in
+/// [`welcome`].
 const QUEUE_STALL: Duration = Duration::from_secs(60);
 
 /// The duration of the requested test.
@@ -30,8 +31,8 @@ const ASKED: Duration = Duration::from_secs(1);
 /// The limit of the appliance's writable memory, in bytes (`RLIMIT_DATA`). An appliance that needs more fails.
 const MOST_MEMORY: u64 = 512 << 20;
 
-/// How long a reflector sends the same message: longer than the appliance may take. A test of an appliance that waits for
-/// the end of the messages fails, and does not wait for ever.
+/// How long a reflector repeats the same message: longer than the appliance may take. So a test of an appliance that
+/// waits for the end of the messages fails instead of hanging.
 const FOREVER: Duration = Duration::from_secs(120);
 
 /// The arguments of the speed test against each script: one stream at a low rate.
@@ -40,21 +41,22 @@ pub const SPEED_TEST: &[&str] = &["speed-test", "-t", "1", "-P", "1", "-b", "1M"
 /// The point at which a reflector starts to break the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The first message: `hello` or `pair`.
+    /// The reflector receives the first message: `hello` or `pair`.
     First,
-    /// The request for the host's facts.
+    /// The appliance requests the facts of the reflector's host.
     Facts,
-    /// The request for a session.
+    /// The appliance requests a session.
     Request,
-    /// After the request was queued.
+    /// The request is queued.
     Queue,
-    /// The `start` of a phase.
+    /// The appliance sends the `start` of a phase.
     Start,
-    /// During a phase.
+    /// A phase runs.
     Phase,
-    /// The `finish` of the session.
+    /// The appliance sends the `finish` of the session.
     Finish,
-    /// The `finish` of a direct session whose port is closed: the appliance wants to repeat it through the tunnel.
+    /// The appliance sends the `finish` of a direct session whose data port is closed, because it wants to repeat the
+    /// session through the tunnel.
     FallBack,
 }
 
@@ -69,37 +71,37 @@ const STAGES: [Stage; 8] = [
     Stage::FallBack,
 ];
 
-/// What the reflector does then. Afterwards it sends nothing more.
+/// What the reflector does at its [`Stage`]. Afterwards it sends nothing more.
 #[derive(Clone)]
 pub enum Act {
-    /// Sends nothing.
+    /// The reflector sends nothing.
     Silence,
-    /// Closes the connection.
+    /// The reflector closes the connection.
     HangUp,
-    /// Sends these bytes once.
+    /// The reflector sends these bytes once.
     Bytes(Vec<u8>),
-    /// Sends these bytes and closes the connection.
+    /// The reflector sends these bytes and closes the connection.
     LastBytes(Vec<u8>),
-    /// Sends one message.
+    /// The reflector sends one message.
     Say(Value),
-    /// Sends the same message again and again at this interval; with 0, as fast as the appliance reads.
+    /// The reflector repeats one message at this interval; with zero, as fast as the appliance reads.
     Forever(Value, Duration),
 }
 
-/// A way to break the protocol.
+/// One way in which a reflector breaks the protocol.
 #[derive(Clone)]
 pub struct Script {
-    /// A description, unique in the table.
+    /// The description of the script, unique in the table.
     pub name: String,
     /// When the reflector breaks the protocol.
     pub stage: Stage,
-    /// How it breaks the protocol.
+    /// How the reflector breaks the protocol.
     pub act: Act,
-    /// Arguments of the appliance in addition to [`SPEED_TEST`].
+    /// Arguments for the appliance in addition to [`SPEED_TEST`].
     pub more: &'static [&'static str],
-    /// How long the command may take.
+    /// How long the appliance's command may take.
     pub within: Duration,
-    /// The expected exit code of a speed test, if there is only one.
+    /// The exit code that a speed test must have, if only one is right.
     pub exit: Option<i32>,
 }
 
@@ -123,7 +125,7 @@ pub enum Asked {
 pub struct Played {
     /// How the command ended.
     pub outcome: Outcome,
-    /// The duration of the command.
+    /// How long the command took.
     pub took: Duration,
 }
 
@@ -135,12 +137,12 @@ pub struct Honest {
 }
 
 impl Honest {
-    /// A reflector that offers direct mode too, with a data port that is closed.
+    /// Creates a reflector that also offers direct mode, with a data port that is closed.
     pub fn with_closed_port() -> Self {
         Self { has_closed_port: true, ..Self::default() }
     }
 
-    /// The stage at which an appliance sends `message`.
+    /// The stage that begins when an appliance sends `message`.
     fn stage(message: &Value) -> Option<Stage> {
         Some(match message["type"].as_str()? {
             "hello" | "pair" => Stage::First,
@@ -179,13 +181,13 @@ impl Honest {
         }
     }
 
-    /// Stores the phases of a request.
+    /// Stores the phases that a request asks for.
     pub fn note_request(&mut self, request: &Value) {
         let phases = request["spec"]["phases"].as_array().into_iter().flatten();
         self.durations_ms = phases.filter_map(|phase| phase["duration_ms"].as_u64()).collect();
     }
 
-    /// Reports a phase of 400 kbit/s, which is less than [`SPEED_TEST`] sends.
+    /// Reports a phase of 400 kbit/s, which is a lower rate than the appliance sends with [`SPEED_TEST`].
     fn run(&self, link: &mut AsReflector, phase: u64) -> io::Result<()> {
         let intervals = self.durations_ms.get(usize::try_from(phase).unwrap_or_default()).unwrap_or(&0) / 100;
         for at in 1..=intervals {
@@ -198,7 +200,7 @@ impl Honest {
     }
 }
 
-/// A valid welcome.
+/// Builds a valid `welcome`.
 pub fn welcome() -> Value {
     json!({
         "type": "welcome", "version": 1, "software": "1.0.0", "name": "stage", "data_modes": ["tunneled"],
@@ -206,13 +208,13 @@ pub fn welcome() -> Value {
     })
 }
 
-/// A valid grant.
+/// Builds a valid `granted`.
 pub fn granted() -> Value {
     let session = "0193aaaa-bbbb-7ccc-8ddd-eeeeffff0000";
     json!({ "type": "granted", "session": session, "expires_in_ms": 60_000, "udp": false })
 }
 
-/// A `queued` with this place.
+/// Builds a `queued` with this place in the queue.
 pub fn queued(place: u64) -> Value {
     json!({ "type": "queued", "place": place, "expected_wait_ms": 1000 })
 }
@@ -233,7 +235,7 @@ fn tally(bytes: u64, elapsed_us: u64) -> Value {
     } })
 }
 
-/// `claim` with one field replaced or added; `path` is a JSON pointer.
+/// Replaces or adds one field of `claim`; `path` is a JSON pointer.
 fn with(mut claim: Value, path: &str, value: Value) -> Value {
     if let Some(field) = claim.pointer_mut(path) {
         *field = value;
@@ -249,7 +251,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
     [&u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes(), body].concat()
 }
 
-/// Every script.
+/// Returns every script of the table.
 pub fn scripts() -> Vec<Script> {
     let crossed = STAGES
         .into_iter()
@@ -257,14 +259,14 @@ pub fn scripts() -> Vec<Script> {
     crossed.chain(claims()).chain(queues()).collect()
 }
 
-/// A part of the table that runs in half a minute: every message with a wrong field, and every act at one stage, chosen so
-/// that all stages are used.
+/// Returns a part of the table that runs in half a minute: every message with a wrong field, and every act at one
+/// stage, chosen so that each stage occurs.
 pub fn few_scripts() -> Vec<Script> {
     let few = scripts().into_iter().enumerate().filter(|(at, script)| {
         let acts = acts().len();
         let is_crossed = *at < STAGES.len() * acts;
         let is_chosen = at % acts % STAGES.len() == at / acts;
-        // Scripts that stall run at every stage.
+        // Scripts in which the reflector stalls run at every stage.
         let stalls = matches!(script.act, Act::Silence) || script.name.starts_with("pings ");
         (!is_crossed || is_chosen || stalls) && script.within < Duration::from_secs(40)
     });
@@ -272,14 +274,14 @@ pub fn few_scripts() -> Vec<Script> {
 }
 
 fn new(name: String, stage: Stage, act: Act) -> Script {
-    // In a queue the appliance waits as long as the reflector sends messages. Otherwise it waits for an answer, and the
-    // duration of the phase comes on top.
+    // In a queue the appliance waits as long as the reflector sends messages. Otherwise it waits for one answer, and
+    // the duration of the phase is added.
     let is_queue = stage == Stage::Queue && matches!(act, Act::Forever(..));
     let within = if is_queue { QUEUE_STALL } else { ANSWER_TIMEOUT } + ASKED;
     Script { name, stage, act, more: &[], within, exit: None }
 }
 
-/// The acts for every stage.
+/// The acts that are tried at every stage.
 fn acts() -> Vec<(&'static str, Act)> {
     let often = Duration::from_millis(200);
     let ping = json!({ "type": "ping" });
@@ -317,7 +319,7 @@ fn denied(reason: &str) -> Value {
     json!({ "type": "denied", "reason": reason, "detail": NASTY, "retry_after_ms": u64::MAX })
 }
 
-/// Messages with one wrong field.
+/// The scripts that send a message with one wrong field.
 fn claims() -> Vec<Script> {
     let many = |n: usize, value: &str| json!(vec![value; n]);
     let say = |name: &str, stage, claim| new(name.to_owned(), stage, Act::Say(claim));
@@ -387,7 +389,7 @@ fn claims() -> Vec<Script> {
     all.extend(grants.map(of(Stage::Request, granted)));
     all.extend(tallies.map(|(name, claim)| say(name, Stage::Phase, claim)));
     all.extend(readings);
-    // News of a session without its end.
+    // Messages about a session that do not end it.
     let news = [
         ("samples without end instead of an end", samples(0, 100_000, 100)),
         ("begins without end instead of an end", started(0)),
@@ -404,7 +406,7 @@ fn claims() -> Vec<Script> {
     ));
     all.push(say("a pairing without a proof", Stage::First, json!({ "type": "paired", "name": NASTY })));
     for script in &mut all {
-        // Counts that cannot be true must not become a result.
+        // Counts that cannot be true must not become part of a result.
         let is_refused = ["every byte", "took for ever", "in no time", "more than was sent"];
         if is_refused.iter().any(|part| script.name.contains(part)) {
             script.exit = Some(1);
@@ -413,7 +415,7 @@ fn claims() -> Vec<Script> {
     all
 }
 
-/// Queues that do not move.
+/// The scripts with a queue that does not move.
 fn queues() -> Vec<Script> {
     let often = Duration::from_millis(200);
     let forever = |name: &str, message| new(name.to_owned(), Stage::Queue, Act::Forever(message, often));
@@ -436,7 +438,7 @@ fn queues() -> Vec<Script> {
 }
 
 impl Script {
-    /// A reflector that follows the script once `is_armed`, and the protocol before.
+    /// Starts a reflector that follows the protocol until `is_armed` is set, and then the script.
     pub fn reflector(&self, is_armed: Arc<AtomicBool>) -> FalseReflector {
         let (stage, act) = (self.stage, self.act.clone());
         FalseReflector::listen(move |link, first| {
@@ -463,7 +465,7 @@ impl Script {
         })
     }
 
-    /// The commands to run against the script: all that reach its stage.
+    /// The commands to run against the script: those that reach its stage.
     pub fn asked(&self) -> &'static [Asked] {
         match self.stage {
             Stage::First => &[Asked::SpeedTest, Asked::Pair, Asked::PairById, Asked::Check],
@@ -471,7 +473,7 @@ impl Script {
         }
     }
 
-    /// Runs a command of a new appliance against the script.
+    /// Runs a command of a newly created appliance against the script.
     pub fn play(&self, asked: Asked) -> Played {
         let is_armed = Arc::new(AtomicBool::new(false));
         let reflector = self.reflector(Arc::clone(&is_armed));
@@ -497,12 +499,12 @@ impl Script {
         Played { outcome: output.expect("the program runs").into(), took: began.elapsed() }
     }
 
-    /// The fault in what the command did, if any. `slack` is extra time for a loaded machine.
+    /// What the command did wrong, if anything. `slack` is extra time for a loaded machine.
     pub fn fault(&self, asked: Asked, played: &Played, slack: Duration) -> Option<String> {
         let Played { outcome, took } = played;
         let is_test = matches!(asked, Asked::SpeedTest | Asked::SpeedTestJson);
         let said = format!("{}{}", outcome.stdout, outcome.stderr);
-        // Control characters, and their escapes in JSON.
+        // Search for control characters, and for their escapes in JSON.
         let lower = said.to_lowercase();
         let escaped = ["\\u001b", "\\u0007", "\\u009b", "\\u202e"].into_iter().find(|escape| lower.contains(escape));
         let control = said.chars().find(|c| c.is_control() && *c != '\n' || *c == '\u{202e}');

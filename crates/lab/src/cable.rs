@@ -10,9 +10,9 @@ use crate::TwoHosts;
 /// The properties of a cable.
 #[derive(Clone, Copy, Debug)]
 pub struct CableSpec {
-    /// The speed, in Mbit/s.
+    /// The speed that the interfaces report, in Mbit/s.
     pub mbps: u32,
-    /// Whether both directions share it.
+    /// Whether both directions share the speed.
     pub is_half_duplex: bool,
     /// The delay of each direction, in milliseconds.
     pub delay_ms: u32,
@@ -20,11 +20,11 @@ pub struct CableSpec {
     pub modes: u32,
 }
 
-/// A cable between two hosts, as `tap0` of both. Removed on drop.
+/// A cable between two hosts: the interface `tap0` on both. Removed on drop.
 #[derive(Debug)]
 pub struct Cable {
     script: Child,
-    /// The address of the reflector's host at the cable; each cable has another one.
+    /// The address that the reflector's host has on this cable; it is different for each cable.
     pub near: String,
 }
 
@@ -61,7 +61,7 @@ impl Cable {
 
 impl Drop for Cable {
     fn drop(&mut self) {
-        // The script ends with its stdin, and its devices with it.
+        // The script ends when its stdin is closed, and its devices then disappear.
         drop(self.script.stdin.take());
         let _ = self.script.wait();
     }

@@ -1,4 +1,4 @@
-//! Waiting for a change of files with inotify, instead of polling on a timer.
+//! Waits for a change of files with inotify, instead of polling on a timer.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ pub fn until<T>(folder: &Path, within: Duration, mut look: impl FnMut() -> Optio
     let changes = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
     inotify::add_watch(&watch, folder, changes).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     loop {
-        // The watch was added before this look, so a change in between wakes the poll below.
+        // The watch was added before this call of `look`, so a change in between wakes the poll below.
         if let Some(found) = look() {
             return Some(found);
         }

@@ -1,4 +1,4 @@
-//! An appliance with its service.
+//! An appliance that runs as a service.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,35 +13,35 @@ use crate::programs::{Outcome, Running};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An appliance with the folder of its service's socket, outside of the state folder: that may be a file system of its
-/// own, which only the service sees.
+/// An appliance, and the folder for the socket of its service. The folder is outside of the state folder, because the
+/// state folder may be on a file system that only the service sees.
 #[derive(Debug)]
 pub struct Device {
-    /// The appliance.
+    /// The appliance that runs as a service.
     pub appliance: Appliance,
-    /// The runtime folder.
+    /// The runtime folder, which contains the socket of the service.
     pub runtime: tempfile::TempDir,
 }
 
 impl Device {
-    /// A device without a running service.
+    /// Creates a device; the service is not running yet.
     pub fn new(appliance: Appliance) -> Self {
         Self { appliance, runtime: tempfile::tempdir().expect("a temporary folder") }
     }
 
-    /// A command that finds the service.
+    /// Builds a command of the appliance that finds the service.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.appliance.command(args);
         command.env("PACKETPARAMEDIC_RUNTIME_DIR", self.runtime.path()).stdin(Stdio::null());
         command
     }
 
-    /// Runs a command to its end.
+    /// Runs a command of the appliance to its end.
     pub fn run(&self, args: &[&str]) -> Outcome {
         self.command(args).output().expect("the program runs").into()
     }
 
-    /// Runs a command that must succeed, and returns its stdout.
+    /// Runs a command of the appliance that must succeed, and returns its stdout.
     pub fn must(&self, args: &[&str]) -> String {
         let outcome = self.run(args);
         assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", self.log());
@@ -64,7 +64,7 @@ impl Device {
         self.serve_with(self.command(&["serve"]))
     }
 
-    /// The same with a command of the test.
+    /// Starts the service by this command, and waits until it is ready.
     pub fn serve_with(&self, command: Command) -> Running {
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("a file");
         let service = Running::start(command, log.into()).expect("the program runs");
@@ -77,32 +77,32 @@ impl Device {
         self.runtime.path().join("log")
     }
 
-    /// The log of the service.
+    /// Everything that the service has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// Repeats a question until the answer is as wanted: now, and after each line of the service's log.
+    /// Runs a command repeatedly until its JSON document is as wanted: now, and after each line of the service's log.
     pub fn await_json(&self, args: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
         let look = || Some(self.json(args)).filter(&wanted);
         let found = changes::until(self.runtime.path(), PATIENCE, look);
         found.unwrap_or_else(|| panic!("{args:?}: {:#}\n{}", self.json(args), self.log()))
     }
 
-    /// The latest run of a schedule, once it has ended.
+    /// Waits until the latest run of a schedule has ended, and returns it.
     pub fn await_run(&self, name: &str) -> Value {
-        // Its row is stored a moment after it was requested.
+        // The row of the run is stored a moment after the run was requested.
         let is_over = |runs: &Value| runs[0]["outcome"].as_str().is_some_and(|outcome| outcome != "running");
         let runs = self.await_json(&["schedule", "runs", name], is_over);
         runs[0].clone()
     }
 
-    /// The socket of the service.
+    /// The path of the service's socket.
     pub fn socket(&self) -> PathBuf {
         self.runtime.path().join("service.sock")
     }
 
-    /// The database.
+    /// The path of the database.
     pub fn database(&self) -> PathBuf {
         self.appliance.state().join("packetparamedic.db")
     }

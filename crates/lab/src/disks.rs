@@ -1,4 +1,4 @@
-//! Full and slow disks.
+//! Simulates full and slow disks.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -14,7 +14,7 @@ use crate::programs::Running;
 pub fn fill(folder: &Path) -> PathBuf {
     let path = folder.join("what-else-is-on-the-disk");
     let mut file = File::create(&path).unwrap();
-    // Large pieces first, then single bytes.
+    // Write large pieces first, then single bytes.
     for piece in [vec![b'x'; 4096], vec![b'x'; 1]] {
         loop {
             match file.write_all(&piece) {
@@ -27,7 +27,7 @@ pub fn fill(folder: &Path) -> PathBuf {
     path
 }
 
-/// A disk that is slow for one process, until this is dropped.
+/// Makes the disk slow for one process, until this value is dropped.
 #[derive(Debug)]
 pub struct SlowDisk {
     strace: Child,
@@ -35,8 +35,7 @@ pub struct SlowDisk {
 }
 
 impl SlowDisk {
-    /// Makes each sync of the process's files take longer by `delay`. Prints SKIPPED and returns `None` without the
-    /// rights.
+    /// Delays each sync of the process's files by `delay`. Prints SKIPPED and returns `None` without the rights.
     pub fn under(process: &Running, delay: Duration) -> Option<Self> {
         let folder = TempDir::new().expect("a temporary folder");
         let pid = process.pid().as_raw_nonzero().to_string();
@@ -57,7 +56,7 @@ impl SlowDisk {
         Some(Self { strace, folder })
     }
 
-    /// How many syncs were traced.
+    /// The number of syncs of the process that were traced.
     pub fn syncs(&self) -> usize {
         let trace = std::fs::read_to_string(self.folder.path().join("syncs"));
         trace.expect("the trace").matches("sync(").count()
@@ -66,7 +65,7 @@ impl SlowDisk {
 
 impl Drop for SlowDisk {
     fn drop(&mut self) {
-        // strace lets go of the process where it is asked to end, not where it is killed.
+        // An interrupted strace detaches from the process; a killed strace does not.
         let _ =
             rustix::process::kill_process(rustix::process::Pid::from_child(&self.strace), rustix::process::Signal::INT);
         let _ = self.strace.wait();

@@ -1,5 +1,5 @@
-//! Either end of a link under a test's control: any key, real TLS, any bytes. A test can send what the real programs never
-//! send.
+//! Either end of a link under the control of a test, with any key, real TLS and any bytes. So a test can send what the
+//! real programs never send.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -22,18 +22,18 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// The bytes of a latency probe, and of its reply.
 pub const PROBE_LEN: usize = 96;
 
-/// An open link for any bytes.
+/// An open link over which a test can send any bytes.
 pub struct RawLink<S> {
     stream: S,
 }
 
-/// The appliance's end; the reflector is real.
+/// The appliance's end of a link, played by a test; the other end is a real reflector.
 pub type AsAppliance = RawLink<StreamOwned<ClientConnection, TcpStream>>;
-/// The reflector's end; the appliance is real.
+/// The reflector's end of a link, played by a test; the other end is a real appliance.
 pub type AsReflector = RawLink<StreamOwned<ServerConnection, TcpStream>>;
 
 impl AsAppliance {
-    /// Opens a link to the reflector at `address` with `key`, for `alpn`.
+    /// Opens a link to the reflector at `address`, authenticated with `key`, with the ALPN protocol `alpn`.
     pub fn open(address: &str, reflector: EndpointId, key: &SecretKey, alpn: Alpn) -> io::Result<Self> {
         Self::over(TcpStream::connect(address)?, reflector, key, alpn)
     }
@@ -45,7 +45,7 @@ impl AsAppliance {
         Self::over_with(socket, config)
     }
 
-    /// Opens a link over `socket` with any configuration. Reads use the timeout of `socket`.
+    /// Opens a link over `socket` with any TLS configuration. Reads have the timeout that `socket` has.
     pub fn over_with(mut socket: TcpStream, config: Arc<ClientConfig>) -> io::Result<Self> {
         let mut session = ClientConnection::new(config, tls::server_name()).map_err(io::Error::other)?;
         session.complete_io(&mut socket)?;
@@ -68,7 +68,7 @@ impl AsAppliance {
         }
     }
 
-    /// The keys of a session of this link.
+    /// Derives the keys of a session of this link.
     pub fn session_keys(&self, session: SessionId) -> SessionKeys {
         let secret = self.exporter(SESSION_EXPORTER_LABEL, Some(session.as_bytes()));
         SessionKeys::derive(session, secret.into())
@@ -88,24 +88,24 @@ impl AsReflector {
 }
 
 impl<S: Read + Write> RawLink<S> {
-    /// Sends these bytes, without framing.
+    /// Sends these bytes without framing them as a message.
     pub fn say_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)?;
         self.stream.flush()
     }
 
-    /// Sends a message, valid or not.
+    /// Sends a message, whether it is valid or not.
     pub fn say(&mut self, message: &Value) -> io::Result<()> {
         self.say_bytes(&frame::encode(message).map_err(io::Error::other)?)
     }
 
-    /// The next `count` bytes.
+    /// Reads the next `count` bytes.
     pub fn hear_bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; count];
         self.stream.read_exact(&mut bytes).map(|()| bytes)
     }
 
-    /// The next message; `None` if the other end closed the connection.
+    /// Reads the next message; `None` if the other end closed the connection.
     pub fn hear(&mut self) -> io::Result<Option<Value>> {
         let mut length = [0; 4];
         match self.stream.read_exact(&mut length) {
@@ -118,7 +118,7 @@ impl<S: Read + Write> RawLink<S> {
         serde_json::from_slice(&body).map(Some).map_err(io::Error::other)
     }
 
-    /// The next message of this type; others are skipped.
+    /// Reads messages until one of type `kind` arrives, and returns it; the others are discarded.
     pub fn hear_a(&mut self, kind: &str) -> io::Result<Value> {
         while let Some(message) = self.hear()? {
             if message["type"] == kind {
@@ -128,7 +128,7 @@ impl<S: Read + Write> RawLink<S> {
         Err(io::Error::other(format!("the connection was closed before a {kind}")))
     }
 
-    /// Reads and discards until the other end closes the connection.
+    /// Reads and discards bytes until the other end closes the connection.
     pub fn drain(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -141,7 +141,7 @@ impl<S: Read + Write> RawLink<S> {
         }
     }
 
-    /// Every byte until the other end closes the connection.
+    /// Reads and returns every byte until the other end closes the connection.
     pub fn hear_out(&mut self) -> io::Result<Vec<u8>> {
         let mut heard = Vec::new();
         let mut buffer = [0; 4096];
@@ -156,7 +156,7 @@ impl<S: Read + Write> RawLink<S> {
     }
 }
 
-/// A TCP connection from `source`, any address of loopback, to `target`.
+/// Opens a TCP connection from `source`, any loopback address, to `target`.
 pub fn connect_from(source: Ipv4Addr, target: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((source, 0)).into())?;
@@ -164,42 +164,42 @@ pub fn connect_from(source: Ipv4Addr, target: SocketAddr) -> io::Result<TcpStrea
     Ok(socket.into())
 }
 
-/// A device with its own key that is played by a test.
+/// A device with its own key, played by a test.
 pub struct RogueDevice {
-    /// The device's key.
+    /// The secret key of the device.
     pub key: SecretKey,
     address: String,
-    /// The reflector that it connects to.
+    /// The reflector that the device connects to.
     pub reflector: EndpointId,
 }
 
 impl RogueDevice {
-    /// A device with a new key, paired by Endpoint ID under the name `rogue`.
+    /// Creates a device with a new key, and pairs it by Endpoint ID under the name `rogue`.
     pub fn pair(reflector: &Reflector) -> Self {
         let rogue = Self::unpaired(reflector);
         reflector.must(&["peers", "add", &rogue.key.id().to_string(), "--name", "rogue"]);
         rogue
     }
 
-    /// A device with a new key that is not paired.
+    /// Creates a device with a new key, without pairing it.
     pub fn unpaired(reflector: &Reflector) -> Self {
         let key = SecretKey::generate().expect("a key");
         let reflector_id = reflector.id().parse().expect("an Endpoint ID");
         Self { key, address: reflector.address().to_owned(), reflector: reflector_id }
     }
 
-    /// Opens a connection for `alpn`.
+    /// Opens a connection to the reflector with the ALPN protocol `alpn`.
     pub fn open(&self, alpn: Alpn) -> AsAppliance {
         AsAppliance::open(&self.address, self.reflector, &self.key, alpn).expect("a connection")
     }
 
-    /// Opens a connection for a link from the address `source`.
+    /// Opens a connection to the reflector for a link, from the address `source`.
     pub fn open_from(&self, source: Ipv4Addr) -> io::Result<AsAppliance> {
         let target = self.address.parse().map_err(io::Error::other)?;
         AsAppliance::over(connect_from(source, target)?, self.reflector, &self.key, Alpn::Link)
     }
 
-    /// Opens a link up to `welcome`.
+    /// Opens a link and reads up to `welcome`.
     pub fn link(&self) -> AsAppliance {
         let mut link = self.open(Alpn::Link);
         link.say(&serde_json::json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).expect("it reads");
@@ -208,7 +208,7 @@ impl RogueDevice {
     }
 }
 
-/// Latency probes with these sequence numbers, sealed, one after the other.
+/// Builds latency probes with these sequence numbers and valid tags, one after the other.
 pub fn probes(keys: &SessionKeys, numbers: std::ops::Range<u32>) -> Vec<u8> {
     let sealed = |number: u32| {
         let mut probe = [0; PROBE_LEN];
@@ -223,30 +223,30 @@ pub fn probes(keys: &SessionKeys, numbers: std::ops::Range<u32>) -> Vec<u8> {
     numbers.flat_map(sealed).collect()
 }
 
-/// The preamble of a session's connection for latency probes.
+/// Builds the preamble of the connection that carries a session's latency probes.
 pub fn probe_preamble(keys: &SessionKeys) -> [u8; Preamble::LEN] {
     let nonce = [7; Preamble::NONCE_LEN];
     Preamble { session: keys.session(), phase: Preamble::ECHO, stream: 0, nonce }.seal(keys)
 }
 
-/// Whether the other end closed the connection, with or without a TLS alert.
+/// Whether the error means that the other end closed the connection, with or without a TLS alert.
 fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
 }
 
-/// A reflector with a real key that is played by a test.
+/// A reflector with a real key, played by a test.
 pub struct FalseReflector {
-    /// The address it listens on.
+    /// The address that the reflector listens on.
     pub address: SocketAddr,
-    /// Its identity.
+    /// The Endpoint ID of the reflector.
     pub id: EndpointId,
     _thread: JoinHandle<()>,
 }
 
 impl FalseReflector {
-    /// Listens on loopback. Calls `answer` for each link, with its first message, on a separate thread. Data connections
-    /// are read and discarded.
+    /// Listens on loopback. For each link, calls `answer` with the link and its first message, on a separate thread.
+    /// Reads and discards data connections.
     pub fn listen(answer: impl Fn(&mut AsReflector, &Value) -> io::Result<()> + Send + Sync + 'static) -> Self {
         let key = SecretKey::generate().expect("a key");
         let config = tls::reflector_config(&key).expect("TLS");
@@ -270,7 +270,8 @@ impl FalseReflector {
                         }
                         link.drain()
                     };
-                    // If the appliance closed the connection early, its own error says why.
+                    // Ignore the error: if the appliance closed the connection early, the appliance's own error states
+                    // why.
                     let _ = link();
                 });
             }

@@ -12,8 +12,8 @@ pub struct TwoHosts {
     pub far: Host,
 }
 
-/// Two hosts with a router between them. Each packet that they send is at most an MTU long, so that the router sees what a
-/// real one would. Removed on drop.
+/// Two hosts with a router between them. No packet that a host sends is longer than an MTU (no segmentation offload),
+/// so that the router sees the packets of a real line. Removed on drop.
 #[derive(Debug)]
 pub struct RoutedHosts {
     /// The reflector's host.
@@ -24,18 +24,18 @@ pub struct RoutedHosts {
     pub far: Host,
 }
 
-/// A network namespace with its addresses.
+/// A host: a network namespace with its addresses.
 #[derive(Debug)]
 pub struct Host {
     /// The name of the namespace.
     pub netns: String,
-    /// The IPv4 address.
+    /// The IPv4 address of the host.
     pub v4: String,
-    /// The IPv6 address.
+    /// The IPv6 address of the host.
     pub v6: String,
 }
 
-/// A tag for the names of new namespaces. Prints SKIPPED and returns `None` without root.
+/// Returns a tag for the names of new namespaces. Prints SKIPPED and returns `None` without root.
 fn new_tag() -> Option<String> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     if !rustix::process::geteuid().is_root() {
@@ -109,7 +109,7 @@ impl TwoHosts {
         Some(hosts)
     }
 
-    /// Takes the link down for good.
+    /// Takes the link down for the rest of the test.
     pub fn cut(&self) {
         ip(&["-n", &self.near.netns, "link", "set", "eth0", "down"]);
     }
@@ -134,7 +134,7 @@ impl Host {
         let _ = Command::new("ip").args(["netns", "del", &self.netns]).stderr(Stdio::null()).status();
     }
 
-    /// Loads an nftables ruleset.
+    /// Loads an nftables ruleset on this host.
     pub fn nft(&self, ruleset: &str) {
         let mut child = Command::new("ip")
             .args(["netns", "exec", &self.netns, "nft", "-f", "-"])
@@ -145,14 +145,14 @@ impl Host {
         assert!(child.wait().expect("nft ends").success(), "nft takes {ruleset}");
     }
 
-    /// Limits what this host sends over the link to `rate`, Ethernet headers included, with a queue of `queue`, both in the
-    /// notation of tc(8).
+    /// Limits what this host sends over the link to `rate`, Ethernet headers included, with a queue of the length
+    /// `queue`; both are in the notation of tc(8).
     pub fn shape(&self, rate: &str, queue: &str) {
         let tbf = ["tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32kb"];
         self.must(&[&tbf[..], &["latency", queue]].concat());
     }
 
-    /// A counter of the link's interface, such as `tx_bytes`.
+    /// Reads a counter of the link's interface, such as `tx_bytes`.
     pub fn interface_counter(&self, name: &str) -> u64 {
         let read = self.must(&["cat", &format!("/sys/class/net/eth0/statistics/{name}")]);
         read.trim().parse().expect("a number")

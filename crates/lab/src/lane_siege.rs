@@ -1,5 +1,6 @@
-//! An attack of unpaired clients on the port of the iperf3 lane while real sessions run there: garbage, silence, real
-//! iperf3 clients over TCP and UDP, single datagrams. Returns counts; the caller checks them.
+//! An attack of unpaired clients on the port of the iperf3 lane (the reflector's engine that runs a real iperf3) while
+//! real sessions run there: garbage, silence, real iperf3 clients over TCP and UDP, single datagrams. Returns counts;
+//! the caller checks them.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -13,25 +14,25 @@ use crate::appliance::Appliance;
 use crate::programs::is_gone;
 use crate::reflector::Reflector;
 
-/// A loopback address that is not the appliance's.
+/// The source address of the attackers: a loopback address other than the appliance's.
 const UNPAIRED: [u8; 4] = [127, 0, 0, 2];
-/// A session's child ends within two seconds; two more for a loaded machine.
+/// How long a session's iperf3 process may still run after the session: two seconds, and two more for a loaded machine.
 const GONE: Duration = Duration::from_secs(2 + 2);
 
-/// Counts of the attack.
+/// Counts of what happened during the attack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneSiege {
-    /// Complete sessions.
+    /// Sessions of the appliance that completed.
     pub complete: u32,
-    /// Connections that sent garbage or nothing.
+    /// Connections of attackers that sent garbage or nothing.
     pub connections: u64,
     /// Runs of a real iperf3 client over TCP.
     pub clients: u64,
     /// Runs of a real iperf3 client over UDP.
     pub udp_clients: u64,
-    /// Datagrams sent.
+    /// Single datagrams that attackers sent.
     pub datagrams: u64,
-    /// How many of all these attempts got an answer.
+    /// How many of all attempts of attackers got an answer.
     pub answered: u64,
     /// Child processes of the reflector after the last session.
     pub children_left: usize,
@@ -44,7 +45,7 @@ pub fn besiege_lane(reflector: &mut Reflector, appliance: &Appliance, port: u16,
     let at = SocketAddr::from((host, port));
     let (counts, over) = (Counts::default(), AtomicBool::new(false));
     let complete = std::thread::scope(|scope| {
-        // Ends the attack also if a session panics.
+        // Ends the attack even if a session panics.
         let _over = Over(&over);
         scope.spawn(|| counts.connect(at, &over));
         scope.spawn(|| counts.run_clients(at, &over));
@@ -94,7 +95,7 @@ fn connect(at: SocketAddr) -> Option<TcpStream> {
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).ok()?;
     bind(&socket, &SocketAddr::from((UNPAIRED, 0))).ok()?;
-    // Fails between two sessions, when the port is closed.
+    // Connecting fails between two sessions, when the port is closed.
     connect(&socket, &at).ok()?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
@@ -102,7 +103,7 @@ fn connect(at: SocketAddr) -> Option<TcpStream> {
 }
 
 impl Counts {
-    /// Sends garbage, bytes that look like an iperf3 cookie, and nothing.
+    /// Connects repeatedly and sends garbage, bytes that look like an iperf3 cookie, or nothing.
     fn connect(&self, at: SocketAddr, over: &AtomicBool) {
         let mut silent = Vec::new();
         while !over.load(Ordering::SeqCst) {
@@ -124,7 +125,7 @@ impl Counts {
         }
     }
 
-    /// Runs real clients, alternately over TCP and UDP.
+    /// Runs real iperf3 clients, alternately over TCP and UDP.
     fn run_clients(&self, at: SocketAddr, over: &AtomicBool) {
         let from = Ipv4Addr::from(UNPAIRED).to_string();
         let (ip, port) = (at.ip().to_string(), at.port().to_string());
@@ -146,7 +147,7 @@ impl Counts {
         }
     }
 
-    /// Sends datagrams, among them those that make an iperf3 server send.
+    /// Sends datagrams, among them one to which an iperf3 server replies.
     fn send_datagrams(&self, at: SocketAddr, over: &AtomicBool) {
         let socket = UdpSocket::bind(SocketAddr::from((UNPAIRED, 0))).expect("an address of loopback");
         socket.set_nonblocking(true).expect("a socket");

@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
 
-/// An address of 127.0.0.0/8 that no other test uses, so that all its ports are free.
+/// Returns an address of 127.0.0.0/8 that no other test uses, so that all its ports are free.
 pub fn address() -> Ipv4Addr {
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let [high, low] = (std::process::id() as u16).to_be_bytes();
     let [.., own] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    // Never in 127.0.0.0/16, which other programs use.
+    // The address is never in 127.0.0.0/16, which other programs use.
     Ipv4Addr::new(127, high | 1, low, own)
 }
 
-/// A reserved port on which no process listens, or can listen while this value lives.
+/// A reserved port: no process listens on it or can do so while this value lives.
 #[derive(Debug)]
 pub struct ClosedPort {
     address: SocketAddr,
@@ -28,7 +28,7 @@ impl std::fmt::Display for ClosedPort {
     }
 }
 
-/// Binds a port without listening on it.
+/// Reserves a port by binding it without listening on it.
 pub fn closed_port() -> ClosedPort {
     let held = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
     bind(&held, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");

@@ -1,4 +1,4 @@
-//! The two programs built from this tree, and processes that end with the test that started them.
+//! The two programs built from this source tree, and processes that are killed when the test that started them ends.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use paramedic_report::document::{ErrorDocument, ResultDocument};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// The folder with the two programs.
+/// The folder that contains the two programs.
 #[derive(Debug)]
 pub struct Programs {
     folder: PathBuf,
 }
 
-/// The programs that this process runs.
+/// The folder of programs that this process uses.
 static CHOSEN: OnceLock<Programs> = OnceLock::new();
 
 impl Programs {
@@ -62,7 +62,7 @@ impl Programs {
         Ok(Programs { folder })
     }
 
-    /// The path of a program.
+    /// The path of the program with this name.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -71,28 +71,28 @@ impl Programs {
 /// The environment that a program runs in.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Around {
-    /// That of the test.
+    /// The environment of the test itself.
     #[default]
     Nothing,
-    /// In this network namespace.
+    /// The network namespace with this name.
     Netns(String),
-    /// With a file system of [`TINY_DISK`] at its state folder, visible only to the program and its children.
+    /// A file system of [`TINY_DISK`] at the program's state folder, visible only to the program and its children.
     TinyDisk(PathBuf),
-    /// With this folder read-only, visible only to the program and its children.
+    /// This folder is read-only for the program and its children.
     ReadOnly(PathBuf),
-    /// In the mount namespace of this process.
+    /// The mount namespace of the process with this id.
     Disks(rustix::process::Pid),
-    /// As an unprivileged user without capabilities.
+    /// An unprivileged user without capabilities.
     Nobody,
-    /// On a kernel that refuses the system call with this number.
+    /// A kernel that refuses the system call with this number.
     Without(i64),
-    /// With this limit of open files.
+    /// This limit of open files.
     FewFiles(u32),
-    /// As an unprivileged user who may have so many threads in all processes.
+    /// An unprivileged user whose processes together may have only so many threads.
     FewThreads {
-        /// The user and group, which no other test uses.
+        /// The user and group of the program, which no other test uses.
         user: u32,
-        /// The limit (`RLIMIT_NPROC`).
+        /// The limit of threads (`RLIMIT_NPROC`).
         allowed: u32,
     },
 }
@@ -109,8 +109,8 @@ pub(crate) fn may_change_user() -> bool {
     may
 }
 
-/// Gives `home` and all in it to `user`, with a copy of the program `name`, and returns the copy: the user may be unable
-/// to read the target folder.
+/// Gives the folder `home` and all in it to `user`, puts a copy of the program `name` there, and returns the path of
+/// the copy: the user may be unable to read the target folder.
 pub(crate) fn give_away(home: &Path, user: u32, name: &str) -> PathBuf {
     let bin = home.join("bin");
     std::fs::create_dir_all(&bin).expect("a folder");
@@ -152,7 +152,7 @@ fn filter_without(call: i64) -> Vec<u8> {
     program.into_iter().flat_map(bytes).collect()
 }
 
-/// The size of such a disk: little more than two small databases and a log need.
+/// The size of the file system of [`Around::TinyDisk`]: little more than two small databases and a log need.
 const TINY_DISK: &str = "2m";
 
 /// Mounts a file system at the folder `$1` with a copy of its content, and executes the program.
@@ -248,17 +248,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// stdout as one JSON document.
+    /// Parses stdout as one JSON document.
     pub fn json(&self) -> Value {
         self.read()
     }
 
-    /// stdout as the result of a speed test.
+    /// Parses stdout as the result of a speed test.
     pub fn result(&self) -> ResultDocument {
         self.read()
     }
 
-    /// stdout as an error.
+    /// Parses stdout as an error document.
     pub fn error(&self) -> ErrorDocument {
         self.read()
     }
@@ -292,7 +292,7 @@ impl From<Output> for Outcome {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    /// In a mutex, so that threads can share the process.
+    /// The lines of stdout, in a mutex, so that threads can share the process.
     lines: Mutex<Receiver<String>>,
 }
 
@@ -304,7 +304,7 @@ impl Running {
         Ok(Self { child, lines: Mutex::new(read_lines(stdout)) })
     }
 
-    /// The next line of stdout.
+    /// Returns the next line of stdout; an error if none arrives `within` this time.
     pub fn line(&self, within: Duration) -> anyhow::Result<String> {
         match self.next_line(within) {
             Ok(line) => Ok(line),
@@ -317,7 +317,7 @@ impl Running {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(within)
     }
 
-    /// All further lines, until stdout closes.
+    /// Returns all further lines, until stdout closes; an error if that takes longer than `within`.
     pub fn rest(&self, within: Duration) -> anyhow::Result<Vec<String>> {
         let until = Instant::now() + within;
         let mut lines = Vec::new();
@@ -330,13 +330,14 @@ impl Running {
         }
     }
 
-    /// The path of a folder in the mount namespace of the process.
+    /// The path by which this process reaches a folder as the running process sees it, in that process's mount
+    /// namespace.
     pub fn sees(&self, folder: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
         root.join(folder.strip_prefix("/").unwrap_or(folder))
     }
 
-    /// The running child processes, with their names.
+    /// The running child processes of the process, with their names.
     pub fn children(&self) -> Vec<(rustix::process::Pid, String)> {
         let own = self.child.id().to_string();
         let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
@@ -357,7 +358,7 @@ impl Running {
         rustix::process::Pid::from_child(&self.child)
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(self.pid(), signal).expect("the process is ours and runs");
     }

@@ -27,25 +27,25 @@ pub struct Reflector {
     environment: Vec<(String, String)>,
     listen: Vec<String>,
     running: Option<Running>,
-    /// The program to run, if not the one that was built.
+    /// The path of the program to run; `None`: the one that was built.
     program: Option<PathBuf>,
-    /// Its `PATH`, if not that of the test.
+    /// The `PATH` of the reflector; `None`: that of the test.
     path: Option<String>,
-    /// The addresses that it printed at its start.
+    /// The addresses that the reflector printed at its start.
     pub addresses: Vec<String>,
 }
 
 /// An open pairing code.
 #[derive(Debug)]
 pub struct Pairing {
-    /// The code as printed.
+    /// The pairing code as `reflector pair` printed it.
     pub code: String,
-    /// The running `reflector pair`.
+    /// The running command `reflector pair`.
     pub command: Running,
 }
 
 impl Reflector {
-    /// Starts a reflector on a free port of loopback; `environment` without the `REFLECTOR_` prefix.
+    /// Starts a reflector on a free loopback port. The names in `environment` lack the prefix `REFLECTOR_`.
     pub fn serve(environment: &[(&str, &str)]) -> Self {
         Self::serve_on(&["127.0.0.1:0"], None, environment)
     }
@@ -58,7 +58,7 @@ impl Reflector {
         reflector
     }
 
-    /// Starts a reflector on a free port of loopback, with its state on a small file system. Prints SKIPPED and returns
+    /// Starts a reflector on a free loopback port, with its state on a small file system. Prints SKIPPED and returns
     /// `None` without the rights.
     pub fn serve_on_a_tiny_disk(environment: &[(&str, &str)]) -> Option<Self> {
         if !may_mount() {
@@ -82,8 +82,8 @@ impl Reflector {
         Some(reflector)
     }
 
-    /// Starts a reflector on loopback as the unprivileged `user`, limited to `allowed` threads; no other test may use
-    /// it. Prints SKIPPED and returns `None` without the rights.
+    /// Starts a reflector on loopback as the unprivileged `user`, limited to `allowed` threads. No other test may use
+    /// this user. Prints SKIPPED and returns `None` without the rights.
     pub fn serve_with_few_threads(user: u32, allowed: u32) -> Option<Self> {
         if !may_change_user() {
             return None;
@@ -105,14 +105,14 @@ impl Reflector {
         Some(reflector)
     }
 
-    /// Starts a reflector on loopback with this limit of open files.
+    /// Starts a reflector on loopback with at most `allowed` open files.
     pub fn serve_with_few_files(allowed: u32) -> Self {
         let mut reflector = Self::new(&["127.0.0.1:0"], Around::FewFiles(allowed), &[]);
         reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
         reflector
     }
 
-    /// Starts a reflector on `listen` that finds other programs in `path`.
+    /// Starts a reflector on `listen` whose `PATH` is `path`.
     pub fn serve_with_path(path: &str, listen: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut reflector = Self::new(listen, Around::Nothing, environment);
         reflector.path = Some(path.to_owned());
@@ -120,17 +120,17 @@ impl Reflector {
         reflector
     }
 
-    /// A reflector that is not started yet; it will listen on a free port of loopback.
+    /// Creates a reflector without starting it; it will listen on a free loopback port.
     pub fn idle(environment: &[(&str, &str)]) -> Self {
         Self::new(&["127.0.0.1:0"], Around::Nothing, environment)
     }
 
-    /// A reflector in the network namespace `netns` that is not started yet.
+    /// Creates a reflector in the network namespace `netns` without starting it.
     pub fn idle_in(netns: &str, environment: &[(&str, &str)]) -> Self {
         Self::new(&["127.0.0.1:0"], Around::Netns(netns.to_owned()), environment)
     }
 
-    /// The same with an environment variable, by its full name.
+    /// Adds an environment variable to the reflector; `name` is the full name.
     pub fn with_variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
@@ -149,7 +149,7 @@ impl Reflector {
         }
     }
 
-    /// Starts or restarts the reflector with the same state folder and port.
+    /// Starts the reflector, or restarts it with the same state folder and port.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.command_in(&self.around, &["serve"]);
@@ -168,12 +168,12 @@ impl Reflector {
         Ok(())
     }
 
-    /// A command of the program with this reflector's state folder, settings and environment.
+    /// Builds a command of the program with this reflector's state folder, settings and environment.
     pub fn command(&self, args: &[&str]) -> Command {
         match (&self.around, &self.running) {
             (Around::TinyDisk(_), Some(running)) => self.command_in(&Around::Disks(running.pid()), args),
             (Around::FewFiles(_), _) => self.command_in(&Around::Nothing, args),
-            // The running program has used the limit up.
+            // The running program already uses the limit up.
             (Around::FewThreads { user, .. }, _) => {
                 self.command_in(&Around::FewThreads { user: *user, allowed: PLENTY_OF_THREADS }, args)
             }
@@ -192,19 +192,20 @@ impl Reflector {
         command
     }
 
-    /// Runs such a command to completion.
+    /// Runs a command of the reflector to completion.
     pub fn run(&self, args: &[&str]) -> Outcome {
         self.command(args).stdin(Stdio::null()).output().expect("the program runs").into()
     }
 
-    /// Runs such a command, which must succeed, and returns its stdout.
+    /// Runs a command of the reflector, which must succeed, and returns its stdout.
     pub fn must(&self, args: &[&str]) -> String {
         let outcome = self.run(args);
         assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", self.log());
         outcome.stdout.trim().to_owned()
     }
 
-    /// Runs such a command, which must fail with this exit code and three lines, and returns the lines.
+    /// Runs a command of the reflector, which must fail with this exit code and three lines on stderr, and returns the
+    /// lines.
     pub fn fails(&self, args: &[&str], exit: i32) -> [String; 3] {
         let outcome = self.run(args);
         assert_eq!((outcome.code, outcome.stdout.as_str()), (exit, ""), "{args:?}: {outcome:?}");
@@ -231,12 +232,12 @@ impl Reflector {
         Pairing { code, command }
     }
 
-    /// The output of `status --json`.
+    /// Returns the output of `reflector status --json`.
     pub fn status(&self) -> serde_json::Value {
         serde_json::from_str(&self.must(&["status", "--json"])).expect("JSON")
     }
 
-    /// Every line of the audit log, both chains in order of time.
+    /// Returns every line of the audit log; the two hash chains are merged in order of time.
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let folder = self.audit_folder();
         let mut files = std::fs::read_dir(folder)
@@ -245,7 +246,7 @@ impl Reflector {
         files.sort();
         let is_refusals = |file: &PathBuf| file.to_string_lossy().contains("refusals-");
         let (refusals, main) = files.into_iter().partition::<Vec<_>, _>(is_refusals);
-        // Lines with the same time: refusals first, because `stopped` is the last line.
+        // Among lines with the same time, the refusals come first, because `stopped` is the last line.
         let files = refusals.into_iter().chain(main);
         let text = files.map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect::<String>();
         let mut lines = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>();
@@ -253,7 +254,7 @@ impl Reflector {
         lines
     }
 
-    /// The audit events with this name.
+    /// Returns the audit events with this name.
     pub fn audited(&self, event: &str) -> Vec<serde_json::Value> {
         self.audit().into_iter().filter(|line| line["event"] == event).collect()
     }
@@ -265,17 +266,17 @@ impl Reflector {
             .unwrap_or_else(|| panic!("no such {event} in the audit log: {:#?}\n{}", self.audit(), self.log()))
     }
 
-    /// Waits until the log contains `text`.
+    /// Waits until the reflector's log contains `text`.
     pub fn await_log(&self, text: &str) {
         let look = || self.log().contains(text).then_some(());
         changes::until(self.home.path(), PATIENCE, look)
             .unwrap_or_else(|| panic!("nothing of {text:?} in the log:\n{}", self.log()));
     }
 
-    /// Ends the reflector by a signal and keeps its state for the next start, also if the state is on a small file
+    /// Ends the reflector by a signal and keeps its state for the next start, even if the state is on a small file
     /// system.
     pub fn end(&mut self, signal: rustix::process::Signal) {
-        // A mount namespace lives as long as a process in it.
+        // A mount namespace exists only as long as a process in it.
         let keeper = matches!(self.around, Around::TinyDisk(_)).then(|| {
             let mut command = Command::new("nsenter");
             let pid = self.process().pid().to_string();
@@ -307,7 +308,7 @@ impl Reflector {
         self.home.path().join("state")
     }
 
-    /// The path of its state folder in the reflector's mount namespace.
+    /// The path by which the test reaches the state folder in the reflector's mount namespace.
     pub fn disk(&self) -> PathBuf {
         match (&self.around, &self.running) {
             (Around::TinyDisk(_), Some(running)) => running.sees(&self.state()),
@@ -323,7 +324,7 @@ impl Reflector {
         self.home.path().join("log")
     }
 
-    /// The reflector's stderr.
+    /// Everything that the reflector has written to stderr.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! A control group with a limited share of the processor, as a container or a service has.
+//! A control group with a limited share of the processor, as a container or a systemd service may have.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -11,12 +11,12 @@ use rustix::process::Pid;
 const PERIOD_US: u32 = 100_000;
 
 /// A control group whose processes together get at most a share of one processor. Removed on drop; its processes must
-/// have ended by then.
+/// have ended before.
 #[derive(Debug)]
 pub struct Share(PathBuf);
 
 impl Share {
-    /// A group with `percent` of one processor. Prints SKIPPED and returns `None` if it cannot be created.
+    /// Creates a group that gets `percent` of one processor. Prints SKIPPED and returns `None` if it cannot be created.
     pub fn of_a_core(percent: u32) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("pp{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -59,7 +59,7 @@ fn put(file: &Path, text: &str) -> io::Result<()> {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        // A group with a running process cannot be removed; the owner of the process reports that.
+        // A group with a running process cannot be removed; the owner of that process reports it.
         let _ = fs::remove_dir(&self.0);
     }
 }

@@ -388,7 +388,7 @@ fn a_broker_that_acknowledges_nothing_is_left_and_delays_no_end() {
     let (url, packets) = broker_that_answers(&[(CONNECT, ACCEPTED), (PING, PONG)]);
     let device = Device::new(Appliance::new());
     let mut service = serve(&device, &url, PASSWORD);
-    await_log(&device, "it did not acknowledge a message within 20 s", 1);
+    await_log(&device, "the broker did not acknowledge a message within 20 s", 1);
     // The next connection.
     for kind in [CONNECT, PUBLISH, CONNECT, PUBLISH] {
         await_packet(&packets, kind);
@@ -415,8 +415,8 @@ fn a_broker_that_repeats_the_password_or_sends_what_was_not_asked_for_is_named_w
     let cases = [
         (vec![(CONNECT, ACCEPTED), (PUBLISH, disconnect.as_slice())], "it ended the connection: NotAuthorized"),
         (vec![(CONNECT, published.as_slice())], "it began with Publish"),
-        (vec![(CONNECT, ACCEPTED), (PUBLISH, published.as_slice())], "it sent an unexpected packet"),
-        (vec![(CONNECT, ACCEPTED), (PUBLISH, acknowledged.as_slice())], "it sent an unexpected packet"),
+        (vec![(CONNECT, ACCEPTED), (PUBLISH, published.as_slice())], "the broker sent an unexpected packet"),
+        (vec![(CONNECT, ACCEPTED), (PUBLISH, acknowledged.as_slice())], "the broker sent an unexpected packet"),
     ];
     let case = |(answers, said): (Vec<(u8, &[u8])>, &str)| {
         let (url, packets) = broker_that_answers(&answers);

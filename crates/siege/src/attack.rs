@@ -1,4 +1,4 @@
-//! Building blocks of attackers: sockets with a chosen source address, and threads that end with their row.
+//! Building blocks of attackers: sockets with a chosen source address, and threads that end together with their row.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -36,7 +36,7 @@ pub(crate) fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream
     Ok(stream)
 }
 
-/// When attackers stop: on request, or at the latest after a time.
+/// Tells attackers when to stop: on request, or at the latest after a time.
 #[derive(Debug)]
 pub(crate) struct Until {
     over: AtomicBool,
@@ -44,7 +44,7 @@ pub(crate) struct Until {
 }
 
 impl Until {
-    /// Ends after `at_most`.
+    /// Creates a value by which attackers stop after `at_most` at the latest.
     pub(crate) fn at_most(at_most: Duration) -> Self {
         Self { over: AtomicBool::new(false), latest: Instant::now() + at_most }
     }
@@ -89,21 +89,21 @@ pub(crate) fn enter_netns(name: &str) -> anyhow::Result<()> {
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
-/// Connections that are kept open: if the target closes one, it is opened again, at most once a second. They send nothing,
-/// or a byte of a TLS record per second.
+/// A crowd of connections that an attacker keeps open: if the target closes a connection, the attacker opens it again,
+/// at most once a second. The connections send nothing, or a byte of a TLS record per second.
 pub(crate) struct Crowd<'a> {
-    /// The address to connect to.
+    /// The address to which the attacker connects.
     pub(crate) to: SocketAddr,
-    /// The number of simultaneous connections.
+    /// The number of connections that are open at the same time.
     pub(crate) size: usize,
-    /// The source address of each connection.
+    /// Returns the source address of each connection by its number.
     pub(crate) source: &'a (dyn Fn(usize) -> IpAddr + Sync),
     /// Whether each connection sends a byte per second.
     pub(crate) trickles: bool,
 }
 
 impl Crowd<'_> {
-    /// Keeps the connections open until the attack ends. Returns how many were opened.
+    /// Keeps the connections open until the attack ends. Returns how many connections were opened in total.
     pub(crate) fn press(&self, until: &Until) -> u64 {
         const THREADS: usize = 4;
         let opened = AtomicU64::new(0);
@@ -124,7 +124,7 @@ impl Crowd<'_> {
                                 opened.fetch_add(u64::from(place.is_some()), Ordering::Relaxed);
                             }
                         }
-                        // The pace of the attack, not a wait for an event.
+                        // This sleep sets the pace of the attack; it does not wait for an event.
                         std::thread::sleep(Duration::from_secs(1).saturating_sub(began.elapsed()));
                     }
                 });

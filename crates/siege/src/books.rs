@@ -14,48 +14,48 @@ use paramedic_link::tls::Alpn;
 use paramedic_link::{EndpointId, SecretKey};
 use serde_json::{Value, json};
 
-/// The timeout for one answer of the reflector.
+/// How long the reflector may take for one answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// Acknowledged changes.
+/// The changes that a reflector acknowledged.
 #[derive(Debug, Default)]
 pub(crate) struct Books {
     /// Endpoint IDs of peers whose addition was acknowledged and whose removal was not requested.
     added: BTreeSet<String>,
     removed: BTreeSet<String>,
-    /// Granted sessions.
+    /// The ids of the sessions that the reflector granted.
     granted: Vec<String>,
 }
 
-/// Discrepancies found after a crash.
+/// The discrepancies found after a crash.
 #[derive(Debug, Default)]
 pub(crate) struct Loss {
-    /// Acknowledged changes that were lost.
+    /// The number of acknowledged changes that were lost.
     pub(crate) lost: u64,
-    /// Peers on which audit log and store disagree.
+    /// The number of peers on which audit log and database disagree.
     pub(crate) disagree: u64,
-    /// Grants without a line in the audit log.
+    /// The number of granted sessions without a line in the audit log.
     pub(crate) grants_without_line: u64,
-    /// Logs that fail verification.
+    /// The number of audit logs that fail verification.
     pub(crate) broken: u64,
-    /// Descriptions for people.
+    /// Descriptions of the discrepancies for the page.
     pub(crate) details: Vec<String>,
 }
 
 impl Books {
-    /// Adds the record of another thread.
+    /// Adds the changes that another thread recorded.
     pub(crate) fn merge(&mut self, other: Books) {
         self.added.extend(other.added);
         self.removed.extend(other.removed);
         self.granted.extend(other.granted);
     }
 
-    /// The number of acknowledged changes.
+    /// The number of changes that the reflector acknowledged.
     pub(crate) fn len(&self) -> usize {
         self.added.len() + self.removed.len() + self.granted.len()
     }
 
-    /// Compares the record with the state of the restarted reflector.
+    /// Compares the acknowledged changes with the state of the restarted reflector.
     pub(crate) fn check(&self, reflector: &Reflector, client: &Client, loss: &mut Loss) -> anyhow::Result<()> {
         let told = client.ask(&json!({ "do": "peers" }))?;
         let peers = told["peers"].as_array().context("peers")?;
@@ -96,7 +96,7 @@ impl Books {
     }
 }
 
-/// A client that requests every kind of change that the reflector writes to disk.
+/// A client that requests every kind of change that a reflector writes to disk.
 #[derive(Debug)]
 pub(crate) struct Client {
     socket: PathBuf,
@@ -106,7 +106,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Creates a client that is paired by Endpoint ID.
+    /// Creates a client, and pairs it with the reflector by Endpoint ID.
     pub(crate) fn paired_with(reflector: &Reflector) -> anyhow::Result<Self> {
         let client = Self {
             socket: reflector.state().join("admin.sock"),
@@ -120,7 +120,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Sends a request to the admin socket and returns its answer.
+    /// Sends a request to the reflector's admin socket and returns the answer.
     pub(crate) fn ask(&self, ask: &Value) -> anyhow::Result<Value> {
         let (mut answers, _) = open(&self.socket, ask)?;
         next(&mut answers)
@@ -130,8 +130,9 @@ impl Client {
         self.ask(&json!({ "do": "status" }))
     }
 
-    /// Adds and renames a peer, runs a session, pairs by code, and removes the peer. Records the acknowledged changes in
-    /// `books`, and returns how many steps the reflector refused. A reflector that is gone ends the round with an error.
+    /// Runs one round of requests: adds and renames a peer, runs a session, pairs by code, and removes the peer.
+    /// Records the acknowledged changes in `books`, and returns how many steps the reflector refused. If the reflector
+    /// has ended, the round ends with an error.
     pub(crate) fn round(&self, books: &mut Books) -> anyhow::Result<u32> {
         let mut not_done = 0;
         let peer = SecretKey::generate()?.id().to_string();
@@ -152,7 +153,7 @@ impl Client {
             None => not_done += 1,
         }
         if is_added {
-            // From here on the peer may be gone, and once the removal is acknowledged it must be.
+            // From here on the peer may be missing, and once the removal is acknowledged it must be.
             books.added.remove(&peer);
             if is_done(&self.ask(&json!({ "do": "remove_peer", "peer": peer }))?) {
                 books.removed.insert(peer);

@@ -35,7 +35,7 @@ struct Cli {
     out: Option<PathBuf>,
 }
 
-/// The page of a complete long siege.
+/// The page to which a complete long siege is written.
 const PAGE: &str = "docs/siege.md";
 
 /// Runs the program.
@@ -73,7 +73,7 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
     Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one row and prints its line of the table.
+/// Runs one row of the siege and prints its line of the table.
 fn play(row: &'static Row, scale: Scale) -> Played {
     let began = Instant::now();
     // `lab` panics if a program does what it must never do.
@@ -97,12 +97,12 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }
 
-/// Raises the limit of open files, for thousands of connections.
+/// Raises the limit of open files as far as allowed, for thousands of connections.
 fn raise_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(65_536).min(65_536);
-    // Best effort: a row that runs out of descriptors reports it.
+    // This is best effort: a row that runs out of descriptors reports that.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum });
 }
 

@@ -1,5 +1,5 @@
-//! The siege: attacks and faults against both real programs that check each promise of safety. Development only; not
-//! shipped. Each row of the table is a file in `rows/`; code that several rows share is in this folder.
+//! The siege: attacks and faults against both real programs. Each row of its table checks one promise of safety; its
+//! code is a file in `rows/`, and code that several rows share is in this folder. Development only; not shipped.
 
 #![forbid(unsafe_code)]
 

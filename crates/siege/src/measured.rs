@@ -1,8 +1,8 @@
-//! The measured values of a row, and whether its promise was met. Pure.
+//! The measured values of a row of the siege, and whether its promise was met. Pure.
 
 use crate::scale::Scale;
 
-/// The measured values of a row: parts of one sentence, each checked or only printed.
+/// The measured values of a row, as parts of one sentence. Each part is either checked or only printed.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     parts: Vec<String>,
@@ -11,36 +11,36 @@ pub(crate) struct Measured {
     skipped: Option<String>,
 }
 
-/// Whether a promise was met.
+/// Whether the promise of a row was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Every checked part was as promised.
+    /// Every checked part met the promise.
     Met,
-    /// At least one part was not.
+    /// At least one checked part did not meet the promise.
     Missed,
     /// This host lacks a requirement of the row.
     Skipped,
 }
 
 impl Measured {
-    /// A row that this host cannot run.
+    /// The result of a row that this host cannot run.
     pub(crate) fn skipped(because: impl Into<String>) -> Self {
         Self { skipped: Some(because.into()), ..Self::default() }
     }
 
-    /// A row that did not complete, which counts as missed.
+    /// The result of a row that did not complete, which counts as missed.
     pub(crate) fn failed(because: impl Into<String>) -> Self {
         let mut measured = Self::default();
         measured.outcome(false, because);
         measured
     }
 
-    /// Adds a part that is only printed.
+    /// Adds a part that is printed and not checked.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.parts.push(text.into());
     }
 
-    /// Adds a part that is checked in both forms.
+    /// Adds a part that is checked in both forms of a siege.
     pub(crate) fn outcome(&mut self, is_met: bool, text: impl Into<String>) {
         let text = text.into();
         self.judged += 1;
@@ -59,7 +59,7 @@ impl Measured {
         }
     }
 
-    /// All parts in one line.
+    /// Joins all parts into one line.
     pub(crate) fn text(&self) -> String {
         match &self.skipped {
             Some(because) => because.clone(),
@@ -67,7 +67,7 @@ impl Measured {
         }
     }
 
-    /// The parts that missed the promise.
+    /// The parts that did not meet the promise.
     pub(crate) fn missed(&self) -> &[String] {
         &self.missed
     }
@@ -85,7 +85,7 @@ impl Measured {
 }
 
 impl Verdict {
-    /// The word in the table.
+    /// The word for the verdict in the table.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Met => "met",

@@ -1,4 +1,4 @@
-//! The resource use of a program under attack, read from /proc and from its folder.
+//! Measures the resource use of a program under attack, from /proc and from its folder.
 
 use std::fs;
 use std::path::Path;
@@ -8,27 +8,27 @@ use anyhow::Context;
 use lab::Reflector;
 use rustix::process::Pid;
 
-/// Processor time of all threads so far, user and system.
+/// The processor time that all threads of a process have used so far, user and system.
 pub(crate) fn cpu(pid: Pid) -> anyhow::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Field 2 is the name in brackets; fields 14 and 15 are the times in ticks.
+    // Field 2 is the program's name in parentheses; fields 14 and 15 are the times in ticks.
     let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
     let mut fields = rest.split_whitespace().skip(11).map(str::parse::<u64>);
     let ticks = fields.next().context("no user time")?? + fields.next().context("no system time")??;
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
-/// Resident memory, in bytes.
+/// The resident memory of a process, in bytes.
 pub(crate) fn rss(pid: Pid) -> anyhow::Result<u64> {
     Ok(status(pid, "VmRSS")? * 1024)
 }
 
-/// The number of threads.
+/// The number of threads of a process.
 pub(crate) fn threads(pid: Pid) -> anyhow::Result<u64> {
     status(pid, "Threads")
 }
 
-/// The number of open descriptors.
+/// The number of open file descriptors of a process.
 pub(crate) fn descriptors(pid: Pid) -> anyhow::Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
@@ -39,12 +39,12 @@ fn status(pid: Pid, key: &str) -> anyhow::Result<u64> {
     line.split_whitespace().next().and_then(|number| number.parse().ok()).context(key.to_owned())
 }
 
-/// The size of a reflector's log and audit log, in bytes.
+/// The total size of a reflector's log and audit log, in bytes.
 pub(crate) fn logged(reflector: &Reflector) -> u64 {
     size_of(&reflector.home().join("log")) + size_of(&reflector.state().join("audit"))
 }
 
-/// The size of a file, or of all files in a folder and below, in bytes.
+/// The size of a file, or of all files in a folder and its subfolders, in bytes.
 fn size_of(path: &Path) -> u64 {
     let Ok(folder) = fs::read_dir(path) else {
         return fs::metadata(path).map(|found| found.len()).unwrap_or(0);
@@ -52,7 +52,7 @@ fn size_of(path: &Path) -> u64 {
     folder.filter_map(Result::ok).map(|entry| size_of(&entry.path())).sum()
 }
 
-/// Formats bytes as MiB.
+/// Formats a number of bytes as MiB.
 pub(crate) fn mib(bytes: u64) -> String {
     format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }

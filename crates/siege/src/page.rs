@@ -1,4 +1,4 @@
-//! Renders the outcome of a siege as a page. Pure, except for the facts of the host.
+//! Renders the outcome of a siege as a page. Pure, except for reading facts about the host.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -9,14 +9,14 @@ use paramedic_engines::host_facts;
 use crate::measured::{Measured, Verdict};
 use crate::rows::Row;
 
-/// A completed row.
+/// A row of the siege that has run, with its measured values.
 pub(crate) struct Played {
     pub(crate) row: &'static Row,
     pub(crate) measured: Measured,
     pub(crate) took: Duration,
 }
 
-/// The page of a long siege.
+/// Renders the page of a long siege.
 pub(crate) fn page(played: &[Played], took: Duration) -> String {
     let count = |verdict| played.iter().filter(|one| one.measured.verdict() == verdict).count();
     let mut page = String::new();
@@ -51,7 +51,7 @@ pub(crate) fn page(played: &[Played], took: Duration) -> String {
     page
 }
 
-/// Escapes text for a cell of a Markdown table.
+/// Escapes text for use in a cell of a Markdown table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }

@@ -1,4 +1,4 @@
-//! A reflector from an attacker's view, an address and a key; and links to it with any key, paired or not.
+//! A reflector as an attacker sees it: an address and a key; and links to it with any key, paired or not.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ pub(crate) struct Target {
     pub(crate) id: EndpointId,
 }
 
-/// The default source address of peers.
+/// The default source address of paired peers.
 pub(crate) const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 impl Target {
@@ -28,7 +28,7 @@ impl Target {
         Ok(Self { address: reflector.address().parse()?, id })
     }
 
-    /// Opens a link or a data connection with this key.
+    /// Opens a link or a data connection to the reflector with this key.
     pub(crate) fn open(&self, from: IpAddr, key: &SecretKey, alpn: Alpn) -> io::Result<AsAppliance> {
         let config = tls::appliance_config(key, Expect::ExactKey(self.id), alpn).map_err(io::Error::other)?;
         let socket = connect_from(from, self.address)?;
@@ -36,7 +36,7 @@ impl Target {
         AsAppliance::over_with(socket, config)
     }
 
-    /// Opens a link of a peer up to `welcome`.
+    /// Opens a link with a paired key and reads up to `welcome`.
     pub(crate) fn welcomed(&self, from: IpAddr, key: &SecretKey) -> io::Result<AsAppliance> {
         let mut link = self.open(from, key, Alpn::Link)?;
         link.say(&hello())?;
@@ -45,7 +45,7 @@ impl Target {
     }
 }
 
-/// A paired key that is used by the siege itself.
+/// Creates a key for the siege's own use, and pairs it with the reflector.
 pub(crate) fn peer_of(reflector: &Reflector) -> anyhow::Result<SecretKey> {
     let key = SecretKey::generate()?;
     reflector.must(&["peers", "add", &key.id().to_string()]);
@@ -56,7 +56,7 @@ pub(crate) fn hello() -> Value {
     json!({ "type": "hello", "versions": [1], "software": "0.0.0" })
 }
 
-/// A request for a phase with only latency probes.
+/// Builds a request for a session with one phase, which has only latency probes.
 pub(crate) fn request(data_mode: &str, duration_ms: u32) -> Value {
     let spec = json!({
         "engine": "echo", "data_mode": data_mode, "phases": [{ "load": "idle", "duration_ms": duration_ms }],
@@ -65,7 +65,7 @@ pub(crate) fn request(data_mode: &str, duration_ms: u32) -> Value {
     json!({ "type": "request", "spec": spec, "wait": true })
 }
 
-/// Requests a session and waits for its grant.
+/// Requests a session and waits until it is granted.
 pub(crate) fn granted(link: &mut AsAppliance, request: &Value) -> anyhow::Result<(SessionId, Value)> {
     link.say(request)?;
     loop {
@@ -78,7 +78,7 @@ pub(crate) fn granted(link: &mut AsAppliance, request: &Value) -> anyhow::Result
     }
 }
 
-/// The number of refusals that a reflector has counted, for all reasons.
+/// The number of refusals that a reflector has counted, over all reasons.
 pub(crate) fn refusals(reflector: &Reflector) -> u64 {
     let status = reflector.status();
     status["refused"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()

@@ -1,5 +1,5 @@
-//! A PostgreSQL server for tests, in a temporary folder and on a unix socket there. It ends, and its folder is removed, when
-//! the process of the tests ends, also by SIGKILL. Not shipped.
+//! A PostgreSQL server for tests, in a temporary folder and on a unix socket in that folder. When the process of the
+//! tests ends, even by SIGKILL, the server ends and its folder is removed. Not shipped.
 
 #![forbid(unsafe_code)]
 
@@ -16,40 +16,41 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-/// The role that owns every database of the tests, and needs no password.
+/// The database role that owns every database of the tests, and needs no password.
 pub const OWNER: &str = "test";
-/// The role that needs the password [`PASSWORD`].
+/// The database role that needs the password [`PASSWORD`].
 pub const GUARDED: &str = "guarded";
 /// The password of [`GUARDED`].
 pub const PASSWORD: &str = "correct-horse";
 
-/// Where Debian installs the versions of PostgreSQL.
+/// The folder in which Debian installs the versions of PostgreSQL.
 const VERSIONS: &str = "/usr/lib/postgresql";
-/// How long a server may take to end.
+/// How long the server may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A running server.
+/// A running PostgreSQL server.
 #[derive(Debug)]
 pub struct TestServer {
-    /// The programs of PostgreSQL.
+    /// The folder of PostgreSQL's programs.
     programs: PathBuf,
     folder: PathBuf,
-    /// Ends the server and removes the folder when its stdin is closed.
+    /// The process that ends the server and removes its folder as soon as its own stdin is closed.
     guard: Child,
     databases: AtomicU32,
 }
 
 impl TestServer {
-    /// The server that the tests of this process share. Without PostgreSQL it prints SKIPPED once and returns `None`.
+    /// Returns the server that all tests of this process share. Without PostgreSQL it prints SKIPPED once and returns
+    /// `None`.
     pub fn shared() -> Option<&'static Self> {
         static SERVER: OnceLock<Option<TestServer>> = OnceLock::new();
         SERVER.get_or_init(Self::start).as_ref()
     }
 
-    /// A server of one test, which may end it. Without PostgreSQL it prints SKIPPED and returns `None`.
+    /// Starts a server for a single test, which may end it. Without PostgreSQL it prints SKIPPED and returns `None`.
     pub fn start() -> Option<Self> {
         let Some(programs) = programs() else {
-            // Not by a macro: the output of a test that passes is shown, too.
+            // This does not use `eprintln!`, whose output is hidden for a test that passes.
             let skipped = format!("SKIPPED: the tests on PostgreSQL: install postgresql-15 (none in {VERSIONS})\n");
             std::io::stderr().write_all(skipped.as_bytes()).ok();
             return None;
@@ -63,24 +64,24 @@ impl TestServer {
         Some(server)
     }
 
-    /// Creates an empty database, and returns its name.
+    /// Creates an empty database and returns its name.
     pub fn create_database(&self) -> String {
         let name = format!("test{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.psql("postgres", &format!("CREATE DATABASE {name}"));
         name
     }
 
-    /// The URL of a new and empty database.
+    /// Creates an empty database and returns its URL.
     pub fn new_url(&self) -> String {
         self.url(OWNER, &self.create_database())
     }
 
-    /// The URL of a database for a role, without a password.
+    /// The URL by which a role connects to a database, without a password.
     pub fn url(&self, role: &str, database: &str) -> String {
         format!("postgres:///{database}?host={}&user={role}", self.folder.display())
     }
 
-    /// Executes SQL as the owner, and returns what it prints.
+    /// Executes SQL as the role [`OWNER`], and returns what psql prints.
     pub fn psql(&self, database: &str, sql: &str) -> String {
         let mut command = Command::new(self.programs.join("psql"));
         command.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1"]);
@@ -88,7 +89,7 @@ impl TestServer {
         run(command.args(["--command", sql]))
     }
 
-    /// Kills every process of the server by SIGKILL, as a crash does.
+    /// Kills every process of the server by SIGKILL, to simulate a crash.
     pub fn crash(&self) {
         let Some(server) = self.pid() else { return };
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.as_raw_pid()));
@@ -96,7 +97,7 @@ impl TestServer {
         let children = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
         let processes = std::iter::once(server).chain(children).collect::<Vec<_>>();
         for process in &processes {
-            // A process may have ended since.
+            // The process may have ended meanwhile.
             kill_process(*process, Signal::KILL).ok();
         }
         let began = Instant::now();
@@ -104,19 +105,20 @@ impl TestServer {
             assert!(began.elapsed() < END_TIMEOUT, "the server does not end");
             thread::sleep(Duration::from_millis(5));
         }
-        // Until the process is reaped, the next server would take it for a running one.
+        // Remove these files, because the process is not reaped yet and the next server would take it for a running
+        // one.
         for file in ["data/postmaster.pid", ".s.PGSQL.5432.lock"] {
             fs::remove_file(self.folder.join(file)).ok();
         }
     }
 
-    /// Starts the server again, which recovers first if it crashed.
+    /// Starts the server again after it ended. After a crash it first recovers its data.
     pub fn resume(&self) {
         self.start_with("-c listen_addresses=''");
     }
 
-    /// Restarts the server such that it also serves TLS on 127.0.0.1, with a certificate for `localhost` alone. Returns the
-    /// port, and the file of the authority that signed the certificate.
+    /// Restarts the server so that it also serves TLS on 127.0.0.1, with a certificate that is valid only for
+    /// `localhost`. Returns the port, and the path of the certificate of the authority that signed it.
     pub fn serve_tls(&self) -> (u16, PathBuf) {
         let openssl = |arguments: &str| {
             run(Command::new("openssl").args(arguments.split(' ')).current_dir(&self.folder));
@@ -136,7 +138,7 @@ impl TestServer {
             run(Command::new("chown").arg("postgres:").arg(&key));
         }
         run(self.command("pg_ctl").args(["stop", "--wait", "--silent", "--mode=fast", "--pgdata=data"]));
-        // Another program may take the port meanwhile.
+        // If another program takes the port before the server listens, the start fails.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
         let folder = self.folder.display();
         self.start_with(&format!(
@@ -162,13 +164,13 @@ impl TestServer {
             "--options",
             &options,
         ]);
-        // The server would keep the pipes open.
+        // The server would keep the pipes of the test open.
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let status = command.status().expect("pg_ctl starts");
         assert!(status.success(), "{}", fs::read_to_string(self.folder.join("log")).unwrap_or_default());
     }
 
-    /// Freezes the server and its children, or lets them go on.
+    /// Stops every process of the server, or lets them continue.
     pub fn freeze(&self, is_frozen: bool) {
         let Some(server) = self.pid() else { return };
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.as_raw_pid()));
@@ -189,7 +191,7 @@ impl TestServer {
         fs::write(self.folder.join("data/pg_hba.conf"), rules).expect("the rules can be written");
     }
 
-    /// A program of PostgreSQL in the folder. None of them runs as root.
+    /// Builds a command that runs a program of PostgreSQL in the folder of the server, and never as root.
     fn command(&self, program: &str) -> Command {
         let program = self.programs.join(program);
         let mut command = if geteuid().is_root() {
@@ -216,7 +218,7 @@ impl Drop for TestServer {
     }
 }
 
-/// The programs of the latest installed version.
+/// The folder of the programs of the latest installed version; `None` without PostgreSQL.
 fn programs() -> Option<PathBuf> {
     let versions = fs::read_dir(VERSIONS).ok()?.flatten();
     let version = |folder: &Path| folder.file_name()?.to_str()?.parse::<u32>().ok();
@@ -226,11 +228,11 @@ fn programs() -> Option<PathBuf> {
     found.into_iter().max().map(|(_, programs)| programs)
 }
 
-/// Gives the folder to the user of the server, and starts the process that ends the server and removes the folder. It waits
-/// for the end of a pipe, which comes with the end of this process: a signal of the parent's death would come with the end
-/// of the thread of the first test.
+/// Gives the folder to the user of the server, and starts the process that ends the server and removes the folder. That
+/// process waits for the end of a pipe, which comes with the end of this process. A parent-death signal would not do:
+/// it would come with the end of the thread that started the process, which is the thread of the first test.
 fn guard(folder: &Path) -> Child {
-    // The programs under test may run as another user.
+    // Other users need access, because the programs under test may run as another user.
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("a mode");
     if geteuid().is_root() {
         run(Command::new("chown").arg("postgres:").arg(folder));
@@ -256,9 +258,9 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-/// Whether the process runs: a zombie does not.
+/// Whether the process is running; a zombie is not.
 fn is_alive(process: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_pid())).unwrap_or_default();
-    // The state follows the name, which is in parentheses.
+    // The state follows the name in parentheses.
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }

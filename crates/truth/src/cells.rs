@@ -1,25 +1,25 @@
-//! The cells of the matrix: the scenario files of the emulator.
+//! The cells of the matrix: one for each scenario file of the emulator.
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use emulator::Scenario;
 
-/// A cell of the matrix.
+/// A cell of the matrix: a scenario in which programs are compared.
 #[derive(Clone, Debug)]
 pub struct Cell {
-    /// The name: that of the scenario file without its ending.
+    /// The name of the cell: that of the scenario file without its extension.
     pub name: String,
-    /// What the file states.
+    /// The scenario that the file describes.
     pub scenario: Scenario,
 }
 
-/// Every cell, in order.
+/// Reads every cell of the matrix, in the order of the names.
 pub fn all() -> anyhow::Result<Vec<Cell>> {
     read_all("")
 }
 
-/// Links whose rate changes while a direction is measured. They are not part of the matrix.
+/// Reads the links whose rate changes while a direction is measured. They are not part of the matrix.
 pub fn unsteady() -> anyhow::Result<Vec<Cell>> {
     read_all("unsteady")
 }
@@ -30,7 +30,7 @@ fn read_all(folder: &str) -> anyhow::Result<Vec<Cell>> {
     Ok(read.into_iter().map(|(name, scenario)| Cell { name, scenario }).collect())
 }
 
-/// The cell with this name.
+/// Reads the cell with this name.
 pub fn named(name: &str) -> anyhow::Result<Cell> {
     let cell = all()?.into_iter().find(|cell| cell.name == name);
     cell.with_context(|| format!("no cell is named {name}"))

@@ -1,4 +1,4 @@
-//! What is compared with the truth: one entry of [`CHECKS`] for each table of the page. Pure.
+//! The comparisons of reported numbers with the truth: each entry of [`CHECKS`] is a table of the page. Pure.
 
 use emulator::{Scenario, Way};
 use paramedic_link::test_spec::{Direction, Load};
@@ -9,32 +9,32 @@ use crate::observed::{Observed, ObservedDatagrams, ObservedLatency, way};
 use crate::reading::Reading;
 use crate::record::{OurRecord, Run};
 
-/// One comparison.
+/// One comparison of reported numbers with the truth.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
-    /// The name, which readings refer to.
+    /// The name of the check; its readings contain the same name.
     pub name: &'static str,
-    /// The title of its table.
+    /// The title of the check's table on the page.
     pub title: &'static str,
-    /// The unit of its numbers.
+    /// The unit of the numbers in the check's table.
     pub unit: &'static str,
-    /// The digits after the decimal point.
+    /// The digits after the decimal point in the check's table.
     pub digits: usize,
-    /// What is compared, and the tolerance.
+    /// The text that explains what the check compares, and its tolerance.
     pub text: &'static str,
-    /// The readings of our programs in a record.
+    /// Computes the readings of our programs from a record of a scenario.
     pub ours: fn(&OurRecord, &Scenario) -> Vec<Reading>,
 }
 
-/// The name of our programs in readings.
+/// The name of our programs in [`Reading::by`].
 pub const OURS: &str = "packetparamedic";
 
-/// The readings of our programs in a record, of the check with this name.
+/// The readings of our programs in a record, by the check with this name.
 pub fn readings_of(name: &str, record: &OurRecord, scenario: &Scenario) -> Vec<Reading> {
     CHECKS.iter().filter(|check| check.name == name).flat_map(|check| (check.ours)(record, scenario)).collect()
 }
 
-/// Every comparison, in the order of the page. A further one is an entry here.
+/// Every check, in the order of the page. To add a check, add an entry here.
 pub const CHECKS: &[Check] = &[
     Check {
         name: THROUGHPUT,
@@ -148,28 +148,28 @@ pub(crate) const LOST: &str = "lost_datagrams";
 pub(crate) const REORDERED: &str = "reordered_datagrams";
 const DUPLICATED: &str = "duplicated_datagrams";
 
-/// A reading with this tolerance around the truth.
+/// Creates a reading whose tolerance is the truth plus or minus `tolerance`.
 pub(crate) fn reading(check: &str, what: &str, by: &str, [said, truth]: [f64; 2], tolerance: f64) -> Reading {
     let allowed = [truth - tolerance, truth + tolerance];
     Reading { check: check.to_owned(), what: what.to_owned(), by: by.to_owned(), said, truth, allowed }
 }
 
-/// A goodput in bit/s beside what the link delivered.
+/// Creates a reading that compares a reported goodput with the rate that the link delivered, both in bit/s.
 pub(crate) fn throughput(what: &str, by: &str, said_bps: f64, truth_bps: f64) -> Reading {
     reading(THROUGHPUT, what, by, [said_bps / 1e6, truth_bps / 1e6], truth_bps / 1e8)
 }
 
-/// An idle round trip in milliseconds.
+/// Creates a reading of a round trip on the idle path, in milliseconds.
 pub(crate) fn idle(by: &str, said: f64, truth: f64) -> Reading {
     reading(IDLE, "", by, [said, truth], (truth * 0.01).max(0.2))
 }
 
-/// A round trip under load in milliseconds.
+/// Creates a reading of a round trip under load, in milliseconds.
 pub(crate) fn loaded(what: &str, by: &str, said: f64, truth: f64) -> Reading {
     reading(LOADED, what, by, [said, truth], (truth * 0.05).max(2.0))
 }
 
-/// A share of lost probes, beside `lost` of `sent`.
+/// Creates a reading of a share of lost probes; the truth is that `lost` of `sent` were lost.
 pub(crate) fn loss(what: &str, by: &str, said: f64, lost: u64, sent: u64) -> Reading {
     let truth = lost as f64 / sent.max(1) as f64 * 100.0;
     let allowed = interval::of_share(lost, sent).map(|share| share * 100.0);
@@ -180,7 +180,8 @@ fn of_tcp(record: &OurRecord, readings: impl Fn(&Run) -> Vec<Reading>) -> Vec<Re
     record.tcp.as_ref().map(readings).unwrap_or_default()
 }
 
-/// One reading for each direction with datagrams.
+/// Creates one reading for each direction of the run with datagrams. `said` selects the reported count, `truth` the
+/// count of the link.
 fn of_udp(
     record: &OurRecord,
     check: &str,
@@ -198,14 +199,14 @@ fn of_udp(
     })
 }
 
-/// The counts that a result reports.
+/// The counts of datagrams that a result reports for one direction.
 struct Said {
     lost: Option<u64>,
     out_of_order: Option<u64>,
     duplicates: Option<u64>,
 }
 
-/// The direction in a word.
+/// The word for a direction.
 pub(crate) fn word(direction: Direction) -> &'static str {
     match direction {
         Direction::Download => "download",
@@ -228,7 +229,7 @@ fn rate_reading(direction: Direction, measured: &ThroughputResult, scenario: &Sc
     Some(reading(RATE, word(direction), OURS, [measured.goodput_bps as f64 / 1e6, rate], rate * 0.01))
 }
 
-/// The same rate, with the interval of the result as the tolerance.
+/// Like [`rate_reading`], but with the confidence interval of the result as the tolerance.
 fn interval_reading(direction: Direction, measured: &ThroughputResult, scenario: &Scenario) -> Option<Reading> {
     let rate = payload_rate_mbit(scenario, way(direction), measured.mss?.into())?;
     let [low, high] = measured.ci95_bps?.map(|bound| bound as f64 / 1e6);
@@ -237,26 +238,26 @@ fn interval_reading(direction: Direction, measured: &ThroughputResult, scenario:
     Some(Reading { allowed, ..reading(INTERVAL, word(direction), OURS, [said, rate], 0.0) })
 }
 
-/// One row for each cause that was named.
+/// Creates one reading for a direction whose result names the cause of its limit; the right cause is the network.
 fn limit_reading(direction: Direction, measured: &ThroughputResult) -> Option<Reading> {
     let cause = measured.limited_by.as_ref()?.cause;
     let what = format!("{}: {}", word(direction), name_of(cause));
     Some(reading(LIMIT, &what, OURS, [right(cause == LimitCause::Network), 1.0], 0.0))
 }
 
-/// The name of a cause in the document.
+/// The name of a cause as the result document spells it.
 fn name_of(cause: LimitCause) -> String {
     let name = serde_json::to_value(cause).ok();
     name.as_ref().and_then(|name| name.as_str()).unwrap_or_default().to_owned()
 }
 
-/// 1 if so.
+/// Converts a right answer to 1 and a wrong answer to 0.
 fn right(is_right: bool) -> f64 {
     if is_right { 1.0 } else { 0.0 }
 }
 
-/// The link's rate without headers, for segments with this much payload and timestamps; `None` in cells in which TCP need
-/// not reach it.
+/// The link's rate without headers, for segments with `mss` bytes of payload and TCP timestamps. `None` if TCP need not
+/// reach the rate, because of losses or a short queue, for example.
 fn payload_rate_mbit(scenario: &Scenario, way: Way, mss: f64) -> Option<f64> {
     let rate = scenario.rate_mbit(way)?;
     let holds = |link: &emulator::DirectionSettings| {
@@ -266,11 +267,11 @@ fn payload_rate_mbit(scenario: &Scenario, way: Way, mss: f64) -> Option<f64> {
             && link.policer.is_none()
             && link.reorder.is_none()
             && link.jitter_ms == 0.0;
-        // Bits per millisecond and milliseconds.
+        // The bandwidth-delay product in bytes: the rate in bytes per millisecond, times milliseconds.
         let product = rate * 125.0 * scenario.round_trip_ms();
         is_clean && link.queue_bytes().is_none_or(|queue| queue as f64 >= product.max(rate * 125.0 * 10.0))
     };
-    // Acknowledgements that are lost or wait slow a sender down, too.
+    // Lost or waiting acknowledgements slow a sender down, too.
     let is_clean = Way::BOTH.into_iter().all(|way| scenario.directions(way).all(|link| link.loss_percent == 0.0));
     let headers = if scenario.family == emulator::Family::Ipv4 { 52.0 } else { 72.0 };
     (is_clean && scenario.directions(way).all(holds)).then_some(rate * mss / (mss + headers))
@@ -306,7 +307,8 @@ fn side_reading(run: &Run, observed: &ObservedLatency) -> Vec<Reading> {
     vec![reading(SIDE, &what, OURS, [right(said.stands == side), 1.0], 0.0)]
 }
 
-/// Where the queue grew by these medians in milliseconds, by [`Way`]; `None` close to the border between two answers.
+/// The direction in which the queue is, given how much the median queue wait of each [`Way`] grew under load, in
+/// milliseconds. `None` if that is close to the border between two answers.
 fn true_side([up, down]: [f64; 2]) -> Option<QueueSide> {
     let (smaller, larger) = (up.min(down).max(0.0), up.max(down));
     match larger {

@@ -1,4 +1,5 @@
-//! The command line: which cells, how often, and where the records and the page go. A shell: prints, reads the clock.
+//! The command line: which cells to run, how often, and where the records and the page are written. With side effects:
+//! prints and reads the clock.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -18,16 +19,16 @@ use crate::record::{Circumstances, OurRecord, PeerRecord, Records, Run};
 use crate::run::{Bed, worst_lateness_ms};
 use crate::{coverage, cross_check, early_ends, peers, random_paths};
 
-/// How often a run is tried.
+/// How often a run is attempted before it counts as failed.
 const TRIES: usize = 3;
 
-/// The pages, from the root of the repository.
+/// The path of the page, relative to the root of the repository.
 const PAGE: &str = "docs/truth/README.md";
 const RANDOM_PAGE: &str = "docs/truth/random-paths.md";
 const COVERAGE_PAGE: &str = "docs/truth/coverage.md";
 const EARLY_PAGE: &str = "docs/truth/early-ends.md";
 
-/// The arguments of a run of the matrix.
+/// The arguments of `speed-test` in a run of the matrix.
 const MATRIX_RUN: &[&str] = &["-t", "5"];
 
 /// Compares the results of our programs, iperf3, ping and irtt with what an emulated link did, and writes docs/truth.
@@ -154,7 +155,8 @@ impl Cli {
         self.only.is_empty() || self.only.iter().any(|text| cell.name.contains(text))
     }
 
-    /// Runs every cell and every unsteady link `count` times with `--until-stable` and once in full, and writes their page.
+    /// Runs every cell and every unsteady link `count` times with `--until-stable` and once in full, and writes the
+    /// page about them.
     fn measure_early_ends(&self, steady: Vec<Cell>, count: u64, records: &Records) -> anyhow::Result<()> {
         let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
         let [full, early] =
@@ -179,7 +181,8 @@ impl Cli {
     }
 }
 
-/// Measures on random paths until `count` of them are counted, at most twice as many, and writes their page.
+/// Runs tests on random paths until `count` of them are counted, with at most twice as many runs, and writes the page
+/// about them.
 fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
     let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
     let (mut runs, mut counted) = (Vec::new(), 0);
@@ -202,11 +205,11 @@ fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Repeats the cells of [`coverage::CELLS`] until `count` runs of each direction have an interval, each at most twice as
-/// often, and writes their page.
+/// Repeats the cells of [`coverage::CELLS`] until `count` runs have an interval in each direction, with at most twice
+/// as many runs of each cell, and writes the page about them.
 fn measure_coverage(count: u64, records: &Records) -> anyhow::Result<()> {
     let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
-    // Apart from the runs of the matrix, whose page has each seed that it finds.
+    // Separate from the records of the matrix, because the page of the matrix shows every seed that it finds.
     let records = Records::new(records.folder().join("coverage"));
     let mut cells = Vec::new();
     for name in coverage::CELLS {
@@ -244,7 +247,7 @@ fn known_or_measured(
     Ok(record)
 }
 
-/// The file with the emulator's accuracy in words.
+/// The file in the folder of the records that holds the emulator's accuracy in words.
 const ACCURACY: &str = "accuracy.txt";
 
 fn in_words(accuracy: &Accuracy) -> String {
@@ -258,7 +261,7 @@ fn in_words(accuracy: &Accuracy) -> String {
     )
 }
 
-/// `target`, from the path of this program.
+/// The cargo target folder, found by the path of this program.
 fn target_folder() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     Ok(own.ancestors().nth(2).context("this program is not in a target folder")?.to_owned())
@@ -301,10 +304,11 @@ fn new_circumstances() -> Circumstances {
     }
 }
 
-/// Tries until the link was not late. Notes in `circumstances` what was discarded.
+/// Repeats `attempt` until its link was accurate, at most [`TRIES`] times. Notes in `circumstances` why attempts were
+/// discarded.
 fn retry<T>(circumstances: &mut Circumstances, mut attempt: impl FnMut() -> anyhow::Result<Attempt<T>>) -> Option<T> {
     for _ in 0..TRIES {
-        // A helper of the lab panics if a program does not do what it must.
+        // The crate `lab` panics if a program does not do what it must.
         let attempt = catch_unwind(AssertUnwindSafe(&mut attempt));
         let fault = match attempt {
             Ok(Ok(Attempt { fault: None, value, worst_lateness_ms })) => {
@@ -323,14 +327,14 @@ fn retry<T>(circumstances: &mut Circumstances, mut attempt: impl FnMut() -> anyh
     None
 }
 
-/// A run that may have to be discarded.
+/// A run, and why it must be discarded, if it must.
 struct Attempt<T> {
     value: T,
     fault: Option<String>,
     worst_lateness_ms: f64,
 }
 
-/// A run with these arguments, and one with datagrams in a cell that has a rate for them.
+/// Makes a run of our programs with these arguments, and a run with datagrams if the cell has a rate for it.
 fn ours(cell: &Cell, seed: u64, accuracy: &Accuracy, args: &[&str]) -> OurRecord {
     let mut circumstances = new_circumstances();
     let mut record =
@@ -370,7 +374,7 @@ fn others(cell: &Cell, accuracy: &Accuracy) -> PeerRecord {
     PeerRecord { cell: cell.name.clone(), circumstances, programs, readings }
 }
 
-/// A record in a line: what missed its tolerance.
+/// Describes in a line which readings of a record missed their tolerance.
 fn in_short(record: &OurRecord, cell: &Cell) -> String {
     if let Some(fault) = &record.circumstances.fault {
         return fault.clone();

@@ -1,4 +1,5 @@
-//! How often the confidence interval of a run contains the rate of many runs on the same link, and the page of it. Pure.
+//! Counts how often the confidence interval of a single run contains the mean rate of many runs on the same link, and
+//! renders the page about it. Pure.
 
 use std::fmt::Write as _;
 
@@ -9,15 +10,15 @@ use crate::checks::word;
 use crate::interval;
 use crate::record::{OurRecord, Run, commits};
 
-/// The cells that are repeated: a steady link, and one whose rate random losses decide.
+/// The cells whose runs are repeated: one with a steady link, and one whose rate is determined by random losses.
 pub(crate) const CELLS: [&str; 2] = ["03-cable", "09-no-queue-100"];
-/// How many runs of a hundred contain the rate, if the intervals are right.
+/// The share of runs whose interval contains the mean rate, if the intervals are right.
 const RIGHT: f64 = 0.95;
 
-/// The runs of one direction that have an interval.
+/// The runs of which one direction has a confidence interval.
 #[derive(Debug, Default, PartialEq)]
 struct Runs {
-    /// Of each run in bit/s: the payload that the link delivered, and both ends of the interval.
+    /// For each run, in bit/s: the rate at which the link delivered payload, and both ends of the confidence interval.
     runs: Vec<(f64, [f64; 2])>,
 }
 
@@ -32,19 +33,19 @@ impl Runs {
         Self { runs: records.iter().filter_map(|record| in_run(record.tcp.as_ref()?)).collect() }
     }
 
-    /// The mean of what the link delivered in all runs.
+    /// The mean of the rates that the link delivered in the runs, in bit/s.
     fn truth(&self) -> f64 {
         self.runs.iter().map(|(delivered, _)| delivered).sum::<f64>() / self.runs.len() as f64
     }
 
-    /// The standard deviation of what the link delivered in a run.
+    /// The standard deviation of the rates that the link delivered in the runs, in bit/s.
     fn deviation(&self) -> f64 {
         let truth = self.truth();
         let squares = self.runs.iter().map(|(delivered, _)| (delivered - truth).powi(2)).sum::<f64>();
         (squares / self.runs.len().saturating_sub(1) as f64).sqrt()
     }
 
-    /// The median of half of the width of an interval.
+    /// The median, over the runs, of half the width of the confidence interval.
     fn half_width(&self) -> f64 {
         let mut halves = self.runs.iter().map(|(_, [low, high])| (high - low) / 2.0).collect::<Vec<_>>();
         halves.sort_by(f64::total_cmp);
@@ -57,13 +58,13 @@ impl Runs {
     }
 }
 
-/// The number of runs with an interval in the direction that has the fewest.
+/// The number of runs with a confidence interval, in the direction that has fewer of them.
 pub(crate) fn least_counted(records: &[OurRecord]) -> u64 {
     let counted = [Direction::Download, Direction::Upload].map(|direction| Runs::of(records, direction).runs.len());
     counted[0].min(counted[1]) as u64
 }
 
-/// The page of the repeated runs of each cell.
+/// Renders the page about the repeated runs of each cell.
 pub(crate) fn page(cells: &[(Cell, Vec<OurRecord>)], accuracy: &str) -> String {
     let records = cells.iter().flat_map(|(_, records)| records);
     let mut page = format!(
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_row_is_right_if_the_share_of_hits_can_be_95_of_100() {
-        // The truth is 100: half of the runs have 1 % more, half 1 % less.
+        // The mean rate is 100: half of the runs have 1 % more, half 1 % less.
         let of = |hits: usize| {
             let run = |number: usize| {
                 let delivered = if number.is_multiple_of(2) { 101e6 } else { 99e6 };

@@ -1,5 +1,5 @@
-//! The same rate and queue by the emulator and by the kernel's token bucket (tc-tbf(8)), with the goodput of iperf3 over each.
-//! A shell.
+//! Compares the emulator with the kernel's token bucket (tc-tbf(8)): both get the same rate and queue, and iperf3
+//! measures the goodput over each. With side effects: runs programs.
 
 use std::process::{Child, Stdio};
 
@@ -8,13 +8,13 @@ use emulator::{DirectionSettings, Family, Hop, Topology};
 
 use crate::peer_output;
 
-/// The rates in Mbit/s.
+/// The rates of the comparison, in Mbit/s.
 const RATES: [f64; 4] = [5.0, 20.0, 100.0, 300.0];
 
-/// The bytes of an Ethernet header, which tbf counts and the emulator does not.
+/// The length of an Ethernet header in bytes, which tbf counts and the emulator does not.
 const ETHERNET: f64 = 14.0;
 
-/// Prints a table of both.
+/// Measures, and prints a table of the goodput over both.
 pub(crate) fn print(mut line: impl FnMut(&str)) -> anyhow::Result<()> {
     line(
         "rate        emulator     tbf          difference   (goodput of iperf3, Mbit/s; the rate is that of IP packets)",
@@ -35,7 +35,7 @@ pub(crate) fn print(mut line: impl FnMut(&str)) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The goodput of an upload in Mbit/s.
+/// Measures the goodput of an upload in Mbit/s with iperf3.
 fn goodput(topology: &Topology) -> anyhow::Result<f64> {
     let mut server = topology.reflector().command("iperf3", &["-s", "-1"]);
     let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("iperf3")?;
@@ -51,7 +51,7 @@ fn goodput(topology: &Topology) -> anyhow::Result<f64> {
 }
 
 fn end(server: &mut Child) {
-    // It ends by itself after a test.
+    // The server ends by itself after a test.
     let _ = server.kill();
     let _ = server.wait();
 }

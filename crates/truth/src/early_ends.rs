@@ -1,4 +1,5 @@
-//! Runs that may end early beside a run of the full length on the same link, and the page of them. Pure.
+//! Compares runs that may end early (`--until-stable`) with a run of the full length on the same link, and renders the
+//! page about them. Pure.
 
 use std::fmt::Write as _;
 
@@ -10,17 +11,17 @@ use crate::checks::word;
 use crate::interval;
 use crate::record::{OurRecord, commits};
 
-/// The runs on one link.
+/// The runs on the link of one cell.
 #[derive(Debug)]
 pub(crate) struct CellRuns {
     pub(crate) cell: Cell,
-    /// A run of the default length.
+    /// The run of the full length.
     pub(crate) full: OurRecord,
-    /// Runs with `--until-stable`.
+    /// The runs with `--until-stable`.
     pub(crate) early: Vec<OurRecord>,
 }
 
-/// One direction of a run that may end early, or of the full run.
+/// The result of one direction of a run, which may have ended early or not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Measured {
     is_early: bool,
@@ -47,7 +48,7 @@ impl Measured {
     }
 }
 
-/// One direction of all runs on a link.
+/// The results of one direction in all runs on a link.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Row {
     full: Option<Measured>,
@@ -60,7 +61,7 @@ impl Row {
         Self { full: Measured::of(&runs.full, direction), early }
     }
 
-    /// The mean of what the link delivered in all runs.
+    /// The mean of the rates that the link delivered in all runs, in bit/s.
     fn truth(&self) -> f64 {
         let rates = self.full.iter().chain(&self.early).map(|run| run.delivered_bps).collect::<Vec<_>>();
         rates.iter().sum::<f64>() / rates.len() as f64
@@ -70,21 +71,22 @@ impl Row {
         self.early.iter().filter(|run| run.is_early)
     }
 
-    /// Of the runs that ended early, those whose interval contains the truth.
+    /// The number of runs that ended early and whose confidence interval contains the truth.
     fn hits(&self) -> u64 {
         let truth = self.truth();
         let contains = |run: &&Measured| run.ci95_bps.is_some_and(|[low, high]| (low..=high).contains(&truth));
         self.ended_early().filter(contains).count() as u64
     }
 
-    /// The median rate of the runs that ended early, beside that of the full run.
+    /// The median rate of the runs that ended early, divided by the rate of the full run.
     fn rate_ratio(&self) -> Option<f64> {
         let mut rates = self.ended_early().map(|run| run.goodput_bps).collect::<Vec<_>>();
         rates.sort_by(f64::total_cmp);
         Some(rates.get(rates.len() / 2)? / self.full.as_ref()?.goodput_bps)
     }
 
-    /// The time and the bytes of the runs that may end early, as a share of the same number of full runs.
+    /// The sum of `of`, such as the time or the bytes, over the runs with `--until-stable`, divided by that of the same
+    /// number of full runs.
     fn share(&self, of: fn(&Measured) -> f64) -> Option<f64> {
         let full = self.full.as_ref().map(of)?;
         Some(self.early.iter().map(of).sum::<f64>() / (full * self.early.len() as f64))
@@ -94,7 +96,7 @@ impl Row {
 const SECONDS: fn(&Measured) -> f64 = |run| run.seconds;
 const BYTES: fn(&Measured) -> f64 = |run| run.bytes as f64;
 
-/// A run in a line: how each direction ended.
+/// Describes in a line how each direction of a run ended.
 pub(crate) fn in_short(record: &OurRecord) -> String {
     if let Some(fault) = &record.circumstances.fault {
         return fault.clone();
@@ -107,7 +109,7 @@ pub(crate) fn in_short(record: &OurRecord) -> String {
     ended.join("; ")
 }
 
-/// The page of the runs on steady and on unsteady links.
+/// Renders the page about the runs on steady and on unsteady links.
 pub(crate) fn page(steady: &[CellRuns], unsteady: &[CellRuns], accuracy: &str) -> String {
     let records = steady.iter().chain(unsteady).flat_map(|runs| runs.early.iter().chain([&runs.full]));
     let commits = commits(records.map(|record| &record.circumstances));

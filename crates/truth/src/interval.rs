@@ -1,9 +1,10 @@
-//! The 99 % interval of a share. Pure.
+//! The 99 % confidence interval of a share. Pure.
 
 /// The two-sided quantile of the normal distribution for 99 %.
 const Z: f64 = 2.575_829;
 
-/// The 99 % interval (Wilson, 1927) of the share of which `hits` of `trials` are a sample; all shares without trials.
+/// The 99 % confidence interval of a share (Wilson, 1927), given a sample of `trials` of which `hits` have the
+/// property. Without trials, the interval contains all shares.
 pub(crate) fn of_share(hits: u64, trials: u64) -> [f64; 2] {
     if trials == 0 {
         return [0.0, 1.0];
@@ -11,7 +12,7 @@ pub(crate) fn of_share(hits: u64, trials: u64) -> [f64; 2] {
     let (n, share) = (trials as f64, hits as f64 / trials as f64);
     let centre = (share + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
     let half = Z / (1.0 + Z * Z / n) * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
-    // Rounding must not exclude the share itself.
+    // Rounding must not exclude the sample's own share.
     [(centre - half).clamp(0.0, share), (centre + half).clamp(share, 1.0)]
 }
 

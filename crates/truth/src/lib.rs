@@ -1,4 +1,5 @@
-//! Compares what programs report with what an emulated link did to their packets. Development only; not shipped.
+//! Compares the results of network test programs with what an emulated link did to their packets. Development only; not
+//! shipped.
 
 #![forbid(unsafe_code)]
 

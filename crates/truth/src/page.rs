@@ -1,4 +1,4 @@
-//! Renders the records of a matrix as the page docs/truth/README.md. Pure.
+//! Renders the records of the runs in all cells as the page docs/truth/README.md. Pure.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -8,24 +8,24 @@ use crate::checks::{CHECKS, Check};
 use crate::reading::Reading;
 use crate::record::{Circumstances, OurRecord, PeerRecord, commits};
 
-/// What is known of one cell.
+/// The records of one cell of the matrix.
 pub(crate) struct CellRecords {
     pub(crate) cell: Cell,
     pub(crate) ours: Vec<OurRecord>,
     pub(crate) peers: Option<PeerRecord>,
 }
 
-/// A row of a table: one number of one cell.
+/// A row of a table: one number of one cell, as our programs and the peers reported it.
 struct Row<'a> {
     cell: &'a str,
     what: String,
-    /// One reading for each seed.
+    /// The readings of our programs, one for each seed.
     ours: Vec<Reading>,
     peers: Vec<&'a Reading>,
 }
 
 impl Row<'_> {
-    /// The reading that is furthest outside its tolerance, or has the largest error.
+    /// The reading that missed its tolerance by most; if none missed it, the reading with the largest error.
     fn worst(&self) -> Option<&Reading> {
         let key = |reading: &Reading| (reading.missed_by(), reading.error().abs());
         self.ours.iter().max_by(|a, b| key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal))
@@ -35,7 +35,7 @@ impl Row<'_> {
         self.ours.iter().filter(|reading| reading.is_met()).count()
     }
 
-    /// The peer with the smallest error, if it is smaller than our median one.
+    /// The reading of the other program with the smallest error, if that error is smaller than our median error.
     fn closer_peer(&self, check: &Check) -> Option<&Reading> {
         let mut own = self.ours.iter().map(|reading| share(check, reading).abs()).collect::<Vec<_>>();
         own.sort_unstable_by(f64::total_cmp);
@@ -46,12 +46,12 @@ impl Row<'_> {
     }
 }
 
-/// Whether errors are shown as a share of the truth: of throughput.
+/// Whether the table shows errors as a share of the truth, as it does for throughput.
 fn is_relative(check: &Check) -> bool {
     check.unit == "Mbit/s"
 }
 
-/// The error in the unit in which it is shown.
+/// The error of a reading in the unit in which the table shows it.
 fn share(check: &Check, reading: &Reading) -> f64 {
     in_shown_unit(check, reading, reading.error())
 }
@@ -69,7 +69,7 @@ fn shown(check: &Check, value: f64) -> String {
     }
 }
 
-/// The page. `accuracy` is the result of the emulator's self-measurement, in words.
+/// Renders the page. `accuracy` is the result of the emulator's self-measurement, in words.
 pub(crate) fn page(cells: &[CellRecords], accuracy: Option<&str>) -> String {
     let mut page = METHOD.to_owned();
     page.push_str(&runs(cells, accuracy));

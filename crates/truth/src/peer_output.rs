@@ -1,47 +1,47 @@
-//! Reads what iperf3, ping and irtt print. Pure.
+//! Parses the output of iperf3, ping and irtt. Pure.
 
 use anyhow::Context;
 use serde_json::Value;
 
-/// A run of iperf3 over TCP, as its receiver saw it.
+/// The result of a run of iperf3 over TCP, as the receiver measured it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Iperf3Tcp {
     pub(crate) received_bps: f64,
     pub(crate) seconds: f64,
 }
 
-/// A run of iperf3 with datagrams.
+/// The result of a run of iperf3 with UDP datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Iperf3Udp {
     pub(crate) lost: u64,
-    /// Absent if it does not report them.
+    /// The number of reordered datagrams; absent if iperf3 does not report it.
     pub(crate) out_of_order: Option<u64>,
 }
 
-/// Round trips as a program saw them.
+/// Round trips as a program measured them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RoundTrips {
     pub(crate) median_ms: f64,
     pub(crate) sent: u64,
     pub(crate) received: u64,
-    /// Shares of lost packets, towards the other end and back, if reported.
+    /// The shares of packets lost towards the other end and on the way back, if the program reports them.
     pub(crate) lost_ways: Option<[f64; 2]>,
 }
 
-/// The JSON output of iperf3 over TCP.
+/// Parses the JSON output of iperf3 over TCP.
 pub(crate) fn iperf3_tcp(text: &str) -> anyhow::Result<Iperf3Tcp> {
     let sum = &iperf3(text)?["end"]["sum_received"];
     let number = |name: &str| sum[name].as_f64().with_context(|| format!("end.sum_received.{name}"));
     Ok(Iperf3Tcp { received_bps: number("bits_per_second")?, seconds: number("seconds")? })
 }
 
-/// The JSON output of iperf3 with datagrams.
+/// Parses the JSON output of iperf3 with UDP datagrams.
 pub(crate) fn iperf3_udp(text: &str) -> anyhow::Result<Iperf3Udp> {
     let output = iperf3(text)?;
     let lost = output["end"]["sum"]["lost_packets"].as_i64().context("end.sum.lost_packets")?;
     let streams = output["end"]["streams"].as_array().context("end.streams")?;
     let out_of_order = streams.iter().map(|stream| stream["udp"]["out_of_order"].as_u64()).sum::<Option<u64>>();
-    // It counts a duplicate as a packet that was not lost.
+    // iperf3 counts a duplicate as a packet that was not lost, so the number can be negative.
     Ok(Iperf3Udp { lost: u64::try_from(lost).unwrap_or(0), out_of_order })
 }
 
@@ -53,7 +53,7 @@ fn iperf3(text: &str) -> anyhow::Result<Value> {
     }
 }
 
-/// The output of ping: a line for each reply, and a summary.
+/// Parses the output of ping: a line for each reply, and a summary.
 pub(crate) fn ping(text: &str) -> anyhow::Result<RoundTrips> {
     let is_duplicate = |line: &&str| line.contains("(DUP!)");
     let time = |line: &str| line.split("time=").nth(1)?.split(' ').next()?.parse::<f64>().ok();
@@ -64,7 +64,7 @@ pub(crate) fn ping(text: &str) -> anyhow::Result<RoundTrips> {
     Ok(RoundTrips { median_ms: median(times).context("no reply to ping")?, sent, received, lost_ways: None })
 }
 
-/// The JSON output of irtt.
+/// Parses the JSON output of irtt.
 pub(crate) fn irtt(text: &str) -> anyhow::Result<RoundTrips> {
     let stats = &serde_json::from_str::<Value>(text).context("the JSON output of irtt")?["stats"];
     let number = |name: &str| stats[name].as_f64().with_context(|| format!("stats.{name}"));

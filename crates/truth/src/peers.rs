@@ -1,4 +1,5 @@
-//! Runs iperf3, ping and irtt over the links of a scenario, and compares what they report with what the link did. A shell.
+//! Runs iperf3, ping and irtt over the links of a scenario, and compares their reports with what the links did. With
+//! side effects: runs programs.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::peer_output::{self, RoundTrips};
 use crate::reading::Reading;
 use crate::run::{take_records, worst_lateness_ms};
 
-/// The packets of irtt: a magic number, flags (none in a request, 2 in a reply, others when it opens or closes a session), a
-/// token, and the sequence number.
+/// The watch rule for packets of irtt: a magic number, flags (none in a request, 2 in a reply, others when it opens or
+/// closes a session), a token, and the sequence number.
 const IRTT: WatchRule = WatchRule {
     transport: Transport::Udp,
     port: Some(2112),
@@ -23,29 +24,29 @@ const IRTT: WatchRule = WatchRule {
     id_at: 12,
 };
 
-/// The rules of the links' records, by the numbers below.
+/// The watch rules for the links' records; the constants below name the positions in this list.
 const RULES: [WatchRule; 2] = [WatchRule::PING, IRTT];
 const PING_RULE: usize = 0;
 const IRTT_RULE: usize = 1;
 
-/// The programs, each with its Debian package.
+/// The other programs, each with its Debian package.
 const PROGRAMS: [(&str, &str); 3] = [("iperf3", "iperf3"), ("ping", "iputils-ping"), ("irtt", "irtt")];
 
-/// The seconds of a load, as in our runs.
+/// The duration of a load in seconds, as in the runs of our programs.
 const SECONDS: u64 = 5;
 
-/// A process that is killed on drop.
+/// A server process that is killed on drop.
 struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What the programs reported in a cell, with the truth.
+/// The numbers that the programs reported in a cell, with the truth.
 #[derive(Debug)]
 pub(crate) struct PeerRun {
     pub(crate) programs: Vec<String>,
@@ -54,13 +55,13 @@ pub(crate) struct PeerRun {
     pub(crate) worst_lateness_ms: f64,
 }
 
-/// The programs that are not installed, with their packages.
+/// The programs that are not installed, each with its Debian package.
 pub(crate) fn missing() -> Vec<String> {
     let is_missing = |name: &&(&str, &str)| version(name.0).is_none();
     PROGRAMS.iter().filter(is_missing).map(|(name, package)| format!("{name} (Debian: {package})")).collect()
 }
 
-/// The first line of the program's version.
+/// The first line of the version that the program prints; `None` if it is not installed.
 fn version(program: &str) -> Option<String> {
     let flag = match program {
         "iperf3" => "--version",
@@ -72,7 +73,7 @@ fn version(program: &str) -> Option<String> {
     text.lines().next().map(|line| line.replace("ping from ", ""))
 }
 
-/// Runs every installed program in a cell.
+/// Runs every installed program over the links of a scenario.
 pub(crate) fn run(scenario: &Scenario, seed: u64) -> anyhow::Result<PeerRun> {
     let topology = Topology::new(&scenario.hops, seed, &RULES)?;
     let peers = Peers { topology: &topology, scenario, to: topology.reflector_address(scenario.family).to_string() };
@@ -106,12 +107,12 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> anyhow::Result<PeerRun> {
 struct Peers<'a> {
     topology: &'a Topology,
     scenario: &'a Scenario,
-    /// The reflector's address.
+    /// The address of the reflector's host.
     to: String,
 }
 
 impl Peers<'_> {
-    /// Starts a server at the reflector's host; `None` if it is not installed.
+    /// Starts a server on the reflector's host; `None` if the program is not installed.
     fn server(&self, program: &str, args: &[&str]) -> anyhow::Result<Option<Server>> {
         if version(program).is_none() {
             return Ok(None);
@@ -127,7 +128,7 @@ impl Peers<'_> {
         Ok(Some(server))
     }
 
-    /// Starts ping and irtt for so many seconds.
+    /// Starts ping and irtt for this many seconds.
     fn probe(&self, seconds: f64) -> anyhow::Result<Vec<(usize, &'static str, Child)>> {
         let count = format!("{}", (seconds * 50.0) as u32);
         let wait = format!("{}", (self.scenario.round_trip_ms() / 1e3 + 2.0).ceil());
@@ -183,7 +184,7 @@ impl Peers<'_> {
         drop(take_records(self.topology));
         let seconds = SECONDS.to_string();
         let load = self.iperf3(direction, &["-t", &seconds, "-P", "4"])?;
-        // Past the begin of the load, in which the queue fills.
+        // Wait until the load has filled the queue.
         std::thread::sleep(Duration::from_millis(1500));
         let said = round_trips(self.probe(3.0)?);
         let load = load.map(output).transpose()?;
@@ -244,7 +245,7 @@ fn output(child: Child) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&child.wait_with_output()?.stdout).into_owned())
 }
 
-/// What the programs reported. A program that got no answer reports nothing.
+/// Reads the round trips that the programs report. A program that got no answer reports none.
 fn round_trips(started: Vec<(usize, &'static str, Child)>) -> Vec<(usize, &'static str, RoundTrips)> {
     let read = |(rule, program, child)| {
         let text = output(child).ok()?;
@@ -254,14 +255,15 @@ fn round_trips(started: Vec<(usize, &'static str, Child)>) -> Vec<(usize, &'stat
     started.into_iter().filter_map(read).collect()
 }
 
-/// The rate at which the last link delivered TCP payload in a direction, from the first full bin on for so many seconds.
+/// The rate at which the last link delivered TCP payload in a direction, for this many seconds from the first bin with
+/// a load on.
 fn delivered_bps(links: &LinkRecords, direction: Direction, seconds: f64) -> Option<f64> {
     let last = match way(direction) {
         Way::Up => links.last()?,
         Way::Down => links.first()?,
     };
     let record: &LinkRecord = &last[way(direction) as usize];
-    // The control connection of iperf3 carries less.
+    // The control connection of iperf3 carries less than this in a bin.
     let first = record.bins.iter().position(|bin| bin.tcp_payload > 2000)?;
     let from = BIN * u32::try_from(first).ok()?;
     let until = from + Duration::from_secs_f64(seconds);

@@ -1,4 +1,5 @@
-//! Random paths, on which the direction of the queue is compared with the truth, and their page. Pure.
+//! Creates random paths, compares the reported direction of the queue with the truth on them, and renders the page
+//! about them. Pure.
 
 use std::fmt::Write as _;
 
@@ -10,19 +11,19 @@ use crate::checks::{self, SIDE};
 use crate::reading::Reading;
 use crate::record::{OurRecord, commits};
 
-/// The rates of a path, in Mbit/s.
+/// The lowest and the highest rate of a path, in Mbit/s.
 const RATES: [f64; 2] = [4.0, 200.0];
-/// The longest delay of a direction, in milliseconds.
+/// The longest delay of a path in one direction, in milliseconds.
 const LONGEST_DELAY_MS: f64 = 80.0;
-/// The lengths of a queue, in milliseconds.
+/// The shortest and the longest queue of a path, in milliseconds.
 const QUEUES_MS: [f64; 2] = [30.0, 400.0];
 
-/// The path of this seed: three hops of which one is an emulated link, with a rate, a delay and a queue of its own in each
-/// direction.
+/// The path that follows from this seed: three hops of which one is an emulated link. Each direction of the link has
+/// its own rate, delay and queue.
 pub(crate) fn random_path(seed: u64) -> Cell {
     let mut random = Rng::with_seed(seed);
     let mut direction = || DirectionSettings {
-        // As likely from 4 to 8 as from 100 to 200.
+        // Distributed uniformly in the logarithm: from 4 to 8 is as likely as from 100 to 200.
         rate_mbit: Some(rounded(RATES[0] * (RATES[1] / RATES[0]).powf(random.f64()))),
         queue_ms: Some(rounded(QUEUES_MS[0] + (QUEUES_MS[1] - QUEUES_MS[0]) * random.f64())),
         delay_ms: rounded(LONGEST_DELAY_MS * random.f64()),
@@ -40,12 +41,12 @@ fn rounded(number: f64) -> f64 {
     (number * 10.0).round() / 10.0
 }
 
-/// The readings of the direction of the queue.
+/// The readings that compare the reported direction of the queue with the true one.
 pub(crate) fn readings(record: &OurRecord, cell: &Cell) -> Vec<Reading> {
     checks::readings_of(SIDE, record, &cell.scenario)
 }
 
-/// The page of the runs on random paths.
+/// Renders the page about the runs on random paths.
 pub(crate) fn page(runs: &[(Cell, OurRecord)], accuracy: &str) -> String {
     let counted = runs.iter().map(|(cell, record)| (cell, record, readings(record, cell)));
     let counted = counted.filter(|(.., readings)| !readings.is_empty()).collect::<Vec<_>>();

@@ -1,26 +1,26 @@
-//! A number that a program reported, beside the truth. Pure.
+//! A number that a program reported, with the truth. Pure.
 
 use serde::{Deserialize, Serialize};
 
-/// A number that a program reported, with the truth.
+/// A number that a program reported, with the truth about what the link did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
-    /// The name of the check.
+    /// The name of the check that compares the number.
     pub check: String,
-    /// What of the run, such as `download`.
+    /// The part of the run that the number describes, such as `download`.
     pub what: String,
-    /// The program.
+    /// The program that reported the number.
     pub by: String,
-    /// What the program reported.
+    /// The number that the program reported.
     pub said: f64,
-    /// What the link did.
+    /// The true number, from the record of the link.
     pub truth: f64,
-    /// What the tolerance allows, both ends included.
+    /// The lowest and the highest number that the tolerance allows.
     pub allowed: [f64; 2],
 }
 
 impl Reading {
-    /// The error.
+    /// The reported number minus the true one.
     pub fn error(&self) -> f64 {
         self.said - self.truth
     }

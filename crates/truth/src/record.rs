@@ -1,4 +1,5 @@
-//! The records of runs, one JSON file each, from which the page is written. Pure, except for reading and writing the files.
+//! The records of runs, one JSON file for each; the page is rendered from them. Pure, except for reading and writing
+//! the files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,99 +13,99 @@ use serde::{Deserialize, Serialize};
 use crate::observed::Observed;
 use crate::reading::Reading;
 
-/// When, with which build, and how well a run went.
+/// When a run was made, with which build, and what went wrong.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Circumstances {
-    /// The begin (RFC 3339, UTC).
+    /// When the run began (RFC 3339, UTC).
     pub at: jiff::Timestamp,
-    /// The commit of the programs.
+    /// The commit from which the programs were built.
     pub commit: String,
-    /// Why runs before this one were discarded, in order.
+    /// Why earlier attempts at this run were discarded, in order.
     pub discarded: Vec<String>,
-    /// Why there is no result: the cell was refused, or every run was discarded or failed.
+    /// Why there is no result: the cell was refused, or every attempt was discarded or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// The latest packet of the run, in milliseconds.
+    /// How late the latest packet of the run left the link, in milliseconds.
     pub worst_lateness_ms: f64,
 }
 
-/// The commits of runs, each once.
+/// The commits of some runs, each once.
 pub(crate) fn commits<'a>(runs: impl Iterator<Item = &'a Circumstances>) -> String {
     let commits = runs.map(|run| run.commit.as_str()).collect::<BTreeSet<_>>();
-    // A commit can have a comma: "…, with changes".
+    // The text of a commit can contain a comma: "…, with changes".
     commits.into_iter().collect::<Vec<_>>().join("; ")
 }
 
-/// Our programs in one cell with one seed.
+/// The runs of our programs in one cell with one seed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OurRecord {
-    /// The cell's name.
+    /// The name of the cell.
     pub cell: String,
-    /// The seed of the link's decisions.
+    /// The seed from which the random decisions of the links follow.
     pub seed: u64,
-    /// When and how.
+    /// When and how the runs were made.
     pub circumstances: Circumstances,
-    /// The run over TCP.
+    /// The run over TCP, if it has a result.
     pub tcp: Option<Run>,
     /// The run with datagrams, in cells that have one.
     pub udp: Option<Run>,
 }
 
-/// What a run reported, and what the link did.
+/// The result of a run, and what the link did during the run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
-    /// As `--json` prints it.
+    /// The result document, as `--json` prints it.
     pub document: ResultDocument,
-    /// From the link's record.
+    /// What the link did, from its record.
     pub observed: Observed,
 }
 
-/// The other programs in one cell.
+/// The runs of the other programs in one cell.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PeerRecord {
-    /// The cell's name.
+    /// The name of the cell.
     pub cell: String,
-    /// When and how.
+    /// When and how the runs were made.
     pub circumstances: Circumstances,
-    /// Their names and versions.
+    /// The names and versions of the programs.
     pub programs: Vec<String>,
-    /// What they reported, each with the truth.
+    /// The numbers that the programs reported, each with the truth.
     pub readings: Vec<Reading>,
 }
 
-/// The folder of the records.
+/// A folder that contains records.
 #[derive(Clone, Debug)]
 pub struct Records {
     folder: PathBuf,
 }
 
 impl Records {
-    /// The records in this folder.
+    /// Uses this folder for records.
     pub fn new(folder: PathBuf) -> Self {
         Self { folder }
     }
 
-    /// The folder.
+    /// The path of the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The record of our programs, if there is one.
+    /// Reads the record of our programs for a cell and a seed; `None` if there is none.
     pub fn ours(&self, cell: &str, seed: u64) -> anyhow::Result<Option<OurRecord>> {
         read(&self.our_path(cell, seed))
     }
 
-    /// The record of the other programs, if there is one.
+    /// Reads the record of the other programs for a cell; `None` if there is none.
     pub fn peers(&self, cell: &str) -> anyhow::Result<Option<PeerRecord>> {
         read(&self.peer_path(cell))
     }
 
-    /// Writes a record of our programs.
+    /// Writes a record of our programs to its file.
     pub fn write_ours(&self, record: &OurRecord) -> anyhow::Result<()> {
         write(&self.our_path(&record.cell, record.seed), record)
     }
 
-    /// Writes a record of the other programs.
+    /// Writes a record of the other programs to its file.
     pub fn write_peers(&self, record: &PeerRecord) -> anyhow::Result<()> {
         write(&self.peer_path(&record.cell), record)
     }
@@ -130,7 +131,7 @@ fn write(path: &Path, record: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(record)?;
     let folder = path.parent().context("a folder")?;
     fs::create_dir_all(folder)?;
-    // A run that is interrupted here leaves no half of a record.
+    // Writing a temporary file first ensures that an interruption here leaves no half-written record.
     let unfinished = path.with_extension("unfinished");
     fs::write(&unfinished, text)
         .and_then(|()| fs::rename(&unfinished, path))

@@ -1,4 +1,4 @@
-//! Runs both real programs over the links of a scenario. A shell: starts processes, waits, reads clocks.
+//! Runs both real programs over the links of a scenario. With side effects: starts processes, waits and reads clocks.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use paramedic_report::document::{Event, ResultDocument};
 use crate::observed::{LinkRecords, Observed};
 use crate::record::Run;
 
-/// The reflector's port.
+/// The port on which the reflector listens.
 pub const REFLECTOR_PORT: u16 = 4000;
 
-/// The latency probes of our programs (docs/protocol.md, "Latency probes"): the version, the kinds of a probe and of its
-/// reply, and the offset of the sequence number.
+/// The watch rule for the latency probes of our programs (docs/protocol.md, "Latency probes"): the version and the kind
+/// of a probe or of its reply, and the offset of the sequence number.
 pub const OUR_PROBES: WatchRule = WatchRule {
     transport: Transport::Udp,
     port: None,
@@ -24,30 +24,30 @@ pub const OUR_PROBES: WatchRule = WatchRule {
     id_at: 20,
 };
 
-/// How long a line of a running test may take.
+/// How long a running test may take to print its next line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// How long packets may still be on their way after a run, beside the round trip.
+/// How long packets may still be on their way after a run, in addition to the round trip.
 const SETTLING: Duration = Duration::from_millis(1500);
 
-/// Both programs at the ends of a path.
+/// Both programs, running at the ends of a path.
 #[derive(Debug)]
 pub struct Bed {
-    /// The hosts and links.
+    /// The hosts and links of the path.
     pub topology: Topology,
     appliance: Appliance,
     reflector: Reflector,
     scenario: Scenario,
 }
 
-/// A run, and why it is to be discarded, if it is.
+/// A completed run, and why it must be discarded, if it must.
 #[derive(Debug)]
 pub struct Finished {
-    /// What was reported, and what the link did.
+    /// The result of the run, and what the links did.
     pub run: Run,
-    /// The records of the links.
+    /// The records of the links during the run.
     pub links: LinkRecords,
-    /// Why the link did not do what was set.
+    /// Why the links did not behave as configured; `None` if they did.
     pub fault: Option<String>,
 }
 
@@ -64,7 +64,7 @@ impl Bed {
         Ok(Self { topology, appliance, reflector, scenario: scenario.clone() })
     }
 
-    /// Runs a speed test with these further arguments.
+    /// Runs a speed test with these additional arguments.
     pub fn speed_test(&self, args: &[&str]) -> anyhow::Result<Finished> {
         let (overrun, unread) = (self.topology.overrun()?, self.unread()?);
         self.forget();
@@ -85,7 +85,7 @@ impl Bed {
             }
         };
         running.wait(LINE_TIMEOUT)?;
-        // What is still in a queue is part of the record.
+        // Wait: the packets that are still in a queue belong to the record.
         std::thread::sleep(SETTLING);
         let links = self.take_records();
         let new_overrun = self.topology.overrun()? - overrun;
@@ -96,7 +96,8 @@ impl Bed {
         Ok(Finished { run: Run { document, observed }, links, fault })
     }
 
-    /// Datagrams that arrived at either host and were dropped, because the receiving socket's buffer was full.
+    /// The number of datagrams that arrived at either host and were dropped, because the receiving socket's buffer was
+    /// full.
     fn unread(&self) -> anyhow::Result<u64> {
         let mut sum = 0;
         for host in [self.topology.appliance(), self.topology.reflector()] {
@@ -105,7 +106,7 @@ impl Bed {
         Ok(sum)
     }
 
-    /// Applies the scenario's changes for a phase that begins.
+    /// Schedules the scenario's changes for a phase that has begun.
     fn change(&self, phase: Load) {
         let name = match phase {
             Load::Idle => "idle",
@@ -125,29 +126,29 @@ impl Bed {
         }
     }
 
-    /// Drops what the links recorded so far.
+    /// Discards what the links have recorded so far.
     fn forget(&self) {
         drop(self.take_records());
     }
 
-    /// Takes the records of the links.
+    /// Takes the records of all links of the path.
     fn take_records(&self) -> LinkRecords {
         take_records(&self.topology)
     }
 }
 
-/// Takes the records of all links.
+/// Takes the records of all links of this path, which then begin new ones.
 pub(crate) fn take_records(topology: &Topology) -> LinkRecords {
     topology.links.iter().map(|link| Way::BOTH.map(|way| link.take_record(way))).collect()
 }
 
-/// How late the latest packet left, in milliseconds.
+/// How late the latest packet in these records left its link, in milliseconds.
 pub(crate) fn worst_lateness_ms(links: &LinkRecords) -> f64 {
     let worst = |record: &LinkRecord| record.lateness.worst.max(record.longest_turn).as_secs_f64() * 1e3;
     links.iter().flatten().map(worst).fold(0.0, f64::max)
 }
 
-/// The sum of the counters of full receive buffers (proc_net(5)).
+/// The sum of the counters of datagrams dropped because of full receive buffers (proc_net(5)).
 fn unread_datagrams(counters: &str) -> u64 {
     let mut udp = counters.lines().filter_map(|line| line.strip_prefix("Udp: ")).map(|line| line.split(' '));
     let v4 = udp.next().zip(udp.next()).into_iter().flat_map(|(names, values)| names.zip(values));

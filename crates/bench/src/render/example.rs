@@ -1,17 +1,17 @@
-//! A record with made-up figures, for the tests of what is made out of records.
+//! A record with made-up figures, for the tests of the renderers.
 
 use paramedic_link::measurement::HostFacts;
 
 use crate::cells::plan;
 use crate::record::{Alone, CellRecord, Machine, Memory, Pair, Reading, Record, Rest, SCHEMA};
 
-/// A reading at this many Gbit/s.
+/// Creates a reading with a rate of this many Gbit/s.
 pub(crate) fn reading(gigabits: f64) -> Reading {
     let bytes = (gigabits * 125e6) as u64;
     Reading { bps: gigabits * 1e9, bytes, wall_s: 1.1, client_cpu_s: 0.9, server_cpu_s: 0.8, loss: None }
 }
 
-/// A full run in which every second cell is won and every other lost.
+/// Creates the record of a full run in which our side wins every second cell and loses the others.
 pub(crate) fn record() -> Record {
     let cells = plan(false, 1, Some(&["--length".to_owned(), "256K".to_owned()]));
     let with_pairs = |(index, cell): (usize, crate::cells::Cell)| {

@@ -1,4 +1,4 @@
-//! The page of a record: the machine, the promises, every cell, and how to do it again.
+//! Renders the page of a record: the machine, the promises, every cell, and how to repeat the run.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use crate::promises::{Bound, Row, Verdict, judge};
 use crate::record::{CellRecord, Memory, Reading, Record};
 use crate::statistics::Spread;
 
-/// The whole page.
+/// Renders the whole page.
 pub(super) fn page(record: &Record) -> String {
     let sections = [
         head(record),
@@ -105,7 +105,7 @@ fn promise(row: &Row) -> String {
     format!("| {} | {} | {sign} {promised} | {measured} | {spread} | {interval} | {verdict} |", row.name, row.beside)
 }
 
-/// The cells in which iperf3 is ahead: they are not to be looked for.
+/// The section that lists the cells in which iperf3 is faster, so that the reader need not search for them.
 fn losses(record: &Record) -> String {
     let lost = |found: &&CellRecord| found.ratio(|reading| reading.bps).is_some_and(|ratio| ratio.spread.median < 1.0);
     let lost = record.cells.iter().filter(lost).collect::<Vec<_>>();
@@ -224,7 +224,7 @@ fn theirs_in_words(cell: &Cell) -> String {
     format!("{program} {}", cell.their_arguments("SERVER", 5201).join(" "))
 }
 
-/// On one line, and no end of a table's cell.
+/// Makes the text safe for a cell of a Markdown table: one line, with `|` escaped.
 fn cell_text(text: &str) -> String {
     text.replace(['\n', '\r'], " ").replace('|', "\\|")
 }

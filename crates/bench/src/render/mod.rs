@@ -1,4 +1,4 @@
-//! A record as pages and plots for people. Pure: text out; it reads and writes no file.
+//! Renders a record as pages and plots. Pure: it returns text, and reads and writes no file.
 
 #[cfg(test)]
 pub(crate) mod example;
@@ -9,7 +9,7 @@ mod svg;
 use crate::cells::Group;
 use crate::record::{CellRecord, Record};
 
-/// All files of a record, by name: the page and a plot a group.
+/// All files of a record, each with its name and text: the page, and a plot for each group.
 pub(crate) fn files(record: &Record) -> Vec<(String, String)> {
     let plots = groups(record).into_iter().filter_map(|(group, cells)| {
         let plot = svg::plot(group.title(), &bars(&cells))?;
@@ -18,7 +18,7 @@ pub(crate) fn files(record: &Record) -> Vec<(String, String)> {
     std::iter::once(("README.md".to_owned(), markdown::page(record))).chain(plots).collect()
 }
 
-/// The groups that have cells, each with them.
+/// The groups that have cells in the record, each with its cells.
 fn groups(record: &Record) -> Vec<(Group, Vec<&CellRecord>)> {
     let of = |group| record.cells.iter().filter(|found| found.cell.group == group).collect::<Vec<_>>();
     Group::ALL.into_iter().map(|group| (group, of(group))).filter(|(_, cells)| !cells.is_empty()).collect()
@@ -28,7 +28,7 @@ pub(crate) fn plot_name(group: Group) -> String {
     format!("{}.svg", group.id())
 }
 
-/// What a plot shows of the cells that have it.
+/// The bars of a plot: one entry for each cell that has results.
 fn bars(cells: &[&CellRecord]) -> Vec<svg::Bars> {
     let bars = |found: &&CellRecord| {
         Some(svg::Bars {

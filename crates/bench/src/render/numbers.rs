@@ -1,13 +1,13 @@
-//! How numbers are written on pages and plots.
+//! Formats numbers for pages and plots.
 
 use crate::promises::Unit;
 
-/// A rate in Gbit/s, without its unit: three digits that count, no more than two behind the point.
+/// Formats a rate in Gbit/s without its unit, with three significant digits and at most three decimals.
 pub(super) fn gigabits(bps: f64) -> String {
     three_digits(bps / 1e9)
 }
 
-/// Three digits that count, no more than three behind the point.
+/// Formats a value with three significant digits and at most three decimals.
 pub(super) fn three_digits(value: f64) -> String {
     let decimals = if value >= 99.95 {
         0
@@ -21,7 +21,7 @@ pub(super) fn three_digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// A value with its unit.
+/// Formats a value with its unit.
 pub(super) fn with_unit(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Times => format!("{}×", three_digits(value)),

@@ -1,29 +1,29 @@
-//! Plots: for each cell two bars, iperf3's and ours, with the spread as whiskers and the ratio beside. An SVG of its
-//! own, readable on a light and on a dark page.
+//! Renders plots: for each cell two bars, iperf3's and ours, with the range as whiskers and the ratio beside them. Each
+//! plot is a standalone SVG, readable on a light and on a dark page.
 
 use std::fmt::Write;
 
 use super::numbers::{gigabits, three_digits};
 use crate::statistics::{Ratio, Spread};
 
-/// One cell of a plot.
+/// One cell of a plot: two bars and their ratio.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Bars {
-    /// What it is.
+    /// The text that names the cell.
     pub(super) label: String,
-    /// iperf3's rates, bits a second.
+    /// The rates of iperf3, in bits per second.
     pub(super) theirs: Spread,
-    /// Our rates.
+    /// Our rates, in bits per second.
     pub(super) ours: Spread,
-    /// Ours over theirs.
+    /// The ratios of our rate to iperf3's.
     pub(super) ratio: Ratio,
 }
 
 const WIDTH: f64 = 920.0;
-/// Where the bars begin and end.
+/// The horizontal positions at which the bars begin and end, in pixels.
 const LEFT: f64 = 238.0;
 const RIGHT: f64 = 700.0;
-/// Above the first cell, and below the last one.
+/// The space above the first cell and below the last one, in pixels.
 const TOP: f64 = 84.0;
 const BOTTOM: f64 = 50.0;
 const ROW: f64 = 48.0;
@@ -55,7 +55,7 @@ const STYLE: &str = "
   }
 ";
 
-/// The plot of these cells; `None` if there are none.
+/// Renders the plot of these cells; `None` if there are none.
 pub(super) fn plot(title: &str, cells: &[Bars]) -> Option<String> {
     let highest = cells.iter().flat_map(|cell| [cell.theirs.highest, cell.ours.highest]).reduce(f64::max)?;
     let step = tick(highest);
@@ -133,7 +133,7 @@ fn legend() -> String {
     )
 }
 
-/// A bar to the median, whiskers from lowest to highest, and the median written behind both.
+/// Renders a bar up to the median, whiskers from the lowest to the highest value, and the median as text behind both.
 fn bar(class: &str, spread: &Spread, y: f64, x: &impl Fn(f64) -> f64) -> String {
     let (start, end) = (x(0.0), x(spread.median));
     let (low, high) = (x(spread.lowest), x(spread.highest));
@@ -158,7 +158,7 @@ fn bar(class: &str, spread: &Spread, y: f64, x: &impl Fn(f64) -> f64) -> String 
     drawn
 }
 
-/// The plot in words, for readers who cannot see it.
+/// Describes the plot in words, for readers who cannot see it.
 fn described(title: &str, cells: &[Bars]) -> String {
     let cell = |cell: &Bars| {
         let [theirs, ours] = [cell.theirs, cell.ours].map(|spread| gigabits(spread.median));
@@ -167,14 +167,14 @@ fn described(title: &str, cells: &[Bars]) -> String {
     format!("{title}. {}", cells.iter().map(cell).collect::<Vec<_>>().join("; "))
 }
 
-/// The distance of ticks: 1, 2 or 5 times a power of ten, four to nine of them.
+/// The distance between two ticks of the axis: 1, 2 or 5 times a power of ten, so that there are four to nine ticks.
 fn tick(highest: f64) -> f64 {
     let power = 10_f64.powf(highest.max(1.0).log10().floor());
     [0.1, 0.2, 0.5, 1.0].map(|part| part * power).into_iter().find(|step| highest / step <= 8.0).unwrap_or(2.0 * power)
 }
 
 fn plain(value: f64) -> String {
-    // What binary fractions leave behind a tick's few digits is no part of it.
+    // Rounding removes the small error of a binary fraction.
     ((value * 1e6).round() / 1e6).to_string()
 }
 

@@ -1,4 +1,4 @@
-//! Tests of one direction, with its own clock.
+//! Tests of one direction of a link, with a simulated clock.
 
 use proptest::prelude::*;
 
@@ -7,10 +7,11 @@ use crate::settings::{BurstLoss, Policer, Reorder};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// What happened to each packet: its number if delivered, with the time.
+/// The delivered packets, each with the time at which it left.
 type Delivered = Vec<(Duration, Departure<usize>)>;
 
-/// Enters packets (time, bytes) and runs the direction until it is empty, looking only when it asks for it.
+/// Enters packets (time, bytes) and runs the direction until it is empty. Calls it only at the times that it asks for.
+/// Returns the delivered packets, and the numbers and reasons of the dropped ones.
 fn run(direction: &mut LinkDirection<usize>, packets: &[(Duration, usize)]) -> (Delivered, Vec<(usize, DropReason)>) {
     let (mut delivered, mut dropped) = (Vec::new(), Vec::new());
     let mut collect = |direction: &mut LinkDirection<usize>, now| {
@@ -113,7 +114,7 @@ fn a_packet_held_back_is_overtaken_and_nothing_else_is_reordered() {
     assert!(in_order.map(|(_, departure)| departure.number).is_sorted());
 }
 
-/// Settings with every impairment in any strength.
+/// Generates settings with every impairment in any strength.
 fn any_settings() -> impl Strategy<Value = DirectionSettings> {
     let share = || prop_oneof![Just(0.0), 0.1..30.0];
     let shares = (share(), share(), share(), share());
@@ -146,7 +147,7 @@ fn any_settings() -> impl Strategy<Value = DirectionSettings> {
     )
 }
 
-/// Packets with any size and distance.
+/// Generates packets of any size and at any distance in time.
 fn any_packets() -> impl Strategy<Value = Vec<(Duration, usize)>> {
     prop::collection::vec((0_u64..3_000_000, 40_usize..1500), 1..200).prop_map(|packets| {
         let mut now = Duration::ZERO;

@@ -9,13 +9,13 @@ use crate::attack::in_parallel;
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// Concurrent scripts; most of them only wait.
+/// The number of scripts that run at the same time; most of them only wait.
 const AT_ONCE: usize = 32;
-/// Extra time per command for a loaded machine.
+/// Extra time for each command, for a loaded machine.
 const SLACK: Duration = Duration::from_secs(12);
 /// The short form runs one script out of this many.
 const ONE_OF: usize = 10;
-/// Longer scripts, which wait in a queue, run only in the long form.
+/// The short form omits scripts that take longer than this because they wait in a queue.
 const LONGEST_SHORT: Duration = Duration::from_secs(20);
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {

@@ -1,6 +1,6 @@
-//! What keeps the reflector, and the iperf3 that it starts, away from the host: the exposure of the systemd unit by
-//! systemd's own count, and what the kernel says of a running child of the iperf3 lane. What such a child may do is tried
-//! call by call in the tests of `paramedic-iperf3` (`sandbox.rs`).
+//! What confines the reflector and the iperf3 process that it starts: the exposure of the systemd unit as systemd
+//! counts it, and the restrictions that the kernel reports for a running iperf3 process of a session. The tests of
+//! `paramedic-iperf3` (`sandbox.rs`) try which system calls such a process can make.
 
 use std::fs;
 use std::process::Command;
@@ -12,9 +12,9 @@ use lab::{Appliance, Reflector};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// The highest exposure of the unit, on systemd's scale from 0 to 10.
+/// The highest accepted exposure of the unit, on systemd's scale from 0 to 10.
 const MOST_EXPOSURE: f64 = 1.5;
-/// The port of the lane.
+/// The data port of the sessions that use the engine iperf3.
 const PORT: &str = "47303";
 
 pub(super) fn play(_: Scale) -> anyhow::Result<Measured> {
@@ -38,7 +38,7 @@ pub(super) fn play(_: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// The exposure of the packaged unit; `None` without systemd's program.
+/// The exposure of the packaged unit; `None` if `systemd-analyze` is not installed.
 fn exposure() -> anyhow::Result<Option<f64>> {
     let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/systemd/reflector.service");
     let mut command = Command::new("systemd-analyze");
@@ -59,7 +59,7 @@ fn exposure_in(printed: &str) -> Option<f64> {
     line.rsplit_once(": ")?.1.split(' ').next()?.parse().ok()
 }
 
-/// `/proc/PID/status` of the child of a running test over the lane; `None` without iperf3.
+/// Reads `/proc/PID/status` of the iperf3 process of a running session; `None` without iperf3.
 fn child_of_the_lane() -> anyhow::Result<Option<String>> {
     if !Command::new("iperf3").arg("--version").output().is_ok_and(|output| output.status.success()) {
         return Ok(None);
@@ -69,7 +69,7 @@ fn child_of_the_lane() -> anyhow::Result<Option<String>> {
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let test =
         appliance.start(&["speed-test", "--engine", "iperf3", "--json-stream", "-t", "60", "--idle", "0", "-b", "5M"]);
-    // Bytes flow, so the child has been confined.
+    // When bytes flow, the process has been confined.
     while !test.line(Duration::from_secs(30))?.contains("\"latency\"") {}
     let children = reflector.process().children();
     ensure!(children.len() == 1 && children[0].1 == "iperf3", "not one child: {children:?}");

@@ -1,4 +1,5 @@
-//! Kills while bytes flow: what the next start charges, compared with the bytes on the interface.
+//! Kills the reflector while bytes flow, and compares what its next start charges to the device with the bytes that
+//! crossed the interface.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,20 +11,20 @@ use rustix::process::{Pid, Signal};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// The rates of the sessions that are killed, as `-b` takes them; `None`: as fast as the link.
+/// The rates of the sessions that are killed, as the option `-b` takes them; `None`: as fast as the link.
 const RATES: [(&str, Option<&str>); 3] = [("5 Mbit/s", Some("5M")), ("1 Gbit/s", Some("1G")), ("full speed", None)];
-/// The least surge that a crash charges.
+/// The smallest surge of bytes that the reflector charges after a crash.
 const SMALLEST_SURGE: u64 = 16 << 20;
-/// The last moment of a kill, after the bytes began to flow.
+/// The latest moment of a kill, in milliseconds after the bytes began to flow.
 const LAST_KILL: u64 = 2_500;
-/// Payload on the interface that is not the session's: the link, its handshake, probes; and what an end had written to
-/// its socket or had not read from it when it was killed.
+/// How many bytes may differ: payload on the interface that does not belong to the session's data (the link, its
+/// handshake, probes), and what an end had written to its socket, or had not read from it, when it was killed.
 const SLACK: u64 = 8_000_000;
-/// Headers of a data packet on the veth link: Ethernet's, IPv4's, and TCP's with timestamps.
+/// The bytes of the headers of a data packet on the veth link: Ethernet, IPv4, and TCP with timestamps.
 const HEADERS: u64 = 14 + 20 + 32;
-/// The interface's counters of received and of sent traffic.
+/// The names of the interface's counters of received and of sent traffic: bytes and packets.
 const COUNTERS: [[&str; 2]; 2] = [["rx_bytes", "rx_packets"], ["tx_bytes", "tx_packets"]];
-/// How often the interface is read.
+/// How often the counters of the interface are read.
 const READ_INTERVAL: Duration = Duration::from_millis(5);
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -62,19 +63,20 @@ fn megabytes(bytes: u64) -> f64 {
 }
 
 struct Killed {
-    /// Payload that had crossed the interface just before the kill.
+    /// Payload bytes that had crossed the interface just before the kill.
     flowed: u64,
-    /// The same when the process had ended: on a busy host some milliseconds pass until then.
+    /// Payload bytes that had crossed the interface when the process had ended: on a busy host some milliseconds after
+    /// the kill.
     flowed_at_end: u64,
-    /// The most within any second of that.
+    /// The most payload bytes that crossed the interface within one second.
     fastest_second: u64,
-    /// How much of it in the last half second.
+    /// Payload bytes that crossed the interface in the last half second before the kill.
     last_half_second: u64,
-    /// What the next start charged.
+    /// The bytes that the next start charged to the device.
     charged: u64,
 }
 
-/// Starts a test, kills the reflector `after` its bytes began to flow, and starts it again.
+/// Starts a test, kills the reflector `after` this time of flowing bytes, and starts it again.
 fn kill_once(
     reflector: &mut Reflector,
     appliance: &Appliance,
@@ -93,7 +95,7 @@ fn kill_once(
     test.extend(rate.iter().flat_map(|rate| ["-b", rate]));
     let running = appliance.start(&test);
     let patience = Instant::now() + Duration::from_secs(30);
-    // The link itself takes some kilobytes.
+    // The messages of the link itself take some kilobytes.
     while counted()? < before + 50_000 {
         anyhow::ensure!(Instant::now() < patience, "the test does not begin: {}", reflector.log());
         std::thread::sleep(READ_INTERVAL);
@@ -119,7 +121,8 @@ fn kill_once(
     reflector.end(Signal::KILL);
     let ended = Instant::now();
     let [bytes, packets] = COUNTERS[usize::from(is_download)].map(|name| host.interface_counter(name));
-    // The resets of a killed process are shorter than the headers of a data packet.
+    // The packets by which the kernel resets a killed process's connections are shorter than the headers of a data
+    // packet.
     let at_end = bytes.saturating_sub(HEADERS * packets).max(flowed + before);
     note(&mut readings, ended, at_end);
     let flowed_at_end = at_end - before;
@@ -133,12 +136,12 @@ fn charged(reflector: &Reflector) -> u64 {
     reflector.status()["sessions"]["bytes_today"].as_u64().unwrap_or_default()
 }
 
-/// The payload that the interface of this process's namespace has carried, sent or received.
+/// The payload bytes that the interface in the network namespace of this process has sent or received.
 fn payload(process: Pid, is_sent: bool) -> anyhow::Result<u64> {
     let table = std::fs::read_to_string(format!("/proc/{}/net/dev", process.as_raw_nonzero()))?;
     let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("an interface eth0")?;
     let numbers = line.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-    // Received bytes and packets, six other counters, sent bytes and packets.
+    // A line has received bytes and packets, six other counters, then sent bytes and packets.
     let at = if is_sent { 8 } else { 0 };
     let (bytes, packets) = numbers.get(at).zip(numbers.get(at + 1)).context("counters of eth0")?;
     Ok(bytes.saturating_sub(HEADERS * packets))

@@ -1,4 +1,5 @@
-//! A reflector that runs out of descriptors: it must not spin or fill its log, and must serve again at once afterwards.
+//! Exhausts the reflector's file descriptors: it must not spin or fill its log, and must serve again at once
+//! afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,10 @@ use crate::target::{HOME, Target, peer_of};
 
 const LIMIT: u32 = 128;
 const CONNECTIONS: usize = 500;
-/// The largest share of a core that the reflector may use meanwhile.
+/// The largest share of a core that the reflector may use while it has no free descriptor.
 const MOST_CPU: f64 = 0.10;
 const MOST_LOG: u64 = 64 << 10;
-/// Descriptors that stay free for administration.
+/// The number of descriptors that the reflector must keep free for administration.
 const KEPT: usize = 32;
 const SERVES_AGAIN: Duration = Duration::from_secs(2);
 const WATCHED: Duration = Duration::from_secs(4);
@@ -41,7 +42,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
         drop(over);
         Ok((used, most))
     })?;
-    // From here on all of the attacker's connections are closed.
+    // From this point on, all of the attacker's connections are closed.
     let closed = Instant::now();
     let mut last = None;
     let again = loop {

@@ -1,5 +1,5 @@
-//! Failing writes, syncs and truncations, single and in runs, in every file that the reflector writes; then a kill and a
-//! restart.
+//! Lets writes, syncs and truncations fail, one at a time and in runs, in every file that the reflector writes; then
+//! kills and restarts the reflector.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,24 +15,26 @@ use crate::books::{Books, Client, Loss};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// A library that counts system calls and makes some of them fail.
+/// The source of a preloaded library that counts system calls and makes some of them fail.
 const LIBRARY: &str = include_str!("faults.c");
-/// Concurrent reflectors.
+/// The number of reflectors that are tested at the same time.
 const REFLECTORS: usize = 4;
-/// Faults of one reflector before it gets a new folder, because the log is read after each.
+/// The number of faults of a reflector before it gets a new state folder, because the whole audit log is read after
+/// each fault.
 const FAULTS_OF_ONE: usize = 20;
-/// The longest time until the reflector serves after a fault.
+/// The longest accepted time until the reflector serves again after a fault.
 const SERVES_AGAIN: Duration = Duration::from_secs(5);
-/// Rounds within which the calls of a fault must occur.
+/// The number of rounds of requests within which the failing calls of a fault must occur.
 const ROUNDS: u32 = 12;
 
-/// A run of failing calls.
+/// A run of consecutive system calls that fail.
 #[derive(Clone, Copy, Debug)]
 struct Fault {
     from: u64,
     calls: u64,
     error: Errno,
-    /// The fault lasts until the test ends it, and no write is requested then: the reflector must detect the end by itself.
+    /// Whether the fault lasts until the test ends it. No write is requested then: the reflector must detect the end by
+    /// itself.
     stays: bool,
 }
 
@@ -70,8 +72,8 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// Each of the first 300 calls with each error, then runs of two to six calls from each of them, then lasting faults. In the
-/// short form some of each.
+/// The faults of the test: each of the first 300 calls with each error, then runs of two to six calls from each of them
+/// on, then lasting faults. The short form has a selection of each kind.
 fn faults(scale: Scale) -> Vec<Fault> {
     let errors = [Errno::IO, Errno::NOSPC];
     let step = scale.of(1, 40);
@@ -126,7 +128,7 @@ impl Played {
     }
 }
 
-/// The numbers shared with the library.
+/// The file through which the test shares numbers with the library.
 struct Control(File);
 
 impl Control {
@@ -139,7 +141,7 @@ impl Control {
     fn set(&self, fault: Option<Fault>) -> anyhow::Result<()> {
         let (from, to, error) =
             fault.map_or((0, 0, 0), |fault| (fault.from, fault.from + fault.calls, fault.error.raw_os_error()));
-        // No call fails while the numbers change.
+        // Setting the numbers to zero first ensures that no call fails while they change.
         self.0.write_all_at(&[0; 24], 0)?;
         self.0.write_all_at(&u64::try_from(error)?.to_ne_bytes(), 24)?;
         self.0.write_all_at(&from.to_ne_bytes(), 8)?;

@@ -1,5 +1,6 @@
-//! Arbitrary input for every parser and for the session rules. The short form plays the stored seeds, the past crashes
-//! and changes of them; the long form plays the same targets under libFuzzer by `script/fuzz`.
+//! Feeds arbitrary input to every parser and to the session rules. The short form runs the targets on the stored seeds,
+//! on past crashes, and on changed copies of both; the long form runs the same targets under libFuzzer by
+//! `script/fuzz`.
 
 use std::panic::AssertUnwindSafe;
 use std::process::Command;
@@ -11,11 +12,12 @@ use fuzz_targets::{Mutator, TARGETS, Target, crashes, seeds};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// How long changed seeds of one target are played. In the short form, where the programs are not optimised.
+/// How long each target is run on changed seeds in the short form. The time is short because the programs are not
+/// optimised there.
 const PLAYED_FOR: Duration = Duration::from_millis(300);
-/// As many inputs of a target under libFuzzer are enough.
+/// The number of inputs after which libFuzzer ends the run of a target.
 const INPUTS: u64 = 2_000_000;
-/// No target is played longer.
+/// The longest run of a target under libFuzzer, in seconds.
 const SECONDS: u64 = 120;
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -26,7 +28,8 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
 }
 
 fn changed_seeds() -> anyhow::Result<Measured> {
-    // Another start each day: the gate tries something new, and a failure is played again on the same day.
+    // The start of the mutations changes each day: so the test tries something new, and a failure can be repeated on
+    // the same day.
     let today = jiff::Timestamp::now().as_second().div_euclid(24 * 3600).unsigned_abs();
     let mut measured = Measured::default();
     let (mut stored, mut changed, mut failed) = (0, 0, Vec::new());
@@ -52,7 +55,7 @@ fn changed_seeds() -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// The target and the file with the input, if the target fails on it.
+/// Describes the failure, with the file that holds the input, if the target fails on the input.
 fn failure(target: &Target, input: &[u8]) -> Option<String> {
     std::panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input))).err()?;
     let file = std::env::temp_dir().join(format!("fuzz-{}-{}", target.name, std::process::id()));
@@ -84,7 +87,8 @@ fn under_libfuzzer() -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// A line of `script/fuzz`: the target, how many inputs it took, and whether it failed on none.
+/// Parses a line of the output of `script/fuzz`: the target, the number of its inputs, and whether none of them crashed
+/// it.
 fn read_line(line: &str) -> Option<(&str, u64, bool)> {
     let (name, rest) = line.split_once(' ')?;
     let (inputs, verdict) = rest.trim().split_once(" inputs")?;

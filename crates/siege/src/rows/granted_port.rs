@@ -14,14 +14,15 @@ use crate::scale::Scale;
 
 const PORT: u16 = 47_311;
 const TESTS: u32 = 20;
-/// Concurrent connections, and each attacker's pause before the next one: about 1,000 connections per second. Attackers have
-/// the normal priority: with the lowest one they would hardly run during a test that uses both processors.
+/// The number of attackers; [`PAUSE`] is the pause of each between two connections. Together they open about 1,000
+/// connections per second. Attackers have the normal priority: with the lowest one they would hardly run during a test
+/// that uses both processors.
 const THREADS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(4);
-/// The largest accepted loss of throughput.
+/// The largest accepted loss of throughput under the attack, as a share.
 const MOST_LOSS: f64 = 0.05;
 
-/// Counts of foreign connections.
+/// Counts of the foreign connections.
 #[derive(Debug, Default)]
 struct Foreign {
     left: AtomicU32,
@@ -40,7 +41,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let at = SocketAddr::from((host, PORT));
     let foreign = Foreign::default();
     let (mut alone, mut attacked) = (Vec::new(), Vec::new());
-    // Alternating, so that other work on the machine affects both.
+    // The tests with and without the attack alternate, so that other work on the machine affects both.
     for _ in 0..tests {
         alone.push(goodput(&appliance, seconds)?);
         foreign.left.store(connects / tests, Ordering::SeqCst);
@@ -65,8 +66,8 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
 }
 
 impl Foreign {
-    /// Connects until the count is reached or the attack ends; each connection sends bytes that are not a preamble of this
-    /// session.
+    /// Opens connections until their number is reached or the attack ends. Each connection sends bytes that are not a
+    /// preamble of this session.
     fn connect(&self, thread: u32, at: SocketAddr, until: &Until) {
         let mut number = thread;
         let take = |left: u32| left.checked_sub(1);
@@ -80,7 +81,7 @@ impl Foreign {
             }
             self.connected.fetch_add(1, Ordering::SeqCst);
             let words = [&[1; 48][..], b"GET / HTTP/1.1\r\n\r\n, and something to make it long enough", &[0; 200]];
-            // The connection may be reset before everything is written.
+            // Ignore the error: the reflector may reset the connection before everything is written.
             let _ = stream.write_all(words[number as usize % words.len()]);
             match stream.read(&mut [0; 4096]) {
                 Ok(0) => {}
@@ -98,7 +99,8 @@ impl Foreign {
     }
 }
 
-/// The rate of a whole test: the attack begins with it, and a start-up that is left out would hide a part of the attack.
+/// The goodput of a whole test in bit/s, without excluding the ramp-up: the attack begins with the test, so excluding
+/// it would hide a part of the attack.
 fn goodput(appliance: &Appliance, seconds: &str) -> anyhow::Result<f64> {
     let test =
         ["-t", seconds, "-O", "0", "--idle", "0", "--download", "--probe-interval", "0", "--data-mode", "direct"];

@@ -1,4 +1,5 @@
-//! Sessions over the iperf3 lane while unpaired clients attack its port: as root, and as an unprivileged user.
+//! Sessions of the engine iperf3 while unpaired clients attack their port: with a reflector that runs as root, and with
+//! one that runs as an unprivileged user.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! Kills while the reflector pairs, grants and writes: every acknowledged change must be there after the restart.
+//! Kills the reflector while it pairs, grants and writes: every acknowledged change must exist after the restart.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,14 @@ use crate::books::{Books, Client, Loss};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// Concurrent reflectors.
+/// The number of reflectors that are tested at the same time.
 const REFLECTORS: u64 = 2;
-/// Clients per reflector.
+/// The number of clients of each reflector.
 const CLIENTS: usize = 3;
-/// Kills of one reflector before it gets a new folder, because the log is read after each.
+/// The number of kills of a reflector before it gets a new state folder, because the whole audit log is read after each
+/// kill.
 const KILLS_OF_ONE: u64 = 25;
-/// The longest time until the reflector serves again.
+/// The longest accepted time until the reflector serves again after a kill.
 const READY: Duration = Duration::from_secs(1);
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -60,7 +61,7 @@ fn campaign(nth: u64, kills: u64) -> anyhow::Result<Played> {
         let clients = (0..CLIENTS).map(|_| Client::paired_with(&reflector)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut books = Books::default();
         for kill in first..kills.min(first + KILLS_OF_ONE) {
-            // Spread over the duration of a round, the same in every siege.
+            // The moments of the kills are spread over the duration of a round, and are the same in every siege.
             let after = Duration::from_micros(20_000 + ((nth * kills + kill) * 7919) % 300_000);
             let kept = std::thread::scope(|scope| {
                 let works = clients.iter().map(|client| scope.spawn(|| until_gone(client))).collect::<Vec<_>>();
@@ -80,7 +81,7 @@ fn campaign(nth: u64, kills: u64) -> anyhow::Result<Played> {
     Ok(played)
 }
 
-/// Runs rounds until the reflector is gone.
+/// Runs rounds of requests until the reflector has been killed. Returns the acknowledged changes.
 fn until_gone(client: &Client) -> Books {
     let mut books = Books::default();
     while client.round(&mut books).is_ok() {}

@@ -1,4 +1,5 @@
-//! Thousands of sessions, a tenth of them aborted: memory, descriptors, threads and children must be freed.
+//! Runs thousands of sessions and aborts a tenth of them: the reflector must free memory, descriptors, threads and
+//! child processes.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -13,19 +14,19 @@ use crate::observe::{descriptors, rss, threads};
 use crate::scale::Scale;
 use crate::target::{HOME, Target, granted, peer_of, request};
 
-/// Concurrent sessions.
+/// The number of sessions that run at the same time.
 const THREADS: usize = 4;
-/// Threads for blocking work that the runtime may keep: as many as sessions may end at the same time, because each waits for
-/// its probe thread. Work that comes once a second keeps them from expiring.
+/// The number of threads for blocking work that the runtime may keep: as many as sessions may end at the same time,
+/// because each waits for its probe thread. Blocking work once a second prevents these threads from expiring.
 const KEPT_THREADS: u64 = 8;
-/// The duration of a session's phase.
+/// The duration of a session's only phase, in milliseconds.
 const PHASE_MS: u32 = 250;
-/// The largest accepted growth of resident memory in ten minutes.
+/// The largest accepted growth of resident memory in ten minutes, in bytes.
 const MOST: f64 = (1 << 20) as f64;
 const TEN_MINUTES: f64 = 600.0;
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
-    // Caches and the allocator's arenas fill in the first third.
+    // The first third of the sessions fills caches and the allocator's arenas.
     let count = scale.of(4_500, 150);
     let settings = [
         ("MODE", "direct_ephemeral"),
@@ -39,7 +40,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let keys = (0..THREADS).map(|_| peer_of(&reflector)).collect::<anyhow::Result<Vec<_>>>()?;
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let pid = reflector.process().pid();
-    // The first session of each kind allocates what is kept for good, so it runs before the first sample.
+    // The first session of each kind allocates memory that is never freed, so it runs before the first sample.
     for (number, key) in keys.iter().enumerate() {
         session(&target, key, number.is_multiple_of(2), false)?;
     }
@@ -93,7 +94,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// Memory at the start and at the end of each quarter, in MiB.
+/// Describes the memory at the start and at the end of each quarter of the run, in MiB.
 fn quarters(samples: &[(f64, f64)], took: f64) -> String {
     let near = |at: f64| {
         let apart = |sample: &&(f64, f64)| (sample.0 - at).abs();
@@ -103,7 +104,8 @@ fn quarters(samples: &[(f64, f64)], took: f64) -> String {
     all.join(", ")
 }
 
-/// Runs a normal test of a real appliance. If another test of this device runs, that counts as success.
+/// Runs a normal test of a real appliance. Returns whether it succeeded; a refusal because another test of this device
+/// runs counts as success.
 fn transfer(appliance: &Appliance) -> bool {
     let outcome = appliance.speed_test(&["-t", "0.2", "--idle", "0.1", "-P", "2", "-b", "50M"]);
     if outcome.code != 0 && outcome.code != 5 {

@@ -1,4 +1,4 @@
-//! Endless refusals: log and audit log must stay small, and every refusal must be counted.
+//! Causes refusals without end: log and audit log must stay small, and the reflector must count every refusal.
 
 use std::io::{Read, Write};
 
@@ -10,9 +10,9 @@ use crate::observe::{logged, mib};
 use crate::scale::Scale;
 use crate::target::{Target, refusals};
 
-/// Concurrent connections: fewer than there are places.
+/// The number of concurrent connections: fewer than the reflector's places for unauthenticated ones.
 const THREADS: usize = 16;
-/// The largest accepted growth of log and audit log.
+/// The largest accepted growth of log and audit log together, in bytes.
 const MOST: u64 = 1 << 20;
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -23,11 +23,11 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let began = std::time::Instant::now();
     let refused = in_parallel(THREADS, count, |number| {
         let Ok(mut stream) = connect_from(source(number), target.address) else { return false };
-        // The connection may be reset before everything is written.
+        // Ignore the error: the reflector may reset the connection before everything is written.
         let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: reflector\r\n\r\n");
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
-        // At most a TLS alert.
+        // The answer is at most a TLS alert.
         answer.len() <= 16
     });
     let rate = f64::from(count) / began.elapsed().as_secs_f64();

@@ -15,16 +15,17 @@ use crate::measured::Measured;
 use crate::observe::{cpu, descriptors, mib, rss};
 use crate::scale::Scale;
 
-/// Connections that send nothing or a byte a second, and threads that ask as fast as they can.
+/// The number of connections that send nothing or little; [`ASKING`] is the number of threads that send requests as
+/// fast as they can.
 const SILENT: usize = 100;
 const ASKING: usize = 4;
-/// Connections of metrics that may be open at once.
+/// The number of connections that the metrics listener may have open at once.
 const MOST_OPEN: usize = 8;
-/// The largest accepted growth of memory.
+/// The largest accepted growth of memory, in bytes.
 const MOST_MEMORY: u64 = 4 << 20;
-/// The largest share of a core that the flood may take, beyond what a test takes by itself.
+/// The largest share of a core that the flood may use, in addition to what a test uses by itself.
 const MOST_CPU: f64 = 0.05;
-/// After the flood, the metrics must be served again within this time.
+/// How soon after the flood the metrics must be served again.
 const SERVES_AGAIN: Duration = Duration::from_secs(6);
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -56,7 +57,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
             std::thread::sleep(Duration::from_millis(50));
         }
         let used = (cpu(pid)? - before).as_secs_f64() / began.elapsed().as_secs_f64();
-        // Under the flood, at a low rate.
+        // A test while the flood lasts, at a low rate.
         let tested = appliance.speed_test(&["-t", "1", "--idle", "0.2", "--download", "-b", "5M"]).code;
         drop(over);
         Ok((used, most, tested))
@@ -82,28 +83,28 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// The address of the metrics, from `status`.
+/// The address of the metrics listener, from `reflector status`.
 fn place(reflector: &Reflector) -> anyhow::Result<SocketAddr> {
     let status = reflector.status();
     let place = status["metrics"].as_str().and_then(|place| place.strip_prefix("http://")?.strip_suffix("/metrics"));
     Ok(place.context("metrics are served")?.parse()?)
 }
 
-/// Keeps connections open that send nothing, or a byte of a header now and then, until the attack ends.
+/// Keeps connections open until the attack ends. Half of them send nothing, the others a byte twice a second.
 fn be_silent(place: SocketAddr, until: &Until) {
     be_nice();
     while !until.is_over() {
         let began = Instant::now();
         let mut all = (0..SILENT).filter_map(|_| begin_to_connect(place).ok()).collect::<Vec<_>>();
         while !until.is_over() && began.elapsed() < Duration::from_secs(7) {
-            // Those that the kernel has not connected yet, or the reflector has closed, refuse the byte.
+            // A connection that the kernel has not established yet, or that the reflector has closed, refuses the byte.
             all.iter_mut().step_by(2).for_each(|socket| drop(socket.write(b"X")));
             std::thread::sleep(Duration::from_millis(500));
         }
     }
 }
 
-/// Does not wait for the connection: while the kernel's queue is full, it takes seconds.
+/// Starts to connect without waiting: while the kernel's queue is full, connecting takes seconds.
 fn begin_to_connect(place: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(place), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -113,7 +114,7 @@ fn begin_to_connect(place: SocketAddr) -> io::Result<Socket> {
     }
 }
 
-/// Sends one of the wrong requests. Returns whether anything was answered.
+/// Sends one of the kinds of misuse. Returns whether the listener answered anything.
 fn misused(place: SocketAddr, which: usize) -> bool {
     let long = "x".repeat(10_000);
     let request = match which % ASKING {
@@ -127,11 +128,11 @@ fn misused(place: SocketAddr, which: usize) -> bool {
     if waits.and_then(|()| stream.write_all(request.as_bytes())).is_err() {
         return false;
     }
-    // The last kind never reads.
+    // The client of the last kind never reads.
     which % ASKING != ASKING - 1 && stream.read(&mut [0; 64]).is_ok_and(|read| read > 0)
 }
 
-/// The metrics; `None` if there is no answer.
+/// Requests the metrics; `None` if there is no answer.
 fn scraped(place: SocketAddr) -> Option<String> {
     let mut stream = TcpStream::connect_timeout(&place, Duration::from_secs(10)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;

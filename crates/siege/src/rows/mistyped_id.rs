@@ -1,13 +1,13 @@
-//! All replacements of one and two digits of an Endpoint ID by other digits. Pure.
+//! Replaces one or two digits of an Endpoint ID by other digits: the parser must refuse each such text. Pure.
 
 use paramedic_link::{EndpointId, SecretKey};
 
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// The digit of each value.
+/// The digits of an Endpoint ID, each at the index that is its value.
 const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-/// The length of the prefix of an Endpoint ID.
+/// The length in bytes of the text before the digits of an Endpoint ID.
 const PREFIX: usize = "PP-".len();
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -31,7 +31,7 @@ struct Found {
     accepted: u64,
 }
 
-/// Tries every replacement of one digit, and each `stride`th of two.
+/// Tries every replacement of one digit, and each `stride`th replacement of two digits.
 fn replace(id: &str, stride: usize, found: &mut Found) {
     let mut text = id.as_bytes().to_vec();
     let places = (PREFIX..text.len()).filter(|at| text[*at] != b'-').collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! The list of promises, one file per row.
+//! The rows of the siege: each checks one promise, in its own file.
 
 use crate::measured::Measured;
 use crate::scale::Scale;
@@ -25,12 +25,12 @@ mod tampering;
 
 /// A promise, and the function that checks it.
 pub(crate) struct Row {
-    /// The row's name, for `--only`.
+    /// The name of the row, for `--only`.
     pub(crate) name: &'static str,
-    /// The promise, as in the table.
+    /// The text of the promise, as the table shows it.
     pub(crate) promise: &'static str,
-    /// Runs the row. Every thread, process and namespace that it creates must end with it. A panic or an error counts as a
-    /// missed promise.
+    /// Checks the promise. Every thread, process and namespace that the row creates must end with it. A panic or an
+    /// error counts as a missed promise.
     pub(crate) play: fn(Scale) -> anyhow::Result<Measured>,
 }
 

@@ -19,10 +19,11 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::Target;
 
-/// Source addresses of guesses.
+/// The number of source addresses that guess pairing codes.
 const GUESSERS: u32 = 1000;
 const RACERS: usize = 32;
-/// Reflectors with concurrent races, because the losers of each race are answered only after a second.
+/// The number of reflectors with concurrent races. There are several because a reflector answers the losers of a race
+/// only after a second.
 const REFLECTORS: usize = 8;
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -46,7 +47,7 @@ fn prove(target: &Target, from: u32, key: &SecretKey, code: &PairingCode, wait: 
     Ok(link.hear()?.unwrap_or_default())
 }
 
-/// Tries wrong codes with the right pin from many addresses, then the right code from another address.
+/// Guesses wrong codes that have the right pin from many addresses, then enters the right code from another address.
 fn guess(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let count = scale.of(5000, 1100);
     let reflector = Reflector::serve(&[]);
@@ -72,7 +73,7 @@ fn guess(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The unexpected answers, for the report.
+/// Describes the answers that differ from the expected one.
 fn others(answers: &[io::Result<Value>], expected: &Value) -> String {
     let mut counts = BTreeMap::<String, usize>::new();
     for answer in answers {
@@ -87,7 +88,7 @@ fn others(answers: &[io::Result<Value>], expected: &Value) -> String {
     if texts.is_empty() { String::new() } else { format!(" ({})", texts.join(", ")) }
 }
 
-/// Many keys prove the right code at the same moment: exactly one may be paired.
+/// Lets many keys prove the right code at the same moment: exactly one may be paired.
 fn race(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let races = scale.of(1000, 48);
     let reflectors = (0..REFLECTORS).map(|_| {
@@ -95,7 +96,7 @@ fn race(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
         Ok((Target::of(&reflector)?, reflector))
     });
     let reflectors = reflectors.collect::<anyhow::Result<Vec<_>>>()?;
-    // One thread per reflector, because a reflector has one code at a time.
+    // Each reflector has its own thread, because a reflector has one code at a time.
     let each = races / REFLECTORS as u32;
     let winners = in_parallel(REFLECTORS, REFLECTORS as u32, |nth| -> anyhow::Result<Vec<usize>> {
         let (target, reflector) = &reflectors[nth as usize];
@@ -156,7 +157,7 @@ impl Write for Tee<'_> {
     }
 }
 
-/// A man in the middle with its own key, to which the appliance connects. It records everything it receives.
+/// Serves one connection of the appliance as a man in the middle with its own key. Records everything that it receives.
 fn stand_between(socket: TcpStream, config: &Arc<ServerConfig>, seen: &mut Seen) -> io::Result<Vec<u8>> {
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
@@ -177,7 +178,7 @@ fn intercept(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let (all, clear) = (Mutex::new(Seen::default()), Mutex::new(0));
     let paired = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Ends with the empty connection that is opened below.
+            // The loop ends with the empty connection that is opened below.
             for socket in middle.incoming().filter_map(Result::ok) {
                 let mut seen = Seen::default();
                 let told = stand_between(socket, &config, &mut seen).unwrap_or_default();
@@ -207,7 +208,7 @@ fn intercept(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How often two adjacent groups of the code, with or without a separator, occur in `seen`.
+/// Counts how often two adjacent groups of the code, with or without a separator, occur in `seen`.
 fn secrets_in(seen: &[u8], code: &str) -> usize {
     let groups = code.split('-').collect::<Vec<_>>();
     let parts = groups.windows(2).flat_map(|pair| [pair.join("-"), pair.concat(), pair.concat().to_lowercase()]);

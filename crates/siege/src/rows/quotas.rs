@@ -1,4 +1,4 @@
-//! Requests that race for the same slots, ports, tests and bytes; and a kill during a test.
+//! Lets requests race for the same slots, ports, tests and bytes; and kills a reflector during a test.
 
 use std::collections::BTreeSet;
 use std::sync::{Barrier, Mutex};
@@ -12,20 +12,20 @@ use reflector::sessions::{Answer, Limits, LinkId, Now, PastUsage, Sessions};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// Requests per race.
+/// The number of requests in a race.
 const REQUESTS: u64 = 64;
-/// Threads per race.
+/// The number of threads that send the requests of a race.
 const THREADS: u64 = 8;
-/// The limits that the requests race for.
+/// The limits of the reflector for which the requests race.
 const SLOTS: u32 = 5;
 const TESTS_AN_HOUR: u32 = 3;
 const BYTES_A_DAY: u64 = 1_000_000_000;
 const PORTS: std::ops::RangeInclusive<u16> = 5201..=5203;
-/// Headers of a data packet on the veth link: Ethernet's, IPv4's, and TCP's with timestamps.
+/// The bytes of the headers of a data packet on the veth link: Ethernet, IPv4, and TCP with timestamps.
 const HEADERS: u64 = 14 + 20 + 32;
-/// What a charge may differ by from the interface's bytes: one part of this many.
+/// The charged bytes may differ from the interface's bytes by one part in this many.
 const CHARGE_PARTS: u64 = 200;
-/// How many intervals a test runs before it is killed, and how long one is.
+/// How many intervals of a test pass before the kill, and how long one is.
 const INTERVALS_BEFORE_KILL: u32 = 10;
 const INTERVAL_MS: u64 = 100;
 
@@ -58,7 +58,7 @@ fn spec(is_direct: bool, engine: &EngineId) -> TestSpec {
     TestSpec { probe_interval_us: 10_000, ..TestSpec::new(engine.clone(), data_mode, phases, 1) }
 }
 
-/// Links of four devices request sessions at the same time; each granted session leases bytes.
+/// Runs one race: links of four devices request sessions at the same time, and each granted session leases bytes.
 fn race_once(race: u64) -> anyhow::Result<Raced> {
     let engine = EngineId::try_from("tcp").map_err(|_| anyhow::anyhow!("an engine"))?;
     let limits = Limits {
@@ -77,7 +77,7 @@ fn race_once(race: u64) -> anyhow::Result<Raced> {
     let now = Now { mono: Duration::from_secs(1), unix_ms: 20_000 * 86_400_000 };
     let sessions = Mutex::new(Sessions::<()>::new(limits, PastUsage::default(), now));
     let start = Barrier::new(usize::try_from(THREADS)?);
-    // Session, device, port and bytes of each grant.
+    // The session, device, port and bytes of each grant.
     let grants = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -126,13 +126,13 @@ fn race_once(race: u64) -> anyhow::Result<Raced> {
     Ok(Raced { granted: grants.len() as u64, is_over })
 }
 
-/// Bytes that tests are charged, beside what the reflector's interface counted.
+/// Compares the bytes that the reflector charges for tests with what its interface counted.
 fn charge(measured: &mut Measured) -> anyhow::Result<()> {
     let Some(hosts) = TwoHosts::new() else {
         measured.note("the charge beside the interface's counters: skipped, needs root");
         return Ok(());
     };
-    // A shaper cuts what the host would send in one piece into packets, each with its headers.
+    // A shaper splits what the host would send in one piece into packets, each with its own headers.
     hosts.near.shape("200mbit", "50ms");
     hosts.far.shape("200mbit", "50ms");
     let settings = [("MODE", "direct_ephemeral"), ("MAX_BYTES_PER_DAY", "10GB"), ("MAX_TESTS_PER_HOUR", "10")];
@@ -151,7 +151,7 @@ fn charge(measured: &mut Measured) -> anyhow::Result<()> {
         let (after, charge) = (counted(), charged() - charged_before);
         let result = outcome.json();
         let number = |name: &str| result[direction][name].as_u64().unwrap_or_default();
-        // A segment that is sent again after a loss crosses the link twice and is charged once.
+        // A segment that is retransmitted after a loss crosses the link twice and is charged once.
         let again = number("retransmits") * number("mss");
         let seen = (after.0 - before.0).saturating_sub(HEADERS * (after.1 - before.1)).saturating_sub(again);
         let text = format!(
@@ -163,7 +163,7 @@ fn charge(measured: &mut Measured) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A kill during a test: the bytes that flowed must stay charged, and the device must be served again.
+/// Kills the reflector during a test: the bytes that flowed must stay charged, and the device must be served again.
 fn kill(measured: &mut Measured) -> anyhow::Result<()> {
     let mut reflector = Reflector::serve(&[("MAX_BYTES_PER_DAY", "10GB"), ("MAX_TESTS_PER_HOUR", "3")]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());

@@ -16,10 +16,11 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::{HOME, Target, granted, peer_of, request};
 
-/// The length of a probe, and the offset of its tag (docs/protocol.md, "Latency probes").
+/// The length of a probe in bytes, followed by the offset and the length of its tag (docs/protocol.md, "Latency
+/// probes").
 const PROBE: usize = 96;
 const TAG_AT: usize = PROBE - TAG_LEN;
-/// An address other than the session's.
+/// A source address other than that of the session's device.
 const OTHER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -31,7 +32,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// A probe with this number and a valid tag.
+/// Builds a probe with this sequence number and a valid tag.
 fn probe(keys: &SessionKeys, number: u32) -> [u8; PROBE] {
     let mut bytes = [0; PROBE];
     bytes[..2].copy_from_slice(&[1, 1]);
@@ -43,19 +44,19 @@ fn probe(keys: &SessionKeys, number: u32) -> [u8; PROBE] {
     bytes
 }
 
-/// The `n`th forgery, derived from a valid probe that was already answered.
+/// Builds the `n`th forgery, derived from a valid probe that was already answered.
 fn forged(n: u32, genuine: &[u8; PROBE], keys: &SessionKeys) -> Vec<u8> {
     let mut bytes = genuine.to_vec();
     // Deterministic pseudo-random numbers.
     let noise = n.wrapping_mul(2_654_435_761).to_be_bytes();
     match n % 10 {
-        // An exact replay.
+        // An exact replay of the valid probe.
         0 => {}
-        // One flipped bit in the tag, in the number, in the session.
+        // One flipped bit: in the tag, in the sequence number, or in the session id.
         1 => bytes[TAG_AT + n as usize / 10 % TAG_LEN] ^= 1 << (noise[0] % 8),
         2 => bytes[20..24].copy_from_slice(&noise),
         3 => bytes[4 + n as usize / 10 % 16] ^= 1 << (noise[0] % 8),
-        // Every other kind of datagram, with the valid tag.
+        // Every other kind of datagram, with the tag of the valid probe.
         4 => bytes[1] = noise[1],
         // A new probe with the key of the other direction.
         5 => {
@@ -64,7 +65,7 @@ fn forged(n: u32, genuine: &[u8; PROBE], keys: &SessionKeys) -> Vec<u8> {
             new[TAG_AT..].copy_from_slice(&tag);
             bytes = new.to_vec();
         }
-        // Truncated, and extended.
+        // A truncated probe; then an extended one.
         6 => bytes.truncate(n as usize / 10 % PROBE),
         7 => bytes.resize(PROBE + 1 + n as usize / 10 % 1300, noise[0]),
         // Random bytes of every length.
@@ -74,7 +75,7 @@ fn forged(n: u32, genuine: &[u8; PROBE], keys: &SessionKeys) -> Vec<u8> {
     bytes
 }
 
-/// The number of bytes that have arrived; does not wait.
+/// The number of bytes that have arrived at the socket; does not wait.
 fn received(socket: &UdpSocket) -> u64 {
     let mut buffer = [0; 2048];
     std::iter::from_fn(|| socket.recv(&mut buffer).ok()).map(|read| read as u64).sum()
@@ -112,7 +113,8 @@ fn forge(name: &str, mode: &str, count: u32, measured: &mut Measured) -> anyhow:
     let (mut sent, mut got) = (0, 0);
     let mut pinged = Instant::now();
     for n in 0..count {
-        // From the session's address, and from another one, from which even a valid new probe must not be answered.
+        // Send from the session's address, and in turn from another one, from which even a valid new probe must not be
+        // answered.
         let is_home = n % 2 == 0;
         let from = if is_home { &own } else { &other };
         let bytes = if !is_home && n % 20 == 1 { probe(&keys, n).to_vec() } else { forged(n, &genuine, &keys) };
@@ -136,7 +138,7 @@ fn forge(name: &str, mode: &str, count: u32, measured: &mut Measured) -> anyhow:
     Ok(())
 }
 
-/// Whether a valid new probe is answered, and how many bytes arrived in addition to that answer.
+/// Sends a valid new probe. Returns whether it was answered, and how many bytes arrived in addition to that answer.
 fn answers(own: &UdpSocket, keys: &SessionKeys, link: &mut AsAppliance) -> anyhow::Result<(bool, u64)> {
     own.set_nonblocking(false)?;
     own.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -145,7 +147,7 @@ fn answers(own: &UdpSocket, keys: &SessionKeys, link: &mut AsAppliance) -> anyho
         own.send(&probe(keys, u32::MAX - 10 + number))?;
         let mut reply = [0; 2048];
         if let Ok(read) = own.recv(&mut reply) {
-            // The sequence number that it answers; any other number answers a forgery.
+            // The reply contains the sequence number that it answers; another number means that a forgery was answered.
             let is_its = read == PROBE && reply[20..24] == (u32::MAX - 10 + number).to_be_bytes();
             own.set_nonblocking(true)?;
             let more = received(own) + if is_its { 0 } else { read as u64 };
@@ -174,7 +176,7 @@ fn silence(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
         let mut running = appliance.start(&[&test[..], &["--idle", "0", "--probe-interval", "0"]].concat());
         while !running.line(Duration::from_secs(30))?.contains("\"interval\"") {}
         hosts.far.nft(CUT);
-        // The promised second; the measurement is the second after it.
+        // The sender promises to stop within this second; the measurement covers the second after it.
         std::thread::sleep(Duration::from_secs(1));
         let before = sent(&hosts.near);
         std::thread::sleep(Duration::from_secs(1));
@@ -183,7 +185,7 @@ fn silence(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
         running.kill();
         reflector.await_audited("session_ended", |_| reflector.audited("session_ended").len() > ended);
     }
-    // One second of data is 2.5 MB; the rest are the link's own messages.
+    // One second of data would be 2.5 MB; less is the link's own messages.
     let most = still.iter().copied().max().unwrap_or(u64::MAX);
     let text = format!("at most {most} bytes in the second after the first one without feedback, {tries} times");
     measured.time(scale, most < 50_000, text);

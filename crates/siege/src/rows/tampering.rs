@@ -1,4 +1,4 @@
-//! Acknowledged lines of the audit log that are cut off, and flipped bits: each must be detected.
+//! Cuts acknowledged lines off the audit log, and flips bits in it: `reflector audit verify` must detect each change.
 
 use std::fs;
 
@@ -40,7 +40,8 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
         }
         let bits = whole.len() * 8;
         for flip in 0..flips / files.len() {
-            // Spread over the file without hitting a bit twice: a prime stride visits every offset of a length it does not divide.
+            // The bits are spread over the file, and none is hit twice: a prime stride visits every offset of a length
+            // that it does not divide.
             let bit = (flip * 1_000_003) % bits;
             let mut changed = whole.clone();
             changed[bit / 8] ^= 1 << (bit % 8);

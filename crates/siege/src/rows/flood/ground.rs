@@ -1,5 +1,5 @@
-//! The test bed of a flood: a reflector with a paired appliance of a known prefix, appliances that never connected, and
-//! addresses for attackers; over loopback, or for IPv6 between two hosts.
+//! The test bed of a flood: a reflector, a paired appliance whose address prefix the reflector knows, appliances that
+//! never connected, and addresses for attackers; over loopback, or for IPv6 between two hosts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -14,7 +14,7 @@ use sqlx::{ConnectOptions, Connection};
 use crate::attack::source;
 use crate::target::{HOME, Target, peer_of};
 
-/// The number of prefixes that never authenticated.
+/// The number of address prefixes from which no client ever authenticated.
 pub(super) const NEW_PREFIXES: usize = 60;
 const APPLIANCES: usize = 3;
 const WEEK_MS: i64 = 7 * 24 * 3600 * 1000;
@@ -22,15 +22,15 @@ const WEEK_MS: i64 = 7 * 24 * 3600 * 1000;
 pub(super) struct Ground {
     pub(super) reflector: Reflector,
     pub(super) target: Target,
-    /// The target's address as text.
+    /// The address of the reflector as text.
     pub(super) address: String,
-    /// An appliance with a known prefix.
+    /// An appliance from whose prefix a device has authenticated.
     pub(super) known: Appliance,
-    /// Another peer with that prefix.
+    /// The key of another peer with the same prefix as `known`.
     pub(super) peer: SecretKey,
-    /// The source address of both.
+    /// The source address of `known` and `peer`.
     pub(super) home: IpAddr,
-    /// Paired appliances that never connected.
+    /// Paired appliances that have never connected.
     pub(super) new: Vec<Appliance>,
     /// The network namespace of appliances and attackers.
     pub(super) far: Option<String>,
@@ -38,7 +38,7 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// `None` if namespaces are needed and this host does not allow them.
+    /// Prepares the test bed; `None` if it needs namespaces and this host does not allow them.
     pub(super) fn prepare(v6: bool) -> anyhow::Result<Option<Self>> {
         let settings = [("MAX_CONCURRENT_TESTS", "16"), ("MAX_TESTS_PER_HOUR", "100000")];
         let hosts = if v6 {
@@ -77,7 +77,7 @@ impl Ground {
         Ok(Some(Self { reflector, target, address, known, peer, home, new, far, _hosts: hosts }))
     }
 
-    /// Restarts the reflector with its known prefixes aged by a week. Returns whether the database had any.
+    /// Restarts the reflector after making its known prefixes a week older. Returns whether the database had any.
     pub(super) fn age_a_week(&mut self) -> anyhow::Result<bool> {
         self.reflector.process().signal(rustix::process::Signal::TERM);
         self.reflector.process().wait(Duration::from_secs(30))?;
@@ -88,7 +88,7 @@ impl Ground {
             let query = "UPDATE known_prefixes SET seen_unix_ms = seen_unix_ms - ?";
             let aged = sqlx::query(query).bind(WEEK_MS).execute(&mut database).await.map(|done| done.rows_affected());
             database.close().await?;
-            // An old reflector without the table has no prefixes to age.
+            // An old reflector whose database lacks the table has no prefixes to age.
             anyhow::Ok(aged.unwrap_or(0))
         })?;
         self.reflector.start().context("the reflector starts again")?;
@@ -99,13 +99,13 @@ impl Ground {
     pub(super) fn attacker(&self, n: usize) -> IpAddr {
         let n = u16::try_from(n).unwrap_or(u16::MAX);
         match self.far {
-            // In fd97::/56; the first 256 are each in a different /64.
+            // The addresses are in fd97::/56; the first 256 are each in a different /64.
             Some(_) => Ipv6Addr::new(0xfd97, 0, 0, n % 256, 0, 0, 0, 1 + n / 256).into(),
             None => source(n.into()),
         }
     }
 
-    /// The `n`th prefix that never authenticated; with IPv6 each is in a different /48.
+    /// The `n`th prefix from which no client ever authenticated; with IPv6 each is in a different /48.
     pub(super) fn new_prefix(&self, n: usize) -> IpAddr {
         let n = u8::try_from(n % NEW_PREFIXES).unwrap_or(0);
         match self.far {

@@ -21,16 +21,16 @@ use crate::target::{granted, request};
 #[derive(Clone, Copy)]
 struct Flood {
     name: &'static str,
-    /// Whether it comes from an IPv6 /56 between two hosts instead of over loopback.
+    /// Whether the attack comes from an IPv6 /56 between two hosts instead of over loopback.
     v6: bool,
     attack: Attack,
 }
 
 #[derive(Clone, Copy)]
 enum Attack {
-    /// This many connections from this many addresses, silent or sending a byte per second.
+    /// A number of connections from a number of addresses that send nothing, or a byte per second each.
     Crowd { connections: usize, addresses: usize, trickles: bool },
-    /// Handshakes from one address, this many at a time.
+    /// Complete handshakes from one address, this many at a time.
     Handshakes(usize),
 }
 
@@ -53,14 +53,14 @@ const FLOODS: [Flood; 4] = [
     Flood { name: "handshakes from one address, 4 at a time", v6: false, attack: Attack::Handshakes(4) },
 ];
 
-/// The longest duration of an attack.
+/// The longest duration of an attack; it ends earlier when the tests are done.
 const LONGEST: Duration = Duration::from_secs(240);
 /// How long an appliance with a new prefix retries.
 const NEW_WITHIN: Duration = Duration::from_secs(30);
 const SLOWEST_GRANT: Duration = Duration::from_millis(250);
 const MOST_RSS: u64 = 48 << 20;
 const MOST_LOG: u64 = 1 << 20;
-/// The shortest test there is.
+/// The arguments of the shortest possible test.
 const TEST: [&str; 4] = ["--engine", "echo", "-t", "0.3"];
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -121,7 +121,7 @@ fn withstand(scale: Scale, flood: Flood, ground: &mut Ground, measured: &mut Mea
     Ok(())
 }
 
-/// Runs the attack until its end. Returns the number of connections.
+/// Runs the attack until its end. Returns the number of its connections.
 fn attack(attack: Attack, ground: &Ground, until: &Until) -> u64 {
     if let Some(netns) = &ground.far {
         enter_netns(netns).expect("the attackers' namespace");
@@ -152,8 +152,9 @@ fn attack(attack: Attack, ground: &Ground, until: &Until) -> u64 {
     }
 }
 
-/// Runs tests of the real appliance from the known prefix, and with each one a link of another peer there, timed from
-/// connect to grant.
+/// Runs tests of the real appliance with the known prefix. Before each test, another peer with that prefix opens a link
+/// and requests a session. Returns the number of successful tests, and the time of each such link from connect to
+/// grant.
 fn from_known_prefix(ground: &Ground, tests: u32) -> (u32, Vec<Duration>) {
     // In a separate thread, because the row's thread must not stay in a namespace.
     std::thread::scope(|scope| {

@@ -18,11 +18,11 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::Target;
 
-/// The server in place of the reflector.
+/// What a false reflector does when the appliance connects.
 enum False {
-    /// TLS with this configuration.
+    /// The false reflector accepts TLS with this configuration.
     Tls(Arc<ServerConfig>),
-    /// Sends these bytes, whatever it receives.
+    /// The false reflector sends these bytes, regardless of what it receives.
     Bytes(Vec<u8>),
 }
 
@@ -55,7 +55,7 @@ pub(super) fn play(scale: Scale, reflector: &Reflector, measured: &mut Measured)
         let heard = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                // Ends with the empty connection that is opened below.
+                // The loop ends with the empty connection that is opened below.
                 while let Ok((socket, _)) = listener.accept() {
                     match stand_in(socket, &kind) {
                         Ok(None) => return,
@@ -81,7 +81,8 @@ pub(super) fn play(scale: Scale, reflector: &Reflector, measured: &mut Measured)
     Ok(())
 }
 
-/// Serves one connection. Returns how many bytes arrived inside TLS, or `None` if no byte arrived at all.
+/// Plays the false reflector on one connection. Returns how many bytes arrived inside TLS, or `None` if no byte arrived
+/// at all.
 fn stand_in(mut socket: TcpStream, kind: &False) -> io::Result<Option<usize>> {
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     if socket.peek(&mut [0])? == 0 {

@@ -1,4 +1,5 @@
-//! Forgeries below the first message: keys, certificates, signatures, protocols, replayed and broken bytes.
+//! Forgeries in the handshake, before the first message: keys, certificates, signatures, protocols, and replayed or
+//! broken bytes.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
@@ -24,14 +25,14 @@ use super::{Expected, Got, Kind, genuine, says_hello};
 use crate::attack::connect_from;
 use crate::target::{HOME, Target, granted, peer_of, request};
 
-/// The bytes before an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410).
+/// The bytes that precede an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410).
 const SPKI_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 fn spki(id: &EndpointId) -> Vec<u8> {
     [&SPKI_HEAD[..], id.as_bytes()].concat()
 }
 
-/// A resolver that presents these certificates, as raw keys or as X.509, and signs with this key.
+/// A client certificate resolver that presents `key`, as a raw public key or as an X.509 certificate.
 #[derive(Debug)]
 struct Shows {
     key: Option<Arc<CertifiedKey>>,
@@ -90,17 +91,17 @@ fn certified(spki: Vec<u8>, signer: Arc<dyn SigningKey>) -> CertifiedKey {
     CertifiedKey::new(vec![CertificateDer::from(spki)], signer)
 }
 
-/// The key of this identity with a signature of another key.
+/// The public key of this identity, with a signing key of another identity.
 pub(super) fn borrowed(id: &EndpointId) -> anyhow::Result<CertifiedKey> {
     Ok(certified(spki(id), ed25519()?))
 }
 
-/// The key of this identity with a signature of zeros.
+/// The public key of this identity, with a signature that consists of zeros.
 pub(super) fn unsigned(id: &EndpointId) -> CertifiedKey {
     certified(spki(id), Arc::new(SignsAlways(vec![0; 64])))
 }
 
-/// A key of another type with a valid signature.
+/// A key that is not an Ed25519 key, with valid signatures.
 pub(super) fn of_another_type() -> anyhow::Result<CertifiedKey> {
     let key = ecdsa(&ECDSA_P256_SHA256_ASN1_SIGNING)?;
     let public = key.public_key().context("a public key")?.to_vec();
@@ -119,10 +120,11 @@ fn refused(name: impl Into<String>, attempt: impl Fn(IpAddr) -> io::Result<Got> 
     Kind { name: name.into(), attempt: Box::new(attempt), expected: Expected::Refused }
 }
 
-/// The name, the presented keys or certificates, the signing key, and whether they are presented as raw keys.
+/// What a client presents: the name of the forgery, the keys or certificates, the signing key, and whether they are raw
+/// public keys.
 type Shown = (&'static str, Vec<Vec<u8>>, Arc<dyn SigningKey>, bool);
 
-/// Attempts with the key of a peer, or without a key.
+/// Attempts that misuse the public key of a peer, or that present no valid key.
 fn keys(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     let own = SecretKey::generate()?;
     let base = appliance_config(&own, Expect::ExactKey(target.id), Alpn::Link)?;
@@ -135,7 +137,8 @@ fn keys(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
         spki[8] = last;
         spki
     };
-    // The neutral element: (neutral, 0) is a valid signature of every message if small-order keys are not refused.
+    // The neutral element of the curve: unless small-order keys are refused, (neutral, 0) is a valid signature of every
+    // message.
     let neutral = [&[1][..], &[0; 31]].concat();
     let neutral_spki = [&SPKI_HEAD[..], &neutral].concat();
     // The beginning of an X.509 certificate around the peer's key.
@@ -184,7 +187,7 @@ fn with(name: &str, target: Target, base: &ClientConfig, shows: Shows) -> Kind {
     refused(name, move |from| says_hello(target, from, &config))
 }
 
-/// Attempts of a paired key with another protocol than the link's.
+/// Attempts of a paired key that negotiate another protocol than the link's.
 fn protocols(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     let base = appliance_config(peer, Expect::ExactKey(target.id), Alpn::Link)?;
     let named: [(&str, &[&[u8]]); 5] = [
@@ -203,7 +206,7 @@ fn protocols(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     Ok(kinds.collect())
 }
 
-/// Data connections with a preamble of another session.
+/// Attempts to open a data connection with the preamble of another session.
 fn data(reflector: &Reflector, target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     let mut link = target.welcomed(HOME, peer)?;
     let (session, _) = granted(&mut link, &request("tunneled", 1000))?;
@@ -227,7 +230,7 @@ fn data(reflector: &Reflector, target: Target, peer: &SecretKey) -> anyhow::Resu
     Ok(kinds)
 }
 
-/// All bytes that a real peer sends up to its `hello`.
+/// Records all bytes that a real peer sends up to its `hello`.
 fn record(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<u8>> {
     let relay = TcpListener::bind("127.0.0.1:0")?;
     let through = Target { address: relay.local_addr()?, ..target };
@@ -255,7 +258,7 @@ fn record(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<u8>> {
     })
 }
 
-/// Attempts with raw bytes: replayed, truncated, changed, of other protocols.
+/// Attempts with raw bytes: replayed, truncated, changed, or of other protocols.
 fn bytes(target: Target, genuine: &[u8]) -> Vec<Kind> {
     let flipped = |at: usize| {
         let mut bytes = genuine.to_vec();
@@ -289,10 +292,10 @@ fn bytes(target: Target, genuine: &[u8]) -> Vec<Kind> {
         refused(name, move |from| {
             let mut stream = connect_from(from, target.address)?;
             let began = Instant::now();
-            // The connection may be reset before everything is written.
+            // Ignore the error: the reflector may reset the connection before everything is written.
             let _ = stream.write_all(&bytes);
             let _ = stream.shutdown(Shutdown::Write);
-            // The reply is part of a handshake, or an alert. A link would appear in the audit log.
+            // The reply is part of a handshake or an alert, so ignore it. A link would appear in the audit log.
             let _ = stream.read_to_end(&mut Vec::new());
             Ok(Got { bytes: vec![], took: began.elapsed() })
         })

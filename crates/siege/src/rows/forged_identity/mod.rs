@@ -1,5 +1,5 @@
-//! Forged identities of every known kind, at both ends: none may be accepted, and every unpaired key must get the same bytes
-//! after the same time.
+//! Forged identities of every known kind, at both ends: none may be accepted, and every unpaired key must receive the
+//! same bytes after the same time.
 
 mod false_reflector;
 mod handshakes;
@@ -18,20 +18,20 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::{HOME, Target, hello, peer_of, request};
 
-/// Concurrent attempts: fewer than the places for unauthenticated connections.
+/// The number of concurrent attempts: fewer than the reflector's places for unauthenticated connections.
 const THREADS: usize = 128;
-/// The largest difference between the median answer times of two classes of unpaired clients.
+/// The largest accepted difference between the median answer times of two classes of unpaired clients.
 const MOST_APART: Duration = Duration::from_millis(100);
 
-/// The answer to an attempt.
+/// The answer that an attempt received.
 struct Got {
-    /// The bytes inside TLS, if any.
+    /// The bytes that the reflector sent inside TLS, if any.
     bytes: Vec<u8>,
     /// The time from the first message to the end of the connection.
     took: Duration,
 }
 
-/// A kind of forgery.
+/// A kind of forgery: how it is attempted, and which answer is expected.
 struct Kind {
     name: String,
     attempt: Box<dyn Fn(IpAddr) -> io::Result<Got> + Sync>,
@@ -40,9 +40,9 @@ struct Kind {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expected {
-    /// Exactly the frame that every unpaired key gets.
+    /// The answer is exactly the frame that every unpaired key receives.
     NotPaired(Class),
-    /// No byte inside TLS, or exactly that frame.
+    /// The answer has no byte inside TLS, or is exactly the frame that every unpaired key receives.
     Refused,
 }
 
@@ -118,7 +118,7 @@ fn named(kinds: &[&String]) -> String {
     if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
 }
 
-/// The median answer time of each class, without and with an open code.
+/// Reports the median answer time of each class, without and with an open pairing code.
 fn tell_times(scale: Scale, kinds: &[Kind], forms: [&Attempts; 2], measured: &mut Measured) {
     let mut medians = Vec::new();
     for attempts in forms {
@@ -183,7 +183,7 @@ fn says_hello(target: Target, from: IpAddr, config: &std::sync::Arc<rustls::Clie
     Ok(Got { bytes: link.hear_out()?, took: began.elapsed() })
 }
 
-/// A real link from the peer's address, as a source of recorded bytes.
+/// Opens a real link from the address of the peer; the caller records the bytes of the link.
 fn genuine(target: Target, peer: &SecretKey) -> io::Result<()> {
     target.welcomed(HOME, peer).map(drop)
 }
