@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::socket::{self, SegmentFacts};
 use paramedic_engines::sys;
-use rustix::net::{RecvFlags, sockopt};
+use rustix::net::{RecvFlags, connect_unspec, sockopt};
 use rustix::process::{Pid, Signal};
 
 use super::cookie::Cookie;
@@ -154,8 +154,11 @@ impl LaneConnection {
         self.sent = self.sent.max(progress.map_or(0, |progress| progress.sent));
         let is_reset = !is_last || progress.is_none_or(|progress| progress.unsent > 0);
         if is_reset {
-            // Fails only on an invalid socket.
+            // Resets the connection at once (connect(2), `AF_UNSPEC`). A close alone would wait for the last copy, and a
+            // process that another thread is starting can have one until its exec. Fails only if the connection has
+            // ended already; then the linger time discards what is left.
             sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).unwrap_or(());
+            connect_unspec(&socket).unwrap_or(());
         }
     }
 
@@ -722,6 +725,20 @@ mod tests {
                 assert!(got < written, "{context}");
                 assert!(got <= control.spent() + PROBE, "{context}, {} charged", control.spent());
             }
+        }
+    }
+
+    #[test]
+    fn a_copy_in_a_process_that_is_being_started_does_not_delay_the_reset() {
+        for end in [|handoff: &LaneHandoff| handoff.set_exit(0, ChildExit::default()), LaneHandoff::close_connections] {
+            let (control, handoff) = metered();
+            let (of_child, appliance) = accepted(&handoff);
+            let written = fill(&of_child);
+            end(&handoff);
+            let (got, ended) = read_all(&appliance);
+            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+            assert!(got < written && got <= control.spent() + PROBE, "{got} of {written}, {} charged", control.spent());
+            drop(of_child);
         }
     }
 
