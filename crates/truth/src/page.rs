@@ -36,13 +36,32 @@ impl Row<'_> {
     }
 
     /// The reading of the other program with the smallest error, if that error is smaller than our median error.
-    fn closer_peer(&self, check: &Check) -> Option<&Reading> {
+    fn closer_peer(&self, check: &Check) -> Option<Closer<'_>> {
         let mut own = self.ours.iter().map(|reading| share(check, reading).abs()).collect::<Vec<_>>();
         own.sort_unstable_by(f64::total_cmp);
-        let median = own.get(own.len() / 2)?;
+        let (median, smallest) = (*own.get(own.len() / 2)?, *own.first()?);
         let error = |peer: &&&Reading| share(check, peer).abs();
         let best = self.peers.iter().min_by(|a, b| error(a).total_cmp(&error(b)))?;
-        (error(&best) < *median).then_some(*best)
+        let closer = Closer { peer: best, by: median - error(&best), is_beyond_seeds: error(&best) < smallest };
+        (closer.by > 0.0).then_some(closer)
+    }
+}
+
+/// Another program whose error in a row is smaller than our median error.
+struct Closer<'a> {
+    peer: &'a Reading,
+    /// Our median error minus the error of the other program, in the unit in which the table shows errors.
+    by: f64,
+    /// Whether the error is smaller than that of each of our seeds, too.
+    is_beyond_seeds: bool,
+}
+
+impl Closer<'_> {
+    /// The text of the column "closer".
+    fn shown(&self, check: &Check) -> String {
+        let by = shown(check, self.by);
+        let seeds = if self.is_beyond_seeds { ", than each seed" } else { "" };
+        format!("{} by {}{seeds}", self.peer.by, by.trim_start_matches('+'))
     }
 }
 
@@ -104,7 +123,8 @@ discarded and repeated, at most three times, if more than 1 % of the packets lef
 more than 25 ms late, or if a packet was lost outside the link: in a device, or because a program did not read in time.
 
 In the tables, each row has the seed with the largest miss or error. \"Closer\" names a program whose error is smaller than \
-the median error of our seeds.
+the median error of our seeds, and by how much. \"Than each seed\" says that the error is also smaller than the error of \
+each of our seeds; in the other rows the difference is smaller than the one between our own runs.
 
 Further pages have campaigns of their own: [how often the interval of a run contains the rate of many](coverage.md), [the \
 direction of the queue on random paths](random-paths.md), and [early ends](early-ends.md).
@@ -175,14 +195,17 @@ fn rows<'a>(check: &Check, cells: &'a [CellRecords]) -> Vec<Row<'a>> {
 
 fn summary(tables: &[(&Check, Vec<Row<'_>>)]) -> String {
     let mut text =
-        "## Summary\n\n| | rows | readings inside the tolerance | rows in which another program is closer |\n"
+        "## Summary\n\n| | rows | readings inside the tolerance | rows in which another program is closer | of these, closer than \
+         each of our seeds |\n"
             .to_owned();
-    text.push_str("|---|---|---|---|\n");
+    text.push_str("|---|---|---|---|---|\n");
     for (check, rows) in tables {
         let readings = rows.iter().map(|row| row.ours.len()).sum::<usize>();
         let met = rows.iter().map(Row::met).sum::<usize>();
-        let closer = rows.iter().filter(|row| row.closer_peer(check).is_some()).count();
-        let _ = writeln!(text, "| {} | {} | {met} of {readings} | {closer} |", check.title, rows.len());
+        let closer = rows.iter().filter_map(|row| row.closer_peer(check)).collect::<Vec<_>>();
+        let beyond = closer.iter().filter(|closer| closer.is_beyond_seeds).count();
+        let (title, rows, closer) = (check.title, rows.len(), closer.len());
+        let _ = writeln!(text, "| {title} | {rows} | {met} of {readings} | {closer} | {beyond} |");
     }
     text.push('\n');
     text
@@ -212,7 +235,7 @@ fn table(check: &Check, rows: &[Row<'_>]) -> String {
         };
         let others = row.peers.iter().map(|peer| format!("{} {}", peer.by, shown(check, share(check, peer))));
         let others = others.collect::<Vec<_>>().join(", ");
-        let closer = row.closer_peer(check).map(|peer| peer.by.as_str()).unwrap_or_default();
+        let closer = row.closer_peer(check).map(|closer| closer.shown(check)).unwrap_or_default();
         let digits = check.digits;
         let _ = writeln!(
             text,
@@ -276,7 +299,7 @@ mod tests {
         };
         let idle = CHECKS.iter().find(|check| check.name == checks::IDLE).unwrap();
         let text = table(idle, &[row]);
-        let expected = "| 05-slow |  | 20.000 | 20.500 | +0.500 ms | **missed by 0.300 ms** (2 of 3 met) | ping +0.100 ms | ping |";
+        let expected = "| 05-slow |  | 20.000 | 20.500 | +0.500 ms | **missed by 0.300 ms** (2 of 3 met) | ping +0.100 ms | ping by 0.050 ms, than each seed |";
         assert!(text.contains(expected), "{text}");
     }
 

@@ -69,11 +69,15 @@ pub(crate) fn irtt(text: &str) -> anyhow::Result<RoundTrips> {
     let stats = &serde_json::from_str::<Value>(text).context("the JSON output of irtt")?["stats"];
     let number = |name: &str| stats[name].as_f64().with_context(|| format!("stats.{name}"));
     let median_ns = stats["rtt"]["median"].as_f64().context("stats.rtt.median")?;
+    // irtt subtracts counts without a sign. With duplicates its share can be far above 100 %, which is no share.
+    let is_share = |percent: &f64| (0.0..=100.0).contains(percent);
+    let lost = |name: &str| number(name).ok().filter(is_share);
     Ok(RoundTrips {
         median_ms: median_ns / 1e6,
         sent: number("packets_sent")? as u64,
-        received: number("packets_received")? as u64,
-        lost_ways: number("upstream_loss_percent").and_then(|up| Ok([up, number("downstream_loss_percent")?])).ok(),
+        // irtt counts a copy as received.
+        received: (number("packets_received")? - number("duplicates")?) as u64,
+        lost_ways: lost("upstream_loss_percent").zip(lost("downstream_loss_percent")).map(<[f64; 2]>::from),
     })
 }
 
@@ -113,10 +117,12 @@ mod tests {
 
     #[test]
     fn irtts_statistics_are_read() {
-        let text = r#"{ "stats": { "rtt": { "median": 20100000 }, "packets_sent": 300, "packets_received": 297,
-            "upstream_loss_percent": 1.0, "downstream_loss_percent": 0.0 } }"#;
+        let text = r#"{ "stats": { "rtt": { "median": 20100000 }, "packets_sent": 300, "packets_received": 299,
+            "duplicates": 2, "upstream_loss_percent": 1.0, "downstream_loss_percent": 0.0 } }"#;
         let read = irtt(text).unwrap();
         assert_eq!((read.median_ms, read.sent, read.received), (20.1, 300, 297));
         assert_eq!(read.lost_ways, Some([1.0, 0.0]));
+        let overflow = text.replace("1.0", "12380365150140639232.0");
+        assert_eq!(irtt(&overflow).unwrap().lost_ways, None);
     }
 }
