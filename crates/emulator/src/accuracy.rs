@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::direction::Way;
-use crate::record::{BIN, LinkRecord};
+use crate::record::LinkRecord;
 use crate::scenario::{Family, Hop, Scenario};
 use crate::settings::DirectionSettings;
 use crate::topology::Topology;
@@ -160,7 +160,7 @@ fn carries(rate_mbit: f64) -> anyhow::Result<bool> {
         }
     }
     let record = link.take_record(Way::Up);
-    let (window, begin) = (BIN * 20, from + BIN * 10);
+    let (window, begin) = (Duration::from_millis(200), from + Duration::from_millis(100));
     let delivered = record.between(begin, begin + window).bytes as f64 * 8.0 / window.as_secs_f64() / 1e6;
     // The count of whole bins may differ by one packet.
     let tolerance = rate_mbit * 0.01 + 1428.0 * 8.0 / window.as_secs_f64() / 1e6;

@@ -8,8 +8,9 @@ use crate::delivered::InOrderBytes;
 use crate::direction::{Counts, Departure, DropReason};
 use crate::packet::{FlowKey, Headers, Transport};
 
-/// The length of time that a [`Bin`] covers.
-pub const BIN: Duration = Duration::from_millis(10);
+/// The length of time that a [`Bin`] covers. It is as short as the steps of the times in a result: after a loss, one
+/// packet can make a megabyte readable, and the bins decide whether the steady part contains it.
+pub const BIN: Duration = Duration::from_millis(1);
 
 /// The record of one direction of a link.
 #[derive(Clone, Debug, Default)]
@@ -180,7 +181,7 @@ impl LinkRecord {
     /// Creates an empty record that follows each packet that matches one of the rules.
     pub fn new(rules: Vec<WatchRule>) -> Self {
         // Reserve space for a long run, so that the vectors do not reallocate while packets wait.
-        Self { rules, bins: Vec::with_capacity(16_384), probes: Vec::with_capacity(16_384), ..Self::default() }
+        Self { rules, bins: Vec::with_capacity(131_072), probes: Vec::with_capacity(16_384), ..Self::default() }
     }
 
     /// The rules that select the packets that are followed one by one.
@@ -327,8 +328,8 @@ mod tests {
         for (number, sequence) in [(0, 0), (1, 100), (2, 0)] {
             record.left(&departure(tcp6(sequence, 100), number, false), 12 * MS);
         }
-        assert_eq!(record.between(10 * MS, 20 * MS).tcp_payload, 200);
-        assert_eq!(record.between(Duration::ZERO, 10 * MS).tcp_payload, 0);
+        assert_eq!(record.between(12 * MS, 13 * MS).tcp_payload, 200);
+        assert_eq!(record.between(Duration::ZERO, 12 * MS).tcp_payload, 0);
     }
 
     #[test]

@@ -116,7 +116,8 @@ result.
 
 Ours is `speed-test -t 5` in direct mode, once for each seed of the link's random decisions; cells with datagrams add a run \
 with `-u -O 0 -t 3`. iperf3 runs with four streams for 5 s in each direction, ping and irtt with 50 probes a second for 3 s, \
-idle and during the load of iperf3; each is compared with its own probes and its own window.
+idle and during the load of iperf3; each is compared with its own probes and its own window. The window of an upload begins at the receiver, a round trip before \
+the first payload arrives: the receiver counts from the message with which it lets the sender begin.
 
 Rates count IP packets. The emulator measures its own accuracy first, and does not run cells that it cannot hold. A run is \
 discarded and repeated, at most three times, if more than 1 % of the packets left the link more than 1 ms late, if one was \

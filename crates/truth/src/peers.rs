@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use emulator::{BIN, Family, LinkRecord, Namespace, Scenario, Topology, Transport, WatchRule, Way, accuracy};
+use emulator::{BIN, Bin, Family, LinkRecord, Namespace, Scenario, Topology, Transport, WatchRule, Way, accuracy};
 use paramedic_link::test_spec::{Direction, Load};
 
 use crate::checks::{self, LOST, REORDERED, word};
@@ -92,9 +92,11 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> anyhow::Result<PeerRun> {
         done.worst_lateness_ms = done.worst_lateness_ms.max(worst_lateness_ms(&links));
         done.readings.extend(readings);
     };
-    add(peers.idle()?);
+    let idle = peers.idle()?;
+    let round_trip = idle_round_trip(&idle.1);
+    add(idle);
     for direction in [Direction::Download, Direction::Upload] {
-        add(peers.loaded(direction)?);
+        add(peers.loaded(direction, round_trip)?);
         if let Some(mbit) = scenario.udp_mbit {
             add(peers.datagrams(direction, mbit)?);
         }
@@ -133,10 +135,14 @@ impl Peers<'_> {
         let count = format!("{}", (seconds * 50.0) as u32);
         let wait = format!("{}", (self.scenario.round_trip_ms() / 1e3 + 2.0).ceil());
         let duration = format!("{}ms", (seconds * 1e3) as u32);
-        let family = if self.scenario.family == Family::Ipv4 { "-4" } else { "-6" };
+        let (family, irtt_server) = match self.scenario.family {
+            Family::Ipv4 => ("-4", self.to.clone()),
+            // irtt appends a port to the address.
+            Family::Ipv6 => ("-6", format!("[{}]", self.to)),
+        };
         let all: [(usize, &str, Vec<&str>); 2] = [
             (PING_RULE, "ping", vec![family, "-n", "-i", "0.02", "-W", &wait, "-c", &count, &self.to]),
-            (IRTT_RULE, "irtt", vec!["client", family, "-i", "20ms", "-d", &duration, "-Q", "-o", "-", &self.to]),
+            (IRTT_RULE, "irtt", vec!["client", family, "-i", "20ms", "-d", &duration, "-Q", "-o", "-", &irtt_server]),
         ];
         let mut started = Vec::new();
         for (rule, program, args) in all {
@@ -180,7 +186,7 @@ impl Peers<'_> {
         Ok(Some(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("iperf3")?))
     }
 
-    fn loaded(&self, direction: Direction) -> anyhow::Result<(Vec<Reading>, LinkRecords)> {
+    fn loaded(&self, direction: Direction, round_trip: Duration) -> anyhow::Result<(Vec<Reading>, LinkRecords)> {
         drop(take_records(self.topology));
         let seconds = SECONDS.to_string();
         let load = self.iperf3(direction, &["-t", &seconds, "-P", "4"])?;
@@ -193,7 +199,7 @@ impl Peers<'_> {
         let mut readings = Vec::new();
         if let Some(load) = load {
             let said = peer_output::iperf3_tcp(&load)?;
-            if let Some(truth) = delivered_bps(&links, direction, said.seconds) {
+            if let Some(truth) = delivered_bps(&links, direction, said.seconds, round_trip) {
                 readings.push(checks::throughput(word(direction), "iperf3", said.received_bps, truth));
             }
         }
@@ -223,6 +229,12 @@ impl Peers<'_> {
         }
         Ok((readings, links))
     }
+}
+
+/// The median round trip that the links of an idle path had for the probes of ping; zero without such probes.
+fn idle_round_trip(links: &LinkRecords) -> Duration {
+    let median = observed::latency(Load::Idle, &observed::round_trips(links, PING_RULE)).p50_ms;
+    Duration::from_secs_f64(median.unwrap_or(0.0) / 1e3)
 }
 
 fn settle() {
@@ -255,17 +267,53 @@ fn round_trips(started: Vec<(usize, &'static str, Child)>) -> Vec<(usize, &'stat
     started.into_iter().filter_map(read).collect()
 }
 
-/// The rate at which the last link delivered TCP payload in a direction, for this many seconds from the first bin with
-/// a load on.
-fn delivered_bps(links: &LinkRecords, direction: Direction, seconds: f64) -> Option<f64> {
+/// The rate at which the last link delivered TCP payload in a direction, for this many seconds from the time at which
+/// iperf3 began to count. `round_trip` is the round trip of the idle path.
+fn delivered_bps(links: &LinkRecords, direction: Direction, seconds: f64, round_trip: Duration) -> Option<f64> {
     let last = match way(direction) {
         Way::Up => links.last()?,
         Way::Down => links.first()?,
     };
     let record: &LinkRecord = &last[way(direction) as usize];
-    // The control connection of iperf3 carries less than this in a bin.
-    let first = record.bins.iter().position(|bin| bin.tcp_payload > 2000)?;
-    let from = BIN * u32::try_from(first).ok()?;
+    // The receiver counts its time. For an upload that is the server, which begins as it sends the message that lets the
+    // client begin; the first payload arrives a round trip later.
+    let from = match direction {
+        Direction::Upload => begin_of_load(record)?.saturating_sub(round_trip),
+        Direction::Download => begin_of_load(record)?,
+    };
     let until = from + Duration::from_secs_f64(seconds);
     Some(record.between(from, until).tcp_payload as f64 * 8.0 / seconds)
+}
+
+/// When a link delivered the first payload of the load.
+fn begin_of_load(record: &LinkRecord) -> Option<Duration> {
+    // The control connection of iperf3 carries less than this in the time of one window.
+    const LOAD: u64 = 2000;
+    const WINDOW: usize = 10;
+    let is_load = |window: &[Bin]| window.iter().map(|bin| bin.tcp_payload).sum::<u64>() > LOAD;
+    let first = record.bins.windows(WINDOW).position(is_load)?;
+    // The last bin of that window completes it; the load began with the first payload in it.
+    let empty = record.bins[first..].iter().take_while(|bin| bin.tcp_payload == 0).count();
+    Some(BIN * u32::try_from(first + empty).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upload_is_counted_from_a_round_trip_before_its_first_payload() {
+        let bin = |tcp_payload| Bin { tcp_payload, ..Bin::default() };
+        // The control connection at 300 ms; then a second without payload, and 1 s of load.
+        let mut record = LinkRecord::new(vec![]);
+        record.bins.resize(300, Bin::default());
+        record.bins.push(bin(900));
+        record.bins.resize(1301, Bin::default());
+        record.bins.resize(2301, bin(1250));
+        assert_eq!(begin_of_load(&record), Some(BIN * 1301));
+        let links = vec![[record.clone(), record]];
+        let round_trip = Duration::from_millis(100);
+        let rate = |direction| delivered_bps(&links, direction, 1.0, round_trip).unwrap();
+        assert_eq!((rate(Direction::Download), rate(Direction::Upload)), (1e7, 0.9e7));
+    }
 }
