@@ -15,10 +15,12 @@ use crate::topology::Topology;
 /// A run is discarded if more than this share of the packets left more than [`LATE_US`] late.
 const LATE_SHARE: f64 = 0.01;
 
-/// A packet that left more than this many microseconds late counts as late; the end of a class of [`crate::Lateness`].
+/// A packet that left more than this many microseconds late counts as late. The value must be the upper end of a class
+/// of [`crate::Lateness`].
 const LATE_US: u64 = 1000;
 
-/// A run is discarded if a packet left later than this, or if the link did not check for packets for longer than this.
+/// A run is discarded if a packet left more than this late, or if the link did not check for new packets for longer
+/// than this.
 const WORST: Duration = Duration::from_millis(25);
 
 /// The rates that the self-measurement tries, in Mbit/s.
@@ -41,10 +43,10 @@ pub struct Accuracy {
 impl Accuracy {
     /// Measures the accuracy, in about three seconds.
     pub fn measure() -> anyhow::Result<Self> {
-        let mut errors = round_trip_errors().context("the round trip of an idle link")?;
+        let mut errors = round_trip_errors().context("cannot measure the round trip of an idle link")?;
         errors.sort_unstable();
         let at = |share: f64| errors[(errors.len() as f64 * share) as usize];
-        let rate_mbit = highest_rate().context("the rate of a full link")?;
+        let rate_mbit = highest_rate().context("cannot measure the rate of a full link")?;
         Ok(Self { round_trip_error: at(0.5), round_trip_error_p99: at(0.99), rate_mbit })
     }
 
@@ -73,7 +75,7 @@ pub fn fault<'a>(records: impl IntoIterator<Item = &'a LinkRecord>, overrun: u64
             return Some(format!("{:.1} % of the packets left more than {LATE_US} us late", late * 100.0));
         }
         if worst > WORST {
-            return Some(format!("a packet was {:.1} ms late", worst.as_secs_f64() * 1e3));
+            return Some(format!("the link was {:.1} ms late", worst.as_secs_f64() * 1e3));
         }
     }
     None
@@ -83,7 +85,8 @@ fn symmetric(direction: DirectionSettings) -> Hop {
     Hop { up: Some(direction.clone()), down: Some(direction), mtu: None }
 }
 
-/// How much longer than configured each round trip took, without the time at the other end.
+/// How much longer than the configured 40 ms each round trip took. Includes the time that the other end takes to
+/// answer.
 fn round_trip_errors() -> anyhow::Result<Vec<Duration>> {
     let hop = symmetric(DirectionSettings { delay_ms: 20.0, ..DirectionSettings::default() });
     let topology = Topology::new(&[hop], 1, &[])?;
@@ -116,7 +119,7 @@ fn round_trip_errors() -> anyhow::Result<Vec<Duration>> {
         let mut errors = Vec::new();
         let mut buffer = [0; 16];
         for _ in 0..count {
-            client.recv(&mut buffer).context("an answer over a link without loss")?;
+            client.recv(&mut buffer).context("no answer over a link without loss")?;
             let sent = Duration::from_nanos(u64::try_from(u128::from_be_bytes(buffer)).unwrap_or(0));
             errors.push(now().duration_since(began).saturating_sub(sent + Duration::from_millis(40)));
         }
@@ -132,11 +135,11 @@ fn highest_rate() -> anyhow::Result<f64> {
         }
         best = rate;
     }
-    anyhow::ensure!(best > 0.0, "not even {} Mbit/s", RATES[0]);
+    anyhow::ensure!(best > 0.0, "the emulator cannot hold even {} Mbit/s", RATES[0]);
     Ok(best)
 }
 
-/// Whether a link that receives a fifth more than its rate delivers exactly its rate, and is not late.
+/// Whether a link that receives a fifth more than its rate delivers its rate within 1 %, and is not late.
 fn carries(rate_mbit: f64) -> anyhow::Result<bool> {
     let direction =
         DirectionSettings { rate_mbit: Some(rate_mbit), queue_ms: Some(20.0), ..DirectionSettings::default() };
@@ -146,7 +149,7 @@ fn carries(rate_mbit: f64) -> anyhow::Result<bool> {
     let _receiver = topology.reflector().inside(|| Ok(UdpSocket::bind(("0.0.0.0", PORT))?))?;
     let sender = topology.appliance().inside(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
     sender.connect(to)?;
-    let [link] = &topology.links[..] else { anyhow::bail!("one link") };
+    let [link] = &topology.links[..] else { anyhow::bail!("the path does not have exactly one link") };
     let began = now();
     let from = link.now();
     let per_millisecond = rate_mbit * 1.2 * 125.0 / 1428.0;

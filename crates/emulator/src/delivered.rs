@@ -10,8 +10,8 @@ pub struct InOrderBytes {
 }
 
 impl InOrderBytes {
-    /// Notes that the stream begins with the byte `first`. Without this, the first delivered segment counts as the begin,
-    /// so a first segment that is lost and sent again would never count.
+    /// Notes that the stream's first byte has the sequence number `first`. Without this call, the stream would begin
+    /// with the first delivered segment, and a first segment that is lost and sent again would never count.
     pub fn open(&mut self, first: u32) {
         self.end.get_or_insert((1 << 32) + u64::from(first));
     }

@@ -25,7 +25,7 @@ pub struct LinkDirection<T> {
     free_at: Duration,
     flying: BinaryHeap<Flying<T>>,
     lost: VecDeque<Fate<T>>,
-    /// The latest arrival among the packets that keep their order.
+    /// The latest time at which a packet is due to leave, without packets that are held back for reordering.
     last_due: Duration,
     next_number: u64,
     counts: Counts,

@@ -120,7 +120,8 @@ impl Link {
         self.directions[way as usize].state().link.settings().clone()
     }
 
-    /// Takes the record of a direction so far. The next record begins empty; the link's clock goes on.
+    /// Takes the record of a direction so far. The next record begins empty, except its packet counts, which always
+    /// cover the whole life of the link. The link's clock goes on.
     pub fn take_record(&self, way: Way) -> LinkRecord {
         let mut state = self.directions[way as usize].state();
         let rules = state.record.rules().to_vec();
@@ -199,7 +200,7 @@ impl Forwarder {
         true
     }
 
-    /// Writes the packets that are due to the other device. Returns when to call it again.
+    /// Writes each packet that is due to leave the link to the other device. Returns when to call this function again.
     fn hand_out(&mut self) -> Option<Duration> {
         loop {
             let now = self.now();

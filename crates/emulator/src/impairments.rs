@@ -18,7 +18,7 @@ pub(crate) struct Impairments {
     is_in_burst: bool,
 }
 
-/// The decision what happens to one packet behind the transmitter.
+/// What happens to one packet behind the transmitter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Decision {
     pub(crate) is_lost: bool,

@@ -8,14 +8,15 @@ use crate::delivered::InOrderBytes;
 use crate::direction::{Counts, Departure, DropReason};
 use crate::packet::{FlowKey, Headers, Transport};
 
-/// The length of time that a [`Bin`] covers. It is as short as the steps of the times in a result: after a loss, one
-/// packet can make a megabyte readable, and the bins decide whether the steady part contains it.
+/// The length of time that a [`Bin`] covers. It is as short as the resolution of the times in a test result. After a
+/// loss, one packet can make a megabyte readable at once, and its bin decides whether that megabyte belongs to the part
+/// of the phase with a steady rate.
 pub const BIN: Duration = Duration::from_millis(1);
 
 /// The record of one direction of a link.
 #[derive(Clone, Debug, Default)]
 pub struct LinkRecord {
-    /// The exact packet counts of the link.
+    /// The exact packet counts of the link since its start.
     pub counts: Counts,
     /// The record of each flow of which a packet entered the link.
     pub flows: HashMap<FlowKey, FlowRecord>,
@@ -70,10 +71,12 @@ impl FlowRecord {
 /// What the link delivered and dropped in one [`BIN`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bin {
-    /// TCP payload in bytes; a byte counts once no byte before it is missing.
+    /// TCP payload in bytes, without watched packets; a byte counts once no byte before it is missing.
     pub tcp_payload: u64,
-    /// UDP payload in bytes, without probes and copies.
+    /// UDP payload in bytes, without watched packets and copies.
     pub udp_payload: u64,
+    /// The bytes of the watched IP packets that left, copies included.
+    pub watched_bytes: u64,
     /// The bytes of all IP packets that left, copies included.
     pub bytes: u64,
     /// Packets that the link dropped, for any reason.
@@ -91,7 +94,7 @@ pub struct WatchRule {
     pub payload_len: Option<usize>,
     /// The payload of a probe begins with one of these byte strings.
     pub prefixes: &'static [&'static [u8]],
-    /// The offset of the identifier in the payload. With every rule, the identifier has four bytes.
+    /// The offset of the identifier in the payload. The identifier always has four bytes.
     pub id_at: usize,
 }
 
@@ -252,6 +255,7 @@ impl LinkRecord {
                     probe.queue_wait = departure.queue_wait;
                 }
             }
+            self.bin(now).watched_bytes += packet.len() as u64;
             return;
         }
         let bin = self.bin(now);
@@ -269,6 +273,7 @@ impl LinkRecord {
         bins.fold(Bin::default(), |sum, bin| Bin {
             tcp_payload: sum.tcp_payload + bin.tcp_payload,
             udp_payload: sum.udp_payload + bin.udp_payload,
+            watched_bytes: sum.watched_bytes + bin.watched_bytes,
             bytes: sum.bytes + bin.bytes,
             dropped: sum.dropped + bin.dropped,
         })
@@ -319,7 +324,7 @@ mod tests {
         let flow = record.flows.values().next().unwrap();
         assert_eq!((flow.entered, flow.left, flow.copies, flow.reordered, flow.all_dropped()), (4, 4, 1, 1, 1));
         let bin = record.between(Duration::ZERO, 20 * MS);
-        assert_eq!((bin.udp_payload, bin.bytes, bin.dropped), (8, 4 * 36, 1));
+        assert_eq!((bin.udp_payload, bin.bytes, bin.watched_bytes, bin.dropped), (8, 4 * 36, 3 * 36, 1));
     }
 
     #[test]

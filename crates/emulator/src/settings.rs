@@ -11,15 +11,16 @@ use serde::Deserialize;
 pub struct DirectionSettings {
     /// The rate of the transmitter; absent: no limit.
     pub rate_mbit: Option<f64>,
-    /// The capacity of the queue before the transmitter, as the time that its content takes at `rate_mbit`. A queue has
-    /// room for at least one packet.
+    /// The capacity of the queue before the transmitter, as the time that a full queue takes to be sent at `rate_mbit`.
+    /// A queue has room for at least one packet.
     pub queue_ms: Option<f64>,
     /// The capacity of the queue in KiB, instead of `queue_ms`.
     pub queue_kib: Option<f64>,
     /// The propagation delay of every packet.
     #[serde(default)]
     pub delay_ms: f64,
-    /// The maximum additional delay. Each packet gets one, uniformly distributed from zero to this value.
+    /// The maximum additional delay. Each packet gets an additional delay that is uniformly distributed from zero to
+    /// this value.
     #[serde(default)]
     pub jitter_ms: f64,
     /// Whether jitter may change the order of packets.

@@ -34,7 +34,7 @@ pub struct Topology {
 impl Topology {
     /// Creates the hosts of a path with these hops, and starts the links.
     pub fn new(hops: &[Hop], seed: u64, rules: &[WatchRule]) -> anyhow::Result<Self> {
-        let roles = hops.len().checked_sub(1).and_then(|at| ROLES.get(at)).context("a path has 1 to 3 hops")?;
+        let roles = hops.len().checked_sub(1).and_then(|at| ROLES.get(at)).context("a path must have 1 to 3 hops")?;
         let hosts = roles.iter().map(|role| Namespace::new(role)).collect::<anyhow::Result<Vec<_>>>()?;
         for (at, host) in hosts.iter().enumerate() {
             host.run(&["sysctl", "-qw", "net.ipv6.conf.default.accept_ra=0", "net.ipv6.conf.all.accept_ra=0"])?;
@@ -96,7 +96,7 @@ impl Topology {
         let mut sum = 0;
         for (at, device) in &self.devices {
             let read = self.hosts[*at].run(&["cat", &format!("/sys/class/net/{device}/statistics/tx_dropped")])?;
-            sum += read.trim().parse::<u64>().context("a counter of the device")?;
+            sum += read.trim().parse::<u64>().context("cannot read a counter of the device")?;
         }
         Ok(sum)
     }
@@ -130,7 +130,8 @@ impl Topology {
         Ok(devices)
     }
 
-    /// Waits until the kernel has noticed that both ends of every cable are connected. It drops what is sent before.
+    /// Waits until the kernel has noticed that both ends of every cable are connected. The kernel drops packets that
+    /// are sent earlier.
     fn await_up(&self) -> anyhow::Result<()> {
         for (at, host) in self.hosts.iter().enumerate() {
             for device in ["left", "right"] {
@@ -139,7 +140,7 @@ impl Topology {
                 if is_there && is_plain(&self.devices) {
                     let look =
                         format!("until [ \"$(cat /sys/class/net/{device}/operstate)\" = up ]; do sleep 0.01; done");
-                    host.run(&["timeout", "10", "sh", "-c", &look]).context("a cable that is up")?;
+                    host.run(&["timeout", "10", "sh", "-c", &look]).context("a cable is not up after 10 s")?;
                 }
             }
         }
@@ -165,8 +166,13 @@ impl Topology {
 }
 
 fn tun(name: &str) -> anyhow::Result<SyncDevice> {
-    let device = DeviceBuilder::new().name(name).layer(Layer::L3).enable(false).build_sync().context("a TUN device")?;
-    device.set_nonblocking(true).context("a TUN device without blocking")?;
+    let device = DeviceBuilder::new()
+        .name(name)
+        .layer(Layer::L3)
+        .enable(false)
+        .build_sync()
+        .context("cannot create a TUN device")?;
+    device.set_nonblocking(true).context("cannot make a TUN device non-blocking")?;
     Ok(device)
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use emulator::{DirectionSettings, DropReason, Family, Hop, Namespace, Reorder, Topology, Transport, Way};
 
-/// A packet that does not arrive within this time does not arrive.
+/// A packet that does not arrive within this time counts as lost.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 fn may_run() -> bool {
@@ -17,7 +17,8 @@ fn may_run() -> bool {
     may
 }
 
-/// A socket with a free port: a child process forked by another test may still hold a port that was just released.
+/// A socket with a port that the kernel chooses, because a child process of another test may still hold a port that was
+/// just released.
 fn socket(host: &Namespace, family: Family) -> UdpSocket {
     let any = if family == Family::Ipv4 { "0.0.0.0:0" } else { "[::]:0" };
     let socket = host.inside(|| Ok(UdpSocket::bind(any)?)).unwrap();
@@ -29,7 +30,8 @@ fn emulated(up: DirectionSettings) -> Hop {
     Hop { up: Some(up), down: Some(DirectionSettings::default()), mtu: None }
 }
 
-/// How many datagrams over UDP the first link of a topology dropped upwards, and its whole record of them.
+/// What the first link of a topology did, since the last call, to the UDP flow with the most packets towards the
+/// reflector.
 fn upwards(topology: &Topology) -> emulator::FlowRecord {
     let record = topology.links[0].take_record(Way::Up);
     let flows = record.flows.into_iter().filter(|(key, _)| key.transport == Transport::Udp);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use emulator::{FlowRecord, LinkRecord, Transport, Way};
+use emulator::{Bin, FlowRecord, LinkRecord, Transport, Way};
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::{LatencyResult, ResultDocument};
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,9 @@ pub struct ObservedDirection {
     pub delivered_bps: f64,
     /// The payload that the last link delivered in the whole phase, in bytes.
     pub delivered_bytes: u64,
+    /// The rate of the IP packets in the steady part that carried probes and messages of the control connection, in
+    /// bit/s.
+    pub other_bps: f64,
     /// What the links did to the datagrams of the load, if the load was datagrams.
     pub datagrams: Option<ObservedDatagrams>,
 }
@@ -225,14 +228,14 @@ impl Observed {
                 };
                 let from = begun + Duration::from_millis(measured.startup_ms);
                 let steady = Duration::from_millis(measured.duration_ms);
-                let payload = |from, until| {
-                    let bin = last.between(from, until);
-                    if measured.udp.is_some() { bin.udp_payload } else { bin.tcp_payload }
-                };
+                let payload = |bin: Bin| if measured.udp.is_some() { bin.udp_payload } else { bin.tcp_payload };
+                let bin = last.between(from, from + steady);
+                let rate = |bytes: u64| bytes as f64 * 8.0 / steady.as_secs_f64();
                 observed.directions.push(ObservedDirection {
                     direction,
-                    delivered_bps: payload(from, from + steady) as f64 * 8.0 / steady.as_secs_f64(),
-                    delivered_bytes: payload(begun, from + steady),
+                    delivered_bps: rate(payload(bin)),
+                    delivered_bytes: payload(last.between(begun, from + steady)),
+                    other_bps: rate(bin.watched_bytes),
                     datagrams: measured.udp.and_then(|_| datagrams(links, way(direction))),
                 });
             }

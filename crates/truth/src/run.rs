@@ -24,6 +24,11 @@ pub const OUR_PROBES: WatchRule = WatchRule {
     id_at: 20,
 };
 
+/// The watch rule for the messages of the control connection, which are no load. It matches their segments, and takes any
+/// four bytes as the identifier, because they are not followed one by one.
+const CONTROL: WatchRule =
+    WatchRule { transport: Transport::Tcp, port: Some(REFLECTOR_PORT), payload_len: None, prefixes: &[], id_at: 0 };
+
 /// How long a running test may take to print its next line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -54,7 +59,7 @@ pub struct Finished {
 impl Bed {
     /// Starts both programs at the ends of the scenario's path, and pairs them.
     pub fn new(scenario: &Scenario, seed: u64) -> anyhow::Result<Self> {
-        let topology = Topology::new(&scenario.hops, seed, &[OUR_PROBES])?;
+        let topology = Topology::new(&scenario.hops, seed, &[OUR_PROBES, CONTROL])?;
         let any = if scenario.family == Family::Ipv4 { "0.0.0.0" } else { "[::]" };
         let environment = [("MODE", "direct_ephemeral")];
         let listen = format!("{any}:{REFLECTOR_PORT}");

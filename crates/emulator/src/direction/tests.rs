@@ -10,8 +10,8 @@ const MS: Duration = Duration::from_millis(1);
 /// The delivered packets, each with the time at which it left.
 type Delivered = Vec<(Duration, Departure<usize>)>;
 
-/// Enters packets (time, bytes) and runs the direction until it is empty. Calls it only at the times that it asks for.
-/// Returns the delivered packets, and the numbers and reasons of the dropped ones.
+/// Enters packets (time, bytes) and runs the direction until it is empty. Calls the direction only at the times that
+/// `next_event` returns. Returns the delivered packets, and the numbers and reasons of the dropped ones.
 fn run(direction: &mut LinkDirection<usize>, packets: &[(Duration, usize)]) -> (Delivered, Vec<(usize, DropReason)>) {
     let (mut delivered, mut dropped) = (Vec::new(), Vec::new());
     let mut collect = |direction: &mut LinkDirection<usize>, now| {
