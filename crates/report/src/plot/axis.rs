@@ -69,6 +69,25 @@ impl Axis {
     }
 }
 
+/// One in this many values may lie above the top of a curve's axis.
+const RARE: usize = 50;
+/// Rare values lie above the axis only if the highest of them is more than this many times the highest of the other
+/// values.
+const FAR: f64 = 2.0;
+
+/// The lowest value at which the axis of a curve may end: the highest value, or the highest of the usual values if a
+/// few values are far above all others. After a loss, TCP delivers the data that waited for the lost segment all at
+/// once, so one interval can have many times the rate of the line. An axis up to that rate would make the rest of the
+/// curve look flat.
+pub(super) fn usual_top(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values = values.collect::<Vec<_>>();
+    values.sort_unstable_by(|a, b| b.total_cmp(a));
+    let highest = values.first().copied().unwrap_or(0.0);
+    // A short curve may have one rare value.
+    let rare = if values.len() < 10 { 0 } else { values.len().div_ceil(RARE) };
+    values.get(rare).copied().filter(|usual| *usual > 0.0 && highest > *usual * FAR).unwrap_or(highest)
+}
+
 /// The smallest number of the series 1, 2, 5, 10, 20, … that is at least `least`.
 fn step(least: f64) -> f64 {
     let power = 10f64.powf(least.max(1e-6).log10().floor());
@@ -101,6 +120,19 @@ mod tests {
         assert_eq!((labels(&time).join(" "), time.unit), ("0 5 10 15 20".to_owned(), "s"));
         let hours = Axis::of_time(86_400.0);
         assert_eq!((labels(&hours).join(" "), hours.unit), ("0 5 10 15 20".to_owned(), "h"));
+    }
+
+    #[test]
+    fn rare_values_far_above_all_others_do_not_set_the_axis() {
+        let top = |values: &[f64]| usual_top(values.iter().copied());
+        let with = |peaks: &[f64], count: usize| [peaks, &vec![20.0; count]].concat();
+        assert_eq!((top(&[]), top(&[0.0, 0.0]), top(&[3.0, 1.0])), (0.0, 0.0, 3.0));
+        assert_eq!(top(&with(&[118.0], 79)), 20.0, "one peak in 80 values");
+        assert_eq!(top(&with(&[39.0], 79)), 39.0, "not far enough");
+        assert_eq!(top(&with(&[118.0, 110.0, 100.0], 79)), 118.0, "not rare: two rates take turns");
+        assert_eq!(top(&with(&[118.0], 5)), 118.0, "too few values");
+        assert_eq!(top(&with(&[5.0], 0)), 5.0);
+        assert_eq!(top(&[&[5.0][..], &[0.0; 79]].concat()), 5.0, "all others are zero");
     }
 
     #[test]

@@ -9,7 +9,8 @@ use paramedic_link::PeerText;
 use paramedic_link::test_spec::{Direction, Load};
 
 use crate::document::{LatencyInterval, ResultDocument};
-use axis::{Axis, escaped};
+use crate::quantity;
+use axis::{Axis, escaped, usual_top};
 
 pub use line::{rates_by_hour, rates_over_time};
 pub use sparkline::{PhaseCurves, sparkline};
@@ -45,11 +46,12 @@ const STYLE: &str = "
   .upload-delay { stroke: #d9730d; stroke-dasharray: 6 3; }
   .download-delay { stroke: #0b5394; stroke-dasharray: 2 2; }
   .loss { fill: #52606d; }
+  .peak { fill: #ffffff; stroke-dasharray: none; }
 ";
 
 /// The error for a result that cannot be plotted, because it has no intervals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the run was saved without the intervals of its phases")]
+#[error("the saved run has no measurements of single intervals")]
 pub struct NothingToPlot;
 
 /// One phase on the time axis that all panels share.
@@ -69,8 +71,8 @@ pub fn svg(document: &ResultDocument) -> Result<String, NothingToPlot> {
     draw(document, true)
 }
 
-/// Draws `document` as SVG for use inside a web page. The drawing takes the width of its place in the page. It uses the
-/// same classes as the image of [`svg`], but contains no styles, because the page has them.
+/// Draws `document` as SVG for use inside a web page. The drawing scales to the width of the page element that contains
+/// it. It uses the same classes as the image of [`svg`], but contains no styles, because the page has them.
 pub fn svg_part(document: &ResultDocument) -> Result<String, NothingToPlot> {
     draw(document, false)
 }
@@ -146,20 +148,36 @@ impl Canvas<'_> {
 
     /// Draws the panel with the throughput of both directions.
     fn rates(&mut self, top: f64) {
-        let values = self.phases.iter().flat_map(|phase| phase.rates.iter().flatten().map(|(_, bps)| *bps));
-        let axis = Axis::of_rate(values.fold(0.0, f64::max));
+        let phases = self.phases;
+        let classes = [(Direction::Download, "download"), (Direction::Upload, "upload")];
+        let curves = phases.iter().flat_map(|phase| {
+            classes.map(|(direction, class)| (class, phase.from_s, mean_of_groups(&phase.rates[direction as usize])))
+        });
+        let curves = curves.filter(|(.., points)| !points.is_empty()).collect::<Vec<_>>();
+        let values = || curves.iter().flat_map(|(.., points)| points).map(|(_, bps)| *bps);
+        let axis = Axis::of_rate(usual_top(values()));
         let legend = [("download", "download"), ("upload", "upload")];
         self.frame(top, PANEL, &axis, &format!("throughput ({})", axis.unit), &legend);
-        let mut is_empty = true;
-        for phase in self.phases {
-            for (direction, class) in [(Direction::Download, "download"), (Direction::Upload, "upload")] {
-                let points = mean_of_groups(&phase.rates[direction as usize]);
-                is_empty &= points.is_empty();
-                self.curve(class, phase.from_s, &points, |bps| axis.y(top, PANEL, bps));
-            }
+        for (class, from_s, points) in &curves {
+            self.curve(class, *from_s, points, |bps| axis.y(top, PANEL, bps));
+            self.peaks(class, *from_s, points, &axis, top);
         }
-        if is_empty {
+        let highest = values().fold(0.0, f64::max);
+        if highest > axis.end {
+            let y = top - 5.5;
+            let text = format!("▲ above the axis: up to {}", quantity::rate(highest as u64));
+            self.put(format!(r#"<text class="faint" x="{RIGHT:.1}" y="{y:.1}" text-anchor="end">{text}</text>"#));
+        }
+        if curves.is_empty() {
             self.missing(top, PANEL, "no throughput intervals were saved");
+        }
+    }
+
+    /// Draws a mark at the top of a panel for each point of a curve that lies above the axis.
+    fn peaks(&mut self, class: &str, from_s: f64, points: &[(f64, f64)], axis: &Axis, top: f64) {
+        for (end_s, _) in points.iter().filter(|(_, value)| *value > axis.end) {
+            let x = self.x(from_s + end_s);
+            self.put(format!(r#"<path class="peak {class}" d="M{x:.1} {:.1}l-4 7h8z"/>"#, top + 1.0));
         }
     }
 
@@ -384,6 +402,17 @@ mod tests {
         }
         assert!(svg.contains("<rect class=\"loss\"") && !svg.contains("NaN") && !svg.contains("inf"));
         assert_eq!(count(&svg, "<svg"), count(&svg, "</svg>"));
+    }
+
+    #[test]
+    fn a_rare_peak_is_marked_and_does_not_set_the_axis() {
+        let mut document = document();
+        let intervals = document.download.as_mut().unwrap().intervals.as_mut().unwrap();
+        intervals[60].bps = 6_100_000_000;
+        let svg = svg(&document).unwrap();
+        assert!(svg.contains("▲ above the axis: up to 6.10 Gbit/s") && svg.contains("throughput (Mbit/s)"), "{svg}");
+        assert_eq!(count(&svg, r#"<path class="peak download""#), 1);
+        assert_eq!(count(&super::svg(&self::document()).unwrap(), "above the axis"), 0);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use crate::document::Event;
 use crate::lines::{Line, Tone};
 use crate::quantity;
 
+use super::axis::usual_top;
+
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// A sparkline has at most this many characters.
 const MOST: usize = 38;
@@ -61,15 +63,15 @@ impl PhaseCurves {
     }
 }
 
-/// Draws `values` as a text of bar characters. The highest value has the tallest bar. If there are more values than
-/// characters, each bar is the mean of neighbouring values.
+/// Draws `values` as a text of bar characters. The highest value has the tallest bar, and so has every value above
+/// [`usual_top`]. If there are more values than characters, each bar is the mean of neighbouring values.
 pub fn sparkline(values: &[u64]) -> String {
     let group = values.len().div_ceil(MOST).max(1);
     let mean = |group: &[u64]| group.iter().map(|value| *value as f64).sum::<f64>() / group.len() as f64;
     let means = values.chunks(group).map(mean).collect::<Vec<_>>();
-    let highest = means.iter().copied().fold(0.0, f64::max);
+    let top = usual_top(means.iter().copied());
     let bar = |mean: &f64| {
-        let share = if highest > 0.0 { mean / highest } else { 0.0 };
+        let share = if top > 0.0 { mean / top } else { 0.0 };
         BARS.get((share * BARS.len() as f64) as usize).copied().unwrap_or('█')
     };
     means.iter().map(bar).collect()
@@ -93,6 +95,8 @@ mod tests {
             (String::new(), "▁▁".into(), "█".into())
         );
         assert_eq!(sparkline(&[5; 1000]).chars().count(), 38);
+        let with_a_peak = [&[10; 20][..], &[118], &[20; 15]].concat();
+        assert_eq!(sparkline(&with_a_peak), format!("{}{}", "▅".repeat(20), "█".repeat(16)));
     }
 
     #[test]
