@@ -1,8 +1,9 @@
-//! Passes the commit that the program is built from to `src/version.rs`. The commit comes from the environment, from
-//! the file of a source archive, or from git. Without any of them the build succeeds, and the version names no commit.
+//! Passes the commit that the program is built from to `src/version.rs`. The commit comes from the first of these
+//! sources that knows it: the environment, the file of a source archive, git. If none knows the commit, the build
+//! succeeds, and the version names no commit.
 //!
-//! git is asked only for optimised builds: each new commit would otherwise recompile this crate and all crates above it
-//! in development builds, too.
+//! git is asked only for optimised builds: in development builds, each new commit would otherwise recompile this crate
+//! and all crates that depend on it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,9 +1,10 @@
-//! Fills a state folder with three months of a made-up line, for the pictures of the pages: a cable line that is slow in the
-//! evening. The monitors are of the gateway and of the reflector "attic", which is made up too unless it is paired.
+//! Fills a state folder with made-up results of three months, for the pictures of the web pages. They describe a cable
+//! line that is slow in the evening. Two monitors probe the gateway and the reflector "attic". If no reflector is
+//! paired, a made-up "attic" is added.
 //! `cargo run -p paramedic-appliance --example seed -- FOLDER [--many COUNT]`
 //!
-//! `--many` adds so many short results of the two years before, and two years of monitor hours, to measure how long the pages
-//! take.
+//! `--many COUNT` adds COUNT short results and hourly data of the monitors, both for the two years before, to measure
+//! how long the pages take to load.
 
 #![expect(clippy::disallowed_methods, reason = "the made-up data ends now")]
 
@@ -28,11 +29,11 @@ use sqlx::ConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 use uuid::Uuid;
 
-/// The days of results.
+/// The number of days with results.
 const DAYS: i64 = 90;
 /// The hours between two results.
 const EVERY: i64 = 4;
-/// The days of monitor minutes.
+/// The number of days with monitor data for each minute.
 const MONITORED_DAYS: i64 = 3;
 
 /// A small generator of numbers that look random, the same in every run.
@@ -45,7 +46,7 @@ impl Dice {
         (self.0 >> 40) as f64 / (1_u64 << 24) as f64
     }
 
-    /// A number around 1.
+    /// A number from 1 - `spread` to 1 + `spread`.
     fn about(&mut self, spread: f64) -> f64 {
         1.0 + (self.roll() - 0.5) * 2.0 * spread
     }
@@ -87,7 +88,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The count of `--many`.
+/// The COUNT after `--many`; `None` without this option.
 fn many() -> Result<Option<i64>, Box<dyn Error>> {
     let mut arguments = std::env::args().skip(2);
     match (arguments.next().as_deref(), arguments.next()) {
@@ -97,7 +98,8 @@ fn many() -> Result<Option<i64>, Box<dyn Error>> {
     }
 }
 
-/// Copies the oldest result and the oldest hour of the monitors again and again, each earlier than the one before.
+/// Copies the oldest result `count` times and the oldest hour of the monitors for two years. Each copy is earlier than
+/// the copy before it.
 async fn add_many(file: &Path, count: i64) -> Result<(), Box<dyn Error>> {
     let mut database = SqliteConnectOptions::new().filename(file).connect().await?;
     let columns: Vec<String> =

@@ -38,7 +38,7 @@ pub enum ApplianceError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The configured state folder cannot be used.
-    #[error("the state folder {}: {source}", .configured.display())]
+    #[error("cannot use the state folder {}: {source}", .configured.display())]
     StateFolder {
         /// The path of the folder, as configured.
         configured: PathBuf,
@@ -73,15 +73,15 @@ pub enum ApplianceError {
         source: Box<ApplianceError>,
     },
     /// The identity of an older store is not imported, because this device has pairings under its own identity.
-    #[error("this device is already paired with {pairings} reflectors as {own}")]
+    #[error("this device is already paired with {pairings} reflectors under its own Endpoint ID {own}")]
     IdentityInUse {
         /// The Endpoint ID of this device.
         own: EndpointId,
         /// The number of reflectors that are paired with this device.
         pairings: usize,
     },
-    /// The identity of an older store can be imported only on the host itself, because the key of this identity seals
-    /// command channels.
+    /// The identity of an older store can be imported only on the host itself, because the key of this identity proves
+    /// that a channel that runs a command was added on this host.
     #[error("an identity can be imported only through the service's unix socket, or into this user's own store")]
     IdentityOverTcp,
     /// An object of a configuration cannot be applied.
@@ -105,7 +105,7 @@ pub enum ApplianceError {
     #[error("the request is not supported: {0}")]
     Unsupported(String),
     /// The key that came with pairings to import is not a valid key.
-    #[error("the key that came with the pairings is not a key of this program")]
+    #[error("the key that came with the pairings is not a valid key")]
     ImportedKey,
     /// This device does not have the requested local address or network interface.
     #[error("cannot send from the requested address or interface: {0}")]
@@ -119,7 +119,7 @@ pub enum ApplianceError {
         lacking: Unavailable,
     },
     /// The kernel of this device does not allow the requested congestion control.
-    #[error("the congestion control was refused: {0}")]
+    #[error("the kernel refused the requested congestion control: {0}")]
     CongestionControl(io::Error),
     /// The kernel of this device allows no further thread or process.
     #[error("{0}")]
@@ -128,7 +128,7 @@ pub enum ApplianceError {
     #[error("another test is running on this device")]
     DeviceBusy,
     /// The reflector granted the test, but another test ran on this device until the grant expired.
-    #[error("the grant expired while another test was running on this device")]
+    #[error("the reflector's grant expired while another test was running on this device")]
     GrantExpired,
     /// A signal or a cancellation ended the test.
     #[error("interrupted")]
@@ -152,20 +152,20 @@ pub enum ApplianceError {
     /// The address is link-local and does not name the network interface to use.
     #[error("the link-local address {0} needs the name of its interface")]
     NoZone(Host),
-    /// The host has no address of the requested IP family.
-    #[error("{0} has no address of the requested family")]
+    /// The host has no address of the requested IP family, or of the IP family of the requested local address.
+    #[error("{0} has no address of the requested IP family")]
     NoAddressOfFamily(Host),
     /// No reflector is paired with this device.
     #[error("no reflector is paired")]
     NoReflectorPaired,
     /// Several reflectors are paired, and the request names none.
-    #[error("several reflectors are paired")]
+    #[error("several reflectors are paired, and the request names none of them")]
     SeveralReflectorsPaired {
         /// The names of the paired reflectors.
         names: Vec<String>,
     },
     /// The program at the address presented a key that is not paired with this device.
-    #[error("the reflector at {target} has the Endpoint ID {presented}, which is not paired")]
+    #[error("the reflector at {target} has the Endpoint ID {presented}, which is not paired with this device")]
     NotPairedThere {
         /// The address to which the appliance connected.
         target: HostPort,
@@ -175,8 +175,8 @@ pub enum ApplianceError {
     /// TLS could not be set up on this device.
     #[error("cannot set up TLS: {0}")]
     TlsSetup(String),
-    /// No session keys could be derived from the link.
-    #[error("cannot derive keys: {0}")]
+    /// No keys for a session or a pairing could be derived from the TLS connection of the link.
+    #[error("cannot derive keys from the TLS connection: {0}")]
     KeyDerivation(String),
     /// The data connections of a phase could not be opened.
     #[error("cannot open data connections to {address}: {source}")]
@@ -197,7 +197,7 @@ pub enum ApplianceError {
     #[error("latency probes do not reach the reflector: {0}")]
     NoProbes(io::Error),
     /// The reflector could not start a phase.
-    #[error("the phase was not started: {reason}")]
+    #[error("the reflector could not start a phase of the test: {reason}")]
     PhaseNotStarted {
         /// Why the phase did not start. If the appliance does not know the cause, the reason that the reflector gave.
         reason: String,
@@ -222,7 +222,7 @@ pub enum ApplianceError {
         reason: PeerText,
     },
     /// In some directions almost no payload arrived, or the payload stopped before the end of the phase.
-    #[error("nothing arrived in {} directions", .directions.len())]
+    #[error("too little payload arrived in {} directions of the test", .directions.len())]
     NothingArrived {
         /// The directions in which payload was missing, each with its phase.
         directions: Vec<EmptyDirection>,
@@ -283,7 +283,7 @@ pub enum ApplianceError {
     #[error("{0:?} is not a valid name; valid: 1 to 60 ASCII letters, digits, dots, dashes and underscores")]
     TokenName(String),
     /// The link for setting the administrator's password is not valid, or is no longer valid.
-    #[error("the link was used, has expired, or is not the latest one")]
+    #[error("the setup link was used, has expired, or was replaced by a newer one")]
     NoSuchSetupLink,
     /// The password is too short or too long.
     #[error("a password must have {shortest} to {longest} characters")]
@@ -338,7 +338,7 @@ pub enum LinkFailure {
     #[error("the reflector presented the key {0}, which is not the paired one")]
     KeyChanged(EndpointId),
     /// The pairing code was made for another reflector than the one that answered.
-    #[error("the pairing code was made for another key than {0}")]
+    #[error("the pairing code is for another reflector than the one with the key {0}")]
     CodeOfAnother(EndpointId),
     /// The program that answered is not a reflector.
     #[error("the other end is not a reflector: {0}")]
@@ -346,20 +346,20 @@ pub enum LinkFailure {
     /// The reflector closed the connection during the TLS handshake.
     #[error("the reflector closed the connection during the TLS handshake")]
     HungUp,
-    /// The reflector accepted the connection but sent nothing in the handshake for this time, neither with ordinary nor
-    /// with small segments.
+    /// The reflector accepted the connection but sent nothing in the TLS handshake for this long, neither with ordinary
+    /// nor with small segments.
     #[error("the reflector sent nothing in the handshake for {} s", .0.as_secs())]
     HandshakeTimeout(Duration),
-    /// Nothing was received from the reflector for this time.
+    /// Nothing was received from the reflector for this long.
     #[error("nothing was received from the reflector for {} s", .0.as_secs())]
     Silent(Duration),
     /// The reflector did not answer a request within this time.
     #[error("the reflector sent no answer within {} s", .0.as_secs())]
     NoAnswer(Duration),
-    /// The position of the request in the reflector's queue did not improve for this time.
+    /// The position of the request in the reflector's queue did not improve for this long.
     #[error("the position in the reflector's queue did not improve for {} s", .0.as_secs())]
     QueueStalled(Duration),
-    /// The reflector was busy for longer than the request may wait.
+    /// The reflector was busy for this long, which is the longest time that the request may wait.
     #[error("the reflector was busy for {} s", .0.as_secs())]
     WaitedTooLong(Duration),
     /// The connection to the reflector failed.
@@ -368,7 +368,7 @@ pub enum LinkFailure {
     /// The reflector closed the connection without a `close` message.
     #[error("the reflector closed the link")]
     EndOfStream,
-    /// The reflector closed the link.
+    /// The reflector closed the link with a `close` message.
     #[error("the reflector closed the link ({reason:?}): {detail}")]
     Closed {
         /// The reason that the reflector gave.
@@ -394,13 +394,13 @@ pub enum LinkFailure {
     #[error("the reflector sent an unexpected message")]
     UnexpectedMessage,
     /// The reflector did not prove that it knows the pairing code.
-    #[error("the reflector did not prove that it knows the code")]
+    #[error("the reflector did not prove that it knows the pairing code")]
     CodeNotProven,
     /// The reflector did not accept the pairing code.
-    #[error("the reflector did not accept the code")]
+    #[error("the reflector did not accept the pairing code")]
     CodeRefused,
     /// The reflector is not paired with this device.
-    #[error("the reflector does not know this device")]
+    #[error("the reflector is not paired with this device")]
     NotPaired,
 }
 
@@ -415,7 +415,7 @@ impl LinkFailure {
 #[derive(Debug, thiserror::Error)]
 pub enum Iperf3Failure {
     /// The request names no server.
-    #[error("no iperf3 server is named")]
+    #[error("the request names no iperf3 server")]
     NoServerNamed,
     /// The file with the server's public key does not contain a public key.
     #[error("{} is not a public key", .file.display())]
@@ -439,7 +439,7 @@ pub enum Iperf3Failure {
         target: HostPort,
     },
     /// The iperf3 client reported an error.
-    #[error("the iperf3 server at {target}: {reason}")]
+    #[error("the test against the iperf3 server at {target} failed: {reason}")]
     Client {
         /// The address of the iperf3 server.
         target: HostPort,

@@ -18,11 +18,13 @@ use tokio_rustls::rustls::ClientConfig;
 
 /// The longest time that the TLS handshake may take, repetitions included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// If no answer comes for this time, the handshake is repeated on another connection, beside the first. Within this
-/// time the kernel sends a lost segment about four times, so random loss rarely looks like a black hole.
+/// After this time without an answer, the appliance starts a further handshake on a new connection and keeps the
+/// earlier connections open. Within this time the kernel sends a lost segment about four times, so random loss rarely
+/// looks like a black hole.
 const REPEAT_AFTER: Duration = Duration::from_secs(2);
-/// The TCP segment sizes with which the handshake is repeated, in bytes. The first fits into the smallest MTU of IPv6,
-/// 1280 bytes (RFC 8200, section 5). The second is the default of TCP (RFC 9293, section 3.7.1).
+/// The TCP segment sizes with which the handshake is repeated, in bytes. With the headers of IPv6 and TCP (60 bytes),
+/// the first fills the smallest MTU of IPv6, 1280 bytes (RFC 8200, section 5). The second is the default segment size
+/// of TCP (RFC 9293, section 3.7.1).
 const SMALL_SEGMENTS: [u16; 2] = [1220, 536];
 
 /// A connection whose TLS handshake is complete.
@@ -34,13 +36,14 @@ pub(crate) struct Handshaken {
 
 /// Why a TLS handshake did not complete.
 pub(crate) enum HandshakeFailure {
-    /// The handshake failed with this error: an end refused it, or the connection broke.
+    /// The handshake failed with this error: one of the ends refused it, or the connection broke.
     Refused(io::Error),
-    /// No answer came for this time, neither with ordinary nor with small segments.
+    /// No answer came within this time, neither with ordinary nor with small segments.
     NoAnswer(Duration),
 }
 
-/// Connects to `address` from `origin`. Segments have at most `segment_limit` bytes in both directions.
+/// Connects to `address` from the local address and the network interface that `origin` names. Segments have at most
+/// `segment_limit` bytes in both directions.
 pub(crate) async fn connect_from(
     origin: &Origin,
     address: SocketAddr,
@@ -55,7 +58,7 @@ pub(crate) async fn connect_from(
 }
 
 /// Does the TLS handshake over `socket`, which is connected to `address`. As long as no answer comes, repeats the
-/// handshake over further connections. The first answer decides.
+/// handshake over further connections. The first answer on any of the connections decides the result.
 pub(crate) async fn handshake(
     config: &Arc<ClientConfig>,
     socket: TcpStream,
@@ -110,7 +113,7 @@ async fn over(config: Arc<ClientConfig>, socket: TcpStream) -> io::Result<TlsStr
     TlsConnector::from(config).connect(tls::server_name(), socket).await
 }
 
-/// Whether the handshake failed because of something that the other end sent. All errors of TLS have the kind
+/// Whether the handshake failed because of data that the other end sent. All errors of the TLS protocol have the kind
 /// `InvalidData`.
 fn is_answer(failure: &io::Error) -> bool {
     failure.kind() == io::ErrorKind::InvalidData

@@ -1,5 +1,5 @@
-//! The appliance as a library: its reflectors, the providers of tests, the lock that lets one heavy test run at a time,
-//! and its saved results. The library never prints.
+//! The appliance as a library: its paired reflectors, the providers (each runs tests against one kind of server), the
+//! lock that lets only one heavy test run at a time, and the saved results. The library never prints.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]

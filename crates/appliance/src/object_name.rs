@@ -1,8 +1,8 @@
-//! The characters of the names of monitors, schedules, rules and channels.
+//! The characters that are valid in the names of monitors, schedules, rules and channels.
 
 use paramedic_link::peer_text::is_harmless;
 
-/// Whether a name may have this character: a letter that a reader sees, a digit, a dot, a dash or an underscore.
+/// Whether `c` is valid in a name: a visible letter or digit, a dot, a dash or an underscore.
 pub(crate) fn is_name_char(c: char) -> bool {
     // Some Korean filler characters count as letters but are invisible.
     (c.is_alphanumeric() && is_harmless(c)) || matches!(c, '.' | '-' | '_')

@@ -1,4 +1,5 @@
-//! The plan: what the contract with the Internet provider promises, and whether a measured rate keeps it. Pure.
+//! The plan: the rates that the contract with the Internet provider promises, and whether a measured rate reaches them.
+//! Pure.
 
 use paramedic_link::test_spec::Direction;
 use schemars::JsonSchema;
@@ -6,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 /// The longest name of a plan, in characters.
 const MAX_NAME_CHARS: usize = 100;
-/// The share of the promised rate that a test must measure if the contract names no normal rate. The contract promises
-/// the rate of the line; a test measures the payload, which is 3 to 6 % less because of the headers of Ethernet, IP and
-/// TCP.
+/// If the contract names no normal rate, a test must measure this share of the promised rate for the plan to count as
+/// kept. The contract promises the rate of the line; a test measures the payload, which is 3 to 6 % less because of the
+/// headers of Ethernet, IP and TCP.
 pub const KEPT_SHARE: f64 = 0.9;
 
 /// The plan: what the contract with the Internet provider promises.
@@ -45,7 +46,7 @@ pub enum PlanError {
     #[error("the name of a plan must have 1 to {} printable characters", MAX_NAME_CHARS)]
     Name,
     /// A rate of the plan is zero.
-    #[error("the {direction} of a plan must be more than 0 bit/s")]
+    #[error("each {direction} rate of a plan must be more than 0 bit/s")]
     Zero {
         /// The direction whose rate is zero.
         direction: Direction,
@@ -78,7 +79,7 @@ pub enum PlanStanding {
 }
 
 impl Plan {
-    /// Checks that the plan can be accepted.
+    /// Checks that the name and the rates of the plan are valid.
     pub fn check(&self) -> Result<(), PlanError> {
         let is_printable = |name: &str| !name.trim().is_empty() && !name.chars().any(char::is_control);
         if let Some(name) = &self.name

@@ -34,7 +34,8 @@ use crate::waiting::{ANSWER_TIMEOUT, GiveUp, QueueWait};
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long it may take to send the last messages on a link and to close the link.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long one address is tried alone before the next one is tried as well (RFC 8305, section 5).
+/// How long the appliance waits for one address to accept a connection before it also tries the next address (RFC 8305,
+/// section 5).
 pub(crate) const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Which IP families a link may use.
@@ -60,7 +61,8 @@ impl Family {
     }
 }
 
-/// The route that a link to a reflector may take. The default allows any route.
+/// The IP families, the local address and the network interface that a link to a reflector may use. The default allows
+/// all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Route {
     /// The IP families that the link may use.
@@ -130,7 +132,7 @@ impl ReflectorClient {
         let session = stream.get_ref().1;
         let proven = tls::peer_of(session.peer_certificates()).map(|peer| peer.id());
         let (Some(reflector), Some(Alpn::Link)) = (proven, Alpn::of(session.alpn_protocol())) else {
-            return Err(LinkFailure::NotAReflector("it does not speak pp-link/1".to_owned()).at(target));
+            return Err(LinkFailure::NotAReflector("it does not speak the protocol pp-link/1".to_owned()).at(target));
         };
         tracing::debug!(%address, %reflector, "link open");
         Ok(Self { framed: Framed::new(stream), target: target.clone(), address, local, reflector, segment_limit })
@@ -157,8 +159,8 @@ impl ReflectorClient {
         self.reflector
     }
 
-    /// Pairs with the reflector: proves that this device knows the secret of the code, and verifies the reflector's
-    /// proof.
+    /// Pairs with the reflector: proves that this device knows the secret in the pairing code, and verifies the
+    /// reflector's proof that it knows the secret, too.
     pub async fn pair(mut self, own: EndpointId, code: &PairingCode, name: &str) -> Result<Paired, ApplianceError> {
         let exporter = self.exporter(PAIRING_EXPORTER_LABEL, None)?;
         let ends = Ends { reflector: self.reflector, appliance: own };
@@ -279,8 +281,8 @@ impl ReflectorClient {
         answer.unwrap_or_else(|_| Err(given_up(GiveUp::NoAnswer).at(&self.target)))
     }
 
-    /// Waits for the next message that is not a heartbeat, without a timeout. The caller sets one timeout for all
-    /// messages together, because a reflector could send messages for ever.
+    /// Waits for the next message that is not a heartbeat, without a timeout. The caller sets one timeout for its whole
+    /// wait, because a reflector could send heartbeats for ever.
     async fn no_heartbeat(&mut self) -> Result<ToAppliance, ApplianceError> {
         loop {
             match self.listen().await? {
@@ -373,7 +375,7 @@ impl ReflectorClient {
     }
 }
 
-/// Resolves all addresses of a target, in the order in which they will be tried.
+/// Resolves the addresses of a target that `route` allows, in the order in which the appliance will try them.
 pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<SocketAddr>, ApplianceError> {
     // Without this check the kernel would report "Invalid argument".
     if target.host.lacks_zone() && route.origin.interface.is_none() {
@@ -404,8 +406,8 @@ fn interleaved(sorted: Vec<SocketAddr>) -> Vec<SocketAddr> {
     addresses
 }
 
-/// Connects to the first address that accepts a connection. Each address is tried alone for a moment before the next is
-/// tried as well (RFC 8305, section 5).
+/// Connects to the first address that accepts a connection. Also tries the next address when an attempt fails or has
+/// lasted for [`HEAD_START`] (RFC 8305, section 5).
 pub(crate) async fn race(addresses: Vec<SocketAddr>, origin: &Origin) -> io::Result<(TcpStream, SocketAddr)> {
     let mut rest = addresses.into_iter();
     let mut tries = JoinSet::new();
@@ -456,7 +458,7 @@ fn no_handshake(expect: Expect, error: io::Error) -> LinkFailure {
     }
 }
 
-/// Converts the reason for which the appliance gave up a request.
+/// Converts the reason why the appliance gave up a request into the error of the link.
 fn given_up(why: GiveUp) -> LinkFailure {
     match why {
         GiveUp::Silence => LinkFailure::Silent(END_AFTER_SILENCE),

@@ -49,7 +49,8 @@ pub struct TestRequest {
     /// The IP families, the local address and the network interface that the test may use.
     #[serde(default)]
     pub route: Route,
-    /// Whether the result includes the values of every interval.
+    /// Whether the result includes the values of each measured interval of the test, and not only those of the whole
+    /// test.
     pub intervals: bool,
     /// Whether the result includes the raw output of an external program.
     pub raw: bool,
@@ -100,8 +101,8 @@ impl TurnWait {
     }
 }
 
-/// The longest name or address of the other end, in characters: longer than any host name with its port (253
-/// characters, RFC 1123).
+/// The longest name or address of the other end, in characters. The longest host name (253 characters, RFC 1123) with
+/// its port is shorter.
 const MAX_PEER_CHARS: usize = 300;
 
 impl TestRequest {
@@ -113,7 +114,7 @@ impl TestRequest {
             return Ok(());
         }
         let shown = PeerText::harmless(peer, 60);
-        Err(ApplianceError::Unsupported(format!("{shown:?} is no name and no address")))
+        Err(ApplianceError::Unsupported(format!("{shown:?} is neither a valid name nor a valid address")))
     }
 
     /// The test as the link protocol describes it, with the given data mode.
@@ -127,7 +128,7 @@ impl TestRequest {
         let directions = self.spec.phases.iter().map(|phase| phase.load.directions().len() as u64).sum::<u64>();
         let share = bytes.checked_div(directions).filter(|share| *share > 0);
         let refused =
-            || ApplianceError::Unsupported(format!("a budget of {bytes} bytes is none for {directions} directions"));
+            || ApplianceError::Unsupported(format!("a budget of {bytes} bytes is too low for {directions} directions"));
         self.spec.direction_bytes = Some(share.ok_or_else(refused)?);
         self.budget_bytes = Some(bytes);
         Ok(())
@@ -141,8 +142,8 @@ impl TestRequest {
         })
     }
 
-    /// Why the engine cannot run this test in any of the [`data_modes`](Self::data_modes), as a clause. `None` if the
-    /// engine can, or if there is no such data mode.
+    /// Why the engine cannot run this test in any of the [`data_modes`](Self::data_modes), as a part of a sentence.
+    /// `None` if the engine can run it in one of these modes, or if there is no such mode.
     pub fn unsupported(&self, engine: &dyn Engine) -> Option<&'static str> {
         let refusals = self.data_modes(engine).map(|way| engine.unsupported(&self.spec(way)));
         refusals.collect::<Option<Vec<_>>>()?.first().copied()

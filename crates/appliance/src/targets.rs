@@ -94,7 +94,7 @@ pub enum Fault {
     #[error("the text has only digits and dots, but is not an IPv4 address")]
     V4,
     /// The text has a character that is not valid in a host name.
-    #[error("{0:?} is not valid in a host name")]
+    #[error("the character {0:?} is not valid in a host name")]
     Character(char),
     /// A part of the name between dots is empty or too long, or starts or ends with a dash; or the name as a whole is
     /// too long.

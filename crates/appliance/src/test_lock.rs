@@ -54,7 +54,7 @@ impl TestLock {
         self.held = None;
     }
 
-    /// Waits until the lock is free and takes it again, if it was released.
+    /// If the lock was released, waits until it is free and takes it again.
     pub async fn retake(&mut self) -> Result<(), ApplianceError> {
         if self.held.is_none() {
             *self = Self::wait(&self.state_dir, self.access).await?;

@@ -1,4 +1,5 @@
-//! How long the appliance waits for a reflector's answer, and in a reflector's queue. Pure: the time is an argument.
+//! How long the appliance waits for a reflector's answer, and in a reflector's queue. Pure: the caller passes the
+//! present time.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +8,13 @@ use paramedic_link::message::END_AFTER_SILENCE;
 /// How long the reflector may take to answer. Pings, pongs and unknown messages do not count as answers.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The longest time without progress in a reflector's queue, however long the reflector's tests may be.
+/// The longest time that a request waits in a reflector's queue without a better position, however long the reflector's
+/// tests may be.
 const LONGEST_STALL: Duration = Duration::from_secs(60 * 60);
-/// The margin of the stall limit. Without progress, a request may wait for two of the reflector's longest tests plus
-/// this time.
+/// A request may wait in a reflector's queue without a better position for twice the length of the reflector's longest
+/// test plus this time.
 const STALL_MARGIN: Duration = Duration::from_secs(60);
-/// The longest wait in a reflector's queue, even if the queue makes progress.
+/// The longest wait in a reflector's queue if the user sets no limit, even if the position of the request improves.
 const LONGEST_QUEUE: Duration = Duration::from_secs(6 * 60 * 60);
 /// The longest wait that a user can request. A longer one could overflow an `Instant`.
 pub(crate) const LONGEST_REQUEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -24,14 +26,16 @@ pub enum GiveUp {
     NoAnswer,
     /// Nothing was received from the reflector while the request was in the reflector's queue.
     Silence,
-    /// The position in the reflector's queue did not improve for this time.
+    /// The position in the reflector's queue did not improve for this long.
     Stalled(Duration),
-    /// The request waited for this time: the limit that the user set, or the longest wait in any queue.
+    /// The request waited this long, which is the limit that the user set. Without such a limit, it is the appliance's
+    /// own limit.
     TooLong(Duration),
 }
 
-/// The deadlines of one request for a session, counted from when it is sent. An answer must come within
-/// [`ANSWER_TIMEOUT`]. In the reflector's queue, silence, a lack of progress and the whole wait each have a deadline.
+/// The deadlines of one request for a session. An answer must come within [`ANSWER_TIMEOUT`] after the request was
+/// sent. In the reflector's queue, the first of three deadlines ends the wait: for the next message, for a better
+/// position, and for the whole wait since the request was sent.
 #[derive(Clone, Debug)]
 pub struct QueueWait {
     stall: Option<Duration>,
@@ -50,7 +54,8 @@ struct InQueue {
 
 impl QueueWait {
     /// The deadlines of a request that is sent at `now`, to a reflector whose longest test is `longest_test`.
-    /// `requested` is how long the user allows the request to wait, if the user set a limit.
+    /// `requested` is the longest wait that the user allows, if the user set a limit; it replaces the limits for a
+    /// better position and for the whole wait.
     pub fn new(longest_test: Duration, requested: Option<Duration>, now: Instant) -> Self {
         let stall = longest_test.saturating_mul(2).saturating_add(STALL_MARGIN).min(LONGEST_STALL);
         match requested {
@@ -66,7 +71,7 @@ impl QueueWait {
         }
     }
 
-    /// Records at `now` the position of the request in the reflector's queue.
+    /// Records that the request has the position `place` in the reflector's queue at `now`.
     pub fn queued_at(&mut self, place: u32, now: Instant) {
         match &mut self.queued {
             Some(queued) => {

@@ -1,5 +1,5 @@
-//! Test beds on which cells run: a link with a reflector, an appliance that is paired with it, and iperf3 servers when
-//! they are needed. Dropping a test bed removes all of them.
+//! Test beds on which the cells (comparisons) of the benchmark run: a link with a reflector, an appliance that is
+//! paired with it, and iperf3 servers when they are needed. Dropping a test bed removes all of them.
 
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;

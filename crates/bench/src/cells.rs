@@ -46,7 +46,7 @@ pub(crate) enum Engine {
     Iperf3,
 }
 
-/// How our data travels.
+/// How the data of our programs travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
@@ -209,7 +209,7 @@ pub(crate) struct Ours {
 /// The settings of iperf3's side of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Theirs {
-    /// Whether the program is the other iperf3 and not this host's.
+    /// Whether the program is the iperf3 of the option `--iperf3` instead of the iperf3 in `PATH`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) other: bool,
     /// The number of streams in each direction.
@@ -282,7 +282,7 @@ impl Cell {
         Self::new(Group::One, link, ours, direction, load, seconds)
     }
 
-    /// Compares with the other iperf3, with these options, instead of this host's.
+    /// Compares with the iperf3 of the option `--iperf3`, run with these options, instead of the iperf3 in `PATH`.
     fn beside_other(mut self, options: Vec<String>) -> Self {
         self.name.push_str("/other");
         self.theirs = Theirs { other: true, streams: 2, options };

@@ -19,7 +19,7 @@ use crate::promises::{Verdict, judge};
 use crate::record::{Alone, CellRecord, Record, SCHEMA};
 use crate::render;
 
-/// Compares our engines with iperf3: rates, processor time, memory, and the promises about them.
+/// Compares the rates, processor time and memory of our engines with those of iperf3, and checks what was promised.
 ///
 /// Runs the `reflector` and the `packetparamedic` in the folder of this program. Needs root for network namespaces and
 /// for restricted congestion controls; without root, those cells are skipped with a message.
@@ -43,7 +43,7 @@ struct Cli {
     /// Print the names of all cells, and run none
     #[arg(long)]
     list: bool,
-    /// Another iperf3, for the rows that compare with the fastest iperf3
+    /// Path of a second iperf3, for the cells that compare with an iperf3 at its fastest options
     #[arg(long, value_name = "PATH")]
     iperf3: Option<PathBuf>,
     /// Folder for the page, the plots and data.json [default: docs/benchmarks; with --quick or --only a temporary folder]
@@ -63,10 +63,10 @@ enum Subcommands {
 /// One cell.
 #[derive(Debug, Args)]
 struct One {
-    /// Our engine
+    /// Engine of our programs
     #[arg(long, value_enum, default_value_t = Engine::Tcp)]
     engine: Engine,
-    /// Our data mode
+    /// Data mode of our programs
     #[arg(long, value_enum, default_value_t = Mode::Direct)]
     mode: Mode,
     /// The link between both ends
@@ -84,7 +84,7 @@ struct One {
     /// Bytes of each datagram's payload, with --engine udp
     #[arg(long, value_name = "BYTES", default_value_t = 1400, value_parser = clap::value_parser!(u32).range(1..=65_507))]
     length: u32,
-    /// Copy every byte at our ends
+    /// Make our sender and receiver copy every byte
     #[arg(long)]
     plain: bool,
     /// Pin the servers of both sides to one processor and their clients to another

@@ -1,4 +1,5 @@
-//! Runs cells: both sides in turn, pair after pair. A cell that fails is recorded as failed, and the next cell begins.
+//! Runs cells: our programs and iperf3 in turn, pair after pair. A cell that fails is recorded as failed, and the next
+//! cell begins.
 
 use std::path::{Path, PathBuf};
 
@@ -172,7 +173,7 @@ impl Rights {
         }
     }
 
-    /// An error states why these rights do not suffice for a cell.
+    /// Checks that these rights suffice for a cell. The error states why they do not.
     fn allow(&self, cell: &Cell) -> Result<(), String> {
         if self.is_root {
             return Ok(());

@@ -1,6 +1,6 @@
 //! Pins processes to processors. On two processors, the scheduler's placement of both ends affects a rate more than the
-//! programs that are compared, and it changes with each run. With the same placement for both sides, a comparison does not
-//! depend on the scheduler.
+//! programs that are compared, and the placement changes with each run. With the same placement for both sides, a
+//! comparison does not depend on the scheduler.
 
 use std::fs;
 

@@ -18,7 +18,7 @@ pub(crate) struct Row {
     pub(crate) measured: Option<Measured>,
     /// A note for the reader, such as how many cells failed.
     pub(crate) note: String,
-    /// Whether a condition of the promise was broken, so that it is missed whatever the value is.
+    /// Whether a condition of the promise was broken, so that the promise counts as missed whatever the value is.
     pub(crate) is_forfeit: bool,
 }
 

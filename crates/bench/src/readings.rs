@@ -33,7 +33,7 @@ pub(crate) fn ours(cell: &Cell, printed: &str) -> Result<Received, String> {
     };
     if cell.ours.engine == Engine::Iperf3 {
         let raw = result.program.as_ref().and_then(|program| program.raw.of(load));
-        let raw = raw.ok_or("the result has no word of iperf3's")?;
+        let raw = raw.ok_or("the result does not contain the output of iperf3")?;
         // A version of iperf3 that streams its report puts the totals into its last event `end`.
         let events = raw.as_array().and_then(|events| events.iter().rev().find(|event| event["event"] == "end"));
         return theirs_end(cell, events.map_or(&raw["end"], |event| &event["data"]));
@@ -64,8 +64,8 @@ fn theirs_end(cell: &Cell, end: &Value) -> Result<Received, String> {
     };
     let (mut bps, mut bytes) = (0.0, 0);
     for sum in &sums {
-        bps += sum["bits_per_second"].as_f64().ok_or("iperf3 told no sum of what was received")?;
-        bytes += sum["bytes"].as_u64().ok_or("iperf3 told no bytes")?;
+        bps += sum["bits_per_second"].as_f64().ok_or("the output of iperf3 has no rate of the receiver")?;
+        bytes += sum["bytes"].as_u64().ok_or("the output of iperf3 has no number of received bytes")?;
     }
     let loss = cell.payload.and_then(|_| sums[0]["lost_percent"].as_f64()).map(|percent| percent / 100.0);
     Ok(Received { bps, bytes, loss })

@@ -31,7 +31,7 @@ pub(crate) struct Record {
     pub(crate) machine: Machine,
     /// The results of every cell, including cells that failed or were skipped.
     pub(crate) cells: Vec<CellRecord>,
-    /// Measurements of the reflector without iperf3 as the other side.
+    /// Measurements that are not made in pairs of runs with iperf3.
     pub(crate) alone: Alone,
 }
 
@@ -122,7 +122,7 @@ impl CellRecord {
     }
 }
 
-/// Measurements of our programs that have no other side in a pair of runs.
+/// Measurements that are not made in pairs of runs with iperf3.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Alone {
     /// The costs of an idle reflector.

@@ -1,4 +1,5 @@
-//! The program as a person runs it: a real cell, whose number is not judged, and what a wish to stop leaves behind.
+//! Runs the program as a user does: measures a real cell, whose values are not judged, and checks that an interrupted
+//! run leaves no process and no namespace behind.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The program, with those it plays beside it.
+/// A command that runs `bench`, after building the two programs that `bench` runs.
 fn bench(args: &[&str]) -> Command {
     Programs::built();
     let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
@@ -46,14 +47,15 @@ fn a_page_is_written_and_made_again_from_its_data() {
     assert_eq!(std::fs::read_to_string(&page).unwrap(), written);
 }
 
-/// The real iperf3.
+/// The path of the installed iperf3.
 fn iperf3() -> PathBuf {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&folders).map(|folder| folder.join("iperf3")).find(|path| path.is_file());
     found.expect("iperf3 is installed: script/test does it")
 }
 
-/// An `iperf3` in `folder` that says in `fifo` when it begins as a client, and then is the real one.
+/// Creates a script `iperf3` in `folder` that writes to `fifo` when it starts as a client, and then becomes the real
+/// iperf3.
 fn wrap(folder: &Path, fifo: &Path) {
     let path = folder.join("iperf3");
     let (fifo, real) = (fifo.display(), iperf3());

@@ -1,5 +1,5 @@
-//! Both ends of the `tcp` engine in one process, over loopback and without a link: what the engine itself can do.
-//! Prints one line. It never judges the number; `script/bench` does, beside other tools.
+//! Runs both ends of the `tcp` engine in one process, over loopback and without a link, to show what the engine itself
+//! can do. Prints one line per direction and does not judge the rates. `script/bench` compares the engines with iperf3.
 //!
 //! `tcp_loopback [direct|tunneled] [download|upload|bidir] [STREAMS] [SECONDS] [CONGESTION_CONTROL]`
 

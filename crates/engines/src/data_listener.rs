@@ -33,7 +33,7 @@ const MAX_ACCEPTS_IN_A_ROW: usize = 64;
 /// How long the listener accepts no connections after the host ran out of file descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Decides which connections belong to a session. Each engine defines what proves that a connection belongs to it.
+/// Decides which connections belong to a session. Each engine defines the proof that a connection must send.
 pub trait Authenticator: Send + 'static {
     /// The part of a connection's proof that was read from its socket so far.
     type Partial: Default + Send;

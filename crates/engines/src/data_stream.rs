@@ -59,8 +59,8 @@ impl DataStream {
         self.socket().shutdown(Shutdown::Write)
     }
 
-    /// The maximum number of bytes that the receiver of a stream may send back: none, or a few alerts and key updates
-    /// inside TLS.
+    /// The maximum number of bytes that the receiver of a stream may send back: none without TLS; inside TLS, enough
+    /// for a few alerts and key updates.
     pub(crate) fn max_answer(&self) -> usize {
         match self {
             Self::Plain(_) => 0,

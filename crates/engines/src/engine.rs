@@ -58,8 +58,9 @@ pub trait Engine: Sync {
     fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>>;
 }
 
-/// Returns why a test is refused, or `None` if it requests none of `options`. Each item is an option that the engine
-/// does not support: whether the test requests it, and the reason for the refusal. The first requested option counts.
+/// Returns why a test is refused, or `None` if it requests none of `options`. Each item of `options` stands for an
+/// option that the engine does not support: whether the test requests this option, and the reason for the refusal. The
+/// first requested option counts.
 pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
     options.into_iter().find_map(|(is_requested, why)| is_requested.then_some(why))
 }

@@ -41,7 +41,7 @@ struct Registered {
     sockets: HashMap<u64, Socket>,
 }
 
-/// The error that the session was cancelled.
+/// The error of a call that fails because the session was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the session is over")]
 pub struct Cancelled;
@@ -108,14 +108,14 @@ impl SessionControl {
         self.wake();
     }
 
-    /// Ends the running phase before its time: its senders end their streams. Has no effect on a later phase.
+    /// Ends the running phase before its planned end: the senders end their streams. Has no effect on a later phase.
     pub fn stop_phase(&self) {
         let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(NOT_STOPPED);
         self.stopped_ns.fetch_min(now, Ordering::SeqCst);
         self.wake();
     }
 
-    /// Begins a phase: clears the stop of an earlier phase.
+    /// Begins a phase: discards the request that stopped an earlier phase, if there was one.
     pub(crate) fn begin_phase(&self) {
         self.stopped_ns.store(NOT_STOPPED, Ordering::SeqCst);
     }

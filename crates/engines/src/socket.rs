@@ -25,8 +25,8 @@ pub struct SocketOptions {
     pub mss_bytes: Option<u16>,
     /// The DSCP of the packets that the socket sends; absent: the kernel's default.
     pub dscp: Option<u8>,
-    /// The rate limit of the payload in bits per second; absent: no limit. The pacing rate of the kernel is set a
-    /// quarter higher, because it includes headers.
+    /// The rate limit of the payload in bits per second; absent: no limit. The kernel's pacing rate is set a quarter
+    /// higher, because the kernel also counts headers.
     pub pace_bps: Option<u64>,
     /// Whether small writes are sent at once (`TCP_NODELAY`), for probes.
     pub send_at_once: bool,
@@ -59,7 +59,7 @@ impl SocketOptions {
         u32::try_from(granted).ok().filter(|granted| *granted < requested).and_then(NonZeroU32::new)
     }
 
-    /// Sets these options, and those that all data sockets have, preferably before `socket` connects.
+    /// Sets these options, and the options that all data sockets have. Call it before `socket` connects, if possible.
     pub(crate) fn apply<'a>(&self, socket: impl Into<SockRef<'a>>) -> io::Result<()> {
         let socket = socket.into();
         if let Some(name) = &self.congestion_control {

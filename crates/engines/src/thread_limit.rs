@@ -122,8 +122,8 @@ pub fn explained(error: io::Error) -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, ThreadLimitReached { limit: limit_reached() })
 }
 
-/// Copies an error. The copy of a [`ThreadLimitReached`] contains one, too. Of any other error, only the kind and the
-/// text are copied.
+/// Copies an error. If it contains a [`ThreadLimitReached`], the copy contains one, too. Of any other error, only the
+/// kind and the text are copied.
 pub fn copy_of(error: &io::Error) -> io::Error {
     match ThreadLimitReached::of(error) {
         Some(refused) => io::Error::new(error.kind(), refused.clone()),

@@ -1,4 +1,5 @@
-//! Which part of the engines may use which: an engine uses no other engine, and the layers below use no engine.
+//! Checks the dependencies inside this crate: an engine uses no other engine, and the modules below the engines use no
+//! engine.
 
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};

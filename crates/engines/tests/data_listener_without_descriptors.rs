@@ -1,4 +1,5 @@
-//! The data listener of a host that has run out of descriptors. A process of its own, because the limit is per process.
+//! Tests the data listener of a process that has run out of descriptors. The test has a process of its own, because the
+//! limit is per process.
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -1,6 +1,6 @@
-//! Fuzz targets for the audit log as `reflector audit verify` reads it. This file writes and checks the lines a second
-//! time, by the description in docs/operate.md, so that the test depends neither on the writer nor on the reader of the
-//! reflector.
+//! Fuzz targets for the audit log as `reflector audit verify` reads it. This file has its own code to write and check
+//! the lines, by the description in docs/operate.md, so that the test depends neither on the writer nor on the reader
+//! of the reflector.
 
 use std::collections::BTreeMap;
 
@@ -287,7 +287,7 @@ fn make(files: &mut Vec<File>, change: &[u8]) {
 }
 
 /// Builds a line with a right hash that follows the last line of a file. An attacker who changes the log can compute
-/// it, too.
+/// such a line, too.
 fn forged(files: &[File], file: usize, which: u8, value: u8) -> String {
     let last = String::from_utf8_lossy(&files[file].1);
     let mut end = last.lines().rev().find_map(end_at).unwrap_or_else(End::genesis);

@@ -20,8 +20,8 @@ fn sealed(input: &[u8], direction: Direction, keys: &SessionKeys) -> [u8; PACKET
     bytes
 }
 
-/// Opens the input as a latency probe and as its reply: as it is, and after setting the right session and tag. The
-/// bytes behind a packet choose a bit that is then flipped.
+/// Opens the input as a latency probe and as the reply to one: first unchanged, then with the right session id and tag.
+/// Then flips one bit, which the bytes of the input behind a packet select, so that opening must fail.
 pub fn echo_datagram(input: &[u8]) {
     let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let behind = &input[input.len().min(PACKET_LEN)..];

@@ -1,8 +1,8 @@
 //! The body of each fuzz target: a function of bytes that panics where a promise of the code under test does not hold.
 //! `fuzz/` calls them under libFuzzer, `tests/replay.rs` and the siege's row `fuzz` on the stable compiler.
 //!
-//! A target uses the public interface where that takes its input. Where it does not, the crate under test exposes the
-//! function as `#[doc(hidden)] pub`. That is the only mechanism. A cargo feature would be no smaller: the siege links
+//! A target calls the public interface of the crate under test if that interface accepts the input. Otherwise the crate
+//! exposes the function as `#[doc(hidden)] pub`. A cargo feature would not hide the function better: the siege links
 //! this crate, so a build of the whole workspace would turn the feature on in both programs, and each crate would be
 //! compiled twice.
 

@@ -9,8 +9,9 @@ use reflector::event::AuditEvent;
 // The model `orders` uses these names of its parent module.
 use reflector::sessions::*;
 
-/// The model of the session rules, compiled a second time: as a unit test of the reflector it can use the test
-/// dependencies alone, and its file stays beside the code that it models. Its own tests do not run here.
+/// The model of the session rules: a file of the reflector's unit tests that is compiled here a second time. As a part
+/// of these tests the model needs only test dependencies, and its file stays beside the code that it models. Its own
+/// tests do not run here.
 #[path = "../../reflector/src/sessions/orders.rs"]
 #[allow(dead_code, unused_imports, reason = "the generators of its tests")]
 mod orders;
@@ -33,7 +34,7 @@ pub fn sessions(input: &[u8]) {
     world.finish();
 }
 
-/// The bytes of the input, from its first byte on; behind its end follow zeros.
+/// The bytes of the input that are not read yet. At the end of the input, `byte` returns 0.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {

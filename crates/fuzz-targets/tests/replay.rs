@@ -1,5 +1,5 @@
-//! Every stored seed and every past crash, played on the stable compiler; and the places that must agree on what
-//! targets there are.
+//! Runs every target on its stored seeds and past crashes with the stable compiler, and checks that all places that
+//! list the targets agree.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use fuzz_targets::{Mutator, Seed, TARGETS, crashes, find, folder, seeds};
 
-/// A failure names the input.
+/// Runs a target on one input. A failure names the input.
 fn play(run: fn(&[u8]), target: &str, seed: &Seed) {
     let played = std::panic::catch_unwind(|| run(&seed.bytes));
     assert!(played.is_ok(), "the target {target} fails on {}", seed.name);

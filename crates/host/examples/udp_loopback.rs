@@ -1,5 +1,6 @@
-//! Both ends of the `udp` engine in one process, over loopback and without a link: what the engine itself can do.
-//! Prints one line a direction. It never judges the number.
+//! Measures what the `udp` engine itself can do: runs both of its ends in one process over loopback, without the
+//! connection (link) over which the two programs control a test. Prints the results of each direction, and does not
+//! judge them.
 //!
 //! `udp_loopback [download|upload|bidir] [STREAMS] [SECONDS] [BITRATE] [PAYLOAD]`
 

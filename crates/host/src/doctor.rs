@@ -56,8 +56,9 @@ fn container(root: &Path) -> Option<Container> {
     Some(Container { engine: engine.to_owned(), network: container_network(&root.join("sys/class/net")) })
 }
 
-/// Detects whether a container has a bridged network or that of the host, by its interfaces. An interface that is one
-/// end of a virtual pair (veth) has an index of its own and the index of the other end, which is in another network
+/// Detects from the interfaces in `net` whether a container has a bridged network or the network of the host. The
+/// network is bridged if every interface except loopback is one end of a virtual pair (veth). Such an interface has no
+/// device, and its index (`ifindex`) differs from that of the other end (`iflink`), which is in another network
 /// namespace.
 fn container_network(net: &Path) -> ContainerNetwork {
     let interfaces = fs::read_dir(net).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));

@@ -1,4 +1,5 @@
-//! Metrics as text for Prometheus: a program has a list of them, each read from its state. Pure: no I/O, no clock.
+//! Metrics as text for Prometheus: a program has a list of metrics, and reads each of them from its own state. Pure: no
+//! I/O, no clock.
 
 use std::fmt;
 

@@ -165,9 +165,9 @@ impl ClientOrder {
 }
 
 impl ClientOrder {
-    /// The bytes of each write, as requested. If the user requested none, the writes suit the rate limit and the number
-    /// of bytes to send: iperf3's own block takes 16 s at 64 kbit/s, and iperf3 does nothing else while it writes a
-    /// block. `None` means iperf3's own block.
+    /// The bytes of each write, as requested. If the user requested none, they are small enough for the rate limit and
+    /// for the number of bytes to send: iperf3's default block (128 KiB) takes 16 s at 64 kbit/s, and iperf3 does
+    /// nothing else while it writes a block. `None` means iperf3's default block.
     fn block_bytes(&self) -> Option<u64> {
         let limited = || {
             let bps = self.spec.bitrate_bps.filter(|bps| *bps > 0 && self.transport == PayloadProtocol::Tcp)?;

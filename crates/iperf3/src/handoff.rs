@@ -19,11 +19,12 @@ use rustix::process::{Pid, Signal};
 use super::cookie::Cookie;
 use super::process::signal_group;
 
-/// The longest interval in which bytes are counted and charged; [`MIN_LOOK_INTERVAL`] is the shortest. Each count
-/// briefly locks the sockets, so [`look_interval`] chooses an interval that is only as short as necessary.
+/// The longest interval between two counts of the moved bytes, which are then charged to the session;
+/// [`MIN_LOOK_INTERVAL`] is the shortest. Each count briefly locks the sockets, so [`look_interval`] chooses an
+/// interval that is only as short as necessary.
 const MAX_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const MIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// The interval in which bytes are counted while the child is stopped.
+/// The interval between two counts of the moved bytes while the child is stopped.
 const STOPPED_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The state that the threads of a lane share. A lane is the port of one session and the iperf3 server (child) behind
@@ -32,7 +33,8 @@ pub(super) struct LaneHandoff {
     state: Mutex<HandoffState>,
     changed: Condvar,
     control: Arc<SessionControl>,
-    /// Our end of a socket pair. For each connection that the child has not accepted yet, one byte is written to it.
+    /// The reflector's end of a socket pair. The reflector writes one byte to it for each connection that the child has
+    /// not accepted yet.
     pub(super) notifier: UnixStream,
     /// The other end of the socket pair. The child gets it in place of its listener: it is readable while connections
     /// wait.
@@ -86,8 +88,9 @@ pub(super) struct KernelCounts {
 /// A connection of the running test.
 struct LaneConnection {
     kind: ConnectionKind,
-    /// Our copy of the connection's socket. While bytes are left to be sent, our copy is kept even after the child has
-    /// closed its own, so that what the kernel still sends is charged, and what is left at the end can be discarded.
+    /// The reflector's copy of the connection's socket. While bytes are left to be sent, the reflector keeps its copy
+    /// even after the child has closed its own. So the reflector can charge what the kernel still sends, and discard
+    /// what is left at the end.
     socket: Option<TcpStream>,
     /// The child's descriptor of the connection, once the child has accepted it.
     of_child: Option<i32>,
@@ -95,8 +98,8 @@ struct LaneConnection {
     acked_before: u64,
     /// The counts that go into the result of the test.
     seen: KernelCounts,
-    /// Whether the measurement of the connection has ended, because the child closed the connection or it was given up.
-    /// Then `seen` stays as it is.
+    /// Whether the measurement of the connection has ended, because the child closed the connection or the reflector
+    /// gave the connection up. Then `seen` stays as it is.
     is_measured: bool,
     /// Payload bytes sent and received, which are charged to the session. They include the bytes that the kernel moves
     /// after the child has closed the connection and, at the last count, the bytes that were sent but not acknowledged.
@@ -127,8 +130,8 @@ impl LaneConnection {
     }
 
     /// Ends the connection in both directions, as the child's close does. The connection is not reset, because the
-    /// client may still read what is queued. Our copy stays open while bytes are queued, because nothing charges or
-    /// limits them after the last copy is closed.
+    /// client may still read what is queued. The reflector's copy stays open while bytes are queued, because nothing
+    /// charges or limits them after the last copy is closed.
     fn close_with_child(&mut self) {
         self.end_measurement();
         let Some(socket) = &self.socket else { return };
@@ -141,8 +144,8 @@ impl LaneConnection {
         }
     }
 
-    /// Gives the connection up: counts its bytes a last time and closes our copy. If bytes are left to be sent, the
-    /// last close discards them and resets the connection, because without a copy nothing charges or limits them. If
+    /// Gives the connection up: counts its bytes a last time and closes the reflector's copy. If bytes are left to be
+    /// sent, discards them and resets the connection at once, because without a copy nothing charges or limits them. If
     /// all bytes were sent, the connection closes normally, so that the client reads all of them, including the last
     /// message of its server. `is_last` is false if the child may still have a copy. Then the connection is reset in
     /// any case, because the child may still write.

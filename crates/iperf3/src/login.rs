@@ -1,5 +1,5 @@
-//! The one-time login of a session: its user and password, the key that encrypts it, the padding, and the text form of
-//! each that iperf3 reads. Text in, text out; touches no file.
+//! The one-time login of a session: its user and password, the key that encrypts it, the padding, and the text forms in
+//! which iperf3 reads them. Text in, text out; touches no file.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -129,7 +129,7 @@ pub(super) struct LoginPair {
 }
 
 /// The key pair of this process. One pair is enough, because each login is valid for one session only. The pair is
-/// generated only once, because on a small machine that takes as long as a TLS handshake.
+/// generated only once, because on a small machine generating it takes as long as a TLS handshake.
 static PAIR: Mutex<Option<LoginPair>> = Mutex::new(None);
 
 impl LoginPair {

@@ -649,7 +649,8 @@ impl ReportBuilder {
         })
     }
 
-    /// Clears counts of 0 after an error: the client prints them for the other end's missing counts.
+    /// Clears counts of 0 after an error, because the client prints 0 for each count that it did not get from the other
+    /// end.
     fn clear_missing_counts(&mut self) {
         if self.report.error.is_none() {
             return;

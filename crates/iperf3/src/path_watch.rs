@@ -52,7 +52,8 @@ impl PathWatch {
         let control = connections.first()?;
         if !self.has_keepalive {
             let set = socket::keep_alive_each_second(control);
-            self.has_keepalive = set.inspect_err(|error| tracing::debug!(%error, "no keepalives for iperf3")).is_ok();
+            self.has_keepalive =
+                set.inspect_err(|error| tracing::debug!(%error, "cannot turn on keepalives for iperf3")).is_ok();
         }
         let silent_for = connections.iter().filter_map(socket::since_last_arrival).min()?;
         let acknowledged = connections.iter().skip(1).filter_map(socket::counts);
@@ -76,7 +77,7 @@ impl PathWatch {
             (at.ip().to_canonical(), at.port()) == (self.server.ip().to_canonical(), self.server.port())
         };
         copies
-            .filter_map(|copy| copy.inspect_err(|errno| tracing::debug!(%errno, "no look at a socket")).ok())
+            .filter_map(|copy| copy.inspect_err(|errno| tracing::debug!(%errno, "cannot copy a socket of iperf3")).ok())
             .map(TcpStream::from)
             .filter(|socket| socket.peer_addr().is_ok_and(is_same) && socket::since_last_arrival(socket).is_some())
             .collect()

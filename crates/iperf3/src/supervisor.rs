@@ -141,7 +141,7 @@ fn serve_test(order: &ChildSetup, handoff: &LaneHandoff) -> io::Result<ChildExit
 }
 
 /// The command-line arguments of an iperf3 server for one test. iperf3 uses the port only in what it prints, because
-/// the child gets our listener instead of opening its own.
+/// the child gets a substitute for its listener from the supervisor instead of opening its own.
 fn arguments(order: &ChildSetup) -> Vec<String> {
     let any = if order.local.to_canonical().is_ipv4() { "0.0.0.0" } else { "::" };
     let port = order.port.to_string();

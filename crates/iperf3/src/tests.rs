@@ -1,4 +1,5 @@
-//! Both ends of the lane over loopback with a real iperf3, also while other clients connect to its port.
+//! Both ends of the engine `iperf3` over loopback with a real iperf3, also while other clients connect to the session's
+//! port.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -175,7 +176,8 @@ fn a_client_without_the_session_keys_is_not_served() {
     assert!(complaint.contains("authorization"), "{complaint}");
 }
 
-/// A connection to the lane from an address that is not the appliance's; `None` if it was reset before `connect` returned.
+/// A connection to the session's port from an address that is not the appliance's; `None` if the connection was reset
+/// before `connect` returned.
 fn connect_from_elsewhere(to: SocketAddr) -> Option<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
@@ -343,7 +345,8 @@ fn half_a_cookie_from_the_appliances_address_blocks_nothing() {
     assert_eq!((served.cut_short, driven.cut_short), (None, None));
 }
 
-/// More than the kernel buffers for two streams: if more was acknowledged, the client has read some of it.
+/// A number of bytes above what the kernel buffers for two streams: if more bytes were acknowledged, the client has
+/// read some of them.
 const MAX_BUFFERED: u64 = 256 << 20;
 
 #[test]

@@ -49,7 +49,7 @@ impl SlowDisk {
         let mut first = String::new();
         BufReader::new(strace.stderr.as_mut()?).read_line(&mut first).ok()?;
         if !first.contains("attached") {
-            eprintln!("SKIPPED: a slow disk is played by strace, which may not: {first}");
+            eprintln!("SKIPPED: a slow disk is simulated with strace, which cannot attach: {first}");
             strace.wait().ok()?;
             return None;
         }

@@ -27,9 +27,10 @@ impl Programs {
         CHOSEN.get_or_init(|| Programs::build().expect("both programs build"))
     }
 
-    /// Uses the programs in `folder` from now on, without building. Fails if other programs are in use already.
+    /// Uses the programs in `folder` from now on, without building. Fails if this process already uses the programs of
+    /// a folder.
     pub fn use_folder(folder: PathBuf) -> anyhow::Result<()> {
-        CHOSEN.set(Programs { folder }).map_err(|_| anyhow::anyhow!("other programs are in use already"))
+        CHOSEN.set(Programs { folder }).map_err(|_| anyhow::anyhow!("this process already uses other programs"))
     }
 
     /// Uses the programs in the folder of the calling program, without building.
@@ -40,7 +41,7 @@ impl Programs {
             let is_there = folder.join(name).is_file();
             anyhow::ensure!(
                 is_there,
-                "{} is not in the folder of {}: run its script, which builds all",
+                "{} is not in the folder of {}: start that program by its script in script/, which builds both",
                 name,
                 own.display()
             );
@@ -54,7 +55,7 @@ impl Programs {
             .args(["build", "--quiet", "--locked", "--workspace"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
-            .context("cargo")?;
+            .context("cannot run cargo")?;
         anyhow::ensure!(status.success(), "cargo build failed");
         // The test is in target/debug/deps, the programs are in target/debug.
         let test = std::env::current_exe()?;
@@ -86,7 +87,7 @@ pub(crate) enum Around {
     Nobody,
     /// A kernel that refuses the system call with this number.
     Without(i64),
-    /// This limit of open files.
+    /// A limit of this many open files.
     FewFiles(u32),
     /// An unprivileged user whose processes together may have only so many threads.
     FewThreads {
@@ -110,7 +111,7 @@ pub(crate) fn may_change_user() -> bool {
 }
 
 /// Gives the folder `home` and all in it to `user`, puts a copy of the program `name` there, and returns the path of
-/// the copy: the user may be unable to read the target folder.
+/// the copy: the user may be unable to read cargo's target folder.
 pub(crate) fn give_away(home: &Path, user: u32, name: &str) -> PathBuf {
     let bin = home.join("bin");
     std::fs::create_dir_all(&bin).expect("a folder");
@@ -330,8 +331,7 @@ impl Running {
         }
     }
 
-    /// The path by which this process reaches a folder as the running process sees it, in that process's mount
-    /// namespace.
+    /// The path by which the test reaches a folder in the mount namespace of the running process.
     pub fn sees(&self, folder: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
         root.join(folder.strip_prefix("/").unwrap_or(folder))

@@ -54,7 +54,7 @@ impl Reflector {
     pub fn serve_on(listen: &[&str], netns: Option<&str>, environment: &[(&str, &str)]) -> Self {
         let around = netns.map_or(Around::Nothing, |netns| Around::Netns(netns.to_owned()));
         let mut reflector = Self::new(listen, around, environment);
-        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector.start().unwrap_or_else(|error| panic!("cannot start the reflector: {error:#}\n{}", reflector.log()));
         reflector
     }
 
@@ -66,7 +66,7 @@ impl Reflector {
         }
         let mut reflector = Self::idle(environment);
         reflector.around = Around::TinyDisk(reflector.state());
-        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector.start().unwrap_or_else(|error| panic!("cannot start the reflector: {error:#}\n{}", reflector.log()));
         Some(reflector)
     }
 
@@ -78,7 +78,7 @@ impl Reflector {
         }
         let mut reflector = Self::new(listen, Around::Nobody, environment);
         reflector.program = Some(give_away(reflector.home.path(), NOBODY, "reflector"));
-        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector.start().unwrap_or_else(|error| panic!("cannot start the reflector: {error:#}\n{}", reflector.log()));
         Some(reflector)
     }
 
@@ -90,7 +90,7 @@ impl Reflector {
         }
         let mut reflector = Self::new(&["127.0.0.1:0"], Around::FewThreads { user, allowed }, &[]);
         reflector.program = Some(give_away(reflector.home.path(), user, "reflector"));
-        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector.start().unwrap_or_else(|error| panic!("cannot start the reflector: {error:#}\n{}", reflector.log()));
         Some(reflector)
     }
 
@@ -101,14 +101,14 @@ impl Reflector {
             return None;
         }
         let mut reflector = Self::new(listen, Around::Without(call), environment);
-        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector.start().unwrap_or_else(|error| panic!("cannot start the reflector: {error:#}\n{}", reflector.log()));
         Some(reflector)
     }
 
     /// Starts a reflector on loopback with at most `allowed` open files.
     pub fn serve_with_few_files(allowed: u32) -> Self {
         let mut reflector = Self::new(&["127.0.0.1:0"], Around::FewFiles(allowed), &[]);
-        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector.start().unwrap_or_else(|error| panic!("cannot start the reflector: {error:#}\n{}", reflector.log()));
         reflector
     }
 
@@ -116,7 +116,7 @@ impl Reflector {
     pub fn serve_with_path(path: &str, listen: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut reflector = Self::new(listen, Around::Nothing, environment);
         reflector.path = Some(path.to_owned());
-        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector.start().unwrap_or_else(|error| panic!("cannot start the reflector: {error:#}\n{}", reflector.log()));
         reflector
     }
 

@@ -1,5 +1,5 @@
-//! Rules of the real service with a real reflector: previewed, added by the socket and by the store, judged, repeated, and kept
-//! over kill -9.
+//! Alert rules of the real service with a real reflector: they are previewed, added and removed through the service and
+//! directly in the database, applied to tests, which are repeated, and kept over kill -9.
 
 use lab::{Appliance, Device, Reflector};
 use rustix::process::Signal;

@@ -30,7 +30,7 @@ fn may_trace() -> bool {
     let probe = Command::new("strace").args(["-D", "-qq", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
     let may = probe.is_ok_and(|status| status.success());
     if !may {
-        eprintln!("SKIPPED: faults are injected by strace, which is not here or may not");
+        eprintln!("SKIPPED: faults are injected by strace, which is missing or lacks the rights");
     }
     may
 }
@@ -201,7 +201,7 @@ fn a_log_that_is_truncated_or_extended_under_a_running_reflector_is_a_fault() {
     reflector.must(&["audit", "verify"]);
 }
 
-/// One request at the admin socket.
+/// Sends one request to the admin socket and returns the answer.
 fn ask(socket: &Path, request: &Value) -> Value {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.write_all(format!("{request}\n").as_bytes()).unwrap();

@@ -17,7 +17,8 @@ fn speed_test<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&["speed-test"], SHORT, more].concat()
 }
 
-/// An appliance with one stored reflector, which therefore connects to other addresses to look for that key.
+/// An appliance that has stored one reflector. It therefore also connects to other addresses, to look for the key of
+/// that reflector there.
 fn half_paired() -> Appliance {
     let other = FalseReflector::listen(|link, _| link.say(&json!({ "type": "not_paired" })));
     let appliance = Appliance::new();

@@ -1,4 +1,5 @@
-//! What keeps a reflector from starting: each ends with three lines and the documented exit code, and nothing is lost.
+//! Conditions under which a reflector cannot start: in each, it prints a three-line error, exits with the documented
+//! code, and loses no data.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -12,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const NOBODY: u32 = 65_534;
 const SERVE: &[&str] = &["serve", "--listen", "127.0.0.1:0"];
 
-/// Prints SKIPPED without the rights.
+/// Whether the test runs as root. Prints SKIPPED if not.
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {

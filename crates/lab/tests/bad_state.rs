@@ -119,7 +119,8 @@ fn the_database_of(state: &Path) -> PathBuf {
     found.unwrap_or_else(|| panic!("no database in {}", state.display()))
 }
 
-/// Overwrites a file, or all of a database but its schema and its migrations, which are in the first pages.
+/// Overwrites a whole file. Without `all_of_it`, keeps the first pages of a database, which hold its schema and its
+/// migrations.
 fn spoil(path: &Path, all_of_it: bool) {
     let mut bytes = fs::read(path).unwrap();
     let from = if all_of_it { 0 } else { 4 * 4096 };

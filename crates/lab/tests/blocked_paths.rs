@@ -34,7 +34,7 @@ fn measure(appliance: &Appliance, reflector: &Reflector, args: &[&str]) -> Value
     outcome.json()
 }
 
-/// The error of a test that must fail. Run once: what a rule counts is different the next time.
+/// Runs a test that must fail, and returns its error. Runs it only once, because the counters of a firewall rule go on.
 fn fails(appliance: &Appliance, args: &[&str]) -> ErrorBody {
     let outcome = appliance.speed_test(args);
     assert_eq!(outcome.code, 1, "{args:?}: {outcome:?}");
@@ -47,7 +47,7 @@ fn warns(result: &Value, code: &str) -> bool {
     result["warnings"].as_array().unwrap().iter().any(|warning| warning["code"] == code)
 }
 
-/// The modes of the sessions that were granted since the first `before`.
+/// The data modes of the granted sessions, without the first `before` ones.
 fn modes(reflector: &Reflector, before: usize) -> Vec<String> {
     let granted = reflector.audited("session_granted").split_off(before);
     granted.iter().map(|line| line["data_mode"].as_str().unwrap().to_owned()).collect()

@@ -1,4 +1,4 @@
-//! Tests whose directions end after a number of bytes (`-n`), with every engine and provider.
+//! Speed tests in which each direction ends after a number of bytes (`-n`), with every engine and provider.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;

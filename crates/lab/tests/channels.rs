@@ -1,4 +1,5 @@
-//! Channels of the appliance with real other ends: web servers, a mail server, commands; and what no output may show.
+//! Notification channels of the appliance with real receivers: web servers, a mail server, commands. Also checks that
+//! no output shows a secret.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,7 +17,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A request that a sink got.
+/// A request that the web server [`Sink`] received.
 #[derive(Clone, Debug)]
 struct SinkRequest {
     line: String,
@@ -54,7 +55,7 @@ struct Sink {
 }
 
 impl Sink {
-    /// `answer` gets the number of the request, from 1.
+    /// Starts a web server. `answer` gets the number of the request, counted from 1.
     fn new(answer: impl Fn(u32, &SinkRequest) -> String + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, (sender, requests)) = (listener.local_addr().unwrap(), channel());
@@ -92,7 +93,7 @@ fn ok() -> String {
     answer("200 OK", "", "")
 }
 
-/// A file with a secret in the folder of the device.
+/// Writes a secret to a file in the folder of the device, and returns the file's path.
 fn secret_file(device: &Device, name: &str, text: &str) -> String {
     let path = device.runtime.path().join(name);
     fs::write(&path, format!("{text}\n")).unwrap();
@@ -113,7 +114,7 @@ fn shown(device: &Device) -> String {
     listed + &device.log()
 }
 
-/// Makes messages that are due to the only channel, as a rule would.
+/// Stores messages that the service must still send to the only channel, as an alert rule would.
 fn queue(device: &Device, count: usize) -> BTreeSet<String> {
     let channel = device.json(&["channel"])[0].clone();
     let appliance = device.appliance.id();
@@ -388,7 +389,7 @@ fn a_heartbeat_is_sent_while_the_service_works_and_its_failure_is_logged_once() 
     assert!(!log.contains("geheim"), "{log}");
 }
 
-/// A mail server, with its port.
+/// Starts a mail server, and returns it with its port.
 fn mail_server(security: &str) -> Option<(Running, String)> {
     let python = "/usr/bin/python3";
     let has_library = Command::new(python).args(["-c", "import aiosmtpd"]).stderr(Stdio::null()).status();

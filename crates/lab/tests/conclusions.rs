@@ -26,7 +26,7 @@ fn await_event(running: &Running, name: &str, phase: &str) {
     while !is_it(&running.line(PATIENCE).unwrap()) {}
 }
 
-/// The result and the exit code of a test that runs.
+/// Waits for the end of a running test. Returns its result and its exit code.
 fn ended(mut running: Running) -> (i32, ResultDocument) {
     let last = running.rest(PATIENCE).unwrap().pop().unwrap();
     let code = running.wait(PATIENCE).unwrap().code().unwrap();
@@ -34,7 +34,7 @@ fn ended(mut running: Running) -> (i32, ResultDocument) {
     (code, *result)
 }
 
-/// The first lines of the report: the sentence, without line breaks.
+/// The sentence at the beginning of the report, without line breaks.
 fn sentence(appliance: &Appliance, result: &ResultDocument) -> String {
     let report = appliance.run(&["history", "show", &result.id.to_string()]);
     assert_eq!(report.code, 0, "{report:?}");
@@ -187,7 +187,7 @@ fn a_process_that_is_suspended_in_a_phase_is_noticed_and_leaves_the_next_phase_a
     }
 }
 
-/// The host's clock, set forward. Dropping it sets the clock back to what it would be.
+/// The host's clock, set forward. Dropping this value undoes that.
 struct SetClock(Duration);
 
 impl SetClock {

@@ -14,13 +14,13 @@ fn address(reflector: &Reflector) -> SocketAddr {
     reflector.address().parse().unwrap()
 }
 
-/// Address number `n` of a network of loopback that no test connects from otherwise.
+/// The `n`th address of a loopback network from which only these tests connect.
 fn source(n: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x7f28_0001 + u32::try_from(n).unwrap())
 }
 
-/// A connection from `source`, or `None` if the reflector has reset it already: the reset of a connection that gets no
-/// place can arrive before `connect` returns.
+/// A connection from `source`, or `None` if the reflector has reset it already: the reset of a connection that the
+/// reflector does not admit can arrive before `connect` returns.
 fn connect_unless_refused(reflector: &Reflector, source: Ipv4Addr) -> Option<TcpStream> {
     match connect_from(source, address(reflector)) {
         Ok(stream) => Some(stream),
@@ -29,13 +29,13 @@ fn connect_unless_refused(reflector: &Reflector, source: Ipv4Addr) -> Option<Tcp
     }
 }
 
-/// Four connections from each of these addresses, which send nothing. Some of them may be refused.
+/// Opens four connections from each of these addresses. They send nothing, and the reflector may refuse some of them.
 fn silent_crowd(reflector: &Reflector, addresses: usize) -> Vec<TcpStream> {
     let connect = |n| (0..4).filter_map(move |_| connect_unless_refused(reflector, source(n)));
     (0..addresses).flat_map(connect).collect()
 }
 
-/// Waits until the reflector has taken notice of every one of `crowd`: it counts them, or has refused them.
+/// Waits until the reflector has refused a connection, for 20 s at most.
 fn await_refusals(reflector: &Reflector) {
     let begun = Instant::now();
     loop {
@@ -70,7 +70,7 @@ fn a_device_from_a_new_address_gets_in_past_a_silent_crowd() {
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
 }
 
-/// Whether the reflector ends one of five silent connections of an address at once: there are four places.
+/// Whether the reflector soon ends one of five silent connections from an address: it admits only four from an address.
 fn one_of_five_is_ended(reflector: &Reflector, source: Ipv4Addr) -> bool {
     let five = (0..5).map(|_| connect_unless_refused(reflector, source)).collect::<Vec<_>>();
     let is_ended = |socket: &mut TcpStream| match socket.read(&mut [0; 1]) {
@@ -96,7 +96,7 @@ fn an_open_code_gives_no_client_a_place_that_it_has_not_otherwise() {
     assert!(one_of_five_is_ended(&reflector, source(1001)));
 }
 
-/// A first message that is not answered with a welcome: how long its answer took.
+/// Sends a first message that the reflector must refuse. Returns how long the answer took.
 fn refused_after(rogue: &RogueDevice, source: Ipv4Addr, first: impl FnOnce([u8; 32]) -> Value) -> Duration {
     let mut link = rogue.open_from(source).unwrap();
     let first = first(link.exporter(PAIRING_EXPORTER_LABEL, None));
@@ -106,7 +106,7 @@ fn refused_after(rogue: &RogueDevice, source: Ipv4Addr, first: impl FnOnce([u8; 
     begun.elapsed()
 }
 
-/// A `pair` with the right pin and a wrong secret.
+/// A `pair` message with the right pin and a wrong secret.
 fn wrong_guess(rogue: &RogueDevice, exporter: [u8; 32]) -> Value {
     let ends = Ends { reflector: rogue.reflector, appliance: rogue.key.id() };
     let proof = PairingCode::generate(&rogue.reflector).unwrap().appliance_proof(&exporter, &ends);
@@ -164,7 +164,7 @@ fn handshakes_of_an_unknown_address_are_bounded() {
     assert!(reflector.status()["refused"]["too_fast"].as_u64().unwrap() > 0);
 }
 
-/// Hellos of this device from these addresses, each on a link of its own that is closed at once.
+/// Sends a `hello` of this device from each of these addresses, each on a separate link that is closed at once.
 fn authenticate_from(rogue: &RogueDevice, sources: std::ops::Range<usize>) {
     for n in sources {
         let mut link = rogue.open_from(source(n)).unwrap();

@@ -5,7 +5,7 @@ use lab::{Appliance, Reflector, TwoHosts, says_full};
 use paramedic_report::document::{ResultDocument, ThroughputResult};
 use serde_json::Value;
 
-/// The headers of Ethernet, IPv4, and TCP with time stamps.
+/// The bytes of the headers of Ethernet, IPv4, and TCP with time stamps.
 const HEADERS: u64 = 14 + 20 + 32;
 
 /// How often a measurement is repeated if other work on this machine disturbs it.
@@ -18,7 +18,7 @@ fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
     (reflector, appliance)
 }
 
-/// A test without a word of latency, so that nothing but the load is on the link.
+/// Runs a test without latency probes, so that nothing but the load is on the link.
 fn load(appliance: &Appliance, args: &[&str]) -> ResultDocument {
     let quiet = ["--idle", "0", "--probe-interval", "0", "-C", "cubic"];
     let outcome = appliance.speed_test(&[&quiet[..], args].concat());

@@ -1,5 +1,6 @@
-//! Holds the documents to the programs: every setting, subcommand, flag, audit event, result field and source file is
-//! described where a reader looks for it, no link leads nowhere, and tables are whole. docs/protocol.md is held by `paramedic-link`.
+//! Compares the documents with the programs: every setting, subcommand, flag, audit event, result field and source file
+//! is described where a reader looks for it, no link leads nowhere, and tables are whole. `paramedic-link` checks
+//! docs/protocol.md.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -206,7 +207,8 @@ fn every_link_has_a_target() {
     assert!(checked > 30, "{checked} links found");
 }
 
-/// The commands of both programs in inline code and indented blocks, without `sudo`, comments and what follows in a shell.
+/// The commands of both programs in inline code and indented blocks, without `sudo`, comments, and the rest of the
+/// shell line, such as a pipe.
 fn commands(text: &str) -> Vec<String> {
     let inline = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
     let blocks = text.lines().filter_map(|line| line.strip_prefix("    "));
@@ -295,7 +297,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
     headings.map(anchor).collect()
 }
 
-/// How many cells a row of a table has. A `|` inside code or behind a backslash separates none.
+/// How many cells a row of a table has. A `|` inside code or behind a backslash does not separate cells.
 fn cells(row: &str) -> usize {
     let mut is_code = false;
     let mut last = ' ';

@@ -1,4 +1,4 @@
-//! The diagnosis of both programs: of sound installations, of faults that are made, and of what the bundle reveals.
+//! The command `doctor` of both programs: on sound installations and with injected faults, and what its bundle reveals.
 
 use std::net::TcpListener;
 use std::time::Duration;

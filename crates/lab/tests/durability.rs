@@ -64,7 +64,7 @@ fn changes_acknowledged_after_a_full_disk_survive_a_crash() {
     }
 }
 
-/// Another process that holds the lock of the reflector's database until it is dropped.
+/// A connection of the test that holds the lock of the reflector's database until it is dropped.
 struct Holder {
     runtime: tokio::runtime::Runtime,
     connection: Option<SqliteConnection>,
@@ -154,7 +154,7 @@ fn a_crash_in_mid_test_charges_what_flowed_and_a_bounded_surge() {
     }
 }
 
-/// Waits until the database records that a session used so many bytes.
+/// Waits until the database records that a session used at least this number of bytes.
 fn await_recorded_use(database: &Path, bytes: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let options = SqliteConnectOptions::new().filename(database).read_only(true);

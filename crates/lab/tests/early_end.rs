@@ -1,4 +1,4 @@
-//! Tests whose directions may end before their time (`--until-stable`), with the real programs.
+//! Speed tests in which a direction may end before its time is over (`--until-stable`), with the real programs.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn ended(mut running: Running) -> ResultDocument {
     *result
 }
 
-/// How long a direction was measured, and whether it ended early.
+/// How long each direction was measured, in milliseconds, and why it ended.
 fn lengths(result: &ResultDocument) -> Vec<(u128, EndedBy)> {
     let length = |measured: &paramedic_report::document::ThroughputResult| {
         (u128::from(measured.startup_ms + measured.duration_ms), measured.ended.unwrap())

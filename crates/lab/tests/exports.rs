@@ -62,7 +62,8 @@ fn samples(text: &str) -> BTreeMap<&str, f64> {
     lines.map(|line| line.rsplit_once(' ').unwrap()).map(|(name, value)| (name, value.parse().unwrap())).collect()
 }
 
-/// Each metric with its type and the keys of its labels, from the text. `le` is that of a bucket.
+/// Each metric with its type and the keys of its labels, from the text. `le`, the label of a histogram's buckets, is
+/// left out.
 fn described(text: &str) -> BTreeSet<(String, String, String)> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let keys = |name: &str, kind: &str| {
@@ -81,7 +82,7 @@ fn mentioned(text: &str) -> BTreeSet<String> {
     words.map(str::to_owned).collect()
 }
 
-/// A device with a reflector, and everything of which there are metrics.
+/// A device with everything that has metrics, and its reflector.
 fn measured() -> (Reflector, Device, Running, String) {
     let reflector = Reflector::serve(&[("NAME", "attic")]);
     let device = Device::new(Appliance::new().pair(&reflector, reflector.address()));

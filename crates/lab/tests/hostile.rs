@@ -344,7 +344,7 @@ fn text_from_an_appliance_is_sanitised_on_terminals_and_in_logs() {
     all_harmless("config", &outcome);
 }
 
-/// Answers the first message of a link.
+/// Plays a reflector whose texts contain control characters.
 fn talk(link: &mut AsReflector, first: &Value, last_words: &Value) -> std::io::Result<()> {
     assert_eq!(first["type"], "hello");
     link.say(&json!({

@@ -1,5 +1,6 @@
-//! The iperf3 lane and the provider iperf3 with the real iperf3: normal tests, unpaired clients at the port, kills, and
-//! hosts without a requirement. `script/siege` runs more sessions under attack.
+//! The iperf3 lane (the reflector's engine that runs a real iperf3) and the provider iperf3 (tests against plain iperf3
+//! servers), with the real iperf3: normal tests, unpaired clients at the port, kills, and hosts without a requirement.
+//! `script/siege` runs more sessions under attack.
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -14,8 +15,8 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 const SHORT: &[&str] = &["--engine", "iperf3", "-t", "1", "--idle", "0.3"];
-/// After a session its child, port and slot are free within two seconds, plus slack for a loaded machine. Less than the
-/// reflector's timeout for a child that does not end.
+/// How soon after a session its child, port and slot must be free: two seconds, plus slack for a loaded machine. This
+/// is less than the reflector's timeout for a child that does not end.
 const FREE: Duration = Duration::from_secs(2 + 2);
 
 /// The settings of a reflector with the lane and one data port.
@@ -100,7 +101,7 @@ fn the_lane_works_from_an_open_state_folder_also_after_a_command_that_reads_the_
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
 }
 
-/// On loopback a receiver that was held up for a moment may be slow for the rest of the test.
+/// Does not check the rate: on loopback a receiver that was held up for a moment may be slow for the rest of the test.
 #[test]
 fn a_fast_test_waits_for_leases_only_if_little_is_left_of_the_quota() {
     const STANDS: &str = "is stopped until more bytes are leased";

@@ -28,7 +28,7 @@ fn lane(hosts: &TwoHosts) -> (Reflector, Appliance) {
     (reflector, appliance)
 }
 
-/// Drops every packet that arrives at a host after 4 MiB: at 20 Mbit/s in mid test.
+/// Drops every packet that arrives at a host after 4 MiB have arrived: at 20 Mbit/s, that is in the middle of a test.
 const DEAF_AFTER_4_MIB: &str = "table inet deaf {
     quota spent { over 4 mbytes }
     chain input { type filter hook input priority 0; quota name \"spent\" drop
@@ -36,7 +36,7 @@ const DEAF_AFTER_4_MIB: &str = "table inet deaf {
 }
 ";
 
-/// A test whose path dies: what it measured, as printed and as saved.
+/// Runs a test whose path fails in mid test. Returns what it measured until then, as printed and as saved.
 fn dies(hosts: &TwoHosts, appliance: &Appliance, args: &[&str]) -> Option<ResultDocument> {
     for host in [&hosts.near, &hosts.far] {
         host.nft(DEAF_AFTER_4_MIB);

@@ -27,7 +27,7 @@ fn limits(
     (result, limits)
 }
 
-/// Runs a speed test whose every direction must have this cause, shown by this observation first.
+/// Runs a speed test. The limit of each direction must have this cause, and its first evidence must be `shown_by`.
 fn limited_by(
     appliance: &Appliance,
     reflector: &Reflector,
@@ -102,7 +102,7 @@ fn the_line_the_request_and_other_traffic_are_told_apart() {
     }
 }
 
-/// Whether the document has what the kernels recorded of each stream of the download, and nothing impossible.
+/// Asserts that the document has what the kernels recorded of each stream of the download, and no impossible value.
 fn has_detail(result: &ResultDocument) {
     let download = result.measured(Load::Download, Direction::Download).unwrap();
     for (end, samples) in [("sender", &download.tcp.sender), ("receiver", &download.tcp.receiver)] {

@@ -1,5 +1,5 @@
-//! The metrics of a real reflector: they are what `status` shows, docs/operate.md describes each of them, and clients that
-//! misbehave get nothing from it and disturb nothing.
+//! The metrics of a real reflector: they are what `status` shows, docs/operate.md describes each of them, and clients
+//! that misbehave get no metrics and disturb no test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +21,7 @@ fn serving(more: &[(&str, &str)]) -> Reflector {
     Reflector::serve(&[&[("METRICS_LISTEN", "127.0.0.1:0")], more].concat())
 }
 
-/// Where the metrics are, from `status`.
+/// The address of the metrics, from `status`.
 fn place(reflector: &Reflector) -> String {
     let place = reflector.status()["metrics"].as_str().expect("metrics are served").to_owned();
     place.strip_prefix("http://").and_then(|place| place.strip_suffix("/metrics")).expect("a URL").to_owned()
@@ -33,7 +33,7 @@ fn connect(place: &str) -> TcpStream {
     stream
 }
 
-/// All that arrives until the other end closes. It must close; a reset ends what arrived.
+/// All bytes that arrive until the other end closes or resets the connection, which it must do.
 fn until_closed(stream: &mut impl Read) -> String {
     let mut bytes = Vec::new();
     if let Err(error) = stream.read_to_end(&mut bytes) {
@@ -42,7 +42,7 @@ fn until_closed(stream: &mut impl Read) -> String {
     String::from_utf8(bytes).expect("text")
 }
 
-/// The answer to these bytes.
+/// Sends these bytes, and returns the answer.
 fn answer(place: &str, request: &[u8]) -> String {
     let mut stream = connect(place);
     // The other end may close before it has read everything.

@@ -1,5 +1,5 @@
 //! The monitors of the service, against a real reflector and a real router: outages with what was still reachable,
-//! drains, limits, marks of tests, and what a killed service keeps.
+//! drains, limits, the marks of samples that were taken during a test, and what a killed service keeps.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -56,21 +56,21 @@ impl Watched {
         fs::read_to_string(self.runtime.path().join("log")).unwrap_or_default()
     }
 
-    /// Repeats a question until the answer is as wanted: now, and after each line of the service's log.
+    /// Runs a command until its answer is as wanted: now, and after each line of the service's log.
     fn await_json(&self, args: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
         let look = || Some(self.json(args)).filter(&wanted);
         let found = lab::changes::until(self.runtime.path(), PATIENCE, look);
         found.unwrap_or_else(|| panic!("{args:?}: {:#}\n{}", self.json(args), self.log()))
     }
 
-    /// The monitor with this name, once it does this: `running`, `unreachable`, or the reason of its pause.
+    /// Waits until the monitor with this name is in this state: `running`, `unreachable`, or the reason of its pause.
     fn await_state(&self, name: &str, state: &str) -> Value {
         let is_so = |list: &Value| state_of(list, name).as_deref() == Some(state);
         let list = self.await_json(&["monitor", "list"], is_so);
         named(&list, name).unwrap().clone()
     }
 
-    /// The latest outage, once it is as wanted.
+    /// Waits until the latest outage is as wanted, and returns it.
     fn await_outage(&self, wanted: impl Fn(&Value) -> bool) -> Value {
         self.await_json(&["outages"], |outages| outages.get(0).is_some_and(&wanted))[0].clone()
     }

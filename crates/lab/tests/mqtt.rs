@@ -1,5 +1,5 @@
-//! The line at a real MQTT broker (mosquitto), as Home Assistant reads it: what the broker keeps, how the end of the service is
-//! noticed, and a broker that goes away, refuses, or never answers.
+//! The state of the line, as Home Assistant reads it from a real MQTT broker (mosquitto): what the broker keeps, how
+//! the end of the service is noticed, and a broker that goes away, refuses, or never answers.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -50,7 +50,7 @@ impl Broker {
         Self::start_with(|_| String::new())
     }
 
-    /// The same with TLS and the certificate of the tests, which is one for `localhost`.
+    /// Starts such a broker with TLS and the certificate of the tests, which is valid for `localhost`.
     fn start_with_tls() -> Option<Self> {
         Self::start_with(|folder| {
             let lines = [("certfile", "certificate.pem"), ("keyfile", "key.pem")].map(|(setting, name)| {
@@ -63,7 +63,7 @@ impl Broker {
         })
     }
 
-    /// `more`: further lines of its configuration, which may name files in its folder.
+    /// Starts a broker. `more` returns further lines of its configuration, which may name files in its folder.
     fn start_with(more: impl FnOnce(&Path) -> String) -> Option<Self> {
         let is_there = |program: &str| {
             let mut asked = Command::new(program);
@@ -149,7 +149,7 @@ fn is_discovery(message: &Message) -> bool {
     message.topic.starts_with("homeassistant/device/packetparamedic_") && message.topic.ends_with("/config")
 }
 
-/// The file of a password.
+/// Writes a password to a file, and returns the file's path.
 fn password_file(device: &Device, password: &str) -> PathBuf {
     let file = device.runtime.path().join("mqtt-password");
     fs::write(&file, format!("{password}\n")).unwrap();
@@ -163,7 +163,7 @@ fn serve(device: &Device, url: &str, password: &str) -> Running {
     device.serve_with(command)
 }
 
-/// Waits for a line of the service's log.
+/// Waits until the service's log contains `text` at least `count` times.
 fn await_log(device: &Device, text: &str, count: usize) {
     let look = || Some(device.log()).filter(|log| log.matches(text).count() >= count);
     let found = lab::changes::until(device.runtime.path(), PATIENCE, look);
@@ -345,7 +345,7 @@ fn read_packet(stream: &mut TcpStream) -> Option<u8> {
     Some(kind)
 }
 
-/// Takes the connection: at most one message at a time, and no pings.
+/// Accepts the connection: at most one message at a time, and no pings.
 const ACCEPTED: &[u8] = &[0x20, 9, 0, 0, 6, 0x21, 0, 1, 0x13, 0, 0];
 const PONG: &[u8] = &[0xd0, 0];
 
@@ -414,7 +414,7 @@ fn a_broker_that_repeats_the_password_or_sends_what_was_not_asked_for_is_named_w
     let acknowledged = [&[0x40, 2, 0, 1], published.as_slice()].concat();
     let cases = [
         (vec![(CONNECT, ACCEPTED), (PUBLISH, disconnect.as_slice())], "it ended the connection: NotAuthorized"),
-        (vec![(CONNECT, published.as_slice())], "it began with Publish"),
+        (vec![(CONNECT, published.as_slice())], "it began with Publish instead of ConnAck"),
         (vec![(CONNECT, ACCEPTED), (PUBLISH, published.as_slice())], "the broker sent an unexpected packet"),
         (vec![(CONNECT, ACCEPTED), (PUBLISH, acknowledged.as_slice())], "the broker sent an unexpected packet"),
     ];

@@ -1,4 +1,4 @@
-//! Tests in which no data arrives: such a direction has no result, and the report says so.
+//! Speed tests in which no data arrives in a direction: such a direction has no result, and the report says so.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs a speed test with `more` as events, and calls `then` at the first event `name` of the phase `phase` that has a
-/// rate, if it is an interval. The exit code and the last event's document: a result, or an error with what was measured.
+/// Runs a speed test with the arguments `more`, and calls `then` at the first event `name` of the phase `phase`. An
+/// interval counts only if it has a rate. Returns the exit code and the last event's document: a result, or an error
+/// with what was measured.
 fn changed_at(appliance: &Appliance, more: &[&str], (name, phase): (&str, &str), then: impl FnOnce()) -> (i32, Event) {
     let mut running = appliance.start(&[&["speed-test", "--json-stream"], more].concat());
     let parts = [format!("\"event\":\"{name}\""), format!("\"phase\":\"{phase}\"")];

@@ -9,10 +9,10 @@ use lab::{Appliance, Device};
 use rustix::process::Signal;
 use test_postgres::{GUARDED, OWNER, PASSWORD, TestServer};
 
-/// Longer than the minute after which each task of the service has tried again.
+/// Longer than a minute, after which each task of the service has tried again.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Ends the loop of another thread, also if this one panics.
+/// Ends the loop of another thread, also if the thread that owns this value panics.
 struct EndOfLoop<'a>(&'a AtomicBool);
 
 impl Drop for EndOfLoop<'_> {

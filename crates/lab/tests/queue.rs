@@ -1,5 +1,5 @@
-//! While a request is in a reflector's queue, other tests of the same device may run. Before a granted test begins it takes
-//! the device's test lock again.
+//! While a request is in a reflector's queue, other tests of the same device may run. Before a granted test begins, the
+//! appliance takes the device's test lock again.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;

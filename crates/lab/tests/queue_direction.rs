@@ -1,4 +1,5 @@
-//! Which way a queue stands, with the real programs: a slow hop in each direction between the two hosts.
+//! In which direction a queue forms, measured with the real programs: there is a slow hop between the two hosts, in
+//! each direction in turn.
 
 use lab::{Appliance, Host, Reflector, RoutedHosts};
 use paramedic_link::test_spec::Load;

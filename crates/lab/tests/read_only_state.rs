@@ -11,8 +11,8 @@ use serde_json::Value;
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "--download"];
 
-/// The names in a folder, each with its size and the time of its last change. Without the index of the database's log,
-/// which holds no data and which also a reader updates (sqlite.org/walformat.html).
+/// The names in a folder, each with its size and the time of its last change. Leaves out the index of the database's
+/// write-ahead log, which holds no data and which readers update, too (sqlite.org/walformat.html).
 fn listing(folder: &Path) -> Vec<(PathBuf, u64, (i64, i64))> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let about = |path: PathBuf| {
@@ -25,7 +25,7 @@ fn listing(folder: &Path) -> Vec<(PathBuf, u64, (i64, i64))> {
     listing
 }
 
-/// What a paired appliance with one saved result can do once its state folder cannot be written.
+/// Checks what a paired appliance with one saved result can do once its state folder cannot be written.
 fn reads_and_measures(make_unwritable: fn(Appliance) -> Option<Appliance>) {
     let reflector = Reflector::serve(&[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());

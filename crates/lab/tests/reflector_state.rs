@@ -21,7 +21,7 @@ fn make(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// Prints SKIPPED without the rights.
+/// Whether the test may give files to another user. Prints SKIPPED if not.
 fn may_give_away() -> bool {
     let may = rustix::process::geteuid().is_root();
     if !may {
@@ -55,7 +55,7 @@ fn in_a_volume_that_is_open_to_all_users_the_state_has_a_private_folder() {
     assert!(reflector.must(&["audit", "verify"]).contains("whole"));
 }
 
-/// How often `secret` stands on the main thread's stack of a process.
+/// How often `secret` occurs on the stack of a process's main thread.
 fn copies_on_the_stack(pid: Pid, secret: &[u8]) -> usize {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();

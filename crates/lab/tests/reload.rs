@@ -14,7 +14,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 const PATIENCE: Duration = Duration::from_secs(60);
 const READ_AGAIN: &str = "the configuration was read again";
 
-/// A reflector that reads the user's configuration file, and that file.
+/// A reflector that reads a user's configuration file, and the path of that file.
 fn reflector_with(settings: &str) -> (Reflector, PathBuf) {
     let reflector = Reflector::idle(&[]);
     let folder = reflector.home().join("config/packetparamedic");

@@ -80,7 +80,7 @@ fn a_stream_without_a_reader_ends_the_test() {
     assert_eq!(run["interrupted"], true, "{run:#}");
 }
 
-/// A screen of so many columns on which `text` was printed: its lines, as a terminal shows them.
+/// The lines that a terminal of `columns` columns shows after `text` was printed.
 fn screen(text: &str, columns: usize) -> Vec<String> {
     let mut rows: Vec<Vec<char>> = vec![vec![]];
     let (mut row, mut column) = (0_usize, 0_usize);
@@ -134,7 +134,7 @@ fn screen(text: &str, columns: usize) -> Vec<String> {
     rows.into_iter().map(|row| row.into_iter().collect::<String>().trim_end().to_owned()).collect()
 }
 
-/// Lines as a terminal of so many columns shows them.
+/// Wraps lines as a terminal of `columns` columns shows them.
 fn wrapped(lines: &str, columns: usize) -> Vec<String> {
     screen(&lines.replace('\n', "\r\n"), columns)
 }

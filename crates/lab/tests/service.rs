@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A short test with little load.
 const SHORT: [&str; 8] = ["-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"];
 
-/// Changes the database, which no service uses.
+/// Changes the database while no service uses it.
 fn execute(device: &Device, sql: &'static str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -187,7 +187,7 @@ fn a_schedule_that_could_not_run_is_refused() {
     assert_eq!((refused.code, refused.three_lines()[0]), (2, "the schedule is not accepted"), "{refused:?}");
     assert_eq!(device.run(&["schedule", "run", "b"]).three_lines()[0], "no such schedule");
     device.must(&["schedule", "disable", "a"]);
-    assert_eq!(device.run(&["schedule", "run", "a"]).three_lines()[0], "the schedule does not run");
+    assert_eq!(device.run(&["schedule", "run", "a"]).three_lines()[0], "cannot run the schedule");
     device.must(&["schedule", "remove", "a"]);
     assert_eq!(device.json(&["schedule", "list"]), serde_json::json!([]));
 }

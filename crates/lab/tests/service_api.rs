@@ -108,7 +108,7 @@ impl Service {
         stream
     }
 
-    /// The answer of the listener to a request on a connection of its own.
+    /// Sends a request on a new connection to the listener, and returns the answer.
     fn ask(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
         exchange(&mut self.connect(), &request(method, path, headers, body))
     }
@@ -138,7 +138,7 @@ fn send(stream: &mut impl Connection, text: &str) {
     stream.write_all(text.as_bytes()).unwrap();
 }
 
-/// What arrives until the end of the connection.
+/// All that arrives until the end of the connection.
 fn read_all(stream: &mut impl Connection) -> Vec<u8> {
     let mut bytes = Vec::new();
     // After a request that was not read to its end, the kernel may reset the connection once the answer has arrived.
@@ -394,12 +394,13 @@ fn wrong_large_and_endless_requests_are_refused() {
     service.asserts_health();
 }
 
-/// Whether the service has no place for a connection.
+/// Whether the service refuses this connection because too many are open.
 fn is_refused(mut stream: TcpStream) -> bool {
     read_all(&mut stream).starts_with(b"HTTP/1.1 503 ")
 }
 
-/// Opens so many connections that a further one must be refused. Those before may have ended meanwhile on a slow machine.
+/// Opens this number of connections, after which a further one must be refused. Tries again if it is not: on a slow
+/// machine, earlier connections may have ended meanwhile.
 fn fill_places(count: usize, connect: impl Fn() -> TcpStream) -> Vec<TcpStream> {
     let mut held = Vec::new();
     let is_full = (0..3).any(|_| {

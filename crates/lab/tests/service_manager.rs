@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The watchdog's timeout. The reflector feeds it three times in this time.
 const WATCHDOG_USEC: &str = "300000";
 
-/// The end of systemd.
+/// The service manager's end of the socket, which the test plays.
 struct Manager {
     socket: UnixDatagram,
     folder: TempDir,
@@ -26,7 +26,7 @@ impl Manager {
         Self { socket, folder }
     }
 
-    /// A reflector that is not started yet, as a unit with a watchdog.
+    /// A reflector that is not started yet, with the environment of a systemd unit that has a watchdog.
     fn reflector(&self) -> Reflector {
         let socket = self.folder.path().join("notify");
         let reflector = Reflector::idle(&[]).with_variable("NOTIFY_SOCKET", socket.to_str().unwrap());
@@ -48,7 +48,7 @@ impl Manager {
         self.message(PATIENCE).expect("a message")
     }
 
-    /// Waits for a message that is sent from now on, which must be the watchdog's.
+    /// Discards the messages received so far, and waits for the next one. Each must be the watchdog's.
     fn await_feeding(&self) {
         self.socket.set_nonblocking(true).unwrap();
         let mut buffer = [0; 512];

@@ -1,4 +1,4 @@
-//! Slow lines and low rates: what is asked for is kept, both ends agree, and the probes do not fill the line.
+//! Slow lines and low rates: the requested rate is kept, both ends agree, and the probes do not fill the line.
 
 use lab::{Appliance, Reflector, TwoHosts};
 use paramedic_link::test_spec::{Direction, Load};

@@ -8,8 +8,8 @@ use lab::{Appliance, Reflector, Running, Share, limit_repetitions};
 use rustix::process::Pid;
 use serde_json::Value;
 
-/// The memory limit of a test, in bytes, for any number of streams, without the program's own file. How much of that is
-/// resident depends on the build; the benchmark measures both together.
+/// The memory that a program may use during a test, in bytes, for any number of streams. Does not count the program's
+/// mapped file: how much of it is resident depends on the build. The benchmark measures both together.
 const MOST_MEMORY: u64 = 20 << 20;
 
 /// The peak memory of a process so far, without the mapped files (proc_pid_status(5)).
@@ -22,7 +22,7 @@ fn peak(process: Pid) -> Option<u64> {
     Some(value("VmHWM:")?.saturating_sub(value("RssFile:")?) * 1024)
 }
 
-/// The result of a running test, and its peak memory.
+/// Waits for the end of a running test. Returns its result and its peak memory.
 fn to_the_end(running: &mut Running) -> (Value, u64) {
     let mut most = 0;
     loop {

@@ -3,7 +3,8 @@
 use lab::{Appliance, Host, Reflector, RoutedHosts};
 use paramedic_report::document::{ResultDocument, ThroughputResult};
 
-/// The router drops packets of more than `bytes` bytes without ICMP; with `condition`, only such packets.
+/// Makes the router drop packets of more than `bytes` bytes without ICMP, and of these only those that match
+/// `condition`.
 fn black_hole(router: &Host, condition: &str, bytes: u32) {
     router.nft(&format!(
         "table inet hole {{ chain forward {{ type filter hook forward priority 0; {condition} meta length > {bytes} drop\n
@@ -11,7 +12,7 @@ fn black_hole(router: &Host, condition: &str, bytes: u32) {
     ));
 }
 
-/// The router limits the segments of TCP, so that TCP never meets a smaller MTU behind it.
+/// Makes the router limit the segments of TCP, so that TCP never meets a smaller MTU behind it.
 fn clamp(router: &Host) {
     router.nft(
         "table inet clamp { chain forward { type filter hook forward priority -1;
@@ -19,13 +20,13 @@ fn clamp(router: &Host) {
     );
 }
 
-/// The router forwards packets of at most 1420 bytes, and reports larger ones by ICMP.
+/// Makes the router forward only packets of at most 1420 bytes, and report larger ones by ICMP.
 fn small_mtu(router: &Host) {
     small_mtu_each_way(router, ["1420"; 2]);
 }
 
-/// The router forwards packets of at most so many bytes towards the reflector, and of so many towards the appliance, and
-/// reports larger ones by ICMP.
+/// Makes the router forward only packets of at most `mtu[0]` bytes towards the reflector and `mtu[1]` bytes towards the
+/// appliance, and report larger ones by ICMP.
 fn small_mtu_each_way(router: &Host, mtu: [&str; 2]) {
     let ports = [("eth0", "10.99.0.0/24", "fd99::/64"), ("eth1", "10.99.1.0/24", "fd99:1::/64")];
     for ((port, v4, v6), mtu) in ports.into_iter().zip(mtu) {
@@ -57,7 +58,7 @@ fn warns(result: &ResultDocument, code: &str) -> bool {
     result.warnings.iter().any(|warning| warning.code == code)
 }
 
-/// Runs a speed test through the black hole, and checks that it kept to small packets and says so.
+/// Runs a speed test through the black hole, and checks that the test used small packets and warned of it.
 fn crosses_the_hole(appliance: &Appliance, reflector: &Reflector, args: &[&str]) {
     let result = measure(appliance, reflector, &[&["-t", "1"], args].concat());
     assert!(warns(&result, "small_segments"), "{args:?}: {result:#?}");

@@ -7,8 +7,8 @@ use paramedic_link::test_spec::{DataMode, Direction, Load};
 use paramedic_report::document::{DataPath, Event, LatencyResult, ProbeTransport, ResultDocument, ResultSchema};
 use serde_json::Value;
 
-/// Short phases: these tests check the behaviour, not the numbers. Half of the idle phase is measured, by 25 probes; a
-/// median takes 20.
+/// Arguments for short phases: these tests check the behaviour, not the numbers. Half of the idle phase is measured,
+/// with 25 probes; a median needs 20.
 const SHORT: &[&str] = &["-t", "1", "--idle", "0.5"];
 
 /// A reflector that offers both modes, on an address that no other test uses.

@@ -12,7 +12,7 @@ use test_postgres::{OWNER, TestServer};
 const PATIENCE: Duration = Duration::from_secs(60);
 const DAY_US: i64 = 86_400_000_000;
 
-/// A device, and its database if that is of a server.
+/// A device, and the name of its database if a PostgreSQL server has it.
 struct Place {
     device: Device,
     database: Option<String>,
@@ -32,7 +32,7 @@ impl Place {
         Self { device: Device::new(Appliance::new()), database: None }
     }
 
-    /// A device with an empty database of each engine; without PostgreSQL, of SQLite alone.
+    /// For each database engine, a device with an empty database; without PostgreSQL, only for SQLite.
     fn each() -> Vec<Self> {
         let on_server = TestServer::shared().map(|server| {
             let database = server.create_database();
@@ -57,7 +57,8 @@ impl Place {
         });
     }
 
-    /// Adds the results of `ages`, in days before now, which are failed runs against the peer `attic`.
+    /// Adds one result for each of `ages`, which are in days before now. The results are failed runs against the peer
+    /// `attic`.
     fn with_results(self, ages: &[i64]) -> Self {
         let unreachable = ["speed-test", "--provider", "iperf3", "--peer", "127.0.0.1:9", "-t", "1"];
         for age in ages {

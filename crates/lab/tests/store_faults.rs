@@ -20,7 +20,7 @@ fn with_a_result() -> (Device, String) {
     (device, id)
 }
 
-/// Asserts that commands fail with this exit code and say this.
+/// Asserts that commands fail with this exit code, and that the error contains this text.
 fn fail(device: &Device, commands: &[&[&str]], exit: i32, said: &str) {
     for command in commands {
         let refused = device.run(command);

@@ -75,7 +75,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("test-postgres", &[]),
 ];
 
-/// Circles of files that still exist: the crate's folder, the modules, and the reason. Delete an entry once its circle is
+/// Import circles that still exist: the crate's folder, the modules, and the reason. Delete an entry once its circle is
 /// gone; the test fails on entries that are not needed.
 const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
     (
@@ -377,7 +377,7 @@ fn resolve(
     current
 }
 
-/// The sets of modules that reach each other.
+/// The sets of modules that import each other in a circle.
 fn circles(graph: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
     let reach = |from: &Module| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![from]);

@@ -84,7 +84,7 @@ fn datagrams_above_the_path_mtu_are_sent_only_with_fragments() {
 /// How often a search is repeated if other work on this machine disturbs it: then the link carries less than its rate.
 const TRIES: usize = 6;
 
-/// The search on a link of `mbit` must come within 5 % of the link's payload rate, with loss under the bound.
+/// Asserts that the search on a link of `mbit` comes within 5 % of the link's payload rate, with loss under the bound.
 fn search(mbit: u64, burst: &str, queue: &str) {
     let Some(hosts) = TwoHosts::new() else { return };
     let (reflector, appliance) = pair(&hosts);
@@ -126,7 +126,8 @@ fn the_search_finds_a_link_of_100_mbit() {
 
 const CUT: &str = "table inet cut { chain out { type filter hook output priority 0; meta l4proto udp drop;\n }\n }\n";
 
-/// Sending at 20 Mbit/s must stop within a second once no feedback arrives, and continue when it does.
+/// Asserts that sending at 20 Mbit/s stops within a second once no feedback arrives, and continues when feedback
+/// arrives again.
 fn cut(direction: &str, of: impl Fn(&TwoHosts) -> (&Host, &Host)) {
     let Some(hosts) = TwoHosts::new() else { return };
     let (reflector, appliance) = pair(&hosts);

@@ -1,4 +1,5 @@
-//! Configuration files that may not be read: the user's own is a warning, a named one an error, in both programs.
+//! Configuration files that may not be read: both programs warn if it is the user's own file, and fail if `--config`
+//! names it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;

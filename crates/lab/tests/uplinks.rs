@@ -1,4 +1,4 @@
-//! The uplink of a device: each result has it, and a schedule that names another one does not run.
+//! The uplink of a device: each result names it, and a schedule that names another uplink does not run.
 
 use lab::{Appliance, Device, Reflector};
 use sqlx::Connection;

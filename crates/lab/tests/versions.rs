@@ -70,7 +70,7 @@ impl BuildScript {
         workspace
     }
 
-    /// What the script passes on of a workspace: commit and date. It must succeed, whatever it finds.
+    /// Runs the script in a workspace, where it must succeed. Returns the commit and the date that it passes on.
     fn finds(&self, workspace: &Path, environment: &[(&str, &str)]) -> (Option<String>, Option<String>) {
         let text = self.run(workspace, environment);
         let value = |name: &str| {

@@ -95,8 +95,8 @@ impl SessionKeys {
         self.session
     }
 
-    /// Computes the tag of a datagram that travels in `direction`. Only datagrams that are answered or that change
-    /// state carry such a tag. Bulk datagrams carry [`Self::bulk_tag`] instead.
+    /// Computes the tag of a datagram that travels in `direction`. All datagrams carry such a tag, except bulk
+    /// datagrams, which carry [`Self::bulk_tag`] instead.
     pub fn seal_datagram(&self, direction: Direction, datagram: &[u8]) -> [u8; TAG_LEN] {
         truncated(&hmac::sign(&self.probe[direction as usize], datagram))
     }

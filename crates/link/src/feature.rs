@@ -30,10 +30,11 @@ impl Feature {
     pub const MONITOR: &str = "monitor";
     /// The reflector's view of the path: the message `path_facts`, and the answer with the same name.
     pub const PATH_FACTS: &str = "path_facts";
-    /// The reflector can send the messages `phase_detail`. It sends them only for a request that asks for them
-    /// (`TestSpec::phase_detail`).
+    /// The reflector can send messages of the type `phase_detail`. It sends them only in a session whose request asks
+    /// for them (`TestSpec::phase_detail`).
     pub const PHASE_DETAIL: &str = "phase_detail";
-    /// The reflector can end a phase before its time: the message `stop_phase`, in sessions with `TestSpec::may_stop`.
+    /// The reflector ends a running phase early when the appliance sends the message `stop_phase`, in sessions with
+    /// `TestSpec::may_stop`.
     pub const STOP_PHASE: &str = "stop_phase";
 
     /// Whether `theirs`, a list of features, contains the feature `name`.

@@ -70,8 +70,8 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 /// Decodes messages from bytes as they arrive.
 ///
 /// The caller pushes the bytes that it read, calls [`Decoder::next`] until it returns `None`, and then reads again.
-/// After `None` less than one frame is buffered, so a push of up to 47 KiB always fits. A caller that exceeds
-/// [`MAX_BUFFERED`] gets [`FrameError::BufferFull`].
+/// After `None` less than one frame is buffered, so a push of up to 47 KiB (about [`MAX_BUFFERED`] minus one frame)
+/// always fits. A caller that exceeds [`MAX_BUFFERED`] gets [`FrameError::BufferFull`].
 ///
 /// Memory use grows with the bytes received, never with the length that a frame claims. After an error every further
 /// call returns the same error.

@@ -62,12 +62,12 @@ pub enum KeyFileError {
         user: u32,
     },
     /// The file does not contain a valid key. The program leaves the file unchanged.
-    #[error("{} does not contain a key of this program: restore it from a backup, or move it away to get a new identity (every pairing is then lost)", .path.display())]
+    #[error("{} does not contain a valid key: restore the file from a backup, or move it away to get a new identity (every pairing is then lost)", .path.display())]
     Corrupt { path: PathBuf },
     /// An operation on the key file failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// The operation, as a verb: `open`.
+        /// The operation that failed, as a verb, for example `open`.
         doing: &'static str,
         path: PathBuf,
         source: io::Error,

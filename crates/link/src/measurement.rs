@@ -31,7 +31,7 @@ pub struct Probe {
     pub late_us: u32,
     /// The round trip without the reflector's processing time, in microseconds. `None` if no reply arrived in time.
     pub rtt_us: Option<u32>,
-    /// Whether the reflector received the probe. `None` if no reply reports it.
+    /// Whether the reflector received the probe. `None` if no reply, to this or a later probe, reports it.
     pub arrived: Option<bool>,
     /// How long the reflector held the probe before it replied, in microseconds. 0 if no reply arrived.
     pub turnaround_us: u32,
@@ -57,8 +57,8 @@ impl Probe {
     }
 }
 
-/// The payload bytes that one end counted over a whole phase. They include those of the start-up, and those that
-/// arrive after the sender has stopped.
+/// The payload bytes that one end counted over a whole phase. They include the bytes of the start-up, and the bytes
+/// that arrive after the sender has stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// Payload bytes sent or received at the socket.
@@ -74,7 +74,7 @@ pub struct CpuUse {
     pub user_s: f64,
     /// System time of the threads that moved data, in seconds.
     pub system_s: f64,
-    /// Of all threads that moved data, the largest share of one core, 0 to 1, that a thread used.
+    /// The share of one core, 0 to 1, that the busiest of the threads that moved data used.
     pub busiest_thread: f64,
     /// The use of all cores of the host by all programs, 0 to 1 (from `/proc/stat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,7 +86,7 @@ pub struct CpuUse {
     /// processor (`/proc/thread-self/schedstat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runnable: Option<f64>,
-    /// For the thread of `runnable`: the share of its time, 0 to 1, for which it waited for a processor.
+    /// The share of time, 0 to 1, for which the thread that `runnable` describes waited for a processor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_queue_wait: Option<f64>,
     /// Of all cores, the largest share of time, 0 to 1, that a core spent on soft interrupts (`/proc/stat`).

@@ -22,7 +22,7 @@ pub struct TcpSample {
     /// The mean deviation of the round-trip time, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rttvar_us: Option<u32>,
-    /// The smallest round-trip time of the last minutes (`net.ipv4.tcp_min_rtt_wlen`), in microseconds.
+    /// The smallest round-trip time of the last five minutes (default of `net.ipv4.tcp_min_rtt_wlen`), in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_rtt_us: Option<u32>,
     /// The congestion window, in segments.

@@ -35,7 +35,7 @@ pub enum StateFolderError {
     /// An operation on the folder failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// The operation, as a verb: `create`.
+        /// The operation that failed, as a verb, for example `create`.
         doing: &'static str,
         path: PathBuf,
         source: io::Error,
@@ -76,15 +76,15 @@ pub enum OwnFile {
 }
 
 /// Finds or creates the private folder for the state at `named`. `own_file` classifies the names of the program's
-/// files, and returns `None` for all others.
+/// files, and returns `None` for all others. The first rule that matches applies:
 ///
 /// - A folder that does not exist is created with mode 0700.
+/// - A folder that belongs to another user, except root, is refused.
 /// - A folder without permissions for other users (mode 0700) is used unchanged.
 /// - A folder that belongs to the program's user, is not a mount point, and contains only the program's files gets mode
 ///   0700.
-/// - In any other folder that other users can enter (a volume with mode 0777, a home folder) the state goes into a
-///   folder [`PRIVATE`] inside it. State files that are already in the outer folder are moved into [`PRIVATE`].
-/// - A folder that belongs to another user, except root, is refused.
+/// - In any other folder (a volume with mode 0777, a home folder) the state goes into a folder [`PRIVATE`] inside it.
+///   State files that are already in the outer folder are moved into [`PRIVATE`].
 pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<StateFolder, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
     DirBuilder::new().recursive(true).mode(0o700).create(named).map_err(io_error("create", named))?;

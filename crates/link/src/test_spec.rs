@@ -179,9 +179,9 @@ pub enum DataPathWish {
     Auto,
     /// Payload is copied between kernel and program at both ends.
     Plain,
-    /// The sender copies; the receiver discards payload in the kernel (`MSG_TRUNC`).
+    /// The sender copies payload into the kernel; the receiver discards it in the kernel (`MSG_TRUNC`).
     Trunc,
-    /// The sender passes pages to the kernel without copying; the receiver discards payload in the kernel.
+    /// The sender passes payload to the kernel without copying it; the receiver discards it in the kernel.
     Splice,
     /// A method that only a newer version defines.
     #[serde(other)]
@@ -244,8 +244,8 @@ pub struct TestSpec {
     /// Whether datagrams above the path MTU are allowed (IP fragmentation).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fragments: bool,
-    /// Whether the reflector sends what its kernel recorded of the streams after each phase. Needs the feature
-    /// [`Feature::PHASE_DETAIL`](crate::feature::Feature).
+    /// Whether the reflector, after each phase, sends what its kernel recorded of the phase's streams. Needs the
+    /// feature [`Feature::PHASE_DETAIL`](crate::feature::Feature).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub phase_detail: bool,
     /// The loss that a search for the highest rate accepts, in millionths of the datagrams; absent: the engine's
@@ -308,7 +308,8 @@ impl TestSpec {
         }
     }
 
-    /// The spec as an end reads it on a link with these features: without the fields that need another feature.
+    /// The spec as both ends of a link with `features` read it: a field that needs a feature which is not in `features`
+    /// gets its default value.
     #[must_use]
     pub fn with_features(self, features: &[Feature]) -> Self {
         let has = |name| Feature::is_in(name, features);

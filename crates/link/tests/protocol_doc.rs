@@ -94,7 +94,7 @@ fn every_message_has_a_section_that_names_every_field() {
     }
 }
 
-/// All variants of an enum. A variant that is missing here does not compile.
+/// All variants of an enum. The test does not compile while a variant is missing in the list.
 macro_rules! all {
     ($word:ident: $($variant:ident),+ $(,)?) => {{
         let _exhaustive = |word: $word| match word { $($word::$variant => ()),+ };

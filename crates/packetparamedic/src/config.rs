@@ -125,7 +125,7 @@ pub struct Settings {
     pub streams: Option<u16>,
     /// How long the service keeps results.
     pub retention: Retention,
-    /// Whether the service adds monitors by itself.
+    /// Whether the service adds monitors of the gateway and of each paired reflector by itself.
     pub default_monitors: bool,
     /// The URL that the service requests at intervals while it works; `None`: no heartbeat.
     pub heartbeat_url: Option<HttpUrl>,
@@ -276,8 +276,8 @@ impl Settings {
         })
     }
 
-    /// The sockets at which a command looks for a running service, in this order. The socket of the host's service is
-    /// among them unless the user set the state folder or the runtime folder.
+    /// The sockets at which a command looks for a running service, in this order. The socket in /run/packetparamedic is
+    /// among them, unless the user set the state folder or the runtime folder.
     pub fn service_sockets(&self, origins: &Origins) -> Vec<PathBuf> {
         let host = PathBuf::from(ROOT_RUNTIME_DIR).join(SERVICE_SOCKET);
         let mut sockets = vec![self.service_socket()];
@@ -327,8 +327,9 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_STATE_DIR",
         flag: Some("state-dir"),
         placeholder: "FOLDER",
-        help: "The folder of the key, the pairings and the results. Without it: systemd's STATE_DIRECTORY, \
-               /var/lib/packetparamedic for root, packetparamedic in the XDG state folder otherwise.",
+        help: "The folder of the key, the pairings and the results. Default: the first of these that applies: \
+               STATE_DIRECTORY, which systemd sets; /var/lib/packetparamedic for root; packetparamedic in the XDG \
+               state folder.",
         valid: "a folder",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.state_dir = path),
@@ -339,8 +340,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_DATABASE",
         flag: None,
         placeholder: "URL",
-        help: "The database of the pairings, schedules and results: `sqlite`, a file in the state folder, or the URL of \
-               a PostgreSQL database of this appliance alone (docs/postgresql.md).",
+        help: "The database of the pairings, schedules and results: `sqlite` (a file in the state folder), or the URL \
+               of a PostgreSQL database that only this appliance uses (docs/postgresql.md).",
         valid: "sqlite, or a URL such as postgres://USER@HOST/DATABASE?sslmode=verify-full",
         is_list: false,
         read: |settings, given| {
@@ -359,8 +360,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_DATABASE_PASSWORD_FILE",
         flag: None,
         placeholder: "FILE",
-        help: "The file of the password of that database. Without it: the password in the URL, in PGPASSWORD or in \
-               ~/.pgpass; or none, where the server trusts the user of a unix socket.",
+        help: "The file with the password of the PostgreSQL database. Default: the password in the URL, in PGPASSWORD \
+               or in ~/.pgpass; no password, if the server trusts the user of a unix socket.",
         valid: "a file",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.database_password_file = Some(path)),
@@ -371,9 +372,10 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_RUNTIME_DIR",
         flag: Some("runtime-dir"),
         placeholder: "FOLDER",
-        help: "The folder of the service's socket. Without it: the state folder, if that is set; systemd's \
-               RUNTIME_DIRECTORY; /run/packetparamedic for root; else packetparamedic in XDG_RUNTIME_DIR. A command \
-               for which neither folder is set also looks in /run/packetparamedic.",
+        help: "The folder of the service's socket. Default: the first of these that applies: the folder of state_dir, \
+               if that is set; RUNTIME_DIRECTORY, which systemd sets; /run/packetparamedic for root; packetparamedic \
+               in XDG_RUNTIME_DIR; the default of state_dir. If neither state_dir nor runtime_dir is set, commands \
+               also look for the socket in /run/packetparamedic.",
         valid: "a folder",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.runtime_dir = path),
@@ -384,8 +386,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_LISTEN",
         flag: None,
         placeholder: "ADDR:PORT",
-        help: "Where the service listens for TCP connections: ADDR:PORT, a PORT of 127.0.0.1, or `off`. Every address \
-               except loopback needs a token or the login.",
+        help: "Where the service listens for TCP connections: ADDR:PORT, a PORT of 127.0.0.1, or `off`. Requests that \
+               do not come over loopback need a token or the login.",
         valid: "off, an address with a port such as 127.0.0.1:8068 or [::]:8068, or a port",
         is_list: false,
         read: |settings, given| given.one().parse().map(|listen| settings.listen = listen),
@@ -408,7 +410,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_TLS_KEY",
         flag: None,
         placeholder: "FILE",
-        help: "The PEM file of the key of tls_certificate.",
+        help: "The PEM file of the private key that belongs to tls_certificate.",
         valid: "a file",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.tls_key = Some(path)),
@@ -420,7 +422,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         flag: None,
         placeholder: "ADDR",
         help: "The reverse proxies in front of the service. The client's address is taken from their X-Forwarded-For. \
-               Every request over TCP then needs a token or the login, also from this host.",
+               If any proxy is set, every request over TCP needs a token or the login, even from this host.",
         valid: "addresses and networks such as 127.0.0.1 or 192.0.2.0/24",
         is_list: true,
         read: |settings, given| {
@@ -434,7 +436,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_NAME",
         flag: None,
         placeholder: "NAME",
-        help: "The name that this appliance gives when it pairs. Without it: the host's name.",
+        help: "The name that this appliance gives when it pairs. Default: the host's name.",
         valid: "1 to 120 characters without control characters",
         is_list: false,
         read: |settings, given| {
@@ -452,7 +454,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_PEER",
         flag: Some("peer"),
         placeholder: "HOST[:PORT]|NAME",
-        help: "The reflector or iperf3 server to measure against. Without it: the only paired reflector.",
+        help: "The reflector or iperf3 server to measure against. Default: the only paired reflector.",
         valid: "a saved name, an Endpoint ID or an address",
         is_list: false,
         read: |settings, given| given.text().map(|peer| settings.peer = Some(peer.to_owned())),
@@ -463,7 +465,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_PROVIDER",
         flag: Some("provider"),
         placeholder: "PROVIDER",
-        help: "The provider of speed tests. Without it: reflector.",
+        help: "The provider of speed tests. Default: reflector.",
         valid: "a provider that `packetparamedic speed-test --help` lists",
         is_list: false,
         read: |settings, given| given.text().map(|provider| settings.provider = Some(provider.to_owned())),
@@ -474,7 +476,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_ENGINE",
         flag: Some("engine"),
         placeholder: "ENGINE",
-        help: "The engine that generates the load. Without it: tcp with reflectors, iperf3 with iperf3 servers.",
+        help: "The engine that generates the load. Default: tcp with reflectors, iperf3 with iperf3 servers.",
         valid: "an engine that `packetparamedic speed-test --help` lists, such as tcp",
         is_list: false,
         read: |settings, given| {
@@ -489,8 +491,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_DATA_MODE",
         flag: Some("data-mode"),
         placeholder: "MODE",
-        help: "How the test data travels: `tunneled`, inside TLS through the control port, or `direct`, unencrypted \
-               through temporary ports of the reflector's range. Without it: direct if the reflector offers it.",
+        help: "How the test data travels: `tunneled` (inside TLS, through the control port) or `direct` (unencrypted, \
+               through temporary ports of the reflector's port range). Default: direct if the reflector offers it.",
         valid: "tunneled or direct",
         is_list: false,
         read: |settings, given| {
@@ -530,7 +532,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_STREAMS",
         flag: Some("parallel"),
         placeholder: "STREAMS",
-        help: "The number of streams in each direction. Without it: 4, or 1 with datagrams.",
+        help: "The number of streams in each direction. Default: 4, or 1 with datagrams.",
         valid: "a number from 1 to 64",
         is_list: false,
         read: |settings, given| {
@@ -554,7 +556,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_KEEP_INTERVALS",
         flag: None,
         placeholder: "TIME",
-        help: "How long the service keeps the measurements of each interval, which make up most of a result's size.",
+        help: "How long the service keeps the measurements of each 100 ms interval of a test, which make up most of a \
+               result's size.",
         valid: "a duration from 1d to 36500d, or forever",
         is_list: false,
         read: |settings, given| kept(given).map(|kept| settings.retention.series = kept),
@@ -576,12 +579,12 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_HEARTBEAT_URL",
         flag: None,
         placeholder: "URL",
-        help: "A URL that the service requests every heartbeat_interval while it works without a fault, so that the \
-               receiver notices its silence.",
+        help: "A URL that the service requests every heartbeat_interval while it works without a fault. A monitoring \
+               service at this URL can raise an alarm when the requests stop.",
         valid: "an http or https URL without user, password and fragment",
         is_list: false,
         read: |settings, given| {
-            let url = HttpUrl::parse(given.one()).ok_or("it is not such a URL")?;
+            let url = HttpUrl::parse(given.one()).ok_or("it is not a valid URL")?;
             settings.heartbeat_url = Some(url);
             Ok(())
         },
@@ -627,7 +630,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_MQTT_PASSWORD_FILE",
         flag: None,
         placeholder: "FILE",
-        help: "The file of the password of the broker's user. Read at each connection.",
+        help: "The file with the password of the user in mqtt_url. Read at each connection to the broker.",
         valid: "a file",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.mqtt_password_file = Some(path)),
@@ -638,7 +641,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_MQTT_TOPIC_PREFIX",
         flag: None,
         placeholder: "TOPIC",
-        help: "The first levels of the topics; the Endpoint ID of this appliance follows.",
+        help: "The first levels of the MQTT topics of the service; the Endpoint ID of this appliance is the next.",
         valid: "levels between slashes, without + # $ and control characters",
         is_list: false,
         read: |settings, given| {
@@ -652,8 +655,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_MQTT_DISCOVERY_PREFIX",
         flag: None,
         placeholder: "TOPIC",
-        help: "The first levels of the topic under which Home Assistant looks for devices; `off`, or an empty value in a file, \
-               for none.",
+        help: "The first levels of the MQTT topic under which Home Assistant looks for devices; `off`, or an empty \
+               value in a configuration file, turns discovery off.",
         valid: "off, or levels between slashes, without + # $ and control characters",
         is_list: false,
         read: |settings, given| {
@@ -686,7 +689,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_LOG",
         flag: None,
         placeholder: "FILTER",
-        help: "Which events are logged on stderr. -v and -vv override it.",
+        help: "Which events are logged on stderr. The flags -q, -v and -vv override this setting.",
         valid: "a level (error, warn, info, debug, trace, off) or a filter such as warn,paramedic_engines=debug",
         is_list: false,
         read: |settings, given| given.log_filter().map(|filter| settings.log = filter),

@@ -1,10 +1,11 @@
-//! The audit log. A decision is on disk before the reflector sends it. One task writes for all others, in batches.
-//! Callers choose the events to record; the log only appends.
+//! The audit log. The line of a decision is on disk before the reflector sends the decision. One task, the writer,
+//! writes the lines of all tasks, in batches. Callers choose the events to record; the log only appends.
 //!
-//! For each batch, the writer writes and syncs the lines, then stores the heads of both chains in the database, then
-//! answers the callers. Two steps can fail. If the lines cannot be written or synced, the writer cuts them; their heads
-//! were not passed to the store. If the heads cannot be stored, the store may nevertheless hold them, so the lines
-//! stay: the callers get the error, and the next batch stores newer heads.
+//! The log consists of two hash chains; the head of a chain is the number and hash of its last line. For each batch,
+//! the writer writes and syncs the lines, then stores the heads of both chains in the database, then answers the
+//! callers. Two steps can fail. If the lines cannot be written or synced, the writer cuts them from the files; their
+//! heads were not passed to the database. If the database reports an error, it may nevertheless have stored the heads,
+//! so the lines stay: the callers get the error, and the next batch stores newer heads.
 
 mod chain;
 mod journal;
@@ -33,8 +34,8 @@ pub use verify::{BadLine, Beginning, Unacknowledged, Verified, verify};
 use crate::event::{AuditEvent, Chain, RefusalReason};
 use crate::store::{Store, StoreError};
 
-/// The number of write requests that may wait for the writer. If the queue is full, [`Audit::record`] waits. Once it is
-/// more than half full, [`Audit::note`] only counts its event.
+/// The number of write requests that may wait for the writer. If the queue is full, [`Audit::record`] waits. Once the
+/// queue is more than half full, [`Audit::note`] counts its event instead of queueing it.
 const QUEUE_CAPACITY: usize = 1024;
 /// Once a batch has this many lines, the writer adds no further request to it.
 const BATCH_EVENTS: usize = 256;
@@ -54,8 +55,8 @@ pub struct Audit {
     not_noted: Arc<AtomicU64>,
 }
 
-/// A write to the audit log failed. Its events are not acknowledged, so the caller must undo the changes that they
-/// record.
+/// A write to the audit log failed. The events of this write are not acknowledged, so the caller must undo the changes
+/// that they record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the audit log can't be written: {because}")]
 pub struct AuditFault {
@@ -139,8 +140,10 @@ impl Audit {
     }
 
     /// Writes these events in this order, without other events in between. The events are on disk when the future
-    /// completes. The call itself fixes their place in the log: a caller that still holds the lock under which it
-    /// decides gets its lines in the order of its decisions. Dropping the future does not cancel the write.
+    /// completes. The call itself fixes the position of the events in the log: a caller that calls this while it holds
+    /// the lock under which it decides gets its lines in the order of its decisions. Dropping the future does not
+    /// cancel the write. Exception: while the queue of the writer is full, the events enter it only when the future is
+    /// awaited.
     ///
     /// # Errors
     ///

@@ -71,12 +71,12 @@ enum Command {
         #[command(flatten)]
         place: PlaceFlags,
     },
-    /// Print this reflector's Endpoint ID; creates the identity at first use
+    /// Print this reflector's Endpoint ID; creates its secret key if there is none yet
     ShowId {
         #[command(flatten)]
         place: PlaceFlags,
     },
-    /// Create a new identity; every device must then be paired again
+    /// Create a new identity (secret key and Endpoint ID); every device must then be paired again
     RotateIdentity(rotate_identity::Args),
     /// Check that the audit log is complete and unchanged
     Audit {

@@ -117,9 +117,10 @@ impl Config {
         self.state_dir.join("audit")
     }
 
-    /// Whether the runtime folder is `/run/reflector`. Only root can create this folder, so commands of root trust a
-    /// reflector of any user there. They do not trust `/run/packetparamedic`, the default of earlier versions, in this
-    /// way: it now belongs to the user of the appliance's service.
+    /// Whether the runtime folder is `/run/reflector`. Only root can create this folder. So a command that root runs
+    /// trusts the reflector there, whichever user runs that reflector. The default folder of earlier versions,
+    /// `/run/packetparamedic`, is not trusted in this way, because it now belongs to the user of the appliance's
+    /// service.
     pub fn has_root_runtime_dir(&self) -> bool {
         self.runtime_dir == Path::new(ROOT_RUNTIME_DIR)
     }
@@ -147,10 +148,10 @@ const ROOT_RUNTIME_DIR: &str = "/run/reflector";
 /// The default state folder of earlier versions. This folder is used if it contains state and [`ROOT_STATE_DIR`]
 /// contains none, because an update must not change the identity of a reflector.
 const EARLIER_STATE_DIR: &str = "/var/lib/packetparamedic/reflector";
-/// The default runtime folder of earlier versions. Commands also look there for a running reflector.
+/// The default runtime folder of earlier versions. Commands that root runs also look there for a running reflector.
 const EARLIER_RUNTIME_DIR: &str = "/run/packetparamedic";
 
-/// Whether the folder at `path`, or the private folder inside it, contains state.
+/// Whether the folder at `path`, or the private folder inside it, contains the key or the database of a reflector.
 fn has_state(machine: &Machine<'_>, path: &Path) -> bool {
     let mut files = [path.to_owned(), path.join(PRIVATE)]
         .into_iter()
@@ -289,7 +290,7 @@ impl Configuration for Config {
             return Err(ConfigError::Conflict {
                 origin: origins.of("metrics_listen"),
                 problem: format!(
-                    "metrics_listen {} is the port of listen {address}; choose another port, such as 9100",
+                    "metrics_listen {} uses the port of listen {address}; choose another port, such as 9100",
                     self.metrics_listen
                 ),
             });
@@ -344,7 +345,7 @@ impl FlagGroup for Folders {
 /// The flag `--config`, and a flag for each setting.
 pub type AllFlags = paramedic_host::config::Flags<EverySetting>;
 
-/// The flag `--config`, and a flag for each folder.
+/// The flag `--config`, and the flags `--state-dir` and `--runtime-dir`.
 pub type PlaceFlags = paramedic_host::config::Flags<Folders>;
 
 #[cfg(test)]

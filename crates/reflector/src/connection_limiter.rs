@@ -1,9 +1,9 @@
 //! Limits the connections that are not authenticated yet, and chooses which one to close if there are too many. Pure:
 //! has no sockets, does no handshakes, and authenticates no connection.
 //!
-//! A prefix is known if a peer has authenticated from it. Known and unknown prefixes have separate slots, so clients
-//! from unknown prefixes never take a slot from a paired device. A session has further slots for its streams, so
-//! clients at other known prefixes never take a slot of a session.
+//! A prefix (an IPv4 address, or an IPv6 /64) is known if a peer has authenticated from it. Known and unknown prefixes
+//! have separate slots, so clients from unknown prefixes never take a slot from a paired device. A session has further
+//! slots for its streams, so clients at other known prefixes never take a slot of a session.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::RefusalReason;
 
-/// The number of slots for connections from all unknown prefixes together. At about 80 KiB each, these connections take
-/// some 20 MiB at most.
+/// The number of slots for connections from all unknown prefixes together. At about 80 KiB of memory each, these
+/// connections take some 20 MiB at most.
 const UNKNOWN_PLACES: usize = 256;
 /// The number of slots for connections from all known prefixes together.
 const KNOWN_PLACES: usize = 256;
@@ -222,7 +222,7 @@ impl ConnectionLimiter {
         }
     }
 
-    /// The number of connections in `pool` from the network that contains `prefix`, and the one of them without
+    /// The number of connections in `pool` from the network that contains `prefix`, and which of them has made no
     /// progress for the longest time.
     fn in_network(&self, pool: Pool, prefix: Prefix, limit: &NetworkLimit) -> Silence {
         self.silent_longest(|place| {
@@ -389,7 +389,7 @@ impl ConnectionLimiter {
         matching().min_by_key(|(id, place)| (rank(place), **id)).map(|(id, _)| *id)
     }
 
-    /// The number of connections that match, and the matching one without progress for the longest time.
+    /// The number of connections that match, and which of them has made no progress for the longest time.
     fn silent_longest(&self, matches: impl Fn(&OccupiedPlace) -> bool) -> Silence {
         let matching = || self.places.iter().filter(|(_, place)| matches(place));
         let longest = matching().min_by_key(|(id, place)| (place.progress_at, **id));

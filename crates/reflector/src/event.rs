@@ -47,7 +47,7 @@ pub enum AuditEvent {
         /// The new name of the peer.
         name: PeerText,
     },
-    /// A peer opened a link from this address.
+    /// A peer opened a link (a control connection) from this address.
     LinkOpened { peer: EndpointId, from: IpAddr },
     /// A session was granted.
     SessionGranted {
@@ -125,8 +125,8 @@ pub enum AuditEvent {
     /// The number of events of this peer, in the last minute, that were counted without a line of their own: links,
     /// requests that were not granted, monitor sessions, and ports that other programs hold.
     MoreOfPeer { peer: EndpointId, count: u64 },
-    /// The reflector charged sessions that were running when it crashed: their recorded use, plus the use that is
-    /// possible since that record.
+    /// After a crash, the reflector charged the sessions that had been running: the bytes that were recorded as used,
+    /// plus those that the sessions may have used since that record.
     LeasesCharged {
         /// The number of sessions that were charged.
         sessions: u64,
@@ -229,9 +229,9 @@ refusal_reasons! {
     BadPreamble => "bad_preamble",
     /// No file descriptor was left for the connection.
     Descriptors => "descriptors",
-    /// The TLS handshake failed, or did not negotiate this protocol.
+    /// The TLS handshake failed, or negotiated none of the reflector's protocols.
     Handshake => "handshake",
-    /// All slots were taken, and this connection was closed for a newer one.
+    /// The connection lost its slot before it was authenticated, usually to a newer connection.
     MadeWay => "made_way",
     /// The audit log could not take further events, so they were only counted.
     NotNoted => "not_noted",
@@ -245,9 +245,9 @@ refusal_reasons! {
     Silent => "silent",
     /// The client did not finish its handshake or first message in time.
     Slow => "slow",
-    /// Too many connections came from the client's prefix within one second.
+    /// Too many connections came from the client's network within one second.
     TooFast => "too_fast",
-    /// Too many connections from the client's prefix are not authenticated yet.
+    /// Too many connections from the client's network are not authenticated yet.
     TooMany => "too_many",
     /// The device has too many links open.
     TooManyLinks => "too_many_links",

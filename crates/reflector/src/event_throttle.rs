@@ -1,5 +1,6 @@
-//! Limits the lines of each cause in the audit log and in the program's log. In each minute, a fixed number of lines is
-//! written in full, then one line with the count of the others. Pure: the caller writes the lines.
+//! Limits the lines that each cause, such as one peer, adds to the audit log and to the program's log. In each minute,
+//! a fixed number of lines per cause is written in full, then one line with the count of the others. Pure: the caller
+//! writes the lines.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

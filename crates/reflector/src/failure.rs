@@ -20,18 +20,18 @@ pub enum Exit {
     Failed = 1,
     /// The arguments or the configuration are not valid.
     Usage = 2,
-    /// The audit log is intact, but begins later than with its first line.
+    /// The audit log is intact, but does not begin with line 1, because its oldest lines were trimmed or moved away.
     WholeSince = 3,
     /// Ctrl-C or a signal interrupted the command.
     Interrupted = 130,
 }
 
-/// A failed command. Prints as three lines: what, because, try.
+/// A failed command. Prints as three lines: what failed, the cause, and what to try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure(paramedic_host::failure::Failure<Exit>);
 
 impl Failure {
-    /// A failure with its exit code, its machine code, and the three lines.
+    /// A failure with its exit code, its machine-readable error code, and the texts of its three lines.
     pub fn new(
         exit: Exit,
         code: &'static str,
@@ -94,7 +94,7 @@ impl From<StoreError> for Failure {
                 (Exit::Usage, "state_dir", "check the permissions and the free space of that folder".to_owned())
             }
             E::InUse { .. } => {
-                (Exit::Failed, "already_running", "run `reflector status` to see the one that is running".to_owned())
+                (Exit::Failed, "already_running", "run `reflector status` to see the running reflector".to_owned())
             }
             E::Damaged { ref path, .. } => {
                 let path = path.display();
@@ -105,7 +105,7 @@ impl From<StoreError> for Failure {
                 (Exit::Failed, "database_damaged", try_)
             }
             E::Newer { .. } => {
-                let try_ = "run that version, or restore a backup of the older database; the file was not changed";
+                let try_ = "run the newer version, or restore a backup of the older database; the file was not changed";
                 (Exit::Failed, "database_newer", try_.to_owned())
             }
             _ => (Exit::Failed, "database", "check the free space and the health of the disk".to_owned()),
@@ -131,7 +131,7 @@ impl From<AuditError> for Failure {
             }
             AuditError::Foreign { ref folder } => {
                 let folder = folder.display();
-                let try_ = format!("restore the old database, or move the log away: mv {folder} {folder}.old");
+                let try_ = format!("restore the database of this log, or move the log away: mv {folder} {folder}.old");
                 (Exit::Failed, "audit_broken", try_)
             }
         };

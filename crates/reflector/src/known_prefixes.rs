@@ -1,5 +1,5 @@
-//! The prefixes from which each peer recently authenticated. The reflector accepts connections from them even if
-//! unauthenticated clients take every other slot. Pure: the caller writes the changes to the database.
+//! The address prefixes from which each peer recently authenticated. The reflector accepts connections from them even
+//! if unauthenticated clients take every other slot. Pure: the caller writes the changes to the database.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::connection_limiter::Prefix;
 
 /// How long a prefix stays known after a peer last authenticated from it, in milliseconds: 90 days.
 const KNOWN_MS: u64 = 90 * 24 * 3600 * 1000;
-/// The number of known prefixes of one peer. A further prefix replaces the least recently seen one.
+/// The maximum number of known prefixes of one peer. A further prefix replaces the least recently seen one.
 const PER_PEER: usize = 64;
 /// The stored time of a prefix is only renewed if it is older than this, in milliseconds: a day. This saves writes to
 /// memory cards.

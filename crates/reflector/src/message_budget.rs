@@ -14,7 +14,8 @@ const EACH: Duration = Duration::from_millis(5);
 /// The budget that a device may use up before it has to wait.
 const BURST: Duration = Duration::from_secs(2);
 
-/// What one welcome takes from the budget: a device may open 20 links per second.
+/// What one welcome (the answer to the first message of a link) takes from the budget of its device. A device may open
+/// 20 links per second.
 const EACH_WELCOME: Duration = Duration::from_millis(50);
 /// The budget for welcomes that a device may use up before it has to wait: one for each link that it may have open.
 const WELCOME_BURST: Duration = Duration::from_millis(64 * 50);

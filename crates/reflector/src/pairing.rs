@@ -1,6 +1,6 @@
 //! Decides about the pairing code: which clients may try it and how often. At most one code is open at a time, and a
-//! code pairs only one appliance. The caller writes the pairing and sends the answers. Time is an argument. Only the
-//! secret of the code is random.
+//! code pairs only one appliance. The caller writes the pairing and sends the answers. The present time is an argument.
+//! Only the secret of the code is random.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::connection_limiter::Prefix;
 
 /// The longest time for which a code may be valid.
 pub const LONGEST_TTL: Duration = Duration::from_secs(3600);
-/// After this many wrong proofs, a prefix is blocked.
+/// After this many wrong proofs, the address prefix of the client is blocked.
 const WRONG_PER_PREFIX: u32 = 5;
 /// How long a prefix stays blocked, and how long a wrong proof counts.
 const BLOCKED: Duration = Duration::from_secs(600);

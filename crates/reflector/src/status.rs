@@ -51,7 +51,8 @@ pub struct Status {
     /// The number of payload bytes that all peers together may transfer on one UTC day.
     #[serde(default)]
     pub max_bytes_per_day_total: u64,
-    /// The payload bytes that the reflector moved in phases, in each direction. Latency probes are not included.
+    /// The payload bytes that the reflector moved in the phases of tests, in each direction. Latency probes are not
+    /// included.
     #[serde(default)]
     pub payload_bytes: PayloadBytes,
     /// How long latency probes dwelt at the reflector, from their arrival to their reply.

@@ -1,5 +1,6 @@
-//! The reflector's database. It holds what the reflector needs after a crash: peers, tests of the hour, bytes of the
-//! day, and the heads of the audit log. All SQL of the crate is here and in `store/`.
+//! The reflector's database. It holds what the reflector needs after a crash, such as the paired devices, the tests of
+//! the last hour, the bytes that each device used today, and the last line of each chain of the audit log. All SQL of
+//! the crate is here and in `store/`.
 //!
 //! An acknowledged change is on disk. Every change is one transaction, and takes the write lock when it begins. After
 //! its commit, a second connection must see that the database changed; otherwise the change counts as failed. A
@@ -81,7 +82,7 @@ impl Store {
         Ok(Self::of(path, pool, witness, lock))
     }
 
-    /// The store of an open pool. `witness` opens the second connection when it is needed.
+    /// The store with an open pool. The second connection is opened with the options `witness` when it is first needed.
     fn of(path: &Path, pool: SqlitePool, witness: SqliteConnectOptions, lock: File) -> Self {
         let witness = one_connection().connect_lazy_with(witness);
         Self { pool, witness, path: path.into(), fault: watch::channel(None).0, _lock: Arc::new(lock) }
@@ -103,7 +104,7 @@ impl Store {
     }
 
     fn endpoint_id(&self, bytes: &[u8]) -> Result<EndpointId, StoreError> {
-        let bytes = bytes.try_into().map_err(|_| self.damaged("an Endpoint ID has not 32 bytes"))?;
+        let bytes = bytes.try_into().map_err(|_| self.damaged("an Endpoint ID is not 32 bytes long"))?;
         Ok(EndpointId::from_bytes(bytes))
     }
 }

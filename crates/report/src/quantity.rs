@@ -1,6 +1,6 @@
-//! Parses and prints rates, sizes, durations and shares. One parser reads all of them, with a table of units for each.
-//! Reports print three significant digits; configuration files print exact values. A setting or a flag may restrict the
-//! range further.
+//! Parses and prints rates, sizes, durations and shares. One parser reads rates, sizes and durations, with one table of
+//! units for each of them. Reports show three significant digits; configuration files contain exact values. A setting
+//! or a flag may accept a smaller range than the parser.
 
 use std::time::Duration;
 
@@ -144,7 +144,8 @@ pub fn parse_share(text: &str) -> Result<f64, QuantityError> {
     if share <= 1.0 { Ok(share) } else { Err(QuantityError::OutOfRange { text: text.to_owned() }) }
 }
 
-/// Prints a size in the largest unit that needs no fraction. [`parse_bytes`] reads it back exactly.
+/// Prints a size without a fraction: in the largest decimal unit that divides it, or else in the largest such binary
+/// unit. [`parse_bytes`] reads it back exactly.
 pub fn exact_bytes(bytes: u64) -> String {
     exact(bytes.into(), &BYTES).unwrap_or_else(|| "0B".to_owned())
 }

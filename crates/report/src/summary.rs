@@ -17,9 +17,9 @@ pub struct RunSummary {
     pub id: Uuid,
     /// When the run began, by the appliance's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
-    /// The provider that ran the test.
+    /// The provider (kind of test server) that ran the test, such as `reflector` or `iperf3`.
     pub provider: String,
-    /// The engine that moved the payload.
+    /// The engine that moved the payload, such as `tcp` or `iperf3`.
     pub engine: String,
     /// The name of the reflector or server at the other end.
     #[serde(skip_serializing_if = "Option::is_none")]

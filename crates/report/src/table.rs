@@ -29,7 +29,7 @@ pub fn text_cell(text: &str) -> String {
 
 /// Whether a spreadsheet may skip the character `c` at the start of a cell and read a formula after it. Spreadsheets
 /// remove white space and characters without width. A spreadsheet that separates cells at another character than the
-/// comma reads a quotation mark as the start of a quoted cell.
+/// comma skips a quotation mark, which it reads as the start of a quoted cell.
 fn is_skipped(c: char) -> bool {
     let has_no_width = matches!(
         c,

@@ -1,5 +1,6 @@
-//! How often the confidence interval holds the true mean, for rates with different memory; and how often a run may end
-//! early. A part with fixed seeds runs with every test; `script/coverage` prints the whole table.
+//! Tests how often the confidence interval contains the true mean, for series whose rates stay correlated for different
+//! times, and how often a run may end early. Each test run simulates some of the series with fixed seeds;
+//! `script/coverage` prints the table of all series.
 
 mod series;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 use paramedic_report::stats::{Confidence, LOOKS, Throughput, check_rate, throughput, throughput_with};
 use series::{Random, Series, bps, samples, span};
 
-/// The kinds for which 93 to 97 % are promised at 10 s.
+/// The series for which 93 to 97 % of the confidence intervals of runs of 10 s must contain the true mean.
 const PROMISED: [Series; 7] = [
     Series::Independent,
     Series::Ar(0.5),
@@ -18,7 +19,7 @@ const PROMISED: [Series; 7] = [
     Series::TwoState(0.5),
     Series::Policer(0.03),
 ];
-/// Others, for comparison.
+/// Series without such a requirement, for comparison.
 const OTHERS: [Series; 7] = [
     Series::Ar(0.8),
     Series::Ar(0.97),
@@ -28,9 +29,9 @@ const OTHERS: [Series; 7] = [
     Series::Policer(0.02),
     Series::Policer(0.1),
 ];
-/// The kinds that may end early.
+/// Series so steady that a run may end early.
 const QUIET: [Series; 4] = [Series::Quiet(0.0), Series::Quiet(0.5), Series::Quiet(0.9), Series::Quiet(0.95)];
-/// The kinds whose rate a shorter run does not show.
+/// Series whose rate a shorter run does not show, so that a run must not end early.
 const UNSTEADY: [Series; 7] = [
     Series::TwoState(0.5),
     Series::TwoStateRegular,
@@ -46,8 +47,9 @@ fn holds(measured: &Throughput, kind: Series) -> Option<bool> {
     measured.ci95_bps.map(|[low, high]| low as f64 <= mean && mean <= high as f64)
 }
 
-/// Of the runs that have an interval: the share whose interval holds the mean, and the median of its reach as a share of
-/// the mean. `None` if less than half of the runs have one.
+/// Simulates `runs` runs of `intervals` intervals. Returns, for the runs that have a confidence interval, the share of
+/// runs whose confidence interval contains the true mean, and the median of half its width as a share of the mean.
+/// `None` if at most half of the runs have a confidence interval.
 fn coverage(kind: Series, intervals: usize, runs: usize) -> Option<(f64, f64)> {
     let mut random = Random::new(1 + intervals as u64);
     let (mut held, mut reaches) = (0, Vec::new());
@@ -62,8 +64,9 @@ fn coverage(kind: Series, intervals: usize, runs: usize) -> Option<(f64, f64)> {
     (2 * reaches.len() > runs).then(|| (held as f64 / reaches.len() as f64, reaches[reaches.len() / 2]))
 }
 
-/// Runs that end at the first look that finds them stable, or after 10 s: the share whose interval holds the mean, the
-/// share that ended early, and the share of the time that was used.
+/// Simulates `runs` runs, each of which ends at the first look (time of a check) at which it is stable, or after 10 s.
+/// Returns the share of runs whose confidence interval contains the true mean, the share of runs that ended early, and
+/// the share of the 10 s that was used.
 fn early_ends(kind: Series, runs: usize) -> (f64, f64, f64) {
     let mut random = Random::new(7);
     let (mut held, mut early, mut used) = (0, 0, 0.0);

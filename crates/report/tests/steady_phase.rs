@@ -1,5 +1,5 @@
-//! The detection of the start-up, on simulated paths from 0.5 Mbit/s to 1 Gbit/s and from 0 to 300 ms: what is left after
-//! it must have the path's rate.
+//! Tests the detection of the start-up on simulated paths with rates from 0.5 Mbit/s to 1 Gbit/s and round trips from 0
+//! to 300 ms. The rate after the detected start-up must be the rate of the path.
 
 mod series;
 
@@ -12,10 +12,11 @@ use series::Random;
 const MBIT: [f64; 5] = [0.5, 5.0, 50.0, 300.0, 1000.0];
 const RTT_MS: [f64; 5] = [0.0, 5.0, 40.0, 120.0, 300.0];
 const SEGMENT: f64 = 1448.0;
-/// Four streams with Linux's first window of ten segments.
+/// The bytes that four streams send in their first round trip: Linux begins with a window of ten segments.
 const FIRST_WINDOW: f64 = 4.0 * 10.0 * SEGMENT;
 
-/// Bytes that arrived by a time in ms, as samples every 100 ms; whole pieces of `piece` bytes arrive.
+/// The samples, one every 100 ms, of a path that carries `bytes_per_ms` (a function of the time in ms) for `ms`
+/// milliseconds. Bytes arrive only in whole pieces of `piece` bytes.
 fn readings(ms: u32, piece: f64, bytes_per_ms: impl Fn(f64) -> f64) -> Vec<Sample> {
     let (mut arrived, mut counted, mut samples) = (0.0, 0.0, Vec::new());
     for at in 0..ms {
@@ -29,7 +30,7 @@ fn readings(ms: u32, piece: f64, bytes_per_ms: impl Fn(f64) -> f64) -> Vec<Sampl
     samples
 }
 
-/// The rate of slow start at `ms`, with this bottleneck, in bytes per ms.
+/// The rate of slow start at the time `ms`, up to the rate `bottleneck`, both in bytes per ms.
 fn slow_start(ms: f64, rtt_ms: f64, bottleneck: f64) -> f64 {
     if ms < rtt_ms {
         return 0.0;
@@ -54,7 +55,7 @@ fn assert_close(measured: &Throughput, mbit: f64, share: f64, what: &str) {
     assert!(off.abs() <= share, "{what}: off by {:.2} %: {measured:?}", 100.0 * off);
 }
 
-/// Every path, with the time of its run in ms.
+/// Calls `check` for every path: with its rate in Mbit/s, its round trip in ms, and the duration of the run in ms.
 fn each_path(mut check: impl FnMut(f64, f64, u32)) {
     for mbit in MBIT {
         for rtt_ms in RTT_MS {

@@ -1,4 +1,5 @@
-//! Building blocks of attackers: sockets with a chosen source address, and threads that end together with their row.
+//! Building blocks of attackers: sockets with a chosen source address, and threads that end together with their row
+//! (one check of the siege).
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,8 +14,8 @@ use socket2::{Domain, Socket, Type};
 /// How long an attacker waits for an answer, unless its row says otherwise.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The `n`th source address of an attacker: in 127.0.0.0/16, which `lab::loopback::address` never returns, but not
-/// 127.0.0.1.
+/// The `n`th source address of an attacker: an address in 127.0.0.0/16, from which `lab::loopback::address` never
+/// returns one, other than 127.0.0.1.
 pub(crate) fn source(n: u32) -> IpAddr {
     let n = n % (250 * 250);
     let part = |n: u32| u8::try_from(1 + n % 250).expect("below 251");
@@ -44,7 +45,7 @@ pub(crate) struct Until {
 }
 
 impl Until {
-    /// Creates a value by which attackers stop after `at_most` at the latest.
+    /// Makes attackers stop after `at_most` at the latest.
     pub(crate) fn at_most(at_most: Duration) -> Self {
         Self { over: AtomicBool::new(false), latest: Instant::now() + at_most }
     }

@@ -58,7 +58,7 @@ impl Books {
     /// Compares the acknowledged changes with the state of the restarted reflector.
     pub(crate) fn check(&self, reflector: &Reflector, client: &Client, loss: &mut Loss) -> anyhow::Result<()> {
         let told = client.ask(&json!({ "do": "peers" }))?;
-        let peers = told["peers"].as_array().context("peers")?;
+        let peers = told["peers"].as_array().context("the answer to `peers` has no list of peers")?;
         let stored = peers.iter().filter_map(|peer| Some(peer["endpoint_id"].as_str()?.to_owned()));
         let stored = stored.collect::<BTreeSet<_>>();
         let mut logged = BTreeSet::new();
@@ -79,7 +79,7 @@ impl Books {
         let unlogged = self.granted.iter().filter(|session| !sessions.contains(*session)).count() as u64;
         loss.grants_without_line += unlogged;
         let status = client.status()?;
-        let counted = status["sessions"]["peers"].as_array().context("peers")?;
+        let counted = status["sessions"]["peers"].as_array().context("the status has no list of peers")?;
         let counted = counted.iter().filter_map(|peer| peer["tests_this_hour"].as_u64()).sum::<u64>();
         let uncounted = (self.granted.len() as u64).saturating_sub(counted);
         loss.lost += uncounted;
@@ -111,12 +111,12 @@ impl Client {
         let client = Self {
             socket: reflector.state().join("admin.sock"),
             address: reflector.address().to_owned(),
-            id: reflector.id().parse().map_err(|_| anyhow::anyhow!("no Endpoint ID"))?,
+            id: reflector.id().parse().map_err(|_| anyhow::anyhow!("the reflector's Endpoint ID is not valid"))?,
             key: SecretKey::generate()?,
         };
         let peer = client.key.id().to_string();
         let told = client.ask(&json!({ "do": "add_peer", "peer": peer, "name": "siege" }))?;
-        anyhow::ensure!(told["event"] == "done", "the client is paired: {told}");
+        anyhow::ensure!(told["event"] == "done", "cannot pair the client: {told}");
         Ok(client)
     }
 
@@ -178,10 +178,10 @@ impl Client {
         });
         link.say(&json!({ "type": "request", "spec": spec, "wait": true }))?;
         loop {
-            let told = link.hear()?.context("it hung up")?;
+            let told = link.hear()?.context("the reflector closed the link")?;
             match told["type"].as_str() {
                 Some("granted") => {
-                    let session = told["session"].as_str().context("a session")?.to_owned();
+                    let session = told["session"].as_str().context("the grant names no session")?.to_owned();
                     link.say(&json!({ "type": "finish" }))?;
                     link.hear_a("ended")?;
                     return Ok(Some(session));
@@ -197,13 +197,13 @@ impl Client {
         let (mut answers, _open) = open(&self.socket, &json!({ "do": "pair", "ttl_s": 60 }))?;
         let told = next(&mut answers)?;
         let Some(code) = told["code"].as_str() else { return Ok(None) };
-        let code = code.parse::<PairingCode>().ok().context("a code")?;
+        let code = code.parse::<PairingCode>().ok().context("the pairing code is not valid")?;
         let key = SecretKey::generate()?;
         let mut link = self.link(&key)?;
         let ends = Ends { reflector: self.id, appliance: key.id() };
         let proof = code.appliance_proof(&link.exporter(PAIRING_EXPORTER_LABEL, None), &ends);
         link.say(&json!({ "type": "pair", "versions": [1], "proof": proof, "name": "paired" }))?;
-        let told = link.hear()?.context("it hung up")?;
+        let told = link.hear()?.context("the reflector closed the link")?;
         Ok((told["type"] == "paired").then(|| key.id().to_string()))
     }
 }

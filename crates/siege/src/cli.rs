@@ -14,14 +14,15 @@ use crate::page::{Played, page};
 use crate::rows::{ROWS, Row};
 use crate::scale::Scale;
 
-/// Attacks and faults against both real programs: each promise of safety with the measured value, met or missed.
+/// Attacks both real programs and injects faults. Prints each promise of safety, the measured value, and whether the
+/// promise was met.
 ///
 /// Runs the `reflector` and the `packetparamedic` in the folder of this program. Rows that need root or another program
 /// report that they were skipped. Exit code 1 if a promise was missed.
 #[derive(Debug, Parser)]
 #[command(name = "siege")]
 struct Cli {
-    /// About a twentieth of the counts, under three minutes: checks outcomes, only prints times and rates
+    /// Run about a twentieth of the work, in under three minutes: check outcomes, but only print times and rates
     #[arg(long)]
     short: bool,
     /// Run only this row; may be repeated
@@ -35,7 +36,7 @@ struct Cli {
     out: Option<PathBuf>,
 }
 
-/// The page to which a complete long siege is written.
+/// The file to which the page of a complete long siege is written.
 const PAGE: &str = "docs/siege.md";
 
 /// Runs the program.

@@ -40,7 +40,7 @@ impl Measured {
         self.parts.push(text.into());
     }
 
-    /// Adds a part that is checked in both forms of a siege.
+    /// Adds a part that is checked in the long and in the short form of a siege.
     pub(crate) fn outcome(&mut self, is_met: bool, text: impl Into<String>) {
         let text = text.into();
         self.judged += 1;

@@ -24,7 +24,7 @@ pub(crate) const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 impl Target {
     pub(crate) fn of(reflector: &Reflector) -> anyhow::Result<Self> {
-        let id = reflector.id().parse::<EndpointId>().ok().context("an Endpoint ID")?;
+        let id = reflector.id().parse::<EndpointId>().ok().context("the reflector's Endpoint ID is not valid")?;
         Ok(Self { address: reflector.address().parse()?, id })
     }
 

@@ -15,7 +15,8 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 86_400);
 /// The minimum number of attempts, however old the message is: the device may have been off, or its clock may have been
 /// set since the message was made.
 const LEAST_ATTEMPTS: u32 = 12;
-/// The longest time to the next attempt, with jitter.
+/// No wait for the next attempt is longer than this, with jitter. The longest one, which a server asked for, is 75
+/// minutes.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(90 * 60);
 
 /// Whether it can help to repeat a delivery that failed.

@@ -9,7 +9,8 @@ use paramedic_report::line_report::Median;
 
 /// The maximum age of a value that counts for the usual value.
 pub const HISTORY: SignedDuration = SignedDuration::from_hours(8 * 7 * 24);
-/// The minimum age of a value that counts for the usual value. A newer value may be part of what is judged.
+/// The minimum age of a value that counts for the usual value. A newer value may belong to the deviation that is being
+/// judged.
 const LATEST: SignedDuration = SignedDuration::from_hours(24);
 /// The maximum difference, in minutes, between the time of the week of a value and that of the judged time.
 const NEAR_MINUTES: i64 = 60;
@@ -20,7 +21,7 @@ const LARGEST_SHIFT: i64 = 120;
 /// The minutes of a week.
 const WEEK_MINUTES: i64 = 7 * 24 * 60;
 
-/// The past values of a metric for one subject.
+/// The past values of a metric for one target or monitor.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UsualValues {
     /// The values with their times, oldest first.

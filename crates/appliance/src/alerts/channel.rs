@@ -94,7 +94,7 @@ pub enum MailSecurity {
     None,
 }
 
-/// The secrets of a channel. Only the delivery of messages reads them.
+/// The secrets of a channel. They are stored apart from its definition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelSecrets {
@@ -119,7 +119,7 @@ pub struct NewChannel {
     pub destination: NewDestination,
 }
 
-/// Where the messages of a channel to add go.
+/// Where the messages of the new channel go.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum NewDestination {
@@ -189,7 +189,7 @@ pub enum ChannelError {
     #[error("the URL of the webhook is not on the server that the channel names")]
     OtherServer,
     /// This kind of channel does not have the given secret.
-    #[error("a channel of kind {kind} has no {secret}")]
+    #[error("a channel of kind {kind} can have no {secret}")]
     ForeignSecret {
         /// The kind of the channel.
         kind: &'static str,
@@ -197,25 +197,25 @@ pub enum ChannelError {
         secret: String,
     },
     /// The URL of the ntfy server is not valid.
-    #[error("the server must be an http or https URL without a path")]
+    #[error("the URL of the ntfy server must be an http or https URL without a path")]
     NtfyServer,
     /// The topic of the ntfy server is not valid.
     #[error("{0:?} is not a valid topic; valid: 1 to 64 ASCII letters, digits, dashes and underscores")]
     Topic(String),
     /// The access token is not valid.
-    #[error("a token has 1 to 4096 printable ASCII characters, without spaces")]
+    #[error("a token must have 1 to 4096 printable ASCII characters, without spaces")]
     Token,
     /// The host or the port of the mail server is not valid.
-    #[error("the server must be a host name or an address")]
+    #[error("the mail server must be a host name or an address, without a port")]
     MailServer,
     /// The user or the password of a mail server is not valid.
-    #[error("a user and a password have 1 to 4096 bytes, without control characters")]
+    #[error("a user and a password must each have 1 to 4096 bytes, without control characters")]
     MailLogin,
     /// A user has no password, or a password has no user.
     #[error("a user needs a password, and a password needs a user")]
     HalfMailLogin,
     /// A password would be sent over a connection that is not encrypted.
-    #[error("a password is sent only over TLS")]
+    #[error("a password can be sent only over TLS")]
     PasswordInClear,
     /// A mail address is not valid.
     #[error("{0:?} is not a mail address such as name@example.org")]
@@ -227,7 +227,7 @@ pub enum ChannelError {
     #[error("{0:?} is not an absolute path")]
     ProgramPath(String),
     /// The arguments of a command are not valid.
-    #[error("a command has at most 50 arguments of at most 4096 bytes, without NUL")]
+    #[error("a command can have at most 50 arguments, each of at most 4096 bytes and without NUL")]
     Args,
     /// The file of a command must not be run.
     #[error("{path}: {fault}")]
@@ -262,7 +262,7 @@ pub enum ProgramFault {
         owner: u32,
     },
     /// Users other than root could change the file or folder.
-    #[error("users other than root can write it (mode {mode:04o})")]
+    #[error("users other than root can write to this file or folder (mode {mode:04o})")]
     Writable {
         /// The mode of the file or folder.
         mode: u32,
@@ -290,7 +290,8 @@ impl PathPart {
     const OTHERS_WRITE: u32 = 0o022;
     const EXECUTE: u32 = 0o111;
 
-    /// Checks one part of the path of a program: only root may be able to change what is run.
+    /// Checks one part of the path of a program: only root may be able to change what is run. `is_program`: the part is
+    /// the program itself, not a folder above it.
     pub fn check(self, is_program: bool) -> Result<(), ProgramFault> {
         let mode = self.mode & 0o7777;
         if self.owner != 0 {
@@ -320,7 +321,7 @@ impl NewChannel {
 }
 
 impl Channel {
-    /// Combines this channel with these secrets, as a channel to add.
+    /// Combines this channel with these secrets into a [`NewChannel`], which can be checked.
     pub fn with_secrets(self, secrets: ChannelSecrets) -> Result<NewChannel, ChannelError> {
         let known: &[&str] = match self.destination {
             Destination::Webhook { .. } => &["url", "token"],
@@ -421,8 +422,8 @@ impl Destination {
         matches!(self, Self::Command { .. })
     }
 
-    /// Whether both destinations have the same server, protected in the same way, so that the server already has the
-    /// secrets.
+    /// Whether both destinations send their secrets to the same server: for mail, also as the same user and with the
+    /// same protection. If so, stored secrets may be kept, because this server already knows them.
     pub fn has_server_of(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Webhook { server }, Self::Webhook { server: other }) => server == other,
@@ -606,14 +607,14 @@ mod tests {
                     .to_owned(),
                 "without a path",
             ),
-            (r#"{"name": "a", "kind": "ntfy", "topic": "x", "token": "a b"}"#.to_owned(), "a token has"),
+            (r#"{"name": "a", "kind": "ntfy", "topic": "x", "token": "a b"}"#.to_owned(), "a token must have"),
             (r#"{"name": "a", "kind": "ntfy", "topic": "x", "pasword": "y"}"#.to_owned(), "unknown field"),
             (r#"{"name": "a", "kind": "webhook", "url": "https://ann:geheim@b.c/"}"#.to_owned(), "the URL must be"),
             (
                 r#"{"name": "a", "kind": "webhook", "url": "http://b.c/", "token": "geheim\r\nX: y"}"#.to_owned(),
-                "a token has",
+                "a token must have",
             ),
-            (r#"{"name": "a", "kind": "webhook", "url": 471147114711}"#.to_owned(), "a secret is a text"),
+            (r#"{"name": "a", "kind": "webhook", "url": 471147114711}"#.to_owned(), "a secret must be text"),
             (r#"{"name": "a", "kind": "pigeon"}"#.to_owned(), "unknown variant"),
             (smtp(r#", "user": "u""#), "a user needs a password"),
             (smtp(r#", "password": "geheim""#), "a password needs a user"),

@@ -4,7 +4,7 @@ use super::metric::AlertMetric;
 
 /// The longest name of a rule, in characters.
 pub(super) const MAX_NAME_CHARS: usize = 60;
-/// The longest subject of a rule, in characters.
+/// The longest subject of a rule (the target or monitor that the rule watches), in characters.
 pub(super) const MAX_SUBJECT_CHARS: usize = 200;
 /// The maximum number of recent values that a rule looks at.
 pub(super) const MAX_VALUES: u32 = 20;
@@ -27,11 +27,11 @@ pub enum RuleError {
     Reserved,
     /// The subject of the rule is not valid.
     #[error(
-        "the target must be the name of a test's other end or of a monitor, 1 to {} printable characters",
+        "the target must be the name of a test's other end or of a monitor, with 1 to {} printable characters",
         MAX_SUBJECT_CHARS
     )]
     Subject,
-    /// The metric is about all tests together, so its rule has no subject.
+    /// The metric is about all tests together, so its rule cannot name a subject (a target or a monitor).
     #[error("a rule for {metric} cannot have a target")]
     NoSubject {
         /// The metric of the rule.
@@ -44,7 +44,7 @@ pub enum RuleError {
         metric: AlertMetric,
     },
     /// This kind of limit is not valid for the metric.
-    #[error("a rule for {metric} has no limit of this kind; valid: {valid}")]
+    #[error("this kind of limit is not valid in a rule for {metric}; valid: {valid}")]
     LimitKind {
         /// The metric of the rule.
         metric: AlertMetric,
@@ -60,7 +60,7 @@ pub enum RuleError {
         valid: &'static str,
     },
     /// The text is not a value of the metric.
-    #[error("{text:?} is not a value of {metric}")]
+    #[error("{text:?} is not a valid value of {metric}")]
     LimitText {
         /// The metric of the rule.
         metric: AlertMetric,
@@ -68,10 +68,10 @@ pub enum RuleError {
         text: String,
     },
     /// The number of values that must be bad is not valid.
-    #[error("the number of bad values must be from 1/1 (1 of the last 1) to {0}/{0}", MAX_VALUES)]
+    #[error("the number of bad values must be N/M (N of the last M), with N at most M and M at most {0}", MAX_VALUES)]
     Count,
     /// A value of this metric is one event, so the rule must open an alert after one bad value.
-    #[error("each {metric} is a single event: only 1/1 is valid")]
+    #[error("each {metric} is a single event, so the number of bad values must be 1/1")]
     OneEvent {
         /// The metric of the rule.
         metric: AlertMetric,
@@ -86,7 +86,7 @@ pub enum RuleError {
         metric: AlertMetric,
     },
     /// The list of channels is too long, or names a channel twice.
-    #[error("a rule names at most {} channels, each once", MAX_CHANNELS)]
+    #[error("a rule can name at most {} channels, and each channel only once", MAX_CHANNELS)]
     Channels,
     /// The rule names a channel that does not exist.
     #[error("no channel is called {0:?}")]

@@ -18,11 +18,12 @@ pub struct AlertFinding {
     /// The limit of the rule when the alert opened or closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<AlertLimit>,
-    /// The time of the finding: the end of the test or of the window that decided.
+    /// The time of the finding. If the rule judges tests or windows of monitors: the end of the test or window whose
+    /// value opened or closed the alert.
     pub at: Timestamp,
-    /// Since when the rule is, or was, broken.
+    /// When the measured values began to violate the rule.
     pub since: Timestamp,
-    /// When the rule held again; absent while it is broken.
+    /// When the measured values met the rule again; absent while they violate it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
     /// The value that opened or closed the alert; absent if nothing was measured.
@@ -31,7 +32,7 @@ pub struct AlertFinding {
     /// The limit of the rule, as a value in the unit of the metric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<f64>,
-    /// What the plan promises, or what is usual at this hour of the week.
+    /// The value to which the limit is relative: what the plan promises, or what is usual at this hour of the week.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<f64>,
     /// How many of the last `of` values were bad. When an alert closes: how many values in a row were good.
@@ -50,7 +51,8 @@ pub struct AlertFinding {
     /// What failed, if a test failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
-    /// Why the alert closed although the rule is still broken: the rule was removed, disabled or changed.
+    /// Why the alert closed without good values: the rule was removed, disabled or changed. Absent if good values
+    /// closed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_by: Option<RuleEnd>,
 }
@@ -99,7 +101,7 @@ pub struct OutageFinding {
     pub failed: BTreeSet<String>,
 }
 
-/// The end of a rule whose alert was open.
+/// Why a rule stopped judging while its alert was open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleEnd {
@@ -107,7 +109,7 @@ pub enum RuleEnd {
     Removed,
     /// The rule was disabled.
     Disabled,
-    /// The rule was changed, and starts to judge again.
+    /// The rule was changed. The changed rule judges only what is measured from then on.
     Changed,
 }
 

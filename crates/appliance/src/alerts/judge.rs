@@ -1,9 +1,10 @@
-//! Judges the values of tests and of monitors by a rule: a state machine for each subject, from values to actions.
+//! Judges the values of tests and of monitors by a rule. For each subject (a target or a monitor), a state machine
+//! turns values into actions.
 //!
 //! An alert opens when at least `times` of the last `of` values are bad, and the last value is bad. It closes when
-//! fewer than `times` of them are bad and the last `times` are good. So one good value between bad ones does not close
-//! it, and one bad value between good ones does not open it. After that, the rule counts from zero. Values that cannot
-//! be judged are left out and change nothing.
+//! fewer than `times` of the last `of` values are bad and the last `times` values are good. So if `times` is 2 or more,
+//! one good value between bad ones does not close an alert, and one bad value between good ones does not open one.
+//! After an alert has closed, the rule counts from zero. Values that cannot be judged are left out and change nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -99,7 +100,7 @@ pub struct RuleJudge {
 struct SubjectState {
     /// The newest values, at most as many as `of` of the rule. The newest value is at the end.
     values: VecDeque<JudgedValue>,
-    /// Since when the rule is broken, if an alert is open.
+    /// When the values began to violate the rule, if an alert is open.
     open_since: Option<Timestamp>,
     /// The end of the test for which the rule asked for a repetition, until the result of the repetition is known.
     retest_since: Option<Timestamp>,
@@ -132,7 +133,7 @@ impl RuleJudge {
         self.subjects.entry(subject.to_owned()).or_default().open_since = Some(since);
     }
 
-    /// Adds a value that was judged earlier to the state of its subject, without an action.
+    /// Adds a value that was judged before a restart to the state of its subject. Returns no action.
     pub fn learn(&mut self, seen: &SeenValue, references: References) {
         let Ok(judged) = compare(&self.rule, seen, references) else { return };
         let rule = &self.rule;

@@ -94,8 +94,8 @@ pub fn judge_outages(
     actions
 }
 
-/// Judges at `now` the time without a result. `last` is when the last complete test began, `started_at` is when the
-/// service started.
+/// Judges at `now` the time without a result. `last` is when the last complete test began. `started_at` is when the
+/// service started, or when the rule was added if that was later.
 pub fn judge_silence(
     rule: &AlertRule,
     open_since: Option<Timestamp>,
@@ -176,7 +176,8 @@ mod tests {
         SeenOutage { began: at(began), ended: ended.map(at), scope: OutageScope::BeyondGateway, failed }
     }
 
-    /// When alerts open (`true`) and close, in seconds.
+    /// For each action: whether it opens an alert (`true`) or closes one, when the outage or silence began or (for a
+    /// closing) ended, and when the alert opens or closes; in seconds.
     fn times(actions: &[AlertAction]) -> Vec<(bool, i64, i64)> {
         let second = |time: Timestamp| time.as_second() - 1_769_860_800;
         let time = |action: &AlertAction| match action {

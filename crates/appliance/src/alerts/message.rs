@@ -35,9 +35,9 @@ pub struct AlertFacts {
     pub rule: String,
     /// The target or the monitor that the alert concerns.
     pub subject: String,
-    /// The metric of the rule, as the rule names it.
+    /// The name of the rule's metric, such as `download`.
     pub metric: String,
-    /// What was measured, in the unit of the metric; absent if nothing was.
+    /// What was measured, in the unit of the metric; absent if nothing was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<f64>,
     /// What was expected, in the unit of the metric.
@@ -45,9 +45,9 @@ pub struct AlertFacts {
     pub expected: Option<f64>,
     /// The unit of the values: `bit/s`, `ms`, `%` or `s`.
     pub unit: String,
-    /// Since when the rule is broken.
+    /// When the measured values began to violate the rule.
     pub since: Timestamp,
-    /// When the rule held again; absent while it is broken.
+    /// When the measured values met the rule again; absent while they violate it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
 }
@@ -77,7 +77,7 @@ pub enum Urgency {
 }
 
 impl MessageKind {
-    /// The name of the urgency in the store and in documents.
+    /// The name of this kind of message in the store and in documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Opened => "opened",

@@ -1,4 +1,4 @@
-//! What a rule can watch: the metrics with their words, their units, and the side on which a value is bad.
+//! What a rule can watch: the metrics, each with its words, its unit, and whether low or high values are bad.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,11 +16,12 @@ pub enum AlertMetric {
     Download,
     /// The upload rate of a test.
     Upload,
-    /// The median round trip of a test without load.
+    /// The median round trip without load that a test measured.
     IdleLatency,
-    /// The 95th percentile of the round trip of a test under load, for the load with the longer round trip.
+    /// The 95th percentile of the round trips under load that a test measured, for the load with the highest
+    /// percentile.
     LoadedLatency,
-    /// The share of lost probes of a test without load, for the direction with the higher loss.
+    /// The share of a test's probes that were lost without load, in the direction with the higher loss.
     Loss,
     /// The share of lost probes of a monitor, in a window of some minutes.
     MonitorLoss,

@@ -1,4 +1,4 @@
-//! What a rule would have done in the past: replays what was measured through the judge that judges new values.
+//! What a rule would have done in the past: passes past values to the same judge that judges new values.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use super::wording;
 /// What was measured in a period, as far as a rule needs it.
 #[derive(Clone, Debug, Default)]
 pub struct MeasuredPast {
-    /// The values of the metric of the rule with their references, oldest first.
+    /// The values of the rule's metric, each with the references with which it is compared, oldest first.
     pub values: Vec<(SeenValue, References)>,
     /// The outages, oldest first.
     pub outages: Vec<SeenOutage>,

@@ -1,4 +1,5 @@
-//! The value of each metric of tests that a result contains, or why the result has no value to judge.
+//! Reads the values that rules judge: from the results of tests and from the windows of monitors. If a value cannot be
+//! judged, returns why.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,13 +13,14 @@ use super::judge::{NotJudged, SeenValue};
 use super::metric::{AlertMetric, MetricSource};
 use crate::monitor::ProbeTally;
 
-/// Reasons for doubt about a result that describe the line itself. A result with such a reason is judged all the same.
+/// The codes of reasons for doubt about a result that describe the line itself. A result with only such reasons is
+/// judged all the same.
 const OF_THE_LINE: [&str; 2] = ["not_steady", "probes_lost"];
-/// The reason for doubt about a result that means other traffic on the line.
+/// The code of the reason for doubt that other traffic used the line during the test.
 const OTHER_TRAFFIC: &str = "other_traffic";
 /// The number of latest tests that decide which uplink is the main one.
 const UPLINKS_COUNTED: usize = 50;
-/// The subject of a test whose other end has no name.
+/// The name that an alert shows for a test's other end that has no name.
 const NAMELESS: &str = "unknown";
 /// The longest name of another end, and the longest text of a failure, in characters.
 const MAX_TEXT_CHARS: usize = 200;

@@ -27,8 +27,8 @@ pub struct AlertRule {
     pub name: String,
     /// The metric that the rule watches.
     pub metric: AlertMetric,
-    /// The other end of the tests, or the name of the monitor, that the rule watches; absent: all of them, each by
-    /// itself.
+    /// The other end of the tests, or the name of the monitor, that the rule watches. If absent, the rule watches all
+    /// other ends or monitors, each separately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// The limit beyond which a value is bad; absent for `test_failed`, for which each failure is bad.
@@ -43,8 +43,8 @@ pub struct AlertRule {
     /// The length in minutes of the window that gives one value. Only for metrics of monitors.
     #[serde(default = "usual_window")]
     pub window_minutes: u32,
-    /// Whether a test is repeated at once, and the alert opens only if the repetition is bad too. Only for metrics of
-    /// tests.
+    /// Whether a test that would open an alert is repeated at once. If so, the alert opens only if the repeated test is
+    /// bad too. Only for metrics of tests.
     #[serde(default)]
     pub retest: bool,
     /// The names of the channels that carry the messages of the rule.
@@ -64,15 +64,15 @@ pub struct AlertRule {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AlertLimit {
-    /// Below this value, in the unit of the metric. For rates.
+    /// Values below this one, in the unit of the metric, are bad. For rates.
     Below(f64),
-    /// Above this value, in the unit of the metric. For all metrics except rates.
+    /// Values above this one, in the unit of the metric, are bad. For all metrics except rates.
     Above(f64),
-    /// Below this share (0 to 1) of what the plan promises. For rates.
+    /// Values below this share (0 to 1) of what the plan promises are bad. For rates.
     BelowPlan(f64),
-    /// Below this share (0 to 1) of the usual value at this hour of the week. For rates.
+    /// Values below this share (0 to 1) of the usual value at this hour of the week are bad. For rates.
     BelowUsual(f64),
-    /// Above the usual value at this hour of the week, multiplied by this factor. For latencies.
+    /// Values above this multiple of the usual value at this hour of the week are bad. For latencies.
     AboveUsual(f64),
 }
 
@@ -85,7 +85,7 @@ fn usual_window() -> u32 {
 }
 
 impl AlertRule {
-    /// Creates a rule without a retest, channels and quiet hours. Each bad value opens an alert.
+    /// Creates a rule without a retest, channels or quiet hours. One bad value is enough to open an alert.
     pub fn new(name: &str, metric: AlertMetric, limit: Option<AlertLimit>, zone: Zone) -> Self {
         Self {
             name: name.to_owned(),
@@ -160,10 +160,10 @@ impl AlertRule {
         let metric = self.metric;
         let unit = metric.unit();
         let valid_kinds = match unit {
-            MetricUnit::BitsPerSecond => "below a value, a share of the plan or of what is usual",
-            MetricUnit::Milliseconds => "above a value or a multiple of what is usual",
+            MetricUnit::BitsPerSecond => "below a value, below a share of the plan, or below a share of what is usual",
+            MetricUnit::Milliseconds => "above a value, or above a multiple of what is usual",
             MetricUnit::Percent | MetricUnit::Seconds => "above a value",
-            MetricUnit::Count => "none",
+            MetricUnit::Count => "no limit",
         };
         let Some(limit) = self.limit else {
             return if unit == MetricUnit::Count { Ok(()) } else { Err(RuleError::NoLimit { metric }) };
@@ -193,7 +193,7 @@ impl AlertRule {
         if is_valid { Ok(()) } else { Err(RuleError::LimitValue { metric, valid }) }
     }
 
-    /// The limit in words, after the metric: `below 80 % of the plan`.
+    /// The limit in words that follow the words for the metric, such as `below 80 % of the plan`.
     pub fn limit_words(&self) -> String {
         let unit = self.metric.unit();
         match self.limit {
@@ -213,7 +213,7 @@ impl AlertRule {
         }
     }
 
-    /// The whole rule in words: `download below 80 % of the plan, 3 of the last 4 tests, repeated at once`.
+    /// The whole rule in words, such as `download below 80 % of the plan, 3 of the last 4 tests, repeated at once`.
     pub fn words(&self) -> String {
         let mut words = self.metric.as_words().to_owned();
         if let Some(subject) = &self.subject {

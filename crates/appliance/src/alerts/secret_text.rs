@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// The text of a secret. It is serialised only into the store, and into the request that submits it to the store.
+/// The text of a secret. It is serialised only into the store, and into the request that sends it to the service.
 #[derive(Clone, PartialEq, Eq, JsonSchema)]
 #[schemars(transparent, extend("writeOnly" = true))]
 pub struct SecretText(#[schemars(with = "String")] Zeroizing<String>);
@@ -38,7 +38,7 @@ impl Serialize for SecretText {
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // The error of serde would quote the value, so it is replaced.
-        let text = String::deserialize(deserializer).map_err(|_| serde::de::Error::custom("a secret is a text"))?;
+        let text = String::deserialize(deserializer).map_err(|_| serde::de::Error::custom("a secret must be text"))?;
         Ok(Self::new(text))
     }
 }
@@ -52,6 +52,6 @@ mod tests {
         let secret = serde_json::from_str::<SecretText>("\"geheim\"").unwrap();
         assert_eq!((secret.expose(), format!("{secret:?}").as_str()), ("geheim", "SecretText(…)"));
         let error = serde_json::from_str::<SecretText>("471147114711").unwrap_err().to_string();
-        assert!(error.contains("a secret is a text") && !error.contains("4711"), "{error}");
+        assert!(error.contains("a secret must be text") && !error.contains("4711"), "{error}");
     }
 }

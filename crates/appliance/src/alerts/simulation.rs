@@ -1,5 +1,6 @@
-//! Sixty simulated days of a line, with noise, slow evenings, outages, loss and a slow decline: the false and the
-//! missed alarms of the suggested rules beside those of naive thresholds. The printed table stands in docs/alerts.md.
+//! Simulates sixty days of a line with noise, slow evenings, outages, loss and a slow decline, and compares the false
+//! and the missed alarms of the suggested rules with those of naive thresholds. docs/alerts.md contains the printed
+//! table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,7 +20,7 @@ use crate::monitor::outage::OutageScope;
 
 /// The length of the simulation, in days.
 const DAYS: i64 = 60;
-/// The time between two tests, and the length of a window of a monitor, in minutes.
+/// The time between two tests and, in the next constant, the length of a monitor's window, in minutes.
 const TEST_EVERY: i64 = 120;
 const WINDOW: i64 = 5;
 /// What the plan promises, in Mbit/s.
@@ -27,7 +28,7 @@ const PLAN_DOWN: f64 = 100.0;
 const PLAN_UP: f64 = 40.0;
 /// An alert that opens within this time after the end of an event still counts as an alert about the event.
 const GRACE: SignedDuration = SignedDuration::from_hours(12);
-/// The share of tests that something on the way spoils, without a trace in the result.
+/// The share of tests that measure a far too low rate although nothing in the result shows a cause.
 const OUTLIERS: f64 = 0.03;
 /// The share of windows with a short burst of loss or of slow answers, which the user does not notice.
 const BURSTS: f64 = 0.01;
@@ -157,7 +158,7 @@ fn window(minute_: i64, noise: &mut Noise) -> (f64, f64) {
     (loss.max(0.0), base * slow * noise.normal(1.0, 0.1).max(0.5))
 }
 
-/// What a rule did: the time of each opening, with the time of its closing.
+/// The alerts of a rule: when each alert opened, and when it closed, if it did.
 type Alerts = Vec<(Timestamp, Option<Timestamp>)>;
 
 /// Everything that was measured, and what a repeated test would have measured.
@@ -202,7 +203,8 @@ impl MeasuredLine {
         }
     }
 
-    /// What is usual, computed from the measured values. Of the values of monitors, one in each hour counts.
+    /// The usual values of a metric, computed from the measured values. Of the values of a monitor, only one in each
+    /// hour counts.
     fn usual(&self, metric: AlertMetric) -> UsualValues {
         let is_counted = |at: i64| metric.source() == MetricSource::Tests || at % 60 == 0;
         let values = self.values(metric).into_iter().filter(|(at, ..)| is_counted(*at));

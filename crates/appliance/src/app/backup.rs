@@ -11,7 +11,7 @@ use crate::error::ApplianceError;
 use crate::store::{ApplianceStore, StoreCheck};
 
 /// The start of the file name of a database copy that is sent to a client. It begins with the name of the database
-/// file, so that the copy counts as a file of the state folder.
+/// file, so that this program recognises the copy as its own file in the state folder.
 const COPY_PREFIX: &str = "packetparamedic.db.copy-";
 
 /// A backup file that is being written. It gets its final name once it is complete.

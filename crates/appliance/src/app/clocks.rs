@@ -1,5 +1,5 @@
-//! Reads the clocks of this device, the id of its boot, and random numbers. The code that decides gets them as
-//! arguments.
+//! Reads the clocks of this device, the id of its boot, and random numbers. Functions that decide by these values get
+//! them as arguments.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clocks for the decisions")]
 

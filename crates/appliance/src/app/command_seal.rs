@@ -1,5 +1,5 @@
-//! The seal of command channels: a tag that only this device can make. Other users of a database server may write its
-//! tables, and a row that they wrote must not run a program here.
+//! The seal of a channel that runs a command: a tag that only this device can make. Other users of a database server
+//! may write its tables, and a row that they wrote must not run a program here.
 
 use std::sync::Arc;
 

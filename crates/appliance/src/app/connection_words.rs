@@ -6,7 +6,8 @@ use std::io;
 
 use tokio_rustls::rustls::{self, CertificateError};
 
-/// Describes an error by the first cause in its chain that is an error of TLS or of I/O; `None` if no cause is.
+/// Describes an error by the first cause in its chain that is an error of TLS or of I/O; `None` if the chain has no
+/// such error.
 pub(super) fn connection_words(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -43,8 +44,8 @@ fn tls_words(error: &rustls::Error) -> &'static str {
             CertificateError::Revoked => "its certificate is revoked",
             _ => "its certificate is not valid",
         },
-        rustls::Error::AlertReceived(_) => "it refuses TLS as this device offers it",
-        rustls::Error::PeerIncompatible(_) => "it offers no TLS that this device uses",
+        rustls::Error::AlertReceived(_) => "it refused the TLS connection",
+        rustls::Error::PeerIncompatible(_) => "it and this device have no TLS settings in common",
         rustls::Error::InvalidMessage(_) => "it does not speak TLS at this port",
         _ => "TLS failed",
     }

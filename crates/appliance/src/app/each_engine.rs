@@ -13,7 +13,8 @@ fn describe(error: &ApplianceError) -> ErrorBody {
     ErrorBody { code: String::new(), what: text, because: String::new(), try_: String::new(), retry_after_ms: None }
 }
 
-/// A new appliance for each database engine, with its state folder. Without a PostgreSQL server for tests, only SQLite.
+/// A new appliance for each database engine, with its state folder. If the tests have no PostgreSQL server, only the
+/// appliance with SQLite.
 pub(crate) fn devices() -> Vec<(TempDir, Appliance)> {
     let device = |server| {
         let folder = tempfile::tempdir().unwrap();

@@ -35,7 +35,7 @@ impl Appliance {
         Ok(())
     }
 
-    /// The Endpoint ID of this appliance; `None` if no identity key exists. Creates none.
+    /// The Endpoint ID of this appliance; `None` if no identity key exists. Does not create a key.
     pub(super) fn existing_endpoint_id(&self) -> Result<Option<EndpointId>, ApplianceError> {
         if let Some(key) = &*self.loaded_key() {
             return Ok(Some(key.id()));

@@ -108,7 +108,7 @@ impl Drop for OldPairings {
 }
 
 impl Appliance {
-    /// Saves a result of another store, byte for byte. Returns whether this store did not have the result before.
+    /// Saves a result of another store, byte for byte. Returns `false` if this store already had the result.
     pub async fn import_result(&self, text: &str) -> Result<bool, ApplianceError> {
         Ok(self.store().await?.import_run(text).await?)
     }

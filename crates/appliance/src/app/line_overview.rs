@@ -49,7 +49,7 @@ pub struct LineOverview {
     pub outages: Vec<StoredOutage>,
     /// The start of the current calendar month, in the time zone of this host.
     pub month: Timestamp,
-    /// The payload bytes of all tests since the start of `month`.
+    /// The payload bytes of all tests since the time `month`.
     pub month_bytes: u64,
 }
 

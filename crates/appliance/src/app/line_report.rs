@@ -25,7 +25,8 @@ const MAX_RUNS: usize = 20_000;
 const PAGE: u32 = 64;
 /// The number of hourly rows of a monitor that are read at once. It is limited because each row has a large histogram.
 const HOURS_AT_ONCE: i64 = 7 * 24;
-/// The maximum number of hourly rows of a monitor in a report. Such rows are kept for 400 days.
+/// The maximum number of hourly rows of a monitor in a report. The store keeps such rows for 400 days; one more day is
+/// a margin.
 const KEPT_HOURS: i64 = 401 * 24;
 /// The number of outages that are read from the store at once.
 const OUTAGE_PAGE: u32 = 500;

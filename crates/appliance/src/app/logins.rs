@@ -22,12 +22,12 @@ pub const LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
 const LINK_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The minimum and maximum length of the administrator's password, in characters.
 const PASSWORD_CHARS: std::ops::RangeInclusive<usize> = 10..=200;
-/// The memory for one password hash. Memory and passes are the first choice of OWASP's password storage cheat sheet for
-/// a server that also does other work.
+/// The memory for one password hash. OWASP's password storage cheat sheet recommends at least this memory and this
+/// number of [`PASSES`] for argon2id.
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
-/// The maximum memory in KiB and number of passes of a stored password. A row with more is not used, because checking a
-/// password against it would cost too much.
+/// The maximum memory in KiB and number of passes of a stored password. A stored password with higher values is not
+/// used, because checking a login against it would cost too much.
 const MAX_COST: (i64, i64) = (256 * 1024, 16);
 
 /// Limits hashing to one password at a time, because each needs 19 MiB.
@@ -55,7 +55,7 @@ impl Appliance {
         Ok(SetupLink { secret, expires_at })
     }
 
-    /// Whether `secret` is that of a valid setup link.
+    /// Whether `secret` is the secret of a valid setup link.
     pub async fn is_setup_link(&self, secret: &str) -> Result<bool, ApplianceError> {
         let Some(hash) = SecretHash::of(SecretKind::SetupLink, secret) else { return Ok(false) };
         Ok(self.reading_store().await?.is_setup_link(hash.as_str(), Timestamp::now()).await?)
@@ -91,7 +91,8 @@ impl Appliance {
         self.begin_login(&checked).await
     }
 
-    /// Begins a login with the checked password. Begins none (`None`) if the password was changed after the check.
+    /// Begins a login with the checked password. Returns `None` and begins no login if the password was changed after
+    /// the check.
     async fn begin_login(&self, checked: &StoredPassword) -> Result<Option<String>, ApplianceError> {
         let (secret, hash) = secret::new_secret(SecretKind::Login)?;
         let (now, expires_at) = (Timestamp::now(), in_future(LOGIN_LIFETIME));

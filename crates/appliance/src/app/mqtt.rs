@@ -50,7 +50,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 enum BrokerFault {
     #[error("the password file {path} cannot be read: {source}")]
     Password { path: String, source: io::Error },
-    #[error("TLS is not possible: {0}")]
+    #[error("cannot set up TLS: {0}")]
     Tls(io::Error),
     #[error("the broker did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
     Silent,
@@ -74,7 +74,7 @@ fn without_text(error: &ConnectionError) -> String {
             format!("it ended the connection: {reason_code:?}")
         }
         ConnectionError::MqttState(StateError::AuthError(_)) => "it did not accept the login".to_owned(),
-        ConnectionError::NotConnAck(packet) => format!("it began with {:?}", packet.packet_type()),
+        ConnectionError::NotConnAck(packet) => format!("it began with {:?} instead of ConnAck", packet.packet_type()),
         ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error))) => io_words(error),
         ConnectionError::Tls(error) => connection_words(error).unwrap_or_else(|| "TLS failed".to_owned()),
         other => connection_words(other).unwrap_or_else(|| other.to_string()),

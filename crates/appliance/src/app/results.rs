@@ -14,12 +14,12 @@ use crate::store::{Export, ExportFormat, PageCursor, Pruned, Retention, RunPosit
 
 /// The time between two deletions of old results by the service.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(86_400);
-/// The clock counts as wrong if it is further than this after the latest result. Then results are judged by an earlier
-/// time, so that a clock that is a year ahead does not delete the results of a year.
+/// The clock counts as wrong if it is more than this time ahead of the latest result. Then the service computes the age
+/// of results from an earlier time, so that a clock that is a year ahead does not delete the results of a year.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
 
 impl Appliance {
-    /// The results that `query` finds, at most `count`, from the place `after` in their list on.
+    /// A page of the results that `query` finds: at most `count` results after the position `after` in their list.
     pub async fn results(
         &self,
         query: &RunQuery,
@@ -58,8 +58,8 @@ impl Appliance {
         Ok(self.reading_store().await?.export(query, format))
     }
 
-    /// Deletes the results whose ids equal, begin with or end with these texts. Deletes none of them if one is not
-    /// found.
+    /// Deletes the results whose ids equal, begin with or end with these texts. Deletes nothing if one of the texts
+    /// matches no result.
     pub async fn delete_results(&self, wanted: &[String]) -> Result<Vec<Uuid>, ApplianceError> {
         Ok(self.store().await?.delete_runs(wanted).await?)
     }

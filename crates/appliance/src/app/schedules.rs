@@ -114,7 +114,7 @@ impl Appliance {
         self.schedule_runs_page(name, None, limit).await
     }
 
-    /// The page of [`Appliance::schedule_runs`] that follows the place `after` in that list.
+    /// A page of the list of [`Appliance::schedule_runs`]: at most `limit` runs after the position `after`.
     pub async fn schedule_runs_page(
         &self,
         name: Option<&str>,
@@ -129,9 +129,10 @@ impl Appliance {
         Ok(store.schedule_runs_page(schedule, after, limit).await?)
     }
 
-    /// The tests that repeat a test against `subject`, each with its schedule. The last one is the test of the first
-    /// enabled schedule for `subject`. Before it, there is the same test against another paired reflector, if there is
-    /// one, so that the result of that test is known when the repeated test against `subject` is judged.
+    /// The tests to run, in this order, to repeat a test against `subject`, each with its schedule. The last one is the
+    /// test of the first enabled schedule for `subject`. If another reflector is paired, the same test against that
+    /// reflector comes first, so that its result is known when the repeated test is judged. Empty if no enabled
+    /// schedule tests `subject`.
     pub(super) async fn retests(&self, subject: &str) -> Result<Vec<(StoredSchedule, Schedule)>, ApplianceError> {
         let store = self.reading_store().await?;
         let known = store.reflectors().await?;
@@ -173,7 +174,7 @@ pub(super) fn check_target(request: &TestRequest, known: &[Reflector]) -> Result
         return match &request.peer {
             Some(_) => Ok(()),
             None => Err(ApplianceError::Unsupported(format!(
-                "a schedule with the provider {} names its server with --peer",
+                "a schedule with the provider {} needs --peer, which names its server",
                 request.provider
             ))),
         };

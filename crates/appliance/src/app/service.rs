@@ -46,7 +46,7 @@ const OBSERVATION: Duration = Duration::from_secs(1);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often the service checks that it still holds the lock on a database on a server.
 const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// For how long no run starts after the store could not be read or written.
+/// How long no run starts after a failed read or write of the store.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The maximum number of failed writes that the service keeps in memory until the store can be written.
 const MOST_PENDING: usize = 1000;
@@ -70,7 +70,7 @@ struct ServiceState {
     planner: Mutex<Planner>,
     /// Notified when a run may be due, or when the schedules have changed.
     wake: Notify,
-    /// Counts the polls of the schedules that have completed, including those that failed.
+    /// Counts the completed calls of [`Service::poll`], including those that failed.
     polls: watch::Sender<u64>,
     current: Mutex<Option<CurrentRun>>,
     updates: RunUpdates,
@@ -321,12 +321,12 @@ impl Service {
         self.state.monitors.has_outage()
     }
 
-    /// Receives a counter that changes when the state of a monitor changes, and when an outage begins or ends.
+    /// A receiver of a counter that changes when the state of a monitor changes, and when an outage begins or ends.
     pub(super) fn monitor_changes(&self) -> watch::Receiver<u64> {
         self.state.monitors.changes()
     }
 
-    /// Receives a flag that becomes true when the service is to stop.
+    /// A receiver of a flag that becomes true when the service is to stop.
     pub(super) fn stopping(&self) -> watch::Receiver<bool> {
         self.state.is_stopping.subscribe()
     }
@@ -364,8 +364,8 @@ impl Service {
         current.as_ref().is_some_and(|current| !current.cancel.send_replace(true))
     }
 
-    /// Waits until the scheduler has completed a poll, which uses the store, after this call. A poll that fails counts
-    /// too.
+    /// Waits until the scheduler next completes a poll, even one that fails. A poll uses the store, so the end of the
+    /// wait shows that the scheduler and the store respond.
     pub async fn answers(&self) {
         let mut polls = self.state.polls.subscribe();
         polls.borrow_and_update();

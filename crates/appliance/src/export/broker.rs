@@ -34,10 +34,10 @@ pub enum NotABroker {
     #[error("the URL begins with neither mqtt:// nor mqtts://")]
     Scheme,
     /// The URL contains a password.
-    #[error("the URL contains a password: put the password into the file of mqtt_password_file")]
+    #[error("the URL contains a password: put the password into the file that mqtt_password_file names")]
     Password,
     /// The URL continues after the host and the port.
-    #[error("the URL has text after the port; set the topics with mqtt_topic_prefix")]
+    #[error("the URL has text after the host and the port; set the topics with mqtt_topic_prefix")]
     Path,
     /// The user name in the URL is not valid.
     #[error("the user in the URL is empty or not percent-encoded UTF-8")]
@@ -87,8 +87,8 @@ impl fmt::Display for BrokerUrl {
     }
 }
 
-/// Decodes the user name of a URL; `None` if the name is empty, too long, or not percent-encoded UTF-8 without control
-/// characters.
+/// Decodes the user name of a URL; `None` if the name is empty or too long, is not percent-encoded UTF-8, or contains a
+/// control character.
 fn user_name(text: &str) -> Option<String> {
     let is_valid =
         |name: &String| !name.is_empty() && name.len() <= MAX_USER_BYTES && !name.chars().any(char::is_control);
@@ -117,7 +117,7 @@ pub struct TopicPrefix(String);
 /// The error for a text that is not a valid [`TopicPrefix`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a prefix of topics has 1 to {MAX_PREFIX_BYTES} bytes, no empty level, and none of + # $ and control characters"
+    "a topic prefix must have 1 to {MAX_PREFIX_BYTES} bytes, no empty level, no control character, and none of + # $"
 )]
 pub struct NotATopicPrefix;
 

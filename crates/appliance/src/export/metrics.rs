@@ -1,5 +1,5 @@
-//! The metrics of the service for Prometheus: one list, computed from a [`LineSnapshot`]. Labels are names that the
-//! owner of this device chose, and addresses of servers of tests. Pure.
+//! The metrics of the service for Prometheus: one list, computed from a [`LineSnapshot`]. Besides fixed words and the
+//! version, the values of labels are names that the owner of this device chose, and addresses of test servers. Pure.
 
 use jiff::Timestamp;
 use paramedic_host::metrics::{HistogramValue, Metric, MetricValues, MetricsFormat};
@@ -15,7 +15,7 @@ use crate::store::ScheduleRunOutcome;
 /// The loads under which latency is measured, each with the value of its label.
 const LOADS: [(Load, &str); 3] = [(Load::Idle, "idle"), (Load::Download, "download"), (Load::Upload, "upload")];
 
-/// The samples of a metric: for each, the values of the labels, and the value of the sample.
+/// The samples of a metric. Each sample consists of the values of its labels and its own value.
 type Labelled<V> = Vec<(Vec<String>, V)>;
 
 /// Every metric, in the order of the output. docs/prometheus.md describes the metrics, and a test compares that page

@@ -52,7 +52,7 @@ pub struct StoredSnapshot {
     pub schedules: Vec<ScheduleSnapshot>,
     /// The payload bytes of the tests of the current calendar month.
     pub month_bytes: u64,
-    /// The keys of monitors that were removed, the highest key first.
+    /// The numbers of monitors that were removed, the highest number first.
     pub removed_monitors: Vec<i64>,
 }
 
@@ -68,7 +68,7 @@ pub struct LatestResult {
 /// A monitor at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MonitorSnapshot {
-    /// The key of the monitor.
+    /// The number that identifies the monitor. It is never reused.
     pub number: i64,
     /// The name of the monitor.
     pub name: String,

@@ -1,5 +1,5 @@
-//! The table of all situations, each with the sentence about the line. A time is written as the hours and minutes of
-//! UTC.
+//! The test table of all situations, each with the sentence that `judge` must write about the line. A time in a
+//! sentence consists of the hours and minutes in UTC.
 
 use super::*;
 use crate::plan::PromisedRate;

@@ -1,5 +1,5 @@
 //! Turns observations of the line into one sentence about the state of the line. The sentence claims no more than was
-//! measured. `cases.rs` is the table of all situations. Pure: no I/O, no clock.
+//! measured. The tests in `cases.rs` list all situations with their sentences. Pure: no I/O, no clock.
 
 #[cfg(test)]
 mod cases;
@@ -21,11 +21,12 @@ pub use speed::MeasuredSpeed;
 const RECENT_RESULT: Duration = Duration::from_secs(26 * 3600);
 /// How long the sentence mentions an outage after the outage has ended.
 const RECENT_OUTAGE: Duration = Duration::from_secs(3600);
-/// The minimum number of probes from which loss is judged.
+/// The minimum number of probes that a monitor must have sent before its loss is judged.
 const ENOUGH_PROBES: u64 = 50;
 /// The minimum number of lost probes that counts as loss. Fewer may be chance.
 const ENOUGH_LOST: u64 = 3;
-/// The shares of lost probes from which the loss is fair (calls suffer) and bad (everything suffers).
+/// The share of lost probes from which the loss is fair (calls suffer) and, in the next constant, bad (everything
+/// suffers).
 const FAIR_LOSS: f64 = 0.01;
 const BAD_LOSS: f64 = 0.05;
 
@@ -51,7 +52,7 @@ pub struct LineObservations {
 pub struct OpenAlert {
     /// The title of the alert, in one line.
     pub title: String,
-    /// Since when the rule of the alert is broken.
+    /// When the measured values began to violate the rule of the alert.
     pub since: Timestamp,
 }
 
@@ -99,7 +100,7 @@ pub struct ResultSeen {
 pub struct FailedTest {
     /// When the test began.
     pub at: Timestamp,
-    /// What failed, in words for the sentence.
+    /// What failed, as a part of the sentence about the line.
     pub what: String,
 }
 
@@ -191,7 +192,7 @@ fn lasting(outage: &OutageSeen) -> LineVerdict {
 }
 
 /// The sentence about the monitor with the highest loss: a monitor beyond the gateway if one of these has loss,
-/// otherwise the monitor of the gateway.
+/// otherwise the monitor of the gateway. `None` if no monitor has loss.
 fn loss(monitors: &[MonitorLoss]) -> Option<LineVerdict> {
     let worst = |is_gateway| {
         let judged = monitors.iter().filter(move |monitor| monitor.is_gateway == is_gateway && monitor.is_lossy());

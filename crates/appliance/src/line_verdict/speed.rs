@@ -1,5 +1,5 @@
-//! The part of the sentence about measured rates: whether they keep the plan, and if not, whether the line was the
-//! limit.
+//! The part of the sentence about the line that concerns the measured rates: whether they reach the rates of the plan,
+//! and if not, whether the line was the limit.
 
 use paramedic_link::test_spec::Direction;
 use paramedic_report::document::LimitCause;
@@ -9,7 +9,7 @@ use paramedic_report::quantity;
 use super::{LineVerdict, ResultSeen, Sentence};
 use crate::plan::{PlanStanding, PromisedRate};
 
-/// A measured rate, with what it is compared with.
+/// A measured rate, with the promised rate and with the cause that limited the measured rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MeasuredSpeed {
     /// The direction of the payload.

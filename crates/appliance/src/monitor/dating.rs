@@ -23,8 +23,8 @@ impl Dating {
         Timestamp::from_microsecond(self.wall_us(micros(since_boot))).unwrap_or(self.wall)
     }
 
-    /// The minute, counted since 1970, that began `began_us` after boot. It began on a full minute of the system clock.
-    /// The clock may have been set since then, so the result is the nearest full minute.
+    /// Converts the begin of a minute from microseconds since boot to minutes since 1970. The minute began with a full
+    /// minute of the system clock. The clock may have been set since then, so the result is the nearest full minute.
     pub fn minute(self, began_us: i64) -> i64 {
         self.wall_us(began_us).saturating_add(MINUTE_US / 2).div_euclid(MINUTE_US)
     }

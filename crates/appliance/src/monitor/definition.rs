@@ -17,10 +17,10 @@ use crate::targets::{Host, HostPort};
 const MAX_NAME_CHARS: usize = 60;
 /// The default interval of monitors of a gateway, a reflector or a host.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
-/// The default interval between queries of a DNS server, and in the next constant the shortest.
+/// The default interval between queries of a DNS server. The next constant is the shortest valid one.
 const DNS_INTERVAL: Duration = Duration::from_secs(30);
 const MIN_DNS_INTERVAL: Duration = Duration::from_secs(10);
-/// The default interval between requests to a web server, and in the next constant the shortest.
+/// The default interval between requests to a web server. The next constant is the shortest valid one.
 const HTTP_INTERVAL: Duration = Duration::from_secs(60);
 const MIN_HTTP_INTERVAL: Duration = Duration::from_secs(10);
 /// The port of DNS servers.
@@ -32,14 +32,14 @@ const MIN_REFLECTOR_INTERVAL: Duration = Duration::from_millis(200);
 const MIN_HOST_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest interval of a monitor. An outage that is shorter than the interval may pass unnoticed.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// The bytes of a probe or a reply of a reflector on the line, with UDP and IPv4 headers.
+/// The bytes on the line of a probe to a reflector, or of its reply: content, and UDP and IPv4 headers.
 const PROBE_WIRE_BYTES: u64 = 96 + 28;
 /// The bytes of a usual DNS query or answer on the line.
 const DNS_WIRE_BYTES: u64 = 100;
 /// The bytes of a usual HTTP request and its answer on the line: connection, TLS handshake, and what a server sends of
 /// a page in its first round trip (RFC 6928: 10 segments).
 const HTTP_WIRE_BYTES: u64 = 20_000;
-/// The bytes of an ICMP echo request or reply on the line.
+/// The bytes of an ICMP echo request or reply on the line: ICMP header, content, IPv4 header.
 const ICMP_WIRE_BYTES: u64 = 8 + 8 + 20;
 /// The length of a month in estimates of the data volume.
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
@@ -59,7 +59,7 @@ pub struct Monitor {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
 pub enum MonitorTarget {
-    /// The monitor probes the default gateway of this host.
+    /// The default gateway of this host.
     Gateway,
     /// The paired reflector with this name or Endpoint ID.
     Reflector(String),

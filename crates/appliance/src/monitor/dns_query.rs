@@ -1,6 +1,6 @@
 //! Builds a DNS query for the addresses of a name, and checks whether a datagram answers the query (RFC 1035).
 
-/// The largest DNS answer over UDP without extensions, in bytes.
+/// The largest DNS answer over UDP without EDNS, in bytes.
 pub const MAX_ANSWER: usize = 512;
 /// The length of the header of a DNS message, in bytes.
 const HEADER: usize = 12;

@@ -60,7 +60,7 @@ impl LatencyHistogram {
         None
     }
 
-    /// Encodes the counts of a minute, for which there are fewer bytes than for those of an hour or a day.
+    /// Encodes the counts of a minute. The limit of their length is lower than that for an hour or a day.
     pub fn encode_minute(&self) -> Vec<u8> {
         self.encode_within(MAX_MINUTE_BYTES)
     }

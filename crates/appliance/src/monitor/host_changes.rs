@@ -24,7 +24,7 @@ pub struct HostReading {
 pub enum HostChange {
     /// The host slept, or did not run this process, for this long.
     Stopped(Duration),
-    /// The system clock was set, by this many microseconds.
+    /// The system clock was set forward by this many microseconds; backward if negative.
     ClockSet(i64),
     /// The default route of the host changed.
     NetworkChanged,

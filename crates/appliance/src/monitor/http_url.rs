@@ -100,7 +100,7 @@ impl TryFrom<String> for HttpUrl {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::parse(&text).ok_or("no http or https URL without user, password and fragment")
+        Self::parse(&text).ok_or("not an http or https URL, or a URL with a user, a password or a fragment")
     }
 }
 

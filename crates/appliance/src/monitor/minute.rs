@@ -72,7 +72,7 @@ impl ProbeTally {
 /// A minute in which every probe is either answered or lost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClosedMinute {
-    /// The begin of the minute, in microseconds since boot; negative for the minute of the boot.
+    /// The begin of the minute, in microseconds since boot; negative if the minute began before the boot.
     pub began_us: i64,
     /// The tally of each monitor, by the id of the monitor.
     pub tallies: BTreeMap<Uuid, ProbeTally>,

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The number of lost probes in a row from which a target is suspected to be unreachable.
+/// After this many lost probes in a row, a target is suspected to be unreachable.
 const LOST_IN_A_ROW: u32 = 3;
 
 /// The properties of a monitored target that matter for outages.
@@ -29,8 +29,8 @@ pub struct Outage {
     pub id: Uuid,
     /// When the first unanswered probe of the outage was sent.
     pub began: Duration,
-    /// When the outage ended: in general, the time at which the first probe that was answered again was sent. `None`
-    /// while the outage lasts.
+    /// When the outage ended: the sending time of the first probe that was answered again, or the time of another
+    /// event, such as a pause of the monitor. `None` while the outage lasts.
     pub ended: Option<Duration>,
     /// The names of the monitors whose target was not reachable.
     pub failed: BTreeSet<String>,

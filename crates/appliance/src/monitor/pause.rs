@@ -1,4 +1,5 @@
-//! Why a monitor does not probe. None of these reasons is an outage: the target answered, or nothing was tried.
+//! Why a monitor does not probe, or does not count its probes. While a monitor is paused, its target is not part of an
+//! outage.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -46,9 +47,9 @@ pause_reasons! {
     KeyChanged => "key_changed",
     /// The reflector's version does not support monitor sessions.
     NotSupported => "not_supported",
-    /// The link works, but no datagram is answered.
+    /// The connection to the reflector works, but no probe (a UDP datagram) is answered.
     UdpBlocked => "udp_blocked",
-    /// The target has not answered since the service started.
+    /// The target has not answered any probe since the monitor began to probe it.
     NoAnswer => "no_answer",
     /// This host has no default route.
     NoGateway => "no_gateway",

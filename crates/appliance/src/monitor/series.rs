@@ -1,4 +1,5 @@
-//! Minutes, hours and days as a series with a given step, for a program that draws a chart.
+//! Merges stored rows of minutes, hours or days into a series of points with a given time step, for programs that draw
+//! charts.
 
 use std::collections::BTreeMap;
 

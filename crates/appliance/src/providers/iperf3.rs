@@ -93,8 +93,8 @@ impl Provider for Servers {
         let unsupported = first_refusal([
             (request.spec.engine.as_str() != Iperf3.id(), "an iperf3 server works only with the engine iperf3"),
             (request.data_mode.is_some(), "an iperf3 server has no data modes"),
-            (request.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 can exclude only whole seconds"),
-            (request.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 can exclude at most 60 s"),
+            (request.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "with iperf3, --omit takes only whole seconds"),
+            (request.omit.is_some_and(|omit| omit > MOST_OMITTED), "with iperf3, --omit takes at most 60 s"),
         ]);
         if let Some(reason) = unsupported.or_else(|| request.unsupported(&Iperf3)) {
             return Err(ApplianceError::Unsupported(reason.to_owned()));
@@ -360,8 +360,9 @@ impl Visit<'_> {
         self.target.nth(self.port)
     }
 
-    /// Decides whether to try again. If so, selects the next port. After the last port, waits and selects the first
-    /// one, but only if a server was busy.
+    /// Decides whether to try again, and at which port. Before the first contact with a server, each further attempt
+    /// uses the next port. After the last port, waits and starts again at the first one, but only if a server was busy
+    /// and `give_up_at` allows it. After the first contact, keeps the port.
     async fn goes_on(
         &mut self,
         is_busy: &mut bool,
@@ -607,8 +608,8 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
     PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), ..PhaseTally::default() }
 }
 
-/// Whether the server's count can be true: in an upload, the server received no more than was sent, and the test took
-/// at least half of the requested time.
+/// Whether the server's count can be true: the test took at least half of the requested time, and, in an upload, the
+/// server received no more than was sent.
 fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bool {
     let is_long_enough = Duration::from_micros(theirs.elapsed_us) >= asked / 2;
     let arrived = match direction {

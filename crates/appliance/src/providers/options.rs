@@ -73,7 +73,7 @@ impl OptionValues {
         self.values.get(name)?.file.as_deref()
     }
 
-    /// The name of the first option that has a value here and is none of `options`.
+    /// The name of the first option that has a value here and is not in `options`.
     pub(crate) fn first_outside(&self, options: &[ProviderOption]) -> Option<&'static str> {
         self.values.keys().copied().find(|name| options.iter().all(|option| option.name != *name))
     }

@@ -1,5 +1,5 @@
-//! The record of a run with any provider. It builds the result, with the clock, the facts and the probes of this host,
-//! however the run ends.
+//! The record of a run with any provider. However the run ends, the record builds the result: it adds the times, the
+//! facts about this host and the latency probes.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates a run")]
 

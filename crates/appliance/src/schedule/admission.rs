@@ -24,22 +24,22 @@ pub enum SkipReason {
     MonthBudget,
     /// Other traffic used more of the line than the schedule allows.
     LineBusy,
-    /// The default route did not have one of the interfaces that the schedule allows.
+    /// The default route did not use one of the interfaces that the schedule allows.
     Uplink,
-    /// The service stopped before the run began.
+    /// The service stopped, or the schedule was removed, before the run began.
     Stopped,
 }
 
 impl SkipReason {
     const ALL: [(Self, &'static str, &'static str); 8] = [
         (Self::Missed, "missed", "this device was off or asleep, or the service did not run"),
-        (Self::StillRunning, "still_running", "the run before was not over"),
+        (Self::StillRunning, "still_running", "the previous run was not over"),
         (Self::QuietHours, "quiet_hours", "within the quiet hours"),
         (Self::DayBudget, "day_budget", "the data budget of the day is spent"),
         (Self::MonthBudget, "month_budget", "the data budget of the month is spent"),
         (Self::LineBusy, "line_busy", "other traffic uses the line"),
         (Self::Uplink, "uplink", "the default route has another interface"),
-        (Self::Stopped, "stopped", "the service was stopped before it began"),
+        (Self::Stopped, "stopped", "the service was stopped, or the schedule removed, before the run began"),
     ];
 
     /// The name of the reason, for scripts and for the database.

@@ -5,7 +5,7 @@ use jiff::{Span, Timestamp, Zoned};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How much data a schedule may use. An absent limit means that there is none.
+/// How much data a schedule may use. An absent limit means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataBudget {
     /// The number of bytes that the schedule may use in a day.

@@ -53,8 +53,8 @@ pub struct Schedule {
     /// ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_line_share: Option<f64>,
-    /// The interfaces with which the schedule runs: the default route must have one of them. If the list is empty, any
-    /// will do.
+    /// The network interfaces over which the schedule may run: a run starts only if the default route uses one of them.
+    /// If the list is empty, the default route may use any interface.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uplinks: Vec<String>,
     /// The test that each run carries out.

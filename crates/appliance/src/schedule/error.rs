@@ -20,7 +20,7 @@ pub enum ScheduleError {
     #[error("this host knows no time zone {0:?}")]
     Zone(String),
     /// The spread (the maximum random delay) is more than half of the shortest time between two runs.
-    #[error("a spread of {} is more than half of the time between two runs ({})",
+    #[error("a spread (maximum random delay) of {} is more than half of the shortest time between two runs ({})",
         quantity::exact_duration(*.spread), quantity::exact_duration(*.gap))]
     Spread {
         /// The spread that was requested.

@@ -49,8 +49,8 @@ pub struct AcceptedSchedule {
     pub id: Uuid,
     /// When the schedule was added. Its intervals count from this time.
     pub added_at: Timestamp,
-    /// All occurrences up to this time are decided. It is the time at which the schedule was added or enabled, or that
-    /// of the latest occurrence whose run was started or skipped.
+    /// For all occurrences up to this time, it is decided whether a run starts. It is the time at which the schedule
+    /// was added or enabled, or the time of the latest occurrence whose run was started or skipped.
     pub decided_until: Timestamp,
     /// The definition of the schedule.
     pub schedule: Schedule,
@@ -65,8 +65,8 @@ pub struct DueRun {
     pub name: String,
     /// The time of the occurrence, without the random delay.
     pub due: Timestamp,
-    /// Whether the run was requested instead of being an occurrence. A requested run starts whatever the conditions of
-    /// the schedule are.
+    /// Whether the user or an alert rule requested the run. Otherwise, an occurrence of the schedule made it due. The
+    /// conditions of the schedule are not checked when a requested run starts.
     pub is_requested: bool,
 }
 
@@ -207,7 +207,8 @@ impl Planner {
         Some((run, schedule))
     }
 
-    /// Puts a run that could not start back into the queue, unless its schedule is gone or has another run there.
+    /// Puts a run that could not start back into the queue, unless its schedule is gone or has another run in the
+    /// queue.
     pub fn put_back(&mut self, run: DueRun) {
         if self.entries.contains_key(&run.schedule) && self.due.iter().all(|other| other.schedule != run.schedule) {
             self.due.push(run);
@@ -236,8 +237,8 @@ impl Planner {
 }
 
 impl PlannerEntry {
-    /// Whether `stored` is the schedule of this entry without a change, apart from the decisions that the planner
-    /// itself made.
+    /// Whether `stored` equals the schedule of this entry. `decided_until` is not compared, because the planner itself
+    /// changes it.
     fn is_same(&self, stored: &AcceptedSchedule) -> bool {
         let own = &self.accepted;
         own.schedule == stored.schedule && own.added_at == stored.added_at

@@ -46,7 +46,7 @@ pub enum RecurrenceError {
         text: String,
     },
     /// Two occurrences are closer than [`MIN_INTERVAL`].
-    #[error("{text:?} occurs twice within {}", quantity::exact_duration(*.gap))]
+    #[error("two runs of {text:?} are only {} apart; valid: at least 5m", quantity::exact_duration(*.gap))]
     TooOften {
         /// The recurrence as text.
         text: String,

@@ -4,7 +4,7 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::line_load::LineCapacity;
 
-/// The rate that is assumed for a direction in which none was measured, in bits per second.
+/// The rate that is assumed for a direction without a measured rate and without a rate limit, in bits per second.
 pub const ASSUMED_BPS: u64 = 100_000_000;
 
 /// The data that one run of a test is expected to use.

@@ -101,7 +101,8 @@ const COLUMNS: &str = "id, rule_id, rule_name, subject, opened_at_us, closed_at_
 
 impl ApplianceStore {
     /// Changes a rule and its alerts, all or nothing. Returns `false` and changes nothing if the rule was removed, or
-    /// disabled while it was judged. `appliance` is the Endpoint ID of this device.
+    /// is not in the state that the change needs: enabled for [`RuleWrite::JudgedUntil`], disabled for
+    /// [`RuleWrite::Enable`]. `appliance` is the Endpoint ID of this device.
     pub async fn change_rule(
         &self,
         appliance: &str,
@@ -157,7 +158,7 @@ impl ApplianceStore {
         .await
     }
 
-    /// When the last alert of each subject of a rule closed.
+    /// For each subject of a rule, the time at which its last alert closed.
     pub async fn last_closings(&self, rule: Uuid) -> Result<BTreeMap<String, Timestamp>, StorageError> {
         let fault = || self.fault("reading the alerts");
         let rows = on!(self.pool, |db| sqlx::query_as::<_, (String, i64)>(

@@ -1,4 +1,4 @@
-//! The channels that carry messages, and their secrets. Only deliveries read the secrets.
+//! The channels that carry messages, and their secrets, such as tokens. [`StoredChannel`] does not contain the secrets.
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
@@ -20,11 +20,11 @@ pub struct StoredChannel {
     pub enabled: bool,
     /// When the channel was added.
     pub added_at: Timestamp,
-    /// Whether a file of `packetparamedic apply` made the channel.
+    /// Whether a configuration file made the channel (`packetparamedic apply`).
     pub from_file: bool,
     /// The names of the channel's secrets that are set.
     pub secrets: Vec<String>,
-    /// For a command channel: the proof that this device stored it.
+    /// For a channel that runs a command: the tag that proves that this device stored the channel.
     #[serde(skip)]
     pub seal: Option<String>,
     /// The definition of the channel.

@@ -11,7 +11,7 @@ use super::{ApplianceStore, RunQuery, StorageError, natural};
 
 /// The maximum number of problems of one kind that are listed.
 const LISTED: usize = 20;
-const CHECKING: &str = "checking it";
+const CHECKING: &str = "checking the database";
 /// The number of documents that are read at once.
 const PAGE: u32 = 64;
 
@@ -45,7 +45,7 @@ impl ApplianceStore {
         let (migration, is_earlier) = self.check_migrations().await?;
         let mut problems = self.check_structure(migration).await?;
         if migration == 0 {
-            problems.push("it has no tables: it is empty, or of another program".to_owned());
+            problems.push("it has no tables: it is empty, or belongs to another program".to_owned());
         }
         let mut check = StoreCheck {
             path: self.place().to_string(),

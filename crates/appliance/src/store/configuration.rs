@@ -1,4 +1,5 @@
-//! Saves in one transaction the changes that a configuration file makes, and marks the objects that a file made.
+//! Saves in one transaction the changes that a configuration file makes, and marks the objects of the file as made by
+//! it (`from_file`).
 
 use jiff::Timestamp;
 use paramedic_link::{EndpointId, PeerText};
@@ -32,7 +33,7 @@ pub struct ConfigurationWrite {
     pub channels: FileChanges<ChannelWrite>,
     /// The changes of rules.
     pub rules: FileChanges<RuleFileWrite>,
-    /// The closings of open alerts whose rules the file ends.
+    /// The closings of the open alerts of rules that the file removes, disables or replaces.
     pub closings: Vec<AlertWrite>,
 }
 
@@ -41,8 +42,8 @@ pub struct ConfigurationWrite {
 pub struct FileChanges<W> {
     /// The new and the changed objects.
     pub written: Vec<W>,
-    /// Objects that are stored as the file describes them, and now count as made by the file. Objects that the caller
-    /// may not change are left out.
+    /// The ids of the objects that are already stored as the file describes them; they are marked as made by the file.
+    /// Objects that the caller may not change are left out.
     pub unchanged: Vec<Uuid>,
     /// The ids of the objects that are removed.
     pub removed: Vec<Uuid>,
@@ -54,7 +55,7 @@ impl<W> Default for FileChanges<W> {
     }
 }
 
-/// What a configuration file does with the plan.
+/// What a configuration file does with the stored plan (the rates that the Internet provider promises).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PlanWrite {
     /// The plan stays as it is.
@@ -62,7 +63,7 @@ pub enum PlanWrite {
     Keep,
     /// This plan replaces the stored one.
     Set(Plan),
-    /// The plan stays, and counts as made by the file.
+    /// The stored plan equals the plan of the file: it stays, and is marked as made by a file (`from_file`).
     Mark,
     /// The plan is removed.
     Remove,
@@ -71,13 +72,14 @@ pub enum PlanWrite {
 /// A schedule that a configuration file adds or changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScheduleWrite {
-    /// The stored schedule that this schedule replaces; the runs of the stored one are kept.
+    /// The stored schedule that is changed; its runs are kept. `None` for a new schedule.
     pub replaces: Option<Uuid>,
     /// The new definition of the schedule.
     pub schedule: Schedule,
     /// Whether the schedule is enabled.
     pub enabled: bool,
-    /// Whether the schedule is now due at other times. Then no run that was due until now counts as missed.
+    /// Whether the runs of the schedule are now due at other times. If so, no run that was due until now counts as
+    /// missed.
     pub is_replanned: bool,
 }
 
@@ -106,7 +108,7 @@ pub struct ChannelWrite {
     pub enabled: bool,
     /// All secrets of the channel.
     pub secrets: ChannelSecrets,
-    /// For a command channel: the proof that this device stored it.
+    /// For a channel that runs a command: the tag that proves that this device stored the channel.
     pub seal: Option<String>,
 }
 

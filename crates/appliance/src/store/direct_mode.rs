@@ -1,4 +1,5 @@
-//! Stores for which reflectors a test found that direct mode is blocked.
+//! Stores the findings of tests that direct mode (payload through the data ports of a reflector, not inside TLS) is
+//! blocked.
 
 use std::collections::BTreeMap;
 

@@ -16,7 +16,7 @@ pub(crate) enum TestPlace {
 }
 
 impl TestPlace {
-    /// A new place for a store of each database engine; without PostgreSQL, only for SQLite.
+    /// Creates a new place for a store for each database engine; only for SQLite if there is no PostgreSQL server.
     pub(crate) fn each() -> Vec<Self> {
         let folder = Self::Folder(tempfile::tempdir().unwrap());
         [folder].into_iter().chain(new_database().map(Self::Server)).collect()
@@ -47,12 +47,13 @@ impl TestPlace {
     }
 }
 
-/// The address of a new database of the server that the tests share; `None` without PostgreSQL.
+/// Creates a database on the PostgreSQL server that the tests share, and returns its address; `None` if there is no
+/// such server.
 pub(crate) fn new_database() -> Option<PostgresAddress> {
     TestServer::shared().map(|server| address(&server.new_url()))
 }
 
-/// The address with this URL.
+/// The address of the database with this URL, without a password file.
 pub(crate) fn address(url: &str) -> PostgresAddress {
     PostgresAddress { url: url.parse().unwrap(), password_file: None }
 }

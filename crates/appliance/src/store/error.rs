@@ -27,7 +27,7 @@ pub enum StorageError {
         place: StorePlace,
     },
     /// The database was written by a later version of this program.
-    #[error("{place} was written by a newer version (its migration {migration} is unknown here)")]
+    #[error("{place} is from a newer version of this program (this version does not know migration {migration})")]
     Newer {
         /// Where the database is.
         place: StorePlace,

@@ -1,4 +1,4 @@
-//! Sums over the runs in steps of time, for charts. The queries read only the columns of an index, and no document.
+//! Sums over the runs of each time step, for charts. The queries read only an index, and no result document.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::pool::{on, without_nul};
 use super::runs::{CHOSEN, READING, other_end};
 use super::{ApplianceStore, RunQuery, StorageError, natural, strange};
 
-/// The number of latest runs from which the lists of other ends and engines are made.
+/// The number of latest runs whose other ends (the servers of the tests) and engines are listed.
 const LATEST: i64 = 2_000;
 
 /// How long after the end of a step of time its sums can still change, because a run is saved only when it has ended.
@@ -62,7 +62,7 @@ impl SumsCache {
         self.kept.push(KeptSums { key, at_us, sums });
     }
 
-    /// Forgets the sums that a run with this begin changes.
+    /// Removes the kept sums that can change because of a run that began at `started_at_us`.
     pub(super) fn forget(&mut self, started_at_us: i64) {
         self.kept.retain(|kept| kept.key.closed_us <= started_at_us);
     }
@@ -73,7 +73,7 @@ impl SumsCache {
     }
 }
 
-/// A quarter of an hour. In every time zone, an hour begins at the begin of such a quarter.
+/// A quarter of an hour, in microseconds. Each full hour of every time zone is also the begin of such a quarter in UTC.
 const QUARTER_US: i64 = 900_000_000;
 
 /// The sums over the runs that began in a step of time. Rates are in bits per second, round trips in microseconds,
@@ -88,15 +88,15 @@ pub struct RunSums {
     pub download: Option<ValueSum>,
     /// The upload rates of the runs.
     pub upload: Option<ValueSum>,
-    /// The median round trips of the runs without load.
+    /// The median round trips without load, one for each run.
     pub idle: Option<ValueSum>,
-    /// The median round trips of the runs under load; for each run, the longer one of download and upload.
+    /// The median round trips under load: for each run, the longer one of download and upload.
     pub loaded_p50: Option<ValueSum>,
-    /// The 95th percentiles of the round trips under load; for each run, the longer one of download and upload.
+    /// The 95th percentiles of the round trips under load: for each run, the longer one of download and upload.
     pub loaded_p95: Option<ValueSum>,
-    /// The loss of the runs without load.
+    /// The loss without load, one value for each run.
     pub loss_idle: Option<ValueSum>,
-    /// The loss of the runs under load; for each run, the higher one of download and upload.
+    /// The loss under load: for each run, the higher one of download and upload.
     pub loss_loaded: Option<ValueSum>,
 }
 
@@ -157,8 +157,8 @@ fn higher(one: &str, other: &str) -> String {
 }
 
 impl ApplianceStore {
-    /// The sums of the runs of a query, in order of time. The begin of the query is moved back to the begin of its
-    /// step. A step without a run has no row. The order and the limit of the query have no effect.
+    /// The sums of the runs of a query, in order of time. `query.since` is rounded down to the begin of a step. A step
+    /// without a run has no row. The order and the limit of the query have no effect.
     pub async fn run_sums(&self, query: &RunQuery, step: Duration) -> Result<Vec<RunSums>, StorageError> {
         let step_us = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
         let begin = |us: i64| us.div_euclid(step_us).saturating_mul(step_us);

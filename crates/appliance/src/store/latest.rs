@@ -12,8 +12,8 @@ use super::{ApplianceStore, StorageError, natural, strange};
 
 /// The maximum number of pairs of target and engine that are kept. The pairs with the latest runs are kept.
 const MOST_KEPT: usize = 100;
-/// The maximum number of runs, begun since the latest kept one, that are read. If there are more, the whole index is
-/// searched again.
+/// The maximum number of runs that are read to add newer runs to the kept ones. If this many are found, the whole index
+/// is searched again.
 const MOST_LATER: i64 = 500;
 /// The columns of [`LatestRow`]: each is in the index `runs_of_charts`.
 const COLUMNS: &str = "started_at_us, engine, endpoint_id, address, download_bps, upload_bps, rtt_idle_us, rtt_download_us, \

@@ -13,9 +13,9 @@ pub struct StoredPassword {
     pub salt: String,
     /// The hash of the password, in hexadecimal digits.
     pub hash: String,
-    /// The memory of the hash, in KiB.
+    /// The memory that the computation of the hash uses, in KiB.
     pub memory_kib: i64,
-    /// The number of passes over the memory of the hash.
+    /// The number of passes over this memory.
     pub passes: i64,
 }
 
@@ -30,8 +30,8 @@ impl ApplianceStore {
         .map_err(self.fault("reading the password"))
     }
 
-    /// Sets the password and ends all logins. If `link`, the hash of the secret of a setup link, is given, the link
-    /// must be valid and is used up. If the link is not valid, sets nothing and returns `false`.
+    /// Sets the password, ends all logins, and makes every setup link invalid. If `link` (the hash of the secret of a
+    /// setup link) is given, but no valid link has this hash, changes nothing and returns `false`.
     pub async fn set_admin_password(
         &self,
         password: &StoredPassword,
@@ -73,7 +73,7 @@ impl ApplianceStore {
         Ok(true)
     }
 
-    /// Saves the hash of the only valid setup link.
+    /// Saves the hash of the secret of a new setup link. Earlier links become invalid.
     pub async fn set_setup_link(&self, hash: &str, expires_at: Timestamp) -> Result<(), StorageError> {
         let fault = || self.fault("saving the setup link");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -94,8 +94,8 @@ impl ApplianceStore {
         self.is_there("SELECT COUNT(*) FROM setup_links WHERE hash = $1 AND expires_at_us > $2", hash, now).await
     }
 
-    /// Saves a login, and removes the logins that have expired. If the stored password is no longer `checked`, saves
-    /// nothing and returns `false`.
+    /// Removes the logins that have expired, and saves a login. `checked` is the stored password with which the user's
+    /// input was compared. If another password was stored since then, saves no login and returns `false`.
     pub async fn add_login(
         &self,
         hash: &str,

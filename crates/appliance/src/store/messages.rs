@@ -40,7 +40,7 @@ pub struct AttemptRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryOutcome {
-    /// The delivery is due, or is repeated later.
+    /// The message is not delivered yet. An attempt is due, now or later.
     Due,
     /// The message was delivered.
     Delivered,
@@ -57,7 +57,7 @@ pub struct MessageDelivery {
     pub outcome: DeliveryOutcome,
     /// The number of attempts so far.
     pub attempts: u32,
-    /// When the next attempt is due; absent if the delivery is decided.
+    /// When the next attempt is due; absent once the message was delivered or given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_at: Option<Timestamp>,
     /// When the message was delivered or its delivery was given up.
@@ -140,7 +140,7 @@ impl DeliveryRow {
 }
 
 impl ApplianceStore {
-    /// Saves a message with a delivery, due at once, to each of these channels, given by id and name.
+    /// Saves a message, and for each of these channels (id and name) a delivery that is due at once.
     pub async fn queue_message(
         &self,
         appliance: &str,

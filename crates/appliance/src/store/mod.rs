@@ -1,5 +1,6 @@
-//! The appliance's database and all of its SQL: paired reflectors, runs, schedules, monitors, rules and alerts. It is a
-//! SQLite file in the state folder, or a database of a PostgreSQL server; each has numbered migrations.
+//! The appliance's database and all of its SQL: paired reflectors, runs, schedules, monitors, rules and alerts. The
+//! database is a SQLite file in the state folder, or is on a PostgreSQL server. Each of these two engines has its own
+//! numbered migrations.
 
 mod alerts;
 mod backup;
@@ -147,8 +148,8 @@ impl ApplianceStore {
         Self::open_file_for_reading(&state_dir.join(FILE)).await
     }
 
-    /// Opens for reading a database in any file, as [`ApplianceStore::open_for_reading`] does for that of a state
-    /// folder.
+    /// Opens the database file at `path` for reading, as [`ApplianceStore::open_for_reading`] opens the database file
+    /// of a state folder.
     pub async fn open_file_for_reading(path: &Path) -> Result<Self, StorageError> {
         let path = path.to_owned();
         // A user who can write a folder can replace the file or the link to it there, or add a log to the file that
@@ -170,7 +171,7 @@ impl ApplianceStore {
         }
         // Opens the resolved path that was checked, because a link can be changed meanwhile.
         let pool = pool_options(1).connect_with(reading_options(&target)).await;
-        let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
+        let pool = pool.map_err(|error| DatabaseError::of(&path, "opening the database", error))?;
         Ok(Self::of(StorePool::Sqlite(pool, path)))
     }
 
@@ -184,8 +185,8 @@ impl ApplianceStore {
         work.rollback().await.map_err(fault())
     }
 
-    /// Takes the lock of the service in a database on a server. `None` for a file, which is locked with its state
-    /// folder.
+    /// Takes the lock with which only one service at a time uses a database on a server. Returns `None` for a SQLite
+    /// file: there, a lock in the state folder has the same effect.
     pub async fn lock_service(&self) -> Result<Option<DatabaseLock>, StorageError> {
         match &self.pool {
             StorePool::Sqlite(..) => Ok(None),
@@ -203,7 +204,8 @@ impl ApplianceStore {
         self.pool.place()
     }
 
-    /// Maps an error of the database during `doing` to the kinds of [`StorageError`].
+    /// Returns a function that converts an error of the database to the [`StorageError`] for its cause. `doing` names
+    /// the operation that failed.
     fn fault(&self, doing: &'static str) -> impl FnOnce(sqlx::Error) -> StorageError {
         move |error| self.pool.fault(doing, error)
     }
@@ -255,7 +257,7 @@ fn prepare(folder: &Path) -> Result<File, StorageError> {
     }
 }
 
-/// The error for a stored value that this program cannot have written.
+/// Converts an error that a stored value caused, such as an invalid id, to an [`sqlx::Error`].
 fn strange(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
     sqlx::Error::Decode(Box::new(error))
 }

@@ -20,7 +20,8 @@ use crate::monitor::{LatencyHistogram, Monitor, MonitorTarget, ProbeTally};
 pub(super) const MINUTES_KEPT: i64 = 14 * DAY;
 /// How long the rows of hours are kept, in minutes. The rows of days are kept for ever.
 const HOURS_KEPT: i64 = 400 * DAY;
-/// How far back missing rows of hours are looked for, in minutes: as far as the rows of minutes are kept.
+/// The age, in minutes, up to which missing rows of hours are computed later: as long as the rows of minutes, from
+/// which they are computed, are kept.
 const ROLL_UP_WINDOW: i64 = MINUTES_KEPT;
 
 /// A monitor as it is stored, with its state.
@@ -32,8 +33,8 @@ pub struct StoredMonitor {
     pub number: i64,
     /// Whether the monitor probes.
     pub enabled: bool,
-    /// Whether a file of `packetparamedic apply` made the monitor. If so, the next such file undoes other changes of
-    /// it.
+    /// Whether a configuration file made the monitor (`packetparamedic apply`). If so, applying a configuration file
+    /// again undoes changes that were made to the monitor in another way.
     #[serde(default)]
     pub from_file: bool,
     /// When the monitor was added.
@@ -64,7 +65,7 @@ pub struct StoredOutage {
     pub id: Uuid,
     /// When the first unanswered probe of the outage was sent.
     pub began_at: Timestamp,
-    /// When the outage ended: the time at which the first probe that was answered again was sent. Absent while it
+    /// When the outage ended: the sending time of the first probe that was answered again. Absent while the outage
     /// lasts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
@@ -142,8 +143,8 @@ type OutageRow = (String, i64, Option<i64>, bool, String, String, String);
 
 impl ApplianceStore {
     /// Adds and enables each monitor in `wanted` that was never added before. So a monitor that the user removed is not
-    /// added again. Each wanted monitor probes the gateway, or the reflector with the given Endpoint ID. If the name of
-    /// a monitor is taken, a number is added to it.
+    /// added again. The second value of each pair is the Endpoint ID of the reflector that the monitor probes; `None`
+    /// if it probes the gateway. If the name of a monitor is taken, a number is added to the name.
     pub async fn ensure_monitors(
         &self,
         appliance: &str,
@@ -254,8 +255,8 @@ impl ApplianceStore {
         Ok(StoredMonitor { enabled, ..stored })
     }
 
-    /// Saves the probes of minutes in one transaction: adds them to the stored minutes, and computes the hours and days
-    /// that are complete with them. `now` is the current minute.
+    /// Saves tallies of minutes in one transaction: adds them to the stored rows of the same minutes, and computes the
+    /// rows of the hours and days of these minutes that have ended. `now` is the current minute, counted since 1970.
     pub async fn save_minutes(&self, minutes: &[MonitorMinute], now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("saving what the monitors measured");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -429,7 +430,8 @@ impl ApplianceStore {
     }
 }
 
-/// Adds the probes of minutes to the stored minutes, and computes the hours and days that are complete with them.
+/// Adds tallies of minutes to the stored rows of the same minutes, and computes the rows of the hours and days of these
+/// minutes that have ended. `now` is the current minute, counted since 1970.
 pub(super) async fn write_minutes(
     work: &mut StoreChange,
     minutes: &[MonitorMinute],
@@ -540,14 +542,16 @@ pub(super) async fn insert(work: &mut StoreChange, appliance: &str, new: &Stored
     .map(drop)
 }
 
-/// The wanted name, or this name with the first number that makes it free. Adds the result to `taken`.
+/// Returns `wanted` if this name is free, or else `wanted` with the lowest number (from 2) that makes it a free name.
+/// Adds the returned name to `taken`.
 fn free_name(wanted: &str, taken: &mut BTreeSet<String>) -> String {
     let numbered = (2..).map(|number| format!("{wanted}-{number}"));
     let name = std::iter::once(wanted.to_owned()).chain(numbered).find(|name| taken.insert(name.to_lowercase()));
     name.unwrap_or_else(|| wanted.to_owned())
 }
 
-/// The rows of all monitors that begin between `from` and `to`, both included: begin, monitor, probes.
+/// The rows of all monitors that begin between `from` and `to`, both included. Each has its begin, the key of the
+/// monitor and the tally.
 async fn rows_between(
     work: &mut StoreChange,
     resolution: Resolution,
@@ -597,8 +601,8 @@ async fn write_row(
     .map(drop)
 }
 
-/// Computes the rows of those `hours` that are over, and then of the days that are over: the days of these hours, and
-/// `days`. Deletes rows that are no longer kept.
+/// Computes the rows of those `hours` that have ended. Then computes the rows of days that have ended: of the days of
+/// these hours, and of `days`. Deletes rows that are no longer kept.
 async fn roll_up(
     work: &mut StoreChange,
     hours: BTreeSet<i64>,
@@ -627,7 +631,7 @@ async fn roll_up(
     Ok(())
 }
 
-/// Merges the rows of `from` into the rows of `to` that begin at `begin`.
+/// Merges, for each monitor, the rows of the finer resolution `from` into the one row of `to` that begins at `begin`.
 async fn merge_rows(work: &mut StoreChange, from: Resolution, to: Resolution, begin: i64) -> Result<(), sqlx::Error> {
     let mut merged = BTreeMap::<i64, ProbeTally>::new();
     for (_, monitor, tally) in rows_between(work, from, begin, begin + to.minutes() - 1).await? {

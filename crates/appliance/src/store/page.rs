@@ -1,4 +1,4 @@
-//! Selects the rows of a list: the row after which a page begins, and the period.
+//! What selects the rows of a page of a list: the row after which the page begins, and a period.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,13 +33,13 @@ impl TimeRange {
 }
 
 impl PageCursor {
-    /// The bounds for a list with the newest row first: the page has the rows below these bounds. Without a cursor, all
-    /// rows are below them.
+    /// The upper bounds (time and id) for a list with the newest row first: the page has the rows below these bounds.
+    /// Without a cursor, all rows are below them.
     pub(super) fn bounds(cursor: Option<Self>) -> (i64, String) {
         cursor.map_or((i64::MAX, String::new()), |cursor| (cursor.at.as_microsecond(), cursor.id.to_string()))
     }
 
-    /// The bounds for a list with the oldest row first: the page has the rows above these bounds.
+    /// The lower bounds (time and id) for a list with the oldest row first: the page has the rows above these bounds.
     pub(super) fn lower_bounds(cursor: Option<Self>) -> (i64, String) {
         cursor.map_or((i64::MIN, String::new()), |cursor| (cursor.at.as_microsecond(), cursor.id.to_string()))
     }

@@ -16,14 +16,15 @@ pub struct StoredPlan {
     pub plan: Plan,
     /// When the plan was set.
     pub set_at: Timestamp,
-    /// Whether a file of `packetparamedic apply` made the plan.
+    /// Whether a configuration file made the plan (`packetparamedic apply`).
     pub from_file: bool,
 }
 
 /// The stored columns of a plan.
 type PlanRow = (String, bool, i64);
 
-/// The SQL that sets the plan: $1 the appliance, $2 the definition, $3 whether a file made it, $4 when.
+/// The SQL that sets the plan: $1 the Endpoint ID of this device, $2 the definition, $3 whether a configuration file
+/// made the plan, $4 the present time.
 pub(super) const SET_PLAN: &str = "INSERT INTO plan (number, appliance, definition, from_file, set_at_us) \
      VALUES (1, $1, $2, $3, $4) ON CONFLICT (number) DO UPDATE SET appliance = $1, definition = $2, from_file = $3, \
      set_at_us = $4";

@@ -50,7 +50,7 @@ macro_rules! on {
     };
 }
 
-/// Runs a query within a change, but otherwise as `on!`: `in_change!(work, |db| QUERY)`.
+/// Runs a query as `on!` does, but within the transaction `work`: `in_change!(work, |db| QUERY)`.
 macro_rules! in_change {
     ($work:expr, |$db:ident| $query:expr) => {
         match $work {
@@ -80,7 +80,8 @@ impl StorePool {
         }
     }
 
-    /// Maps an error of the database during `doing` to the kinds of [`StorageError`].
+    /// Converts an error of the database to the [`StorageError`] for its cause. `doing` names the operation that
+    /// failed.
     pub(super) fn fault(&self, doing: &'static str, error: sqlx::Error) -> StorageError {
         match self {
             Self::Sqlite(_, path) => DatabaseError::of(path, doing, error).into(),
@@ -147,7 +148,7 @@ pub(super) fn rows(result: impl StatementResult) -> u64 {
     result.row_count()
 }
 
-/// Removes the character NUL from a text, because PostgreSQL cannot store it. No name contains this character.
+/// Replaces each NUL in a text by U+FFFD, because PostgreSQL cannot store NUL. No name contains this character.
 pub(super) fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

@@ -42,13 +42,13 @@ impl FromStr for PostgresUrl {
         let scheme = SCHEMES.into_iter().find(|scheme| text.starts_with(scheme));
         let scheme = scheme.ok_or("it does not begin with postgres://")?;
         if text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '#') {
-            return Err("it has a space, a control character or a #, which a URL encodes, such as %23".to_owned());
+            return Err("it has a space, a control character or a #: percent-encode each, such as # as %23".to_owned());
         }
         let rest = text.get(scheme.len()..).unwrap_or_default();
         let (base, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = base.split_at(base.find('/').unwrap_or(base.len()));
         if path.contains('@') || query.contains('?') {
-            return Err("it has an @ or a ? where none may be: a password encodes / as %2F and ? as %3F".to_owned());
+            return Err("it has an @ in the path or a second ?: in a password, write / as %2F and ? as %3F".to_owned());
         }
         let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
         let user = user.split(':').next().unwrap_or_default();

@@ -23,8 +23,8 @@ impl From<sqlx::Error> for RenameFault {
 }
 
 impl ApplianceStore {
-    /// Renames the reflector that `wanted` identifies, and returns it with the new name. The monitors of the reflector
-    /// continue.
+    /// Renames the reflector that `wanted` identifies, and returns it with the new name. Monitors of the reflector
+    /// continue to probe it.
     pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, StorageError> {
         if name.is_empty() {
             return Err(StorageError::NoName);

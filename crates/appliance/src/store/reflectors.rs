@@ -103,7 +103,7 @@ impl ApplianceStore {
     }
 }
 
-/// Every paired reflector, within a change.
+/// Every paired reflector, read within the transaction `work`.
 pub(super) async fn all_reflectors(work: &mut StoreChange) -> Result<Vec<Reflector>, sqlx::Error> {
     let rows = in_change!(work, |db| sqlx::query_as::<_, ReflectorRow>(
         "SELECT endpoint_id, name, address, paired_at_us FROM reflectors"
@@ -113,8 +113,9 @@ pub(super) async fn all_reflectors(work: &mut StoreChange) -> Result<Vec<Reflect
     rows.into_iter().map(reflector).collect()
 }
 
-/// Finds in `known` the only reflector with this name, Endpoint ID or address. A reflector chooses its first name
-/// itself, so no kind of match has priority, and two matches are an error.
+/// Finds in `known` the only reflector with this name, Endpoint ID or address. No kind of match has priority, and two
+/// matches are an error, because a reflector chooses its first name itself and could choose the address of another
+/// reflector.
 pub fn find_reflector(mut known: Vec<Reflector>, wanted: &str) -> Result<Reflector, StorageError> {
     let wanted = wanted.trim();
     known.retain(|reflector| reflector.goes_by(wanted));

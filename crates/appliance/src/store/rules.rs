@@ -1,4 +1,4 @@
-//! The rules of this appliance, each with the time until which it has judged the measurements.
+//! The alert rules of this appliance, each with the time until which it has judged the measurements.
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
@@ -17,7 +17,7 @@ pub struct StoredRule {
     pub id: Uuid,
     /// Whether the rule judges measurements.
     pub enabled: bool,
-    /// Whether a file of `packetparamedic apply` made the rule.
+    /// Whether a configuration file made the rule (`packetparamedic apply`).
     pub from_file: bool,
     /// When the rule was added.
     pub added_at: Timestamp,
@@ -114,7 +114,7 @@ impl ApplianceStore {
         Ok(found.map_err(self.fault("reading the runs"))?.is_some())
     }
 
-    /// The begin of the last test before `before` that ran to its end.
+    /// The begin of the last complete test that began before `before`.
     pub async fn last_complete_run(&self, before: Timestamp) -> Result<Option<Timestamp>, StorageError> {
         let fault = || self.fault("reading the runs");
         let last = on!(self.pool, |db| {
@@ -128,8 +128,8 @@ impl ApplianceStore {
         last.map_err(fault())?.map(|at| time(at).map_err(fault())).transpose()
     }
 
-    /// The values of a metric of tests since `since`, from tests that ran to their end. Each has the other end, the
-    /// begin of the test, and the value in the unit of the metric.
+    /// The values of `metric` in the complete tests since `since`, in order of time. Each has the other end of the
+    /// test, the begin of the test, and the value in the unit of the metric.
     pub async fn test_values(
         &self,
         metric: AlertMetric,
@@ -151,7 +151,7 @@ impl ApplianceStore {
     }
 }
 
-/// The SQL expression for the value of a metric of tests.
+/// The SQL expression for the value of a metric of tests; `None` if only monitors measure the metric.
 fn value_column(metric: AlertMetric) -> Option<&'static str> {
     match metric {
         AlertMetric::Download => Some("download_bps"),

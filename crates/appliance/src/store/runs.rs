@@ -1,5 +1,5 @@
-//! The saved runs: each result document as printed, with a summary row for lists. A saved run never changes, except
-//! that the series of its intervals is removed after a time.
+//! The saved runs: each result document exactly as `--json` prints it, with the columns of its summary for lists. A
+//! saved run never changes, except that the series of its intervals is removed after a time.
 
 use jiff::Timestamp;
 use paramedic_link::test_spec::Load;
@@ -95,8 +95,8 @@ fn page_of_runs(columns: &str, query: &RunQuery) -> String {
     format!("SELECT {columns} FROM runs WHERE id IN ({named}) AND {page}")
 }
 
-/// The begin times of the runs of a page: from the first value up to the second, which is excluded. The position
-/// `after` limits them, so that the index is read only from there.
+/// The range of begin times that is searched for the runs of a page: from the first value up to the second, which is
+/// excluded. The position `after` narrows the range, so that the index is read only from there.
 fn time_bounds(query: &RunQuery, after: Option<&RunPosition>) -> (i64, i64) {
     let since = query.since.map_or(i64::MIN, Timestamp::as_microsecond);
     let until = query.until.map_or(i64::MAX, Timestamp::as_microsecond);
@@ -112,7 +112,7 @@ fn time_bounds(query: &RunQuery, after: Option<&RunPosition>) -> (i64, i64) {
 pub struct SavedRun {
     /// The run's id.
     pub id: Uuid,
-    /// The document exactly as printed, without the newline after it.
+    /// The document exactly as `--json` prints it, without the newline after it.
     pub text: String,
 }
 
@@ -319,8 +319,8 @@ impl ApplianceStore {
         Ok(RunPosition { started_at_us, id: id.to_owned() })
     }
 
-    /// Deletes each run whose id is, begins or ends with one of the texts in `wanted`. Deletes nothing if one of the
-    /// texts matches no run or several runs. Returns the ids of the deleted runs.
+    /// Deletes the runs that `wanted` lists: each text is the id of a run, or the begin or the end of an id. Deletes
+    /// nothing if one of the texts matches no run or several runs. Returns the ids of the deleted runs.
     pub async fn delete_runs(&self, wanted: &[String]) -> Result<Vec<Uuid>, StorageError> {
         let mut ids = Vec::new();
         for wanted in wanted {
@@ -345,8 +345,8 @@ impl ApplianceStore {
         Ok(ids)
     }
 
-    /// The only run whose id is, begins or ends with `wanted`. Ids begin with the time, so runs of the same minute
-    /// differ only near the end.
+    /// The only run whose id equals `wanted`, or begins or ends with it. Ids begin with the time, so runs of the same
+    /// minute differ only near the end.
     pub async fn run(&self, wanted: &str) -> Result<SavedRun, StorageError> {
         let fault = || self.fault("reading the run");
         let part = wanted.trim().to_ascii_lowercase();

@@ -23,8 +23,8 @@ pub struct StoredSchedule {
     pub id: Uuid,
     /// Whether the schedule is enabled.
     pub enabled: bool,
-    /// Whether a file of `packetparamedic apply` made the schedule. If so, the next such file undoes other changes of
-    /// it.
+    /// Whether a configuration file made the schedule (`packetparamedic apply`). If so, applying a configuration file
+    /// again undoes changes that were made to the schedule in another way.
     #[serde(default)]
     pub from_file: bool,
     /// When the schedule was added.
@@ -52,7 +52,7 @@ pub struct ScheduleRun {
     /// When the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// Whether the user asked for the run.
+    /// Whether the user or an alert rule asked for the run.
     pub requested: bool,
     /// What became of the run.
     pub outcome: ScheduleRunOutcome,
@@ -472,7 +472,8 @@ impl ApplianceStore {
         Ok(natural(used))
     }
 
-    /// The maximum number of bytes that one of the latest complete runs of a schedule used; `None` if it has none.
+    /// The maximum number of bytes that one of the latest complete runs of a schedule used; `None` if no run of the
+    /// schedule was complete.
     pub async fn schedule_run_bytes(&self, schedule: Uuid) -> Result<Option<u64>, StorageError> {
         let most: Option<i64> = on!(self.pool, |db| sqlx::query_scalar(
             "SELECT MAX(data_used_bytes) FROM (SELECT data_used_bytes FROM schedule_runs \

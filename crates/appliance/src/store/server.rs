@@ -1,4 +1,5 @@
-//! The connections to a PostgreSQL server: how they are opened, what bounds each operation, and what an error means.
+//! The connections to a PostgreSQL server: how they are opened, the time limits of operations, and the causes of
+//! errors.
 
 use std::io;
 use std::time::Duration;
@@ -149,7 +150,8 @@ impl PostgresServer {
         timeout(ACQUIRE_TIMEOUT, self.pool.close()).await.ok();
     }
 
-    /// Maps an error during `doing` to the kinds of [`StorageError`].
+    /// Converts an error of the database to the [`StorageError`] for its cause. `doing` names the operation that
+    /// failed.
     pub(super) fn fault(&self, doing: &'static str, error: sqlx::Error) -> StorageError {
         fault(&self.shown, doing, error)
     }

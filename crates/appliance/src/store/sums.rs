@@ -1,5 +1,6 @@
-//! Sums over rows, for the first page of the service and for exports: the data of a period, the loss of every monitor
-//! in it, and the outages. Each sum is one query that reads no document and no histogram.
+//! Sums over stored rows, for the overview of the line and for metrics: the bytes that the runs of a period used, the
+//! probes that each monitor lost in it, and the outages. Each sum is one query, which reads no result document and no
+//! histogram.
 
 use jiff::Timestamp;
 
@@ -7,7 +8,7 @@ use super::pool::on;
 use super::{ApplianceStore, StorageError, natural, strange};
 use crate::monitor::outage::OutageScope;
 
-/// The probes of a monitor in a step of time.
+/// Counts of the probes of one monitor in one time step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LossSum {
     /// The key of the monitor.
@@ -32,7 +33,8 @@ pub struct OutageSum {
 }
 
 impl ApplianceStore {
-    /// The outages by scope. An outage that lasts counts until `now`. A scope without an outage has no row.
+    /// The number and the total time of the outages of each scope. An outage that has not ended counts until `now`. A
+    /// scope without an outage has no row.
     pub async fn outage_sums(&self, now: Timestamp) -> Result<Vec<OutageSum>, StorageError> {
         let fault = || self.fault("reading the outages");
         let rows = on!(self.pool, |db| sqlx::query_as::<_, (String, i64, i64)>(
@@ -62,8 +64,8 @@ impl ApplianceStore {
         Ok(natural(sum))
     }
 
-    /// The probes of the monitors from the minute `from` up to `to`, in steps of `step` minutes, by monitor and time. A
-    /// step without probes has no row.
+    /// The counts of the probes of each monitor from the minute `from` up to `to` (excluded), in steps of `step`
+    /// minutes, sorted by monitor and time. A step without probes has no row.
     pub async fn monitor_losses(&self, from: i64, to: i64, step: i64) -> Result<Vec<LossSum>, StorageError> {
         let rows = on!(self.pool, |db| sqlx::query_as::<_, (i64, i64, i64, i64)>(
             "SELECT monitor, minute / $3 * $3 AS step, CAST(SUM(count) AS BIGINT), CAST(SUM(lost) AS BIGINT) \

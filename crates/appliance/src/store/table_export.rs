@@ -187,7 +187,8 @@ fn names(names: &BTreeSet<String>) -> String {
     text_cell(&names.iter().map(String::as_str).collect::<Vec<_>>().join("; "))
 }
 
-/// The columns of the tables. Scripts rely on their names and order: add new ones at the end.
+/// The columns of the exported outages. Scripts rely on the names and the order of the columns of every table: add new
+/// ones at the end.
 const OUTAGE_COLUMNS: [(&str, TableCell<StoredOutage>); 8] = [
     ("id", |row| Some(row.id.to_string())),
     ("began_at", |row| Some(row.began_at.to_string())),

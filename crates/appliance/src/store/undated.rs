@@ -24,7 +24,7 @@ const DATED_AT_ONCE: i64 = 500;
 pub struct UndatedMinute {
     /// The key of the monitor.
     pub number: i64,
-    /// The begin of the minute, in microseconds since boot; negative for the minute of the boot.
+    /// The begin of the minute, in microseconds since boot; negative if the minute began before the boot.
     pub began_us: i64,
     /// The tally of the probes.
     pub tally: ProbeTally,

@@ -29,7 +29,7 @@ const FIRST_TIME: Duration = Duration::from_millis(500);
 const TRIAL_TIME: Duration = Duration::from_millis(450);
 /// If the round trip grows by more than this during the trial of [`SHORTEST_INTERVAL`], the probes fill the line.
 const GROWTH: Duration = Duration::from_millis(5);
-/// Under load, the probes take at most one part in this many of the rate of each direction.
+/// Under load, the probes take at most 1/`PARTS` of the rate of each direction.
 const PARTS: u64 = 150;
 /// The ramp-up of a phase is over when the rates of two neighbouring windows of this many samples differ by less than a
 /// quarter.
@@ -96,7 +96,7 @@ impl ProbePacing {
     }
 
     /// The new probe interval, if the interval changes at `now`. `probes` must return the probes that were due between
-    /// two times.
+    /// its two arguments.
     pub fn next(&mut self, now: Duration, probes: impl Fn(Duration, Duration) -> Vec<Probe>) -> Option<ProbePace> {
         let is_due = now >= self.due()?;
         let is_settled =

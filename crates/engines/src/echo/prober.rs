@@ -153,8 +153,8 @@ impl Prober {
         (recent != u64::MAX).then(|| Duration::from_nanos(recent))
     }
 
-    /// Changes the probe interval. Returns when the first probe of the new interval is due, measured from the prober's
-    /// start. All probes of the old interval were due before.
+    /// Changes the probe interval. Returns the time at which the first probe of the new interval is due, measured from
+    /// the prober's start. All probes of the old interval are due before that time.
     pub fn pace(&self, interval: Duration) -> Duration {
         let interval = interval.max(Duration::from_micros(TestSpec::MIN_PROBE_INTERVAL_US.into()));
         let base_ns = lock(&self.shared.log).pace(self.shared.clock.now_ns(), interval);

@@ -204,7 +204,8 @@ impl ProbeRecords {
         stretch.due_ns(at)
     }
 
-    /// Changes the probe interval at `now_ns`. Returns when the next slot is due: one new interval after `now_ns`.
+    /// Changes the probe interval at `now_ns`. Returns the time at which the next slot is due: one new interval after
+    /// `now_ns`.
     pub(super) fn pace(&mut self, now_ns: u64, interval: Duration) -> u64 {
         let mut next = Stretch::new(self.len(), now_ns, interval);
         next.base_ns = next.base_ns.saturating_add(next.interval_ns);

@@ -32,9 +32,9 @@ pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// The timeout for connecting the streams of a phase.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// If a stream ends this much before the end of its phase, the other end has failed. The two ends begin a phase at
-/// different times, but the difference is less than this margin, even if the start message was retransmitted or read
-/// late. In a phase shorter than this margin, the other end's missing tally shows the failure.
+/// If a stream ends more than this margin before the end of its phase, the other end has failed. The two ends begin a
+/// phase at different times, but the difference is less than this margin, even if the start message was retransmitted
+/// or read late. In a phase shorter than this margin, the other end's missing tally shows the failure.
 pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 
 /// The reason in the tally of a phase that was cut short because its session ended.
@@ -63,7 +63,7 @@ pub struct PhaseContext<'a> {
 
 impl<'a> PhaseContext<'a> {
     /// A context for `phase` of the test `ask`, at the end that sends the direction `sent`. The phase began at `begin`.
-    /// Clears the stop of an earlier phase.
+    /// Discards the request that stopped an earlier phase, if there was one.
     pub fn new(
         ask: &'a TestSpec,
         phase: &PhaseSpec,
@@ -99,8 +99,8 @@ impl<'a> PhaseContext<'a> {
         u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Returns an error if `now`, when the other end closed a stream in an orderly way, is long before the end of the
-    /// phase.
+    /// Checks a stream that the other end closed in an orderly way at `now`. Returns an error if `now` is more than
+    /// `EARLY_END` before the end of the phase.
     ///
     /// A direction that ends after a number of bytes has no planned end, so it never ends early. At the reflector, the
     /// same applies to an upload that the appliance may stop: its streams may end before the stop message arrives.
@@ -115,8 +115,9 @@ impl<'a> PhaseContext<'a> {
         self.has_failed.load(Ordering::SeqCst)
     }
 
-    /// Records a stream's failure at `now`, and ends the phase. `stream_until` is the end of the stream's own time.
-    /// Ignores a failure after that time, after a stop or after a cancellation, because it is a consequence of these.
+    /// Records a stream's failure at `now`, and ends the phase. `stream_until` is when the stream should end. Ignores a
+    /// failure after that time, after the appliance stopped the phase, or after a cancellation, because such a failure
+    /// is a consequence of that event.
     fn note(&self, failure: String, now: Instant, stream_until: Instant) {
         let is_stopped = self.control.phase_stopped_at().is_some_and(|stopped| now >= stopped);
         if now >= stream_until || is_stopped || self.control.is_cancelled() {

@@ -20,7 +20,7 @@ use crate::host_facts::CpuClock;
 use crate::session_control::SessionControl;
 use crate::thread_limit;
 
-/// How long a sender may still wait for the receiver's confirmation after [`DRAIN_TIMEOUT`], which ends the receiver.
+/// How long a sender may still wait for the receiver's confirmation after [`DRAIN_TIMEOUT`] has ended the receiver.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connected stream of an engine. One thread sends or receives on the stream.
@@ -31,7 +31,7 @@ pub(crate) trait PhaseStream: Send {
     type Own: Default + Send;
     /// The names of the sending and of the receiving thread.
     const THREADS: [&'static str; 2];
-    /// How much later than the phase a sender may begin. A sender that begins later also ends later by that time.
+    /// How long after the start of the phase a sender may begin. A sender that begins late ends late by the same time.
     const LATEST_BEGIN: Duration;
 
     /// Creates the part of this stream that the phase's watcher uses. `is_sent`: whether this end sends.
@@ -95,9 +95,9 @@ impl<W> StreamRun<'_, W> {
         self.context.is_over() || self.is_aborted.load(Ordering::Relaxed)
     }
 
-    /// How many bytes the stream may send now, at most `most`. Returns 0 once the streams of its direction have taken
-    /// all bytes that the direction may send. `taken` holds the bytes that this stream has taken and not sent yet; it
-    /// must start at 0.
+    /// How many bytes the stream may send now, at most `most`. Returns 0 once the streams of its direction have
+    /// reserved all bytes that the direction may send. `taken` is the number of bytes that this stream has reserved and
+    /// not sent yet; it must start at 0.
     pub(crate) fn take_bytes(&self, taken: &mut u64, most: usize) -> usize {
         let Some(left) = self.bytes_left else { return most };
         let wanted = u64::try_from(most).unwrap_or(u64::MAX);
@@ -114,8 +114,8 @@ impl<W> StreamRun<'_, W> {
 pub(crate) struct StreamReport<O> {
     /// When the stream last moved a byte; `None` if it moved none.
     pub(crate) last: Option<Instant>,
-    /// The end of the stream's own time: the end of the phase, unless the stream began later. A failure after this time
-    /// is ignored.
+    /// When the stream should end: at the end of the phase, or later if the stream began later. A failure after this
+    /// time is ignored.
     pub(crate) until: Instant,
     pub(crate) own: O,
     used: ThreadUse,
@@ -135,7 +135,7 @@ struct DirectionRun<W> {
     watched: Vec<W>,
     ended: AtomicUsize,
     is_aborted: AtomicBool,
-    /// The number of bytes that the direction's streams may still take for sending; `None` without a limit.
+    /// The number of bytes that the direction's streams may still reserve for sending; `None` without a limit.
     bytes_left: Option<AtomicU64>,
 }
 

@@ -24,8 +24,8 @@ pub trait Moving {
     /// [`PAUSE_AFTER_SILENCE`]. If so, sending must pause until the next call with `false`.
     fn pause(&mut self, is_silent: bool);
 
-    /// Ends the streams that should have ended by now. Called after each [`Moving::look`] once the phase's end is
-    /// `DRAIN_TIMEOUT` ago. `late`: the time since the phase's end.
+    /// Ends the streams that should have ended by now. Called after each [`Moving::look`] once `DRAIN_TIMEOUT` has
+    /// passed since the phase's end. `late`: the time since the phase's end.
     fn end_overdue(&mut self, late: Duration);
 
     /// Ends all streams at once. Called once at the end of [`watch`], even if all streams have ended already.

@@ -49,7 +49,7 @@ pub(crate) struct TcpInfo {
     /// Payload bytes sent, retransmissions included; `bytes_retrans` counts the retransmissions alone.
     pub(crate) bytes_sent: Option<u64>,
     pub(crate) bytes_retrans: Option<u64>,
-    /// The smallest round-trip time of the last minutes (`net.ipv4.tcp_min_rtt_wlen`), in microseconds.
+    /// The smallest round-trip time of the last five minutes (default of `net.ipv4.tcp_min_rtt_wlen`), in microseconds.
     pub(crate) min_rtt_us: Option<u32>,
     /// The latest rate at which data was delivered, in bytes per second.
     pub(crate) delivery_rate: Option<u64>,

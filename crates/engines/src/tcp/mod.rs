@@ -74,8 +74,8 @@ mod data_path {
     pub(super) const TLS: &str = "tls";
 }
 
-/// Adds to both directions of `tally` the socket buffer size that this end's kernel granted, if the size is less than
-/// requested.
+/// Records in both directions of `tally` the socket buffer size that this end's kernel granted, if it is less than the
+/// requested size.
 fn with_window(mut tally: PhaseTally, options: &SocketOptions) -> PhaseTally {
     let reduced = options.reduced_window();
     for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {

@@ -83,8 +83,8 @@ impl PhaseStream for ReadyConnection {
     }
 }
 
-/// The sum of the times of all `streams`. The kernel also counts the time after the phase in which data drains, so each
-/// stream's times are capped at `elapsed_us`, the time of the phase.
+/// The sum of the times of all `streams`. The kernel also counts the time for which data drains after the phase, so
+/// each stream's times are capped at `elapsed_us`, the duration of the phase.
 fn sum(streams: &[LimitedTimes], elapsed_us: u64) -> TcpTimes {
     streams.iter().fold(TcpTimes::default(), |sum, stream| {
         let busy_us = stream.busy_us.min(elapsed_us);

@@ -49,8 +49,9 @@ impl UnsentLimit {
         }
     }
 
-    /// The limit after `before` if the stream sent `sent` bytes in the last interval. The limit grows at once and
-    /// shrinks by halves, so that a fast stream is not limited after it has recovered from a loss.
+    /// The limit that follows the limit `before` if the stream sent `sent` bytes in the last interval. The limit grows
+    /// at once and shrinks by at most half per interval, so that it does not slow a fast stream that has recovered from
+    /// a loss.
     fn next(before: u32, sent: u64) -> u32 {
         u32::try_from(sent).unwrap_or(u32::MAX).max(before / 2).clamp(Self::MIN, Self::MAX)
     }

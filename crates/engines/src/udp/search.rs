@@ -13,8 +13,8 @@ const MIN_BPS: f64 = 64e3;
 /// The highest rate of a search, in bits per second of payload.
 const MAX_BPS: f64 = 1e12;
 /// The search judges a rate by the feedback of an interval. An interval has at least this duration and
-/// [`MIN_DATAGRAMS`] datagrams, or lasts [`MAX_INTERVAL_NS`]. While the search doubles the rate, this duration
-/// suffices.
+/// [`MIN_DATAGRAMS`] datagrams, or lasts [`MAX_INTERVAL_NS`]. While the search doubles the rate, an interval of this
+/// duration suffices, regardless of its number of datagrams.
 const MIN_INTERVAL_NS: u64 = 45_000_000;
 const MIN_DATAGRAMS: u64 = 100;
 const MAX_INTERVAL_NS: u64 = 400_000_000;
@@ -35,13 +35,13 @@ const DRAINING: std::ops::RangeInclusive<f64> = 0.5..=0.9;
 const JUST_BELOW: f64 = 0.985;
 /// The first increase of the rate while probing, as a share of the rate.
 const STEP: f64 = 0.005;
-/// From this many intervals after settling on, the search compares the total loss with the bound. If the total loss
-/// exceeds the bound, the rate is reduced to the share [`BACK`] after each interval with loss, and to [`FAR_BACK`] if
-/// the path is full.
+/// Once the search has judged this many intervals after settling, it compares the total loss since then with the bound.
+/// If the total loss exceeds the bound, the rate is reduced to the share [`BACK`] after each interval with loss, and to
+/// the share [`FAR_BACK`] if the path is full.
 const MIN_INTERVALS: u32 = 10;
 const BACK: f64 = 0.98;
 const FAR_BACK: f64 = 0.93;
-/// A path that suddenly carries less than this share of the last rate that it carried without being full is stalled or
+/// If a path suddenly carries less than this share of the last rate at which it was not full, the path is stalled or
 /// has changed.
 const MUCH_LESS: f64 = 0.93;
 /// A sender that sends at less than this share of the intended rate has reached its own limit.

@@ -27,14 +27,14 @@ const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// One send call has at most the datagrams that are due in this time at the current rate, because a longer burst could
 /// overflow a small queue.
 const MAX_BURST: Duration = Duration::from_micros(500);
-/// The longest delay that a late sender makes up for. Of a longer delay, the sender does not make up for the rest.
+/// The longest delay that a late sender makes up for. Of a longer delay, the sender makes up for only this much.
 const MAX_CATCH_UP: Duration = Duration::from_millis(20);
 /// Like [`MAX_CATCH_UP`], but during a search, in which a burst could look like a full path.
 const MAX_SEARCH_CATCH_UP: Duration = Duration::from_millis(1);
 /// How often a waiting sender checks whether its phase is over.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often the sender reads signals, in nanoseconds, if datagrams are always due, so that the sender never waits for
-/// signals.
+/// The time in nanoseconds between two reads of signals while the sender is busy sending. A sender that waits until its
+/// next datagram is due reads a signal as soon as the signal arrives.
 const LISTEN_INTERVAL_NS: u64 = 1_000_000;
 /// The maximum number of signals that the sender reads at once.
 const MAX_READS_IN_A_ROW: usize = 64;
@@ -85,7 +85,7 @@ impl FeedbackReader<'_> {
         None
     }
 
-    /// Waits for the next new feedback, at most until `until`. Returns `None` then, or if the stream must stop.
+    /// Waits for the next new feedback. Returns `None` if none arrives before `until`, or if the stream must stop.
     fn await_next(&mut self, until: Instant) -> io::Result<Option<Feedback>> {
         loop {
             if let Some(feedback) = self.next() {
@@ -159,8 +159,9 @@ fn react(feedback: Feedback, pace: &mut Pace, size: Option<&mut PayloadSize>, ne
     changed
 }
 
-/// Sends datagrams until the phase's time is over. Then sends the number of sent datagrams until the receiver confirms
-/// that number. `run.counter` and `report` include what was sent before a failure.
+/// Sends datagrams until the phase's time is over. Then repeats a [`Word::Last`] signal with the number of sent
+/// datagrams until the receiver confirms this signal. `run.counter` and `report` include what was sent before a
+/// failure.
 pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpReport) -> io::Result<()> {
     let ReadyStream { socket, stream_id, keys, .. } = stream;
     let (context, stream_id, direction) = (run.context, *stream_id, run.direction);
@@ -290,8 +291,8 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
     Ok(())
 }
 
-/// Sends the number `sent` of all datagrams until the receiver confirms the number. Returns the confirmation, or `None`
-/// if none arrived in time.
+/// Repeats a [`Word::Last`] signal with `sent`, the number of all sent datagrams, until the receiver confirms this
+/// signal. Returns the confirmation, or `None` if none arrived in time.
 fn confirm_end(reader: &mut FeedbackReader<'_>, direction: Direction, sent: u64) -> io::Result<Option<Feedback>> {
     let end = Instant::now() + CONFIRMATION_TIMEOUT;
     let mut number = 0;

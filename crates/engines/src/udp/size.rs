@@ -29,7 +29,8 @@ enum SizeState {
     /// The payload was reduced before any datagram arrived; `from` is the sequence number of the first smaller
     /// datagram.
     Reduced { from: u64 },
-    /// Datagrams arrive. `vanished` is the number of larger ones that did not.
+    /// Datagrams arrive. `vanished` is the number of larger datagrams, sent before the payload was reduced, that did
+    /// not arrive.
     Proven { vanished: u64 },
 }
 

@@ -119,7 +119,7 @@ impl BatchSender {
     }
 
     /// Sends `datagrams`, which must be one or more whole datagrams. If the kernel cannot send several at once, sends
-    /// only the first. Returns the number of sent datagrams, in which datagrams that the kernel drops are included.
+    /// only the first. Returns the number of sent datagrams, including those that the kernel drops.
     pub(super) fn send(&mut self, socket: &UdpSocket, datagrams: &[u8]) -> io::Result<usize> {
         let count = datagrams.len() / self.payload;
         if count > 1 && self.most > 1 {

@@ -12,7 +12,7 @@ use super::receiver;
 use super::sender::{self, FEEDBACK_TIMEOUT};
 use crate::phase::{Ended, PhaseStream};
 
-/// Completes the report of a stream whose thread ends.
+/// Sets the time of the last datagram in the report of a stream whose thread ends. Returns `result` unchanged.
 fn done(run: &UdpRun<'_>, report: &mut UdpReport, result: io::Result<()>) -> io::Result<()> {
     report.last = Some(run.context.begin + Duration::from_nanos(report.own.last_ns));
     result

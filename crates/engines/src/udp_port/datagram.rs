@@ -94,7 +94,7 @@ impl Mailbox {
         Ok(sent.copied().zip(left_ns))
     }
 
-    /// Ends the kernel's reports of arrival times and local addresses for `socket`, which only a mailbox uses.
+    /// Makes the kernel no longer report arrival times and local addresses for `socket`. Only a mailbox uses them.
     pub(crate) fn close(socket: &UdpSocket) {
         // Best effort: the metadata only costs time.
         setsockopt(socket, sockopt::ReceiveTimestampns, &false).ok();

@@ -35,8 +35,8 @@ pub(crate) const VERSION: u8 = 1;
 const SOCKET_BUFFER: usize = 1024 * 1024;
 /// The maximum number of datagrams that a port's thread reads before it checks whether it must end.
 const MAX_READS_IN_A_ROW: usize = 64;
-/// The maximum number of datagrams that are read from a new socket of [`PortHandle::connect`], because datagrams of
-/// other senders may have arrived before the socket was connected.
+/// The maximum number of datagrams that [`PortHandle::connect`] reads from its new socket. It looks for datagrams of
+/// other senders, which may have arrived before the socket was connected.
 const MAX_STRAYS: usize = 4096;
 
 /// Handles datagrams of certain kinds for one session.

@@ -59,7 +59,7 @@ pub enum ConfigError {
     /// The values of two settings exclude each other.
     #[error("{origin}: {problem}")]
     Conflict {
-        /// Where the value was given that the user should change.
+        /// Where the value that the user should change was given.
         origin: ValueOrigin,
         /// What is wrong, and the valid values.
         problem: String,

@@ -1,4 +1,4 @@
-//! Makes command line flags of the list of settings.
+//! Makes command line flags from the list of settings.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;

@@ -18,8 +18,8 @@ pub fn nearest_name<'a>(key: &str, names: impl IntoIterator<Item = &'a str>) -> 
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }
 
-/// Checks that every variable with the program's prefix is one that the program reads. `variables` are the names of all
-/// variables that are set.
+/// Checks that the program reads every variable with its prefix, except the variables of container managers.
+/// `variables` are the names of all variables that are set.
 pub(super) fn check_variables<C: Configuration>(variables: &[String], env: Environment<'_>) -> Result<(), ConfigError> {
     let prefix = format!("{}_", C::PROGRAM.to_uppercase());
     let other = C::other_variables();

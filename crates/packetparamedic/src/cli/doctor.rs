@@ -104,7 +104,7 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
     let text = format!("reflector {name}: {reached_at} answered with the right key in {link_ms:.0} ms");
     let own = env!("CARGO_PKG_VERSION");
     let version = if version.as_str() == own {
-        Check::passed("peer_version", format!("reflector {name}: version {own}, as here"))
+        Check::passed("peer_version", format!("reflector {name}: version {own}, the same as this device"))
     } else {
         Check::problem(
             "peer_version",

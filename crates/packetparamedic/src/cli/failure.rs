@@ -158,7 +158,7 @@ impl From<&ApplianceError> for CommandFailure {
                 Self::new(Usage, "backup_unusable", "the backup was not made", error, try_)
             }
             E::OldStore { .. } => {
-                let try_ = "name the folder with its packetparamedic.db and identity.key, and run this as the user who owns it";
+                let try_ = "name the folder with packetparamedic.db and identity.key, and run this as its owner";
                 Self::new(Usage, "import_unusable", "cannot read the older store", error, try_)
             }
             E::IdentityInUse { .. } => {
@@ -210,7 +210,7 @@ impl From<&ApplianceError> for CommandFailure {
                 Busy,
                 "busy_here",
                 "another test of this device was running when the reflector granted this one",
-                "two tests at once would disturb each other, so the session was given back",
+                "two tests at once would disturb each other, so this device gave up the granted session",
                 "run the test again when the other test has ended",
             ),
             E::Interrupted => Self::new(
@@ -259,7 +259,7 @@ impl From<&ApplianceError> for CommandFailure {
                 Denied,
                 "not_paired",
                 format!("the reflector at {target} is not paired with this device"),
-                format!("no pairing has its key {presented}"),
+                format!("no pairing of this device has the reflector's key {presented}"),
                 "run `reflector pair` there, then `packetparamedic pair-reflector` here",
             ),
             E::TlsSetup(reason) => Self::new(Failed, "tls", "cannot set up TLS", reason, REPORT_IT),
@@ -526,7 +526,7 @@ mod tests {
             ("unreachable in the handshake", at(LinkFailure::Unreachable(io::ErrorKind::TimedOut.into()))),
             ("no TLS", at(LinkFailure::NotAReflector("not TLS".to_owned()))),
             ("hung up", at(LinkFailure::HungUp)),
-            ("no reflector", at(LinkFailure::NotAReflector("it does not speak pp-link/1".to_owned()))),
+            ("no reflector", at(LinkFailure::NotAReflector("it does not speak the protocol pp-link/1".to_owned()))),
             ("silent handshake", at(LinkFailure::HandshakeTimeout(seconds(10)))),
             ("silent link", at(LinkFailure::Silent(seconds(10)))),
             ("no answer", at(LinkFailure::NoAnswer(seconds(15)))),

@@ -249,7 +249,7 @@ impl LiveOutput {
         unpoisoned(&self.streams).progress.clear();
     }
 
-    /// Shows as progress that step `number` of `of` begins.
+    /// Shows as progress that a step begins: step `number` (the first is 0) of `of` steps.
     pub fn step(&self, number: u32, of: u32, what: &str) {
         unpoisoned(&self.streams).progress.step(number, of, what);
     }
@@ -340,7 +340,7 @@ fn unprintable(error: serde_json::Error) -> CommandFailure {
         "cannot_print",
         "cannot write the result as JSON",
         error.to_string(),
-        "repeat it without --json; please report it, it is a fault of this program",
+        "run the command without --json; please report this fault of the program",
     )
 }
 

@@ -91,7 +91,7 @@ fn code(args: &Args) -> Result<String, CommandFailure> {
                 anstream::eprint!("code: ");
                 first_line(std::io::stdin().lock())?
             }
-            None => return Err(no_code("none was given, and there is no terminal to ask at")),
+            None => return Err(no_code("no code was given, and stdin is not a terminal at which to ask for it")),
         },
     };
     text.parse::<PairingCode>().map_err(|error| bad_code(&error))?;

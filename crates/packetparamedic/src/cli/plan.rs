@@ -23,7 +23,7 @@ pub(super) enum Command {
     Clear,
 }
 
-/// The rates that the contract names. The keys of an apply file are the same options.
+/// The rates that the contract names. In a file for `apply`, the table `[plan]` has these options as keys.
 #[derive(clap::Args)]
 pub(super) struct Promised {
     /// The provider's name for the plan

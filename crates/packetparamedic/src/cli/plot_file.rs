@@ -9,7 +9,8 @@ use paramedic_report::plot;
 
 use super::failure::{CommandFailure, ExitStatus};
 
-/// The file for a plot, which can be written. Dropping this removes a file that it created and that is still empty.
+/// The file for a plot, opened in advance to check that it can be written. Dropping this value deletes the file if this
+/// value created it and the plot was not written.
 pub(super) struct PlotFile {
     path: PathBuf,
     is_unwritten: bool,

@@ -20,7 +20,7 @@ pub(super) type Args = ObjectArgs<Command>;
 pub(super) enum Command {
     /// List the paired reflectors; the default subcommand
     List,
-    /// Connect to each reflector, or to one, and check address, key and answer; sends no load
+    /// Connect to one reflector or to all, and check their addresses, keys and answers; sends no test data
     Check {
         /// Name, address or Endpoint ID of the reflector [default: all]
         reflector: Option<String>,
@@ -203,8 +203,8 @@ async fn check_each(chosen: &[Reflector], json: bool, context: &Context) -> Resu
 pub(super) fn note_small_segments(segment_limit: Option<u16>, context: &Context) {
     if let Some(bytes) = segment_limit {
         context.output.note(&format!(
-            "only segments of up to {bytes} bytes get through to it: the path drops larger packets without ICMP; correct \
-             the MTU or the firewall on the path"
+            "only segments of up to {bytes} bytes reach the reflector: the path drops larger packets without ICMP; \
+             correct the MTU or the firewall on the path"
         ));
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Args {
     plan: PlanFlags,
 }
 
-/// The contract, instead of the plan that is set.
+/// The rates of the contract. They replace the stored plan in this report.
 #[derive(clap::Args)]
 #[command(next_help_heading = "The contract [default: the plan that is set]")]
 struct PlanFlags {

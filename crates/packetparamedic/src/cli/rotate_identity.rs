@@ -18,7 +18,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<ExitStatus
             ExitStatus::Usage,
             "not_confirmed",
             "the identity was not changed",
-            "with a new one, every reflector must be paired again",
+            "with a new identity, this device must be paired again with every reflector",
             "run `packetparamedic rotate-identity --yes`",
         ));
     }

@@ -74,7 +74,7 @@ struct PreviewArgs {
     rule: RuleOptions,
 }
 
-/// A rule.
+/// The options that describe a rule.
 #[derive(clap::Args)]
 pub(super) struct RuleOptions {
     /// The name of the rule: letters, digits, dots, dashes and underscores [default: the metric]
@@ -106,7 +106,7 @@ pub(super) struct RuleOptions {
     /// Open an alert when N of the last M values are bad: 3/4 means 3 of the last 4
     #[arg(long, value_name = "N/M", value_parser = count, default_value = "1/1")]
     times: (u32, u32),
-    /// The number of minutes over which a monitor's probes give one value
+    /// How many minutes of a monitor's probes make up one value
     #[arg(long, value_name = "MINUTES", default_value_t = 5)]
     window: u32,
     /// Repeat a bad test at once; the alert opens only if the repeated test is bad, too

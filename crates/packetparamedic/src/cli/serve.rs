@@ -102,13 +102,13 @@ async fn set_password(appliance: &Appliance) -> Result<bool, CommandFailure> {
 /// Returns the TLS acceptor with the certificate and key of the settings; `None` if the settings have neither.
 fn tls_of(context: &Context) -> Result<Option<TlsAcceptor>, CommandFailure> {
     let unusable = |because: &dyn std::fmt::Display| {
-        let try_ = "set tls_certificate and tls_key to readable PEM files that belong together, or neither";
+        let try_ = "set tls_certificate and tls_key to readable PEM files that belong together, or set neither";
         CommandFailure::new(ExitStatus::Usage, "bad_config", "cannot use TLS", because, try_)
     };
     match (&context.settings.tls_certificate, &context.settings.tls_key) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => tls::acceptor(certificate, key).map(Some).map_err(|error| unusable(&error)),
-        _ => Err(unusable(&"one of tls_certificate and tls_key is set")),
+        _ => Err(unusable(&"only one of tls_certificate and tls_key is set")),
     }
 }
 

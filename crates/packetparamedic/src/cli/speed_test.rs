@@ -40,8 +40,8 @@ use test_handle::{TestHandle, TestOver};
 const IDLE: Duration = Duration::from_secs(3);
 /// The maximum duration of a direction that ends after a number of bytes, unless `-t` sets another.
 const TIME_FOR_BYTES: Duration = Duration::from_secs(60);
-/// The default number of TCP streams. A single stream often measures its congestion control; four streams fill most
-/// lines.
+/// The default number of TCP streams. A single stream often measures its congestion control instead of the line; four
+/// streams fill most lines.
 const TCP_STREAMS: u16 = 4;
 /// The default number of datagram streams: one, as in iperf3, so that `-b` is the rate of the whole direction.
 const DATAGRAM_STREAMS: u16 = 1;
@@ -95,7 +95,7 @@ pub(super) struct Args {
     /// Duration of the latency measurement before any load: seconds, or a duration such as 500ms [default: 3]
     #[arg(long, value_name = "SECS", value_parser = time)]
     pub(super) idle: Option<Duration>,
-    /// Exclude the first SECS of each phase [default: detect the ramp-up]
+    /// Exclude the first SECS of each phase from the result [default: exclude the ramp-up, whose end is detected]
     #[arg(short = 'O', long, value_name = "SECS", value_parser = time)]
     pub(super) omit: Option<Duration>,
     /// Measure only the download
@@ -125,8 +125,9 @@ pub(super) struct Args {
     /// DSCP of payload and latency probes: 0 to 63, or a name such as EF, CS1, AF41
     #[arg(long, value_name = "DSCP", value_parser = code_point)]
     pub(super) dscp: Option<u8>,
-    /// How payload moves: auto (fastest available), plain (copy), trunc (receiver discards in the kernel),
-    /// splice (zero-copy send and trunc)
+    /// How the payload moves: auto (each end uses its fastest method), plain (both ends copy it between program and
+    /// kernel), trunc (as plain, but the receiver discards it in the kernel), splice (as trunc, but the sender does not
+    /// copy it)
     #[arg(long, value_name = "auto|plain|trunc|splice", value_parser = data_path)]
     pub(super) data_path: Option<DataPathWish>,
     /// Verify every received byte against the expected pattern
@@ -354,8 +355,8 @@ pub(super) fn storable_request(args: &Args, context: &Context) -> Result<TestReq
     request(args, context)
 }
 
-/// A note that the rate limit applies to each stream; `None` unless there are several streams by default. `is_default`
-/// is whether the user left the number of streams to its default.
+/// A note that `-b` limits each stream, not the sum of the streams. `None` without such a limit, for a test without
+/// load, with a single stream, or if the user set the number of streams (`is_default` is false).
 fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
     let bps = spec.bitrate_bps.filter(|bps| *bps > 0 && is_default && spec.streams > 1)?;
     let loads = spec.phases.iter().any(|phase| !phase.load.directions().is_empty());
@@ -514,7 +515,7 @@ pub(super) fn request_of(args: &Args, settings: &Settings, origins: &Origins) ->
             "bad_request",
             "cannot request this test",
             format!("--until-stable is not possible here: {because}"),
-            "leave out one of the two",
+            "remove --until-stable, or the option or setting that excludes it",
         ));
     }
     let streams = settings.streams.unwrap_or(if sends_datagrams { DATAGRAM_STREAMS } else { TCP_STREAMS });

@@ -9,7 +9,7 @@ use super::failure::{CommandFailure, ExitStatus};
 use super::moment::Moment;
 use crate::web::table_exports::{RequestedTable, TableRequest};
 
-/// A format, as an option.
+/// The format of an exported table, as a value of `--format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum TableKind {
     Jsonl,

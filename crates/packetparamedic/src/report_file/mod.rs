@@ -83,7 +83,7 @@ struct ReportSection {
 }
 
 impl ReportPage<'_> {
-    /// The mark that the page shows at a finding: its style class and its word.
+    /// The label of a finding on the page: its CSS class and its word.
     fn mark(&self, finding: &Finding) -> (&'static str, &'static str) {
         match finding.tone {
             Tone::Good => ("good", "Good"),
@@ -115,7 +115,8 @@ pub(crate) fn report_text(report: &LineReport, format: ReportFormat) -> Result<S
     page.render()
 }
 
-/// The Content-Security-Policy for an answer that shows the page: [`POLICY`], and no frame may contain the page.
+/// The Content-Security-Policy header of an HTTP answer with the report's page: [`POLICY`], and a rule that no frame
+/// may contain the page.
 pub(crate) fn report_policy() -> String {
     format!("{}; frame-ancestors 'none'", *POLICY)
 }

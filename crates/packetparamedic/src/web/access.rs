@@ -10,7 +10,8 @@ use crate::network::IpNetwork;
 /// The prefix of the API's routes.
 pub(super) const API: &str = "/api/v1";
 
-/// The routes at which a change needs only the scope `run`: they start or end a test, or only check something.
+/// The routes at which a request that is not a read needs only the scope `run`, not `admin`: they start or end a test,
+/// or check a proposed schedule without saving it.
 const RUNS: [&str; 5] =
     ["/tests", "/tests/{id}/cancel", "/schedules/proposals", "/schedules/{name}/run", "/schedule-runs/cancel"];
 

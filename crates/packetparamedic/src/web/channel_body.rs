@@ -8,8 +8,8 @@ use axum::body::Bytes;
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
-/// The body of an HTTP answer, with a guard `G`. The server drops both when the client has gone or has read the end of
-/// the answer; the sender of the parts can wait for that.
+/// The body of an HTTP answer, with a guard `G`. The server drops the body and the guard when the client has gone or
+/// has read the whole answer; the sender of the parts can wait until then.
 pub(super) struct ChannelBody<G> {
     parts: mpsc::Receiver<Bytes>,
     _guard: G,

@@ -106,7 +106,7 @@ fn check_source(is_command: bool, source: RequestSource) -> Result<(), Appliance
     if is_command && !source.is_on_this_host() { Err(ChannelError::CommandRefused.into()) } else { Ok(()) }
 }
 
-/// The API route of a channel or, with an `action` such as `/enable`, of that action.
+/// The API route of a channel, or of an `action` on it, such as `/enable`.
 pub(crate) fn channel_route(name: &str, action: &str) -> String {
     format!("/channels/{}{action}", encoded(name))
 }

@@ -30,8 +30,8 @@ pub(super) fn body() -> (ChunkSender, Body) {
 /// An answer that consists of lines: its media type and its body.
 pub(super) type LinesAnswer = ([(HeaderName, &'static str); 1], Body);
 
-/// Answers with the lines of an export, as the media type `kind`. An error before the first line is answered as a
-/// problem.
+/// Answers with the lines of an export, as the media type `kind`. An error before the first line is answered with a
+/// problem document.
 pub(super) async fn of_lines<E: ExportLines>(mut export: E, kind: &'static str) -> Result<LinesAnswer, Problem> {
     let first = export.next_lines().await.map_err(ApplianceError::from)?;
     let (sender, body) = body();

@@ -24,7 +24,7 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum length of an answer, in bytes; a result document is far smaller.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
-/// The runtime folder that only root can create: root set up every program that listens in it.
+/// The runtime folder that only root can create. Commands trust a service that listens there, whichever user runs it.
 const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
 
 /// A client of the running service.
@@ -125,7 +125,7 @@ impl ServiceClient {
         read(self.answer(Method::DELETE, route, Bytes::new()).await?)
     }
 
-    /// The API route of a schedule or, with an `action` such as `/run`, of that action.
+    /// The API route of a schedule, or of an `action` on it, such as `/run`.
     pub(crate) fn schedule_route(name: &str, action: &str) -> String {
         format!("/schedules/{}{action}", encoded(name))
     }
@@ -195,10 +195,11 @@ pub(crate) struct RemoteTest {
 impl RemoteTest {
     /// Waits for the next line of the test, an event or the end. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<TestLine, CommandFailure> {
-        self.lines.test_line().await?.ok_or_else(|| broken(&"it ended during the test"))
+        self.lines.test_line().await?.ok_or_else(|| broken(&"its answer ended before the test did"))
     }
 
-    /// Asks the service to end the test. The measurements so far are kept, and the lines of the test go on to its end.
+    /// Asks the service to end the test. The measurements so far are kept, and [`RemoteTest::next`] still returns the
+    /// lines up to the end of the test.
     pub(crate) async fn cancel(&self) -> Result<(), CommandFailure> {
         let service = ServiceClient { socket: self.socket.clone() };
         let route = format!("/tests/{}/cancel", self.id);
@@ -281,7 +282,7 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
     let own = rustix::process::geteuid().as_raw();
     // Requests must only reach a service that this user can trust.
     if server != 0 && server != own && socket.parent() != Some(Path::new(ROOT_RUNTIME_DIR)) {
-        let text = format!("user {server} listens there, neither root nor this user");
+        let text = format!("the listener is a program of user {server}, not of root or of this user");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
     }
     Ok(stream)
@@ -314,6 +315,7 @@ fn broken(error: &dyn std::fmt::Display) -> CommandFailure {
         "service_broken",
         "the service does not answer as expected",
         error,
-        "check that the service and this command have one version, and read its log; --local works without it",
+        "check that the service and this command have the same version, and read the service's log; with --local this \
+         command does not use the service",
     )
 }

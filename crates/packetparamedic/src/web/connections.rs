@@ -1,5 +1,5 @@
-//! Accepts the connections of the API and serves HTTP on them. A client can hold only few connections, must complete
-//! each request within seconds, and loses an answer that it does not read.
+//! Accepts the connections of the API and serves HTTP on them. A client can hold only few connections and must complete
+//! each request within seconds. An answer that the client does not read is broken off.
 
 use std::collections::HashMap;
 use std::io;
@@ -55,8 +55,8 @@ pub(super) enum RequestSource {
 }
 
 impl RequestSource {
-    /// Whether the request came through the unix socket. Only such a request may change what this host runs, or bring a
-    /// key for this device.
+    /// Whether the request came through the unix socket. Only such a request may change which programs this host runs,
+    /// or import a key for this device.
     pub(super) fn is_on_this_host(self) -> bool {
         matches!(self, Self::User { .. })
     }
@@ -180,7 +180,7 @@ impl ConnectionPlaces {
     }
 }
 
-/// The place of a connection among the [`ConnectionPlaces`]. Dropping it frees the place.
+/// An open connection that [`ConnectionPlaces`] counts. Dropping this value removes the connection from the counts.
 struct HeldPlace {
     places: Arc<Mutex<ConnectionPlaces>>,
     address: Option<IpAddr>,
@@ -239,7 +239,8 @@ enum ApiStream {
 }
 
 impl ApiStream {
-    /// Answers that the service has no place for this connection, if the kernel accepts the answer at once.
+    /// Answers with status 503, because the maximum number of connections is reached. Does not wait: if the kernel does
+    /// not accept the answer at once, it is not sent.
     fn refuse(self) {
         let mut unread = [0; 4096];
         // Unread bytes would make the kernel reset the connection, and the answer could be lost.

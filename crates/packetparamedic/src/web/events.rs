@@ -64,7 +64,7 @@ fn server_sent(update: &RunUpdate) -> Bytes {
 fn no_place() -> Problem {
     let because = format!("{MAX_STREAMS} streams of events are open");
     let try_ = "close a page that shows running tests, then retry";
-    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_streams", "no stream is free", because, try_);
+    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_streams", "cannot open a stream", because, try_);
     Problem::refused(StatusCode::SERVICE_UNAVAILABLE, failure)
 }
 

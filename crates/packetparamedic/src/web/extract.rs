@@ -1,4 +1,4 @@
-//! The parts of a request. Every refusal to read one of them is a problem document.
+//! Extractors for the parts of a request. If a part cannot be read, the answer is a problem document.
 
 use std::time::Duration;
 
@@ -136,11 +136,11 @@ impl ListQuery {
             match part.split_once('=') {
                 Some(("limit", value)) => {
                     let limit = value.parse().ok().filter(|limit| (1..=1000).contains(limit));
-                    read.limit = limit.ok_or("limit is a number from 1 to 1000")?;
+                    read.limit = limit.ok_or("limit must be a number from 1 to 1000")?;
                 }
                 Some(("after", value)) => read.after = Some(value.parse()?),
                 Some(("schedule", value)) => {
-                    read.schedule = Some(decoded(value).ok_or("schedule is a name, percent-encoded")?);
+                    read.schedule = Some(decoded(value).ok_or("schedule must be a percent-encoded name")?);
                 }
                 _ => return Err(format!("unknown parameter {part:?}; valid: limit, after, schedule")),
             }
@@ -150,7 +150,7 @@ impl ListQuery {
 }
 
 impl ListQuery {
-    /// The header from [`next_page`] for the list that this query requested.
+    /// Returns the header `Link` to the next page of the list that this query requested, as [`next_page`] does.
     pub(super) fn next(&self, route: &str, count: usize, last: Option<PageCursor>) -> Option<NextPage> {
         let schedule = self.schedule.as_deref().map(|name| format!("&schedule={}", encoded(name)));
         next_page(route, &schedule.unwrap_or_default(), self.limit, count, last)
@@ -180,7 +180,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PointsQuery {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let because = "the only parameter is points, a number from 1 to 10000";
+        let because = "the only valid parameter is points, a number from 1 to 10000";
         let wrong = || Problem::invalid(StatusCode::BAD_REQUEST, because);
         match parts.uri.query() {
             None => Ok(Self(500)),

@@ -65,7 +65,8 @@ struct Credential {
     kind: SecretKind,
     hash: SecretHash,
     found: FoundCredential,
-    /// Changes with each removal of a token or a login, beginning before the lookup of this one.
+    /// Changes with each removal of any token or login. The subscription began before this token or login was looked
+    /// up, so that no removal is missed.
     removals: watch::Receiver<u64>,
 }
 
@@ -264,7 +265,7 @@ fn refusal(refused: &AccessRefusal) -> Problem {
             StatusCode::MISDIRECTED_REQUEST,
             "wrong_host",
             "the request is for another host",
-            "without a token or a login this host answers under its loopback names alone".to_owned(),
+            "without a token or login, the service answers only requests for localhost, 127.0.0.1 or [::1]".to_owned(),
             format!("use localhost:{port}, 127.0.0.1:{port} or [::1]:{port}, or send a token"),
         ),
         AccessRefusal::UntrustedProxy { header, peer } => (
@@ -285,14 +286,14 @@ fn refusal(refused: &AccessRefusal) -> Problem {
             StatusCode::UNAUTHORIZED,
             "login_required",
             "the request needs a token or a login",
-            "without a token or a login, only this host is answered".to_owned(),
+            "the request does not come over loopback, or trusted_proxies is set".to_owned(),
             add_token.to_owned(),
         ),
         AccessRefusal::UnknownToken => (
             StatusCode::UNAUTHORIZED,
             "unknown_token",
             "the token is not valid",
-            "it was removed, or is not one of this service".to_owned(),
+            "it was removed, or this service never issued it".to_owned(),
             add_token.to_owned(),
         ),
         AccessRefusal::ScopeTooSmall { needs, has } => (
@@ -300,7 +301,7 @@ fn refusal(refused: &AccessRefusal) -> Problem {
             "scope_too_small",
             "the request is not allowed",
             format!("it needs the scope {needs}, and has {has}"),
-            format!("log in, use a token with the scope {needs}, or the unix socket"),
+            format!("log in, use a token with the scope {needs}, or send the request through the unix socket"),
         ),
     };
     Problem::refused(status, CommandFailure::new(ExitStatus::Denied, code, what, because, try_))

@@ -116,7 +116,7 @@ pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizi
             if attempts().is_logged(now) {
                 tracing::warn!(client = %caller.client, "a login with a wrong password");
             }
-            let try_ = "`packetparamedic token setup` makes a link by which a new one is set";
+            let try_ = "run `packetparamedic token setup` for a link with which a new password can be set";
             let because = "it is not the administrator's password, or no password is set";
             let failure =
                 CommandFailure::new(ExitStatus::Denied, "wrong_password", "the password is wrong", because, try_);
@@ -128,7 +128,7 @@ pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizi
 fn too_many(wait: Duration) -> Problem {
     let because = "this address sent several wrong passwords";
     let try_ = format!("wait {} s, then log in again", wait.as_secs() + 1);
-    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_logins", "no login is tried", because, try_);
+    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_logins", "no password was checked", because, try_);
     Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
 }
 
@@ -137,7 +137,7 @@ pub(super) fn cookie(login: &str, caller: &Caller) -> HeaderValue {
     cookie_for(login, LOGIN_LIFETIME, caller)
 }
 
-/// A login cookie with this value and lifetime. A browser that received the cookie over TLS never sends it without.
+/// A login cookie with this value and lifetime. A browser that received the cookie over TLS never sends it without TLS.
 fn cookie_for(login: &str, lifetime: Duration, caller: &Caller) -> HeaderValue {
     let secure = if caller.is_https { "; Secure" } else { "" };
     let seconds = lifetime.as_secs();

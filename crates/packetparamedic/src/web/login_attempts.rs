@@ -9,7 +9,8 @@ use crate::network::user_part;
 
 /// How many wrong passwords an address (an IPv6 /64) may send before it has to wait.
 const MAX_WRONG: u8 = 5;
-/// How long an address waits after its last wrong password, and how long a wrong password counts.
+/// How long an address must wait after the last of [`MAX_WRONG`] wrong passwords. If an address sends no wrong password
+/// for this long, its earlier ones no longer count.
 const WAIT: Duration = Duration::from_secs(10 * 60);
 /// The maximum number of addresses that are remembered.
 const MAX_ADDRESSES: usize = 1024;
@@ -24,8 +25,8 @@ pub(super) struct LoginAttempts {
 }
 
 impl LoginAttempts {
-    /// Whether an address may try a password at `now`; an error is how long it has to wait. The attempt counts as wrong
-    /// until [`Self::succeeded`], so that simultaneous attempts count too.
+    /// Whether an address may try a password at `now`; an error contains how long it has to wait. The attempt counts as
+    /// wrong until [`Self::succeeded`], so that simultaneous attempts count too.
     pub(super) fn begin(&mut self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let address = user_part(address);
         if let Some((wrong, last)) = self.wrong.get(&address) {

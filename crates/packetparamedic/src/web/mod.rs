@@ -1,5 +1,5 @@
-//! The API of the running service, /api/v1, and its web pages, on its unix socket and on TCP. The API and the pages are
-//! thin clients of the appliance's `app`.
+//! The API of the running service, /api/v1, and its web pages, on its unix socket and on TCP. The API and the pages
+//! translate between HTTP and the module `app` of `paramedic_appliance`.
 
 mod access;
 mod channel_body;
@@ -75,8 +75,8 @@ pub(super) struct ApiState {
     /// The permits for event streams: one for each stream that may be open.
     event_places: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
-    /// The test that the button of the first page runs, without the other end of the test; or why the settings define
-    /// none.
+    /// The test that the button of the first page runs (the form can name another reflector), or why the settings do
+    /// not define a test.
     default_test: Result<TestRequest, CommandFailure>,
     /// The tests that run at present.
     live: LiveRuns,
@@ -87,7 +87,7 @@ pub(super) struct ApiState {
 }
 
 /// Serves the API on every listener until `stopping` becomes true. Then cancels the tests of clients, and ends when the
-/// clients have their results.
+/// clients have their results, or after [`STOP_TIMEOUT`].
 pub(crate) async fn serve(
     service: Service,
     own_name: PeerText,

@@ -20,12 +20,12 @@ use super::problem::Problem;
 /// A monitor to add.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NewMonitor {
-    /// The name of the monitor; absent: made from the target.
+    /// The name of the monitor; absent: a name that is made from the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
     /// What to probe: `gateway`, `reflector:NAME`, `host:ADDRESS`, `dns:RESOLVER/NAME` or an `http` or `https` URL.
     pub(crate) target: String,
-    /// The time between two probes, in milliseconds; absent: the usual one.
+    /// The time between two probes, in milliseconds; absent: the default of this kind of target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) interval_ms: Option<u64>,
 }
@@ -104,7 +104,7 @@ pub(super) async fn outages(
     Ok(Json(state.service.appliance().outages(query.before, query.limit).await?))
 }
 
-/// The API route of a monitor or, with an `action` such as `/enable`, of that action.
+/// The API route of a monitor, or of an `action` on it, such as `/enable`.
 pub(crate) fn monitor_route(name: &str, action: &str) -> String {
     format!("/monitors/{}{action}", encoded(name))
 }
@@ -152,7 +152,7 @@ impl MonitorQuery {
             if !known.contains(&key) {
                 return Err(format!("unknown parameter {key:?}; valid: {}", known.join(", ")));
             }
-            let value = decoded(value).ok_or_else(|| format!("{key} is percent-encoded"))?;
+            let value = decoded(value).ok_or_else(|| format!("{key} is not percent-encoded"))?;
             match key {
                 "from" => read.range.from = Some(time(key, &value)?),
                 "to" => read.range.to = Some(time(key, &value)?),
@@ -160,7 +160,7 @@ impl MonitorQuery {
                 "step" => read.range.step_s = Some(step(&value)?),
                 _ => {
                     let limit = value.parse().ok().filter(|limit| (1..=1000).contains(limit));
-                    read.limit = limit.ok_or("limit is a number from 1 to 1000")?;
+                    read.limit = limit.ok_or("limit must be a number from 1 to 1000")?;
                 }
             }
         }
@@ -169,11 +169,11 @@ impl MonitorQuery {
 }
 
 fn time(key: &str, value: &str) -> Result<Timestamp, String> {
-    value.parse().map_err(|_| format!("{key} is a time such as 2026-11-29T16:00:00Z"))
+    value.parse().map_err(|_| format!("{key} must be a time such as 2026-11-29T16:00:00Z"))
 }
 
 fn step(value: &str) -> Result<i64, String> {
-    let valid = "step is a duration of at least a minute, such as 5m, 1h or 24h";
+    let valid = "step must be a duration of at least a minute, such as 5m, 1h or 24h";
     let seconds = quantity::parse_duration(value).map_err(|_| valid)?.as_secs();
     i64::try_from(seconds).ok().filter(|seconds| (60..=366 * 86_400).contains(seconds)).ok_or_else(|| valid.to_owned())
 }

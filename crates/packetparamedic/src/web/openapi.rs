@@ -88,14 +88,14 @@ const fn time_parameter(name: &'static str, about: &'static str) -> QueryParamet
     QueryParameter { name, about, schema: || json!({ "type": "string", "format": "date-time" }) }
 }
 
-const FROM: QueryParameter = time_parameter("from", "The begin of the series; by default a day before its end.");
+const FROM: QueryParameter = time_parameter("from", "The start of the series; by default a day before its end.");
 const TO: QueryParameter = time_parameter("to", "The end of the series; by default now.");
 const STEP: QueryParameter = text_parameter("step", "The length of a step, at least a minute, such as 5m or 1h.");
-const BEFORE: QueryParameter = time_parameter("before", "Those that began before this time.");
-const SINCE: QueryParameter = time_parameter("since", "Those that began at this time or later.");
-const UNTIL: QueryParameter = time_parameter("until", "Those that began before this time.");
-const PEER: QueryParameter = text_parameter("peer", "Those against this name, address or Endpoint ID.");
-const ENGINE: QueryParameter = text_parameter("engine", "Those of this engine.");
+const BEFORE: QueryParameter = time_parameter("before", "Only entries that began before this time.");
+const SINCE: QueryParameter = time_parameter("since", "Only entries that began at this time or later.");
+const UNTIL: QueryParameter = time_parameter("until", "Only entries that began before this time.");
+const PEER: QueryParameter = text_parameter("peer", "Only results of tests against this name, address or Endpoint ID.");
+const ENGINE: QueryParameter = text_parameter("engine", "Only results of this engine.");
 const ORDER: QueryParameter =
     QueryParameter { name: "order", about: "The order.", schema: || json!({ "enum": ["newest", "oldest"] }) };
 const FORMAT: QueryParameter = QueryParameter {
@@ -121,7 +121,7 @@ const REPORT_FORMAT: QueryParameter = QueryParameter {
     schema: || json!({ "enum": ["html", "csv"], "default": "html" }),
 };
 const REPORT_SINCE: QueryParameter =
-    text_parameter("since", "The begin of the period, a time or a day; by default 30 days before its end.");
+    text_parameter("since", "The start of the period, a time or a day; by default 30 days before its end.");
 const REPORT_UNTIL: QueryParameter =
     text_parameter("until", "The end of the period, a time or its last day; by default now.");
 const ZONE: QueryParameter = text_parameter("zone", "The zone of local times, such as Europe/Berlin.");
@@ -142,7 +142,7 @@ const JSON: &str = "application/json";
 
 const LIMIT: QueryParameter = QueryParameter {
     name: "limit",
-    about: "At most this many.",
+    about: "The maximum number of entries in the answer.",
     schema: || json!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 20 }),
 };
 const AFTER: QueryParameter = QueryParameter {
@@ -162,7 +162,7 @@ const ONLY_OPEN: QueryParameter = QueryParameter {
 };
 const OF_SCHEDULE: QueryParameter = QueryParameter {
     name: "schedule",
-    about: "Those of the schedule with this name.",
+    about: "Only runs of the schedule with this name.",
     schema: || json!({ "type": "string" }),
 };
 
@@ -207,7 +207,7 @@ const OPERATIONS: &[Operation] = &[
     },
     Operation {
         query: &[LIMIT, AFTER, OF_SCHEDULE],
-        ..read("/schedule-runs", "What became of the latest runs, newest first", of::<Vec<ScheduleRun>>)
+        ..read("/schedule-runs", "The outcomes of the latest runs of schedules, newest first", of::<Vec<ScheduleRun>>)
     },
     change("post", "/schedule-runs/cancel", "Cancels the running test of a schedule", of::<CancelAnswer>),
     read("/monitors", "Every monitor with its state and its last 15 minutes", of::<Vec<MonitorOverview>>),
@@ -241,7 +241,7 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         query: &[SINCE, UNTIL, TABLE_FORMAT, OF_SCHEDULE],
         answer: Some(("application/x-ndjson", of::<ScheduleRun>)),
-        ..read("/schedule-runs/export", "What became of the runs, oldest first, one a line, or CSV", of::<Value>)
+        ..read("/schedule-runs/export", "The outcomes of the runs, oldest first, one a line, or CSV", of::<Value>)
     },
     Operation {
         query: &[SINCE, UNTIL, TABLE_FORMAT, RESOLUTION],
@@ -279,7 +279,7 @@ const OPERATIONS: &[Operation] = &[
         status: 201,
         ..change("post", "/rules", "Adds a rule, which applies to measurements from then on", of::<StoredRule>)
     },
-    read("/rule-suggestions", "The rules that are suggested and not there yet; none is active", of::<Vec<AlertRule>>),
+    read("/rule-suggestions", "The suggested rules that have not been added", of::<Vec<AlertRule>>),
     Operation {
         body: Some(of::<AlertRule>),
         ..change(
@@ -374,7 +374,7 @@ const OPERATIONS: &[Operation] = &[
     },
     Operation {
         body: Some(of::<DeletionRequest>),
-        ..change("post", "/results/deletions", "Deletes results: all of them, or none", of::<Value>)
+        ..change("post", "/results/deletions", "Deletes the listed results, or none if one is not found", of::<Value>)
     },
     Operation {
         body: Some(of::<PruneRequest>),
@@ -383,7 +383,7 @@ const OPERATIONS: &[Operation] = &[
     change("delete", "/results/{id}", "Deletes a result", of::<Value>),
     Operation {
         body: Some(of::<ResultDocument>),
-        ..change("put", "/results/{id}", "Adds a result document of another store, to the byte", of::<ImportAnswer>)
+        ..change("put", "/results/{id}", "Saves a result document of another store, byte for byte", of::<ImportAnswer>)
     },
     read(
         "/configuration",
@@ -408,7 +408,7 @@ const OPERATIONS: &[Operation] = &[
         body: Some(of::<StorePruneRequest>),
         ..change("post", "/store/prune", "Deletes what is older than the settings of the service allow", of::<Pruned>)
     },
-    read("/results/{id}", "A result document, to the byte as it was saved", of::<ResultDocument>),
+    read("/results/{id}", "A result document, byte for byte as it was saved", of::<ResultDocument>),
     Operation {
         query: &[POINTS],
         ..read("/results/{id}/series", "The rates and round trips of a result over time, thinned", of::<ResultSeries>)
@@ -418,7 +418,12 @@ const OPERATIONS: &[Operation] = &[
         answer: Some(("application/x-ndjson", of::<TestLine>)),
         ..change("post", "/tests", "Runs a test; answers one JSON document per line until it ends", of::<Value>)
     },
-    change("post", "/tests/{id}/cancel", "Cancels a test; its answer goes on to its end", of::<CancelAnswer>),
+    change(
+        "post",
+        "/tests/{id}/cancel",
+        "Cancels a test; the answer to the request that started it continues to the end of the test",
+        of::<CancelAnswer>,
+    ),
     read("/tokens", "The tokens, without their secrets", of::<Vec<StoredToken>>),
     Operation {
         body: Some(of::<TokenRequest>),

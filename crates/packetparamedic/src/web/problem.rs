@@ -1,4 +1,4 @@
-//! The errors of the API: problem details (RFC 9457), with the parts of a failed command as further members.
+//! The errors of the API: problem details (RFC 9457), with the fields of an error document as further members.
 
 use axum::extract::Request;
 use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};

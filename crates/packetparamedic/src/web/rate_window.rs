@@ -12,12 +12,12 @@ pub(super) struct RateWindow<const MAX: usize> {
     times: VecDeque<Instant>,
 }
 
-/// The times at which clients of the TCP listener began tests. They are limited, because each test leaves a result, and
-/// a test that fails takes milliseconds.
+/// The times at which clients of the TCP listener began tests. Their number is limited, because each test saves a
+/// result, and a client could begin very many tests that fail within milliseconds.
 pub(super) type TestStarts = RateWindow<60>;
 
 impl<const MAX: usize> RateWindow<MAX> {
-    /// Counts an event, if it may happen at `now`. Otherwise, an error is how long the caller has to wait.
+    /// Counts an event, if it may happen at `now`. Otherwise fails; the error contains how long the caller has to wait.
     pub(super) fn begin(&mut self, now: Instant) -> Result<(), Duration> {
         let age = |time: &Instant| now.saturating_duration_since(*time);
         self.times.retain(|time| age(time) < WINDOW);

@@ -115,7 +115,7 @@ pub(crate) struct CheckedReflector {
     pub(crate) reached_at: SocketAddr,
     /// The version of the reflector's program.
     pub(crate) version: PeerText,
-    /// The time until the reflector's welcome, in milliseconds.
+    /// The time from the connection attempt until the reflector's welcome message arrived, in milliseconds.
     pub(crate) link_ms: f64,
     /// The address of this device on the link.
     pub(crate) local_address: IpAddr,
@@ -216,14 +216,14 @@ pub(super) async fn remove(
     Ok(Json(ListedReflector::from(&removed)))
 }
 
-/// The API route of a reflector or, with an `action` such as `/check`, of that action. An Endpoint ID is never the name
-/// of another route.
+/// The API route of a reflector, or of an `action` on it, such as `/check`. The route contains the Endpoint ID, because
+/// a name could be that of another route, such as `imports`.
 pub(crate) fn reflector_route(id: EndpointId, action: &str) -> String {
     format!("/reflectors/{id}{action}")
 }
 
 /// Imports an older identity with its pairings. Refused through a TCP listener, because the key of the identity
-/// authenticates this device and seals its command channels.
+/// authenticates this device and the commands of its alert channels.
 pub(super) async fn import(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,

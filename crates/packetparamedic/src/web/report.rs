@@ -22,7 +22,7 @@ use crate::report_file::{ReportFormat, report_text};
 const VALID: &str =
     "since, until, zone, format, redact, plan_down, plan_up, normal_down, normal_up, minimum_down, minimum_up";
 
-/// Lets one report be made at a time: each reads many results, while measurements may run.
+/// Limits reports to one at a time: each reads many results, and could disturb running measurements.
 static REPORTS: Semaphore = Semaphore::const_new(1);
 
 /// The query parameters of a request for a report.
@@ -42,7 +42,8 @@ pub(crate) struct ReportQuery {
     pub(crate) plan: PlanRates,
 }
 
-/// A time, or a day of the zone of the report. A day as the end of a period includes that day.
+/// The start or the end of a report's period: a point in time, or a day. A period that ends with a day includes that
+/// day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReportTime {
     /// A point in time.
@@ -76,11 +77,11 @@ impl PlanRates {
         let (promised, normal_bps, minimum_bps) = (of(self.promised), of(self.normal), of(self.minimum));
         let Some(promised_bps) = promised else {
             let is_alone = normal_bps.is_some() || minimum_bps.is_some();
-            return if is_alone { Err("a normal or minimum rate needs a promised one".to_owned()) } else { Ok(None) };
+            return if is_alone { Err("a normal or minimum rate needs a promised rate".to_owned()) } else { Ok(None) };
         };
         let normal = normal_bps.unwrap_or(promised_bps);
         if promised_bps == 0 || normal > promised_bps || minimum_bps.is_some_and(|minimum| minimum > normal) {
-            return Err("the minimum is at most the normal rate, and that at most the promised one, above 0".to_owned());
+            return Err("the rates must satisfy: minimum <= normal <= promised, and promised > 0".to_owned());
         }
         Ok(Some(ContractRate { promised_bps, normal_bps, minimum_bps }))
     }
@@ -91,7 +92,7 @@ impl ReportTime {
         text.parse().map(Self::At).or_else(|_| text.parse().map(Self::Day)).ok()
     }
 
-    /// Returns the time at which a period begins or, with `is_end`, ends. A day as the end of a period includes that
+    /// Returns the time at which a period begins or, with `is_end`, ends. A period that ends with a day includes that
     /// day.
     fn resolve(self, zone: &TimeZone, is_end: bool) -> Option<Timestamp> {
         let date = match self {
@@ -108,7 +109,8 @@ impl ReportQuery {
         let mut read = Self::default();
         for part in query.split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let text = decoded(&value.replace('+', " ")).ok_or_else(|| format!("{name} is percent-encoded UTF-8"))?;
+            let text =
+                decoded(&value.replace('+', " ")).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
             read.set(name, text.trim())?;
         }
         Ok(read)
@@ -116,10 +118,10 @@ impl ReportQuery {
 
     /// Sets a parameter. An empty value, such as that of an empty form field, leaves the parameter unset.
     fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
-        let time = || ReportTime::read(text).ok_or_else(|| format!("{name} is a day or a time such as 2026-01-31"));
+        let time = || ReportTime::read(text).ok_or_else(|| format!("{name} must be a day or time such as 2026-01-31"));
         let rate = || match quantity::parse_rate(text) {
             Ok(bps) => Ok(Some(bps)),
-            Err(error) => Err(format!("{name} is a rate such as 100M: {error}")),
+            Err(error) => Err(format!("{name} must be a rate such as 100M: {error}")),
         };
         match name {
             _ if text.is_empty() => {}
@@ -127,7 +129,7 @@ impl ReportQuery {
             "until" => self.until = Some(time()?),
             "zone" => self.zone = Some(text.to_owned()),
             "format" => {
-                self.format = ReportFormat::from_word(text).ok_or("format is html or csv")?;
+                self.format = ReportFormat::from_word(text).ok_or("format must be html or csv")?;
             }
             "redact" => self.is_redacted = ["true", "on", "1"].contains(&text),
             "plan_down" => self.plan.promised[0] = rate()?,
@@ -178,7 +180,7 @@ impl ReportQuery {
     /// Converts the query to the request for a report.
     pub(crate) fn request(&self) -> Result<ReportRequest, String> {
         let zone = match &self.zone {
-            Some(name) => TimeZone::get(name).map_err(|_| "zone is a name such as Europe/Berlin".to_owned())?,
+            Some(name) => TimeZone::get(name).map_err(|_| "zone must be a name such as Europe/Berlin".to_owned())?,
             None => TimeZone::system(),
         };
         let time = |time: Option<ReportTime>, is_end| match time {

@@ -79,25 +79,25 @@ impl ResultsQuery {
         let mut read = Self { query: RunQuery::default(), after: None, format: None };
         for part in text.split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let text = decoded(value).ok_or_else(|| format!("{name} is percent-encoded UTF-8"))?;
-            let time = || text.parse().map_err(|_| format!("{name} is a time such as 2026-01-31T12:00:00Z"));
+            let text = decoded(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
+            let time = || text.parse().map_err(|_| format!("{name} must be a time such as 2026-01-31T12:00:00Z"));
             match name {
                 "since" => read.query.since = Some(time()?),
                 "until" => read.query.until = Some(time()?),
                 "peer" => read.query.peer = Some(text),
                 "engine" => read.query.engine = Some(text),
                 "after" => read.after = Some(text.parse()?),
-                "limit" => read.query.limit = Some(text.parse().map_err(|_| "limit is a number".to_owned())?),
+                "limit" => read.query.limit = Some(text.parse().map_err(|_| "limit must be a number".to_owned())?),
                 "order" => {
                     read.query.order = match text.as_str() {
                         "newest" => RunOrder::NewestFirst,
                         "oldest" => RunOrder::OldestFirst,
-                        _ => return Err("order is newest or oldest".to_owned()),
+                        _ => return Err("order must be newest or oldest".to_owned()),
                     }
                 }
                 "format" => {
                     let format = ExportFormat::from_word(&text);
-                    read.format = Some(format.ok_or("format is jsonl, csv or summaries")?);
+                    read.format = Some(format.ok_or("format must be jsonl, csv or summaries")?);
                 }
                 _ => {
                     let valid = "since, until, peer, engine, order, limit, after, format";
@@ -115,7 +115,7 @@ pub(crate) fn export_route(query: &RunQuery, format: ExportFormat) -> String {
     format!("/results/export?format={}{limit}{}", format.as_str(), chosen(query))
 }
 
-/// Formats as query parameters which results `query` chooses, and their order.
+/// Formats the filters and the order of `query` as query parameters.
 fn chosen(query: &RunQuery) -> String {
     let RunQuery { since, until, peer, engine, order, limit: _ } = query;
     let order = match order {
@@ -158,7 +158,7 @@ pub(super) async fn export(
     ResultsQuery { query, after, format }: ResultsQuery,
 ) -> Result<impl IntoResponse, Problem> {
     if after.is_some() {
-        return Err(Problem::invalid(StatusCode::BAD_REQUEST, "an export has no pages: remove the parameter after"));
+        return Err(Problem::invalid(StatusCode::BAD_REQUEST, "an export has no pages: remove the parameter `after`"));
     }
     let format = format.unwrap_or_default();
     let export = state.service.appliance().export(query, format).await?;
@@ -215,7 +215,7 @@ pub(super) async fn prune(
     ApiBody(PruneRequest { older_than_s, dry_run }): ApiBody<PruneRequest>,
 ) -> Result<Json<Pruned>, Problem> {
     if older_than_s < SHORTEST_AGE_S {
-        let because = format!("older_than_s is at least {SHORTEST_AGE_S}, a day");
+        let because = format!("older_than_s must be at least {SHORTEST_AGE_S} (a day)");
         return Err(Problem::invalid(StatusCode::BAD_REQUEST, &because));
     }
     let retention = Retention { results: Some(Duration::from_secs(older_than_s)), ..Retention::FOREVER };

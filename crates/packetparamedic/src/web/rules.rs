@@ -107,7 +107,7 @@ pub(super) async fn alerts(State(state): State<ApiState>, query: AlertsQuery) ->
     Ok((next_page("/alerts", open, query.limit, page.len(), last), Json(page)))
 }
 
-/// The API route of a rule or, with an `action` such as `/enable`, of that action.
+/// The API route of a rule, or of an `action` on it, such as `/enable`.
 pub(crate) fn rule_route(name: &str, action: &str) -> String {
     format!("/rules/{}{action}", encoded(name))
 }
@@ -140,13 +140,13 @@ impl AlertsQuery {
         let mut read = Self { only_open: false, limit: PAGE, after: None };
         for part in query.split('&').filter(|part| !part.is_empty()) {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            let value = decoded(value).ok_or_else(|| format!("{key} is percent-encoded"))?;
+            let value = decoded(value).ok_or_else(|| format!("{key} is not percent-encoded"))?;
             match key {
-                "open" => read.only_open = value.parse().map_err(|_| "open is true or false")?,
+                "open" => read.only_open = value.parse().map_err(|_| "open must be true or false")?,
                 "after" => read.after = Some(value.parse()?),
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=LARGEST_PAGE).contains(limit));
-                    read.limit = limit.ok_or("limit is a number from 1 to 1000")?;
+                    read.limit = limit.ok_or("limit must be a number from 1 to 1000")?;
                 }
                 _ => return Err(format!("unknown parameter {key:?}; valid: open, limit, after")),
             }

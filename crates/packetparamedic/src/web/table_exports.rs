@@ -112,14 +112,15 @@ impl TableQuery {
             if !ALWAYS.contains(&name) && !own.contains(&name) {
                 return Err(format!("unknown parameter {name:?}; valid: {}", [&ALWAYS, own].concat().join(", ")));
             }
-            let value = decoded(value).ok_or_else(|| format!("{name} is percent-encoded UTF-8"))?;
-            let time = || value.parse().map_err(|_| format!("{name} is a time such as 2026-01-31T12:00:00Z"));
+            let value = decoded(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
+            let time = || value.parse().map_err(|_| format!("{name} must be a time such as 2026-01-31T12:00:00Z"));
             match name {
                 "since" => read.range.since = Some(time()?),
                 "until" => read.range.until = Some(time()?),
-                "format" => read.format = TableFormat::from_word(&value).ok_or("format is jsonl or csv")?,
+                "format" => read.format = TableFormat::from_word(&value).ok_or("format must be jsonl or csv")?,
                 "resolution" => {
-                    let resolution = Resolution::from_word(&value).ok_or("resolution is minutes, hours or days")?;
+                    let resolution =
+                        Resolution::from_word(&value).ok_or("resolution must be minutes, hours or days")?;
                     read.resolution = Some(resolution);
                 }
                 _ => read.schedule = Some(value),

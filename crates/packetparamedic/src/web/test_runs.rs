@@ -88,7 +88,7 @@ pub(super) async fn run(
     ApiBody(request): ApiBody<TestRequest>,
 ) -> Result<impl IntoResponse, Problem> {
     if request.discards_result {
-        let reason = "the service keeps its results: use --local with --no-save".to_owned();
+        let reason = "the service saves every result: use --local with --no-save".to_owned();
         return Err(ApplianceError::Unsupported(reason).into());
     }
     let (test, receiver) = start(&state, source, request).await?;
@@ -138,7 +138,7 @@ pub(super) fn too_many(wait: Duration) -> Problem {
     Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
 }
 
-/// Cancels a test. The lines about the test go on to its end.
+/// Cancels a test. The answer to the request that started the test still reports the test until it has ended.
 pub(super) async fn cancel(State(state): State<ApiState>, ApiPath(id): ApiPath<Uuid>) -> impl IntoResponse {
     CancelAnswer { cancelled: cancel_test(&state, id) }.answer()
 }

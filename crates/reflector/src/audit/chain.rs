@@ -189,7 +189,7 @@ pub(super) fn claim(line: &[u8]) -> Option<Claim> {
     Some(Claim { seq: links.seq, begins_anew: links.event == BEGUN_ANEW, prev, repairs })
 }
 
-/// Splits off the hashed part of a line, and parses the fields that chain it.
+/// Splits off the hashed part of a line, and parses the fields that chain the line to the preceding one.
 fn open_line(line: &[u8]) -> Result<(&[u8], Links), Flaw> {
     let body = line.len().checked_sub(HASH_KEY.len() + HASH_DIGITS + LINE_END.len()).ok_or(Flaw::NoLine)?;
     if !line[body..].starts_with(HASH_KEY) || !line.ends_with(LINE_END) {

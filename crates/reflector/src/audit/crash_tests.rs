@@ -45,8 +45,8 @@ struct Step {
     trouble: DiskFault,
     partial: usize,
     keeping: StoreOutcome,
-    /// Whether the process is killed after this step. With a number, the machine loses power: at most this many
-    /// unsynced bytes of each file survive.
+    /// `Some`: the process is killed after this step. With an inner number, the machine loses power instead, and at
+    /// most this many unsynced bytes of each file survive.
     killed: Option<Option<usize>>,
 }
 

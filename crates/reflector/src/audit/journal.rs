@@ -1,4 +1,5 @@
-//! Both chains of the audit log together: a batch is written to both or to neither.
+//! Both chains of the audit log together. A batch can have lines for both chains: either all of them are written, or
+//! none.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -38,7 +39,8 @@ impl Sizes {
 pub(super) struct Journal {
     main: ChainWriter,
     refusals: ChainWriter,
-    /// The files to trim from the main chain and from the chain of refusals, decided together with the pending lines.
+    /// The oldest files to delete from the main chain and from the chain of refusals. They are chosen when the pending
+    /// lines are written.
     trims: [Option<Trim>; 2],
 }
 

@@ -1,8 +1,10 @@
-//! The files of one chain: opens them, appends lines, abandons a file after a failure, deletes the oldest. All calls
-//! block. The caller decides when the database stores a head.
+//! The files of one chain of the audit log. This module opens them, appends lines, abandons a file after a failed
+//! write, and deletes the oldest files. All calls block. The caller decides when the head of the chain (number and hash
+//! of its last line) is stored in the database.
 //!
 //! Two rules preserve every line that may be acknowledged. A line whose head was passed to the database is never cut,
-//! whatever the database answered. A tail is cut only after a line that records the cut is on disk.
+//! whatever the database answered. A tail (the bytes of a file after its last final line) is cut only after a line that
+//! records the cut is on disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -42,7 +44,7 @@ pub(super) struct ChainWriter {
     /// A file whose tail never became final. Nothing more is written to this file. Its tail is cut once the next line
     /// of the chain records the cut.
     torn: Option<Torn>,
-    /// Events that must be written before the next event.
+    /// Events about the log itself, such as a cut, that must be written to this chain before the next event.
     owed: Vec<AuditEvent>,
     /// Lines that are written and synced, but not final yet.
     pending: Option<Pending>,
@@ -93,8 +95,9 @@ pub(super) struct Trim {
 }
 
 impl ChainWriter {
-    /// Opens the chain in `folder`. `state` is the database's record of the chain. Complete lines after the
-    /// acknowledged head, which a crash left, are adopted. Anything else after the head is cut with the next write.
+    /// Opens the chain in `folder`. `state` is the database's record of the chain. Complete lines that a crash left
+    /// after the acknowledged head become part of the chain. All other bytes after the head are cut with the next
+    /// write.
     ///
     /// # Errors
     ///
@@ -278,7 +281,8 @@ impl ChainWriter {
         written.inspect_err(|_| self.abandon())
     }
 
-    /// Cuts the torn tail; the pending lines record the cut. Fails if the pending lines are not in place any more.
+    /// Cuts the torn tail; the pending lines, which are on disk, record the cut. Fails if the file of the pending lines
+    /// was replaced or has changed in size.
     pub(super) fn settle(&self) -> io::Result<()> {
         let Some(pending) = &self.pending else { return Ok(()) };
         if let Some(torn) = &self.torn {

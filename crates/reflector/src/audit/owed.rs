@@ -1,5 +1,6 @@
-//! Finds out which owed audit lines the main chain already contains. A change of the peers owes an audit line; a crash
-//! may come after this line is written, but before the database records that it is written. This module only reads.
+//! Finds out which owed audit lines are already in the main chain of the log. A line is owed if it records a committed
+//! change of the peers, and the database does not record yet that the line is in the log. A crash may come after the
+//! line is written, but before the database records this. This module only reads.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
@@ -19,8 +20,9 @@ struct EventLine {
     event: AuditEvent,
 }
 
-/// Returns for each owed line whether the log in `folder` contains it after line number [`OwedLine::after_seq`]. A line
-/// of the log matches at most one owed line. Reads the log from the lowest `after_seq` on, which is near its end.
+/// Returns for each line in `owed` whether the log in `folder` contains it after line number [`OwedLine::after_seq`]. A
+/// line of the log matches at most one line in `owed`. Reads the log only from the lowest `after_seq` on, which is near
+/// the end of the log.
 pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     let mut written = vec![false; owed.len()];
     let Some(after) = owed.iter().map(|line| line.after_seq).min() else { return Ok(written) };

@@ -142,7 +142,7 @@ pub(super) fn linked(value: u8) -> AuditEvent {
     AuditEvent::LinkOpened { peer: EndpointId::from_bytes([value; 32]), from: Ipv4Addr::LOCALHOST.into() }
 }
 
-/// Drops the handle, and waits until the writer has released the lock of the folder.
+/// Drops the handle, and waits until the writer has ended. It then no longer holds the lock on the state folder.
 async fn end(audit: Audit) {
     let mut fault = audit.fault();
     drop(audit);
@@ -647,7 +647,7 @@ async fn a_new_database_beside_an_old_log_is_refused() {
     assert!(failure.try_.contains(&format!("mv {0} {0}.old", folder.display())), "{failure}");
 }
 
-/// Injects a fault, and then records an event again, which must succeed.
+/// Injects a fault with `fail`, and checks that the next event cannot be recorded and that the one after it can.
 async fn recovers_from(fail: impl FnOnce(&Home)) -> Home {
     let home = Home::new();
     let audit = home.open(LARGE).await;

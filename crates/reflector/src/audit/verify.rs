@@ -1,5 +1,5 @@
-//! Verifies the audit log: how far each chain is intact, what a crash left behind it, and the first damaged line. This
-//! module only reads. Callers decide on the consequences.
+//! Verifies the audit log: finds how far each chain is intact, what a crash left after the intact lines, and the first
+//! damaged line. This module only reads. Callers decide what follows from the result.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -233,7 +233,7 @@ pub(super) fn survey(
         })
         .map_err(unreadable(segment.name()))?;
         if let Some(line) = replaced {
-            return Err(bad(line, "not the acknowledged line: it was replaced".to_owned()));
+            return Err(bad(line, "this is not the line that was acknowledged: it was replaced".to_owned()));
         }
         let is_cut = cut.is_some_and(|(.., bytes)| bytes < walk.size);
         if let Some((line, lines, good_bytes)) = cut.filter(|_| is_cut) {

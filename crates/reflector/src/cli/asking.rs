@@ -56,7 +56,7 @@ fn not_running(path: &Path, error: &std::io::Error) -> Failure {
             "not_running",
             "the reflector is not running",
             format!("no program answers at {}", path.display()),
-            "start it with `reflector serve`; if it runs with another --state-dir, give the same one here",
+            "start it with `reflector serve`; if it runs with another --state-dir, run this command with the same one",
         ),
     }
 }
@@ -75,7 +75,7 @@ pub(super) async fn one_answer<T>(
     }
 }
 
-/// Prints what the reflector did for the request. Fails if the answer is of another kind.
+/// Prints what the reflector did for the request. Fails if the answer is not [`AdminReply::Done`].
 pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     match answer {
         AdminReply::Done { what } => {
@@ -86,7 +86,8 @@ pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     }
 }
 
-/// The failure of a command to which the reflector gave an answer of an unexpected kind, or none (`None`).
+/// The failure of a command if the answer of the reflector is of an unexpected kind, or if there was no answer
+/// (`None`).
 pub(super) fn unexpected(answer: &Option<AdminReply>) -> Failure {
     broken(&format!("unexpected answer {answer:?}"))
 }

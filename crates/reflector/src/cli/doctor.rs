@@ -82,7 +82,7 @@ fn of_running(status: &Status) -> Vec<Check> {
             "state",
             format!("the reflector is {}", status.state),
             status.problems.join("; "),
-            "remove the cause; the reflector grants sessions again within 5 s of a successful write",
+            "remove the cause; once it can write, the reflector grants sessions again within a few seconds",
         ));
     }
     let own = env!("CARGO_PKG_VERSION");
@@ -124,7 +124,7 @@ fn of_running(status: &Status) -> Vec<Check> {
 }
 
 /// Checks whether a reflector that is not running could listen on its addresses. `code` is the machine-readable code of
-/// the failed request for its status. Returns `None` if `code` is not `not_running`.
+/// the failed request for its status. If it is not `not_running`, returns `None` without a check.
 fn of_stopped(config: &Config, code: &str) -> Option<Check> {
     if code != "not_running" {
         return None;

@@ -35,10 +35,10 @@ fn is_ready(status: &Status) -> bool {
 fn not_ready(status: &Status) -> Failure {
     let what = format!("the reflector is {}", status.state);
     let (because, try_) = if status.problems.is_empty() {
-        let because = "it was told to stop, and grants no further sessions".to_owned();
-        (because, "wait until its running sessions have ended, then start it again")
+        let because = "the reflector was told to stop, and grants no further sessions".to_owned();
+        (because, "wait until the running sessions have ended, then start the reflector again")
     } else {
-        let try_ = "remove the cause; the reflector grants sessions again within 5 s of a successful write";
+        let try_ = "remove the cause; once it can write, the reflector grants sessions again within a few seconds";
         (status.problems.join("; "), try_)
     };
     Failure::new(Exit::Failed, "unhealthy", what, because, try_)

@@ -47,6 +47,6 @@ pub(super) fn broken(error: &dyn std::fmt::Display) -> Failure {
         "admin",
         "the reflector did not answer as expected",
         error,
-        "see its log; `reflector health` shows whether it runs",
+        "see the log of the reflector; `reflector health` shows whether it runs",
     )
 }

@@ -65,7 +65,7 @@ async fn pair(client: &mut AdminClient, ttl: Duration, name: Option<String>, jso
             return Ok(());
         }
     }
-    Err(broken(&"it closed the connection"))
+    Err(broken(&"the reflector closed the connection"))
 }
 
 /// Prints the pairing code as a QR code if stderr is a terminal.

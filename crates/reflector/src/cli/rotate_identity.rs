@@ -36,7 +36,7 @@ fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {
             Exit::Usage,
             "key_provided",
             "the identity was not changed",
-            format!("key_file provides it: {}", path.display()),
+            format!("the setting key_file provides the identity: {}", path.display()),
             "replace that file, or remove the setting key_file",
         ));
     }

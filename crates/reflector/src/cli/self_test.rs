@@ -35,7 +35,8 @@ pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
     Ok(if test.rates.is_empty() { Exit::Failed } else { Exit::Done })
 }
 
-/// Runs the self-test on its own thread. Ctrl-C ends it, and leaves no files or processes behind.
+/// Runs the self-test on its own thread. Ctrl-C or SIGTERM ends the self-test without leaving files or processes
+/// behind.
 fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest, Failure> {
     let runtime = runtime::start(&mut tokio::runtime::Builder::new_current_thread(), 1).map_err(|e| broken(&e))?;
     let test = runtime.block_on(async {

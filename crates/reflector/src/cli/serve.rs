@@ -77,10 +77,10 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
 
 fn no_admin_socket(error: &UnixSocketError) -> Failure {
     if let UnixSocketError::InUse { .. } = error {
-        let try_ = "run `reflector status` to see the one that is running, or set another folder with --runtime-dir";
+        let try_ = "run `reflector status` to see the running reflector, or set another folder with --runtime-dir";
         return Failure::new(Exit::Failed, "already_running", "the reflector cannot serve", error, try_);
     }
-    let try_ = "set another folder with --runtime-dir or REFLECTOR_RUNTIME_DIR, or run as the user that owns it";
+    let try_ = "set another folder with --runtime-dir or REFLECTOR_RUNTIME_DIR, or run as the owner of this one";
     Failure::new(Exit::Usage, "runtime_dir", "the runtime folder cannot be used", error, try_)
 }
 
@@ -99,7 +99,7 @@ pub(super) fn cannot_listen(error: &ListenError) -> Failure {
             "correct `listen`; if the host gets that address later, as during boot, set listen_freebind = true"
         }
         ListenError::InUse(_) => "run `ss -tulpn` to find that program, or set another port in `listen`",
-        ListenError::NotAllowed(_) => "set a port from 1024 on in `listen`, or give the program CAP_NET_BIND_SERVICE",
+        ListenError::NotAllowed(_) => "set a port above 1023 in `listen`, or give the program CAP_NET_BIND_SERVICE",
         ListenError::Refused(..) | ListenError::NoneAvailable => {
             "run `reflector config show --origin` and correct `listen`"
         }

@@ -1,4 +1,4 @@
-//! Resolves the state folder and loads the identity, for the commands.
+//! Finds the state folder and loads the identity, for the commands.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use super::output::note;
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
 
-/// What the reflector uses the file `name` in its state folder for; `None` if the file is not its own. Includes the
-/// files of the runtime folder, because both folders may be the same.
+/// The purpose of the file `name` in the state folder; `None` if the file does not belong to the reflector. Also covers
+/// the files of the runtime folder, because both folders may be the same.
 fn own_file(name: &str) -> Option<OwnFile> {
     let files = ["identity.key", "reflector.db"];
     match name {
@@ -26,11 +26,12 @@ fn unusable(named: &Path, error: StateFolderError) -> Failure {
         "state_dir",
         format!("the state folder {} cannot be used", named.display()),
         error,
-        "set another folder with --state-dir or REFLECTOR_STATE_DIR, or run as the user that owns it",
+        "set another folder with --state-dir or REFLECTOR_STATE_DIR, or run as the owner of this one",
     )
 }
 
-/// Resolves the state folder of the configuration. Creates it if it does not exist.
+/// Sets the state folder of the configuration to the folder that holds the state: the configured folder, or a private
+/// folder inside it. Creates this folder if it does not exist.
 pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     let named = config.state_dir.clone();
     let folder = state_folder::open(&named, own_file).map_err(|error| unusable(&named, error))?;
@@ -51,15 +52,15 @@ pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// Resolves the state folder, for commands that only inspect the installation. Unlike [`with_state`], creates and
-/// changes nothing, and never fails.
+/// Sets the state folder like [`with_state`], for commands that only inspect the installation: creates and changes
+/// nothing, and never fails.
 pub(super) fn with_state_as_it_is(mut config: Config) -> Config {
     config.state_dir = state_folder::locate(&config.state_dir);
     config
 }
 
-/// Resolves the state folder. Unlike [`with_state`], creates and changes nothing; like it, fails if the folder cannot
-/// be used.
+/// Sets the state folder like [`with_state`], and fails like it if the folder cannot be used, but creates and changes
+/// nothing.
 pub(super) fn with_own_state_as_it_is(mut config: Config) -> Result<Config, Failure> {
     config.state_dir =
         state_folder::locate_own(&config.state_dir).map_err(|error| unusable(&config.state_dir, error))?;

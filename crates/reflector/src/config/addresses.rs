@@ -52,8 +52,8 @@ impl fmt::Display for MetricsListen {
     }
 }
 
-/// Parses where to serve the metrics: `off`, `ADDR:PORT`, `PORT` (of 127.0.0.1), or an absolute path. The error states
-/// what is wrong.
+/// Parses where to serve the metrics: `off`, `ADDR:PORT`, `PORT` (of 127.0.0.1), or the absolute path of a Unix socket.
+/// The error states what is wrong.
 pub(super) fn parse_metrics_listen(text: &str) -> Result<MetricsListen, String> {
     let text = text.trim();
     if text == "off" {

@@ -1,5 +1,6 @@
-//! The list of the reflector's settings. File, environment, flags, `--help`, template and `config show` are derived
-//! from it. A new setting is a field of [`Config`], its default there, and one entry here.
+//! The list of the reflector's settings. The keys of the configuration file, the environment variables, the flags,
+//! `--help`, the template and `config show` are derived from this list. To add a setting, add a field and its default
+//! to [`Config`], and one entry here.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -71,8 +72,8 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_AUTHORIZED_PEERS",
         flag: Some("authorized-peers"),
         placeholder: "ID",
-        help: "Endpoint IDs of appliances that are accepted without a pairing code. To remove one, remove it from \
-               this setting.",
+        help: "Endpoint IDs of appliances that are accepted without a pairing code. To unpair an appliance, remove its \
+               ID from this setting.",
         valid: "Endpoint IDs as `packetparamedic show-id` prints them, PP-…",
         is_list: true,
         read: |config, given| {
@@ -150,7 +151,7 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_MAX_QUEUE",
         flag: Some("max-queue"),
         placeholder: "N",
-        help: "Requests that may wait in the queue. 0 denies every request while a session runs.",
+        help: "The limit on requests that wait in the queue. 0 denies every request that cannot begin at once.",
         valid: "a number from 0 to 10000",
         is_list: false,
         read: |config, given| given.number(0, 10_000).map(|number| config.max_queue = number),
@@ -173,7 +174,7 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_MAX_TEST_DURATION",
         flag: Some("max-test-duration"),
         placeholder: "TIME",
-        help: "Longest session: the sum of its phases.",
+        help: "The limit on the duration of a session, which is the sum of the durations of its phases.",
         valid: "a duration from 1s to 24h, such as 60s, 10m or 1h30m",
         is_list: false,
         read: |config, given| {
@@ -233,8 +234,9 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_STATE_DIR",
         flag: Some("state-dir"),
         placeholder: "FOLDER",
-        help: "Folder of the key, the peers and the audit log. Default: systemd's STATE_DIRECTORY; for root \
-               /var/lib/reflector; else packetparamedic/reflector in the XDG state folder.",
+        help: "Folder of the key, the peers and the audit log. Default: systemd's STATE_DIRECTORY, if it is \
+               set; otherwise /var/lib/reflector for root, and packetparamedic/reflector in the XDG state folder for \
+               other users.",
         valid: "a folder",
         is_list: false,
         read: |config, given| given.path().map(|path| config.state_dir = path),
@@ -258,9 +260,9 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_RUNTIME_DIR",
         flag: Some("runtime-dir"),
         placeholder: "FOLDER",
-        help: "Folder of the admin socket. Default: the first of these that applies: the state folder, if you set \
-               state_dir; systemd's RUNTIME_DIRECTORY; /run/reflector, for root; packetparamedic in XDG_RUNTIME_DIR; \
-               the state folder.",
+        help: "Folder of the admin socket. Default: the folder in state_dir, if you set state_dir. Otherwise the first \
+               of these that applies: systemd's RUNTIME_DIRECTORY; /run/reflector, for root; packetparamedic in \
+               XDG_RUNTIME_DIR; the default folder of state_dir.",
         valid: "a folder",
         is_list: false,
         read: |config, given| given.path().map(|path| config.runtime_dir = path),

@@ -175,7 +175,7 @@ fn metrics_have_a_port_of_their_own() {
         ("127.0.0.1:0", "127.0.0.1:0", false),
     ] {
         let args = ["--listen", listen, "--metrics-listen", metrics];
-        let expected = format!("is the port of listen {listen}");
+        let expected = format!("uses the port of listen {listen}");
         match collides {
             true => assert!(Bench::new().mistake(&args).contains(&expected), "{listen} {metrics}"),
             false => assert!(Bench::new().load(&args).is_ok(), "{listen} {metrics}"),

@@ -240,7 +240,7 @@ async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<
             Some(id) => match server.peers.remove(id).await? {
                 Removal::NotThere => AdminReply::Failed { because: "no such device is paired".into() },
                 Removal::InConfig => AdminReply::Failed {
-                    because: "it is set in authorized_peers: remove it there, then run `reflector config reload`"
+                    because: "the device is in authorized_peers: remove it there, then run `reflector config reload`"
                         .into(),
                 },
                 Removal::Removed => {
@@ -387,7 +387,7 @@ impl AdminClient {
     pub async fn answer(&mut self) -> anyhow::Result<Option<AdminReply>> {
         tokio::time::timeout(ANSWER_TIMEOUT, self.next())
             .await
-            .context("it is running, but did not answer within 30 s")?
+            .context("the reflector is running, but did not answer within 30 s")?
     }
 
     /// Waits for the next answer, however long it takes. `None` when the server has closed the connection.
@@ -397,7 +397,7 @@ impl AdminClient {
             return Ok(None);
         }
         let Envelope { v, body } =
-            serde_json::from_str::<Envelope<AdminReply>>(&line).context("its answer is not valid")?;
+            serde_json::from_str::<Envelope<AdminReply>>(&line).context("the answer of the reflector is not valid")?;
         anyhow::ensure!(v == VERSION, "this command and the running reflector have different versions");
         Ok(Some(body))
     }

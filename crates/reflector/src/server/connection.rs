@@ -1,5 +1,5 @@
-//! Serves one link of a paired appliance from `welcome` to its end: passes the appliance's messages to the decisions,
-//! and sends their answers.
+//! Serves one link of a paired appliance from `welcome` to its end: passes the appliance's messages to the code that
+//! decides on them, and sends the answers.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -58,8 +58,8 @@ impl ServerCounts {
     }
 }
 
-/// Counts the payload of one phase: first the bytes of its samples, and once its tally is known, the bytes that no
-/// sample included. So the sum is the total of the tally.
+/// Counts the payload of one phase: first the bytes of its samples, and once its tally (its final counts) is known, the
+/// bytes that no sample included. So the sum is the total of the tally.
 #[derive(Debug)]
 pub(super) struct PhasePayload {
     counts: Arc<ServerCounts>,

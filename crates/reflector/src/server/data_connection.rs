@@ -1,5 +1,5 @@
-//! Serves a data connection at the control port (`pp-data/1`): reads its preamble, finds its session, and passes it to
-//! the session's threads.
+//! Serves a data connection (protocol `pp-data/1`) at the listening port: reads its preamble, finds its session, and
+//! passes the connection to the session's threads.
 
 use std::sync::Arc;
 

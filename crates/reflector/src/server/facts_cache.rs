@@ -19,7 +19,8 @@ pub(super) struct FactsCache {
 }
 
 impl FactsCache {
-    /// The facts of the host, with the interface that has the address `local`. `None` if the program is ending.
+    /// The facts of the host, including those of the interface with the address `local`. `None` if the program is
+    /// ending.
     pub(super) async fn facts(&self, local: IpAddr) -> Option<HostFacts> {
         // Concurrent requests wait for the same reading.
         let mut read = self.read.lock().await;

@@ -178,7 +178,7 @@ fn promise(reservation: &Reservation, running: &RunningSession) -> Grant {
     }
 }
 
-/// A reservation that is becoming a grant. If it is dropped before that, the reservation is taken back.
+/// A reservation that is becoming a grant. If this value is dropped before the grant, the reservation is taken back.
 struct PendingReservation {
     server: Arc<Server>,
     session: SessionId,

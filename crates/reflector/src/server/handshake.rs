@@ -1,5 +1,5 @@
-//! Turns an authenticated connection into a link: reads the first message, checks that the key is paired or pairs it,
-//! and gives all other clients the same answer.
+//! Turns an authenticated connection into a link: reads the first message, checks that the client's key is paired, or
+//! pairs it, and gives every other client the same answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,5 @@
-//! Records the prefixes from which paired devices authenticate: at once in memory, and in batches in the database.
-//! `known_prefixes` decides which prefixes are known.
+//! Records the address prefixes from which paired devices authenticate: at once in memory, and in batches in the
+//! database. `known_prefixes` decides which prefixes are known.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

@@ -234,10 +234,11 @@ impl Signals {
     }
 }
 
-/// The first signal lets running sessions finish; the second ends them. Fails if one of `tasks` ends: the server
-/// depends on all of them, so only a restart helps.
+/// Waits until the server must stop. After the first signal or `reflector drain`, the server grants no new sessions;
+/// this returns once the running sessions have finished, or at the next signal. Fails if one of `tasks` ends: the
+/// server depends on all of them, so only a restart helps.
 async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
-    let lost = |_| anyhow::anyhow!("a task of the reflector ended; see its log");
+    let lost = |_| anyhow::anyhow!("a task of the reflector ended unexpectedly; see the log of the reflector");
     let mut stage = server.lifecycle.subscribe();
     tokio::select! {
         () = signals.next() => {}
@@ -256,9 +257,9 @@ async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut Joi
     Ok(())
 }
 
-/// Raises the limit of open file descriptors to its maximum. A session of 64 streams in each direction uses about 400
-/// descriptors, and shells and service managers often set 1,024 although the kernel would allow more. Returns the new
-/// limit; `None` if there is none.
+/// Raises the limit of open file descriptors to its maximum. A session of 64 streams in each direction may use more
+/// than 600 descriptors, and shells and service managers often set 1,024 although the kernel would allow more. Returns
+/// the new limit; `None` if there is none.
 fn allow_many_descriptors(listening: usize) -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);

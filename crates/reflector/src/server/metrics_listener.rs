@@ -60,7 +60,7 @@ pub(super) enum MetricsListener {
 }
 
 impl MetricsListener {
-    /// Binds what the configuration names; `None` if metrics are off.
+    /// Binds the address or the Unix socket that the configuration names; `None` if metrics are off.
     pub(super) fn bind(listen: &MetricsListen) -> Result<Option<Self>, MetricsListenError> {
         match listen {
             MetricsListen::Off => Ok(None),

@@ -176,9 +176,9 @@ impl Server {
         Now { mono: self.began.elapsed(), unix_ms: unix_now() }
     }
 
-    /// Writes audit events for answers that do not depend on the result of the write. The call fixes their place in the
-    /// log; await the returned future before answering. Events that cannot be written now are written later. A fault of
-    /// the log shows in the status and stops further grants.
+    /// Writes audit events for answers that do not depend on the result of the write. The call fixes the position of
+    /// the events in the log; await the returned future before answering. Events that cannot be written now are written
+    /// later. A fault of the log shows in the status and stops further grants.
     fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         self.audit.record_or_note(lock(&self.throttle).pass(events, self.now()))
     }
@@ -205,14 +205,15 @@ impl Server {
         match self.store.settle(settled.session, settled.peer, &settled.bytes_by_day).await {
             Ok(()) => {}
             Err(error) if error.is_fault() => {
-                tracing::error!(%error, "a session's bytes can't be settled yet; a crash now charges what was recorded and the surge");
+                tracing::error!(%error, "a session's bytes can't be written yet; a crash now would charge more");
                 lock(&self.unsettled).push(settled);
             }
-            Err(error) => tracing::error!(%error, "a session's bytes can't be settled"),
+            Err(error) => tracing::error!(%error, "a session's bytes can't be written"),
         }
     }
 
-    /// Writes the audit lines of peers and the accounts of sessions that could not be written while the disk failed.
+    /// Writes the audit lines of changed peers and the charged bytes of ended sessions that could not be written while
+    /// the disk failed.
     async fn write_pending(&self) {
         self.peers.settle().await;
         let unsettled = std::mem::take(&mut *lock(&self.unsettled));

@@ -1,5 +1,5 @@
-//! Pairs a device after a right proof, and renames peers. A device becomes a peer on disk and in the audit log, or it
-//! remains unpaired.
+//! Pairs a device after a right proof, and renames peers. Unless a pairing is written both to the database and to the
+//! audit log, the device remains unpaired.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The paired devices. Every handshake checks a copy in memory, which is consistent with the store and the audit log.
 //!
-//! A change of the peers in the store also stores, in the same transaction, the audit line that the change owes. A
-//! device is a peer once this line is written. Lines that a crash or a fault left owed are written at the next start,
-//! or when the log can be written again.
+//! A change of the peers in the store also stores, in the same transaction, the audit line of the change. This line is
+//! owed until it is in the audit log. An added device is a peer only once its line is in the log. Lines that are still
+//! owed after a crash or a fault are written at the next start, or when the log can be written again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -30,7 +30,8 @@ pub(super) struct Peers {
 /// The work that earlier changes of the peers have not finished, because of a fault.
 #[derive(Default)]
 struct Unsettled {
-    /// The ids of lines that are in the audit log, but that the database still lists as owed.
+    /// The ids of audit lines that are already in the audit log, but that the database still lists as owed (not written
+    /// yet).
     written: BTreeSet<i64>,
     /// Peers that must be removed again: adding them failed, though the database may have stored them, and the first
     /// attempt to remove them failed, too.
@@ -47,8 +48,8 @@ pub(super) enum Removal {
 }
 
 impl Peers {
-    /// Loads the peers of the database and of the configuration. First writes the audit lines that were still owed at a
-    /// crash, except those that the log in `audit_folder` already contains.
+    /// Loads the peers of the database and of the configuration. First writes the audit lines of changes that a crash
+    /// left unwritten, except those that the log in `audit_folder` already contains.
     pub(super) async fn load(
         store: &Store,
         audit: &Audit,
@@ -167,8 +168,8 @@ impl Peers {
         Ok(renamed)
     }
 
-    /// Finishes the work that earlier changes of the peers left. Work that fails because of the disk is left for the
-    /// next call.
+    /// Finishes the work that earlier changes of the peers left unfinished. Work that fails because of the disk is left
+    /// for the next call.
     pub(super) async fn settle(&self) {
         let mut unsettled = self.changing.lock().await;
         let settled = async {
@@ -176,7 +177,7 @@ impl Peers {
             self.pay(&mut unsettled).await
         };
         if let Err(error) = settled.await {
-            tracing::warn!(%error, "lines of the audit log stay owed");
+            tracing::warn!(%error, "audit lines of changed peers can't be written yet");
         }
     }
 
@@ -205,7 +206,8 @@ impl Peers {
         Ok(())
     }
 
-    /// Writes the owed lines to the audit log. After an error, the lines are not acknowledged.
+    /// Writes the owed lines (audit lines of earlier changes that are not written yet) to the audit log. After an
+    /// error, the lines are not acknowledged.
     async fn pay(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
         let owed = self.store.owed_lines().await?;
         let unwritten = owed.iter().filter(|line| !unsettled.written.contains(&line.id));

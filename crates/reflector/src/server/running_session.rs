@@ -44,7 +44,8 @@ const MONITOR_LEASE: u64 = 1_000_000;
 /// How long to wait before a failed write of a lease is retried, while bytes of an earlier lease are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 
-/// The kernel's record of a phase's streams is thinned, before it is sent, to at most 1/20 of the phase's payload.
+/// Before the kernel's record of a phase's streams (`TCP_INFO` samples) is sent, samples are left out until it takes at
+/// most 1/20 as many bytes as the phase's payload.
 const DETAIL_OF_PAYLOAD: u64 = 20;
 
 /// A granted session.
@@ -373,8 +374,8 @@ impl RunningSession {
         Ok(())
     }
 
-    /// Writes the session's use to disk whenever that is due. Returns when more bytes must be leased or leasing has
-    /// stopped.
+    /// Writes to disk how many bytes the session has used, whenever such a write is due. Returns when more bytes must
+    /// be leased or leasing has stopped.
     async fn record_use_until_lease_wanted(&self, server: &Server) {
         if self.purpose == SessionPurpose::Monitor {
             // The leases of a monitor are small: a write per second for months would cost more than the excess that a

@@ -62,7 +62,8 @@ pub enum SessionPurpose {
     Monitor,
 }
 
-/// A session for which slot, port and test are reserved. [`super::Sessions::opened`] turns it into a grant.
+/// A session for which everything that it needs is reserved, such as a slot, a port, and its place in the limit of
+/// tests per hour. [`super::Sessions::opened`] turns it into a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Reservation {
@@ -87,8 +88,9 @@ pub struct Reservation {
 #[expect(clippy::large_enum_variant, reason = "one is made for each request")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Everything that the session needs is reserved. Claim the resources, call [`super::Sessions::opened`], record the
-    /// grant, then send it. If a step fails, call [`super::Sessions::undo`].
+    /// Everything that the session needs is reserved. The server must now open the resources, call
+    /// [`super::Sessions::opened`], record the grant, then send it. If a step fails, it must call
+    /// [`super::Sessions::undo`].
     Reserved(Reservation),
     /// The request is queued. Nothing is reserved for it.
     Queued {
@@ -110,7 +112,7 @@ pub struct Lease {
     pub day: u32,
 }
 
-/// The accounts of a session that has ended.
+/// The bytes to charge for a session that has ended, and why it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct SessionAccounts {

@@ -41,9 +41,9 @@ pub use quota::DAYS_KEPT;
 pub use recorded_use::{RecordedUse, UseRecorder, charged_after_crash};
 use session::{HeldSession, PendingEnd, START_TIMEOUT};
 
-/// When an appliance may retry while the audit log or the database cannot be written.
+/// While the audit log or the database cannot be written, an appliance is told to retry after this time.
 const RETRY_FAULTED: Duration = Duration::from_secs(5);
-/// When an appliance may retry while other programs use every port.
+/// While other programs use every port, an appliance is told to retry after this time.
 const RETRY_HELD: Duration = Duration::from_secs(60);
 
 /// A lease takes at most 1/16 of the bytes that are left of the day's byte quota.
@@ -101,8 +101,8 @@ impl<H> Sessions<H> {
         self.changed = true;
     }
 
-    /// Checks a request. If it can begin now, reserves everything that it needs. `id` becomes the id of the session; it
-    /// must be new.
+    /// Checks a request. If it can begin now, reserves everything that it needs. Otherwise queues it if `wait` is set
+    /// and the queue has room, or else denies it. `id` becomes the id of the session; it must be new.
     #[must_use]
     pub fn request(
         &mut self,
@@ -191,8 +191,8 @@ impl<H> Sessions<H> {
     }
 
     /// Records that the server has claimed everything that was reserved. From now on the session is a grant, to be
-    /// recorded and then sent. Returns `false` if the reservation was taken back in the meantime: then release
-    /// everything.
+    /// recorded and then sent. Returns `false` if the reservation was taken back in the meantime: then the server must
+    /// release everything that it claimed.
     #[must_use]
     pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<AuditEvent>) {
         let Some(held) = self.held.get_mut(&session) else { return (false, Vec::new()) };
@@ -243,7 +243,7 @@ impl<H> Sessions<H> {
     }
 
     /// Takes a reservation back, because a resource could not be claimed or the grant could not be recorded. Frees its
-    /// slot, its port and its test.
+    /// slot and its port; it no longer counts as a test.
     #[must_use]
     pub fn undo(&mut self, session: SessionId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
@@ -279,8 +279,8 @@ impl<H> Sessions<H> {
         self.end_where(EndReason::PeerRemoved, |held| held.peer == peer);
     }
 
-    /// Grants no new sessions. Running tests continue. Monitor sessions end, because they have no end of their own. The
-    /// next `poll` denies queued requests.
+    /// Makes the reflector grant no new sessions from now on. Running tests continue. Monitor sessions end, because
+    /// they have no end of their own. The next `poll` denies queued requests.
     pub fn drain(&mut self) {
         self.draining = true;
         self.changed = true;
@@ -461,7 +461,8 @@ impl<H> Sessions<H> {
         self.fallbacks.pass_time(now.mono);
     }
 
-    /// Checks everything except free resources. Called when a request arrives, and again when it is next in the queue.
+    /// Checks everything except whether a slot, a port and descriptors are free. Called when a request arrives, and
+    /// again when it is next in the queue.
     fn check(&self, peer: EndpointId, spec: &TestSpec, is_fallback: bool, now: Now) -> Result<(), Denial> {
         self.limits.check(spec)?;
         self.check_open()?;
@@ -574,7 +575,8 @@ impl<H> Sessions<H> {
         order.filter(has_port).take_while(fits).take(room).map(|waiting| waiting.link).collect()
     }
 
-    /// Reserves slot, port and test in one step. The caller has checked that they are available.
+    /// In one step, reserves a slot and a port, and counts the session as a test of the peer. The caller has checked
+    /// that all of this is possible.
     fn reserve(
         &mut self,
         link: LinkId,

@@ -1,4 +1,5 @@
-//! The limits of monitor sessions. In all other respects, monitor sessions lease bytes, end and are charged like tests.
+//! Decides on requests for monitor sessions, and limits their number. Once granted, monitor sessions lease bytes, end
+//! and are charged like tests.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::session::HeldSession;
 use super::{RETRY_FAULTED, Sessions};
 use crate::event::AuditEvent;
 
-/// When an appliance may retry while no further monitor session is allowed.
+/// While no further monitor session is allowed, an appliance is told to retry after this time.
 const RETRY_MONITOR: Duration = Duration::from_secs(60);
 
 impl<H> Sessions<H> {

@@ -16,7 +16,7 @@ const HOUR_MS: u64 = 3_600_000;
 const PEERS: u8 = 4;
 const LINKS: u64 = 10;
 
-/// One event of a sequence. A number chooses the session of an event among the sessions that exist.
+/// One event of a sequence. A `usize` chooses one of the sessions that exist.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Ask { link: u64, direct: bool, wait: bool, duration_ms: u32 },

@@ -10,7 +10,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use super::decision::LinkId;
 use super::limits;
 
-/// A change of the expected wait that is smaller than this is not sent.
+/// A change of the expected wait is sent only if it exceeds both this time and a fifth of the wait that is left.
 const SAME_WAIT: Duration = Duration::from_secs(5);
 
 /// A queued request.
@@ -19,7 +19,8 @@ pub(super) struct QueuedRequest {
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
-    /// Whether the request repeats a test that was already served. Such a request comes before all others.
+    /// Whether the request repeats, through the tunnel, a direct test that the appliance could not reach. Such a
+    /// request comes before all others.
     pub(super) is_fallback: bool,
     /// When the request was queued.
     pub(super) since: Duration,
@@ -58,8 +59,8 @@ impl QueuedRequest {
 pub(super) struct Queue {
     /// The requests in the order in which they arrived.
     waiting: Vec<QueuedRequest>,
-    /// For each peer, the number of requests of all peers that had been served when this peer was last served. Absent
-    /// for a peer that was never served.
+    /// For each peer, the value of `served_in_all` after the peer was last served: the lower, the longer ago. A peer
+    /// that was never served has no entry.
     served: BTreeMap<EndpointId, u64>,
     served_in_all: u64,
 }

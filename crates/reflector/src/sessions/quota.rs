@@ -15,8 +15,8 @@ pub const DAYS_KEPT: u32 = 7;
 /// The tests that were granted within the last hour.
 #[derive(Debug, Default)]
 pub(super) struct Tests {
-    /// The times at which tests were granted, oldest first, in milliseconds since 1970. Only these times are kept,
-    /// because a device may be allowed many tests.
+    /// For each peer, the times at which its tests were granted, oldest first, in milliseconds since 1970. Nothing else
+    /// is kept about a test, because a peer may be allowed many tests.
     granted: BTreeMap<EndpointId, VecDeque<u64>>,
     /// For each session that has not ended yet, when its test was granted.
     refundable: BTreeMap<SessionId, u64>,

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// A crash charges at least this many bytes beyond the recorded use, unless fewer are leased.
+/// At least this many bytes beyond its recorded use are charged for a session that was running at a crash, unless fewer
+/// are leased.
 pub(super) const SMALLEST_SURGE: u64 = 16 << 20;
-/// When, after the start of a phase, the number of used bytes is written to disk while the rate of the phase is not
-/// known yet. After that, it is written at each whole second.
+/// The times after the start of a phase at which the number of used bytes is written to disk while the rate of the
+/// phase is not known yet. After that, the number is written at each whole second.
 const FIRST_WRITES: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
@@ -24,8 +25,8 @@ const WINDOW: Duration = Duration::from_secs(1);
 pub struct RecordedUse {
     /// The number of payload bytes that the session had used when this number was read.
     pub used: u64,
-    /// How many bytes a crash charges beyond `used`, if as many are leased: twice the bytes of the fastest second so
-    /// far, and at least 16 MiB.
+    /// How many bytes are charged beyond `used` after a crash, but no more than are leased: twice the bytes of the
+    /// fastest second so far, and at least 16 MiB.
     pub surge: u64,
 }
 
@@ -34,8 +35,8 @@ impl RecordedUse {
     pub const NOTHING: Self = Self { used: 0, surge: SMALLEST_SURGE };
 }
 
-/// The bytes that a crash charges for a session with these leases: day and bytes, oldest day first. Earlier versions
-/// recorded no use; then the leases are charged in full.
+/// The bytes to charge for a session with these leases that a crash ended: day and bytes, oldest day first. If an
+/// earlier version wrote the leases, `recorded` is `None`, and the leases are charged in full.
 pub fn charged_after_crash(leased: &BTreeMap<u32, u64>, recorded: Option<RecordedUse>) -> Vec<(u32, u64)> {
     let all = leased.values().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
     let charged = recorded.map_or(all, |recorded| recorded.used.saturating_add(recorded.surge).min(all));
@@ -45,7 +46,7 @@ pub fn charged_after_crash(leased: &BTreeMap<u32, u64>, recorded: Option<Recorde
 }
 
 /// Divides used bytes among the leases, oldest day first. Bytes beyond the leases, such as those in a receive buffer,
-/// count for the last day; without a lease, for `today`.
+/// count for the last leased day or, if there is no lease, for `today`.
 pub(super) fn by_day(leased: &BTreeMap<u32, u64>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
     let mut left = used_bytes;
     let mut by_day = Vec::new();
@@ -68,9 +69,9 @@ pub(super) fn by_day(leased: &BTreeMap<u32, u64>, used_bytes: u64, today: u32) -
 pub struct UseRecorder {
     /// When the running phase began; `None` between phases.
     phase_began: Option<Duration>,
-    /// Whether a phase has ended whose last bytes are not read yet.
+    /// Whether a phase has ended and the number of used bytes was not read since.
     is_last_reading_due: bool,
-    /// The readings of the last second, with their times, oldest first, and one reading before those.
+    /// The readings of the last second and the last reading before them, each with its time, oldest first.
     readings: VecDeque<(Duration, u64)>,
     fastest_second: u64,
     recorded: RecordedUse,

@@ -43,9 +43,10 @@ impl Store {
     }
 
     /// Stores the records of all chains, or of none. While the log has a fault, this is called again with the same
-    /// records to test the disk. SQLite does not write a page for an unchanged row, so one column changes each time.
+    /// records to test the disk. SQLite does not write a page for an unchanged row, so the column `writes` changes each
+    /// time.
     pub async fn set_audit_chains(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
-        let mut change = self.begin("keeping the audit log's heads").await?;
+        let mut change = self.begin("storing the heads of the audit log's chains").await?;
         let kept = async {
             for (chain, state) in states {
                 sqlx::query(
@@ -84,7 +85,7 @@ impl Store {
         rows.into_iter()
             .map(|(name, seq, hash, base_seq, base_hash)| {
                 let chain = [Chain::Main, Chain::Refusals].into_iter().find(|chain| chain_name(*chain) == name);
-                let chain = chain.ok_or_else(|| self.damaged("the audit log has no such chain"))?;
+                let chain = chain.ok_or_else(|| self.damaged("it names an unknown chain of the audit log"))?;
                 Ok((chain, ChainState { base: line(base_seq, base_hash)?, head: line(seq, hash)? }))
             })
             .collect()

@@ -15,7 +15,7 @@ const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the disk is retried after a failed change.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// A transaction that is rolled back unless it is concluded.
+/// A transaction that is rolled back when it is dropped, unless `Store::conclude` has committed it.
 pub(super) struct PendingChange {
     pub(super) work: Transaction<'static, Sqlite>,
     /// How many rows the connection had changed before this transaction.
@@ -29,7 +29,8 @@ impl Store {
         self.fault.subscribe()
     }
 
-    /// Retries the disk periodically while the last change failed. Runs until the future is dropped.
+    /// While the last change failed, periodically makes a small change to find out whether the disk can be written
+    /// again. Runs until the future is dropped.
     pub async fn watch_over(&self) {
         let mut fault = self.fault();
         // The sender exists as long as this store.
@@ -42,14 +43,14 @@ impl Store {
         }
     }
 
-    /// Waits until the connection that writes has answered. An error is an answer. A connection that is busy with an
-    /// earlier change has not answered.
+    /// Waits until the writing connection answers a query. An error also counts as an answer. While the connection is
+    /// busy with an earlier change, this waits.
     pub async fn await_answer(&self) {
         while let Err(sqlx::Error::PoolTimedOut) = sqlx::query("SELECT 1").execute(&self.pool).await {}
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        let mut change = self.begin("trying the disk again").await?;
+        let mut change = self.begin("testing whether the disk can be written").await?;
         let tried = sqlx::query(
             "INSERT INTO probe (one, tries) VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET tries = probe.tries + 1",
         )

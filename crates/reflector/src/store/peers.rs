@@ -1,4 +1,5 @@
-//! Stores the paired appliances, and the audit lines that changes of them owe.
+//! Stores the paired appliances, and the audit lines of changes to them that must still be written to the audit log
+//! (owed lines).
 
 use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
@@ -21,13 +22,13 @@ pub struct Peer {
     pub added_unix_ms: u64,
 }
 
-/// The audit line of a committed change of the peers. The line is possibly not in the audit log yet.
+/// An owed line: the audit line of a committed change of the peers, which is possibly not in the audit log yet.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct OwedLine {
     pub id: i64,
     /// The number of the last acknowledged line of the log when the change was made. The owed line can only come after
-    /// it.
+    /// that line.
     pub after_seq: u64,
     pub event: AuditEvent,
 }
@@ -48,9 +49,9 @@ impl Store {
             .collect()
     }
 
-    /// Adds a peer. Returns `false` if it is already paired; then it keeps its name. If another peer has the name, a
-    /// number is added. If the name is empty or is the text of an Endpoint ID, another name is used. `by` is `code` or
-    /// `hand`.
+    /// Adds a peer. Returns `false` if the peer is already paired; it then keeps its earlier name. If another peer has
+    /// the name, a number is added to the name. If the name is empty or is the text of an Endpoint ID, the peer is
+    /// named `appliance`. `by` is `code` or `hand`.
     pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
         let mut change = self.begin("adding a peer").await?;
         let added = async {
@@ -77,8 +78,8 @@ impl Store {
         self.conclude(change, added).await
     }
 
-    /// Removes a peer. Returns `false` if there is no such peer. What it used today stays charged, in case it pairs
-    /// again.
+    /// Removes a peer. Returns `false` if there is no such peer. The tests and bytes that the peer used stay charged,
+    /// in case it pairs again.
     pub async fn remove_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
         let mut change = self.begin("removing a peer").await?;
         let removed = async {
@@ -126,7 +127,7 @@ impl Store {
         let rows: Vec<(i64, i64, String)> = sqlx::query_as("SELECT id, after_seq, event FROM outbox ORDER BY id")
             .fetch_all(&self.pool)
             .await
-            .map_err(|why| self.failure("reading the lines that are owed", why))?;
+            .map_err(|why| self.failure("reading the audit lines that must still be written", why))?;
         rows.into_iter()
             .map(|(id, after_seq, event)| {
                 let event = serde_json::from_str(&event).map_err(|why| self.damaged(&why.to_string()))?;
@@ -135,9 +136,9 @@ impl Store {
             .collect()
     }
 
-    /// Records that these lines are in the audit log.
+    /// Records that these lines are in the audit log, so that they are no longer owed.
     pub async fn lines_written(&self, lines: &[OwedLine]) -> Result<(), StoreError> {
-        let mut change = self.begin("noting that lines are written").await?;
+        let mut change = self.begin("recording that audit lines are written").await?;
         let noted = async {
             for line in lines {
                 sqlx::query("DELETE FROM outbox WHERE id = $1").bind(line.id).execute(&mut *change.work).await?;
@@ -149,7 +150,7 @@ impl Store {
     }
 }
 
-/// Stores the audit line that a change owes, in the transaction of the change.
+/// Stores the audit line of a change, to be written to the audit log later, in the transaction of the change.
 async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Result<(), sqlx::Error> {
     let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
     sqlx::query(

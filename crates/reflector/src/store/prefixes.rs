@@ -1,4 +1,4 @@
-//! Stores the prefixes from which each peer authenticated.
+//! Stores the address prefixes from which each peer authenticated.
 
 use std::collections::BTreeSet;
 
@@ -15,10 +15,10 @@ impl Store {
             sqlx::query_as("SELECT peer, prefix, seen_unix_ms FROM known_prefixes ORDER BY peer, prefix")
                 .fetch_all(&self.pool)
                 .await
-                .map_err(|why| self.failure("reading the known prefixes", why))?;
+                .map_err(|why| self.failure("reading the known address prefixes", why))?;
         rows.into_iter()
             .map(|(peer, prefix, seen)| {
-                let address = prefix.parse().map_err(|_| self.damaged("a known prefix is no address"))?;
+                let address = prefix.parse().map_err(|_| self.damaged("a known address prefix is not valid"))?;
                 Ok((self.endpoint_id(&peer)?, Prefix::of(address), unsigned(seen)))
             })
             .collect()
@@ -31,7 +31,7 @@ impl Store {
         peers: &[PeerPrefixes],
         authorized: &BTreeSet<EndpointId>,
     ) -> Result<(), StoreError> {
-        let mut change = self.begin("keeping known prefixes").await?;
+        let mut change = self.begin("storing known address prefixes").await?;
         let kept = async {
             for (peer, prefixes) in peers {
                 forget_prefixes(&mut change.work, *peer).await?;
@@ -55,7 +55,7 @@ impl Store {
 
     /// Removes the prefixes of `peer`.
     pub async fn forget_prefixes(&self, peer: EndpointId) -> Result<(), StoreError> {
-        let mut change = self.begin("forgetting known prefixes").await?;
+        let mut change = self.begin("deleting known address prefixes").await?;
         let forgotten = forget_prefixes(&mut change.work, peer).await;
         self.conclude(change, forgotten).await
     }

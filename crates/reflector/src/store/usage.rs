@@ -1,4 +1,5 @@
-//! Stores what each peer used: tests of the hour, leases and recorded use of running sessions, bytes of the day.
+//! Stores what each peer used: its tests of the last hour, the bytes charged to it on each day, and for each running
+//! session its leases (the bytes that it may move) and the bytes that it used so far.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +14,7 @@ const TESTS_KEPT: Duration = Duration::from_secs(2 * 3600);
 /// How many days of charged bytes are stored. The limits need only the present day.
 const USAGE_DAYS_KEPT: u32 = 31;
 
-/// The leases of a session whose accounts are not settled.
+/// The leases of a session whose used bytes are not charged to its peer yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenLease {
     /// The id of the session.
@@ -22,7 +23,7 @@ pub struct OpenLease {
     pub peer: EndpointId,
     /// The bytes that are leased on each day.
     pub leased: BTreeMap<u32, u64>,
-    /// The recorded use of the session; `None` if an earlier version wrote its leases.
+    /// The recorded use of the session; `None` if an earlier version of the reflector wrote its leases.
     pub recorded: Option<RecordedUse>,
 }
 
@@ -68,7 +69,8 @@ impl Store {
         rows.into_iter().map(|(peer, at)| Ok((self.endpoint_id(&peer)?, unsigned(at)))).collect()
     }
 
-    /// Adds a lease of the session, and writes its use so far. Once this returns, the session may move the bytes.
+    /// Adds a lease to the session, and writes how many bytes the session has used so far. Once this succeeds, the
+    /// session may move the leased bytes.
     pub async fn lease(
         &self,
         session: SessionId,
@@ -103,7 +105,8 @@ impl Store {
         self.conclude(change, leased.map(drop)).await
     }
 
-    /// Ends the session's leases and charges its peer the bytes that it used on each day, in one transaction.
+    /// Ends the session's leases and charges the bytes that the session used on each day to its peer, in one
+    /// transaction.
     pub async fn settle(
         &self,
         session: SessionId,
@@ -136,7 +139,7 @@ impl Store {
         self.conclude(change, settled.map(drop)).await
     }
 
-    /// Writes the use of the session. Does nothing for a session without a lease.
+    /// Writes how many bytes the session has used. Does nothing for a session without a lease.
     pub async fn record_use(&self, session: SessionId, recorded: RecordedUse) -> Result<(), StoreError> {
         let mut change = self.begin("recording what a session used").await?;
         let written = sqlx::query(
@@ -150,7 +153,8 @@ impl Store {
         self.conclude(change, written.map(drop)).await
     }
 
-    /// The sessions whose leases are open. At the start, when no session runs, these are sessions that a crash ended.
+    /// The sessions whose leases are open. When the reflector starts, no session runs, so these are sessions that a
+    /// crash ended.
     pub async fn open_leases(&self) -> Result<Vec<OpenLease>, StoreError> {
         type Row = (Vec<u8>, Vec<u8>, i64, i64, Option<i64>, Option<i64>);
         let rows: Vec<Row> = sqlx::query_as(
@@ -162,7 +166,7 @@ impl Store {
         .map_err(|why| self.failure("reading the open leases", why))?;
         let mut open: Vec<OpenLease> = Vec::new();
         for (session, peer, day, bytes, used, surge) in rows {
-            let session = session.try_into().map_err(|_| self.damaged("a session id has not 16 bytes"))?;
+            let session = session.try_into().map_err(|_| self.damaged("a session id is not 16 bytes long"))?;
             let session = SessionId::from_bytes(session);
             let day = u32::try_from(day).map_err(|_| self.damaged("a day is out of range"))?;
             if open.last().is_none_or(|last| last.session != session) {

@@ -128,7 +128,7 @@ fn container(container: &Container) -> Check {
         ContainerNetwork::Bridged => Check::problem(
             CODE,
             format!("this {engine} container has a network of its own"),
-            "a bridge and address translation carry every packet, which costs rate and hides the addresses of clients",
+            "a bridge and address translation carry every packet, which lowers rates and hides client addresses",
             "run the container with the host's network (`--network host`, `hostNetwork: true`)",
         ),
     }

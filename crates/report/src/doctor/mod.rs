@@ -1,4 +1,4 @@
-//! The diagnosis that the `doctor` command prints: problems of an installation that show without a measurement.
+//! The diagnosis that the `doctor` command prints: problems of an installation that can be found without a measurement.
 //! This module contains the document and the rules. Other crates read the facts from the host.
 
 mod host;

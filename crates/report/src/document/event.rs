@@ -54,12 +54,13 @@ pub struct Started {
     pub id: Uuid,
     /// When the test began, by the appliance's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
-    /// The provider that runs the test.
+    /// The provider (kind of test server) that runs the test, such as `reflector` or `iperf3`.
     pub provider: String,
-    /// The engine that moves the payload.
+    /// The engine that moves the payload, such as `tcp` or `iperf3`.
     #[schemars(with = "String")]
     pub engine: EngineId,
-    /// The data mode, direct or tunneled; absent if the provider has no data modes.
+    /// The data mode: direct (unencrypted, through temporary ports) or tunneled (inside TLS, through the control port).
+    /// Absent if the provider has no data modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
     /// The address and port to which the appliance connected.

@@ -33,7 +33,7 @@ pub enum LimitCause {
     ReceiveWindow,
     /// The sender's socket buffer was too small.
     SendBuffer,
-    /// The network interface of one end reached its speed, or its limit in half duplex.
+    /// The network interface of one end was full: it carried about as much as its speed and its duplex mode allow.
     LinkRate,
     /// The test reached the requested rate or number of bytes.
     Policy,

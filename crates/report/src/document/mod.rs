@@ -67,12 +67,13 @@ pub struct ResultDocument {
     pub started_at: Timestamp,
     /// When the test ended, by the appliance's clock (RFC 3339, UTC).
     pub finished_at: Timestamp,
-    /// The provider that ran the test.
+    /// The provider (kind of test server) that ran the test, such as `reflector` or `iperf3`.
     pub provider: String,
-    /// The engine that moved the payload.
+    /// The engine that moved the payload, such as `tcp` or `iperf3`.
     #[schemars(with = "String")]
     pub engine: EngineId,
-    /// The data mode, direct or tunneled; absent if the provider has no data modes.
+    /// The data mode: direct (unencrypted, through temporary ports) or tunneled (inside TLS, through the control port).
+    /// Absent if the provider has no data modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
     /// The data mode that the test tried first and could not use; absent if the test used the data mode tried first.
@@ -87,14 +88,15 @@ pub struct ResultDocument {
     pub requested: Option<RequestedLimits>,
     /// The appliance that ran the test.
     pub appliance: ApplianceEnd,
-    /// The appliance's way into the Internet; absent if it is not known, and in documents of earlier versions.
+    /// The interface and the IP prefix through which the appliance reaches the Internet; absent if unknown, and in
+    /// documents of earlier versions.
     #[serde(default, skip_serializing_if = "UplinkLabel::is_empty")]
     pub uplink: UplinkLabel,
     /// The external program that moved the payload, such as iperf3; absent if a built-in engine moved it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramSaid>,
-    /// The other end, as the request names it. Without a name in the request, the only paired reflector; absent if not
-    /// exactly one reflector was paired.
+    /// The name or address of the other end in the request. If the request names no other end: the name of the only
+    /// paired reflector; absent if no reflector or several reflectors were paired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// The reflector at the other end; absent if the test used another kind of server.
@@ -128,7 +130,7 @@ pub struct ResultDocument {
     pub data_used_bytes: u64,
     /// Facts to know before you trust the numbers of the result.
     pub warnings: Vec<Warning>,
-    /// Whether the numbers describe the path; absent in documents of earlier versions.
+    /// Whether the numbers can be trusted to describe the network path; absent in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validity: Option<Validity>,
     /// Whether every requested phase ran to its end.
@@ -183,14 +185,15 @@ impl ResultDocument {
         all.filter_map(move |(load, direction)| Some((load, direction, self.measured(load, direction)?)))
     }
 
-    /// Whether payload moved in every direction that `load` has.
+    /// Whether every direction of the phase `load` was measured; false if the phase loads no direction.
     pub fn has_load(&self, load: Load) -> bool {
         let directions = load.directions();
         !directions.is_empty() && directions.iter().all(|direction| self.measured(load, *direction).is_some())
     }
 }
 
-/// The limits that the request set. A rate that reaches one of these limits shows the request, not the path.
+/// The limits that the request set. If a test reaches one of these limits, its rate shows what was requested, not what
+/// the path can carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RequestedLimits {
     /// The number of parallel streams in each direction.
@@ -257,7 +260,7 @@ pub enum DataPath {
 }
 
 impl DataPath {
-    /// Parses the name of a method from the tally of an end; `None` if this version does not know the name.
+    /// Parses the name of a method, as an end reports it; `None` if this version does not know the name.
     pub fn from_word(word: &str) -> Option<Self> {
         [Self::Plain, Self::Trunc, Self::Splice, Self::Tls].into_iter().find(|path| path.as_str() == word)
     }
@@ -284,7 +287,7 @@ impl fmt::Display for DataPath {
 pub struct ApplianceEnd {
     /// The Endpoint ID of the appliance, which is its public key; all zeros if `anonymous` is set.
     pub endpoint_id: EndpointId,
-    /// Whether the test ran without the appliance's identity.
+    /// Whether the test ran without the appliance's identity, because the appliance has no key or cannot read it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub anonymous: bool,
     /// The version of the appliance's program.
@@ -342,8 +345,8 @@ pub struct ThroughputResult {
     /// the phase is too short or has too few intervals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95_bps: Option<[u64; 2]>,
-    /// The mean rates of the first and the last third of the steady part. If the excluded start-up was long and was not
-    /// a mere ramp-up (it was a burst, or the rate had not settled), the thirds of the whole phase.
+    /// The mean rates in the first and the last third of the steady part. If the detected start-up was long, and was a
+    /// burst or had no clear end, the thirds are those of the whole phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thirds_bps: Option<Thirds>,
     /// The distribution of the rates that the receiver measured in its intervals.
@@ -367,8 +370,8 @@ pub struct ThroughputResult {
     pub startup_ms: u64,
     /// How the end of the start-up was determined.
     pub omitted: Omitted,
-    /// Why the measurement of this direction ended. Absent if an end cut the measurement short, and in documents of
-    /// earlier versions.
+    /// Why the measurement of this direction ended. Absent if one end broke the measurement off or reported no final
+    /// counts, and in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<EndedBy>,
     /// The number of streams that carried payload.
@@ -693,14 +696,14 @@ pub struct LatencyResult {
 }
 
 impl LatencyResult {
-    /// The median round trip in microseconds, for grades, thresholds and sentences. `None` if too few probes were
-    /// answered.
+    /// The median round trip in microseconds, for grades, thresholds and the sentences of reports. `None` if too few
+    /// probes were answered.
     pub fn median_us(&self) -> Option<u64> {
         self.round_trip_us(Statement::Assessment)
     }
 
-    /// The percentile of the round trip for `statement`, in microseconds; `None` if too few probes were answered for
-    /// this statement.
+    /// The percentile of the round trips that `statement` is about, in microseconds; `None` if too few probes were
+    /// answered for `statement`.
     pub fn round_trip_us(&self, statement: Statement) -> Option<u64> {
         let rtt = self.rtt_us.filter(|_| stats::is_enough(statement, self.received, self.sent))?;
         match statement {
@@ -837,7 +840,7 @@ impl Warning {
     }
 }
 
-/// Whether the numbers of a result describe the path, and if not, why.
+/// Whether the numbers of a result can be trusted to describe the network path, and if not, why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Validity {
     /// Whether the result is valid or suspect.

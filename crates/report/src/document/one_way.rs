@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 pub struct ClockComparison {
     /// How much faster the reflector's clock ran than the appliance's, in parts per million.
     pub skew_ppm: f64,
-    /// The largest error of `skew_ppm`, in parts per million.
+    /// How far the true skew may be above or below `skew_ppm`, in parts per million.
     pub skew_uncertainty_ppm: f64,
     /// The reflector's clock minus the appliance's in the idle phase, in microseconds. The zero of each clock is
     /// arbitrary. Assumes that the shortest round trip takes equally long in each direction.
     pub offset_us: i64,
-    /// The largest error of `offset_us`, in microseconds: half of the shortest round trip.
+    /// How far the true offset may be above or below `offset_us`, in microseconds: half of the shortest round trip.
     pub offset_uncertainty_us: u64,
     /// When one clock jumped against the other; absent if neither clock jumped. Phases after a jump have no delays by
     /// direction.
@@ -97,7 +97,7 @@ pub struct QueueByDirection {
     /// The rise of the median download delay under the load, in milliseconds; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download_ms: Option<f64>,
-    /// The largest error of `upload_ms` and `download_ms`, in milliseconds.
+    /// How far the true values may be above or below `upload_ms` and `download_ms`, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uncertainty_ms: Option<f64>,
 }

@@ -1,4 +1,4 @@
-//! The part of the result document that names the way from the appliance into the Internet.
+//! The part of the result document that names the appliance's connection to the Internet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,8 +11,8 @@ pub struct UplinkLabel {
     /// The interface of the IPv4 default route when the run began; absent without such a route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
-    /// The IP prefix from which the link arrived at the reflector, after every NAT on the way: the /24 of an IPv4
-    /// address, or the /48 of an IPv6 address. Absent if the reflector does not report the address.
+    /// The prefix of the appliance's IP address as the reflector sees it, after every NAT: the /24 of an IPv4 address,
+    /// or the /48 of an IPv6 address. Absent if the reflector does not report the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_prefix: Option<String>,
 }
@@ -23,7 +23,7 @@ impl UplinkLabel {
         *self == Self::default()
     }
 
-    /// Sets the public prefix from `address`, from which the link arrived at the reflector.
+    /// Sets the public prefix from `address`, the appliance's address as the reflector sees it.
     pub fn set_observed(&mut self, address: IpAddr) {
         self.public_prefix = Some(match address.to_canonical() {
             IpAddr::V4(address) => format!("{}/24", Ipv4Addr::from_bits(address.to_bits() & !0xff)),

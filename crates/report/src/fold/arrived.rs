@@ -15,8 +15,8 @@ pub(super) const USUAL_SEGMENT: u32 = 1448;
 /// The maximum number of bytes that a rate-limited stream writes at once: the block size of iperf3 and of the engine
 /// `tcp`. On loopback this is about two segments.
 pub(super) const USUAL_STEP: u32 = 128 * 1024;
-/// If a rate-limited stream writes less often than this in half of a phase, half of a phase may contain no write at
-/// all. In this case [`moved_nothing`] counts the whole phase.
+/// If a rate-limited stream writes fewer than this many times in half of a phase, half of a phase may contain no write
+/// at all. In this case [`moved_nothing`] counts the whole phase.
 const STEPS_IN_HALF: u64 = 4;
 
 /// A direction is judged over at least this time, because a busy host may not schedule a receiver for some tenths of a

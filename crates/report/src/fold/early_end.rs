@@ -20,9 +20,9 @@ impl PhaseRecord {
         !directions.is_empty() && directions.iter().all(|direction| is_measured(&self.received[*direction as usize]))
     }
 
-    /// Checks at the time `look` whether every direction of the phase is stable. `omit` is the requested start-up.
-    /// `last` is the median round trip of the last two seconds in microseconds, and `before` that of the two seconds
-    /// before them.
+    /// Checks at the time `look` whether every direction of the phase is stable. `omit` is the length of the start-up
+    /// that the request excludes. `last` is the median round trip of the last two seconds in microseconds, and `before`
+    /// that of the two seconds before them.
     pub fn check_stability(
         &self,
         look: Duration,

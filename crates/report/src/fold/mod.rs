@@ -39,7 +39,7 @@ const LATE_PROBE_US: u32 = 5_000;
 /// The options of the request that affect how a result is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FoldOptions {
-    /// The start-up to exclude from the result; `None` to detect the start-up.
+    /// The length of the start-up to exclude from the result; `None` to detect the start-up.
     pub omit: Option<Duration>,
     /// Whether the result includes the measurements of every interval.
     pub intervals: bool,
@@ -54,7 +54,7 @@ pub struct FoldOptions {
 pub struct RunIdentity {
     /// The id of the run, a UUIDv7.
     pub id: Uuid,
-    /// The id of the provider that runs the test.
+    /// The id of the provider (kind of test server) that runs the test, such as `reflector` or `iperf3`.
     pub provider: String,
     /// The engine that the request names.
     pub engine: EngineId,
@@ -126,7 +126,8 @@ pub struct ResultBuilder {
     discarded_bytes: u64,
     /// The reflector's counts of the session's UDP datagrams.
     datagrams: Option<DatagramsSeen>,
-    /// The segment size in bytes to which the link had to be limited, because the path drops larger packets.
+    /// The segment size in bytes to which the link (the connection to the reflector) had to be limited, because the
+    /// path drops larger packets.
     segment_limit: Option<u16>,
     /// The network interface and the public prefix through which the appliance reaches the Internet.
     uplink: UplinkLabel,
@@ -139,7 +140,8 @@ struct AgreedTest {
     other_end: OtherEnd,
     address: SocketAddr,
     spec: TestSpec,
-    /// The start-up that an external program excluded from all of its reported values.
+    /// The length of the start-up that an external program (iperf3) left out of all figures that it reports; zero with
+    /// a reflector.
     left_out: Duration,
 }
 
@@ -193,12 +195,13 @@ impl ResultBuilder {
     }
 
     /// Sets the server of the run, which is not a reflector. `name` is the server as the user named it. `left_out` is
-    /// the start-up that the external program excludes from its report.
+    /// the length of the start-up that the external program leaves out of the figures that it reports.
     pub fn set_server(&mut self, name: String, address: SocketAddr, spec: TestSpec, left_out: Duration) {
         self.agreed = Some(AgreedTest { other_end: OtherEnd::Server { name }, address, spec, left_out });
     }
 
-    /// Sets the segment size in bytes to which the link had to be limited, because the path drops larger packets.
+    /// Sets the segment size in bytes to which the link (the connection to the reflector) had to be limited, because
+    /// the path drops larger packets.
     pub fn set_segment_limit(&mut self, bytes: Option<u16>) {
         self.segment_limit = bytes;
     }
@@ -208,7 +211,7 @@ impl ResultBuilder {
         self.uplink.interface = interface;
     }
 
-    /// Sets the address from which the link arrived at the reflector.
+    /// Sets the address of the appliance as the reflector sees it, after every NAT.
     pub fn set_observed_address(&mut self, address: IpAddr) {
         self.uplink.set_observed(address);
     }

@@ -47,8 +47,8 @@ impl KnownClocks {
     }
 }
 
-/// Adds the one-way delay of each direction to every phase that has a latency, and the delay in queues to every phase that
-/// has a load. Returns how the clocks of both ends compare; `None` if the idle phase does not show that.
+/// Adds the one-way delay of each direction to every phase that has a latency, and the delay in queues to every phase
+/// that has a load. Returns how the clocks of both ends compare; `None` if the idle phase does not show that.
 pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) -> Option<KnownClocks> {
     let delays_within = |from, until| {
         let within = (probes.within)(from, until);

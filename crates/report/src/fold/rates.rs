@@ -33,7 +33,8 @@ pub(super) fn line_overhead(result: &ResultDocument, address: SocketAddr) -> Opt
 }
 
 /// The result of one direction of a phase; `None` if too little payload was measured. `overhead` is the number of
-/// header bytes for each segment; `left_out` is the start-up that an external program already excluded.
+/// header bytes for each segment; `left_out` is the length of the start-up that an external program (iperf3) left out
+/// of the figures that it reports.
 pub(super) fn throughput(
     phase: &PhaseRecord,
     direction: Direction,

@@ -10,7 +10,7 @@ use crate::document::{LatencyResult, ResultDocument, Thirds, ThroughputResult, W
 use crate::quantity;
 use crate::stats::Statement;
 
-/// The result has a warning if at least one of this many scheduled probes of a phase was skipped (1 %).
+/// The result has a warning if one in this many scheduled probes of a phase, or more, was skipped.
 const SKIPPED_OF: u64 = 100;
 
 /// If the byte counts of both ends in the steady part differ by at most this share, they count as equal.
@@ -133,7 +133,8 @@ pub(super) fn wall_clock(result: &mut ResultDocument, moved_ms: i64) {
     result.warnings.push(Warning::new("clock_set", text));
 }
 
-/// Adds a warning if the link had to limit its segments, because the path drops large packets.
+/// Adds a warning if the link (the connection to the reflector) had to limit its segments, because the path drops large
+/// packets.
 pub(super) fn small_segments(result: &mut ResultDocument, segment_limit: Option<u16>) {
     let Some(bytes) = segment_limit else { return };
     let text = format!(
@@ -230,8 +231,8 @@ pub(super) fn probe_load(result: &mut ResultDocument) {
     result.warnings.push(Warning::new("probe_load", text));
 }
 
-/// Adds a warning, with the reason, for directions in whose steady part the two ends counted different numbers of
-/// bytes.
+/// Adds a warning, with the reason, for directions in which the two ends counted different numbers of bytes in the
+/// steady part.
 pub(super) fn steady_counts(result: &mut ResultDocument, is_counted_by_program: bool) {
     let differing = result.all_measured().filter_map(|(load, direction, measured)| {
         let sent = measured.bytes_sent?;
@@ -250,7 +251,7 @@ pub(super) fn steady_counts(result: &mut ResultDocument, is_counted_by_program: 
 }
 
 /// Why the sender's count `sent` differs from the receiver's count in the steady part of a direction. `None` if the
-/// counts agree within 5 % or one sample. Lost datagrams are not a difference.
+/// counts agree within 5 % or one sample. Lost datagrams do not count as a difference.
 fn why_counts_differ(measured: &ThroughputResult, sent: u64, is_counted_by_program: bool) -> Option<&'static str> {
     let received = measured.bytes_received as f64;
     let kept = 1.0 - measured.udp.map_or(0.0, |udp| udp.loss);

@@ -15,9 +15,9 @@ const AS_REQUESTED: f64 = 0.98;
 /// If the TCP streams waited for the path, or for socket buffers, for at least this share of the time, the path or the
 /// buffers limited the rate.
 const MOST: f64 = 0.5;
-/// The share of the time that replaces [`MOST`] for socket buffers if no segment was lost, so that the path set no
-/// limit. This share is lower because the kernel counts a wait for a buffer only while it has data to send, or knows
-/// that the program waits.
+/// If no segment was lost, the path set no limit, so this share of the time replaces [`MOST`] for socket buffers. The
+/// share is lower because the kernel counts a wait for a buffer only while the kernel has data to send, or knows that
+/// the program waits.
 const CONSIDERABLE: f64 = 0.2;
 /// If the receiver's window stopped the TCP streams for at least this share of the time, a larger send buffer alone
 /// would have no effect.
@@ -26,8 +26,8 @@ const REACHED: f64 = 0.1;
 const NEARLY_FULL: f64 = 0.85;
 /// An increase of the latency by at least this many milliseconds shows a queue in the path.
 const QUEUE_MS: f64 = 1.0;
-/// A wait counts as a queue only if it is as long as this many packets take. Even on a free line, a probe may wait for
-/// one or two packets.
+/// An increase of the latency counts as a queue only if it is at least the time in which this many packets are sent at
+/// the measured rate. Even on a free line, a probe may wait for one or two packets.
 const QUEUE_PACKETS: f64 = 3.0;
 /// The size of a full-sized Ethernet packet, in bits (1,500 bytes).
 const PACKET_BITS: f64 = 12_000.0;

@@ -22,7 +22,7 @@ const NOTICEABLE_LOSS: f64 = 0.01;
 /// One statement of a report on a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether the statement is good or bad for the line.
+    /// Whether the statement is good or bad news about the line.
     pub tone: Tone,
     /// The statement as a sentence.
     pub text: String,

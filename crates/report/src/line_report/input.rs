@@ -1,4 +1,5 @@
-//! The input of a report on a line: the contract, the runs, the hours of monitors, the outages. Plain values.
+//! The input of a report on an Internet line: the contract, the runs, the probes of each monitor by hour, the outages.
+//! Plain values.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -38,7 +39,7 @@ pub struct Contract {
 }
 
 impl Contract {
-    /// The promise for `direction`. A rate of zero promises nothing.
+    /// The promise for `direction`; `None` without a promise, and for a promised rate of zero.
     pub fn of(&self, direction: Direction) -> Option<ContractRate> {
         let promise = match direction {
             Direction::Download => self.download,
@@ -51,7 +52,7 @@ impl Contract {
 /// Everything from which a report on a line is made.
 #[derive(Clone, Debug)]
 pub struct ReportInput {
-    /// The begin of the period that the report covers.
+    /// The start of the period that the report covers.
     pub since: Timestamp,
     /// The end of the period that the report covers.
     pub until: Timestamp,
@@ -90,15 +91,15 @@ pub struct ReportRun {
     pub appliance: String,
     /// The version of the program on the appliance that made the run.
     pub version: String,
-    /// The engine that moved the payload.
+    /// The engine that moved the payload, such as `tcp` or `iperf3`.
     pub engine: String,
     /// How the payload travelled: direct or through the tunnel.
     pub data_mode: Option<DataMode>,
-    /// The interface of the appliance that carried the link.
+    /// The appliance's network interface that carried the connection to the other end.
     pub interface: Option<InterfaceSeen>,
     /// The interface of the IPv4 default route.
     pub uplink: Option<String>,
-    /// The IP prefix that contains the address from which the link arrived at the reflector.
+    /// The prefix of the appliance's IP address as the reflector sees it, after every NAT.
     pub public_prefix: Option<String>,
     /// Whether the device's clock was synchronised; absent if unknown.
     pub is_clock_synchronised: Option<bool>,
@@ -345,7 +346,7 @@ impl ReportRun {
     }
 
     /// Whether the other end is in the same network as the appliance: true if the address of the other end is not
-    /// public, or if the link arrived at the other end from an address that is not public.
+    /// public, or if the other end sees the appliance at an address that is not public.
     pub fn is_local(&self) -> bool {
         let address = self.address.as_deref().and_then(address_of);
         let prefix = self.public_prefix.as_deref().and_then(|prefix| prefix.split('/').next()?.parse().ok());

@@ -60,7 +60,7 @@ pub struct MeasuredEnd {
     pub address: Option<String>,
     /// The Endpoint ID of the reflector; absent in a redacted report, and for a server that is not a reflector.
     pub endpoint_id: Option<String>,
-    /// The engine that moved the payload.
+    /// The engine that moved the payload, such as `tcp` or `iperf3`.
     pub engine: String,
     /// Whether the other end is a reflector, which has proved its identity.
     pub is_reflector: bool,

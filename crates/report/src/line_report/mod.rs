@@ -39,7 +39,7 @@ pub use selection::LeftOut;
 /// A report on an Internet line over a period of time.
 #[derive(Clone, Debug)]
 pub struct LineReport {
-    /// The begin of the period that the report covers.
+    /// The start of the period that the report covers.
     pub since: Timestamp,
     /// The end of the period that the report covers.
     pub until: Timestamp,

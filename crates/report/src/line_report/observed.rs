@@ -15,7 +15,7 @@ use super::tally;
 use crate::document::QueueSide;
 use crate::stats::Grade;
 
-/// If a run is suspect for a reason with one of these codes, its latency does not count.
+/// If a run is suspect for a reason with one of these codes, its latency does not count in the report.
 const DOUBTFUL: [&str; 3] = ["probe_late", "probes_skipped", "probes_lost"];
 
 /// The latency of all runs under one load.
@@ -73,7 +73,7 @@ impl LatencyReport {
 pub struct OutageReport {
     /// The outages one by one, in order of time.
     pub rows: Vec<ReportedOutage>,
-    /// The number and the length of the outages of each extent.
+    /// The number and the length of the outages, for each extent (what was unreachable).
     pub sums: Vec<ExtentSum>,
     /// The number of hours of the period in which a target beyond the gateway was probed.
     pub observed_hours: usize,

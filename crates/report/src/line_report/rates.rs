@@ -54,7 +54,7 @@ pub struct DirectionReport {
     pub comparison: Comparison,
     /// The number of runs that do not count, by reason.
     pub left_out: Vec<LeftOutCount>,
-    /// The number of runs among `counted` of which it is not known what limited the rate.
+    /// The number of runs in `counted` for which it is unknown what limited the rate.
     pub unknown_limit: usize,
     /// The number of runs among `counted` whose rate was not steady.
     pub unsteady: usize,
@@ -96,7 +96,7 @@ impl PlanLevel {
 /// How often runs reached one rate of the contract. Headers count towards the rate of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LevelReached {
-    /// Which of the rates in the contract `bps` is.
+    /// Whether `bps` is the promised, the normal or the minimum rate.
     pub level: PlanLevel,
     /// The rate that the contract names, in bits per second.
     pub bps: u64,
@@ -139,9 +139,9 @@ impl PartOfDay {
 pub enum Comparison {
     /// There are too few runs for a comparison.
     TooFew,
-    /// The median of the evening is lower than the median of the night, by this share of the latter.
+    /// The median of the evening is lower than the median of the night, by this share of the night's median.
     SlowerEvening(f64),
-    /// The median of the evening is higher than the median of the night, by this share of the latter.
+    /// The median of the evening is higher than the median of the night, by this share of the night's median.
     FasterEvening(f64),
     /// The confidence intervals of both medians overlap.
     NoDifference,

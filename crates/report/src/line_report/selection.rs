@@ -79,8 +79,8 @@ impl LeftOut {
     }
 }
 
-/// The codes of reasons that make a run suspect and name what limited a direction, each with the [`LeftOut`] that
-/// follows from it.
+/// The codes of the reasons that make a run suspect and may exclude it from the comparison, each with its [`LeftOut`].
+/// If a run has several of the codes, the first entry that matches decides.
 const SUSPECT: [(&str, LeftOut); 6] = [
     ("appliance_cpu", LeftOut::OwnProcessor),
     ("reflector_cpu", LeftOut::OtherProcessor),

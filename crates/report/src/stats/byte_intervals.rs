@@ -19,8 +19,8 @@ const FEWEST_MERGED: usize = 10;
 const FEWEST_SILENCES: usize = 3;
 /// If less than 1/20 of the intervals are without bytes, intervals are not merged: no reported percentile would change.
 const SILENT_PART: usize = 20;
-/// A silence counts as a mere delay if the two intervals after it hold at least this share of the bytes that arrive in
-/// the time of the silence at the mean rate. Otherwise the line carried nothing during the silence.
+/// A silence counts as a mere delay if the two intervals after it hold at least this share of the bytes that the mean
+/// rate would have brought during the silence. Otherwise the line carried nothing during the silence.
 const CLUMP_SHARE: f64 = 0.8;
 
 /// The bytes that arrived between two times of the receiver's clock. The two times differ.

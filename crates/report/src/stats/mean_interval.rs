@@ -18,8 +18,8 @@ const WAVES: usize = 4;
 const INTERVALS_PER_WAVE: usize = 2;
 /// Student's t for 95 %, two-sided, for 1, 2, … degrees of freedom.
 const T_95: [f64; WAVES] = [12.706, 4.303, 3.182, 2.776];
-/// Student's t for one of three looks at a growing run, for 1, 2, … degrees of freedom. At least one of the three
-/// intervals is wrong in at most 5 % of runs (Bonferroni: 1 - 0.05 / 3).
+/// Student's t for one of the three times (looks) at which a running test may end early, for 1, 2, … degrees of
+/// freedom. At least one of the three intervals is wrong in at most 5 % of runs (Bonferroni: 1 - 0.05 / 3).
 const T_LOOK: [f64; WAVES] = [38.188, 7.649, 4.857, 3.961];
 /// How much the confidence interval is widened because the memory of the rate (how long it stays correlated) is
 /// estimated from the same samples. Applies to a memory as long as the run; a shorter memory widens the interval less.
@@ -31,7 +31,8 @@ const MEMORY_DOUBT: f64 = 5.5;
 pub enum Confidence {
     /// 95 % for one interval.
     Single,
-    /// 95 % for three intervals together, computed at three looks at a growing run. Each single interval is wider.
+    /// 95 % for three intervals together, one for each of the three times (looks) at which a running test may end
+    /// early. Each single interval is wider.
     OneOfThreeLooks,
 }
 
@@ -106,8 +107,8 @@ impl Memory {
         Self { intervals, correlation: unbiased.clamp(0.0, 1.0 - 1.0 / intervals) }
     }
 
-    /// The variance of the mean divided by the variance of a wave's product. `angle` is the angle of the wave for each
-    /// interval, in radians.
+    /// The variance of the mean divided by the variance of a wave's product. `angle` is how far the phase of the wave
+    /// advances in one interval, in radians.
     fn mean_per_wave(&self, angle: f64) -> f64 {
         let (r, n) = (self.correlation, self.intervals);
         let of_mean = ((1.0 + r) / (1.0 - r) - 2.0 * r * (1.0 - r.powf(n)) / (n * (1.0 - r).powi(2))) / (1.0 - r * r);

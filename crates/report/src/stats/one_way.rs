@@ -15,7 +15,8 @@ use paramedic_link::test_spec::Direction;
 use super::latency::percentile;
 use super::path_change::{PathChange, path_change};
 
-/// A statement about the one-way delays of a phase needs at least this many delays, as many as a median round trip.
+/// A statement about the one-way delays of a phase needs at least this many delays, as many as a statement about the
+/// median round trip needs.
 const LEAST_DELAYS: usize = 20;
 /// The second-shortest delay of this many consecutive probes represents the lower envelope. The shortest delay is not
 /// used, so that one wrong time has no effect.
@@ -72,7 +73,7 @@ pub struct ClockFit {
     download_us: f64,
     /// How much faster the reflector's clock runs than the appliance's, in parts per million.
     pub skew_ppm: f64,
-    /// The largest error of `skew_ppm`, in parts per million.
+    /// How far the true skew may be above or below `skew_ppm`, in parts per million.
     pub skew_uncertainty_ppm: f64,
     /// How much the lower envelope varies in the idle phase, in microseconds.
     noise_us: f64,
@@ -210,9 +211,9 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
     })
 }
 
-/// The skew from the idle phase, and its error, in parts per million. Takes the slope of half the difference between
-/// both directions: at the lower envelope, delay hardly affects it. The slope is the median of the slopes between pairs
-/// of parts (Theil, Sen).
+/// The skew from the idle phase, and its error, in parts per million. The skew is the slope of half the difference
+/// between the upload and the download values, which queues hardly affect at the lower envelope. The slope is the
+/// median of the slopes between pairs of parts (Theil, Sen).
 fn slope(parts: &[EnvelopePart]) -> (f64, f64) {
     let points = parts.iter().map(|part| {
         let at_us = f64::midpoint(part.upload.0, part.download.0);
@@ -364,8 +365,9 @@ impl ClockFit {
         (at_us - self.at_us).abs() * self.skew_uncertainty_ppm / 1e6
     }
 
-    /// The reflector's clock minus the appliance's in the middle of the idle phase, and the largest error of this
-    /// difference, both in microseconds. Assumes that the shortest round trip takes equally long in each direction.
+    /// The reflector's clock minus the appliance's in the middle of the idle phase, and the largest possible error of
+    /// this difference, both in microseconds. Assumes that the shortest round trip takes equally long in each
+    /// direction.
     pub fn offset_us(&self) -> (f64, f64) {
         ((self.upload_us - self.download_us) / 2.0, (self.upload_us + self.download_us).max(0.0) / 2.0)
     }
@@ -401,7 +403,7 @@ pub struct QueueEstimate {
     pub upload_us: f64,
     /// The rise of the median download delay under the load, in microseconds.
     pub download_us: f64,
-    /// The largest error of `upload_us` and `download_us`, in microseconds.
+    /// How far the true values may be above or below `upload_us` and `download_us`, in microseconds.
     pub uncertainty_us: f64,
 }
 

@@ -19,7 +19,7 @@ const LEAST_IN_PART: usize = 10;
 /// A phase is split into at most this many parts, each of which is represented by its median delay.
 const MOST_PARTS: usize = 200;
 /// A change of the delay is found only if the gap between the delays before and after it is at least this share of the
-/// change.
+/// change. Also, the delay before the change may differ from the idle delay by at most this share of the change.
 const SPREAD_SHARE: f64 = 0.5;
 
 /// A lasting change of the delay in one direction.
@@ -60,7 +60,7 @@ pub(super) fn path_change(delays: &[(f64, f64)]) -> Option<PathChange> {
     changes.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, change)| change)
 }
 
-/// The range and the middle of the parts' medians on one side of a possible change.
+/// The lowest, the middle and the highest of the parts' median delays, before or after a possible change.
 struct Level {
     least: f64,
     median: f64,

@@ -1,4 +1,5 @@
-//! Decides whether the rate of a direction was steady, so that its mean represents it. Pure: no I/O, no clock.
+//! Decides whether the rate of a direction was steady. Only then does the mean describe the rate well. Pure: no I/O, no
+//! clock.
 
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ const LONG_START_UP: u32 = 5;
 /// and not a ramp-up. A token bucket causes such a burst, and so does a line that becomes slower.
 const FASTER: f64 = 1.2;
 
-/// The begin of the period whose first and last third are compared to judge the steadiness of a direction. Usually this
-/// is `startup`, where the steady part of the duration `steady` begins. If the excluded start-up was long, and was a
-/// burst or was not found (`is_found` is false), it is the start of the phase.
+/// The start of the period whose first and last third are compared to judge the steadiness of a direction. The period
+/// usually begins at `startup`, the end of the excluded start-up; the steady part of the duration `steady` follows. The
+/// period begins with the phase if the start-up was long, and was a burst or its end was not found (`is_found` is
+/// false).
 pub fn begin_of_thirds(samples: &[Sample], startup: Duration, steady: Duration, is_found: bool) -> Duration {
     let until = startup.saturating_add(steady);
     let is_long = !startup.is_zero() && startup.saturating_mul(LONG_START_UP) >= until;

@@ -36,8 +36,8 @@ pub struct Throughput {
     pub startup_found: bool,
 }
 
-/// Computes the throughput of one direction in a phase of the duration `span`. `None` if no sample is left. Ignores
-/// samples that are later than one interval after the end of `span`.
+/// Computes the throughput of one direction in a phase of the duration `span`. `None` if no sample is left after the
+/// start-up is excluded. Ignores samples that are later than one interval after the end of `span`.
 ///
 /// If `requested_omit` is set, the intervals that begin before that time are excluded. Otherwise the start-up is
 /// detected, and the steady part never begins before the first byte.

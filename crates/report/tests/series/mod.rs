@@ -1,4 +1,5 @@
-//! Simulated rates of a direction, one value per interval of 100 ms, as multiples of 100 Mbit/s, with their true mean.
+//! Simulates rates of a direction whose true mean is known. A series has one value for each interval of 100 ms, as a
+//! multiple of 100 Mbit/s.
 
 #![allow(dead_code, reason = "each test uses a part")]
 
@@ -8,13 +9,13 @@ use std::time::Duration;
 
 use paramedic_link::measurement::Sample;
 
-/// The rate that is 1, as bytes of an interval.
+/// The bytes of one interval at the rate 1 (100 Mbit/s).
 const BYTES: f64 = 1_250_000.0;
 /// The standard deviation of the independent and the autoregressive series, as a fraction of the mean.
 const SPREAD: f64 = 0.05;
-/// The measurement noise of the other series.
+/// The standard deviation of the measurement noise of the other series, as a fraction of the rate.
 const NOISE: f64 = 0.02;
-/// Intervals before the first one that is used, so that each series begins in its usual state.
+/// The number of intervals that are simulated and then dropped, so that each series begins in its usual state.
 const WARM_UP: usize = 400;
 
 /// A kind of rate.
@@ -22,21 +23,22 @@ const WARM_UP: usize = 400;
 pub(crate) enum Series {
     /// Independent normal values.
     Independent,
-    /// Autoregressive of first order.
+    /// Autoregressive of first order, with this correlation of neighbouring values.
     Ar(f64),
-    /// The same with a fifth of the spread.
+    /// The same as [`Series::Ar`], with a fifth of the spread.
     Quiet(f64),
-    /// One stream that fills its bottleneck: it grows at a constant pace to a peak of 0.9 to 1.1, and falls to 0.7 of it,
-    /// every 1.5 s or so.
+    /// One stream that fills its bottleneck: the rate grows at a constant pace to a peak of 0.9 to 1.1, and then falls
+    /// to 0.7 of the peak, about every 1.5 s.
     Sawtooth,
-    /// The same with random loss, 0.9 to 2.1 s apart.
+    /// The same as [`Series::Sawtooth`], but with losses at random times, 0.9 to 2.1 s apart.
     RandomSawtooth,
-    /// 1.25 and 0.75, for exponentially distributed times with this mean in seconds.
+    /// A rate that alternates between 1.25 and 0.75. Each state lasts for an exponentially distributed time with this
+    /// mean, in seconds.
     TwoState(f64),
-    /// The same for 0.3 to 1.7 s.
+    /// The same as [`Series::TwoState`], but each state lasts for 0.3 to 1.7 s.
     TwoStateRegular,
-    /// Four streams through a policer that drops what exceeds 1, after an initial allowance of one second at 4. Its token
-    /// bucket holds this many seconds.
+    /// Four streams through a policer that lets traffic pass at the rate 4 for the first second, and then drops what
+    /// exceeds the rate 1. The token bucket of the policer holds this many seconds of traffic at the rate 1.
     Policer(f64),
     /// A rate that changes by this factor, at a time from 1.7 to 4.5 s. A rise in the first fifth of a run cannot be told
     /// from a slow ramp-up.
@@ -61,7 +63,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From 0 to 1, both excluded.
+    /// A random number between 0 and 1, both excluded.
     pub(crate) fn unit(&mut self) -> f64 {
         ((self.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
@@ -76,7 +78,7 @@ impl Random {
 }
 
 impl Series {
-    /// `count` intervals.
+    /// The simulated rates of `count` intervals.
     pub(crate) fn rates(self, count: usize, random: &mut Random) -> Vec<f64> {
         match self {
             Self::Independent => autoregressive(0.0, SPREAD, count, random),
@@ -108,7 +110,7 @@ impl Series {
         }
     }
 
-    /// The mean of an endless run.
+    /// The true mean: the mean rate of an endless run.
     pub(crate) fn mean(self) -> f64 {
         static POLICED: Mutex<BTreeMap<u64, f64>> = Mutex::new(BTreeMap::new());
         let Self::Policer(depth) = self else { return 1.0 };
@@ -134,12 +136,12 @@ fn noisy(mut rates: Vec<f64>, random: &mut Random) -> Vec<f64> {
     rates
 }
 
-/// What a loss leaves of the rate of a sawtooth.
+/// After a loss, a stream continues at this share of its rate.
 const FALL: f64 = 0.7;
-/// The usual length of a tooth, in intervals.
+/// The usual length of a tooth of a sawtooth (the time between two losses), in intervals.
 const TOOTH: f64 = 15.0;
 
-/// Teeth up to a peak of 1, times 0.9 to 1.1, at a constant slope.
+/// A sawtooth with a constant slope. Each tooth ends at a random peak from 0.9 to 1.1.
 fn sawtooth(count: usize, random: &mut Random) -> Vec<f64> {
     const SLOPE: f64 = (1.0 - FALL) / TOOTH;
     // The area of a tooth over its length, with the mean square of the peaks.
@@ -147,7 +149,7 @@ fn sawtooth(count: usize, random: &mut Random) -> Vec<f64> {
     teeth(count, mean, SLOPE, random, |rate, random| (random.between(0.9, 1.1) - rate) / SLOPE)
 }
 
-/// Teeth whose lengths are independent of the rate: it remembers many teeth.
+/// A sawtooth whose teeth have random lengths, independent of the rate. So the rate depends on many earlier teeth.
 fn random_sawtooth(count: usize, random: &mut Random) -> Vec<f64> {
     // With a slope of 1 the mean peak is TOOTH / (1 - FALL), and the mean over a tooth of length L is
     // FALL * peak + L / 2, weighted by L.
@@ -155,7 +157,8 @@ fn random_sawtooth(count: usize, random: &mut Random) -> Vec<f64> {
     teeth(count, mean, 1.0, random, |_, random| TOOTH * random.between(0.6, 1.4))
 }
 
-/// A rate that grows at `slope`, and falls after as many intervals as `length` says at the begin of each tooth.
+/// A rate that grows at `slope` and falls at the end of each tooth. The rates are divided by `mean`. `length` takes the
+/// rate at the start of a tooth and returns the length of the tooth, in intervals.
 fn teeth(
     count: usize,
     mean: f64,
@@ -199,8 +202,8 @@ fn two_state(count: usize, random: &mut Random, time: impl Fn(&mut Random) -> f6
     (0..count).map(|_| next()).collect()
 }
 
-/// Four streams through a token bucket that fills at 1 and holds `depth` seconds of it. Each stream grows at a constant pace, and
-/// falls to 0.7 when it loses a packet.
+/// Four streams through a token bucket that fills at the rate 1 and holds `depth` seconds of traffic at this rate. Each
+/// stream grows at a constant pace, and falls to 0.7 of its rate when it loses a packet.
 fn policed(depth: f64, count: usize, random: &mut Random) -> Vec<f64> {
     const STREAMS: usize = 4;
     const LOSSES: f64 = 0.4;
@@ -225,7 +228,7 @@ fn policed(depth: f64, count: usize, random: &mut Random) -> Vec<f64> {
     (0..count).map(|_| next()).collect()
 }
 
-/// A sample for each interval.
+/// One sample for each interval of `rates`.
 pub(crate) fn samples(rates: &[f64]) -> Vec<Sample> {
     let sample = |(at, rate): (usize, &f64)| Sample {
         at_us: (at as u64 + 1) * 100_000,
@@ -234,12 +237,12 @@ pub(crate) fn samples(rates: &[f64]) -> Vec<Sample> {
     rates.iter().enumerate().map(sample).collect()
 }
 
-/// The time of so many intervals.
+/// The duration of `count` intervals.
 pub(crate) fn span(count: usize) -> Duration {
     Duration::from_millis(100 * count as u64)
 }
 
-/// A rate in bits per second.
+/// Converts a rate of a series to bits per second.
 pub(crate) fn bps(rate: f64) -> f64 {
     rate * BYTES * 80.0
 }

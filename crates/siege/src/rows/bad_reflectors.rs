@@ -15,7 +15,7 @@ const AT_ONCE: usize = 32;
 const SLACK: Duration = Duration::from_secs(12);
 /// The short form runs one script out of this many.
 const ONE_OF: usize = 10;
-/// The short form omits scripts that take longer than this because they wait in a queue.
+/// The short form omits scripts that may take longer than this because they wait in a queue.
 const LONGEST_SHORT: Duration = Duration::from_secs(20);
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {

@@ -72,7 +72,10 @@ fn child_of_the_lane() -> anyhow::Result<Option<String>> {
     // When bytes flow, the process has been confined.
     while !test.line(Duration::from_secs(30))?.contains("\"latency\"") {}
     let children = reflector.process().children();
-    ensure!(children.len() == 1 && children[0].1 == "iperf3", "not one child: {children:?}");
+    ensure!(
+        children.len() == 1 && children[0].1 == "iperf3",
+        "iperf3 is not the only child of the reflector: {children:?}"
+    );
     Ok(Some(fs::read_to_string(format!("/proc/{}/status", children[0].0.as_raw_nonzero()))?))
 }
 

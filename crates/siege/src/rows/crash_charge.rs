@@ -1,5 +1,5 @@
-//! Kills the reflector while bytes flow, and compares what its next start charges to the device with the bytes that
-//! crossed the interface.
+//! Kills the reflector while bytes flow, and compares the bytes that its next start charges to the quota of the device
+//! with the bytes that crossed the interface.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,12 +13,14 @@ use crate::scale::Scale;
 
 /// The rates of the sessions that are killed, as the option `-b` takes them; `None`: as fast as the link.
 const RATES: [(&str, Option<&str>); 3] = [("5 Mbit/s", Some("5M")), ("1 Gbit/s", Some("1G")), ("full speed", None)];
-/// The smallest surge of bytes that the reflector charges after a crash.
+/// The reflector may charge this many bytes more than flowed before a crash, or twice the fastest second if that is
+/// more.
 const SMALLEST_SURGE: u64 = 16 << 20;
 /// The latest moment of a kill, in milliseconds after the bytes began to flow.
 const LAST_KILL: u64 = 2_500;
-/// How many bytes may differ: payload on the interface that does not belong to the session's data (the link, its
-/// handshake, probes), and what an end had written to its socket, or had not read from it, when it was killed.
+/// The tolerance of the comparison, in bytes: for payload on the interface that does not belong to the session's data
+/// (the link, its handshake, probes), and for what an end had written to its socket, or had not read from it, when it
+/// was killed.
 const SLACK: u64 = 8_000_000;
 /// The bytes of the headers of a data packet on the veth link: Ethernet, IPv4, and TCP with timestamps.
 const HEADERS: u64 = 14 + 20 + 32;
@@ -76,7 +78,7 @@ struct Killed {
     charged: u64,
 }
 
-/// Starts a test, kills the reflector `after` this time of flowing bytes, and starts it again.
+/// Starts a test, kills the reflector when bytes have flowed for the time `after`, and starts it again.
 fn kill_once(
     reflector: &mut Reflector,
     appliance: &Appliance,
@@ -139,10 +141,11 @@ fn charged(reflector: &Reflector) -> u64 {
 /// The payload bytes that the interface in the network namespace of this process has sent or received.
 fn payload(process: Pid, is_sent: bool) -> anyhow::Result<u64> {
     let table = std::fs::read_to_string(format!("/proc/{}/net/dev", process.as_raw_nonzero()))?;
-    let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("an interface eth0")?;
+    let line =
+        table.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("there is no interface eth0")?;
     let numbers = line.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
     // A line has received bytes and packets, six other counters, then sent bytes and packets.
     let at = if is_sent { 8 } else { 0 };
-    let (bytes, packets) = numbers.get(at).zip(numbers.get(at + 1)).context("counters of eth0")?;
+    let (bytes, packets) = numbers.get(at).zip(numbers.get(at + 1)).context("eth0 has no counters")?;
     Ok(bytes.saturating_sub(HEADERS * packets))
 }

@@ -19,8 +19,8 @@ use crate::scale::Scale;
 const LIBRARY: &str = include_str!("faults.c");
 /// The number of reflectors that are tested at the same time.
 const REFLECTORS: usize = 4;
-/// The number of faults of a reflector before it gets a new state folder, because the whole audit log is read after
-/// each fault.
+/// The number of faults after which a new reflector with a new state folder takes over. The audit log must stay short,
+/// because all of it is read after each fault.
 const FAULTS_OF_ONE: usize = 20;
 /// The longest accepted time until the reflector serves again after a fault.
 const SERVES_AGAIN: Duration = Duration::from_secs(5);
@@ -33,8 +33,8 @@ struct Fault {
     from: u64,
     calls: u64,
     error: Errno,
-    /// Whether the fault lasts until the test ends it. No write is requested then: the reflector must detect the end by
-    /// itself.
+    /// Whether the fault lasts until the test ends it. The test then requests no write: the reflector must detect by
+    /// itself that it can write again.
     stays: bool,
 }
 
@@ -163,7 +163,7 @@ fn build(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
         Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
     match built {
         Ok(status) => {
-            ensure!(status.success(), "the library is built");
+            ensure!(status.success(), "cc cannot build the library");
             Ok(Some(library))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -179,10 +179,10 @@ fn campaign(library: &Path, faults: &[Fault]) -> anyhow::Result<Played> {
         let path = reflector.home().join("faults");
         let control = Control::at(&path)?;
         let mut reflector = reflector
-            .with_variable("LD_PRELOAD", library.to_str().context("a path")?)
-            .with_variable("FAULTS_CONTROL", path.to_str().context("a path")?);
+            .with_variable("LD_PRELOAD", library.to_str().context("a path is not UTF-8")?)
+            .with_variable("FAULTS_CONTROL", path.to_str().context("a path is not UTF-8")?);
         let state = reflector.state();
-        reflector = reflector.with_variable("FAULTS_FOLDER", state.to_str().context("a path")?);
+        reflector = reflector.with_variable("FAULTS_FOLDER", state.to_str().context("a path is not UTF-8")?);
         reflector.start()?;
         let client = Client::paired_with(&reflector)?;
         let mut books = Books::default();

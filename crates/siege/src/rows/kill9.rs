@@ -12,8 +12,8 @@ use crate::scale::Scale;
 const REFLECTORS: u64 = 2;
 /// The number of clients of each reflector.
 const CLIENTS: usize = 3;
-/// The number of kills of a reflector before it gets a new state folder, because the whole audit log is read after each
-/// kill.
+/// The number of kills after which a new reflector with a new state folder takes over. The audit log must stay short,
+/// because all of it is read after each kill.
 const KILLS_OF_ONE: u64 = 25;
 /// The longest accepted time until the reflector serves again after a kill.
 const READY: Duration = Duration::from_secs(1);

@@ -17,7 +17,8 @@ use crate::target::{HOME, Target, granted, peer_of, request};
 /// The number of sessions that run at the same time.
 const THREADS: usize = 4;
 /// The number of threads for blocking work that the runtime may keep: as many as sessions may end at the same time,
-/// because each waits for its probe thread. Blocking work once a second prevents these threads from expiring.
+/// because the end of each session waits for its probe thread. Blocking work once a second prevents these threads from
+/// expiring.
 const KEPT_THREADS: u64 = 8;
 /// The duration of a session's only phase, in milliseconds.
 const PHASE_MS: u32 = 250;
@@ -44,7 +45,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     for (number, key) in keys.iter().enumerate() {
         session(&target, key, number.is_multiple_of(2), false)?;
     }
-    anyhow::ensure!(transfer(&appliance), "a plain test passes");
+    anyhow::ensure!(transfer(&appliance), "a plain test before the sessions failed");
     let settled = |of: &dyn Fn() -> anyhow::Result<(usize, u64)>, at_most: Option<(usize, u64)>| {
         let began = Instant::now();
         loop {

@@ -10,7 +10,7 @@ use crate::observe::{logged, mib};
 use crate::scale::Scale;
 use crate::target::{Target, refusals};
 
-/// The number of concurrent connections: fewer than the reflector's places for unauthenticated ones.
+/// The number of concurrent connections: fewer than the unauthenticated ones that the reflector accepts at once.
 const THREADS: usize = 16;
 /// The largest accepted growth of log and audit log together, in bytes.
 const MOST: u64 = 1 << 20;

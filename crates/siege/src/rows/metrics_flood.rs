@@ -87,7 +87,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
 fn place(reflector: &Reflector) -> anyhow::Result<SocketAddr> {
     let status = reflector.status();
     let place = status["metrics"].as_str().and_then(|place| place.strip_prefix("http://")?.strip_suffix("/metrics"));
-    Ok(place.context("metrics are served")?.parse()?)
+    Ok(place.context("the reflector serves no metrics")?.parse()?)
 }
 
 /// Keeps connections open until the attack ends. Half of them send nothing, the others a byte twice a second.

@@ -15,7 +15,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let mut found = Found::default();
     for _ in 0..ids {
         let id = SecretKey::generate()?.id().to_string();
-        anyhow::ensure!(id.parse::<EndpointId>().is_ok(), "{id} is an Endpoint ID");
+        anyhow::ensure!(id.parse::<EndpointId>().is_ok(), "the Endpoint ID {id} is not accepted");
         replace(&id, stride, &mut found);
     }
     let mut measured = Measured::default();

@@ -47,7 +47,8 @@ fn prove(target: &Target, from: u32, key: &SecretKey, code: &PairingCode, wait: 
     Ok(link.hear()?.unwrap_or_default())
 }
 
-/// Guesses wrong codes that have the right pin from many addresses, then enters the right code from another address.
+/// Guesses codes from many addresses: the part of the code that identifies the reflector is right, the secret is wrong.
+/// Then enters the right code from another address.
 fn guess(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let count = scale.of(5000, 1100);
     let reflector = Reflector::serve(&[]);
@@ -115,7 +116,7 @@ fn race(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
 
 fn race_once(target: &Target, reflector: &Reflector, first: u32) -> anyhow::Result<usize> {
     let mut pairing = reflector.open_code(&[]);
-    let code = pairing.code.parse::<PairingCode>().ok().context("a code")?;
+    let code = pairing.code.parse::<PairingCode>().ok().context("the pairing code is not valid")?;
     let start = Barrier::new(RACERS);
     let answers = std::thread::scope(|scope| {
         let racers = (0..RACERS as u32).map(|racer| {

@@ -16,7 +16,7 @@ use crate::scale::Scale;
 const REQUESTS: u64 = 64;
 /// The number of threads that send the requests of a race.
 const THREADS: u64 = 8;
-/// The limits of the reflector for which the requests race.
+/// The reflector's limits, up to which the racing requests are granted.
 const SLOTS: u32 = 5;
 const TESTS_AN_HOUR: u32 = 3;
 const BYTES_A_DAY: u64 = 1_000_000_000;
@@ -60,7 +60,7 @@ fn spec(is_direct: bool, engine: &EngineId) -> TestSpec {
 
 /// Runs one race: links of four devices request sessions at the same time, and each granted session leases bytes.
 fn race_once(race: u64) -> anyhow::Result<Raced> {
-    let engine = EngineId::try_from("tcp").map_err(|_| anyhow::anyhow!("an engine"))?;
+    let engine = EngineId::try_from("tcp").map_err(|_| anyhow::anyhow!("`tcp` is not accepted as an engine"))?;
     let limits = Limits {
         max_concurrent_tests: SLOTS,
         max_tests_per_hour: TESTS_AN_HOUR,

@@ -1,5 +1,5 @@
-//! Forged and replayed datagrams at the control port and at a session's own port: none may be answered, a valid datagram must
-//! get no longer answer than itself, and sending must stop when no feedback arrives.
+//! Forged and replayed datagrams at the control port and at a session's own port: none may be answered, the answer to a
+//! valid datagram must not be longer than the datagram, and sending must stop when no feedback arrives.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -106,7 +106,7 @@ fn forge(name: &str, mode: &str, count: u32, measured: &mut Measured) -> anyhow:
     let genuine = probe(&keys, 1);
     own.set_read_timeout(Some(Duration::from_secs(10)))?;
     own.send(&genuine)?;
-    let answered = own.recv(&mut [0; 2048]).with_context(|| format!("a genuine probe at the {name} is answered"))?;
+    let answered = own.recv(&mut [0; 2048]).with_context(|| format!("a genuine probe at the {name} gets no answer"))?;
     own.set_nonblocking(true)?;
     let other = socket(OTHER_ADDRESS)?;
     other.set_nonblocking(true)?;
@@ -159,8 +159,8 @@ fn answers(own: &UdpSocket, keys: &SessionKeys, link: &mut AsAppliance) -> anyho
 
 const CUT: &str = "table inet cut { chain out { type filter hook output priority 0; meta l4proto udp drop;\n }\n }\n";
 
-/// A UDP download whose feedback is blocked. Counts the bytes that the sender's interface sends in the second that begins a
-/// second after the block.
+/// Blocks the feedback of a UDP download. Counts the bytes that the sender's interface sends from one second to two
+/// seconds after the block.
 fn silence(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let Some(hosts) = TwoHosts::new() else {
         measured.note("silence of the receiver skipped: no namespaces");

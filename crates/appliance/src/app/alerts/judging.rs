@@ -1,4 +1,4 @@
-//! Judges measurements by the alert rules while the service runs, and writes which alerts open and close. Reads the
+//! Judges measurements by the alert rules while the service runs, and stores which alerts open and close. Reads the
 //! clocks.
 //!
 //! For each rule, the store contains the time until which the rule has judged. That time and the rule's alerts change
@@ -28,11 +28,12 @@ use crate::plan::Plan;
 use crate::store::{AlertWrite, ApplianceStore, RuleWrite, RunQuery, StorageError, StoredAlert, StoredRule};
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
-/// How often the service judges if no event wakes it, because another process may have stored a result.
+/// How often the service judges measurements even if no event wakes it. Another process may have stored a result.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// How long to wait after a failed pass before the next one.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// The minimum number of latest tests that are read at the start, for rules that judge by several of the last values.
+/// At its start, the service reads at least this many of the latest tests, because a rule may judge by several of the
+/// last values.
 const RECENT_TESTS: usize = 200;
 /// The maximum time between the start and the end of a test, including its wait for other tests.
 const LONGEST_TEST: SignedDuration = SignedDuration::from_hours(4);
@@ -40,16 +41,16 @@ const LONGEST_TEST: SignedDuration = SignedDuration::from_hours(4);
 const MOST_TESTS: u32 = 2000;
 /// The maximum number of open alerts that are read in one pass.
 const MOST_OPEN: u32 = 1000;
-/// For how long after its end a test can be repeated for a rule.
+/// How long after the end of a test a rule can still have the test repeated.
 const RETEST_WITHIN: SignedDuration = SignedDuration::from_secs(15 * 60);
 /// The minimum time between two repetitions of tests against the same target.
 const RETEST_INTERVAL: SignedDuration = SignedDuration::from_hours(1);
-/// The maximum number of requested repetitions of tests that wait to run.
+/// The maximum number of queued requests to repeat a test.
 const MOST_RETESTS: usize = 8;
-/// How often the progress of a rule is stored while no alert opens or closes. After a restart, the rule judges again
-/// from the stored time on.
+/// While no alert of a rule opens or closes, the time until which the rule has judged is stored this often. After a
+/// restart, the rule judges again from the stored time on.
 const PROGRESS_INTERVAL: SignedDuration = SignedDuration::from_hours(1);
-/// The maximum time from an outage's start or end until it is stored.
+/// The maximum time from the start or the end of an outage until that start or end is in the store.
 const OUTAGE_DELAY: SignedDuration = SignedDuration::from_secs(600);
 /// If a result is dated further than this in the future, the clock was wrong when it was measured.
 const CLOCK_ERROR: SignedDuration = SignedDuration::from_secs(60);
@@ -97,8 +98,8 @@ struct LiveRule {
     /// The rule as it is stored.
     stored: StoredRule,
     judge: RuleJudge,
-    /// The time until which the rule had judged when the service restored it. Tests that ended before are not judged
-    /// again.
+    /// The time until which the rule had judged when the service loaded the rule. Tests that ended before that time are
+    /// not judged again.
     learned_until: Timestamp,
     /// The time until which the rule has judged.
     judged_until: Timestamp,
@@ -119,8 +120,8 @@ struct AlertPass<'a> {
 }
 
 impl AlertBoard {
-    /// Creates the board for the alert rules of this appliance, and the receiver of the tests that rules want repeated.
-    /// [`AlertBoard::run`] judges.
+    /// Creates the board for the alert rules of this appliance, and the receiver of the requests to repeat a test.
+    /// [`AlertBoard::run`] then judges the measurements.
     pub(in crate::app) fn new(appliance: Appliance, started_at: Timestamp) -> (Self, mpsc::Receiver<RetestWish>) {
         let (retests, wishes) = mpsc::channel(MOST_RETESTS);
         let (changed, problem) = (Notify::new(), Mutex::default());
@@ -223,7 +224,8 @@ impl AlertBoard {
         Ok(AlertPass { store, now, started_at: self.state.started_at, plan, outages, open })
     }
 
-    /// Requests the repetition of tests that have just ended, where `actions` ask for it.
+    /// Requests a repetition for each [`AlertAction::Retest`] in `actions`, unless the test to repeat ended too long
+    /// ago, or a repetition for the same subject was requested a short time ago.
     fn wish_retests(
         &self,
         rule: &str,
@@ -264,8 +266,8 @@ impl AlertBoard {
 
 impl AlertMemory {
     /// Reads the tests that were stored since the last pass. The first pass reads the tests since `earliest`, or, if
-    /// these are fewer than [`RECENT_TESTS`], that number of latest tests. Returns the number of new tests, which are
-    /// then the last ones of `recent`.
+    /// these are fewer than [`RECENT_TESTS`], that number of latest tests. Returns the number of new tests. These tests
+    /// are then the last ones in `recent`.
     async fn read_tests(
         &mut self,
         store: &ApplianceStore,
@@ -416,8 +418,8 @@ impl AlertPass<'_> {
         Ok(windows)
     }
 
-    /// Stores which alerts open and close, and the time until which the rule has judged. Returns whether the rule still
-    /// exists.
+    /// Stores which alerts open and close, and the time until which the rule has judged. Returns `false` if the rule
+    /// was removed or disabled meanwhile.
     async fn write(&self, own: &str, live: &mut LiveRule, actions: Vec<AlertAction>) -> Result<bool, ApplianceError> {
         let mut writes = Vec::new();
         for action in actions {
@@ -460,8 +462,8 @@ impl AlertPass<'_> {
     }
 }
 
-/// The earliest time until which one of the enabled rules on this source of values has judged; `None` without such a
-/// rule.
+/// Each rule has judged until some time. This is the earliest such time of the enabled rules whose values come from
+/// `source`; `None` if there is no such rule.
 fn earliest(enabled: &[StoredRule], source: MetricSource, now: Timestamp) -> Option<Timestamp> {
     let own = enabled.iter().filter(|stored| stored.rule.metric.source() == source);
     own.map(|stored| stored.judged_until.min(now)).min()
@@ -474,7 +476,7 @@ fn found_at(action: &AlertAction) -> Timestamp {
     }
 }
 
-/// Waits until a run has ended, or until updates were missed, because one of them may have been such an end.
+/// Waits until a run has ended, or until `listener` has missed updates, which may include the end of a run.
 async fn run_ended(listener: &mut RunUpdateListener) {
     while let Some(update) = listener.next().await {
         if matches!(update.report, RunReport::Life(RunLife::Ended { .. })) {

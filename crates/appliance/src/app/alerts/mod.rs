@@ -152,7 +152,7 @@ impl Appliance {
         unmeasured(self.reading_store().await?, rule).await
     }
 
-    /// The alerts after the place `after` in their list, newest first, at most `limit`.
+    /// A page of the alerts, newest first: at most `limit` alerts after the position `after` in the list.
     pub async fn alerts(
         &self,
         only_open: bool,

@@ -1,4 +1,4 @@
-//! Reads what alert rules judge from the store: the values of tests and of monitors, outages, and the usual values.
+//! Reads from the store what alert rules judge: the values of tests and of monitors, outages, and the usual values.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -30,7 +30,7 @@ const MOST_OUTAGES: u32 = 1000;
 const MINUTES_KEPT: SignedDuration = SignedDuration::from_hours(14 * 24);
 /// How long usual values are used before they are read from the store again.
 const USUAL_KEPT: SignedDuration = SignedDuration::from_hours(6);
-/// How long after its end a window counts as complete if it has no probe in its last minute.
+/// A window without a probe in its last minute counts as complete this long after the end of the window.
 const WINDOW_DELAY: SignedDuration = SignedDuration::from_secs(90);
 
 /// The values of one test that rules can judge, by metric. They are kept in memory because they are small, unlike the
@@ -58,7 +58,7 @@ impl TestReadings {
 }
 
 /// The value of a test for a metric. If a test did not reach its reflector, the subject of the value is still the name
-/// of that reflector, however the request named it.
+/// of that reflector, even if the request contains its address or Endpoint ID instead.
 fn value_of(
     metric: AlertMetric,
     document: &ResultDocument,
@@ -75,7 +75,8 @@ fn value_of(
     Some(seen)
 }
 
-/// The usual values of the metrics whose rules compare with them. They are read again after [`USUAL_KEPT`].
+/// The usual values of each metric that a rule compares with its usual values. They are read again after
+/// [`USUAL_KEPT`].
 #[derive(Default)]
 pub(super) struct UsualCache {
     read: HashMap<AlertMetric, (Timestamp, BTreeMap<String, UsualValues>)>,
@@ -114,7 +115,7 @@ fn promised(plan: Option<&Plan>, metric: AlertMetric) -> Option<u64> {
     plan.map(|plan| plan.of(direction).promised_bps)
 }
 
-/// The values of a metric, by subject, in the period that decides what is usual at `now`.
+/// The values of a metric, by subject, in the period before `now` from which the usual values are computed.
 async fn usual_values(
     store: &ApplianceStore,
     metric: AlertMetric,
@@ -151,7 +152,7 @@ async fn usual_since(
     Ok(values.into_iter().map(|(subject, values)| (subject, UsualValues::new(values))).collect())
 }
 
-/// The outages that had not ended before `since`, oldest first.
+/// The outages that ended at or after `since` or have not ended yet, oldest first.
 pub(super) async fn outages(store: &ApplianceStore, since: Timestamp) -> Result<Vec<SeenOutage>, ApplianceError> {
     let mut all = store.outages(None, MOST_OUTAGES).await?;
     all.retain(|outage| outage.ended_at.is_none_or(|ended| ended >= since));
@@ -285,8 +286,8 @@ async fn tests(
     Ok(values)
 }
 
-/// When the complete tests since `since` began, oldest first. The list begins with the last complete test before
-/// `since`.
+/// The start times of complete tests, oldest first: of the last such test before `since`, and of every such test since
+/// then.
 async fn results(store: &ApplianceStore, since: Timestamp) -> Result<Vec<Timestamp>, ApplianceError> {
     let mut all = store.last_complete_run(since).await?.into_iter().collect::<Vec<_>>();
     all.extend(store.test_values(AlertMetric::Silence, since).await?.into_iter().map(|(_, at, _)| at));

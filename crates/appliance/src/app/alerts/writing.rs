@@ -1,5 +1,5 @@
-//! Makes the writes for an alert that opens or closes: the row, and the message with its time. Pure except for the new
-//! ids.
+//! Makes the store writes for an alert that opens or closes: the row of the alert, and the message with the time before
+//! which it must not be sent. Pure except for the new ids.
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -8,7 +8,8 @@ use crate::alerts::message::{AlertFacts, AlertMessage, MessageKind, Urgency};
 use crate::alerts::{AlertAction, AlertFinding, AlertWords, wording};
 use crate::store::{AlertRecord, AlertWrite, NewMessage, StoredAlert, StoredRule};
 
-/// The write for an action; `None` if the action opens or closes nothing. `open` is the id of the subject's open alert.
+/// The store write for an action; `None` if the action opens or closes no alert. `open` is the id of the subject's open
+/// alert.
 pub(super) fn write_of(
     stored: &StoredRule,
     action: AlertAction,

@@ -36,10 +36,10 @@ pub enum ChangeAction {
     Removed,
 }
 
-/// A value of an object that changes.
+/// A changed value of an object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ValueChange {
-    /// The names that lead to the value in the object, separated by dots.
+    /// The path of the value in the object: the names of the nested members, separated by dots.
     pub value: String,
     /// The stored value; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,7 +106,7 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         self.stored.iter().find(|stored| stored.name().to_lowercase() == name.to_lowercase())
     }
 
-    /// Records that the file contains an object with this name that is not stored.
+    /// Records that the file contains an object with this name, and that no such object is stored.
     pub(super) fn added(&mut self, name: &str) {
         self.compared.changes.push(change(S::KIND, name, ChangeAction::Added, Vec::new()));
     }
@@ -121,8 +121,8 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         is_changed
     }
 
-    /// Does the same as [`ObjectComparison::is_changed`] for an object that the caller must not change: whether the
-    /// object counts as made by a file stays as it is.
+    /// Does the same as [`ObjectComparison::is_changed`], but never makes the object count as made by the file. Meant
+    /// for an object that the caller must not change.
     pub(super) fn differs(&mut self, stored: &S, values: Vec<ValueChange>) -> bool {
         self.described.insert(stored.id());
         let differs = !values.is_empty();
@@ -148,13 +148,13 @@ pub(super) fn change(object: &str, name: &str, action: ChangeAction, values: Vec
     ConfigurationChange { object: object.to_owned(), name: name.to_owned(), action, values }
 }
 
-/// Adds to the error `source` which object of the configuration caused it.
+/// Makes the error `source` name the object of the configuration that caused it.
 pub(super) fn in_configuration(object: &str, name: &str, source: ApplianceError) -> ApplianceError {
     let object = format!("{object} {name}").trim_end().to_owned();
     ApplianceError::InConfiguration { object, source: Box::new(source) }
 }
 
-/// The values that differ between two objects, each with the names that lead to it.
+/// The values that differ between two objects, each with its path.
 pub(super) fn differences<T: Serialize>(from: &T, to: &T) -> Vec<ValueChange> {
     let value = |object: &T| serde_json::to_value(object).unwrap_or_default();
     let mut changes = Vec::new();

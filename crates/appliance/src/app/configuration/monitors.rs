@@ -120,7 +120,7 @@ fn take_renamed<'a>(
     Some(unnamed.remove(at))
 }
 
-/// Whether both targets are the same. One reflector can be named in several ways.
+/// Whether both targets are the same. A target can name a reflector by its name, its address or its Endpoint ID.
 fn is_same_target(one: &MonitorTarget, other: &MonitorTarget, reflectors: &[Reflector]) -> bool {
     let id = |target: &MonitorTarget| match target {
         MonitorTarget::Reflector(name) => find_reflector(reflectors.to_vec(), name).ok().map(|found| found.endpoint_id),

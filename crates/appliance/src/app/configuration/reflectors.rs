@@ -29,15 +29,15 @@ impl From<&Reflector> for ReflectorName {
     }
 }
 
-/// The reflectors to rename with their new names, and the differences to show to the user.
+/// The reflectors to rename, each with its new name, and the differences to show to the user.
 #[derive(Debug, Default)]
 pub(super) struct ReflectorRenames {
     pub(super) renamed: Vec<(EndpointId, PeerText)>,
     pub(super) changes: Vec<ConfigurationChange>,
 }
 
-/// Gives the wanted names to `reflectors`. Fails if two of them would have the same name, or if a wanted one is not
-/// paired.
+/// Gives the names in `wanted` to `reflectors`. Fails if a name is empty, if two reflectors would have the same name,
+/// or if a reflector in `wanted` is not paired.
 pub(super) fn rename(
     reflectors: &mut [Reflector],
     wanted: &[ReflectorName],

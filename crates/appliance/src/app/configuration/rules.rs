@@ -1,5 +1,5 @@
 //! Compares the rules of a configuration with the stored rules. If a rule changes so that it would judge differently, a
-//! new rule replaces it, and its open alerts close.
+//! new rule replaces it, and the open alerts of the old rule close.
 
 use std::collections::BTreeSet;
 
@@ -46,7 +46,7 @@ impl StoredObject for StoredRule {
     }
 }
 
-/// The changes of the rules to store, and those of their alerts.
+/// The changes to store: those of the rules, and those of their alerts.
 #[derive(Default)]
 pub(super) struct RuleChanges {
     pub(super) rules: FileChanges<RuleFileWrite>,

@@ -317,7 +317,7 @@ fn channels(wanted: &[&str]) -> DeviceConfiguration {
     DeviceConfiguration { channels, ..DeviceConfiguration::default() }
 }
 
-/// What changed: the object with its name, the action, and the names that lead to each value.
+/// For each change: the object with its name, the action, and the paths of the changed values.
 fn seen_values(changes: &[ConfigurationChange]) -> Vec<(String, ChangeAction, Vec<&str>)> {
     let one = |change: &ConfigurationChange| format!("{} {}", change.object, change.name);
     changes.iter().map(|change| (one(change), change.action, value_names(change).collect())).collect()
@@ -372,7 +372,7 @@ async fn a_secret_stays_only_while_its_channel_keeps_its_server() {
                 "channel hook: the URL of the webhook is not on the server",
             ),
             (mail, "channel mail: a user needs a password"),
-            (&hook.replace("\"url\"", "\"password\""), "channel hook: a channel of kind webhook has no password"),
+            (&hook.replace("\"url\"", "\"password\""), "channel hook: a channel of kind webhook can have no password"),
             (&hook.replace("hooks.example.org/geheim", "ann:geheim@b.c/"), "channel hook: the URL must be an http"),
         ] {
             let refused = apply(&[wanted]).await.unwrap_err().to_string();

@@ -20,8 +20,8 @@ use crate::alerts::message::{AlertMessage, Urgency};
 
 /// The number of bytes that are kept from the end of a command's output. An error is usually in the last lines.
 const MAX_OUTPUT_BYTES: usize = 4096;
-/// How long to wait for the rest of the output after a command has ended, because a process that the command started
-/// may keep the output open.
+/// How long to wait for the rest of the output after a command has ended. The wait has a limit, because a process that
+/// the command started may keep the output open.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 /// The maximum number of symbolic links on the path to a program. The kernel has the same limit.
 const MAX_LINKS: u32 = 40;
@@ -340,10 +340,10 @@ mod tests {
         };
         assert_eq!(refused(0o755), None);
         assert!(refused(0o644).unwrap().contains("not an executable file"));
-        assert!(refused(0o777).unwrap().contains("can write it"));
+        assert!(refused(0o777).unwrap().contains("can write to this"));
         assert_eq!(refused(0o700), None);
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(refused(0o755).unwrap().contains("can write it"), "its folder");
+        assert!(refused(0o755).unwrap().contains("can write to this"), "its folder");
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         std::os::unix::fs::chown(&file, Some(65_534), None).unwrap();
         assert!(refused(0o755).unwrap().contains("not to root"));

@@ -64,7 +64,7 @@ pub(crate) enum DeliveryFault {
     #[error("the command did not end within {} s and was killed", .0.as_secs())]
     Endless(Duration),
     /// A secret that the channel needs is not in the store.
-    #[error("the secrets of the channel are incomplete; remove it, and add it again")]
+    #[error("the secrets of the channel are incomplete; remove the channel, and add it again")]
     SecretMissing,
     /// The stored message cannot be read, because a later version of this program stored it.
     #[error("the message cannot be read: {0}")]

@@ -66,7 +66,7 @@ fn reason_of(error: &smtp::Error) -> String {
     match error.status().map(u16::from) {
         Some(code) => format!("the server answered {code} ({})", meaning_of(code)),
         None if error.is_timeout() => "the server did not answer in time".to_owned(),
-        None if error.is_response() => "the server sent what is no answer of SMTP".to_owned(),
+        None if error.is_response() => "the server sent an answer that is not valid SMTP".to_owned(),
         None if error.is_client() => "the server does not offer what this channel needs, such as a login".to_owned(),
         None => connection_words(error).unwrap_or_else(|| "the connection failed".to_owned()),
     }
@@ -84,7 +84,7 @@ fn meaning_of(code: u16) -> &'static str {
         530 => "it needs a login",
         535 => "it refuses the user or the password",
         551 | 553 => "it refuses an address",
-        400..=499 => "it refuses for now",
+        400..=499 => "it refuses the mail for now",
         _ => "it refuses the mail",
     }
 }
@@ -105,7 +105,7 @@ impl From<smtp::Error> for MailFault {
 
 /// Composes the mail for a message. Returns the mail with its envelope.
 fn composed(mail: &MailDestination, message: &AlertMessage) -> Result<(Envelope, Vec<u8>), DeliveryFault> {
-    let wrong = |error: &dyn std::fmt::Display| DeliveryFault::Mail(format!("the mail cannot be made: {error}"));
+    let wrong = |error: &dyn std::fmt::Display| DeliveryFault::Mail(format!("cannot compose the mail: {error}"));
     let mailbox = |name: Option<&str>, address: &str| {
         let address = address.parse().map_err(|error: lettre::address::AddressError| wrong(&error))?;
         Ok::<_, DeliveryFault>(Mailbox::new(name.map(str::to_owned), address))
@@ -196,8 +196,8 @@ fn limited<S>(stream: S, peer: SocketAddr, clear: Option<ClearDialogue>) -> Box<
 }
 
 /// Counts the server's answers before TLS: the greeting, and one answer to each command. An answer ends with the first
-/// line whose code is not followed by a dash (RFC 5321, section 4.2.1). Further text of the server is an error, because
-/// the SMTP client would take it as sent inside TLS (<https://nostarttls.secvuln.info>).
+/// line whose code is not followed by a dash (RFC 5321, section 4.2.1). Text beyond these answers is an error, because
+/// the SMTP client would treat it as received inside TLS (<https://nostarttls.secvuln.info>).
 #[derive(Clone, Copy, Debug)]
 struct ClearDialogue {
     /// The number of answers that the server may still send.
@@ -253,10 +253,11 @@ struct LimitedStream<S> {
 impl<S> LimitedStream<S> {
     /// Counts bytes that the server sent. Fails if there are too many, or if text before TLS answers no command.
     fn check(&mut self, new: &[u8]) -> io::Result<()> {
-        let left = self.left.checked_sub(new.len()).ok_or_else(|| io::Error::other("the server sent too much"))?;
+        let left =
+            self.left.checked_sub(new.len()).ok_or_else(|| io::Error::other("the server sent too many bytes"))?;
         self.left = left;
         if self.clear.as_mut().is_some_and(|dialogue| dialogue.goes_on_after_end(new)) {
-            return Err(io::Error::other("the server sent text before TLS that answers nothing"));
+            return Err(io::Error::other("the server sent text before TLS that answers no command"));
         }
         Ok(())
     }
@@ -427,7 +428,7 @@ mod tests {
             server(&[("CONNECT", "220 mail\r\n250-mail\r\n250 STARTTLS\r\n220 go\r\n")]),
         ] {
             let fault = sent(port, LOGIN, LIMIT).await.unwrap_err().to_string();
-            assert!(fault.contains("before TLS that answers nothing"), "{fault}");
+            assert!(fault.contains("before TLS that answers no command"), "{fault}");
             assert!(!lines.iter().any(|line| line.contains("AUTH")));
         }
     }
@@ -487,7 +488,7 @@ mod tests {
             while stream.write_all(&[b'a'; 65_536]).is_ok() {}
         });
         let fault = sent(port, PLAIN, LIMIT).await.unwrap_err().to_string();
-        assert!(fault.contains("sent too much"), "{fault}");
+        assert!(fault.contains("sent too many bytes"), "{fault}");
         flood.join().unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! Delivers the messages that are due to their channels: each message at least once, with at most one attempt at a time
-//! for each channel. Reads the clock.
+//! Delivers due messages to their channels: each message at least once, with at most one attempt at a time for each
+//! channel. Reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates attempts")]
 
@@ -29,7 +29,7 @@ use crate::alerts::message::AlertMessage;
 use crate::error::ApplianceError;
 use crate::store::{AttemptRecord, DeliveryOutcome, DueDelivery, StoredChannel};
 
-/// How long to wait if nothing is due, because another program may have added a message.
+/// How often to look for due messages even if none is known, because another program may have added one.
 const IDLE_WAIT: Duration = Duration::from_secs(60);
 /// How long to wait after the store could not be read or written.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -216,7 +216,7 @@ impl DeliveryDesk {
     }
 }
 
-/// The record of an attempt to deliver a message that ended at `now`.
+/// Makes the record of a delivery attempt that ended at `now`.
 fn recorded(due: &DueDelivery, fault: Option<&DeliveryFault>, now: Timestamp, random: f64) -> AttemptRecord {
     let Some(fault) = fault else { return AttemptRecord { at: now, next_at: None, reason: None } };
     let attempts = due.attempts.saturating_add(1);

@@ -36,7 +36,7 @@ pub(super) async fn post_webhook(
 }
 
 /// Publishes the message to a topic of ntfy (<https://docs.ntfy.sh/publish/#publish-as-json>). A repeated delivery has
-/// the same sequence id, so that a phone replaces the first message by it.
+/// the same sequence id, so that a phone replaces the first copy of the message.
 pub(super) async fn publish_ntfy(
     (server, topic): (&HttpUrl, &str),
     secrets: &ChannelSecrets,

@@ -30,7 +30,7 @@ use crate::store::StoredMonitor;
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the definitions of the monitors are read again, because another process may have paired a reflector.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(15);
-/// How long after the end of a minute all of its probes are known as answered or lost.
+/// How long after the end of a minute all of its probes are known as answered or lost: [`LOST_AFTER`] and a margin.
 const MINUTE_DELAY: Duration = Duration::from_millis(LOST_AFTER.as_millis() as u64 + 500);
 /// How long to wait after the store could not be used before the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -189,7 +189,7 @@ impl MonitorBoard {
         self.live().outages.open().is_some()
     }
 
-    /// Receives a counter that changes when the state of a monitor changes, and when an outage begins or ends.
+    /// A receiver of a counter that changes when the state of a monitor changes, and when an outage begins or ends.
     pub(in crate::app) fn changes(&self) -> watch::Receiver<u64> {
         self.state.shared.changes.subscribe()
     }

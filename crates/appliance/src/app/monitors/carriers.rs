@@ -53,19 +53,20 @@ impl ProbeCarrier for SessionCarrier {
     }
 }
 
-/// Probes a host by ICMP echo, or by TCP connections if this host allows no ICMP sockets.
+/// Probes a host by ICMP echo, or by TCP connections if this device allows no ICMP sockets.
 pub(super) enum HostCarrier {
     Ping {
         socket: PingSocket,
         readiness: UdpSocket,
-        /// The number of the last probe. An ICMP echo request contains only its lower 16 bits.
+        /// The number of the last probe. An ICMP echo request contains only the lower 16 bits of this number.
         last: u32,
     },
     Connections(ConnectionCarrier),
 }
 
 impl HostCarrier {
-    /// Opens the way to probe `target`. TCP connections, which are used if ICMP sockets are not allowed, go to `port`.
+    /// Creates a carrier that probes `target`. If ICMP sockets are not allowed, it opens TCP connections to `port`
+    /// instead.
     pub(super) fn open(target: SocketAddr, port: u16) -> io::Result<Self> {
         match PingSocket::connect(target) {
             Ok(socket) => {

@@ -21,10 +21,10 @@ use crate::monitor::outage::{Outage, OutageWatch};
 use crate::monitor::{PauseReason, ProbeTally, ProbeTotals};
 use crate::store::{StoredMonitor, StoredOutage};
 
-/// The maximum number of minutes that wait for a trusted clock or a writable disk. Each has the probes of all monitors.
-/// The oldest minutes are dropped.
+/// The maximum number of minutes in memory that cannot be stored yet, for example because the disk is full. Each minute
+/// has the probes of all monitors. Beyond this number, the oldest minutes are dropped.
 const MOST_PENDING_MINUTES: usize = 24 * 60;
-/// The maximum number of outages that wait for a trusted clock or a writable disk. The oldest are dropped.
+/// The maximum number of outages in memory that cannot be stored yet. Beyond this number, the oldest are dropped.
 const MOST_PENDING_OUTAGES: usize = 1000;
 
 /// The name of a monitor, and its present condition.
@@ -240,7 +240,8 @@ impl MonitorContext {
         self.shared.set_condition(self.stored.id, condition);
     }
 
-    /// Sets the monitor's condition to paused: the target was reached, or nothing was tried.
+    /// Sets the monitor's condition to paused, for `reason`. From now on it is not known whether the target is
+    /// reachable, so the monitor counts for no outage.
     pub(super) fn paused(&self, reason: PauseReason) {
         self.shared.pause(self.stored.id, reason);
         let changed = self.shared.live().outages.paused(self.stored.id, since_boot());
@@ -292,8 +293,8 @@ impl MonitorContext {
         self.shared.note_outage(changed);
     }
 
-    /// For the duration `time`, counts the probes that are due as lost. They cannot be sent, because the target is not
-    /// reachable.
+    /// For the duration `time`, records a lost probe each time a probe is due. Probes cannot be sent, because the
+    /// target is not reachable.
     pub(super) async fn lose_probes(&self, time: Duration) {
         let mut probes = OpenProbes::new(self.stored.monitor.interval(), since_boot());
         let until = since_boot() + time;
@@ -306,8 +307,8 @@ impl MonitorContext {
         }
     }
 
-    /// Sends probes, and calls `when_decided` for each one that was answered or lost, until that returns a value.
-    /// Returns `None` if this host changes before.
+    /// Sends probes, and calls `when_decided` for each probe that was answered or lost. Returns the first value that
+    /// `when_decided` returns, or `None` if this host changes before.
     pub(super) async fn keep_probing<E>(
         &self,
         carrier: &mut impl ProbeCarrier,
@@ -342,7 +343,7 @@ impl MonitorContext {
         }
     }
 
-    /// Receives a notification when this host changes, so that earlier probes can no longer be judged.
+    /// A receiver that is notified when this host changes. After a change, earlier probes can no longer be judged.
     pub(super) fn host_changes(&self) -> watch::Receiver<u64> {
         let mut changes = self.shared.host_changes.subscribe();
         changes.borrow_and_update();

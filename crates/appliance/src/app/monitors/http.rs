@@ -28,7 +28,7 @@ enum HttpFault {
 }
 
 impl HttpCarrier {
-    /// Opens the way to probe `url`. Fails if the URL is `https` and this host trusts no certificate authority.
+    /// Creates a carrier that probes `url`. Fails if the URL is `https` and this host trusts no certificate authority.
     pub(super) fn open(url: &HttpUrl) -> io::Result<Self> {
         Ok(Self { client: Arc::new(WebClient::open(url)?), tries: Tries::default() })
     }

@@ -16,7 +16,8 @@ use crate::store::{MonitorMinute, StoredOutage, Undated, UndatedMinute};
 /// Writes the measurements of the monitors to the store.
 pub(super) struct MonitorRecords {
     shared: Arc<SharedMonitors>,
-    /// The id of this boot; `None` if it is not known. Without it, minutes and outages without a date stay in memory.
+    /// The id of this boot; `None` if it is not known. In that case, minutes and outages stay in memory until they can
+    /// get a date.
     boot_id: Option<String>,
 }
 
@@ -34,7 +35,7 @@ impl MonitorRecords {
     }
 
     /// Ends the outages that the previous run of the service left open. Drops the rows without a date that an earlier
-    /// boot left, because they can no longer get one.
+    /// boot left, because they can no longer get a date.
     pub(super) async fn prepare(&self) -> Result<(), ApplianceError> {
         let store = self.appliance().store().await?;
         let boot_id = self.boot_id.as_deref().unwrap_or_default();
@@ -104,7 +105,7 @@ impl MonitorRecords {
         (minutes, rows)
     }
 
-    /// Puts minutes that could not be written back in front of those that were added meanwhile.
+    /// Puts unsaved minutes back into the list, before the minutes that were added meanwhile.
     fn put_back(&self, minutes: Vec<ClosedMinute>) {
         let live = &mut *self.live();
         let later = std::mem::replace(&mut live.minutes, minutes);

@@ -23,12 +23,12 @@ use crate::reflector_client::{ReflectorClient, Route};
 
 /// How long it may take to open a link, from the first packet to the granted session.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a check connection may take, which only shows whether the reflector is reachable.
+/// How long it may take to open a check connection. Such a connection only shows whether the reflector is reachable.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The minimum time between two check connections.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// For how long after a reflector announced its end a failed connection is no outage, because the reflector probably
-/// restarts.
+/// After a reflector has announced its end, a failed connection within this time does not count as an outage, because
+/// the reflector probably restarts.
 const RESTART_TIME: Duration = Duration::from_secs(60);
 /// The number of first probes of a session. If none of them is answered, the path does not carry UDP.
 const FIRST_PROBES: u32 = 10;

@@ -1,6 +1,6 @@
-//! Simulates sixty days of a device without a battery for its clock, with a real store. Checks outages to the second,
-//! and minutes, hours and days to the probe. Covers a change to summer time, slow evenings, lost power and boots
-//! without a clock.
+//! Simulates sixty days of a device without a battery for its clock, with a real store. Checks the times of outages to
+//! the second, and the numbers of probes in hours and days. Covers a change to summer time, slow evenings, lost power
+//! and boots without a clock.
 
 use std::time::Duration;
 

@@ -23,8 +23,8 @@ impl StabilityLooks {
     }
 
     /// Takes the next look if all samples up to the time of this look have arrived. Returns that time if the phase is
-    /// stable and may end there. `median_rtt` returns the median round trip in microseconds between two times since the
-    /// start of the phase, if it is known.
+    /// stable and may end there. `median_rtt` returns the median round trip, in microseconds, of the probes between two
+    /// times; `None` if it is not known. These times count from the start of the phase.
     pub(super) fn due(
         &mut self,
         record: &PhaseRecord,

@@ -42,8 +42,8 @@ pub(super) fn plan(
     Some(ModePlan { mode, falls_back: has_choice && found_at.is_none(), found_at })
 }
 
-/// Whether direct mode, found blocked at the time `at`, still counts as blocked. If `at` is in the future, the clock
-/// was wrong then.
+/// Whether direct mode, found blocked at the time `at`, still counts as blocked. It does not if `at` is in the future,
+/// because the clock was wrong then.
 fn is_remembered(at: Timestamp, now: Timestamp) -> bool {
     (SignedDuration::ZERO..REMEMBERED_FOR).contains(&now.duration_since(at))
 }

@@ -178,7 +178,7 @@ struct Introduction {
     name: PeerText,
     version: PeerText,
     facts: HostFacts,
-    /// Whether the reflector can send its kernel's record of the streams.
+    /// Whether the reflector can send [`ToAppliance::PhaseDetail`]: what its kernel recorded about the streams.
     sends_detail: bool,
 }
 
@@ -280,7 +280,8 @@ impl ReflectorRun<'_> {
 }
 
 /// Takes the test lock of this device again if it was released while the test waited in the reflector's queue. Answers
-/// the reflector meanwhile. Fails if the lock is not free well before the grant expires.
+/// the reflector meanwhile. Fails if the lock is not free within [`RETAKE_TIMEOUT`], or within half of the time until
+/// the grant expires, if that is shorter.
 async fn retake(
     lock: &mut TestLock,
     client: &mut ReflectorClient,

@@ -37,7 +37,7 @@ use crate::reflector_client::ReflectorClient;
 
 /// How long the connections of a phase may take to open, in addition to [`CONNECT_TIMEOUT_PER_STREAM`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How much longer the connections of a phase may take to open for each stream.
+/// The time for each stream that is added to [`CONNECT_TIMEOUT`].
 const CONNECT_TIMEOUT_PER_STREAM: Duration = Duration::from_millis(500);
 /// How long both ends may take after the end of a phase to drain their queues and report their counts.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -52,7 +52,7 @@ const CLOSE_TIMEOUT_WITH_CAUSE: Duration = Duration::from_secs(3);
 /// How long the link may be silent once the data connections of this end have failed. They use the same path as the
 /// link.
 const LINK_SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often the latency since the last such report is reported as progress.
+/// How often the latency is reported as progress. Each report covers the time since the report before it.
 const LATENCY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Why direct data connections to the reflector cannot be used.
@@ -360,7 +360,8 @@ impl ReflectorSession {
     }
 
     /// How long all connections of a phase may take to open. Handshakes run in parallel, and each takes at most
-    /// [`CONNECT_TIMEOUT`]. The extra time for each stream is for a reflector that delays every handshake.
+    /// [`CONNECT_TIMEOUT`]. The extra time for each stream is for a reflector that delays every handshake. The factor 2
+    /// is for a phase with load in both directions: `spec.streams` is the number of streams for each direction.
     fn connect_timeout(&self) -> Duration {
         CONNECT_TIMEOUT + CONNECT_TIMEOUT_PER_STREAM * u32::from(self.spec.streams) * 2
     }
@@ -714,8 +715,9 @@ fn check(record: &PhaseRecord, progress: PhaseProgress) -> Result<(), Impossible
     as_folded(progress).map_or(Ok(()), |(end, direction, sample)| record.check(end, direction, sample))
 }
 
-/// The latency since the last returned reading. Returns a reading once there are enough answers for a median, or once
-/// twice as many probes were sent. Probes whose answers may still arrive are left for the next reading.
+/// The latency since `seen_until`, the end of the last returned reading. Returns a reading once enough probes were
+/// answered for a median, or once the number of sent probes is twice the number of answers that a median needs. Probes
+/// whose answers may still arrive are left for the next reading.
 fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant) -> Option<LatencyReading> {
     let under_way = prober.recent().unwrap_or(LATENCY_INTERVAL) * 2;
     let until = prober.now().checked_sub(under_way)?.max(*seen_until);

@@ -278,7 +278,7 @@ mod tests {
             ("[plan]\ndownlod = \"250M\"\n", 2, "unknown key \"downlod\"; did you mean \"download\"?"),
             ("[plan]\ndownload = \"fast\"\n", 2, "download: "),
             ("[plan]\ndownload = 1.5\n", 2, "download: it is of type float"),
-            ("[plan]\ndownload = 9\nupload = 0\n", 1, "plan: the upload of a plan must be more than 0 bit/s"),
+            ("[plan]\ndownload = 9\nupload = 0\n", 1, "plan: each upload rate of a plan must be more than 0 bit/s"),
             ("[[reflector]]\nname = \"a\"\n", 1, "reflector: endpoint_id is missing"),
             ("[[reflector]]\nname = \"a\"\nendpoint_id = \"PP-1\"\n", 3, "endpoint_id: "),
             ("[[monitor]]\nname = \"a\"\n", 1, "monitor: target is missing"),

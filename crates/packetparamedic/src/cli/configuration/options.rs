@@ -137,7 +137,7 @@ fn defined(json: &str, given: &[(String, FileOption)]) -> Result<Schedule, Optio
         match (key.as_str(), option) {
             (DEFINITION, _) => {}
             ("name", FileOption::Value(name)) => schedule.name.clone_from(name),
-            _ => return Err(fault(format!("it has everything; remove {key}"))),
+            _ => return Err(fault(format!("it describes the whole schedule; remove {key}"))),
         }
     }
     Ok(schedule)

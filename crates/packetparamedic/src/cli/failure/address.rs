@@ -14,12 +14,12 @@ impl From<&NotAHostPort> for CommandFailure {
     fn from(error: &NotAHostPort) -> Self {
         let try_ = match &error.fault {
             Fault::Empty | Fault::Port | Fault::Name | Fault::V4 => {
-                "HOST or HOST:PORT, as in reflector.example.net, 203.0.113.7:4000 or [2001:db8::7]:4000"
+                "give HOST or HOST:PORT, as in reflector.example.net, 203.0.113.7:4000 or [2001:db8::7]:4000"
             }
             Fault::Url => "give only the host, without https:// and without a path",
-            Fault::Brackets | Fault::V6 => "an IPv6 address in brackets, as in [2001:db8::7]:4000",
-            Fault::Character(c) if !c.is_ascii() => "the name in its ASCII form, beginning with xn--",
-            Fault::Character(_) => "a name of letters, digits, dots and dashes",
+            Fault::Brackets | Fault::V6 => "write an IPv6 address in brackets, as in [2001:db8::7]:4000",
+            Fault::Character(c) if !c.is_ascii() => "write the name in its ASCII form, which begins with xn--",
+            Fault::Character(_) => "use a name of letters, digits, dots and dashes",
         };
         let what = format!("invalid address {}", error.text);
         Self::new(ExitStatus::Usage, "bad_address", what, &error.fault, try_)

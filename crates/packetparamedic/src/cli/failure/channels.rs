@@ -14,7 +14,7 @@ pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
         ChannelError::Name(_) => "choose a valid name, such as phone",
         ChannelError::Url => "use a URL such as https://hooks.example.org/KEY",
         ChannelError::NoUrl => "name the file of the URL: url_file = \"FILE\"",
-        ChannelError::OtherServer => "name the server of the URL, or leave it out",
+        ChannelError::OtherServer => "set the server to that of the URL, or omit it",
         ChannelError::ForeignSecret { .. } => "remove that secret",
         ChannelError::NtfyServer => "use the URL of the server alone, as in --server https://ntfy.example.org",
         ChannelError::Topic(_) => "choose a valid topic that is hard to guess, such as pp-7f3k2m9q",
@@ -27,7 +27,7 @@ pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
         ChannelError::MailAddress(_) => "use the bare address, without a name",
         ChannelError::Recipients => "name each recipient with --to",
         ChannelError::ProgramPath(_) => "use the whole path, such as /usr/bin/apprise",
-        ChannelError::Args => "put the command into a script, and name that",
+        ChannelError::Args => "put the command into a script, and name the script",
         ChannelError::ProgramFile { .. } => {
             "name an executable file that belongs to root, as all folders above it do, and that others cannot write: \
              chown root FILE; chmod 755 FILE"

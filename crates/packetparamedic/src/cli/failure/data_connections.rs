@@ -1,4 +1,5 @@
-//! Explains why the data of a test did not reach the reflector although the link did, and what to change.
+//! Explains why a test has no data connections to the reflector although its control connection works, and what to
+//! change.
 
 use std::io;
 use std::net::SocketAddr;

@@ -13,7 +13,7 @@ impl From<&Iperf3Failure> for CommandFailure {
                 Usage,
                 "no_server",
                 "no iperf3 server to measure against",
-                "the request names none",
+                "the request names no server",
                 "name a host that runs `iperf3 -s`: --peer HOST or --peer HOST:PORT",
             ),
             Iperf3Failure::NotAPublicKey { .. } => {
@@ -22,7 +22,7 @@ impl From<&Iperf3Failure> for CommandFailure {
             }
             Iperf3Failure::NoPassword { .. } => {
                 let try_ = "set --password-file FILE, or PACKETPARAMEDIC_IPERF3_PASSWORD in the environment";
-                Self::new(Usage, "bad_usage", error.to_string(), "none was given", try_)
+                Self::new(Usage, "bad_usage", error.to_string(), "no password was given", try_)
             }
             Iperf3Failure::NotStarted(source) => Self::new(
                 Failed,
@@ -49,8 +49,8 @@ impl From<&Iperf3Failure> for CommandFailure {
                     FailureKind::NotAuthorized => {
                         let what = format!("the iperf3 server at {target} refused this device");
                         let try_ = if *has_login {
-                            "check user, password, public key, and that both clocks agree within 10 s; a server from \
-                             3.17 on accepts an older iperf3 only with its --use-pkcs1-padding"
+                            "check user, password, public key, and that both clocks agree within 10 s; a server of \
+                             version 3.17 or later accepts an older client only if it runs with --use-pkcs1-padding"
                         } else {
                             "it requires a login: set --username, --password-file and --rsa-public-key"
                         };
@@ -67,7 +67,7 @@ impl From<&Iperf3Failure> for CommandFailure {
                         Self::new(Failed, "data_lost", failed(), reason, try_)
                     }
                     FailureKind::BytesLeft => {
-                        let try_ = "give it more time with -t, or fewer bytes with -n";
+                        let try_ = "give the test more time with -t, or fewer bytes with -n";
                         Self::new(Failed, "data_lost", failed(), reason, try_)
                     }
                     FailureKind::PathSilent => {

@@ -11,7 +11,8 @@ use paramedic_report::quantity;
 use super::{CommandFailure, ExitStatus};
 
 /// What to try if the reflector removed this device.
-const PAIR_AGAIN: &str = "pair again: run `reflector pair` on its host, then `packetparamedic pair-reflector` here";
+const PAIR_AGAIN: &str =
+    "pair again: run `reflector pair` on the reflector's host, then `packetparamedic pair-reflector` here";
 /// What to try if the reflector is shutting down.
 const AFTER_START: &str = "run the test again when the reflector has started again";
 
@@ -58,7 +59,7 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
             "no_reflector",
             cannot_open(),
             &"it closed the connection during the TLS handshake",
-            "check the address, and run `reflector status` on its host to see whether it is full",
+            "check the address, and run `reflector status` on its host to see whether its connection limit is reached",
         ),
         E::HandshakeTimeout(time) => {
             let try_ = format!(
@@ -195,7 +196,7 @@ fn denied(target: &HostPort, denial: &Denial) -> CommandFailure {
         }
         DenialReason::TooManyMonitors => ("too_many_monitors", "raise max_monitors on the reflector"),
         DenialReason::Draining => ("draining", AFTER_START),
-        DenialReason::Faulted => ("reflector_faulted", "run `reflector status` on its host"),
+        DenialReason::Faulted => ("reflector_faulted", "run `reflector status` on the reflector's host"),
         DenialReason::Unknown => ("denied", "update this program: the reflector is newer"),
     };
     let exit = if denial.reason.is_worth_a_retry() { ExitStatus::Busy } else { ExitStatus::Denied };
@@ -213,8 +214,8 @@ fn plain(error: &io::Error) -> String {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::ConnectionReset => "the connection was reset".to_owned(),
         io::ErrorKind::TimedOut => "no answer in time".to_owned(),
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "no route to it".to_owned(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => "it closed the connection".to_owned(),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "no route to the host".to_owned(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => "the other end closed the connection".to_owned(),
         _ => error.to_string(),
     }
 }

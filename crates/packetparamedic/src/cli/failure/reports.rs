@@ -8,7 +8,7 @@ use super::{CommandFailure, ExitStatus};
 pub(super) fn not_made(error: &ApplianceError) -> CommandFailure {
     let try_ = match error {
         ApplianceError::PeriodTooLong { .. } => "choose a shorter period with --since and --until",
-        _ => "choose a begin that is before the end and before now",
+        _ => "choose a start that is before the end and before now",
     };
     CommandFailure::new(ExitStatus::Usage, "bad_period", "the report is not made", error, try_)
 }

@@ -32,13 +32,13 @@ pub(super) fn refused(error: &ApplianceError) -> CommandFailure {
         ApplianceError::ScheduleDisabled { name } => (
             ExitStatus::Failed,
             "schedule_disabled",
-            "the schedule does not run",
+            "cannot run the schedule",
             format!("run `packetparamedic schedule enable {name}`"),
         ),
         ApplianceError::ScheduleRuns { .. } => (
             ExitStatus::Busy,
             "schedule_runs",
-            "the schedule is not started again",
+            "cannot run the schedule now",
             "run `packetparamedic status` to see what runs".to_owned(),
         ),
         ApplianceError::ServiceRuns { state_dir } => (

@@ -48,7 +48,7 @@ impl From<&StorageError> for CommandFailure {
                 Exit::Usage,
                 "history_newer",
                 "cannot read the saved pairings and results",
-                "use the newer packetparamedic that wrote them".to_owned(),
+                "use the newer version of packetparamedic that wrote the database".to_owned(),
             ),
             E::Altered { place, .. } => fail(
                 Exit::Failed,
@@ -57,7 +57,7 @@ impl From<&StorageError> for CommandFailure {
                 match place {
                     StorePlace::File(_) => format!("use the version of packetparamedic that wrote {place}"),
                     StorePlace::Server(_) => {
-                        "use the version of packetparamedic that wrote it, or set `database` to a database that only this device uses"
+                        "use the version of packetparamedic that wrote the database, or set `database` to one that only this device uses"
                             .to_owned()
                     }
                 },
@@ -69,7 +69,7 @@ impl From<&StorageError> for CommandFailure {
                 Exit::Busy,
                 "history_busy",
                 "cannot use the saved pairings and results",
-                "try again in a moment: another packetparamedic may be using them".to_owned(),
+                "try again in a moment: another packetparamedic process may be using the database".to_owned(),
             ),
             E::ReadOnly { place: place @ StorePlace::File(_), .. } => fail(
                 Exit::Usage,

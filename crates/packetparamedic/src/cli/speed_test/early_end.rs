@@ -26,8 +26,8 @@ pub(super) fn conflict(args: &Args, length: &RequestedLength) -> Option<&'static
     let conflicts = [
         (args.time.is_some(), "-t sets the time of each direction"),
         (length.is_configured, "the setting duration sets the time of each direction"),
-        (args.bytes.is_some(), "-n ends each direction after its bytes"),
-        (args.budget.is_some(), "--budget ends each direction after its bytes"),
+        (args.bytes.is_some(), "-n ends each direction after a number of bytes"),
+        (args.budget.is_some(), "--budget ends each direction after a number of bytes"),
         (length.has_program, "iperf3 sends for the whole time"),
         (length.sends_datagrams, "datagrams (-u) are sent for the whole time"),
         (has_threshold, "a threshold needs the whole time, so that each run is judged alike"),

@@ -79,7 +79,7 @@ impl Needs {
             Self::Packets if !(*has_load || (*may_probe && *does_probe)) => {
                 Some(format!("the engine {engine} sends no load, and there are no latency probes"))
             }
-            Self::IdlePhase if !has_load => Some(format!("the engine {engine} has one idle phase, as long as -t says")),
+            Self::IdlePhase if !has_load => Some(format!("the engine {engine} has one idle phase; -t sets its length")),
             Self::IdlePhase | Self::Probes if !may_probe => {
                 Some(format!("the provider {provider} does not measure latency"))
             }

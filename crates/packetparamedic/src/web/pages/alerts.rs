@@ -259,7 +259,7 @@ fn rule_of(form: &FormBody) -> Result<AlertRule, CommandFailure> {
     let metric = form.value("metric").parse::<AlertMetric>().map_err(|error| wrong(&error.to_string()))?;
     let limit = form.text("value").map(|text| limit_of(metric, form.value("limit"), text)).transpose()?;
     let number = |field: &str, usual: u32| {
-        let not_whole = |_| wrong(&format!("{} is a whole number", field.replace('_', " ")));
+        let not_whole = |_| wrong(&format!("{} must be a whole number", field.replace('_', " ")));
         form.text(field).map_or(Ok(usual), |text| text.trim().parse().map_err(not_whole))
     };
     let quiet_hours = form.text("quiet_hours").map(str::parse::<QuietHours>).transpose();

@@ -1,5 +1,5 @@
-//! The web pages of the running service: rendered by the server, readable without JavaScript. Like the API, a thin
-//! client of the appliance's `app`.
+//! The web pages of the running service: rendered by the server, readable without JavaScript. Like the API, they
+//! translate between HTTP and the module `app` of `paramedic_appliance`.
 
 mod alerts;
 mod assets;

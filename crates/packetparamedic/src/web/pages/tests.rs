@@ -497,7 +497,7 @@ async fn a_report_is_a_file_and_its_preview_may_use_its_own_styles_alone() {
     }
     let wrong = pages.get(SOCKET, "/report/preview?since=yesterday").await;
     assert!(
-        wrong.status == StatusCode::BAD_REQUEST && wrong.text().contains("since is a day or a time"),
+        wrong.status == StatusCode::BAD_REQUEST && wrong.text().contains("since must be a day or time"),
         "{}",
         wrong.text()
     );

@@ -38,7 +38,8 @@ struct Path {
 const PATH: Path =
     Path { upload_us: 6_000.0, download_us: 6_000.0, jitter_us: 50.0, offset_us: 7.3e6, skew_ppm: 0.0, jump: None };
 
-/// The begin and the end of the idle phase, in seconds. The two constants below have those of the loaded phases.
+/// The begin and the end of the idle phase, in seconds. The two constants below are the begin and the end of the loaded
+/// phases.
 const IDLE: (f64, f64) = (2.0, 4.0);
 const DOWNLOAD: (f64, f64) = (6.0, 14.0);
 const UPLOAD: (f64, f64) = (16.0, 24.0);

@@ -24,7 +24,7 @@ pub(super) struct Ground {
     pub(super) target: Target,
     /// The address of the reflector as text.
     pub(super) address: String,
-    /// An appliance from whose prefix a device has authenticated.
+    /// An appliance whose address prefix the reflector knows, because a device with this prefix has authenticated.
     pub(super) known: Appliance,
     /// The key of another peer with the same prefix as `known`.
     pub(super) peer: SecretKey,
@@ -32,7 +32,7 @@ pub(super) struct Ground {
     pub(super) home: IpAddr,
     /// Paired appliances that have never connected.
     pub(super) new: Vec<Appliance>,
-    /// The network namespace of appliances and attackers.
+    /// The network namespace of appliances and attackers; `None` over loopback.
     pub(super) far: Option<String>,
     _hosts: Option<TwoHosts>,
 }
@@ -63,13 +63,13 @@ impl Ground {
         let appliance = || far.as_deref().map_or_else(Appliance::new, Appliance::in_netns);
         let known = appliance().pair(&reflector, &address);
         let first = known.speed_test(&[&super::TEST[..], &["--peer", &address]].concat());
-        ensure!(first.code == 0, "a test before the flood passes: {first:?}");
+        ensure!(first.code == 0, "a test before the flood failed: {first:?}");
         let new = (0..APPLIANCES).map(|_| {
             let appliance = appliance();
             reflector.must(&["peers", "add", &appliance.id()]);
             let by_hand = ["pair-reflector", "--peer", &address, "--endpoint-id", &target.id.to_string()];
             let outcome = appliance.run(&by_hand);
-            ensure!(outcome.code == 0, "an appliance is paired by hand: {outcome:?}");
+            ensure!(outcome.code == 0, "cannot pair an appliance by Endpoint ID: {outcome:?}");
             Ok(appliance)
         });
         let new = new.collect::<anyhow::Result<Vec<_>>>()?;
@@ -91,7 +91,7 @@ impl Ground {
             // An old reflector whose database lacks the table has no prefixes to age.
             anyhow::Ok(aged.unwrap_or(0))
         })?;
-        self.reflector.start().context("the reflector starts again")?;
+        self.reflector.start().context("cannot start the reflector again")?;
         Ok(aged > 0)
     }
 
@@ -115,7 +115,7 @@ impl Ground {
     }
 }
 
-/// Routes fd97::/16 to the attackers, and gives each new prefix an address.
+/// Routes fd97::/16 and fd98::/16 to the attackers' host, and gives that host one address in each new prefix.
 fn route(hosts: &TwoHosts) -> anyhow::Result<()> {
     let (near, far) = (&hosts.near, &hosts.far);
     let ip = |args: &[&str]| -> anyhow::Result<()> {

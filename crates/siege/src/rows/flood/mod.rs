@@ -1,5 +1,6 @@
-//! Paired appliances in a flood of unpaired connections: a device with a known prefix must be served every time, one with a
-//! new prefix nearly every time, and the reflector must use little memory.
+//! Paired appliances in a flood of unpaired connections: a device with a known address prefix (a device with this
+//! prefix has authenticated before) must be served every time, a device with a new prefix nearly every time, and the
+//! reflector must use little memory.
 
 mod ground;
 
@@ -188,7 +189,8 @@ fn time_to_grant(ground: &Ground) -> anyhow::Result<Duration> {
     Ok(began.elapsed())
 }
 
-/// Runs one test with retries from each prefix that never authenticated; three appliances at a time.
+/// Runs one test with retries from each new prefix; three appliances run tests at the same time. Returns the number of
+/// successful tests.
 fn from_new_prefixes(ground: &Ground, tests: u32) -> u32 {
     let share = |nth: usize, appliance: &Appliance| {
         let mine = (0..tests as usize).filter(|test| test % ground.new.len() == nth);

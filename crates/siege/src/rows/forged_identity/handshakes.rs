@@ -104,7 +104,7 @@ pub(super) fn unsigned(id: &EndpointId) -> CertifiedKey {
 /// A key that is not an Ed25519 key, with valid signatures.
 pub(super) fn of_another_type() -> anyhow::Result<CertifiedKey> {
     let key = ecdsa(&ECDSA_P256_SHA256_ASN1_SIGNING)?;
-    let public = key.public_key().context("a public key")?.to_vec();
+    let public = key.public_key().context("the key has no public part")?.to_vec();
     Ok(certified(public, key))
 }
 
@@ -130,7 +130,8 @@ fn keys(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     let base = appliance_config(&own, Expect::ExactKey(target.id), Alpn::Link)?;
     let (mine, theirs) = (spki(&own.id()), spki(&peer.id()));
     let (p256, p384) = (ecdsa(&ECDSA_P256_SHA256_ASN1_SIGNING)?, ecdsa(&ECDSA_P384_SHA384_ASN1_SIGNING)?);
-    let public = |key: &Arc<dyn SigningKey>| key.public_key().map(|key| key.to_vec()).context("a public key");
+    let public =
+        |key: &Arc<dyn SigningKey>| key.public_key().map(|key| key.to_vec()).context("the key has no public part");
     let always = |bytes: &[u8]| -> Arc<dyn SigningKey> { Arc::new(SignsAlways(bytes.to_vec())) };
     let with_oid = |last: u8| {
         let mut spki = theirs.clone();
@@ -187,7 +188,7 @@ fn with(name: &str, target: Target, base: &ClientConfig, shows: Shows) -> Kind {
     refused(name, move |from| says_hello(target, from, &config))
 }
 
-/// Attempts of a paired key that negotiate another protocol than the link's.
+/// Attempts with a paired key that negotiate another protocol than that of a link.
 fn protocols(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     let base = appliance_config(peer, Expect::ExactKey(target.id), Alpn::Link)?;
     let named: [(&str, &[&[u8]]); 5] = [
@@ -254,7 +255,7 @@ fn record(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<u8>> {
             Ok(sent)
         });
         genuine(through, peer)?;
-        sent.join().ok().context("the relay panicked")?.context("the relay")
+        sent.join().ok().context("the relay panicked")?.context("the relay failed")
     })
 }
 

@@ -18,7 +18,7 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::{HOME, Target, hello, peer_of, request};
 
-/// The number of concurrent attempts: fewer than the reflector's places for unauthenticated connections.
+/// The number of concurrent attempts: fewer than the unauthenticated connections that the reflector accepts at once.
 const THREADS: usize = 128;
 /// The largest accepted difference between the median answer times of two classes of unpaired clients.
 const MOST_APART: Duration = Duration::from_millis(100);

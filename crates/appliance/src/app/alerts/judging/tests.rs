@@ -39,7 +39,8 @@ impl TestService {
         self.board.pass(&mut self.memory, self.now).await.unwrap();
     }
 
-    /// Saves a speed test with the rate `mbps` that ends after `minutes`, and judges it.
+    /// Moves the clock by `minutes`, saves the result of a speed test that ends then with the rate `mbps`, and judges
+    /// it.
     async fn test(&mut self, minutes: i64, mbps: u64) {
         self.now += SignedDuration::from_mins(minutes);
         let document = document(self.now, mbps, LimitCause::Network);

@@ -58,7 +58,7 @@ fn rule_of(given: &[(String, FileOption)]) -> Result<AlertRule, OptionFault> {
     let fault = |key: Option<&str>, problem: String| OptionFault { key: key.map(str::to_owned), problem };
     if let Some((_, FileOption::Value(json))) = given.iter().find(|(key, _)| key == DEFINITION) {
         if let Some((other, _)) = given.iter().find(|(key, _)| key != DEFINITION && key != "name") {
-            return Err(fault(Some(DEFINITION), format!("it has everything; remove {other}")));
+            return Err(fault(Some(DEFINITION), format!("it describes the whole rule; remove {other}")));
         }
         let rule = serde_json::from_str::<AlertRule>(json);
         let rule = rule.map_err(|error| fault(Some(DEFINITION), error.to_string()))?;

@@ -42,7 +42,7 @@ impl FileText<'_> {
     pub(super) fn unknown(&self, key: &FileKey<'_>, known: &[&str]) -> FileFault {
         let suggestion = match nearest_name(key.get_ref(), known.iter().copied()) {
             Some(nearest) => format!("did you mean {nearest:?}?"),
-            None if known.len() > LISTED_KEYS => "valid: the options of the command that adds one".to_owned(),
+            None if known.len() > LISTED_KEYS => "valid: the options of the command that adds the object".to_owned(),
             None => format!("valid: {}", known.join(", ")),
         };
         self.fault(key.span().start, format!("unknown key {:?}; {suggestion}", key.get_ref()))

@@ -21,7 +21,8 @@ const LISTED_OUTAGES: usize = 5;
 
 /// What the first page shows of the last day.
 pub(in super::super) struct DayView {
-    /// The lost probes beyond the gateway, as a share and as numbers; `None` if no probes were sent.
+    /// The lost probes of all monitors except those of the gateway, as a share and as numbers; `None` if no probes were
+    /// sent.
     pub(in super::super) loss: Option<(String, String)>,
     pub(in super::super) outages: Vec<OutageView>,
     /// The number of outages that are not in the list.

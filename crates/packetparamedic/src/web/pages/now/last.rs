@@ -1,5 +1,5 @@
 //! The last result on the first page: the rates with their share of the plan, and the latency, idle and under load,
-//! with its grade and the place of the queue.
+//! with its grade and where the queue built up.
 
 use paramedic_appliance::plan::Plan;
 use paramedic_link::test_spec::{Direction, Load};

@@ -115,7 +115,7 @@ fn new_channel(form: &FormBody) -> Result<NewChannel, &'static str> {
         "smtp" => NewDestination::Smtp {
             server: form.value("server").to_owned(),
             port: match form.text("port") {
-                Some(port) => Some(port.parse().map_err(|_| "a port is a number from 1 to 65535")?),
+                Some(port) => Some(port.parse().map_err(|_| "the port must be a number from 1 to 65535")?),
                 None => None,
             },
             security: Some(match form.value("security") {
@@ -128,7 +128,7 @@ fn new_channel(form: &FormBody) -> Result<NewChannel, &'static str> {
             from: form.value("from").to_owned(),
             to: form.value("to").split([',', ' ', ';']).map(str::to_owned).collect(),
         },
-        _ => return Err("the kind is webhook, ntfy or smtp"),
+        _ => return Err("the kind must be webhook, ntfy or smtp"),
     };
     Ok(NewChannel { name: form.value("name").to_owned(), destination })
 }

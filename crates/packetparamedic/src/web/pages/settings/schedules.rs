@@ -30,7 +30,7 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 /// The path of the settings of the schedules.
 pub(in super::super) const PATH: &str = "/settings/schedules";
 
-/// The recurrences that the form offers, each with its words. The text of a recurrence is that of a stored schedule.
+/// The recurrences that the form offers, each in the form in which a stored schedule contains it, and in words.
 const CHOICES: [(&str, &str); 5] = [
     ("every 6h", "every 6 hours"),
     ("every 1h", "every hour"),

@@ -110,7 +110,7 @@ pub(super) async fn outages_between(
 
 /// Shows the page of all outages.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
-    let wrong = |_| Problem::invalid(StatusCode::BAD_REQUEST, "before is a time such as 2026-11-29T16:00:00Z");
+    let wrong = |_| Problem::invalid(StatusCode::BAD_REQUEST, "before must be a time such as 2026-11-29T16:00:00Z");
     let before = visitor.parameter("before").map(str::parse::<Timestamp>).transpose().map_err(wrong)?;
     let mut outages = state.service.appliance().outages(before, LIST + 1).await?;
     let has_more = outages.len() > LIST as usize;

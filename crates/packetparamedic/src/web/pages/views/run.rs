@@ -27,8 +27,8 @@ use super::super::visitor::Visitor;
 use super::chart::Chart;
 use rows::{FactTable, NamedFact};
 
-/// The maximum length in bytes of a result document, without its intervals, that the page of its run contains. The page
-/// always links to the document.
+/// The maximum length, in bytes, of a result document (without its intervals) that the page of its run shows. The page
+/// links to a document of any length.
 const LONGEST_DOCUMENT: usize = 128 * 1024;
 
 /// The maximum length of a sentence in the page, in characters.
