@@ -24,7 +24,7 @@ pub use forwarder::Link;
 pub use namespace::Namespace;
 pub use packet::{FlowKey, Headers, Transport};
 pub use priority::KeepAwake;
-pub use record::{BIN, Bin, FlowRecord, Lateness, LinkRecord, SeenProbe, WatchRule};
+pub use record::{BIN, Bin, FlowRecord, Lateness, LinkRecord, OPENING_BYTES, SeenProbe, WatchRule};
 pub use scenario::{Change, Family, Hop, Scenario};
 pub use settings::{BurstLoss, DirectionSettings, Policer, Reorder};
 pub use topology::Topology;

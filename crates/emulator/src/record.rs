@@ -35,6 +35,9 @@ pub struct LinkRecord {
     inside: HashMap<u64, usize>,
 }
 
+/// The first bytes of a flow, up to this many, are no load: a stream may open with a word that names it.
+pub const OPENING_BYTES: u64 = 100;
+
 /// The record of one flow through a link.
 #[derive(Clone, Debug, Default)]
 pub struct FlowRecord {
@@ -51,6 +54,8 @@ pub struct FlowRecord {
     /// Payload bytes that left. For TCP, a byte counts once no byte before it is missing; for other protocols, copies
     /// do not count.
     pub payload_bytes: u64,
+    /// When `payload_bytes` first exceeded [`OPENING_BYTES`].
+    pub load_began: Option<Duration>,
     /// Packets with payload that left, copies included.
     pub with_payload: u64,
     /// The sum of the queue waits of the packets that left.
@@ -71,11 +76,11 @@ impl FlowRecord {
 /// What the link delivered and dropped in one [`BIN`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bin {
-    /// TCP payload in bytes, without watched packets; a byte counts once no byte before it is missing.
+    /// TCP payload in bytes, without watched packets that are no load; a byte counts once no byte before it is missing.
     pub tcp_payload: u64,
-    /// UDP payload in bytes, without watched packets and copies.
+    /// UDP payload in bytes, without copies and watched packets that are no load.
     pub udp_payload: u64,
-    /// The bytes of the watched IP packets that left, copies included.
+    /// The bytes of the watched IP packets that left and are no load, copies included.
     pub watched_bytes: u64,
     /// The bytes of all IP packets that left, copies included.
     pub bytes: u64,
@@ -96,11 +101,14 @@ pub struct WatchRule {
     pub prefixes: &'static [&'static [u8]],
     /// The offset of the identifier in the payload. The identifier always has four bytes.
     pub id_at: usize,
+    /// Whether the packets are a part of the load. Other watched packets do not count as payload in a [`Bin`].
+    pub is_load: bool,
 }
 
 impl WatchRule {
     /// Echo requests and replies of ping; the payload begins with identifier and sequence number.
-    pub const PING: Self = Self { transport: Transport::Icmp, port: None, payload_len: None, prefixes: &[], id_at: 0 };
+    pub const PING: Self =
+        Self { transport: Transport::Icmp, port: None, payload_len: None, prefixes: &[], id_at: 0, is_load: false };
 
     fn id(&self, headers: &Headers<'_>) -> Option<u32> {
         let flow = headers.flow;
@@ -246,17 +254,20 @@ impl LinkRecord {
             _ => headers.payload.len() as u64,
         };
         flow.payload_bytes += new;
-        if let Some(at) = self.inside.get(&departure.number).copied() {
-            if let Some(probe) = self.probes.get_mut(at) {
-                probe.is_duplicated |= departure.is_copy;
-                probe.is_reordered |= is_reordered;
-                if !departure.is_copy {
-                    probe.left = Some(now);
-                    probe.queue_wait = departure.queue_wait;
-                }
+        if flow.load_began.is_none() && flow.payload_bytes > OPENING_BYTES {
+            flow.load_began = Some(now);
+        }
+        if let Some(probe) = self.inside.get(&departure.number).and_then(|at| self.probes.get_mut(*at)) {
+            probe.is_duplicated |= departure.is_copy;
+            probe.is_reordered |= is_reordered;
+            if !departure.is_copy {
+                probe.left = Some(now);
+                probe.queue_wait = departure.queue_wait;
             }
-            self.bin(now).watched_bytes += packet.len() as u64;
-            return;
+            if !self.rules[probe.rule].is_load {
+                self.bin(now).watched_bytes += packet.len() as u64;
+                return;
+            }
         }
         let bin = self.bin(now);
         match headers.flow.transport {
@@ -301,7 +312,7 @@ mod tests {
 
     fn rule() -> WatchRule {
         let prefixes: &[&[u8]] = &[&[1, 1], &[1, 2]];
-        WatchRule { transport: Transport::Udp, port: None, payload_len: Some(8), prefixes, id_at: 4 }
+        WatchRule { transport: Transport::Udp, port: None, payload_len: Some(8), prefixes, id_at: 4, is_load: false }
     }
 
     #[test]
@@ -334,6 +345,7 @@ mod tests {
             record.left(&departure(tcp6(sequence, 100), number, false), 12 * MS);
         }
         assert_eq!(record.between(12 * MS, 13 * MS).tcp_payload, 200);
+        assert_eq!(record.flows.values().next().unwrap().load_began, Some(12 * MS));
         assert_eq!(record.between(Duration::ZERO, 12 * MS).tcp_payload, 0);
     }
 

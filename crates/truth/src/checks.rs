@@ -115,8 +115,7 @@ pub const CHECKS: &[Check] = &[
         title: "Lost datagrams",
         unit: "datagrams",
         digits: 0,
-        text: "Datagrams of a run at a fixed rate that the link dropped. Tolerance: the large datagrams of the session that \
-               are not of its stream, which find the size that the path carries.",
+        text: "Datagrams of a run at a fixed rate that the link dropped. Tolerance: none.",
         ours: |record, _| of_udp(record, LOST, |said| said.lost, |truth| truth.dropped),
     },
     Check {
@@ -124,7 +123,7 @@ pub const CHECKS: &[Check] = &[
         title: "Reordered datagrams",
         unit: "datagrams",
         digits: 0,
-        text: "Datagrams of the same run that arrived after a later one (RFC 4737). The same tolerance.",
+        text: "Datagrams of the same run that arrived after a later one (RFC 4737). Tolerance: none.",
         ours: |record, _| of_udp(record, REORDERED, |said| said.out_of_order, |truth| truth.reordered),
     },
     Check {
@@ -132,7 +131,7 @@ pub const CHECKS: &[Check] = &[
         title: "Duplicated datagrams",
         unit: "datagrams",
         digits: 0,
-        text: "Datagrams of the same run that the link delivered twice. The same tolerance.",
+        text: "Datagrams of the same run that the link delivered twice. Tolerance: none.",
         ours: |record, _| of_udp(record, DUPLICATED, |said| said.duplicates, |truth| truth.copies),
     },
 ];
@@ -195,8 +194,7 @@ fn of_udp(
         let (udp, datagrams) = counts?;
         let reported =
             said(&Said { lost: Some(udp.lost), out_of_order: udp.out_of_order, duplicates: udp.duplicates })?;
-        let others = datagrams.entered.saturating_sub(udp.datagrams);
-        Some(reading(check, word(direction), OURS, [reported as f64, truth(&datagrams) as f64], others as f64))
+        Some(reading(check, word(direction), OURS, [reported as f64, truth(&datagrams) as f64], 0.0))
     })
 }
 

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use emulator::{Bin, FlowRecord, LinkRecord, Transport, Way};
+use emulator::{Bin, FlowRecord, LinkRecord, SeenProbe, Transport, Way};
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::{LatencyResult, ResultDocument};
 use serde::{Deserialize, Serialize};
+
+use crate::run::{BULK_RULE, PROBE_RULE};
 
 /// What the links did during one run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -184,8 +186,9 @@ fn bulk_datagrams(record: &LinkRecord) -> impl Iterator<Item = &FlowRecord> {
         .map(|(_, flow)| flow)
 }
 
-/// What the links did to the datagrams of the load that travelled this way.
-pub(crate) fn datagrams(links: &LinkRecords, way: Way) -> Option<ObservedDatagrams> {
+/// What the links did to the large datagrams that travelled this way, whatever they carried. The load of another program
+/// has no mark by which its datagrams could be told from others.
+pub(crate) fn datagrams_of_flows(links: &LinkRecords, way: Way) -> Option<ObservedDatagrams> {
     let (last, first) = last_and_first(links, way)?;
     let entered = bulk_datagrams(first).map(|flow| flow.entered).sum::<u64>();
     let sum = |of: fn(&FlowRecord) -> u64| -> u64 {
@@ -194,6 +197,26 @@ pub(crate) fn datagrams(links: &LinkRecords, way: Way) -> Option<ObservedDatagra
     let reordered = bulk_datagrams(last).map(|flow| flow.reordered).sum();
     let dropped = sum(FlowRecord::all_dropped);
     (entered > 0).then(|| ObservedDatagrams { entered, dropped, copies: sum(|flow| flow.copies), reordered })
+}
+
+/// What the links did to the datagrams of one stream that travelled this way and match watch rule `rule`.
+pub(crate) fn datagrams(links: &LinkRecords, way: Way, rule: usize) -> Option<ObservedDatagrams> {
+    let (last, first) = last_and_first(links, way)?;
+    let of = |record: &LinkRecord| record.probes.iter().filter(|one| one.rule == rule).copied().collect::<Vec<_>>();
+    let in_all = links.iter().flat_map(|link| of(&link[way as usize])).collect::<Vec<_>>();
+    let count = |is_meant: fn(&SeenProbe) -> bool| in_all.iter().filter(|one| is_meant(one)).count() as u64;
+    let entered = of(first).len() as u64;
+    // A datagram is reordered if it arrives after one with a higher number (RFC 4737, section 3.3).
+    let mut arrived = of(last).iter().filter_map(|one| Some((one.left?, one.id))).collect::<Vec<_>>();
+    arrived.sort_unstable();
+    let mut highest = 0;
+    let mut is_late = |id: u32| {
+        highest = highest.max(id);
+        id < highest
+    };
+    let reordered = arrived.iter().filter(|(_, id)| is_late(*id)).count() as u64;
+    let (dropped, copies) = (count(|one| one.dropped.is_some()), count(|one| one.is_duplicated));
+    (entered > 0).then_some(ObservedDatagrams { entered, dropped, copies, reordered })
 }
 
 /// The way that the payload of a direction travels.
@@ -206,15 +229,10 @@ pub(crate) fn way(direction: Direction) -> Way {
 
 impl Observed {
     /// What the links did during a run with the result `document`. Each entry of `phases` has the load, the begin by
-    /// the link's clock, and the length of a phase. The probes are those of the watch rule with the number `rule`.
-    pub fn of(
-        document: &ResultDocument,
-        phases: &[(Load, Duration, Duration)],
-        links: &LinkRecords,
-        rule: usize,
-    ) -> Self {
-        let trips = round_trips(links, rule);
-        let back = idle_transit_down(links, rule, phases);
+    /// the link's clock, and the length of a phase.
+    pub fn of(document: &ResultDocument, phases: &[(Load, Duration, Duration)], links: &LinkRecords) -> Self {
+        let trips = round_trips(links, PROBE_RULE);
+        let back = idle_transit_down(links, PROBE_RULE, phases);
         let mut observed = Self::default();
         for (load, begun, length) in phases.iter().copied() {
             for direction in load.directions().iter().copied() {
@@ -236,7 +254,7 @@ impl Observed {
                     delivered_bps: rate(payload(bin)),
                     delivered_bytes: payload(last.between(begun, from + steady)),
                     other_bps: rate(bin.watched_bytes),
-                    datagrams: measured.udp.and_then(|_| datagrams(links, way(direction))),
+                    datagrams: measured.udp.and_then(|_| datagrams(links, way(direction), BULK_RULE)),
                 });
             }
             if let Some(measured) = document.latency.of(load) {
@@ -262,7 +280,7 @@ fn in_window<'a>(trips: &'a [RoundTrip], measured: &LatencyResult, until: Durati
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
-    use emulator::{DropReason, FlowKey, SeenProbe};
+    use emulator::{DropReason, FlowKey};
 
     use super::*;
 
@@ -313,6 +331,17 @@ mod tests {
         assert_eq!(fates, [answered, RoundTripFate::LostDown, RoundTripFate::LostUp, RoundTripFate::LostUp]);
         let summary = latency(Load::Idle, &trips);
         assert_eq!((summary.sent, summary.lost_up, summary.lost_down, summary.p50_ms), (4, 2, 1, Some(15.0)));
+    }
+
+    #[test]
+    fn a_datagram_after_a_higher_number_is_reordered_and_copies_and_drops_count_once() {
+        let mut copied = seen(3, 13, Some(5));
+        copied.is_duplicated = true;
+        let down = vec![seen(0, 10, Some(5)), seen(1, 11, Some(9)), seen(2, 12, None), copied, seen(4, 14, Some(5))];
+        let links = vec![link(vec![], down)];
+        let expected = ObservedDatagrams { entered: 5, dropped: 1, copies: 1, reordered: 1 };
+        assert_eq!(datagrams(&links, Way::Down, 0), Some(expected));
+        assert_eq!((datagrams(&links, Way::Up, 0), datagrams(&links, Way::Down, 1)), (None, None));
     }
 
     #[test]

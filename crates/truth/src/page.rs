@@ -1,10 +1,10 @@
 //! Renders the records of the runs in all cells as the page docs/truth/README.md. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::cells::Cell;
-use crate::checks::{CHECKS, Check};
+use crate::checks::{self, CHECKS, Check};
 use crate::reading::Reading;
 use crate::record::{Circumstances, OurRecord, PeerRecord, commits};
 
@@ -94,6 +94,7 @@ pub(crate) fn page(cells: &[CellRecords], accuracy: Option<&str>) -> String {
     page.push_str(&runs(cells, accuracy));
     let tables = CHECKS.iter().map(|check| (check, rows(check, cells))).collect::<Vec<_>>();
     page.push_str(&summary(&tables));
+    page.push_str(&closer(&tables));
     for (check, rows) in &tables {
         page.push_str(&table(check, rows));
     }
@@ -128,7 +129,7 @@ the median error of our seeds, and by how much. \"Than each seed\" says that the
 each of our seeds; in the other rows the difference is smaller than the one between our own runs.
 
 Further pages have campaigns of their own: [how often the interval of a run contains the rate of many](coverage.md), [the \
-direction of the queue on random paths](random-paths.md), and [early ends](early-ends.md).
+direction of the queue on random paths](random-paths.md), [what limited the rate](limits.md), and [early ends](early-ends.md).
 
 ";
 
@@ -212,6 +213,56 @@ fn summary(tables: &[(&Check, Vec<Row<'_>>)]) -> String {
     text
 }
 
+/// Why another program can be closer to the truth: the name of the check, the program, and the reason.
+const REASONS: &[(&str, &str, &str)] = &[
+    (
+        checks::THROUGHPUT,
+        "iperf3",
+        "Both programs count what the receiver read. The times of a result are in steps of 1 ms, and so is the record of \
+         the link; a millisecond of 5 s is 0.02 %, and what one packet makes readable after a loss can be more.",
+    ),
+    (
+        checks::IDLE,
+        "ping",
+        "The kernel of the far host answers ping; a program answers our probes. Both round trips contain the time in which \
+         the emulator and the hosts wake up, which the record of the link does not contain. From 100 ms on, ping prints \
+         whole milliseconds.",
+    ),
+    (checks::LOADED, "ping", "As for idle latency."),
+    (
+        checks::LOADED,
+        "irtt",
+        "Its probes ran beside the load of iperf3 and ours beside our own load, so they met other queues.",
+    ),
+];
+
+/// Lists which program is closer in how many rows and by how much, and why.
+fn closer(tables: &[(&Check, Vec<Row<'_>>)]) -> String {
+    let mut text = "## Where another program is closer, and why\n\n".to_owned();
+    let mut is_any = false;
+    for (check, rows) in tables {
+        let mut by_program = BTreeMap::<&str, Vec<f64>>::new();
+        for closer in rows.iter().filter_map(|row| row.closer_peer(check)) {
+            by_program.entry(closer.peer.by.as_str()).or_default().push(closer.by);
+        }
+        for (program, by) in by_program {
+            is_any = true;
+            let most = shown(check, by.iter().copied().fold(0.0, f64::max));
+            let compared = rows.iter().filter(|row| row.peers.iter().any(|peer| peer.by == program)).count();
+            let reason = REASONS.iter().find(|(name, by, _)| (*name, *by) == (check.name, program));
+            let reason = reason.map_or("The reason is not known.", |(.., reason)| reason);
+            let (title, most) = (check.title, most.trim_start_matches('+'));
+            let _ =
+                writeln!(text, "- {title}: {program} in {} of {compared} rows, by at most {most}. {reason}", by.len());
+        }
+    }
+    if !is_any {
+        text.push_str("In no row.\n");
+    }
+    text.push('\n');
+    text
+}
+
 fn table(check: &Check, rows: &[Row<'_>]) -> String {
     let mut text = format!("## {}\n\n{}\n\n", check.title, check.text);
     if rows.is_empty() {
@@ -266,7 +317,6 @@ fn matrix(cells: &[CellRecords]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks;
 
     fn record(readings: Vec<Reading>) -> PeerRecord {
         let circumstances = Circumstances {
@@ -302,6 +352,23 @@ mod tests {
         let text = table(idle, &[row]);
         let expected = "| 05-slow |  | 20.000 | 20.500 | +0.500 ms | **missed by 0.300 ms** (2 of 3 met) | ping +0.100 ms | ping by 0.050 ms, than each seed |";
         assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn the_page_says_how_often_and_why_another_program_is_closer() {
+        let idle = CHECKS.iter().find(|check| check.name == checks::IDLE).unwrap();
+        let (near, far) = (checks::idle("ping", 20.1, 20.0), checks::idle("irtt", 21.0, 20.0));
+        let row = || Row {
+            cell: "05-slow",
+            what: String::new(),
+            ours: vec![checks::idle("x", 20.15, 20.0)],
+            peers: vec![&near, &far],
+        };
+        let without = Row { peers: vec![&far], ..row() };
+        let text = closer(&[(idle, vec![row(), row(), without])]);
+        assert!(text.contains("- Idle latency: ping in 2 of 2 rows, by at most 0.050 ms. The kernel of"), "{text}");
+        assert!(!text.contains("irtt"), "{text}");
+        assert!(closer(&[]).contains("In no row."));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use emulator::{BIN, Bin, Family, LinkRecord, Namespace, Scenario, Topology, Transport, WatchRule, Way, accuracy};
+use emulator::{Family, LinkRecord, Namespace, Scenario, Topology, Transport, WatchRule, Way, accuracy};
 use paramedic_link::test_spec::{Direction, Load};
 
 use crate::checks::{self, LOST, REORDERED, word};
@@ -22,6 +22,7 @@ const IRTT: WatchRule = WatchRule {
     payload_len: None,
     prefixes: &[&[0x14, 0xa7, 0x5b, 0], &[0x14, 0xa7, 0x5b, 2]],
     id_at: 12,
+    is_load: false,
 };
 
 /// The watch rules for the links' records; the constants below name the positions in this list.
@@ -219,7 +220,7 @@ impl Peers<'_> {
         settle();
         let links = take_records(self.topology);
         let mut readings = Vec::new();
-        if let (Some(load), Some(truth)) = (load, observed::datagrams(&links, way(direction))) {
+        if let (Some(load), Some(truth)) = (load, observed::datagrams_of_flows(&links, way(direction))) {
             let said = peer_output::iperf3_udp(&load)?;
             let what = word(direction);
             let exact =
@@ -285,35 +286,51 @@ fn delivered_bps(links: &LinkRecords, direction: Direction, seconds: f64, round_
     Some(record.between(from, until).tcp_payload as f64 * 8.0 / seconds)
 }
 
-/// When a link delivered the first payload of the load.
+/// When a link delivered the first payload of the load: of the first of the flows that carried a good part of it. The
+/// control connection of iperf3 carries far less.
 fn begin_of_load(record: &LinkRecord) -> Option<Duration> {
-    // The control connection of iperf3 carries less than this in the time of one window.
-    const LOAD: u64 = 2000;
-    const WINDOW: usize = 10;
-    let is_load = |window: &[Bin]| window.iter().map(|bin| bin.tcp_payload).sum::<u64>() > LOAD;
-    let first = record.bins.windows(WINDOW).position(is_load)?;
-    // The last bin of that window completes it; the load began with the first payload in it.
-    let empty = record.bins[first..].iter().take_while(|bin| bin.tcp_payload == 0).count();
-    Some(BIN * u32::try_from(first + empty).ok()?)
+    const LEAST_PART: u64 = 20;
+    let flows = || record.flows.iter().filter(|(key, _)| key.transport == Transport::Tcp).map(|(_, flow)| flow);
+    let all = flows().map(|flow| flow.payload_bytes).sum::<u64>();
+    flows().filter(|flow| flow.payload_bytes >= all / LEAST_PART).filter_map(|flow| flow.load_began).min()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use emulator::{BIN, Bin, FlowKey, FlowRecord};
+
     use super::*;
+
+    fn flow(port: u16, payload_bytes: u64, began_ms: u64) -> (FlowKey, FlowRecord) {
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let key = FlowKey {
+            transport: Transport::Tcp,
+            source: address,
+            destination: address,
+            source_port: port,
+            destination_port: 5201,
+        };
+        let mut record = FlowRecord::default();
+        record.payload_bytes = payload_bytes;
+        record.load_began = Some(Duration::from_millis(began_ms));
+        (key, record)
+    }
 
     #[test]
     fn an_upload_is_counted_from_a_round_trip_before_its_first_payload() {
-        let bin = |tcp_payload| Bin { tcp_payload, ..Bin::default() };
-        // The control connection at 300 ms; then a second without payload, and 1 s of load.
         let mut record = LinkRecord::new(vec![]);
-        record.bins.resize(300, Bin::default());
-        record.bins.push(bin(900));
+        // The control connection at 300 ms, then a second of load on two streams.
+        record.flows = [flow(1, 900, 300), flow(2, 600_000, 1310), flow(3, 650_000, 1301)].into();
         record.bins.resize(1301, Bin::default());
-        record.bins.resize(2301, bin(1250));
+        record.bins.resize(2301, Bin { tcp_payload: 1250, ..Bin::default() });
         assert_eq!(begin_of_load(&record), Some(BIN * 1301));
-        let links = vec![[record.clone(), record]];
         let round_trip = Duration::from_millis(100);
-        let rate = |direction| delivered_bps(&links, direction, 1.0, round_trip).unwrap();
-        assert_eq!((rate(Direction::Download), rate(Direction::Upload)), (1e7, 0.9e7));
+        let other = LinkRecord::new(vec![]);
+        let links = vec![[record.clone(), other.clone()]];
+        assert_eq!(delivered_bps(&links, Direction::Upload, 1.0, round_trip), Some(0.9e7));
+        let links = vec![[other, record]];
+        assert_eq!(delivered_bps(&links, Direction::Download, 1.0, round_trip), Some(1e7));
     }
 }

@@ -22,12 +22,37 @@ pub const OUR_PROBES: WatchRule = WatchRule {
     payload_len: Some(96),
     prefixes: &[&[1, 1], &[1, 2]],
     id_at: 20,
+    is_load: false,
 };
 
 /// The watch rule for the messages of the control connection, which are no load. It matches their segments, and takes any
 /// four bytes as the identifier, because they are not followed one by one.
-const CONTROL: WatchRule =
-    WatchRule { transport: Transport::Tcp, port: Some(REFLECTOR_PORT), payload_len: None, prefixes: &[], id_at: 0 };
+const CONTROL: WatchRule = WatchRule {
+    transport: Transport::Tcp,
+    port: Some(REFLECTOR_PORT),
+    payload_len: None,
+    prefixes: &[],
+    id_at: 0,
+    is_load: false,
+};
+
+/// The watch rule for the datagrams of the engine udp (docs/protocol.md, "Bulk datagrams"): the version and the kind of a
+/// bulk datagram, and the offset of the last four bytes of its sequence number.
+const BULK: WatchRule = WatchRule {
+    transport: Transport::Udp,
+    port: None,
+    payload_len: None,
+    prefixes: &[&[1, 3], &[1, 4]],
+    id_at: 24,
+    is_load: true,
+};
+
+/// What is watched in a run of our programs. The constants below are positions in this list.
+const RULES: [WatchRule; 3] = [OUR_PROBES, CONTROL, BULK];
+/// The position of the rule for the latency probes.
+pub(crate) const PROBE_RULE: usize = 0;
+/// The position of the rule for the datagrams of the engine udp.
+pub(crate) const BULK_RULE: usize = 2;
 
 /// How long a running test may take to print its next line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -59,7 +84,7 @@ pub struct Finished {
 impl Bed {
     /// Starts both programs at the ends of the scenario's path, and pairs them.
     pub fn new(scenario: &Scenario, seed: u64) -> anyhow::Result<Self> {
-        let topology = Topology::new(&scenario.hops, seed, &[OUR_PROBES, CONTROL])?;
+        let topology = Topology::new(&scenario.hops, seed, &RULES)?;
         let any = if scenario.family == Family::Ipv4 { "0.0.0.0" } else { "[::]" };
         let environment = [("MODE", "direct_ephemeral")];
         let listen = format!("{any}:{REFLECTOR_PORT}");
@@ -97,7 +122,7 @@ impl Bed {
         let new_unread = self.unread()? - unread;
         let unread = (new_unread > 0).then(|| format!("a program did not read {new_unread} datagrams in time"));
         let fault = accuracy::fault(links.iter().flatten(), new_overrun).or(unread).or_else(|| incomplete(&document));
-        let observed = Observed::of(&document, &phases, &links, 0);
+        let observed = Observed::of(&document, &phases, &links);
         Ok(Finished { run: Run { document, observed }, links, fault })
     }
 
