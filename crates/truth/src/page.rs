@@ -218,8 +218,9 @@ const REASONS: &[(&str, &str, &str)] = &[
     (
         checks::THROUGHPUT,
         "iperf3",
-        "Both programs count what the receiver read. The times of a result are in steps of 1 ms, and so is the record of \
-         the link; a millisecond of 5 s is 0.02 %, and what one packet makes readable after a loss can be more.",
+        "Both programs count what the receiver read. iperf3 counts from before the first payload; we leave the start-up out, \
+         so our window cuts the stream at both ends. A result and the record of the link have times in steps of 1 ms: that \
+         is 0.02 % of 5 s, and more if one packet after a loss makes much readable in that millisecond.",
     ),
     (
         checks::IDLE,
