@@ -25,5 +25,5 @@ pub use disks::{SlowDisk, fill};
 pub use hosts::{Host, RoutedHosts, TwoHosts};
 pub use programs::{Outcome, Programs, Running, is_gone};
 pub use reflector::{Pairing, Reflector};
-pub use repetitions::limit_repetitions;
+pub use repetitions::{limit_repetitions, record_limit};
 pub use share::Share;

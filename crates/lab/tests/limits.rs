@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use lab::{Appliance, Cable, CableSpec, Host, Reflector, TwoHosts, limit_repetitions};
+use lab::{Appliance, Cable, CableSpec, Host, Reflector, TwoHosts, limit_repetitions, record_limit};
 use paramedic_link::measurement::Duplex;
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::{LimitCause, LimitedBy, ResultDocument};
@@ -28,17 +28,20 @@ fn limits(
 }
 
 /// Runs a speed test. The limit of each direction must have this cause, and its first evidence must be `shown_by`.
+/// `injected` is what limits the rate, in words.
 fn limited_by(
     appliance: &Appliance,
     reflector: &Reflector,
     args: &[&str],
-    cause: LimitCause,
-    shown_by: &str,
+    injected: &str,
+    (cause, shown_by): (LimitCause, &str),
 ) -> ResultDocument {
     let (result, limits) = limits(appliance, reflector, args);
     for (direction, limit) in limits {
-        assert_eq!(limit.cause, cause, "{args:?}, {direction}: {limit:#?}\n{result:#?}");
-        assert_eq!(limit.evidence[0].name, shown_by, "{args:?}, {direction}: {limit:#?}");
+        let named = serde_json::to_value(limit.cause).unwrap();
+        record_limit(injected, &direction.to_string(), named.as_str().unwrap());
+        assert_eq!(limit.cause, cause, "{injected}, {args:?}, {direction}: {limit:#?}\n{result:#?}");
+        assert_eq!(limit.evidence[0].name, shown_by, "{injected}, {args:?}, {direction}: {limit:#?}");
     }
     result
 }
@@ -47,11 +50,11 @@ fn warns(result: &ResultDocument, code: &str) -> bool {
     result.warnings.iter().any(|warning| warning.code == code)
 }
 
-/// A second program that sends over the same link, from the reflector's host to the appliance's; ended on drop.
+/// A second program that sends over the same link in one direction; ended on drop.
 struct OtherTraffic([Child; 2]);
 
 impl OtherTraffic {
-    fn between(hosts: &TwoHosts) -> Self {
+    fn between(hosts: &TwoHosts, direction: Direction) -> Self {
         let iperf3 = |host: &Host, args: &[&str]| {
             let mut command = Command::new("ip");
             command.args(["netns", "exec", &host.netns, "iperf3"]).args(args);
@@ -62,9 +65,14 @@ impl OtherTraffic {
         while !is_listening() {
             assert!(server.try_wait().is_ok_and(|ended| ended.is_none()), "iperf3 serves");
         }
-        let before = hosts.far.interface_counter("rx_bytes");
-        let mut client = iperf3(&hosts.far, &["-c", &hosts.near.v4, "-p", "5999", "-R", "-P", "4", "-t", "600"]);
-        while hosts.far.interface_counter("rx_bytes") < before + 500_000 {
+        let (counter, flags): (&str, &[&str]) = match direction {
+            Direction::Download => ("rx_bytes", &["-R"]),
+            Direction::Upload => ("tx_bytes", &[]),
+        };
+        let before = hosts.far.interface_counter(counter);
+        let args = [&["-c", &hosts.near.v4, "-p", "5999", "-P", "4", "-t", "600"], flags].concat();
+        let mut client = iperf3(&hosts.far, &args);
+        while hosts.far.interface_counter(counter) < before + 500_000 {
             assert!(client.try_wait().is_ok_and(|ended| ended.is_none()), "iperf3 sends");
         }
         Self([client, server])
@@ -89,16 +97,21 @@ fn the_line_the_request_and_other_traffic_are_told_apart() {
     let reflector = serve(&hosts);
     let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &format!("{}:4000", hosts.near.v4));
     for _ in 0..limit_repetitions() {
-        let of = |args: &[&str], cause, shown_by| limited_by(&appliance, &reflector, args, cause, shown_by);
-        let result = of(&["-t", "2", "--idle", "0.6"], LimitCause::Network, "path_share");
+        let of = |args: &[&str], injected: &str, expected| limited_by(&appliance, &reflector, args, injected, expected);
+        let result = of(&["-t", "2", "--idle", "0.6"], "a slow line", (LimitCause::Network, "path_share"));
         assert!(!result.warnings.iter().any(|warning| warning.code.ends_with("_cpu")), "{result:#?}");
-        let detail = of(&["-t", "1", "--idle", "0.6", "-R", "--intervals"], LimitCause::Network, "path_share");
-        has_detail(&detail);
-        of(&["-b", "2M", "-P", "1", "-t", "2", "--idle", "0", "-R"], LimitCause::Policy, "requested_bps");
-        of(&["-n", "1M", "-t", "5", "--idle", "0", "-R"], LimitCause::Policy, "requested_bytes");
-        let _other = OtherTraffic::between(&hosts);
-        let shared = of(&["-t", "3", "--idle", "0.6", "-R"], LimitCause::OtherTraffic, "other_bps");
-        assert!(warns(&shared, "other_traffic"), "{shared:#?}");
+        let args = ["-t", "1", "--idle", "0.6", "-R", "--intervals"];
+        has_detail(&of(&args, "a slow line", (LimitCause::Network, "path_share")));
+        let args = ["-b", "2M", "-P", "1", "-t", "2", "--idle", "0"];
+        of(&args, "a requested rate", (LimitCause::Policy, "requested_bps"));
+        let args = ["-n", "1M", "-t", "5", "--idle", "0"];
+        of(&args, "a requested number of bytes", (LimitCause::Policy, "requested_bytes"));
+        for (direction, flag) in [(Direction::Download, "--download"), (Direction::Upload, "--upload")] {
+            let _other = OtherTraffic::between(&hosts, direction);
+            let args = ["-t", "3", "--idle", "0.6", flag];
+            let shared = of(&args, "other traffic on the line", (LimitCause::OtherTraffic, "other_bps"));
+            assert!(warns(&shared, "other_traffic"), "{shared:#?}");
+        }
     }
 }
 
@@ -128,26 +141,35 @@ fn socket_buffers_and_interfaces_are_named() {
     let cable = |mbps, is_half_duplex, delay_ms| {
         Cable::between(&hosts, CableSpec { mbps, is_half_duplex, delay_ms, modes: 0b10_1111 })
     };
-    let run = |cable: &Cable, args: &[&str], cause, shown_by| {
+    let run = |cable: &Cable, args: &[&str], injected: &str, expected| {
         let peer = format!("{}:4000", cable.near);
-        limited_by(&appliance, &reflector, &[&["--peer", &peer], args].concat(), cause, shown_by)
+        limited_by(&appliance, &reflector, &[&["--peer", &peer], args].concat(), injected, expected)
     };
     for _ in 0..limit_repetitions() {
         {
             let Some(long) = cable(1000, false, 20) else { return };
             let args = ["-w", "32K", "-P", "1", "-t", "2", "--idle", "0.6"];
-            let small = run(&long, &args, LimitCause::ReceiveWindow, "receive_window_share");
+            let window = (LimitCause::ReceiveWindow, "receive_window_share");
+            let small = run(&long, &args, "a small receive window", window);
             assert!(!warns(&small, "receive_window") && !warns(&small, "appliance_interface"), "requested: {small:#?}");
-            let default = hosts.near.must(&["sysctl", "-n", "net.ipv4.tcp_wmem"]);
-            hosts.near.must(&["sysctl", "-qw", "net.ipv4.tcp_wmem=4096 16384 32768"]);
-            let args = ["-P", "1", "-t", "2", "--idle", "0.6", "-R"];
-            let small = run(&long, &args, LimitCause::SendBuffer, "send_buffer_share");
-            assert!(warns(&small, "send_buffer"), "{small:#?}");
-            hosts.near.must(&["sysctl", "-qw", &format!("net.ipv4.tcp_wmem={}", default.trim())]);
+            let ends = [
+                (&hosts.near, "--download", "a small send buffer of the reflector"),
+                (&hosts.far, "--upload", "a small send buffer of the appliance"),
+            ];
+            for (sender, flag, injected) in ends {
+                let default = sender.must(&["sysctl", "-n", "net.ipv4.tcp_wmem"]);
+                sender.must(&["sysctl", "-qw", "net.ipv4.tcp_wmem=4096 16384 32768"]);
+                let args = ["-P", "1", "-t", "2", "--idle", "0.6", flag];
+                let small = run(&long, &args, injected, (LimitCause::SendBuffer, "send_buffer_share"));
+                assert!(warns(&small, "send_buffer"), "{small:#?}");
+                sender.must(&["sysctl", "-qw", &format!("net.ipv4.tcp_wmem={}", default.trim())]);
+            }
         }
         let mbps = if limit_repetitions() > 1 { 100 } else { 10 };
         let Some(slow) = cable(mbps, true, 0) else { return };
-        let bad = run(&slow, &["-t", "2", "--idle", "0.6"], LimitCause::LinkRate, "interface_speed_bps");
+        let card = format!("a card at {mbps} Mbit/s half duplex");
+        let link_rate = (LimitCause::LinkRate, "interface_speed_bps");
+        let bad = run(&slow, &["-t", "2", "--idle", "0.6"], &card, link_rate);
         let facts = bad.appliance.facts_before.as_ref().unwrap();
         assert_eq!(facts.interface_duplex, Some(Duplex::Half), "{facts:#?}");
         assert_eq!(facts.interface_speed_bps, Some(u64::from(mbps) * 1_000_000), "{facts:#?}");

@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use lab::{Appliance, Reflector, Running, Share, limit_repetitions};
+use lab::{Appliance, Reflector, Running, Share, limit_repetitions, record_limit};
 use rustix::process::Pid;
 use serde_json::Value;
 
@@ -80,6 +80,8 @@ fn with_a_tenth_of_a_core_the_test_completes_and_warns() {
         assert!(told.contains("a control group throttled it for "), "{told}");
         for direction in ["download", "upload"] {
             let limit = &result[direction]["limited_by"];
+            let injected = format!("a tenth of a core for the {slow}");
+            record_limit(&injected, direction, limit["cause"].as_str().unwrap_or_default());
             assert_eq!(limit["cause"], format!("{slow}_cpu"), "{slow}, {direction}: {limit:#}");
             assert_eq!(limit["evidence"][0]["name"], "throttled_share", "{slow}, {direction}: {limit:#}");
             assert_eq!(limit["evidence"][0]["end"], slow, "{slow}, {direction}: {limit:#}");

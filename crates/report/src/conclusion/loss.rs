@@ -6,7 +6,7 @@ use crate::stats;
 const FAULTY_LOSS: f64 = 0.01;
 /// A loss period of at least this many milliseconds counts as an outage, whatever the share of lost probes.
 const OUTAGE_MS: u64 = 1_000;
-/// A loss period needs at least this many lost probes to count as a burst.
+/// A loss period needs at least this many lost probes to count as a burst or an outage.
 const MIN_BURST: u64 = 3;
 
 /// The probes that a phase lost, and their distribution over loss periods.
@@ -37,7 +37,7 @@ pub enum LossKind {
         /// The duration of the loss period, in milliseconds.
         ms: u64,
     },
-    /// No probe was answered for one second or longer.
+    /// No probe was answered for one second or longer, and several probes were sent in this time.
     Outage {
         /// The duration of the outage, in milliseconds.
         ms: u64,
@@ -52,7 +52,8 @@ impl LossSeen {
 
     /// The kind of loss; `None` if too few probes were lost to show a kind.
     pub fn kind(&self) -> Option<LossKind> {
-        if self.longest_ms >= OUTAGE_MS {
+        // With long pauses between probes, a single lost probe is a long loss period, and shows no outage.
+        if self.longest_ms >= OUTAGE_MS && self.longest_probes >= MIN_BURST {
             return Some(LossKind::Outage { ms: self.longest_ms });
         }
         let is_burst = self.longest_probes >= MIN_BURST && self.longest_probes.saturating_mul(2) >= self.lost;
@@ -83,5 +84,7 @@ mod tests {
         assert_eq!(LossSeen { of: 2_000, ..burst }.kind(), None, "a short burst in a long phase");
         let outage = LossSeen { lost: 110, of: 100_000, periods: 2, longest_probes: 108, longest_ms: 1_080 };
         assert_eq!(outage.kind(), Some(LossKind::Outage { ms: 1_080 }));
+        let slow_probes = LossSeen { lost: 1, of: 30, periods: 1, longest_probes: 1, longest_ms: 1_000 };
+        assert_eq!(slow_probes.kind(), None, "one probe, sent once a second");
     }
 }

@@ -113,7 +113,7 @@ pub fn conclude(seen: &Observations) -> (Tone, String) {
     match (&seen.completion, speeds) {
         (Completion::Complete, speeds) => complete(seen, &upper_first(&path), speeds),
         (Completion::NothingArrived(what), Some(speeds)) => {
-            (Tone::Bad, format!("{}. Apart from that, {path} {speeds}.", upper_first(what)))
+            (Tone::Bad, format!("{}. {} {speeds}.", upper_first(what), upper_first(&path)))
         }
         (Completion::NothingMeasured(why), _) => (Tone::Bad, format!("Nothing was measured: {why}.")),
         (Completion::NothingArrived(what), None) => (Tone::Bad, format!("{}.", upper_first(what))),
@@ -124,6 +124,7 @@ pub fn conclude(seen: &Observations) -> (Tone, String) {
             };
             let text = match speeds {
                 Some(speeds) => format!("{why}. So far, {path} {speeds}."),
+                None if seen.probes.is_empty() => format!("Nothing was measured: {}.", lower_first(why)),
                 None => format!("{why}; the measurements up to then are below."),
             };
             (Tone::Fair, text)
@@ -187,7 +188,12 @@ fn response(seen: &Observations) -> (Tone, String) {
         return (Tone::Strong, text);
     }
     if seen.has_path_changed {
-        let text = "; how it responds under load is not known: the path changed during the test";
+        let text = "; how it responds under load is not known: its delay changed during the test for another reason";
+        return (Tone::Strong, text.to_owned());
+    }
+    // Traffic that began before the test may have built a queue already, so that the load added none.
+    if seen.speeds.iter().any(|speed| speed.limit == Some(LimitCause::OtherTraffic)) {
+        let text = "; how it responds under load is not known: there was other traffic";
         return (Tone::Strong, text.to_owned());
     }
     let phases = loads().map(|probes| probes.load).collect::<Vec<_>>();
@@ -275,17 +281,13 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
             Grade::D | Grade::F => Severity::Stuttering,
         };
         let increase = quantity::micros((increase_ms * 1000.0) as u64);
-        let waits = if is_filled { "waits" } else { "waited" };
+        let take = if is_filled { "take" } else { "took" };
         let queued = match probes.queue {
-            Some(_) if probes.is_own_queue => " (queued in this device)",
+            Some(_) if probes.is_own_queue => " (queued mostly in this device)",
             Some(queue) => queued(probes.load, queue).unwrap_or_default(),
             None => "",
         };
-        Some(Trouble {
-            severity,
-            when: during(probes.load),
-            text: format!("everything {waits} {increase} longer{queued}"),
-        })
+        Some(Trouble { severity, when: during(probes.load), text: format!("replies {take} {increase} longer{queued}") })
     });
     let by_loss = |a: &&PhaseProbes, b: &&PhaseProbes| {
         let share = |probes: &PhaseProbes| probes.loss.map_or(0.0, |loss| loss.share());
@@ -304,12 +306,15 @@ fn queued(load: Load, queue: QueueSide) -> Option<&'static str> {
         (Load::Upload, QueueSide::Upload) | (Load::Download, QueueSide::Download) | (Load::Bidir, QueueSide::Both) => {
             None
         }
-        (_, QueueSide::Upload) => Some(" (queued in the upload direction)"),
-        (_, QueueSide::Download) => Some(" (queued in the download direction)"),
+        (_, QueueSide::Upload) => Some(" (queued mostly in the upload direction)"),
+        (_, QueueSide::Download) => Some(" (queued mostly in the download direction)"),
         (_, QueueSide::Both) => Some(" (queued in both directions)"),
         (_, QueueSide::None | QueueSide::Unknown) => None,
     }
 }
+
+/// With fewer probes, the text states the lost probes instead of a share: the share of a few lost probes is too uncertain.
+const FEWEST_FOR_SHARE: u64 = 200;
 
 /// Turns the loss of a phase into a trouble; `None` if the loss is too small to matter. If `is_filled`, the test may
 /// have filled the line, so the text uses the present tense.
@@ -325,8 +330,11 @@ fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
             let text = format!("a burst of {probes} packets was lost ({})", quantity::millis(ms));
             Trouble { severity: Severity::Noticed, when, text }
         }
+        LossKind::Rate(_) if loss.of < FEWEST_FOR_SHARE => {
+            let text = format!("{} of {} latency probes were lost", loss.lost, loss.of);
+            Trouble { severity: Severity::Stuttering, when, text }
+        }
         LossKind::Rate(share) => {
-            let when = if probes.load == Load::Idle { "even while idle" } else { when };
             let are = if is_filled { "are" } else { "were" };
             let text = format!("{} of the packets {are} lost", quantity::share(share));
             Trouble { severity: Severity::Stuttering, when, text }
@@ -369,16 +377,16 @@ fn limits(speeds: &[Speed]) -> String {
     // If the user requested a buffer size, the clause about the rates already names it.
     let has_unrequested = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && speed.window_bytes.is_none());
     let processor = match (has(LimitCause::ApplianceCpu), has(LimitCause::ReflectorCpu)) {
-        (true, true) => " Both ends' processors were too busy to measure more.",
-        (true, false) => " This device's processor was too busy to measure more.",
-        (false, true) => " The reflector's processor was too busy to measure more.",
+        (true, true) => " Both ends had too little processor time to measure more.",
+        (true, false) => " This device had too little processor time to measure more.",
+        (false, true) => " The reflector had too little processor time to measure more.",
         (false, false) => "",
     };
     let others = [
-        (has_unrequested(LimitCause::ReceiveWindow), " The receiver's socket buffer was too small to measure more."),
-        (has_unrequested(LimitCause::SendBuffer), " The sender's socket buffer was too small to measure more."),
-        (has(LimitCause::LinkRate), " A network interface was at its own speed."),
-        (has(LimitCause::OtherTraffic), " Other traffic took a part of the line."),
+        (has_unrequested(LimitCause::ReceiveWindow), " The receiver's window held the sender back."),
+        (has_unrequested(LimitCause::SendBuffer), " The sender's socket buffer held it back."),
+        (has(LimitCause::LinkRate), " A network interface was close to its own speed."),
+        (has(LimitCause::OtherTraffic), " Other traffic passed an interface of the test, and may have used the line."),
         (has(LimitCause::Unknown), " What limited the rate is not known."),
     ];
     let others = others.into_iter().filter_map(|(is_so, sentence)| is_so.then_some(sentence));

@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(requested(limits), "carries 36.2 Mbit/s down, and stays responsive during a download.");
         assert_eq!(
             requested(RequestedLimits { stream_bitrate_bps: Some(9_000_000), ..limits }),
-            "carried the requested 36.0 Mbit/s down, and stayed responsive at that load."
+            "carried 36.2 Mbit/s down (36.0 Mbit/s requested), and stayed responsive at that load."
         );
         // 4 windows of 16 KiB each 15.3 ms are 34 Mbit/s; 4 windows of 4 MiB are far more than the line carries.
         assert_eq!(
@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(idle(lost(2, 2, 1)), "carries 36.2 Mbit/s down, and stays responsive during a download.");
         assert_eq!(
             idle(lost(8, 8, 1)),
-            "carries 36.2 Mbit/s down, but even while idle 4.0 % of the packets are lost: calls and games may stutter."
+            "carries 36.2 Mbit/s down, but while idle 4.0 % of the packets are lost: calls and games may stutter."
         );
         assert_eq!(
             idle(lost(8, 1, 8)),

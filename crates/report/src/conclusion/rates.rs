@@ -12,8 +12,8 @@ use crate::quantity;
 /// speed. If `is_measured`, every phase that was measured lasted its full time.
 pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
     if let [down, up] = speeds
-        && down.is_as_requested()
-        && up.is_as_requested()
+        && down.is_shown_as_requested()
+        && up.is_shown_as_requested()
         && down.requested_bps == up.requested_bps
         && [down, up].iter().all(|speed| speed.unsteady.is_none())
     {
@@ -43,6 +43,11 @@ impl Speed {
         self.requested_bps.is_some_and(|requested| is_as_requested(self.bps, requested))
     }
 
+    /// Whether the measured rate and the requested rate are the same to the digits that the clause shows.
+    fn is_shown_as_requested(&self) -> bool {
+        self.requested_bps.is_some_and(|requested| quantity::rate(self.bps) == quantity::rate(requested))
+    }
+
     /// Whether the line may have been full: the rate was limited by the network, a network interface or other traffic,
     /// or the document names no limit.
     pub(super) fn may_fill_line(&self) -> bool {
@@ -65,7 +70,10 @@ impl Speed {
     fn phrase(&self) -> String {
         let word = word(self.direction);
         let mut text = match self.requested_bps {
-            Some(bps) if self.is_as_requested() => format!("{} {word}", requested(bps)),
+            Some(bps) if self.is_shown_as_requested() => format!("{} {word}", requested(bps)),
+            Some(bps) if self.is_as_requested() => {
+                format!("{} {word} ({} requested)", quantity::rate(self.bps), quantity::rate(bps))
+            }
             Some(bps) => {
                 format!("{} {word} of the requested {}", quantity::rate(self.bps), quantity::rate(bps))
             }

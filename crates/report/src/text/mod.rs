@@ -407,15 +407,15 @@ mod tests {
         );
         assert_eq!(
             sentence(&bloated(240.0)),
-            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but during an upload everything \
-             waits 240 ms longer: calls and games may stutter."
+            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but during an upload replies take \
+             240 ms longer: calls and games may stutter."
         );
         let mut lossy = bloated(3.0);
         let idle = example::latency(12_300);
         lossy.latency.idle = Some(LatencyResult { loss_upload: Some(0.0215), loss_pattern: None, ..idle });
         assert_eq!(
             sentence(&lossy),
-            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but even while idle 2.1 % of the packets \
+            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but while idle 2.1 % of the packets \
              are lost: calls and games may stutter."
         );
     }
@@ -444,7 +444,7 @@ mod tests {
         let half = ResultDocument { complete: false, error: Some(error.clone()), ..example::bare() };
         assert_eq!(
             sentence(&half),
-            "Nothing arrived in the upload. Apart from that, your connection to attic carries 50.0 Mbit/s down."
+            "Nothing arrived in the upload. Your connection to attic carries 50.0 Mbit/s down."
         );
         assert_eq!(sentence(&ResultDocument { download: None, ..half }), "Nothing arrived in the upload.");
     }
@@ -457,7 +457,7 @@ mod tests {
             "The test was interrupted. So far, your connection to attic carried 50.0 Mbit/s down."
         );
         let failed = ResultDocument { complete: false, download: None, ..example::bare() };
-        assert_eq!(sentence(&failed), "The test did not finish; the measurements up to then are below.");
+        assert_eq!(sentence(&failed), "Nothing was measured: the test did not finish.");
     }
 
     #[test]
