@@ -18,5 +18,6 @@ mod random_paths;
 pub mod reading;
 pub mod record;
 pub mod run;
+mod watched;
 
 pub use observed::{LinkRecords, Observed};

@@ -8,7 +8,7 @@ use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::{LatencyResult, ResultDocument};
 use serde::{Deserialize, Serialize};
 
-use crate::run::{BULK_RULE, PROBE_RULE};
+use crate::watched::{BULK_RULE, PROBE_RULE};
 
 /// What the links did during one run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

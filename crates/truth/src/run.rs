@@ -3,56 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use emulator::{Family, LinkRecord, Scenario, Topology, Transport, WatchRule, Way, accuracy};
+use emulator::{Family, LinkRecord, Scenario, Topology, Way, accuracy};
 use lab::{Appliance, Reflector, event};
 use paramedic_link::test_spec::Load;
 use paramedic_report::document::{Event, ResultDocument};
 
 use crate::observed::{LinkRecords, Observed};
 use crate::record::Run;
-
-/// The port on which the reflector listens.
-pub const REFLECTOR_PORT: u16 = 4000;
-
-/// The watch rule for the latency probes of our programs (docs/protocol.md, "Latency probes"): the version and the kind
-/// of a probe or of its reply, and the offset of the sequence number.
-pub const OUR_PROBES: WatchRule = WatchRule {
-    transport: Transport::Udp,
-    port: None,
-    payload_len: Some(96),
-    prefixes: &[&[1, 1], &[1, 2]],
-    id_at: 20,
-    is_load: false,
-};
-
-/// The watch rule for the messages of the control connection, which are no load. It matches their segments, and takes any
-/// four bytes as the identifier, because they are not followed one by one.
-const CONTROL: WatchRule = WatchRule {
-    transport: Transport::Tcp,
-    port: Some(REFLECTOR_PORT),
-    payload_len: None,
-    prefixes: &[],
-    id_at: 0,
-    is_load: false,
-};
-
-/// The watch rule for the datagrams of the engine udp (docs/protocol.md, "Bulk datagrams"): the version and the kind of a
-/// bulk datagram, and the offset of the last four bytes of its sequence number.
-const BULK: WatchRule = WatchRule {
-    transport: Transport::Udp,
-    port: None,
-    payload_len: None,
-    prefixes: &[&[1, 3], &[1, 4]],
-    id_at: 24,
-    is_load: true,
-};
-
-/// What is watched in a run of our programs. The constants below are positions in this list.
-const RULES: [WatchRule; 3] = [OUR_PROBES, CONTROL, BULK];
-/// The position of the rule for the latency probes.
-pub(crate) const PROBE_RULE: usize = 0;
-/// The position of the rule for the datagrams of the engine udp.
-pub(crate) const BULK_RULE: usize = 2;
+use crate::watched::{REFLECTOR_PORT, RULES};
 
 /// How long a running test may take to print its next line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(90);
