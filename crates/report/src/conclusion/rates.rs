@@ -71,7 +71,7 @@ impl Speed {
         let word = word(self.direction);
         let mut text = match self.requested_bps {
             Some(bps) if self.is_shown_as_requested() => format!("{} {word}", requested(bps)),
-            Some(bps) if self.is_as_requested() => {
+            Some(bps) if self.bps > bps => {
                 format!("{} {word} ({} requested)", quantity::rate(self.bps), quantity::rate(bps))
             }
             Some(bps) => {

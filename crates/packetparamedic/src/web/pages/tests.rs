@@ -438,7 +438,10 @@ async fn a_rule_is_previewed_added_switched_and_removed_by_forms() {
     let again = pages.post(SOCKET, "/alerts", form, "").await;
     assert!(again.status != StatusCode::SEE_OTHER && again.text().contains("another rule is called lossy"));
     let wrong = pages.post(SOCKET, "/alerts", "metric=download&limit=above&value=2M", "").await;
-    assert!(wrong.status == StatusCode::BAD_REQUEST && wrong.text().contains("kind of limit is not valid"), "{wrong:?}");
+    assert!(
+        wrong.status == StatusCode::BAD_REQUEST && wrong.text().contains("kind of limit is not valid"),
+        "{wrong:?}"
+    );
     pages.post(SOCKET, "/alerts/rules/lossy/switch", "", "").await;
     let shown = pages.get(SOCKET, "/alerts?preview=lossy").await.text();
     only_own_markup("/alerts", &shown);
