@@ -125,8 +125,8 @@ impl Link {
     pub fn take_record(&self, way: Way) -> LinkRecord {
         let mut state = self.directions[way as usize].state();
         let rules = state.record.rules().to_vec();
-        let counts = state.link.counts();
-        let mut record = std::mem::replace(&mut state.record, LinkRecord::new(rules));
+        let (counts, first_number) = (state.link.counts(), state.link.next_number());
+        let mut record = std::mem::replace(&mut state.record, LinkRecord::new(rules).from_number(first_number));
         drop(state);
         record.counts = counts;
         record

@@ -18,7 +18,8 @@ pub const BIN: Duration = Duration::from_millis(1);
 pub struct LinkRecord {
     /// The exact packet counts of the link since its start.
     pub counts: Counts,
-    /// The record of each flow of which a packet entered the link.
+    /// The record of each flow of which a packet entered the link. Packets that entered before the record began do not
+    /// count here, whenever they leave.
     pub flows: HashMap<FlowKey, FlowRecord>,
     /// What the link delivered in each [`BIN`] since its start.
     pub bins: Vec<Bin>,
@@ -31,6 +32,8 @@ pub struct LinkRecord {
     /// The number of packets that the kernel did not accept from the link.
     pub refused: u64,
     rules: Vec<WatchRule>,
+    /// The number of the first packet that entered during this record.
+    first_number: u64,
     /// The positions in `probes` of the probes that entered, by the number of their packet.
     inside: HashMap<u64, usize>,
 }
@@ -195,6 +198,12 @@ impl LinkRecord {
         Self { rules, bins: Vec::with_capacity(131_072), probes: Vec::with_capacity(16_384), ..Self::default() }
     }
 
+    /// Leaves the packets before this number, which are inside the link already, out of the flows.
+    pub fn from_number(mut self, first_number: u64) -> Self {
+        self.first_number = first_number;
+        self
+    }
+
     /// The rules that select the packets that are followed one by one.
     pub fn rules(&self) -> &[WatchRule] {
         &self.rules
@@ -223,6 +232,9 @@ impl LinkRecord {
     /// Records that the link dropped a packet.
     pub fn dropped(&mut self, packet: &[u8], number: u64, reason: DropReason, now: Duration) {
         self.bin(now).dropped += 1;
+        if number < self.first_number {
+            return;
+        }
         let Some(headers) = Headers::read(packet) else { return };
         self.flows.entry(headers.flow).or_default().dropped[reason as usize] += 1;
         if let Some(probe) = self.inside.remove(&number).and_then(|at| self.probes.get_mut(at)) {
@@ -235,6 +247,9 @@ impl LinkRecord {
         let packet = departure.packet.as_ref();
         self.lateness.count(now.saturating_sub(departure.due));
         self.bin(now).bytes += packet.len() as u64;
+        if departure.number < self.first_number {
+            return;
+        }
         let Some(headers) = Headers::read(packet) else { return };
         let flow = self.flows.entry(headers.flow).or_default();
         flow.left += 1;
@@ -336,6 +351,19 @@ mod tests {
         assert_eq!((flow.entered, flow.left, flow.copies, flow.reordered, flow.all_dropped()), (4, 4, 1, 1, 1));
         let bin = record.between(Duration::ZERO, 20 * MS);
         assert_eq!((bin.udp_payload, bin.bytes, bin.watched_bytes, bin.dropped), (8, 4 * 36, 3 * 36, 1));
+    }
+
+    #[test]
+    fn a_packet_from_before_the_record_counts_in_no_flow() {
+        let mut record = LinkRecord::new(vec![rule()]).from_number(5);
+        record.left(&departure(udp(9, 10, &[1; 20]), 3, false), 2 * MS);
+        record.dropped(&udp(9, 10, &[1; 20]), 4, DropReason::Random, 2 * MS);
+        record.entered(&udp(9, 10, &[1; 20]), 5, 2 * MS);
+        record.left(&departure(udp(9, 10, &[1; 20]), 5, false), 3 * MS);
+        let flow = record.flows.values().next().unwrap();
+        assert_eq!((flow.entered, flow.left, flow.all_dropped(), flow.reordered), (1, 1, 0, 0));
+        let bin = record.between(Duration::ZERO, 20 * MS);
+        assert_eq!((bin.bytes, bin.dropped, bin.udp_payload), (2 * 48, 1, 20), "the link did carry and drop them");
     }
 
     #[test]
