@@ -126,7 +126,7 @@ impl Link {
         let mut state = self.directions[way as usize].state();
         let rules = state.record.rules().to_vec();
         let (counts, first_number) = (state.link.counts(), state.link.next_number());
-        let mut record = std::mem::replace(&mut state.record, LinkRecord::new(rules).from_number(first_number));
+        let mut record = std::mem::replace(&mut state.record, LinkRecord::new(rules).starting_at(first_number));
         drop(state);
         record.counts = counts;
         record

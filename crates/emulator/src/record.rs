@@ -199,7 +199,7 @@ impl LinkRecord {
     }
 
     /// Leaves the packets before this number, which are inside the link already, out of the flows.
-    pub fn from_number(mut self, first_number: u64) -> Self {
+    pub fn starting_at(mut self, first_number: u64) -> Self {
         self.first_number = first_number;
         self
     }
@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_packet_from_before_the_record_counts_in_no_flow() {
-        let mut record = LinkRecord::new(vec![rule()]).from_number(5);
+        let mut record = LinkRecord::new(vec![rule()]).starting_at(5);
         record.left(&departure(udp(9, 10, &[1; 20]), 3, false), 2 * MS);
         record.dropped(&udp(9, 10, &[1; 20]), 4, DropReason::Random, 2 * MS);
         record.entered(&udp(9, 10, &[1; 20]), 5, 2 * MS);

@@ -7,12 +7,14 @@ mod loss;
 mod observe;
 mod rates;
 
+use std::time::Duration;
+
 use paramedic_link::test_spec::{Direction, Load};
 
 use crate::document::{LimitCause, QueueSide};
 use crate::lines::Tone;
 use crate::quantity;
-use crate::stats::{Grade, Statement};
+use crate::stats::{self, Grade, Statement};
 
 pub use loss::{LossKind, LossSeen};
 
@@ -31,6 +33,10 @@ pub struct Observations {
     pub probes: Vec<PhaseProbes>,
     /// Whether the delay of the path changed during the test for another reason than the test's load.
     pub has_path_changed: bool,
+    /// Whether a search for the highest datagram rate did not finish.
+    pub is_search_unfinished: bool,
+    /// Whether a sender of datagrams paused, because no feedback arrived from its receiver.
+    pub has_paused: bool,
 }
 
 /// Whether a test completed, and if not, why.
@@ -63,7 +69,12 @@ pub struct Speed {
     pub window_bytes: Option<u32>,
     /// The cause that limited the rate; `None` if the document names no cause, as in earlier versions.
     pub limit: Option<LimitCause>,
-    /// How the rate varied; `None` if the rate was steady.
+    /// Whether a queue in the path, or lost datagrams, showed that the line was full. Lost segments alone do not show
+    /// this: after a loss, TCP may send less than the line carries.
+    pub is_line_full: bool,
+    /// Whether the phase was too short to show whether the rate is steady.
+    pub is_brief: bool,
+    /// How the rate varied; `None` if no variation was seen.
     pub unsteady: Option<Unsteady>,
 }
 
@@ -90,6 +101,8 @@ pub struct PhaseProbes {
     pub received: u64,
     /// The median round trip in microseconds; `None` if too few probes were answered for an assessment.
     pub median_us: Option<u64>,
+    /// The 95th percentile of the round trips in microseconds; `None` if too few probes were answered for it.
+    pub p95_us: Option<u64>,
     /// How much the median round trip exceeds that of the idle phase, in milliseconds, and the grade of this increase.
     pub increase: Option<(f64, Grade)>,
     /// The lost probes; `None` if no probe was lost, or if loss is unknown (probes over TCP).
@@ -109,7 +122,7 @@ pub fn conclude(seen: &Observations) -> (Tone, String) {
     if seen.is_through_tunnel && !seen.speeds.is_empty() {
         path += " through the tunnel";
     }
-    let speeds = rates::clause(&seen.speeds, seen.completion.is_measured());
+    let speeds = rates::clause(&seen.speeds, seen.may_claim());
     match (&seen.completion, speeds) {
         (Completion::Complete, speeds) => complete(seen, &upper_first(&path), speeds),
         (Completion::NothingArrived(what), Some(speeds)) => {
@@ -129,6 +142,13 @@ pub fn conclude(seen: &Observations) -> (Tone, String) {
             };
             (Tone::Fair, text)
         }
+    }
+}
+
+impl Observations {
+    /// Whether the sentence may claim that the line carries a rate: nothing in the run as a whole prevents it.
+    fn may_claim(&self) -> bool {
+        self.completion.is_measured() && !self.is_search_unfinished && !self.has_paused
     }
 }
 
@@ -156,7 +176,11 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
         (None, None) => return (Tone::Fair, "Nothing was measured.".to_owned()),
     };
     let troubles = troubles(seen);
-    let limits = limits(&seen.speeds);
+    let limits = limits(seen);
+    let full = match seen.speeds.iter().any(Speed::lacks_full_line) {
+        true => " Packets were lost, but no queue showed that the line was full.",
+        false => "",
+    };
     if let Some(worst) = troubles.iter().map(|trouble| trouble.severity).max() {
         let all = joined(&troubles);
         let (tone, effect) = match worst {
@@ -166,12 +190,12 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
             Severity::Broken => (Tone::Bad, ""),
             Severity::Stuttering => (Tone::Bad, ": calls and games may stutter"),
         };
-        return (tone, format!("{clause}, but {all}{effect}.{limits}"));
+        return (tone, format!("{clause}, but {all}{effect}.{limits}{full}"));
     }
     let (tone, latency) = response(seen);
     let has_doubt = !limits.is_empty() || seen.speeds.iter().any(|speed| speed.unsteady.is_some());
     let tone = if has_doubt { Tone::Fair } else { tone };
-    (tone, format!("{clause}{latency}.{limits}"))
+    (tone, format!("{clause}{latency}.{limits}{full}"))
 }
 
 /// The clause about latency under load, for a test whose load caused no trouble. A clause that is not empty starts with
@@ -202,18 +226,55 @@ fn response(seen: &Observations) -> (Tone, String) {
         [one] if *one != Load::Bidir => during(*one),
         _ => "while busy",
     };
-    // An unsteady rate shows only what the line did during the test, so the text then uses the past tense.
-    let is_lasting = is_filled(&seen.speeds) && seen.speeds.iter().all(|speed| speed.unsteady.is_none());
-    let grade = loads().filter_map(|probes| probes.increase).map(|(_, grade)| grade).max();
-    let text = match (grade, is_lasting) {
-        (None, _) => String::new(),
-        (Some(Grade::APlus | Grade::A), true) => format!(", and stays responsive {when}"),
-        (Some(Grade::APlus | Grade::A), false) => format!(", and stayed responsive {when}"),
-        (Some(_), true) => format!(", and is a little slower to respond {when}"),
-        (Some(_), false) => format!(", and was a little slower to respond {when}"),
+    let is_lasting = is_lasting(seen);
+    let Some(grade) = loads().filter_map(|probes| probes.increase).map(|(_, grade)| grade).max() else {
+        return (Tone::Strong, String::new());
     };
-    let tone = if text.is_empty() { Tone::Strong } else { Tone::Good };
-    (tone, text)
+    if let Some((probes, slowest_us)) = slowest_replies(idle, loads()) {
+        let when = if is_filled(&seen.speeds) { during(probes.load) } else { "at that load" };
+        let take = if is_lasting { "take" } else { "took" };
+        return (
+            Tone::Fair,
+            format!(", but {when} 5 % of the replies {take} {} or longer", quantity::micros(slowest_us)),
+        );
+    }
+    let is_little = !matches!(grade, Grade::APlus | Grade::A);
+    let is_responsive = loads().all(|probes| {
+        probes.p95_us.is_some() && probes.median_us.is_some_and(|median| median <= LONGEST_RESPONSIVE_US)
+    });
+    let text = match (is_responsive, is_little, is_lasting) {
+        (true, false, true) => format!(", and stays responsive {when}"),
+        (true, false, false) => format!(", and stayed responsive {when}"),
+        (true, true, true) => format!(", and is a little slower to respond {when}"),
+        (true, true, false) => format!(", and was a little slower to respond {when}"),
+        (false, ..) => {
+            let rises = match (is_little, is_lasting) {
+                (false, true) => "hardly rises",
+                (false, false) => "hardly rose",
+                (true, true) => "rises a little",
+                (true, false) => "rose a little",
+            };
+            let idle = idle.median_us.map(|us| format!(" ({} while idle)", quantity::micros(us)));
+            format!(", and its median latency {rises} {when}{}", idle.unwrap_or_default())
+        }
+    };
+    (Tone::Good, text)
+}
+
+/// Above this median round trip, a conversation is noticeably delayed even if the load adds nothing: twice the one-way
+/// delay that ITU-T G.114 recommends not to exceed.
+const LONGEST_RESPONSIVE_US: u64 = 300_000;
+
+/// The phase under load with the slowest replies, with the 95th percentile of its round trips, if this percentile
+/// exceeds that of the idle phase so much that the same rise of the median would be a grade of C or worse.
+fn slowest_replies<'a>(
+    idle: &PhaseProbes,
+    loads: impl Iterator<Item = &'a PhaseProbes>,
+) -> Option<(&'a PhaseProbes, u64)> {
+    let idle_us = idle.p95_us.or(idle.median_us)?;
+    let (probes, slowest_us) = loads.filter_map(|probes| Some((probes, probes.p95_us?))).max_by_key(|(_, us)| *us)?;
+    let rise = Duration::from_micros(slowest_us.saturating_sub(idle_us));
+    (stats::grade(rise) >= Grade::C).then_some((probes, slowest_us))
 }
 
 /// A problem that the user of the path may notice, such as loss or a slow response under load.
@@ -259,7 +320,7 @@ enum Severity {
 
 /// Finds the troubles of the idle path and of the path under load.
 fn troubles(seen: &Observations) -> Vec<Trouble> {
-    let is_filled = is_filled(&seen.speeds);
+    let is_lasting = is_lasting(seen);
     let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
     let loads = || seen.probes.iter().filter(|probes| probes.load != Load::Idle);
     let of_idle = idle.and_then(|idle| {
@@ -281,7 +342,7 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
             Grade::D | Grade::F => Severity::Stuttering,
         };
         let increase = quantity::micros((increase_ms * 1000.0) as u64);
-        let take = if is_filled { "take" } else { "took" };
+        let take = if is_lasting { "take" } else { "took" };
         let queued = match probes.queue {
             Some(_) if probes.is_own_queue => " (queued mostly in this device)",
             Some(queue) => queued(probes.load, queue).unwrap_or_default(),
@@ -294,7 +355,7 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
         share(a).total_cmp(&share(b))
     };
     let lossiest = loads().filter(|probes| !probes.is_unanswered() && probes.loss.is_some()).max_by(by_loss);
-    let lossy = lossiest.and_then(|probes| lossy(probes, is_filled));
+    let lossy = lossiest.and_then(|probes| lossy(probes, is_lasting));
     let of_loads = unanswered.into_iter().chain(slow).chain(lossy);
     of_idle.into_iter().chain(of_loads).collect()
 }
@@ -316,9 +377,9 @@ fn queued(load: Load, queue: QueueSide) -> Option<&'static str> {
 /// With fewer probes, the text states the lost probes instead of a share: the share of a few lost probes is too uncertain.
 const FEWEST_FOR_SHARE: u64 = 200;
 
-/// Turns the loss of a phase into a trouble; `None` if the loss is too small to matter. If `is_filled`, the test may
-/// have filled the line, so the text uses the present tense.
-fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
+/// Turns the loss of a phase into a trouble; `None` if the loss is too small to matter. If `is_lasting`, the text
+/// uses the present tense.
+fn lossy(probes: &PhaseProbes, is_lasting: bool) -> Option<Trouble> {
     let loss = probes.loss?;
     let when = during(probes.load);
     Some(match loss.kind()? {
@@ -335,7 +396,7 @@ fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
             Trouble { severity: Severity::Stuttering, when, text }
         }
         LossKind::Rate(share) => {
-            let are = if is_filled { "are" } else { "were" };
+            let are = if is_lasting { "are" } else { "were" };
             let text = format!("{} of the packets {are} lost", quantity::share(share));
             Trouble { severity: Severity::Stuttering, when, text }
         }
@@ -370,9 +431,17 @@ fn is_filled(speeds: &[Speed]) -> bool {
     !speeds.iter().any(has_limit)
 }
 
+/// Whether the text uses the present tense, because the test filled the line at a steady rate. Otherwise it shows only
+/// what the line did during the test.
+fn is_lasting(seen: &Observations) -> bool {
+    let is_steady = |speed: &Speed| speed.unsteady.is_none() && !speed.is_brief;
+    seen.may_claim() && is_filled(&seen.speeds) && seen.speeds.iter().all(is_steady)
+}
+
 /// Further sentences that name each limit of the rates other than the path: processor, socket buffer, interface, other
-/// traffic, unknown.
-fn limits(speeds: &[Speed]) -> String {
+/// traffic, a sender of datagrams that did not send enough, unknown.
+fn limits(seen: &Observations) -> String {
+    let speeds = &seen.speeds;
     let has = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && !speed.is_as_requested());
     // If the user requested a buffer size, the clause about the rates already names it.
     let has_unrequested = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && speed.window_bytes.is_none());
@@ -388,6 +457,8 @@ fn limits(speeds: &[Speed]) -> String {
         (has(LimitCause::LinkRate), " A network interface was close to its own speed."),
         (has(LimitCause::OtherTraffic), " Other traffic passed an interface of the test, and may have used the line."),
         (has(LimitCause::Unknown), " What limited the rate is not known."),
+        (seen.is_search_unfinished, " The search for the highest rate did not finish."),
+        (seen.has_paused, " The sender paused, because no feedback arrived from the receiver."),
     ];
     let others = others.into_iter().filter_map(|(is_so, sentence)| is_so.then_some(sentence));
     std::iter::once(processor).chain(others).collect()

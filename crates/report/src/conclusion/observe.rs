@@ -4,7 +4,8 @@ use paramedic_link::test_spec::{Direction, Load};
 
 use super::{Completion, LossSeen, Observations, PhaseProbes, Speed, Unsteady};
 use crate::document::{CpuCost, ErrorBody, LatencyResult, LimitCause, ResultDocument, ThroughputResult};
-use crate::stats;
+use crate::limit;
+use crate::stats::{self, Statement};
 
 impl Observations {
     /// Reads the observations from `document`. The speed of a direction comes from the phase that loads only this
@@ -19,12 +20,15 @@ impl Observations {
             let (load, measured) = of(alone).or_else(|| of(Load::Bidir))?;
             Some(speed(document, load, direction, measured))
         });
+        let has_warning = |code: &str| document.warnings.iter().any(|warning| warning.code == code);
         Self {
             other_end: document.other_end().map(str::to_owned),
             is_through_tunnel: document.data_mode_fallback.is_some(),
             completion: completion(document),
             speeds: speeds.collect(),
-            has_path_changed: document.warnings.iter().any(|warning| warning.code == "path_changed"),
+            has_path_changed: has_warning("path_changed"),
+            is_search_unfinished: has_warning("rate_not_found"),
+            has_paused: has_warning("sending_paused"),
             probes: document.latency.iter().map(|(load, latency)| probes(document, load, latency)).collect(),
         }
     }
@@ -58,6 +62,11 @@ fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: 
             Some(limited_by) => Some(limited_by.cause),
             None => full_processor(direction, measured),
         },
+        is_line_full: measured.udp.is_some()
+            || measured.limited_by.as_ref().is_some_and(|limited_by| {
+                limit::queue_ms(limited_by).is_some_and(|queue_ms| limit::shows_queue(queue_ms, measured.goodput_bps))
+            }),
+        is_brief: measured.ci95_bps.is_none(),
         unsteady: (!measured.is_steady()).then(|| {
             let thirds = measured.thirds_bps.map(|thirds| [thirds.first, thirds.last]);
             let spread = measured.interval_bps.map(|spread| Unsteady::Spread([spread.p10, spread.p90]));
@@ -96,6 +105,7 @@ fn probes(document: &ResultDocument, load: Load, latency: &LatencyResult) -> Pha
         sent: latency.sent,
         received: latency.received,
         median_us: latency.median_us(),
+        p95_us: latency.round_trip_us(Statement::P95),
         increase: document.bufferbloat.of(load).map(|bloat| (bloat.increase_ms, bloat.grade)),
         loss: loss(latency),
         queue: latency.queue.map(|queue| queue.stands),
@@ -187,6 +197,40 @@ mod tests {
         );
         let text = sentence(|document| document.download.as_mut().unwrap().ci95_bps = Some([1_700_000, 70_000_000]));
         assert!(text.starts_with("carried 36.2 Mbit/s down (not steady: most intervals from "), "{text}");
+    }
+
+    #[test]
+    fn lost_segments_without_a_queue_show_no_full_line() {
+        let text = sentence(|document| {
+            let limited_by = document.download.as_mut().unwrap().limited_by.as_mut().unwrap();
+            limited_by.evidence.retain(|evidence| evidence.name != "queue_ms");
+        });
+        assert_eq!(
+            text,
+            "carries at least 36.2 Mbit/s down, and stayed responsive at that load. Packets were lost, but no queue \
+             showed that the line was full."
+        );
+    }
+
+    #[test]
+    fn a_path_is_responsive_only_if_its_slow_replies_are() {
+        let loaded = |rtt_us: fn(&mut crate::document::RttSpread)| {
+            sentence(|document| rtt_us(document.latency.download.as_mut().unwrap().rtt_us.as_mut().unwrap()))
+        };
+        assert_eq!(
+            loaded(|rtt| rtt.p95 = Some(192_000)),
+            "carries 36.2 Mbit/s down, but during a download 5 % of the replies take 192 ms or longer."
+        );
+        assert_eq!(
+            loaded(|rtt| rtt.p95 = None),
+            "carries 36.2 Mbit/s down, and its median latency hardly rises during a download (12.3 ms while idle)."
+        );
+    }
+
+    #[test]
+    fn a_phase_without_an_interval_makes_no_claim_about_the_line() {
+        let text = sentence(|document| document.download.as_mut().unwrap().ci95_bps = None);
+        assert_eq!(text, "carried 36.2 Mbit/s down, and stayed responsive during a download.");
     }
 
     #[test]

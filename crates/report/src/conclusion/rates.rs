@@ -9,8 +9,8 @@ use crate::limit::is_as_requested;
 use crate::quantity;
 
 /// The clause about the rates with its verb, such as `carries 941 Mbit/s down and 94.2 Mbit/s up`; `None` without a
-/// speed. If `is_measured`, every phase that was measured lasted its full time.
-pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
+/// speed. If `may_claim`, nothing in the run as a whole prevents a claim about the line.
+pub(super) fn clause(speeds: &[Speed], may_claim: bool) -> Option<String> {
     if let [down, up] = speeds
         && down.is_shown_as_requested()
         && up.is_shown_as_requested()
@@ -20,7 +20,7 @@ pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
         let both = format!("{} and {}", word(down.direction), word(up.direction));
         return Some(format!("carried {} {both}", requested(down.requested_bps?)));
     }
-    let parts = speeds.iter().map(|speed| (speed.verb(is_measured), speed.phrase())).collect::<Vec<_>>();
+    let parts = speeds.iter().map(|speed| (speed.verb(may_claim), speed.phrase())).collect::<Vec<_>>();
     let mut clause = String::new();
     let mut before = "";
     for (verb, phrase) in parts {
@@ -48,19 +48,24 @@ impl Speed {
         self.requested_bps.is_some_and(|requested| quantity::rate(self.bps) == quantity::rate(requested))
     }
 
-    /// Whether the line may have been full: the rate was limited by the network, a network interface or other traffic,
-    /// or the document names no limit.
+    /// Whether the line may have been full: a queue or lost datagrams showed it, the rate was limited by a network
+    /// interface or other traffic, or the document names no limit.
     pub(super) fn may_fill_line(&self) -> bool {
         use LimitCause::{LinkRate, Network, OtherTraffic};
-        self.limit.is_none_or(|limit| matches!(limit, Network | LinkRate | OtherTraffic))
+        !self.lacks_full_line() && self.limit.is_none_or(|limit| matches!(limit, Network | LinkRate | OtherTraffic))
     }
 
-    fn verb(&self, is_measured: bool) -> &'static str {
+    /// Whether the network limited the rate, but only by losing segments.
+    pub(super) fn lacks_full_line(&self) -> bool {
+        self.limit == Some(LimitCause::Network) && !self.is_line_full
+    }
+
+    fn verb(&self, may_claim: bool) -> &'static str {
         let is_requested = self.requested_bps.is_some() || self.window_bytes.is_some();
         let is_requested = is_requested || self.limit == Some(LimitCause::Policy);
-        if !is_measured || is_requested || self.unsteady.is_some() {
+        if !may_claim || is_requested || self.unsteady.is_some() || self.is_brief {
             "carried"
-        } else if self.limit.is_some_and(|limit| limit != LimitCause::Network) {
+        } else if self.lacks_full_line() || self.limit.is_some_and(|limit| limit != LimitCause::Network) {
             "carries at least"
         } else {
             "carries"

@@ -263,6 +263,12 @@ pub fn throughput(goodput_bps: u64) -> ThroughputResult {
                     text: "the streams waited for the path for 97 % of the time".to_owned(),
                 },
                 LimitEvidence {
+                    name: "queue_ms".to_owned(),
+                    end: None,
+                    value: Quantity::Fraction(3.0),
+                    text: "latency rose by 3.0 ms".to_owned(),
+                },
+                LimitEvidence {
                     name: "retransmitted_segments".to_owned(),
                     end: None,
                     value: Quantity::Whole(12),

@@ -824,6 +824,16 @@ pub enum Quantity {
     Fraction(f64),
 }
 
+impl Quantity {
+    /// The number as a floating-point number; a large whole number loses its last digits.
+    pub fn as_f64(self) -> f64 {
+        match self {
+            Self::Whole(number) => number as f64,
+            Self::Fraction(number) => number,
+        }
+    }
+}
+
 /// A fact to know before you trust the numbers of a result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Warning {

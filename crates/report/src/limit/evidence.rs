@@ -8,6 +8,9 @@ use crate::document::{LimitEvidence, ObservedEnd, Quantity};
 use crate::quantity;
 use crate::stats::ProcessorLimit;
 
+/// The name of the evidence about the queue.
+pub(super) const QUEUE: &str = "queue_ms";
+
 /// The words for `end` in the possessive form, for texts.
 pub(super) fn whose(end: ObservedEnd) -> &'static str {
     match end {
@@ -67,7 +70,7 @@ pub(super) fn waited_for_path(streams: StreamShares) -> LimitEvidence {
 
 pub(super) fn queue(ms: f64) -> LimitEvidence {
     let text = format!("latency rose by {}", quantity::micros((ms * 1000.0) as u64));
-    of("queue_ms", fraction(ms), text)
+    of(QUEUE, fraction(ms), text)
 }
 
 pub(super) fn retransmits(segments: u64) -> LimitEvidence {

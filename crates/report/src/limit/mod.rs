@@ -195,8 +195,18 @@ fn has_loss(seen: &LimitObservations) -> bool {
 
 /// Whether the increase of the latency shows a queue in the path.
 fn has_queue(seen: &LimitObservations) -> bool {
-    let packets_ms = QUEUE_PACKETS * PACKET_BITS / (seen.goodput_bps.max(1) as f64) * 1000.0;
-    seen.queue_ms.is_some_and(|queue_ms| queue_ms >= QUEUE_MS.max(packets_ms))
+    seen.queue_ms.is_some_and(|queue_ms| shows_queue(queue_ms, seen.goodput_bps))
+}
+
+/// Whether an increase of the latency by `queue_ms`, at this payload rate, shows a queue in the path.
+pub(crate) fn shows_queue(queue_ms: f64, goodput_bps: u64) -> bool {
+    let packets_ms = QUEUE_PACKETS * PACKET_BITS / (goodput_bps.max(1) as f64) * 1000.0;
+    queue_ms >= QUEUE_MS.max(packets_ms)
+}
+
+/// The increase of the latency in milliseconds, if it is among the evidence.
+pub(crate) fn queue_ms(limited_by: &LimitedBy) -> Option<f64> {
+    limited_by.evidence.iter().find(|evidence| evidence.name == evidence::QUEUE).map(|evidence| evidence.value.as_f64())
 }
 
 /// The reasons why there is no evidence that the path was the limit.

@@ -436,7 +436,7 @@ mod tests {
     fn a_direction_in_which_nothing_arrived_is_named_first() {
         let error = ErrorBody {
             code: ErrorBody::NOTHING_ARRIVED.to_owned(),
-            what: "nothing arrived in the upload".to_owned(),
+            what: "almost no payload arrived in the upload".to_owned(),
             because: String::new(),
             try_: String::new(),
             retry_after_ms: None,
@@ -444,9 +444,9 @@ mod tests {
         let half = ResultDocument { complete: false, error: Some(error.clone()), ..example::bare() };
         assert_eq!(
             sentence(&half),
-            "Nothing arrived in the upload. Your connection to attic carries 50.0 Mbit/s down."
+            "Almost no payload arrived in the upload. Your connection to attic carried 50.0 Mbit/s down."
         );
-        assert_eq!(sentence(&ResultDocument { download: None, ..half }), "Nothing arrived in the upload.");
+        assert_eq!(sentence(&ResultDocument { download: None, ..half }), "Almost no payload arrived in the upload.");
     }
 
     #[test]

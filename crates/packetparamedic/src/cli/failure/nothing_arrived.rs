@@ -40,6 +40,6 @@ pub(super) fn failure(directions: &[EmptyDirection], transport: PayloadTransport
     );
     let because = "the connections are open, but the receiver counted almost no payload";
     let stopped = stopped.map(|stopped| format!(", and {stopped}")).unwrap_or_default();
-    let what = format!("nothing arrived in {names}{stopped}");
+    let what = format!("almost no payload arrived in {names}{stopped}");
     CommandFailure::new(ExitStatus::Failed, ErrorBody::NOTHING_ARRIVED, what, because, try_)
 }
