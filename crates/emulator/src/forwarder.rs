@@ -79,7 +79,8 @@ impl Link {
         let direction = |settings: &DirectionSettings, seed| {
             let state =
                 State { link: LinkDirection::new(settings.clone(), seed), record: LinkRecord::new(rules.to_vec()) };
-            let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).context("eventfd")?;
+            let wake =
+                eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).context("cannot create an eventfd")?;
             let is_over = AtomicBool::new(false);
             anyhow::Ok(Arc::new(Direction { state: Mutex::new(state), wake, is_over }))
         };

@@ -47,7 +47,8 @@ impl Namespace {
         let path = format!("/run/netns/{}", self.name);
         let file = File::open(&path).context(path)?;
         let enter_and_call = || {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).context("setns")?;
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                .context("cannot enter the network namespace")?;
             f()
         };
         std::thread::scope(|scope| scope.spawn(enter_and_call).join())
@@ -64,7 +65,7 @@ impl Drop for Namespace {
 
 /// Runs ip(8), which must succeed, and returns its stdout.
 pub(crate) fn ip(args: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new("ip").args(args).stdin(Stdio::null()).output().context("ip")?;
+    let output = Command::new("ip").args(args).stdin(Stdio::null()).output().context("cannot run ip")?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "ip {}: {}", args.join(" "), stderr.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -18,7 +18,7 @@ fn set_policy(policy: &str, priority: &str) -> anyhow::Result<()> {
     let thread = gettid().as_raw_nonzero().to_string();
     let mut chrt = Command::new("chrt");
     chrt.args([policy, "--pid", priority, &thread]).stdout(Stdio::null()).stderr(Stdio::null());
-    anyhow::ensure!(chrt.status().context("chrt")?.success(), "chrt {policy} failed");
+    anyhow::ensure!(chrt.status().context("cannot run chrt")?.success(), "chrt {policy} failed");
     Ok(())
 }
 

@@ -299,12 +299,13 @@ pub fn version_of(text: &str) -> Option<Version> {
     Some(Version { major: major.parse().ok()?, minor: minor.parse().ok()? })
 }
 
-/// Parses the whole output of a client: one or several `--json` documents, or the lines of `--json-stream`, which a
-/// document may follow.
+/// Parses the whole output of a client: one or several `--json` documents, or the lines of `--json-stream`, possibly
+/// followed by a document.
 ///
-/// Of several documents the one with the most content is used, with the first error of any document. An incomplete
-/// document is ignored; without any other report, parsing fails. The report of an incomplete stream is not complete.
-/// The time is linear in the length of the text, which the caller must limit.
+/// Returns the report with the most content. If that report has no error of its own, it gets the first error of the
+/// other reports. Ignores an object that cannot be parsed, for example because it is cut off; if there is no other
+/// report, parsing fails. If a stream lacks its end, `is_complete` of its report is false. The time is linear in the
+/// length of the text, which the caller must limit.
 pub fn parse(text: &str) -> Result<ClientReport, Unreadable> {
     let mut documents = JsonDocuments { rest: text };
     let mut stream = ReportBuilder::default();

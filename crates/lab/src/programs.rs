@@ -301,7 +301,7 @@ impl Running {
     /// Starts `command`. Its stdout is read line by line, its stderr goes to `stderr`.
     pub fn start(mut command: Command, stderr: Stdio) -> anyhow::Result<Self> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn()?;
-        let stdout = child.stdout.take().context("no stdout")?;
+        let stdout = child.stdout.take().context("the program has no stdout")?;
         Ok(Self { child, lines: Mutex::new(read_lines(stdout)) })
     }
 

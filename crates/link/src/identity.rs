@@ -50,7 +50,7 @@ pub enum ParseEndpointIdError {
     #[error("{0:?} is not a valid character in an Endpoint ID (valid: 0-9 and A-Z without U)")]
     Digit(char),
     /// The text is too short or too long. The value is its number of digits after `PP`.
-    #[error("an Endpoint ID has 56 characters after PP-, without dashes; this has {0}")]
+    #[error("an Endpoint ID has 56 characters after PP-, not counting dashes and spaces; this has {0}")]
     Length(usize),
     /// The check digits do not match the key.
     #[error("the check digits do not match: a character was mistyped")]

@@ -71,7 +71,7 @@ pub enum ParsePairingCodeError {
     #[error("the character at position {0} is not valid in a pairing code (valid: 0-9 and A-Z without U)")]
     Digit(usize),
     /// The text is too short or too long. The value is its number of digits.
-    #[error("a pairing code has 32 characters, without dashes; this has {0}")]
+    #[error("a pairing code has 32 characters, not counting dashes and spaces; this has {0}")]
     Length(usize),
     /// The check digits do not match the other digits of the code.
     #[error("the check digits do not match: a character was mistyped")]

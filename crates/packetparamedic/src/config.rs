@@ -372,10 +372,10 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_RUNTIME_DIR",
         flag: Some("runtime-dir"),
         placeholder: "FOLDER",
-        help: "The folder of the service's socket. Default: the first of these that applies: the folder of state_dir, \
-               if that is set; RUNTIME_DIRECTORY, which systemd sets; /run/packetparamedic for root; packetparamedic \
-               in XDG_RUNTIME_DIR; the default of state_dir. If neither state_dir nor runtime_dir is set, commands \
-               also look for the socket in /run/packetparamedic.",
+        help: "The folder of the service's socket. Default: state_dir itself, if you set state_dir. Otherwise the \
+               first of these that applies: RUNTIME_DIRECTORY, which systemd sets; /run/packetparamedic for root; \
+               packetparamedic in XDG_RUNTIME_DIR; the default folder of state_dir. If you set neither state_dir nor \
+               runtime_dir, commands also look for the socket in /run/packetparamedic.",
         valid: "a folder",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.runtime_dir = path),

@@ -12,9 +12,10 @@ use rustix::process::Pid;
 pub(crate) fn cpu(pid: Pid) -> anyhow::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // Field 2 is the program's name in parentheses; fields 14 and 15 are the times in ticks.
-    let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
+    let (_, rest) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;
     let mut fields = rest.split_whitespace().skip(11).map(str::parse::<u64>);
-    let ticks = fields.next().context("no user time")?? + fields.next().context("no system time")??;
+    let ticks = fields.next().context("/proc/PID/stat has no user time")??
+        + fields.next().context("/proc/PID/stat has no system time")??;
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 

@@ -123,7 +123,7 @@ impl Cli {
         for program in peers::missing() {
             eprintln!("SKIPPED: {program} is not installed; the tables have no column for it");
         }
-        let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
+        let accuracy = Accuracy::measure().context("cannot measure the accuracy of the emulator")?;
         let words = in_words(&accuracy);
         println!("the emulator on this machine: {words}");
         std::fs::create_dir_all(records.folder())?;
@@ -158,7 +158,7 @@ impl Cli {
     /// Runs every cell and every unsteady link `count` times with `--until-stable` and once in full, and writes the
     /// page about them.
     fn measure_early_ends(&self, steady: Vec<Cell>, count: u64, records: &Records) -> anyhow::Result<()> {
-        let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
+        let accuracy = Accuracy::measure().context("cannot measure the accuracy of the emulator")?;
         let [full, early] =
             ["full", "until-stable"].map(|name| Records::new(records.folder().join("early-ends").join(name)));
         let mut done = [Vec::new(), Vec::new()];
@@ -184,7 +184,7 @@ impl Cli {
 /// Runs tests on random paths until `count` of them are counted, with at most twice as many runs, and writes the page
 /// about them.
 fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
-    let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
+    let accuracy = Accuracy::measure().context("cannot measure the accuracy of the emulator")?;
     let (mut runs, mut counted) = (Vec::new(), 0);
     for seed in 1..=2 * count {
         if counted == count {
@@ -208,7 +208,7 @@ fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
 /// Repeats the cells of [`coverage::CELLS`] until `count` runs have an interval in each direction, with at most twice
 /// as many runs of each cell, and writes the page about them.
 fn measure_coverage(count: u64, records: &Records) -> anyhow::Result<()> {
-    let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
+    let accuracy = Accuracy::measure().context("cannot measure the accuracy of the emulator")?;
     // Separate from the records of the matrix, because the page of the matrix shows every seed that it finds.
     let records = Records::new(records.folder().join("coverage"));
     let mut cells = Vec::new();
@@ -277,7 +277,7 @@ fn write_page(cells: Vec<Cell>, records: &Records) -> anyhow::Result<()> {
     let cells = cells.into_iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
     let accuracy = std::fs::read_to_string(records.folder().join(ACCURACY)).ok();
     let path = Path::new(PAGE);
-    std::fs::create_dir_all(path.parent().context("a folder")?)?;
+    std::fs::create_dir_all(path.parent().context("the path has no folder")?)?;
     std::fs::write(path, page::page(&cells, accuracy.as_deref()))?;
     println!("written: {PAGE}");
     Ok(())

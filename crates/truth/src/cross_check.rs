@@ -38,7 +38,7 @@ pub(crate) fn print(mut line: impl FnMut(&str)) -> anyhow::Result<()> {
 /// Measures the goodput of an upload in Mbit/s with iperf3.
 fn goodput(topology: &Topology) -> anyhow::Result<f64> {
     let mut server = topology.reflector().command("iperf3", &["-s", "-1"]);
-    let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("iperf3")?;
+    let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot run iperf3")?;
     let run = || {
         crate::peers::await_port(topology.reflector(), "-Htln", 5201)?;
         let to = topology.reflector_address(Family::Ipv4).to_string();

@@ -31,22 +31,24 @@ pub(crate) struct RoundTrips {
 /// Parses the JSON output of iperf3 over TCP.
 pub(crate) fn iperf3_tcp(text: &str) -> anyhow::Result<Iperf3Tcp> {
     let sum = &iperf3(text)?["end"]["sum_received"];
-    let number = |name: &str| sum[name].as_f64().with_context(|| format!("end.sum_received.{name}"));
+    let number =
+        |name: &str| sum[name].as_f64().with_context(|| format!("the output of iperf3 has no end.sum_received.{name}"));
     Ok(Iperf3Tcp { received_bps: number("bits_per_second")?, seconds: number("seconds")? })
 }
 
 /// Parses the JSON output of iperf3 with UDP datagrams.
 pub(crate) fn iperf3_udp(text: &str) -> anyhow::Result<Iperf3Udp> {
     let output = iperf3(text)?;
-    let lost = output["end"]["sum"]["lost_packets"].as_i64().context("end.sum.lost_packets")?;
-    let streams = output["end"]["streams"].as_array().context("end.streams")?;
+    let lost =
+        output["end"]["sum"]["lost_packets"].as_i64().context("the output of iperf3 has no end.sum.lost_packets")?;
+    let streams = output["end"]["streams"].as_array().context("the output of iperf3 has no end.streams")?;
     let out_of_order = streams.iter().map(|stream| stream["udp"]["out_of_order"].as_u64()).sum::<Option<u64>>();
     // iperf3 counts a duplicate as a packet that was not lost, so the number can be negative.
     Ok(Iperf3Udp { lost: u64::try_from(lost).unwrap_or(0), out_of_order })
 }
 
 fn iperf3(text: &str) -> anyhow::Result<Value> {
-    let output = serde_json::from_str::<Value>(text).context("the JSON output of iperf3")?;
+    let output = serde_json::from_str::<Value>(text).context("the output of iperf3 is not valid JSON")?;
     match output["error"].as_str() {
         Some(error) => anyhow::bail!("iperf3: {error}"),
         None => Ok(output),
@@ -58,17 +60,20 @@ pub(crate) fn ping(text: &str) -> anyhow::Result<RoundTrips> {
     let is_duplicate = |line: &&str| line.contains("(DUP!)");
     let time = |line: &str| line.split("time=").nth(1)?.split(' ').next()?.parse::<f64>().ok();
     let times = text.lines().filter(|line| !is_duplicate(line)).filter_map(time).collect::<Vec<_>>();
-    let summary = text.lines().find(|line| line.contains("packets transmitted")).context("the summary of ping")?;
+    let summary = text
+        .lines()
+        .find(|line| line.contains("packets transmitted"))
+        .context("the output of ping has no summary line")?;
     let mut numbers = summary.split(' ').filter_map(|word| word.parse::<u64>().ok());
-    let (sent, received) = numbers.next().zip(numbers.next()).context("the counts of ping")?;
-    Ok(RoundTrips { median_ms: median(times).context("no reply to ping")?, sent, received, lost_ways: None })
+    let (sent, received) = numbers.next().zip(numbers.next()).context("the summary line of ping has no counts")?;
+    Ok(RoundTrips { median_ms: median(times).context("ping got no reply")?, sent, received, lost_ways: None })
 }
 
 /// Parses the JSON output of irtt.
 pub(crate) fn irtt(text: &str) -> anyhow::Result<RoundTrips> {
-    let stats = &serde_json::from_str::<Value>(text).context("the JSON output of irtt")?["stats"];
-    let number = |name: &str| stats[name].as_f64().with_context(|| format!("stats.{name}"));
-    let median_ns = stats["rtt"]["median"].as_f64().context("stats.rtt.median")?;
+    let stats = &serde_json::from_str::<Value>(text).context("the output of irtt is not valid JSON")?["stats"];
+    let number = |name: &str| stats[name].as_f64().with_context(|| format!("the output of irtt has no stats.{name}"));
+    let median_ns = stats["rtt"]["median"].as_f64().context("the output of irtt has no stats.rtt.median")?;
     // irtt subtracts counts without a sign. With duplicates its share can be far above 100 %, which is no share.
     let is_share = |percent: &f64| (0.0..=100.0).contains(percent);
     let lost = |name: &str| number(name).ok().filter(is_share);

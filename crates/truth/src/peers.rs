@@ -184,7 +184,7 @@ impl Peers<'_> {
         let reverse: &[&str] = if direction == Direction::Download { &["-R"] } else { &[] };
         let args = [&["-c", &self.to, "-J"], reverse, args].concat();
         let mut command = self.topology.appliance().command("iperf3", &args);
-        Ok(Some(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("iperf3")?))
+        Ok(Some(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("cannot run iperf3")?))
     }
 
     fn loaded(&self, direction: Direction, round_trip: Duration) -> anyhow::Result<(Vec<Reading>, LinkRecords)> {

@@ -129,7 +129,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
 
 fn write(path: &Path, record: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(record)?;
-    let folder = path.parent().context("a folder")?;
+    let folder = path.parent().context("the path has no folder")?;
     fs::create_dir_all(folder)?;
     // Writing a temporary file first ensures that an interruption here leaves no half-written record.
     let unfinished = path.with_extension("unfinished");

@@ -101,7 +101,8 @@ impl Appliance {
         Ok(RunningTest { events, cancel, end })
     }
 
-    /// Checks that a test could be run as requested, without running it. Uses no options of the provider.
+    /// Checks whether a test could run as requested, without running it. Assumes that none of the provider's own
+    /// options is set.
     pub async fn check_request(&self, request: &TestRequest) -> Result<(), ApplianceError> {
         self.prepare(request.clone(), OptionValues::default()).await.map(drop)
     }

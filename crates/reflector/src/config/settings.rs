@@ -260,7 +260,7 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_RUNTIME_DIR",
         flag: Some("runtime-dir"),
         placeholder: "FOLDER",
-        help: "Folder of the admin socket. Default: the folder in state_dir, if you set state_dir. Otherwise the first \
+        help: "Folder of the admin socket. Default: state_dir itself, if you set state_dir. Otherwise the first \
                of these that applies: systemd's RUNTIME_DIRECTORY; /run/reflector, for root; packetparamedic in \
                XDG_RUNTIME_DIR; the default folder of state_dir.",
         valid: "a folder",

@@ -575,8 +575,8 @@ impl<H> Sessions<H> {
         order.filter(has_port).take_while(fits).take(room).map(|waiting| waiting.link).collect()
     }
 
-    /// In one step, reserves a slot and a port, and counts the session as a test of the peer. The caller has checked
-    /// that all of this is possible.
+    /// In one step, reserves a slot and, for direct mode, a port, and counts the session as a test of the peer, unless it
+    /// is a fallback. The caller has checked that a slot is free.
     fn reserve(
         &mut self,
         link: LinkId,

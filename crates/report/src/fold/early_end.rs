@@ -69,12 +69,13 @@ mod tests {
     const LOOK: Duration = Duration::from_secs(5);
     const QUIET: [Option<u32>; 2] = [Some(20_000); 2];
 
-    /// A phase with one sample every 100 ms in each direction. `rate` returns the rate of a sample.
-    fn phase(load: Load, tenths: u64, rate: impl Fn(Direction, u64) -> u64) -> PhaseRecord {
+    /// A phase with `tenths` samples in each direction of `load`, one every 100 ms. `bytes` returns the bytes of the
+    /// sample with that number, from 1.
+    fn phase(load: Load, tenths: u64, bytes: impl Fn(Direction, u64) -> u64) -> PhaseRecord {
         let mut record = PhaseRecord::new(PhaseSpec { load, duration_ms: 10_000 });
         for at in 1..=tenths {
             for direction in load.directions() {
-                let sample = Sample { at_us: at * 100_000 + 300, bytes: rate(*direction, at) };
+                let sample = Sample { at_us: at * 100_000 + 300, bytes: bytes(*direction, at) };
                 record.note(DataEnd::Receiver, *direction, sample);
             }
         }

@@ -27,7 +27,7 @@ pub struct LatencyReport {
     pub count: usize,
     /// The median of the median round trips of the counted runs, in microseconds.
     pub p50_us: Option<Median>,
-    /// The median of the counted runs' 95th percentiles of the round trip, in microseconds.
+    /// Each counted run has a 95th percentile of its round trips. This is the median of these, in microseconds.
     pub p95_us: Option<Median>,
     /// The median of the increases over the latency without load in the counted runs, in milliseconds.
     pub increase_ms: Option<Median>,
@@ -202,9 +202,9 @@ pub struct MonitorPart {
     pub probes: u64,
     /// The number of probes that were lost in the part of the day.
     pub lost: u64,
-    /// The median of the hours' median round trips, in microseconds.
+    /// Each hour has a median round trip. This is the median of these, in microseconds.
     pub p50_us: Option<Median>,
-    /// The median of the hours' 95th percentiles of the round trip, in microseconds.
+    /// Each hour has a 95th percentile of its round trips. This is the median of these, in microseconds.
     pub p95_us: Option<Median>,
 }
 

@@ -41,7 +41,7 @@ impl ChartPeriod {
         ALL.iter().find(|(own, ..)| *own == self).map_or("", |(_, word, _)| word)
     }
 
-    /// Returns every period with its word and its name.
+    /// Returns every period with its word in the address (`day`) and its name on the page (`Day`).
     pub(super) fn all() -> &'static [(Self, &'static str, &'static str)] {
         &ALL
     }
