@@ -76,11 +76,20 @@ fn cases() -> Vec<(&'static str, Observations)> {
     let queued = |load, stands| PhaseProbes { queue: Some(stands), ..increased(load, 120.0, Grade::C) };
     let nothing = || Completion::NothingArrived("almost no payload arrived in the upload".to_owned());
     let tunneled = |seen| Observations { is_through_tunnel: true, ..seen };
+    let no_queue = |speed| Speed { is_line_full: false, ..speed };
     let limited = |cause| Speed { limit: Some(cause), ..DOWN };
     let thirds = Some(Unsteady::Thirds([50_000_000, 10_000_000]));
     vec![
         ("latency hardly rises under load (A+, A)", seen(&both, &fine)),
-        ("it rises a little (B)", seen(&both, &with(increased(Upload, 45.0, Grade::B)))),
+        ("it rises a little (B)", seen(&both, &fine.map(|fine| increased(fine.load, 45.0, Grade::B)))),
+        ("it rises a little in one direction", seen(&both, &with(increased(Upload, 45.0, Grade::B)))),
+        (
+            "`-b`, and it rises a little in one direction",
+            seen(
+                &both.map(|speed| Speed { requested_bps: Some(speed.bps), ..speed }),
+                &with(increased(Upload, 45.0, Grade::B)),
+            ),
+        ),
         (
             "the median hardly rises, but some replies are slow",
             seen(&both, &with(PhaseProbes { p95_us: Some(192_000), ..probes(Download) })),
@@ -118,7 +127,7 @@ fn cases() -> Vec<(&'static str, Observations)> {
             seen(&both, &with(PhaseProbes { is_own_queue: true, ..queued(Upload, QueueSide::Upload) })),
         ),
         ("it rises, and the queue stands in both directions", seen(&both, &with(queued(Upload, QueueSide::Both)))),
-        ("no latency probes, or no idle phase", seen(&both, &[])),
+        ("no latency probes, or no idle phase", seen(&both.map(no_queue), &[])),
         ("one direction", seen(&[DOWN], &fine[..2])),
         ("`-b 2M`, reached", seen(&[at(2_000_000, 2_000_000)], &fine[..2])),
         ("`-b 2M`, reached to 2 %", seen(&[at(1_970_000, 2_000_000)], &fine[..2])),
@@ -143,10 +152,7 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("other traffic used the line", seen(&[limited(LimitCause::OtherTraffic)], &fine[..2])),
         ("`-n`, and all bytes were through", seen(&[limited(LimitCause::Policy)], &fine[..2])),
         ("what limited the rate is not known", seen(&[limited(LimitCause::Unknown)], &fine[..2])),
-        (
-            "the network was the limit by lost segments, without a queue",
-            seen(&[Speed { is_line_full: false, ..DOWN }, UP], &fine),
-        ),
+        ("the network was the limit by lost segments, without a queue", seen(&[no_queue(DOWN), UP], &fine)),
         ("the phase was shorter than 5 s", seen(&both.map(|speed| Speed { is_brief: true, ..speed }), &fine)),
         (
             "`-u`, and the search for the highest rate did not finish",
@@ -177,21 +183,24 @@ fn cases() -> Vec<(&'static str, Observations)> {
             "it loses packets, and latency rises",
             seen(&both, &with(PhaseProbes { increase: Some((240.0, Grade::D)), ..lossy(Upload, 40) })),
         ),
-        ("fewer than half of the probes answered under load", seen(&both, &with(answered(Download, 1, 391)))),
-        ("no probe answered under load", seen(&both, &with(answered(Upload, 0, 391)))),
-        ("fewer than 20 probes answered", seen(&both, &with(answered(Download, 8, 10)))),
+        (
+            "fewer than half of the probes answered under load",
+            seen(&[no_queue(DOWN), UP], &with(answered(Download, 1, 391))),
+        ),
+        ("no probe answered under load", seen(&[DOWN, no_queue(UP)], &with(answered(Upload, 0, 391)))),
+        ("fewer than 20 probes answered", seen(&[no_queue(DOWN), UP], &with(answered(Download, 8, 10)))),
         (
             "the delay changed in mid test for another reason than the load",
             Observations {
                 has_path_changed: true,
-                ..seen(&both, &[fine[0], PhaseProbes { increase: None, ..fine[1] }, fine[2]])
+                ..seen(&[no_queue(DOWN), UP], &[fine[0], PhaseProbes { increase: None, ..fine[1] }, fine[2]])
             },
         ),
         ("no load, only latency", seen(&[], &fine[..1])),
         ("no load, and no probe answered", seen(&[], &[answered(Idle, 0, 200)])),
         ("no load, and few probes", seen(&[], &[answered(Idle, 8, 10)])),
         ("almost nothing arrived in a direction", ended(nothing(), &[DOWN])),
-        ("almost nothing arrived in any direction", ended(nothing(), &[])),
+        ("almost nothing arrived in the only direction", ended(nothing(), &[])),
         (
             "a direction stopped in mid phase",
             ended(Completion::NothingArrived("the upload stopped after 2.4 s".to_owned()), &[DOWN]),

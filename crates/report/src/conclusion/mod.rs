@@ -178,7 +178,7 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
     let troubles = troubles(seen);
     let limits = limits(seen);
     let full = match seen.speeds.iter().any(Speed::lacks_full_line) {
-        true => " Packets were lost, but no queue showed that the line was full.",
+        true => " TCP sent some packets again, but no queue showed that the line was full.",
         false => "",
     };
     if let Some(worst) = troubles.iter().map(|trouble| trouble.severity).max() {
@@ -186,8 +186,9 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
         let (tone, effect) = match worst {
             Severity::Noticed => (Tone::Fair, ""),
             // The text says "may", because delay and loss were measured, not a call.
-            Severity::Disturbing => (Tone::Fair, ": calls and games may stutter"),
+            Severity::Disturbing => (Tone::Fair, ": calls and games may lag"),
             Severity::Broken => (Tone::Bad, ""),
+            Severity::Lagging => (Tone::Bad, ": calls and games may lag"),
             Severity::Stuttering => (Tone::Bad, ": calls and games may stutter"),
         };
         return (tone, format!("{clause}, but {all}{effect}.{limits}{full}"));
@@ -217,21 +218,17 @@ fn response(seen: &Observations) -> (Tone, String) {
     }
     // Traffic that began before the test may have built a queue already, so that the load added none.
     if seen.speeds.iter().any(|speed| speed.limit == Some(LimitCause::OtherTraffic)) {
-        let text = "; how it responds under load is not known: there was other traffic";
-        return (Tone::Strong, text.to_owned());
+        return (Tone::Strong, "; how it responds under load is not known".to_owned());
     }
-    let phases = loads().map(|probes| probes.load).collect::<Vec<_>>();
-    let when = match phases.as_slice() {
-        _ if !is_filled(&seen.speeds) => "at that load",
-        [one] if *one != Load::Bidir => during(*one),
-        _ => "while busy",
-    };
+    if seen.has_paused {
+        return (Tone::Strong, "; how it responds under load is not known".to_owned());
+    }
     let is_lasting = is_lasting(seen);
     let Some(grade) = loads().filter_map(|probes| probes.increase).map(|(_, grade)| grade).max() else {
         return (Tone::Strong, String::new());
     };
     if let Some((probes, slowest_us)) = slowest_replies(idle, loads()) {
-        let when = if is_filled(&seen.speeds) { during(probes.load) } else { "at that load" };
+        let when = when(seen, &[probes.load]);
         let take = if is_lasting { "take" } else { "took" };
         return (
             Tone::Fair,
@@ -239,6 +236,9 @@ fn response(seen: &Observations) -> (Tone, String) {
         );
     }
     let is_little = !matches!(grade, Grade::APlus | Grade::A);
+    // If the latency rose in one phase only, the text names this phase.
+    let of_grade = loads().filter(|probes| !is_little || probes.increase.is_some_and(|(_, own)| own == grade));
+    let when = when(seen, &of_grade.map(|probes| probes.load).collect::<Vec<_>>());
     let is_responsive = loads().all(|probes| {
         probes.p95_us.is_some() && probes.median_us.is_some_and(|median| median <= LONGEST_RESPONSIVE_US)
     });
@@ -259,6 +259,21 @@ fn response(seen: &Observations) -> (Tone, String) {
         }
     };
     (Tone::Good, text)
+}
+
+/// The words for the time of these phases under load.
+fn when(seen: &Observations, phases: &[Load]) -> String {
+    let is_one_of_several = phases.len() < seen.probes.iter().filter(|probes| probes.load != Load::Idle).count();
+    let one = match phases {
+        [one] if is_one_of_several || *one != Load::Bidir => Some(during(*one)),
+        _ => None,
+    };
+    match (one, is_filled(seen)) {
+        (Some(one), true) => one.to_owned(),
+        (Some(one), false) if is_one_of_several => format!("{one} at that load"),
+        (None, true) => "while busy".to_owned(),
+        (_, false) => "at that load".to_owned(),
+    }
 }
 
 /// Above this median round trip, a conversation is noticeably delayed even if the load adds nothing: twice the one-way
@@ -310,11 +325,13 @@ fn joined(troubles: &[Trouble]) -> String {
 enum Severity {
     /// A single burst of loss, without a lasting effect.
     Noticed,
-    /// The latency under load makes calls and games stutter at times (grade C).
+    /// The latency under load may make calls and games lag (grade C).
     Disturbing,
     /// The path answered no probes for a time, or only a few probes in a whole phase.
     Broken,
-    /// Loss or latency disturbs calls and games all the time (grade D or F, or a lasting loss rate).
+    /// The latency under load makes calls and games lag (grade D or F).
+    Lagging,
+    /// Lasting loss makes calls and games stutter.
     Stuttering,
 }
 
@@ -327,7 +344,7 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
         if idle.is_unanswered() {
             return Some(Trouble { severity: Severity::Broken, when: during(idle.load), text: idle.answered() });
         }
-        lossy(idle, true)
+        lossy(idle)
     });
     let unanswered = loads().find(|probes| probes.is_unanswered()).map(|probes| Trouble {
         severity: Severity::Broken,
@@ -339,7 +356,7 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
         let severity = match grade {
             Grade::APlus | Grade::A | Grade::B => return None,
             Grade::C => Severity::Disturbing,
-            Grade::D | Grade::F => Severity::Stuttering,
+            Grade::D | Grade::F => Severity::Lagging,
         };
         let increase = quantity::micros((increase_ms * 1000.0) as u64);
         let take = if is_lasting { "take" } else { "took" };
@@ -355,7 +372,7 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
         share(a).total_cmp(&share(b))
     };
     let lossiest = loads().filter(|probes| !probes.is_unanswered() && probes.loss.is_some()).max_by(by_loss);
-    let lossy = lossiest.and_then(|probes| lossy(probes, is_lasting));
+    let lossy = lossiest.and_then(lossy);
     let of_loads = unanswered.into_iter().chain(slow).chain(lossy);
     of_idle.into_iter().chain(of_loads).collect()
 }
@@ -377,9 +394,9 @@ fn queued(load: Load, queue: QueueSide) -> Option<&'static str> {
 /// With fewer probes, the text states the lost probes instead of a share: the share of a few lost probes is too uncertain.
 const FEWEST_FOR_SHARE: u64 = 200;
 
-/// Turns the loss of a phase into a trouble; `None` if the loss is too small to matter. If `is_lasting`, the text
-/// uses the present tense.
-fn lossy(probes: &PhaseProbes, is_lasting: bool) -> Option<Trouble> {
+/// Turns the loss of a phase into a trouble; `None` if the loss is too small to matter. The
+/// loss is that of the probes: packets of the load may be lost more often or less often.
+fn lossy(probes: &PhaseProbes) -> Option<Trouble> {
     let loss = probes.loss?;
     let when = during(probes.load);
     Some(match loss.kind()? {
@@ -388,7 +405,7 @@ fn lossy(probes: &PhaseProbes, is_lasting: bool) -> Option<Trouble> {
             Trouble { severity: Severity::Broken, when, text }
         }
         LossKind::Burst { probes, ms } => {
-            let text = format!("a burst of {probes} packets was lost ({})", quantity::millis(ms));
+            let text = format!("{probes} latency probes in a row were lost ({})", quantity::millis(ms));
             Trouble { severity: Severity::Noticed, when, text }
         }
         LossKind::Rate(_) if loss.of < FEWEST_FOR_SHARE => {
@@ -396,8 +413,7 @@ fn lossy(probes: &PhaseProbes, is_lasting: bool) -> Option<Trouble> {
             Trouble { severity: Severity::Stuttering, when, text }
         }
         LossKind::Rate(share) => {
-            let are = if is_lasting { "are" } else { "were" };
-            let text = format!("{} of the packets {are} lost", quantity::share(share));
+            let text = format!("{} of the latency probes were lost", quantity::share(share));
             Trouble { severity: Severity::Stuttering, when, text }
         }
     })
@@ -425,17 +441,17 @@ fn few(probes: &PhaseProbes) -> String {
 }
 
 /// Whether the test may have filled the line: true if nothing else is known to have limited the rates.
-fn is_filled(speeds: &[Speed]) -> bool {
+fn is_filled(seen: &Observations) -> bool {
     let has_limit =
         |speed: &Speed| speed.requested_bps.is_some() || speed.window_bytes.is_some() || !speed.may_fill_line();
-    !speeds.iter().any(has_limit)
+    !seen.is_search_unfinished && !seen.has_paused && !seen.speeds.iter().any(has_limit)
 }
 
 /// Whether the text uses the present tense, because the test filled the line at a steady rate. Otherwise it shows only
 /// what the line did during the test.
 fn is_lasting(seen: &Observations) -> bool {
     let is_steady = |speed: &Speed| speed.unsteady.is_none() && !speed.is_brief;
-    seen.may_claim() && is_filled(&seen.speeds) && seen.speeds.iter().all(is_steady)
+    seen.may_claim() && is_filled(seen) && seen.speeds.iter().all(is_steady)
 }
 
 /// Further sentences that name each limit of the rates other than the path: processor, socket buffer, interface, other

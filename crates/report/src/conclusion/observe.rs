@@ -207,7 +207,7 @@ mod tests {
         });
         assert_eq!(
             text,
-            "carries at least 36.2 Mbit/s down, and stayed responsive at that load. Packets were lost, but no queue \
+            "carries at least 36.2 Mbit/s down, and stayed responsive at that load. TCP sent some packets again, but no queue \
              showed that the line was full."
         );
     }
@@ -248,15 +248,15 @@ mod tests {
         assert_eq!(idle(lost(2, 2, 1)), "carries 36.2 Mbit/s down, and stays responsive during a download.");
         assert_eq!(
             idle(lost(8, 8, 1)),
-            "carries 36.2 Mbit/s down, but while idle 4.0 % of the packets are lost: calls and games may stutter."
+            "carries 36.2 Mbit/s down, but while idle 4.0 % of the latency probes were lost: calls and games may stutter."
         );
         assert_eq!(
             idle(lost(8, 1, 8)),
-            "carries 36.2 Mbit/s down, but while idle a burst of 8 packets was lost (80 ms)."
+            "carries 36.2 Mbit/s down, but while idle 8 latency probes in a row were lost (80 ms)."
         );
         assert_eq!(
             sentence(|document| document.latency.download = Some(lost(8, 8, 1))),
-            "carries 36.2 Mbit/s down, but during a download 4.0 % of the packets are lost: calls and games may stutter."
+            "carries 36.2 Mbit/s down, but during a download 4.0 % of the latency probes were lost: calls and games may stutter."
         );
     }
 

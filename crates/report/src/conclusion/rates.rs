@@ -48,11 +48,11 @@ impl Speed {
         self.requested_bps.is_some_and(|requested| quantity::rate(self.bps) == quantity::rate(requested))
     }
 
-    /// Whether the line may have been full: a queue or lost datagrams showed it, the rate was limited by a network
-    /// interface or other traffic, or the document names no limit.
+    /// Whether the line may have been full: a queue or lost datagrams showed it, or the document names no limit. With
+    /// other traffic on a network interface, both together may have filled the line.
     pub(super) fn may_fill_line(&self) -> bool {
-        use LimitCause::{LinkRate, Network, OtherTraffic};
-        !self.lacks_full_line() && self.limit.is_none_or(|limit| matches!(limit, Network | LinkRate | OtherTraffic))
+        use LimitCause::{Network, OtherTraffic};
+        !self.lacks_full_line() && self.limit.is_none_or(|limit| matches!(limit, Network | OtherTraffic))
     }
 
     /// Whether the network limited the rate, but only by losing segments.

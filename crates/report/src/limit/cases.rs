@@ -1,9 +1,9 @@
-//! Tests of the cause of a limit: a table of observations with the expected cause.
+//! Tests that observations lead to the right cause: a table of observations, each with the expected cause.
 
 use super::*;
 use crate::document::Quantity;
 
-/// The processor use of an end of which a thread ran or waited for a processor for the given share of the time.
+/// The processor use of an end whose busiest thread ran or waited for a processor for `share` of the time.
 fn runnable(share: f64) -> CpuUse {
     CpuUse { busiest_thread: share.min(0.5), runnable: Some(share), run_queue_wait: Some(0.01), ..CpuUse::default() }
 }
@@ -344,8 +344,8 @@ fn an_unknown_cause_has_a_reason_and_a_known_one_has_evidence() {
     }
 }
 
-/// Adds each observation that points to a host or to the program to the observations of a full path. Each must replace
-/// the network as the cause.
+/// Takes the observations of a full path, and changes one of them so that it points to a host or to the program. After
+/// each such change, the network must not be the cause.
 #[test]
 fn the_network_is_not_named_if_the_tool_may_have_been_the_limit() {
     for share in [0.85, 0.9, 0.95, 1.0] {

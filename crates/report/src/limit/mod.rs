@@ -15,9 +15,9 @@ const AS_REQUESTED: f64 = 0.98;
 /// If the TCP streams waited for the path, or for socket buffers, for at least this share of the time, the path or the
 /// buffers limited the rate.
 const MOST: f64 = 0.5;
-/// If no segment was lost, the path set no limit, so this share of the time replaces [`MOST`] for socket buffers. The
-/// share is lower because the kernel counts a wait for a buffer only while the kernel has data to send, or knows that
-/// the program waits.
+/// If no segment was lost, socket buffers are the limit from this share of the time on, instead of from [`MOST`] on.
+/// The share is lower because the kernel does not count all the time in which a stream waits for a buffer: the kernel
+/// counts only while it has data to send, or knows that the program waits.
 const CONSIDERABLE: f64 = 0.2;
 /// If the receiver's window stopped the TCP streams for at least this share of the time, a larger send buffer alone
 /// would have no effect.
@@ -45,7 +45,8 @@ const UNREAL: f64 = 1.1;
 /// The two ends of a test, in the order in which the arrays of [`LimitObservations`] have them.
 pub const ENDS: [ObservedEnd; 2] = [ObservedEnd::Appliance, ObservedEnd::Reflector];
 
-/// What both ends observed about one direction that may show what limited its rate. An unknown value is absent.
+/// The observations of both ends while one direction was measured. They may show what limited the rate. An unknown
+/// value is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LimitObservations {
     /// The payload rate at the receiver, in bits per second.
@@ -90,8 +91,8 @@ pub struct DatagramsLost {
     pub sent: u64,
 }
 
-/// The use of an end's network interface during a direction. Rates are in bits per second, in the direction of the
-/// payload.
+/// The use of an end's network interface while one direction was measured. Rates count the traffic in the direction of
+/// the payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct InterfaceUse {
     /// The speed that the interface's driver reports, in bits per second.
@@ -135,7 +136,7 @@ pub fn limited_by(seen: &LimitObservations) -> LimitedBy {
     LimitedBy { cause, evidence, because }
 }
 
-/// A cause with its evidence, in which the deciding observation is first.
+/// A cause with its evidence. The observation that decided is the first.
 type Decided = (LimitCause, Vec<LimitEvidence>);
 
 fn policy(seen: &LimitObservations) -> Option<Decided> {
@@ -148,7 +149,8 @@ fn policy(seen: &LimitObservations) -> Option<Decided> {
     Some((LimitCause::Policy, vec![evidence]))
 }
 
-/// The processor that was the limit, with its evidence. If both ends' processors were the limit, the busier one.
+/// Names the processor that was the limit, with its evidence. If the processors of both ends were the limit, names the
+/// busier one.
 fn processor(seen: &LimitObservations) -> Option<Decided> {
     let limits = ENDS.into_iter().zip(&seen.cpu).filter_map(|(end, cpu)| {
         let limit = stats::processor_limit(cpu.as_ref()?)?;
@@ -163,9 +165,9 @@ fn processor(seen: &LimitObservations) -> Option<Decided> {
     Some((cause, vec![evidence::processor(end, limit)]))
 }
 
-/// The socket buffer that was the limit, because it stopped the streams for most of the time, or for a considerable
-/// part if nothing was lost. `None` if there is a queue in the path, because the buffers were then large enough to fill
-/// the path.
+/// Names the kind of socket buffer that was the limit: such buffers stopped the streams for most of the time, or for a
+/// considerable part of the time if nothing was lost. `None` if there is a queue in the path: then the buffers were
+/// large enough to fill the path.
 fn buffers(seen: &LimitObservations) -> Option<Decided> {
     let streams = seen.streams?;
     let least = if has_loss(seen) { MOST } else { CONSIDERABLE };
@@ -198,13 +200,13 @@ fn has_queue(seen: &LimitObservations) -> bool {
     seen.queue_ms.is_some_and(|queue_ms| shows_queue(queue_ms, seen.goodput_bps))
 }
 
-/// Whether an increase of the latency by `queue_ms`, at this payload rate, shows a queue in the path.
+/// Whether an increase of the latency by `queue_ms` shows a queue in the path, if the payload rate is `goodput_bps`.
 pub(crate) fn shows_queue(queue_ms: f64, goodput_bps: u64) -> bool {
     let packets_ms = QUEUE_PACKETS * PACKET_BITS / (goodput_bps.max(1) as f64) * 1000.0;
     queue_ms >= QUEUE_MS.max(packets_ms)
 }
 
-/// The increase of the latency in milliseconds, if it is among the evidence.
+/// The increase of the latency in milliseconds; `None` if it is not among the evidence.
 pub(crate) fn queue_ms(limited_by: &LimitedBy) -> Option<f64> {
     limited_by.evidence.iter().find(|evidence| evidence.name == evidence::QUEUE).map(|evidence| evidence.value.as_f64())
 }
@@ -273,8 +275,8 @@ fn nearly_full_processors(seen: &LimitObservations) -> Vec<String> {
     doubts.collect()
 }
 
-/// The evidence that a network interface of an end was full, all its traffic included. If the interfaces of both ends
-/// were full, the evidence about the slower interface.
+/// The evidence that the network interface of an end was full, with the test and all other traffic together. If the
+/// interfaces of both ends were full, the evidence about the slower interface.
 fn full_interface(seen: &LimitObservations) -> Option<Vec<LimitEvidence>> {
     let own = seen.wire_bps.unwrap_or(seen.goodput_bps) as f64;
     let full = ENDS.into_iter().zip(seen.interfaces).filter_map(|(end, interface)| {
@@ -294,8 +296,8 @@ struct OtherTraffic {
     is_before_load: bool,
 }
 
-/// Finds other traffic that took a considerable share of an interface. If there was some at both ends, returns the
-/// larger.
+/// Finds other traffic that took a considerable share of an end's interface. If both ends had such traffic, returns the
+/// traffic with the higher rate.
 fn other_traffic(seen: &LimitObservations) -> Option<OtherTraffic> {
     let own = seen.wire_bps.unwrap_or(seen.goodput_bps) as f64;
     let others = ENDS.into_iter().zip(seen.interfaces).filter_map(|(end, interface)| {
@@ -310,7 +312,7 @@ fn other_traffic(seen: &LimitObservations) -> Option<OtherTraffic> {
     Some(OtherTraffic { evidence, is_before_load })
 }
 
-/// The observations that are known, as evidence for the cause [`LimitCause::Unknown`].
+/// All observations that are known, as evidence that accompanies the cause [`LimitCause::Unknown`].
 fn known(seen: &LimitObservations) -> Vec<LimitEvidence> {
     let threads = ENDS.into_iter().zip(&seen.cpu);
     let threads = threads.filter_map(|(end, cpu)| Some(evidence::runnable(end, cpu.as_ref()?.runnable?)));

@@ -41,7 +41,8 @@ impl PhaseCurves {
         }
     }
 
-    /// One line of text for each curve, with its lowest and highest value. Leaves out curves with only one value.
+    /// A heading, then one line of text for each curve, with its lowest and highest value. Leaves out curves with only
+    /// one value. No lines if no curve is left.
     pub fn lines(&self) -> Vec<Line> {
         let line = |((load, direction), values): &Curve| {
             let name = match (load, direction) {
@@ -63,8 +64,9 @@ impl PhaseCurves {
     }
 }
 
-/// Draws `values` as a text of bar characters. The highest value has the tallest bar, and so has every value above
-/// [`usual_top`]. If there are more values than characters, each bar is the mean of neighbouring values.
+/// Draws `values` as a text of bar characters. The highest value has the tallest bar. If a few values are far above all
+/// others, they all have the tallest bar. If there are more values than characters, each bar is the mean of neighbouring
+/// values.
 pub fn sparkline(values: &[u64]) -> String {
     let group = values.len().div_ceil(MOST).max(1);
     let mean = |group: &[u64]| group.iter().map(|value| *value as f64).sum::<f64>() / group.len() as f64;

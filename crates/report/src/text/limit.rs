@@ -3,8 +3,8 @@
 use super::Detail;
 use crate::document::{LimitCause, LimitedBy};
 
-/// The text about what limited a rate: the cause with its evidence. For an unknown cause, the reasons why the cause is
-/// unknown, and with [`Detail::Full`] also the evidence.
+/// The text about what limited a rate: the cause with its evidence. If the cause is unknown, the text names the reasons
+/// why, and with [`Detail::Full`] also the evidence.
 pub(super) fn limit(limited_by: &LimitedBy, detail: Detail) -> String {
     let has_numbers = limited_by.cause != LimitCause::Unknown || detail == Detail::Full;
     let numbers = limited_by.evidence.iter().filter(|_| has_numbers).map(|evidence| evidence.text.as_str());

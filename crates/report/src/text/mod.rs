@@ -408,15 +408,15 @@ mod tests {
         assert_eq!(
             sentence(&bloated(240.0)),
             "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but during an upload replies take \
-             240 ms longer: calls and games may stutter."
+             240 ms longer: calls and games may lag."
         );
         let mut lossy = bloated(3.0);
         let idle = example::latency(12_300);
         lossy.latency.idle = Some(LatencyResult { loss_upload: Some(0.0215), loss_pattern: None, ..idle });
         assert_eq!(
             sentence(&lossy),
-            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but while idle 2.1 % of the packets \
-             are lost: calls and games may stutter."
+            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but while idle 2.1 % of the latency \
+             probes were lost: calls and games may stutter."
         );
     }
 
