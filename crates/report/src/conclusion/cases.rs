@@ -10,12 +10,20 @@ const DOWN: Speed = Speed {
     requested_bps: None,
     window_bytes: None,
     limit: Some(LimitCause::Network),
-    is_line_full: true,
+    fullness: Fullness::Shown,
     is_brief: false,
     unsteady: None,
 };
 const UP: Speed = Speed { direction: Direction::Upload, bps: 9_410_000, ..DOWN };
-const LOSS: LossSeen = LossSeen { lost: 0, of: 1_000, periods: 0, longest_probes: 1, longest_ms: 10 };
+const LOSS: LossSeen = LossSeen {
+    lost: 0,
+    direction: Some(Direction::Download),
+    all: 0,
+    of: 1_000,
+    periods: 0,
+    longest_probes: 1,
+    longest_ms: 10,
+};
 
 /// The latency probes of a phase in which no probe was lost.
 fn probes(load: Load) -> PhaseProbes {
@@ -43,12 +51,13 @@ fn answered(load: Load, received: u64, sent: u64) -> PhaseProbes {
 
 /// The latency probes of a phase in which `lost` of 1,000 probes were lost, each in a loss period of its own.
 fn lossy(load: Load, lost: u64) -> PhaseProbes {
-    let loss = Some(LossSeen { lost, periods: lost, ..LOSS });
+    let direction = if load == Load::Upload { Direction::Upload } else { Direction::Download };
+    let loss = Some(LossSeen { lost, direction: Some(direction), all: lost, periods: lost, ..LOSS });
     PhaseProbes { received: 1_000 - lost, loss, ..probes(load) }
 }
 
 fn one_period(load: Load, lost: u64) -> PhaseProbes {
-    let loss = Some(LossSeen { lost, periods: 1, longest_probes: lost, longest_ms: lost * 10, ..LOSS });
+    let loss = Some(LossSeen { lost, all: lost, periods: 1, longest_probes: lost, longest_ms: lost * 10, ..LOSS });
     PhaseProbes { received: 1_000 - lost, loss, ..probes(load) }
 }
 
@@ -76,7 +85,8 @@ fn cases() -> Vec<(&'static str, Observations)> {
     let queued = |load, stands| PhaseProbes { queue: Some(stands), ..increased(load, 120.0, Grade::C) };
     let nothing = || Completion::NothingArrived("almost no payload arrived in the upload".to_owned());
     let tunneled = |seen| Observations { is_through_tunnel: true, ..seen };
-    let no_queue = |speed| Speed { is_line_full: false, ..speed };
+    let no_queue = |speed| Speed { fullness: Fullness::NotShown, ..speed };
+    let unknown = |speed| Speed { fullness: Fullness::Unknown, ..speed };
     let limited = |cause| Speed { limit: Some(cause), ..DOWN };
     let thirds = Some(Unsteady::Thirds([50_000_000, 10_000_000]));
     vec![
@@ -120,14 +130,14 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("it rises much (D, F)", seen(&both, &with(increased(Upload, 240.0, Grade::D)))),
         (
             "it rises, and the queue stands in the other direction",
-            seen(&both, &with(queued(Download, QueueSide::Upload))),
+            seen(&[no_queue(DOWN), UP], &with(queued(Download, QueueSide::Upload))),
         ),
         (
             "it rises, and the queue stands in this device",
             seen(&both, &with(PhaseProbes { is_own_queue: true, ..queued(Upload, QueueSide::Upload) })),
         ),
         ("it rises, and the queue stands in both directions", seen(&both, &with(queued(Upload, QueueSide::Both)))),
-        ("no latency probes, or no idle phase", seen(&both.map(no_queue), &[])),
+        ("no latency probes, or no idle phase", seen(&both.map(unknown), &[])),
         ("one direction", seen(&[DOWN], &fine[..2])),
         ("`-b 2M`, reached", seen(&[at(2_000_000, 2_000_000)], &fine[..2])),
         ("`-b 2M`, reached to 2 %", seen(&[at(1_970_000, 2_000_000)], &fine[..2])),
@@ -169,12 +179,15 @@ fn cases() -> Vec<(&'static str, Observations)> {
             "2 of 200 idle probes lost: no proof of a loss of 1 %",
             seen(
                 &both,
-                &with(PhaseProbes { loss: Some(LossSeen { lost: 2, of: 200, periods: 2, ..LOSS }), ..fine[0] }),
+                &with(PhaseProbes { loss: Some(LossSeen { lost: 2, all: 2, of: 200, periods: 2, ..LOSS }), ..fine[0] }),
             ),
         ),
         (
             "2 of 24 idle probes lost",
-            seen(&both, &with(PhaseProbes { loss: Some(LossSeen { lost: 2, of: 24, periods: 2, ..LOSS }), ..fine[0] })),
+            seen(
+                &both,
+                &with(PhaseProbes { loss: Some(LossSeen { lost: 2, all: 2, of: 24, periods: 2, ..LOSS }), ..fine[0] }),
+            ),
         ),
         ("a burst of losses while idle", seen(&both, &with(one_period(Idle, 38)))),
         ("an outage while idle", seen(&both, &with(one_period(Idle, 120)))),
@@ -185,15 +198,15 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ),
         (
             "fewer than half of the probes answered under load",
-            seen(&[no_queue(DOWN), UP], &with(answered(Download, 1, 391))),
+            seen(&[unknown(DOWN), UP], &with(answered(Download, 1, 391))),
         ),
-        ("no probe answered under load", seen(&[DOWN, no_queue(UP)], &with(answered(Upload, 0, 391)))),
-        ("fewer than 20 probes answered", seen(&[no_queue(DOWN), UP], &with(answered(Download, 8, 10)))),
+        ("no probe answered under load", seen(&[DOWN, unknown(UP)], &with(answered(Upload, 0, 391)))),
+        ("fewer than 20 probes answered", seen(&[unknown(DOWN), UP], &with(answered(Download, 8, 10)))),
         (
             "the delay changed in mid test for another reason than the load",
             Observations {
                 has_path_changed: true,
-                ..seen(&[no_queue(DOWN), UP], &[fine[0], PhaseProbes { increase: None, ..fine[1] }, fine[2]])
+                ..seen(&[unknown(DOWN), unknown(UP)], &[fine[0], PhaseProbes { increase: None, ..fine[1] }, fine[2]])
             },
         ),
         ("no load, only latency", seen(&[], &fine[..1])),
@@ -269,7 +282,7 @@ fn only_a_good_test_has_a_good_tone() {
     for (situation, seen) in cases() {
         let (tone, text) = conclude(&seen);
         let is_good = ["responsive", "a little slower", "median latency"].iter().any(|words| text.contains(words));
-        let is_limited = text.contains("carries at least") && !text.contains("no queue showed");
+        let is_limited = text.contains("carries at least") && !text.contains("line was full");
         let doubts = [" to measure more", "not steady", "did not finish", "sender paused"];
         let has_doubt = is_limited || doubts.iter().any(|words| text.contains(words));
         assert_eq!(tone == Tone::Good, is_good && !has_doubt, "{situation}: {text}");

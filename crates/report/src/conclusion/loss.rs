@@ -1,5 +1,7 @@
 //! Classifies the lost probes of a phase as a loss rate, a burst or an outage. Pure: no I/O, no clock.
 
+use paramedic_link::test_spec::Direction;
+
 use crate::stats;
 
 /// A path that loses at least this share of its packets counts as faulty: such a loss audibly disturbs calls.
@@ -14,6 +16,10 @@ const MIN_BURST: u64 = 3;
 pub struct LossSeen {
     /// The number of probes lost in the direction that lost more. If the directions are unknown, in both together.
     pub lost: u64,
+    /// The direction that lost more; `None` if the directions are unknown.
+    pub direction: Option<Direction>,
+    /// The number of probes lost in both directions together.
+    pub all: u64,
     /// The number of probes that were sent.
     pub of: u64,
     /// The number of loss periods. A loss period is a run of consecutive lost probes (RFC 3357).
@@ -56,7 +62,7 @@ impl LossSeen {
         if self.longest_ms >= OUTAGE_MS && self.longest_probes >= MIN_BURST {
             return Some(LossKind::Outage { ms: self.longest_ms });
         }
-        let is_burst = self.longest_probes >= MIN_BURST && self.longest_probes.saturating_mul(2) >= self.lost;
+        let is_burst = self.longest_probes >= MIN_BURST && self.longest_probes.saturating_mul(2) >= self.all;
         if self.share() >= FAULTY_LOSS && is_burst {
             return Some(LossKind::Burst { probes: self.longest_probes, ms: self.longest_ms });
         }
@@ -68,7 +74,8 @@ impl LossSeen {
 mod tests {
     use super::*;
 
-    const LOSS: LossSeen = LossSeen { lost: 8, of: 200, periods: 8, longest_probes: 1, longest_ms: 10 };
+    const LOSS: LossSeen =
+        LossSeen { lost: 8, direction: None, all: 8, of: 200, periods: 8, longest_probes: 1, longest_ms: 10 };
 
     #[test]
     fn a_rate_needs_proof() {
@@ -79,12 +86,13 @@ mod tests {
 
     #[test]
     fn one_period_is_a_burst_or_an_outage() {
-        let burst = LossSeen { lost: 9, periods: 2, longest_probes: 8, longest_ms: 80, ..LOSS };
+        let burst = LossSeen { lost: 9, all: 9, periods: 2, longest_probes: 8, longest_ms: 80, ..LOSS };
+        assert!(LossSeen { all: 17, ..burst }.kind() != burst.kind(), "half of the losses of both directions");
         assert_eq!(burst.kind(), Some(LossKind::Burst { probes: 8, ms: 80 }));
         assert_eq!(LossSeen { of: 2_000, ..burst }.kind(), None, "a short burst in a long phase");
-        let outage = LossSeen { lost: 110, of: 100_000, periods: 2, longest_probes: 108, longest_ms: 1_080 };
+        let outage = LossSeen { lost: 110, of: 100_000, periods: 2, longest_probes: 108, longest_ms: 1_080, ..LOSS };
         assert_eq!(outage.kind(), Some(LossKind::Outage { ms: 1_080 }));
-        let slow_probes = LossSeen { lost: 1, of: 30, periods: 1, longest_probes: 1, longest_ms: 1_000 };
+        let slow_probes = LossSeen { lost: 1, of: 30, periods: 1, longest_probes: 1, longest_ms: 1_000, ..LOSS };
         assert_eq!(slow_probes.kind(), None, "one probe, sent once a second");
     }
 }

@@ -69,13 +69,24 @@ pub struct Speed {
     pub window_bytes: Option<u32>,
     /// The cause that limited the rate; `None` if the document names no cause, as in earlier versions.
     pub limit: Option<LimitCause>,
-    /// Whether a queue in the path, or lost datagrams, showed that the line was full. Lost segments alone do not show
-    /// this: after a loss, TCP may send less than the line carries.
-    pub is_line_full: bool,
+    /// Whether the test showed that the line was full in this direction.
+    pub fullness: Fullness,
     /// Whether the phase was too short to show whether the rate is steady.
     pub is_brief: bool,
     /// How the rate varied; `None` if no variation was seen.
     pub unsteady: Option<Unsteady>,
+}
+
+/// Whether a test showed that the line was full in a direction. Lost segments alone do not show this: after a loss, TCP
+/// may send less than the line carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fullness {
+    /// A queue in this direction, or lost datagrams, showed it.
+    Shown,
+    /// The latency showed no queue in this direction.
+    NotShown,
+    /// The latency under load, or without load, is unknown.
+    Unknown,
 }
 
 /// How the rate of a direction varied over time. Rates are in bits per second.
@@ -177,10 +188,7 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
     };
     let troubles = troubles(seen);
     let limits = limits(seen);
-    let full = match seen.speeds.iter().any(Speed::lacks_full_line) {
-        true => " TCP sent some packets again, but no queue showed that the line was full.",
-        false => "",
-    };
+    let full = without_full_line(&seen.speeds);
     if let Some(worst) = troubles.iter().map(|trouble| trouble.severity).max() {
         let all = joined(&troubles);
         let (tone, effect) = match worst {
@@ -197,6 +205,20 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
     let has_doubt = !limits.is_empty() || seen.speeds.iter().any(|speed| speed.unsteady.is_some());
     let tone = if has_doubt { Tone::Fair } else { tone };
     (tone, format!("{clause}{latency}.{limits}{full}"))
+}
+
+/// The sentence about the directions in which the network limited the rate, but nothing showed that the line was full.
+fn without_full_line(speeds: &[Speed]) -> String {
+    let lacking = speeds.iter().filter(|speed| speed.lacks_full_line()).collect::<Vec<_>>();
+    let of = match lacking.as_slice() {
+        [] => return String::new(),
+        [one] if speeds.len() > 1 => format!(" in the {} direction", one.direction),
+        _ => String::new(),
+    };
+    match lacking.iter().any(|speed| speed.fullness == Fullness::Unknown) {
+        true => format!(" Whether a queue showed that the line was full{of} is not known."),
+        false => format!(" No queue showed that the line was full{of}."),
+    }
 }
 
 /// The clause about latency under load, for a test whose load caused no trouble. A clause that is not empty starts with
@@ -399,6 +421,7 @@ const FEWEST_FOR_SHARE: u64 = 200;
 fn lossy(probes: &PhaseProbes) -> Option<Trouble> {
     let loss = probes.loss?;
     let when = during(probes.load);
+    let side = loss.direction.map(|direction| format!(" in the {direction} direction")).unwrap_or_default();
     Some(match loss.kind()? {
         LossKind::Outage { ms } => {
             let text = format!("no probe was answered for {} (an outage)", quantity::millis(ms));
@@ -409,11 +432,11 @@ fn lossy(probes: &PhaseProbes) -> Option<Trouble> {
             Trouble { severity: Severity::Noticed, when, text }
         }
         LossKind::Rate(_) if loss.of < FEWEST_FOR_SHARE => {
-            let text = format!("{} of {} latency probes were lost", loss.lost, loss.of);
+            let text = format!("{} of {} latency probes were lost{side}", loss.lost, loss.of);
             Trouble { severity: Severity::Stuttering, when, text }
         }
         LossKind::Rate(share) => {
-            let text = format!("{} of the latency probes were lost", quantity::share(share));
+            let text = format!("{} of the latency probes were lost{side}", quantity::share(share));
             Trouble { severity: Severity::Stuttering, when, text }
         }
     })

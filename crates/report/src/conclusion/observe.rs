@@ -2,8 +2,8 @@
 
 use paramedic_link::test_spec::{Direction, Load};
 
-use super::{Completion, LossSeen, Observations, PhaseProbes, Speed, Unsteady};
-use crate::document::{CpuCost, ErrorBody, LatencyResult, LimitCause, ResultDocument, ThroughputResult};
+use super::{Completion, Fullness, LossSeen, Observations, PhaseProbes, Speed, Unsteady};
+use crate::document::{CpuCost, ErrorBody, LatencyResult, LimitCause, QueueSide, ResultDocument, ThroughputResult};
 use crate::limit;
 use crate::stats::{self, Statement};
 
@@ -62,10 +62,7 @@ fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: 
             Some(limited_by) => Some(limited_by.cause),
             None => full_processor(direction, measured),
         },
-        is_line_full: measured.udp.is_some()
-            || measured.limited_by.as_ref().is_some_and(|limited_by| {
-                limit::queue_ms(limited_by).is_some_and(|queue_ms| limit::shows_queue(queue_ms, measured.goodput_bps))
-            }),
+        fullness: fullness(document, load, direction, measured),
         is_brief: measured.ci95_bps.is_none(),
         unsteady: (!measured.is_steady()).then(|| {
             let thirds = measured.thirds_bps.map(|thirds| [thirds.first, thirds.last]);
@@ -75,6 +72,24 @@ fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: 
                 _ => spread.unwrap_or(Unsteady::Unknown),
             }
         }),
+    }
+}
+
+/// Whether a queue in the payload's own direction showed that the line was full. A queue of acknowledgements in the
+/// other direction raises the round trip, too, and limits the payload before the line is full.
+fn fullness(document: &ResultDocument, load: Load, direction: Direction, measured: &ThroughputResult) -> Fullness {
+    if measured.udp.is_some() {
+        return Fullness::Shown;
+    }
+    let queue = document.latency.of(load).and_then(|latency| latency.queue);
+    let own_way = queue.filter(|queue| queue.stands != QueueSide::Unknown).and_then(|queue| match direction {
+        Direction::Download => queue.download_ms,
+        Direction::Upload => queue.upload_ms,
+    });
+    match own_way.or_else(|| measured.limited_by.as_ref().and_then(limit::queue_ms)) {
+        Some(queue_ms) if limit::shows_queue(queue_ms, measured.goodput_bps) => Fullness::Shown,
+        Some(_) => Fullness::NotShown,
+        None => Fullness::Unknown,
     }
 }
 
@@ -124,8 +139,15 @@ fn loss(latency: &LatencyResult) -> Option<LossSeen> {
     let periods = pattern.map_or(lost, |pattern| {
         u64::try_from((u128::from(pattern.periods) * u128::from(lost)).div_ceil(u128::from(all))).unwrap_or(u64::MAX)
     });
+    let direction = match (latency.loss_upload, latency.loss_download) {
+        (None, None) => None,
+        (up, down) if up.unwrap_or(0.0) >= down.unwrap_or(0.0) => Some(Direction::Upload),
+        _ => Some(Direction::Download),
+    };
     (lost > 0).then_some(LossSeen {
         lost,
+        direction,
+        all,
         of: latency.sent,
         periods,
         longest_probes: pattern.map_or(1, |pattern| pattern.longest_probes),
@@ -137,7 +159,7 @@ fn loss(latency: &LatencyResult) -> Option<LossSeen> {
 mod tests {
     use super::*;
     use crate::conclusion::conclude;
-    use crate::document::{ByLoad, LossPattern, RequestedLimits, Thirds, example};
+    use crate::document::{ByLoad, LossPattern, QueueByDirection, RequestedLimits, Thirds, example};
 
     /// A complete download of 36.2 Mbit/s in 4 streams. The median round trip is 12.3 ms while idle and 15.3 ms under
     /// load.
@@ -203,13 +225,36 @@ mod tests {
     fn lost_segments_without_a_queue_show_no_full_line() {
         let text = sentence(|document| {
             let limited_by = document.download.as_mut().unwrap().limited_by.as_mut().unwrap();
-            limited_by.evidence.retain(|evidence| evidence.name != "queue_ms");
+            let queue = limited_by.evidence.iter_mut().find(|evidence| evidence.name == "queue_ms").unwrap();
+            queue.value = crate::document::Quantity::Fraction(0.2);
+            document.latency.download.as_mut().unwrap().queue = None;
         });
         assert_eq!(
             text,
-            "carries at least 36.2 Mbit/s down, and stayed responsive at that load. TCP sent some packets again, but no queue \
-             showed that the line was full."
+            "carries at least 36.2 Mbit/s down, and stayed responsive at that load. No queue showed that \
+             the line was full."
         );
+        let text = sentence(|document| {
+            let limited_by = document.download.as_mut().unwrap().limited_by.as_mut().unwrap();
+            limited_by.evidence.retain(|evidence| evidence.name != "queue_ms");
+            document.latency.download.as_mut().unwrap().queue = None;
+        });
+        assert!(text.ends_with(". Whether a queue showed that the line was full is not known."), "{text}");
+    }
+
+    #[test]
+    fn a_queue_in_the_other_direction_shows_no_full_line() {
+        let text = sentence(|document| {
+            let queue = QueueByDirection {
+                stands: QueueSide::Upload,
+                upload_ms: Some(3.0),
+                download_ms: Some(0.1),
+                ..QueueByDirection::UNKNOWN
+            };
+            document.latency.download.as_mut().unwrap().queue = Some(queue);
+        });
+        assert!(text.starts_with("carries at least 36.2 Mbit/s down, "), "{text}");
+        assert!(text.ends_with(". No queue showed that the line was full."), "{text}");
     }
 
     #[test]
@@ -248,7 +293,8 @@ mod tests {
         assert_eq!(idle(lost(2, 2, 1)), "carries 36.2 Mbit/s down, and stays responsive during a download.");
         assert_eq!(
             idle(lost(8, 8, 1)),
-            "carries 36.2 Mbit/s down, but while idle 4.0 % of the latency probes were lost: calls and games may stutter."
+            "carries 36.2 Mbit/s down, but while idle 4.0 % of the latency probes were lost in the upload direction: calls \
+             and games may stutter."
         );
         assert_eq!(
             idle(lost(8, 1, 8)),
@@ -256,7 +302,8 @@ mod tests {
         );
         assert_eq!(
             sentence(|document| document.latency.download = Some(lost(8, 8, 1))),
-            "carries 36.2 Mbit/s down, but during a download 4.0 % of the latency probes were lost: calls and games may stutter."
+            "carries 36.2 Mbit/s down, but during a download 4.0 % of the latency probes were lost in the upload \
+             direction: calls and games may stutter."
         );
     }
 

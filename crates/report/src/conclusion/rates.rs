@@ -3,7 +3,7 @@
 
 use paramedic_link::test_spec::Direction;
 
-use super::{Speed, Unsteady};
+use super::{Fullness, Speed, Unsteady};
 use crate::document::LimitCause;
 use crate::limit::is_as_requested;
 use crate::quantity;
@@ -55,9 +55,9 @@ impl Speed {
         !self.lacks_full_line() && self.limit.is_none_or(|limit| matches!(limit, Network | OtherTraffic))
     }
 
-    /// Whether the network limited the rate, but only by losing segments.
+    /// Whether the network limited the rate, but nothing showed that the line was full in this direction.
     pub(super) fn lacks_full_line(&self) -> bool {
-        self.limit == Some(LimitCause::Network) && !self.is_line_full
+        self.limit == Some(LimitCause::Network) && self.fullness != Fullness::Shown
     }
 
     fn verb(&self, may_claim: bool) -> &'static str {
