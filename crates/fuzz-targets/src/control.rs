@@ -44,13 +44,14 @@ pub fn appliance_config(input: &[u8]) {
 
 /// Loads a configuration file; if it is valid, also loads what `config show` prints for it, which must be equal.
 /// Returns the configuration if it is valid.
-fn play_configuration<C: Configuration + PartialEq + Debug>(input: &[u8]) -> Option<C> {
+fn play_configuration<C: Configuration + Debug>(input: &[u8]) -> Option<C> {
     scratch::in_folder(|folder| match load::<C>(folder, input) {
         Ok(loaded) => {
             let shown = loaded.show(false);
             let again = load::<C>(folder, shown.as_bytes());
             let again = again.unwrap_or_else(|why| panic!("{why}: what `config show` printed is refused:\n{shown}"));
-            assert_eq!(again.config, loaded.config, "{shown}");
+            // The debug form has every setting, but like `config show` it leaves out the password of a URL.
+            assert_eq!(format!("{:?}", again.config), format!("{:?}", loaded.config), "{shown}");
             assert_eq!(loaded.show(true).lines().count(), shown.lines().count());
             assert!(loaded.files.contains(&folder.join(FILE)));
             Some(loaded.config)
