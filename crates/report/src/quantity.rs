@@ -1,14 +1,16 @@
-//! Parses and prints rates, sizes, durations and shares. One parser reads rates, sizes and durations, with one table of
-//! units for each of them. Reports show three significant digits; configuration files contain exact values. A setting
-//! or a flag may accept a smaller range than the parser.
+//! Parses and prints rates, sizes, durations and shares. Rates, sizes and durations have a common parser, which gets
+//! the table of the valid units. [`exact_bytes`] and [`exact_duration`] print exact values, for configuration files.
+//! All other printing functions round the value, for reports. A setting or a flag may accept a smaller range than the
+//! parser.
 
 use std::time::Duration;
 
-/// How a kind of quantity is written: its name, its units, and their sizes.
+/// How the quantities of one kind, such as durations, are written: which units exist, and how large each unit is.
 struct Scale {
     /// The name of the quantity, for error messages.
     quantity: &'static str,
-    /// The units with their sizes in the base unit. [`exact`] prints a value in the first unit that divides it.
+    /// Each unit with its size in base units. [`exact`] prints a value in the first of these units that needs no
+    /// fraction.
     units: &'static [(&'static str, u64)],
     /// Suffixes that may follow a unit, such as `B` in `GB`. [`exact`] prints the first suffix.
     endings: &'static [&'static str],
@@ -134,7 +136,7 @@ pub fn parse_share(text: &str) -> Result<f64, QuantityError> {
     let divisor = match unit.trim_start() {
         "" => 1.0,
         "%" => 100.0,
-        unit => return Err(QuantityError::UnknownUnit { unit: unit.to_owned(), quantity: "share" }),
+        unit => return Err(QuantityError::UnknownUnit { unit: unit.to_owned(), quantity: "share (valid: %)" }),
     };
     let share = number.parse::<f64>().map_err(|_| no_number())? / divisor;
     if divisor == 1.0 && (1.0..100.0).contains(&share) {
@@ -144,13 +146,13 @@ pub fn parse_share(text: &str) -> Result<f64, QuantityError> {
     if share <= 1.0 { Ok(share) } else { Err(QuantityError::OutOfRange { text: text.to_owned() }) }
 }
 
-/// Prints a size without a fraction: in the largest decimal unit that divides it, or else in the largest such binary
-/// unit. [`parse_bytes`] reads it back exactly.
+/// Prints a size in bytes without a fraction. Uses the largest decimal unit (kB or larger) that divides the size
+/// without remainder, else the largest such binary unit, else the byte. [`parse_bytes`] reads the text back exactly.
 pub fn exact_bytes(bytes: u64) -> String {
     exact(bytes.into(), &BYTES).unwrap_or_else(|| "0B".to_owned())
 }
 
-/// Prints a duration in the largest unit that needs no fraction. [`parse_duration`] reads it back exactly.
+/// Prints a duration in the largest unit that needs no fraction. [`parse_duration`] reads the text back exactly.
 pub fn exact_duration(duration: Duration) -> String {
     exact(duration.as_nanos(), &DURATION).unwrap_or_else(|| "0s".to_owned())
 }
@@ -235,8 +237,9 @@ fn parse_u64(text: &str, scale: &Scale) -> Result<u64, QuantityError> {
     u64::try_from(parse(text, scale, None)?).map_err(|_| QuantityError::OutOfRange { text: text.to_owned() })
 }
 
-/// Parses `text` into the base unit of `scale`, rounded to the nearest whole number. `bare` is the size of the unit
-/// that applies to a number without a unit. If `bare` is `None`, a number without a unit is an error.
+/// Parses `text` and returns the value in base units of `scale`, rounded to the nearest whole number. Some scales have
+/// a unit with an empty name. In the other scales, a single number without a unit counts in units of size `bare`. If
+/// `bare` is `None`, such a number is an error.
 fn parse(text: &str, scale: &Scale, bare: Option<u64>) -> Result<u128, QuantityError> {
     let out_of_range = || QuantityError::OutOfRange { text: text.to_owned() };
     let mut rest = text.trim();
@@ -265,7 +268,7 @@ fn parse(text: &str, scale: &Scale, bare: Option<u64>) -> Result<u128, QuantityE
 }
 
 impl Scale {
-    /// The size of the unit `name` in the base unit; `None` if the scale has no such unit.
+    /// The size of the unit `name`, in base units; `None` if the scale has no such unit.
     fn size_of(&self, name: &str) -> Option<u64> {
         let is_same = |a: &str, b: &str| if self.has_case { a == b } else { a.eq_ignore_ascii_case(b) };
         let bare_names = self.endings.iter().filter_map(|ending| {
@@ -305,8 +308,8 @@ fn split_number(text: &str) -> Option<(&str, &str)> {
     Some(text.split_at(end))
 }
 
-/// `number` times `unit`, rounded to the nearest whole number; `None` on overflow. `number` is the first part of what
-/// [`split_number`] returns.
+/// Multiplies `number` by `unit`, the size of a unit, and rounds to the nearest whole number. `None` on overflow.
+/// `number` is the first part of what [`split_number`] returns.
 fn times(number: &str, unit: u64) -> Option<u128> {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -317,7 +320,7 @@ fn times(number: &str, unit: u64) -> Option<u128> {
     if shift >= 0 { value.checked_mul(power) } else { Some(value.checked_add(power / 2)? / power) }
 }
 
-/// Prints `value` in the first unit of `scale` that divides it; `None` for zero.
+/// Prints `value`, which is in base units of `scale`, in the first unit that needs no fraction. `None` if `value` is 0.
 fn exact(value: u128, scale: &Scale) -> Option<String> {
     let (unit, size) = scale.units.iter().find(|(_, size)| value != 0 && value.is_multiple_of((*size).into()))?;
     Some(format!("{}{unit}{}", value / u128::from(*size), scale.endings[0]))

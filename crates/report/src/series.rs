@@ -53,10 +53,12 @@ pub struct LatencySeries {
 pub struct LatencyPoint {
     /// The end of the last interval in the point, in milliseconds since the phase began.
     pub at_ms: u64,
-    /// The median of the intervals' median round trips, in microseconds; absent if no probe was answered.
+    /// Each interval has a median round trip. This is the median of these, in microseconds; absent if no probe was
+    /// answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<u64>,
-    /// The highest of the intervals' median round trips, in microseconds; absent if no probe was answered.
+    /// Each interval has a median round trip. This is the highest of these, in microseconds; absent if no probe was
+    /// answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_rtt_us: Option<u64>,
     /// The number of probes sent in the intervals of the point.

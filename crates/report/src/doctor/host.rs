@@ -1,11 +1,11 @@
-//! The diagnosis checks that the reflector and the appliance share: descriptor limit, socket buffers, congestion
-//! control, clock, container, state folder.
+//! The checks of the `doctor` command that both programs, the reflector and the appliance, have in common: descriptor
+//! limit, CPU quota, socket buffers, congestion control, clock, container, state folder.
 
 use super::Check;
 use crate::quantity;
 use crate::self_test::{Facts, Role, judge};
 
-/// The UDP receive buffer in bytes that every test needs: enough for the latency probes and one stream of datagrams.
+/// A UDP receive buffer of this size, in bytes, is enough for the latency probes and one stream of datagrams.
 const ENOUGH_UDP_BUFFER: u64 = 1 << 20;
 
 /// The congestion control algorithms that tests request most often.
@@ -54,7 +54,8 @@ pub struct StateFolderFacts {
     pub exists: bool,
 }
 
-/// Runs all checks of the host on which the program `role` is installed.
+/// Runs all checks of a host and of the program that is installed on it. `role` says whether that program is the
+/// reflector or the appliance.
 pub fn host_checks(role: Role, facts: &Facts, installation: &Installation) -> Vec<Check> {
     let (_, weak_points) = judge(role, facts, &[]);
     let is_weak = |code: &str| weak_points.iter().any(|weak| weak.code == code);
@@ -71,7 +72,7 @@ pub fn host_checks(role: Role, facts: &Facts, installation: &Installation) -> Ve
     }
     let mut checks = weak_points.into_iter().map(Check::from).collect::<Vec<_>>();
     if facts.host.clock_synchronised.is_none() {
-        checks.push(Check::not_checked("clock_unsynchronised", "clock", "the kernel does not report its state"));
+        checks.push(Check::not_checked("clock_unsynchronised", "clock", "the kernel reports no clock state"));
     }
     checks.extend(passed);
     checks.extend(udp_buffers(facts, installation.is_root));
@@ -92,7 +93,10 @@ fn udp_buffers(facts: &Facts, is_root: bool) -> Option<Check> {
         CODE,
         format!("UDP receive buffers hold at most {}", quantity::exact_bytes(limit)),
         "net.core.rmem_max limits them; a burst of datagrams that exceeds the buffer looks like packet loss",
-        format!("run `sysctl -w net.core.rmem_max={ENOUGH_UDP_BUFFER}`, and write it to a file in /etc/sysctl.d"),
+        format!(
+            "run `sysctl -w net.core.rmem_max={ENOUGH_UDP_BUFFER}`; to keep the setting after a restart, write \
+             `net.core.rmem_max = {ENOUGH_UDP_BUFFER}` to a file in /etc/sysctl.d"
+        ),
     ))
 }
 
@@ -108,13 +112,13 @@ fn congestion_controls(role: Role, facts: &Facts) -> Option<Check> {
         return Some(Check::passed(CODE, format!("congestion controls: {}", available.join(", "))));
     }
     let end = match role {
-        Role::Reflector => "a test cannot request them of this reflector",
-        Role::Appliance => "`speed-test -C` cannot use them on this device",
+        Role::Reflector => "tests against this reflector cannot use it",
+        Role::Appliance => "`speed-test -C` cannot use it on this device",
     };
     let modules = missing.iter().map(|name| format!("modprobe tcp_{name}")).collect::<Vec<_>>().join("; ");
     Some(Check::problem(
         CODE,
-        format!("the kernel has not loaded {}: {end}", missing.join(" and ")),
+        format!("the kernel has not loaded {}: {end}", missing.join(" or ")),
         format!("net.ipv4.tcp_available_congestion_control lists {}", available.join(", ")),
         format!("run `{modules}`, and list the modules in a file in /etc/modules-load.d"),
     ))
@@ -142,7 +146,7 @@ fn state_folder(folder: &StateFolderFacts) -> Check {
             CODE,
             format!("the state folder {path} cannot be used"),
             fault,
-            "run this command as the user that owns it, or set another folder with --state-dir",
+            "run this command as the user that owns the folder, or set another folder with --state-dir",
         );
     }
     match folder.network_file_system {
@@ -150,7 +154,7 @@ fn state_folder(folder: &StateFolderFacts) -> Check {
             "network_file_system",
             format!("the state folder {path} is on a network file system ({kind})"),
             "SQLite needs file locks and durable writes that such file systems do not guarantee (sqlite.org/howtocorrupt.html)",
-            "move it to a local disk; `--state-dir` names another folder",
+            "move the folder to a local disk, and set its new path with --state-dir",
         ),
         None if folder.exists => Check::passed(CODE, format!("state folder: {path}")),
         None => Check::passed(CODE, format!("state folder: {path}, created at first use")),

@@ -130,7 +130,7 @@ impl fmt::Display for Diagnosis {
         if not_checked > 0 {
             write!(f, ", {not_checked} could not be made")?;
         }
-        write!(f, ". `self-test` measures what this host can carry.")?;
+        write!(f, ". `self-test` measures which rates this host can carry.")?;
         for check in &self.checks {
             match check.outcome {
                 CheckOutcome::Problem => {
@@ -164,7 +164,8 @@ mod tests {
         assert!(diagnosis.has_problem());
         assert_eq!(
             diagnosis.to_string(),
-            "1 problem found; 1 checks passed, 1 could not be made. `self-test` measures what this host can carry.\n\n\
+            "1 problem found; 1 checks passed, 1 could not be made. `self-test` measures which rates this host can \
+             carry.\n\n\
              problem: a small limit\nbecause: it is 64\ntry: raise it\n\
              \nnot checked  the port: the reflector is running\nok           the clock is synchronised"
         );

@@ -41,7 +41,8 @@ pub struct Queued {
 }
 
 impl Queued {
-    /// The event for a test at position `place` of the queue, which the reflector expects to wait for `expected_wait`.
+    /// The event for a test at position `place` of the queue. The reflector expects that this test waits for
+    /// `expected_wait`.
     pub fn new(place: u32, expected_wait: Duration) -> Self {
         Self { place, expected_wait_ms: u64::try_from(expected_wait.as_millis()).unwrap_or(u64::MAX) }
     }
@@ -78,8 +79,8 @@ pub struct PhaseBegun {
     pub duration_ms: u64,
 }
 
-/// The rate that the receiver measured in one interval, start-up included. If the receiver is an external program that
-/// reports only a total, the event has the sender's rate instead.
+/// The rate that the receiver measured in one interval. Intervals of the start-up are included. If the receiver is an
+/// external program that reports only a total, the event has the sender's rate instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IntervalReading {
     /// The phase to which the interval belongs.
@@ -96,7 +97,8 @@ pub struct IntervalReading {
     pub by_sender: bool,
 }
 
-/// The event with the latest round trips. Covers the probes that were answered or lost since the previous such event.
+/// The event with the latest round trips. It covers the probes that were sent since the previous such event. Probes
+/// whose answers may still arrive are left for the next event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyReading {
     /// The phase in which the probes were sent.

@@ -11,7 +11,8 @@ use super::{Quantity, ResultDocument, ThroughputResult};
 pub struct LimitedBy {
     /// The cause that limited the rate of the direction.
     pub cause: LimitCause,
-    /// The observations that show the cause. The first observation decided the cause.
+    /// The observations that show the cause. The first observation decided the cause. If the cause is `unknown`, the
+    /// list has the known observations instead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evidence: Vec<LimitEvidence>,
     /// Why the observations show no cause. Present only if the cause is `unknown`.
@@ -37,7 +38,7 @@ pub enum LimitCause {
     LinkRate,
     /// The test reached the requested rate or number of bytes.
     Policy,
-    /// Other traffic used a considerable part of an end's network interface.
+    /// Other traffic made up a considerable part of the traffic at the network interface of one end.
     OtherTraffic,
     /// The observations show no cause of the limit.
     Unknown,
@@ -81,7 +82,7 @@ pub struct LimitEvidence {
     /// The name of the observation. Its last word is the unit: `share` (0 to 1), `bps`, `ms`, `bytes`, `segments` or
     /// `datagrams`.
     pub name: String,
-    /// The end at which the observation was made; absent if the observation belongs to neither end alone.
+    /// The end to which the observation belongs. Present only for observations of a processor or a network interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<ObservedEnd>,
     /// The observed value, in the unit with which `name` ends.

@@ -1,5 +1,5 @@
-//! The JSON documents that scripts rely on: the result of a test, an error, the events of a stream. Plain values. A
-//! value that was not measured is absent. Other modules print and save the documents.
+//! The JSON documents that scripts rely on: the result of a test, an error, and the events of a stream. In a document,
+//! a value that was not measured is absent. This module only defines the values; other modules print and save them.
 
 mod ended;
 mod event;
@@ -88,15 +88,16 @@ pub struct ResultDocument {
     pub requested: Option<RequestedLimits>,
     /// The appliance that ran the test.
     pub appliance: ApplianceEnd,
-    /// The interface and the IP prefix through which the appliance reaches the Internet; absent if unknown, and in
-    /// documents of earlier versions.
+    /// The network interface and the IP prefix through which the appliance reaches the Internet; absent if unknown, and
+    /// in documents of earlier versions.
     #[serde(default, skip_serializing_if = "UplinkLabel::is_empty")]
     pub uplink: UplinkLabel,
     /// The external program that moved the payload, such as iperf3; absent if a built-in engine moved it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramSaid>,
-    /// The name or address of the other end in the request. If the request names no other end: the name of the only
-    /// paired reflector; absent if no reflector or several reflectors were paired.
+    /// The name or address of the other end, as the request names it. If the request names no other end, this is the
+    /// name of the only paired reflector. Absent if the request names none, and no reflector or several reflectors are
+    /// paired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// The reflector at the other end; absent if the test used another kind of server.
@@ -120,7 +121,7 @@ pub struct ResultDocument {
     /// How much each load raised the latency. `idle` is always absent, because it is the baseline.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub bufferbloat: ByLoad<Bufferbloat>,
-    /// How the clocks of the two ends compare; absent if no latency probes were sent while the path was idle.
+    /// How the clocks of the two ends compare; absent if fewer than 20 latency probes were answered in the idle phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clocks: Option<ClockComparison>,
     /// The thresholds that the request set, and whether the result met each of them.
@@ -156,8 +157,9 @@ impl ResultDocument {
             || self.error.as_ref().is_some_and(|error| error.code == ErrorBody::NOTHING_ARRIVED)
     }
 
-    /// The name of the other end: the reflector's name, or its address if the name is empty, or the address of the
-    /// server. If the run reached neither, the name in the request.
+    /// What reports call the other end: the reflector's name, the reflector's address if this name is empty, or the
+    /// address of the server. If the run reached no other end, this is the name in the request; `None` if the request
+    /// has no name.
     pub fn other_end(&self) -> Option<&str> {
         match (&self.reflector, &self.server) {
             (Some(reflector), _) if !reflector.name.is_empty() => Some(reflector.name.as_str()),
@@ -185,7 +187,7 @@ impl ResultDocument {
         all.filter_map(move |(load, direction)| Some((load, direction, self.measured(load, direction)?)))
     }
 
-    /// Whether every direction of the phase `load` was measured; false if the phase loads no direction.
+    /// Whether every direction that `load` loads was measured. False if `load` loads no direction.
     pub fn has_load(&self, load: Load) -> bool {
         let directions = load.directions();
         !directions.is_empty() && directions.iter().all(|direction| self.measured(load, *direction).is_some())
@@ -198,17 +200,18 @@ impl ResultDocument {
 pub struct RequestedLimits {
     /// The number of parallel streams in each direction.
     pub streams: u16,
-    /// The requested rate of each stream, in bits per second of payload; absent if the request set no rate, and in a
-    /// search for the highest rate.
+    /// The rate limit of each stream, in bits per second of payload: the requested rate, or the default rate for
+    /// datagrams. Absent if nothing limited the rate, and in a search for the highest rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_bitrate_bps: Option<u64>,
-    /// The requested socket buffer size of each stream, in bytes.
+    /// The requested socket buffer size of each stream, in bytes; absent if the request set none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_bytes: Option<u32>,
-    /// The number of payload bytes after which each direction ends.
+    /// The number of payload bytes after which each direction ends; absent if the request set none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction_bytes: Option<u64>,
-    /// The payload bytes after which the run ends. Each direction has an equal share of these bytes: `direction_bytes`.
+    /// The byte budget of the run (`--budget`): the payload bytes that all directions together may move. Each direction
+    /// ends after an equal share, which is `direction_bytes`. Absent if the request set none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_bytes: Option<u64>,
     /// Whether the request allowed a direction to end early once its rate is stable (`--until-stable`).
@@ -217,7 +220,7 @@ pub struct RequestedLimits {
 }
 
 impl RequestedLimits {
-    /// The requested rate of all streams of one direction together, in bits per second.
+    /// The rate limit of all streams of one direction together, in bits per second; `None` if nothing limited the rate.
     pub fn bitrate_bps(&self) -> Option<u64> {
         self.stream_bitrate_bps.map(|bps| bps.saturating_mul(self.streams.into()))
     }
@@ -239,7 +242,8 @@ impl DataPathOfEnds {
         self.sender.is_none() && self.receiver.is_none()
     }
 
-    /// The methods of both ends as one value: `splice` if the sender used it, or else the receiver's method.
+    /// The methods of both ends as one value: `splice` if the sender used it, or else the receiver's method. If the
+    /// receiver did not report its method, the sender's method.
     pub fn in_short(&self) -> Option<DataPath> {
         self.sender.filter(|path| *path == DataPath::Splice).or(self.receiver).or(self.sender)
     }
@@ -305,7 +309,8 @@ pub struct ApplianceEnd {
 pub struct ProgramSaid {
     /// The name and version of the program that is installed on the appliance.
     pub version: String,
-    /// The program's output, unchanged, in its own names and units, for each phase. Present only with `--raw`.
+    /// The program's unchanged output for each phase, with the program's own names and units. Present only with
+    /// `--raw`.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub raw: ByLoad<serde_json::Value>,
 }
@@ -332,7 +337,7 @@ pub struct ReflectorEnd {
 /// A server at the other end that is not a reflector. Its identity is not verified.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerEnd {
-    /// The address and port to which the appliance connected.
+    /// The host in the request (a name or an address), and the port to which the appliance connected.
     pub address: String,
 }
 
@@ -345,8 +350,8 @@ pub struct ThroughputResult {
     /// the phase is too short or has too few intervals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95_bps: Option<[u64; 2]>,
-    /// The mean rates in the first and the last third of the steady part. If the detected start-up was long, and was a
-    /// burst or had no clear end, the thirds are those of the whole phase.
+    /// The mean rates in the first and the last third of the steady part. After a long start-up that was a burst or
+    /// whose end was not found, these are thirds of the whole phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thirds_bps: Option<Thirds>,
     /// The distribution of the rates that the receiver measured in its intervals.
@@ -360,8 +365,8 @@ pub struct ThroughputResult {
     /// The payload bytes that the receiver counted in the whole phase, start-up included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes_received: Option<u64>,
-    /// The payload bytes that the sender counted in the whole phase, start-up included. Exceeds the received bytes by
-    /// the data that was in flight or unsent in the sender's buffer when the phase ended.
+    /// The payload bytes that the sender counted in the whole phase, start-up included. They may exceed
+    /// `total_bytes_received`, because data may be in flight or unsent in the sender's buffer when the phase ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes_sent: Option<u64>,
     /// The duration of the steady part, in milliseconds.
@@ -370,8 +375,8 @@ pub struct ThroughputResult {
     pub startup_ms: u64,
     /// How the end of the start-up was determined.
     pub omitted: Omitted,
-    /// Why the measurement of this direction ended. Absent if one end broke the measurement off or reported no final
-    /// counts, and in documents of earlier versions.
+    /// Why the measurement of this direction ended. Absent if one end stopped early or reported no final counts, and in
+    /// documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<EndedBy>,
     /// The number of streams that carried payload.
@@ -420,12 +425,13 @@ impl ThroughputResult {
     }
 }
 
-/// The mean rates of a direction in the first and in the last third of the time, in bits per second.
+/// The mean rates of a direction in the first and in the last third of a period, in bits per second. The period is
+/// usually the steady part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Thirds {
-    /// The mean rate in the first third of the time, in bits per second.
+    /// The mean rate in the first third of the period, in bits per second.
     pub first: u64,
-    /// The mean rate in the last third of the time, in bits per second.
+    /// The mean rate in the last third of the period, in bits per second.
     pub last: u64,
 }
 
@@ -489,11 +495,13 @@ pub struct IntervalSpread {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Omitted {
-    /// The receiver's samples show when the rate settled.
+    /// The receiver's samples show when the rate settled, or the receiver reports when a search for the highest rate
+    /// settled.
     Found,
     /// The request set the length of the start-up (`-O`).
     Asked,
-    /// The run was too short, or the rate did not settle in its first half. The first half is excluded.
+    /// The end of the start-up was not found. If the rate had not settled by the middle of the phase, the first half is
+    /// excluded. If there were too few samples to detect a start-up, nothing is excluded.
     NotFound,
     /// No start-up was determined or excluded: the receiver reports only a total, or had received the requested bytes
     /// before a start-up could be detected.
@@ -541,7 +549,7 @@ pub struct CpuCost {
 }
 
 impl CpuCost {
-    /// The processor use `used`, with its cost for `bytes` of payload.
+    /// Returns the processor use `used` of an end that counted `bytes` of payload, and computes `s_per_gb`.
     pub fn of(used: CpuUse, bytes: u64) -> Self {
         let s_per_gb = (used.user_s + used.system_s) * 1e9 / bytes as f64;
         // Whole microseconds per gigabyte are precise enough.
@@ -592,7 +600,7 @@ impl<T> Default for ByLoad<T> {
 }
 
 impl<T> ByLoad<T> {
-    /// The value that was measured under `load`.
+    /// The value that was measured under `load`; `None` if there is no such value.
     pub fn of(&self, load: Load) -> Option<&T> {
         match load {
             Load::Idle => self.idle.as_ref(),
@@ -647,8 +655,8 @@ pub struct LatencyResult {
     /// The share of the probes that were not answered, from 0 to 1. Absent over TCP, which hides loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// The share (0 to 1) of the probes that did not reach the other end, among the probes for which this is known.
-    /// Absent if the direction of the loss is unknown for most lost probes: over TCP, or without any answer.
+    /// The share (0 to 1) of probes that did not reach the other end. Counts only probes for which it is known whether
+    /// they did. Absent over TCP, and if the direction of the loss is unknown for most lost probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_upload: Option<f64>,
     /// The share of lost answers (0 to 1) among the probes that reached the other end; absent if unknown.
@@ -672,15 +680,16 @@ pub struct LatencyResult {
     /// The time between two probes, in microseconds, which is constant in the measured part of a phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_us: Option<u64>,
-    /// The rate of the probes' IP packets as a share (0 to 1) of the rate of the slowest loaded direction. Present only
-    /// under load.
+    /// The rate of the probes' IP packets divided by the goodput of the loaded direction, or of the slower direction if
+    /// both are loaded. Present only under load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_share: Option<f64>,
     /// The responsiveness in round trips per minute: 60,000 ms divided by the median round trip. Present only under
     /// load. Measured with latency probes beside the load, not with requests on the loaded connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub responsiveness_rpm: Option<u64>,
-    /// The delay of each direction. Absent if the run has no idle phase, and for phases after a jump of a clock.
+    /// The delay of each direction. Absent if the run has no idle phase, or if too few probes were answered. Also
+    /// absent for the phase in which a clock jumped, and for all later phases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_way: Option<OneWayDelays>,
     /// How long probes waited in the appliance's host before its network interface sent them. This wait is a part of
@@ -715,7 +724,8 @@ impl LatencyResult {
         }
     }
 
-    /// The loss share of the direction that lost more; the loss share of the round trips if the directions are unknown.
+    /// The loss share of the direction that lost more. If the directions are unknown, the loss share of the round
+    /// trips; `None` if that is unknown, too.
     pub fn worst_loss(&self) -> Option<f64> {
         match (self.loss_upload, self.loss_download) {
             (None, None) => self.loss,
@@ -733,7 +743,7 @@ pub struct LossPattern {
     /// The number of lost probes in the longest loss period.
     pub longest_probes: u64,
     /// The duration of the longest loss period, in milliseconds: from its first lost probe to the next probe that was
-    /// not lost.
+    /// not lost, or to its last probe if no such probe follows.
     pub longest_ms: u64,
 }
 
@@ -769,7 +779,7 @@ pub struct RttSpread {
 pub enum ProbeTransport {
     /// The probes are UDP datagrams.
     Udp,
-    /// The probes use a TCP data connection, because no UDP datagram arrived. TCP turns loss into delay.
+    /// The probes use a TCP data connection, because UDP did not get through. TCP turns loss into delay.
     Tcp,
 }
 
@@ -814,7 +824,7 @@ pub struct ThresholdResult {
     pub through_tunnel: bool,
 }
 
-/// A number in a document: an integer in bits per second, or a fraction in milliseconds or as a share.
+/// A number in a document: whole, such as a rate in bits per second, or with a fraction, such as milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Quantity {

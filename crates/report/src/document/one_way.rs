@@ -1,5 +1,5 @@
-//! The part of the result document about the delay of each direction: its variation, the queue, and how the clocks of
-//! both ends compare.
+//! The part of the result document about the delay of each direction: how the delay varies, where a queue is, and how
+//! the clocks of both ends compare.
 
 use paramedic_link::test_spec::Load;
 use schemars::JsonSchema;
@@ -13,13 +13,13 @@ pub struct ClockComparison {
     pub skew_ppm: f64,
     /// How far the true skew may be above or below `skew_ppm`, in parts per million.
     pub skew_uncertainty_ppm: f64,
-    /// The reflector's clock minus the appliance's in the idle phase, in microseconds. The zero of each clock is
-    /// arbitrary. Assumes that the shortest round trip takes equally long in each direction.
+    /// The time of the reflector's clock minus the time of the appliance's clock in the idle phase, in microseconds.
+    /// The zero of each clock is arbitrary. Assumes that the shortest round trip takes equally long in each direction.
     pub offset_us: i64,
     /// How far the true offset may be above or below `offset_us`, in microseconds: half of the shortest round trip.
     pub offset_uncertainty_us: u64,
-    /// When one clock jumped against the other; absent if neither clock jumped. Phases after a jump have no delays by
-    /// direction.
+    /// When one clock jumped against the other; absent if neither clock jumped. The phase in which a clock jumped and
+    /// all later phases have no delays by direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jump: Option<ClockJumpSeen>,
 }
@@ -30,12 +30,13 @@ pub struct ClockJumpSeen {
     /// The phase in which a clock jumped; absent if the jump was between two phases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Load>,
-    /// How far the reflector's clock jumped forward against the appliance's, in microseconds; absent if not measured.
+    /// How far the reflector's clock jumped forward against the appliance's, in microseconds; negative if it jumped
+    /// back. Absent if not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_us: Option<i64>,
 }
 
-/// The delay of each direction in one phase, as variation above the shortest delay of the idle phase.
+/// How far the delays of one phase exceed the shortest delay of the idle phase, for each direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OneWayDelays {
     /// The delay from the appliance to the reflector, measured with the probes.
@@ -44,23 +45,24 @@ pub struct OneWayDelays {
     pub download: DelayVariation,
 }
 
-/// How much the delay of one direction exceeded the shortest delay of the idle phase, in microseconds (packet delay
-/// variation, RFC 5481).
+/// The distribution of delays, in microseconds: of the delays of one direction, or of the waits in the appliance's host
+/// (`own_wait`). A delay of one direction counts from the shortest delay of the idle phase (packet delay variation, RFC
+/// 5481). A wait counts in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DelayVariation {
-    /// The median of the delay variation, in microseconds.
+    /// The median of the delays, in microseconds.
     pub p50_us: u64,
-    /// The 95th percentile of the delay variation, in microseconds; absent with fewer than 100 answered probes.
+    /// The 95th percentile of the delays, in microseconds; absent with fewer than 100 delays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p95_us: Option<u64>,
-    /// The 99th percentile of the delay variation, in microseconds; absent with fewer than 200 answered probes.
+    /// The 99th percentile of the delays, in microseconds; absent with fewer than 200 delays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99_us: Option<u64>,
-    /// The maximum of the delay variation, in microseconds.
+    /// The longest of the delays, in microseconds.
     pub max_us: u64,
 }
 
-/// The latency probes that were due in one interval of 100 ms. An interval without probes is left out.
+/// The latency probes that were sent in one interval of 100 ms. An interval without probes is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyInterval {
     /// The end of the interval, in milliseconds since the phase began.
@@ -68,12 +70,12 @@ pub struct LatencyInterval {
     /// The median round trip of the answered probes, in microseconds; absent if no probe was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<u64>,
-    /// The median of the upload delays above the shortest upload delay of the idle phase, in microseconds; absent if
-    /// unknown.
+    /// How far the upload delay exceeded the shortest upload delay of the idle phase, in microseconds: the median of
+    /// the interval's probes. Absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload_us: Option<u64>,
-    /// The median of the download delays above the shortest download delay of the idle phase, in microseconds; absent
-    /// if unknown.
+    /// How far the download delay exceeded the shortest download delay of the idle phase, in microseconds: the median
+    /// of the interval's probes. Absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download_us: Option<u64>,
     /// The number of probes sent in the interval.
@@ -82,10 +84,10 @@ pub struct LatencyInterval {
     pub lost: u64,
 }
 
-/// The queue that a load built up: how far the median delay of each direction rose above its idle median.
+/// The queue that a load built up: how far the median delay of each direction rose above its median in the idle phase.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueByDirection {
-    /// The direction in which most of the queue is.
+    /// The direction in which the load built up the queue.
     pub stands: QueueSide,
     /// The rise of the median upload delay under the load, in milliseconds; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,7 +99,7 @@ pub struct QueueByDirection {
     /// The rise of the median download delay under the load, in milliseconds; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download_ms: Option<f64>,
-    /// How far the true values may be above or below `upload_ms` and `download_ms`, in milliseconds.
+    /// How far the true values may be above or below `upload_ms` and `download_ms`, in milliseconds; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uncertainty_ms: Option<f64>,
 }

@@ -1,4 +1,5 @@
-//! The series of a result document: the measurements of each interval, which make up most of the document's size.
+//! The series of a result document: the measurements of each interval, and the kernels' records of the TCP streams.
+//! They make up most of the document's size.
 
 use super::{ByLoad, LatencyResult, ResultDocument, TcpOfEnds, ThroughputResult};
 

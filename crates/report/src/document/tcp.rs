@@ -20,8 +20,8 @@ impl TcpOfEnds {
         self.sender.is_empty() && self.receiver.is_empty()
     }
 
-    /// The medians of the sender's samples: round trip (µs), smallest round trip (µs), congestion window (segments).
-    /// `None` if the sender's kernel does not report all three.
+    /// Three medians over the sender's samples: of the round trip (µs), of the smallest round trip (µs), and of the
+    /// congestion window (segments). `None` if the sender's kernel does not report all three values.
     pub fn medians(&self) -> Option<[u32; 3]> {
         let median = |of: fn(&TcpSample) -> Option<u32>| {
             let mut values = self.sender.iter().filter_map(of).collect::<Vec<_>>();

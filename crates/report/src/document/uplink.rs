@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The uplink of the appliance during a run.
+/// The appliance's connection to the Internet (the uplink) during a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UplinkLabel {
-    /// The interface of the IPv4 default route when the run began; absent without such a route.
+    /// The network interface of the IPv4 default route when the run began; absent if there was no such route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
     /// The prefix of the appliance's IP address as the reflector sees it, after every NAT: the /24 of an IPv4 address,

@@ -50,7 +50,7 @@ pub(super) enum Arrived<'a> {
 /// Whether too little payload arrived in a direction to report a rate. Counts the payload of the last half of the
 /// phase, or of its last 500 ms if that is longer, because payload that stopped before does not show the rate of the
 /// path. If the receiver reports only a total, or if the sender writes seldom, counts the whole phase. The payload must
-/// reach ten segments, or a quarter of the requested rate if that is less.
+/// reach ten segments, or a quarter of what the requested rate brings in that time if this is less.
 pub(super) fn moved_nothing(arrived: Arrived<'_>, request: &DirectionRequest) -> bool {
     // The bytes that all rate-limited streams send in the time `span`.
     let paced = |span: Duration| {
@@ -75,8 +75,8 @@ pub(super) fn moved_nothing(arrived: Arrived<'_>, request: &DirectionRequest) ->
     u128::from(bytes) < least.min(slow).max(1)
 }
 
-/// The time at which payload stopped arriving, for a direction without payload in its last half: the end of the sample
-/// after which fewer than ten segments arrived. `None` if fewer than ten segments arrived in total.
+/// The time at which payload stopped arriving, for a direction with almost no payload in its last half: the end of the
+/// first sample after which fewer than ten segments arrived. `None` if fewer than ten segments arrived in total.
 pub(super) fn stopped_after(samples: &[Sample], segment: u32) -> Option<Duration> {
     let least = u128::from(LEAST_SEGMENTS * u64::from(segment.clamp(1, USUAL_SEGMENT)));
     let mut later = 0;

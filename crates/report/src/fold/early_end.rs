@@ -21,8 +21,8 @@ impl PhaseRecord {
     }
 
     /// Checks at the time `look` whether every direction of the phase is stable. `omit` is the length of the start-up
-    /// that the request excludes. `last` is the median round trip of the last two seconds in microseconds, and `before`
-    /// that of the two seconds before them.
+    /// that the request excludes; `None` to detect the start-up. `last` is the median round trip of the last two
+    /// seconds in microseconds, and `before` that of the two seconds before them; `None` if unknown.
     pub fn check_stability(
         &self,
         look: Duration,
@@ -69,8 +69,8 @@ mod tests {
     const LOOK: Duration = Duration::from_secs(5);
     const QUIET: [Option<u32>; 2] = [Some(20_000); 2];
 
-    /// A phase with `tenths` samples in each direction of `load`, one every 100 ms. `bytes` returns the bytes of the
-    /// sample with that number, from 1.
+    /// A phase with `tenths` samples in each direction of `load`, one every 100 ms. `bytes` takes a direction and the
+    /// number of a sample, from 1, and returns the bytes of this sample.
     fn phase(load: Load, tenths: u64, bytes: impl Fn(Direction, u64) -> u64) -> PhaseRecord {
         let mut record = PhaseRecord::new(PhaseSpec { load, duration_ms: 10_000 });
         for at in 1..=tenths {
@@ -116,8 +116,8 @@ mod tests {
         assert_eq!(download.received[Direction::Download as usize].len(), 50);
     }
 
-    /// A result for a download of 10 s at a constant rate. `may_stop`: whether the test was allowed to end early.
-    /// `stopped`: when the download ended early.
+    /// A result for a download of 10 s at a constant rate. `may_stop` is whether the test was allowed to end early.
+    /// `stopped` is when the download ended early; `None` if it ran to its end.
     fn result(may_stop: bool, stopped: Option<Duration>) -> ResultDocument {
         let run = RunIdentity {
             id: uuid::Uuid::nil(),

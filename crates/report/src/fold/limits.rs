@@ -79,7 +79,7 @@ impl LoadedDirection<'_> {
         }
     }
 
-    /// The final counts of the end `end` in the direction.
+    /// The final counts of `end` for this direction; `None` if this end did not report them.
     fn tally(&self, end: ObservedEnd) -> Option<&DirectionTally> {
         let (sender, receiver) = self.phase.ends(self.direction);
         if self.is_received_at(end) { receiver } else { sender }
@@ -105,7 +105,8 @@ impl LoadedDirection<'_> {
     }
 
     /// The traffic at the network interface of `end` that did not belong to the test, in bits per second. `None` if the
-    /// interface carried less than the payload of the test, because the test then used another interface.
+    /// interface's traffic is unknown. Also `None` if the interface carried less than the payload of the test, because
+    /// the test then used another interface.
     fn other_traffic(&self, end: ObservedEnd) -> Option<f64> {
         let (traffic, tally) = (self.phase.traffic(end)?, self.tally(end)?);
         let carried = self.carried_bps(traffic, end);
@@ -137,7 +138,7 @@ impl LoadedDirection<'_> {
         bits_per_second(bytes as f64, traffic)
     }
 
-    /// The rate of the latency probes in the phase with the load `load` at a network interface, in bits per second.
+    /// The rate of the latency probes at a network interface, in bits per second, in the phase with the given `load`.
     fn probes_bps(&self, load: Load) -> f64 {
         let interval_us = self.result.latency.of(load).and_then(|latency| latency.interval_us);
         interval_us.filter(|us| *us > 0).map_or(0.0, |us| PROBE_BYTES * 8.0 * 1e6 / us as f64)
@@ -364,8 +365,8 @@ mod tests {
         assert_eq!((cause(&full), warned(&full)), (LimitCause::ApplianceCpu, vec!["appliance_cpu"]));
         assert_eq!(
             full.warnings[0].text,
-            "this device's processor was full during the download: a control group throttled it for 90 % of the time; the \
-             path may carry more than was measured"
+            "this device's processor was full during the download: a control group throttled the program for 90 % of \
+             the time; the path may carry more than was measured"
         );
     }
 }

@@ -124,10 +124,10 @@ pub struct ResultBuilder {
     fallback: Option<DataModeFallback>,
     /// The payload bytes of phases that were discarded because the test began again.
     discarded_bytes: u64,
-    /// The reflector's counts of the session's UDP datagrams.
+    /// The numbers of UDP datagrams that reached the reflector during the session; `None` if not reported.
     datagrams: Option<DatagramsSeen>,
     /// The segment size in bytes to which the link (the connection to the reflector) had to be limited, because the
-    /// path drops larger packets.
+    /// path drops larger packets; `None` if there was no need.
     segment_limit: Option<u16>,
     /// The network interface and the public prefix through which the appliance reaches the Internet.
     uplink: UplinkLabel,
@@ -194,19 +194,20 @@ impl ResultBuilder {
         self.agreed = Some(AgreedTest { other_end, address, spec, left_out: Duration::ZERO });
     }
 
-    /// Sets the server of the run, which is not a reflector. `name` is the server as the user named it. `left_out` is
-    /// the length of the start-up that the external program leaves out of the figures that it reports.
+    /// Sets the server of the run, which is not a reflector. `name` is the server's host as the user named it, with the
+    /// port. `left_out` is the length of the start-up that the external program leaves out of the figures that it
+    /// reports.
     pub fn set_server(&mut self, name: String, address: SocketAddr, spec: TestSpec, left_out: Duration) {
         self.agreed = Some(AgreedTest { other_end: OtherEnd::Server { name }, address, spec, left_out });
     }
 
     /// Sets the segment size in bytes to which the link (the connection to the reflector) had to be limited, because
-    /// the path drops larger packets.
+    /// the path drops larger packets; `None` if there was no need.
     pub fn set_segment_limit(&mut self, bytes: Option<u16>) {
         self.segment_limit = bytes;
     }
 
-    /// Sets the name of the network interface that has the default route.
+    /// Sets the name of the network interface that has the IPv4 default route; `None` without such a route.
     pub fn set_default_interface(&mut self, interface: Option<String>) {
         self.uplink.interface = interface;
     }
@@ -242,7 +243,7 @@ impl ResultBuilder {
         self.fallback = Some(fallback);
     }
 
-    /// Sets the reflector's counts of the session's UDP datagrams.
+    /// Sets the numbers of UDP datagrams that reached the reflector during the session.
     pub fn set_datagrams(&mut self, seen: DatagramsSeen) {
         self.datagrams = Some(seen);
     }
@@ -350,7 +351,8 @@ impl ResultBuilder {
         }
         if [&result.download, &result.upload].into_iter().flatten().any(|one| one.omitted == Omitted::Nothing) {
             let text = if agreed.spec.direction_bytes.is_some() {
-                "the bytes of -n or --budget had arrived before the start-up could be detected, so the rate includes it"
+                "the bytes of -n or --budget had arrived before the start-up could be detected, so the rate \
+                 includes the start-up"
             } else {
                 "the server reports only its total, so the upload's rate includes the start-up; -O excludes it"
             };
@@ -443,7 +445,7 @@ impl ResultBuilder {
                 result.warnings.push(Warning::new(
                     "probe_late",
                     format!(
-                        "this device sent its latency probes up to {} ms late: short spikes may be missing",
+                        "this device sent 1 in 100 latency probes {} ms late or more: short spikes may be missing",
                         summary.probe_late_p99_us / 1000
                     ),
                 ));
@@ -483,8 +485,8 @@ impl ResultBuilder {
     }
 }
 
-/// The rate of the probes divided by the rate of the slowest direction that the phase loads. Each probe has `bits`
-/// bits.
+/// The rate of the probes divided by the goodput of the slowest direction that the phase loads; `None` if a direction
+/// was not measured. The IP packet of each probe has `bits` bits, and `interval` is the time between two probes.
 fn probe_share(result: &ResultDocument, load: Load, bits: u64, interval: Duration) -> Option<f64> {
     let rates = load.directions().iter().map(|direction| Some(result.measured(load, *direction)?.goodput_bps));
     let slowest = rates.collect::<Option<Vec<_>>>()?.into_iter().min()?;

@@ -17,7 +17,7 @@ use crate::stats::{self, ClockFit, DelaySpread, OneWayDelay, PathChange, QueueEs
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PhaseWindow {
     pub(super) load: Load,
-    /// When the phase began. The start-up comes after this time.
+    /// When the phase began, start-up included. The measured part begins later, at `from`.
     pub(super) begun: Duration,
     pub(super) from: Duration,
     pub(super) until: Duration,
@@ -32,7 +32,7 @@ pub(super) struct KnownClocks {
     changed_path: Option<ChangedPath>,
 }
 
-/// A lasting change of the delay of the path in a direction that a phase did not load.
+/// A lasting change of the path's delay in one direction, found in a phase that did not load this direction.
 #[derive(Clone, Copy, Debug)]
 struct ChangedPath {
     load: Load,
@@ -140,7 +140,8 @@ fn changed_path(
     windows.iter().find_map(of)
 }
 
-/// Sets `own_wait` of each phase: how long its probes waited in the appliance's host. Returns the value of each phase.
+/// Sets `own_wait` of each phase: how long its probes waited in the appliance's host. Returns these values. A phase
+/// with fewer than 20 known waits has no value.
 fn own_waits(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) -> ByLoad<DelayVariation> {
     let mut own_waits = ByLoad::default();
     for window in windows {
@@ -227,8 +228,8 @@ mod tests {
         probes_on(jump_s, |_| [0.0; 2])
     }
 
-    /// The same probes as [`probes`], with further delays. `further_us` takes a time in seconds and returns them for
-    /// the upload and the download.
+    /// The same probes as [`probes`], with further delays. `further_us` takes a time in seconds and returns the further
+    /// delays of the upload and the download, in microseconds.
     fn probes_on(jump_s: Option<f64>, further_us: impl Fn(f64) -> [f64; 2]) -> Vec<Probe> {
         let probe = |at: u32| {
             let second = f64::from(at) / 100.0;

@@ -22,7 +22,8 @@ pub struct PhaseRecord {
     pub load: Load,
     /// The requested duration of the phase.
     pub(super) requested: Duration,
-    /// The time at which the phase was ended early, by the receivers' clocks; `None` if the phase was not ended early.
+    /// When the phase was ended early because all its directions were stable, in time of the receivers' clocks; `None`
+    /// if this did not happen.
     pub(super) stopped_at: Option<Duration>,
     /// The record keeps at most this many samples of each end and direction.
     most: usize,
@@ -129,9 +130,8 @@ impl PhaseRecord {
     }
 
     /// Records a sample. Returns the sample if the progress display should show it: a receiver's sample, or, if
-    /// `shows_sent` is set, a sender's sample while the receiver has none. Drops a sample if the phase does not
-    /// load its direction, if its time does not advance, if the phase ended before the sample, or if the record is
-    /// full.
+    /// `shows_sent` is set, a sender's sample while the receiver has none. Drops a sample if the phase does not load
+    /// its direction, if its time does not advance, if the phase ended before the sample, or if the record is full.
     pub fn note(&mut self, end: DataEnd, direction: Direction, sample: Sample) -> Option<CountedReading> {
         let is_within = self.is_within(sample.at_us);
         let list = match end {
@@ -248,7 +248,7 @@ impl PhaseRecord {
         self.theirs = Some(tally);
     }
 
-    /// The traffic that the network interface of `end` carried during the phase.
+    /// The traffic that the network interface of `end` carried during the phase; `None` if not reported.
     pub(super) fn traffic(&self, end: ObservedEnd) -> Option<InterfaceTraffic> {
         let tally = match end {
             ObservedEnd::Appliance => &self.own,
@@ -267,8 +267,8 @@ impl PhaseRecord {
         [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
     }
 
-    /// How long the phase lasted: the requested duration, or the time until the phase was ended early. If the phase was
-    /// cut short, the time of the last sample.
+    /// How long the phase lasted: the requested duration, or the time until [`stop`](Self::stop) ended the phase. If an
+    /// end stopped on its own or did not report its tally, the phase lasted until its last sample.
     pub(super) fn span(&self) -> Duration {
         if self.is_counted() && self.cut_short().is_none() {
             return self.planned_span();
@@ -277,12 +277,13 @@ impl PhaseRecord {
         Duration::from_micros(last.unwrap_or(0)).min(self.requested)
     }
 
-    /// How long the senders were to send: the requested duration, or the time until the phase was ended early.
+    /// How long the senders were asked to send: for the requested duration, or until [`stop`](Self::stop) ended the
+    /// phase.
     pub(super) fn planned_span(&self) -> Duration {
         self.stopped_at.unwrap_or(self.requested)
     }
 
-    /// The tallies of one direction: the sender's, the receiver's.
+    /// The tallies of one direction: the sender's, the receiver's. A tally that was not reported is `None`.
     pub(super) fn ends(&self, direction: Direction) -> (Option<&DirectionTally>, Option<&DirectionTally>) {
         let own = self.own.as_ref().and_then(|tally| tally.direction(direction));
         let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(direction));

@@ -25,7 +25,8 @@ const INTERVALS_OF_A_RATE: usize = 10;
 /// The bytes of a UDP header.
 pub(super) const UDP: u32 = 8;
 
-/// The bytes that headers and framing add to each segment on the wire. `None` on loopback, which has no wire.
+/// The bytes that headers and framing add to each segment on the wire. `None` on loopback, which has no wire, and
+/// without facts about the appliance's host.
 pub(super) fn line_overhead(result: &ResultDocument, address: SocketAddr) -> Option<u32> {
     let ip = if address.is_ipv4() { 20 } else { 40 };
     let is_wire = !address.ip().is_loopback() && result.appliance.facts_before.is_some();
@@ -179,7 +180,8 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
     moved_nothing(arriving, &request)
 }
 
-/// The time at which payload stopped arriving, for a direction without payload in the last half of the phase.
+/// The time at which payload stopped arriving, for a direction without payload in the last half of the phase. `None` if
+/// almost no payload ever arrived.
 pub(super) fn stopped_after(phase: &PhaseRecord, direction: Direction) -> Option<Duration> {
     let (sender, _) = phase.ends(direction);
     let segment = sender.and_then(|sender| sender.mss).or_else(|| datagram_payload(sender)).unwrap_or(USUAL_SEGMENT);
@@ -197,8 +199,8 @@ pub(super) fn found_at(sender: Option<&DirectionTally>, receiver: Option<&Direct
     receiver?.datagrams.as_ref()?.settled_at_us.map(Duration::from_micros)
 }
 
-/// The datagram counts of a direction, from the tallies of both ends. Sums saturate, because the other end's tally is
-/// unverified.
+/// The datagram counts of a direction, from the tallies of both ends; `None` if an end reported no counts. Sums
+/// saturate, because the other end's tally is unverified.
 fn datagrams(sender: &DirectionTally, receiver: &DirectionTally) -> Option<UdpResult> {
     let (ours, theirs) = (sender.datagrams.as_ref()?, receiver.datagrams.as_ref()?);
     let (sent, received) = (ours.sent?, theirs.received?);

@@ -10,7 +10,7 @@ use crate::document::{LatencyResult, ResultDocument, Thirds, ThroughputResult, W
 use crate::quantity;
 use crate::stats::Statement;
 
-/// The result has a warning if one in this many scheduled probes of a phase, or more, was skipped.
+/// The result has a warning if the appliance skipped at least 1 in 100 of the probes that were due in a phase.
 const SKIPPED_OF: u64 = 100;
 
 /// If the byte counts of both ends in the steady part differ by at most this share, they count as equal.
@@ -59,9 +59,9 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
                 }
                 if datagrams.is_black_hole && !has(result, "small_datagrams") {
                     let text = format!(
-                        "the path drops large packets and sends no ICMP: in the {} datagrams arrived only when they became \
-                         smaller ({} bytes of payload), and those before are not counted; correct the MTU or the firewall \
-                         that drops ICMP",
+                        "the path drops large packets and sends no ICMP: in the {}, datagrams arrived only after the \
+                         sender had made them smaller ({} bytes of payload), and larger ones are not counted; correct \
+                         the MTU or the firewall that drops ICMP",
                         phase.load,
                         datagrams.payload_bytes.unwrap_or_default()
                     );
@@ -111,8 +111,8 @@ pub(super) fn udp_blocked(result: &mut ResultDocument, seen: Option<DatagramsSee
 pub(super) fn tunnel(result: &mut ResultDocument) {
     if let Some(fallback) = &result.data_mode_fallback {
         let text = format!(
-            "{fallback}, so the test ran through the tunnel, only to the reflector's control port: open its data ports, then \
-             use --data-mode direct once"
+            "{fallback}, so the test ran through the tunnel, which needs only the reflector's control port: open the \
+             reflector's data ports, then use --data-mode direct once"
         );
         result.warnings.push(Warning::new("direct_blocked", text));
     }
@@ -150,7 +150,8 @@ pub(super) fn full_time(result: &mut ResultDocument) {
     result.warnings.push(Warning::new("full_time", text));
 }
 
-/// Adds a warning for directions whose time was over before they had moved the requested `bytes`.
+/// Adds a warning for directions whose time was over before they had moved the requested `bytes`. Does nothing if the
+/// request set no number of bytes.
 pub(super) fn bytes_left(result: &mut ResultDocument, bytes: Option<u64>) {
     let Some(bytes) = bytes else { return };
     let left = result.all_measured().filter_map(|(_, direction, measured)| {
@@ -169,13 +170,13 @@ pub(super) fn lost_probes(result: &mut ResultDocument) {
     let silent = result.latency.iter().filter(|(_, latency)| latency.median_us().is_none());
     let unanswered = silent.map(|(load, latency)| match latency.received {
         0 => format!("no latency probe was answered in the {load} phase ({} were sent)", latency.sent),
-        some => format!("of {} latency probes in the {load} phase {some} were answered", latency.sent),
+        some => format!("only {some} of {} latency probes in the {load} phase were answered", latency.sent),
     });
     let unanswered = unanswered.collect::<Vec<_>>();
     if !unanswered.is_empty() {
         let least = Statement::Assessment.least_samples();
         let text = format!(
-            "{}: too few to assess the latency there, which takes {least} answers and half of the probes",
+            "{}: an assessment of the latency needs at least {least} answers, and answers to half of the probes",
             unanswered.join("; ")
         );
         result.warnings.push(Warning::new("probes_lost", text));
@@ -225,14 +226,15 @@ pub(super) fn probe_load(result: &mut ResultDocument) {
         return;
     };
     let text = format!(
-        "the latency probes took {:.1} % of the rate in the {load}, which lowers it by as much: --probe-interval 1s sends fewer, 0 none",
+        "the latency probes took {:.1} % of the rate in the {load} and lowered it by as much: --probe-interval 1s \
+         sends fewer, 0 none",
         share * 100.0
     );
     result.warnings.push(Warning::new("probe_load", text));
 }
 
 /// Adds a warning, with the reason, for directions in which the two ends counted different numbers of bytes in the
-/// steady part.
+/// steady part. `is_counted_by_program` is true if an external program (iperf3) counted the bytes.
 pub(super) fn steady_counts(result: &mut ResultDocument, is_counted_by_program: bool) {
     let differing = result.all_measured().filter_map(|(load, direction, measured)| {
         let sent = measured.bytes_sent?;
@@ -465,7 +467,7 @@ mod tests {
         assert_eq!((cpu.user_s, cpu.busiest_thread, cpu.host_busy), (0.0, 1.0, Some(0.0)));
         assert_eq!((cpu.runnable, cpu.run_queue_wait, cpu.core_softirq), (Some(1.0), Some(0.0), Some(1.0)));
         let limit = |cpu| stats::processor_limit(&cpu).unwrap().to_string();
-        assert_eq!(limit(cpu), "a control group throttled it for 100 % of the time");
+        assert_eq!(limit(cpu), "a control group throttled the program for 100 % of the time");
         assert_eq!(limit(CpuUse { held_back: Some(0.01), ..cpu }), "one thread used 100 % of a core");
     }
 }

@@ -1,5 +1,5 @@
 //! The input of a report on an Internet line: the contract, the runs, the probes of each monitor by hour, the outages.
-//! Plain values.
+//! Pure: no I/O, no clock.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -81,11 +81,11 @@ pub struct ReportRun {
     pub id: Uuid,
     /// When the run began.
     pub started_at: Timestamp,
-    /// The name of the reflector or server at the other end.
+    /// The name of the reflector or server at the other end; absent if no name is known.
     pub other_end: Option<String>,
-    /// The address of the other end.
+    /// The address of the other end; absent if the run did not reach it.
     pub address: Option<String>,
-    /// The Endpoint ID of the other end; absent if the other end is not a reflector.
+    /// The Endpoint ID of the reflector at the other end; absent if the run reached no reflector.
     pub endpoint_id: Option<String>,
     /// The Endpoint ID of the appliance that made the run.
     pub appliance: String,
@@ -93,19 +93,20 @@ pub struct ReportRun {
     pub version: String,
     /// The engine that moved the payload, such as `tcp` or `iperf3`.
     pub engine: String,
-    /// How the payload travelled: direct or through the tunnel.
+    /// How the payload travelled: direct or through the tunnel. Absent if the result does not record it.
     pub data_mode: Option<DataMode>,
-    /// The appliance's network interface that carried the connection to the other end.
+    /// The appliance's network interface that carried the connection to the other end; absent if unknown.
     pub interface: Option<InterfaceSeen>,
-    /// The interface of the IPv4 default route.
+    /// The name of the appliance's interface that had the IPv4 default route; absent if there was no such route.
     pub uplink: Option<String>,
-    /// The prefix of the appliance's IP address as the reflector sees it, after every NAT.
+    /// The /24 (IPv4) or /48 (IPv6) prefix of the appliance's address as the reflector sees it, after every NAT. Absent
+    /// if the reflector did not report the address.
     pub public_prefix: Option<String>,
-    /// Whether the device's clock was synchronised; absent if unknown.
+    /// Whether the appliance's clock was synchronised; absent if unknown.
     pub is_clock_synchronised: Option<bool>,
-    /// The rate of the phase that only downloads.
+    /// The rate of the phase that only downloads; absent if it was not measured.
     pub download: Option<RunRate>,
-    /// The rate of the phase that only uploads.
+    /// The rate of the phase that only uploads; absent if it was not measured.
     pub upload: Option<RunRate>,
     /// The latency without load.
     pub idle: Option<RunLatency>,
@@ -115,7 +116,7 @@ pub struct ReportRun {
     pub under_upload: Option<RunLatency>,
     /// Whether every phase was measured to its end.
     pub is_complete: bool,
-    /// The code of the error that ended the run.
+    /// The code of the error that ended the run; absent if no error ended it.
     pub error: Option<String>,
     /// The codes of the reasons that make the run suspect; `None` if the document does not judge the run.
     pub suspect: Option<Vec<String>>,
@@ -128,7 +129,7 @@ pub struct ReportRun {
 pub struct InterfaceSeen {
     /// The name of the interface.
     pub name: String,
-    /// The speed that the driver reports, in bits per second.
+    /// The speed that the driver reports, in bits per second; absent if the driver reports no speed.
     pub speed_bps: Option<u64>,
     /// Whether the interface runs in half duplex; absent if the driver reports no duplex mode.
     pub is_half_duplex: Option<bool>,
@@ -170,8 +171,8 @@ impl LinkMedium {
 }
 
 impl InterfaceSeen {
-    /// The kind of the interface, by the names that Linux distributions give (systemd.net-naming-scheme(7)) and by what
-    /// the driver reports.
+    /// Determines the kind of the interface from its name and from what its driver reports. Linux distributions give
+    /// names that show the kind (systemd.net-naming-scheme(7)).
     pub fn kind(&self) -> LinkMedium {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| self.name.starts_with(prefix));
         if begins(&["wl", "ww"]) {
@@ -191,9 +192,10 @@ impl InterfaceSeen {
 pub struct RunRate {
     /// The rate at which the receiver got payload, in bits per second.
     pub bps: u64,
-    /// The estimated rate with headers on an Ethernet link, in bits per second.
+    /// The estimated rate on an Ethernet link, payload and headers together, in bits per second; absent without an
+    /// estimate.
     pub wire_bps: Option<u64>,
-    /// What limited the rate.
+    /// What limited the rate; absent if the result does not name a cause.
     pub cause: Option<LimitCause>,
     /// Whether the rate was steady.
     pub is_steady: bool,
@@ -212,13 +214,15 @@ pub struct RunLatency {
     pub p50_us: Option<u64>,
     /// The 95th percentile of the round trips in microseconds, if enough probes were answered.
     pub p95_us: Option<u64>,
-    /// The increase over the median without load, in milliseconds, with its bufferbloat grade.
+    /// How much the median round trip under load exceeded the median without load, in milliseconds, and the bufferbloat
+    /// grade of this increase.
     pub increase: Option<(f64, Grade)>,
-    /// The direction in which the load built up a queue of packets.
+    /// The direction in which the load built up a queue of packets; absent in the phase without load.
     pub queue: Option<QueueSide>,
-    /// Whether the queue that the load built up stood in the appliance itself.
+    /// Whether more than half of the queue that the load built up was in the appliance itself.
     pub is_own_queue: bool,
-    /// The share of lost probes (0 to 1) in the direction with the higher loss.
+    /// The loss share (0 to 1) of the direction that lost more probes. If the directions are unknown, the share of
+    /// probes without a reply. Absent if neither is known.
     pub loss: Option<f64>,
 }
 
@@ -233,13 +237,14 @@ pub struct MonitorHour {
     pub is_gateway: bool,
     /// When the hour begins.
     pub begins_at: Timestamp,
-    /// The number of probes that the monitor sent in the hour.
+    /// The number of probes of the hour that were answered or lost.
     pub count: u64,
     /// The number of probes of the hour that were lost.
     pub lost: u64,
-    /// The median round trip without load, in microseconds.
+    /// The median round trip in microseconds, not counting replies that arrived while a test loaded the reflector.
+    /// Absent if there was no other reply.
     pub p50_us: Option<u64>,
-    /// The 95th percentile of the round trips without load, in microseconds.
+    /// The 95th percentile of the same round trips as in `p50_us`, in microseconds; absent without such a round trip.
     pub p95_us: Option<u64>,
 }
 
@@ -337,7 +342,7 @@ impl ReportRun {
         }
     }
 
-    /// The rate of `direction`; `None` if the run did not measure that direction alone.
+    /// The rate of `direction`; `None` if the run did not measure this direction in a phase of its own.
     pub fn rate(&self, direction: Direction) -> Option<&RunRate> {
         match direction {
             Direction::Download => self.download.as_ref(),

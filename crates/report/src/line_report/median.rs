@@ -36,8 +36,9 @@ impl Median {
     }
 }
 
-/// The rank `r` such that the median lies between the r-th lowest and the r-th highest of `count` independent values
-/// with a probability of at least 95 % (order statistics, binomial distribution); `None` if no rank achieves this.
+/// The largest rank `r` for which the true median lies between the r-th lowest and the r-th highest of `count`
+/// independent values with a probability of at least 95 %. `None` if there is no such rank. The number of values below
+/// the true median has a binomial distribution.
 fn rank(count: usize) -> Option<usize> {
     if count > 200 {
         // The normal approximation. For fewer values, the sum below is exact and fast enough.

@@ -27,7 +27,7 @@ pub struct MethodReport {
     pub device_count: usize,
     /// The versions of the program on the appliances that made the runs.
     pub versions: Vec<String>,
-    /// The network interfaces of appliances that carried runs, each with its number of runs.
+    /// The appliances' network interfaces that carried runs, each with its number of runs.
     pub interfaces: Vec<(InterfaceReport, usize)>,
     /// The number of runs whose interface is not known.
     pub without_interface: usize,
@@ -37,9 +37,10 @@ pub struct MethodReport {
     pub prefixes: Vec<(String, usize)>,
     /// The number of public IP prefixes from which runs came.
     pub prefix_count: usize,
-    /// The lowest and the highest number of streams in one direction of a run.
+    /// The lowest and the highest number of streams in one direction of a run; absent if no run measured a rate.
     pub streams: Option<[u16; 2]>,
-    /// The shortest and the longest part of a run from which a rate was computed, in milliseconds.
+    /// Each rate was computed from the steady part of a run. These are the lengths of the shortest and the longest
+    /// steady part, in milliseconds; absent if no run measured a rate.
     pub steady_ms: Option<[u64; 2]>,
     /// The number of runs with a synchronised clock, with an unsynchronised clock, and with a clock of unknown state.
     pub clocks: [usize; 3],
@@ -68,14 +69,14 @@ pub struct MeasuredEnd {
     pub runs: usize,
 }
 
-/// A network interface of an appliance that carried runs.
+/// A network interface through which an appliance made runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceReport {
     /// The name of the interface.
     pub name: String,
     /// How the interface is connected.
     pub kind: LinkMedium,
-    /// The speed that the driver reports, in bits per second.
+    /// The speed that the driver reports, in bits per second; absent if the driver reports no speed.
     pub speed_bps: Option<u64>,
     /// Whether the interface runs in half duplex; absent if the driver reports no duplex mode.
     pub is_half_duplex: Option<bool>,

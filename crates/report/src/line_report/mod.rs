@@ -45,7 +45,7 @@ pub struct LineReport {
     pub until: Timestamp,
     /// When the report was made.
     pub made_at: Timestamp,
-    /// The time zone in which the report shows times and splits days.
+    /// The time zone of the times, days and hours in the report.
     pub zone: TimeZone,
     /// The rates that the contract of the line promises; absent if no contract is known.
     pub plan: Option<Contract>,
@@ -63,7 +63,8 @@ pub struct LineReport {
     pub monitors: Vec<MonitorReport>,
     /// How the runs were measured.
     pub method: MethodReport,
-    /// The name of the interface that most runs used as uplink. Runs over another uplink do not count.
+    /// The name of the interface that most runs used as uplink; absent if no run recorded its uplink. Runs over another
+    /// uplink do not count.
     pub main_uplink: Option<String>,
     /// The number of saved results of the period that cannot be read.
     pub unreadable: usize,
@@ -84,9 +85,9 @@ pub struct ReportRow {
     pub download_left_out: Option<LeftOut>,
     /// Why the upload of the run does not count; absent if the upload counts or was not measured.
     pub upload_left_out: Option<LeftOut>,
-    /// How the network interface that the appliance used for the run was connected.
+    /// How the network interface that the appliance used for the run was connected; absent if the interface is unknown.
     pub interface: Option<LinkMedium>,
-    /// The code of the error that ended the run.
+    /// The code of the error that ended the run; absent if no error ended it.
     pub error: Option<String>,
 }
 

@@ -25,17 +25,20 @@ pub struct LatencyReport {
     pub load: Load,
     /// The number of runs whose latency under `load` counts.
     pub count: usize,
-    /// The median of the median round trips of the counted runs, in microseconds.
+    /// Each counted run has a median round trip. This is the median of these, in microseconds; absent with too few
+    /// runs.
     pub p50_us: Option<Median>,
-    /// Each counted run has a 95th percentile of its round trips. This is the median of these, in microseconds.
+    /// Each counted run has a 95th percentile of its round trips. This is the median of these, in microseconds; absent
+    /// with too few runs.
     pub p95_us: Option<Median>,
-    /// The median of the increases over the latency without load in the counted runs, in milliseconds.
+    /// In each counted run, the load raised the median round trip by some milliseconds. This is the median of these
+    /// increases; absent without load, and with too few runs.
     pub increase_ms: Option<Median>,
     /// The bufferbloat grades of the counted runs, best grade first, each with its number of runs.
     pub grades: Vec<(Grade, usize)>,
     /// The directions in which the load built up a queue, most frequent first, each with its number of runs.
     pub queues: Vec<(QueueSide, usize)>,
-    /// The number of runs in which the queue stood in the appliance.
+    /// The number of runs in which most of the queue was in the appliance.
     pub own_queues: usize,
 }
 
@@ -116,7 +119,7 @@ pub struct ExtentSum {
 }
 
 impl OutageExtent {
-    /// What was reachable during an outage of the given extent, in words.
+    /// What was reachable during an outage of this extent, in words.
     pub fn as_words(self) -> &'static str {
         match self {
             Self::BeyondGateway => "the router was reachable, but nothing beyond it",
@@ -193,18 +196,19 @@ pub struct MonitorReport {
     pub night: MonitorPart,
 }
 
-/// What the probes of one monitor show in a part of the day, over all days of the period.
+/// What the probes of one monitor show, in the whole period or only in its evening or night hours.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MonitorPart {
-    /// The number of hours in which the monitor sent probes.
+    /// The number of hours in which probes of the monitor were answered or lost.
     pub hours: usize,
-    /// The number of probes that the monitor sent in the part of the day.
+    /// The number of probes that were answered or lost.
     pub probes: u64,
-    /// The number of probes that were lost in the part of the day.
+    /// The number of probes that were lost.
     pub lost: u64,
-    /// Each hour has a median round trip. This is the median of these, in microseconds.
+    /// Each hour has a median round trip. This is the median of these, in microseconds; absent with too few hours.
     pub p50_us: Option<Median>,
-    /// Each hour has a 95th percentile of its round trips. This is the median of these, in microseconds.
+    /// Each hour has a 95th percentile of its round trips. This is the median of these, in microseconds; absent with
+    /// too few hours.
     pub p95_us: Option<Median>,
 }
 

@@ -1,5 +1,5 @@
-//! The rates of a direction in a report on a line: compared with the contract, by the hour, and evening compared with
-//! night.
+//! The rates of a direction in a report on a line. The report compares them with the contract, groups them by the hour
+//! of the day, and compares the evening with the night.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -37,10 +37,10 @@ pub struct DirectionReport {
     pub counted: Vec<CountedRate>,
     /// The number of days on which the counted runs were measured.
     pub days: usize,
-    /// The median payload rate of the counted runs, in bits per second.
+    /// The median payload rate of the counted runs, in bits per second; absent with too few runs.
     pub payload: Option<Median>,
-    /// The median of the counted runs' rates with headers, in bits per second. If a run has no estimate of that rate,
-    /// its payload rate is used.
+    /// The median rate of the counted runs, headers included, in bits per second; absent with too few runs. The headers
+    /// are estimated. A run without this estimate counts with its payload rate.
     pub line: Option<Median>,
     /// How often the counted runs reached each rate of the contract.
     pub levels: Vec<LevelReached>,
@@ -113,7 +113,7 @@ pub struct HourRates {
     pub hour: i8,
     /// The number of counted runs that began in the hour `hour`.
     pub count: usize,
-    /// The median of the runs' rates with headers, in bits per second; absent with too few runs.
+    /// The median rate of the counted runs, headers included, in bits per second; absent with too few runs.
     pub line: Option<Median>,
 }
 
@@ -124,7 +124,7 @@ pub struct PartOfDay {
     pub count: usize,
     /// The number of days on which the counted runs were measured.
     pub days: usize,
-    /// The median of the runs' rates with headers, in bits per second; absent with too few runs.
+    /// The median rate of the counted runs, headers included, in bits per second; absent with too few runs.
     pub line: Option<Median>,
 }
 
@@ -143,7 +143,7 @@ pub enum Comparison {
     SlowerEvening(f64),
     /// The median of the evening is higher than the median of the night, by this share of the night's median.
     FasterEvening(f64),
-    /// The confidence intervals of both medians overlap.
+    /// The confidence intervals of both medians overlap, or the median of the night is 0.
     NoDifference,
 }
 
@@ -210,7 +210,7 @@ impl DirectionReport {
         }
     }
 
-    /// The number of runs with a rate in the direction that do not count, for any reason.
+    /// The number of runs that measured the direction but do not count, for any reason.
     pub fn left_out_count(&self) -> usize {
         self.left_out.iter().map(|reason| reason.count).sum()
     }

@@ -1,5 +1,5 @@
-//! Tests of whole reports on a line: what they state, what they leave out, and that text of other programs is made
-//! harmless in them.
+//! Tests of whole reports on a line: what they state, what they leave out, and that they contain text from other
+//! programs only in a harmless form.
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;

@@ -6,7 +6,8 @@ pub(super) struct Axis {
     /// The value at which the axis ends, in the unit of the data.
     pub(super) end: f64,
     step: f64,
-    /// The size of one unit of the labels in units of the data, such as 1e6 for labels in Mbit/s and data in bit/s.
+    /// How many units of the data make one unit of the labels: 1e6 if the data is in bit/s and the labels are in
+    /// Mbit/s.
     scale: f64,
     /// The unit that the labels use.
     pub(super) unit: &'static str,
@@ -63,7 +64,8 @@ impl Axis {
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
 
-    /// The vertical position of `value` in a panel whose top edge is at `top`. All lengths are in SVG units.
+    /// The vertical position of `value` in a panel of this `height` whose top edge is at `top`. Lengths are in SVG
+    /// units.
     pub(super) fn y(&self, top: f64, height: f64, value: f64) -> f64 {
         top + height - height * (value / self.end).clamp(0.0, 1.0)
     }
@@ -88,7 +90,7 @@ pub(super) fn usual_top(values: impl Iterator<Item = f64>) -> f64 {
     values.get(rare).copied().filter(|usual| *usual > 0.0 && highest > *usual * FAR).unwrap_or(highest)
 }
 
-/// The smallest number of the series 1, 2, 5, 10, 20, … that is at least `least`.
+/// The smallest number of the series …, 0.5, 1, 2, 5, 10, 20, … that is at least `least`.
 fn step(least: f64) -> f64 {
     let power = 10f64.powf(least.max(1e-6).log10().floor());
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= least * 0.999).unwrap_or(least)

@@ -28,7 +28,7 @@ const GAP: f64 = 44.0;
 const BOTTOM: f64 = 48.0;
 /// A curve has at most this many points in each phase, because more points would not be visible.
 const MAX_POINTS: usize = 400;
-/// The longest name of another end in the title, in characters.
+/// The title shows at most this many characters of the other end's name.
 const MAX_NAME_CHARS: usize = 60;
 
 const STYLE: &str = "
@@ -181,7 +181,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// Draws the panel with the round trip, and with the delay of each direction above its shortest delay.
+    /// Draws the panel with the round trip, and with how far the delay of each direction exceeds its shortest delay.
     fn latency(&mut self, top: f64) {
         let of = |interval: &LatencyInterval| {
             [interval.rtt_us, interval.upload_us, interval.download_us].map(|us| us.map(|us| us as f64 / 1000.0))

@@ -105,11 +105,11 @@ impl LoopbackRate {
 /// The rate that one direction carried over loopback.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DirectionRate {
-    /// The payload rate at the receiver over the whole measurement, start-up included.
+    /// The payload rate at the receiver over the whole measurement, start-up included, in bits per second.
     pub goodput_bps: u64,
     /// The number of payload bytes that the receiver counted.
     pub bytes_received: u64,
-    /// How long the receiver received, in milliseconds.
+    /// How long the receiver received payload, in milliseconds.
     pub duration_ms: u64,
     /// How each end moved the payload.
     #[serde(default, skip_serializing_if = "MovedBy::is_empty")]

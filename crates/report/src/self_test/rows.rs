@@ -50,13 +50,14 @@ pub fn rate_note(test: &SelfTest) -> Option<String> {
     let streams = test.rates.first()?.streams;
     let streams = if streams == 1 { "one stream".to_owned() } else { format!("{streams} streams") };
     let untouched = if test.rates.iter().any(LoopbackRate::is_by_reference) {
-        " Loopback moves bytes that are not copied (splice, trunc) at no cost: they do not count here."
+        " Loopback moves bytes that are not copied (splice, trunc) at no cost: such a rate shows nothing about a \
+         real interface."
     } else {
         ""
     };
     Some(format!(
-        "Payload over loopback, {streams}, both ends on this host: one end alone carries more, less what a real \
-         interface costs.{untouched}"
+        "These are payload rates over loopback with {streams}. Both ends ran on this host, so one end alone carries \
+         more. A real interface costs processor time that loopback does not cost.{untouched}"
     ))
 }
 
@@ -151,7 +152,7 @@ fn clock(facts: &Facts) -> String {
 
 fn timers(facts: &Facts) -> String {
     facts.timers.map_or_else(
-        || "can't be made here".to_owned(),
+        || "can't be measured here".to_owned(),
         |timers| {
             let [half, most, all] = [timers.late_p50_us, timers.late_p99_us, timers.late_max_us].map(quantity::micros);
             format!("{half} late (median), {most} (99 %), {all} at worst")
@@ -166,7 +167,7 @@ fn timestamps(facts: &Facts) -> String {
         (Some(true), Some(false)) => "by the kernel, on arrival only".to_owned(),
         (Some(false), Some(true)) => "by the kernel, on departure only".to_owned(),
         (Some(false), Some(false)) => "none by the kernel".to_owned(),
-        _ => "could not be tried".to_owned(),
+        _ => "could not be tested".to_owned(),
     }
 }
 
@@ -197,7 +198,7 @@ fn congestion(facts: &Facts) -> String {
     let allowed =
         (!controls.allowed.is_empty()).then(|| format!("available to all users: {}", controls.allowed.join(", ")));
     let more = controls.available.iter().filter(|name| !controls.allowed.contains(name)).cloned().collect::<Vec<_>>();
-    let more = (!more.is_empty()).then(|| format!("root also for {}", more.join(", ")));
+    let more = (!more.is_empty()).then(|| format!("for root only: {}", more.join(", ")));
     joined([default, allowed, more])
 }
 
@@ -223,7 +224,7 @@ mod tests {
                 FactRow::new("iperf3 direct", "no upload rate: iperf3 is not installed"),
             ]
         );
-        assert!(rate_note(&example::measured()).unwrap().contains("2 streams, both ends on this host"));
+        assert!(rate_note(&example::measured()).unwrap().contains("with 2 streams. Both ends ran on this host"));
         assert_eq!(rate_note(&SelfTest { rates: vec![], ..example::measured() }), None);
     }
 

@@ -29,8 +29,9 @@ const STEPS_BPS: [u64; 10] = [
 /// with a bad cable.
 const SLOW_INTERFACE_BPS: u64 = 100_000_000;
 
-/// A host needs at least this limit of file descriptors, because a session with 64 streams in both directions uses
-/// about 400 descriptors. The reflector warns below the same limit.
+/// A host needs at least this limit of file descriptors. A session with 64 streams in both directions uses about 600
+/// descriptors at the reflector. The reflector itself warns below a higher limit, which also leaves room for other
+/// connections.
 const ENOUGH_DESCRIPTORS: u64 = 1024;
 
 /// If the 99th percentile of the timer lateness reaches this many microseconds, latency probes are noticeably late,
@@ -112,9 +113,9 @@ pub fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec
     (verdict, weak_points)
 }
 
-/// The rate that the fastest engine reached in each of the two directions in `mode`; `None` if no engine was measured in
-/// both. Zero-copy rates count only if no rate with every byte copied was measured, because zero-copy is free on
-/// loopback, but not on a real interface.
+/// The rate that the fastest engine reached in both directions in `mode`: that of its slower direction. `None` if no
+/// engine was measured in both. Zero-copy rates count only if no rate with every byte copied was measured, because
+/// zero-copy is free on loopback, but not on a real interface.
 fn carried(rates: &[LoopbackRate], mode: DataMode) -> Option<u64> {
     best(rates.iter().filter(|rate| rate.data_mode == mode && !rate.is_by_reference()))
         .or_else(|| best(rates.iter().filter(|rate| rate.data_mode == mode)))
@@ -190,7 +191,7 @@ fn half_duplex(interface: &Interface) -> Option<WeakPoint> {
         "half_duplex",
         format!("{name} runs in half duplex: it never sends and receives at once"),
         "usually one end of the cable has a fixed setting and the other negotiates",
-        format!("`ethtool -s {name} autoneg on`, and turn on autonegotiation at the switch"),
+        format!("run `ethtool -s {name} autoneg on`, and turn on autonegotiation at the switch"),
     ))
 }
 
@@ -226,8 +227,9 @@ fn cpu_quota(facts: &Facts) -> Option<WeakPoint> {
     Some(WeakPoint::new(
         "cpu_quota",
         format!("this program may use at most {quota:.2} cores"),
-        "a control group sets this quota (cpu.max); once the quota is used up, the program is suspended, which adds latency",
-        "remove CPUQuota= from its unit, or --cpus from its container",
+        "a control group sets this quota (cpu.max); once the quota is used up, the program is suspended, which adds \
+         latency",
+        "remove CPUQuota= from the program's unit, or --cpus from its container",
     ))
 }
 
@@ -249,7 +251,7 @@ fn no_aes(facts: &Facts) -> Option<WeakPoint> {
         "no_aes",
         "tunneled data needs much processor time",
         "the processor has no instructions for AES-GCM",
-        "use `--data-mode direct` on lines that are faster than it can encrypt",
+        "use `--data-mode direct` on lines that are faster than the processor can encrypt",
     ))
 }
 
@@ -258,31 +260,34 @@ fn late_timers(facts: &Facts) -> Option<WeakPoint> {
     Some(WeakPoint::new(
         "late_timers",
         format!("one timer in a hundred is {} late or more", quantity::micros(timers.late_p99_us)),
-        "other programs, a hypervisor or a quota delay them",
-        "run fewer programs on it, or use a host with dedicated cores; late probes can miss short latency spikes",
+        "other programs, a hypervisor or a quota delay the timers",
+        "run fewer programs on this host, or use a host with dedicated cores; late probes can miss short latency \
+         spikes",
     ))
 }
 
 fn few_descriptors(role: Role, facts: &Facts) -> Option<WeakPoint> {
     let limit = facts.descriptors?;
     let (allowed, raised) = match role {
-        Role::Reflector => (limit.hard, "hard limit, to which the reflector raises its own"),
+        Role::Reflector => (limit.hard, "hard limit, up to which the reflector raises its soft limit"),
         Role::Appliance => (limit.soft, "soft limit"),
     };
     let try_ = if limit.hard >= ENOUGH_DESCRIPTORS {
         format!(
-            "run `ulimit -n {ENOUGH_DESCRIPTORS}` in the shell that starts it, or set LimitNOFILE={ENOUGH_DESCRIPTORS} in its unit"
+            "run `ulimit -n {ENOUGH_DESCRIPTORS}` in the shell that starts the program, or set \
+             LimitNOFILE={ENOUGH_DESCRIPTORS} in its unit"
         )
     } else {
         format!(
-            "set LimitNOFILE={ENOUGH_DESCRIPTORS} in its unit, or a higher `hard nofile` in /etc/security/limits.conf"
+            "set LimitNOFILE={ENOUGH_DESCRIPTORS} in the program's unit, or a higher `hard nofile` in \
+             /etc/security/limits.conf"
         )
     };
     (allowed < ENOUGH_DESCRIPTORS).then(|| {
         WeakPoint::new(
             "few_descriptors",
             format!("this program may open {}; it needs {ENOUGH_DESCRIPTORS}", counted(allowed, "descriptor")),
-            format!("that is its {raised}; a test of 64 streams in both directions opens about 400"),
+            format!("that is its {raised}; a test of 64 streams in both directions opens several hundred"),
             try_,
         )
     })
@@ -304,9 +309,9 @@ fn small_buffers(facts: &Facts, rates: &[LoopbackRate]) -> Option<WeakPoint> {
     (possible < wanted && !larger.is_empty()).then(|| {
         WeakPoint::new(
             "small_buffers",
-            format!("over a round trip of {LONG_RTT_MS} ms it carries less than {}", line_rate(wanted)),
+            format!("over a round trip of {LONG_RTT_MS} ms this host carries less than {}", line_rate(wanted)),
             format!(
-                "TCP's buffers limit {STREAMS} streams to about {} in flight: at most {} on that path",
+                "TCP's buffers limit {STREAMS} streams to about {} in flight, which is at most {} on that path",
                 quantity::bytes(payload),
                 quantity::rate(possible)
             ),

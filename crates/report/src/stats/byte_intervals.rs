@@ -57,7 +57,8 @@ impl ByteInterval {
 }
 
 /// Turns samples into intervals with their real lengths. A sample whose time did not advance adds its bytes to the
-/// interval before it. Intervals that are too short for a rate are merged.
+/// interval before it. Intervals that are too short for a rate are merged. Ignores samples that are later than one
+/// interval after the end of `span`.
 pub(super) fn intervals(samples: &[Sample], span: Duration) -> Vec<ByteInterval> {
     let last_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).saturating_add(INTERVAL_MS * 1000);
     let mut found: Vec<ByteInterval> = Vec::with_capacity(samples.len());
@@ -100,7 +101,7 @@ pub(super) fn between_first_and_last_byte(intervals: &[ByteInterval]) -> &[ByteI
 
 /// Merges the intervals if bytes arrive in clumps that are further apart than samples. Each merged interval holds
 /// several clumps and ends with a part that has bytes. `usual_gap` is the usual distance between clumps in the whole
-/// direction, from the function of that name.
+/// direction, as the function of the same name returns it.
 pub(super) fn merged(intervals: &[ByteInterval], usual_gap: usize) -> Vec<ByteInterval> {
     if usual_gap == 1 || intervals.iter().all(|interval| interval.bytes == 0) {
         return intervals.to_vec();
@@ -129,8 +130,8 @@ pub(super) fn merged(intervals: &[ByteInterval], usual_gap: usize) -> Vec<ByteIn
 ///
 /// Bytes arrive in clumps if there are repeated silences that only delay bytes: what the line carried during a silence
 /// arrives at its end. TLS records of 16 KiB arrive like that on a slow line, and so do all bytes behind a lost packet.
-/// A line that stops and starts again brings no more after a silence than at other times. One outage is not a clump.
-/// The silences of TCP slow start end with few bytes, so they do not count either.
+/// Three kinds of silence do not count. After a line stopped and started again, no more bytes arrive than at other
+/// times. A single outage is not repeated. The silences of TCP slow start end with few bytes.
 pub(super) fn usual_gap(intervals: &[ByteInterval]) -> usize {
     let with_bytes = intervals.iter().enumerate().filter(|(_, interval)| interval.bytes > 0).map(|(at, _)| at);
     let with_bytes = with_bytes.collect::<Vec<_>>();

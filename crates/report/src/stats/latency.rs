@@ -61,7 +61,7 @@ pub struct LossPeriods {
 }
 
 impl LossPeriods {
-    /// Adds a loss period of `probes` probes.
+    /// Adds a loss period that has `probes` probes and the duration `length`.
     fn add(&mut self, probes: u64, length: Duration) {
         self.periods += 1;
         if probes > self.longest_probes {
@@ -97,7 +97,7 @@ pub struct RoundTrips {
 }
 
 /// Computes the statistics of the probes in a time window; `None` without probes. `probes` are in the order sent.
-/// `skipped_late_us` contains, for each probe that the prober skipped, how late the prober was.
+/// `skipped_late_us` contains, for each probe that the prober skipped, how late the prober was, in microseconds.
 pub fn latency(
     probes: impl IntoIterator<Item = Probe>,
     skipped_late_us: impl IntoIterator<Item = u32>,
@@ -177,7 +177,8 @@ fn summed(sorted: &[u32], jitter_us: Option<f64>) -> Option<RoundTrips> {
     })
 }
 
-/// The nearest-rank percentile of `sorted`. `per_mille` is in thousandths, 1 to 1000: 500 is the median.
+/// The nearest-rank percentile of `sorted`; `None` if `sorted` is empty. `per_mille` is in thousandths, 1 to 1000: 500
+/// is the median.
 pub fn percentile<T: Copy>(sorted: &[T], per_mille: usize) -> Option<T> {
     let rank = (sorted.len() * per_mille).div_ceil(1000);
     sorted.get(rank.max(1) - 1).copied()

@@ -12,18 +12,21 @@ pub const LEAST_MEASURED: Duration = Duration::from_secs(5);
 pub const LEAST_STEADY: Duration = Duration::from_secs(4);
 /// A required duration counts as complete even if the last sample came this much too early.
 const SAMPLE_SLACK: Duration = Duration::from_millis(50);
-/// The variance of the mean rate is estimated from the products of the rate with at most this many cosine waves.
+/// The variance of the mean rate is estimated with at most this many cosine waves: the rate is multiplied with each
+/// wave.
 const WAVES: usize = 4;
 /// One cosine wave is used for each group of this many intervals, up to [`WAVES`].
 const INTERVALS_PER_WAVE: usize = 2;
 /// Student's t for 95 %, two-sided, for 1, 2, … degrees of freedom.
 const T_95: [f64; WAVES] = [12.706, 4.303, 3.182, 2.776];
 /// Student's t for one of the three times (looks) at which a running test may end early, for 1, 2, … degrees of
-/// freedom. At least one of the three intervals is wrong in at most 5 % of runs (Bonferroni: 1 - 0.05 / 3).
+/// freedom. Each look has its own confidence interval. In at most 5 % of runs, one or more of the three intervals miss
+/// the true rate, because each has a confidence level of 1 - 0.05 / 3 (Bonferroni).
 const T_LOOK: [f64; WAVES] = [38.188, 7.649, 4.857, 3.961];
-/// How much the confidence interval is widened because the memory of the rate (how long it stays correlated) is
-/// estimated from the same samples. Applies to a memory as long as the run; a shorter memory widens the interval less.
-/// The value makes the coverage for autoregressive rates nearly independent of their memory: see `tests/coverage.rs`.
+/// The memory of a rate is how long the rate stays correlated. It is estimated from the same samples as the mean, so
+/// the confidence interval is widened. A memory as long as the run makes the interval wider by this many times its
+/// width; a shorter memory adds proportionally less. With this value, the coverage for autoregressive rates hardly
+/// depends on their memory: see `tests/coverage.rs`.
 const MEMORY_DOUBT: f64 = 5.5;
 
 /// The confidence level of the interval of a mean rate.
@@ -36,19 +39,23 @@ pub enum Confidence {
     OneOfThreeLooks,
 }
 
-/// The lower and the upper bound of the confidence interval of the mean rate over `steady`, in bits per second.
-/// `measured` is the time from the start of the phase to its last sample.
+/// The lower and the upper bound of the confidence interval of the mean rate, in bits per second. `steady` has the
+/// intervals of the steady part, and `whole` is the steady part as one interval. `measured` is the time from the start
+/// of the phase to its last sample. `None` if the phase or its steady part is too short, or with fewer than two
+/// intervals.
 ///
-/// The rate has memory: consecutive intervals are correlated. The mean of such a rate varies like its slow waves. So
-/// the method multiplies the rate's deviation from the mean with the slowest cosine waves of the measured time, those
-/// with 1 to 4 half periods. With white noise each of these [`WAVES`] products varies exactly as the mean does,
-/// whatever the fast noise does. Their mean square is the variance of the mean, and Student's t with as many degrees of
-/// freedom gives the interval (Müller 2007; Lazarus, Lewis, Stock, Watson 2018).
+/// The rate has memory: consecutive intervals are correlated. So the uncertainty of the mean depends on the slow waves
+/// of the rate. The method multiplies the rate's deviation from the mean with up to [`WAVES`] slow cosine waves, which
+/// have 1 to 4 half periods in the steady part. If the slow waves of the rate are like white noise, each product varies
+/// exactly as the mean does, whatever the fast waves do. So the mean square of the products is the variance of the
+/// mean. Student's t with one degree of freedom for each product gives the interval (Müller 2007; Lazarus, Lewis,
+/// Stock, Watson 2018).
 ///
 /// If the memory is long, even these products vary less than the mean. So the method scales the square of each product
-/// by the ratio of the two variances in a first-order autoregressive process with the same correlation of neighbouring
-/// intervals (Andrews, Monahan 1992). The method first removes the bias of the estimated correlation (Kendall 1954).
-/// Because this estimate is uncertain, too, a longer memory compared with the run makes the interval wider.
+/// by the ratio of the two variances in a model: a first-order autoregressive process with the same correlation of
+/// neighbouring intervals (Andrews, Monahan 1992). The method first removes the bias of the estimated correlation
+/// (Kendall 1954). The estimate remains uncertain, so the method widens the interval: the longer the memory compared
+/// with the run, the more.
 pub(super) fn mean_interval(
     steady: &[ByteInterval],
     whole: &ByteInterval,
@@ -107,8 +114,8 @@ impl Memory {
         Self { intervals, correlation: unbiased.clamp(0.0, 1.0 - 1.0 / intervals) }
     }
 
-    /// The variance of the mean divided by the variance of a wave's product. `angle` is how far the phase of the wave
-    /// advances in one interval, in radians.
+    /// The variance of the mean divided by the variance of the product of the rate with one cosine wave. `angle` is how
+    /// far the phase of the wave advances in one interval, in radians.
     fn mean_per_wave(&self, angle: f64) -> f64 {
         let (r, n) = (self.correlation, self.intervals);
         let of_mean = ((1.0 + r) / (1.0 - r) - 2.0 * r * (1.0 - r.powf(n)) / (n * (1.0 - r).powi(2))) / (1.0 - r * r);

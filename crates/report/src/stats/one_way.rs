@@ -1,8 +1,8 @@
 //! The delay of each direction, from the times of two clocks that are not synchronised: fits the offset and the skew of
 //! the clocks, finds jumps between them, and determines the direction of a queue. Pure: no I/O, no clock.
 //!
-//! The receive time minus the send time of a probe is the delay plus the offset of the clocks in the upload direction,
-//! and the delay minus the offset in the download direction. The offset and the shortest delays cannot be separated.
+//! In the upload direction, the receive time minus the send time of a probe is the delay plus the offset of the clocks.
+//! In the download direction, it is the delay minus the offset. The offset and the shortest delays cannot be separated.
 //! But the reports state only the delay above the shortest delay, the packet delay variation of RFC 5481. This needs
 //! only the skew of the clocks. No delay is shorter than the shortest delay, so the lower envelopes of both directions
 //! bound the skew from both sides (V. Paxson, "On calibrating measurements of packet transit times", 1998).
@@ -91,7 +91,8 @@ pub struct ClockJump {
     pub moved_us: f64,
 }
 
-/// The lower envelope of some consecutive probes: the send times and values of their second-shortest delays.
+/// The lower envelope of some consecutive probes: for each direction, the send time and the value of the
+/// second-shortest delay. Also has the second-shortest round trip.
 #[derive(Clone, Copy, Debug)]
 struct EnvelopePart {
     begin_us: f64,
@@ -120,7 +121,7 @@ impl EnvelopePart {
     }
 }
 
-/// The lower envelope of the idle phase at its middle, for an assumed skew.
+/// The shortest delays of the idle phase in each direction, converted to the middle of the phase with an assumed skew.
 #[derive(Clone, Copy)]
 struct ShortestDelays {
     at_us: f64,
@@ -211,9 +212,9 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
     })
 }
 
-/// The skew from the idle phase, and its error, in parts per million. The skew is the slope of half the difference
-/// between the upload and the download values, which queues hardly affect at the lower envelope. The slope is the
-/// median of the slopes between pairs of parts (Theil, Sen).
+/// The skew from the idle phase, and its error, both in parts per million. Half the difference between the upload and
+/// the download delay grows over time at the rate of the skew. At the lower envelope, queues hardly affect this value.
+/// Its slope is the median of the slopes between pairs of parts (Theil, Sen).
 fn slope(parts: &[EnvelopePart]) -> (f64, f64) {
     let points = parts.iter().map(|part| {
         let at_us = f64::midpoint(part.upload.0, part.download.0);
@@ -239,8 +240,8 @@ fn slope(parts: &[EnvelopePart]) -> (f64, f64) {
     (slope_ppm, error_ppm.min(MOST_SKEW_PPM))
 }
 
-/// How much the lower envelopes vary in the idle phase, in microseconds: the median of how far the parts are above the
-/// lowest part, in the direction that varies more.
+/// How much the lower envelopes vary in the idle phase, in microseconds. For each direction, computes how far each part
+/// is above the lowest part, and takes the median. Returns the larger of the two medians.
 fn noise(parts: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> f64 {
     let base = ShortestDelays::of(parts, at_us, skew_ppm);
     let range = |value: fn((f64, f64)) -> f64| {
@@ -251,9 +252,9 @@ fn noise(parts: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> f64 {
     range(|above| above.0).max(range(|above| above.1))
 }
 
-/// Finds the first jump of one clock against the other among the probes of one phase, in the order sent. At a jump,
-/// from one probe to the next, one direction becomes slower and the other faster by the same amount, and both stay so.
-/// A queue cannot have this effect, because it also changes the round trip.
+/// Finds the first jump of one clock against the other among the probes of one phase, in the order sent; `None` if
+/// there is no jump. At a jump, from one probe to the next, one direction becomes slower and the other faster by the
+/// same amount, and both stay so. A queue cannot have this effect, because it also changes the round trip.
 pub fn clock_jump(phase: &[OneWayDelay]) -> Option<ClockJump> {
     let is_sudden = |at: &usize| {
         let (before, after) = (&phase[at - 1], &phase[*at]);
@@ -294,17 +295,18 @@ fn jump_at(phase: &[OneWayDelay], at: usize) -> Option<ClockJump> {
     })
 }
 
-/// The distribution of the delays of one direction in a phase above the shortest delay, in microseconds. A percentile
-/// is absent if there are too few delays.
+/// The distribution of the delays of one direction, or of the waits in the appliance's host, in microseconds. A delay
+/// of one direction counts from the shortest delay of the idle phase. A percentile is absent if there are too few
+/// delays.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DelaySpread {
-    /// The median of the delays above the shortest delay, in microseconds.
+    /// The median of the delays, in microseconds.
     pub p50_us: f64,
-    /// The 95th percentile of the delays above the shortest delay, in microseconds.
+    /// The 95th percentile of the delays, in microseconds.
     pub p95_us: Option<f64>,
-    /// The 99th percentile of the delays above the shortest delay, in microseconds.
+    /// The 99th percentile of the delays, in microseconds.
     pub p99_us: Option<f64>,
-    /// The longest of the delays above the shortest delay, in microseconds.
+    /// The longest of the delays, in microseconds.
     pub max_us: f64,
     /// The standard error of the median in microseconds, without the error of the skew.
     error_us: f64,
@@ -334,7 +336,7 @@ impl DelaySpread {
 }
 
 impl ClockFit {
-    /// The delay of a probe in each direction above the shortest delay, in microseconds: upload, download.
+    /// How far the delays of `probe` exceed the shortest delays, in microseconds: upload, download. Never negative.
     pub fn above_shortest(&self, probe: &OneWayDelay) -> [f64; 2] {
         self.beside_shortest(probe).map(|us| us.max(0.0))
     }
@@ -345,7 +347,8 @@ impl ClockFit {
         [probe.upload_us - drift_us - self.upload_us, probe.download_us + drift_us - self.download_us]
     }
 
-    /// Finds a lasting change of the delay in `direction`, which the load of `phase` must not use.
+    /// Finds a lasting change of the delay in `direction`. `phase` has the probes of a phase that does not load this
+    /// direction.
     pub fn path_change(&self, phase: &[OneWayDelay], direction: Direction) -> Option<PathChange> {
         let at = match direction {
             Direction::Upload => 0,
@@ -354,7 +357,7 @@ impl ClockFit {
         path_change(&phase.iter().map(|probe| (probe.at_us, self.beside_shortest(probe)[at])).collect::<Vec<_>>())
     }
 
-    /// The distribution of the delays of each direction in a phase: upload, download. `None` with too few delays.
+    /// The distribution of the delays of each direction in a phase: upload, download. `None` with fewer than 20 delays.
     pub fn delays(&self, phase: &[OneWayDelay]) -> Option<[DelaySpread; 2]> {
         let of = |at: usize| DelaySpread::of(phase.iter().map(|probe| self.above_shortest(probe)[at]).collect());
         Some([of(0)?, of(1)?])
@@ -373,7 +376,7 @@ impl ClockFit {
     }
 
     /// Estimates the queue that a load built up, from the delays of both directions in the idle phase and in the loaded
-    /// phase.
+    /// phase. `phase` has the probes of the loaded phase.
     pub fn queue(&self, idle: &[DelaySpread; 2], loaded: &[DelaySpread; 2], phase: &[OneWayDelay]) -> QueueEstimate {
         let at_us = phase.get(phase.len() / 2).map_or(self.at_us, |probe| probe.at_us);
         let error_us = |at: usize| 3.0 * idle[at].error_us.hypot(loaded[at].error_us);

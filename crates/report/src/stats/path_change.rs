@@ -1,5 +1,5 @@
-//! Finds a lasting change of the delay in a direction that a phase does not load. The cause is another route or other
-//! traffic. Pure: no I/O, no clock.
+//! Finds a lasting change of the delay in a direction that a phase does not load. Such a change comes from another
+//! route or from other traffic. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
@@ -18,8 +18,9 @@ const LEAST_LENGTH_US: f64 = 1_000_000.0;
 const LEAST_IN_PART: usize = 10;
 /// A phase is split into at most this many parts, each of which is represented by its median delay.
 const MOST_PARTS: usize = 200;
-/// A change of the delay is found only if the gap between the delays before and after it is at least this share of the
-/// change. Also, the delay before the change may differ from the idle delay by at most this share of the change.
+/// A change of the delay is found only if the median delay of every part before it differs from that of every part
+/// after it by at least this share of the change. Also, the delay before the change may differ from the idle delay by
+/// at most this share of the change.
 const SPREAD_SHARE: f64 = 0.5;
 
 /// A lasting change of the delay in one direction.
@@ -31,9 +32,9 @@ pub struct PathChange {
     pub by_us: f64,
 }
 
-/// Finds the change in `delays`: when each probe was sent and its delay, both in microseconds. The delays are those of
-/// one phase in the order sent, in a direction that the phase does not load, above the shortest delay of the idle
-/// phase.
+/// Finds a lasting change in `delays`, which has the send time and the delay of each probe, both in microseconds. The
+/// probes are those of one phase, in the order sent. Their delays are those of a direction that the phase does not
+/// load, and count from the shortest delay of the idle phase. `None` if there is no lasting change.
 ///
 /// The delays are split into parts. A change counts only if the median delay of every part before it clearly differs
 /// from the median of every part after it. Before the change, the delay must be near that of the idle phase: a longer
@@ -60,7 +61,8 @@ pub(super) fn path_change(delays: &[(f64, f64)]) -> Option<PathChange> {
     changes.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, change)| change)
 }
 
-/// The lowest, the middle and the highest of the parts' median delays, before or after a possible change.
+/// Describes the parts on one side of a possible change. Each part has a median delay. The fields are the lowest, the
+/// middle and the highest of these delays, in microseconds.
 struct Level {
     least: f64,
     median: f64,

@@ -40,7 +40,9 @@ impl fmt::Display for ProcessorLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |share: f64| (share * 100.0).round();
         match *self {
-            Self::HeldBack(share) => write!(f, "a control group throttled it for {} % of the time", percent(share)),
+            Self::HeldBack(share) => {
+                write!(f, "a control group throttled the program for {} % of the time", percent(share))
+            }
             Self::Waited(share) => write!(f, "one thread waited for a processor for {} % of the time", percent(share)),
             Self::SoftInterrupts(share) => {
                 write!(f, "one core handled soft interrupts for {} % of the time", percent(share))
@@ -50,7 +52,8 @@ impl fmt::Display for ProcessorLimit {
     }
 }
 
-/// Why the processor of the end with the processor use `cpu` limited the rate; `None` if it did not.
+/// Returns why the processor of one end limited the rate, as the processor use `cpu` of this end shows. `None` if the
+/// processor did not limit the rate.
 ///
 /// A thread that the path limits sleeps until it can send or receive again. A thread that never sleeps runs or waits
 /// for a processor all the time, so the processor limits it. Other load on the host alone proves nothing, because the

@@ -3,11 +3,12 @@
 /// The lower bound of a 95 % confidence interval is above the true value with this probability: half of 5 %.
 const TAIL: f64 = 0.025;
 
-/// Whether the share `lost` / `of` is significantly above `bound`: whether the lower bound of its 95 % confidence
-/// interval (Clopper and Pearson, 1934) is above `bound`.
+/// Whether the share `lost` / `of` is significantly above `bound`: whether the lower bound of the 95 % confidence
+/// interval of this share (Clopper and Pearson, 1934) is above `bound`.
 ///
 /// This is the case if a path with a loss of exactly `bound` would lose `lost` or more packets in at most 2.5 % of such
-/// tests. So the code computes this probability, the upper tail of the binomial distribution, instead of the interval.
+/// tests. So the code does not compute the interval, but the probability of so many lost packets: the upper tail of the
+/// binomial distribution.
 ///
 /// `periods` is the number of loss periods (RFC 3357). The packets of one period were lost for the same reason, so they
 /// are not independent. Therefore each period counts as one lost packet.

@@ -28,7 +28,7 @@ const SAMPLE_SLACK: Duration = Duration::from_millis(50);
 /// The median round trip under load counts as stable if it changes by at most 1/10, or by at most [`LATENCY_CHANGE_US`]
 /// if that is more.
 const LATENCY_PART: u32 = 10;
-/// A change of the median round trip under load by at most this time, in microseconds, never counts as unstable.
+/// The median round trip under load always counts as stable if it changes by at most this time, in microseconds.
 const LATENCY_CHANGE_US: u32 = 3_000;
 
 /// Why a direction may not end early at a look, one of the times in [`LOOKS`].
@@ -47,6 +47,7 @@ pub enum Unstable {
 }
 
 /// Checks whether the rate of a direction is stable at the time `look`, from the samples up to that time.
+/// `requested_omit` is the length of the start-up that the request excludes; `None` to detect the start-up.
 pub fn check_rate(samples: &[Sample], requested_omit: Option<Duration>, look: Duration) -> Result<(), Unstable> {
     let confidence = Confidence::OneOfThreeLooks;
     let measured = throughput_with(samples, requested_omit, look, confidence).ok_or(Unstable::Short)?;

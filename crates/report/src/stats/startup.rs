@@ -5,9 +5,10 @@ use super::latency::percentile;
 
 /// The end of a start-up can be detected only if there are at least this many intervals.
 const FEWEST_INTERVALS: usize = 10;
-/// The band of settled rates is widened on both sides by this fraction of its median.
+/// A rate is settled if it is inside a band around the rates of the second half of the run. The band is widened on both
+/// sides by this fraction of the median of these rates.
 const BAND_SLACK: f64 = 0.05;
-/// If the band of settled rates is wider than this fraction of its median, it contains almost every rate, even the
+/// If the band of settled rates is wider than this fraction of the median rate, it contains almost every rate, even the
 /// rates of a ramp-up. Then the band is computed again from longer windows.
 const WIDEST_BAND: f64 = 0.25;
 /// A window, over which rates are averaged to detect the start-up, has at most this many intervals.
@@ -18,13 +19,14 @@ const FEWEST_WINDOWS: usize = 5;
 /// start-up.
 const GROWTH: f64 = 1.25;
 
-/// The index of the first interval of the steady part, and whether the end of the start-up was found.
+/// The index of the first interval of the steady part, and whether the end of the start-up was found. If the end was
+/// not found, the index is the middle of the run, or 0 with too few intervals.
 ///
 /// The second half of the run is the reference. The band of settled rates goes from the 10th to the 90th percentile of
-/// its rates, and is widened by 5 % of the median on both sides. The start-up ends at the first of two consecutive
-/// windows inside the band. The rate may have risen into the band (slow start), or fallen into it (the burst of a token
-/// bucket). A window is one interval. On a bursty line the band of single intervals would contain almost every rate, so
-/// windows are longer there, up to 0.8 s.
+/// the rates in this half, and is widened by 5 % of their median on both sides. The start-up ends at the first of two
+/// consecutive windows inside the band. The rate may have risen into the band (slow start), or fallen into it (the
+/// burst of a token bucket). A window is usually one interval. On a bursty line the band of single intervals would
+/// contain almost every rate, so windows are longer there, up to 0.8 s.
 pub(super) fn end_of_start_up(intervals: &[ByteInterval]) -> (usize, bool) {
     if intervals.len() < FEWEST_INTERVALS {
         return (0, false);
@@ -53,7 +55,7 @@ fn is_still_rising(intervals: &[ByteInterval]) -> bool {
     rates.windows(2).all(|pair| pair[1] > GROWTH * pair[0])
 }
 
-/// The range of the usual rates in the second half of the run.
+/// The range of the usual rates in the second half of the run, in bits per second.
 struct Band {
     low: f64,
     median: f64,
@@ -61,8 +63,8 @@ struct Band {
 }
 
 impl Band {
-    /// The band of the rates of all windows of `window` intervals in `rest`. `rest` must have at least `window`
-    /// intervals.
+    /// Computes the band from `rest`: from the mean rate of every window of `window` consecutive intervals. `rest` must
+    /// have at least `window` intervals.
     fn of(rest: &[ByteInterval], window: usize) -> Self {
         let mut rates = rest.windows(window).map(|window| ByteInterval::whole(window).rate()).collect::<Vec<_>>();
         rates.sort_unstable_by(f64::total_cmp);

@@ -16,10 +16,10 @@ const LONG_START_UP: u32 = 5;
 /// and not a ramp-up. A token bucket causes such a burst, and so does a line that becomes slower.
 const FASTER: f64 = 1.2;
 
-/// The start of the period whose first and last third are compared to judge the steadiness of a direction. The period
-/// usually begins at `startup`, the end of the excluded start-up; the steady part of the duration `steady` follows. The
-/// period begins with the phase if the start-up was long, and was a burst or its end was not found (`is_found` is
-/// false).
+/// To judge whether a rate was steady, the first and the last third of a period are compared. Returns when this period
+/// begins. Usually it begins at `startup`: there the excluded start-up ends, and the steady part of the duration
+/// `steady` begins. After a long start-up, the period begins with the phase in two cases: the start-up was a burst, or
+/// its end was not found (`is_found` is false).
 pub fn begin_of_thirds(samples: &[Sample], startup: Duration, steady: Duration, is_found: bool) -> Duration {
     let until = startup.saturating_add(steady);
     let is_long = !startup.is_zero() && startup.saturating_mul(LONG_START_UP) >= until;
@@ -49,12 +49,13 @@ pub fn is_steady(thirds: Option<[u64; 2]>, goodput_bps: u64, ci95_bps: Option<[u
     is_level && is_sure
 }
 
-/// Whether the mean rates in the first and in the last third of the time (`first`, `last`) are about equal.
+/// Whether the mean rates in the first and in the last third of a period (`first`, `last`) are about equal.
 pub fn are_level([first, last]: [u64; 2]) -> bool {
     first.max(last) as f64 <= MOST_BETWEEN_THIRDS * first.min(last) as f64
 }
 
-/// The mean rate between two times, in bits per second. Spreads the bytes of a sample evenly over its interval.
+/// The mean rate between two times, in bits per second. Spreads the bytes of a sample evenly over its interval. `None`
+/// without samples, or if the second time is not after the first.
 fn rate_between(samples: &[Sample], from: Duration, until: Duration) -> Option<f64> {
     let (from, until) = (from.as_micros() as f64, until.as_micros() as f64);
     if samples.is_empty() || until <= from {
@@ -73,7 +74,8 @@ fn rate_between(samples: &[Sample], from: Duration, until: Duration) -> Option<f
 mod tests {
     use super::*;
 
-    /// A sample every 100 ms for `seconds`. `mbit` returns the rate of a sample in Mbit/s.
+    /// A sample every 100 ms for `seconds`. `mbit` takes the start of a sample's interval in ms and returns its rate in
+    /// Mbit/s.
     fn readings(mbit: impl Fn(u64) -> u64, seconds: u64) -> Vec<Sample> {
         (1..=seconds * 10).map(|at| Sample { at_us: at * 100_000, bytes: mbit((at - 1) * 100) * 12_500 }).collect()
     }

@@ -15,8 +15,8 @@ use super::startup::end_of_start_up;
 pub struct Throughput {
     /// The mean payload rate in bits per second: bytes divided by time, without corrections.
     pub goodput_bps: u64,
-    /// The 95 % confidence interval of the mean, in bits per second. Absent if the phase is shorter than 5 s, or its
-    /// steady part shorter than 4 s.
+    /// The 95 % confidence interval of the mean, in bits per second. Absent if the phase is shorter than 5 s, or if its
+    /// steady part is shorter than 4 s or has fewer than two intervals.
     pub ci95_bps: Option<[u64; 2]>,
     /// The 10th percentile of the rates in the single intervals, in bits per second.
     pub p10: u64,
@@ -153,7 +153,8 @@ mod tests {
         assert_eq!((t.startup, t.startup_found), (Duration::from_secs(5), false));
     }
 
-    /// The samples of 1 Mbit/s in TLS records of 16 KiB; the first record arrives after `lead_ms`.
+    /// The samples of a phase of `phase_ms`, in which 1 Mbit/s arrives in TLS records of 16 KiB. Nothing is sent before
+    /// `lead_ms`.
     fn in_records(lead_ms: u64, phase_ms: u64) -> Vec<Sample> {
         let arrived = |ms: u64| (ms.saturating_sub(lead_ms) * 125 / 16_384) * 16_384;
         samples((1..=phase_ms / 100).map(|at| arrived(at * 100) - arrived((at - 1) * 100)))

@@ -416,7 +416,7 @@ mod tests {
         assert_eq!(
             sentence(&lossy),
             "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but while idle 2.1 % of the latency \
-             probes were lost: calls and games may stutter."
+             probes were lost in the upload direction: calls and games may stutter."
         );
     }
 

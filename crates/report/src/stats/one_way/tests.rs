@@ -38,7 +38,7 @@ struct Path {
 const PATH: Path =
     Path { upload_us: 6_000.0, download_us: 6_000.0, jitter_us: 50.0, offset_us: 7.3e6, skew_ppm: 0.0, jump: None };
 
-/// The begin and the end of the idle phase, in seconds. The two constants below are the begin and the end of the loaded
+/// The start and the end of the idle phase, in seconds. The two constants below are the start and the end of the loaded
 /// phases.
 const IDLE: (f64, f64) = (2.0, 4.0);
 const DOWNLOAD: (f64, f64) = (6.0, 14.0);
@@ -46,7 +46,7 @@ const UPLOAD: (f64, f64) = (16.0, 24.0);
 
 impl Path {
     /// The probes from the start of the idle phase to the end of the upload phase. `queue` takes a time in seconds and
-    /// returns the delay by queues in the upload and the download direction.
+    /// returns the delay by queues in the upload and the download direction, in microseconds.
     fn probes(&self, random: &mut Random, queue: impl Fn(f64) -> [f64; 2]) -> Vec<OneWayDelay> {
         let times = (0..2_200).map(|at| IDLE.0 + f64::from(at) / 100.0);
         let probe = |second: f64| {
@@ -70,7 +70,8 @@ fn part(run: &[OneWayDelay], (from, to): (f64, f64)) -> &[OneWayDelay] {
     &run[at(from)..at(to)]
 }
 
-/// The depth of a queue at a time: a load from `from` to `to` fills it to `depth_us` within half a second.
+/// The depth of a queue at the time `second`: a load from `from` to `to` fills the queue to `depth_us` within half a
+/// second.
 fn filled(second: f64, (from, to): (f64, f64), depth_us: f64) -> f64 {
     if (from..to).contains(&second) { depth_us * ((second - from) * 2.0).min(1.0) } else { 0.0 }
 }
