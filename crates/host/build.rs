@@ -8,8 +8,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The file that contains the commit in a source archive: `git archive` replaces its placeholders (export-subst in
-/// .gitattributes).
+/// In a source archive, this file contains the commit: `git archive` replaces the placeholders in the file
+/// (export-subst in .gitattributes).
 const ARCHIVED: &str = "commit.txt";
 
 fn main() {
@@ -39,12 +39,13 @@ fn named() -> Option<(String, Option<String>)> {
     Some((commit, variable("SOURCE_DATE_EPOCH").and_then(|seconds| date(&seconds))))
 }
 
-/// The commit of a source archive.
+/// The commit and its date from [`ARCHIVED`]. `None` outside a source archive, where that file has only placeholders.
 fn archived(folder: &Path) -> Option<(String, Option<String>)> {
     commit_and_date(&std::fs::read_to_string(folder.join(ARCHIVED)).ok()?)
 }
 
-/// The commit that is checked out, if this source is a git checkout and not a folder inside another one.
+/// The commit that is checked out, and its date. `None` if this source is not the git checkout of this project, for
+/// example because it was copied into another repository.
 fn checked_out(folder: &Path) -> Option<(String, Option<String>)> {
     let git = |args: &[&str]| {
         let output = Command::new("git").arg("-C").arg(folder).args(args).output().ok()?;
@@ -66,7 +67,7 @@ fn checked_out(folder: &Path) -> Option<(String, Option<String>)> {
     commit_and_date(&git(&["log", "-1", "--format=%H %ct"])?)
 }
 
-/// Parses `HASH SECONDS`, as git's formats `%H %ct` write them.
+/// Parses `HASH SECONDS`, the text that git writes for the format `%H %ct`. Returns the hash and the date.
 fn commit_and_date(text: &str) -> Option<(String, Option<String>)> {
     let (commit, seconds) = text.trim().split_once(' ')?;
     is_commit(commit).then(|| (commit.to_owned(), date(seconds)))

@@ -30,7 +30,8 @@ const SPARE_PENDING: usize = 16;
 const BACKLOG: i32 = 1024;
 /// The maximum number of connections that the listener accepts before it reads from the pending connections again.
 const MAX_ACCEPTS_IN_A_ROW: usize = 64;
-/// How long the listener accepts no connections after the host ran out of file descriptors or memory.
+/// How long the listener waits after the host ran out of file descriptors or memory, before it accepts connections
+/// again.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Decides which connections belong to a session. Each engine defines the proof that a connection must send.
@@ -40,8 +41,8 @@ pub trait Authenticator: Send + 'static {
     /// The verified proof of an accepted connection.
     type Proof: 'static;
 
-    /// Reads the proof of the connection `socket`, which never blocks. Called when the connection is accepted and
-    /// whenever it is readable. `is_from_peer`: whether the connection comes from the appliance's address.
+    /// Reads the proof from the connection `socket`. A read of this socket never blocks. Called when the connection is
+    /// accepted and whenever it is readable. `is_from_peer`: whether the connection comes from the appliance's address.
     ///
     /// An authenticator that leaves bytes unread must ensure that only further bytes make the socket readable again.
     /// Otherwise the listener's thread would spin.
@@ -212,8 +213,8 @@ impl Drop for DataListener {
 /// Opens the listening socket. `SO_REUSEADDR` allows binding the port again while its old connections are in TIME_WAIT.
 /// Linux still refuses a port at which another socket listens (socket(7)).
 ///
-/// Sets `options` at the listener, and accepted connections inherit them: the size of a receive buffer must be set
-/// before the connection exists.
+/// Sets `options` at the listener, because accepted connections inherit them. The size of a receive buffer, for
+/// example, must be set before the connection exists.
 fn listen(claim: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     // An IPv6-only socket cannot bind an IPv4-mapped address.
     let claim = match claim.ip().to_canonical() {

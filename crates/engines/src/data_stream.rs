@@ -14,11 +14,11 @@ pub(crate) const CHUNK: usize = 256 * 1024;
 /// should stay in a faster cache level.
 const TLS_CHUNK: usize = 128 * 1024;
 
-/// The longest TLS record, header and tag included (RFC 8446, section 5.2).
+/// The length of the longest TLS record in bytes, including its header and its tag (RFC 8446, section 5.2).
 const RECORD: usize = 5 + 16 * 1024 + 256;
 
-/// The longest payload of a TLS record. [`RECORD_FRAMING`] is the number of bytes that a record adds to its payload:
-/// header, content type and tag.
+/// The length of the longest payload of a TLS record in bytes. [`RECORD_FRAMING`] is the number of bytes that a record
+/// adds to its payload: header, content type and tag.
 const RECORD_PAYLOAD: usize = 16 * 1024;
 const RECORD_FRAMING: u64 = 5 + 1 + 16;
 
@@ -79,9 +79,9 @@ impl DataStream {
     }
 
     /// The number of bytes to charge for a stream that has moved `payload` bytes. Without TLS, the number is `payload`.
-    /// Inside TLS, it is at least three quarters of the record bytes, because blocks of a few bytes and padded records
-    /// (RFC 8446, section 5.4) transmit many times their payload. The free quarter and one free record cover the
-    /// overhead of usual records.
+    /// Inside TLS, records with few bytes and padded records (RFC 8446, section 5.4) are much longer than their
+    /// payload. So at least three quarters of all record bytes beyond the first [`RECORD`] bytes are charged. The
+    /// overhead of usual records is less than the part that is not charged, so only their payload is charged.
     pub(crate) fn chargeable(&self, payload: u64) -> u64 {
         match self {
             Self::Plain(_) => payload,
@@ -140,7 +140,8 @@ impl Write for DataStream {
     }
 }
 
-/// A TLS connection over a blocking socket, for bulk data: large reads, large writes, no copy of discarded bytes.
+/// A TLS connection over a blocking socket, for bulk data. Reads and writes many bytes per call, and does not copy the
+/// bytes that it discards.
 pub struct TlsSocket {
     connection: Connection,
     /// rustls reads 4 KiB at a time; the buffer turns many of those reads into one system call.
@@ -314,8 +315,8 @@ pub(crate) mod tests {
         ((client, ours), (server, theirs))
     }
 
-    /// Both ends of a TLS connection: the client's as a stream, the server's as the connection and the socket of which
-    /// a test makes a stream.
+    /// Both ends of a TLS connection after its handshake. The client's end is a stream. The server's end is a
+    /// connection and its socket, from which a test makes a stream.
     fn tls_pair() -> (DataStream, ServerConnection, TcpStream) {
         let (server, client) = configs(Alpn::Data);
         let ((client, ours), (server, theirs)) = handshaken(&server, client);

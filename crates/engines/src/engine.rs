@@ -1,5 +1,5 @@
-//! The traits of an engine: the reflector's end and the appliance's end of one kind of test. The caller owns links and
-//! sessions.
+//! The traits that an engine implements, for the reflector's end and for the appliance's end of a test. The caller owns
+//! links and sessions.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -58,9 +58,9 @@ pub trait Engine: Sync {
     fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>>;
 }
 
-/// Returns why a test is refused, or `None` if it requests none of `options`. Each item of `options` stands for an
-/// option that the engine does not support: whether the test requests this option, and the reason for the refusal. The
-/// first requested option counts.
+/// Returns why a test is refused. Each item of `options` stands for an option that the engine does not support: whether
+/// the test requests this option, and why the engine refuses it. Returns the reason of the first requested option, or
+/// `None` if the test requests none of them.
 pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
     options.into_iter().find_map(|(is_requested, why)| is_requested.then_some(why))
 }
@@ -107,7 +107,7 @@ pub struct Unavailable {
     pub hint: String,
 }
 
-/// The error if not all streams of a phase could be opened: how many were opened, and why the others were not.
+/// The error if some streams of a phase could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("{opened} of {streams} streams were opened: {cause}")]
 pub struct StreamsMissing {
@@ -150,8 +150,8 @@ pub enum PhaseProgress {
     /// A sample of the direction that this end sends, timed by this end's clock. It serves only for comparison with the
     /// receiver's samples.
     Sent(Direction, Sample),
-    /// What this end's kernel recorded of a stream, if the test requests it (`TestSpec::phase_detail`). Reported after
-    /// all streams have ended.
+    /// What this end's kernel recorded about a stream, if the test requests it (`TestSpec::phase_detail`). Reported
+    /// after all streams have ended.
     Detail(Direction, TcpSample),
 }
 
@@ -183,8 +183,8 @@ pub trait EngineServer: Send + Sync {
 
 /// The appliance's end of one session. Dropping it closes its sockets and ends its threads.
 pub trait EngineClient: Send + Sync {
-    /// Opens the streams of phase number `phase`, with at most four connection attempts at once. Blocks for a bounded
-    /// time. If some streams could not be opened, the error contains a [`StreamsMissing`].
+    /// Opens the streams of phase number `phase`, or starts a program that opens them. Blocks for a bounded time. If
+    /// some streams could not be opened, the error contains a [`StreamsMissing`].
     fn connect(&self, phase: u8) -> io::Result<()>;
 
     /// The number of streams of phase number `phase` that are open so far and wait for the phase to begin.
@@ -192,8 +192,8 @@ pub trait EngineClient: Send + Sync {
         0
     }
 
-    /// The number of open streams of phase number `phase` on which the other end has acknowledged what this end sent to
-    /// open the stream.
+    /// The number of open streams of phase number `phase` that the other end has confirmed: it has acknowledged the
+    /// bytes that this end sent to open the stream.
     fn acknowledged(&self, phase: u8) -> u16 {
         self.opened(phase)
     }

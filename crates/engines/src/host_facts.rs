@@ -1,4 +1,4 @@
-//! The state of the host: processor, memory, load and the interface of a link, read from /proc and /sys. Never fails: a
+//! Reads the state of the host: processor, memory, load, system clock, and the interface of a link. Never fails: a
 //! value that cannot be read is absent.
 
 #![expect(clippy::disallowed_methods, reason = "measures the host in wall time")]

@@ -1,5 +1,5 @@
-//! The engines, with both ends of each: they load a path, probe it, and turn counts into measurements. Blocking threads
-//! move the bytes, without an async runtime.
+//! The engines. Each engine loads or probes a path, and turns counts into measurements. This crate has both ends of
+//! each engine: the reflector's and the appliance's. Blocking threads move the bytes, without an async runtime.
 
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
 #![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]

@@ -1,5 +1,5 @@
-//! Runs both ends of an engine in one process, over loopback and without the control connection between an appliance
-//! and a reflector (the link), to measure the capacity of this host.
+//! Runs both ends of an engine in one process over loopback, to measure the capacity of this host. Uses no link, which
+//! is the control connection between an appliance and a reflector.
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -127,7 +127,8 @@ fn play(
             appliance.cancel();
             PhaseTally::default()
         };
-        let served = serving.join().map_err(|_| io::Error::other("the reflector's end panicked"))?;
+        let served =
+            serving.join().map_err(|_| io::Error::other("the thread that serves the reflector's end panicked"))?;
         if begun {
             return Ok(BothEnds { served, driven });
         }
@@ -154,7 +155,7 @@ fn claim(
     Err(taken.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-/// A listener on a free loopback port, IPv4 if possible, whose number is also free for UDP.
+/// A listener on a loopback port whose number is free for TCP and for UDP. Uses IPv4 if possible.
 fn any_port() -> io::Result<TcpListener> {
     let anywhere = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))];
     let mut taken = None;

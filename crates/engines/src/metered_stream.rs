@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::data_stream::DataStream;
 use crate::session_control::{Cancelled, SessionControl};
 
-/// A data connection that charges its bytes to the session. When the connection is dropped, it also charges bytes that
-/// were read but not charged because a read failed, and bytes that arrived but were never read: all of these have
-/// crossed the path, too.
+/// A data connection that charges its bytes to the session. When the connection is dropped, it also charges all other
+/// bytes that have crossed the path: those that were read but not charged because of an error, and those that arrived
+/// but were never read.
 pub struct MeteredStream {
     stream: DataStream,
     control: Arc<SessionControl>,
@@ -30,8 +30,8 @@ impl MeteredStream {
         &self.stream
     }
 
-    /// The data connection, for writing and closing. Use [`Read`] and [`MeteredStream::discard`] of this type for
-    /// reading, which count the bytes.
+    /// The data connection, for writing and closing. For reading, use [`Read`] and [`MeteredStream::discard`] of this
+    /// type instead, because they count the bytes.
     pub(crate) fn inner_mut(&mut self) -> &mut DataStream {
         &mut self.stream
     }

@@ -1,4 +1,4 @@
-//! ICMP echo by an unprivileged socket (icmp(7), `ping_group_range`). Uses a socket.
+//! Sends ICMP echo requests through an unprivileged socket (icmp(7), `ping_group_range`).
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};

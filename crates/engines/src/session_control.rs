@@ -74,8 +74,8 @@ impl SessionControl {
         }
     }
 
-    /// Records an error from starting a thread or a process. Keeps only the first error that means that this host
-    /// refused to start one.
+    /// Records `error` if it means that this host refused to start a thread or a process. Keeps only the first such
+    /// error.
     pub fn note_thread_error(&self, error: &io::Error) {
         if let Some(refused) = ThreadLimitReached::of(error) {
             self.refused_thread.get_or_init(|| refused.clone());
@@ -131,7 +131,7 @@ impl SessionControl {
         self.is_cancelled.load(Ordering::Relaxed)
     }
 
-    /// Registers `socket`: it is shut down when the session is cancelled, as long as the returned value exists. Fails
+    /// Registers `socket`. If the session is cancelled while the returned value exists, the socket is shut down. Fails
     /// with `ConnectionAborted` if the session is already cancelled.
     pub fn register<'a>(self: &Arc<Self>, socket: impl Into<SockRef<'a>>) -> io::Result<Registration> {
         let socket = socket.into().try_clone()?;
@@ -157,8 +157,8 @@ impl SessionControl {
     }
 
     /// Charges `bytes` without waiting, for a thread that also serves other sessions or whose delay would look like
-    /// delay of the path. Bytes beyond the budget become a debt, which the next lease pays first. Use it only for
-    /// amounts that are small compared with a lease.
+    /// delay of the path. Bytes beyond the budget become a debt, which the next [`SessionControl::allow`] pays first.
+    /// Use this function only for amounts that are small compared with the bytes that one `allow` adds.
     pub fn charge(&self, bytes: u64) -> Result<(), Cancelled> {
         if let Some(budget) = &self.budget {
             budget.charge(bytes);
@@ -177,8 +177,8 @@ impl SessionControl {
         Ok(())
     }
 
-    /// Extends the budget by `bytes`. Half of `bytes` becomes the low-water mark: if fewer bytes are left, more are
-    /// requested. With a mark of 0, more are requested once the budget is overdrawn.
+    /// Extends the budget by `bytes`. Half of `bytes` becomes the low-water mark: once fewer bytes are left, the budget
+    /// requests more. With a mark of 0, it requests more once it is overdrawn.
     pub fn allow(&self, bytes: u64) {
         if let Some(budget) = &self.budget {
             budget.extend(bytes);

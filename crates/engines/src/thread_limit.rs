@@ -14,8 +14,8 @@ use crate::quota;
 /// The stack size in bytes of a thread that only waits.
 const WAITING_STACK: usize = 64 << 10;
 
-/// The error that this host refused to start a thread or a process. Its text is a clause with the subject "this host";
-/// [`ThreadLimitReached::at`] replaces the subject.
+/// The error for a thread or a process that this host refused to start. Its text begins with "this host".
+/// [`ThreadLimitReached::at`] names another host instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.at("this host"))]
 pub struct ThreadLimitReached {
@@ -30,12 +30,12 @@ pub enum ThreadLimit {
     User(u64),
     /// The limit on the threads of a control group (cgroups(7), controller pids).
     Group {
-        /// The path of the group's file that has the limit.
+        /// The path of the group's file `pids.max`, which contains the limit.
         file: PathBuf,
         /// The maximum number of threads in the group.
         max: u64,
     },
-    /// The limit on the whole host (proc(5), `threads-max`).
+    /// The limit on all threads of the host (proc(5), `threads-max`).
     Host(u64),
 }
 
@@ -92,8 +92,8 @@ pub fn spawn_scoped<'scope, T: Send + 'scope>(
     Builder::new().name(name.to_owned()).spawn_scoped(scope, body).map_err(explained)
 }
 
-/// Checks that the host allows `threads` more threads now, by starting and ending as many threads. If the host refuses
-/// a thread, the error is a [`ThreadLimitReached`].
+/// Checks that the host allows `threads` more threads now, by starting that many threads and ending them. If the host
+/// refuses a thread, the error is a [`ThreadLimitReached`].
 pub fn check(threads: usize) -> io::Result<()> {
     let gate = Arc::new(RwLock::new(()));
     let is_shut = gate.write().unwrap_or_else(PoisonError::into_inner);

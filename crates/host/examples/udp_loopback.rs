@@ -1,8 +1,11 @@
-//! Measures what the `udp` engine itself can do: runs both of its ends in one process over loopback, without the
-//! connection (link) over which the two programs control a test. Prints the results of each direction, and does not
-//! judge them.
+//! Measures the rate and the loss that the `udp` engine alone reaches: runs both of its ends in one process over
+//! loopback, without the connection (link) over which the two programs control a test. Prints the results of each
+//! direction, and does not judge them.
 //!
 //! `udp_loopback [download|upload|bidir] [STREAMS] [SECONDS] [BITRATE] [PAYLOAD]`
+//!
+//! BITRATE is the rate of each stream in bits per second; with 0, the engine searches for the highest rate. PAYLOAD is
+//! the number of payload bytes in a datagram.
 
 use std::error::Error;
 use std::net::UdpSocket;
@@ -39,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         block_bytes: Some(arg(4, "1400").parse()?),
         ..TestSpec::new(EngineId::try_from("udp")?, DataMode::Tunneled, phases, arg(1, "1").parse()?)
     };
-    let engine = paramedic_host::engines::find("udp").ok_or("no such engine")?;
+    let engine = paramedic_host::engines::find("udp").ok_or("this program has no engine `udp`")?;
     let port = UdpPort::spawn(UdpSocket::bind("127.0.0.1:0")?)?;
     let at = port.local_addr();
     let control = SessionControl::unmetered();

@@ -1,5 +1,5 @@
-//! Opens a SQLite database: a private file, durable commits, numbered migrations, and errors by cause. Each program
-//! defines its own tables and error texts.
+//! Opens a SQLite database. The file is private, commits survive a power failure, migrations are numbered, and errors
+//! are classified by their cause. Each program defines its own tables and error texts.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
@@ -16,24 +16,24 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum DatabaseError {
     /// The folder or the file cannot be created or read.
-    #[error("cannot use {}: {source}", path.display())]
+    #[error("cannot create or open {}: {source}", path.display())]
     Unusable { path: PathBuf, source: io::Error },
     /// The file is damaged, or is not a database.
-    #[error("{} is damaged: {detail}", path.display())]
+    #[error("the database {} is damaged: {detail}", path.display())]
     Damaged {
         path: PathBuf,
         /// SQLite's message.
         detail: String,
     },
     /// A later version of the program wrote the file.
-    #[error("a newer version of this program wrote {}: it has the unknown migration {migration}", path.display())]
+    #[error("a newer version of this program wrote the database {}: it has the unknown migration {migration}", path.display())]
     Newer {
         path: PathBuf,
         /// The number of the first unknown migration.
         migration: i64,
     },
     /// The migrations in the file differ from those of this program.
-    #[error("the migrations in {} differ from those of this program: {source}", path.display())]
+    #[error("the migrations in the database {} differ from those of this program: {source}", path.display())]
     Altered {
         path: PathBuf,
         /// The difference, as sqlx reports it.
@@ -57,7 +57,7 @@ pub enum DatabaseError {
 pub enum SqliteRefusal {
     /// Another connection held the lock for too long.
     Busy,
-    /// The file, or the disk below it, is read-only.
+    /// The file or its file system is read-only.
     ReadOnly,
     /// The disk is full.
     Full,
@@ -68,8 +68,8 @@ pub enum SqliteRefusal {
 }
 
 impl DatabaseError {
-    /// Classifies an error of an operation on the database in `path` by SQLite's primary result code
-    /// (<https://www.sqlite.org/rescode.html>).
+    /// Makes an error from `source`, which an operation on the database at `path` returned. SQLite's primary result
+    /// code (<https://www.sqlite.org/rescode.html>) selects the variant.
     pub fn of(path: &Path, doing: &'static str, source: sqlx::Error) -> Self {
         let path = path.to_owned();
         let code = source.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
@@ -113,8 +113,9 @@ pub struct Database<'a> {
 }
 
 impl Database<'_> {
-    /// Opens the database and runs the pending migrations. Fails without changing the file if the file is damaged or of
-    /// a newer version. The file must exist: see [`create_private_file`].
+    /// Opens the database and runs the pending migrations. The file must exist: see [`create_private_file`]. If a newer
+    /// version of the program wrote the file, or if the check for damage finds damage, this fails and leaves the file
+    /// unchanged.
     pub async fn open(self) -> Result<SqlitePool, DatabaseError> {
         let Self { path, options, pool, is_checked, migrations } = self;
         let pool = pool.connect_with(options).await.map_err(|error| DatabaseError::of(path, "opening it", error))?;
@@ -153,16 +154,17 @@ pub fn durable_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOpti
         .busy_timeout(busy_timeout)
 }
 
-/// Options of a connection that reads the database without writing anything beside it. If no other process has the
-/// database open, SQLite reads only the file itself, because in a read-only folder it could not create the shared
-/// memory of a write-ahead log.
+/// Options of a connection that only reads the database. If the write-ahead log is missing or empty, SQLite treats the
+/// database file as immutable and creates no file beside it. So this works in a read-only folder. If the log has
+/// content, SQLite also reads the log.
 pub fn reading_options(path: &Path) -> SqliteConnectOptions {
     let log = fs::metadata(with_suffix(path, "-wal"));
     let is_in_use = log.is_ok_and(|log| log.len() > 0);
     SqliteConnectOptions::new().filename(path).read_only(true).immutable(!is_in_use)
 }
 
-/// The files that SQLite may keep beside the database, and read as a part of it.
+/// The paths of the files that SQLite may keep beside the database file. SQLite reads these files as parts of the
+/// database.
 pub fn companion_files(path: &Path) -> [PathBuf; 3] {
     ["-wal", "-shm", "-journal"].map(|suffix| with_suffix(path, suffix))
 }
@@ -173,9 +175,10 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Options of a connection pool that closes a connection instead of reusing it if a transaction is still open on it. If
-/// a commit fails, SQLite has rolled back, but sqlx still counts a transaction as open. Such a connection would
-/// acknowledge changes that it never writes.
+/// Options of a connection pool. If a transaction is still open on a connection that is no longer used, the pool closes
+/// the connection and does not reuse it. This happens after a failed commit: SQLite has rolled the transaction back,
+/// but sqlx still counts it as open. If such a connection were reused, it would acknowledge changes that it never
+/// writes.
 pub fn pool_options(max_connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new().max_connections(max_connections).after_release(|connection, _| {
         Box::pin(async move {
@@ -192,8 +195,9 @@ pub fn create_private_folder(folder: &Path) -> Result<(), DatabaseError> {
     created.map_err(|source| DatabaseError::Unusable { path: folder.to_owned(), source })
 }
 
-/// Creates the database file with mode 0600; SQLite itself would take the mode from the umask. SQLite gives its
-/// companion files the same mode. If the file exists, removes the permissions of other users.
+/// Creates the database file with mode 0600. SQLite itself would take the mode from the umask. SQLite gives its
+/// companion files the mode of the database file. If the file exists, removes the permissions of the group and of other
+/// users.
 pub fn create_private_file(path: &Path) -> Result<(), DatabaseError> {
     let created = || {
         // Created only if absent: closing a descriptor of an open database would drop SQLite's locks on it.

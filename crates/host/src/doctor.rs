@@ -1,5 +1,5 @@
 //! Reads what a diagnosis needs in addition to the facts of a self-test: the container, the state folder, the owner of
-//! a port. Changes nothing. `paramedic-report` decides what the facts mean.
+//! a port. `paramedic-report` decides what the facts mean. Only [`Bundle::write`] writes a file.
 
 use std::borrow::Cow;
 use std::fs::{self, OpenOptions};
@@ -22,7 +22,7 @@ use crate::self_test;
 /// A transport protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortTransport {
-    /// TCP. Only listening sockets hold the port.
+    /// TCP. Only a program with a listening socket holds the port.
     Tcp,
     /// UDP.
     Udp,
@@ -40,7 +40,8 @@ pub fn inspect(role: Role, state_dir: &Path, checks: Vec<Check>) -> Diagnosis {
     Diagnosis::new(role, env!("CARGO_PKG_VERSION"), now(), all)
 }
 
-/// Detects the container of this process by the files that container engines leave below `root`.
+/// Detects the container of this process by the files that container engines leave below `root`. `None` if none of
+/// these files exists.
 fn container(root: &Path) -> Option<Container> {
     let has = |path: &str| root.join(path).exists();
     let groups = text(root.join("proc/1/cgroup")).unwrap_or_default();
@@ -87,7 +88,7 @@ fn state_folder(path: &Path) -> StateFolderFacts {
     StateFolderFacts { path: path.display().to_string(), network_file_system: kind, fault, exists }
 }
 
-/// The name of a network file system, by its magic number (statfs(2), linux/magic.h).
+/// The name of a network file system, by its magic number (statfs(2), linux/magic.h). `None` for any other file system.
 fn network_file_system(magic: u64) -> Option<&'static str> {
     // On 32-bit systems the type is signed.
     Some(match magic & 0xffff_ffff {
@@ -104,8 +105,8 @@ fn network_file_system(magic: u64) -> Option<&'static str> {
     })
 }
 
-/// The programs that hold a port, such as `nginx (process 812)`. `None` if none can be found, for example because they
-/// belong to another user.
+/// The programs that hold a port, such as `nginx (process 812)`. `None` if no program can be found, for example because
+/// it belongs to another user.
 pub fn port_owners(transport: PortTransport, port: u16) -> Option<String> {
     let files: [&str; 2] = match transport {
         PortTransport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],

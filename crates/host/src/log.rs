@@ -1,4 +1,5 @@
-//! The log of a program: which events it has, and the format of a line. The caller provides the writer.
+//! The log of a program. A filter selects the events, and each event becomes one line of text or one JSON object. The
+//! caller provides the writer.
 
 use std::fmt;
 
@@ -96,11 +97,11 @@ fn directives(filter: &str) -> Option<EnvFilter> {
     Some(filter.add_directive(WITHOUT_PASSWORDS.parse().ok()?))
 }
 
-/// A filter directive that turns off one module of sqlx: the module logs a malformed line of `~/.pgpass` whole, and the
-/// line may have a password.
+/// A filter directive that turns off one module of sqlx: the module logs malformed lines of `~/.pgpass`, and such a
+/// line may contain a password.
 const WITHOUT_PASSWORDS: &str = "sqlx_postgres::options::pgpass=off";
 
-/// The programs, whose names are valid filters.
+/// The names of the programs. Each name is a valid filter.
 const PROGRAMS: [&str; 2] = ["reflector", "packetparamedic"];
 
 #[cfg(test)]

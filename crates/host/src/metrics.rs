@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 /// The media type of OpenMetrics, without parameters.
 const OPEN_METRICS: &str = "application/openmetrics-text";
 
-/// A metric that is read from a state `S`.
+/// A metric whose values are read from a state of type `S`.
 #[derive(Debug)]
 pub struct Metric<S: 'static> {
     /// The name of the metric, as Prometheus shows it.
@@ -33,7 +33,7 @@ pub enum MetricValues {
     Seconds(Vec<(Vec<String>, f64)>),
     /// A value that can rise and fall.
     Gauge(Vec<(Vec<String>, f64)>),
-    /// The number of values in each bucket, by size of the values.
+    /// A histogram: how many measured values are in each bucket.
     Histogram(Vec<(Vec<String>, HistogramValue)>),
 }
 
@@ -69,7 +69,7 @@ impl MetricValues {
         Self::Counter(vec![(Vec::new(), value)])
     }
 
-    /// A gauge for each word, with the word as its label: 1 for the current one, 0 for the others.
+    /// A gauge with one value for each word of `words`, with the word as its label: 1 for `current`, 0 for the others.
     pub fn one_of(words: &[&str], current: &str) -> Self {
         let value = |word: &&str| (vec![(*word).to_owned()], f64::from(u8::from(*word == current)));
         Self::Gauge(words.iter().map(value).collect())

@@ -1,4 +1,4 @@
-//! Starts the async runtime of a program such that it keeps working on a host that allows no more threads.
+//! Starts the async runtime of a program. The runtime keeps working if the host later allows no further thread.
 
 use std::io;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Listening unix sockets, and their files. The socket file of a killed server is replaced. A socket at which a process
-//! answers, and a file that is not a socket, are not replaced.
+//! Listening unix sockets, and their files. A new server replaces the socket file that a killed server left. It does
+//! not replace a socket at which a process still answers, or a file that is not a socket.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -21,10 +21,10 @@ pub enum UnixSocketError {
     #[error("{} belongs to user {owner}, but this program runs as user {user}", folder.display())]
     Foreign { folder: PathBuf, owner: u32, user: u32 },
     /// Another process answers at the socket.
-    #[error("another process already answers at {}", path.display())]
+    #[error("another process already answers at the socket {}", path.display())]
     InUse { path: PathBuf },
     /// The path exists and is not a socket.
-    #[error("{} exists, and is not a socket", path.display())]
+    #[error("{} exists and is not a socket: move it away", path.display())]
     NotASocket { path: PathBuf },
     /// The kernel refused an operation.
     #[error("cannot {doing} {}: {source}", path.display())]

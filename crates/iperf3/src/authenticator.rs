@@ -12,7 +12,8 @@ use rustix::net::RecvFlags;
 use super::cookie::Cookie;
 use super::handoff::{ConnectionKind, LaneHandoff};
 
-/// Accepts the connections of one test after the other, as long as `handoff` expects more.
+/// Accepts connections as long as the current test of `handoff` expects more. The tests of a session run one after the
+/// other.
 ///
 /// Another client with the appliance's address, for example behind the same NAT, can send the first cookie of a test
 /// without the password. That test then fails, but the attack has no further effect.

@@ -33,14 +33,14 @@ use super::program::Program;
 /// The interval of the client's readings in seconds: the shortest that iperf3 supports, and the interval of the engines
 /// tcp and udp.
 const INTERVAL_S: &str = "0.1";
-/// The maximum number of bytes that a client may print per stream and interval, both directions together: three times
-/// what iperf3 prints.
+/// The maximum number of bytes that a client may print for one reading. In each interval and direction it prints one
+/// reading per stream, and one for all streams together. The limit is about three times what iperf3 prints.
 const MAX_BYTES_PER_READING: u64 = 2048;
 /// The maximum number of bytes that a client may print in addition to its readings.
 const MAX_BYTES_BESIDE_READINGS: u64 = 1 << 20;
 /// The maximum number of bytes that a client may print in total: enough for an hour with four streams.
 const MAX_OUTPUT_BYTES: u64 = 256 << 20;
-/// The maximum number of bytes that are kept of a client's stderr.
+/// The maximum number of bytes that are kept from a client's stderr.
 const MAX_STDERR_BYTES: u64 = 16 << 10;
 /// How long an interrupted client may take to print what it has measured. Callers must wait longer than this.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(3);
@@ -165,8 +165,8 @@ impl ClientOrder {
 }
 
 impl ClientOrder {
-    /// The bytes of each write, as requested. If the user requested none, they are small enough for the rate limit and
-    /// for the number of bytes to send: iperf3's default block (128 KiB) takes 16 s at 64 kbit/s, and iperf3 does
+    /// The size of each write in bytes, if the user set one. Otherwise a size that is small enough for the rate limit
+    /// and for the number of bytes to send: iperf3's default block (128 KiB) takes 16 s at 64 kbit/s, and iperf3 does
     /// nothing else while it writes a block. `None` means iperf3's default block.
     fn block_bytes(&self) -> Option<u64> {
         let limited = || {
@@ -209,12 +209,12 @@ struct ClientState {
     end: Option<Arc<ClientExit>>,
 }
 
-/// What is known of a client that has exited.
+/// What is known about a client that has exited.
 #[derive(Clone, Debug)]
 pub struct ClientExit {
     /// The parsed output.
     pub report: Result<ClientReport, Unreadable>,
-    /// The raw output: a JSON document, or an array of the documents of its stream.
+    /// The raw output: a JSON document, or the lines of `--json-stream` as one JSON array.
     pub raw: Option<String>,
     /// The error that the client printed on stderr.
     pub complaint: Option<String>,
@@ -250,7 +250,9 @@ impl ClientExit {
             }
             Some(EarlyEnd::PathSilent { silent_for, .. }) => {
                 let seconds = silent_for.as_secs();
-                return Some(format!("nothing came back over the path for {seconds} s, not even an acknowledgement"));
+                return Some(format!(
+                    "no packet arrived from the server for {seconds} s, not even a TCP acknowledgement"
+                ));
             }
             None => {}
         }
@@ -273,8 +275,9 @@ impl ClientExit {
         }
     }
 
-    /// For a path that fell silent: the payload that the server had acknowledged, and the time until the silence. Both
-    /// exclude the omitted part. Nothing else is known of such an upload, because the server cannot be asked.
+    /// For an upload over a path that fell silent: the payload that the server had acknowledged, and the time until the
+    /// silence. Both exclude the omitted part. Nothing else is known about such an upload, because the server cannot be
+    /// asked. `None` if the path did not fall silent, or fell silent before the first counted reading.
     pub fn acknowledged(&self) -> Option<Count> {
         let Some(EarlyEnd::PathSilent { silent_for, acknowledged }) = self.ended_for else { return None };
         // Includes the readings during the silence: the last reading ends when the client was interrupted.
@@ -304,9 +307,9 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// Waits until the client has exited, and passes each reading to `on_reading`, except the readings of a path that
-    /// fell silent. Interrupts the client when the session is cancelled, `deadline` has passed, or nothing arrives from
-    /// the server for `MAX_SILENCE`.
+    /// Waits until the client has exited, and passes its readings to `on_reading`. If the path fell silent, leaves out
+    /// the last readings, which have no bytes. Interrupts the client when the session is cancelled, `deadline` has
+    /// passed, or nothing arrives from the server for `MAX_SILENCE`.
     pub fn follow(&self, deadline: Instant, on_reading: impl FnMut(ClientReading)) -> Arc<ClientExit> {
         let control = &self.shared.control;
         let mut watch = self.path_watch();

@@ -45,7 +45,7 @@ impl Iperf3Client {
         let program = Program::find().map_err(|lacking| io::Error::new(io::ErrorKind::NotFound, lacking))?;
         let terms = terms.as_ref().and_then(LoginTerms::from_engine);
         let without_key =
-            || io::Error::new(io::ErrorKind::InvalidData, "the reflector sent no valid key and padding for iperf3");
+            || io::Error::new(io::ErrorKind::InvalidData, "the reflector sent no valid key and padding for the login");
         Ok(Self {
             spec,
             program,

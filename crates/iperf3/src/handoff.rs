@@ -52,7 +52,7 @@ pub(super) enum ChildState {
     Ended(ChildExit),
 }
 
-/// What is known of a child that has exited.
+/// What is known about a child that has exited.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ChildExit {
     /// Processor time in seconds: user time and system time.
@@ -72,14 +72,14 @@ pub(super) enum ConnectionKind {
     Stream,
 }
 
-/// The kernel's counts of a payload stream since it was accepted.
+/// The kernel's counts of a payload stream since the listener authenticated it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KernelCounts {
     /// Payload bytes that the appliance has acknowledged.
     pub(super) sent: u64,
     /// Payload bytes received.
     pub(super) received: u64,
-    /// What the kernel recorded of the sent segments.
+    /// What the kernel recorded about the sent segments.
     pub(super) segments: SegmentFacts,
     /// The congestion control in use.
     pub(super) congestion_control: Option<String>,
@@ -94,7 +94,7 @@ struct LaneConnection {
     socket: Option<TcpStream>,
     /// The child's descriptor of the connection, once the child has accepted it.
     of_child: Option<i32>,
-    /// Bytes that were acknowledged before the child accepted the connection.
+    /// Bytes that were acknowledged before the listener handed the connection over.
     acked_before: u64,
     /// The counts that go into the result of the test.
     seen: KernelCounts,
@@ -157,8 +157,8 @@ impl LaneConnection {
         self.sent = self.sent.max(progress.map_or(0, |progress| progress.sent));
         let is_reset = !is_last || progress.is_none_or(|progress| progress.unsent > 0);
         if is_reset {
-            // Resets the connection at once (connect(2), `AF_UNSPEC`). A close alone would wait for the last copy, and a
-            // process that another thread is starting can have one until its exec. Fails only if the connection has
+            // Resets the connection at once (connect(2), `AF_UNSPEC`). A close alone would wait for the last copy, and
+            // a process that another thread is starting can have one until its exec. Fails only if the connection has
             // ended already; then the linger time discards what is left.
             sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).unwrap_or(());
             connect_unspec(&socket).unwrap_or(());
@@ -200,9 +200,9 @@ struct HandoffState {
     /// When bytes were last counted. `max_bytes_per_s` is the highest rate between two counts, in bytes per second.
     counted_at: Instant,
     max_bytes_per_s: u64,
-    /// The error that the child printed in this test.
+    /// The error that the child printed in this test, or the reason why the reflector killed the child.
     error: Option<String>,
-    /// When the last stream of this test was accepted.
+    /// When the listener handed over the last stream of this test; `None` while streams are missing.
     started_at: Option<Instant>,
     child: ChildState,
     /// The process id of the child, which leads a process group. Set while the child may be signalled.
@@ -251,7 +251,7 @@ impl HandoffState {
             connection.kind == ConnectionKind::Control && connection.seen.received > MAX_CONTROL_BYTES
         };
         if self.connections.iter().any(|connection| is_too_long(&connection)) {
-            self.error.get_or_insert_with(|| "its control connection carried more than 1 MiB".to_owned());
+            self.error.get_or_insert_with(|| "the appliance sent more than 1 MiB on the control connection".to_owned());
             self.signal(Signal::KILL);
         }
         // Read only once, because another thread grants leases. A lease that comes after this line takes effect at the
@@ -270,15 +270,16 @@ impl HandoffState {
 }
 
 /// The time until the next count: half of the time in which the `left` leased bytes would be used up at the highest
-/// rate so far. While that rate is unknown, returns the shortest interval.
+/// rate so far. While that rate is unknown, returns the shortest interval. Returns the longest interval if `left` is
+/// `None`, because the session then needs no leases.
 fn look_interval(max_bytes_per_s: u64, left: Option<u64>) -> Duration {
     let Some(left) = left else { return MAX_LOOK_INTERVAL };
     let used_up = (u128::from(left) * 500_000).checked_div(u128::from(max_bytes_per_s)).unwrap_or_default();
     Duration::from_micros(u64::try_from(used_up).unwrap_or(u64::MAX)).clamp(MIN_LOOK_INTERVAL, MAX_LOOK_INTERVAL)
 }
 
-/// The maximum number of bytes that a control connection may carry. The results of 128 streams take some tens of
-/// kilobytes.
+/// The maximum number of bytes that the appliance may send on a control connection. The results of 128 streams take
+/// some tens of kilobytes.
 const MAX_CONTROL_BYTES: u64 = 1 << 20;
 
 impl LaneHandoff {
@@ -513,13 +514,15 @@ impl LaneHandoff {
         self.state().test
     }
 
-    /// When the last stream of the test was accepted, and the number of streams accepted so far.
+    /// When the listener handed over the last stream of the test (`None` while streams are missing), and the number of
+    /// streams handed over so far.
     pub(super) fn open_streams(&self) -> (Option<Instant>, usize) {
         let state = self.state();
         (state.started_at, state.streams().count())
     }
 
-    /// The error that the child printed in this test. The child may still run and wait for another client.
+    /// The error that the child printed in this test, or the reason why the reflector killed the child. A child that
+    /// printed an error may still run and wait for another client.
     pub(super) fn error(&self) -> Option<String> {
         self.state().error.clone()
     }

@@ -1,4 +1,5 @@
-//! The engine `iperf3` with both its ends, and the client and output parser for plain iperf3 servers.
+//! The engine `iperf3` with both its ends. This crate also has the client and the output parser for tests against an
+//! ordinary iperf3 server.
 //!
 //! A real iperf3 moves the payload. At the reflector it runs in a lane: a port that serves one session, a listener that
 //! authenticates the connections to that port, and a confined iperf3 server (the child) that gets only the
@@ -50,7 +51,7 @@ pub use client::{Client, ClientExit, ClientOrder, Credentials, EarlyEnd, progres
 pub use login::LoginPadding;
 pub use program::Program;
 
-/// The engine whose data plane is iperf3.
+/// The engine that moves payload with iperf3.
 pub struct Iperf3;
 
 impl Engine for Iperf3 {
@@ -59,7 +60,7 @@ impl Engine for Iperf3 {
     }
 
     fn about(&self) -> &'static str {
-        "a real iperf3 at both ends, TCP, where the reflector offers it"
+        "TCP streams of a real iperf3 at both ends, if the reflector offers it"
     }
 
     fn loads(&self) -> bool {
@@ -78,12 +79,12 @@ impl Engine for Iperf3 {
         let has_bidir = spec.phases.iter().any(|phase| phase.load == Load::Bidir);
         let unsupported = [
             (loaded.any(|phase| phase.duration_ms % 1000 != 0), "iperf3 needs phases of whole seconds"),
-            (!spec.data_path.is_auto(), "iperf3 has no choice of data path"),
+            (!spec.data_path.is_auto(), "iperf3 cannot choose the data path (--data-path)"),
             (spec.verify_payload, "iperf3 does not verify payload"),
             (spec.may_stop, "iperf3 cannot end a phase early"),
             (
                 spec.direction_bytes.is_some() && has_bidir,
-                "with -n, iperf3 ends both directions once one has sent its bytes",
+                "with -n, iperf3 ends both directions when one of them has sent its bytes",
             ),
         ];
         first_refusal(unsupported)
@@ -93,7 +94,7 @@ impl Engine for Iperf3 {
         Program::find().map(|program| program.client_paddings().iter().map(|padding| padding.name().into()).collect())
     }
 
-    /// Checks the requirements by opening a session on loopback, which fails if one is missing.
+    /// Checks the requirements by opening a session on loopback, which fails if a requirement is missing.
     fn check_server(&self, scratch: &Path) -> Result<(), Unavailable> {
         Program::find()?.check_server()?;
         let keys = SessionKeys::derive(SessionId::from_bytes([0; 16]), [0; 32].into());
@@ -123,7 +124,7 @@ impl Engine for Iperf3 {
 
 fn lacking(error: &dyn std::fmt::Display) -> Unavailable {
     Unavailable {
-        because: format!("its sandbox cannot be set up: {error}"),
+        because: format!("the sandbox of iperf3 cannot be set up: {error}"),
         hint: "see \"The iperf3 lane\" in docs/operate.md for what the host must allow".into(),
     }
 }

@@ -1,5 +1,5 @@
-//! The one-time login of a session: its user and password, the key that encrypts it, the padding, and the text forms in
-//! which iperf3 reads them. Text in, text out; touches no file.
+//! The one-time login of a session: the user, the password, the key that encrypts the login, and its padding. Also
+//! writes these in the forms that iperf3 reads. Accesses no file.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +15,7 @@ use paramedic_link::engine_terms::EngineTerms;
 use zeroize::Zeroizing;
 
 /// A user name and a password that are valid for one session. Both ends derive them from the session's keys. Only
-/// iperf3 sends them, encrypted.
+/// iperf3 sends them, and it encrypts them.
 #[derive(Clone)]
 pub(super) struct SessionLogin {
     /// The user name: lower-case letters and digits.
@@ -214,7 +214,7 @@ mod tests {
         assert!(!users(&login).contains(&*login.password));
     }
 
-    /// The engine's terms in the recorded grant.
+    /// The engine's terms in a recorded grant message.
     fn recorded() -> EngineTerms {
         let grant = include_str!("../../link/vectors/to_appliance/granted.json");
         let grant = serde_json::from_str::<serde_json::Value>(grant).unwrap();

@@ -1,9 +1,8 @@
-//! Parses the output of an iperf3 client: a `--json` document, or the lines of `--json-stream`. Pure: text in, values
-//! out.
+//! Parses the output of an iperf3 client: a `--json` document, or the lines of `--json-stream`. Does no I/O.
 //!
 //! Versions differ in their fields, and a server influences the output of its client. So no field is required: a field
 //! that is missing, of another type or not a number is absent in the [`ClientReport`], and unknown fields are ignored.
-//! Tests parse the recordings in `iperf3/fixtures`.
+//! Tests parse the recordings in `crates/iperf3/fixtures`.
 
 use std::fmt;
 
@@ -14,8 +13,8 @@ use serde_json::{Map, Value};
 #[cfg(test)]
 mod tests;
 
-/// The maximum number of readings that are kept: one per second and direction for a day. Later readings are only in the
-/// totals.
+/// The maximum number of readings that are kept. They suffice for a day with one reading per second and direction.
+/// Later readings are only in the totals.
 pub const MAX_READINGS: usize = 2 * 24 * 3600;
 /// The longest text that is kept, in characters. The longest recorded error, that of a host without an address, has 172
 /// characters.
@@ -24,8 +23,8 @@ const MAX_TEXT_CHARS: usize = 200;
 /// The report of one run of an iperf3 client.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClientReport {
-    /// The error that ended the run, without the prefix `error - `. If it is absent the run may still have failed:
-    /// iperf3 3.9 writes most errors only to stderr. Then [`Self::is_complete`] is `false`.
+    /// The error that ended the run, without the prefix `error - `. If it is absent, the run may still have failed,
+    /// because iperf3 3.9 writes most errors only to stderr. In this case [`Self::is_complete`] is `false`.
     pub error: Option<String>,
     /// The client's version: `3.12` for iperf3. Other programs print their name, too, for example `riperf3 0.8.0`.
     pub version: Option<String>,
@@ -127,8 +126,8 @@ pub struct Totals {
     pub received: Option<ClientCount>,
     /// Retransmitted segments; only with TCP.
     pub retransmits: Option<u64>,
-    /// The sender's congestion control. Absent in a bidirectional test whose ends use different ones, because the
-    /// output does not assign them to ends.
+    /// The sender's congestion control. Absent in a bidirectional test whose ends use different algorithms, because the
+    /// output does not say which end uses which algorithm.
     pub congestion_control: Option<String>,
     /// The round-trip times that the sender's kernel measured.
     pub rtt_us: Option<RttOfTcp>,
@@ -150,7 +149,7 @@ pub struct ClientCount {
 pub struct RttOfTcp {
     /// The lowest round-trip time of all streams.
     pub min: u64,
-    /// The mean of the streams' mean round-trip times.
+    /// Each stream has a mean round-trip time. This is the mean of these times.
     pub mean: u64,
     /// The highest round-trip time of all streams.
     pub max: u64,
@@ -163,7 +162,7 @@ pub struct UdpTotals {
     pub packets: u64,
     /// Lost packets.
     pub lost: Option<u64>,
-    /// Packets that arrived after one with a higher sequence number.
+    /// Packets that arrived after a packet with a higher sequence number.
     pub out_of_order: Option<u64>,
     /// The mean jitter of the streams (RFC 1889), in microseconds.
     pub jitter_us: Option<u64>,
@@ -466,7 +465,8 @@ fn without_nan(document: &str) -> String {
     fixed
 }
 
-/// Builds a report from the parts of the output. Keeps fields of the first part that later parts depend on.
+/// Builds a report from the parts of the output. Also keeps the fields of the part `start` with which it reads the
+/// later parts.
 #[derive(Clone, Debug, Default)]
 struct ReportBuilder {
     report: ClientReport,
@@ -692,7 +692,8 @@ impl CountFields {
         })
     }
 
-    /// The sum of the fields of several streams; `None` without streams.
+    /// Combines the fields of several streams: adds their counts, takes the mean of their jitters, and covers the time
+    /// of all of them. `None` without streams.
     fn all<'a>(streams: impl Iterator<Item = &'a Value>) -> Option<Self> {
         let streams: Vec<Self> = streams.filter_map(Self::of).collect();
         let jitters: Vec<u64> = streams.iter().filter_map(|stream| stream.jitter_us).collect();

@@ -13,7 +13,7 @@ use paramedic_engines::thread_limit::{self, ThreadLimitReached};
 use super::login::LoginPadding;
 use super::output::{Version, version_of};
 
-/// The maximum number of bytes that are read of the output of `--version` and `--help`.
+/// The maximum number of bytes that are read from the output of `--version` and `--help`.
 const MAX_OUTPUT_BYTES: u64 = 256 << 10;
 /// The timeout of `--version` and `--help`. With these options iperf3 reads no file and opens no connection.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,8 +75,8 @@ impl Program {
         (cpu_s / lived_s / f64::from(threads)).min(1.0)
     }
 
-    /// The login paddings that a client of this version supports, its default first. Since 3.17 the default is OAEP. In
-    /// 3.19 clients lost the option for PKCS #1; servers keep it.
+    /// The login paddings that a client of this version supports, with the default padding first. Since 3.17 the
+    /// default is OAEP. In 3.19 clients lost the option for PKCS #1; servers keep it.
     pub fn client_paddings(&self) -> &'static [LoginPadding] {
         match self.version {
             version if version < OAEP_DEFAULT => &[LoginPadding::Pkcs1],

@@ -162,8 +162,9 @@ const FCNTL: [&[Argument]; 4] = [
     &[low(1, libc::F_SETFL as u32)],
 ];
 
-/// Matches flags of open(2) that truncate a file without write access: with read access, and with the access mode 3,
-/// which gives neither.
+/// Matches the flags of open(2) that truncate a file and have the access mode `access`. `flags_at` is the number of the
+/// argument with the flags. The callers use the two modes without write access: `O_RDONLY`, and 3, which gives neither
+/// read nor write access.
 const fn truncates(flags_at: u8, access: c_int) -> Argument {
     let mask = (libc::O_ACCMODE | libc::O_TRUNC) as u32;
     Argument { part: ArgumentHalf::Low(flags_at), mask, is: Value::Number((access | libc::O_TRUNC) as u32) }

@@ -108,7 +108,9 @@ impl Iperf3Server {
         };
         let supervisor = ChildSupervisor::start(order, Arc::clone(&handoff), &control)?;
         if tests > 0 {
-            handoff.await_listening(LISTEN_TIMEOUT).map_err(|why| io::Error::other(format!("iperf3: {why}")))?;
+            handoff
+                .await_listening(LISTEN_TIMEOUT)
+                .map_err(|why| io::Error::other(format!("iperf3 cannot serve: {why}")))?;
         }
         Ok(Self { spec, control, handoff, program, login: terms, _supervisor: supervisor, listener })
     }

@@ -1,5 +1,5 @@
-//! Both ends of the engine `iperf3` over loopback with a real iperf3, also while other clients connect to the session's
-//! port.
+//! Tests both ends of the engine `iperf3` over loopback with a real iperf3, also while other clients connect to the
+//! session's port.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -233,7 +233,7 @@ fn clients_at_other_addresses_cannot_end_block_or_use_a_test() {
     assert!(refused > 0, "no other client connected");
 }
 
-/// Starts an iperf3 client with the session's login and the options `more`, which the engine does not use.
+/// Starts an iperf3 client with the session's login and the options `more`, without the appliance's end of the engine.
 fn own_client(session: &Session, more: &[&str]) -> std::process::Child {
     let at = session.server.local_addr();
     let key = session.scratch.path().join("public.pem");

@@ -52,7 +52,7 @@ impl fmt::Debug for SessionId {
 /// context is the session id.
 pub const SESSION_EXPORTER_LABEL: &[u8] = b"EXPORTER-pp-link-session";
 
-/// Length of a tag in bytes: an HMAC-SHA256 is truncated to its first bytes.
+/// Length of a tag, in bytes. A tag consists of the first bytes of an HMAC-SHA256.
 pub const TAG_LEN: usize = 16;
 
 /// The keys that authenticate a session's data. Both ends derive the same keys.

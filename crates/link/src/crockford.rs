@@ -3,9 +3,9 @@
 /// The digits of the alphabet. When digits are read, I and L count as 1, O counts as 0, and U is invalid.
 const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/// The modulus of the check digits: payload and check digits, read as one number, are a multiple of it. It is the
-/// largest prime below 2^20 that detects every replacement of one or two digits and every swap of two digits in a
-/// number of up to 56 digits. A test verifies this.
+/// The modulus of the check digits: payload and check digits, read as one number, are a multiple of this modulus. The
+/// check detects every replacement of one or two digits and every swap of two digits in a number of up to 56 digits, as
+/// tests verify. This is the largest prime below 2^20 with which the check detects all of them.
 pub(crate) const MODULUS: u32 = 1_048_517;
 
 /// Number of check digits.

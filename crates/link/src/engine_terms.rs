@@ -17,7 +17,7 @@ impl EngineTerms {
     /// The maximum length of a name and of a text, in bytes. Both must be printable ASCII.
     pub const MAX_TEXT: usize = 1024;
 
-    /// Makes terms of the `entries` within the limits, and drops the others.
+    /// Makes terms of those `entries` that are within the limits. Drops all other entries.
     pub fn new(entries: impl IntoIterator<Item = (String, String)>) -> Self {
         let is_short_ascii =
             |text: &str| text.len() <= Self::MAX_TEXT && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
@@ -25,7 +25,7 @@ impl EngineTerms {
         Self(entries.take(Self::MAX_ENTRIES).collect())
     }
 
-    /// The text of the entry `name`.
+    /// The text of the entry `name`; `None` if there is no such entry.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }

@@ -44,7 +44,7 @@ const KEY_DIGITS: usize = 52;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseEndpointIdError {
     /// The text does not begin with `PP`.
-    #[error("an Endpoint ID begins with PP-")]
+    #[error("an Endpoint ID must begin with PP-")]
     Prefix,
     /// The text contains this invalid character.
     #[error("{0:?} is not a valid character in an Endpoint ID (valid: 0-9 and A-Z without U)")]
@@ -53,7 +53,7 @@ pub enum ParseEndpointIdError {
     #[error("an Endpoint ID has 56 characters after PP-, not counting dashes and spaces; this has {0}")]
     Length(usize),
     /// The check digits do not match the key.
-    #[error("the check digits do not match: a character was mistyped")]
+    #[error("the check digits of the Endpoint ID do not match: correct the mistyped character")]
     Check,
 }
 
@@ -180,7 +180,7 @@ impl SecretKey {
     }
 
     /// An HMAC over `parts` by which this device recognises its own data in a place where others can write, such as a
-    /// database. Tags with different `purpose` are independent of each other.
+    /// database. A tag for one `purpose` is not valid for another.
     pub fn own_tag(&self, purpose: &str, parts: &[&[u8]]) -> [u8; Self::LEN] {
         let tag = hmac::sign(&self.tag_key(purpose), &joined(parts));
         // An HMAC-SHA256 has this length.

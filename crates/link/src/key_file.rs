@@ -20,7 +20,8 @@ const MAGIC: &str = "packetparamedic-key-v1 ";
 /// More bytes than any key file has. A file of this length or more is not a key file.
 const MAX_LEN: usize = 256;
 
-/// Why no key could be loaded or stored. Each message names the file and the remedy.
+/// Why no key could be loaded or stored. Each message names the file or its folder, and most messages also name the
+/// remedy.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum KeyFileError {
@@ -31,7 +32,7 @@ pub enum KeyFileError {
     #[error("{} is not a regular file: move it away, or choose another state folder", .path.display())]
     NotAFile { path: PathBuf },
     /// The file belongs to another user, who can read and change the key.
-    #[error("{} belongs to user {owner}, but this program runs as user {user}: run it as {owner}, or `chown {user}` the file", .path.display())]
+    #[error("{} belongs to user {owner}, but this program runs as user {user}: run the program as user {owner}, or `chown {user}` the file", .path.display())]
     NotOurs {
         path: PathBuf,
         /// The user id of the file's owner.
@@ -40,7 +41,7 @@ pub enum KeyFileError {
         user: u32,
     },
     /// The file's permissions let other users read or change the key.
-    #[error("other users can access the key in {} (its mode is {mode:04o}): `chmod 600` it; if another user may have read it, make a new identity", .path.display())]
+    #[error("other users can access the key in {} (its mode is {mode:04o}): `chmod 600` the file; if another user may have read the key, replace it with the command `rotate-identity`", .path.display())]
     Exposed {
         path: PathBuf,
         /// The permission bits of the file.
@@ -51,7 +52,7 @@ pub enum KeyFileError {
     NotProvided { path: PathBuf },
     /// Other users can read or change a provided key file: it belongs to neither root nor this program's user, or its
     /// permissions are too wide.
-    #[error("other users can access the provided key in {} (owner {owner}, mode {mode:04o}): give it to user {user} with mode 0400, or to root with mode 0400 or 0440", .path.display())]
+    #[error("other users can access the provided key in {} (owner {owner}, mode {mode:04o}): give the file to user {user} with mode 0400, or to root with mode 0400 or 0440", .path.display())]
     ProvidedExposed {
         path: PathBuf,
         /// The user id of the file's owner.
@@ -73,7 +74,7 @@ pub enum KeyFileError {
         source: io::Error,
     },
     /// Another process holds the lock of the key's folder, for example a running reflector or another key rotation.
-    #[error("another process uses {}: stop it first", .folder.display())]
+    #[error("another process uses {}: stop that process first", .folder.display())]
     InUse { folder: PathBuf },
     /// No key could be generated.
     #[error("cannot generate a key for {}: {source}", .path.display())]
@@ -189,8 +190,8 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
     Ok(Rotated { old: old.id(), new, kept })
 }
 
-/// Makes `key` the device's key. An existing key is kept in another file, as [`rotate`] does. Returns the path of that
-/// other file.
+/// Makes `key` the device's key. Keeps an existing key in another file, as [`rotate`] does, and returns the path of
+/// that file. `None` if there was no key.
 pub fn replace(path: &Path, key: &SecretKey) -> Result<Option<PathBuf>, KeyFileError> {
     let _lock = lock_folder_of(path)?;
     let kept = match load(path) {

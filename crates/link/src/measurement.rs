@@ -51,7 +51,7 @@ impl Probe {
     pub const LATE_AFTER: Duration = Duration::from_secs(10);
 
     /// The appliance's receive time minus the reflector's send time, in microseconds. It is the delay of the download
-    /// direction minus the offset between the two clocks.
+    /// direction minus the unknown offset between the two clocks. `None` if no reply arrived in time.
     pub fn download_us(&self) -> Option<i64> {
         i64::from(self.rtt_us?).checked_sub(self.upload_us?)
     }
@@ -79,17 +79,19 @@ pub struct CpuUse {
     /// The use of all cores of the host by all programs, 0 to 1 (from `/proc/stat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_busy: Option<f64>,
-    /// The share of the time, 0 to 1, for which a control group's CPU quota throttled the program; absent if none did.
+    /// The share of the time, 0 to 1, for which a control group's CPU quota throttled the program; absent if no quota
+    /// throttled it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_back: Option<f64>,
-    /// Of all threads that moved data, the largest share of time, 0 to 1, in which a thread ran or waited for a
-    /// processor (`/proc/thread-self/schedstat`); absent if it can't be read.
+    /// Each thread that moved data ran or waited for a processor for a share of the time. This is the largest of these
+    /// shares, 0 to 1 (from `/proc/thread-self/schedstat`); absent if they can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runnable: Option<f64>,
     /// The share of time, 0 to 1, for which the thread that `runnable` describes waited for a processor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_queue_wait: Option<f64>,
-    /// Of all cores, the largest share of time, 0 to 1, that a core spent on soft interrupts (`/proc/stat`).
+    /// Each core of the host spent a share of the time on soft interrupts. This is the largest of these shares, 0 to 1
+    /// (from `/proc/stat`); absent if they can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core_softirq: Option<f64>,
 }
@@ -114,8 +116,8 @@ pub struct DirectionTally {
     /// The path MTU that the sender's kernel found or assumes, in bytes; the smallest value of all streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_mtu: Option<u32>,
-    /// The size in bytes of the send and the receive buffer that the kernel granted, if that is less than
-    /// `window_bytes` of the request.
+    /// The socket buffer size that this end's kernel granted, in bytes; absent if the kernel granted the `window_bytes`
+    /// of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reduced_window_bytes: Option<NonZeroU32>,
     /// Retransmitted segments, all streams together; the sender's count.
@@ -161,13 +163,13 @@ pub struct DatagramTally {
     /// Receiver: datagrams received, without duplicates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub received: Option<u64>,
-    /// Receiver: duplicates.
+    /// Receiver: datagrams that had already arrived (duplicates).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicates: Option<u64>,
     /// Receiver: reordered datagrams (RFC 4737).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out_of_order: Option<u64>,
-    /// Receiver: jitter (RFC 3550), mean of the streams, in microseconds.
+    /// Receiver: the jitter (RFC 3550) in microseconds; with several streams, the mean of their jitters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_us: Option<u64>,
     /// After a search for the highest rate: how many of `sent` (sender) or `received` (receiver) were sent after the
@@ -178,7 +180,7 @@ pub struct DatagramTally {
     /// several streams, the latest of these times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled_at_us: Option<u64>,
-    /// Sender: for how long it paused because the receiver was silent, in milliseconds.
+    /// Sender: how long the sender paused because the receiver was silent, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
     /// Sender: datagrams that were too large for the path and did not arrive, sent before the sender reduced the
@@ -250,7 +252,8 @@ impl PhaseTally {
 pub struct DatagramsSeen {
     /// Datagrams that the reflector answered.
     pub answered: u64,
-    /// Datagrams from an address other than the link's, or whose source port changed, as behind some NATs.
+    /// Datagrams that came from another address than the link, or whose source port changed during the session. Some
+    /// NATs cause this.
     pub from_elsewhere: u64,
 }
 

@@ -36,7 +36,7 @@ pub const MAX_FEATURES: usize = 32;
 /// the wire.
 pub const MAX_ENGINE_SUPPORT: usize = 8;
 
-/// The maximum number of samples one [`ToAppliance::Samples`] carries.
+/// The maximum number of samples in one [`ToAppliance::Samples`].
 pub const MAX_SAMPLES: usize = 64;
 
 /// How often each end of a link sends a message, so that the other end can detect a dead link.
@@ -109,7 +109,8 @@ pub enum ToReflector {
     Finish,
     /// Requests the facts about the reflector's host. The answer is [`ToAppliance::Facts`].
     Facts,
-    /// Asks for the reflector's view of the path. Needs the feature `path_facts`.
+    /// Asks for the reflector's view of the path. Needs the feature `path_facts`. The answer is
+    /// [`ToAppliance::PathFacts`].
     PathFacts,
     /// Asks for a [`ToAppliance::Pong`].
     Ping,
@@ -338,7 +339,8 @@ pub struct Grant {
 /// A granted monitor session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MonitorGrant {
-    /// The id of the session. Both ends derive the keys of its probes from this id and the TLS exporter of the link.
+    /// The id of the session. Both ends derive the keys of the session's probes from this id and the TLS exporter of
+    /// the link.
     pub session: SessionId,
     /// The maximum number of probes that the reflector answers in a second.
     pub max_probes_per_s: u8,

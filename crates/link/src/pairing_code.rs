@@ -74,7 +74,7 @@ pub enum ParsePairingCodeError {
     #[error("a pairing code has 32 characters, not counting dashes and spaces; this has {0}")]
     Length(usize),
     /// The check digits do not match the other digits of the code.
-    #[error("the check digits do not match: a character was mistyped")]
+    #[error("the check digits of the pairing code do not match: correct the mistyped character")]
     Check,
 }
 
@@ -82,9 +82,9 @@ impl PairingCode {
     /// Length of the secret in bytes; the last 6 bits are always 0.
     const SECRET_LEN: usize = 7;
     /// Bits of the secret. Users type the secret, so it is short. 50 bits are enough because an attacker can test a
-    /// guess only against the reflector, which allows few attempts and keeps a code open for an hour at most.
+    /// guess only against the reflector, which allows few attempts and accepts a code for an hour at most.
     const SECRET_BITS: usize = 50;
-    /// Number of digits that the check digits cover.
+    /// Number of digits before the check digits: the pin and the secret.
     const PAYLOAD_DIGITS: usize = Pin::DIGITS + Self::SECRET_BITS / 5;
     /// Number of digits of a pairing code, check digits included.
     const DIGITS: usize = Self::PAYLOAD_DIGITS + crockford::CHECK_DIGITS;
@@ -230,7 +230,7 @@ impl Serialize for Proof {
 impl<'de> Deserialize<'de> for Proof {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        unhex(&text).map(Proof).ok_or_else(|| de::Error::custom("a proof has 64 hexadecimal digits"))
+        unhex(&text).map(Proof).ok_or_else(|| de::Error::custom("a proof must have 64 hexadecimal digits"))
     }
 }
 

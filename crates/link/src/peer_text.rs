@@ -20,8 +20,7 @@ impl PeerText {
         Self(Self::harmless(text, Self::MAX_CHARS))
     }
 
-    /// Sanitises `text` like [`Self::new`], but cuts it to `max_chars` characters. For text that is not sent over a
-    /// link.
+    /// Sanitises `text` like [`Self::new`], but cuts it to `max_chars` characters and returns a plain `String`.
     pub fn harmless(text: &str, max_chars: usize) -> String {
         let clean = text.chars().filter(|c| is_harmless(*c)).take(max_chars).collect::<String>();
         clean.trim().to_owned()
@@ -38,8 +37,8 @@ impl PeerText {
     }
 }
 
-/// Whether a character may be shown to a user. Control characters drive the terminal, bidirectional overrides and
-/// joiners change what a reader sees, and blank characters hide text. The function refuses control characters and these
+/// Whether a character may be shown to a user. Control characters control the terminal, bidirectional overrides and
+/// joiners change what a reader sees, and blank characters hide text. False for control characters and for these
 /// characters of Unicode 16: the property `Default_Ignorable_Code_Point` (DerivedCoreProperties.txt), all format
 /// characters (`General_Category` Cf), the line separators, and the invisible characters that are not spaces: the
 /// blanks of Braille and of the hieroglyphs, the null notehead, the filler of the Khitan script, the number joiner of

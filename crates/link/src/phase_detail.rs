@@ -12,7 +12,7 @@ pub const MAX_DETAIL_SAMPLES: usize = 32;
 /// The kernel's state of one stream at one time (`TCP_INFO`). A value that the kernel does not report is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TcpSample {
-    /// When the sample was taken, in milliseconds after this device began the phase (monotonic clock).
+    /// When the sample was taken, in milliseconds after the device that took it began the phase (monotonic clock).
     pub at_ms: u32,
     /// The number of the stream in its direction, from 0.
     pub stream: u16,
@@ -72,18 +72,19 @@ impl PhaseDetail {
     /// The maximum total size, in bytes, of the messages that carry the samples of one phase.
     pub const MAX_BYTES: usize = 256 * 1024;
 
-    /// The divisor for the share of the size limit that is reserved for the other fields of the messages. One twentieth
-    /// is more than these fields take.
+    /// One part in `MESSAGE` of the size limit is reserved for the other fields of the messages, which take less than
+    /// that.
     const MESSAGE: usize = 20;
 
-    /// An empty record whose messages will have at most `most_bytes` bytes, or [`Self::MAX_BYTES`] if that is less.
+    /// An empty record. All its messages together will have at most `most_bytes` bytes, or [`Self::MAX_BYTES`] if that
+    /// is less.
     pub fn new(most_bytes: usize) -> Self {
         let most_bytes = most_bytes.min(Self::MAX_BYTES);
         Self { looks: vec![], bytes: 0, stride: 1, seen: 0, most_bytes: most_bytes - most_bytes / Self::MESSAGE }
     }
 
-    /// Adds one reading of all streams. If the record exceeds its limit, drops every second stored reading, and from
-    /// then on keeps only half as many new readings as before.
+    /// Adds one reading of all streams. If the record then exceeds its limit, drops every second stored reading. From
+    /// then on, stores only half as many of the new readings as before.
     pub fn add(&mut self, look: Vec<(Direction, TcpSample)>) {
         self.seen += 1;
         if !self.seen.is_multiple_of(self.stride) {
@@ -103,7 +104,8 @@ impl PhaseDetail {
         }
     }
 
-    /// Makes a record of `samples`, which must be ordered by time. Samples with the same time are one reading.
+    /// Makes a record of `samples`, which must be ordered by time. Samples with the same time are one reading. The size
+    /// limit `most_bytes` is that of [`Self::new`].
     pub fn of(samples: Vec<(Direction, TcpSample)>, most_bytes: usize) -> Self {
         let mut detail = Self::new(most_bytes);
         for look in samples.chunk_by(|one, other| one.1.at_ms == other.1.at_ms) {

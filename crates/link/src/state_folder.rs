@@ -1,5 +1,5 @@
-//! The state folder, which holds a program's key and database. Only the program's user can enter it: if other users can
-//! enter the configured folder, the state goes into a private folder inside it.
+//! The state folder, which holds a program's key and database. Only the program's user may enter it. If other users can
+//! enter the configured folder, [`open`] makes that folder private, or uses a private folder inside it.
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
@@ -59,9 +59,10 @@ pub enum Change {
         /// The previous mode of the folder.
         mode: u32,
     },
-    /// [`PRIVATE`] was created in a folder that is open to other users, and these files were moved into it.
+    /// The state is in [`PRIVATE`], because the configured folder is open to other users. [`PRIVATE`] was created now,
+    /// or it existed and files were moved into it.
     Moved {
-        /// The names of the moved files.
+        /// The names of the files that were moved into [`PRIVATE`]; may be empty if [`PRIVATE`] was created.
         files: Vec<String>,
     },
 }
@@ -69,14 +70,14 @@ pub enum Change {
 /// What a file in the state folder is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnFile {
-    /// State that persists between runs. It is moved into [`PRIVATE`] with the other state files.
+    /// State that persists between runs. If the state folder is [`PRIVATE`], files of this kind are moved into it.
     Store,
     /// A file that each run creates again. It is not moved, because a running program may be using it.
     Transient,
 }
 
 /// Finds or creates the private folder for the state at `named`. `own_file` classifies the names of the program's
-/// files, and returns `None` for all others. The first rule that matches applies:
+/// files, and returns `None` for every other name. The first rule that matches applies:
 ///
 /// - A folder that does not exist is created with mode 0700.
 /// - A folder that belongs to another user, except root, is refused.
@@ -168,7 +169,7 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
 struct OwnFiles {
     /// Names of the state files that belong to the program's user and that other users cannot write.
     movable: Vec<String>,
-    /// Whether the folder contains only files of the program.
+    /// Whether the folder contains only files of the program, and no other user can have written them.
     is_all: bool,
 }
 
@@ -204,7 +205,7 @@ fn own_files(
     Ok(own)
 }
 
-/// Whether this is a file or folder that only `user` can have written.
+/// Whether `about` describes a file or folder that only `user` can have written.
 fn is_unchanged(about: &Metadata, user: u32) -> bool {
     (about.is_file() || about.is_dir()) && about.uid() == user && about.mode() & OTHERS_WRITE == 0
 }

@@ -308,8 +308,8 @@ impl TestSpec {
         }
     }
 
-    /// The spec as both ends of a link with `features` read it: a field that needs a feature which is not in `features`
-    /// gets its default value.
+    /// Returns the spec that applies on a link whose ends have `features` in common. A field that needs any other
+    /// feature gets its default value.
     #[must_use]
     pub fn with_features(self, features: &[Feature]) -> Self {
         let has = |name| Feature::is_in(name, features);
@@ -401,7 +401,7 @@ pub enum BadSpec {
     #[error("the socket buffer (--window) must be 1 KiB to 512 MiB")]
     Window,
     /// The block is empty or too large.
-    #[error("the block, the bytes per write (--length), must be 1 byte to 1 MiB")]
+    #[error("the number of bytes per write (--length) must be 1 to 1048576 (1 MiB)")]
     Block,
     /// A segment size that Linux does not accept.
     #[error("the segment size (--set-mss) must be 88 to 32767 bytes")]

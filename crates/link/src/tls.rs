@@ -1,5 +1,6 @@
-//! TLS 1.3 with raw Ed25519 keys (RFC 7250): configurations that trust exactly the expected key, and functions that
-//! read the peer's key, the ALPN or a wrong-key error from a handshake. This file opens no connections.
+//! TLS 1.3 with raw Ed25519 keys (RFC 7250): the configurations of both ends, and functions that read the peer's key,
+//! the ALPN or a wrong-key error from a handshake. An appliance accepts only the expected key. A reflector accepts any
+//! key in the handshake, and then checks whether the key is paired. This file opens no connections.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -43,7 +44,8 @@ impl Alpn {
     }
 
     /// The purpose of a connection with this negotiated ALPN; `None` if no ALPN or an unknown one was negotiated.
-    /// rustls completes a handshake with a peer that offers no ALPN, so both ends must check after the handshake.
+    /// rustls completes a handshake with a peer that offers no ALPN, so both ends must check the ALPN after the
+    /// handshake.
     pub fn of(negotiated: Option<&[u8]>) -> Option<Alpn> {
         [Alpn::Link, Alpn::Data].into_iter().find(|alpn| negotiated == Some(alpn.as_bytes()))
     }
@@ -129,8 +131,8 @@ impl UnverifiedPeer {
     }
 }
 
-/// The peer of a completed handshake, from the certificates that rustls reports: one raw Ed25519 key. `None` before the
-/// handshake is complete.
+/// The peer of a completed handshake, from the certificates that rustls reports. `None` if they are not exactly one raw
+/// Ed25519 key, or before the handshake is complete.
 pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<UnverifiedPeer> {
     match certificates? {
         [only] => id_in(only).map(UnverifiedPeer),
@@ -154,7 +156,7 @@ impl fmt::Display for WrongKey {
 
 impl StdError for WrongKey {}
 
-/// The [`WrongKey`] in a TLS error, if the appliance refused the reflector's key.
+/// The [`WrongKey`] in a TLS error; `None` if the error has another cause.
 pub fn wrong_key(error: &Error) -> Option<WrongKey> {
     match error {
         Error::InvalidCertificate(CertificateError::Other(OtherError(verdict))) => verdict.downcast_ref().copied(),

@@ -1,5 +1,5 @@
-//! The reflector's record of the sequence numbers of received probes: detects replays, and shows in which direction a
-//! probe was lost. Pure.
+//! The reflector's record of the sequence numbers of received probes. It detects replays, and shows in which direction
+//! a probe was lost.
 
 use super::packet::{ArrivalHistory, HISTORY};
 

@@ -86,7 +86,8 @@ impl Drop for LoadGuard {
     }
 }
 
-/// Limits the rate of the answered probes of one session (a leaky bucket as a virtual schedule). Times are arguments.
+/// Limits the rate at which the probes of one session are answered, like a leaky bucket. Reads no clock: times are
+/// arguments.
 #[derive(Debug, Default)]
 struct ProbeRate {
     /// When the next probe would be due if the admitted probes had arrived at exactly the highest rate.

@@ -1,8 +1,8 @@
-//! Chooses the interval between latency probes such that the probes do not fill the line that they measure. Pure:
-//! times, probes and samples are arguments. Times are relative to the start of the prober.
+//! Chooses the interval between latency probes such that the probes do not fill the line that they measure. Reads no
+//! clock: times, probes and samples are arguments. Times are relative to the start of the prober.
 //!
-//! The interval is constant inside each measured window and does not depend on the replies in it: every choice is made
-//! before its window begins.
+//! The interval is constant during each measured window and does not depend on the replies of that window, because it
+//! is chosen before the window begins.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::packet;
 
 /// The shortest probe interval that is chosen for a phase.
 pub const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
-/// The longest probe interval that is chosen for an idle phase. A phase with load begins with it.
+/// The longest probe interval that is chosen for an idle phase. A phase with load begins with this interval.
 pub const LONGEST_INTERVAL: Duration = Duration::from_millis(200);
 /// The longest probe interval that is chosen for a phase with load.
 const LONGEST_LOADED_INTERVAL: Duration = Duration::from_millis(300);
@@ -138,7 +138,7 @@ impl ProbePacing {
 }
 
 /// The shortest interval at which the probes take at most 1/150 of a rate of `bps` bits per second. The interval is in
-/// whole milliseconds and within the limits.
+/// whole milliseconds, at least [`SHORTEST_INTERVAL`] and at most [`LONGEST_LOADED_INTERVAL`].
 fn loaded_interval(bps: u64) -> Duration {
     let ms = (IP_BYTES * 8 * 1000 * PARTS).div_ceil(bps.max(1));
     Duration::from_millis(ms).clamp(SHORTEST_INTERVAL, LONGEST_LOADED_INTERVAL)
@@ -203,8 +203,8 @@ mod tests {
         }
     }
 
-    /// The probes of the first 950 ms of an idle phase, over a line that needs `service_ms` to carry each one. Without
-    /// a queue, the round trip is 10 ms.
+    /// The probes of the first 950 ms of an idle phase, over a line that needs `service_ms` to carry each probe.
+    /// Without a queue, the round trip is 10 ms.
     fn line(service_ms: f64) -> impl Fn(Duration, Duration) -> Vec<Probe> {
         move |from, to| {
             let (from, to) = (from.as_millis() as u64, to.as_millis() as u64);

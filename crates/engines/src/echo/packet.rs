@@ -1,5 +1,5 @@
-//! The datagrams of `echo`, probes and replies: their layout, and how both ends seal and open them. Pure: bytes in,
-//! values out; no sockets, no clock. docs/protocol.md, "Latency probes", specifies them.
+//! The datagrams of `echo`, probes and replies: their layout, and how both ends seal and open them. Uses no socket and
+//! no clock. docs/protocol.md, "Latency probes", specifies them.
 
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;

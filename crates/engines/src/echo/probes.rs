@@ -1,5 +1,5 @@
 //! The prober's record of its probes. It has one compact entry per probe, so that the probes of a day fit in the memory
-//! of a small device. Pure: no sockets, no clock.
+//! of a small device. Uses no socket and no clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -63,8 +63,8 @@ impl Probes {
 pub(super) const FIRST_SEQ: u32 = 64;
 /// The number of slots per piece. The slots of the schedule are stored in pieces, so that growth does not copy them.
 const PIECE: usize = 4096;
-/// The maximum number of slots of a schedule; a prober that has used them all sends no further probes. They suffice for
-/// 4.5 hours at an interval of 1 ms or for two days at 10 ms, and take up to 320 MiB.
+/// The maximum number of slots of a schedule; a prober that has used them all sends no further probes. The slots
+/// suffice for 4.5 hours at an interval of 1 ms or for 46 hours at 10 ms, and take up to 320 MiB.
 const MAX_SLOTS: usize = 1 << 24;
 
 /// A slot of the schedule: one time at which a probe is due.
@@ -72,7 +72,7 @@ const MAX_SLOTS: usize = 1 << 24;
 struct Slot {
     late_us: u32,
     turnaround_us: u32,
-    /// [`Probe::upload_us`] minus the first such value of the prober: a difference that fits in 32 bits. Valid if
+    /// [`Probe::upload_us`] minus the value of the first probe that has one. The difference fits in 32 bits. Valid if
     /// [`ONE_WAY`] is set.
     upload_us: i32,
     /// [`Probe::own_wait_us`] plus one; 0 if unknown.
@@ -140,8 +140,8 @@ pub(super) struct ProbeRecords {
     /// Probes that arrived more than once, as reported by the reflector. The reflector's counter wraps, but this total
     /// does not.
     doubled_probes: u64,
-    /// The first reply's receive time at the reflector minus the sending time, in nanoseconds. See
-    /// [`Probe::upload_us`].
+    /// For the first probe with a reply: the time at which the probe arrived at the reflector, minus the time at which
+    /// it was sent, in nanoseconds. See [`Probe::upload_us`].
     first_upload_ns: Option<i64>,
     /// The index of the first slot that is not final. A slot is final once it is skipped, reported, or too old for the
     /// reflector's ledger.
@@ -253,8 +253,8 @@ impl ProbeRecords {
         u32::try_from(self.len()).unwrap_or(u32::MAX).saturating_add(FIRST_SEQ)
     }
 
-    /// The highest sequence number that the arrival history in the reply to probe `seq` should cover. The choice leaves
-    /// no gap in this record.
+    /// The highest sequence number that the arrival history in the reply to probe `seq` should cover. The number is
+    /// chosen such that the histories of all replies together leave no gap.
     pub(super) fn about(&mut self, seq: u32) -> u32 {
         while self.slot(self.open_from).is_some_and(|slot| !slot.is(SENT) || slot.is(REPORTED)) {
             self.open_from += 1;
@@ -355,8 +355,8 @@ impl ProbeRecords {
         self.open_from = self.open_from.max(oldest_reported.min(self.len()));
     }
 
-    /// Whether every probe has a reply or is reported as lost, so that waiting for more replies is pointless. Replies
-    /// that have been missing for longer than `timeout` are not waited for.
+    /// Whether waiting for more replies is pointless: the reflector has reported every probe as arrived or as lost, and
+    /// each arrived probe of the last `timeout` has its reply.
     pub(super) fn is_settled(&mut self, timeout: Duration) -> bool {
         let len = self.len();
         self.about(self.seq_after());

@@ -73,7 +73,8 @@ impl ThreadUse {
         Self { user_s, system_s, busy, queued: QueueShares::of_this_thread(lived) }
     }
 
-    /// The processor use of one direction: that of all its `threads`, added to `host`, the processor use of the host.
+    /// Combines the processor use of all `threads` of one direction with `host`, the processor use of the whole host.
+    /// The fields `runnable` and `run_queue_wait` are those of the thread with the highest `runnable`.
     pub(crate) fn of_all(threads: impl Iterator<Item = Self>, host: CpuUse) -> CpuUse {
         threads.fold(host, |sum, one| {
             let queued = one.queued.filter(|queued| sum.runnable.is_none_or(|runnable| queued.runnable > runnable));

@@ -1,5 +1,5 @@
-//! Runs the phases of every engine with the same runner, the same sampler, the same watcher, and the same rule for why
-//! a phase was cut short. Independent of any engine.
+//! Runs the phases of every engine. All engines use the same threads, the same samples and the same watcher, and report
+//! by the same rule why a phase was cut short.
 
 mod count;
 mod registry;
@@ -41,7 +41,7 @@ pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 pub const SESSION_OVER: &str = "the session ended before the phase did";
 
 /// The error text for a phase number that the test does not have.
-pub const NO_SUCH_PHASE: &str = "the test has no such phase";
+pub const NO_SUCH_PHASE: &str = "the test has no phase with this number";
 
 /// The state that the threads and the watcher of a running phase share at one end.
 pub struct PhaseContext<'a> {

@@ -121,7 +121,7 @@ impl<T> StreamRegistry<T> {
     }
 
     /// Waits for all streams of `phase` and takes them. Fails after [`CONNECT_TIMEOUT`] or when the session is
-    /// cancelled. The error is that of [`StreamRegistry::take`].
+    /// cancelled. The error is the number of streams that were ready and are now dropped.
     #[expect(clippy::disallowed_methods, reason = "waits in wall time")]
     pub(crate) fn await_all(&self, phase: u8) -> Result<Vec<T>, usize> {
         self.control.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.is_complete(phase));

@@ -1,4 +1,4 @@
-//! Decides when samples of a phase are due, and computes them. Pure: the time and the totals are arguments.
+//! Decides when samples of a phase are due, and computes them. Reads no clock: the time and the totals are arguments.
 
 use std::time::{Duration, Instant};
 

@@ -27,7 +27,7 @@ const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) trait PhaseStream: Send {
     /// The part of a stream that the phase's watcher uses while the stream's thread runs.
     type Watched: Send + Sync;
-    /// The part of a stream's report that only the engine knows.
+    /// The engine's own part of a stream's report, for example its counts of datagrams.
     type Own: Default + Send;
     /// The names of the sending and of the receiving thread.
     const THREADS: [&'static str; 2];
@@ -49,21 +49,21 @@ pub(crate) trait PhaseStream: Send {
     /// Returns whether anything arrived from the other end since the last call.
     fn attend(watched: &Self::Watched, total: u64) -> bool;
 
-    /// The number of the `total` sent bytes that the other end has acknowledged. Called once per sample interval, for
-    /// the sender's samples.
+    /// The number of bytes that the other end has acknowledged, out of the `total` bytes sent so far. Called once per
+    /// sample interval, for the sender's samples.
     fn acknowledged(_watched: &Self::Watched, total: u64) -> u64 {
         total
     }
 
-    /// A sample of what the kernel has recorded of the stream. Called once per sample interval if the test requests
+    /// A sample of what the kernel has recorded about the stream. Called once per sample interval if the test requests
     /// such samples. The caller sets the sample's time and stream number.
     fn tcp_sample(_watched: &Self::Watched) -> Option<TcpSample> {
         None
     }
 
     /// Called once per sample interval if this end sends. `is_silent`: whether the other end has been silent for too
-    /// long. If it has, a stream that waits for acknowledgements pauses until the next call with `false`, after which
-    /// the caller wakes waiting threads.
+    /// long. If so, a stream that waits for acknowledgements pauses until the next call with `false`. After that call,
+    /// the caller wakes the paused threads.
     fn pause(watched: &Self::Watched, is_silent: bool);
 
     /// Ends the stream at once, so that its thread returns.
@@ -72,7 +72,7 @@ pub(crate) trait PhaseStream: Send {
     /// The text for a stream's failure. `after` is the time from the start of the phase to the failure.
     fn describe(failure: &io::Error, after: Duration) -> String;
 
-    /// Adds what the engine has recorded of `streams` to the tally of their direction. `is_sent`: whether this end
+    /// Adds what the engine has recorded about `streams` to the tally of their direction. `is_sent`: whether this end
     /// sends.
     fn tally(streams: &[Ended<'_, Self>], is_sent: bool, tally: &mut DirectionTally)
     where
@@ -273,12 +273,12 @@ struct Threads<'a, S: PhaseStream> {
     control: &'a SessionControl,
     begin: Instant,
     is_silent: bool,
-    /// The samples of what the kernel recorded of the streams, if the test requests such samples.
+    /// The samples of what the kernel recorded about the streams, if the test requests such samples.
     detail: Option<PhaseDetail>,
 }
 
 impl<S: PhaseStream> Threads<'_, S> {
-    /// Adds what the kernel has recorded of each stream so far to `detail`.
+    /// Adds a sample of what the kernel has recorded about each stream to `detail`.
     fn sample_streams(&mut self) {
         let Some(detail) = &mut self.detail else { return };
         let at_ms = u32::try_from(self.begin.elapsed().as_millis()).unwrap_or(u32::MAX);

@@ -84,8 +84,8 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     command.spawn().map_err(thread_limit::explained)
 }
 
-/// Like [`spawn`], but confines the child. The returned supervisor receives the system calls of the child for which the
-/// filter's action is to ask the supervisor.
+/// Like [`spawn`], but confines the child. The returned supervisor receives those system calls of the child for which
+/// the filter's action is `SyscallAction::Ask`.
 pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Result<(Child, Supervisor)> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let parent = rustix::process::getpid();

@@ -84,8 +84,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Builds a filter of `rules`, of which the first match applies. Calls that no rule matches fail with `ENOSYS`.
-    /// Libraries handle this error already, because an older kernel returns it for a newer call.
+    /// Builds a filter from `rules`. The first rule that matches a call applies. Calls that no rule matches fail with
+    /// `ENOSYS`. Libraries handle this error already, because an older kernel returns it for a newer call.
     pub fn new(rules: &[Rule]) -> io::Result<Self> {
         let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let mut filter = Self { program: Vec::new(), own_pid_at: Vec::new() };
@@ -224,7 +224,7 @@ impl Supervisor {
     }
 
     /// Waits for the next supervised call. `None` if the child has ended or was interrupted in the meantime. From Linux
-    /// 5.19 on, only the child's end interrupts a call that was received.
+    /// 5.19 on, only a fatal signal interrupts a call that the supervisor has received.
     pub fn next(&self) -> io::Result<Option<Question>> {
         let mut notification = MaybeUninit::<libc::seccomp_notif>::zeroed();
         // SAFETY: the descriptor is open; the kernel requires zeroes and writes one `seccomp_notif`, for which there is

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags};
 
-/// Requests huge pages for the memory of `bytes`, because the kernel handles huge pages faster than small ones. A huge
-/// page needs [`HUGE`] bytes that begin at a multiple of [`HUGE`]. Best effort.
+/// Asks the kernel for huge pages for the memory of `bytes`, because it sends a huge page with less work than many
+/// small pages. A huge page needs [`HUGE`] bytes that begin at a multiple of [`HUGE`]. Ignores a refusal.
 pub(crate) fn prefer_huge_pages(bytes: &mut [u8]) {
     // SAFETY: the memory is exclusively ours for the call; this advice changes neither its content nor its mapping
     // (madvise(2), MADV_HUGEPAGE).

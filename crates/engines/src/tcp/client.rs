@@ -20,7 +20,7 @@ use crate::session_control::SessionControl;
 use crate::socket::{self, SocketOptions};
 use crate::thread_limit;
 
-/// The maximum number of data connections that the appliance opens at once. Each one makes a handshake at the
+/// The maximum number of data connections that the appliance opens at once. Each connection needs a handshake at the
 /// reflector.
 const MAX_CONCURRENT_DIALS: u16 = 4;
 

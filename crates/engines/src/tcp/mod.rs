@@ -62,7 +62,7 @@ impl Engine for Tcp {
     }
 }
 
-/// The ways in which payload was moved, with their names in the result document.
+/// The methods that move payload, by their names in the result document.
 mod data_path {
     /// Payload was copied between the program and the kernel.
     pub(super) const PLAIN: &str = "plain";
@@ -74,8 +74,8 @@ mod data_path {
     pub(super) const TLS: &str = "tls";
 }
 
-/// Records in both directions of `tally` the socket buffer size that this end's kernel granted, if it is less than the
-/// requested size.
+/// If this end's kernel granted smaller socket buffers than requested, records their size in both directions of
+/// `tally`.
 fn with_window(mut tally: PhaseTally, options: &SocketOptions) -> PhaseTally {
     let reduced = options.reduced_window();
     for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {

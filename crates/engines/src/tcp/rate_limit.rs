@@ -1,4 +1,4 @@
-//! Decides the size and the time of each write of a stream with a rate limit. Pure: the time is an argument.
+//! Decides the size and the time of each write of a stream with a rate limit. Reads no clock: the time is an argument.
 
 use paramedic_link::test_spec::TestSpec;
 
@@ -6,17 +6,18 @@ use crate::data_stream::CHUNK;
 
 /// The number of writes per second of a stream with a rate limit. The kernel spreads the bytes of each write over time.
 const STEPS_PER_S: u64 = 100;
-/// The smallest write in bytes, about one segment. At a rate that allows fewer bytes in [`MAX_STEP_NS`], a write has
-/// these fewer bytes.
+/// The smallest write in bytes, about one segment. If the rate allows fewer bytes than this in [`MAX_STEP_NS`], a write
+/// has only that many bytes.
 const MIN_STEP: u64 = 1400;
 /// The longest time between two writes, in nanoseconds: one sample interval.
 const MAX_STEP_NS: u64 = 100_000_000;
-/// How far a stream may write ahead of its rate limit, in nanoseconds. A stream can make up for late writes, because
-/// the kernel's pacing rate is a little higher than the rate limit.
+/// The maximum time by which a stream may be ahead of its rate limit, in nanoseconds. A stream can make up for late
+/// writes, because the kernel's pacing rate is a little higher than the rate limit.
 const LEAD_NS: u64 = 100_000_000;
 
-/// The number of bytes that a stream with the rate limit `bits_per_s` writes at once: the bytes of 10 ms, but at least
-/// a segment. If the rate is too low for a segment in 100 ms, a write has the bytes of 100 ms.
+/// The number of bytes per write of a stream with the rate limit `bits_per_s`. A write has the bytes that the limit
+/// allows in 10 ms, but at least one segment and at most 256 KiB. If the limit does not allow a segment in 100 ms, a
+/// write has the bytes that it allows in 100 ms.
 pub fn write_size(bits_per_s: u64) -> u64 {
     let bytes_per_s = (bits_per_s / 8).max(1);
     let least = MIN_STEP.min(bytes_per_s / (1_000_000_000 / MAX_STEP_NS)).max(1);

@@ -12,7 +12,7 @@ use crate::phase::{StreamRegistry, StreamReport, StreamRun};
 use crate::session_control::{Registration, SessionControl};
 use crate::socket::{self, LimitedTimes};
 
-/// A connected stream that waits for its phase. Cancelling the session shuts down its socket.
+/// A connected stream that waits for its phase. If the session is cancelled, the socket of the stream is shut down.
 pub(super) struct ReadyConnection {
     pub(super) stream: MeteredStream,
     _registration: Registration,
@@ -43,7 +43,7 @@ pub(super) struct Watched {
     /// The number of bytes that the other end acknowledged before the phase: those of the preamble and the TLS
     /// handshake.
     acknowledged_before: u64,
-    /// The [`LimitedTimes`] that the kernel had recorded before the phase.
+    /// The [`LimitedTimes`] that the kernel had recorded before the phase; `None` if the kernel does not record them.
     limits_before: Option<LimitedTimes>,
     /// The bytes that TLS has added to the payload so far. Set by the stream's thread.
     pub(super) framing: AtomicU64,
@@ -63,8 +63,8 @@ impl Watched {
         Some(socket::limited_times(&self.socket)?.since(self.limits_before?))
     }
 
-    /// The number of the `total` sent payload bytes that the other end has acknowledged. If the kernel does not count
-    /// acknowledged bytes, returns `total`.
+    /// The number of payload bytes that the other end has acknowledged, out of the `total` payload bytes sent so far.
+    /// If the kernel does not count acknowledged bytes, returns `total`.
     pub(super) fn acknowledged(&self, total: u64) -> u64 {
         let Some((acknowledged, _)) = socket::counts(&self.socket) else { return total };
         payload_of(
@@ -75,15 +75,15 @@ impl Watched {
     }
 }
 
-/// How many of `bytes` sent bytes are payload, if the stream has sent `total` bytes of payload and `framing` bytes of
-/// TLS overhead.
+/// Estimates how many of the first `bytes` bytes of a stream are payload. The stream has sent `total` bytes of payload
+/// and `framing` bytes of TLS overhead, which are assumed to be evenly mixed.
 fn payload_of(bytes: u64, total: u64, framing: u64) -> u64 {
     let payload = u128::from(bytes) * u128::from(total) / (u128::from(total) + u128::from(framing)).max(1);
     u64::try_from(payload).unwrap_or(u64::MAX)
 }
 
 pub(super) type TcpRun<'a> = StreamRun<'a, Watched>;
-/// The report of a TCP stream. Its `own` part is the name of the way in which the bytes were moved (see `data_path`).
+/// The report of a TCP stream. Its field `own` is the name of the method that moved the bytes (see `data_path`).
 pub(super) type TcpReport = StreamReport<Option<&'static str>>;
 
 #[cfg(test)]

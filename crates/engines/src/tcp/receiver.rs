@@ -1,5 +1,4 @@
-//! The receiving end of a stream: counts and discards bytes. The code is the same at both ends of a session. Uses a
-//! socket and the clock.
+//! The receiving end of a stream: counts and discards bytes. The code is the same at both ends of a session.
 
 #![expect(clippy::disallowed_methods, reason = "receives in wall time")]
 

@@ -1,5 +1,5 @@
-//! The sending end of a stream: sends as fast as the socket accepts bytes until the phase's time is over. The code is
-//! the same at both ends of a session. Uses a socket and the clock.
+//! The sending end of a stream. It sends until the phase's time is over, as fast as the socket accepts bytes and the
+//! rate limit allows. The code is the same at both ends of a session.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
@@ -70,7 +70,7 @@ impl SendMethod {
 }
 
 /// Sends until the phase's time is over, and then waits until the other end confirms that it has read everything. Sets
-/// `path` to the name of the way in which the bytes were moved.
+/// `path` to the name of the method that moved the bytes, for example [`data_path::SPLICE`].
 pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
     let context = run.context;
     let unsent_limit = run.watched.unsent_limit.as_ref();

@@ -33,8 +33,8 @@ impl PhaseStream for ReadyConnection {
         receiver::receive(&mut self.stream, run, report)
     }
 
-    /// Adapts the limit on unsent bytes, and checks for acknowledgements, which are a sender's only sign that the other
-    /// end is alive.
+    /// Adapts the limit on unsent bytes. Returns whether an acknowledgement has arrived in the last sample interval.
+    /// Nothing else shows a sender that the other end is alive.
     fn attend(Watched { socket, unsent_limit, .. }: &Watched, total: u64) -> bool {
         if let Some(limit) = unsent_limit {
             limit.adapt(socket, total);

@@ -90,8 +90,8 @@ impl Session {
         Self { server, client, reflector, appliance }
     }
 
-    /// Runs one phase at both ends. Returns the reflector's tally, the appliance's tally, and the receivers' samples of
-    /// both ends.
+    /// Runs one phase at both ends. Returns the reflector's tally, the appliance's tally, and the samples of the
+    /// payload that each end received.
     fn run(
         &self,
         phase: u8,

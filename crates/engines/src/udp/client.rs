@@ -114,7 +114,7 @@ impl UdpClient {
             let now = Instant::now();
             if now >= end {
                 let seconds = CONNECT_TIMEOUT.as_secs();
-                let what = format!("no answer over UDP from {} within {seconds} s", self.dialer.target);
+                let what = format!("{} sent no answer over UDP within {seconds} s", self.dialer.target);
                 let cause = io::Error::new(io::ErrorKind::TimedOut, what);
                 let [streams, missing] = [candidates.len(), missing].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
                 return Err(StreamsMissing { opened: streams - missing, streams, cause }.into());

@@ -1,6 +1,6 @@
-//! Address validation: before the reflector connects a stream to an address, that address must receive a token and
-//! return it, sealed with the session's key. Otherwise a forged source address could direct the load at a third party.
-//! Handles the signals that arrive at the reflector's port.
+//! Validates addresses. Before the reflector connects a stream to an address, the host at that address must receive a
+//! token and return it, sealed with the session's key. Otherwise a forged source address could direct the load at a
+//! third party. This file answers the signals that arrive at the reflector's port.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,7 +18,7 @@ use crate::phase::{StreamRegistry, Unplaced};
 use crate::session_control::SessionControl;
 use crate::udp_port::{Datagram, DatagramHandler, PortHandle, Refusal};
 
-/// The validated address of a stream's other end, and the local address and port at which the end was validated.
+/// The validated address of a stream's other end (`peer`), and the local address and port at which its answer arrived.
 #[derive(Clone)]
 pub(super) struct Proven {
     pub(super) peer: SocketAddr,
@@ -37,7 +37,7 @@ pub(super) struct Gate {
     heard: Mutex<HashMap<StreamId, HeardSignals>>,
 }
 
-/// What is known of the `hello` and `answer` signals that a stream has sent so far.
+/// What is known about the `hello` and `answer` signals that a stream has sent so far.
 #[derive(Default)]
 struct HeardSignals {
     /// The highest number of the stream's `hello` signals, to detect replays. `answer` is the highest number of its

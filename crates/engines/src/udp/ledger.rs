@@ -1,9 +1,10 @@
-//! A receiver's record of one stream's datagrams: loss, duplicates, reordering, jitter. Pure: times are arguments.
+//! A receiver's record of one stream's datagrams: loss, duplicates, reordering, jitter. Reads no clock: times are
+//! arguments.
 
 use super::packet::Bulk;
 
-/// The number of sequence numbers below the highest that are remembered. At 6 million datagrams per second they cover
-/// 20 ms.
+/// How many sequence numbers the ledger remembers: the highest one and those just below it. At 6 million datagrams per
+/// second, this is the last 20 ms.
 const WINDOW: u64 = 1 << 17;
 const WORDS: usize = (WINDOW / 64) as usize;
 /// How long the fastest transit of a datagram serves as the base for queueing delays, in nanoseconds. Without this
@@ -24,20 +25,20 @@ pub(super) struct Counts {
     pub(super) duplicates: u64,
     /// Datagrams that arrived after a datagram with a higher sequence number (RFC 4737, section 3.3).
     pub(super) out_of_order: u64,
-    /// When the first settled datagram arrived, in the clock of [`DatagramLedger::enter`].
+    /// When the first of the datagrams in `settled` arrived, in nanoseconds of the clock of [`DatagramLedger::enter`].
     pub(super) settled_at_ns: Option<u64>,
 }
 
 /// The record of one stream's datagrams.
 pub(super) struct DatagramLedger {
     counts: Counts,
-    /// One bit per sequence number: whether it arrived. The position of the bit is the number modulo [`WINDOW`]. Valid
-    /// below `through`.
+    /// One bit per sequence number: whether it arrived. The position of the bit is the number modulo [`WINDOW`]. Only
+    /// the bits of numbers below `through` are valid.
     arrived: Box<[u64; WORDS]>,
     /// The transit of the previous datagram: arrival time minus sending time. The times are from two clocks, so only
     /// differences are meaningful.
     transit_ns: Option<i64>,
-    /// The jitter estimate of RFC 3550, in nanoseconds, times 16.
+    /// 16 times the jitter estimate of RFC 3550 in nanoseconds.
     jitter_ns_16: u64,
     base: Base,
     /// The fastest transit since the last call of [`DatagramLedger::queue_us`].

@@ -67,7 +67,7 @@ impl Engine for Udp {
                 !matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain),
                 "the engine udp always copies its datagrams",
             ),
-            (spec.verify_payload, "the engine udp verifies only the header of each datagram"),
+            (spec.verify_payload, "the engine udp cannot verify the payload of datagrams, only their headers"),
             (spec.may_stop, "the engine udp cannot end a phase early"),
             (spec.block_bytes.is_some_and(|bytes| !fits(bytes)), "a datagram's payload (-l) must be 52 to 65507 bytes"),
             (spec.loss_bound_ppm.is_some() && !searches, "a loss bound needs a search for the highest rate (-b 0)"),

@@ -1,5 +1,5 @@
-//! The datagrams of `udp`: bulk datagrams load the path, and signals control a stream. Pure: bytes in, values out; no
-//! sockets, no clock. docs/protocol.md, "Bulk datagrams", specifies them.
+//! The datagrams of `udp`: bulk datagrams load the path, and signals control a stream. Uses no socket and no clock.
+//! docs/protocol.md, "Bulk datagrams", specifies them.
 
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;
@@ -165,7 +165,7 @@ pub(super) struct Bulk {
     pub(super) seq: u64,
     /// When the datagram was sent, in nanoseconds of the sender's monotonic clock, with an arbitrary zero.
     pub(super) sent_ns: u64,
-    /// Whether the sender's search for a rate has settled, or the sender does not search.
+    /// Whether the sender's search for a rate has settled. Also true if the sender does not search.
     pub(super) is_settled: bool,
 }
 

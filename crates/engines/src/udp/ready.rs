@@ -1,4 +1,4 @@
-//! A stream of `udp` whose address is validated and that waits for its phase, and the working state of its thread
+//! A stream of `udp` that waits for its phase after its address was validated, and the working state of its thread
 //! during the phase.
 
 use std::io;
@@ -15,8 +15,8 @@ use super::socket;
 use crate::phase::{StreamReport, StreamRun};
 use crate::session_control::{Registration, SessionControl};
 
-/// A stream that waits for its phase. Its socket is connected to the other end. Cancelling the session shuts the socket
-/// down.
+/// A stream that waits for its phase. Its socket is connected to the other end. If the session is cancelled, the socket
+/// is shut down.
 pub(super) struct ReadyStream {
     pub(super) stream_id: StreamId,
     pub(super) socket: UdpSocket,
@@ -61,7 +61,8 @@ pub(super) struct Sent {
     pub(super) vanished: u64,
     /// Whether the path dropped the datagrams in `vanished` without an ICMP error (a path MTU black hole, RFC 2923).
     pub(super) is_black_hole: bool,
-    /// After a search for the highest rate: the datagrams that were sent after the search had settled.
+    /// How many datagrams were sent after the search for the highest rate had settled. `None` without a search, or if
+    /// the search did not settle.
     pub(super) settled: Option<u64>,
     pub(super) paused: Duration,
 }

@@ -20,7 +20,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// How many times the receiver confirms the end of the stream, because the path may lose some confirmations.
 const CONFIRMATIONS: usize = 3;
 
-/// The counts of all receivers of a direction in one tally.
+/// Combines the counts of all streams that this end receives in one direction.
 pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> DatagramTally {
     let sum = |what: fn(&Counts) -> u64| Some(streams.clone().map(|received| what(&received.counts)).sum::<u64>());
     let measured = streams.clone().filter(|received| received.counts.received > 1);

@@ -1,5 +1,5 @@
 //! Searches for the highest rate whose loss stays under a bound, similar to RFC 9097, section 8. The input is the
-//! receiver's feedback, the output is the rate. Pure: no clock, no sockets.
+//! receiver's feedback, the output is the rate. Uses no socket and no clock.
 //!
 //! The search doubles the rate until the path is full, lets the path's queue drain, and then probes around the rate
 //! that the path carries. A path is full if the loss exceeds the bound, or if a queue persists.
@@ -18,7 +18,7 @@ const MAX_BPS: f64 = 1e12;
 const MIN_INTERVAL_NS: u64 = 45_000_000;
 const MIN_DATAGRAMS: u64 = 100;
 const MAX_INTERVAL_NS: u64 = 400_000_000;
-/// If no feedback about datagrams of the current rate arrives for this time of the sender's clock, the search halves
+/// If no feedback about datagrams of the current rate arrives for this time, by the sender's clock, the search halves
 /// the rate.
 const FEEDBACK_TIMEOUT_NS: u64 = 1_000_000_000;
 /// A persistent queueing delay above this value means that the path is full.
@@ -27,17 +27,18 @@ const FULL_QUEUE_US: u32 = 8_000;
 const FULL_QUEUE_FEEDBACKS: u32 = 2;
 /// A queueing delay below this value means that the path's queue is empty.
 const EMPTY_US: u32 = 2_000;
-/// The path's queue should drain in about this time, in microseconds. While the queue drains, the rate is a share,
-/// within [`DRAINING`], of the rate that the path carries.
+/// The path's queue should drain in about this time, in microseconds. While the queue drains, the search sends at only
+/// a share of the rate that the path carries. The longer the queue, the smaller is this share, within the range
+/// [`DRAINING`].
 const DRAIN_US: f64 = 200_000.0;
 const DRAINING: std::ops::RangeInclusive<f64> = 0.5..=0.9;
 /// Probing begins at this share of the rate that the full path carried.
 const JUST_BELOW: f64 = 0.985;
 /// The first increase of the rate while probing, as a share of the rate.
 const STEP: f64 = 0.005;
-/// Once the search has judged this many intervals after settling, it compares the total loss since then with the bound.
-/// If the total loss exceeds the bound, the rate is reduced to the share [`BACK`] after each interval with loss, and to
-/// the share [`FAR_BACK`] if the path is full.
+/// Once the search has judged this many intervals after settling, it compares the total loss since it settled with the
+/// bound. If the loss exceeds the bound, each interval with loss multiplies the rate by [`BACK`]. If the path is full,
+/// probing begins at [`FAR_BACK`] times the rate that it otherwise begins at.
 const MIN_INTERVALS: u32 = 10;
 const BACK: f64 = 0.98;
 const FAR_BACK: f64 = 0.93;
@@ -79,8 +80,8 @@ pub(super) struct Search {
     queued: u32,
     /// The last rate that the path has carried without being full.
     clean_bps: f64,
-    /// The clean rate from before the path suddenly carried much less. Most stalls end soon, so the search returns to
-    /// this rate.
+    /// The value that `clean_bps` had before the path suddenly carried much less; `None` if that has not happened. Most
+    /// stalls end soon, so the search returns to this rate.
     regain_bps: Option<f64>,
     /// The sequence number of the first datagram after the search settled. `settled_since` is the first feedback that
     /// covers this datagram.
@@ -259,7 +260,8 @@ impl Search {
         self.change(next, sent, now_ns);
     }
 
-    /// Handles an interval in which the path was full: the received rate is the rate that the path carries.
+    /// Reduces the rate after an interval in which the path was full. The rate at which datagrams were received in this
+    /// interval is the rate that the path carries.
     fn full(&mut self, interval: &RateInterval, queue_us: u32, sent: u64, now_ns: u64) {
         let carried = interval.received_bps.min(self.rate_bps);
         self.clean = 0;
@@ -351,7 +353,7 @@ mod tests {
         /// The longest time that a datagram waits in the path's queue.
         queue_ns: u64,
         one_way_ns: u64,
-        /// The path loses about one in this many datagrams even if it is not full; 0: none.
+        /// The path loses about one in this many datagrams even if it is not full. 0 means no loss.
         lost_one_in: u64,
         /// The highest rate at which the sender can send, in bits per second of payload.
         sender_bps: f64,
@@ -364,7 +366,7 @@ mod tests {
     #[derive(Debug)]
     struct Found {
         /// The rate of the payload that arrived after the search had settled, in bits per second. `loss` is the share
-        /// of it that was lost.
+        /// of the datagrams sent since then that were lost.
         bps: f64,
         loss: f64,
         settled_at_s: f64,

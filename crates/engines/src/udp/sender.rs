@@ -1,6 +1,5 @@
 //! The sending end of a stream: sends datagrams of equal size on an absolute schedule while the receiver sends
-//! feedback. The rate is requested, or found by the search. The code is the same at both ends of a session. Uses a
-//! socket and the clock.
+//! feedback. The rate is requested, or found by the search. The code is the same at both ends of a session.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
@@ -39,7 +38,7 @@ const LISTEN_INTERVAL_NS: u64 = 1_000_000;
 /// The maximum number of signals that the sender reads at once.
 const MAX_READS_IN_A_ROW: usize = 64;
 
-/// The counts of all senders of a direction in one tally.
+/// Combines the counts of all streams that this end sends in one direction.
 pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Sent> + Clone) -> DatagramTally {
     let first = streams.clone().next().copied().unwrap_or_default();
     let settled = streams.clone().map(|sent| sent.settled).try_fold(0, |sum, one| Some(sum + one?));
@@ -143,7 +142,7 @@ impl Outgoing {
 }
 
 /// Passes a feedback to the rate search in `pace` and to the choice of the payload in `size`. `next` is the sequence
-/// number of the next datagram. Returns the new payload in bytes if it changes.
+/// number of the next datagram. Returns the new payload size in bytes if the size changes.
 fn react(feedback: Feedback, pace: &mut Pace, size: Option<&mut PayloadSize>, next: u64, now_ns: u64) -> Option<usize> {
     let (changed, is_proven) = match size {
         Some(size) => (size.on_feedback(&feedback, next, now_ns), size.is_proven()),

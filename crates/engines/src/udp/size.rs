@@ -1,10 +1,11 @@
 //! Chooses the payload size of datagrams if the test request sets none. The payload becomes smaller if the kernel
 //! learns of a smaller path MTU. The payload also becomes smaller if no datagram arrives, because a path may drop large
-//! packets without an ICMP error (a black hole; RFC 8899, section 1.1). Pure: feedback and times are arguments.
+//! packets without an ICMP error (a black hole; RFC 8899, section 1.1). Uses no socket and no clock: feedback and times
+//! are arguments.
 
 use super::packet::{Feedback, HEADER};
 
-/// The payload in bytes that fits the smallest MTU of IPv6, 1280 bytes (RFC 8200, section 5).
+/// The largest payload in bytes that fits the smallest MTU of IPv6, 1280 bytes (RFC 8200, section 5).
 pub(super) const SMALL_PAYLOAD: usize = 1280 - 40 - 8;
 /// If this many datagrams were sent and none has arrived after [`BLACK_HOLE_AFTER_NS`], the path counts as a black
 /// hole. Feedback still arrives, so the other end is alive.
@@ -90,7 +91,7 @@ impl PayloadSize {
         }
     }
 
-    /// Reduces the payload to `room`, the largest one that fits the path MTU that the kernel has learned. `next` is the
+    /// Reduces the payload to `room` bytes, which just fit the path MTU that the kernel has learned. `next` is the
     /// sequence number of the next datagram. Returns the new payload if it changes.
     pub(super) fn limit(&mut self, room: usize, next: u64) -> Option<usize> {
         if room >= self.payload || room < HEADER {

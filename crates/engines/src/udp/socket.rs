@@ -19,7 +19,7 @@ use super::packet::{self, LARGEST};
 use crate::socket::mark;
 
 /// The default size of all streams' receive buffers together, in bytes. [`MIN_RECEIVE_BUFFER`] is the smallest buffer
-/// of one stream. A burst that exceeds the buffer is lost.
+/// of one stream. The part of a burst that does not fit in the buffer is lost.
 const RECEIVE_BUFFERS: usize = 32 << 20;
 const MIN_RECEIVE_BUFFER: usize = 1 << 20;
 /// The maximum number of datagrams in one send call (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
@@ -64,8 +64,8 @@ fn is_v6(socket: &UdpSocket) -> io::Result<bool> {
     })
 }
 
-/// The largest payload that a connected `socket` sends without fragmentation, and the path MTU, both as far as the
-/// kernel knows.
+/// The largest payload that a connected `socket` sends without fragmentation, and the path MTU. Both are in bytes, as
+/// far as the kernel knows them.
 pub(super) fn room(socket: &UdpSocket) -> io::Result<(usize, u32)> {
     let (mtu, headers) =
         if is_v6(socket)? { (options::ipv6_mtu(socket)?, 40 + 8) } else { (options::ip_mtu(socket)?, 20 + 8) };

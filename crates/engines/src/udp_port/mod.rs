@@ -39,7 +39,7 @@ const MAX_READS_IN_A_ROW: usize = 64;
 /// other senders, which may have arrived before the socket was connected.
 const MAX_STRAYS: usize = 4096;
 
-/// Handles datagrams of certain kinds for one session.
+/// Answers datagrams of certain kinds for one session.
 pub trait DatagramHandler: Send + Sync {
     /// Whether this handler accepts datagrams of the kind `kind`. The second byte of a datagram is its kind.
     fn takes(&self, kind: u8) -> bool;

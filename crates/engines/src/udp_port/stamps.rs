@@ -1,5 +1,5 @@
 //! Converts the kernel's timestamps of datagrams from the wall clock to the monotonic clock. The wall clock can be set
-//! at any time. Timestamps from before such a change cannot be converted. Pure except [`ClockPair::read`].
+//! at any time. Timestamps from before such a change cannot be converted. Only [`ClockPair::read`] reads a clock.
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -60,7 +60,7 @@ impl ClockPair {
 pub(crate) struct StampConverter {
     /// The offset between the clocks: the wall clock minus the monotonic clock.
     offset_ns: i64,
-    /// The time of the monotonic clock from which on `offset_ns` is valid.
+    /// `offset_ns` is valid from this time of the monotonic clock on.
     since_ns: i64,
 }
 

@@ -33,7 +33,7 @@ pub enum ConfigError {
         line: usize,
         /// The key, as written in the file.
         key: String,
-        /// The setting with the most similar name, if one is similar.
+        /// The setting with the most similar name; `None` if no name is similar.
         nearest: Option<&'static str>,
     },
     /// An environment variable has the program's prefix, but the program reads no such variable.
@@ -41,7 +41,7 @@ pub enum ConfigError {
     UnknownVariable {
         /// The name of the variable.
         variable: String,
-        /// The variable of the setting with the most similar name, if one is similar.
+        /// The environment variable of the setting with the most similar name; `None` if no name is similar.
         nearest: Option<&'static str>,
     },
     /// A setting does not accept a value.
@@ -59,12 +59,12 @@ pub enum ConfigError {
     /// The values of two settings exclude each other.
     #[error("{origin}: {problem}")]
     Conflict {
-        /// Where the value that the user should change was given.
+        /// The origin of the value that the user should change.
         origin: ValueOrigin,
         /// What is wrong, and the valid values.
         problem: String,
     },
-    /// No state folder is configured, and without a home folder there is no default.
+    /// No state folder is configured, and there is no default because the home folder is unknown.
     #[error("the state folder is unknown because HOME is not set")]
     NoStateDir,
 }

@@ -8,12 +8,13 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::{Configuration, Setting};
 
-/// The settings that the command line gives: the file of `--config`, and values by the setting's name.
+/// What the command line gives: the file of `--config`, and the values of settings.
 #[derive(Clone, Debug, Default)]
 pub struct FlagValues {
     /// The file of `--config`. It overrides the user's file and the file in /etc.
     pub config: Option<PathBuf>,
-    /// The values that the command line gives to a setting, with the flag that gave them, by the setting's name.
+    /// The values that the command line gives to each setting, and the flag that gave them. The key is the setting's
+    /// name.
     pub(super) values: BTreeMap<&'static str, (Vec<String>, String)>,
 }
 

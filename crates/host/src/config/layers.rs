@@ -68,9 +68,10 @@ impl Machine<'_> {
 /// Loads the configuration of a program from every layer on this machine.
 ///
 /// # Errors
-/// A variable with the program's prefix that the program does not read; an unreadable file in /etc or of `--config`; a
-/// file that is not TOML or has an unknown key; and a value that its setting does not accept, even if another layer
-/// overrides the value.
+/// - A variable has the program's prefix, but the program does not read it.
+/// - The file of `--config` or the file in /etc cannot be read. The file in /etc may be missing.
+/// - A file is not TOML, or has an unknown key.
+/// - A setting does not accept a value, even if another layer overrides this value.
 pub fn load<C: Configuration>(flags: &FlagValues) -> Result<Loaded<C>, ConfigError> {
     let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let variables = std::env::vars_os().filter(|(_, value)| !value.is_empty());
@@ -125,7 +126,7 @@ fn bad_value<C>(setting: &Setting<C>, origin: ValueOrigin, problem: String) -> C
     ConfigError::BadValue { origin, setting: setting.name, problem, valid: setting.valid }
 }
 
-/// The layer of a configuration file.
+/// One of the three configuration files. Each file is a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FileLayer {
     /// The file in /etc.
@@ -150,8 +151,9 @@ impl FileLayer {
     /// What happens if opening the file of this layer fails with an error of this `kind`.
     ///
     /// The host's file and the user's file need not exist. If the program may not read the user's file (`sudo -u`, a
-    /// service without a home), it ignores the file with a warning. The host's file may hold limits, and a named file
-    /// was requested, so these two must be readable.
+    /// service without a home), it ignores the file with a warning. The host's file may hold limits, and the user named
+    /// the file of `--config`. So it is an error if one of these two exists and cannot be read, or if the named file is
+    /// missing.
     fn if_unreadable(self, kind: io::ErrorKind) -> IfUnreadable {
         use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
         match (self, kind) {
@@ -162,8 +164,8 @@ impl FileLayer {
     }
 }
 
-/// What the layers read so far have set. The layers are read in ascending precedence, so later ones override earlier
-/// ones.
+/// The result of the layers that have been read so far. The layers are read in ascending precedence: a later layer
+/// overrides the earlier ones.
 struct Layers<C> {
     config: C,
     origins: Origins,
@@ -229,7 +231,8 @@ impl<C: Configuration> Layers<C> {
     }
 }
 
-/// A TOML value in the text form that settings read. `max_streams = 8` and `max_streams = "8"` mean the same.
+/// Converts a TOML value to the texts that settings read. `max_streams = 8` and `max_streams = "8"` give the same text.
+/// The value may be an array only if `is_list` is true.
 fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, String> {
     match value {
         DeValue::String(text) => Ok(vec![text.to_string()]),

@@ -1,6 +1,7 @@
-//! The configuration of a program: one list of settings, read from flags, environment variables and files. A program
-//! implements [`Configuration`] for its own type. Precedence, origins, the template and the messages are the same for
-//! both programs. Reads files and the environment; creates nothing and never prints.
+//! The configuration of a program: one list of settings, read from flags, environment variables and files. Each program
+//! implements [`Configuration`] for its own type. The precedence of these sources, the template file and the error
+//! messages are the same for both programs. This module reads files and the environment. It creates nothing and never
+//! prints.
 
 mod error;
 mod flags;
@@ -42,7 +43,8 @@ pub trait Configuration: Clone + Sized + 'static {
     /// setting without a default.
     fn example() -> Self;
 
-    /// Sets the values that depend on the machine, unless a layer has set them. Returns warnings for the user.
+    /// Sets the values that depend on the machine, unless a file, a variable or a flag has set them. Returns warnings
+    /// for the user.
     fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<Vec<String>, ConfigError>;
 
     /// Checks values that depend on each other.
@@ -54,9 +56,9 @@ pub trait Configuration: Clone + Sized + 'static {
 /// Where the value of a setting comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {
-    /// The default: no layer has set the value.
+    /// The default: no file, variable or flag has set the value.
     Default,
-    /// An environment variable of systemd or of the login session that names a folder.
+    /// An environment variable that names a folder, and that systemd or the login session sets.
     Place(&'static str),
     /// A line of a configuration file.
     File {
@@ -92,7 +94,7 @@ impl Origins {
         self.0.get(setting).cloned().unwrap_or(ValueOrigin::Default)
     }
 
-    /// Whether no layer has set the setting.
+    /// Whether the origin of the setting's value is [`ValueOrigin::Default`].
     pub fn is_default(&self, setting: &str) -> bool {
         self.of(setting) == ValueOrigin::Default
     }
@@ -172,7 +174,7 @@ pub fn template<C: Configuration>() -> String {
     text
 }
 
-/// The environment: returns a variable's value, if the variable is set.
+/// Looks up an environment variable: takes its name, and returns its value, or `None` if it is not set.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 #[cfg(test)]

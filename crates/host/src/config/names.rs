@@ -1,5 +1,5 @@
-//! Finds mistyped names of settings. A mistyped limit must not be ignored silently, neither in a file nor in the
-//! environment. This module does no I/O.
+//! Finds mistyped names of settings. A mistyped limit in a file or in the environment must be reported, not ignored.
+//! This module does no I/O.
 
 use super::{ConfigError, Configuration, Environment};
 
@@ -18,8 +18,8 @@ pub fn nearest_name<'a>(key: &str, names: impl IntoIterator<Item = &'a str>) -> 
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }
 
-/// Checks that the program reads every variable with its prefix, except the variables of container managers.
-/// `variables` are the names of all variables that are set.
+/// Fails if a variable has the program's prefix, but the program does not read it. Variables that a container manager
+/// sets are accepted. `variables` are the names of all variables that are set.
 pub(super) fn check_variables<C: Configuration>(variables: &[String], env: Environment<'_>) -> Result<(), ConfigError> {
     let prefix = format!("{}_", C::PROGRAM.to_uppercase());
     let other = C::other_variables();
@@ -37,9 +37,10 @@ pub(super) fn check_variables<C: Configuration>(variables: &[String], env: Envir
     Ok(())
 }
 
-/// Whether a container manager set this variable. Kubernetes gives each container variables for every service of its
-/// namespace (`NAME_SERVICE_HOST`, `NAME_PORT_4000_TCP_ADDR`), and Docker does so for container links. The name of a
-/// service may be the program's name, or begin with it (`NAME_METRICS_SERVICE_HOST`).
+/// Whether a container manager set this variable. `name` is the part of the variable's name after the program's prefix.
+/// Kubernetes sets variables such as `NAME_SERVICE_HOST` and `NAME_PORT_4000_TCP_ADDR` in each container, for every
+/// service of the namespace. Docker does so for container links. If the name of a service begins with the program's
+/// name, these variables have the program's prefix (`REFLECTOR_METRICS_SERVICE_HOST`).
 /// <https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>
 fn is_service_link(name: &str, value: &str) -> bool {
     let has_word = |word: &str| name == word || name.ends_with(&format!("_{word}"));

@@ -21,7 +21,7 @@ pub struct Setting<C> {
     pub placeholder: &'static str,
     /// What the setting does, in one or two sentences.
     pub help: &'static str,
-    /// The values that the setting accepts, as text.
+    /// A text that says which values the setting accepts, such as `1 to 64`.
     pub valid: &'static str,
     /// Whether the setting takes several values: a TOML array, a repeated flag, or text with commas.
     pub is_list: bool,
@@ -103,7 +103,7 @@ impl Given<'_> {
         }
     }
 
-    /// The entry of `choices` whose name is the given value.
+    /// The choice whose name is the given value. `choices` contains each choice with its name.
     pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T, String> {
         let found = choices.iter().find(|(name, _)| *name == self.one());
         found.map(|(_, value)| *value).ok_or_else(|| format!("unknown value {:?}", self.one()))
@@ -115,7 +115,7 @@ impl Given<'_> {
         within(bytes, min, max, |bytes| quantity::exact_bytes(*bytes)).map(|()| bytes)
     }
 
-    /// The value as a duration with its unit, from `min` to `max`.
+    /// The value as a duration from `min` to `max`. The value must have a unit, as in `60s`.
     pub fn duration(&self, min: Duration, max: Duration) -> Result<Duration, String> {
         within_duration(quantity::parse_duration(self.one()), min, max)
     }
@@ -125,7 +125,7 @@ impl Given<'_> {
         within_duration(quantity::parse_seconds(self.one()), min, max)
     }
 
-    /// The value as a filter of log events, which [`log::is_filter`] accepts.
+    /// The value as a filter of log events. Fails if [`log::is_filter`] does not accept the filter.
     pub fn log_filter(&self) -> Result<String, String> {
         let filter = self.one();
         if log::is_filter(filter) { Ok(filter.to_owned()) } else { Err(format!("{filter:?} is not a log filter")) }

@@ -40,7 +40,7 @@ static SETTINGS: &[Setting<Toy>] = &[
         env: "TOY_DURATION",
         flag: Some("time"),
         placeholder: "TIME",
-        help: "How long it takes.",
+        help: "The duration of a test.",
         valid: "1s to 1h",
         is_list: false,
         read: |toy, given| {
@@ -80,7 +80,7 @@ static SETTINGS: &[Setting<Toy>] = &[
         env: "TOY_PEER",
         flag: Some("peer"),
         placeholder: "PEER",
-        help: "A peer. Without it: none.",
+        help: "The peer, if there is one.",
         valid: "text",
         is_list: false,
         read: |toy, given| given.text().map(|peer| toy.peer = Some(peer.to_owned())),

@@ -1,5 +1,5 @@
 //! Reads the facts of this host: processor, interfaces, limits, buffers. Changes nothing and never fails: a fact that
-//! cannot be read is absent. The other files of this folder measure.
+//! cannot be read is absent. The other modules of the self-test measure.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,14 +68,15 @@ fn ciphers() -> Processor {
     named([("aes", has!("aes")), ("pmull", has!("pmull")), ("sha3", has!("sha3"))])
 }
 
-/// Returns no instructions: those of other architectures are not detected.
+/// Returns no instructions, because none are detected on this processor architecture.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn ciphers() -> Processor {
     Processor::default()
 }
 
-/// Lists the available instructions. AES-GCM in hardware needs the first two of `instructions`: one for the rounds of
-/// the cipher, one for the multiplication in its tag. The others make AES-GCM faster.
+/// Lists the available instructions. Each entry of `instructions` is a name, and whether the processor has the
+/// instruction. AES-GCM in hardware needs the first two: one for the rounds of the cipher, one for the multiplication
+/// in its tag. The others make AES-GCM faster.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn named<const N: usize>(instructions: [(&str, bool); N]) -> Processor {
     let names = instructions.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned());
@@ -86,7 +87,7 @@ fn named<const N: usize>(instructions: [(&str, bool); N]) -> Processor {
     }
 }
 
-/// The frequency governors of all cores, without repetitions.
+/// The frequency governors of all cores, each with its driver. Equal entries are listed once.
 fn governors(cpus: &Path) -> Vec<Governor> {
     let governor = |cpu: PathBuf| {
         let word = |name: &str| Some(PeerText::new(&text(cpu.join("cpufreq").join(name))?));
@@ -138,12 +139,12 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// The last of several numbers, as in `4096 131072 6291456`.
+/// The last of the numbers in `text`, such as 6291456 in `4096 131072 6291456`.
 fn last_number(text: &str) -> Option<u64> {
     text.split_whitespace().next_back()?.parse().ok()
 }
 
-/// The word in brackets, as in `always [madvise] never`.
+/// The word in brackets, such as `madvise` in `always [madvise] never`.
 fn chosen(modes: &str) -> Option<String> {
     let (word, _) = modes.split_once('[')?.1.split_once(']')?;
     Some(word.to_owned())

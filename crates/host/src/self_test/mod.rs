@@ -1,5 +1,5 @@
-//! Measures the capacity of this host in less than a minute and without another host: reads facts, and measures rates
-//! over loopback. `paramedic-report` judges them, and each program prints them in its own style.
+//! Measures the capacity of this host, without another host: reads facts, and measures rates over loopback.
+//! `paramedic-report` judges the results, and each program prints them in its own style.
 
 mod facts;
 mod timers;
@@ -25,7 +25,7 @@ use paramedic_report::self_test::{
 
 use crate::engines::ENGINES;
 
-/// The maximum number of streams of a measurement: the default number of streams of a test.
+/// The maximum number of streams of a measurement. It equals the default number of streams of a test.
 const MOST_STREAMS: u16 = 4;
 
 /// The shortest duration of one measurement. A shorter one gives no meaningful rate.
@@ -58,7 +58,7 @@ impl fmt::Display for Step {
 pub fn check_each(each: Duration) -> Result<Duration, String> {
     let right = || {
         let [shortest, longest] = [SHORTEST, LONGEST].map(|limit| quantity::millis(limit.as_millis() as u64));
-        format!("a measurement lasts from {shortest} to {longest}")
+        format!("a measurement must last from {shortest} to {longest}")
     };
     (SHORTEST..=LONGEST).contains(&each).then_some(each).ok_or_else(right)
 }
@@ -68,13 +68,13 @@ pub fn read_facts() -> Facts {
     facts::read()
 }
 
-/// A private folder for [`run`] to work in. Dropping the value removes the folder.
+/// Creates a private temporary folder for [`run`] to work in. Dropping the value removes the folder.
 pub fn scratch() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("self-test-").tempdir()
 }
 
-/// Tests this host for the program `role`. Each measurement lasts for `each`. `scratch` is a folder for temporary files
-/// of engines. Blocks, and calls `report` when a step begins.
+/// Tests this host for the program `role`. Each measurement of a rate lasts for `each`. `scratch` is a folder for
+/// temporary files of engines. Blocks, and calls `report` when a step begins.
 pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -> SelfTest {
     let started_at = now();
     let each = each.clamp(SHORTEST, LONGEST);

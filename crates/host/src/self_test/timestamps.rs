@@ -55,7 +55,8 @@ fn to_itself() -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Whether a message in a queue of `socket` has a timestamp of the kernel. Reads all messages of that queue.
+/// Whether a message in a queue of `socket` has a timestamp of the kernel. `flags` select the queue. Reads all messages
+/// of that queue.
 fn stamped(socket: &UdpSocket, flags: MsgFlags) -> bool {
     let mut is_stamped = false;
     loop {

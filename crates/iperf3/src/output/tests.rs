@@ -1,4 +1,5 @@
-//! The parser on recordings of real programs (`script/record-iperf3`), on prefixes of them, and on arbitrary input.
+//! Tests the parser on recordings of real programs (`script/record-iperf3`), on prefixes of them, and on arbitrary
+//! input.
 
 use std::fs;
 use std::path::Path;
@@ -61,7 +62,7 @@ fn by_lines(text: &str) -> (Vec<ClientReading>, Result<ClientReport, Unreadable>
     (readings, live.finish())
 }
 
-/// The directions of a completed test; `None` for a failed one.
+/// The directions of a completed test; `None` for a failed test.
 fn directions_of(fixture: &Fixture) -> Option<&'static [Direction]> {
     let case = fixture.case.as_str();
     // The two programs pad passwords differently.
@@ -141,7 +142,8 @@ fn check_totals(name: &str, fixture: &Fixture, direction: Direction, totals: &To
     }
 }
 
-/// The expected kind of the error of a failed test, and whether its report has totals.
+/// The kind of error that the report of a failed test must have (`None` for a report without an error), and whether the
+/// report has totals.
 fn failure_of(fixture: &Fixture) -> (Option<FailureKind>, bool) {
     let case = fixture.case.trim_start_matches("stream-");
     let folder = fixture.folder.as_str();
