@@ -1,11 +1,12 @@
-//! The audit log. The line of a decision is on disk before the reflector sends the decision. One task, the writer,
-//! writes the lines of all tasks, in batches. Callers choose the events to record; the log only appends.
+//! The audit log. Each decision has a line in the log, and this line is on disk before the reflector sends the
+//! decision. One task, the writer, writes the lines of all tasks, in batches. Callers choose the events to record; the
+//! log only appends.
 //!
-//! The log consists of two hash chains; the head of a chain is the number and hash of its last line. For each batch,
+//! The log consists of two hash chains. The head of a chain is the number and hash of its last line. For each batch,
 //! the writer writes and syncs the lines, then stores the heads of both chains in the database, then answers the
-//! callers. Two steps can fail. If the lines cannot be written or synced, the writer cuts them from the files; their
-//! heads were not passed to the database. If the database reports an error, it may nevertheless have stored the heads,
-//! so the lines stay: the callers get the error, and the next batch stores newer heads.
+//! callers. Two steps can fail. If the lines cannot be written or synced, the writer cuts them from the files, and does
+//! not pass the new heads to the database. If the database reports an error, it may nevertheless have stored the heads,
+//! so the lines stay in the files. The callers then get the error, and the next batch stores newer heads.
 
 mod chain;
 mod journal;
@@ -39,11 +40,11 @@ use crate::store::{Store, StoreError};
 const QUEUE_CAPACITY: usize = 1024;
 /// Once a batch has this many lines, the writer adds no further request to it.
 const BATCH_EVENTS: usize = 256;
-/// The number of events of [`Audit::note`] that the writer keeps while the disk fails. It only counts further such
-/// events.
+/// The maximum number of events of [`Audit::note`] that the writer keeps while the disk fails. The writer only counts
+/// further events of this kind.
 const BACKLOG_EVENTS: usize = 1024;
-/// How often the writer checks the log even without a request: that its files are still in place and, during a fault,
-/// whether the disk can be written again.
+/// The interval at which the writer checks the log, even if no task writes. Each check finds out whether the files are
+/// still in place. During a fault, it also finds out whether the disk can be written again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The handle with which all tasks write to the audit log. Cheap to clone. The writer ends when the last clone is
@@ -62,8 +63,8 @@ pub struct Audit {
 pub struct AuditFault {
     /// Why the write failed.
     pub because: String,
-    /// Whether the lines of the failed write are nevertheless on disk, because only the new head of the chain could not
-    /// be stored in the database. If so, the caller must not write the lines again.
+    /// Whether the lines of the failed write are on disk all the same. This is so if only the new heads of the chains
+    /// could not be stored in the database. The caller must then not write the lines again.
     pub is_in_log: bool,
 }
 
@@ -139,10 +140,12 @@ impl Audit {
         Ok(Self { requests, fault, not_noted })
     }
 
-    /// Writes these events in this order, without other events in between. The events are on disk when the future
-    /// completes. The call itself fixes the position of the events in the log: a caller that calls this while it holds
-    /// the lock under which it decides gets its lines in the order of its decisions. Dropping the future does not
-    /// cancel the write. Exception: while the queue of the writer is full, the events enter it only when the future is
+    /// Writes these events in this order, without other events in between. When the future returns `Ok`, the events are
+    /// on disk. Dropping the future does not cancel the write.
+    ///
+    /// The call itself, not the awaiting, fixes the position of the events in the log. So a caller that decides under a
+    /// lock must make this call before it releases the lock: its lines then have the order of its decisions. While the
+    /// queue of the writer is full, this does not hold: the events then enter the queue only when the future is
     /// awaited.
     ///
     /// # Errors
@@ -168,8 +171,8 @@ impl Audit {
         }
     }
 
-    /// Writes these events for a caller whose answer does not depend on the result of the write. Events that cannot be
-    /// written are kept and written later.
+    /// Writes these events for a caller that continues in the same way whether or not the write succeeds. Events that
+    /// could not be written are passed to [`Audit::note`], to be written later.
     pub fn record_or_note(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         let audit = self.clone();
         let recorded = self.record(events.clone());
@@ -197,8 +200,7 @@ impl Audit {
     }
 }
 
-/// Runs `work`, which may block, on a thread that the runtime keeps for such work. `None` if `work` panicked or the
-/// program is ending.
+/// Runs `work`, which may block, on a thread for blocking work. `None` if `work` panicked or the program is ending.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
@@ -308,7 +310,7 @@ impl Writer {
     }
 
     /// Writes one batch and answers its callers. In a periodic check (`is_probe`) or during a fault, first checks every
-    /// file of the log.
+    /// file of the log. `None` if the runtime is ending.
     async fn write(&mut self, mut journal: Journal, mut batch: Batch, is_probe: bool) -> Option<Journal> {
         let now = now();
         let not_noted = self.not_noted.swap(0, Ordering::Relaxed);

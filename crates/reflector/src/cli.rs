@@ -47,7 +47,7 @@ struct Cli {
 enum Command {
     /// Serve paired devices until SIGTERM or Ctrl-C; running sessions can then still finish
     Serve(Box<AllFlags>),
-    /// Print a one-time pairing code, and wait until a device pairs by this code
+    /// Print a one-time pairing code, and wait until a device pairs with this code
     Pair(pair::Args),
     /// List paired devices; add, rename or remove one
     Peers(peers::Args),
@@ -83,7 +83,7 @@ enum Command {
         #[command(subcommand)]
         command: audit::Command,
     },
-    /// Explain, check or show the configuration
+    /// Explain, check, show or reload the configuration
     Config {
         #[command(subcommand)]
         command: config::Command,

@@ -99,7 +99,7 @@ pub enum Admission {
     Enter {
         /// The slot of the new connection.
         place: ConnectionSlotId,
-        /// The connection to close so that the new one has a slot.
+        /// The connection to close so that the new one has a slot. `None` if a slot is free.
         makes_way: Option<ConnectionSlotId>,
     },
     /// The connection is refused for this reason.
@@ -250,9 +250,9 @@ impl ConnectionLimiter {
         *self.expected.entry(prefix).or_default() += streams;
     }
 
-    /// Records the end of a session of `prefix` that could open `streams` connections. Connections that still use its
-    /// slots get other slots of their prefix. Returns the connections that the caller must close, because no such slot
-    /// is free for them.
+    /// Records the end of a session of `prefix` that could open `streams` connections. Unauthenticated connections that
+    /// are still in its slots move to ordinary slots of their prefix. Returns the connections that the caller must
+    /// close, because no ordinary slot is free for them.
     pub fn session_closed(&mut self, prefix: Prefix, streams: usize) -> Vec<ConnectionSlotId> {
         let expected = self.expected.get(&prefix).map_or(0, |expected| expected.saturating_sub(streams));
         if expected == 0 {
@@ -322,7 +322,7 @@ impl ConnectionLimiter {
         self.known = known;
     }
 
-    /// The number of unauthenticated connections from unknown prefixes, and from known prefixes.
+    /// The number of unauthenticated connections: first those from unknown prefixes, then those from known prefixes.
     pub fn counts(&self) -> (usize, usize) {
         let unknown = self.taken(Pool::Unknown);
         (unknown, self.places.len() - unknown)

@@ -26,14 +26,14 @@ fn of_stream(direction: Direction) -> usize {
 /// pipes of a child process, a log file.
 const PER_SESSION: usize = 16;
 
-/// The descriptor limit that suffices for the largest session of a reflector with `listening` addresses, together with
-/// the unauthenticated connections and links that the reflector allows under this limit. With 1408 descriptors, 672 are
-/// left for sessions; the largest session needs 657.
+/// The limit of open descriptors that is enough for the largest session, in addition to the unauthenticated connections
+/// and links that the reflector accepts under this limit. `listening` is the number of listening addresses. With 1408
+/// descriptors, 672 are left for sessions; the largest session needs 657.
 pub fn enough(listening: usize) -> u64 {
     1408 + (kept(listening) - KEPT) as u64
 }
 
-/// The descriptors that a reflector with `listening` addresses reserves for itself.
+/// The descriptors that a reflector with `listening` listening addresses reserves for itself.
 fn kept(listening: usize) -> usize {
     KEPT.saturating_add(listening.saturating_sub(1).saturating_mul(OF_ADDRESS))
 }
@@ -50,8 +50,8 @@ pub struct DescriptorShares {
 }
 
 impl DescriptorShares {
-    /// Divides `allowed`, the limit of open files, for a reflector with `listening` addresses. `None` means that there
-    /// is no limit.
+    /// Divides `allowed`, the limit of open files, for a reflector with `listening` listening addresses. If `allowed`
+    /// is `None`, there is no limit.
     pub fn divide(allowed: Option<u64>, listening: usize) -> Self {
         let allowed = allowed.and_then(|allowed| usize::try_from(allowed).ok()).unwrap_or(usize::MAX);
         let left = allowed.saturating_sub(kept(listening));
@@ -69,9 +69,10 @@ pub fn control_port_streams(spec: &TestSpec) -> usize {
     streams + 1
 }
 
-/// The number of descriptors that a session of this kind may hold at once. Only the streams of one phase are open at a
-/// time. The number includes unauthenticated connections: those to the session's own port in direct mode, otherwise
-/// those in its slots at the listening port. These slots are free again as soon as the streams are authenticated.
+/// The number of descriptors that a session with this test may hold at once. Only the streams of one phase are open at
+/// a time. The number includes connections that are not authenticated yet: in direct mode those to the session's own
+/// port, otherwise those in its slots at the listening port. These slots are free again as soon as the streams are
+/// authenticated.
 pub fn of_session(spec: &TestSpec) -> usize {
     let of_phase = |phase: &PhaseSpec| phase.load.directions().iter().map(|direction| of_stream(*direction)).sum();
     let each: usize = spec.phases.iter().map(of_phase).max().unwrap_or(0);

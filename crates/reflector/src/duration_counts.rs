@@ -48,8 +48,8 @@ impl DurationCounts {
         self.buckets.iter().fold(self.longer, |sum, bucket| sum.saturating_add(bucket.count))
     }
 
-    /// The lowest bound, in microseconds, such that at least this share of all durations is at or below it. `None` if
-    /// no duration was counted, or if the share is reached only above the last bound.
+    /// The lowest bucket bound, in microseconds, with at least this share of all durations at or below it. `None` if no
+    /// duration was counted, or if even the last bound has a smaller share at or below it.
     pub fn quantile_us(&self, share: f64) -> Option<u64> {
         let wanted = share * self.count() as f64;
         let mut below = 0;

@@ -36,7 +36,7 @@ pub enum AuditEvent {
         peer: EndpointId,
         /// The name of the peer at this reflector.
         name: PeerText,
-        /// How the peer was added: by `code`, by `hand` (`reflector peers add`), or by `config`.
+        /// How the peer was added: by `code` (`reflector pair`), or by `hand` (`reflector peers add`).
         by: String,
     },
     /// A peer was removed.
@@ -75,8 +75,8 @@ pub enum AuditEvent {
         /// The rule that denied the request.
         reason: DenialReason,
     },
-    /// A session was taken back before the appliance got an answer: a resource could not be claimed, the grant could
-    /// not be recorded, or the appliance withdrew its request. The session is not charged.
+    /// A session was cancelled before the appliance got an answer. A resource could not be opened, the grant could not
+    /// be recorded, or the appliance withdrew its request. The session is not charged.
     SessionUndone { session: SessionId, peer: EndpointId },
     /// A session ended.
     SessionEnded {
@@ -90,7 +90,7 @@ pub enum AuditEvent {
     },
     /// A monitor session was granted.
     MonitorGranted { session: SessionId, peer: EndpointId },
-    /// A request for a monitor session was not granted.
+    /// A request for a monitor session was denied.
     MonitorDenied {
         peer: EndpointId,
         /// The rule that denied the request.
@@ -120,13 +120,14 @@ pub enum AuditEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<EndpointId>,
     },
-    /// The number of refusals with this reason, in the last minute, that were counted without a line of their own.
+    /// Refusals with this reason that have no line of their own, because too many came within a minute. `count` is
+    /// their number. With the reason `not_noted`, it is the number of events that the audit log could not take.
     RefusedMore { reason: RefusalReason, count: u64 },
-    /// The number of events of this peer, in the last minute, that were counted without a line of their own: links,
-    /// requests that were not granted, monitor sessions, and ports that other programs hold.
+    /// Events of this peer that have no line of their own, because too many came within a minute: links, requests that
+    /// were queued, denied or undone, monitor sessions, and ports that other programs hold. `count` is their number.
     MoreOfPeer { peer: EndpointId, count: u64 },
-    /// After a crash, the reflector charged the sessions that had been running: the bytes that were recorded as used,
-    /// plus those that the sessions may have used since that record.
+    /// After a crash, the reflector charged the sessions that the crash ended. The charge is the recorded use of each
+    /// session, and the bytes that it may have used after this was recorded.
     LeasesCharged {
         /// The number of sessions that were charged.
         sessions: u64,
@@ -154,8 +155,8 @@ pub enum AuditEvent {
     },
 }
 
-/// The two hash chains of the audit log. Each has its own files, line numbers and size limit. So the lines that any
-/// client can cause never displace the important ones.
+/// The two hash chains of the audit log. Each has its own files, line numbers and size limit. So lines that any client
+/// can cause never displace the lines of the main chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Chain {
@@ -243,7 +244,8 @@ refusal_reasons! {
     Protocol => "protocol",
     /// The client closed the connection before its first message, or its link was silent for too long.
     Silent => "silent",
-    /// The client did not finish its handshake or first message in time.
+    /// The client did not finish its handshake or first message in time, or closed a data connection before the first
+    /// message.
     Slow => "slow",
     /// Too many connections came from the client's network within one second.
     TooFast => "too_fast",

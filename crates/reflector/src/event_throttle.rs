@@ -19,9 +19,9 @@ const WINDOW: Duration = Duration::from_secs(60);
 pub enum Cause {
     /// The lines of the audit log about refusals with one reason.
     Refusal(RefusalReason),
-    /// Lines about one peer in the audit log whose number no quota limits: links; requests that are queued, denied or
-    /// undone; monitor sessions; ports that other programs hold. Quotas limit the grants and ends of tests, so the
-    /// lines of these are always written.
+    /// Lines of the audit log about one peer, of the kinds that no quota limits: links; requests that are queued,
+    /// denied or undone; monitor sessions; ports that other programs hold. Quotas limit the grants and ends of tests,
+    /// so their lines are always written.
     Peer(EndpointId),
     /// Lines about one peer in the program's log.
     Log(EndpointId),

@@ -1,5 +1,5 @@
 //! The address prefixes from which each peer recently authenticated. The reflector accepts connections from them even
-//! if unauthenticated clients take every other slot. Pure: the caller writes the changes to the database.
+//! if unauthenticated clients take every other slot. Does no I/O: the caller writes the changes to the database.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,10 +9,10 @@ use crate::connection_limiter::Prefix;
 
 /// How long a prefix stays known after a peer last authenticated from it, in milliseconds: 90 days.
 const KNOWN_MS: u64 = 90 * 24 * 3600 * 1000;
-/// The maximum number of known prefixes of one peer. A further prefix replaces the least recently seen one.
+/// The maximum number of known prefixes of one peer. A further prefix replaces the one that was seen the longest ago.
 const PER_PEER: usize = 64;
-/// The stored time of a prefix is only renewed if it is older than this, in milliseconds: a day. This saves writes to
-/// memory cards.
+/// When a known prefix is seen again, its stored time is renewed only if it is older than this, in milliseconds: one
+/// day. This saves writes to memory cards.
 const RENEW_AFTER_MS: u64 = 24 * 3600 * 1000;
 
 /// The known prefixes of every peer, and when the peer last authenticated from each.
@@ -36,7 +36,8 @@ impl KnownPrefixes {
         known
     }
 
-    /// Records that `peer` authenticated from `prefix`. Returns whether the database must be updated.
+    /// Records that `peer` authenticated from `prefix` at the time `unix_ms`. Returns whether the database must be
+    /// updated.
     pub fn note(&mut self, peer: EndpointId, prefix: Prefix, unix_ms: u64) -> bool {
         let prefixes = self.peers.entry(peer).or_default();
         let before = prefixes.get(&prefix).copied();
@@ -55,8 +56,8 @@ impl KnownPrefixes {
         true
     }
 
-    /// Takes every peer whose prefixes changed since the last call, with all its prefixes. The caller stores them in
-    /// the database in place of the peer's earlier ones.
+    /// Returns every peer whose prefixes changed since the last call, with all its present prefixes. The caller stores
+    /// these in the database in place of the earlier prefixes of the peer.
     pub fn take_unwritten(&mut self) -> Vec<PeerPrefixes> {
         let peers = std::mem::take(&mut self.unwritten).into_iter();
         let prefixes = |peer: EndpointId| self.peers.get(&peer).into_iter().flatten().map(|(at, seen)| (*at, *seen));

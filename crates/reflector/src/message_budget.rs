@@ -8,14 +8,13 @@ use std::time::Duration;
 use paramedic_link::EndpointId;
 use paramedic_link::frame::MAX_FRAME;
 
-/// What one message takes from the budget of its device, as time. A device regains one second of budget per second, so
-/// it may send 200 messages per second.
+/// The cost of one message. Costs and budgets are durations: a device regains one second of budget per second, so it
+/// may send 200 messages per second.
 const EACH: Duration = Duration::from_millis(5);
 /// The budget that a device may use up before it has to wait.
 const BURST: Duration = Duration::from_secs(2);
 
-/// What one welcome (the answer to the first message of a link) takes from the budget of its device. A device may open
-/// 20 links per second.
+/// The cost of one welcome (the answer to the first message of a link). A device may open 20 links per second.
 const EACH_WELCOME: Duration = Duration::from_millis(50);
 /// The budget for welcomes that a device may use up before it has to wait: one for each link that it may have open.
 const WELCOME_BURST: Duration = Duration::from_millis(64 * 50);

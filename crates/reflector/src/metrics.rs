@@ -93,7 +93,7 @@ const METRICS: &[Metric<Status>] = &[
     },
     Metric {
         name: "reflector_handshakes_total",
-        help: "Completed TLS handshakes: link (paired or not) or data",
+        help: "Completed TLS handshakes by protocol: link (of paired and unpaired clients) or data",
         labels: &["protocol"],
         read: |status| {
             let handshakes = [("link", status.handshakes.link), ("data", status.handshakes.data)];
@@ -113,7 +113,8 @@ const METRICS: &[Metric<Status>] = &[
     },
     Metric {
         name: "reflector_datagrams_from_elsewhere_total",
-        help: "Datagrams of a session from another address than its device's",
+        help: "Datagrams for a session that came from another address than that of its device, or whose source port \
+               changed",
         labels: &[],
         read: |status| counter(status.datagrams_from_elsewhere),
     },
@@ -211,7 +212,7 @@ const METRICS: &[Metric<Status>] = &[
     },
     Metric {
         name: "reflector_queue_longest_wait_seconds",
-        help: "How long the request that has waited longest has waited so far; 0 with an empty queue",
+        help: "How long the oldest request in the queue has waited so far; 0 if the queue is empty",
         labels: &[],
         read: |status| {
             let longest = status.sessions.queue.iter().map(|waiting| waiting.waited_ms).max();
@@ -220,7 +221,7 @@ const METRICS: &[Metric<Status>] = &[
     },
     Metric {
         name: "reflector_queue_wait_seconds",
-        help: "How long requests waited until they were reserved; 0 for those that did not have to",
+        help: "How long requests waited until a session was reserved for them; 0 if they did not wait",
         labels: &[],
         read: |status| histogram(&status.sessions.counts.waits),
     },
@@ -247,7 +248,7 @@ const METRICS: &[Metric<Status>] = &[
     },
     Metric {
         name: "reflector_leased_bytes",
-        help: "Payload leased to the sessions that run, used or not",
+        help: "Payload that was leased to the running sessions so far, used or not",
         labels: &[],
         read: |status| {
             let tests = status.sessions.sessions.iter().map(|session| session.leased_bytes as f64);
@@ -257,8 +258,8 @@ const METRICS: &[Metric<Status>] = &[
     },
     Metric {
         name: "reflector_leases_total",
-        help: "Leases of bytes: granted (those that could not be written included), unwritten, refused (the day's bytes \
-               are used up)",
+        help: "Leases of bytes: granted (includes unwritten), unwritten (could not be written to disk), refused (the \
+               byte quota of the day is used up)",
         labels: &["outcome"],
         read: |status| {
             let leases = &status.sessions.counts.leases;
@@ -274,7 +275,7 @@ const METRICS: &[Metric<Status>] = &[
     },
     Metric {
         name: "reflector_held_ports",
-        help: "Ports of data_port_range that other programs held when they were last tried",
+        help: "Ports of data_port_range that, within the last minute, another program was found to use",
         labels: &[],
         read: |status| gauge(status.sessions.held_ports.len() as f64),
     },

@@ -31,9 +31,9 @@ pub enum ProofDecision {
         /// The claim on the code, to confirm or to release.
         claim: CodeClaim,
     },
-    /// The proof is wrong, no unclaimed code is open, or the client's prefix is blocked. Wrong proofs never close the
-    /// code. The code's secret has 50 bits: a thousand guesses per second for an hour succeed with a probability of 3
-    /// in 10^9.
+    /// The proof is wrong, no code is open, another device has claimed the code, or the client's prefix is blocked.
+    /// Wrong proofs never close the code. The code's secret has 50 bits: a thousand guesses per second for an hour
+    /// succeed with a probability of 3 in 10^9.
     NotPaired,
 }
 
@@ -84,7 +84,7 @@ pub struct Pairing {
     reflector: EndpointId,
     open: Option<Open>,
     wrong: BTreeMap<Prefix, Wrong>,
-    /// The number of codes that were opened so far; `claims` is the number of claims.
+    /// The number of codes that were opened so far. `claims` is the number of claims on codes so far.
     codes: u64,
     claims: u64,
 }

@@ -58,8 +58,9 @@ pub struct Status {
     /// How long latency probes dwelt at the reflector, from their arrival to their reply.
     #[serde(default)]
     pub probe_dwell: DurationCounts,
-    /// The number of datagrams since the start that arrived for a session from another address than that of its device.
-    /// The cause is address translation, or a client that guesses session tags.
+    /// The number of datagrams since the start that came from another address than that of the session's device, or
+    /// whose source port changed during the session. The cause is address translation, or a client that guesses session
+    /// tags.
     #[serde(default)]
     pub datagrams_from_elsewhere: u64,
     /// The number of refused connections since the start, by reason.

@@ -33,8 +33,8 @@ use error::failure;
 pub use peers::{OwedLine, Peer};
 pub use usage::OpenLease;
 
-/// The page cache of a connection, in KiB. It is large enough for one change. SQLite's default of 2,000 pages fills
-/// over weeks and looks like a memory leak.
+/// The page cache of a connection, in KiB. It is large enough for one change. With SQLite's default of 2,000 KiB, the
+/// cache grows for weeks, and looks like a memory leak.
 const CACHE_KIB: u32 = 256;
 /// How long a change waits for another process that writes to the file. A reader, such as a backup, blocks no writer.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,12 +42,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The migrations of the database. A migration never changes once it is released.
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// The reflector's database. Cheap to clone. When a call returns, its change is on disk.
+/// The reflector's database. Cheap to clone. When a call that changes it returns `Ok`, the change is on disk.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: SqlitePool,
-    /// A second connection. It sees the content of the file, and never what is only in the memory of the writing
-    /// connection.
+    /// A second connection, which only reads. It sees what is in the file, but not what is only in the memory of the
+    /// writing connection.
     witness: SqlitePool,
     path: Arc<Path>,
     /// Why the last change failed; `None` if it succeeded.
@@ -82,7 +82,8 @@ impl Store {
         Ok(Self::of(path, pool, witness, lock))
     }
 
-    /// The store with an open pool. The second connection is opened with the options `witness` when it is first needed.
+    /// Builds the store from an open pool. The second connection is opened with the options `witness` when it is first
+    /// needed.
     fn of(path: &Path, pool: SqlitePool, witness: SqliteConnectOptions, lock: File) -> Self {
         let witness = one_connection().connect_lazy_with(witness);
         Self { pool, witness, path: path.into(), fault: watch::channel(None).0, _lock: Arc::new(lock) }

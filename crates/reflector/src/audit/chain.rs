@@ -37,7 +37,7 @@ impl Head {
 /// What the database stores about a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainState {
-    /// The line before the first line that is on disk. [`Head::GENESIS`] until lines are trimmed or moved away.
+    /// The line before the first line that is on disk. [`Head::GENESIS`] as long as no line was trimmed or moved away.
     pub base: Head,
     /// The last acknowledged line.
     pub head: Head,
@@ -71,7 +71,7 @@ pub(super) enum Flaw {
     Beginning(u64),
 }
 
-/// The longest valid line, in bytes. The lines of real events are far shorter.
+/// The maximum length of a valid line, in bytes. The lines of real events are far shorter.
 pub(super) const MAX_LINE: usize = 64 * 1024;
 
 const HASH_KEY: &[u8] = b",\"hash\":\"";
@@ -87,7 +87,7 @@ struct LineFields<'a> {
     prev: String,
 }
 
-/// The fields that chain a line to the preceding one.
+/// The fields of a line that are needed to check its position in the chain. Other fields are ignored.
 #[derive(Deserialize)]
 struct Links {
     seq: u64,
@@ -97,7 +97,8 @@ struct Links {
     segment: Option<String>,
 }
 
-/// Appends the line for `event`, which follows `head`, to `text`, with a newline. Returns the head of the longer chain.
+/// Appends the line of `event`, with a newline, to `text`. `head` is the line before it, and `at` is the time of the
+/// event. Returns the number and hash of the new line, which is the new head of the chain.
 pub(super) fn write_line(
     head: Head,
     at: Timestamp,
@@ -123,9 +124,10 @@ pub(super) fn write_line(
 pub(super) enum After {
     /// The number and the hash of the preceding line.
     Line(Head),
-    /// The preceding line was not read.
+    /// The preceding line was not read, so only the hash of the line itself is checked.
     Unseen,
-    /// No line precedes. The line to check must then have number 1, or record why the log begins later.
+    /// There is no preceding line. The line to check must then be line 1, or a `log_begun_anew` event, which records
+    /// why the log begins later.
     Nothing,
 }
 
@@ -171,12 +173,12 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// The number and the hash of the line that this line claims to follow.
+    /// The number and the hash of the line that this line claims to follow. `None` if it claims no valid ones.
     pub(super) fn before(&self) -> Option<Head> {
         Some(Head { seq: self.seq.checked_sub(1)?, hash: self.prev? })
     }
 
-    /// Whether this line claims to follow the line `before` and to repair the file `segment`.
+    /// Whether this line claims to follow the line `before`, and records that the tail of the file `segment` was cut.
     pub(super) fn repairs(&self, segment: &str, before: Head) -> bool {
         self.before() == Some(before) && self.repairs.as_deref() == Some(segment)
     }
@@ -189,7 +191,7 @@ pub(super) fn claim(line: &[u8]) -> Option<Claim> {
     Some(Claim { seq: links.seq, begins_anew: links.event == BEGUN_ANEW, prev, repairs })
 }
 
-/// Splits off the hashed part of a line, and parses the fields that chain the line to the preceding one.
+/// Returns the part of a line that its hash covers, and the parsed [`Links`]. Does not check the hash.
 fn open_line(line: &[u8]) -> Result<(&[u8], Links), Flaw> {
     let body = line.len().checked_sub(HASH_KEY.len() + HASH_DIGITS + LINE_END.len()).ok_or(Flaw::NoLine)?;
     if !line[body..].starts_with(HASH_KEY) || !line.ends_with(LINE_END) {

@@ -30,7 +30,7 @@ enum StoreOutcome {
 #[derive(Clone, Copy, Debug)]
 enum DiskFault {
     None,
-    /// One disk operation fails, after this many that succeed.
+    /// One disk operation fails, after this many operations that succeed.
     Fails(u64),
     /// The process is killed after this many disk operations, before the next one.
     Killed(u64),
@@ -45,8 +45,8 @@ struct Step {
     trouble: DiskFault,
     partial: usize,
     keeping: StoreOutcome,
-    /// `Some`: the process is killed after this step. With an inner number, the machine loses power instead, and at
-    /// most this many unsynced bytes of each file survive.
+    /// What happens after this step. `None`: nothing. `Some(None)`: the process is killed. `Some(Some(n))`: the machine
+    /// loses power, and at most `n` unsynced bytes of each file survive.
     killed: Option<Option<usize>>,
 }
 

@@ -39,8 +39,8 @@ impl Sizes {
 pub(super) struct Journal {
     main: ChainWriter,
     refusals: ChainWriter,
-    /// The oldest files to delete from the main chain and from the chain of refusals. They are chosen when the pending
-    /// lines are written.
+    /// What to delete from the main chain (first) and from the chain of refusals (second). `None`: nothing. Set when
+    /// lines are appended, and applied when these lines become final.
     trims: [Option<Trim>; 2],
 }
 
@@ -61,15 +61,14 @@ impl Journal {
         BTreeMap::from([(Chain::Main, self.main.state()), (Chain::Refusals, self.refusals.state())])
     }
 
-    /// Fails if the path of a log file leads to another file than the one that is open, or if a log file does not have
-    /// the size that was written.
+    /// Fails if another program removed, replaced, truncated or extended a file of the log.
     pub(super) fn check(&self) -> io::Result<()> {
         self.main.check_all()?;
         self.refusals.check_all()
     }
 
-    /// Writes and syncs each event in its chain. The lines become final with [`keep`](Journal::keep). After an error,
-    /// neither chain contains any of these lines.
+    /// Writes and syncs each event in its chain. The new lines become final only with [`keep`](Journal::keep). After an
+    /// error, neither chain contains any of these lines.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         self.main.check_last()?;
         self.refusals.check_last()?;
@@ -95,15 +94,15 @@ impl Journal {
         })
     }
 
-    /// Makes the pending lines final: they are never cut after this. Called just before their heads are stored in the
-    /// database.
+    /// Makes the pending lines final: they are never cut after this. Called just before the heads of the chains are
+    /// stored in the database.
     pub(super) fn keep(&mut self) {
         let [of_main, of_refusals] = std::mem::take(&mut self.trims);
         self.main.keep(of_main);
         self.refusals.keep(of_refusals);
     }
 
-    /// Whether trimmed files still have to be deleted.
+    /// Whether trimmed files, which are no longer part of their chain, must still be deleted.
     pub(super) fn has_trimmed(&self) -> bool {
         self.main.has_trimmed() || self.refusals.has_trimmed()
     }

@@ -2,9 +2,9 @@
 //! write, and deletes the oldest files. All calls block. The caller decides when the head of the chain (number and hash
 //! of its last line) is stored in the database.
 //!
-//! Two rules preserve every line that may be acknowledged. A line whose head was passed to the database is never cut,
-//! whatever the database answered. A tail (the bytes of a file after its last final line) is cut only after a line that
-//! records the cut is on disk.
+//! Two rules preserve every line that may be acknowledged. Once its head was passed to the database, a line is final:
+//! it is never cut, whatever the database answered. A tail (the bytes of a file after its last final line) is cut only
+//! after a line that records the cut is on disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -39,7 +39,7 @@ pub(super) struct ChainWriter {
     state: ChainState,
     /// The files with final lines (lines that are never cut), oldest first.
     parts: Vec<ChainFile>,
-    /// The last of `parts`, open. `None` before the first line, and after a failure.
+    /// The last of `parts`, open for appending. `None` before the first line, and after a failure.
     file: Option<File>,
     /// A file whose tail never became final. Nothing more is written to this file. Its tail is cut once the next line
     /// of the chain records the cut.
@@ -86,7 +86,7 @@ struct Pending {
     head: Head,
 }
 
-/// Which of the oldest files to delete.
+/// A trim: how many of the oldest files to delete, and where the chain begins after that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trim {
     files: usize,
@@ -140,7 +140,8 @@ impl ChainWriter {
         Ok(log)
     }
 
-    /// Reads the files as they are on disk, and opens the last one.
+    /// Reads the files as they are on disk, and opens the last one. The outer error means that a file cannot be read or
+    /// repaired; the inner error means that acknowledged lines are missing or were changed.
     fn take_up(&mut self) -> io::Result<Result<(), AuditError>> {
         let survey = match survey(&self.folder, self.chain, Some(self.state), Extent::End) {
             Ok(survey) => survey,
@@ -191,8 +192,7 @@ impl ChainWriter {
         self.state
     }
 
-    /// Fails if the path of the last file leads to another file, or if the file does not have the size that was
-    /// written.
+    /// Fails if another program removed, replaced, truncated or extended the last file.
     pub(super) fn check_last(&self) -> io::Result<()> {
         self.parts.last().map_or(Ok(()), |part| self.check_in_place(part))
     }
@@ -218,13 +218,13 @@ impl ChainWriter {
         let path = part.segment.path.display();
         let folder = self.folder.display();
         Err(io::Error::other(format!(
-            "{path} was {what} while the reflector runs; {fix}, or move {folder} away and restart the reflector; it \
-             then begins a new log, whose first line records this"
+            "{path} was {what} while the reflector was running; {fix}, or move {folder} away and restart the \
+             reflector, which then begins a new log and records this in its first line"
         )))
     }
 
-    /// The oldest files that must be deleted so that the next file fits into the limit; `None` if it already fits.
-    /// Never includes the last file.
+    /// The oldest files that must be deleted so that the next file fits into the size limit. Never includes the last
+    /// file. `None` if the next file already fits, or if the first file to keep cannot be read.
     pub(super) fn due_trim(&self) -> Option<Trim> {
         let most = self.bounds.total.saturating_sub(self.bounds.segment);
         let mut bytes = self.parts.iter().map(|part| part.bytes).sum::<u64>();
@@ -249,8 +249,9 @@ impl ChainWriter {
         AuditEvent::LogTrimmed { chain: self.chain, first_line, hash_before: trim.base.hash_hex() }
     }
 
-    /// Writes and syncs the lines. They become final with [`settle`](ChainWriter::settle) and
-    /// [`keep`](ChainWriter::keep). After an error, no line is pending.
+    /// Writes and syncs the lines of `events`, after those of the owed events, which get the time `now`. The lines
+    /// become final only with [`settle`](ChainWriter::settle) and [`keep`](ChainWriter::keep). After an error, no line
+    /// is pending.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         // Writes nothing if the last file was moved, removed or changed in size.
         self.check_last()?;
@@ -281,8 +282,8 @@ impl ChainWriter {
         written.inspect_err(|_| self.abandon())
     }
 
-    /// Cuts the torn tail; the pending lines, which are on disk, record the cut. Fails if the file of the pending lines
-    /// was replaced or has changed in size.
+    /// Cuts the torn tail, if there is one: the pending lines, which record the cut, are on disk now. Fails if the file
+    /// of the pending lines was replaced or has changed in size.
     pub(super) fn settle(&self) -> io::Result<()> {
         let Some(pending) = &self.pending else { return Ok(()) };
         if let Some(torn) = &self.torn {
@@ -300,8 +301,8 @@ impl ChainWriter {
         self.disk.sync_folder(&self.folder)
     }
 
-    /// Makes the pending lines final: they are never cut after this. Called just before their head is stored in the
-    /// database.
+    /// Makes the pending lines final: they are never cut after this. Removes the files of `trim` from the chain. Called
+    /// just before the head of the chain is stored in the database.
     pub(super) fn keep(&mut self, trim: Option<Trim>) {
         if let Some(Pending { part, file, is_new, head }) = self.pending.take() {
             if !is_new {
@@ -319,8 +320,8 @@ impl ChainWriter {
         }
     }
 
-    /// Abandons the pending lines and their file. After a failed sync, the kernel may have dropped unwritten data, so
-    /// nothing is written to that file again.
+    /// Abandons the pending lines, and writes nothing more to their file: after a failed sync, the kernel may have
+    /// dropped data that was not on disk yet.
     pub(super) fn abandon(&mut self) {
         let Some(Pending { part, is_new, .. }) = self.pending.take() else { return };
         self.file = None;

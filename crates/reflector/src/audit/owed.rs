@@ -1,6 +1,6 @@
-//! Finds out which owed audit lines are already in the main chain of the log. A line is owed if it records a committed
-//! change of the peers, and the database does not record yet that the line is in the log. A crash may come after the
-//! line is written, but before the database records this. This module only reads.
+//! Finds out which owed audit lines are already in the main chain of the log. An owed line records a committed change
+//! of the list of peers, and the database does not yet record that the line is in the log. Both can be true after a
+//! crash: the line was written, but the crash came before the database recorded this. This module only reads files.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
@@ -12,7 +12,7 @@ use super::verify::{first_claim, open_segment, segments};
 use crate::event::{AuditEvent, Chain};
 use crate::store::OwedLine;
 
-/// The part of a line of the audit log that describes the line's event.
+/// The fields of an audit log line that are needed to find an owed line: its number and its event.
 #[derive(Deserialize)]
 struct EventLine {
     seq: u64,
@@ -20,9 +20,9 @@ struct EventLine {
     event: AuditEvent,
 }
 
-/// Returns for each line in `owed` whether the log in `folder` contains it after line number [`OwedLine::after_seq`]. A
-/// line of the log matches at most one line in `owed`. Reads the log only from the lowest `after_seq` on, which is near
-/// the end of the log.
+/// Searches the main chain of the log in `folder` for the owed lines. Returns for each of them whether it is there,
+/// with a number above its [`OwedLine::after_seq`]. If two owed lines are equal, each needs its own line in the log.
+/// Reads only the end of the log, because no owed line can be before the lowest `after_seq`.
 pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     let mut written = vec![false; owed.len()];
     let Some(after) = owed.iter().map(|line| line.after_seq).min() else { return Ok(written) };

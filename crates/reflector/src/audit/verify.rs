@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use super::chain::{After, ChainState, Claim, Flaw, Head, MAX_LINE, check_line, claim};
 use crate::event::Chain;
 
-/// The largest tail, in bytes, that a crash can leave after the acknowledged head: one batch. A longer tail has another
-/// cause.
+/// The largest tail, in bytes, that a crash can leave after the acknowledged head: one batch. If the tail is larger, it
+/// was not left by a crash.
 pub(super) const MAX_TAIL: u64 = 4 * 1024 * 1024;
 
 /// A chain that was read to its end and is intact.
@@ -28,8 +28,8 @@ pub struct Verified {
     pub head: Head,
     /// Where the lines on disk begin, and why there.
     pub begins: Beginning,
-    /// What follows the acknowledged head. Empty if [`verify`] got no record of the chain from the database; a tail
-    /// then counts as a bad line.
+    /// What follows the acknowledged head. All zero if [`verify`] was called without the records of the database. In
+    /// that case, an incomplete line at the end is an error.
     pub unacknowledged: Unacknowledged,
 }
 
@@ -39,10 +39,10 @@ pub struct Verified {
 pub struct Unacknowledged {
     /// The number of bytes after the acknowledged head.
     pub bytes: u64,
-    /// The number of lines after the acknowledged head that continue the chain. The reflector adopts them when it
-    /// starts next. [`Verified::lines`] includes them.
+    /// The number of lines after the acknowledged head that continue the chain. At its next start, the reflector makes
+    /// them a part of the log. [`Verified::lines`] includes them.
     pub lines: u64,
-    /// The number of bytes after the last line that continues the chain. The reflector cuts them when it starts next.
+    /// The number of bytes after the last line that continues the chain. At its next start, the reflector cuts them.
     pub torn_bytes: u64,
 }
 
@@ -51,11 +51,11 @@ pub struct Unacknowledged {
 pub enum Beginning {
     /// The chain begins with line 1.
     First,
-    /// The chain begins with this line, because the earlier log was moved away or deleted. This line is possibly not
-    /// written yet.
+    /// The chain begins with the line of this number, because the earlier log was moved away or deleted. The line may
+    /// not be written yet.
     BegunAnew(u64),
-    /// The chain begins with this line, because earlier lines were trimmed. The database has the hash of the last
-    /// trimmed line.
+    /// The chain begins with the line of this number, because earlier lines were trimmed. The database has the hash of
+    /// the last trimmed line.
     Trimmed(u64),
 }
 
@@ -71,9 +71,10 @@ pub struct BadLine {
     pub why: String,
 }
 
-/// Checks every line of both chains of the log in `folder`. `states` are the database's records of the chains (see
-/// [`Store::read_audit_chains`](crate::store::Store::read_audit_chains)). Only with these records does the check also
-/// detect a log that begins too late or ends too early.
+/// Checks every line of both chains of the log in `folder`. Returns the results of the main chain and of the chain of
+/// refusals. `states` are the database's records of the chains (see
+/// [`Store::read_audit_chains`](crate::store::Store::read_audit_chains)). Without these records, the check does not
+/// notice if the last lines are missing, and rejects a log whose first lines were trimmed.
 ///
 /// # Errors
 ///
@@ -102,9 +103,10 @@ pub(super) struct Survey {
     pub(super) leftovers: Vec<Segment>,
     /// The files of the chain, each with the size of its complete lines in bytes.
     pub(super) files: Vec<(Segment, u64)>,
-    /// Files whose tail must be cut, because a later line records the cut; each with the size to keep in bytes.
+    /// Files whose tail must be cut, because a later line records the cut. Each has the size to keep, in bytes.
     pub(super) recorded_cuts: Vec<(Segment, u64)>,
-    /// The file whose tail must be cut, with the size to keep in bytes. Later files are not part of the chain.
+    /// The file whose tail must be cut, with the size to keep in bytes. Files after it are not part of the chain.
+    /// `None` if no tail must be cut apart from `recorded_cuts`.
     pub(super) torn: Option<(Segment, u64)>,
     /// The size in bytes of the tail to cut, including all later files.
     pub(super) tail: u64,
@@ -137,8 +139,8 @@ impl Survey {
 ///
 /// # Errors
 ///
-/// Returns the first invalid line up to the acknowledged head. Also fails if more data follows the head than a crash
-/// can leave.
+/// Returns the first invalid line up to the acknowledged head. Also fails if more invalid data follows the head than a
+/// crash can leave.
 pub(super) fn survey(
     folder: &Path,
     chain: Chain,
@@ -263,7 +265,7 @@ pub(super) fn survey(
         survey.unacknowledged_bytes += later_bytes;
         if survey.tail > MAX_TAIL {
             let why =
-                format!("{} bytes after the last good line are not lines: more than a crash can leave", survey.tail);
+                format!("{} invalid bytes come after the last valid line: more than a crash can leave", survey.tail);
             return Err(bad(walk.lines + 1, why));
         }
         survey.torn = Some((segment.clone(), walk.good_bytes));
@@ -296,7 +298,7 @@ impl Segment {
     }
 }
 
-/// The prefix of the names of the chain's files.
+/// The prefix of the file names of a chain.
 fn prefix(chain: Chain) -> &'static str {
     match chain {
         Chain::Main => "",
@@ -322,8 +324,8 @@ pub(super) fn segments(folder: &Path, chain: Chain) -> io::Result<Vec<Segment>> 
     Ok(segments)
 }
 
-/// Opens a file of the log, but only a regular file. Neither follows a symbolic link nor waits at a FIFO: another
-/// program may have created either under the name of a segment.
+/// Opens a file of the log. Fails if it is not a regular file, because another program may have put a symbolic link or
+/// a FIFO in its place. Does not follow the link, and does not wait at the FIFO.
 pub(super) fn open_segment(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let not_regular = || io::Error::other("it is not a regular file");
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -343,14 +345,14 @@ struct Walk {
     good_bytes: u64,
     /// The size of the file, in bytes.
     size: u64,
-    /// The last valid line.
+    /// The last valid line; `None` if no line is valid.
     head: Option<Head>,
-    /// What is wrong with the line after the valid ones.
+    /// What is wrong with the line after the valid ones; `None` if all lines are valid.
     flaw: Option<Flaw>,
 }
 
-/// Reads a file up to its first flaw. Calls `on_line` for each valid line with its [`Head`], the number of valid lines
-/// so far, and their total size in bytes.
+/// Reads a file up to its first flaw. `after` describes the line before the first line of the file. Calls `on_line` for
+/// each valid line with its [`Head`], the number of valid lines so far, and their total size in bytes.
 fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> io::Result<Walk> {
     let file = open_segment(path, OpenOptions::new().read(true))?;
     let mut walk = Walk { lines: 0, good_bytes: 0, size: file.metadata()?.len(), head: None, flaw: None };
@@ -389,8 +391,8 @@ pub(super) fn first_claim(path: &Path) -> io::Result<Option<Claim>> {
     Ok(line.pop_if(|byte| *byte == b'\n').and_then(|_| claim(&line)))
 }
 
-/// Reads one line with its newline. The newline is missing at the end of the file, and if the line would exceed
-/// [`MAX_LINE`].
+/// Reads one line, with its newline, into `line`. Returns the number of bytes read; 0 at the end of the file. `line`
+/// has no newline if the file ends first, or if the line is longer than [`MAX_LINE`].
 fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<u64> {
     line.clear();
     let read = reader.take(MAX_LINE as u64).read_until(b'\n', line)?;

@@ -34,7 +34,10 @@ pub(super) fn asking_at<T>(
                 Exit::Failed,
                 "not_trusted",
                 "cannot talk to the reflector",
-                format!("user {server} answers at {}: neither root nor the user who runs this command", path.display()),
+                format!(
+                    "user {server} answers at {}, but is neither root nor the user who runs this command",
+                    path.display()
+                ),
                 "run this command as the user of the reflector; if you do not know that user, find the program that created the socket",
             ));
         }
@@ -75,7 +78,7 @@ pub(super) async fn one_answer<T>(
     }
 }
 
-/// Prints what the reflector did for the request. Fails if the answer is not [`AdminReply::Done`].
+/// Prints what the reflector did to carry out the request. Fails if the answer is not [`AdminReply::Done`].
 pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     match answer {
         AdminReply::Done { what } => {

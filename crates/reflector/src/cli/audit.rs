@@ -14,8 +14,9 @@ use crate::store::{Store, StoreError};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Check every line of the audit log; works without a running reflector. Exit code 0: intact; 1: lines are missing
-    /// or were changed; 3: intact, but begins later than line 1, because the log was trimmed or started again
+    /// Check every line of the audit log; works without a running reflector. Exit codes: 0 if the log is intact, 1 if
+    /// lines are missing or were changed, 3 if it is intact but begins after line 1, because it was trimmed or started
+    /// again
     Verify {
         #[command(flatten)]
         place: PlaceFlags,

@@ -1,4 +1,4 @@
-//! `reflector config`: explains, checks and shows the configuration.
+//! `reflector config`: explains, checks, shows and reloads the configuration.
 
 use clap::Subcommand;
 use paramedic_host::config::template;

@@ -113,18 +113,18 @@ fn of_running(status: &Status) -> Vec<Check> {
         checks.push(Check::problem(
             "udp_source_changes",
             format!(
-                "{} datagrams of sessions arrived from another address than their device's",
+                "{} datagrams for sessions came from another address or port than expected",
                 status.datagrams_from_elsewhere
             ),
             "address translation on the path changes their source, or an unauthenticated client guesses session tags",
-            "test without that translation; run a container with the host's network",
+            "test without that translation; if the reflector runs in a container, give it the host's network",
         ));
     }
     checks
 }
 
-/// Checks whether a reflector that is not running could listen on its addresses. `code` is the machine-readable code of
-/// the failed request for its status. If it is not `not_running`, returns `None` without a check.
+/// Checks whether the reflector, which is not running, could listen on its addresses. `code` is the error code of the
+/// failed request for its status. `None` if `code` is not `not_running`: nothing is checked then.
 fn of_stopped(config: &Config, code: &str) -> Option<Check> {
     if code != "not_running" {
         return None;

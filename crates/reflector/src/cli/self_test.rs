@@ -24,7 +24,8 @@ pub(super) fn parse_each(text: &str) -> Result<Duration, String> {
     self_test::check_each(each)
 }
 
-/// Runs the self-test and prints its result. Fails if no rate could be measured, but prints the result even then.
+/// Runs the self-test and prints its result. Returns [`Exit::Failed`] if no rate could be measured; the result is
+/// printed even then.
 pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
     let test = run_until_interrupted(each, !json && std::io::stderr().is_terminal())?;
     if json {

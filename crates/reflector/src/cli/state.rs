@@ -59,8 +59,7 @@ pub(super) fn with_state_as_it_is(mut config: Config) -> Config {
     config
 }
 
-/// Sets the state folder like [`with_state`], and fails like it if the folder cannot be used, but creates and changes
-/// nothing.
+/// Sets the state folder like [`with_state`], but creates and changes nothing. Fails if the folder cannot be used.
 pub(super) fn with_own_state_as_it_is(mut config: Config) -> Result<Config, Failure> {
     config.state_dir =
         state_folder::locate_own(&config.state_dir).map_err(|error| unusable(&config.state_dir, error))?;

@@ -66,7 +66,7 @@ fn print(status: &Status) {
     }
     if status.datagrams_from_elsewhere > 0 {
         let count = status.datagrams_from_elsewhere;
-        line("datagrams", format!("{count} for a session came from another address than its device's"));
+        line("datagrams", format!("{count} for sessions came from another address or port than expected"));
     }
     for (reason, count) in &status.refused {
         line("refused", format!("{count} × {reason}"));

@@ -24,8 +24,8 @@ impl MetricsListen {
         matches!(self, Self::Address(address) if !address.ip().to_canonical().is_loopback())
     }
 
-    /// Whether the metrics cannot be served if the reflector listens at `other`, because both use the same address and
-    /// port.
+    /// Whether the metrics would need the same address and port as a listener at `other`, so that both cannot be
+    /// served.
     pub(super) fn collides_with(&self, other: SocketAddr) -> bool {
         let Self::Address(own) = self else { return false };
         let is_same = own.ip() == other.ip() || own.ip().is_unspecified() || other.ip().is_unspecified();
@@ -53,7 +53,7 @@ impl fmt::Display for MetricsListen {
 }
 
 /// Parses where to serve the metrics: `off`, `ADDR:PORT`, `PORT` (of 127.0.0.1), or the absolute path of a Unix socket.
-/// The error states what is wrong.
+/// An error says what is wrong with the text.
 pub(super) fn parse_metrics_listen(text: &str) -> Result<MetricsListen, String> {
     let text = text.trim();
     if text == "off" {
@@ -74,7 +74,8 @@ pub(super) fn parse_metrics_listen(text: &str) -> Result<MetricsListen, String> 
     })
 }
 
-/// Parses a range of ports, both ends included: `5201-5299`, or a single port. The error states what is wrong.
+/// Parses a range of ports, both ends included: `5201-5299`, or a single port. An error says what is wrong with the
+/// text.
 pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let port = |text: &str| match text.trim().parse::<u16>() {
         Ok(0) | Err(_) => Err(format!("{:?} is not a port", text.trim())),
@@ -90,8 +91,8 @@ pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     Ok(first..=last)
 }
 
-/// Parses addresses to listen on: `ADDR:PORT`, `ADDR` (with port 4000), `PORT` or `:PORT` (both IP families). The error
-/// states what is wrong.
+/// Parses an address to listen on: `ADDR:PORT`, `ADDR` (with port 4000), `PORT` or `:PORT` (both IP families, so two
+/// addresses). An error says what is wrong with the text.
 pub(super) fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     let text = text.trim();
     if let Ok(address) = text.parse::<SocketAddr>() {

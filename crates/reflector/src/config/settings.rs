@@ -12,8 +12,8 @@ use toml::Value;
 
 use super::{Config, Mode, addresses};
 
-/// The largest byte quota. A 100 Gbit/s line moves about this many bytes in a day, both directions together. The
-/// database can store far larger integers.
+/// The highest value of a byte quota per day. A 100 Gbit/s line moves about this many bytes in a day, both directions
+/// together. The database can store far larger integers.
 const MOST_BYTES: u64 = 2_000_000_000_000_000;
 
 /// All settings, in the order in which they are shown.
@@ -23,8 +23,8 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_LISTEN",
         flag: Some("listen"),
         placeholder: "ADDR",
-        help: "Addresses to listen on, TCP and UDP. One or more of ADDR:PORT, ADDR (port 4000) or PORT (IPv4 and IPv6); \
-               port 0 takes a free port.",
+        help: "Addresses to listen on, TCP and UDP, separated by commas. Each is ADDR:PORT, ADDR (port 4000) or PORT \
+               (on all IPv4 and IPv6 addresses). Port 0 takes a free port.",
         valid: "an address such as 0.0.0.0:4000, [::]:4000 or 192.0.2.7, or a port",
         is_list: true,
         read: |config, given| {
@@ -49,8 +49,8 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_LISTEN_FREEBIND",
         flag: Some("listen-freebind"),
         placeholder: "BOOL",
-        help: "Start even if this host does not have an address of `listen` yet. Clients can reach the address as soon \
-               as an interface has it (IP_FREEBIND).",
+        help: "Start even if this host does not have an address in `listen` yet. Clients can reach the reflector there \
+               as soon as an interface has the address (IP_FREEBIND).",
         valid: "true or false",
         is_list: false,
         read: |config, given| given.yes_or_no().map(|enabled| config.listen_freebind = enabled),
@@ -61,7 +61,8 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_NAME",
         flag: Some("name"),
         placeholder: "NAME",
-        help: "The name that an appliance shows for this reflector when it pairs.",
+        help: "The name of this reflector. An appliance that pairs saves the reflector under this name. Default: the \
+               host name.",
         valid: "1 to 120 characters without control characters",
         is_list: false,
         read: |config, given| given.name().map(|name| config.name = name),
@@ -139,8 +140,8 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_MAX_CONCURRENT_TESTS",
         flag: Some("max-concurrent-tests"),
         placeholder: "N",
-        help: "The limit on sessions that run at the same time. With more than one, sessions share the link and disturb \
-               each other.",
+        help: "The limit on sessions that run at the same time, not counting monitor sessions. With more than one, \
+               sessions share the network and disturb each other.",
         valid: "a number from 1 to 1000",
         is_list: false,
         read: |config, given| given.number(1, 1000).map(|number| config.max_concurrent_tests = number),
@@ -162,8 +163,8 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_MAX_MONITORS",
         flag: Some("max-monitors"),
         placeholder: "N",
-        help: "The limit on monitor sessions that run at the same time; one device may have 4 of them. A monitor session \
-               measures latency all the time. 0 denies all.",
+        help: "The limit on monitor sessions that run at the same time. A monitor session measures latency all the \
+               time. Each device may have up to 4. 0 denies all monitor sessions.",
         valid: "a number from 0 to 1000",
         is_list: false,
         read: |config, given| given.number(0, 1_000).map(|number| config.max_monitors = number),
@@ -189,7 +190,7 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_MAX_STREAMS",
         flag: Some("max-streams"),
         placeholder: "N",
-        help: "Streams that a session may have in each direction.",
+        help: "The limit on the streams of a session in each direction.",
         valid: "a number from 1 to 64",
         is_list: false,
         read: |config, given| given.number(1, TestSpec::MAX_STREAMS.into()).map(|number| config.max_streams = number),
@@ -200,7 +201,7 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_MAX_TESTS_PER_HOUR",
         flag: Some("max-tests-per-hour"),
         placeholder: "N",
-        help: "Sessions that one peer may have in any 60 minutes.",
+        help: "Sessions that one peer may start within any 60 minutes, not counting monitor sessions.",
         valid: "a number from 1 to 1000000",
         is_list: false,
         read: |config, given| given.number(1, 1_000_000).map(|number| config.max_tests_per_hour = number),
@@ -273,7 +274,7 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         env: "REFLECTOR_AUDIT_SEGMENT_SIZE",
         flag: Some("audit-segment-size"),
         placeholder: "SIZE",
-        help: "Size at which the audit log begins a new file.",
+        help: "File size at which the audit log begins a new file.",
         valid: "a size from 64kB to 1GB, such as 16MB",
         is_list: false,
         read: |config, given| given.bytes(64_000, 1_000_000_000).map(|bytes| config.audit_segment_size = bytes),

@@ -25,7 +25,7 @@ use crate::status::Status;
 
 /// The version of the admin socket's protocol. Both ends are the same program, but not always the same build.
 const VERSION: u32 = 1;
-/// The longest valid request, in bytes.
+/// The maximum length of a request, in bytes.
 const MAX_REQUEST_BYTES: u64 = 4096;
 /// How long a client may take to send its request, or to read an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);

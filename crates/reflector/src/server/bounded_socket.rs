@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// The number of bytes that may arrive between two messages. A TLS handshake of this protocol takes about 4 KiB, and a
-/// message at most 16 KiB. The link also reads up to 4 KiB of plaintext ahead; these take many more bytes only in
-/// padded records.
+/// message at most 16 KiB. The link also reads up to 4 KiB of plaintext ahead, which takes many more bytes on the line
+/// only if the client pads its TLS records.
 const MAX_BYTES_PER_MESSAGE: u64 = 64 * 1024;
 
 /// A TCP socket whose reads fail if too many bytes arrive without a message.

@@ -112,7 +112,8 @@ impl Connection {
         }
     }
 
-    /// Serves the link until it ends. `versions` and `features` are those of the appliance.
+    /// Serves the link until it ends. `versions` and `features` are those of the appliance. `paired` is the answer to a
+    /// pairing, if the link began with one.
     pub(super) async fn serve(mut self, versions: &[u16], features: &[Feature], paired: Option<ToAppliance>) {
         self.features = Feature::common(features);
         let next = match self.pay_for_welcome().await {
@@ -179,11 +180,11 @@ impl Connection {
         LinkFlow::Continue
     }
 
-    /// Sends the first answer: `welcome`, or after a pairing first `paired`, then `welcome`; or `close` if both ends
-    /// share no protocol version.
+    /// Sends `welcome`, and after a pairing `paired` before it. If both ends share no protocol version, closes the link
+    /// instead.
     async fn welcome(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> LinkFlow {
         let Some(version) = message::common_version(versions) else {
-            return LinkFlow::Close(CloseReason::Version, "no protocol version in common; this reflector supports 1");
+            return LinkFlow::Close(CloseReason::Version, "no common protocol version; this reflector has version 1");
         };
         if let Some(paired) = paired
             && self.write(&paired).await.is_err()

@@ -14,7 +14,8 @@ use super::{Server, lock};
 use crate::connection_limiter::{Admission, ConnectionLimiter, ConnectionSlotId, Prefix};
 use crate::event::RefusalReason;
 
-/// A connection whose client has proved that it has a key. Whether the key is paired is not checked yet.
+/// A connection whose client has proved, in the TLS handshake, that it holds the private key of `peer`. Whether this
+/// key is paired is not checked yet.
 pub(super) struct HandshakenConnection {
     pub(super) stream: TlsStream<BoundedSocket>,
     pub(super) from: IpAddr,
@@ -100,8 +101,8 @@ impl ConnectionSlot {
         self.server.connection_slots.limiter().progressed(self.id, self.server.now().mono);
     }
 
-    /// Records that the connection is authenticated, or that its proof is being judged. After this, the connection is
-    /// not closed to make room for another one.
+    /// Records that the connection is authenticated or closed. After this, it is no longer closed to make room for
+    /// another connection.
     pub(super) fn settle(&self) {
         let mut all = lock(&self.server.connection_slots.makes_way);
         all.remove(&self.id);

@@ -54,8 +54,9 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     }
 }
 
-/// The session for which these bytes authenticate the connection; `None` if there is no such session, if it belongs to
-/// another peer, or if it accepts no further connection for probes.
+/// Finds the session that the preamble in `bytes` names, and verifies the preamble. `None` if the preamble is not
+/// valid, if no such session runs, if it belongs to another peer than `peer`, or if it accepts no further connection
+/// for latency probes.
 fn admit(
     server: &Server,
     bytes: &[u8; Preamble::LEN],

@@ -104,8 +104,8 @@ pub(super) fn claim(
 }
 
 /// Step 2: records the grant, in a task that is never cancelled. `events` include the grant and stay together in the
-/// audit log. The receiver gets the session, which other tasks can find from then on, and the grant to send (step 3).
-/// If recording fails or the receiver was dropped, the session is taken back and the receiver gets nothing.
+/// audit log. From then on, other tasks can find the session. The receiver gets the session and the grant to send (step
+/// 3). If recording fails or the receiver was dropped, the session is taken back and the receiver gets nothing.
 pub(super) fn record(
     claim: ClaimedSession,
     events: Vec<AuditEvent>,
@@ -233,7 +233,7 @@ pub(super) const AT_REFLECTOR: &str = "the reflector's host";
 
 /// The denial of a request while the audit log or the database cannot be written.
 pub(super) fn not_recorded() -> Denial {
-    faulted("the audit log or the state cannot be written")
+    faulted("the audit log or the database cannot be written")
 }
 
 fn faulted(detail: &str) -> Denial {

@@ -1,5 +1,5 @@
-//! Turns an authenticated connection into a link: reads the first message, checks that the client's key is paired, or
-//! pairs it, and gives every other client the same answer.
+//! Turns a connection into a link after its TLS handshake. Reads the first message, and accepts clients whose key is
+//! paired or that pair now. All other clients get the same answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

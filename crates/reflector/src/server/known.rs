@@ -15,7 +15,7 @@ use crate::store::{Store, StoreError};
 /// The shortest time between two writes of prefixes to the database. A device can use a new prefix for each link, and
 /// each write delays other writes to disk.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
-/// Expired prefixes are removed at least this often.
+/// While no prefix changes, expired prefixes are removed about this often.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl Server {

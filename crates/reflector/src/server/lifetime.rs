@@ -34,7 +34,8 @@ use crate::pairing::Pairing;
 use crate::sessions::{DAYS_KEPT, Limits, Now, PastUsage, Sessions, charged_after_crash};
 use crate::store::Store;
 
-/// Serves until a signal or `reflector drain` ends the reflector.
+/// Serves until a signal or `reflector drain` ends the reflector. Calls `ready` with the listening addresses once
+/// clients can connect.
 pub async fn serve(
     config: Config,
     key: SecretKey,
@@ -259,7 +260,7 @@ async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut Joi
 
 /// Raises the limit of open file descriptors to its maximum. A session of 64 streams in each direction may use more
 /// than 600 descriptors, and shells and service managers often set 1,024 although the kernel would allow more. Returns
-/// the new limit; `None` if there is none.
+/// the new limit; `None` if the number is unlimited.
 fn allow_many_descriptors(listening: usize) -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);

@@ -1,5 +1,5 @@
-//! The server of the reflector: sockets, tasks and time around the decisions of `sessions`, `connection_limiter` and
-//! `pairing`. This module makes no decisions.
+//! The server of the reflector: its sockets, tasks and clock. It carries out the decisions of `sessions`,
+//! `connection_limiter` and `pairing`, and makes none itself.
 
 mod accept;
 mod admin_socket;
@@ -98,8 +98,8 @@ struct Server {
     polled: Notify,
     /// Notified when a connection or session has ended, so that tasks that wait for a slot or descriptor try again.
     capacity: Notify,
-    /// The command that opened the last pairing code. It is replaced only while `pairing` is locked, so it always fits
-    /// the code that `pairing` has open.
+    /// The command that opened the last pairing code. It is replaced only while `pairing` is locked, so it always
+    /// belongs to the code that `pairing` has open.
     code_requester: Mutex<Option<CodeRequester>>,
     /// Notified when the write of a pairing has succeeded or failed.
     claim_settled: Notify,
@@ -107,7 +107,8 @@ struct Server {
     counts: Arc<ServerCounts>,
     /// Where the metrics are served; `None` if they are not served.
     metrics: Option<String>,
-    /// For ended sessions: the number of datagrams that arrived from another address than that of the session's device.
+    /// The number of datagrams, for ended sessions, that came from another address than that of the session's device,
+    /// or whose source port changed during the session.
     datagrams_from_elsewhere: AtomicU64,
     /// The engines that the reflector offers.
     engines: Vec<&'static dyn Engine>,
@@ -177,8 +178,8 @@ impl Server {
     }
 
     /// Writes audit events for answers that do not depend on the result of the write. The call fixes the position of
-    /// the events in the log; await the returned future before answering. Events that cannot be written now are written
-    /// later. A fault of the log shows in the status and stops further grants.
+    /// the events in the log. Await the returned future before you send the answer. Events that cannot be written now
+    /// are written later. A fault of the log shows in the status and stops further grants.
     fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         self.audit.record_or_note(lock(&self.throttle).pass(events, self.now()))
     }
@@ -193,7 +194,8 @@ impl Server {
         }
     }
 
-    /// The number of datagrams since the start that arrived for a session from another address than that of its device.
+    /// The number of datagrams since the start that came from another address than that of the session's device, or
+    /// whose source port changed during the session.
     fn datagrams_from_elsewhere(&self) -> u64 {
         let running = self.sessions().handles().map(|running| running.datagrams().from_elsewhere).sum::<u64>();
         self.datagrams_from_elsewhere.load(Ordering::Relaxed) + running
@@ -234,8 +236,8 @@ impl Server {
         problems
     }
 
-    /// Takes back a reservation whose grant was not sent, if it still exists. Returns the audit events that record
-    /// this.
+    /// Takes back the reservation of a session whose grant was not sent, if the reservation still exists. Returns the
+    /// audit events that record this.
     #[must_use]
     fn undo(&self, session: SessionId) -> Vec<AuditEvent> {
         let undone = self.sessions().undo(session, self.now());

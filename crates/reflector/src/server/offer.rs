@@ -11,8 +11,8 @@ use crate::config::Config;
 use crate::sessions::Limits;
 use crate::status::UnavailableEngine;
 
-/// Checks each configured engine. Returns the engines that can run on this host, and those that cannot with the
-/// reasons.
+/// Checks each configured engine. Returns the engines that can run on this host, and the engines that cannot, each with
+/// the reason. Empties the working folder of the engines first.
 pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<UnavailableEngine>)> {
     let scratch = config.scratch_dir();
     // A killed reflector may have left files in this folder.

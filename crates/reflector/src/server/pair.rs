@@ -15,8 +15,8 @@ use crate::connection_limiter::Prefix;
 use crate::event::RefusalReason;
 use crate::pairing::ProofDecision;
 
-/// Judges a pairing proof; `exporter` is the TLS exporter value of the client's connection. After a right proof, the
-/// device is a peer on disk before it is answered.
+/// Judges a pairing proof. `exporter` is the TLS exporter value of the client's connection, and `own_name` is the name
+/// that the client sent. After a right proof, the pairing is on disk before the client gets its answer.
 pub(super) async fn verify_proof(
     server: &Arc<Server>,
     exporter: &[u8; 32],
@@ -58,7 +58,7 @@ pub(super) async fn verify_proof(
     answer
 }
 
-/// Renames a peer in the database and in the audit log.
+/// Renames a peer in the database, and records this in the audit log.
 pub(super) async fn rename(server: &Server, peer: EndpointId, name: &PeerText) -> anyhow::Result<()> {
     let renamed = server.peers.rename(peer, name).await?;
     renamed.then_some(()).context("no such device is paired")?;

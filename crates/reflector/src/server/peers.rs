@@ -33,7 +33,7 @@ struct Unsettled {
     /// The ids of audit lines that are already in the audit log, but that the database still lists as owed (not written
     /// yet).
     written: BTreeSet<i64>,
-    /// Peers that must be removed again: adding them failed, though the database may have stored them, and the first
+    /// Peers that must be removed again. Adding them failed, but the database may have stored them, and the first
     /// attempt to remove them failed, too.
     take_back: BTreeSet<EndpointId>,
 }
@@ -104,7 +104,8 @@ impl Peers {
         before.into_iter().filter(|id| !self.is_paired(*id)).collect()
     }
 
-    /// All peers, those in the configuration first: Endpoint ID, name, and `config` or `store`.
+    /// All peers, those in the configuration first: Endpoint ID, name, and where the pairing is stored (`config` or
+    /// `store`).
     pub(super) fn list(&self) -> Vec<(EndpointId, PeerText, &'static str)> {
         let (authorized, known) = (self.authorized(), self.read());
         let from_config = authorized.iter().map(|id| (*id, PeerText::new("(from the configuration)"), "config"));
@@ -181,7 +182,8 @@ impl Peers {
         }
     }
 
-    /// Finds a peer by its Endpoint ID or name.
+    /// If `text` is an Endpoint ID, returns this ID, even if no such device is paired. Otherwise, returns the Endpoint
+    /// ID of the peer with this name.
     pub(super) fn find(&self, text: &str) -> Option<EndpointId> {
         if let Ok(id) = text.parse() {
             return Some(id);

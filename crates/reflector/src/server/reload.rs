@@ -14,8 +14,8 @@ use super::{Server, lock};
 use crate::config::{Config, ConfigChange, change};
 use crate::sessions::Limits;
 
-/// How long the answer to a reload waits until the prefixes of removed peers are deleted from the database. After that,
-/// a later write deletes them.
+/// How long a reload waits, before it is answered, until the prefixes of removed peers are deleted from the database.
+/// After that, a later write deletes them.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a running server reads its configuration again and changes its log filter.

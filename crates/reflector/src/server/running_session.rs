@@ -44,8 +44,8 @@ const MONITOR_LEASE: u64 = 1_000_000;
 /// How long to wait before a failed write of a lease is retried, while bytes of an earlier lease are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 
-/// Before the kernel's record of a phase's streams (`TCP_INFO` samples) is sent, samples are left out until it takes at
-/// most 1/20 as many bytes as the phase's payload.
+/// The kernel's record of the streams of a phase (`TCP_INFO` samples) may have at most 1/20 as many bytes as the
+/// payload of the phase. Before it is sent, samples are left out until it fits.
 const DETAIL_OF_PAYLOAD: u64 = 20;
 
 /// A granted session.
@@ -74,7 +74,7 @@ pub(super) struct RunningSession {
     had_streams: AtomicBool,
     /// Notified when a phase begins or ends, because the number of used bytes must then be read earlier.
     phase_changed: Notify,
-    /// The zero of the monotonic clock that `use_recorder` uses.
+    /// When the monotonic clock of `use_recorder` was zero.
     began: Instant,
     /// Whether leasing has stopped. Locked while leases and use are written, so that nothing is written after the final
     /// charge.

@@ -14,8 +14,8 @@ const PARTS: u64 = 200;
 const MESSAGE_BYTES: u64 = 160;
 const SAMPLE_BYTES: u64 = 36;
 
-/// The maximum number of samples in each direction that wait in a phase that loads both directions: one second of
-/// samples. The appliance computes and shows the rate of the upload from them.
+/// In a phase that loads both directions, at most this many samples of each direction wait: those of one second. The
+/// appliance shows the rate of the upload from them, so they must not wait longer.
 const MAX_SAMPLES_OF_BOTH: usize = 10;
 
 /// The samples of the running phase that are not sent yet.

@@ -24,7 +24,7 @@ pub struct SessionCounts {
     pub undone: u64,
     /// The number of denied requests, by reason.
     pub denied: BTreeMap<DenialReason, u64>,
-    /// How long requests waited in the queue until they were reserved; 0 if they did not wait.
+    /// How long requests waited in the queue until a session was reserved for them; 0 if they did not wait.
     pub waits: DurationCounts,
     /// The counts of leases.
     pub leases: LeaseCounts,

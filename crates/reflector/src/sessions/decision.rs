@@ -62,8 +62,8 @@ pub enum SessionPurpose {
     Monitor,
 }
 
-/// A session for which everything that it needs is reserved, such as a slot, a port, and its place in the limit of
-/// tests per hour. [`super::Sessions::opened`] turns it into a grant.
+/// A session for which everything is reserved that it needs, such as a slot, a port, and its place in the limit of
+/// tests per hour. [`super::Sessions::opened`] turns the reservation into a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Reservation {
@@ -79,8 +79,8 @@ pub struct Reservation {
     pub port: Option<u16>,
     /// The longest time that the session may last, counted from its reservation.
     pub expires_in: Duration,
-    /// Whether the session counts for the limit of tests per hour. It does not count if it repeats, through the tunnel,
-    /// a direct session that the appliance could not reach.
+    /// Whether the session counts for the limit of tests per hour. It does not if it is the repetition, through the
+    /// tunnel, of a direct session that the appliance could not reach.
     pub counts_as_test: bool,
 }
 
@@ -173,7 +173,7 @@ pub struct Snapshot {
     pub peers: Vec<PeerStatus>,
     /// The payload bytes that are charged today to all peers together. Includes open leases.
     pub bytes_today: u64,
-    /// The ports of the data port range that another program used within the last minute.
+    /// The ports of the data port range that, within the last minute, another program was found to use.
     pub held_ports: Vec<u16>,
     /// The counts of what happened to sessions since the start of the server.
     #[serde(default)]
@@ -181,7 +181,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The state as rows of text, each a label and its text.
+    /// The state for a human reader: rows of a label and a text.
     pub fn rows(&self) -> Vec<(&'static str, String)> {
         let mut rows = vec![("slots", format!("{} of {} in use", self.sessions.len(), self.slots))];
         rows.extend(self.sessions.iter().map(|session| {

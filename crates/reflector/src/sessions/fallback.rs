@@ -8,7 +8,8 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 
 use super::decision::LinkId;
 
-/// For this long after the end of a direct session without streams, a request on its link can count as the same test.
+/// If no streams of a direct session arrived, then for this long after its end a request on the same link can count as
+/// its repetition.
 pub(super) const FALLBACK_WINDOW: Duration = Duration::from_secs(30);
 
 /// The links whose direct session ended before any of its streams arrived.

@@ -42,7 +42,7 @@ pub struct Limits {
     pub max_monitors: usize,
     /// The number of monitor sessions of one peer that may run at once, over all its links.
     pub max_monitors_per_peer: usize,
-    /// The file descriptors for all sessions together.
+    /// The number of file descriptors that all sessions together may use.
     pub descriptors: usize,
     /// The ports for direct sessions; `None` if direct sessions are not offered.
     pub data_ports: Option<RangeInclusive<u16>>,
@@ -82,7 +82,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Denies a request that no peer may make, whatever the peer has used.
+    /// Denies a request that exceeds a limit or asks for something that is not offered, whatever the peer has used so
+    /// far.
     pub(super) fn check(&self, spec: &TestSpec) -> Result<(), Denial> {
         let refuse = |reason, detail: String| Err(denial(reason, &detail, None));
         if let Err(bad) = spec.check() {
@@ -151,7 +152,8 @@ fn allowance(each: Duration, spec: &TestSpec) -> Duration {
     each.saturating_mul(u32::try_from(spec.phases.len()).unwrap_or(u32::MAX))
 }
 
-/// A denial with its reason and text.
+/// Builds a denial with this reason and text. `retry_after` is the time after which the appliance may try again; `None`
+/// if no time is known.
 pub(super) fn denial(reason: DenialReason, detail: &str, retry_after: Option<Duration>) -> Denial {
     Denial { reason, detail: PeerText::new(detail), retry_after_ms: retry_after.map(millis) }
 }

@@ -1,6 +1,6 @@
-//! Decides which sessions are granted, queued, denied and charged: a state machine without I/O. Each call returns its
-//! answer and the audit events of its decision, in order. Time, ids and the time of the last received message are
-//! arguments. Actions are return values.
+//! Decides which requests for sessions are granted, queued or denied, and what sessions are charged. This is a state
+//! machine without I/O: the caller passes in the time and new ids, and carries out the actions that the calls return.
+//! Calls that decide also return the audit events of their decisions, in order.
 
 mod counts;
 mod decision;
@@ -61,12 +61,13 @@ pub struct Sessions<H> {
     fallbacks: Fallbacks,
     tests: quota::Tests,
     bytes: quota::ChargedBytes,
-    /// Reserved and running sessions. Each test holds a slot, and there are never more tests than slots.
+    /// The reserved and the running sessions. Each test among them holds a slot. There can be more tests than slots for
+    /// a while, after [`Sessions::set_limits`] lowered the number of slots.
     held: BTreeMap<SessionId, HeldSession<H>>,
     counts: SessionCounts,
     draining: bool,
     faulted: bool,
-    /// Whether anything changed since the last `poll` that may let a queued request begin.
+    /// Whether something changed since the last `poll`, so that `poll` is due now.
     changed: bool,
 }
 
@@ -101,8 +102,9 @@ impl<H> Sessions<H> {
         self.changed = true;
     }
 
-    /// Checks a request. If it can begin now, reserves everything that it needs. Otherwise queues it if `wait` is set
-    /// and the queue has room, or else denies it. `id` becomes the id of the session; it must be new.
+    /// Decides on a request. Denies it if it exceeds a limit. If it can begin now, reserves everything that it needs.
+    /// If it must wait, queues it, or denies it if `wait` is `false` or the queue is full. `id` becomes the id of a
+    /// session that is reserved now; it must be new.
     #[must_use]
     pub fn request(
         &mut self,
@@ -164,8 +166,9 @@ impl<H> Sessions<H> {
         self.with_event(peer, Answer::Denied(denial))
     }
 
-    /// Records that another program uses the reserved port. Takes the next port of the range, or undoes the reservation
-    /// if there is none. Call it only before [`Sessions::opened`].
+    /// Records that another program uses the reserved port. Reserves another port of the range instead. Undoes the
+    /// reservation if every other port is in use or was already tried for it. Call this only before
+    /// [`Sessions::opened`].
     #[must_use]
     pub fn port_is_held(&mut self, session: SessionId, now: Now) -> (Answer, Vec<AuditEvent>) {
         let held = self.held.get_mut(&session).filter(|session| !session.opened);
@@ -190,9 +193,9 @@ impl<H> Sessions<H> {
         (answer, events)
     }
 
-    /// Records that the server has claimed everything that was reserved. From now on the session is a grant, to be
-    /// recorded and then sent. Returns `false` if the reservation was taken back in the meantime: then the server must
-    /// release everything that it claimed.
+    /// Records that the server has opened everything that was reserved. From now on the session is a grant, which the
+    /// server must record and then send. Returns `false` if the reservation was taken back in the meantime: then the
+    /// server must close everything that it opened.
     #[must_use]
     pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<AuditEvent>) {
         let Some(held) = self.held.get_mut(&session) else { return (false, Vec::new()) };
@@ -242,8 +245,8 @@ impl<H> Sessions<H> {
         self.held.iter().filter(|(_, held)| held.handle.is_some()).map(|(id, _)| *id)
     }
 
-    /// Takes a reservation back, because a resource could not be claimed or the grant could not be recorded. Frees its
-    /// slot and its port; it no longer counts as a test.
+    /// Takes a reservation back, because a resource could not be opened or the grant could not be recorded. Frees its
+    /// slot and its port. The session no longer counts as a test.
     #[must_use]
     pub fn undo(&mut self, session: SessionId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
@@ -287,22 +290,23 @@ impl<H> Sessions<H> {
         self.end_where(EndReason::Shutdown, HeldSession::is_monitor);
     }
 
-    /// Sets whether the audit log or the database cannot be written. If so, no session is granted.
+    /// Records whether the audit log or the database has a fault, so that it cannot be written. As long as `faulted` is
+    /// set, no session is granted.
     pub fn set_faulted(&mut self, faulted: bool) {
         self.changed |= self.faulted != faulted;
         self.faulted = faulted;
     }
 
-    /// Records that the first phase of the session began. From now on, the start timeout no longer ends the session;
-    /// its deadline and silence still do.
+    /// Records that the first phase of the session began. From now on, the start timeout no longer ends the session.
+    /// Its deadline and silence can still end it.
     pub fn started(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.start_by = None;
         }
     }
 
-    /// Records that the streams of a phase with load arrived. So the appliance can reach the session, and will not
-    /// repeat the test through the tunnel.
+    /// Records that the streams of a phase with load arrived. This proves that the appliance can reach the session. So
+    /// if the appliance repeats the test through the tunnel, the repetition counts as another test.
     pub fn streams_arrived(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.had_streams = true;
@@ -311,7 +315,8 @@ impl<H> Sessions<H> {
 
     /// Charges up to `wanted` more bytes to the session before they are moved. Charges less if little is left of the
     /// day's byte quota: other sessions may need bytes, and a crash may charge the whole lease. The bytes count for the
-    /// day of the lease. An error is the reason why the session must end.
+    /// day of the lease. Fails if the session may not lease bytes; the error is the reason with which to end the
+    /// session.
     pub fn lease(&mut self, session: SessionId, wanted: u64, now: Now) -> Result<Lease, EndReason> {
         let day = now.day();
         // No bytes before the session is opened.
@@ -354,8 +359,9 @@ impl<H> Sessions<H> {
         held.handle.take()
     }
 
-    /// Records that a session is torn down and has used this many bytes. Frees its slot and port, and returns its
-    /// unused leases. `None` if there is no such session, or if its end was already recorded.
+    /// Records that a session is torn down and has used `used_bytes`. Frees its slot and port, and refunds the leased
+    /// bytes that it did not use. Returns what to charge; `None` if there is no such session, or if its end was already
+    /// recorded.
     #[must_use]
     pub fn ended(
         &mut self,
@@ -391,9 +397,9 @@ impl<H> Sessions<H> {
         (Some(SessionAccounts { session, peer, bytes_by_day, reason }), vec![ended])
     }
 
-    /// Returns the actions that are due now. `last_heard` returns when a session last received something on any
-    /// connection, on the monotonic clock. `last_heard` is only called if silence could end the session. `new_id`
-    /// creates ids as for [`Sessions::request`].
+    /// Returns the actions that are due now. `last_heard` returns the time, on the monotonic clock, at which a session
+    /// last received something on any connection. It is only called if silence could end the session. `new_id` creates
+    /// the ids of sessions, which must be new.
     #[must_use]
     pub fn poll(
         &mut self,
@@ -481,7 +487,7 @@ impl<H> Sessions<H> {
             return Err(draining());
         }
         if self.faulted {
-            let detail = "the audit log or the state cannot be written; no session is granted until it can";
+            let detail = "the audit log or the database cannot be written; no session is granted until both can";
             return Err(denial(DenialReason::Faulted, detail, Some(RETRY_FAULTED)));
         }
         Ok(())
@@ -549,8 +555,8 @@ impl<H> Sessions<H> {
         None
     }
 
-    /// The links whose queued requests can begin now, in order. A request that lacks only a port lets others pass. A
-    /// port is freed together with a slot, so others cannot pass it forever.
+    /// The links whose queued requests can begin now, in order. If a request lacks only a port, requests after it can
+    /// begin before it. They cannot delay it forever, because a port becomes free together with a slot.
     fn ready_links(&self) -> Vec<LinkId> {
         let slots = usize::try_from(self.limits.max_concurrent_tests).unwrap_or(usize::MAX);
         let room = slots.saturating_sub(self.tests_held().count());
@@ -575,8 +581,8 @@ impl<H> Sessions<H> {
         order.filter(has_port).take_while(fits).take(room).map(|waiting| waiting.link).collect()
     }
 
-    /// In one step, reserves a slot and, for direct mode, a port, and counts the session as a test of the peer, unless it
-    /// is a fallback. The caller has checked that a slot is free.
+    /// Reserves a slot and, for direct mode, a port. Counts the session as a test of the peer, except a fallback (a
+    /// direct test that the appliance repeats through the tunnel). The caller has checked that a slot is free.
     fn reserve(
         &mut self,
         link: LinkId,
@@ -610,8 +616,8 @@ impl<H> Sessions<H> {
         Ok(reservation)
     }
 
-    /// Returns everything that is reserved for a session. Its peer still counts as served, so a peer whose requests
-    /// fail repeatedly is not always first in the queue.
+    /// Frees everything that is reserved for a session. Its peer still counts as served, so a peer whose requests fail
+    /// repeatedly is not always first in the queue.
     fn take_back(&mut self, session: SessionId) -> Option<HeldSession<H>> {
         let held = self.held.remove(&session)?;
         self.changed = true;
@@ -638,7 +644,8 @@ impl<H> Sessions<H> {
         AuditEvent::SessionDenied { peer, reason: denial.reason }
     }
 
-    /// An answer to a request of `peer`, with its audit event. A reservation has no event until it is opened.
+    /// Returns the answer to a request of `peer`, and the audit event that records it. A reservation has no event until
+    /// it is opened.
     fn with_event(&mut self, peer: EndpointId, answer: Answer) -> (Answer, Vec<AuditEvent>) {
         let event = match &answer {
             Answer::Reserved(_) => None,
@@ -657,7 +664,7 @@ impl<H> Sessions<H> {
         self.held.iter().filter(|(_, held)| !held.is_monitor()).map(|(id, held)| (*id, held))
     }
 
-    /// Charges the bytes that a session used, instead of its leases.
+    /// Charges the bytes that a session used, instead of its leases. Returns them by day.
     fn settle(&mut self, held: &HeldSession<H>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
         for (day, leased) in &held.leased {
             self.bytes.refund(held.peer, *day, *leased);

@@ -16,8 +16,9 @@ use crate::event::AuditEvent;
 const RETRY_MONITOR: Duration = Duration::from_secs(60);
 
 impl<H> Sessions<H> {
-    /// Checks a request for a monitor session, and reserves the session. The request is never queued: it would have to
-    /// wait until another device ends its monitor, which may never happen. `id` is used as in [`Sessions::request`].
+    /// Decides on a request for a monitor session: reserves the session, or denies it. The request is never queued: it
+    /// would have to wait until another device ends its monitor, which may never happen. `id` becomes the id of the
+    /// session; it must be new.
     #[must_use]
     pub fn request_monitor(
         &mut self,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// For this long, a port that another program used is taken only if no other port is free.
+/// If another program was found to use a port, then for this long the port is taken only if no other port is free.
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
 /// The data port range. Each port is either free or in use.
@@ -29,8 +29,8 @@ impl Ports {
         self.free.len()
     }
 
-    /// Takes the free port that was unused the longest and is not in `tried`. Ports that other programs used recently
-    /// come last.
+    /// Takes the free port that was unused the longest and is not in `tried`; `None` if there is none. Ports that other
+    /// programs used recently come last.
     pub(super) fn take(&mut self, tried: &BTreeSet<u16>, mono: Duration) -> Option<u16> {
         self.suspects.retain(|_, until| *until > mono);
         let untried = |port: &&u16| !tried.contains(port);

@@ -10,7 +10,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use super::decision::LinkId;
 use super::limits;
 
-/// A change of the expected wait is sent only if it exceeds both this time and a fifth of the wait that is left.
+/// A change of the expected wait is sent only if it exceeds both this time and a fifth of the remaining wait.
 const SAME_WAIT: Duration = Duration::from_secs(5);
 
 /// A queued request.
@@ -40,8 +40,8 @@ impl QueuedRequest {
         self.spec.data_mode == DataMode::DirectEphemeral
     }
 
-    /// Records the position and the wait to send to the appliance next. Returns `false` if they changed too little to
-    /// be sent.
+    /// Whether to send this position and expected wait to the appliance. If they changed enough since the last update,
+    /// records them as sent and returns `true`.
     pub(super) fn note_update(&mut self, place: u32, expected_wait: Duration, mono: Duration) -> bool {
         let is_news = self.last_update.is_none_or(|last_update| {
             let left = last_update.expected_wait.saturating_sub(mono.saturating_sub(last_update.at));
@@ -59,8 +59,8 @@ impl QueuedRequest {
 pub(super) struct Queue {
     /// The requests in the order in which they arrived.
     waiting: Vec<QueuedRequest>,
-    /// For each peer, the value of `served_in_all` after the peer was last served: the lower, the longer ago. A peer
-    /// that was never served has no entry.
+    /// For each peer, the value of `served_in_all` just after the peer was last served: a lower value means longer ago.
+    /// A peer that was never served has no entry.
     served: BTreeMap<EndpointId, u64>,
     served_in_all: u64,
 }
@@ -106,9 +106,10 @@ impl Queue {
         self.served.insert(peer, self.served_in_all);
     }
 
-    /// All queued requests in the order in which they will be served. First those that repeat a test, in the order in
-    /// which they arrived. Then, repeatedly, the oldest request of the peer that was served the longest ago; for this,
-    /// requests earlier in this order count as served.
+    /// All queued requests in the order in which they will be served. First come those that repeat a direct test
+    /// through the tunnel, in the order of their arrival. For the rest, peers take turns: the next request is always
+    /// the oldest one of the peer that was served the longest ago. A peer counts as served for each of its requests
+    /// that are already in this order.
     pub(super) fn in_order(&self) -> Vec<&QueuedRequest> {
         let mut served = self.served.clone();
         let mut counter = self.served_in_all;

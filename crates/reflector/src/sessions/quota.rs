@@ -71,7 +71,7 @@ impl Tests {
         self.granted.get(&peer).map_or(0, |tests| u32::try_from(tests.len()).unwrap_or(u32::MAX))
     }
 
-    /// How long until one more test of `peer` fits below `limit`. `None` if it fits now, or never will.
+    /// How long `peer` must wait until one more of its tests fits into `limit`. `None` if it fits now, or never will.
     pub(super) fn until_one_leaves(&self, peer: EndpointId, limit: u32, unix_ms: u64) -> Option<Duration> {
         let tests = self.granted.get(&peer)?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);

@@ -4,18 +4,18 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// At least this many bytes beyond its recorded use are charged for a session that was running at a crash, unless fewer
-/// are leased.
+/// If a crash ends a session, at least this many bytes are charged in addition to its recorded use, but in total no
+/// more than its leases.
 pub(super) const SMALLEST_SURGE: u64 = 16 << 20;
-/// The times after the start of a phase at which the number of used bytes is written to disk while the rate of the
-/// phase is not known yet. After that, the number is written at each whole second.
+/// The times, counted from the start of a phase, at which the number of used bytes is written to disk while the rate of
+/// the phase is not known yet. After these, the number is written at each whole second.
 const FIRST_WRITES: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the number of used bytes is read during a phase. Reading costs nothing; only writing needs the disk.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
-/// How often the number of used bytes is read between phases, and written if it changed: latency probes also use bytes
-/// there.
+/// How often, between phases, the number of used bytes is read, and written if it changed. Latency probes use bytes
+/// there, too.
 const IDLE_INTERVAL: Duration = WRITE_INTERVAL;
 /// The length of the period over which the fastest rate of a session is measured.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -25,8 +25,8 @@ const WINDOW: Duration = Duration::from_secs(1);
 pub struct RecordedUse {
     /// The number of payload bytes that the session had used when this number was read.
     pub used: u64,
-    /// How many bytes are charged beyond `used` after a crash, but no more than are leased: twice the bytes of the
-    /// fastest second so far, and at least 16 MiB.
+    /// If a crash ends the session, this many bytes are charged in addition to `used`, but in total no more than the
+    /// leases. It is twice the bytes of the fastest second of the session so far, and at least 16 MiB.
     pub surge: u64,
 }
 
@@ -35,8 +35,9 @@ impl RecordedUse {
     pub const NOTHING: Self = Self { used: 0, surge: SMALLEST_SURGE };
 }
 
-/// The bytes to charge for a session with these leases that a crash ended: day and bytes, oldest day first. If an
-/// earlier version wrote the leases, `recorded` is `None`, and the leases are charged in full.
+/// The bytes to charge for a session that a crash ended: pairs of a day and its bytes, oldest day first. `leased` has
+/// the leases of the session by day. If an earlier version wrote the leases, `recorded` is `None`, and the leases are
+/// charged in full.
 pub fn charged_after_crash(leased: &BTreeMap<u32, u64>, recorded: Option<RecordedUse>) -> Vec<(u32, u64)> {
     let all = leased.values().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
     let charged = recorded.map_or(all, |recorded| recorded.used.saturating_add(recorded.surge).min(all));
@@ -45,8 +46,8 @@ pub fn charged_after_crash(leased: &BTreeMap<u32, u64>, recorded: Option<Recorde
     by_day(leased, charged, 0)
 }
 
-/// Divides used bytes among the leases, oldest day first. Bytes beyond the leases, such as those in a receive buffer,
-/// count for the last leased day or, if there is no lease, for `today`.
+/// Divides the used bytes among the days of the leases, oldest day first. If more bytes were used than leased, such as
+/// those in a receive buffer, the excess counts for the last leased day, or for `today` if there is no lease.
 pub(super) fn by_day(leased: &BTreeMap<u32, u64>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
     let mut left = used_bytes;
     let mut by_day = Vec::new();
@@ -63,8 +64,8 @@ pub(super) fn by_day(leased: &BTreeMap<u32, u64>, used_bytes: u64, today: u32) -
     by_day
 }
 
-/// Takes readings of the bytes that one session used, and decides which to write to disk and when. Times are on one
-/// monotonic clock.
+/// Receives readings of the number of bytes that one session used, and decides which of them to write to disk and when.
+/// All times are on one monotonic clock.
 #[derive(Debug)]
 pub struct UseRecorder {
     /// When the running phase began; `None` between phases.
@@ -94,7 +95,8 @@ impl Default for UseRecorder {
 }
 
 impl UseRecorder {
-    /// Records that a phase began: its streams are connected.
+    /// Records that a phase began: its streams are connected. `used` is the number of bytes that the session has used
+    /// so far.
     pub fn phase_began(&mut self, used: u64, mono: Duration) {
         self.phase_began = Some(mono);
         self.note(used, mono);
@@ -106,7 +108,8 @@ impl UseRecorder {
         self.is_last_reading_due = true;
     }
 
-    /// When to call [`UseRecorder::read`]. `None` before the first lease or phase, because no bytes are moved before.
+    /// When to call [`UseRecorder::read`] next; zero means now. `None` before the first lease or phase, because no
+    /// bytes are moved before.
     pub fn next_reading(&self) -> Option<Duration> {
         if self.is_last_reading_due {
             return Some(Duration::ZERO);
@@ -117,8 +120,8 @@ impl UseRecorder {
         Some(of_start.unwrap_or(Duration::MAX).min(last.saturating_add(READ_INTERVAL)))
     }
 
-    /// Takes a reading of the used bytes. If this returns a record, write the record to disk now, and call
-    /// [`UseRecorder::written`] once it is on disk.
+    /// Adds a reading: the session has used `used` bytes at the time `mono`. If this returns a record, write it to disk
+    /// now, and call [`UseRecorder::written`] once it is on disk.
     pub fn read(&mut self, used: u64, mono: Duration) -> Option<RecordedUse> {
         let is_last = std::mem::take(&mut self.is_last_reading_due);
         let current = self.current(used, mono);
@@ -135,7 +138,7 @@ impl UseRecorder {
         Some(current)
     }
 
-    /// The record of the present use, for a write that happens for another reason, such as a lease.
+    /// Adds a reading and returns its record, for a write that happens for another reason, such as a lease.
     pub fn current(&mut self, used: u64, mono: Duration) -> RecordedUse {
         self.note(used, mono);
         RecordedUse { used, surge: self.fastest_second.saturating_mul(2).max(SMALLEST_SURGE) }
@@ -146,8 +149,8 @@ impl UseRecorder {
         self.recorded = recorded;
     }
 
-    /// Adds a reading, and updates the fastest second. If a span between two readings is longer than a second, its
-    /// bytes are divided by its length in seconds, rounded up: at least one second of the span carried that many.
+    /// Adds a reading, and updates the fastest second. If two readings are more than a second apart, the bytes between
+    /// them are divided by the number of seconds, rounded up: at least one of these seconds carried that many.
     fn note(&mut self, used: u64, mono: Duration) {
         for (at, before) in &self.readings {
             let span = mono.saturating_sub(*at);
@@ -163,7 +166,7 @@ impl UseRecorder {
     }
 }
 
-/// The last time at or before `elapsed` at which the use had to be written, or 0 if there was none yet. Both times are
+/// The last time, not after `elapsed`, at which the use had to be written; 0 if there was none yet. Both times are
 /// counted from the start of the phase.
 fn last_scheduled_write(elapsed: Duration) -> Duration {
     let whole = Duration::from_secs(elapsed.as_secs());
@@ -267,8 +270,9 @@ mod tests {
     }
 
     proptest! {
-        /// For any rate over time, and any delay of readings and writes: a crash at any moment charges at most the
-        /// promised surplus. The crash leaves uncharged at most the bytes since the last reading that could be on disk.
+        /// Tests any rate over time, and any delay of readings and writes. A crash at any moment charges no more than
+        /// the used bytes and the promised surplus. It leaves no more bytes uncharged than were used since the last
+        /// reading that could be on disk.
         #[test]
         fn a_crash_at_any_moment_charges_within_the_promise(
             flowed in flow(),
@@ -317,8 +321,7 @@ mod tests {
             }
         }
 
-        /// A session with a steady rate, or with one that grows by at most half within a second, is never charged too
-        /// little once its first write is on disk.
+        /// A session with a steady rate is never charged too little after a crash, once its first write is on disk.
         #[test]
         fn a_steady_rate_is_never_undercharged(bytes_per_ms in 1..13_000_000_u64, late in 0..15_u64, write in 1..15_u64) {
             let leased = BTreeMap::from([(1, u64::MAX)]);

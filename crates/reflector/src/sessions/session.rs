@@ -30,7 +30,7 @@ pub(super) struct HeldSession<H> {
     pub(super) reserved_at: Duration,
     pub(super) deadline: Duration,
     pub(super) expected_end: Duration,
-    /// Whether all resources are claimed. From then on the session is granted, and ends only through `ended`.
+    /// Whether all resources are open. From then on the session is granted, and ends only through `ended`.
     pub(super) opened: bool,
     /// The server's handle of the session. It is set while the session runs: from its recorded grant until its teardown
     /// begins.
@@ -114,8 +114,8 @@ impl<H> HeldSession<H> {
         }
     }
 
-    /// The reason why the session must end, if the end must be reported now. `None` before the session is opened: until
-    /// then the server still claims its resources, and the appliance has no answer yet.
+    /// The reason why the session must end, if its end must be reported to the server now. `None` before the session is
+    /// opened: until then the server still opens its resources, and the appliance has no answer yet.
     pub(super) fn end_if_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration) -> Option<EndReason> {
         if self.next_deadline()? > mono {
             return None;

@@ -42,9 +42,9 @@ impl Store {
         chains
     }
 
-    /// Stores the records of all chains, or of none. While the log has a fault, this is called again with the same
-    /// records to test the disk. SQLite does not write a page for an unchanged row, so the column `writes` changes each
-    /// time.
+    /// Stores the records of all chains in one transaction. While the log has a fault, this is called again with the
+    /// same records to test the disk. SQLite does not write a page for an unchanged row, so each call changes the
+    /// column `writes`.
     pub async fn set_audit_chains(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
         let mut change = self.begin("storing the heads of the audit log's chains").await?;
         let kept = async {

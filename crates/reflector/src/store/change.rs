@@ -10,9 +10,10 @@ use tokio::sync::watch;
 
 use super::{Store, StoreError};
 
-/// How long a change waits for earlier changes. Together with [`BUSY_TIMEOUT`], it limits how long a caller waits.
+/// How long a change waits for earlier changes. Together with [`BUSY_TIMEOUT`](super::BUSY_TIMEOUT), it limits how long
+/// a caller waits.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the disk is retried after a failed change.
+/// How often the store tests, after a failed change, whether the disk can be written again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// A transaction that is rolled back when it is dropped, unless `Store::conclude` has committed it.
@@ -29,8 +30,8 @@ impl Store {
         self.fault.subscribe()
     }
 
-    /// While the last change failed, periodically makes a small change to find out whether the disk can be written
-    /// again. Runs until the future is dropped.
+    /// After a failed change, makes a small change every `PROBE_INTERVAL` until a change succeeds. So the store finds
+    /// out that the disk can be written again. Runs until the future is dropped.
     pub async fn watch_over(&self) {
         let mut fault = self.fault();
         // The sender exists as long as this store.
@@ -69,8 +70,8 @@ impl Store {
         begun.await.map_err(|why| self.note_fault(self.failure(doing, why)))
     }
 
-    /// Commits the change if `done` is `Ok`, and checks that the second connection sees the change. Otherwise rolls it
-    /// back.
+    /// If `done` is `Ok`, commits the change, and checks that the second connection sees it. If `done` is an error,
+    /// rolls the change back.
     pub(super) async fn conclude<T>(
         &self,
         change: PendingChange,
@@ -108,7 +109,7 @@ impl Store {
         sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.witness).await
     }
 
-    /// Records an error if it means that the disk is at fault. Returns the error.
+    /// Records the error as the present fault if the disk or the file caused it. Returns the error.
     fn note_fault(&self, why: StoreError) -> StoreError {
         if why.is_fault() && self.fault.send_replace(Some(why.to_string())).is_none() {
             tracing::error!(because = %why, "the database can't be written: nothing is granted until it can");

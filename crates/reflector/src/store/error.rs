@@ -26,7 +26,7 @@ pub enum StoreError {
     #[error("the database {} is damaged ({detail})", path.display())]
     Damaged {
         path: PathBuf,
-        /// The message of SQLite.
+        /// What is damaged, in words of SQLite or of the reflector.
         detail: String,
     },
     /// A newer version of the program wrote the file.
@@ -63,7 +63,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the disk or the file is at fault, and not the request.
+    /// Whether the disk or the file caused the error, and not the request.
     pub fn is_fault(&self) -> bool {
         match self {
             StoreError::Failed { source: sqlx::Error::RowNotFound, .. } => false,

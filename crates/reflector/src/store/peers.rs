@@ -27,8 +27,8 @@ pub struct Peer {
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct OwedLine {
     pub id: i64,
-    /// The number of the last acknowledged line of the log when the change was made. The owed line can only come after
-    /// that line.
+    /// The number of the last acknowledged line of the main chain when the change was made. The owed line can only come
+    /// after that line.
     pub after_seq: u64,
     pub event: AuditEvent,
 }
@@ -49,8 +49,8 @@ impl Store {
             .collect()
     }
 
-    /// Adds a peer. Returns `false` if the peer is already paired; it then keeps its earlier name. If another peer has
-    /// the name, a number is added to the name. If the name is empty or is the text of an Endpoint ID, the peer is
+    /// Adds a peer. Returns `false` if the peer is already paired; it then keeps its earlier name. If another peer
+    /// already has `name`, a number is added to it. If `name` is empty or is the text of an Endpoint ID, the peer is
     /// named `appliance`. `by` is `code` or `hand`.
     pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
         let mut change = self.begin("adding a peer").await?;
@@ -150,7 +150,7 @@ impl Store {
     }
 }
 
-/// Stores the audit line of a change, to be written to the audit log later, in the transaction of the change.
+/// Stores the audit line of a change in the transaction of the change. The line is written to the audit log later.
 async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Result<(), sqlx::Error> {
     let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
     sqlx::query(
@@ -169,7 +169,8 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.parse::<EndpointId>().is_err()
 }
 
-/// The wanted name, or the first free name with a number added.
+/// The wanted name if it is free, otherwise the wanted name with a number that makes it free. If `wanted` is not a
+/// valid name, `appliance` takes its place.
 fn free_name(wanted: &PeerText, is_taken: impl Fn(&str) -> bool) -> PeerText {
     let wanted = if is_name(wanted.as_str()) { wanted.as_str() } else { "appliance" };
     // Leaves room for the number: a name that is too long is truncated.

@@ -24,8 +24,9 @@ impl Store {
             .collect()
     }
 
-    /// Replaces the prefixes of these peers in one change. Does not store prefixes of a peer that is neither in the
-    /// database nor `authorized` by the configuration: such a peer was removed after `peers` was read.
+    /// Replaces the stored prefixes of these peers in one transaction. Stores none for a peer that is neither in the
+    /// database nor in `authorized` (the peers in the configuration): such a peer was removed after the caller
+    /// collected `peers`.
     pub async fn keep_prefixes(
         &self,
         peers: &[PeerPrefixes],

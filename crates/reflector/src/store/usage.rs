@@ -11,7 +11,7 @@ use crate::sessions::{Lease, RecordedUse};
 
 /// How long tests are stored: an hour for the limit, and another hour in case the clock is set back.
 const TESTS_KEPT: Duration = Duration::from_secs(2 * 3600);
-/// How many days of charged bytes are stored. The limits need only the present day.
+/// For how many days charged bytes are stored. The limits need only those of the present day.
 const USAGE_DAYS_KEPT: u32 = 31;
 
 /// The leases of a session whose used bytes are not charged to its peer yet.
@@ -21,9 +21,10 @@ pub struct OpenLease {
     pub session: SessionId,
     /// The peer of the session.
     pub peer: EndpointId,
-    /// The bytes that are leased on each day.
+    /// The leased bytes by day (the number of days since 1970).
     pub leased: BTreeMap<u32, u64>,
-    /// The recorded use of the session; `None` if an earlier version of the reflector wrote its leases.
+    /// The recorded use of the session. `None` if the leases are from an earlier version of the reflector, which
+    /// recorded no use.
     pub recorded: Option<RecordedUse>,
 }
 
@@ -69,8 +70,8 @@ impl Store {
         rows.into_iter().map(|(peer, at)| Ok((self.endpoint_id(&peer)?, unsigned(at)))).collect()
     }
 
-    /// Adds a lease to the session, and writes how many bytes the session has used so far. Once this succeeds, the
-    /// session may move the leased bytes.
+    /// Adds a lease to the session, and writes how many bytes the session has used so far. The session may move the
+    /// leased bytes only after this succeeds.
     pub async fn lease(
         &self,
         session: SessionId,
@@ -105,8 +106,8 @@ impl Store {
         self.conclude(change, leased.map(drop)).await
     }
 
-    /// Ends the session's leases and charges the bytes that the session used on each day to its peer, in one
-    /// transaction.
+    /// Charges a peer for the bytes that its session used, and deletes the leases of the session, in one transaction.
+    /// `used_by_day` has pairs of a day (the number of days since 1970) and the bytes of that day.
     pub async fn settle(
         &self,
         session: SessionId,
@@ -182,8 +183,8 @@ impl Store {
         Ok(open)
     }
 
-    /// The bytes that each peer was charged on each day from `first` (the number of days since 1970) on, without open
-    /// leases. Later days than today are included: the clock may have been set back since.
+    /// The bytes that are charged to each peer on each day from `first` on (the number of days since 1970). Open leases
+    /// are not included. Days after today are included: the clock may have been set back since.
     pub async fn usage_from(&self, first: u32) -> Result<Vec<(EndpointId, u32, u64)>, StoreError> {
         let rows: Vec<(Vec<u8>, u32, i64)> =
             sqlx::query_as("SELECT peer, day, bytes FROM usage WHERE day >= $1 ORDER BY day, peer")
