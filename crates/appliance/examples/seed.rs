@@ -1,5 +1,5 @@
-//! Fills a state folder with made-up results of three months, for the pictures of the web pages. They describe a cable
-//! line that is slow in the evening. Two monitors probe the gateway and the reflector "attic". If no reflector is
+//! Fills a state folder with made-up results of three months, for the pictures of the web pages. The results describe a
+//! cable line that is slow in the evening. Two monitors probe the gateway and the reflector "attic". If no reflector is
 //! paired, a made-up "attic" is added.
 //! `cargo run -p paramedic-appliance --example seed -- FOLDER [--many COUNT]`
 //!

@@ -80,14 +80,14 @@ pub enum ApplianceError {
         /// The number of reflectors that are paired with this device.
         pairings: usize,
     },
-    /// The identity of an older store can be imported only on the host itself, because the key of this identity proves
-    /// that a channel that runs a command was added on this host.
+    /// The identity of an older store is not imported over TCP. With the key of the identity, this device proves that
+    /// it has stored the commands of its alert channels itself. So only a user of this host may replace the key.
     #[error("an identity can be imported only through the service's unix socket, or into this user's own store")]
     IdentityOverTcp,
-    /// An object of a configuration cannot be applied.
+    /// An object of a configuration, such as a schedule or a monitor, cannot be applied.
     #[error("{object}: {source}")]
     InConfiguration {
-        /// The kind and the name of the object.
+        /// The kind and the name of the object, such as `schedule nightly`.
         object: String,
         /// Why the object cannot be applied.
         source: Box<ApplianceError>,
@@ -169,7 +169,7 @@ pub enum ApplianceError {
     NotPairedThere {
         /// The address to which the appliance connected.
         target: HostPort,
-        /// The key that the other end presented.
+        /// The Endpoint ID of the key that the other end presented.
         presented: EndpointId,
     },
     /// TLS could not be set up on this device.
@@ -189,17 +189,17 @@ pub enum ApplianceError {
         transport: PayloadTransport,
         /// Why the connections could not be opened.
         source: io::Error,
-        /// The number of datagrams of the session that reached the reflector; absent if the reflector does not count
-        /// them.
+        /// The reflector's counts of the datagrams of the session; `None` if the reflector does not count them.
         datagrams: Option<DatagramsSeen>,
     },
-    /// Latency probes do not reach the reflector, neither over UDP nor over TCP.
+    /// Latency probes reach the reflector neither over UDP nor over TCP.
     #[error("latency probes do not reach the reflector: {0}")]
     NoProbes(io::Error),
     /// The reflector could not start a phase.
     #[error("the reflector could not start a phase of the test: {reason}")]
     PhaseNotStarted {
-        /// Why the phase did not start. If the appliance does not know the cause, the reason that the reflector gave.
+        /// Why the phase did not start. If the appliance does not know the cause, this is the reason that the reflector
+        /// gave.
         reason: String,
     },
     /// The reflector at this address did not report the start or the end of a phase in time.
@@ -318,8 +318,8 @@ impl ApplianceError {
         if is_unwritable { Self::CannotSave(Box::new(self)) } else { self }
     }
 
-    /// Converts the I/O error `source`: to [`ApplianceError::ThreadLimit`] if the host refused another thread, and with
-    /// `otherwise` in all other cases.
+    /// Converts the I/O error `source`. If the host refused another thread, the result is
+    /// [`ApplianceError::ThreadLimit`]. In all other cases, `otherwise` makes the error.
     pub(crate) fn of_io(source: io::Error, otherwise: impl FnOnce(io::Error) -> Self) -> Self {
         match ThreadLimitReached::of(&source) {
             Some(refused) => Self::ThreadLimit(refused.clone()),
@@ -338,7 +338,7 @@ pub enum LinkFailure {
     #[error("the reflector presented the key {0}, which is not the paired one")]
     KeyChanged(EndpointId),
     /// The pairing code was made for another reflector than the one that answered.
-    #[error("the pairing code is for another reflector than the one with the key {0}")]
+    #[error("the reflector that answered has the key {0}, and the pairing code is for another reflector")]
     CodeOfAnother(EndpointId),
     /// The program that answered is not a reflector.
     #[error("the other end is not a reflector: {0}")]
@@ -346,8 +346,8 @@ pub enum LinkFailure {
     /// The reflector closed the connection during the TLS handshake.
     #[error("the reflector closed the connection during the TLS handshake")]
     HungUp,
-    /// The reflector accepted the connection but sent nothing in the TLS handshake for this long, neither with ordinary
-    /// nor with small segments.
+    /// The reflector accepted the connection, but sent nothing in the TLS handshake for this long. The appliance tried
+    /// ordinary and small TCP segments.
     #[error("the reflector sent nothing in the handshake for {} s", .0.as_secs())]
     HandshakeTimeout(Duration),
     /// Nothing was received from the reflector for this long.
@@ -424,7 +424,7 @@ pub enum Iperf3Failure {
         file: PathBuf,
     },
     /// The request names a user but no password.
-    #[error("no password for the user {user}")]
+    #[error("the request has no password for the user {user}")]
     NoPassword {
         /// The name of the user.
         user: String,

@@ -38,12 +38,12 @@ pub(crate) struct Handshaken {
 pub(crate) enum HandshakeFailure {
     /// The handshake failed with this error: one of the ends refused it, or the connection broke.
     Refused(io::Error),
-    /// No answer came within this time, neither with ordinary nor with small segments.
+    /// No answer came within this time, neither to ordinary segments nor to small ones.
     NoAnswer(Duration),
 }
 
-/// Connects to `address` from the local address and the network interface that `origin` names. Segments have at most
-/// `segment_limit` bytes in both directions.
+/// Connects to `address` from the local address and the network interface that `origin` names. If `segment_limit` is
+/// set, segments have at most that many bytes in both directions.
 pub(crate) async fn connect_from(
     origin: &Origin,
     address: SocketAddr,
@@ -58,7 +58,8 @@ pub(crate) async fn connect_from(
 }
 
 /// Does the TLS handshake over `socket`, which is connected to `address`. As long as no answer comes, repeats the
-/// handshake over further connections. The first answer on any of the connections decides the result.
+/// handshake over further connections with small segments. The first answer on any of the connections decides the
+/// result.
 pub(crate) async fn handshake(
     config: &Arc<ClientConfig>,
     socket: TcpStream,

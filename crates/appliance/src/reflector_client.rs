@@ -345,7 +345,8 @@ impl ReflectorClient {
         ended.unwrap_or_else(|_| Err(given_up(GiveUp::NoAnswer).at(&self.target)))
     }
 
-    /// Ends a granted session without a test, and closes the link. Ignores errors, and gives up after a short time.
+    /// Ends a granted session in which no test runs, and closes the link. Ignores errors, and gives up after a short
+    /// time.
     pub async fn finish(&mut self) {
         tokio::time::timeout(GOODBYE_TIMEOUT, self.framed.send(&ToReflector::Finish)).await.ok();
         self.close("done").await;
@@ -375,7 +376,7 @@ impl ReflectorClient {
     }
 }
 
-/// Resolves the addresses of a target that `route` allows, in the order in which the appliance will try them.
+/// Resolves `target` to the addresses that `route` allows, in the order in which the appliance will try them.
 pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<SocketAddr>, ApplianceError> {
     // Without this check the kernel would report "Invalid argument".
     if target.host.lacks_zone() && route.origin.interface.is_none() {

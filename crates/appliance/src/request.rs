@@ -34,7 +34,7 @@ pub struct TestRequest {
     /// The data mode; `None` selects direct mode if the reflector offers it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
-    /// The start-up time of each phase that the result excludes; `None`: detect it.
+    /// The length of the start-up of each phase, which the result excludes; `None` detects the length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub omit: Option<Duration>,
     /// The number of payload bytes after which the run ends. Each direction has an equal share of this number, which is

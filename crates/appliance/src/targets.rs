@@ -85,10 +85,10 @@ pub enum Fault {
     #[error("a port must be a number from 1 to 65535")]
     Port,
     /// A bracket is not opened or not closed, or something other than a port follows the closing bracket.
-    #[error("the brackets do not match")]
+    #[error("a bracket is missing, or something other than :PORT follows the brackets")]
     Brackets,
-    /// The text has several colons, but is not an IPv6 address.
-    #[error("the text has several colons, but is not an IPv6 address")]
+    /// The host has several colons or is in brackets, but is not a valid IPv6 address.
+    #[error("a host with several colons or in brackets must be an IPv6 address")]
     V6,
     /// The text has only digits and dots, but is not an IPv4 address.
     #[error("the text has only digits and dots, but is not an IPv4 address")]
@@ -140,7 +140,7 @@ impl HostPorts {
         usize::from(self.last - self.first.port) + 1
     }
 
-    /// The host with the port at position `index` of the range.
+    /// The host with the port at position `index` of the range, counted from 0.
     pub fn nth(&self, index: usize) -> HostPort {
         let offset = u16::try_from(index).unwrap_or(u16::MAX);
         HostPort { host: self.first.host.clone(), port: self.first.port.saturating_add(offset).min(self.last) }
@@ -153,7 +153,7 @@ impl fmt::Display for HostPorts {
     }
 }
 
-/// Splits `HOST:FIRST-LAST` into `HOST:FIRST` and `LAST`.
+/// Splits `HOST:FIRST-LAST` into `HOST:FIRST` and `LAST`. `None` if `text` has no range of ports.
 fn range(text: &str) -> Option<(&str, &str)> {
     let (host, ports) = text.rsplit_once(':')?;
     // The last group of a bare IPv6 address is no port.

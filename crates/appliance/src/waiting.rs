@@ -8,11 +8,11 @@ use paramedic_link::message::END_AFTER_SILENCE;
 /// How long the reflector may take to answer. Pings, pongs and unknown messages do not count as answers.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The longest time that a request waits in a reflector's queue without a better position, however long the reflector's
-/// tests may be.
+/// The longest time that a request waits in a reflector's queue while its position does not improve, however long the
+/// reflector's tests may be.
 const LONGEST_STALL: Duration = Duration::from_secs(60 * 60);
-/// A request may wait in a reflector's queue without a better position for twice the length of the reflector's longest
-/// test plus this time.
+/// A request leaves a reflector's queue if its position has not improved for twice the length of the reflector's
+/// longest test plus this time.
 const STALL_MARGIN: Duration = Duration::from_secs(60);
 /// The longest wait in a reflector's queue if the user sets no limit, even if the position of the request improves.
 const LONGEST_QUEUE: Duration = Duration::from_secs(6 * 60 * 60);
@@ -24,12 +24,12 @@ pub(crate) const LONGEST_REQUEST: Duration = Duration::from_secs(10 * 365 * 24 *
 pub enum GiveUp {
     /// The reflector did not answer the request in time.
     NoAnswer,
-    /// Nothing was received from the reflector while the request was in the reflector's queue.
+    /// The request was in the reflector's queue, and nothing was received from the reflector for [`END_AFTER_SILENCE`].
     Silence,
     /// The position in the reflector's queue did not improve for this long.
     Stalled(Duration),
-    /// The request waited this long, which is the limit that the user set. Without such a limit, it is the appliance's
-    /// own limit.
+    /// The request waited for this long: the limit that the user set, or the appliance's own limit if the user set
+    /// none.
     TooLong(Duration),
 }
 
@@ -54,8 +54,8 @@ struct InQueue {
 
 impl QueueWait {
     /// The deadlines of a request that is sent at `now`, to a reflector whose longest test is `longest_test`.
-    /// `requested` is the longest wait that the user allows, if the user set a limit; it replaces the limits for a
-    /// better position and for the whole wait.
+    /// `requested` is the longest wait that the user allows. If it is set, it replaces the limits for a better position
+    /// and for the whole wait.
     pub fn new(longest_test: Duration, requested: Option<Duration>, now: Instant) -> Self {
         let stall = longest_test.saturating_mul(2).saturating_add(STALL_MARGIN).min(LONGEST_STALL);
         match requested {
@@ -138,8 +138,9 @@ mod tests {
         assert_eq!(wait.deadline(), (start + 20 * SECOND, GiveUp::Silence));
     }
 
-    /// Receives a message each second, with the position that `place` returns, until the request is given up. Returns
-    /// how long that took, and why.
+    /// Receives a message each second until the request is given up. `place` returns the position in the message of a
+    /// second, or `None` for a message without a position. Returns how long the request waited, and why it was given
+    /// up.
     fn until_given_up(wait: &mut QueueWait, start: Instant, place: impl Fn(u32) -> Option<u32>) -> (Duration, GiveUp) {
         let seconds = 1..1_000_000;
         for second in seconds {

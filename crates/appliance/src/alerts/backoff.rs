@@ -1,4 +1,5 @@
-//! When a failed delivery of a message is repeated, and when it is given up. Pure.
+//! Computes when a failed delivery of a message is repeated, and when it is given up. The caller passes the time and
+//! the random number.
 
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 86_400);
 /// The minimum number of attempts, however old the message is: the device may have been off, or its clock may have been
 /// set since the message was made.
 const LEAST_ATTEMPTS: u32 = 12;
-/// No wait for the next attempt is longer than this, with jitter. The longest one, which a server asked for, is 75
-/// minutes.
+/// No wait for the next attempt is longer than this. The longest possible wait is 75 minutes: a server can ask for 60
+/// minutes, and jitter adds at most a quarter of that.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(90 * 60);
 
 /// Whether it can help to repeat a delivery that failed.
@@ -26,7 +27,7 @@ pub enum RetryAdvice {
     Never,
     /// A repetition can help, but not before `retry_after` if the other end asked for that wait.
     Later {
-        /// The time that the other end asked for.
+        /// The wait that the other end asked for; `None` if it asked for none.
         retry_after: Option<Duration>,
     },
 }

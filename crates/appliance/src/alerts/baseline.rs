@@ -1,5 +1,5 @@
 //! The usual value of a metric at an hour of the week: the median of the values at that hour in the last eight weeks. A
-//! median ignores a few bad values among them.
+//! few bad values hardly change a median.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,8 @@ pub const HISTORY: SignedDuration = SignedDuration::from_hours(8 * 7 * 24);
 /// The minimum age of a value that counts for the usual value. A newer value may belong to the deviation that is being
 /// judged.
 const LATEST: SignedDuration = SignedDuration::from_hours(24);
-/// The maximum difference, in minutes, between the time of the week of a value and that of the judged time.
+/// The usual value at a time of the week is computed from the values at most this many minutes before or after that
+/// time.
 const NEAR_MINUTES: i64 = 60;
 /// The minimum number of weeks with values, so that one unusual week does not define the usual value.
 const LEAST_WEEKS: usize = 3;

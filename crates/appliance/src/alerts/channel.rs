@@ -19,8 +19,9 @@ const MAX_ADDRESS: usize = 254;
 const MAX_RECIPIENTS: usize = 20;
 /// The longest user name, password or token, in bytes.
 const MAX_SECRET: usize = 4096;
-/// The maximum number of arguments of a command. The next constant limits the length of an argument, in bytes.
+/// The maximum number of arguments of a command.
 const MAX_ARGS: usize = 50;
+/// The maximum length of the path of a program, and of each argument, in bytes.
 const MAX_ARG: usize = 4096;
 /// The public ntfy server, which the ntfy project runs.
 pub const NTFY_SERVER: &str = "https://ntfy.sh/";
@@ -185,7 +186,7 @@ pub enum ChannelError {
     /// The whole URL of the webhook is not given; only its server is known.
     #[error("a webhook needs a URL: the stored URL is kept only if the server stays the same")]
     NoUrl,
-    /// The URL of the webhook belongs to another server than the one in the channel's definition.
+    /// The URL of the webhook is not on the server that the channel's definition names.
     #[error("the URL of the webhook is not on the server that the channel names")]
     OtherServer,
     /// This kind of channel does not have the given secret.
@@ -206,7 +207,7 @@ pub enum ChannelError {
     #[error("a token must have 1 to 4096 printable ASCII characters, without spaces")]
     Token,
     /// The host or the port of the mail server is not valid.
-    #[error("the mail server must be a host name or an address, without a port")]
+    #[error("the mail server must be a host name or an address without a port, and the port must not be 0")]
     MailServer,
     /// The user or the password of a mail server is not valid.
     #[error("a user and a password must each have 1 to 4096 bytes, without control characters")]
@@ -249,7 +250,7 @@ pub enum ChannelError {
 /// Why the file of a command must not be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramFault {
-    /// The metadata of the file or folder cannot be read, for this reason.
+    /// The metadata of the file or folder cannot be read. The text says why.
     #[error("{0}")]
     Unreadable(String),
     /// The path does not name an executable file.
@@ -422,8 +423,8 @@ impl Destination {
         matches!(self, Self::Command { .. })
     }
 
-    /// Whether both destinations send their secrets to the same server: for mail, also as the same user and with the
-    /// same protection. If so, stored secrets may be kept, because this server already knows them.
+    /// Whether both destinations send their secrets to the same server. For mail, the user and the protection must also
+    /// be the same. If so, stored secrets may be kept, because this server already knows them.
     pub fn has_server_of(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Webhook { server }, Self::Webhook { server: other }) => server == other,

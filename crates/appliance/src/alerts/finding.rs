@@ -130,11 +130,11 @@ pub enum AlertAction {
         /// Why the alert closes.
         finding: Box<AlertFinding>,
     },
-    /// The test of the subject is repeated: its result decides whether the alert opens.
+    /// The test against the subject is to be repeated. The result of the repeated test decides whether the alert opens.
     Retest {
         /// The target of the test to repeat.
         subject: String,
-        /// The end of the test that is to be repeated.
+        /// When the test to repeat ended.
         at: Timestamp,
     },
 }

@@ -14,8 +14,8 @@ use super::finding::{AlertAction, AlertFinding, RetestFinding};
 use super::metric::{AlertMetric, MetricSource};
 use super::rule::{AlertLimit, AlertRule};
 
-/// The minimum rise above the usual value that counts as bad, in milliseconds. So a gateway that usually answers in 0.3
-/// ms may take 2 ms.
+/// A limit relative to the usual latency is at least this far above the usual latency, in milliseconds. So a gateway
+/// that usually answers in 0.3 ms may take 2 ms.
 const LEAST_RISE_MS: f64 = 10.0;
 
 /// A value of a metric, or why a test or a window has none.
@@ -57,7 +57,7 @@ pub enum NotJudged {
     OtherLimit,
     /// The test used another uplink than most tests.
     OtherUplink,
-    /// The test sent UDP datagrams at a rate of its own, which is not the rate of the line.
+    /// The test sent UDP datagrams at a chosen rate, which says nothing about the rate of the line.
     Datagrams,
     /// The limit refers to the plan, but there is no plan.
     NoPlan,
@@ -78,8 +78,8 @@ impl NotJudged {
             Self::Suspect => "the result is suspect",
             Self::OtherTraffic => "other traffic used the line",
             Self::OtherLimit => "a device or the request was the limit, not the line",
-            Self::OtherUplink => "over another uplink than most tests",
-            Self::Datagrams => "datagrams were sent at a rate of their own",
+            Self::OtherUplink => "the test used another uplink than most tests",
+            Self::Datagrams => "the test sent datagrams at a chosen rate",
             Self::NoPlan => "no plan is set",
             Self::NotEnoughHistory => "not enough history for this hour of the week",
             Self::TooFewProbes => "too few probes",
@@ -98,11 +98,11 @@ pub struct RuleJudge {
 /// The state of a rule for one subject.
 #[derive(Clone, Debug, Default)]
 struct SubjectState {
-    /// The newest values, at most as many as `of` of the rule. The newest value is at the end.
+    /// The newest values, at most [`AlertRule::of`] of them. The newest value is at the end.
     values: VecDeque<JudgedValue>,
     /// When the values began to violate the rule, if an alert is open.
     open_since: Option<Timestamp>,
-    /// The end of the test for which the rule asked for a repetition, until the result of the repetition is known.
+    /// The end of the test that the rule wants repeated; `None` if the rule waits for no repetition.
     retest_since: Option<Timestamp>,
 }
 
@@ -181,7 +181,7 @@ impl RuleJudge {
         Ok(Some(AlertAction::Open { subject, finding: Box::new(finding) }))
     }
 
-    /// The other targets that were tested since the retest was asked for, grouped by whether their latest value was
+    /// The other targets that were tested after the retest was requested, grouped by whether their latest value was
     /// bad.
     fn retested(&self, subject: &str, asked: Timestamp) -> RetestFinding {
         let mut found = RetestFinding::default();

@@ -14,8 +14,8 @@ pub const WHOLE_LINE: &str = "line";
 /// The longest grace period after the start of the service. During this period a missing result opens no alert, because
 /// a device that was off has no results.
 const START_GRACE: SignedDuration = SignedDuration::from_hours(1);
-/// The longest time that the line must answer after an outage before the alert closes. Without this wait, a line that
-/// comes and goes would cause a message for each outage.
+/// An alert closes when the line has answered for some time after an outage. This is the maximum of that time. Without
+/// this wait, a line that fails again and again would cause a message for each outage.
 const LONGEST_RECOVERY: SignedDuration = SignedDuration::from_secs(300);
 
 /// An outage, as far as a rule needs it.
@@ -31,9 +31,12 @@ pub struct SeenOutage {
     pub failed: BTreeSet<String>,
 }
 
-/// Judges outages at `now` by a rule for outages. `outages` are in order of time, and include all that lasted after
-/// `judged_until` or after the begin of the open alert. An alert opens when an outage has lasted as long as the limit.
-/// The alert closes when the targets have answered for as long as the limit, but at most for five minutes.
+/// Judges outages by a rule for outages, at the time `now`. `open_since` is when the first outage of the open alert
+/// began; `None` if no alert is open. `outages` are in order of time. They include each outage that lasted beyond
+/// `judged_until` or began at `open_since` or later.
+///
+/// An alert opens when an outage has lasted as long as the limit of the rule. The alert closes when the targets have
+/// answered again for as long as the limit, but after five minutes at the latest.
 pub fn judge_outages(
     rule: &AlertRule,
     open_since: Option<Timestamp>,
@@ -94,8 +97,9 @@ pub fn judge_outages(
     actions
 }
 
-/// Judges at `now` the time without a result. `last` is when the last complete test began. `started_at` is when the
-/// service started, or when the rule was added if that was later.
+/// Judges the time without a result, at the time `now`. `open_since` is when the last complete test before the open
+/// alert began; `None` if no alert is open. `last` is when the last complete test of all began. `started_at` is when
+/// the service started, or when the rule was added if that was later.
 pub fn judge_silence(
     rule: &AlertRule,
     open_since: Option<Timestamp>,
@@ -176,8 +180,9 @@ mod tests {
         SeenOutage { began: at(began), ended: ended.map(at), scope: OutageScope::BeyondGateway, failed }
     }
 
-    /// For each action: whether it opens an alert (`true`) or closes one, when the outage or silence began or (for a
-    /// closing) ended, and when the alert opens or closes; in seconds.
+    /// Returns three values for each action. First, whether it opens an alert (otherwise it closes one). Second, when
+    /// the outage or the silence began, or for a closing, when it ended. Third, when the alert opens or closes. Times
+    /// are in seconds.
     fn times(actions: &[AlertAction]) -> Vec<(bool, i64, i64)> {
         let second = |time: Timestamp| time.as_second() - 1_769_860_800;
         let time = |action: &AlertAction| match action {

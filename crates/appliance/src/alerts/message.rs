@@ -17,7 +17,8 @@ pub struct AlertMessage {
     pub at: Timestamp,
     /// The title: the one line that a phone shows.
     pub title: String,
-    /// What was measured, what was expected, since when, and how sure that is: one sentence in each line.
+    /// The text, with one sentence in each line: what was measured, what was expected, since when, and how certain this
+    /// is.
     pub text: String,
     /// How urgent the message is.
     pub urgency: Urgency,
@@ -68,7 +69,7 @@ pub enum MessageKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Urgency {
-    /// Good news, or a test of a channel.
+    /// An alert closed, or the message is a test of a channel.
     Low,
     /// The line is slower or less reliable than expected.
     Normal,

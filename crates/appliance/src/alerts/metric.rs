@@ -1,4 +1,5 @@
-//! What a rule can watch: the metrics, each with its words, its unit, and whether low or high values are bad.
+//! What a rule can watch: the metrics. Each has a name, a description and a unit. For rates, low values are bad; for
+//! all other metrics, high values.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,8 +19,8 @@ pub enum AlertMetric {
     Upload,
     /// The median round trip without load that a test measured.
     IdleLatency,
-    /// The 95th percentile of the round trips under load that a test measured, for the load with the highest
-    /// percentile.
+    /// A test has a 95th percentile of its round trips for each load (download, upload, both). This is the highest of
+    /// them.
     LoadedLatency,
     /// The share of a test's probes that were lost without load, in the direction with the higher loss.
     Loss,
@@ -27,7 +28,7 @@ pub enum AlertMetric {
     MonitorLoss,
     /// The median round trip of a monitor, in a window of some minutes.
     MonitorLatencyP50,
-    /// The 95th percentile of the round trip of a monitor, in a window of some minutes.
+    /// The 95th percentile of the round trips of a monitor, in a window of some minutes.
     MonitorLatencyP95,
     /// For how long targets of monitors have not been reachable.
     Outage,
@@ -168,7 +169,7 @@ impl MetricUnit {
     }
 }
 
-/// A duration in words: the two largest units.
+/// Formats a duration in its two largest units, such as `2 h 30 min`.
 pub(super) fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0).round() as u64;
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600, seconds / 60);

@@ -1,5 +1,5 @@
-//! Alerts: what opens and closes them, the texts of their messages, and the channels that carry the messages. Pure: no
-//! sockets, no clock, no SQL.
+//! Alerts: what opens and closes them, the texts of their messages, and the channels that carry the messages. This code
+//! uses no sockets, no clock and no SQL.
 
 pub mod backoff;
 pub mod baseline;

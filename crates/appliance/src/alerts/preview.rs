@@ -16,7 +16,8 @@ use super::wording;
 /// What was measured in a period, as far as a rule needs it.
 #[derive(Clone, Debug, Default)]
 pub struct MeasuredPast {
-    /// The values of the rule's metric, each with the references with which it is compared, oldest first.
+    /// The values of the rule's metric, oldest first. Each has the references (the plan and the usual value) with which
+    /// it is compared.
     pub values: Vec<(SeenValue, References)>,
     /// The outages, oldest first.
     pub outages: Vec<SeenOutage>,
@@ -35,7 +36,7 @@ pub struct RulePreview {
     pub alerts: Vec<PreviewedAlert>,
     /// The number of values, outages or results that were judged.
     pub judged: u64,
-    /// The number of values that were not judged, for each reason.
+    /// How many values were not judged, for each reason. The keys are the reasons in words.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_judged: BTreeMap<String, u64>,
     /// Whether the rule repeats tests. If so, the preview assumes that each repeated test would have been bad, too.

@@ -13,16 +13,16 @@ use super::judge::{NotJudged, SeenValue};
 use super::metric::{AlertMetric, MetricSource};
 use crate::monitor::ProbeTally;
 
-/// The codes of reasons for doubt about a result that describe the line itself. A result with only such reasons is
-/// judged all the same.
+/// A result can have reasons for doubt. The reasons with these codes describe the line itself, so a result is judged
+/// even if it has such reasons.
 const OF_THE_LINE: [&str; 2] = ["not_steady", "probes_lost"];
-/// The code of the reason for doubt that other traffic used the line during the test.
+/// The code of a reason for doubt: other traffic used the line during the test.
 const OTHER_TRAFFIC: &str = "other_traffic";
 /// The number of latest tests that decide which uplink is the main one.
 const UPLINKS_COUNTED: usize = 50;
-/// The name that an alert shows for a test's other end that has no name.
+/// The name that an alert shows if the other end of a test has no name.
 const NAMELESS: &str = "unknown";
-/// The longest name of another end, and the longest text of a failure, in characters.
+/// The maximum length of the name of a test's other end, and of the text of a failure, in characters.
 const MAX_TEXT_CHARS: usize = 200;
 /// The minimum number of probes in a window that is judged.
 const ENOUGH_PROBES: u64 = 10;
@@ -85,8 +85,8 @@ pub fn subject(document: &ResultDocument) -> String {
     PeerText::harmless(name, MAX_TEXT_CHARS)
 }
 
-/// The value of a metric for the probes in a window of a monitor, or why it cannot be judged. `is_during_outage`: the
-/// target was not reachable in a part of the window.
+/// The value of a metric for the probes in one window of a monitor, or why it cannot be judged. The window is from
+/// `began` to `at`. If `is_during_outage`, the target was not reachable in a part of the window.
 pub fn of_window(
     metric: AlertMetric,
     monitor: &str,

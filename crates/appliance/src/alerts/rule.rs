@@ -11,8 +11,9 @@ use crate::schedule::{QuietHours, Zone};
 
 /// The default window of a monitor, in minutes.
 const DEFAULT_WINDOW_MINUTES: u32 = 5;
-/// The shortest limit of a rule about outages, and in the next constant about the time without a result, in seconds.
+/// The shortest limit of a rule about outages, in seconds.
 const SHORTEST_OUTAGE_S: f64 = 10.0;
+/// The shortest limit of a rule about the time without a result, in seconds.
 const SHORTEST_SILENCE_S: f64 = 600.0;
 /// The longest limit of a rule about outages or about the time without a result, in seconds.
 const LONGEST_S: f64 = 366.0 * 86_400.0;
@@ -193,7 +194,7 @@ impl AlertRule {
         if is_valid { Ok(()) } else { Err(RuleError::LimitValue { metric, valid }) }
     }
 
-    /// The limit in words that follow the words for the metric, such as `below 80 % of the plan`.
+    /// The limit in words, such as `below 80 % of the plan`. These words can follow the description of the metric.
     pub fn limit_words(&self) -> String {
         let unit = self.metric.unit();
         match self.limit {
@@ -226,7 +227,7 @@ impl AlertRule {
         match (self.metric.source(), of) {
             (MetricSource::Tests, 2..) => words += &format!(", {times} of the last {of} tests"),
             (MetricSource::Monitors, 1) => words += &format!(", in {window} min"),
-            (MetricSource::Monitors, _) => words += &format!(", {times} of the last {of} times {window} min"),
+            (MetricSource::Monitors, _) => words += &format!(", {times} of the last {of} windows of {window} min"),
             _ => {}
         }
         if self.retest {
@@ -235,8 +236,8 @@ impl AlertRule {
         words
     }
 
-    /// The suggested rules. None is active until the owner adds it. Without a plan, the rules that compare with the
-    /// plan are left out.
+    /// The suggested rules. A suggested rule is active only after the owner adds it. If there is no plan, the rules
+    /// that compare with the plan are left out.
     pub fn suggested(has_plan: bool, zone: &Zone) -> Vec<Self> {
         use AlertLimit::{Above, AboveUsual, BelowPlan, BelowUsual};
         let rule = |name, metric, limit| Self::new(name, metric, Some(limit), zone.clone());
@@ -346,8 +347,8 @@ mod tests {
                 "download below 70 % of the plan, 3 of the last 4 tests, repeated at once",
                 "upload below 70 % of the plan, 3 of the last 4 tests, repeated at once",
                 "outage longer than 2 min",
-                "loss of a monitor above 2.0 %, 4 of the last 6 times 5 min",
-                "median round trip of a monitor above 250 % of what is usual at this hour of the week, 4 of the last 6 times 5 min",
+                "loss of a monitor above 2.0 %, 4 of the last 6 windows of 5 min",
+                "median round trip of a monitor above 250 % of what is usual at this hour of the week, 4 of the last 6 windows of 5 min",
                 "download below 60 % of what is usual at this hour of the week, 3 of the last 4 tests, repeated at once",
                 "failed test, 3 of the last 3 tests",
                 "time without a result longer than 1 day 2 h",

@@ -1,4 +1,5 @@
-//! A secret of a channel: a token, a password, or a URL that contains a secret. Neither `Debug` nor `Display` shows it.
+//! A secret of a channel: a token, a password, or a URL that contains a secret. Its `Debug` form does not show the
+//! secret, and it has no `Display` form.
 
 use std::fmt;
 

@@ -20,15 +20,17 @@ use crate::monitor::outage::OutageScope;
 
 /// The length of the simulation, in days.
 const DAYS: i64 = 60;
-/// The time between two tests and, in the next constant, the length of a monitor's window, in minutes.
+/// The time between two tests, in minutes.
 const TEST_EVERY: i64 = 120;
+/// The length of a window of a monitor, in minutes.
 const WINDOW: i64 = 5;
-/// What the plan promises, in Mbit/s.
+/// The download rate that the plan promises, in Mbit/s.
 const PLAN_DOWN: f64 = 100.0;
+/// The upload rate that the plan promises, in Mbit/s.
 const PLAN_UP: f64 = 40.0;
 /// An alert that opens within this time after the end of an event still counts as an alert about the event.
 const GRACE: SignedDuration = SignedDuration::from_hours(12);
-/// The share of tests that measure a far too low rate although nothing in the result shows a cause.
+/// The share of tests that measure a far too low rate without any sign of a cause in the result.
 const OUTLIERS: f64 = 0.03;
 /// The share of windows with a short burst of loss or of slow answers, which the user does not notice.
 const BURSTS: f64 = 0.01;

@@ -1,5 +1,5 @@
-//! The words of an alert: a title for a phone, and what was measured, what was expected, since when, and how sure that
-//! is.
+//! The words of an alert: a title for a phone, and a text. The text says what was measured, what was expected, since
+//! when, and how certain this is.
 
 use std::collections::BTreeSet;
 
@@ -137,7 +137,7 @@ fn measured(subject: &str, found: &AlertFinding, zone: &TimeZone) -> String {
     }
 }
 
-/// What is as expected again, as a sentence.
+/// A sentence that says which measurement is as expected again.
 fn held_again(subject: &str, found: &AlertFinding) -> String {
     let value = value(found);
     match found.metric {
@@ -203,7 +203,7 @@ fn certainty(found: &AlertFinding) -> Option<String> {
         MetricSource::Tests => Some(format!("How sure: {count} of the last {of} tests were {side}{again}.")),
         MetricSource::Monitors => {
             let window = found.window_minutes.unwrap_or(1);
-            Some(format!("How sure: {count} of the last {of} times {window} min were {side}."))
+            Some(format!("How sure: {count} of the last {of} windows of {window} min were {side}."))
         }
         // The monitors find an outage by this definition, which docs/service.md describes.
         MetricSource::Outages => Some(
@@ -213,7 +213,8 @@ fn certainty(found: &AlertFinding) -> Option<String> {
     }
 }
 
-/// What the tests against other targets mean for the place of the fault, as a sentence.
+/// A sentence that says where the fault is, judged by the tests against other targets; `None` if no other target was
+/// tested.
 fn other_ends(subject: &str, found: &AlertFinding) -> Option<String> {
     let retest = found.retest.as_ref()?;
     let was = |names: &BTreeSet<String>| if names.len() == 1 { "was" } else { "were" };

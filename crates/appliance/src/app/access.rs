@@ -14,7 +14,8 @@ use crate::store::{AccessScope, StoredToken};
 /// The maximum length of a token's name, in characters.
 const MAX_NAME_CHARS: usize = 60;
 
-/// A new token with its secret. The secret is not stored. The type has no `Debug`, which would print the secret.
+/// A new token with its secret. The secret is not stored. The type does not implement `Debug`, because its output would
+/// contain the secret.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub struct NewToken {
     /// The token as it is stored, without the secret.

@@ -21,7 +21,7 @@ pub struct BackupFile {
 }
 
 impl BackupFile {
-    /// Begins a backup that is to get the name `target`. Fails if that file exists already.
+    /// Begins a backup that becomes the file `target` once it is complete. Fails if that file exists already.
     pub fn create(target: &Path) -> Result<Self, ApplianceError> {
         let failed = |source| ApplianceError::BackupFile { file: target.to_owned(), source };
         if target.symlink_metadata().is_ok() {
@@ -76,8 +76,8 @@ impl Appliance {
         Ok(copy)
     }
 
-    /// Removes the database copies that a killed service left in the state folder. No other service may use the folder,
-    /// because its copies would be removed too.
+    /// Removes the database copies that a killed service left in the state folder. The caller must make sure that no
+    /// other service uses the folder, because the copies of that service would be removed too.
     pub(super) fn remove_old_copies(&self) {
         let Ok(entries) = fs::read_dir(self.state_dir()) else { return };
         for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(COPY_PREFIX)) {

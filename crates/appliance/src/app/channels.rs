@@ -87,8 +87,8 @@ impl Appliance {
         Ok(ChannelTest { channel: name, message: message.id, delivered: reason.is_none(), reason })
     }
 
-    /// The messages that were made before `before`, newest first, at most `limit`, each with the state of its
-    /// deliveries.
+    /// At most `limit` messages with the state of their deliveries, newest first. If `before` is set, only messages
+    /// that were made before that time.
     pub async fn messages(&self, before: Option<Timestamp>, limit: u32) -> Result<Vec<StoredMessage>, ApplianceError> {
         Ok(self.reading_store().await?.messages(before, limit).await?)
     }

@@ -12,14 +12,15 @@ use crate::alerts::channel::Destination;
 use crate::error::ApplianceError;
 use crate::store::StoredChannel;
 
-/// The purpose that goes into each tag. It separates the tags of seals from other tags of the same key.
+/// A text that each tag covers. Because of it, a tag that the same key made for another purpose is not a valid seal.
 const PURPOSE: &str = "packetparamedic command channel 1";
 
 /// Makes and checks the seals of channels that run a command.
 pub(super) struct CommandSealer {
     key: Arc<SecretKey>,
-    /// Whether a stored command needs a seal. In a database file in the state folder it needs none: only the user of
-    /// this program can write that file, and an earlier version, which made no seals, may have stored the command.
+    /// Whether a stored command needs a seal. This is so only if the database is on a server. A database file in the
+    /// state folder can be written only by the user of this program, and earlier versions stored commands there without
+    /// a seal.
     is_needed: bool,
 }
 

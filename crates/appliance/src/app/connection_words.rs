@@ -6,8 +6,7 @@ use std::io;
 
 use tokio_rustls::rustls::{self, CertificateError};
 
-/// Describes an error by the first cause in its chain that is an error of TLS or of I/O; `None` if the chain has no
-/// such error.
+/// Finds the first error of TLS or of I/O among an error and its causes, and describes it; `None` if there is none.
 pub(super) fn connection_words(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -33,20 +32,22 @@ pub(super) fn io_words(error: &io::Error) -> String {
 fn tls_words(error: &rustls::Error) -> &'static str {
     match error {
         rustls::Error::InvalidCertificate(fault) => match fault {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired",
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "the server's certificate has expired"
+            }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not valid yet, or the clock of this device is wrong"
+                "the server's certificate is not valid yet, or the clock of this device is wrong"
             }
-            CertificateError::UnknownIssuer => "this device does not trust the issuer of its certificate",
+            CertificateError::UnknownIssuer => "this device does not trust the issuer of the server's certificate",
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "its certificate is not valid for this name"
+                "the server's certificate is not valid for this name"
             }
-            CertificateError::Revoked => "its certificate is revoked",
-            _ => "its certificate is not valid",
+            CertificateError::Revoked => "the server's certificate is revoked",
+            _ => "the server's certificate is not valid",
         },
-        rustls::Error::AlertReceived(_) => "it refused the TLS connection",
-        rustls::Error::PeerIncompatible(_) => "it and this device have no TLS settings in common",
-        rustls::Error::InvalidMessage(_) => "it does not speak TLS at this port",
+        rustls::Error::AlertReceived(_) => "the server refused the TLS connection",
+        rustls::Error::PeerIncompatible(_) => "the server and this device have no TLS settings in common",
+        rustls::Error::InvalidMessage(_) => "the server does not speak TLS at this port",
         _ => "TLS failed",
     }
 }
@@ -65,8 +66,11 @@ mod tests {
             presented: vec!["DnsName(\"geheim.example\")".to_owned()],
         };
         for (error, words) in [
-            (certificate(named), "its certificate is not valid for this name"),
-            (certificate(CertificateError::UnknownIssuer), "this device does not trust the issuer of its certificate"),
+            (certificate(named), "the server's certificate is not valid for this name"),
+            (
+                certificate(CertificateError::UnknownIssuer),
+                "this device does not trust the issuer of the server's certificate",
+            ),
             (io::Error::from(io::ErrorKind::ConnectionRefused), "connection refused"),
             (io::Error::other("own words"), "own words"),
         ] {

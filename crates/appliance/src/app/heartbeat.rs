@@ -11,8 +11,8 @@ use crate::monitor::http_url::HttpUrl;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Service {
-    /// Requests `url` every `interval`, as long as the scheduler and the database answer and the service is not
-    /// faulted. Never returns.
+    /// Requests `url` every `interval`, but only while the scheduler responds and the service is neither faulted nor
+    /// stopping. Never returns.
     pub async fn send_heartbeats(&self, url: &HttpUrl, interval: Duration) {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -52,12 +52,12 @@ pub struct ImportedPairings {
     pub is_new_identity: bool,
     /// The names of the imported reflectors, which were not paired with this device before.
     pub reflectors: Vec<PeerText>,
-    /// The number of reflectors that were paired with this device before.
+    /// The number of reflectors in the older store that were paired with this device before the import.
     pub known: usize,
 }
 
 impl OldStore {
-    /// Opens a copy of the store in the state folder `folder`.
+    /// Copies the store in the state folder `folder` to a temporary folder, and opens the copy.
     pub async fn open(folder: &Path) -> Result<Self, ApplianceError> {
         Self::open_copy(folder).await.map_err(of_old(folder))
     }

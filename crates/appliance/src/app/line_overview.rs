@@ -37,13 +37,13 @@ pub struct LineOverview {
     pub at: Timestamp,
     /// The verdict on the present state of the line.
     pub verdict: LineVerdict,
-    /// The plan of this appliance, with the rates that the contract promises.
+    /// The plan of this appliance, with the rates that the contract promises; `None` if no plan is set.
     pub plan: Option<StoredPlan>,
-    /// The latest result with measurements.
+    /// The latest result with measurements; `None` if none of the latest runs has any.
     pub last: Option<ResultDocument>,
-    /// The latest failed run that is newer than `last`.
+    /// The latest failed run, if it is newer than `last`. Interrupted runs do not count as failed.
     pub failure: Option<RunSummary>,
-    /// The enabled monitors, each with its last day.
+    /// The enabled monitors, each with its probes of the last day.
     pub monitors: Vec<MonitorDay>,
     /// The outages of the last day, newest first.
     pub outages: Vec<StoredOutage>,
@@ -98,7 +98,7 @@ impl Service {
     }
 }
 
-/// The enabled monitors, each with its last day.
+/// The enabled monitors, each with its probes of the last day.
 async fn days(
     monitors: Vec<MonitorOverview>,
     store: &ApplianceStore,
@@ -114,8 +114,8 @@ async fn days(
     Ok(monitors.into_iter().filter(|overview| overview.stored.enabled).map(day).collect())
 }
 
-/// The latest result with measurements, and the latest failed run that is newer. Interrupted runs do not count as
-/// failed.
+/// The latest result with measurements, and the latest failed run that is newer than this result. Interrupted runs do
+/// not count as failed.
 async fn latest(store: &ApplianceStore) -> Result<(Option<ResultDocument>, Option<RunSummary>), ApplianceError> {
     let runs = store.runs(&RunQuery::default(), None, LATEST_RUNS).await?;
     let is_measured =

@@ -36,13 +36,13 @@ const USUAL_PERIOD: Duration = Duration::from_secs(30 * 86_400);
 /// The parameters of a report on the line.
 #[derive(Clone, Debug, Default)]
 pub struct ReportRequest {
-    /// The start of the reported period; absent: 30 days before its end.
+    /// The start of the reported period; `None` for 30 days before its end.
     pub since: Option<Timestamp>,
-    /// The end of the reported period; absent: now.
+    /// The end of the reported period; `None` for now.
     pub until: Option<Timestamp>,
-    /// The time zone of the local times in the report; absent: the zone of this host.
+    /// The time zone of the local times in the report; `None` for the zone of this host.
     pub zone: Option<TimeZone>,
-    /// The contract to compare the measurements with; absent: the plan of this appliance.
+    /// The contract to compare the measurements with; `None` for the plan of this appliance.
     pub plan: Option<Contract>,
     /// Whether the report leaves out names, addresses and Endpoint IDs.
     pub is_redacted: bool,

@@ -15,14 +15,14 @@ use crate::monitor::ProbeTotals;
 use crate::schedule::budget;
 use crate::store::{ApplianceStore, LatestRun, Reflector, StoredSchedule};
 
-/// For how long the latest result of a server is shown if the server is not a paired reflector.
+/// For how long the latest result of a server that is not a reflector is shown, counted from the start of the test.
 const SERVER_SHOWN: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// The maximum number of removed monitors in a snapshot.
 const MOST_REMOVED: u32 = 50;
 
 impl Service {
-    /// A snapshot of the line and the service now. If the store cannot be read, the values of the store are missing,
-    /// and the state is `faulted`, unless the service is stopping.
+    /// A snapshot of the line and the service now. If the store cannot be read, the snapshot lacks the values of the
+    /// store. Its state is then `stopping` if the service is stopping, and otherwise `faulted`.
     pub async fn line_snapshot(&self) -> LineSnapshot {
         let now = Timestamp::now();
         let status = self.status(version::VERSION);
@@ -83,8 +83,8 @@ impl Service {
     }
 }
 
-/// The latest results of the paired reflectors, and the recent results of other servers. `runs` has the latest run
-/// first.
+/// The latest results of the paired reflectors, and the recent results of servers that are not reflectors. In `runs`,
+/// the latest run must be the first.
 fn results(runs: Vec<LatestRun>, reflectors: &[Reflector], now: Timestamp) -> Vec<LatestResult> {
     let since = now.checked_sub(SERVER_SHOWN).unwrap_or(now);
     let target = |run: &LatestRun| match &run.endpoint_id {

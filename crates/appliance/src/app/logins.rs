@@ -22,15 +22,15 @@ pub const LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
 const LINK_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The minimum and maximum length of the administrator's password, in characters.
 const PASSWORD_CHARS: std::ops::RangeInclusive<usize> = 10..=200;
-/// The memory for one password hash. OWASP's password storage cheat sheet recommends at least this memory and this
-/// number of [`PASSES`] for argon2id.
+/// The memory for one password hash, in KiB. OWASP's password storage cheat sheet recommends at least this memory and
+/// this number of [`PASSES`] for argon2id.
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 /// The maximum memory in KiB and number of passes of a stored password. A stored password with higher values is not
 /// used, because checking a login against it would cost too much.
 const MAX_COST: (i64, i64) = (256 * 1024, 16);
 
-/// Limits hashing to one password at a time, because each needs 19 MiB.
+/// Limits hashing to one password at a time, because each hash needs 19 MiB.
 static HASHING: Semaphore = Semaphore::const_new(1);
 
 /// A new link with which the administrator sets the password.
@@ -61,7 +61,8 @@ impl Appliance {
         Ok(self.reading_store().await?.is_setup_link(hash.as_str(), Timestamp::now()).await?)
     }
 
-    /// Sets the administrator's password with the secret of a setup link, which then becomes invalid. Ends all logins.
+    /// Sets the administrator's password and ends all logins. `secret` must be that of a valid setup link, which then
+    /// becomes invalid.
     pub async fn set_up(&self, secret: &str, password: Zeroizing<String>) -> Result<(), ApplianceError> {
         // Checks the link first, because hashing the password is costly.
         if !self.is_setup_link(secret).await? {

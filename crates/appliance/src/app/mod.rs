@@ -90,9 +90,9 @@ struct State {
 }
 
 impl Appliance {
-    /// The appliance with this configured state folder, and what was changed to make that folder private. `describe`
-    /// makes the error text in the result of a failed test. If the folder cannot be written, its content can still be
-    /// read.
+    /// Opens the appliance whose configured state folder is `configured`. Also returns the change that made the folder
+    /// private; `None` if it was private already. `describe` makes the error text in the result of a failed test. If
+    /// the folder cannot be written, its content can still be read.
     pub fn open(configured: &Path, describe: Describe) -> Result<(Self, Option<Change>), ApplianceError> {
         let opened = match state_folder::open(configured, own_file) {
             Err(StateFolderError::Io { source, .. }) if is_write_refused(&source) && configured.is_dir() => {

@@ -66,15 +66,17 @@ enum BrokerFault {
     Client(Box<ClientError>),
 }
 
-/// Describes an error without the broker's own text, which can repeat the password, and without the names in its
-/// certificate.
+/// Describes an error. Leaves out the broker's own text, because that text can repeat the password. Also leaves out the
+/// names in the broker's certificate.
 fn without_text(error: &ConnectionError) -> String {
     match error {
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
-            format!("it ended the connection: {reason_code:?}")
+            format!("the broker ended the connection: {reason_code:?}")
         }
-        ConnectionError::MqttState(StateError::AuthError(_)) => "it did not accept the login".to_owned(),
-        ConnectionError::NotConnAck(packet) => format!("it began with {:?} instead of ConnAck", packet.packet_type()),
+        ConnectionError::MqttState(StateError::AuthError(_)) => "the broker refused the login".to_owned(),
+        ConnectionError::NotConnAck(packet) => {
+            format!("the broker began with {:?} instead of ConnAck", packet.packet_type())
+        }
         ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error))) => io_words(error),
         ConnectionError::Tls(error) => connection_words(error).unwrap_or_else(|| "TLS failed".to_owned()),
         other => connection_words(other).unwrap_or_else(|| other.to_string()),
@@ -98,7 +100,7 @@ struct BrokerReporter<'a> {
     backoff: Backoff,
 }
 
-/// The latest messages that the broker has acknowledged, to send only what has changed.
+/// The latest messages that the broker has acknowledged. They are kept so that only changed messages are sent.
 #[derive(Default)]
 struct SentMessages {
     state: Option<String>,
@@ -250,8 +252,10 @@ impl BrokerReporter<'_> {
         let broker = &self.settings.url;
         match self.said {
             SaidOfBroker::Nothing => tracing::warn!(%broker, %fault, "cannot connect to the MQTT broker; trying again"),
-            SaidOfBroker::Connected => tracing::warn!(%broker, %fault, "the MQTT broker is lost; trying again"),
-            SaidOfBroker::Lost => tracing::debug!(%broker, %fault, "the MQTT broker is still lost"),
+            SaidOfBroker::Connected => {
+                tracing::warn!(%broker, %fault, "the connection to the MQTT broker is lost; trying again");
+            }
+            SaidOfBroker::Lost => tracing::debug!(%broker, %fault, "the connection to the MQTT broker is still lost"),
         }
         self.said = SaidOfBroker::Lost;
     }
@@ -301,7 +305,7 @@ async fn poll(events: &mut EventLoop) -> Result<Event, BrokerFault> {
     events.poll().await.map_err(|error| BrokerFault::Connection(Box::new(error)))
 }
 
-/// Waits until a test has ended, or until `updates` has missed updates, which may include such an end.
+/// Waits until a test has ended, or until `updates` has missed updates, which may include the end of a test.
 async fn until_run_ended(updates: &mut RunUpdateListener) {
     while let Some(update) = updates.next().await {
         if matches!(update.report, RunReport::Life(RunLife::Ended { .. })) {
@@ -338,7 +342,7 @@ mod tests {
         };
         let inside = || io::Error::new(io::ErrorKind::InvalidData, named());
         let general = rustls::Error::General("geheim".to_owned());
-        let words = "its certificate is not valid for this name";
+        let words = "the server's certificate is not valid for this name";
         for (error, said) in [
             (ConnectionError::Tls(TlsError::Io(inside())), words),
             (ConnectionError::Tls(TlsError::TLS(named())), words),
@@ -348,7 +352,7 @@ mod tests {
             (ConnectionError::Tls(TlsError::TLS(general)), "TLS failed"),
             (ConnectionError::Tls(TlsError::NoValidCertInChain), "TLS failed"),
             (ConnectionError::Io(io::ErrorKind::ConnectionRefused.into()), "connection refused"),
-            (ConnectionError::MqttState(StateError::AuthError("geheim".to_owned())), "it did not accept the login"),
+            (ConnectionError::MqttState(StateError::AuthError("geheim".to_owned())), "the broker refused the login"),
         ] {
             assert_eq!(BrokerFault::Connection(Box::new(error)).to_string(), said);
         }

@@ -51,8 +51,9 @@ pub struct Reached {
 }
 
 impl Appliance {
-    /// Pairs with the reflector at `target` and saves it as `name`. Without `name`, saves it under the name that the
-    /// reflector has for itself, or, if it has none, under its host. `own_name` is this device's own name.
+    /// Pairs with the reflector at `target` and saves it as `name`. If `name` is `None`, saves it under the name that
+    /// the reflector reports, or under its host if it reports none. `own_name` is the name of this device that the
+    /// reflector gets when both pair by a code.
     pub async fn pair(
         &self,
         target: HostPort,

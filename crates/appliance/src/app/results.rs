@@ -19,7 +19,8 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(86_400);
 const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
 
 impl Appliance {
-    /// A page of the results that `query` finds: at most `count` results after the position `after` in their list.
+    /// A page of the results that `query` finds: at most `count` results after the position `after`. If `after` is
+    /// `None`, the first page.
     pub async fn results(
         &self,
         query: &RunQuery,
@@ -42,8 +43,8 @@ impl Appliance {
         Ok(self.reading_store().await?.download_quarters(query).await?)
     }
 
-    /// The names of the other ends of the latest results and of the paired reflectors, and the ids of the engines of
-    /// the latest results.
+    /// Two lists. The first has the names of the paired reflectors, and the names or addresses of the other ends of the
+    /// latest results. The second has the ids of the engines of the latest results.
     pub async fn result_kinds(&self) -> Result<(Vec<String>, Vec<String>), ApplianceError> {
         Ok(self.reading_store().await?.run_kinds().await?)
     }
@@ -58,8 +59,8 @@ impl Appliance {
         Ok(self.reading_store().await?.export(query, format))
     }
 
-    /// Deletes the results whose ids equal, begin with or end with these texts. Deletes nothing if one of the texts
-    /// matches no result.
+    /// For each text in `wanted`, deletes the result whose id equals, begins with or ends with that text. Returns the
+    /// ids of the deleted results. Deletes nothing if a text matches no result or several results.
     pub async fn delete_results(&self, wanted: &[String]) -> Result<Vec<Uuid>, ApplianceError> {
         Ok(self.store().await?.delete_runs(wanted).await?)
     }
@@ -100,8 +101,9 @@ impl Appliance {
     }
 }
 
-/// The time that counts as now when the age of results is judged; `None` without results. It is the earliest of three
-/// times: the clock, the start of the service plus the time since then, and 30 days after the latest result.
+/// The time that counts as now when the age of results is judged; `None` if there are no results. It is the earliest of
+/// three times: the time of the clock, the start of the service plus the time that has passed since then, and 30 days
+/// after the latest result.
 fn pruning_time(clock: Timestamp, elapsed: Option<Timestamp>, latest: Option<Timestamp>) -> Option<Timestamp> {
     let plausible = latest?.checked_add(LONGEST_SILENCE).ok()?;
     Some(clock.min(plausible).min(elapsed.unwrap_or(clock)))

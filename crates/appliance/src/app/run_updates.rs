@@ -13,13 +13,14 @@ use uuid::Uuid;
 use super::test_run::TestEvent;
 use crate::store::ScheduleRunOutcome;
 
-/// The number of updates that are kept for the slowest listener: the updates of more than a second of a running test.
+/// The number of updates that are kept for a listener that falls behind. A running test sends fewer updates than this
+/// in a second.
 const KEPT_UPDATES: usize = 256;
 
 /// An update about a run: what happened in it, and when.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct RunUpdate {
-    /// The id of the run, as in `schedule-runs`, or, for a test that a client started, the id of that test.
+    /// The id of the run in `schedule-runs`. For a test that a client started, the id of that test.
     pub run: Uuid,
     /// The name of the schedule whose run it is; absent for a test that a client started.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -25,7 +25,8 @@ const MONTH: Duration = Duration::from_secs(30 * 86_400);
 pub struct ScheduleProposal {
     /// The schedule. Its `expected_bytes` is the estimate for one run.
     pub schedule: Schedule,
-    /// Whether the estimate assumes a rate, because no result has a measured one.
+    /// Whether the estimate assumes a rate for at least one direction, because neither a result nor a rate limit gives
+    /// one.
     pub is_assumed: bool,
     /// The number of runs in 30 days.
     pub runs_a_month: u64,
@@ -42,7 +43,7 @@ pub struct ScheduleOverview {
     /// The time of the next occurrence, without the random delay; absent if the schedule is disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_due: Option<Timestamp>,
-    /// How the last run of the schedule ended, or why it did not start.
+    /// How the last run of the schedule ended, or why it did not start; absent if no run is recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_run: Option<ScheduleRun>,
     /// The bytes that the schedule has used in the current day and month.
@@ -108,8 +109,8 @@ impl Appliance {
         Ok(self.store().await?.enable_schedule(name, enabled, Timestamp::now()).await?)
     }
 
-    /// The latest runs of the schedule with this name, or of all schedules, newest first, at most `limit`. Includes
-    /// runs that did not start.
+    /// At most `limit` runs of the schedule with this name, newest first; `None` for the runs of all schedules.
+    /// Includes runs that did not start.
     pub async fn schedule_runs(&self, name: Option<&str>, limit: u32) -> Result<Vec<ScheduleRun>, ApplianceError> {
         self.schedule_runs_page(name, None, limit).await
     }

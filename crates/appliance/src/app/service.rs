@@ -44,7 +44,7 @@ const TURN_WAIT: Duration = Duration::from_secs(60 * 60);
 const OBSERVATION: Duration = Duration::from_secs(1);
 /// How long a cancelled test may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often the service checks that it still holds the lock on a database on a server.
+/// How often the service checks that it still holds the lock of its database, if the database is on a server.
 const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// How long no run starts after a failed read or write of the store.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -65,7 +65,8 @@ struct ServiceState {
     retention: Retention,
     /// The open file [`SERVICE_LOCK`], which is locked while the service runs.
     _lock: File,
-    /// The lock on a database on a server. `None` if the database is a file, or if the lock was lost.
+    /// The lock of the database, if the database is on a server. `None` if the database is a file, or if the lock was
+    /// lost.
     database_lock: tokio::sync::Mutex<Option<DatabaseLock>>,
     planner: Mutex<Planner>,
     /// Notified when a run may be due, or when the schedules have changed.
@@ -145,7 +146,7 @@ pub struct ServiceStatus {
 pub struct RunningSchedule {
     /// The name of the schedule.
     pub schedule: String,
-    /// Since when its test runs.
+    /// When the run of the schedule started.
     pub since: Timestamp,
 }
 
@@ -159,8 +160,9 @@ pub struct PlannedSchedule {
 }
 
 impl Appliance {
-    /// Starts the service of this state folder; [`Service::run`] then does its work. With `adds_monitors`, the service
-    /// itself adds monitors of the gateway and of each paired reflector. Fails if another service runs in this folder.
+    /// Starts the service of this state folder; [`Service::run`] then does its work. If `adds_monitors` is true, the
+    /// service itself adds monitors of the gateway and of each paired reflector. Fails if another service uses this
+    /// folder or its database.
     pub async fn start_service(&self, retention: Retention, adds_monitors: bool) -> Result<Service, ApplianceError> {
         let lock = lock_service(self.state_dir())?;
         let endpoint_id = self.endpoint_id()?.to_string();
@@ -171,7 +173,7 @@ impl Appliance {
         let now = Timestamp::now();
         let interrupted = store.interrupt_open_runs(now).await?;
         if interrupted > 0 {
-            tracing::warn!(interrupted, "the service ended during a run; its data counts as expected");
+            tracing::warn!(interrupted, "the service ended during a run; the expected bytes of the run count as used");
         }
         let monitors = MonitorBoard::new(self.clone(), adds_monitors);
         let deliveries = Arc::new(DeliveryDesk::new(self.clone()));
@@ -258,7 +260,7 @@ impl Service {
         let now = Timestamp::now();
         lock(&state.pending).extend(drained.into_iter().map(|skipped| PendingWrite::Skipped(skipped, now)));
         if let Err(error) = self.write_pending().await {
-            tracing::error!(%error, "what became of the last runs is not stored");
+            tracing::error!(%error, "the outcome of the last runs is not stored");
         }
     }
 
@@ -311,7 +313,7 @@ impl Service {
         Ok(all)
     }
 
-    /// The probes of each monitor since the service started.
+    /// The totals of the probes of each monitor since the service started.
     pub(super) fn monitor_totals(&self) -> BTreeMap<Uuid, ProbeTotals> {
         self.state.monitors.totals()
     }
@@ -385,7 +387,7 @@ impl Service {
         self.state.retention
     }
 
-    /// The updates of the running tests, to subscribe to.
+    /// The updates about the running tests. Clients subscribe to them.
     pub fn updates(&self) -> &RunUpdates {
         &self.state.updates
     }
@@ -397,7 +399,7 @@ impl Service {
         self.state.updates.report(RunUpdate { run, schedule, at: Timestamp::now(), report });
     }
 
-    /// The report on how a test that a client started has ended.
+    /// Makes the report about the end of a test that a client started.
     pub fn end_of(&self, ended: &Result<Option<TestEnd>, ApplianceError>) -> RunLife {
         let (outcome, reason) = self.outcome(ended);
         let result_id = ended.as_ref().ok().and_then(|end| end.as_ref()?.saved_as);
@@ -451,11 +453,11 @@ impl Service {
         let problem = ServiceFault { text: text.clone(), at: Instant::now(), is_of_reading };
         let before = lock(&self.state.problem).replace(problem);
         if before.is_none_or(|before| before.text != text) {
-            tracing::error!(%error, "the service is faulted: nothing starts until it can store again");
+            tracing::error!(%error, "the service is faulted: no run starts until the store can be used again");
         }
     }
 
-    /// Whether a run may start: no write waits to be stored, and no use of the store has failed within
+    /// Whether a run may start: no write waits to be stored, and the store has not failed during the last
     /// [`RETRY_INTERVAL`].
     fn may_start(&self) -> bool {
         let is_tried = lock(&self.state.problem).as_ref().is_none_or(|problem| problem.at.elapsed() >= RETRY_INTERVAL);
@@ -464,7 +466,7 @@ impl Service {
 
     fn recovered(&self) {
         if lock(&self.state.problem).take().is_some() {
-            tracing::info!("the service can store again");
+            tracing::info!("the service can use the store again");
         }
     }
 
@@ -475,9 +477,9 @@ impl Service {
         Ok(())
     }
 
-    /// Makes sure that the service holds the lock on a database on a server. Takes the lock again if the connection
-    /// that held it has ended, for example because the server restarted. Without the lock, a second service could end
-    /// the runs of this service.
+    /// If the database is on a server, makes sure that the service holds the lock of the database. Takes the lock again
+    /// if the connection that held it has ended, for example because the server restarted. Without the lock, a second
+    /// service could end the runs of this service.
     async fn hold_database(&self) -> Result<(), ApplianceError> {
         let mut lock = self.state.database_lock.lock().await;
         if let Some(held) = lock.as_mut()
@@ -583,7 +585,7 @@ impl Service {
         Ok(())
     }
 
-    /// Starts the task of the next run in the queue; `None` if no run is in it.
+    /// Starts the task of the next run in the queue; `None` if the queue is empty.
     fn start_next(&self) -> Option<tokio::task::JoinHandle<()>> {
         let (run, schedule) = lock(&self.state.planner).take()?;
         let (cancel, cancelled) = watch::channel(false);
@@ -653,7 +655,7 @@ impl Service {
                     tracing::info!(
                         rule,
                         target = subject,
-                        "no schedule tests it: the next test decides, not a repeated one"
+                        "no enabled schedule tests this target, so no test is repeated; the next test decides"
                     );
                 }
                 Ok(tests) => {
@@ -830,7 +832,7 @@ async fn observe_line(capacity: line_load::LineCapacity) -> Option<f64> {
     line_load::share_in_use(before, counters()?, began.elapsed(), capacity)
 }
 
-/// Locks the mutex. Ignores a poisoned lock, because every change of these values is complete.
+/// Locks the mutex. Ignores a poisoned lock, because no change leaves these values half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

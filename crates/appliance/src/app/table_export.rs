@@ -11,7 +11,8 @@ impl Appliance {
         Ok(self.reading_store().await?.export_table(ExportedTable::Outages, range, format))
     }
 
-    /// Exports the runs within `range` of the schedule `name`, or of all schedules. Includes runs that did not start.
+    /// Exports the runs within `range` of the schedule `name`; `None` for the runs of all schedules. Includes runs that
+    /// did not start.
     pub async fn export_schedule_runs(
         &self,
         name: Option<&str>,

@@ -28,7 +28,7 @@ use crate::test_lock::{LockAccess, TestLock};
 /// An event of a running test.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TestEvent {
-    /// Another test runs on this device. The new test waits for its end.
+    /// Another test runs on this device. The new test waits until that test ends.
     WaitingForDevice,
     /// An event that the test reports while it runs. The result or the error at its end is never such an event.
     Test(Event),
@@ -36,12 +36,13 @@ pub enum TestEvent {
 
 /// How a test ended.
 pub struct TestEnd {
-    /// The measurements, compared with the thresholds of the request. A run that failed before its end can have some
-    /// too; `None` if nothing was measured.
+    /// The measurements, compared with the thresholds of the request. A test that failed can have measurements too.
+    /// `None` if nothing was measured.
     pub measured: Option<ResultDocument>,
     /// Why the test is not complete; `None` if it is complete.
     pub failure: Option<ApplianceError>,
-    /// Why the measurements could not be saved; `None` if they were saved, or need not be.
+    /// Why the measurements could not be saved. `None` if they were saved, if the request discards them, or if there
+    /// are none.
     pub unsaved: Option<ApplianceError>,
     /// The id under which the run was saved, even if it measured nothing; `None` if it was not saved.
     pub saved_as: Option<Uuid>,
@@ -75,7 +76,8 @@ impl RunningTest {
         self.cancel.send_replace(true);
     }
 
-    /// Waits until the test has ended. Returns `None` if it was cancelled before it began. Fails if it could not begin.
+    /// Waits until the test has ended. Returns `None` if the test was cancelled before it began. Fails if the test
+    /// could not begin, or if its task panicked.
     pub async fn end(self) -> Result<Option<TestEnd>, ApplianceError> {
         let Self { cancel: _cancel, end, .. } = self;
         end.await.unwrap_or_else(|error| Err(ApplianceError::BrokeOff(error.to_string())))
@@ -230,8 +232,8 @@ impl Appliance {
         Box::pin(self.conclude(job, providers::never_started(job, provider, ApplianceError::DeviceBusy))).await
     }
 
-    /// Compares a run with the thresholds and saves it, even if it measured nothing. Does not save it if the request
-    /// discards the result.
+    /// Compares a run with the thresholds, and saves it unless the request discards the result. A run that measured
+    /// nothing is saved too.
     async fn conclude(&self, job: &TestJob, outcome: Outcome) -> TestEnd {
         let Outcome { mut result, failure, finding } = outcome;
         let is_measured = result.has_measurements();

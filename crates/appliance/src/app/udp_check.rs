@@ -29,13 +29,13 @@ const CHECK: Duration = Duration::from_millis(300);
 pub enum UdpCheck {
     /// Datagrams reached the reflector, and their answers arrived here.
     Arrives,
-    /// Datagrams or their answers were lost. The text is the reason, as far as the reflector's counts show it.
+    /// No UDP probe was answered. The text states the reason, as far as the reflector's counts of datagrams show it.
     Blocked(String),
 }
 
 impl Appliance {
-    /// Sends a few latency probes to a reflector, in a test whose result is not saved. Does not wait in the reflector's
-    /// queue: fails if the reflector runs another test.
+    /// Sends a few latency probes to a reflector, in a test whose result is not saved. Does not wait for other tests:
+    /// fails if this device or the reflector runs another test.
     pub async fn check_udp(&self, reflector: &Reflector) -> Result<UdpCheck, ApplianceError> {
         let engine = EngineId::try_from(Echo.id()).map_err(|error| ApplianceError::NoSuchEngine(error.to_string()))?;
         let phases = vec![PhaseSpec { load: Load::Idle, duration_ms: CHECK.as_millis() as u32 }];

@@ -35,7 +35,8 @@ const MAX_READ_BYTES: u64 = 256 * 1024;
 /// A client for one URL. It opens a new connection for each request.
 pub(super) struct WebClient {
     url: HttpUrl,
-    /// The connector of TLS and the name of the server; `None` for a URL that is not `https`.
+    /// The TLS connector, and the name that the certificate of the server must contain; `None` if the URL is not
+    /// `https`.
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
@@ -146,7 +147,7 @@ pub(super) fn system_roots() -> io::Result<RootCertStore> {
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
         let cause = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
-        let text = format!("this host trusts no certificate authority (package ca-certificates){cause}");
+        let text = format!("this host trusts no certificate authority; install the package ca-certificates{cause}");
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
     Ok(roots)
@@ -167,7 +168,8 @@ mod tests {
 
     use super::*;
 
-    /// The status of the answer of a server that sends `interim` answers of about 8 KiB before it.
+    /// Starts a server that sends `interim` interim answers of about 8 KiB each before the final answer. Returns the
+    /// status that the client gets.
     async fn status_after(interim: usize) -> Result<StatusCode, WebFault> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = HttpUrl::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();

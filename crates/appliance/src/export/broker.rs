@@ -7,8 +7,9 @@ use std::str::FromStr;
 use crate::percent;
 use crate::targets::{Host, HostPort};
 
-/// The ports of MQTT and, in the next constant, of MQTT over TLS (the IANA registry of ports).
+/// The default port of MQTT (IANA registry of ports).
 const MQTT_PORT: u16 = 1883;
+/// The default port of MQTT over TLS (IANA registry of ports).
 const MQTTS_PORT: u16 = 8883;
 /// The longest user name for a broker, in bytes (MQTT 5.0, section 1.5.4).
 const MAX_USER_BYTES: usize = 65_535;

@@ -40,8 +40,8 @@ impl Topics {
 
 /// What an entity of Home Assistant shows.
 enum EntityKind {
-    /// The entity shows a number, with its device class if Home Assistant has one, its unit, and how many decimals are
-    /// shown.
+    /// The entity shows a number in the unit `unit`. `class` is the device class of the number, if Home Assistant has
+    /// one. `decimals` is how many decimals are shown.
     Number { class: Option<&'static str>, unit: &'static str, decimals: u8 },
     /// The entity shows a time (ISO 8601).
     Time,

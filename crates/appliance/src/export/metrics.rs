@@ -44,7 +44,7 @@ const METRICS: &[Metric<LineSnapshot>] = &[
     },
     Metric {
         name: "packetparamedic_clock_trusted",
-        help: "1 if the system clock is trusted, else 0: no schedule is due then",
+        help: "1 if the system clock is trusted; 0 if not, and then no schedule is due",
         labels: &[],
         read: |line| MetricValues::gauge(one_if(line.clock_trusted)),
     },
@@ -80,13 +80,13 @@ const METRICS: &[Metric<LineSnapshot>] = &[
     },
     Metric {
         name: "packetparamedic_plan_bits_per_second",
-        help: "What the contract promises by direction and kind (promised, normal, minimum)",
+        help: "The rate that the contract promises, by direction and kind (promised, normal, minimum)",
         labels: &["direction", "kind"],
         read: |line| MetricValues::Gauge(plan(stored(line))),
     },
     Metric {
         name: "packetparamedic_data_used_month_bytes",
-        help: "Payload of all tests of this calendar month, in the zone of this host",
+        help: "Payload bytes of all tests in this calendar month, in the time zone of this host",
         labels: &[],
         read: |line| {
             let month = line.stored.as_ref().map(|stored| (Vec::new(), stored.month_bytes as f64));
@@ -95,7 +95,7 @@ const METRICS: &[Metric<LineSnapshot>] = &[
     },
     Metric {
         name: "packetparamedic_monitor_state",
-        help: "1 for the current state of a monitor, 0 for the others: running, paused, or unreachable (its target)",
+        help: "1 for the current state of a monitor, 0 for the others: running, paused, or unreachable (no answer)",
         labels: &["monitor", "state"],
         read: |line| {
             let each = line.monitors.iter().flat_map(|monitor| {
@@ -119,7 +119,7 @@ const METRICS: &[Metric<LineSnapshot>] = &[
     },
     Metric {
         name: "packetparamedic_monitor_round_trip_seconds",
-        help: "Round trips of a monitor since the service started, without those beside a test",
+        help: "Round trips of a monitor since the service started, except those during a test",
         labels: &["monitor"],
         read: |line| MetricValues::Histogram(of_monitors(line, round_trips)),
     },
@@ -131,19 +131,19 @@ const METRICS: &[Metric<LineSnapshot>] = &[
     },
     Metric {
         name: "packetparamedic_outages_total",
-        help: "Recorded outages by scope, the one that lasts included",
+        help: "The number of recorded outages by scope, including an outage that still lasts",
         labels: &["scope"],
         read: |line| MetricValues::Counter(of_scopes(line, |count, _| count)),
     },
     Metric {
         name: "packetparamedic_outage_seconds_total",
-        help: "The time of the recorded outages by scope, the one that lasts included",
+        help: "The total duration of the recorded outages by scope, including an outage that still lasts",
         labels: &["scope"],
         read: |line| MetricValues::Seconds(of_scopes(line, |_, seconds| seconds)),
     },
     Metric {
         name: "packetparamedic_schedule_enabled",
-        help: "1 if a schedule runs, 0 if it is disabled",
+        help: "1 if a schedule is enabled, 0 if it is disabled",
         labels: &["schedule"],
         read: |line| MetricValues::Gauge(of_schedules(line, |schedule| Some(one_if(schedule.enabled)))),
     },
@@ -155,13 +155,13 @@ const METRICS: &[Metric<LineSnapshot>] = &[
     },
     Metric {
         name: "packetparamedic_schedule_last_run_timestamp_seconds",
-        help: "When the last run of a schedule ended, began or was skipped, in seconds since 1970",
+        help: "When the last run of a schedule ended or was skipped, or began if it still runs, in seconds since 1970",
         labels: &["schedule"],
         read: |line| MetricValues::Gauge(of_schedules(line, |schedule| schedule.last.map(|(at, _)| seconds(at)))),
     },
     Metric {
         name: "packetparamedic_schedule_last_outcome",
-        help: "1 for what became of the last run of a schedule, 0 for the others",
+        help: "1 for the outcome of the last run of a schedule, 0 for the other outcomes",
         labels: &["schedule", "outcome"],
         read: |line| {
             let each = stored(line).flat_map(|stored| &stored.schedules).flat_map(|schedule| {

@@ -1,4 +1,4 @@
-//! What is exported about the line to other programs: the metrics for Prometheus, and the messages for Home Assistant.
+//! The data about the line that other programs get: the metrics for Prometheus, and the messages for Home Assistant.
 //! Pure: no sockets, no clock, no SQL.
 
 pub mod broker;

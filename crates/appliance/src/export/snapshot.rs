@@ -21,7 +21,7 @@ pub struct LineSnapshot {
     pub at: Timestamp,
     /// The version of the program.
     pub version: String,
-    /// The first digits of the commit from which the program was built.
+    /// The first digits of the commit from which the program was built; `None` if the build did not know the commit.
     pub commit: Option<String>,
     /// The Endpoint ID of this device.
     pub endpoint_id: String,
@@ -44,7 +44,7 @@ pub struct LineSnapshot {
 pub struct StoredSnapshot {
     /// The latest result for each pair of target and engine, newest first.
     pub results: Vec<LatestResult>,
-    /// The plan: what the contract with the Internet provider promises.
+    /// The plan: what the contract with the Internet provider promises; `None` if no plan was entered.
     pub plan: Option<Plan>,
     /// The number and the total time of the outages, by scope.
     pub outages: Vec<OutageSum>,
@@ -74,7 +74,7 @@ pub struct MonitorSnapshot {
     pub name: String,
     /// The state of the monitor: one of [`MONITOR_STATES`].
     pub state: String,
-    /// The probes of the monitor since the service started.
+    /// Counts of the monitor's probes since the service started.
     pub totals: ProbeTotals,
     /// The probes of the monitor in the last quarter of an hour.
     pub recent: SeriesPoint,
@@ -87,7 +87,7 @@ pub struct ScheduleSnapshot {
     pub name: String,
     /// Whether the schedule is enabled.
     pub enabled: bool,
-    /// The start of the next run of the schedule.
+    /// The start of the next run of the schedule; `None` if no run is planned.
     pub next_start: Option<Timestamp>,
     /// The outcome of the schedule's last run, with the time at which that run ended or was skipped. While that run
     /// lasts, the time is when it began.
@@ -95,7 +95,7 @@ pub struct ScheduleSnapshot {
 }
 
 impl LatestResult {
-    /// The median round trip under a load, in microseconds.
+    /// The median round trip under a load, in microseconds; `None` if it was not measured.
     pub fn round_trip_us(&self, load: Load) -> Option<u64> {
         match load {
             Load::Idle => self.run.rtt_idle_us,
@@ -105,7 +105,8 @@ impl LatestResult {
         }
     }
 
-    /// The share of lost probes under a load, in the direction with the higher loss.
+    /// The share of lost probes under a load (0 to 1), in the direction with the higher loss; `None` if it was not
+    /// measured.
     pub fn loss(&self, load: Load) -> Option<f64> {
         match load {
             Load::Idle => self.run.loss_idle,

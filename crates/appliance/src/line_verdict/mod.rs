@@ -25,9 +25,9 @@ const RECENT_OUTAGE: Duration = Duration::from_secs(3600);
 const ENOUGH_PROBES: u64 = 50;
 /// The minimum number of lost probes that counts as loss. Fewer may be chance.
 const ENOUGH_LOST: u64 = 3;
-/// The share of lost probes from which the loss is fair (calls suffer) and, in the next constant, bad (everything
-/// suffers).
+/// The lowest share of lost probes (0 to 1) that counts as loss. Calls suffer from this share on.
 const FAIR_LOSS: f64 = 0.01;
+/// The lowest share of lost probes (0 to 1) that counts as bad loss. All traffic suffers from this share on.
 const BAD_LOSS: f64 = 0.05;
 
 /// Everything on which the sentence about the line depends.

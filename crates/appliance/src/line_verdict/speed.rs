@@ -85,7 +85,7 @@ fn excuse(limit: Option<LimitCause>) -> Option<&'static str> {
         LimitCause::ReflectorCpu => Some("the processor of the other end was the limit, not the line"),
         LimitCause::ReceiveWindow | LimitCause::SendBuffer => Some("a socket buffer was the limit, not the line"),
         LimitCause::LinkRate => Some("the network interface of one end was the limit"),
-        LimitCause::Policy => Some("the test asked for no more"),
+        LimitCause::Policy => Some("the test reached the rate or the number of bytes that was requested"),
         LimitCause::OtherTraffic => Some("other traffic used the line at the same time"),
     }
 }

@@ -13,7 +13,8 @@ pub struct DefaultRoute {
     pub gateway: Option<IpAddr>,
 }
 
-/// The default routes: those of IPv4 before those of IPv6, and the preferred route first within each family.
+/// The default routes: those of IPv4 before those of IPv6, and the preferred route first within each family. `ipv4` is
+/// the text of /proc/net/route, and `ipv6` that of /proc/net/ipv6_route.
 pub fn default_routes(ipv4: &str, ipv6: &str) -> Vec<DefaultRoute> {
     let mut routes = ipv4.lines().skip(1).filter_map(ipv4_route).collect::<Vec<_>>();
     routes.sort();

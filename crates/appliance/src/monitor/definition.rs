@@ -17,11 +17,13 @@ use crate::targets::{Host, HostPort};
 const MAX_NAME_CHARS: usize = 60;
 /// The default interval of monitors of a gateway, a reflector or a host.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
-/// The default interval between queries of a DNS server. The next constant is the shortest valid one.
+/// The default interval between queries of a DNS server.
 const DNS_INTERVAL: Duration = Duration::from_secs(30);
+/// The shortest valid interval between queries of a DNS server.
 const MIN_DNS_INTERVAL: Duration = Duration::from_secs(10);
-/// The default interval between requests to a web server. The next constant is the shortest valid one.
+/// The default interval between requests to a web server.
 const HTTP_INTERVAL: Duration = Duration::from_secs(60);
+/// The shortest valid interval between requests to a web server.
 const MIN_HTTP_INTERVAL: Duration = Duration::from_secs(10);
 /// The port of DNS servers.
 const DNS_PORT: u16 = 53;
@@ -32,14 +34,14 @@ const MIN_REFLECTOR_INTERVAL: Duration = Duration::from_millis(200);
 const MIN_HOST_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest interval of a monitor. An outage that is shorter than the interval may pass unnoticed.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// The bytes on the line of a probe to a reflector, or of its reply: content, and UDP and IPv4 headers.
+/// The size in bytes, on the network, of a probe to a reflector or of its reply: content, UDP header and IPv4 header.
 const PROBE_WIRE_BYTES: u64 = 96 + 28;
-/// The bytes of a usual DNS query or answer on the line.
+/// The size in bytes, on the network, of a usual DNS query or of its answer.
 const DNS_WIRE_BYTES: u64 = 100;
-/// The bytes of a usual HTTP request and its answer on the line: connection, TLS handshake, and what a server sends of
-/// a page in its first round trip (RFC 6928: 10 segments).
+/// The size in bytes, on the network, of a usual HTTP request together with its answer: connection, TLS handshake, and
+/// the part of a page that a server sends in its first round trip (RFC 6928: 10 segments).
 const HTTP_WIRE_BYTES: u64 = 20_000;
-/// The bytes of an ICMP echo request or reply on the line: ICMP header, content, IPv4 header.
+/// The size in bytes, on the network, of an ICMP echo request or reply: ICMP header, content, IPv4 header.
 const ICMP_WIRE_BYTES: u64 = 8 + 8 + 20;
 /// The length of a month in estimates of the data volume.
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
@@ -69,7 +71,7 @@ pub enum MonitorTarget {
     Dns {
         /// The host and the port of the DNS server.
         resolver: HostPort,
-        /// The name for which the DNS server is asked.
+        /// The name whose addresses the monitor asks for.
         name: String,
     },
     /// A web server, from which the monitor requests the page at this URL.
@@ -151,8 +153,8 @@ impl MonitorTarget {
         }
     }
 
-    /// A name for a monitor of this target: `gateway`, or the name of the reflector or host without the characters that
-    /// are not valid in a name.
+    /// The default name of a monitor of this target, such as `gateway` or the name of the reflector or host. Each
+    /// character that is not valid in a name becomes a dash.
     pub fn default_name(&self) -> String {
         let text = match self {
             Self::Gateway => return "gateway".to_owned(),

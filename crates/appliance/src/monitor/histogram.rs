@@ -1,5 +1,6 @@
-//! A histogram of round trips that can be merged with others and fits in a few hundred bytes. Exact below 128 µs;
-//! above, each power of two has 64 buckets, so that a value is off by at most 0.8 %.
+//! A histogram of round trips that can be merged with others. The encoded histogram of a minute has at most 350 bytes.
+//! Values below 128 µs are exact. Above, each power of two has 64 buckets, so that a value is off by at most 0.8 %. An
+//! encoding that would be too long merges buckets, which doubles this error each time.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +48,8 @@ impl LatencyHistogram {
         self.buckets.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
-    /// The round trip, in microseconds, that `share` of all round trips do not exceed; `None` without round trips.
+    /// The round trip, in microseconds, that the fraction `share` (0 to 1) of all round trips does not exceed. `None`
+    /// if there are no round trips.
     pub fn percentile(&self, share: f64) -> Option<u64> {
         let rank = (share.clamp(0.0, 1.0) * self.count() as f64).ceil().max(1.0);
         let mut below = 0_u64;
@@ -60,7 +62,8 @@ impl LatencyHistogram {
         None
     }
 
-    /// Encodes the counts of a minute. The limit of their length is lower than that for an hour or a day.
+    /// Encodes the counts of a minute. The result has fewer bytes than [`encode`](Self::encode) may use for an hour or
+    /// a day.
     pub fn encode_minute(&self) -> Vec<u8> {
         self.encode_within(MAX_MINUTE_BYTES)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// If two readings are further apart than this, the host or this process was stopped, and not only busy.
 const STOPPED: Duration = Duration::from_secs(10);
-/// The smallest step of the system clock that is noticed.
+/// The smallest step of the system clock that is noticed, in microseconds.
 const CLOCK_STEP_US: u64 = 1_000_000;
 
 /// The state of the host at one time.

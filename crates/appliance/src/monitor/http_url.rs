@@ -63,7 +63,7 @@ impl HttpUrl {
         &self.path
     }
 
-    /// The scheme and the server, without the default port.
+    /// The scheme, the host and the port, as in `https://example.org:8443`. The default port of the scheme is left out.
     pub fn origin(&self) -> String {
         let scheme = if self.is_https { "https" } else { "http" };
         format!("{scheme}://{}", self.authority())
@@ -100,7 +100,7 @@ impl TryFrom<String> for HttpUrl {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::parse(&text).ok_or("not an http or https URL, or a URL with a user, a password or a fragment")
+        Self::parse(&text).ok_or("the text is no http or https URL, or it has a user, a password or a fragment")
     }
 }
 

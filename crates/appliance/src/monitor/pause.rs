@@ -33,7 +33,7 @@ pause_reasons! {
     TooManyMonitors => "too_many_monitors",
     /// The reflector shuts down.
     Draining => "draining",
-    /// The quota of bytes of this device, or of all devices, is used up at the reflector.
+    /// At the reflector, this device or all devices together have used up the daily quota of bytes.
     BytesPerDay => "bytes_per_day",
     /// The reflector cannot write its audit log or state.
     ReflectorFaulted => "reflector_faulted",

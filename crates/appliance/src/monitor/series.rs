@@ -84,8 +84,8 @@ pub struct SeriesPoint {
 }
 
 impl SeriesPoint {
-    /// Creates the point of these probes. A percentile is limited to the range from the shortest to the longest round
-    /// trip.
+    /// Creates the point of a step that begins at `at_s` and contains the probes of `tally`. A percentile is limited to
+    /// the range from the shortest to the longest round trip, because the histogram is not exact.
     pub fn of(at_s: i64, tally: &ProbeTally) -> Self {
         let percentile = |share| {
             let (min, max) = tally.min_max_us?;
@@ -104,9 +104,10 @@ impl SeriesPoint {
     }
 }
 
-/// The step, in minutes, of a series from `from` to `to` (minutes since 1970): the wanted step, or a longer one if
-/// there would be more than [`MAX_POINTS`] points. A step above 30 minutes is rounded up to whole hours, and one above
-/// 12 hours to whole days, because only hours and days are kept for long.
+/// Chooses the step, in minutes, of a series from `from` to `to` (minutes since 1970): `wanted`, or a step for about
+/// 300 points if `wanted` is `None`. The step is longer if there would otherwise be more than [`MAX_POINTS`] points. A
+/// step above 30 minutes is rounded up to whole hours, and one above 12 hours to whole days, because only hours and
+/// days are kept for long.
 pub fn step_minutes(from: i64, to: i64, wanted: Option<i64>) -> i64 {
     let span = to.saturating_sub(from).max(1);
     let ceil = |whole: i64, part: i64| (whole + part - 1) / part;

@@ -1,5 +1,5 @@
-//! A simulated host with three monitors, and a day of its life: the tests check that the monitors find exactly what was
-//! simulated, to the second and to the minute.
+//! Simulates a host with three monitors for a day. The tests check that the monitors find the simulated outages to the
+//! second, and that they count nearly all simulated probes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,8 +17,8 @@ const DAY: u64 = 86_400;
 /// The system clock at boot: 12:00:17 UTC.
 const BOOT_WALL_S: i64 = 1_800_014_417;
 
-/// A simulated host from a boot until it loses power, second by second. Times are since boot. Each range of `down` has
-/// the numbers of the targets that do not answer during it.
+/// A simulated host from its boot until it loses power. Times are in seconds since boot. Each entry of `down` is a
+/// range of times, with the numbers of the targets that do not answer during it.
 pub(crate) struct SimulatedHost {
     /// The system clock at boot, in seconds since 1970.
     pub(crate) boot_wall_s: i64,

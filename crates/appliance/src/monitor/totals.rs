@@ -1,15 +1,15 @@
-//! The probes of a monitor since the service started, for counters that only grow.
+//! Counts the probes of a monitor since the service started, for counters that only grow.
 
 use std::time::Duration;
 
 use super::minute::ProbeOutcome;
 
-/// The upper bounds of the buckets of round trips, in microseconds: from a gateway beside this host to a satellite
-/// behind a full queue.
+/// The upper bounds, in microseconds, of the buckets for round trips. They reach from the round trip to a nearby
+/// gateway to that over a satellite with a full queue.
 pub const ROUND_TRIP_BOUNDS_US: [u64; 14] =
     [500, 1_000, 2_500, 5_000, 10_000, 20_000, 35_000, 50_000, 75_000, 100_000, 200_000, 400_000, 800_000, 1_600_000];
 
-/// The probes of a monitor since the service started.
+/// Counts of the probes of a monitor since the service started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeTotals {
     /// The number of probes that were answered or lost.

@@ -52,7 +52,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const REOPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const REOPEN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The value of `counted_by` if this host's kernel made the count instead of the server. The count is then the bytes
+/// The value of `counted_by` if the server reported no usable count. This host's kernel then made the count: the bytes
 /// that the server's kernel acknowledged.
 const COUNTED_BY_OWN_KERNEL: &str = "acknowledged";
 
@@ -142,7 +142,7 @@ const OPTIONS: &[ProviderOption] = &[
     ProviderOption {
         name: PASSWORD_FILE,
         value_name: "FILE",
-        help: "The file with the user's password in its first line; - reads it from standard input",
+        help: "The file with the user's password in its first line; - reads the password from standard input",
         source: OptionSource::Secret { variable: "PACKETPARAMEDIC_IPERF3_PASSWORD", max_bytes: 1024 },
         requires: Some(USERNAME),
     },
@@ -261,8 +261,9 @@ enum Attempt {
 }
 
 impl Visit<'_> {
-    /// Runs one phase of the test. Tries again if the server is busy; at another address or port if no server answers;
-    /// and with the login padding of older versions if the server refuses the login.
+    /// Runs one phase of the test. Tries again in three cases. If the server is busy, waits first. If no server
+    /// answers, uses another address or port. If the server refuses the login, uses the login padding of older
+    /// versions.
     async fn phase(
         &mut self,
         phase: PhaseSpec,
@@ -608,8 +609,9 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
     PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), ..PhaseTally::default() }
 }
 
-/// Whether the server's count can be true: the test took at least half of the requested time, and, in an upload, the
-/// server received no more than was sent.
+/// Whether the server's count can be true. The test must have taken at least half of the requested time `asked`, and
+/// [`check_count`] must accept the count. In an upload, the server must not have received more than the `ours` bytes
+/// that were sent.
 fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bool {
     let is_long_enough = Duration::from_micros(theirs.elapsed_us) >= asked / 2;
     let arrived = match direction {
@@ -619,7 +621,7 @@ fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bo
     is_long_enough && check_count(theirs, asked).and(arrived).is_ok()
 }
 
-/// The bytes that arrived at the server, computed from the number of datagrams, which all have the same payload.
+/// The bytes that arrived at the server, computed from the number of datagrams, which all have the same payload length.
 fn arrived(totals: &Totals, report: Option<&ClientReport>) -> Option<ClientCount> {
     let udp = totals.udp?;
     let arrived = udp.packets.checked_sub(udp.lost?)?;

@@ -52,7 +52,7 @@ pub trait Provider: Sync {
     /// The id of the default engine for `transport`. The id may be one that only this provider knows.
     fn default_engine(&self, transport: PayloadTransport) -> &'static str;
 
-    /// Whether the engine with this id loads the path. With an engine that does not, a test is a single idle phase.
+    /// Whether the engine with this id loads the path. If not, a test with this engine is a single idle phase.
     fn loads(&self, _engine: &str) -> bool {
         true
     }
@@ -73,7 +73,7 @@ pub trait Provider: Sync {
     }
 
     /// Runs one test to its end. `lock` is the test lock of this device; the provider releases the lock while the test
-    /// waits in a queue of the other end. `observer` gets every event at once, and can end the test.
+    /// waits in a queue of the other end. `observer` gets each event as soon as it happens, and can end the test.
     fn run<'a>(
         &'a self,
         job: &'a TestJob,
@@ -96,7 +96,7 @@ pub struct TestJob {
     pub options: OptionValues,
     /// An empty folder that only this test uses.
     pub scratch: PathBuf,
-    /// Makes the description of an error that the result contains.
+    /// Describes an error for the result.
     pub describe: Describe,
 }
 
@@ -107,12 +107,13 @@ impl TestJob {
     }
 }
 
-/// Makes the description of an error that a result contains. The program that uses this library provides the function.
+/// A function that describes an error in the form in which a result contains it. The program that uses this library
+/// provides the function.
 pub type Describe = fn(&ApplianceError) -> ErrorBody;
 
 /// Receives the events of a running test, and can cancel it.
 pub struct Observer {
-    /// Called at once with every event.
+    /// Called with each event as soon as it happens.
     pub events: Box<dyn FnMut(Event) + Send>,
     /// Becomes true when the user wants to end the test.
     pub interrupt: watch::Receiver<bool>,
@@ -133,7 +134,7 @@ pub fn never_started(job: &TestJob, provider: &dyn Provider, failure: ApplianceE
     RunRecord::begin(job, provider.id()).conclude(job, Err(failure))
 }
 
-/// The outcome of a test: its result, and why it is not complete.
+/// The outcome of a test: its result, and why the test is not complete.
 pub struct Outcome {
     /// The result. A run that failed half way or before any measurement has a result too.
     pub result: ResultDocument,

@@ -55,7 +55,8 @@ impl RunRecord {
         Self { result, probes: None, finding: None, begun: Instant::now() }
     }
 
-    /// Ends the record. Returns the outcome: the measurements, and why the run is not complete.
+    /// Ends the record. `end` is how the run ended. Returns the outcome: the measurements, and why the run is not
+    /// complete.
     pub(super) fn conclude(self, job: &TestJob, end: Result<(), ApplianceError>) -> Outcome {
         let Self { mut result, probes, finding, begun } = self;
         let finished_at = Timestamp::now();
@@ -116,7 +117,7 @@ pub(crate) fn default_interface() -> Option<String> {
     line_load::default_interface(&routes).map(str::to_owned)
 }
 
-/// The facts about this host now. `local` is the address of this host towards the other end.
+/// The current facts about this host. `local` is the local address of the connection to the other end.
 pub(super) fn own_facts(local: Option<IpAddr>) -> HostFacts {
     HostFacts { version: env!("CARGO_PKG_VERSION").into(), ..host_facts::read(local) }
 }

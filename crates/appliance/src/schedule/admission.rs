@@ -34,11 +34,11 @@ impl SkipReason {
     const ALL: [(Self, &'static str, &'static str); 8] = [
         (Self::Missed, "missed", "this device was off or asleep, or the service did not run"),
         (Self::StillRunning, "still_running", "the previous run was not over"),
-        (Self::QuietHours, "quiet_hours", "within the quiet hours"),
-        (Self::DayBudget, "day_budget", "the data budget of the day is spent"),
-        (Self::MonthBudget, "month_budget", "the data budget of the month is spent"),
-        (Self::LineBusy, "line_busy", "other traffic uses the line"),
-        (Self::Uplink, "uplink", "the default route has another interface"),
+        (Self::QuietHours, "quiet_hours", "the time was within the quiet hours"),
+        (Self::DayBudget, "day_budget", "the data budget of the day did not allow another run"),
+        (Self::MonthBudget, "month_budget", "the data budget of the month did not allow another run"),
+        (Self::LineBusy, "line_busy", "other traffic used too much of the line"),
+        (Self::Uplink, "uplink", "the default route did not use an allowed interface"),
         (Self::Stopped, "stopped", "the service was stopped, or the schedule removed, before the run began"),
     ];
 
@@ -66,7 +66,7 @@ pub struct RunObservations {
     pub used: DataUse,
     /// The number of bytes that the run is expected to use.
     pub expected_bytes: u64,
-    /// The share of the line that other traffic uses, from 0 to 1; absent if it is unknown.
+    /// The share of the line that other traffic uses: 0 for none, 1 for a full line; absent if it is unknown.
     pub line_share: Option<f64>,
     /// The interface of the default route; absent if there is no default route.
     pub uplink: Option<String>,

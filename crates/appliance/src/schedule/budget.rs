@@ -35,7 +35,7 @@ pub struct BudgetPeriod {
 }
 
 impl DataBudget {
-    /// What is left of this budget after the data `used`.
+    /// What is left of this budget after `used` is subtracted.
     pub fn left(self, used: DataUse) -> Self {
         let left = |limit: Option<u64>, used: u64| limit.map(|limit| limit.saturating_sub(used));
         Self { day_bytes: left(self.day_bytes, used.day_bytes), month_bytes: left(self.month_bytes, used.month_bytes) }

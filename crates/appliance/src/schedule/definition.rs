@@ -84,7 +84,7 @@ pub struct Zone {
 
 impl Schedule {
     /// A schedule with this name that runs `request`, with default values for everything else: the spread of
-    /// [`default_spread`], no budget, and no run while other traffic uses a considerable part of the line.
+    /// [`default_spread`], no budget, and no run while other traffic uses more than 20 % of the line.
     pub fn usual(name: &str, when: Recurrence, zone: Zone, request: TestRequest, now: Timestamp) -> Self {
         let mut schedule = Self {
             name: name.to_owned(),

@@ -20,8 +20,9 @@ pub struct LineCapacity {
     pub upload_bps: Option<u64>,
 }
 
-/// The share of the line that is in use, from 0 to 1, in the busier direction. `None` if neither capacity is known, or
-/// if the counters were reset.
+/// The share of the line that was in use in the busier direction: 0 for an idle line, 1 for a full one. `before` and
+/// `after` are the counters at the start and at the end of the time `over`. `None` if neither direction has a known
+/// capacity, or if the counters were reset.
 pub fn share_in_use(
     before: InterfaceCounters,
     after: InterfaceCounters,

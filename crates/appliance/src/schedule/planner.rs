@@ -1,6 +1,6 @@
 //! Decides which runs of schedules are due: a state machine over all enabled schedules. Only one test runs at a time.
-//! If several runs are due, the run that was due first starts first; if they were due at the same time, their names
-//! decide. Pure: no I/O, no clock.
+//! If several runs are due, the run that was due first starts first. Runs that were due at the same time start in the
+//! order of their names. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -49,8 +49,8 @@ pub struct AcceptedSchedule {
     pub id: Uuid,
     /// When the schedule was added. Its intervals count from this time.
     pub added_at: Timestamp,
-    /// For all occurrences up to this time, it is decided whether a run starts. It is the time at which the schedule
-    /// was added or enabled, or the time of the latest occurrence whose run was started or skipped.
+    /// Up to this time, it is decided for every occurrence whether its run starts. This is the time at which the
+    /// schedule was added or enabled, or the time of the latest occurrence whose run was started or skipped.
     pub decided_until: Timestamp,
     /// The definition of the schedule.
     pub schedule: Schedule,
@@ -66,7 +66,7 @@ pub struct DueRun {
     /// The time of the occurrence, without the random delay.
     pub due: Timestamp,
     /// Whether the user or an alert rule requested the run. Otherwise, an occurrence of the schedule made it due. The
-    /// conditions of the schedule are not checked when a requested run starts.
+    /// conditions of the schedule, such as its quiet hours, do not apply to a run that the user requested.
     pub is_requested: bool,
 }
 
@@ -82,12 +82,12 @@ pub struct SkippedRun {
 /// The result of [`Planner::poll`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Polled {
-    /// The runs that do not start, which the caller must store.
+    /// The runs that do not start. The caller must store them.
     pub skipped: Vec<SkippedRun>,
     /// How many seconds the system clock was set forward; negative if it was set back. `None` if it was set by at most
     /// 10 minutes, or not at all.
     pub clock_step_s: Option<i64>,
-    /// The longest time until the next poll.
+    /// The caller must poll again after this time at the latest.
     pub wait: Duration,
 }
 
@@ -220,7 +220,7 @@ impl Planner {
         self.running = None;
     }
 
-    /// Empties the queue. Returns the runs that were in the queue as skipped.
+    /// Empties the queue. Returns its runs as skipped runs.
     pub fn drain(&mut self) -> Vec<SkippedRun> {
         self.due.drain(..).map(|run| SkippedRun { run, reason: SkipReason::Stopped }).collect()
     }

@@ -16,8 +16,8 @@ pub const MIN_INTERVAL: Duration = Duration::from_secs(5 * 60);
 const MAX_INTERVAL: Duration = Duration::from_secs(366 * 86_400);
 /// The number of occurrences that [`Recurrence::shortest_gap`] compares.
 const CHECKED_OCCURRENCES: usize = 64;
-/// The valid nicknames of cron expressions. croner would also accept other words with `@`, and nicknames in the middle
-/// of a text.
+/// The valid nicknames of cron expressions. The library `croner` would also accept other words with `@`, and nicknames
+/// in the middle of a text.
 const NICKNAMES: [&str; 6] = ["@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly"];
 
 /// Why a text cannot be used as a recurrence.
@@ -139,8 +139,8 @@ impl Recurrence {
         Ok(())
     }
 
-    /// The shortest time between two of the next occurrences. `None` if there is no occurrence; 366 days if there is
-    /// only one.
+    /// The shortest time between two successive occurrences after `now`. `None` if there is no occurrence; 366 days if
+    /// there is only one.
     pub fn shortest_gap(&self, frame: &TimeFrame, now: Timestamp) -> Option<Duration> {
         if let RecurrenceKind::Every(interval) = self.kind {
             return Some(interval.unsigned_abs());

@@ -1,5 +1,5 @@
-//! The alerts of this appliance, with their texts. An opening or a closing, its message and the deliveries of the
-//! message are saved in one transaction.
+//! Stores the alerts of this appliance with their texts. When an alert opens or closes, one transaction saves the
+//! alert, the message about it, and the deliveries of that message.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use super::{ApplianceStore, PageCursor, StorageError, strange};
 use crate::alerts::AlertFinding;
 use crate::alerts::message::AlertMessage;
 
-/// The reason that is stored with a message that is not sent, because its alert closed before the quiet hours ended.
+/// The stored reason why the message about the opening of an alert was not sent.
 const CLOSED_IN_TIME: &str = "the alert closed before the quiet hours ended";
 
 /// An alert as stored.
@@ -35,7 +35,7 @@ pub struct StoredAlert {
     pub closed_at: Option<Timestamp>,
     /// What was found when the alert opened.
     pub opening: AlertRecord,
-    /// What was found when the alert closed.
+    /// What was found when the alert closed; absent while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closing: Option<AlertRecord>,
 }
@@ -122,7 +122,8 @@ impl ApplianceStore {
         Ok(true)
     }
 
-    /// A page of the alerts, newest first: at most `limit` alerts after the position `after` in the list.
+    /// A page of the alerts, newest first: at most `limit` alerts after the position `after` in the list. If
+    /// `only_open`, the list has only open alerts.
     pub async fn alerts(
         &self,
         only_open: bool,
@@ -241,7 +242,7 @@ pub(super) async fn write_alerts(
     Ok(())
 }
 
-/// Saves an open alert. Returns whether the alert is new: a rule has at most one open alert for each subject.
+/// Saves an open alert. If the rule already has an open alert for the same subject, saves nothing and returns `false`.
 async fn insert_alert(
     work: &mut StoreChange,
     appliance: &str,
@@ -279,8 +280,8 @@ async fn close_alert(work: &mut StoreChange, id: Uuid, at: Timestamp, closing: S
     Ok(closed > 0)
 }
 
-/// Gives up the message about the opening of an alert if quiet hours still hold that message back. Returns whether they
-/// did.
+/// Gives up the message about the opening of an alert if quiet hours still hold this message back. Returns whether it
+/// gave up the message.
 async fn drop_held_back(work: &mut StoreChange, alert: Uuid, now: Timestamp) -> Result<bool, sqlx::Error> {
     let dropped = in_change!(work, |db| sqlx::query(
         "UPDATE deliveries SET outcome = 'given_up', decided_at_us = $2, reason = $3 WHERE outcome = 'due' \
@@ -296,7 +297,7 @@ async fn drop_held_back(work: &mut StoreChange, alert: Uuid, now: Timestamp) -> 
     Ok(dropped > 0)
 }
 
-/// Adds the message about an alert, with a delivery to each of its channels that exists and is enabled.
+/// Saves the message about an alert. Adds a delivery for each channel of the message that exists and is enabled.
 async fn say_it(work: &mut StoreChange, appliance: &str, alert: Uuid, say: &NewMessage) -> Result<(), sqlx::Error> {
     let NewMessage { message, not_before, channels } = say;
     let content = serde_json::to_string(message).map_err(strange)?;
@@ -404,7 +405,8 @@ mod tests {
         store.add_rule("PP", &rule, at(0)).await.unwrap()
     }
 
-    /// The deliveries: kind of the message, channel, outcome, next attempt in minutes.
+    /// The stored deliveries. Each has the kind of the message, the name of the channel, the outcome, and the minute of
+    /// the next attempt.
     async fn deliveries(store: &ApplianceStore) -> Vec<(String, String, String, i64)> {
         let rows = on!(store.pool, |db| {
             sqlx::query_as::<_, (String, String, String, i64)>(

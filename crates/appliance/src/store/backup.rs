@@ -1,4 +1,4 @@
-//! A copy of the database that is consistent while other connections write.
+//! Copies the database to a file. The copy is consistent even if other connections write during the copying.
 
 use std::fs::File;
 use std::io;
@@ -11,9 +11,9 @@ use super::pool::StorePool;
 use super::{ApplianceStore, StorageError};
 
 impl ApplianceStore {
-    /// Writes a copy of the database into `target`, an empty file, and syncs it. The copy does not contain changes that
-    /// are made during the copying. A database on a server cannot be copied in this way: the server's own tools copy
-    /// it.
+    /// Writes a copy of the database into `target`, an empty file, and syncs that file. The copy does not contain
+    /// changes that are made during the copying. Fails for a database on a server, which only the server's own tools
+    /// can copy.
     pub async fn copy_to(&self, target: &Path) -> Result<(), StorageError> {
         let (pool, path) = match &self.pool {
             StorePool::Sqlite(pool, path) => (pool, path),

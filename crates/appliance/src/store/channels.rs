@@ -22,9 +22,9 @@ pub struct StoredChannel {
     pub added_at: Timestamp,
     /// Whether a configuration file made the channel (`packetparamedic apply`).
     pub from_file: bool,
-    /// The names of the channel's secrets that are set.
+    /// The names of those secrets that are set for the channel, such as `token`.
     pub secrets: Vec<String>,
-    /// For a channel that runs a command: the tag that proves that this device stored the channel.
+    /// A tag that proves that this device stored the channel. Only for a channel that runs a command.
     #[serde(skip)]
     pub seal: Option<String>,
     /// The definition of the channel.
@@ -33,7 +33,7 @@ pub struct StoredChannel {
 }
 
 impl StoredChannel {
-    /// Creates a new channel, enabled and without a seal.
+    /// Creates a channel with a new id. The channel is enabled and has no seal.
     pub fn new(channel: Channel, secrets: &ChannelSecrets, now: Timestamp) -> Self {
         Self {
             id: Uuid::now_v7(),
@@ -47,8 +47,8 @@ impl StoredChannel {
     }
 }
 
-/// The stored document with the secrets of a channel and its seal. An earlier version of this program, which knows no
-/// seals, can still read a document without a seal.
+/// The stored document with the secrets of a channel and its seal. Without a seal, the document has no field `seal`, so
+/// that an earlier version of this program, which knows no seals, can still read the document.
 #[derive(Serialize, Deserialize)]
 struct HiddenColumn {
     #[serde(default, skip_serializing_if = "Option::is_none")]

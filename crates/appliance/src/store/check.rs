@@ -40,7 +40,7 @@ pub struct StoreCheck {
 }
 
 impl ApplianceStore {
-    /// Checks the database. A database of a later version is an error.
+    /// Checks the database. Fails if a later version of this program wrote the database.
     pub async fn check(&self) -> Result<StoreCheck, StorageError> {
         let (migration, is_earlier) = self.check_migrations().await?;
         let mut problems = self.check_structure(migration).await?;
@@ -119,8 +119,8 @@ impl ApplianceStore {
         }
     }
 
-    /// Checks the structure of the database. In a file, checks every page and every index. A server checks its pages
-    /// itself, so there each table must exist and all of its pages must be readable.
+    /// Checks the structure of the database. In a file, checks every page, every index and every reference to another
+    /// table. A server checks its pages itself, so there this only checks that each table exists and can be read.
     async fn check_structure(&self, migration: i64) -> Result<Vec<String>, StorageError> {
         match &self.pool {
             StorePool::Sqlite(pool, _) => {
@@ -132,7 +132,8 @@ impl ApplianceStore {
         }
     }
 
-    /// Checks that the tables exist that the migrations up to `migration` create.
+    /// Checks that each table exists and can be read. The tables are those that the migrations up to `migration`
+    /// create.
     async fn check_tables(&self, migration: i64) -> Result<Vec<String>, StorageError> {
         let mut problems = Vec::new();
         let applied = self.migrations().iter().filter(|known| known.version <= migration);
@@ -173,7 +174,8 @@ impl ApplianceStore {
         Ok(rows.into_iter().take(LISTED).map(problem).collect())
     }
 
-    /// Reads every result. Returns the number of results, and the ids of the results that are not valid documents.
+    /// Reads every result. Returns the number of results, and the ids of the results that are not valid documents. If a
+    /// page of results cannot be read, adds the error to `problems` and stops.
     async fn check_documents(&self, problems: &mut Vec<String>) -> (u64, Vec<String>) {
         let (mut count, mut unreadable, mut last) = (0, Vec::new(), None);
         loop {

@@ -1,5 +1,5 @@
-//! Saves in one transaction the changes that a configuration file makes, and marks the objects of the file as made by
-//! it (`from_file`).
+//! Saves the changes that a configuration file makes in one transaction. Marks the objects that the file describes with
+//! `from_file`.
 
 use jiff::Timestamp;
 use paramedic_link::{EndpointId, PeerText};
@@ -33,16 +33,16 @@ pub struct ConfigurationWrite {
     pub channels: FileChanges<ChannelWrite>,
     /// The changes of rules.
     pub rules: FileChanges<RuleFileWrite>,
-    /// The closings of the open alerts of rules that the file removes, disables or replaces.
+    /// The closings of open alerts whose rules the file removes, disables or replaces.
     pub closings: Vec<AlertWrite>,
 }
 
-/// What a configuration file changes of one kind of object.
+/// The changes of a configuration file to one kind of object, such as the monitors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FileChanges<W> {
     /// The new and the changed objects.
     pub written: Vec<W>,
-    /// The ids of the objects that are already stored as the file describes them; they are marked as made by the file.
+    /// The ids of the objects that are already stored as the file describes them. They only get the mark `from_file`.
     /// Objects that the caller may not change are left out.
     pub unchanged: Vec<Uuid>,
     /// The ids of the objects that are removed.
@@ -78,7 +78,7 @@ pub struct ScheduleWrite {
     pub schedule: Schedule,
     /// Whether the schedule is enabled.
     pub enabled: bool,
-    /// Whether the runs of the schedule are now due at other times. If so, no run that was due until now counts as
+    /// Whether the file changes the times at which runs are due. If so, no run that was due before now counts as
     /// missed.
     pub is_replanned: bool,
 }
@@ -92,8 +92,8 @@ pub struct MonitorWrite {
     pub monitor: Monitor,
     /// Whether the monitor probes.
     pub enabled: bool,
-    /// For a new monitor: the Endpoint ID of the monitored reflector, if the service would add a monitor of the same
-    /// name for that reflector.
+    /// The Endpoint ID of the monitored reflector, if the service would add this new monitor for the reflector by
+    /// itself. `None` for any other monitor.
     pub peer: Option<String>,
 }
 
@@ -108,7 +108,7 @@ pub struct ChannelWrite {
     pub enabled: bool,
     /// All secrets of the channel.
     pub secrets: ChannelSecrets,
-    /// For a channel that runs a command: the tag that proves that this device stored the channel.
+    /// A tag that proves that this device stored the channel. Only for a channel that runs a command.
     pub seal: Option<String>,
 }
 
@@ -121,7 +121,8 @@ pub struct RuleFileWrite {
     pub rule: AlertRule,
     /// Whether the rule judges measurements.
     pub enabled: bool,
-    /// Whether the rule judges only what is measured from now on.
+    /// Whether the rule judges only what is measured from now on. If not, it continues after the last measurement that
+    /// it judged.
     pub judges_anew: bool,
 }
 

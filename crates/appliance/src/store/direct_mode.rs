@@ -1,5 +1,5 @@
-//! Stores the findings of tests that direct mode (payload through the data ports of a reflector, not inside TLS) is
-//! blocked.
+//! Stores for which reflectors a test found direct mode blocked. In direct mode, payload goes through the data ports of
+//! the reflector and not inside TLS.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use paramedic_link::test_spec::EngineId;
 use super::pool::{on, rows};
 use super::{ApplianceStore, StorageError, strange};
 
-/// Whether a reflector's data ports can be reached from this device with an engine.
+/// What a test found out: whether this device can reach the data ports of a reflector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectModeFinding {
     /// The Endpoint ID of the reflector.
@@ -22,7 +22,8 @@ pub struct DirectModeFinding {
 }
 
 impl ApplianceStore {
-    /// The reflectors whose direct mode is blocked, each with the time at which a test with `engine` last found that.
+    /// The reflectors for which a test with `engine` found direct mode blocked, each with the time of the latest such
+    /// test.
     pub async fn blocked_direct(&self, engine: &EngineId) -> Result<BTreeMap<EndpointId, Timestamp>, StorageError> {
         let fault = || self.fault("reading the data modes");
         on!(self.pool, |db| sqlx::query_as::<_, (String, i64)>(
@@ -37,7 +38,7 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// Stores what a test found at the time `at`. If direct mode works, removes an earlier finding that it is blocked.
+    /// Stores what a test found at the time `at`. If direct mode works, removes the stored finding that it was blocked.
     pub async fn note_direct_mode(&self, finding: &DirectModeFinding, at: Timestamp) -> Result<(), StorageError> {
         let reflector = finding.reflector.to_string();
         let engine = finding.engine.as_str();

@@ -16,7 +16,8 @@ pub(crate) enum TestPlace {
 }
 
 impl TestPlace {
-    /// Creates a new place for a store for each database engine; only for SQLite if there is no PostgreSQL server.
+    /// Creates a new place for a store for each database engine. Without a PostgreSQL server, this is only a place for
+    /// SQLite.
     pub(crate) fn each() -> Vec<Self> {
         let folder = Self::Folder(tempfile::tempdir().unwrap());
         [folder].into_iter().chain(new_database().map(Self::Server)).collect()

@@ -12,7 +12,7 @@ use super::place::StorePlace;
 /// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The state folder or the database file in it can't be created or opened.
+    /// A folder or a file, such as the state folder or the database file, can't be created, opened or written.
     #[error("{}: {source}", path.display())]
     Folder {
         /// The path of the folder or file.
@@ -20,7 +20,7 @@ pub enum StorageError {
         /// Why the folder or the file can't be used.
         source: io::Error,
     },
-    /// The database is damaged, or the file is no database.
+    /// The database is damaged, or the file is not a database.
     #[error("{place} is damaged")]
     Corrupt {
         /// Where the database is.
@@ -34,12 +34,12 @@ pub enum StorageError {
         /// The number of the first migration that this program does not know.
         migration: i64,
     },
-    /// The tables of the database are not the tables that its migrations create.
+    /// The tables of the database differ from the tables that the migrations of this version create.
     #[error("{place} does not have the tables of this version: {}", difference(source))]
     Altered {
         /// Where the database is.
         place: StorePlace,
-        /// How the tables differ from the tables of the migrations.
+        /// How the tables differ.
         source: Box<MigrateError>,
     },
     /// The disk of the database is full.
@@ -50,7 +50,7 @@ pub enum StorageError {
         /// Where the database is.
         place: StorePlace,
     },
-    /// The database, or the disk below it, can't be written.
+    /// The database or its disk is read-only, or the store was opened for reading.
     #[error("{doing}: {place} is read-only")]
     ReadOnly {
         /// The operation that failed.
@@ -74,12 +74,13 @@ pub enum StorageError {
         /// Why the server could not be reached, in words.
         because: String,
     },
-    /// The database server refuses the user, the password or the database.
+    /// The database server refuses the user, the password or the database, or the settings of the connection are not
+    /// valid.
     #[error("{server}: {because}")]
     Refused {
         /// The URL of the database, without its password.
         server: String,
-        /// The message of the database server.
+        /// The message of the database server, or what is wrong with the settings.
         because: String,
     },
     /// The encoding of the database on a server cannot represent every text.
@@ -104,7 +105,7 @@ pub enum StorageError {
         /// Why the password file can't be read.
         source: io::Error,
     },
-    /// The database of a server can't be copied into a file by this program.
+    /// This program can't copy the database of a server into a file.
     #[error("{server} is a database server: back it up with PostgreSQL's own tools")]
     NoCopy {
         /// The URL of the database, without its password.
@@ -133,16 +134,16 @@ pub enum StorageError {
         /// The names of the reflectors that were found.
         names: Vec<String>,
     },
-    /// No run has this id.
+    /// No run has an id that begins or ends with this text.
     #[error("no run's id begins or ends with {wanted:?}")]
     NoSuchRun {
-        /// The id of a run that was searched for.
+        /// The id, or the begin or the end of an id, that was searched for.
         wanted: String,
     },
     /// The ids of several runs begin or end with this text.
-    #[error("more than one run's id begins or ends with {wanted:?}")]
+    #[error("the ids of more than one run begin or end with {wanted:?}")]
     AmbiguousRun {
-        /// The part of an id that was searched for.
+        /// The begin or the end of an id that was searched for.
         wanted: String,
     },
     /// Another schedule has this name.
@@ -205,7 +206,7 @@ pub enum StorageError {
         /// The name of the rule that was searched for.
         wanted: String,
     },
-    /// A result can't be written as JSON, or the JSON of a saved result can't be read.
+    /// A result or another object can't be written as JSON, or stored JSON can't be read.
     #[error("{source}")]
     Document {
         /// Why the JSON can't be written or read.
@@ -226,8 +227,8 @@ pub enum StorageError {
     },
 }
 
-/// How the tables differ from the migrations of this version. The words of sqlx about an unfinished migration contain
-/// advice that does not apply to this program, so they are replaced.
+/// How the tables differ from the migrations of this version. The text of sqlx about an unfinished migration gives
+/// advice that does not apply to this program, so this replaces it.
 fn difference(error: &MigrateError) -> String {
     match error {
         MigrateError::Dirty(migration) => format!("its migration {migration} is marked as unfinished"),

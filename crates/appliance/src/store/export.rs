@@ -1,4 +1,4 @@
-//! Runs in formats for other programs: JSON lines and CSV. Passes lines to the caller, and opens no file or stream.
+//! Exports runs as JSON lines or CSV, for other programs. Returns the lines to the caller, and writes no file itself.
 
 use paramedic_link::test_spec::Load;
 use paramedic_report::document::ResultDocument;
@@ -39,7 +39,7 @@ impl ExportFormat {
     }
 }
 
-/// An export of runs, which is read page by page: a slow reader holds no lock.
+/// An export of runs. It is read page by page, so that a slow reader of the export holds no lock on the database.
 #[derive(Debug)]
 pub struct Export {
     store: ApplianceStore,
@@ -51,7 +51,7 @@ pub struct Export {
 }
 
 impl ApplianceStore {
-    /// Exports the runs of a query. A run that is saved meanwhile may be included.
+    /// Exports the runs of a query. A run that is saved during the export may be included.
     pub fn export(&self, query: RunQuery, format: ExportFormat) -> Export {
         let left = query.limit.unwrap_or(u32::MAX);
         Export { store: self.clone(), query, format, last: None, left, is_begun: false }
@@ -117,7 +117,7 @@ struct CsvRow<'a> {
     document: &'a ResultDocument,
 }
 
-/// Computes the cell of a run in one column.
+/// Computes the text of a run in one column; `None` for an empty cell.
 type Cell = fn(&CsvRow<'_>) -> Option<String>;
 
 /// The columns of the CSV table. Scripts rely on their names and order: add new ones at the end.
@@ -155,7 +155,7 @@ const CSV_COLUMNS: [(&str, Cell); 28] = [
 ];
 
 impl CsvRow<'_> {
-    /// The largest known probe loss under a load, as a fraction.
+    /// The share of probes (0 to 1) that were lost under this load, in the direction that lost more.
     fn loss(&self, load: Load) -> Option<String> {
         self.document.latency.of(load)?.worst_loss().map(|share| share.to_string())
     }

@@ -10,19 +10,20 @@ use super::pool::{on, without_nul};
 use super::runs::{CHOSEN, READING, other_end};
 use super::{ApplianceStore, RunQuery, StorageError, natural, strange};
 
-/// The number of latest runs whose other ends (the servers of the tests) and engines are listed.
+/// `run_kinds` lists the other ends (the servers of the tests) and the engines of this many latest runs.
 const LATEST: i64 = 2_000;
 
-/// How long after the end of a step of time its sums can still change, because a run is saved only when it has ended.
+/// How long the sums of a time step can still change after the step has ended, in microseconds. A run counts in the
+/// step in which it began, but is saved only at its end.
 const GRACE_US: i64 = 2 * 3_600_000_000;
-/// How long computed sums are kept in memory. The time is short, because another process may add or delete runs
-/// meanwhile.
+/// How long computed sums are kept in memory, in microseconds. The time is short, because another process may add or
+/// delete runs meanwhile.
 const KEPT_US: i64 = 600_000_000;
 /// The maximum number of queries whose sums are kept.
 const MAX_KEPT: usize = 16;
 
-/// Caches the sums of steps that can no longer change. Sums over years of runs take a second, and a page that stays
-/// open asks for them again and again.
+/// Caches the sums of time steps that can no longer change. Sums over years of runs take a second to compute, and an
+/// open page requests them again and again.
 #[derive(Debug, Default)]
 pub(super) struct SumsCache {
     kept: Vec<KeptSums>,
@@ -37,7 +38,7 @@ struct KeptSums {
     sums: Vec<RunSums>,
 }
 
-/// Identifies kept sums: the begin, the end, the step, the other end, the engine.
+/// Identifies kept sums: the period and the step in microseconds, and the other end and the engine of the query.
 #[derive(Debug, PartialEq, Eq)]
 struct SumsKey {
     since_us: i64,
@@ -48,7 +49,7 @@ struct SumsKey {
 }
 
 impl SumsCache {
-    /// The kept sums of `key`, unless they are too old at `now_us`.
+    /// The kept sums of `key`; `None` if there are none, or if they are older than [`KEPT_US`] at the time `now_us`.
     fn find(&self, key: &SumsKey, now_us: i64) -> Option<Vec<RunSums>> {
         let is_fresh = |kept: &&KeptSums| (0..KEPT_US).contains(&now_us.saturating_sub(kept.at_us));
         self.kept.iter().filter(is_fresh).find(|kept| kept.key == *key).map(|kept| kept.sums.clone())
@@ -62,7 +63,7 @@ impl SumsCache {
         self.kept.push(KeptSums { key, at_us, sums });
     }
 
-    /// Removes the kept sums that can change because of a run that began at `started_at_us`.
+    /// Removes the kept sums that change because a run that began at `started_at_us` is saved.
     pub(super) fn forget(&mut self, started_at_us: i64) {
         self.kept.retain(|kept| kept.key.closed_us <= started_at_us);
     }
@@ -76,8 +77,8 @@ impl SumsCache {
 /// A quarter of an hour, in microseconds. Each full hour of every time zone is also the begin of such a quarter in UTC.
 const QUARTER_US: i64 = 900_000_000;
 
-/// The sums over the runs that began in a step of time. Rates are in bits per second, round trips in microseconds,
-/// losses are shares (0 to 1).
+/// The sums over the runs that began in one time step. Rates are in bits per second, round trips in microseconds,
+/// losses are shares (0 to 1). A sum is absent if no run of the step measured the value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RunSums {
     /// The begin of the step.
@@ -90,13 +91,14 @@ pub struct RunSums {
     pub upload: Option<ValueSum>,
     /// The median round trips without load, one for each run.
     pub idle: Option<ValueSum>,
-    /// The median round trips under load: for each run, the longer one of download and upload.
+    /// Each run has a median round trip in its download and one in its upload. These are the sums over the longer ones.
     pub loaded_p50: Option<ValueSum>,
-    /// The 95th percentiles of the round trips under load: for each run, the longer one of download and upload.
+    /// Each run has a 95th percentile of its round trips in its download and one in its upload. These are the sums over
+    /// the longer ones.
     pub loaded_p95: Option<ValueSum>,
     /// The loss without load, one value for each run.
     pub loss_idle: Option<ValueSum>,
-    /// The loss under load: for each run, the higher one of download and upload.
+    /// Each run has a loss in its download and one in its upload. These are the sums over the higher ones.
     pub loss_loaded: Option<ValueSum>,
 }
 
@@ -151,14 +153,15 @@ impl RunSums {
     }
 }
 
-/// The SQL expression for the higher value of two columns, or for the only value if one column has none.
+/// The SQL expression for the higher value of two columns. If one of the columns is NULL, this is the value of the
+/// other column.
 fn higher(one: &str, other: &str) -> String {
     format!("CASE WHEN {other} IS NULL OR {one} >= {other} THEN {one} ELSE {other} END")
 }
 
 impl ApplianceStore {
-    /// The sums of the runs of a query, in order of time. `query.since` is rounded down to the begin of a step. A step
-    /// without a run has no row. The order and the limit of the query have no effect.
+    /// The sums over the runs that `query` selects, for each time step, in order of time. `query.since` is rounded down
+    /// to the begin of a step. A step without a run has no row. The order and the limit of the query have no effect.
     pub async fn run_sums(&self, query: &RunQuery, step: Duration) -> Result<Vec<RunSums>, StorageError> {
         let step_us = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
         let begin = |us: i64| us.div_euclid(step_us).saturating_mul(step_us);
@@ -229,8 +232,8 @@ impl ApplianceStore {
         .map_err(self.fault(READING))
     }
 
-    /// The download rates of the runs of a query in quarters of an hour, in order of time: the begin of the quarter,
-    /// the number of rates, and their sum in bits per second.
+    /// The download rates of the runs that `query` selects, summed for each quarter of an hour, in order of time. Each
+    /// entry has the begin of the quarter, the number of rates, and their sum in bits per second.
     pub async fn download_quarters(&self, query: &RunQuery) -> Result<Vec<(Timestamp, u64, f64)>, StorageError> {
         let sql = format!(
             "SELECT started_at_us / $6 * $6 AS step, COUNT(download_bps), SUM(CAST(download_bps AS DOUBLE PRECISION)) \
@@ -255,8 +258,8 @@ impl ApplianceStore {
         rows.into_iter().map(quarter).collect()
     }
 
-    /// Two sorted lists: the names of the paired reflectors together with the other ends (names or addresses) of the
-    /// latest runs, and the engines of these runs.
+    /// Two sorted lists. The first has the names of the paired reflectors, and the names or addresses of the other ends
+    /// of the latest runs. The second has the engines of the latest runs.
     pub async fn run_kinds(&self) -> Result<(Vec<String>, Vec<String>), StorageError> {
         let ends = "SELECT DISTINCT name FROM (SELECT COALESCE(peer, address) AS name FROM runs \
              ORDER BY started_at_us DESC LIMIT $1) AS latest WHERE name IS NOT NULL \

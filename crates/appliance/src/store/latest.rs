@@ -12,8 +12,8 @@ use super::{ApplianceStore, StorageError, natural, strange};
 
 /// The maximum number of pairs of target and engine that are kept. The pairs with the latest runs are kept.
 const MOST_KEPT: usize = 100;
-/// The maximum number of runs that are read to add newer runs to the kept ones. If this many are found, the whole index
-/// is searched again.
+/// The maximum number of newer runs that a search adds to the kept runs. If there are this many, the whole index is
+/// searched again instead.
 const MOST_LATER: i64 = 500;
 /// The columns of [`LatestRow`]: each is in the index `runs_of_charts`.
 const COLUMNS: &str = "started_at_us, engine, endpoint_id, address, download_bps, upload_bps, rtt_idle_us, rtt_download_us, \
@@ -21,8 +21,8 @@ const COLUMNS: &str = "started_at_us, engine, endpoint_id, address, download_bps
 /// The SQL condition for runs that measured something.
 const MEASURED: &str = "(download_bps IS NOT NULL OR upload_bps IS NOT NULL OR rtt_idle_us IS NOT NULL)";
 
-/// A run that measured something. A value that was not measured is absent. Rates are in bits per second, round trips
-/// are medians in microseconds, losses are shares (0 to 1) of the worse direction.
+/// A run that measured something. A value that was not measured is absent. Rates are in bits per second. Round trips
+/// are medians in microseconds. A loss is the share of lost probes (0 to 1), in the direction that lost more.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatestRun {
     /// When the run began.
@@ -88,8 +88,8 @@ struct KeptRuns {
 }
 
 impl LatestRuns {
-    /// Records that a run with this begin was saved. Forgets the kept runs if one of them is later; otherwise the next
-    /// search for newer runs finds the saved run.
+    /// Records that a run that began at `started_at_us` was saved. If a kept run began later, forgets all kept runs.
+    /// Otherwise the next search for newer runs finds the saved run.
     pub(super) fn saved(&mut self, started_at_us: i64) {
         self.changes += 1;
         self.kept.take_if(|kept| started_at_us < kept.until_us);
@@ -168,7 +168,8 @@ impl ApplianceStore {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds to `kept` the runs that began since the latest kept one; `None` if there are too many such runs.
+    /// Adds to `kept` the runs that began since the latest run in `kept` began. Returns `None` if there are too many
+    /// such runs.
     async fn with_later(&self, mut kept: KeptRuns) -> Result<Option<KeptRuns>, StorageError> {
         let sql = format!("SELECT {COLUMNS} FROM runs WHERE started_at_us >= $1 AND {MEASURED} LIMIT $2");
         let later = self.latest_rows(sql, kept.until_us, MOST_LATER).await?;

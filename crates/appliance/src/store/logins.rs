@@ -94,8 +94,9 @@ impl ApplianceStore {
         self.is_there("SELECT COUNT(*) FROM setup_links WHERE hash = $1 AND expires_at_us > $2", hash, now).await
     }
 
-    /// Removes the logins that have expired, and saves a login. `checked` is the stored password with which the user's
-    /// input was compared. If another password was stored since then, saves no login and returns `false`.
+    /// Removes the logins that have expired, and saves a login with this hash. `checked` is the stored password with
+    /// which the user's input was compared. If another password was stored since then, saves no login and returns
+    /// `false`.
     pub async fn add_login(
         &self,
         hash: &str,

@@ -1,4 +1,4 @@
-//! The messages about alerts, and what became of their delivery to each channel.
+//! Stores the messages about alerts, and the state of their delivery to each channel.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::{ApplianceStore, StorageError, natural, strange};
 use crate::alerts::backoff::LONGEST_WAIT;
 use crate::alerts::message::AlertMessage;
 
-/// A delivery of a message that is due.
+/// A delivery that is due, with its message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DueDelivery {
     /// The id of the message.
@@ -36,7 +36,7 @@ pub struct AttemptRecord {
     pub reason: Option<String>,
 }
 
-/// What became of the delivery of a message to a channel.
+/// The state of the delivery of a message to a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryOutcome {
@@ -44,7 +44,7 @@ pub enum DeliveryOutcome {
     Due,
     /// The message was delivered.
     Delivered,
-    /// The delivery failed, and is not repeated.
+    /// The message was not delivered, and no further attempt is made.
     GivenUp,
 }
 
@@ -53,17 +53,17 @@ pub enum DeliveryOutcome {
 pub struct MessageDelivery {
     /// The name of the channel when the message was made.
     pub channel: String,
-    /// What became of the delivery.
+    /// The state of the delivery.
     pub outcome: DeliveryOutcome,
     /// The number of attempts so far.
     pub attempts: u32,
     /// When the next attempt is due; absent once the message was delivered or given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_at: Option<Timestamp>,
-    /// When the message was delivered or its delivery was given up.
+    /// When the message was delivered or its delivery was given up; absent before that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided_at: Option<Timestamp>,
-    /// Why the last attempt to deliver the message failed.
+    /// Why the last attempt to deliver the message failed, or why the delivery was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -127,7 +127,7 @@ struct DeliveryRow {
 impl DeliveryRow {
     fn read(self) -> Result<MessageDelivery, sqlx::Error> {
         let known = DeliveryOutcome::ALL.into_iter().find(|known| known.as_str() == self.outcome);
-        let outcome = known.ok_or_else(|| sqlx::Error::Decode("an unknown outcome".into()))?;
+        let outcome = known.ok_or_else(|| sqlx::Error::Decode("the stored outcome of a delivery is unknown".into()))?;
         Ok(MessageDelivery {
             channel: self.channel_name,
             outcome,
@@ -191,7 +191,8 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// Of the deliveries to a channel that are due at `now`, the one of the oldest message.
+    /// The delivery of the oldest message among the deliveries to `channel` that are due at `now`; `None` if none is
+    /// due.
     pub async fn first_due(&self, channel: Uuid, now: Timestamp) -> Result<Option<DueDelivery>, StorageError> {
         let fault = || self.fault("reading the messages that are due");
         // A time further away than the longest wait was computed while the clock was wrong.
@@ -219,8 +220,8 @@ impl ApplianceStore {
         found.map(read).transpose().map_err(fault())
     }
 
-    /// The channels with a delivery that is neither made nor given up, each with the earliest time at which such a
-    /// delivery is due.
+    /// The ids of the channels to which a message is still to be delivered. Each has the earliest time at which an
+    /// attempt is due, which may be in the past.
     pub async fn due_channels(&self) -> Result<Vec<(Uuid, Timestamp)>, StorageError> {
         let fault = || self.fault("reading the messages that are due");
         let found: Vec<(String, i64)> = on!(self.pool, |db| {
@@ -258,7 +259,7 @@ impl ApplianceStore {
         .execute(db)
         .await
         .map(rows))
-        .map_err(self.fault("saving what became of a message"))?;
+        .map_err(self.fault("saving the outcome of a delivery"))?;
         Ok(())
     }
 
@@ -273,10 +274,10 @@ impl ApplianceStore {
         .execute(db)
         .await
         .map(rows))
-        .map_err(self.fault("saving what became of a message"))
+        .map_err(self.fault("saving the outcome of a delivery"))
     }
 
-    /// The messages that were made before `before`, newest first, at most `limit`.
+    /// The messages that were made before `before` (`None`: at any time), newest first, at most `limit`.
     pub async fn messages(&self, before: Option<Timestamp>, limit: u32) -> Result<Vec<StoredMessage>, StorageError> {
         let fault = || self.fault("reading the messages");
         let before = before.map_or(i64::MAX, Timestamp::as_microsecond);

@@ -1,6 +1,6 @@
 //! The appliance's database and all of its SQL: paired reflectors, runs, schedules, monitors, rules and alerts. The
-//! database is a SQLite file in the state folder, or is on a PostgreSQL server. Each of these two engines has its own
-//! numbered migrations.
+//! database is a SQLite file in the state folder, or is on a PostgreSQL server. SQLite and PostgreSQL have separate
+//! migrations with the same numbers.
 
 mod alerts;
 mod backup;
@@ -83,7 +83,7 @@ pub use undated::{Undated, UndatedMinute};
 /// The name of the database file in the state folder.
 pub const FILE: &str = "packetparamedic.db";
 
-/// The timeout for the lock of another writer. A writer holds this lock only for milliseconds.
+/// How long a change waits for a lock that another writer holds. A writer holds this lock only for milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The mode bits for write permission of the group and of other users.
@@ -98,7 +98,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 /// SQLite.
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// The appliance's database of pairings and results. Clones share one pool of connections.
+/// The appliance's database: pairings, results, monitors, rules and so on. Clones share one pool of connections.
 #[derive(Clone, Debug)]
 pub struct ApplianceStore {
     pool: StorePool,
@@ -108,7 +108,8 @@ pub struct ApplianceStore {
 
 impl ApplianceStore {
     /// Opens the database in this state folder. Creates the folder (0700) and the file (0600) if they do not exist, and
-    /// migrates an older file. Refuses a file that is damaged or of a newer version, and leaves it unchanged.
+    /// migrates an older file. Fails and leaves the file unchanged if SQLite finds it damaged or if a newer version of
+    /// this program wrote it.
     pub async fn open(state_dir: &Path) -> Result<Self, StorageError> {
         let path = state_dir.join(FILE);
         let folder = state_dir.to_owned();
@@ -128,22 +129,22 @@ impl ApplianceStore {
         Self { pool, sums: Arc::default(), latest: Arc::default() }
     }
 
-    /// Opens a database on a PostgreSQL server. Migrates a database of an older version. Refuses a database of a newer
-    /// version, and leaves it unchanged.
+    /// Opens a database on a PostgreSQL server. Migrates a database of an older version. Fails and leaves the database
+    /// unchanged if a newer version of this program migrated it.
     pub async fn open_on_server(address: &PostgresAddress) -> Result<Self, StorageError> {
         let server = PostgresServer::open(address, &POSTGRES_MIGRATIONS).await?;
         Ok(Self::of(StorePool::Postgres(server)))
     }
 
-    /// Opens a database on a PostgreSQL server for reading. A change of the store fails with
+    /// Opens a database on a PostgreSQL server for reading. A later write through the returned store fails with
     /// [`StorageError::ReadOnly`].
     pub async fn open_on_server_for_reading(address: &PostgresAddress) -> Result<Self, StorageError> {
         let server = PostgresServer::open_for_reading(address).await?;
         Ok(Self::of(StorePool::Postgres(server)))
     }
 
-    /// Opens an existing database for reading and changes nothing in the folder. A change of the returned store fails
-    /// with [`StorageError::ReadOnly`].
+    /// Opens an existing database for reading and changes nothing in the folder. A later write through the returned
+    /// store fails with [`StorageError::ReadOnly`].
     pub async fn open_for_reading(state_dir: &Path) -> Result<Self, StorageError> {
         Self::open_file_for_reading(&state_dir.join(FILE)).await
     }
@@ -185,8 +186,8 @@ impl ApplianceStore {
         work.rollback().await.map_err(fault())
     }
 
-    /// Takes the lock with which only one service at a time uses a database on a server. Returns `None` for a SQLite
-    /// file: there, a lock in the state folder has the same effect.
+    /// Takes a lock on the database of a server, so that only one service at a time uses this database. Returns `None`
+    /// for a SQLite file: there, a lock in the state folder has the same effect.
     pub async fn lock_service(&self) -> Result<Option<DatabaseLock>, StorageError> {
         match &self.pool {
             StorePool::Sqlite(..) => Ok(None),
@@ -224,7 +225,7 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Refuses a folder or a file that a user other than root and the user of this program may have written.
+/// Fails if a user other than root and the user of this program could have written this folder or file.
 fn check_unwritten_by_others(path: &Path) -> Result<(), StorageError> {
     let fault = |source| StorageError::Folder { path: path.to_owned(), source };
     // The file is not opened: closing a descriptor of an open database would release SQLite's own locks.
@@ -237,8 +238,8 @@ fn check_unwritten_by_others(path: &Path) -> Result<(), StorageError> {
     Ok(())
 }
 
-/// Creates the folder and the file, and takes the lock for the creation of the tables. Dropping the returned file
-/// releases the lock.
+/// Creates the folder and the file. Takes a lock, so that only one program at a time creates the tables. Dropping the
+/// returned file releases the lock.
 fn prepare(folder: &Path) -> Result<File, StorageError> {
     create_private_folder(folder)?;
     // If SQLite's log already exists, SQLite could write the database even in a folder that this user cannot write, and

@@ -1,4 +1,4 @@
-//! The monitors of this appliance, the tallies of their probes (minutes, hours, days), and the outages.
+//! Stores the monitors of this appliance, the tallies of their probes for each minute, hour and day, and the outages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,12 +16,12 @@ use crate::monitor::outage::OutageScope;
 use crate::monitor::series::{DAY, HOUR, Resolution};
 use crate::monitor::{LatencyHistogram, Monitor, MonitorTarget, ProbeTally};
 
-/// How long the rows of minutes are kept, in minutes.
+/// How long the row of a minute is kept, in minutes: 14 days.
 pub(super) const MINUTES_KEPT: i64 = 14 * DAY;
-/// How long the rows of hours are kept, in minutes. The rows of days are kept for ever.
+/// How long the row of an hour is kept, in minutes: 400 days. The row of a day is kept for ever.
 const HOURS_KEPT: i64 = 400 * DAY;
-/// The age, in minutes, up to which missing rows of hours are computed later: as long as the rows of minutes, from
-/// which they are computed, are kept.
+/// A missing row of an hour is computed later only if the hour is not older than this, in minutes. The row is computed
+/// from rows of minutes, and older rows of minutes are no longer kept.
 const ROLL_UP_WINDOW: i64 = MINUTES_KEPT;
 
 /// A monitor as it is stored, with its state.
@@ -39,7 +39,8 @@ pub struct StoredMonitor {
     pub from_file: bool,
     /// When the monitor was added.
     pub added_at: Timestamp,
-    /// The Endpoint ID of the reflector for which the service added the monitor.
+    /// The Endpoint ID of the monitored reflector, if this is the monitor that the service adds for a reflector by
+    /// itself. Absent for any other monitor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// The definition of the monitor.
@@ -50,7 +51,7 @@ pub struct StoredMonitor {
 /// The probes of one monitor in one minute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MonitorMinute {
-    /// The key of the monitor.
+    /// The key of the monitor: [`StoredMonitor::number`].
     pub number: i64,
     /// The minute, as the number of minutes since 1970.
     pub minute: i64,
@@ -65,8 +66,8 @@ pub struct StoredOutage {
     pub id: Uuid,
     /// When the first unanswered probe of the outage was sent.
     pub began_at: Timestamp,
-    /// When the outage ended: the sending time of the first probe that was answered again. Absent while the outage
-    /// lasts.
+    /// When the outage ended: the sending time of the first probe that was answered again, or the time of another
+    /// event, such as a pause of the monitor. Absent while the outage lasts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
     /// Whether `ended_at` is the real end. If not, the service ended during the outage, and `ended_at` is when the
@@ -113,7 +114,7 @@ impl MonitorRow {
     }
 }
 
-/// The stored columns of the probes of a minute, an hour or a day.
+/// The stored columns of the tally of one monitor in a minute, an hour or a day.
 #[derive(sqlx::FromRow)]
 pub(super) struct TallyRow {
     pub(super) minute: i64,
@@ -175,7 +176,7 @@ impl ApplianceStore {
         Ok(added)
     }
 
-    /// Saves a new monitor, enabled. `appliance` is the Endpoint ID of this device.
+    /// Saves a new monitor, which is enabled. `appliance` is the Endpoint ID of this device.
     pub async fn add_monitor(
         &self,
         appliance: &str,
@@ -198,7 +199,7 @@ impl ApplianceStore {
         Ok(stored)
     }
 
-    /// Every monitor, sorted by name.
+    /// Every monitor that was not removed, sorted by name.
     pub async fn monitors(&self) -> Result<Vec<StoredMonitor>, StorageError> {
         let fault = || self.fault("reading the monitors");
         let rows = on!(self.pool, |db| sqlx::query_as::<_, MonitorRow>(
@@ -255,8 +256,9 @@ impl ApplianceStore {
         Ok(StoredMonitor { enabled, ..stored })
     }
 
-    /// Saves tallies of minutes in one transaction: adds them to the stored rows of the same minutes, and computes the
-    /// rows of the hours and days of these minutes that have ended. `now` is the current minute, counted since 1970.
+    /// Adds tallies to the stored rows of the same minutes, in one transaction. Then computes the rows of the hours and
+    /// of the days that contain these minutes, as far as they have ended. `now` is the current minute, counted since
+    /// 1970.
     pub async fn save_minutes(&self, minutes: &[MonitorMinute], now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("saving what the monitors measured");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -265,7 +267,7 @@ impl ApplianceStore {
     }
 
     /// Computes the rows of hours and days that were not computed in time, because the service did not run. Deletes
-    /// rows that are no longer kept. `now` is the current minute.
+    /// rows that are no longer kept. `now` is the current minute, counted since 1970.
     pub async fn roll_up_missing(&self, now: i64) -> Result<(), StorageError> {
         let fault = || self.fault("computing the hours of the monitors");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -292,8 +294,9 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// The probes of a monitor from the minute `from` up to `to`, in order of time: rows of `resolution`, then finer
-    /// rows for the time after the last row of `resolution`.
+    /// The tallies of a monitor from the minute `from` (included) to `to` (excluded), in order of time, each with its
+    /// first minute. They have the resolution `resolution`, as far as such rows exist. Rows of a finer resolution
+    /// follow for the time after the last such row.
     pub async fn monitor_rows(
         &self,
         number: i64,
@@ -329,7 +332,7 @@ impl ApplianceStore {
         Ok(rows)
     }
 
-    /// Saves an outage, new or changed.
+    /// Saves a new outage, or the new state of a stored outage.
     pub async fn save_outage(&self, appliance: &str, outage: &StoredOutage) -> Result<(), StorageError> {
         let fault = || self.fault("saving an outage");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -337,8 +340,8 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// Ends the outages that were open when the service ended. Their end is the end of the last saved minute. Returns
-    /// the number of these outages.
+    /// Ends the outages that had not ended when the service stopped. Their end is the end of the last saved minute.
+    /// Returns the number of these outages.
     pub async fn end_open_outages(&self) -> Result<u64, StorageError> {
         let fault = || self.fault("ending outages");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -361,7 +364,7 @@ impl ApplianceStore {
         Ok(ended)
     }
 
-    /// The outages that began before `before`, newest first, at most `limit`.
+    /// The outages that began before `before` (`None`: at any time), newest first, at most `limit`.
     pub async fn outages(&self, before: Option<Timestamp>, limit: u32) -> Result<Vec<StoredOutage>, StorageError> {
         let fault = || self.fault("reading the outages");
         let rows = on!(self.pool, |db| sqlx::query_as::<_, OutageRow>(
@@ -378,7 +381,8 @@ impl ApplianceStore {
 }
 
 impl ApplianceStore {
-    /// The outages that began within `range`, oldest first: at most `limit` outages after the position `after`.
+    /// The outages that began within `range`, oldest first: at most `limit` outages after the position `after`. If
+    /// `after` is `None`, the list begins with the oldest outage of the range.
     pub(super) async fn outages_between(
         &self,
         range: TimeRange,
@@ -403,8 +407,8 @@ impl ApplianceStore {
         rows.into_iter().map(|row| outage(row).map_err(fault())).collect()
     }
 
-    /// The rows of a monitor of exactly this resolution, from the minute `from` up to `to`, in order of time, at most
-    /// `limit`.
+    /// A monitor's tallies of exactly this resolution, from the minute `from` (included) to `to` (excluded), in order
+    /// of time, at most `limit`. Each has its first minute.
     pub(super) async fn monitor_rows_of(
         &self,
         number: i64,
@@ -430,8 +434,8 @@ impl ApplianceStore {
     }
 }
 
-/// Adds tallies of minutes to the stored rows of the same minutes, and computes the rows of the hours and days of these
-/// minutes that have ended. `now` is the current minute, counted since 1970.
+/// Adds tallies to the stored rows of the same minutes. Then computes the rows of the hours and of the days that
+/// contain these minutes, as far as they have ended. `now` is the current minute, counted since 1970.
 pub(super) async fn write_minutes(
     work: &mut StoreChange,
     minutes: &[MonitorMinute],
@@ -456,7 +460,7 @@ pub(super) async fn write_minutes(
     roll_up(work, hours, BTreeSet::new(), now).await
 }
 
-/// Writes an outage, new or changed.
+/// Inserts a new outage, or replaces the stored outage with the same id.
 pub(super) async fn write_outage(
     work: &mut StoreChange,
     appliance: &str,
@@ -487,8 +491,9 @@ pub(super) fn names_text(names: &BTreeSet<String>) -> Result<String, sqlx::Error
     serde_json::to_string(names).map_err(strange)
 }
 
-/// The target of a monitor after the reflectors `before` were renamed to `after`: the same reflector under its new
-/// name.
+/// The target of a monitor after reflectors were renamed. `before` are the paired reflectors with their old names,
+/// `after` the same reflectors with their new names. A target that names a reflector by its old name gets the new name.
+/// Any other target stays as it is.
 pub fn target_after(stored: &StoredMonitor, before: &[Reflector], after: &[Reflector]) -> MonitorTarget {
     let unchanged = || stored.monitor.target.clone();
     let MonitorTarget::Reflector(wanted) = &stored.monitor.target else { return unchanged() };
@@ -550,8 +555,8 @@ fn free_name(wanted: &str, taken: &mut BTreeSet<String>) -> String {
     name.unwrap_or_else(|| wanted.to_owned())
 }
 
-/// The rows of all monitors that begin between `from` and `to`, both included. Each has its begin, the key of the
-/// monitor and the tally.
+/// The rows with this resolution that begin between `from` and `to` (both included), of all monitors. Each row has its
+/// first minute, the key of its monitor and its tally.
 async fn rows_between(
     work: &mut StoreChange,
     resolution: Resolution,
@@ -601,8 +606,8 @@ async fn write_row(
     .map(drop)
 }
 
-/// Computes the rows of those `hours` that have ended. Then computes the rows of days that have ended: of the days of
-/// these hours, and of `days`. Deletes rows that are no longer kept.
+/// Computes the row of each hour in `hours` that has ended. Then computes the row of each day that has ended, for the
+/// days in `days` and the days that contain the computed hours. Deletes rows that are no longer kept.
 async fn roll_up(
     work: &mut StoreChange,
     hours: BTreeSet<i64>,
@@ -631,7 +636,8 @@ async fn roll_up(
     Ok(())
 }
 
-/// Merges, for each monitor, the rows of the finer resolution `from` into the one row of `to` that begins at `begin`.
+/// Computes, for each monitor, the row of resolution `to` that begins at the minute `begin`: merges the monitor's rows
+/// of the finer resolution `from` in this time.
 async fn merge_rows(work: &mut StoreChange, from: Resolution, to: Resolution, begin: i64) -> Result<(), sqlx::Error> {
     let mut merged = BTreeMap::<i64, ProbeTally>::new();
     for (_, monitor, tally) in rows_between(work, from, begin, begin + to.minutes() - 1).await? {

@@ -1,4 +1,4 @@
-//! What selects the rows of a page of a list: the row after which the page begins, and a period.
+//! Selects the rows of one page of a list: by the row after which the page begins, and by a period.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,17 +15,17 @@ pub struct PageCursor {
     pub id: Uuid,
 }
 
-/// A period: from `since`, which is included, to `until`, which is not.
+/// A period from `since` (included) to `until` (excluded).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimeRange {
-    /// The start of the period; absent: no limit.
+    /// The start of the period; `None` for no limit.
     pub since: Option<Timestamp>,
-    /// The end of the period; absent: no limit.
+    /// The end of the period; `None` for no limit.
     pub until: Option<Timestamp>,
 }
 
 impl TimeRange {
-    /// The start and the end of the period, in microseconds since 1970.
+    /// The start and the end of the period, in microseconds since 1970; `i64::MIN` and `i64::MAX` for no limit.
     pub(super) fn bounds_us(self) -> (i64, i64) {
         let bound = |time: Option<Timestamp>, absent| time.map_or(absent, Timestamp::as_microsecond);
         (bound(self.since, i64::MIN), bound(self.until, i64::MAX))

@@ -56,7 +56,7 @@ impl ApplianceStore {
         Ok(StoredPlan { plan: plan.clone(), set_at, from_file: false })
     }
 
-    /// Removes the plan, and returns it.
+    /// Removes the plan, and returns it; `None` if no plan was set.
     pub async fn clear_plan(&self) -> Result<Option<StoredPlan>, StorageError> {
         let fault = || self.fault("removing the plan");
         let row = on!(self.pool, |db| {

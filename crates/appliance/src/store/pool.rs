@@ -1,5 +1,5 @@
-//! One type for both database engines: the connections, a transaction for changes, and macros that run the same query
-//! text on either engine.
+//! Types that work on both database engines (SQLite and PostgreSQL): the connections of a store, and a transaction for
+//! changes. Also macros that run the same query text on either engine.
 
 use std::path::PathBuf;
 
@@ -30,8 +30,9 @@ pub(super) enum StoreChange {
     Postgres(Transaction<'static, Postgres>),
 }
 
-/// Runs a query on the connections of a store: `on!(self.pool, |db| QUERY)`. `db` executes the query; QUERY awaits the
-/// result, and returns a `Result` with an [`sqlx::Error`]. The code is compiled once for each engine.
+/// Runs a query on a connection of a store: `on!(self.pool, |db| QUERY)`. QUERY is an expression that executes a query
+/// on the connection `db`, awaits its end, and returns a `Result` with an [`sqlx::Error`]. The code is compiled once
+/// for each database engine.
 macro_rules! on {
     ($pool:expr, |$db:ident| $query:expr) => {
         match &$pool {
@@ -148,7 +149,8 @@ pub(super) fn rows(result: impl StatementResult) -> u64 {
     result.row_count()
 }
 
-/// Replaces each NUL in a text by U+FFFD, because PostgreSQL cannot store NUL. No name contains this character.
+/// Replaces each NUL in a text by U+FFFD. PostgreSQL accepts no NUL, neither in a text to store nor in a text to search
+/// for.
 pub(super) fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

@@ -1,4 +1,5 @@
-//! The address of a PostgreSQL database: its URL, which may have a password, and the file that contains the password.
+//! The address of a PostgreSQL database: its URL, and an optional file with the password. The URL may contain the
+//! password, too.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,8 +11,8 @@ use zeroize::Zeroizing;
 use super::error::StorageError;
 
 /// The parameters that a URL may have
-/// (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>). sqlx logs a parameter that it
-/// does not know with its value, which may be a secret.
+/// (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>). A URL with another parameter is
+/// refused, because sqlx would log the value of that parameter, and the value may be secret.
 const PARAMETERS: [&str; 9] =
     ["host", "port", "user", "dbname", "password", "sslmode", "sslrootcert", "sslcert", "sslkey"];
 
@@ -30,7 +31,7 @@ pub struct PostgresUrl {
 pub struct PostgresAddress {
     /// The URL of the database.
     pub url: PostgresUrl,
-    /// The file that contains the password, if the URL does not contain it.
+    /// A file with the password, which takes precedence over a password in the URL.
     pub password_file: Option<PathBuf>,
 }
 
@@ -40,7 +41,7 @@ impl FromStr for PostgresUrl {
     /// Checks the URL. The error contains no part of the URL that may be secret.
     fn from_str(text: &str) -> Result<Self, String> {
         let scheme = SCHEMES.into_iter().find(|scheme| text.starts_with(scheme));
-        let scheme = scheme.ok_or("it does not begin with postgres://")?;
+        let scheme = scheme.ok_or("it does not begin with postgres:// or postgresql://")?;
         if text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '#') {
             return Err("it has a space, a control character or a #: percent-encode each, such as # as %23".to_owned());
         }
@@ -59,7 +60,7 @@ impl FromStr for PostgresUrl {
             let name = parameter.split('=').next().unwrap_or_default();
             if !PARAMETERS.contains(&name) {
                 let number = number + 1;
-                return Err(format!("its parameter {number} is none of {}", PARAMETERS.join(", ")));
+                return Err(format!("its parameter {number} is unknown; valid: {}", PARAMETERS.join(", ")));
             }
         }
         let public = parameters.filter(|parameter| parameter.split('=').next() != Some("password"));
@@ -89,7 +90,7 @@ impl fmt::Debug for PostgresUrl {
 
 impl PostgresAddress {
     /// The options of a connection. Settings that the URL leaves out come from the environment variables of libpq, such
-    /// as PGUSER, and the password comes from the password file.
+    /// as PGUSER. If there is a password file, the password comes from it.
     pub(super) fn options(&self) -> Result<PgConnectOptions, StorageError> {
         let refused =
             |error: sqlx::Error| StorageError::Refused { server: self.url.to_string(), because: error.to_string() };

@@ -15,19 +15,19 @@ use super::{ApplianceStore, StorageError};
 const SCHEDULE_RUNS_KEPT: Duration = Duration::from_secs(400 * 86_400);
 /// The maximum number of rows that one transaction deletes, because other writers wait for the transaction.
 const BATCH: i64 = 500;
-/// The number of documents whose series one transaction removes.
+/// The maximum number of documents from which one transaction removes the series.
 const SERIES_BATCH: i64 = 16;
 
-/// How long results and their series of intervals are kept.
+/// How long results, and the series of intervals in them, are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// How long results are kept; `None`: for ever.
+    /// How long results are kept; `None` means for ever.
     pub results: Option<Duration>,
-    /// How long the series of intervals in results are kept; `None`: as long as the result.
+    /// How long the series of intervals in a result are kept; `None` means as long as the result.
     pub series: Option<Duration>,
 }
 
-/// The numbers of what was deleted, or would be deleted.
+/// How many objects were deleted, or would be deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pruned {
     /// The number of results.
@@ -39,7 +39,7 @@ pub struct Pruned {
 }
 
 impl Retention {
-    /// Keeps everything for ever.
+    /// Keeps results and their series for ever.
     pub const FOREVER: Self = Self { results: None, series: None };
 }
 
@@ -52,7 +52,9 @@ impl Default for Retention {
 }
 
 impl ApplianceStore {
-    /// Deletes what is older than `retention` allows at `now`. With `is_rehearsal`, only counts what would be deleted.
+    /// Deletes the results, and the series in results, that are older than `retention` allows at `now`. Also deletes
+    /// records of scheduled runs and messages that are older than 400 days. With `is_rehearsal`, deletes nothing, and
+    /// only counts the results and the series that it would delete.
     pub async fn prune(
         &self,
         retention: &Retention,
@@ -80,7 +82,7 @@ impl ApplianceStore {
         Ok(pruned)
     }
 
-    /// When the latest run began.
+    /// When the latest run began; `None` if there is no run.
     pub async fn latest_run_start(&self) -> Result<Option<Timestamp>, StorageError> {
         let latest: Option<i64> =
             on!(self.pool, |db| sqlx::query_scalar("SELECT MAX(started_at_us) FROM runs").fetch_one(db).await)

@@ -1,4 +1,4 @@
-//! The alert rules of this appliance, each with the time until which it has judged the measurements.
+//! Stores the alert rules of this appliance, each with the time up to which it has judged the measurements.
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
@@ -35,8 +35,8 @@ type RuleRow = (String, bool, bool, i64, i64, String);
 const COLUMNS: &str = "id, enabled, from_file, added_at_us, judged_until_us, definition";
 
 impl ApplianceStore {
-    /// Saves a new rule, enabled. The rule judges only what is measured from `now` on. `appliance` is the Endpoint ID
-    /// of this device.
+    /// Saves a new rule, which is enabled. The rule judges only what is measured from `now` on. `appliance` is the
+    /// Endpoint ID of this device.
     pub async fn add_rule(
         &self,
         appliance: &str,
@@ -93,7 +93,8 @@ impl ApplianceStore {
         .map_err(self.fault("reading the channels"))
     }
 
-    /// Whether a test since `since` measured this metric, against `subject` if it is given, or else against any target.
+    /// Whether a test that began at `since` or later measured this metric. If `subject` is given, only tests against
+    /// this other end count.
     pub async fn is_measured_by_tests(
         &self,
         metric: AlertMetric,
@@ -114,7 +115,7 @@ impl ApplianceStore {
         Ok(found.map_err(self.fault("reading the runs"))?.is_some())
     }
 
-    /// The begin of the last complete test that began before `before`.
+    /// The begin of the last complete test that began before `before`; `None` if there is none.
     pub async fn last_complete_run(&self, before: Timestamp) -> Result<Option<Timestamp>, StorageError> {
         let fault = || self.fault("reading the runs");
         let last = on!(self.pool, |db| {
@@ -128,8 +129,8 @@ impl ApplianceStore {
         last.map_err(fault())?.map(|at| time(at).map_err(fault())).transpose()
     }
 
-    /// The values of `metric` in the complete tests since `since`, in order of time. Each has the other end of the
-    /// test, the begin of the test, and the value in the unit of the metric.
+    /// The values of `metric` in the complete tests that began at `since` or later, in order of time. Each has the
+    /// other end of the test, the begin of the test, and the value in the unit of the metric.
     pub async fn test_values(
         &self,
         metric: AlertMetric,
@@ -151,7 +152,7 @@ impl ApplianceStore {
     }
 }
 
-/// The SQL expression for the value of a metric of tests; `None` if only monitors measure the metric.
+/// The SQL expression for the value of this metric in a run; `None` if only monitors measure the metric.
 fn value_column(metric: AlertMetric) -> Option<&'static str> {
     match metric {
         AlertMetric::Download => Some("download_bps"),

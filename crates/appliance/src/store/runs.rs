@@ -23,13 +23,14 @@ pub struct RunQuery {
     pub since: Option<Timestamp>,
     /// Only runs that began before this time.
     pub until: Option<Timestamp>,
-    /// Only runs against this other end: its name at the time of the run or now, its address or its Endpoint ID.
+    /// Only runs against this other end: its name (now, or when the run was measured), its address or its Endpoint ID.
     pub peer: Option<String>,
     /// Only runs of this engine.
     pub engine: Option<String>,
     /// The order of the runs.
     pub order: RunOrder,
-    /// The maximum number of runs that the query returns.
+    /// The maximum number of runs in an export or on a page. [`ApplianceStore::runs`] ignores it and has its own
+    /// `count`.
     pub limit: Option<u32>,
 }
 
@@ -52,22 +53,26 @@ pub struct RunPosition {
 
 pub(super) const READING: &str = "reading the runs";
 
-/// Selects the runs of a query. Parameters: $1 since, $2 until, $3 the other end, $4 the engine, $5 the other end in
-/// lower case. $5 is lowered in Rust, because the result of lower() depends on the locale of a PostgreSQL database.
+/// The SQL condition for the runs of a query. Parameters: $1 since, $2 until, $3 the other end, $4 the engine, $5 the
+/// other end in lower case. Rust computes $5, because the result of lower() depends on the locale of a PostgreSQL
+/// database.
 pub(super) const CHOSEN: &str = "started_at_us >= $1 AND started_at_us < $2 AND ($3 IS NULL OR lower(peer) = $5 \
      OR address = $3 OR endpoint_id = $3 OR endpoint_id IN \
      (SELECT endpoint_id FROM reflectors WHERE lower(name) = $5)) AND ($4 IS NULL OR engine = $4)";
 
-/// The other end of a query, unchanged and in lower case.
+/// The other end for which a query asks, twice: as it is, and in lower case. Both are `None` if the query asks for no
+/// particular other end.
 pub(super) fn other_end(query: &RunQuery) -> [Option<String>; 2] {
     let peer = query.peer.as_deref().map(without_nul);
     let lower = peer.as_deref().map(str::to_ascii_lowercase);
     [peer, lower]
 }
 
-/// The query of a page of runs. Parameters: those of [`CHOSEN`], then $6 and $7, the time and the id after which the
-/// page begins, and $8, its length. Built only from constants. If the query is about one other end, each column that
-/// can name that end is searched by its own index in the order of time, because most runs may be against other ends.
+/// The SQL text for one page of the runs of `query`. Parameters: those of [`CHOSEN`], then $6 and $7 (the time and the
+/// id of the run before the page), and $8 (the maximum number of runs). The text consists only of constants.
+///
+/// If `query` asks for one other end, the SQL searches each column that can identify this end by the index of that
+/// column, because most runs may be against other ends.
 fn page_of_runs(columns: &str, query: &RunQuery) -> String {
     let (beyond, direction) = match query.order {
         RunOrder::NewestFirst => ("<", "DESC"),
@@ -95,8 +100,8 @@ fn page_of_runs(columns: &str, query: &RunQuery) -> String {
     format!("SELECT {columns} FROM runs WHERE id IN ({named}) AND {page}")
 }
 
-/// The range of begin times that is searched for the runs of a page: from the first value up to the second, which is
-/// excluded. The position `after` narrows the range, so that the index is read only from there.
+/// The range of begin times in which the runs of a page are searched: from the first value (included) to the second
+/// (excluded). The position `after` narrows the range, so that the index is read only from there.
 fn time_bounds(query: &RunQuery, after: Option<&RunPosition>) -> (i64, i64) {
     let since = query.since.map_or(i64::MIN, Timestamp::as_microsecond);
     let until = query.until.map_or(i64::MAX, Timestamp::as_microsecond);
@@ -123,7 +128,7 @@ impl SavedRun {
     }
 }
 
-/// The stored summary columns of a row.
+/// The stored columns of the summary of a run.
 #[derive(sqlx::FromRow)]
 struct RunRow {
     id: String,
@@ -189,7 +194,7 @@ impl ApplianceStore {
         self.insert_run_document(document, &text).await.map(drop)
     }
 
-    /// Saves a run of another store, byte for byte. Returns whether this store did not have the run yet.
+    /// Saves a run of another store, byte for byte. Returns `false` if this store already has the run.
     pub async fn import_run(&self, text: &str) -> Result<bool, StorageError> {
         let document = serde_json::from_str(text).map_err(|source| StorageError::Document { source })?;
         self.insert_run_document(&document, text).await
@@ -248,7 +253,8 @@ impl ApplianceStore {
         })
     }
 
-    /// The runs of a query after the position `after`, at most `count`.
+    /// The runs that `query` selects, in its order, at most `count`. The list begins after the position `after`, or
+    /// with the first run if `after` is `None`.
     pub async fn runs(
         &self,
         query: &RunQuery,
@@ -259,7 +265,8 @@ impl ApplianceStore {
         rows.into_iter().map(|row| row.summary().map_err(self.fault(READING))).collect()
     }
 
-    /// The runs of a query after the position `after`, with their documents, at most `count`.
+    /// The runs that `query` selects, with their documents and positions, at most `count`. The list begins after the
+    /// position `after`, or with the first run if `after` is `None`.
     pub async fn documents(
         &self,
         query: &RunQuery,
@@ -308,7 +315,7 @@ impl ApplianceStore {
         .map_err(self.fault(READING))
     }
 
-    /// The position of the run with this whole id in the order of time.
+    /// Finds the run with this whole id, and returns its position in the order of time.
     pub async fn run_position(&self, id: &str) -> Result<RunPosition, StorageError> {
         let started_at_us = on!(self.pool, |db| sqlx::query_scalar("SELECT started_at_us FROM runs WHERE id = $1")
             .bind(without_nul(id))

@@ -1,4 +1,4 @@
-//! The schedules of this appliance, and the outcomes of their runs.
+//! Stores the schedules of this appliance, and the outcomes of their runs.
 
 use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
@@ -13,7 +13,8 @@ use crate::schedule::budget::BudgetPeriod;
 use crate::schedule::line_load::LineCapacity;
 use crate::schedule::planner::{DueRun, SkippedRun};
 
-/// The number of latest results from which the rates of a line, and the data of a run, are estimated.
+/// The number of latest results from which the rates of a line are estimated, and the number of latest runs from which
+/// the data of the next run is estimated.
 const LATEST_RESULTS: i64 = 5;
 
 /// A schedule as stored.
@@ -29,14 +30,15 @@ pub struct StoredSchedule {
     pub from_file: bool,
     /// When the schedule was added.
     pub added_at: Timestamp,
-    /// For each occurrence of the schedule up to this time, it is decided whether a run takes place.
+    /// The time up to which the occurrences of the schedule are decided: no run starts any more for an occurrence up to
+    /// this time.
     pub decided_until: Timestamp,
     /// The definition of the schedule.
     #[serde(flatten)]
     pub schedule: Schedule,
 }
 
-/// What became of a run that was due.
+/// A run of a schedule, which started or was skipped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScheduleRun {
     /// The id of the run, a UUIDv7.
@@ -49,15 +51,15 @@ pub struct ScheduleRun {
     pub due_at: Timestamp,
     /// When the run started or was skipped.
     pub decided_at: Timestamp,
-    /// When the run ended.
+    /// When the run ended; absent while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
     /// Whether the user or an alert rule asked for the run.
     pub requested: bool,
-    /// What became of the run.
+    /// The outcome of the run.
     pub outcome: ScheduleRunOutcome,
-    /// Why the run was skipped (a word of [`crate::schedule::admission::SkipReason`]) or failed (the code of the
-    /// error).
+    /// Why the run was skipped, as a word of [`crate::schedule::admission::SkipReason`]. Or why it failed or was
+    /// interrupted: the code of the error, or `service_ended` after a crash of the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The id of the result that the run saved.
@@ -67,7 +69,7 @@ pub struct ScheduleRun {
     pub data_used_bytes: u64,
 }
 
-/// What became of a run of a schedule.
+/// The outcome of a run of a schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleRunOutcome {
@@ -88,9 +90,9 @@ pub enum ScheduleRunOutcome {
 pub struct RunEnding {
     /// When the run ended.
     pub at: Timestamp,
-    /// What became of the run; not [`ScheduleRunOutcome::Running`].
+    /// The outcome of the run, which is never [`ScheduleRunOutcome::Running`].
     pub outcome: ScheduleRunOutcome,
-    /// The code of the error with which the run failed.
+    /// The code of the error with which the run failed or was interrupted; `None` if it measured everything.
     pub reason: Option<String>,
     /// The id of the result that the run saved.
     pub result_id: Option<Uuid>,
@@ -155,7 +157,7 @@ impl ScheduleRunRow {
             decided_at: time(self.decided_at_us)?,
             ended_at: self.ended_at_us.map(time).transpose()?,
             requested: self.requested,
-            outcome: outcome.ok_or_else(|| sqlx::Error::Decode("an unknown outcome".into()))?.0,
+            outcome: outcome.ok_or_else(|| sqlx::Error::Decode("the stored outcome of a run is unknown".into()))?.0,
             reason: self.reason,
             result_id: self.result_id.map(|id| id.parse()).transpose().map_err(strange)?,
             data_used_bytes: natural(self.data_used_bytes),
@@ -174,7 +176,7 @@ struct NewRun<'a> {
 }
 
 impl ApplianceStore {
-    /// Saves a new schedule, enabled. `appliance` is the Endpoint ID of this device.
+    /// Saves a new schedule, which is enabled. `appliance` is the Endpoint ID of this device.
     pub async fn add_schedule(
         &self,
         appliance: &str,
@@ -299,7 +301,8 @@ impl ApplianceStore {
         self.insert_run(appliance, &new).await
     }
 
-    /// Saves the run and the progress of its schedule in one transaction, so that a run is neither lost nor repeated.
+    /// Saves the run, and in the same transaction the time up to which its schedule is decided, so that a run is
+    /// neither lost nor repeated.
     async fn insert_run(&self, appliance: &str, new: &NewRun<'_>) -> Result<Uuid, StorageError> {
         let fault = || self.fault("saving the run of a schedule");
         let id = Uuid::now_v7();
@@ -370,9 +373,9 @@ impl ApplianceStore {
         .map_err(self.fault("saving the run of a schedule"))
     }
 
-    /// Marks as interrupted the runs that were open when the service crashed. Their number of bytes stays the expected
-    /// one. No run ends before it began, even if the clock is not right yet after a boot. Returns the number of these
-    /// runs.
+    /// Marks the runs that were open when the service crashed as interrupted. The bytes that such a run was expected to
+    /// use stay recorded as used. No run ends before it began, even if the clock is not right yet after a boot. Returns
+    /// the number of these runs.
     pub async fn interrupt_open_runs(&self, now: Timestamp) -> Result<u64, StorageError> {
         on!(self.pool, |db| sqlx::query(
             "UPDATE schedule_runs SET ended_at_us = CASE WHEN decided_at_us > $1 THEN decided_at_us ELSE $1 END, \
@@ -385,7 +388,7 @@ impl ApplianceStore {
         .map_err(self.fault("saving the runs of schedules"))
     }
 
-    /// Deletes the records of runs before `before`. Returns the number of these records.
+    /// Deletes the records of runs that started or were skipped before `before`. Returns the number of these records.
     pub async fn prune_schedule_runs(&self, before: Timestamp) -> Result<u64, StorageError> {
         on!(self.pool, |db| sqlx::query("DELETE FROM schedule_runs WHERE decided_at_us < $1")
             .bind(before.as_microsecond())
@@ -395,7 +398,7 @@ impl ApplianceStore {
         .map_err(self.fault("deleting old runs of schedules"))
     }
 
-    /// The latest runs of one schedule, or of all, newest first, at most `limit`.
+    /// The latest runs of one schedule, or of all schedules if `schedule` is `None`, newest first, at most `limit`.
     pub async fn schedule_runs(&self, schedule: Option<Uuid>, limit: u32) -> Result<Vec<ScheduleRun>, StorageError> {
         self.schedule_runs_page(schedule, None, limit).await
     }
@@ -426,8 +429,8 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The runs of one schedule, or of all, that were started or skipped within `range`, oldest first: at most `limit`
-    /// runs after the position `after`.
+    /// The runs of one schedule, or of all schedules if `schedule` is `None`, that started or were skipped within
+    /// `range`. The oldest run comes first. Returns at most `limit` runs after the position `after`.
     pub(super) async fn schedule_runs_between(
         &self,
         schedule: Option<Uuid>,
@@ -457,7 +460,7 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The bytes that the runs of a schedule used within a period.
+    /// The bytes that the runs of a schedule used, for the runs that started within a period.
     pub async fn schedule_data_used(&self, schedule: Uuid, period: BudgetPeriod) -> Result<u64, StorageError> {
         let used: i64 = on!(self.pool, |db| sqlx::query_scalar(
             "SELECT CAST(COALESCE(SUM(data_used_bytes), 0) AS BIGINT) FROM schedule_runs \
@@ -472,8 +475,8 @@ impl ApplianceStore {
         Ok(natural(used))
     }
 
-    /// The maximum number of bytes that one of the latest complete runs of a schedule used; `None` if no run of the
-    /// schedule was complete.
+    /// Of the latest complete runs of a schedule, the bytes of the run that used the most; `None` if no run was
+    /// complete.
     pub async fn schedule_run_bytes(&self, schedule: Uuid) -> Result<Option<u64>, StorageError> {
         let most: Option<i64> = on!(self.pool, |db| sqlx::query_scalar(
             "SELECT MAX(data_used_bytes) FROM (SELECT data_used_bytes FROM schedule_runs \
@@ -487,8 +490,8 @@ impl ApplianceStore {
         Ok(most.map(natural))
     }
 
-    /// The highest rates of the latest complete results; with `peer`, only of results against the other end with this
-    /// name or address.
+    /// The highest rates in the latest complete results. If `peer` is given, only results against the other end with
+    /// this name or address count.
     pub async fn line_capacity(&self, peer: Option<&str>) -> Result<LineCapacity, StorageError> {
         let peer = peer.map(without_nul);
         let lower = peer.as_deref().map(str::to_ascii_lowercase);

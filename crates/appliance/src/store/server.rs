@@ -23,12 +23,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a short exchange with the server may take, such as the search for the cause of a timeout.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the server may work on a statement, wait for the lock of another program, and keep an idle transaction
-/// open.
+/// Limits in the server: how long it may work on a statement, wait for a lock of another program, and keep an idle
+/// transaction open.
 const SERVER_LIMITS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "60s")];
-/// How long an answer may take. It is longer than the server's limits, because an error of the server names the cause
-/// more exactly.
+/// How long an answer may take. This is longer than the limits in the server, because an error from the server names
+/// the cause more exactly.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the migrations may take, including the wait for migrations that another program runs.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -39,8 +39,9 @@ const MIGRATION_LIMITS: [(&str, &str); 2] = [("lock_timeout", "30s"), ("client_m
 const WRITERS: i64 = 0x7061_636b_6574;
 /// The key of the advisory lock that the service holds.
 const SERVICE: i64 = WRITERS + 1;
-/// The settings for the lock of the service: how long a service waits for another one, which may just have been killed,
-/// to release the lock; and after how long without an answer the server closes the connection of a client.
+/// The settings of the connection that holds the lock of the service. A service waits 3 seconds for the lock, because
+/// another service may just have been killed. If the client does not answer for about a minute, the server closes the
+/// connection, which releases the lock.
 const SERVICE_LIMITS: [(&str, &str); 4] = [
     ("lock_timeout", "3s"),
     ("tcp_keepalives_idle", "30"),
@@ -48,7 +49,7 @@ const SERVICE_LIMITS: [(&str, &str); 4] = [
     ("tcp_keepalives_count", "3"),
 ];
 
-/// The lock by which a service makes sure that no second service uses the database. It is held as long as its
+/// A lock on a database. Its holder knows that no second service uses the database. The lock is held as long as its
 /// connection is open.
 #[derive(Debug)]
 pub struct DatabaseLock {
@@ -70,7 +71,8 @@ pub(super) struct PostgresServer {
 }
 
 impl PostgresServer {
-    /// Connects to the database and runs the pending migrations. Leaves a database of a newer version unchanged.
+    /// Connects to the database and runs the pending migrations. Fails and leaves the database unchanged if a newer
+    /// version of this program migrated it.
     pub(super) async fn open(address: &PostgresAddress, migrations: &Migrator) -> Result<Self, StorageError> {
         let (options, shown) = (address.options()?, address.url.to_string());
         let migrating = options.clone().options(MIGRATION_LIMITS);
@@ -170,7 +172,7 @@ fn no_answer(limit: Duration) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs())))
 }
 
-/// Opens a connection to the database, and checks the encoding of the database.
+/// Opens a connection to the database. Fails if the encoding of the database is not UTF-8.
 async fn connect(options: &PgConnectOptions, shown: &str) -> Result<PgConnection, StorageError> {
     let doing = "opening the database";
     let connected = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(options)).await;

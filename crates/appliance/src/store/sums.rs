@@ -1,5 +1,5 @@
-//! Sums over stored rows, for the overview of the line and for metrics: the bytes that the runs of a period used, the
-//! probes that each monitor lost in it, and the outages. Each sum is one query, which reads no result document and no
+//! Sums over stored rows, for the overview page and for metrics: the bytes that runs used, the probes that each monitor
+//! lost, and the number and the length of outages. Each sum is one query, which reads no result document and no
 //! histogram.
 
 use jiff::Timestamp;

@@ -1,5 +1,5 @@
-//! Exports of tables, page by page: the outages, the runs of schedules, the measurements of a monitor. Passes lines to
-//! the caller, and opens no file or stream. Results have their own export.
+//! Exports tables page by page: the outages, the runs of schedules, and the measurements of a monitor. Returns the
+//! lines to the caller, and writes no file itself. Results have their own export: [`Export`].
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ pub enum ExportedTable {
     Outages,
     /// The runs of one schedule, or of all, by the time at which they started or were skipped.
     ScheduleRuns {
-        /// The id of the schedule.
+        /// The id of the schedule; `None` for the runs of all schedules.
         schedule: Option<Uuid>,
     },
     /// What a monitor measured, in rows of one minute, hour or day.
@@ -74,7 +74,7 @@ impl TableFormat {
     }
 }
 
-/// An export that is read page by page: a slow reader holds no lock.
+/// An export that is read page by page, so that a slow reader of the export holds no lock on the database.
 pub trait ExportLines: Send + 'static {
     /// The next lines of the export, without newlines; `None` at the end.
     fn next_lines(&mut self) -> impl Future<Output = Result<Option<Vec<String>>, StorageError>> + Send;
@@ -93,13 +93,14 @@ pub struct TableExport {
     table: ExportedTable,
     range: TimeRange,
     format: TableFormat,
-    /// The last row that was read.
+    /// The time and the id of the last row that was read.
     last: Option<PageCursor>,
     is_begun: bool,
 }
 
 impl ApplianceStore {
-    /// Exports the rows of a table, the oldest first. A row that is added meanwhile may be included.
+    /// Exports the rows of a table whose time is in `range`, the oldest first. A row that is added during the export
+    /// may be included.
     pub fn export_table(&self, table: ExportedTable, range: TimeRange, format: TableFormat) -> TableExport {
         TableExport { store: self.clone(), table, range, format, last: None, is_begun: false }
     }
@@ -176,7 +177,7 @@ fn minute_after(us: i64) -> i64 {
     us.div_euclid(60_000_000).saturating_add(i64::from(us.rem_euclid(60_000_000) != 0))
 }
 
-/// Computes the cell of a row in one column.
+/// Computes the text of a row in one column; `None` for an empty cell.
 type TableCell<R> = fn(&R) -> Option<String>;
 
 fn header<R, const N: usize>(columns: &[(&str, TableCell<R>); N]) -> String {
@@ -187,8 +188,8 @@ fn names(names: &BTreeSet<String>) -> String {
     text_cell(&names.iter().map(String::as_str).collect::<Vec<_>>().join("; "))
 }
 
-/// The columns of the exported outages. Scripts rely on the names and the order of the columns of every table: add new
-/// ones at the end.
+/// The columns of the exported outages. Scripts rely on the names and the order of the columns of each table, so add a
+/// new column at the end.
 const OUTAGE_COLUMNS: [(&str, TableCell<StoredOutage>); 8] = [
     ("id", |row| Some(row.id.to_string())),
     ("began_at", |row| Some(row.began_at.to_string())),

@@ -90,7 +90,7 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The token with this hash.
+    /// The token with this hash; `None` if no token has it.
     pub async fn token_of(&self, hash: &str) -> Result<Option<StoredToken>, StorageError> {
         let fault = || self.fault("reading the tokens");
         let found = on!(self.pool, |db| sqlx::query_as::<_, TokenRow>(
@@ -103,7 +103,7 @@ impl ApplianceStore {
         found.map(token).transpose().map_err(fault())
     }
 
-    /// Removes the token with this name.
+    /// Removes the token with this name, ignoring case, and returns it.
     pub async fn remove_token(&self, name: &str) -> Result<StoredToken, StorageError> {
         let fault = || self.fault("removing the token");
         let wanted = without_nul(&name.to_ascii_lowercase());
@@ -125,7 +125,7 @@ fn token((name, scope, added_at_us): TokenRow) -> Result<StoredToken, sqlx::Erro
     let known = AccessScope::ALL.into_iter().find(|known| known.as_str() == scope);
     Ok(StoredToken {
         name,
-        scope: known.ok_or_else(|| sqlx::Error::Decode("an unknown scope".into()))?,
+        scope: known.ok_or_else(|| sqlx::Error::Decode("the stored scope of a token is unknown".into()))?,
         added_at: Timestamp::from_microsecond(added_at_us).map_err(strange)?,
     })
 }

@@ -1,5 +1,5 @@
-//! Minutes and outages that have no date yet, because the clock is not trusted. They are stored with the id of the boot
-//! and the time since that boot, and get their dates once the clock is trusted during the same boot.
+//! Stores minutes and outages that have no date yet, because the clock is not trusted. They are stored with the id of
+//! the boot and the time since that boot. Once the clock is trusted during the same boot, they get their dates.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const DATED_AT_ONCE: i64 = 500;
 /// The probes of one monitor in one minute that has no date yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UndatedMinute {
-    /// The key of the monitor.
+    /// The key of the monitor: [`StoredMonitor::number`](super::StoredMonitor::number).
     pub number: i64,
     /// The begin of the minute, in microseconds since boot; negative if the minute began before the boot.
     pub began_us: i64,
@@ -30,7 +30,7 @@ pub struct UndatedMinute {
     pub tally: ProbeTally,
 }
 
-/// The numbers of rows that have no date yet.
+/// Counts of rows that were stored without a date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Undated {
     /// The number of minutes, of all monitors together.
@@ -39,12 +39,13 @@ pub struct Undated {
     pub outages: u64,
 }
 
-/// The stored columns of an outage.
+/// The stored columns of an outage that has no date.
 type UndatedOutageRow = (String, i64, Option<i64>, bool, String, String, String);
 
 impl ApplianceStore {
-    /// Saves minutes and outages of this boot. Minutes are added to the stored ones; an outage that is already stored
-    /// gets its new state. Undated minutes are kept as long as dated ones. `now` is the time since boot.
+    /// Saves minutes and outages of this boot. The tally of a minute that is already stored is added to the stored
+    /// tally. An outage that is already stored gets its new state. Undated minutes are kept as long as dated ones.
+    /// `now` is the time since boot.
     pub async fn save_undated(
         &self,
         boot_id: &str,
@@ -71,8 +72,8 @@ impl ApplianceStore {
         work.commit().await.map_err(fault())
     }
 
-    /// Deletes the rows of every boot except this one. These rows can get no date any more: either the clock was never
-    /// right during their boot, or the service did not run when it was. Returns how many rows there were.
+    /// Deletes the rows of every boot except this one. These rows can get no date any more, because the service found
+    /// no trusted clock before their boot ended. Returns the numbers of deleted rows.
     pub async fn drop_undated_of_other_boots(&self, boot_id: &str) -> Result<Undated, StorageError> {
         let fault = || self.fault("deleting rows without a date");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -88,7 +89,8 @@ impl ApplianceStore {
         Ok(dropped)
     }
 
-    /// Ends the outages of this boot that were open when the service ended, at the end of the last saved minute.
+    /// Ends the outages of this boot that had not ended when the service stopped. Their end is the end of the last
+    /// saved minute. Returns the number of these outages.
     pub async fn end_open_undated_outages(&self, boot_id: &str) -> Result<u64, StorageError> {
         let fault = || self.fault("ending outages");
         let mut work = self.pool.begin().await.map_err(fault())?;
@@ -114,8 +116,9 @@ impl ApplianceStore {
         Ok(ended)
     }
 
-    /// Gives the minutes and outages of this boot their dates. Returns the dated outages, and the numbers of dated
-    /// rows. `appliance` is the Endpoint ID of this device, `now` the current minute.
+    /// Gives the minutes and outages of this boot their dates, which `dating` computes from the time since boot.
+    /// Returns the dated outages, and the numbers of minutes and outages that got a date. `appliance` is the Endpoint
+    /// ID of this device, `now` the current minute, counted since 1970.
     pub async fn date_undated(
         &self,
         appliance: &str,
@@ -195,7 +198,7 @@ async fn write_undated_outage(work: &mut StoreChange, boot_id: &str, outage: &Ou
     .map(drop)
 }
 
-/// Gives a limited number of minutes their dates. Returns the number of these minutes; 0 if none is left.
+/// Gives at most [`DATED_AT_ONCE`] minutes their dates. Returns the number of these minutes; 0 if none is left.
 async fn date_minutes(work: &mut StoreChange, boot_id: &str, dating: Dating, now: i64) -> Result<u64, sqlx::Error> {
     let undated = in_change!(&mut *work, |db| sqlx::query_as::<_, TallyRow>(
         "SELECT began_us AS minute, monitor, count, lost, under_load, min_us, max_us, round_trips \

@@ -92,12 +92,12 @@ fn openings() -> Vec<(AlertFinding, &'static str, &'static str)> {
         (
             usual,
             "Slow answers: 82.0 ms to attic and back",
-            "The median round trip to attic was 82.0 ms in 5 min.\nExpected: at most 50.0 ms; 20.0 ms are usual at this hour of the week.\nSince 2026-01-31 10:30 CET.\nHow sure: 4 of the last 6 times 5 min were above that.",
+            "The median round trip to attic was 82.0 ms in 5 min.\nExpected: at most 50.0 ms; 20.0 ms are usual at this hour of the week.\nSince 2026-01-31 10:30 CET.\nHow sure: 4 of the last 6 windows of 5 min were above that.",
         ),
         (
             found(AlertMetric::MonitorLoss, AlertLimit::Above(2.0), 6.1, 2.0),
             "Loss: 6.1 % of the probes to attic",
-            "6.1 % of the probes to attic were lost in 5 min.\nExpected: at most 2.0 %.\nSince 2026-01-31 10:30 CET.\nHow sure: 3 of the last 4 times 5 min were above that.",
+            "6.1 % of the probes to attic were lost in 5 min.\nExpected: at most 2.0 %.\nSince 2026-01-31 10:30 CET.\nHow sure: 3 of the last 4 windows of 5 min were above that.",
         ),
         (
             found(AlertMetric::LoadedLatency, AlertLimit::Above(200.0), 431.0, 200.0),

@@ -75,7 +75,7 @@ struct AlertBoardState {
 pub(in crate::app) struct RetestWish {
     /// The name of the rule that wants the repetition.
     pub(in crate::app) rule: String,
-    /// The name of the other end of the test to repeat.
+    /// The name of the reflector or server against which the test is repeated.
     pub(in crate::app) subject: String,
 }
 
@@ -84,7 +84,8 @@ pub(in crate::app) struct RetestWish {
 struct AlertMemory {
     /// The values of the latest tests, in the order in which the tests ended.
     recent: VecDeque<TestReadings>,
-    /// The ids of the tests that need not be read again: those in `recent`, and those of the last [`LONGEST_TEST`].
+    /// The ids of the tests that need not be read again: those in `recent`, and those that the last pass found in the
+    /// store.
     known: HashSet<Uuid>,
     is_prepared: bool,
     uplinks: MainUplink,
@@ -103,9 +104,10 @@ struct LiveRule {
     learned_until: Timestamp,
     /// The time until which the rule has judged.
     judged_until: Timestamp,
-    /// For each subject, the end of its latest judged value.
+    /// For each subject, the end of the test or window that gave its latest judged value.
     last_values: BTreeMap<String, Timestamp>,
-    /// The open alerts of the rule by subject: the id of each alert, and the time since when the rule is broken.
+    /// For each subject with an open alert of the rule: the id of the alert, and when the values of the subject began
+    /// to violate the rule.
     open: BTreeMap<String, (Uuid, Timestamp)>,
 }
 
@@ -224,8 +226,8 @@ impl AlertBoard {
         Ok(AlertPass { store, now, started_at: self.state.started_at, plan, outages, open })
     }
 
-    /// Requests a repetition for each [`AlertAction::Retest`] in `actions`, unless the test to repeat ended too long
-    /// ago, or a repetition for the same subject was requested a short time ago.
+    /// Requests a repetition for each [`AlertAction::Retest`] in `actions`. Skips an action if the test to repeat ended
+    /// too long ago, or if a repetition for the same subject was requested a short time ago.
     fn wish_retests(
         &self,
         rule: &str,
@@ -242,7 +244,7 @@ impl AlertBoard {
             retested.insert(subject.clone(), now);
             let wish = RetestWish { rule: rule.to_owned(), subject };
             if let Err(error) = self.state.retests.try_send(wish) {
-                tracing::warn!(%error, "a test is not repeated; the next one decides");
+                tracing::warn!(%error, "a test is not repeated; the next test decides about the alert");
             }
         }
     }
@@ -256,18 +258,18 @@ impl AlertBoard {
         };
         match problem {
             Some(problem) if before.as_ref() != Some(&problem) => {
-                tracing::error!(problem, "what is measured cannot be judged; it is judged later");
+                tracing::error!(problem, "the alert rules cannot judge measurements; they will judge them later");
             }
-            None if before.is_some() => tracing::info!("what is measured can be judged again"),
+            None if before.is_some() => tracing::info!("the alert rules can judge measurements again"),
             _ => {}
         }
     }
 }
 
 impl AlertMemory {
-    /// Reads the tests that were stored since the last pass. The first pass reads the tests since `earliest`, or, if
-    /// these are fewer than [`RECENT_TESTS`], that number of latest tests. Returns the number of new tests. These tests
-    /// are then the last ones in `recent`.
+    /// Reads the tests that were stored since the last pass. The first pass reads the tests since `earliest`. If these
+    /// are fewer than [`RECENT_TESTS`], it reads the latest [`RECENT_TESTS`] tests instead. Returns the number of new
+    /// tests. These tests are then the last ones in `recent`.
     async fn read_tests(
         &mut self,
         store: &ApplianceStore,

@@ -21,7 +21,7 @@ use crate::store::{AlertWrite, ApplianceStore, PageCursor, RuleWrite, StorageErr
 
 /// The length of the past period that a preview replays.
 const PREVIEW: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// The maximum number of open alerts in one list. Further open alerts are listed page by page.
+/// The maximum number of open alerts that are read at once, of all rules together.
 pub(super) const MOST_OPEN: u32 = 200;
 
 /// A rule with its description, its open alerts, and why it may have no effect.
@@ -43,7 +43,7 @@ pub struct RuleOverview {
     pub missing_channels: Vec<String>,
 }
 
-/// For tests: the opening of an example alert of this rule.
+/// For tests: the store write that opens an example alert of this rule.
 #[cfg(test)]
 pub(super) fn example_opening(stored: &StoredRule, now: Timestamp) -> AlertWrite {
     let AlertRule { metric, limit, .. } = stored.rule;
@@ -139,7 +139,7 @@ impl Appliance {
         Ok(stored)
     }
 
-    /// What a rule, which need not be saved, would have done in the last 30 days.
+    /// What `rule` would have done in the last 30 days. The rule need not be saved.
     pub async fn preview_rule(&self, rule: &AlertRule) -> Result<RulePreview, ApplianceError> {
         rule.check()?;
         let now = Timestamp::now();
@@ -147,12 +147,13 @@ impl Appliance {
         observing::preview(self.reading_store().await?, rule, since, now).await
     }
 
-    /// Why a rule, which need not be saved, cannot open an alert at present; `None` if it can.
+    /// Why `rule` cannot open an alert at present; `None` if it can. The rule need not be saved.
     pub async fn unmeasured(&self, rule: &AlertRule) -> Result<Option<String>, ApplianceError> {
         unmeasured(self.reading_store().await?, rule).await
     }
 
-    /// A page of the alerts, newest first: at most `limit` alerts after the position `after` in the list.
+    /// A page of the alerts, newest first: at most `limit` alerts after the position `after`. If `after` is `None`, the
+    /// first page.
     pub async fn alerts(
         &self,
         only_open: bool,
@@ -191,7 +192,7 @@ async fn overview(
 async fn unmeasured(store: &ApplianceStore, rule: &AlertRule) -> Result<Option<String>, ApplianceError> {
     let (metric, subject) = (rule.metric, rule.subject.as_deref());
     if matches!(rule.limit, Some(AlertLimit::BelowPlan(_))) && store.plan().await?.is_none() {
-        return Ok(Some("no plan is set: packetparamedic plan set".to_owned()));
+        return Ok(Some("no plan is set; set one with packetparamedic plan set".to_owned()));
     }
     let of = subject.map(|subject| format!(" of {subject}")).unwrap_or_default();
     match metric.source() {
@@ -199,14 +200,14 @@ async fn unmeasured(store: &ApplianceStore, rule: &AlertRule) -> Result<Option<S
             let now = Timestamp::now();
             let since = now.checked_sub(PREVIEW).unwrap_or(now);
             let is_measured = store.is_measured_by_tests(metric, subject, since).await?;
-            Ok((!is_measured).then(|| format!("no test{of} measured it in the last 30 days")))
+            Ok((!is_measured).then(|| format!("no test{of} measured this metric in the last 30 days")))
         }
         MetricSource::Monitors | MetricSource::Outages => {
             let monitors = store.monitors().await?;
             let is_own = |name: &str| rule.concerns(name);
             let is_measured = monitors.iter().any(|stored| stored.enabled && is_own(&stored.monitor.name));
             let what = subject.map_or_else(|| "no monitor".to_owned(), |name| format!("no monitor {name:?}"));
-            Ok((!is_measured).then(|| format!("{what} is there and enabled")))
+            Ok((!is_measured).then(|| format!("{what} exists and is enabled")))
         }
     }
 }
@@ -231,11 +232,11 @@ mod tests {
             let slow = rule(AlertMetric::Download, AlertLimit::Below(1e6));
             let of_plan = rule(AlertMetric::Download, AlertLimit::BelowPlan(0.7));
             let loss = rule(AlertMetric::MonitorLoss, AlertLimit::Above(2.0));
-            assert_eq!(why(&slow).await, "no test measured it in the last 30 days");
-            assert_eq!(why(&of_plan).await, "no plan is set: packetparamedic plan set");
+            assert_eq!(why(&slow).await, "no test measured this metric in the last 30 days");
+            assert_eq!(why(&of_plan).await, "no plan is set; set one with packetparamedic plan set");
             let of_attic = AlertRule { subject: Some("attic".to_owned()), ..loss.clone() };
-            assert_eq!(why(&of_attic).await, "no monitor \"attic\" is there and enabled");
-            assert_eq!(why(&loss).await, "no monitor is there and enabled");
+            assert_eq!(why(&of_attic).await, "no monitor \"attic\" exists and is enabled");
+            assert_eq!(why(&loss).await, "no monitor exists and is enabled");
             let preview = device.preview_rule(&loss).await.unwrap();
             assert_eq!((preview.judged, preview.alerts.len()), (0, 0));
             device.add_monitor(Monitor::new("attic", MonitorTarget::Gateway, None)).await.unwrap();

@@ -26,7 +26,7 @@ use crate::store::{
 const PAGE: u32 = 64;
 /// The maximum number of outages that are read from the store.
 const MOST_OUTAGES: u32 = 1000;
-/// How long the store keeps the minutes of monitors.
+/// How long the store keeps the measurements of a monitor minute by minute.
 const MINUTES_KEPT: SignedDuration = SignedDuration::from_hours(14 * 24);
 /// How long usual values are used before they are read from the store again.
 const USUAL_KEPT: SignedDuration = SignedDuration::from_hours(6);
@@ -115,7 +115,8 @@ fn promised(plan: Option<&Plan>, metric: AlertMetric) -> Option<u64> {
     plan.map(|plan| plan.of(direction).promised_bps)
 }
 
-/// The values of a metric, by subject, in the period before `now` from which the usual values are computed.
+/// For each subject, the past values of a metric, from which its usual values are computed. They come from the
+/// [`baseline::HISTORY`] before `now`.
 async fn usual_values(
     store: &ApplianceStore,
     metric: AlertMetric,
@@ -165,7 +166,8 @@ fn seen_outage(stored: StoredOutage) -> SeenOutage {
     SeenOutage { began: began_at, ended: ended_at, scope, failed }
 }
 
-/// The complete windows of the rule's monitors that ended after `since`, in the order of their ends.
+/// The values of the rule's monitors: one for each complete window that ended after `since`, in the order in which the
+/// windows ended.
 pub(super) async fn windows(
     store: &ApplianceStore,
     rule: &AlertRule,

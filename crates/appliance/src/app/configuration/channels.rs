@@ -64,7 +64,7 @@ impl StoredObject for KnownChannel {
 }
 
 /// Compares the channels of a configuration with the stored channels. Returns the changes to store, and the differences
-/// to show to the user. Without `may_change_commands`, a change of a channel that runs a program of this host is an
+/// to show to the user. If `may_change_commands` is false, a change of a channel that runs a program on this host is an
 /// error.
 pub(super) fn compare_channels(
     known: &[KnownChannel],

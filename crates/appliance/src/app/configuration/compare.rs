@@ -132,8 +132,8 @@ impl<'a, S: StoredObject> ObjectComparison<'a, S> {
         differs
     }
 
-    /// Ends the comparison. Objects that an earlier file made and that the present file does not describe are to be
-    /// removed.
+    /// Ends the comparison. Lists as removed the objects that an earlier file made and that the present file does not
+    /// describe.
     pub(super) fn end(mut self) -> Compared {
         for gone in self.stored.iter().filter(|stored| stored.is_from_file() && !self.described.contains(&stored.id()))
         {
@@ -148,7 +148,7 @@ pub(super) fn change(object: &str, name: &str, action: ChangeAction, values: Vec
     ConfigurationChange { object: object.to_owned(), name: name.to_owned(), action, values }
 }
 
-/// Makes the error `source` name the object of the configuration that caused it.
+/// Wraps the error `source` in an error that names the object of the configuration that caused it.
 pub(super) fn in_configuration(object: &str, name: &str, source: ApplianceError) -> ApplianceError {
     let object = format!("{object} {name}").trim_end().to_owned();
     ApplianceError::InConfiguration { object, source: Box::new(source) }

@@ -63,7 +63,7 @@ pub struct DeviceConfiguration {
 pub struct ApplyMode {
     /// Whether to find the differences without changing anything.
     pub is_rehearsal: bool,
-    /// Whether channels that run a program of this host may be added, changed and removed.
+    /// Whether channels that run a program on this host may be added, changed and removed.
     pub may_change_commands: bool,
 }
 

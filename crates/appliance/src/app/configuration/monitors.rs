@@ -43,7 +43,8 @@ impl StoredObject for StoredMonitor {
     }
 }
 
-/// The stored monitors, with their targets updated for reflectors that are renamed from `before` to `after`.
+/// The stored monitors. A target that names a reflector by its name in `before` gets the name that the reflector has in
+/// `after`.
 pub(super) fn with_names(stored: Vec<StoredMonitor>, before: &[Reflector], after: &[Reflector]) -> Vec<StoredMonitor> {
     let named = |mut stored: StoredMonitor| {
         stored.monitor.target = target_after(&stored, before, after);
@@ -136,8 +137,9 @@ fn check_target(target: &MonitorTarget, reflectors: &[Reflector]) -> Result<(), 
     }
 }
 
-/// The Endpoint ID of the monitor's reflector, if the service would add a monitor of this name for that reflector by
-/// itself. Storing the Endpoint ID with the monitor prevents that the service adds another one.
+/// If the service would add this same monitor by itself (same reflector, same name), returns the Endpoint ID of the
+/// reflector. Stored with the monitor, the Endpoint ID keeps the service from adding a second one. Otherwise returns
+/// `None`.
 fn place_of_default(monitor: &Monitor, reflectors: &[Reflector]) -> Option<String> {
     let MonitorTarget::Reflector(wanted) = &monitor.target else { return None };
     let reflector = find_reflector(reflectors.to_vec(), wanted).ok()?;

@@ -1,4 +1,4 @@
-//! Delivers messages by running a command of this host. Does I/O: files, processes.
+//! Delivers messages by running a command on this host. Does I/O: files, processes.
 
 use std::ffi::OsString;
 use std::io;
@@ -83,8 +83,8 @@ pub(super) async fn run(
     Err(DeliveryFault::Exit { status, output })
 }
 
-/// The path of the program with all symbolic links resolved. Fails unless only root can change which file is run.
-/// Follows the path as the kernel does, and checks each folder and each link on it.
+/// The path of the program with all symbolic links resolved. Fails if a user other than root can change which file is
+/// run. Follows the path as the kernel does, and checks each folder and each link on it.
 pub(crate) fn checked_program(program: &Path) -> Result<PathBuf, ChannelError> {
     let mut found = PathBuf::from("/");
     check_part(program, &found, false)?;
@@ -130,7 +130,8 @@ fn parts_of(path: &Path) -> Vec<WayPart> {
     path.components().rev().filter_map(part).collect()
 }
 
-/// Checks the file, folder or link at `path`, which is on the path to a program. Does not follow a link.
+/// Checks the file, folder or link at `path`, which is one step on the way to `program`. Does not follow a link.
+/// `is_program` is true if `path` is the program itself.
 fn check_part(program: &Path, path: &Path, is_program: bool) -> Result<PathPart, ChannelError> {
     let about = std::fs::symlink_metadata(path).map_err(|error| unreadable(program, &error))?;
     let part = PathPart {

@@ -25,7 +25,7 @@ pub(crate) enum DeliveryFault {
     #[error("the server answered {status}{}", .name.map(|name| format!(" ({name})")).unwrap_or_default())]
     Status {
         status: u16,
-        /// The standard phrase of the status, if the status is known.
+        /// The standard phrase for the status, such as `Not Found`; `None` if the status has none.
         name: Option<&'static str>,
         advice: RetryAdvice,
     },
@@ -57,7 +57,7 @@ pub(crate) enum DeliveryFault {
     #[error("the command ended with {status}{output}")]
     Exit {
         status: ExitStatus,
-        /// The end of the command's output, after a colon; empty if there is no output.
+        /// A colon and the last part of the command's output; empty if the command printed nothing.
         output: String,
     },
     /// The command did not end within this time.

@@ -30,10 +30,10 @@ use crate::app::web_client::{WebFault, system_roots};
 use crate::reflector_client::{Route, race, resolve};
 use crate::targets::HostPort;
 
-/// The maximum number of bytes that a server may send in a session. With STARTTLS, the bytes outside of TLS count,
-/// including certificates. With TLS from the first byte, the bytes inside TLS count.
+/// The maximum number of bytes that a server may send in a session. With STARTTLS, all bytes of the TCP connection
+/// count, including those of the TLS handshake. With TLS from the first byte, only the decrypted bytes count.
 const MAX_SERVER_BYTES: usize = 256 * 1024;
-/// The position in a line of an SMTP reply after the three digits of the code. A dash there means that more lines
+/// In a line of an SMTP reply, the index of the byte after the three-digit code. A dash there means that more lines
 /// follow.
 const DASH_AT: usize = 3;
 /// How long to wait for the answer to QUIT. At that point the server has already accepted the mail.
@@ -60,8 +60,8 @@ pub(super) async fn send(
     }
 }
 
-/// Why the server did not accept the mail. Leaves out the server's own text, because that can repeat what was sent,
-/// such as the password, in any form.
+/// Why the server did not accept the mail. Leaves out the server's own text, because that text can repeat what was
+/// sent, such as the password, even in an encoded form.
 fn reason_of(error: &smtp::Error) -> String {
     match error.status().map(u16::from) {
         Some(code) => format!("the server answered {code} ({})", meaning_of(code)),
@@ -75,7 +75,7 @@ fn reason_of(error: &smtp::Error) -> String {
 /// The meaning of an SMTP reply code (RFC 5321, section 4.2.3; RFC 4954, section 6).
 fn meaning_of(code: u16) -> &'static str {
     match code {
-        421 => "it is closing",
+        421 => "it closes the connection",
         432 | 534 => "it does not accept this way to log in",
         450 | 550 => "it refuses the mail, its sender or a recipient",
         452 | 552 => "its storage is full",
@@ -181,7 +181,8 @@ async fn open(mail: &MailDestination) -> Result<AsyncSmtpConnection, MailFault> 
     }
 }
 
-/// A connector for TLS 1.2 and 1.3, as mail servers offer them. Trusts the certificate authorities of this host.
+/// A connector for TLS 1.2 and 1.3, because not every mail server offers 1.3. Trusts the certificate authorities of
+/// this host.
 fn connector() -> io::Result<TlsConnector> {
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
@@ -236,8 +237,8 @@ impl ClearDialogue {
     }
 }
 
-/// A connection to a mail server that fails after [`MAX_SERVER_BYTES`] from the server, because the SMTP client keeps a
-/// whole answer in memory.
+/// A connection to a mail server. It fails once the server has sent more than [`MAX_SERVER_BYTES`], because the SMTP
+/// client keeps a whole answer in memory.
 #[derive(Debug)]
 struct LimitedStream<S> {
     stream: S,

@@ -1,5 +1,5 @@
-//! Delivers due messages to their channels: each message at least once, with at most one attempt at a time for each
-//! channel. Reads the clock.
+//! Delivers due messages to their channels, with at most one attempt at a time for each channel. A message may arrive
+//! more than once. Reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates attempts")]
 
@@ -41,7 +41,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AttemptLimits {
     pub(super) web: Duration,
-    /// The limit for mail is longer, because a mail server may delay each of its answers against spam.
+    /// The limit for mail is longer, because a mail server may delay each of its answers to deter spam.
     pub(super) mail: Duration,
     pub(super) command: Duration,
 }
@@ -190,7 +190,7 @@ impl DeliveryDesk {
         // the disk is full.
         while let Err(error) = self.record(message, channel, &attempt).await {
             if !is_failing {
-                tracing::error!(%error, %message, "what became of a message cannot be stored");
+                tracing::error!(%error, %message, "the outcome of a delivery attempt cannot be stored");
             }
             is_failing = true;
             tokio::time::sleep(RETRY_INTERVAL).await;
@@ -235,7 +235,7 @@ fn report(channel: &str, due: &DueDelivery, attempt: &AttemptRecord) {
         DeliveryOutcome::Delivered => tracing::info!(channel, %message, attempts, "a message is delivered"),
         DeliveryOutcome::GivenUp => tracing::error!(channel, %message, attempts, reason, "a message is given up"),
         DeliveryOutcome::Due if attempts == 1 => {
-            tracing::warn!(channel, %message, reason, "a message is not delivered yet; it is repeated");
+            tracing::warn!(channel, %message, reason, "a message is not delivered yet; another attempt follows");
         }
         DeliveryOutcome::Due => tracing::debug!(channel, %message, attempts, reason, "a message is not delivered yet"),
     }

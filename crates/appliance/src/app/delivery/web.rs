@@ -104,7 +104,7 @@ fn judge(url: &HttpUrl, answer: &WebAnswer) -> Result<(), DeliveryFault> {
     Err(DeliveryFault::Status { status: answer.status.as_u16(), name: answer.status.canonical_reason(), advice })
 }
 
-/// Describes the target of a redirect without the name in it, because the server chose that name.
+/// Describes where a redirect of `url` leads. The text contains no part of `location`, because the server chose that.
 fn redirected_to(url: &HttpUrl, location: &str) -> &'static str {
     let target = location.parse::<Uri>().ok();
     match target.as_ref().and_then(Uri::authority) {

@@ -1,5 +1,5 @@
-//! The monitors of the running service: starts and ends their tasks, collects their probes, watches this host for
-//! changes, and has `records` write minutes and outages. Reads the clocks.
+//! The monitors of the running service: starts and ends their tasks, collects their probes, and watches this host for
+//! changes. The module `records` writes the measurements and outages. Reads the clocks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, MutexGuard};
@@ -32,7 +32,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const RELOAD_INTERVAL: Duration = Duration::from_secs(15);
 /// How long after the end of a minute all of its probes are known as answered or lost: [`LOST_AFTER`] and a margin.
 const MINUTE_DELAY: Duration = Duration::from_millis(LOST_AFTER.as_millis() as u64 + 500);
-/// How long to wait after the store could not be used before the next attempt.
+/// How long to wait for the next attempt after the store could not be used.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the task of a monitor may take to end before it is aborted.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -179,7 +179,7 @@ impl MonitorBoard {
         states
     }
 
-    /// The probes of each monitor since the service started.
+    /// The totals of the probes of each monitor since the service started.
     pub(in crate::app) fn totals(&self) -> BTreeMap<Uuid, ProbeTotals> {
         self.live().totals.clone()
     }

@@ -224,8 +224,8 @@ pub(super) async fn is_accepting(target: SocketAddr, timeout: Duration) -> bool 
     matches!(tokio::time::timeout(timeout, TcpStream::connect(target)).await, Ok(Ok(_)))
 }
 
-/// Waits until the socket has at least one answer, and returns all answers that have arrived. The returned list is
-/// never empty.
+/// Waits until the socket has at least one answer, and returns all answers that have arrived. `answers` reads them from
+/// the socket. The returned list is never empty.
 async fn read<A>(readiness: &UdpSocket, mut answers: impl FnMut() -> Vec<A>) -> Vec<A> {
     loop {
         if readiness.readable().await.is_err() {

@@ -83,7 +83,7 @@ pub(super) struct SharedMonitors {
     /// Counts the changes of this host, such as a new default route. After a change, earlier probes can no longer be
     /// judged.
     pub(super) host_changes: watch::Sender<u64>,
-    /// Counts the changes of the conditions of monitors, and of outages.
+    /// Counts how often the condition of a monitor changes, and how often an outage changes.
     pub(super) changes: watch::Sender<u64>,
 }
 
@@ -117,7 +117,7 @@ impl SharedMonitors {
         &self.appliance
     }
 
-    /// Locks the live state. Ignores a poisoned lock, because every change of these values is complete.
+    /// Locks the live state. Ignores a poisoned lock, because no change leaves this state half done.
     pub(super) fn live(&self) -> MutexGuard<'_, LiveMonitors> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,23 +172,25 @@ pub(super) enum StoreTask {
 pub(super) struct LiveMonitors {
     pub(super) book: MinuteBook,
     pub(super) outages: OutageWatch,
-    /// The probes of each monitor since the service started.
+    /// The totals of the probes of each monitor since the service started.
     pub(super) totals: BTreeMap<Uuid, ProbeTotals>,
     pub(super) conditions: BTreeMap<Uuid, MonitorCondition>,
     /// The complete minutes that are not written to the store yet.
     pub(super) minutes: Vec<ClosedMinute>,
-    /// The latest minutes that are stored without a date. The overviews of monitors include them.
+    /// The latest minutes that were stored without a date, because the clock was not trusted. The overviews of monitors
+    /// include them.
     pub(super) undated: VecDeque<ClosedMinute>,
-    /// Whether the store is known to contain no rows without a date.
+    /// Whether it is certain that every row in the store has a date.
     pub(super) is_store_dated: bool,
     /// The changed outages that are not written to the store yet, in their latest state.
     pub(super) changed_outages: BTreeMap<Uuid, Outage>,
-    /// The stored start of each lasting outage. It is kept so that a later step of the clock does not change it.
+    /// The stored start of each outage that has not ended. It is kept so that a later step of the clock does not change
+    /// it.
     pub(super) dated_begins: BTreeMap<Uuid, Timestamp>,
     /// The key of each monitor in the store, by the monitor's id.
     pub(super) numbers: HashMap<Uuid, i64>,
     pub(super) names: HashMap<Uuid, String>,
-    /// For each use of the store whose last attempt failed, the reason.
+    /// For each use of the store whose last attempt failed, why it failed.
     pub(super) problems: BTreeMap<StoreTask, String>,
 }
 
@@ -248,7 +250,8 @@ impl MonitorContext {
         self.shared.note_outage(changed);
     }
 
-    /// Sets the monitor's condition to unreachable: the target has not been reachable since `since`.
+    /// Sets the monitor's condition to unreachable. `since` is the time, counted from boot, since which the target has
+    /// not been reachable.
     pub(super) fn unreachable(&self, since: Duration) {
         self.set_unreachable();
         let changed = self.shared.live().outages.unreachable(self.stored.id, since);
@@ -307,8 +310,8 @@ impl MonitorContext {
         }
     }
 
-    /// Sends probes, and calls `when_decided` for each probe that was answered or lost. Returns the first value that
-    /// `when_decided` returns, or `None` if this host changes before.
+    /// Sends probes, and calls `when_decided` for each probe that was answered or lost. Ends as soon as `when_decided`
+    /// returns `Some`, and returns the value inside. Returns `None` if this host changes before that.
     pub(super) async fn keep_probing<E>(
         &self,
         carrier: &mut impl ProbeCarrier,

@@ -61,11 +61,11 @@ pub struct MonitorSeries {
 /// The period and the resolution of a [`MonitorSeries`] to return.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SeriesRange {
-    /// The start of the period; absent: one day before its end.
+    /// The start of the period; `None` for one day before its end.
     pub from: Option<Timestamp>,
-    /// The end of the period; absent: now.
+    /// The end of the period; `None` for now.
     pub to: Option<Timestamp>,
-    /// The length of a step, in seconds; absent: chosen so that the series has some 300 steps.
+    /// The length of a step, in seconds; `None` for a length that gives about 300 steps.
     pub step_s: Option<i64>,
 }
 
@@ -136,13 +136,13 @@ impl Appliance {
         Ok(MonitorSeries { monitor, from: begin_of(from), to: begin_of(to), step_s: step * 60, points })
     }
 
-    /// The outages that began before `before`, newest first, at most `limit`.
+    /// At most `limit` outages, newest first. If `before` is set, only outages that began before that time.
     pub async fn outages(&self, before: Option<Timestamp>, limit: u32) -> Result<Vec<StoredOutage>, ApplianceError> {
         Ok(self.reading_store().await?.outages(before, limit).await?)
     }
 
-    /// Adds a monitor of the gateway and one of each paired reflector, which run without an action of the user. Adds
-    /// none that was added before. Returns the added monitors.
+    /// Adds a monitor of the gateway and one of each paired reflector, so that the user need not add them. A monitor
+    /// that was added before is not added again, even if the user removed it. Returns the added monitors.
     pub(super) async fn ensure_monitors(&self) -> Result<Vec<StoredMonitor>, ApplianceError> {
         let store = self.store().await?;
         let gateway = (Monitor::new("gateway", MonitorTarget::Gateway, None), None);

@@ -1,5 +1,6 @@
-//! Writes the minutes and outages of the running monitors to the store: with their dates, or, until the clock is
-//! trusted, with the id of the boot and the time since boot. The caller passes the readings of the clocks.
+//! Writes the measurements of the running monitors, minute by minute, and their outages to the store. A row gets its
+//! date if the clock is trusted. Until then, it gets the id of the boot and the time since boot. The caller passes the
+//! readings of the clocks.
 
 use std::sync::{Arc, MutexGuard};
 
@@ -94,7 +95,8 @@ impl MonitorRecords {
         Ok(())
     }
 
-    /// Takes the complete minutes that are not written yet. Returns them, and the rows that `row` makes of them.
+    /// Takes the complete minutes that are not written yet, and returns them with the rows to write. `row` makes a row
+    /// from [`ClosedMinute::began_us`] and the probes of one monitor in that minute.
     fn take_minutes<R>(&self, row: impl Fn(i64, MonitorTally) -> R) -> (Vec<ClosedMinute>, Vec<R>) {
         let live = &mut *self.live();
         let minutes = std::mem::take(&mut live.minutes);
@@ -251,7 +253,7 @@ mod tests {
         records
     }
 
-    /// Adds a complete minute of the monitor that began `began_s` seconds after boot.
+    /// Adds a complete minute with one probe of the monitor. The minute began `began_s` seconds after boot.
     fn measured(records: &MonitorRecords, monitor: &StoredMonitor, began_s: i64) {
         let mut tally = ProbeTally::default();
         let round_trip = Duration::from_millis(10);

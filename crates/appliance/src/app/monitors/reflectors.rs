@@ -27,10 +27,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The minimum time between two check connections.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// After a reflector has announced its end, a failed connection within this time does not count as an outage, because
-/// the reflector probably restarts.
+/// After a reflector has announced that it ends, a failed connection within this time does not count as an outage,
+/// because the reflector probably restarts.
 const RESTART_TIME: Duration = Duration::from_secs(60);
-/// The number of first probes of a session. If none of them is answered, the path does not carry UDP.
+/// If this many probes at the start of a session are all lost, the path counts as one that does not carry UDP.
 const FIRST_PROBES: u32 = 10;
 
 /// A link to a reflector with the monitor session on it.
@@ -48,7 +48,7 @@ enum NoSession {
     Paused(PauseReason, Option<Duration>),
     /// The link to the reflector was lost.
     Lost,
-    /// The reflector announced its end, and probably restarts.
+    /// The reflector announced that it ends. It probably restarts.
     Drained,
     /// The network of this host changed.
     HostChanged,

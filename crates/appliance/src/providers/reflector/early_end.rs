@@ -8,7 +8,7 @@ use paramedic_report::stats::LOOKS;
 /// The length of each of the two periods whose latency is compared.
 const LATENCY_PERIOD: Duration = Duration::from_secs(2);
 
-/// The looks at one running phase: at fixed times, each checks whether the phase is stable and may end.
+/// Checks one running phase at fixed times (looks). Each look decides whether the phase is stable and may end.
 pub(super) struct StabilityLooks {
     /// The start-up time that the request excludes from the measurement.
     omit: Option<Duration>,

@@ -22,7 +22,8 @@ pub(super) struct ModePlan {
     pub(super) mode: DataMode,
     /// Whether to request the tunnel if direct mode is blocked.
     pub(super) falls_back: bool,
-    /// When an earlier test found direct mode blocked, if that is why this mode is chosen; otherwise `None`.
+    /// If this mode is chosen because an earlier test found direct mode blocked, the time of that finding; otherwise
+    /// `None`.
     pub(super) found_at: Option<Timestamp>,
 }
 
@@ -42,8 +43,8 @@ pub(super) fn plan(
     Some(ModePlan { mode, falls_back: has_choice && found_at.is_none(), found_at })
 }
 
-/// Whether direct mode, found blocked at the time `at`, still counts as blocked. It does not if `at` is in the future,
-/// because the clock was wrong then.
+/// Whether direct mode still counts as blocked after a test found it blocked at the time `at`. A time in the future
+/// does not count, because the clock was wrong at the time of that test.
 fn is_remembered(at: Timestamp, now: Timestamp) -> bool {
     (SignedDuration::ZERO..REMEMBERED_FOR).contains(&now.duration_since(at))
 }

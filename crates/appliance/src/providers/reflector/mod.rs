@@ -200,7 +200,7 @@ struct ReflectorRun<'a> {
     longest_test: Duration,
     /// How long the test may still wait in the reflector's queue.
     turn: TurnWait,
-    /// Whether all streams of a phase with load arrived at the reflector.
+    /// Whether all streams of at least one phase with load arrived at the reflector.
     had_streams: bool,
     lock: &'a mut TestLock,
     observer: &'a mut Observer,

@@ -103,12 +103,12 @@ pub(super) struct ReflectorSession {
     data: SocketAddr,
     transport: PayloadTransport,
     /// Whether blocked data connections end the session with [`SessionFailure::Blocked`]. This is false once the
-    /// streams of a phase have arrived.
+    /// streams of a phase with load have arrived.
     falls_back: bool,
     had_streams: bool,
     client_end: Arc<dyn EngineClient>,
     prober: Option<Prober>,
-    /// The present time between two latency probes.
+    /// The current interval between two latency probes.
     probe_interval: Duration,
     /// Chooses the probe interval of the running phase; `None` if the interval is fixed.
     pacing: Option<ProbePacing>,
@@ -157,7 +157,7 @@ impl ReflectorSession {
             Arc::clone(&tunnel)
         };
         let engine =
-            paramedic_host::engines::find(spec.engine.as_str()).ok_or_else(|| internal(&"no such engine here"))?;
+            paramedic_host::engines::find(spec.engine.as_str()).ok_or_else(|| internal(&"this engine is unknown"))?;
         let client_end = engine
             .client(ClientSetup {
                 spec: spec.clone(),
@@ -218,7 +218,7 @@ impl ReflectorSession {
         Ok(session)
     }
 
-    /// Whether all streams of a phase with load arrived at the reflector.
+    /// Whether all streams of at least one phase with load arrived at the reflector.
     pub(super) fn had_streams(&self) -> bool {
         self.had_streams
     }
@@ -528,8 +528,8 @@ impl ReflectorSession {
         }
     }
 
-    /// The failure to report for a phase. If this device could not start a thread, that is the failure, because it
-    /// causes all others.
+    /// The failure to report for a phase. If this device could not start a thread, returns that failure, because it
+    /// causes all others. Otherwise returns `failure`.
     fn or_thread_limit(&self, failure: SessionFailure) -> SessionFailure {
         match self.control.refused_thread() {
             Some(refused) => ApplianceError::ThreadLimit(refused.clone()).into(),
@@ -556,8 +556,8 @@ impl ReflectorSession {
         }
     }
 
-    /// Replaces an error by the reason for which the reflector ended the session, if there is one. The end of a session
-    /// causes errors here, and the reflector's message about it may arrive later. So this waits up to
+    /// If `done` is an error and the reflector ended the session, returns the reflector's reason as the error. The end
+    /// of a session causes errors here, and the reflector's message about it may arrive later. So this waits up to
     /// [`LINK_ERROR_GRACE`] for that message.
     async fn with_reason_of_reflector<T>(&mut self, done: Result<T, ApplianceError>) -> Result<T, ApplianceError> {
         let Err(failure) = done else { return done };
@@ -755,8 +755,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The error for a device that cannot run its end of the test. If the kernel refuses the requested congestion control,
-/// the error is about the request.
+/// Converts the error of a device that cannot run its end of the test. If the kernel refuses the requested congestion
+/// control, the result is [`ApplianceError::CongestionControl`].
 fn not_driven(spec: &TestSpec, error: std::io::Error) -> ApplianceError {
     if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
         return ApplianceError::EngineUnavailable { engine: spec.engine.to_string(), lacking: lacking.clone() };

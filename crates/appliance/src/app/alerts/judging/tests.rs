@@ -39,8 +39,8 @@ impl TestService {
         self.board.pass(&mut self.memory, self.now).await.unwrap();
     }
 
-    /// Moves the clock by `minutes`, saves the result of a speed test that ends then with the rate `mbps`, and judges
-    /// it.
+    /// Moves the clock ahead by `minutes`. Saves the result of a speed test that ends at that time with the rate
+    /// `mbps`, in Mbit/s, and judges it.
     async fn test(&mut self, minutes: i64, mbps: u64) {
         self.now += SignedDuration::from_mins(minutes);
         let document = document(self.now, mbps, LimitCause::Network);
