@@ -67,7 +67,9 @@ fn seen(speeds: &[Speed], probes: &[PhaseProbes]) -> Observations {
         is_through_tunnel: false,
         completion: Completion::Complete,
         speeds: speeds.to_vec(),
+        bidir_speeds: vec![],
         probes: probes.to_vec(),
+        has_probe_gaps: false,
         has_path_changed: false,
         is_search_unfinished: false,
         has_paused: false,
@@ -76,7 +78,7 @@ fn seen(speeds: &[Speed], probes: &[PhaseProbes]) -> Observations {
 
 /// Each case: a situation in words, and the observations that describe it.
 fn cases() -> Vec<(&'static str, Observations)> {
-    use Load::{Download, Idle, Upload};
+    use Load::{Bidir, Download, Idle, Upload};
     let both = [DOWN, UP];
     let fine = [probes(Idle), probes(Download), probes(Upload)];
     let with = |probes: PhaseProbes| fine.map(|fine| if fine.load == probes.load { probes } else { fine });
@@ -129,6 +131,10 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("it rises (C)", seen(&both, &with(increased(Download, 120.0, Grade::C)))),
         ("it rises much (D, F)", seen(&both, &with(increased(Upload, 240.0, Grade::D)))),
         (
+            "the slow replies are slow while idle, too",
+            seen(&both, &fine.map(|probes| PhaseProbes { p95_us: Some(450_000), ..probes })),
+        ),
+        (
             "it rises, and the queue stands in the other direction",
             seen(&[no_queue(DOWN), UP], &with(queued(Download, QueueSide::Upload))),
         ),
@@ -160,6 +166,21 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("the send buffer was the limit", seen(&[limited(LimitCause::SendBuffer)], &fine[..2])),
         ("an interface was close to its own speed", seen(&[limited(LimitCause::LinkRate)], &fine[..2])),
         ("other traffic used the line", seen(&[limited(LimitCause::OtherTraffic)], &fine[..2])),
+        (
+            "other traffic used the line, and latency rises",
+            seen(&[limited(LimitCause::OtherTraffic)], &[probes(Idle), increased(Download, 120.0, Grade::C)]),
+        ),
+        (
+            "`--bidir`, and latency rises while both directions are loaded",
+            seen(&both, &[fine[0], fine[1], fine[2], increased(Bidir, 240.0, Grade::D)]),
+        ),
+        (
+            "`--bidir`, and the appliance's processor was the limit while both directions were loaded",
+            Observations {
+                bidir_speeds: both.map(|speed| Speed { limit: Some(LimitCause::ApplianceCpu), ..speed }).to_vec(),
+                ..seen(&both, &[fine[0], fine[1], fine[2], increased(Bidir, 240.0, Grade::D)])
+            },
+        ),
         ("`-n`, and all bytes were through", seen(&[limited(LimitCause::Policy)], &fine[..2])),
         ("what limited the rate is not known", seen(&[limited(LimitCause::Unknown)], &fine[..2])),
         ("the network was the limit by lost segments, without a queue", seen(&[no_queue(DOWN), UP], &fine)),
@@ -209,7 +230,15 @@ fn cases() -> Vec<(&'static str, Observations)> {
                 ..seen(&[unknown(DOWN), unknown(UP)], &[fine[0], PhaseProbes { increase: None, ..fine[1] }, fine[2]])
             },
         ),
+        (
+            "this device sent some latency probes late or not at all",
+            Observations { has_probe_gaps: true, ..seen(&both, &fine) },
+        ),
         ("no load, only latency", seen(&[], &fine[..1])),
+        (
+            "no load, and the delay changed in mid test",
+            Observations { has_path_changed: true, ..seen(&[], &fine[..1]) },
+        ),
         ("no load, and no probe answered", seen(&[], &[answered(Idle, 0, 200)])),
         ("no load, and few probes", seen(&[], &[answered(Idle, 8, 10)])),
         ("almost nothing arrived in a direction", ended(nothing(), &[DOWN])),
@@ -283,7 +312,7 @@ fn only_a_good_test_has_a_good_tone() {
         let (tone, text) = conclude(&seen);
         let is_good = ["responsive", "a little slower", "median latency"].iter().any(|words| text.contains(words));
         let is_limited = text.contains("carries at least") && !text.contains("line was full");
-        let doubts = [" to measure more", "not steady", "did not finish", "sender paused"];
+        let doubts = ["processor", "not steady", "did not finish", "sender paused", "late or not at all"];
         let has_doubt = is_limited || doubts.iter().any(|words| text.contains(words));
         assert_eq!(tone == Tone::Good, is_good && !has_doubt, "{situation}: {text}");
     }

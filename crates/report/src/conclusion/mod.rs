@@ -15,6 +15,7 @@ use crate::document::{LimitCause, QueueSide};
 use crate::lines::Tone;
 use crate::quantity;
 use crate::stats::{self, Grade, Statement};
+use rates::Claim;
 
 pub use loss::{LossKind, LossSeen};
 
@@ -29,8 +30,13 @@ pub struct Observations {
     pub completion: Completion,
     /// The measured throughput: at most one download and one upload.
     pub speeds: Vec<Speed>,
+    /// The measured throughput of the bidirectional phase, if `speeds` comes from other phases. The sentence does not
+    /// state these rates, but what limited them limits the claims about the latency of that phase.
+    pub bidir_speeds: Vec<Speed>,
     /// The latency probes of each phase, in the order of the phases.
     pub probes: Vec<PhaseProbes>,
+    /// Whether this device sent some of the probes late or not at all, so that slow replies may be missing.
+    pub has_probe_gaps: bool,
     /// Whether the delay of the path changed during the test for another reason than the test's load.
     pub has_path_changed: bool,
     /// Whether a search for the highest datagram rate did not finish.
@@ -81,11 +87,11 @@ pub struct Speed {
 /// may send less than the line carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fullness {
-    /// A queue in this direction, or lost datagrams, showed it.
+    /// A queue in this direction showed it, or datagrams that were lost only at higher rates.
     Shown,
-    /// The latency showed no queue in this direction.
+    /// The delays showed no queue in this direction.
     NotShown,
-    /// The latency under load, or without load, is unknown.
+    /// The delays are unknown, or too uncertain to show the direction of the queue.
     Unknown,
 }
 
@@ -157,6 +163,11 @@ pub fn conclude(seen: &Observations) -> (Tone, String) {
 }
 
 impl Observations {
+    /// The measured throughput of all phases.
+    fn all_speeds(&self) -> impl Iterator<Item = &Speed> {
+        self.speeds.iter().chain(&self.bidir_speeds)
+    }
+
     /// Whether the sentence may claim that the line carries a rate: nothing in the run as a whole prevents it.
     fn may_claim(&self) -> bool {
         self.completion.is_measured() && !self.is_search_unfinished && !self.has_paused
@@ -176,7 +187,11 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
     let clause = match (speeds, idle) {
         (Some(speeds), _) => format!("{path} {speeds}"),
         (None, Some(PhaseProbes { median_us: Some(median), .. })) => {
-            format!("{path} takes {} there and back", quantity::micros(*median))
+            let median = quantity::micros(*median);
+            match seen.has_path_changed {
+                true => format!("{path} took {median} there and back (median), and its delay changed during the test"),
+                false => format!("{path} takes {median} there and back"),
+            }
         }
         (None, Some(idle)) if idle.is_unanswered() => {
             return (Tone::Bad, format!("{} on {}.", upper_first(&idle.answered()), lower_first(path)));
@@ -188,7 +203,7 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
     };
     let troubles = troubles(seen);
     let limits = limits(seen);
-    let full = without_full_line(&seen.speeds);
+    let full = without_full_line(seen);
     if let Some(worst) = troubles.iter().map(|trouble| trouble.severity).max() {
         let all = joined(&troubles);
         let (tone, effect) = match worst {
@@ -207,12 +222,13 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
     (tone, format!("{clause}{latency}.{limits}{full}"))
 }
 
-/// The sentence about the directions in which the network limited the rate, but nothing showed that the line was full.
-fn without_full_line(speeds: &[Speed]) -> String {
-    let lacking = speeds.iter().filter(|speed| speed.lacks_full_line()).collect::<Vec<_>>();
+/// The sentence about the directions whose rate is only a lower limit, because nothing showed that the line was full.
+fn without_full_line(seen: &Observations) -> String {
+    let is_lacking = |speed: &&Speed| speed.lacks_full_line() && speed.claim(seen.may_claim()) == Claim::AtLeast;
+    let lacking = seen.speeds.iter().filter(is_lacking).collect::<Vec<_>>();
     let of = match lacking.as_slice() {
         [] => return String::new(),
-        [one] if speeds.len() > 1 => format!(" in the {} direction", one.direction),
+        [one] if seen.speeds.len() > 1 => format!(" in the {} direction", one.direction),
         _ => String::new(),
     };
     match lacking.iter().any(|speed| speed.fullness == Fullness::Unknown) {
@@ -239,7 +255,7 @@ fn response(seen: &Observations) -> (Tone, String) {
         return (Tone::Strong, text.to_owned());
     }
     // Traffic that began before the test may have built a queue already, so that the load added none.
-    if seen.speeds.iter().any(|speed| speed.limit == Some(LimitCause::OtherTraffic)) {
+    if seen.all_speeds().any(|speed| speed.limit == Some(LimitCause::OtherTraffic)) {
         return (Tone::Strong, "; how it responds under load is not known".to_owned());
     }
     if seen.has_paused {
@@ -261,9 +277,8 @@ fn response(seen: &Observations) -> (Tone, String) {
     // If the latency rose in one phase only, the text names this phase.
     let of_grade = loads().filter(|probes| !is_little || probes.increase.is_some_and(|(_, own)| own == grade));
     let when = when(seen, &of_grade.map(|probes| probes.load).collect::<Vec<_>>());
-    let is_responsive = loads().all(|probes| {
-        probes.p95_us.is_some() && probes.median_us.is_some_and(|median| median <= LONGEST_RESPONSIVE_US)
-    });
+    let is_responsive =
+        !seen.has_probe_gaps && loads().all(|probes| probes.p95_us.is_some_and(|p95| p95 <= LONGEST_RESPONSIVE_US));
     let text = match (is_responsive, is_little, is_lasting) {
         (true, false, true) => format!(", and stays responsive {when}"),
         (true, false, false) => format!(", and stayed responsive {when}"),
@@ -298,8 +313,8 @@ fn when(seen: &Observations, phases: &[Load]) -> String {
     }
 }
 
-/// Above this median round trip, a conversation is noticeably delayed even if the load adds nothing: twice the one-way
-/// delay that ITU-T G.114 recommends not to exceed.
+/// Above this round trip, a conversation is noticeably delayed even if the load adds nothing: twice the one-way delay
+/// that ITU-T G.114 recommends not to exceed. A path is responsive only if 95 % of its replies arrive within this time.
 const LONGEST_RESPONSIVE_US: u64 = 300_000;
 
 /// The phase under load with the slowest replies, with the 95th percentile of its round trips, if this percentile
@@ -389,12 +404,13 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
         };
         Some(Trouble { severity, when: during(probes.load), text: format!("replies {take} {increase} longer{queued}") })
     });
-    let by_loss = |a: &&PhaseProbes, b: &&PhaseProbes| {
-        let share = |probes: &PhaseProbes| probes.loss.map_or(0.0, |loss| loss.share());
-        share(a).total_cmp(&share(b))
+    // A short phase may have lost a larger share without proof of a trouble.
+    let by_loss = |(a, trouble): &(f64, Trouble), (b, other): &(f64, Trouble)| {
+        trouble.severity.cmp(&other.severity).then(a.total_cmp(b))
     };
-    let lossiest = loads().filter(|probes| !probes.is_unanswered() && probes.loss.is_some()).max_by(by_loss);
-    let lossy = lossiest.and_then(lossy);
+    let proven = loads().filter(|probes| !probes.is_unanswered());
+    let proven = proven.filter_map(|probes| Some((probes.loss?.share(), lossy(probes)?)));
+    let lossy = proven.max_by(by_loss).map(|(_, trouble)| trouble);
     let of_loads = unanswered.into_iter().chain(slow).chain(lossy);
     of_idle.into_iter().chain(of_loads).collect()
 }
@@ -467,27 +483,29 @@ fn few(probes: &PhaseProbes) -> String {
 fn is_filled(seen: &Observations) -> bool {
     let has_limit =
         |speed: &Speed| speed.requested_bps.is_some() || speed.window_bytes.is_some() || !speed.may_fill_line();
-    !seen.is_search_unfinished && !seen.has_paused && !seen.speeds.iter().any(has_limit)
+    !seen.is_search_unfinished && !seen.has_paused && !seen.all_speeds().any(has_limit)
 }
 
 /// Whether the text uses the present tense, because the test filled the line at a steady rate. Otherwise it shows only
 /// what the line did during the test.
 fn is_lasting(seen: &Observations) -> bool {
-    let is_steady = |speed: &Speed| speed.unsteady.is_none() && !speed.is_brief;
-    seen.may_claim() && is_filled(seen) && seen.speeds.iter().all(is_steady)
+    // A queue of other traffic may end with that traffic.
+    let lasts =
+        |speed: &Speed| speed.unsteady.is_none() && !speed.is_brief && speed.limit != Some(LimitCause::OtherTraffic);
+    seen.may_claim() && is_filled(seen) && seen.all_speeds().all(lasts)
 }
 
 /// Further sentences that name each limit of the rates other than the path: processor, socket buffer, interface, other
 /// traffic, a sender of datagrams that did not send enough, unknown.
 fn limits(seen: &Observations) -> String {
-    let speeds = &seen.speeds;
-    let has = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && !speed.is_as_requested());
+    let has = |cause| seen.all_speeds().any(|speed| speed.limit == Some(cause) && !speed.is_as_requested());
     // If the user requested a buffer size, the clause about the rates already names it.
-    let has_unrequested = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && speed.window_bytes.is_none());
+    let has_unrequested =
+        |cause| seen.all_speeds().any(|speed| speed.limit == Some(cause) && speed.window_bytes.is_none());
     let processor = match (has(LimitCause::ApplianceCpu), has(LimitCause::ReflectorCpu)) {
-        (true, true) => " Both ends had too little processor time to measure more.",
-        (true, false) => " This device had too little processor time to measure more.",
-        (false, true) => " The reflector had too little processor time to measure more.",
+        (true, true) => " The processors of both ends were busy, and may have limited the rate.",
+        (true, false) => " The processor of this device was busy, and may have limited the rate.",
+        (false, true) => " The processor of the reflector was busy, and may have limited the rate.",
         (false, false) => "",
     };
     let others = [
@@ -498,6 +516,7 @@ fn limits(seen: &Observations) -> String {
         (has(LimitCause::Unknown), " What limited the rate is not known."),
         (seen.is_search_unfinished, " The search for the highest rate did not finish."),
         (seen.has_paused, " The sender paused, because no feedback arrived from the receiver."),
+        (seen.has_probe_gaps, " This device sent some latency probes late or not at all."),
     ];
     let others = others.into_iter().filter_map(|(is_so, sentence)| is_so.then_some(sentence));
     std::iter::once(processor).chain(others).collect()

@@ -3,7 +3,9 @@
 use paramedic_link::test_spec::{Direction, Load};
 
 use super::{Completion, Fullness, LossSeen, Observations, PhaseProbes, Speed, Unsteady};
-use crate::document::{CpuCost, ErrorBody, LatencyResult, LimitCause, QueueSide, ResultDocument, ThroughputResult};
+use crate::document::{
+    CpuCost, ErrorBody, LatencyResult, LimitCause, QueueSide, ResultDocument, ThroughputResult, UdpResult,
+};
 use crate::limit;
 use crate::stats::{self, Statement};
 
@@ -11,21 +13,20 @@ impl Observations {
     /// Reads the observations from `document`. The speed of a direction comes from the phase that loads only this
     /// direction, or else from the bidirectional phase.
     pub fn of(document: &ResultDocument) -> Self {
-        let speeds = Direction::BOTH.into_iter().filter_map(|direction| {
-            let alone = match direction {
-                Direction::Download => Load::Download,
-                Direction::Upload => Load::Upload,
-            };
-            let of = |load| Some((load, document.measured(load, direction)?));
-            let (load, measured) = of(alone).or_else(|| of(Load::Bidir))?;
-            Some(speed(document, load, direction, measured))
-        });
+        let of = |(load, direction, measured)| speed(document, load, direction, measured);
+        let (bidir, single): (Vec<_>, Vec<_>) = document.all_measured().partition(|(load, ..)| *load == Load::Bidir);
+        let is_alone = |wanted| single.iter().any(|(_, direction, _)| *direction == wanted);
+        let (beside, only): (Vec<_>, Vec<_>) = bidir.into_iter().partition(|(_, direction, _)| is_alone(*direction));
+        let mut speeds = single.into_iter().chain(only).map(of).collect::<Vec<_>>();
+        speeds.sort_by_key(|speed| speed.direction == Direction::Upload);
         let has_warning = |code: &str| document.warnings.iter().any(|warning| warning.code == code);
         Self {
             other_end: document.other_end().map(str::to_owned),
             is_through_tunnel: document.data_mode_fallback.is_some(),
             completion: completion(document),
-            speeds: speeds.collect(),
+            speeds,
+            bidir_speeds: beside.into_iter().map(of).collect(),
+            has_probe_gaps: has_warning("probes_skipped") || has_warning("probe_late"),
             has_path_changed: has_warning("path_changed"),
             is_search_unfinished: has_warning("rate_not_found"),
             has_paused: has_warning("sending_paused"),
@@ -75,22 +76,37 @@ fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: 
     }
 }
 
-/// Whether a queue in the payload's own direction showed that the line was full. A queue of acknowledgements in the
-/// other direction raises the round trip, too, and limits the payload before the line is full.
+/// Whether a queue in the payload's own direction, or a search for the highest rate, showed that the line was full. A
+/// queue of acknowledgements in the other direction raises the round trip, too, and limits the payload before the line
+/// is full.
 fn fullness(document: &ResultDocument, load: Load, direction: Direction, measured: &ThroughputResult) -> Fullness {
-    if measured.udp.is_some() {
+    if measured.udp.as_ref().is_some_and(lost_only_above) {
         return Fullness::Shown;
     }
-    let queue = document.latency.of(load).and_then(|latency| latency.queue);
-    let own_way = queue.filter(|queue| queue.stands != QueueSide::Unknown).and_then(|queue| match direction {
-        Direction::Download => queue.download_ms,
-        Direction::Upload => queue.upload_ms,
-    });
-    match own_way.or_else(|| measured.limited_by.as_ref().and_then(limit::queue_ms)) {
-        Some(queue_ms) if limit::shows_queue(queue_ms, measured.goodput_bps) => Fullness::Shown,
-        Some(_) => Fullness::NotShown,
-        None => Fullness::Unknown,
+    let Some(queue) = document.latency.of(load).and_then(|latency| latency.queue) else { return Fullness::Unknown };
+    let (own_side, own_ms) = match direction {
+        Direction::Download => (QueueSide::Download, queue.download_ms),
+        Direction::Upload => (QueueSide::Upload, queue.upload_ms),
+    };
+    let is_own_queue = match (queue.stands, own_ms) {
+        (QueueSide::Unknown, _) | (_, None) => return Fullness::Unknown,
+        (QueueSide::None, Some(own_ms)) => queue.uncertainty_ms.is_some_and(|uncertainty_ms| own_ms > uncertainty_ms),
+        (side, Some(_)) => side == own_side || side == QueueSide::Both,
+    };
+    match own_ms.is_some_and(|own_ms| is_own_queue && limit::shows_queue(own_ms, measured.goodput_bps)) {
+        true => Fullness::Shown,
+        false => Fullness::NotShown,
     }
+}
+
+/// Whether the path lost datagrams while the search tried higher rates, but at most a tenth of that share at the rate
+/// that was found. A path that loses datagrams at any rate does not show this.
+fn lost_only_above(udp: &UdpResult) -> bool {
+    let Some(search) = udp.search.filter(|search| search.datagrams > 0) else { return false };
+    // As many datagrams as at the found rate would have been lost at the loss share of the search. With fewer than 10,
+    // a tenth of them cannot be told from chance.
+    let expected = search.lost as f64 / search.datagrams as f64 * udp.datagrams as f64;
+    expected >= 10.0 && udp.lost as f64 <= expected / 10.0
 }
 
 /// The end whose processor limited the rate. Used for documents of earlier versions, which have no `limited_by`.
@@ -132,18 +148,28 @@ fn probes(document: &ResultDocument, load: Load, latency: &LatencyResult) -> Pha
 /// this direction gets a share of the periods in proportion to its lost probes.
 fn loss(latency: &LatencyResult) -> Option<LossSeen> {
     let share = latency.worst_loss()?;
-    let count = |share: f64| (share * latency.sent as f64).round() as u64;
-    let (lost, all) = (count(share), count(latency.loss.unwrap_or(share)).max(1));
+    let sent = latency.sent as f64;
+    let all = (latency.loss.unwrap_or(share) * sent).round();
+    // The document has shares: the upload's share counts the probes whose fate is known, the download's share those that
+    // arrived. So the known probes are those that were answered, divided by both shares of survivors.
+    let (up, down) = (latency.loss_upload.unwrap_or(0.0), latency.loss_download.unwrap_or(0.0));
+    let known = (sent - all) / ((1.0 - up) * (1.0 - down));
+    let (lost_up, lost_down) = match known.is_finite() {
+        true => (up * known, down * (1.0 - up) * known),
+        // Without an answer, the shares of the survivors are unknown.
+        false => (up * sent, down * (1.0 - up) * sent),
+    };
+    let (lost, direction) = match (latency.loss_upload, latency.loss_download) {
+        (None, None) => (all, None),
+        _ if lost_up >= lost_down => (lost_up, Some(Direction::Upload)),
+        _ => (lost_down, Some(Direction::Download)),
+    };
+    let (lost, all) = (lost.round() as u64, (all as u64).max(1));
     // Documents of earlier versions have no pattern: assume one period per lost probe.
     let pattern = latency.loss_pattern;
     let periods = pattern.map_or(lost, |pattern| {
         u64::try_from((u128::from(pattern.periods) * u128::from(lost)).div_ceil(u128::from(all))).unwrap_or(u64::MAX)
     });
-    let direction = match (latency.loss_upload, latency.loss_download) {
-        (None, None) => None,
-        (up, down) if up.unwrap_or(0.0) >= down.unwrap_or(0.0) => Some(Direction::Upload),
-        _ => Some(Direction::Download),
-    };
     (lost > 0).then_some(LossSeen {
         lost,
         direction,
@@ -159,7 +185,7 @@ fn loss(latency: &LatencyResult) -> Option<LossSeen> {
 mod tests {
     use super::*;
     use crate::conclusion::conclude;
-    use crate::document::{ByLoad, LossPattern, QueueByDirection, RequestedLimits, Thirds, example};
+    use crate::document::{ByLoad, LossPattern, QueueByDirection, RequestedLimits, Thirds, UdpSearch, example};
 
     /// A complete download of 36.2 Mbit/s in 4 streams. The median round trip is 12.3 ms while idle and 15.3 ms under
     /// load.
@@ -224,10 +250,14 @@ mod tests {
     #[test]
     fn lost_segments_without_a_queue_show_no_full_line() {
         let text = sentence(|document| {
-            let limited_by = document.download.as_mut().unwrap().limited_by.as_mut().unwrap();
-            let queue = limited_by.evidence.iter_mut().find(|evidence| evidence.name == "queue_ms").unwrap();
-            queue.value = crate::document::Quantity::Fraction(0.2);
-            document.latency.download.as_mut().unwrap().queue = None;
+            let queue = QueueByDirection {
+                stands: QueueSide::None,
+                upload_ms: Some(0.1),
+                download_ms: Some(1.5),
+                uncertainty_ms: Some(2.0),
+                ..QueueByDirection::UNKNOWN
+            };
+            document.latency.download.as_mut().unwrap().queue = Some(queue);
         });
         assert_eq!(
             text,
@@ -235,9 +265,7 @@ mod tests {
              the line was full."
         );
         let text = sentence(|document| {
-            let limited_by = document.download.as_mut().unwrap().limited_by.as_mut().unwrap();
-            limited_by.evidence.retain(|evidence| evidence.name != "queue_ms");
-            document.latency.download.as_mut().unwrap().queue = None;
+            document.latency.download.as_mut().unwrap().queue = Some(QueueByDirection::UNKNOWN);
         });
         assert!(text.ends_with(". Whether a queue showed that the line was full is not known."), "{text}");
     }
@@ -247,14 +275,79 @@ mod tests {
         let text = sentence(|document| {
             let queue = QueueByDirection {
                 stands: QueueSide::Upload,
-                upload_ms: Some(3.0),
-                download_ms: Some(0.1),
+                upload_ms: Some(119.0),
+                download_ms: Some(1.2),
+                uncertainty_ms: Some(0.2),
                 ..QueueByDirection::UNKNOWN
             };
             document.latency.download.as_mut().unwrap().queue = Some(queue);
         });
         assert!(text.starts_with("carries at least 36.2 Mbit/s down, "), "{text}");
         assert!(text.ends_with(". No queue showed that the line was full."), "{text}");
+    }
+
+    #[test]
+    fn lost_datagrams_show_a_full_line_only_if_the_found_rate_loses_few() {
+        let udp = |lost, of_search| UdpResult { lost, search: Some(of_search), ..example::throughput(1).udp.unwrap() };
+        let search = UdpSearch { datagrams: 10_000, lost: 1_000 };
+        let of = |udp: &UdpResult, datagrams| lost_only_above(&UdpResult { datagrams, ..*udp });
+        assert!(of(&udp(10, search), 10_000), "at most a tenth of the share that the search lost");
+        assert!(!of(&udp(1_000, search), 10_000), "the path loses datagrams at any rate");
+        assert!(!of(&udp(0, search), 90), "too few datagrams");
+        assert!(!of(&udp(0, UdpSearch { lost: 0, ..search }), 10_000));
+        assert!(!of(&UdpResult { search: None, ..udp(0, search) }, 10_000));
+    }
+
+    #[test]
+    fn lost_probes_are_counted_by_direction() {
+        let seen = |sent: u64, received: u64, up: f64, down: f64| {
+            let answered = received as f64 / sent as f64;
+            let latency = LatencyResult {
+                sent,
+                received,
+                loss: Some(1.0 - answered),
+                loss_upload: Some(up),
+                loss_download: Some(down),
+                loss_pattern: None,
+                ..example::latency(12_300)
+            };
+            let loss = loss(&latency).unwrap();
+            (loss.lost, loss.direction)
+        };
+        // The fate of 5 of the 10 lost probes is unknown.
+        assert_eq!(seen(24, 14, 5.0 / 19.0, 0.0), (5, Some(Direction::Upload)));
+        assert_eq!(seen(1_000, 600, 0.2, 0.25), (200, Some(Direction::Upload)));
+        assert_eq!(seen(1_000, 600, 0.0, 0.4), (400, Some(Direction::Download)));
+        assert_eq!(seen(1_000, 0, 1.0, 0.0), (1_000, Some(Direction::Upload)));
+        assert_eq!(seen(1_000, 0, 0.0, 1.0), (1_000, Some(Direction::Download)));
+    }
+
+    #[test]
+    fn a_search_beside_a_direction_without_payload_may_be_unfinished() {
+        let (_, text) = conclude(&Observations {
+            completion: Completion::NothingArrived("almost no payload arrived in the upload".to_owned()),
+            is_search_unfinished: true,
+            ..Observations::of(&download())
+        });
+        assert!(text.ends_with("attic carried 36.2 Mbit/s down."), "{text}");
+    }
+
+    #[test]
+    fn a_proven_loss_is_named_beside_a_larger_unproven_one() {
+        let probes = |sent: u64, lost: u64, periods: u64, longest_probes: u64| LatencyResult {
+            sent,
+            received: sent - lost,
+            loss: Some(lost as f64 / sent as f64),
+            loss_upload: Some(lost as f64 / sent as f64),
+            loss_download: Some(0.0),
+            loss_pattern: Some(LossPattern { periods, longest_probes, longest_ms: longest_probes * 10 }),
+            ..example::latency(12_300)
+        };
+        let text = sentence(|document| {
+            document.latency.download = Some(probes(200, 4, 4, 1));
+            document.latency.upload = Some(probes(6_000, 105, 1, 105));
+        });
+        assert!(text.ends_with("but during an upload no probe was answered for 1.1 s (an outage)."), "{text}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) fn clause(speeds: &[Speed], may_claim: bool) -> Option<String> {
         let both = format!("{} and {}", word(down.direction), word(up.direction));
         return Some(format!("carried {} {both}", requested(down.requested_bps?)));
     }
-    let parts = speeds.iter().map(|speed| (speed.verb(may_claim), speed.phrase())).collect::<Vec<_>>();
+    let parts = speeds.iter().map(|speed| (speed.claim(may_claim).verb(), speed.phrase())).collect::<Vec<_>>();
     let mut clause = String::new();
     let mut before = "";
     for (verb, phrase) in parts {
@@ -37,6 +37,27 @@ pub(super) fn clause(speeds: &[Speed], may_claim: bool) -> Option<String> {
     (!clause.is_empty()).then_some(clause)
 }
 
+/// What the clause about the rates claims about the line in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// Nothing: the rate is only what the test measured.
+    Measured,
+    /// The line carries this rate, and perhaps more.
+    AtLeast,
+    /// The line carries this rate.
+    Carries,
+}
+
+impl Claim {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Measured => "carried",
+            Self::AtLeast => "carries at least",
+            Self::Carries => "carries",
+        }
+    }
+}
+
 impl Speed {
     /// Whether this direction reached the requested rate. In this case the request limited the rate, not the line.
     pub(super) fn is_as_requested(&self) -> bool {
@@ -48,27 +69,31 @@ impl Speed {
         self.requested_bps.is_some_and(|requested| quantity::rate(self.bps) == quantity::rate(requested))
     }
 
-    /// Whether the line may have been full: a queue or lost datagrams showed it, or the document names no limit. With
-    /// other traffic on a network interface, both together may have filled the line.
+    /// Whether the line may have been full: the test showed it, or other traffic passed a network interface. With other
+    /// traffic, both together may have filled the line.
     pub(super) fn may_fill_line(&self) -> bool {
-        use LimitCause::{Network, OtherTraffic};
-        !self.lacks_full_line() && self.limit.is_none_or(|limit| matches!(limit, Network | OtherTraffic))
+        match self.limit {
+            None | Some(LimitCause::Network) => !self.lacks_full_line(),
+            Some(limit) => limit == LimitCause::OtherTraffic,
+        }
     }
 
-    /// Whether the network limited the rate, but nothing showed that the line was full in this direction.
+    /// Whether the network limited the rate, or the document names no limit, but nothing showed that the line was full
+    /// in this direction.
     pub(super) fn lacks_full_line(&self) -> bool {
-        self.limit == Some(LimitCause::Network) && self.fullness != Fullness::Shown
+        matches!(self.limit, None | Some(LimitCause::Network)) && self.fullness != Fullness::Shown
     }
 
-    fn verb(&self, may_claim: bool) -> &'static str {
+    /// What the clause claims about the line.
+    pub(super) fn claim(&self, may_claim: bool) -> Claim {
         let is_requested = self.requested_bps.is_some() || self.window_bytes.is_some();
         let is_requested = is_requested || self.limit == Some(LimitCause::Policy);
         if !may_claim || is_requested || self.unsteady.is_some() || self.is_brief {
-            "carried"
+            Claim::Measured
         } else if self.lacks_full_line() || self.limit.is_some_and(|limit| limit != LimitCause::Network) {
-            "carries at least"
+            Claim::AtLeast
         } else {
-            "carries"
+            Claim::Carries
         }
     }
 

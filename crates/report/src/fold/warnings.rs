@@ -49,7 +49,8 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
             let (Some(sender), Some(receiver)) = (sender, receiver) else { continue };
             if let Some(datagrams) = &sender.datagrams {
                 // Datagrams may be lost, so their counts may differ.
-                let searched = phase.is_searched && result.complete;
+                let lasted = phase.is_counted() && phase.cut_short().is_none() && !result.interrupted;
+                let searched = phase.is_searched && lasted;
                 if searched && found_at(Some(sender), Some(receiver)).is_none() && !has(result, "rate_not_found") {
                     let text = format!(
                         "the search for the highest rate did not finish in the {}: measure longer with -t",

@@ -206,11 +206,6 @@ pub(crate) fn shows_queue(queue_ms: f64, goodput_bps: u64) -> bool {
     queue_ms >= QUEUE_MS.max(packets_ms)
 }
 
-/// The increase of the latency in milliseconds; `None` if it is not among the evidence.
-pub(crate) fn queue_ms(limited_by: &LimitedBy) -> Option<f64> {
-    limited_by.evidence.iter().find(|evidence| evidence.name == evidence::QUEUE).map(|evidence| evidence.value.as_f64())
-}
-
 /// The reasons why there is no evidence that the path was the limit.
 struct Doubt {
     because: Vec<String>,

@@ -412,7 +412,13 @@ mod tests {
         );
         let mut lossy = bloated(3.0);
         let idle = example::latency(12_300);
-        lossy.latency.idle = Some(LatencyResult { loss_upload: Some(0.0215), loss_pattern: None, ..idle });
+        lossy.latency.idle = Some(LatencyResult {
+            loss: Some(0.0215),
+            loss_upload: Some(0.0215),
+            loss_download: Some(0.0),
+            loss_pattern: None,
+            ..idle
+        });
         assert_eq!(
             sentence(&lossy),
             "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but while idle 2.1 % of the latency \
