@@ -34,7 +34,7 @@ test("the first start leads from the link of the console to the first page in th
   await page.getByLabel("Address of the reflector").fill(bench.address);
   await page.getByLabel("Pairing code").fill("WRONG-CODE");
   await page.getByRole("button", { name: "Pair" }).click();
-  await page.getByRole("alert").getByText("the code is not valid").waitFor();
+  await page.getByRole("alert").getByText("the pairing code is not valid").waitFor();
   assert.equal(await page.getByLabel("Address of the reflector").inputValue(), bench.address, "what was entered stays");
   await check(tab, "a wrong code");
 
@@ -46,7 +46,7 @@ test("the first start leads from the link of the console to the first page in th
   await page.locator("#download").fill("250");
   await page.locator("#upload").fill("fast");
   await page.getByRole("button", { name: "Save and go on" }).click();
-  await page.getByRole("alert").getByText("is no rate").waitFor();
+  await page.getByRole("alert").getByText("is not a rate").waitFor();
   await check(tab, "a wrong plan");
   await page.locator("#upload").fill("40");
   await page.getByRole("button", { name: "Save and go on" }).click();

@@ -23,7 +23,7 @@ use toml::Value;
 
 use crate::network::IpNetwork;
 
-/// The environment variable with the pairing code. The code is a secret, so it is no setting.
+/// The environment variable with the pairing code. The code is a secret, so no setting contains it.
 pub(crate) const CODE_VARIABLE: &str = "PACKETPARAMEDIC_CODE";
 
 /// The environment variable with the path of the file that contains the administrator's password.
@@ -33,7 +33,7 @@ pub(crate) const PASSWORD_VARIABLE: &str = "PACKETPARAMEDIC_ADMIN_PASSWORD_FILE"
 const ROOT_STATE_DIR: &str = "/var/lib/packetparamedic";
 /// The default runtime folder for root, and for the systemd unit.
 const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
-/// The name of the service's socket in the runtime folder.
+/// The file name of the service's unix socket in the runtime folder.
 const SERVICE_SOCKET: &str = "service.sock";
 
 /// When to colour the output.
@@ -97,7 +97,7 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The PostgreSQL database of the pairings and the results; `None`: a SQLite file in the state folder.
     pub database: Option<PostgresUrl>,
-    /// The absolute path of the file with the password of that database.
+    /// The absolute path of the file with the password of the PostgreSQL database; `None`: no such file.
     pub database_password_file: Option<PathBuf>,
     /// The absolute path of the folder with the service's socket.
     pub runtime_dir: PathBuf,
@@ -109,19 +109,19 @@ pub struct Settings {
     pub tls_key: Option<PathBuf>,
     /// The reverse proxies in front of the service. The service trusts the client addresses that they forward.
     pub trusted_proxies: Vec<IpNetwork>,
-    /// The name that this appliance gives when it pairs.
+    /// The name of this appliance. The appliance sends it to a reflector when they pair, and to the MQTT broker.
     pub name: PeerText,
     /// The reflector to use by default: a saved name, an Endpoint ID or an address.
     pub peer: Option<String>,
-    /// The provider of speed tests; `None`: `reflector`.
+    /// The provider of speed tests, such as `iperf3`; `None`: `reflector`.
     pub provider: Option<String>,
-    /// The engine that moves the payload; `None`: the provider's choice.
+    /// The engine that moves the payload; `None`: the default engine of the provider.
     pub engine: Option<EngineId>,
     /// The data mode; `None`: direct if the reflector offers it.
     pub data_mode: Option<DataMode>,
     /// The duration of each direction, ramp-up included, in whole milliseconds.
     pub duration: Duration,
-    /// The number of streams in each direction; `None`: the default of the engine.
+    /// The number of streams in each direction; `None`: 4, or 1 with datagrams.
     pub streams: Option<u16>,
     /// How long the service keeps results.
     pub retention: Retention,
@@ -129,11 +129,11 @@ pub struct Settings {
     pub default_monitors: bool,
     /// The URL that the service requests at intervals while it works; `None`: no heartbeat.
     pub heartbeat_url: Option<HttpUrl>,
-    /// How often the heartbeat URL is requested.
+    /// The time between two requests to `heartbeat_url`.
     pub heartbeat_interval: Duration,
     /// The MQTT broker to which the service sends the state of the line; `None`: no broker.
     pub mqtt_url: Option<BrokerUrl>,
-    /// The absolute path of the file with the password of the broker's user.
+    /// The absolute path of the file with the password of the user in `mqtt_url`; `None`: no such file.
     pub mqtt_password_file: Option<PathBuf>,
     /// The first levels of the MQTT topics to which the service publishes.
     pub mqtt_topic_prefix: TopicPrefix,
@@ -254,7 +254,7 @@ impl Configuration for Settings {
 }
 
 impl Settings {
-    /// The path of the service's socket.
+    /// The path of the service's unix socket.
     pub fn service_socket(&self) -> PathBuf {
         self.runtime_dir.join(SERVICE_SOCKET)
     }
@@ -304,13 +304,13 @@ impl FlagGroup for CommonFlags {
 /// The value of the setting `database` that selects the SQLite file in the state folder.
 const SQLITE: &str = "sqlite";
 
-/// The value that turns off a setting: no MQTT broker, or no discovery.
+/// The value of `mqtt_url` and of `mqtt_discovery_prefix` that turns the feature off.
 const OFF: &str = "off";
 
 /// The value of a retention setting that keeps data without a time limit.
 const FOREVER: &str = "forever";
 
-/// Parses how long the service keeps data of one kind; `None`: without a time limit.
+/// Parses how long the service keeps one kind of data. `None` means without a time limit.
 fn kept(given: &Given<'_>) -> Result<Option<Duration>, String> {
     let days = |days: u64| Duration::from_secs(days * 86_400);
     if given.one() == FOREVER { Ok(None) } else { given.duration(days(1), days(36_500)).map(Some) }
@@ -360,8 +360,9 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_DATABASE_PASSWORD_FILE",
         flag: None,
         placeholder: "FILE",
-        help: "The file with the password of the PostgreSQL database. Default: the password in the URL, in PGPASSWORD \
-               or in ~/.pgpass; no password, if the server trusts the user of a unix socket.",
+        help: "The file with the password of the PostgreSQL database. Without this file, \
+               the password comes from the URL, from PGPASSWORD or from ~/.pgpass. No password is needed if the server \
+               trusts the user of a unix socket.",
         valid: "a file",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.database_password_file = Some(path)),
@@ -398,8 +399,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_TLS_CERTIFICATE",
         flag: None,
         placeholder: "FILE",
-        help: "The PEM file of the TLS 1.3 certificate chain, the service's own certificate first. Without it: no TLS. \
-               Read when the service starts.",
+        help: "The PEM file of the TLS 1.3 certificate chain, the service's own certificate first. Without this \
+               file, the service does not use TLS. The service reads the file when it starts.",
         valid: "a file",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.tls_certificate = Some(path)),
@@ -421,8 +422,9 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_TRUSTED_PROXIES",
         flag: None,
         placeholder: "ADDR",
-        help: "The reverse proxies in front of the service. The client's address is taken from their X-Forwarded-For. \
-               If any proxy is set, every request over TCP needs a token or the login, even from this host.",
+        help: "The reverse proxies in front of the service. The service takes a client's address from \
+               the header X-Forwarded-For of these proxies. If any proxy is set, every request over TCP needs a token \
+               or the login, even from this host.",
         valid: "addresses and networks such as 127.0.0.1 or 192.0.2.0/24",
         is_list: true,
         read: |settings, given| {
@@ -436,7 +438,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_NAME",
         flag: None,
         placeholder: "NAME",
-        help: "The name that this appliance gives when it pairs. Default: the host's name.",
+        help: "The name of this appliance, which it sends to a reflector when they pair, and to the MQTT broker. \
+               Default: the host's name.",
         valid: "1 to 120 characters without control characters",
         is_list: false,
         read: |settings, given| {
@@ -465,7 +468,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_PROVIDER",
         flag: Some("provider"),
         placeholder: "PROVIDER",
-        help: "The provider of speed tests. Default: reflector.",
+        help: "The provider of speed tests, which is the kind of server at the other end. Default: reflector.",
         valid: "a provider that `packetparamedic speed-test --help` lists",
         is_list: false,
         read: |settings, given| given.text().map(|provider| settings.provider = Some(provider.to_owned())),
@@ -595,7 +598,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_HEARTBEAT_INTERVAL",
         flag: None,
         placeholder: "TIME",
-        help: "How often heartbeat_url is requested.",
+        help: "The time between two requests of the service to heartbeat_url.",
         valid: "a duration from 10s to 1h",
         is_list: false,
         read: |settings, given| {
@@ -630,7 +633,8 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_MQTT_PASSWORD_FILE",
         flag: None,
         placeholder: "FILE",
-        help: "The file with the password of the user in mqtt_url. Read at each connection to the broker.",
+        help: "The file with the password of the user in mqtt_url. The service reads the file at each connection to \
+               the broker.",
         valid: "a file",
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.mqtt_password_file = Some(path)),
@@ -641,8 +645,9 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_MQTT_TOPIC_PREFIX",
         flag: None,
         placeholder: "TOPIC",
-        help: "The first levels of the MQTT topics of the service; the Endpoint ID of this appliance is the next.",
-        valid: "levels between slashes, without + # $ and control characters",
+        help: "The first levels of the MQTT topics of the service. The next level is the Endpoint ID of this \
+               appliance.",
+        valid: "topic levels separated by slashes, without + # $ and control characters",
         is_list: false,
         read: |settings, given| {
             let prefix = given.one().parse().map_err(|error: NotATopicPrefix| error.to_string());
@@ -657,7 +662,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         placeholder: "TOPIC",
         help: "The first levels of the MQTT topic under which Home Assistant looks for devices; `off`, or an empty \
                value in a configuration file, turns discovery off.",
-        valid: "off, or levels between slashes, without + # $ and control characters",
+        valid: "off, or topic levels separated by slashes, without + # $ and control characters",
         is_list: false,
         read: |settings, given| {
             let text = given.one();
@@ -700,7 +705,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_LOG_FORMAT",
         flag: None,
         placeholder: "FORMAT",
-        help: "The format of the log: `text`, or `json`, one object per line.",
+        help: "The format of the log: `text`, or `json` (one object per line).",
         valid: "text or json",
         is_list: false,
         read: |settings, given| given.log_format().map(|format| settings.log_format = format),

@@ -1,4 +1,5 @@
-//! The command line of the appliance, and the API of its service. Both use the library `paramedic-appliance`.
+//! The command line of the appliance, and the HTTP API and web pages of its service. All of them use the library
+//! `paramedic-appliance`.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]

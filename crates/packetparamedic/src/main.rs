@@ -1,4 +1,4 @@
-//! The `packetparamedic` program. Calls the library.
+//! The `packetparamedic` program. Runs the command line that the library defines.
 
 #![forbid(unsafe_code)]
 

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// Returns the part of an address that identifies one user: a whole IPv4 address, or an IPv6 /64.
+/// Returns the part of an address that identifies one user: a whole IPv4 address, or the /64 prefix of
+/// an IPv6 address.
 pub fn user_part(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),

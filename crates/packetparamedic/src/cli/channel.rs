@@ -17,7 +17,7 @@ use super::failure::{CommandFailure, ExitStatus};
 use super::object_args::ObjectArgs;
 use crate::web::channels::{channel_route, messages_route};
 
-/// The maximum length of a secret in a file or on stdin, in bytes, with its newline.
+/// The maximum length of a secret in a file or on stdin, in bytes, including its newline.
 const MAX_SECRET_BYTES: u64 = 8192;
 
 pub(super) type Args = ObjectArgs<Command>;
@@ -106,19 +106,20 @@ pub(super) enum NewCommand {
 pub(super) struct MailArgs {
     /// The name of the channel
     name: String,
-    /// The host of the submission server
+    /// The host of the mail server that accepts the messages (submission server)
     #[arg(long, value_name = "HOST")]
     server: String,
-    /// The port of the submission server [default: 587 with starttls, 465 with tls, 25 with none]
+    /// The port of the mail server [default: 587 with starttls, 465 with tls, 25 with none]
     #[arg(long)]
     port: Option<u16>,
-    /// Encryption: starttls (the server must offer it), tls (from the first byte), or none (then without a password)
+    /// Encryption: starttls (the server must offer it), tls (encryption from the first byte), or none (a password is
+    /// then not allowed)
     #[arg(long, value_name = "starttls|tls|none", value_parser = security, default_value = "starttls")]
     security: MailSecurity,
-    /// The user name for the submission server
+    /// The user name for the login at the mail server
     #[arg(long, requires = "password_file")]
     user: Option<String>,
-    /// The file with the password for the submission server
+    /// The file with the password for the login at the mail server
     #[arg(long, value_name = "FILE", requires = "user")]
     password_file: Option<PathBuf>,
     /// The mail address of the sender
@@ -304,7 +305,8 @@ async fn messages(limit: u32, json: bool, context: &Context) -> Result<ExitStatu
     Ok(ExitStatus::Done)
 }
 
-/// Describes a message in one line: its channel, whether it was delivered, and why not.
+/// Describes the delivery of a message to one channel in one line: the channel, whether the message was delivered, and
+/// why not.
 fn described(delivery: &MessageDelivery) -> String {
     let outcome = match delivery.outcome {
         DeliveryOutcome::Due => "due",

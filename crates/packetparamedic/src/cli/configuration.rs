@@ -1,5 +1,5 @@
 //! `apply` and `export-config`: read and write a configuration file. The file contains the names of the reflectors, and
-//! the schedules, monitors, plan, channels and rules. Its keys are the options of the command line.
+//! the schedules, monitors, plan, channels and rules. Its keys have the names of command-line options.
 
 mod file;
 mod options;
@@ -80,7 +80,7 @@ fn read(file: &Path) -> io::Result<String> {
         _ => File::open(file)?.take(LONGEST_FILE + 1).read_to_string(&mut text)?,
     };
     if read as u64 > LONGEST_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 256 KiB"));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the file has more than 256 KiB"));
     }
     Ok(text)
 }

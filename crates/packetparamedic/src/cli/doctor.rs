@@ -53,7 +53,8 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     Ok(if diagnosis.has_problem() { ExitStatus::Failed } else { ExitStatus::Done })
 }
 
-/// The names in the settings that identify this device, its user or its peers. A redacted bundle replaces them.
+/// Returns the names that identify this device, its user, its default peer and its database. A redacted bundle replaces
+/// them.
 fn own_names(settings: &Settings) -> Vec<String> {
     let home = std::env::home_dir().and_then(|home| Some(home.file_name()?.to_string_lossy().into_owned()));
     let database = settings.database.as_ref().map(PostgresUrl::to_string);
@@ -67,7 +68,8 @@ fn print(diagnosis: &Diagnosis, context: &Context) -> Result<(), CommandFailure>
     }
 }
 
-/// The checks of every paired reflector. If the appliance's state cannot be read, returns that problem instead.
+/// Checks every paired reflector, and adds the names and hosts of the reflectors to `names`. If the pairings cannot be
+/// read, returns that problem instead.
 async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Context) -> Vec<Check> {
     let paired = match to_check(None, context).await {
         Ok(paired) => paired,
@@ -93,7 +95,7 @@ async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Cont
     checks
 }
 
-/// The checks of one reflector: its key, its version compared with this program's, the path to it, and UDP.
+/// Checks one reflector: its key, its version (compared with the version of this program), the path to it, and UDP.
 async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
     let checked = match check(reflector, context).await {
         Ok(checked) => checked,
@@ -117,7 +119,7 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
     if let Some(bytes) = checked.segment_limit_bytes {
         checks.push(Check::problem(
             "mtu_black_hole",
-            format!("the path to {name} drops large packets: the link needed segments of {bytes} bytes"),
+            format!("the path to {name} drops large packets: the link needs segments of at most {bytes} bytes"),
             "a router on the path has a smaller MTU, and no ICMP message about it arrives here",
             "allow ICMP \"fragmentation needed\" and \"packet too big\" in the firewalls of the path, or lower this interface's MTU",
         ));
@@ -126,7 +128,7 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
         checks.push(Check::passed(
             "path",
             if observed == local_address.to_canonical() {
-                format!("reflector {name}: sees this device at its own address {observed}")
+                format!("reflector {name}: sees this device at {observed}, this device's own address")
             } else {
                 format!(
                     "reflector {name}: sees this device at {observed} instead of {local_address}: NAT is on the path"
@@ -145,13 +147,15 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
 async fn of_udp(reflector: &Reflector, context: &Context) -> Check {
     let name = &reflector.name;
     match check_udp(reflector, context).await {
-        Ok(UdpCheck::Arrives) => Check::passed("udp", format!("reflector {name}: UDP arrives, and so do its answers")),
+        Ok(UdpCheck::Arrives) => {
+            Check::passed("udp", format!("reflector {name}: UDP arrives, and its answers come back"))
+        }
         Ok(UdpCheck::Blocked(because)) => Check::problem(
             "udp_blocked",
             format!("UDP does not work between this device and {name}"),
             because,
             format!(
-                "let UDP port {} pass every firewall, port forwarding and NAT on the path unchanged",
+                "allow UDP port {} in the firewalls on the path; port forwarding and NAT must not change this port",
                 reflector.address.port
             ),
         ),

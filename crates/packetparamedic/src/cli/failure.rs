@@ -55,9 +55,9 @@ impl From<ExitStatus> for std::process::ExitCode {
 pub struct CommandFailure {
     /// The three lines (what, because, try), the machine code and the exit code.
     cause: Box<paramedic_host::failure::Failure<ExitStatus>>,
-    /// What the test of the command measured before it failed.
+    /// What the test measured before the command failed; `None` if it measured nothing.
     pub measured_so_far: Option<Box<ResultDocument>>,
-    /// Whether nothing is printed, because the reader of the output has closed it.
+    /// Whether to print nothing, because the program that reads the output has closed it.
     pub is_quiet: bool,
 }
 
@@ -88,21 +88,21 @@ impl CommandFailure {
         Self { cause: Box::new(cause), measured_so_far: None, is_quiet: false }
     }
 
-    /// The end of a command whose output was closed by its reader, as with `| head`. It is no failure, and nothing is
-    /// printed.
+    /// Ends a command whose output was closed by the program that reads it, as `| head` does. This is no error: nothing
+    /// is printed, and the exit code is 0.
     pub fn reader_gone() -> Self {
         let cause =
             Self::new(ExitStatus::Done, "reader_gone", "the output is closed", "its reader has ended", "nothing");
         Self { is_quiet: true, ..cause }
     }
 
-    /// Sets after how many milliseconds a retry may succeed.
+    /// Sets the time in milliseconds after which a retry may succeed; `None` if this time is not known.
     fn retry_after(mut self, ms: Option<u64>) -> Self {
         self.retry_after_ms = ms;
         self
     }
 
-    /// Adds what the test measured before it failed.
+    /// Adds what the test measured before the command failed.
     pub fn measured(mut self, so_far: ResultDocument) -> Self {
         self.measured_so_far = Some(Box::new(so_far));
         self
@@ -232,7 +232,7 @@ impl From<&ApplianceError> for CommandFailure {
                 "bad_address",
                 format!("cannot reach {host}"),
                 "a link-local address needs the name of its interface",
-                format!("add the interface, as in [{host}%eth0]; `ip -6 address` lists them"),
+                format!("add the interface, as in [{host}%eth0]; `ip -6 address` lists the interfaces"),
             ),
             E::NoAddressOfFamily(host) => Self::new(
                 Failed,
@@ -274,14 +274,14 @@ impl From<&ApplianceError> for CommandFailure {
                 "no_probes",
                 "cannot measure latency",
                 source,
-                "let UDP, or a second TCP connection, through the firewalls on the path to the reflector",
+                "allow UDP, or a second TCP connection, in the firewalls on the path to the reflector",
             ),
             E::PhaseNotStarted { reason } => Self::new(
                 Failed,
                 "phase_not_started",
                 "the reflector could not start a phase",
                 reason,
-                "follow the reason above; if it gives no advice, let every data connection through the firewalls, or use \
+                "follow the reason above; if it gives no advice, allow every data connection in the firewalls, or use \
                  --data-mode tunneled, which needs only the control port",
             ),
             E::PhaseOverdue(address) => Self::new(
@@ -303,8 +303,8 @@ impl From<&ApplianceError> for CommandFailure {
                 "data_lost",
                 format!("the {load} ended early"),
                 reason,
-                "follow the reason above, or run the test again; if it fails again, a device on the path closes \
-                 connections",
+                "follow the reason above, or run the test again; if it fails again, look for a device on the path that \
+                 closes connections",
             ),
             E::NothingArrived { directions, transport } => nothing_arrived::failure(directions, *transport),
             E::NothingMeasured => Self::new(
@@ -335,7 +335,7 @@ impl From<&ApplianceError> for CommandFailure {
             E::NoSuchSetupLink => Self::new(
                 Denied,
                 "no_such_link",
-                "the link is not valid",
+                "the setup link is not valid",
                 error,
                 "run `packetparamedic token setup` for a new one",
             ),
@@ -360,7 +360,7 @@ fn no_such(what: &str, wanted: &str) -> CommandFailure {
         "bad_usage",
         format!("there is no {what} {wanted}"),
         "the command line or the configuration names it, but this version does not have it",
-        "run `packetparamedic speed-test --help` to list them",
+        "run `packetparamedic speed-test --help` to see the valid ones",
     )
 }
 

@@ -22,7 +22,7 @@ use super::values::days;
 use crate::web::client::{LineReader, ServiceClient};
 use crate::web::results::{DeletionRequest, ImportAnswer, PruneRequest, export_route};
 
-/// The number of results in a list if no period is given.
+/// The maximum number of results that `history list` prints if the user gives no period and no limit.
 const SHORT_LIST: u32 = 20;
 
 pub(super) type Args = ObjectArgs<Command>;
@@ -225,7 +225,7 @@ async fn list(args: ListArgs, json: bool, context: &Context) -> Result<(), Comma
             Ok(())
         }
         (ListFormat::Text, true) => {
-            context.output.note("no such results");
+            context.output.note("no results match these options");
             Ok(())
         }
         _ => Ok(()),

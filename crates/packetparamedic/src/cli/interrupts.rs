@@ -23,7 +23,7 @@ impl Interrupts {
                 "internal",
                 "cannot listen for Ctrl-C",
                 error.to_string(),
-                "please report it",
+                "please report this error",
             )
         };
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

@@ -1,4 +1,5 @@
-//! The command line of the appliance: one file for each subcommand, and the dispatch to them. Only `output` prints.
+//! The command line of the appliance: one module for each subcommand, and the dispatch to them. The module `output`
+//! prints results, notes and failures.
 
 mod channel;
 mod completions;
@@ -54,7 +55,7 @@ use output::{Output, OutputFormat, Verbosity, Wanted};
 /// The first commands to run, shown below the help text.
 const FIRST_STEPS: &str = "\
 First steps:
-  packetparamedic pair-reflector --peer HOST      with the code that `reflector pair` prints there
+  packetparamedic pair-reflector --peer HOST      asks for the code that `reflector pair` prints on HOST
   packetparamedic speed-test";
 
 /// Measures where a network is slow, and gives you the evidence.
@@ -69,7 +70,7 @@ struct Cli {
     command: Command,
 }
 
-/// The flags of every subcommand.
+/// The flags that every subcommand accepts.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Options of every command")]
 struct Common {
@@ -90,7 +91,7 @@ struct Common {
 enum Command {
     /// Measure the path to a reflector: latency, download, upload
     SpeedTest(Box<speed_test::Args>),
-    /// Pair this device with a reflector, by the code that `reflector pair` prints there
+    /// Pair this device with a reflector, using the code that `reflector pair` prints on the reflector's host
     #[command(visible_alias = "pair")]
     PairReflector(pair_reflector::Args),
     /// List, check, rename, import or remove the paired reflectors
@@ -109,7 +110,7 @@ enum Command {
     Rule(rule::Args),
     /// List the alerts
     Alerts(rule::AlertsArgs),
-    /// Manage the plan (the rates that the contract promises), with which results are compared: show, set, clear
+    /// Show, set or clear the plan, which contains the rates that your contract promises
     Plan(plan::Args),
     /// Write a report for the provider of the line: measured and promised rates, outages, and the method of measurement
     Report(Box<report::Args>),
@@ -121,7 +122,7 @@ enum Command {
     Apply(configuration::ApplyArgs),
     /// Print the schedules, monitors, channels, rules, plan and reflector names as a file for `apply`
     ExportConfig,
-    /// Run the service until a signal stops it: scheduled tests, monitors, and the requests of other commands
+    /// Run the service until a signal stops it; it runs scheduled tests and monitors, and answers other commands
     Serve,
     /// Show what the running service does now, and what it will run next
     Status(status::Args),
@@ -129,7 +130,7 @@ enum Command {
     Health(status::HealthArgs),
     /// Inspect this device and its connection to each reflector, without load; exit code 1 if it finds a problem
     Doctor(doctor::Args),
-    /// Measure the highest data rates of this device, and find what limits them; takes less than a minute
+    /// Measure the highest data rates of this device, and find what limits them; takes less than a minute by default
     SelfTest(self_test::Args),
     /// Print this device's Endpoint ID; creates the identity at first use
     ShowId,
@@ -181,7 +182,7 @@ impl Command {
     }
 }
 
-/// What every subcommand works with: settings, output, appliance.
+/// The settings, the output and the appliance that a subcommand uses.
 struct Context {
     settings: Settings,
     /// Where the values of the settings come from.
@@ -241,7 +242,7 @@ impl Context {
         }
     }
 
-    /// Prints a note about which store this command uses, and why; only at the first call.
+    /// Prints a note about which store this command uses, and why. Later calls print nothing.
     fn name_store(&self, why: &str) {
         if !self.is_store_named.replace(true) {
             let place = self.settings.database.as_ref().map(ToString::to_string);
@@ -317,7 +318,7 @@ pub fn run() -> ExitCode {
         flags,
         appliance: OnceCell::new(),
         interrupts: Interrupts::default(),
-        // `serve` is the service itself: it asks no other one.
+        // `serve` is the service itself, so it must not ask another service.
         is_local: cli.common.local || matches!(cli.command, Command::Serve),
         is_store_named: Cell::new(false),
     };
@@ -365,8 +366,9 @@ const LOGGING_CRATES: [&str; 6] = [
     "paramedic_link",
 ];
 
-/// The log filter that `-q`, `-v` or `-vv` selects, with the name of that flag. `-v` leaves out the `debug` events of
-/// other crates, which are meant for the developers of those crates.
+/// Returns the log filter that `-q`, `-v` or `-vv` selects, with the name of that flag; `None` if no such flag is
+/// given. With `-v`, other crates log only warnings and errors, because their other events are meant for their
+/// developers.
 fn log_filter(common: &Common) -> Option<(&'static str, String)> {
     let (flag, others, own) = match (common.quiet, common.verbose) {
         (true, _) => return Some(("-q", "off".to_owned())),

@@ -7,7 +7,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use paramedic_report::quantity;
 
-/// A point in time as the user wrote it. The clock and the time zone of this host resolve it.
+/// A point in time as the user wrote it. [`Moment::resolve`] converts it to a timestamp.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Moment {
     /// A time that was written with its UTC offset.
@@ -29,7 +29,7 @@ pub(super) fn moment(text: &str) -> Result<Moment, String> {
     }
     let valid = "how long ago, such as 24h or 7d, or a time such as 2026-01-31, \"2026-01-31 12:00\" or \
                  2026-01-31T12:00:00Z";
-    quantity::parse_duration(text).map(Moment::Ago).map_err(|_| format!("{text:?} is no time; valid: {valid}"))
+    quantity::parse_duration(text).map(Moment::Ago).map_err(|_| format!("{text:?} is not a time; valid: {valid}"))
 }
 
 impl Moment {

@@ -25,7 +25,8 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the monitors: state, latency and loss of the last 15 minutes; the default subcommand
+    /// List the monitors, each with its state, and with its latency and loss in the last 15 minutes; the default
+    /// subcommand
     List,
     /// Add a monitor; the service begins to probe at once
     Add {
@@ -44,12 +45,12 @@ pub(super) enum Command {
         /// The name of the monitor
         name: String,
     },
-    /// Let a monitor probe again
+    /// Enable a monitor again, so that it probes
     Enable {
         /// The name of the monitor
         name: String,
     },
-    /// Keep a monitor from probing
+    /// Disable a monitor: it does not probe, but its measurements stay saved
     Disable {
         /// The name of the monitor
         name: String,
@@ -75,7 +76,7 @@ pub(super) enum Command {
         /// Output format: JSON objects, one per line (jsonl), or a table (csv)
         #[arg(long, value_enum, default_value_t = TableKind::Jsonl)]
         format: TableKind,
-        /// Only rows that begin since TIME, such as 7d (ago), 2026-01-31 or "2026-01-31 12:00"
+        /// Only rows that begin at or after TIME, such as 7d (ago), 2026-01-31 or "2026-01-31 12:00"
         #[arg(long, value_name = "TIME", value_parser = moment)]
         since: Option<Moment>,
         /// Only rows that begin before TIME
@@ -158,7 +159,7 @@ async fn add(new: &NewMonitor, json: bool, context: &Context) -> Result<ExitStat
         context.output.line(&format!("data: about {month} a month"))?;
     }
     if service.is_none() {
-        context.output.note("it runs while the service runs: packetparamedic serve");
+        context.output.note("it runs only while the service runs: start the service with `packetparamedic serve`");
     }
     Ok(ExitStatus::Done)
 }
@@ -273,7 +274,7 @@ async fn show(
         return Ok(ExitStatus::Done);
     }
     if series.points.is_empty() {
-        context.output.note("nothing was measured in this time; the minute that runs is not shown");
+        context.output.note("nothing was measured in this time; the current minute is not shown");
     }
     for point in &series.points {
         let at = Timestamp::from_second(point.at_s).unwrap_or(Timestamp::UNIX_EPOCH);

@@ -1,4 +1,4 @@
-//! The arguments of a command, such as `channel`, that has a subcommand for each action on one kind of object.
+//! The arguments of a command such as `channel`, which manages one kind of object and has a subcommand for each action.
 
 #[derive(clap::Args)]
 pub(super) struct ObjectArgs<C: clap::Subcommand> {

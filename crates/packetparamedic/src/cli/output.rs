@@ -1,5 +1,5 @@
-//! The only code of the command line that prints: results on stdout, everything else on stderr, as text or as JSON.
-//! Shows progress only on a terminal. Callers decide what to print.
+//! Prints the results, notes and failures of commands, as text or as JSON. Results go to stdout, and in the JSON
+//! formats also failures and events. Everything else goes to stderr. Shows progress only on a terminal.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,15 +28,15 @@ pub enum OutputFormat {
     JsonStream,
 }
 
-/// How much a command prints on stderr.
+/// How much a command prints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
-    /// Only errors (`-q`).
+    /// The result and errors (`-q`).
     Quiet,
-    /// Errors, notes and progress.
+    /// The result, errors, notes and progress.
     #[default]
     Normal,
-    /// Errors, notes, progress and details (`-v`).
+    /// Errors, notes, progress, and the result with every detail (`-v`).
     Verbose,
 }
 
@@ -47,11 +47,11 @@ pub struct Wanted {
     pub format: OutputFormat,
     /// When to use colours.
     pub color: Color,
-    /// How much to print on stderr.
+    /// How much to print.
     pub verbosity: Verbosity,
 }
 
-/// Prints the output of a command. The output of one call is never mixed with other output.
+/// Prints the output of a command. What one method call prints is never mixed with the output of another call.
 pub struct Output {
     format: OutputFormat,
     verbosity: Verbosity,
@@ -67,7 +67,7 @@ pub struct LiveOutput {
     streams: Arc<Mutex<OutputStreams>>,
 }
 
-/// The error that the reader of stdout has closed it.
+/// An error: the program that reads stdout has closed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderGone;
 
@@ -165,7 +165,7 @@ impl Output {
         self.streams().write_stdout(printable(text).as_bytes())
     }
 
-    /// Prints the bytes of a file that another program reads, unchanged.
+    /// Prints bytes without any change, for example a file that another program reads.
     pub fn script(&self, bytes: &[u8]) -> Result<(), CommandFailure> {
         self.streams().write_stdout(bytes)
     }
@@ -207,7 +207,7 @@ impl Output {
         failure.exit
     }
 
-    /// Reports on stderr a failure that does not affect the result, in every format and even with `-q`.
+    /// Prints a failure as text on stderr, whatever the requested format, and even with `-q`.
     pub fn beside(&self, failure: &CommandFailure) {
         let mut streams = self.streams();
         let text = rendered(
@@ -249,7 +249,7 @@ impl LiveOutput {
         unpoisoned(&self.streams).progress.clear();
     }
 
-    /// Shows as progress that a step begins: step `number` (the first is 0) of `of` steps.
+    /// Shows on the progress line that step `number` of `of` steps begins. The first step is 0. `what` names the step.
     pub fn step(&self, number: u32, of: u32, what: &str) {
         unpoisoned(&self.streams).progress.step(number, of, what);
     }
@@ -294,8 +294,8 @@ impl OutputStreams {
         writer.write_all(bytes).and_then(|()| writer.flush()).map_err(|error| unwritten(&error))
     }
 
-    /// Writes to stderr, and draws the progress line again below it. Ignores an error, which could only be reported on
-    /// stderr.
+    /// Writes `text` to stderr, and draws the progress line again below it. Ignores an error, because it could only be
+    /// reported on stderr.
     fn write_stderr(&mut self, text: &str) {
         self.write_stderr_bytes(text.as_bytes());
     }
@@ -309,7 +309,7 @@ impl OutputStreams {
 }
 
 /// Removes all control and invisible characters except newlines, and appends a newline. Text from a peer is already
-/// sanitised when it is received; this also protects the terminal from text that was not.
+/// sanitised when it is received. This function protects the terminal from text that was not sanitised.
 fn printable(text: &str) -> String {
     let mut clean = text.chars().filter(|c| *c == '\n' || is_harmless(*c)).collect::<String>();
     clean.push('\n');

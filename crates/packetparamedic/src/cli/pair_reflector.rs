@@ -19,8 +19,8 @@ pub(super) struct Args {
     /// Address of the reflector: a host name, an IPv4 or an [IPv6] address, with or without port
     #[arg(long, value_name = "HOST[:PORT]")]
     peer: String,
-    /// The code that `reflector pair` printed; - reads it from standard input. Without a code the command asks for it
-    /// [env: PACKETPARAMEDIC_CODE]
+    /// The code that `reflector pair` printed; - reads the code from standard input. Without a code, the command asks
+    /// for one at the terminal [env: PACKETPARAMEDIC_CODE]
     #[arg(long, conflicts_with = "endpoint_id")]
     code: Option<String>,
     /// Read the pairing code from this file
@@ -68,9 +68,10 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     }
     note_small_segments(saved.segment_limit, context);
     if !saved.is_mutual {
-        context
-            .output
-            .note(&format!("it does not know this device yet; there, run: reflector peers add {}", saved.own_id));
+        context.output.note(&format!(
+            "the reflector does not know this device yet: on its host, run `reflector peers add {}`",
+            saved.own_id
+        ));
     }
     Ok(ExitStatus::Done)
 }

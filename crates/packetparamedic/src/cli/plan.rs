@@ -15,18 +15,18 @@ pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Print the plan; the default subcommand
+    /// Print the plan, which has the rates of the internet contract; the default subcommand
     Show,
-    /// Set the plan; results are compared with it
+    /// Set the plan: the rates of the internet contract, with which reports and alert rules compare results
     Set(Promised),
     /// Remove the plan
     Clear,
 }
 
-/// The rates that the contract names. In a file for `apply`, the table `[plan]` has these options as keys.
+/// The rates that the internet contract promises. In a file for `apply`, the table `[plan]` has these options as keys.
 #[derive(clap::Args)]
 pub(super) struct Promised {
-    /// The provider's name for the plan
+    /// The name that the internet provider gives to the plan
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// The promised download rate in bits per second, such as 250M or 1G
@@ -35,16 +35,16 @@ pub(super) struct Promised {
     /// The promised upload rate in bits per second, such as 50M
     #[arg(long, value_name = "RATE", value_parser = rate)]
     upload: u64,
-    /// The download rate that the contract calls usual, if it names one
+    /// The download rate that the contract calls normally available, in bits per second, such as 200M
     #[arg(long, value_name = "RATE", value_parser = rate)]
     download_normal: Option<u64>,
-    /// The download rate that the contract guarantees at all times, if it names one
+    /// The download rate that the contract guarantees at all times, in bits per second, such as 150M
     #[arg(long, value_name = "RATE", value_parser = rate)]
     download_minimum: Option<u64>,
-    /// The upload rate that the contract calls usual, if it names one
+    /// The upload rate that the contract calls normally available, in bits per second, such as 40M
     #[arg(long, value_name = "RATE", value_parser = rate)]
     upload_normal: Option<u64>,
-    /// The upload rate that the contract guarantees at all times, if it names one
+    /// The upload rate that the contract guarantees at all times, in bits per second, such as 30M
     #[arg(long, value_name = "RATE", value_parser = rate)]
     upload_minimum: Option<u64>,
 }
@@ -118,5 +118,5 @@ fn print(stored: &StoredPlan, context: &Context) -> Result<(), CommandFailure> {
 }
 
 fn unprintable(error: &serde_json::Error) -> CommandFailure {
-    CommandFailure::new(ExitStatus::Failed, "internal", "cannot set the plan", error, "please report it")
+    CommandFailure::new(ExitStatus::Failed, "internal", "cannot set the plan", error, "please report this error")
 }

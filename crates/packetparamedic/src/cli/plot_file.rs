@@ -58,6 +58,6 @@ fn unwritten(path: &Path, error: &io::Error) -> CommandFailure {
         "cannot_write_plot",
         what,
         error,
-        "name a file in a folder that you can write",
+        "name a file in a folder that you can write to",
     )
 }

@@ -88,7 +88,7 @@ impl ProgressLine {
         }
     }
 
-    /// Shows that a step begins: step `number` (the first is 0) of `of` steps.
+    /// Shows that step `number` of `of` steps begins. The first step is 0. `what` names the step.
     pub(super) fn step(&mut self, number: u32, of: u32, what: &str) {
         self.prefix = "self-test";
         what.clone_into(&mut self.message);

@@ -1,4 +1,5 @@
-//! Parses the command-line flags for the options that providers declare, and reads the values of these flags.
+//! The command-line flags of the options that providers declare. The value of an option comes from the flag itself,
+//! from a file, from standard input or from an environment variable.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -70,12 +71,13 @@ impl clap::FromArgMatches for ProviderFlags {
 }
 
 impl ProviderFlags {
-    /// The name of a provider option that the user gave; `None` if there is none.
+    /// Returns the name of one of the provider options that the user gave; `None` if the user gave none.
     pub(super) fn first_given(&self) -> Option<&'static str> {
         self.given.keys().next().copied()
     }
 
-    /// Returns the values of all given flags, and the secrets of `provider` from the environment.
+    /// Returns the values of all given flags. A secret of `provider` whose flag is not given comes from the
+    /// environment.
     pub(super) fn values(&self, provider: &str) -> Result<OptionValues, CommandFailure> {
         let mut values = OptionValues::default();
         for (owner, option) in all_options() {

@@ -83,7 +83,9 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
                 true => context.output.json_line(&json!({ "event": "removed", "reflector": removed }))?,
                 false => context.output.line(&format!("forgot {}", removed.name))?,
             }
-            context.output.note("it still knows this device until `reflector peers remove` is run there");
+            context
+                .output
+                .note("the reflector still knows this device until you run `reflector peers remove` on its host");
             Ok(ExitStatus::Done)
         }
     }
@@ -113,12 +115,13 @@ async fn all_of(service: &ServiceClient) -> Result<Vec<Reflector>, CommandFailur
     all.into_iter().map(ListedReflector::reflector).collect()
 }
 
-/// Returns the paired reflector of the service whose name, address or Endpoint ID is `wanted`.
+/// Asks the service for its paired reflectors, and returns the one whose name, address or Endpoint ID is `wanted`.
 async fn one_of(service: &ServiceClient, wanted: &str) -> Result<Reflector, CommandFailure> {
     Ok(find_reflector(all_of(service).await?, wanted).map_err(ApplianceError::from)?)
 }
 
-/// Returns the reflectors to check: the one whose name, address or Endpoint ID is `wanted`, or all.
+/// Returns the reflectors to check: the one whose name, address or Endpoint ID is `wanted`, or all if `wanted` is
+/// `None`.
 pub(super) async fn to_check(wanted: Option<&str>, context: &Context) -> Result<Vec<Reflector>, CommandFailure> {
     match (context.service().await?, wanted) {
         (Some(service), Some(wanted)) => Ok(vec![one_of(&service, wanted).await?]),
@@ -127,7 +130,7 @@ pub(super) async fn to_check(wanted: Option<&str>, context: &Context) -> Result<
     }
 }
 
-/// Checks a reflector by a connection to it, without a test.
+/// Connects to a reflector to check it. Runs no test.
 pub(super) async fn check(reflector: &Reflector, context: &Context) -> Result<CheckedReflector, CommandFailure> {
     match context.service().await? {
         Some(service) => service.post_slow(&reflector_route(reflector.endpoint_id, "/check"), &()).await,

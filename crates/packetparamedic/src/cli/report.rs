@@ -26,20 +26,20 @@ pub(super) struct Args {
     /// The time zone of the report, such as Europe/Berlin [default: that of this host]
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
-    /// Output format: a page (html), or the table of the runs (csv)
+    /// Output format: a page with the whole report (html), or a table with one row for each run (csv)
     #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
     format: ReportFormat,
     /// The file to write [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Leave out names, addresses and Endpoint IDs
+    /// Leave names, addresses and Endpoint IDs out of the report
     #[arg(long)]
     redact: bool,
     #[command(flatten)]
     plan: PlanFlags,
 }
 
-/// The rates of the contract. They replace the stored plan in this report.
+/// The rates that the internet contract promises. In this report, they replace the rates of the stored plan.
 #[derive(clap::Args)]
 #[command(next_help_heading = "The contract [default: the plan that is set]")]
 struct PlanFlags {
@@ -49,16 +49,16 @@ struct PlanFlags {
     /// The promised upload rate in bits per second, such as 50M
     #[arg(long, value_name = "RATE", value_parser = rate)]
     plan_up: Option<u64>,
-    /// The download rate that the contract calls usual
+    /// The download rate that the contract calls normally available, in bits per second, such as 200M
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_down")]
     normal_down: Option<u64>,
-    /// The upload rate that the contract calls usual
+    /// The upload rate that the contract calls normally available, in bits per second, such as 40M
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_up")]
     normal_up: Option<u64>,
-    /// The download rate that the contract guarantees at all times
+    /// The download rate that the contract guarantees at all times, in bits per second, such as 150M
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_down")]
     minimum_down: Option<u64>,
-    /// The upload rate that the contract guarantees at all times
+    /// The upload rate that the contract guarantees at all times, in bits per second, such as 30M
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "plan_up")]
     minimum_up: Option<u64>,
 }
@@ -98,7 +98,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Com
         Some(file) => {
             fs::write(&file, text).map_err(|error| {
                 let what = format!("cannot write the report {}", file.display());
-                let try_ = "name a file in a folder that you can write";
+                let try_ = "name a file in a folder that you can write to";
                 CommandFailure::new(ExitStatus::Usage, "cannot_write_report", what, error, try_)
             })?;
             context.output.note(&format!("written: {}", file.display()));
@@ -107,7 +107,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Com
     Ok(ExitStatus::Done)
 }
 
-/// Reads a whole answer of the service, without a timeout, because a report on a long period takes time.
+/// Reads a whole answer of the service. Has no timeout, because a report on a long period takes time.
 async fn whole(chunks: &mut ChunkReader) -> Result<Vec<u8>, CommandFailure> {
     let mut whole = Vec::new();
     while let Some(chunk) = chunks.next().await? {
@@ -118,7 +118,7 @@ async fn whole(chunks: &mut ChunkReader) -> Result<Vec<u8>, CommandFailure> {
 
 fn invalid(because: impl std::fmt::Display) -> CommandFailure {
     let try_ = "run `packetparamedic report --help` to see the valid values";
-    CommandFailure::new(ExitStatus::Usage, "bad_request", "the report is not made", because, try_)
+    CommandFailure::new(ExitStatus::Usage, "bad_request", "cannot make the report", because, try_)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the command")]

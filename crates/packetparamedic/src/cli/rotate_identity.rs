@@ -30,7 +30,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<ExitStatus
     context.output.line(&endpoint_id.to_string())?;
     context.output.note(&format!("the old identity was {old}; its key is kept in {kept}"));
     for name in reflectors {
-        context.output.note(&format!("{name} knows only the old identity: pair with it again"));
+        context.output.note(&format!("{name} knows only the old identity: pair this device with {name} again"));
     }
     Ok(ExitStatus::Done)
 }

@@ -25,11 +25,11 @@ pub(super) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// List the rules with their open alerts, and why a rule cannot fire; the default subcommand
+    /// List the rules, each with its open alerts or the reason why it cannot fire; the default subcommand
     List,
     /// Add a rule, or with --suggested the suggested rules; a rule judges only later measurements
     Add(Box<NewRuleArgs>),
-    /// Print a rule with all of its values
+    /// Print a rule: what it watches, its open alerts, its channels and its quiet hours
     Show {
         /// The name of the rule
         name: String,
@@ -49,7 +49,7 @@ enum Command {
         /// The name of the rule
         name: String,
     },
-    /// Print when a rule would have fired in the last 30 days: an existing rule, or one with the options of `rule add`
+    /// Print when an existing rule, or a rule with the given options, would have fired in the last 30 days
     Preview(Box<PreviewArgs>),
 }
 
@@ -84,7 +84,8 @@ pub(super) struct RuleOptions {
     /// monitor_latency_p95, outage, test_failed or silence
     #[arg(long, value_name = "METRIC")]
     metric: Option<AlertMetric>,
-    /// Judge only tests against this reflector or server, or only this monitor [default: judge each one separately]
+    /// Judge only tests against this reflector or server, or only this monitor [default: judge all of them, each one
+    /// separately]
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
     /// A value is bad below this rate in bits per second, such as 50M
@@ -112,10 +113,10 @@ pub(super) struct RuleOptions {
     /// Repeat a bad test at once; the alert opens only if the repeated test is bad, too
     #[arg(long)]
     retest: bool,
-    /// The name of a channel for the messages of the rule; can be given several times
+    /// The name of a channel to which the rule sends its messages; can be given several times
     #[arg(long = "channel", value_name = "CHANNEL")]
     channels: Vec<String>,
-    /// Hold messages back within these hours of the day, such as 22:00-07:00
+    /// Hold back the messages of the rule during these hours of the day, such as 22:00-07:00
     #[arg(long, value_name = "HH:MM-HH:MM", value_parser = |text: &str| text.parse::<QuietHours>())]
     quiet_hours: Option<QuietHours>,
     /// Time zone of the quiet hours and of the hours of the week, such as Europe/Berlin [default: that of this host]
@@ -171,13 +172,13 @@ impl RuleOptions {
 
 /// Parses a share in percent, such as `70%`. The share may be above 100 %.
 fn percent(text: &str) -> Result<f64, String> {
-    let valid = "a share in percent, such as 70%";
+    let valid = "valid: a share in percent, such as 70%";
     let number = text.trim().strip_suffix('%').ok_or(valid)?.trim().parse::<f64>().map_err(|_| valid)?;
     if number.is_finite() && number >= 0.0 { Ok(number / 100.0) } else { Err(valid.to_owned()) }
 }
 
 fn count(text: &str) -> Result<(u32, u32), String> {
-    let valid = "two numbers such as 3/4, for 3 of the last 4";
+    let valid = "valid: two numbers such as 3/4, for 3 of the last 4";
     let (times, of) = text.split_once('/').ok_or(valid)?;
     let number = |text: &str| text.trim().parse::<u32>().map_err(|_| valid.to_owned());
     Ok((number(times)?, number(of)?))
@@ -292,7 +293,7 @@ async fn add(args: NewRuleArgs, json: bool, context: &Context) -> Result<ExitSta
         }
     }
     if service.is_none() && !args.dry_run {
-        context.output.note("rules judge while the service runs: packetparamedic serve");
+        context.output.note("rules judge only while the service runs: start the service with `packetparamedic serve`");
     }
     Ok(ExitStatus::Done)
 }

@@ -27,14 +27,14 @@ use super::{Context, speed_test, table_lines};
 use crate::web::client::ServiceClient;
 use crate::web::table_exports::RequestedTable;
 
-/// The longest answer that is read from the terminal, in bytes.
+/// The maximum length of an answer that is read from the terminal, in bytes.
 const LONGEST_ANSWER: u64 = 100;
 
 pub(super) type Args = ObjectArgs<Command>;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// List the schedules: next run, last run, data volume; the default subcommand
+    /// List the schedules, each with its next run, last run and data volume; the default subcommand
     List,
     /// Add a schedule; prints the data volume of its tests, and asks for confirmation
     Add(Box<AddArgs>),
@@ -101,7 +101,7 @@ pub(super) struct AddArgs {
     /// [default: that of this host]
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
-    /// Start each run after a random delay of at most TIME; 0 starts on the minute
+    /// Start each run after a random delay of at most TIME; with 0, a run starts as soon as it is due
     /// [default: a tenth of the time between two runs, at most 10m]
     #[arg(long, value_name = "TIME", value_parser = time)]
     spread: Option<Duration>,
@@ -117,7 +117,8 @@ pub(super) struct AddArgs {
     /// Skip a run if the schedule would then use more than this much data in the calendar month, such as 50GB
     #[arg(long, value_name = "SIZE", value_parser = size_of_data)]
     budget_month: Option<u64>,
-    /// Skip a run while other traffic uses more than this share of the line, such as 30%; off: never [default: 20%]
+    /// Skip a run while other traffic uses more than this share of the line, such as 30%; off skips no run [default:
+    /// 20%]
     #[arg(long, value_name = "SHARE|off", value_parser = busy_share)]
     busy_share: Option<LineShareLimit>,
     /// Run only while the default route uses this interface; for several, use commas or repeat the option
@@ -216,7 +217,7 @@ async fn enable(name: &str, enabled: bool, json: bool, context: &Context) -> Res
     say(json, event, &stored.schedule.name, context)
 }
 
-/// The failure of a command that needs the running service, if no service runs.
+/// The failure of a command that needs the service while no service runs.
 fn no_service() -> CommandFailure {
     let try_ = "start it with `packetparamedic serve`, or run `packetparamedic speed-test`";
     let because = "only the running service runs schedules";
@@ -272,7 +273,7 @@ async fn add(args: AddArgs, json: bool, context: &mut Context) -> Result<ExitSta
         context.output.line(&format!("added: {}", added.schedule.name))?;
     }
     if service.is_none() {
-        context.output.note("it runs while the service runs: packetparamedic serve");
+        context.output.note("it runs only while the service runs: start the service with `packetparamedic serve`");
     }
     Ok(ExitStatus::Done)
 }
@@ -304,7 +305,7 @@ pub(super) fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedul
     Ok(schedule)
 }
 
-/// Asks for confirmation at the terminal. Without a terminal, the answer is no.
+/// Asks for confirmation at the terminal. Returns false without asking if stdin is not a terminal, or if `json` is set.
 fn is_agreed(json: bool) -> Result<bool, CommandFailure> {
     if json || !std::io::stdin().is_terminal() {
         return Ok(false);
@@ -333,7 +334,7 @@ fn described(proposal: &ScheduleProposal) -> Vec<String> {
     }
     let too_small = |limit: Option<u64>| limit.is_some_and(|limit| limit < schedule.expected_bytes);
     if too_small(schedule.budget.day_bytes) || too_small(schedule.budget.month_bytes) {
-        lines.push("the budget is smaller than one run: none will start unless a run uses less than that".to_owned());
+        lines.push("one run is expected to use more than the budget: no run starts while this is expected".to_owned());
     }
     lines
 }

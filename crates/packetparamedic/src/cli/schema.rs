@@ -1,4 +1,4 @@
-//! `packetparamedic schema`: prints the JSON Schema of all JSON output.
+//! `packetparamedic schema`: prints the JSON Schema of results, self-tests, errors and events.
 
 use paramedic_report::document;
 

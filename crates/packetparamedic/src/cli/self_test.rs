@@ -1,5 +1,5 @@
-//! `packetparamedic self-test`: measures what this device can carry and prints the result. `paramedic-report` judges
-//! the numbers.
+//! `packetparamedic self-test`: measures the highest data rates of this device and prints the result. The crate
+//! `paramedic-report` judges the numbers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::values::time;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Duration of each measurement: seconds, or a duration such as 500ms
+    /// Duration of each measurement, from 100ms to 10s: seconds, or a duration such as 500ms
     #[arg(short = 't', long = "time", value_name = "SECS", default_value = "2", value_parser = each)]
     time: Duration,
     /// Print one JSON document
@@ -56,13 +56,13 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
 }
 
 fn interrupted() -> CommandFailure {
-    let because = "Ctrl-C or SIGTERM interrupted it";
+    let because = "Ctrl-C or a signal interrupted the self-test";
     CommandFailure::new(
         ExitStatus::Interrupted,
         "interrupted",
         "the self-test has no result",
         because,
-        "run it again; it takes less than a minute",
+        "run the self-test again; with the default -t it takes less than a minute",
     )
 }
 

@@ -1,4 +1,5 @@
-//! `serve`: the service that runs schedules and answers the other commands on its socket, and other clients by TCP.
+//! `serve`: runs the service, which runs schedules and monitors. The service answers other commands on its unix socket,
+//! and other clients by TCP.
 
 use paramedic_appliance::app::Appliance;
 use paramedic_engines::memory;
@@ -84,14 +85,14 @@ pub(super) async fn run(context: &mut Context) -> Result<ExitStatus, CommandFail
     Ok(ExitStatus::Done)
 }
 
-/// Sets the administrator's password from the file that [`PASSWORD_VARIABLE`] names, if it names one. Returns whether a
-/// password is set.
+/// Sets the administrator's password from the file that [`PASSWORD_VARIABLE`] names, if that variable is set. Returns
+/// whether a password is set.
 async fn set_password(appliance: &Appliance) -> Result<bool, CommandFailure> {
     let Some(file) = std::env::var_os(PASSWORD_VARIABLE).filter(|file| !file.is_empty()) else {
         return Ok(appliance.has_password().await?);
     };
     let unreadable = |error| {
-        let what = format!("cannot read the file of {PASSWORD_VARIABLE}");
+        let what = format!("cannot read the file that {PASSWORD_VARIABLE} names");
         CommandFailure::new(ExitStatus::Usage, "unreadable", what, error, "check its path and permissions")
     };
     let text = Zeroizing::new(std::fs::read_to_string(file).map_err(unreadable)?);
@@ -112,14 +113,14 @@ fn tls_of(context: &Context) -> Result<Option<TlsAcceptor>, CommandFailure> {
     }
 }
 
-/// Listens on the address of the setting `listen`. Returns `None` if the setting is `off`, or if the default address is
-/// not free: then only the unix socket is served.
+/// Listens on the address of the setting `listen`. Returns `None` if the setting is `off`, or if the service cannot
+/// listen on the default address. The service then listens only on its unix socket.
 async fn listen(context: &Context) -> Result<Option<TcpListener>, CommandFailure> {
     let ApiListen::Address(address) = context.settings.listen else { return Ok(None) };
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if context.origins.is_default("listen") => {
-            tracing::warn!(%address, %error, "cannot listen there; only the unix socket is served");
+            tracing::warn!(%address, %error, "cannot listen on this address; the service uses only its unix socket");
             Ok(None)
         }
         Err(error) => Err(CommandFailure::new(
@@ -157,12 +158,12 @@ fn no_socket(error: &UnixSocketError) -> CommandFailure {
         UnixSocketError::InUse { .. } => (
             ExitStatus::Failed,
             "already_running",
-            "run `packetparamedic status` to see the one that is running, or set another folder with --runtime-dir",
+            "run `packetparamedic status` to see the service that is running, or set another folder with --runtime-dir",
         ),
         _ => (
             ExitStatus::Usage,
             "runtime_dir",
-            "set another folder with --runtime-dir or PACKETPARAMEDIC_RUNTIME_DIR, or run as the user that owns it",
+            "set another folder with --runtime-dir or PACKETPARAMEDIC_RUNTIME_DIR, or run as the owner of the folder",
         ),
     };
     CommandFailure::new(exit, code, "the service cannot start", error, try_)

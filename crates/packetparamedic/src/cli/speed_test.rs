@@ -38,7 +38,8 @@ use test_handle::{TestHandle, TestOver};
 
 /// The default duration of the idle phase.
 const IDLE: Duration = Duration::from_secs(3);
-/// The maximum duration of a direction that ends after a number of bytes, unless `-t` sets another.
+/// With `-n` but without `-t`, a direction ends after this time even if it has not moved all bytes. A longer setting
+/// `duration` replaces this time.
 const TIME_FOR_BYTES: Duration = Duration::from_secs(60);
 /// The default number of TCP streams. A single stream often measures its congestion control instead of the line; four
 /// streams fill most lines.
@@ -48,8 +49,8 @@ const DATAGRAM_STREAMS: u16 = 1;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The reflector to measure against: a saved name, or an address of a paired reflector
-    /// [default: the only paired reflector]; with --provider iperf3 the iperf3 server
+    /// The reflector to measure against (a saved name, or an address of a paired reflector), or with --provider iperf3
+    /// the address of the iperf3 server [default: the only paired reflector]
     #[arg(long, value_name = "HOST[:PORT]|NAME")]
     peer: Option<String>,
     /// The same as --peer HOST, as in iperf3
@@ -77,12 +78,12 @@ pub(super) struct Args {
     /// Duration of each direction: seconds, or a duration such as 500ms or 2m [default: 10]
     #[arg(short = 't', long = "time", value_name = "SECS")]
     time: Option<String>,
-    /// End each direction after this many bytes of payload, such as 10M or 1G, all streams together; at the latest
-    /// after the time of -t, which then has the default 60
+    /// End each direction after this many bytes of payload (the sum of all streams), such as 10M or 1G, or after the
+    /// time of -t if that is sooner; with this option, -t has the default 60
     #[arg(short = 'n', long = "bytes", value_name = "SIZE", value_parser = bytes)]
     pub(super) bytes: Option<u64>,
-    /// Send at most this many bytes of payload in the run, such as 200MB or 1GiB; each direction has an equal share,
-    /// and ends when the share is used up or the time of the direction is over
+    /// Transfer at most this many bytes of payload in the run, such as 200MB or 1GiB; each direction has an equal
+    /// share, and ends when the share is used up or the time of the direction is over
     #[arg(long, value_name = "SIZE", value_parser = budget, conflicts_with = "bytes")]
     pub(super) budget: Option<u64>,
     /// End a direction after 5, 6.5 or 8 s if its rate is stable by then; cannot be combined with -t, -n, --budget, -u,
@@ -167,8 +168,8 @@ pub(super) struct Args {
     /// Do not queue: exit with code 5 if this device or the other end is busy
     #[arg(long)]
     no_wait: bool,
-    /// Wait at most TIME in the queue [default: with a reflector 6 hours, or less if the place in its queue stops
-    /// improving; with an iperf3 server 0]
+    /// Wait at most TIME in the queue [default: with a reflector 6 hours, or less if this device does not move up in
+    /// its queue; with an iperf3 server 0]
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "no_wait")]
     wait: Option<Duration>,
     /// Add to the result the measurements of each 100 ms interval, and the TCP statistics of each stream at both ends
@@ -177,7 +178,7 @@ pub(super) struct Args {
     /// Write a plot of throughput, latency and loss over time to FILE, as SVG; implies --intervals
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// Do not draw the graphs of the phases below the report (only a terminal shows them)
+    /// Do not draw graphs of the phases after the report (without this option, graphs are drawn on a terminal)
     #[arg(long)]
     no_graph: bool,
     /// Add iperf3's own output to the result
@@ -195,12 +196,12 @@ pub(super) struct Args {
     /// Exit with code 3 if the median round trip under load is above this time in ms, such as 100
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_loaded_latency: Option<f64>,
-    /// Exit with code 3 if the loss in either direction is above this share, such as 1% or 0.01: the loss of probes on
-    /// the idle path, or of datagrams at a fixed -b
+    /// Exit with code 3 if the loss in either direction is above this share, such as 1% or 0.01; this is the loss of
+    /// probes on the idle path, or the loss of datagrams at a fixed -b
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loss: Option<f64>,
-    /// Exit with code 3 if the loss under the test's own load is above this share, such as 1% or 0.01: the loss of
-    /// probes, or of datagrams with -b 0
+    /// Exit with code 3 if the loss under the test's own load is above this share, such as 1% or 0.01; this is the loss
+    /// of probes, or with -u -b 0 the loss of datagrams
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loaded_loss: Option<f64>,
     /// Do not save the result; changes nothing in the state folder
@@ -346,7 +347,8 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     }
 }
 
-/// The request of a test that is stored and run later. It contains no secrets, because those are never stored.
+/// Builds the request of a test that is stored and run later. Fails if the user gave a provider option, because such an
+/// option may be secret, and secrets are never stored.
 pub(super) fn storable_request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure> {
     if let Some(option) = args.provider_options.first_given() {
         let because = format!("--{option} may be secret, and schedules store no secrets");
@@ -355,16 +357,18 @@ pub(super) fn storable_request(args: &Args, context: &Context) -> Result<TestReq
     request(args, context)
 }
 
-/// A note that `-b` limits each stream, not the sum of the streams. `None` without such a limit, for a test without
-/// load, with a single stream, or if the user set the number of streams (`is_default` is false).
+/// Returns a note that `-b` limits each stream, not the sum of the streams. Returns `None` if the test has no such
+/// limit, no load or a single stream, or if the user set the number of streams (`is_default` is false).
 fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
     let bps = spec.bitrate_bps.filter(|bps| *bps > 0 && is_default && spec.streams > 1)?;
     let loads = spec.phases.iter().any(|phase| !phase.load.directions().is_empty());
     let (streams, each) = (spec.streams, quantity::rate(bps));
-    loads.then(|| format!("-b limits each stream: {streams} streams × {each} in each direction; -P 1 for one stream"))
+    loads.then(|| {
+        format!("-b limits each stream: {streams} streams × {each} in each direction; use -P 1 for one stream")
+    })
 }
 
-/// The pictures of a run that the user asked for.
+/// The plot file and the terminal graphs of a run. Each is `None` if it is not wanted.
 struct Pictures {
     plot: Option<PlotFile>,
     curves: Option<PhaseCurves>,
@@ -407,7 +411,7 @@ fn conclude(end: TestOver, pictures: Pictures, context: &mut Context) -> Result<
     })
 }
 
-/// Reports why a result was not saved.
+/// Prints the failure to save a result, if there is one.
 fn report_unsaved(unsaved: Option<CommandFailure>, context: &Context) {
     if let Some(mut unsaved) = unsaved {
         unsaved.what = "the result is not saved".to_owned();
@@ -415,12 +419,13 @@ fn report_unsaved(unsaved: Option<CommandFailure>, context: &Context) {
     }
 }
 
-/// Returns why a given option of iperf3 is refused; `None` if no such option is given.
+/// Returns why an iperf3 option that the user gave is refused; `None` if the user gave no such option.
 fn refused_iperf3_option(args: &Args) -> Option<&'static str> {
     args.iperf3_json.then_some("-J is not supported: use --json for this program's JSON, --raw to add iperf3's own")
 }
 
-/// Returns the other end of the test. If `named` contains no port, adds the port of `-p`.
+/// Returns the other end of the test: `named`, to which the port of `-p` is added if `named` contains no port. Returns
+/// `None` if neither is given.
 fn peer(named: Option<&str>, port: Option<u16>) -> Result<Option<String>, ApplianceError> {
     let Some(port) = port else { return Ok(named.map(str::to_owned)) };
     let Some(named) = named else {
@@ -439,7 +444,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     request_of(args, &context.settings, &context.origins)
 }
 
-/// A command line on which the user gave no option, for the defaults.
+/// A command line without options. Parsing it gives the default of every option.
 #[derive(clap::Parser)]
 #[command(no_binary_name = true)]
 struct NoOptions {

@@ -42,7 +42,7 @@ pub(super) async fn health(args: HealthArgs, context: &mut Context) -> Result<Ex
     Err(unhealthy(&status))
 }
 
-/// The failure that reports a service that is faulted or is stopping.
+/// The failure of `health` while the service is faulted or stopping.
 fn unhealthy(status: &ServiceStatus) -> CommandFailure {
     let (because, try_) = if status.state == "stopping" {
         ("it was told to stop".to_owned(), "wait until it has ended, then start it again")

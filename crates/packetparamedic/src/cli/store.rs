@@ -29,7 +29,8 @@ enum Command {
     },
     /// Check every page and every row of the database; exit code 1 if something is wrong
     Check,
-    /// Delete what is older than the settings keep_results and keep_intervals allow, as the service does once a day
+    /// Delete the results and the interval measurements that are older than the settings keep_results and
+    /// keep_intervals allow; the service does this once a day
     Prune {
         /// Only count what is too old, and delete nothing
         #[arg(long)]
@@ -66,7 +67,7 @@ async fn backup(file: PathBuf, json: bool, context: &Context) -> Result<ExitStat
             quantity::bytes(written.bytes),
             contents(&written)
         ))?;
-        context.output.note("the key of this device is not in it: keep a copy of identity.key, too");
+        context.output.note("the key of this device is not in the backup: keep a copy of identity.key, too");
     }
     Ok(ExitStatus::Done)
 }
@@ -91,10 +92,10 @@ async fn check(json: bool, context: &Context) -> Result<ExitStatus, CommandFailu
         return Err(CommandFailure::new(ExitStatus::Failed, "history_corrupt", what, check.problems.join("; "), try_));
     }
     if let Some(first) = check.unreadable.first() {
-        let because = format!("these are no result documents: {}", check.unreadable.join(", "));
+        let because = format!("these results are not valid documents: {}", check.unreadable.join(", "));
         let try_ = format!(
-            "`packetparamedic history show {first} --json` prints one as it is saved, `packetparamedic history delete \
-             {first}` deletes it"
+            "`packetparamedic history show {first} --json` prints the first one as it is saved; `packetparamedic \
+             history delete {first}` deletes it"
         );
         let what = "some saved results cannot be read";
         return Err(CommandFailure::new(ExitStatus::Failed, "history_unreadable", what, because, try_));

@@ -26,9 +26,9 @@ pub(super) enum Command {
         #[arg(long, value_name = "read|run|admin", value_parser = scope, default_value = "read")]
         scope: AccessScope,
     },
-    /// Print a link for setting the administrator's password; it works once and expires after an hour
+    /// Print a link for setting the administrator's password; the link works once and expires after an hour
     Setup,
-    /// Remove a token: the service then refuses requests with it
+    /// Remove a token; the service then refuses requests with this token
     Remove {
         /// The name of the token
         name: String,
@@ -67,7 +67,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
                 context.output.json_line(&new)?;
             } else {
                 context.output.line(&new.token)?;
-                context.output.note("store it now: it is not shown again");
+                context.output.note("store the token now: it is not shown again");
             }
         }
         Command::Setup => {
@@ -79,7 +79,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
                 context.output.json_line(&link)?;
             } else {
                 context.output.line(&link.path)?;
-                context.output.note("open it at the address of the service, as in http://localhost:8068/setup/…");
+                context.output.note("open this path at the service's address, as in http://localhost:8068/setup/…");
             }
         }
         Command::Remove { name } => {

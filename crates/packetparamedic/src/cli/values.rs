@@ -33,7 +33,7 @@ pub(super) fn budget(text: &str) -> Result<u64, String> {
     if bytes == 0 { Err(with_valid("0 bytes measure nothing", valid)) } else { Ok(bytes) }
 }
 
-/// Parses an amount of data that an internet line carries, in decimal units: `500MB`, `50GB`.
+/// Parses a number of bytes, in the units of the configuration: `500MB`, `50GB`, `1GiB`. Unlike [`budget`], accepts 0.
 pub(super) fn size_of_data(text: &str) -> Result<u64, String> {
     quantity::parse_bytes(text).map_err(|error| with_valid(error, "bytes, such as 500MB or 50GB"))
 }
@@ -71,7 +71,7 @@ fn with_valid(problem: impl fmt::Display, valid: &str) -> String {
 pub(super) fn octet(text: &str) -> Result<u8, String> {
     let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
     let octet = hexadecimal.map_or_else(|| text.parse(), |digits| u8::from_str_radix(digits, 16));
-    octet.map_err(|_| "a type of service is written like 184 or 0xb8: 0 to 255".to_owned())
+    octet.map_err(|_| "a type of service is a number from 0 to 255, such as 184 or 0xb8".to_owned())
 }
 
 /// Parses a DSCP: its number, or its name in the IANA registry (`46`, `EF`, `CS1`, `AF41`, `LE`).

@@ -14,7 +14,7 @@ use paramedic_report::{plot, quantity};
 
 use tables::ReportTable;
 
-/// The style sheet of the report's HTML page, which contains it.
+/// The style sheet that the report's HTML page contains.
 const STYLE: &str = include_str!("../../templates/report.css");
 
 /// The Content-Security-Policy in the report's HTML page. It allows the page's own styles and nothing else, even if the
@@ -27,10 +27,10 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 /// The format of a report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ReportFormat {
-    /// One page with everything, to read and to print.
+    /// One page with the whole report, to read and to print.
     #[default]
     Html,
-    /// The table of the runs.
+    /// A table with one row for each run.
     Csv,
 }
 
@@ -68,7 +68,7 @@ struct ReportPage<'a> {
     sections: Vec<ReportSection>,
 }
 
-/// The figures of the report about one direction, download or upload.
+/// The plots of one direction, download or upload, each as SVG.
 struct ReportFigures {
     name: &'static str,
     over_time: Option<String>,
@@ -83,7 +83,7 @@ struct ReportSection {
 }
 
 impl ReportPage<'_> {
-    /// The label of a finding on the page: its CSS class and its word.
+    /// Returns the CSS class of a finding, and the word that the page shows for it.
     fn mark(&self, finding: &Finding) -> (&'static str, &'static str) {
         match finding.tone {
             Tone::Good => ("good", "Good"),
@@ -121,7 +121,7 @@ pub(crate) fn report_policy() -> String {
     format!("{}; frame-ancestors 'none'", *POLICY)
 }
 
-/// The facts at the head of the report's page: names and values.
+/// Returns the facts at the head of the report's page, each as a name and a value.
 fn summary(report: &LineReport) -> Vec<(&'static str, String)> {
     let zone = report.zone.iana_name().unwrap_or("the device's zone");
     let contract = |direction| {
@@ -195,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    /// A report of 40 runs against another end with this name.
+    /// Creates a report of 40 runs. `name` is the name of the other end of each run.
     fn report(name: &str) -> LineReport {
         let mut runs = Vec::new();
         for number in 0..40 {

@@ -18,11 +18,11 @@ const MAX_RUNS: usize = 1_000;
 pub(super) struct ReportTable {
     /// The title of the table.
     pub(super) title: String,
-    /// The heads of the columns, and whether each column has numbers.
+    /// The head of each column, and whether the column has numbers.
     pub(super) columns: Vec<(&'static str, bool)>,
     /// The rows of cells. The first cell of each row is the head of the row.
     pub(super) rows: Vec<Vec<String>>,
-    /// The text in place of the rows if the table has none.
+    /// The text that replaces the rows if the table has no rows.
     pub(super) empty: &'static str,
 }
 

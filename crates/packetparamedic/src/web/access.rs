@@ -10,8 +10,8 @@ use crate::network::IpNetwork;
 /// The prefix of the API's routes.
 pub(super) const API: &str = "/api/v1";
 
-/// The routes at which a request that is not a read needs only the scope `run`, not `admin`: they start or end a test,
-/// or check a proposed schedule without saving it.
+/// The routes whose changes need only the scope `run`, not `admin`. They start or end a test, or check a proposed
+/// schedule without saving it.
 const RUNS: [&str; 5] =
     ["/tests", "/tests/{id}/cancel", "/schedules/proposals", "/schedules/{name}/run", "/schedule-runs/cancel"];
 
@@ -29,7 +29,7 @@ const SETTINGS: [&str; 8] = [
 
 /// The routes of the login, which need no scope.
 const LOGIN: [&str; 2] = ["/login", "/logout"];
-/// The page to which a setup link leads.
+/// The path of the page to which a setup link leads.
 pub(super) const SETUP_PAGE: &str = "/setup/{secret}";
 /// The routes of the pages' files and of the choice of colours. They need no scope, because the login page uses them
 /// too.
@@ -44,15 +44,15 @@ pub(super) struct RequestFacts<'a> {
     pub(super) local: SocketAddr,
     /// The value of the header `Host`; `None` if the request does not have exactly one.
     pub(super) host: Option<&'a str>,
-    /// The host and port in the request target, if the target is in absolute form.
+    /// The host and port in the request target; `None` if the target is not in absolute form.
     pub(super) target: Option<&'a str>,
-    /// The name of the first header in the request that a proxy adds.
+    /// The name of the first header that shows that a proxy forwarded the request, such as `via`; `None` without one.
     pub(super) proxy_header: Option<&'a str>,
-    /// The values of the headers `X-Forwarded-For`, joined.
+    /// The values of all headers `X-Forwarded-For`, joined with commas; `None` if there are none.
     pub(super) forwarded_for: Option<&'a str>,
-    /// The value of the header `Origin`.
+    /// The value of the header `Origin`; `None` without this header.
     pub(super) origin: Option<&'a str>,
-    /// The value of the header `Sec-Fetch-Site`.
+    /// The value of the header `Sec-Fetch-Site`; `None` without this header.
     pub(super) fetch_site: Option<&'a str>,
     /// Whether the method of the request may change something.
     pub(super) is_change: bool,
@@ -72,7 +72,8 @@ pub(super) struct Admitted {
 /// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum AccessRefusal {
-    /// The request names another host: a web page may have given its own name this host's address (DNS rebinding).
+    /// The request names another host. A hostile web page can cause this: it makes its own DNS name point to this host
+    /// (DNS rebinding).
     WrongHost { port: u16 },
     /// A proxy that is not trusted forwarded the request.
     UntrustedProxy { header: String, peer: IpAddr },
@@ -80,7 +81,7 @@ pub(super) enum AccessRefusal {
     CrossOrigin { origin: String },
     /// The request needs a login or a token, and has neither.
     LoginRequired,
-    /// The token of the request is not valid, or no longer.
+    /// The token of the request is not valid, or is no longer valid.
     UnknownToken,
     /// The request needs a larger scope than its token or its login has, or than a client without a login has.
     ScopeTooSmall { needs: AccessScope, has: AccessScope },
@@ -151,7 +152,7 @@ pub(super) fn is_proxy_header(name: &str) -> bool {
 }
 
 /// Returns the scope that a request needs, by its method and by the pattern `path` of its route; `None` if it needs
-/// none. A route that no constant above lists needs `read` for a read, and `admin` for a change.
+/// none. A route that no constant of this module lists needs `read` for a read, and `admin` for a change.
 pub(super) fn needed_scope(method: &Method, path: &str) -> Option<AccessScope> {
     let route = path.strip_prefix(API).unwrap_or(path);
     let is_below = |part: &&str| route.strip_prefix(*part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -187,7 +188,8 @@ fn is_own_host(facts: &RequestFacts<'_>) -> bool {
     facts.host.is_some_and(is_own) && facts.target.is_none_or(is_own)
 }
 
-/// Refuses a read by a page of another site: the page cannot see the answer, but it could make this host work for it.
+/// Refuses a read by a page of another site. The page cannot see the answer, but its requests could keep this host
+/// busy.
 fn check_site(facts: &RequestFacts<'_>) -> Result<(), AccessRefusal> {
     match facts.fetch_site {
         Some(site @ ("cross-site" | "same-site")) => {
@@ -197,7 +199,8 @@ fn check_site(facts: &RequestFacts<'_>) -> Result<(), AccessRefusal> {
     }
 }
 
-/// Refuses a change by a page of another origin. A browser sends the origin with every change; programs send none.
+/// Refuses a change by a page of another origin. A browser sends the origin of the page with every change. Other
+/// programs send no origin.
 fn check_origin(facts: &RequestFacts<'_>) -> Result<(), AccessRefusal> {
     let refused = |origin: &str| Err(AccessRefusal::CrossOrigin { origin: origin.to_owned() });
     if let Some(site) = facts.fetch_site.filter(|site| !["same-origin", "none"].contains(site)) {

@@ -8,15 +8,15 @@ use axum::body::Bytes;
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
-/// The body of an HTTP answer, with a guard `G`. The server drops the body and the guard when the client has gone or
-/// has read the whole answer; the sender of the parts can wait until then.
+/// The body of an HTTP answer. The server drops the body when the client has disconnected or has read the whole answer.
+/// This also drops the guard `G`, and closes the channel for the sender of the parts.
 pub(super) struct ChannelBody<G> {
     parts: mpsc::Receiver<Bytes>,
     _guard: G,
 }
 
 impl<G> ChannelBody<G> {
-    /// Creates the body that consists of `parts`, with a guard.
+    /// Creates a body that consists of `parts`. `guard` is dropped together with the body.
     pub(super) fn new(parts: mpsc::Receiver<Bytes>, guard: G) -> Self {
         Self { parts, _guard: guard }
     }

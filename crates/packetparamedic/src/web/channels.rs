@@ -58,8 +58,8 @@ pub(super) async fn disable(
     Ok(Json(switched(&state, source, &name, false).await?))
 }
 
-/// Sends a test message through a channel at once. If the other end refuses the message, the answer reports this; the
-/// request succeeds.
+/// Sends a test message through a channel at once. If the other end refuses the message, the answer reports this, but
+/// the request still succeeds.
 pub(super) async fn test(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,
@@ -93,8 +93,8 @@ pub(super) async fn switched(
     Ok(stored)
 }
 
-/// Returns the channel with this name, if the request may change it. The caller then changes the returned channel, not
-/// the one with the name, because another channel can have the name by then.
+/// Returns the channel with this name, if the request may change it. The caller must then change the returned channel,
+/// and must not look up the name again, because another channel can have the name by then.
 async fn changeable(appliance: &Appliance, source: RequestSource, name: &str) -> Result<StoredChannel, ApplianceError> {
     let stored = appliance.channel(name).await?;
     check_source(stored.channel.destination.is_command(), source)?;
@@ -106,12 +106,12 @@ fn check_source(is_command: bool, source: RequestSource) -> Result<(), Appliance
     if is_command && !source.is_on_this_host() { Err(ChannelError::CommandRefused.into()) } else { Ok(()) }
 }
 
-/// The API route of a channel, or of an `action` on it, such as `/enable`.
+/// The API route of the channel `name`. `action` is empty, or a suffix such as `/enable`.
 pub(crate) fn channel_route(name: &str, action: &str) -> String {
     format!("/channels/{}{action}", encoded(name))
 }
 
-/// The API route of the latest alert messages, at most `limit`.
+/// The API route that lists the latest alert messages, at most `limit` of them.
 pub(crate) fn messages_route(limit: u32) -> String {
     format!("/messages?limit={}", limit.clamp(1, 1000))
 }

@@ -17,20 +17,20 @@ use super::problem::Problem;
 /// The maximum number of chunks that wait for a slow client.
 const WAITING_CHUNKS: usize = 2;
 
-/// Sends the chunks of a body. An error in place of a chunk breaks the transfer off, so that the client does not take a
-/// part of the answer for the whole.
+/// Sends the chunks of an answer's body. An error in place of a chunk aborts the transfer, so that the client notices
+/// that the answer is incomplete.
 pub(super) type ChunkSender = mpsc::Sender<io::Result<Bytes>>;
 
-/// Creates a body and the sender of its chunks. Sending fails when the client has gone.
+/// Creates the body of an answer, and the sender of its chunks. Sending fails after the client has disconnected.
 pub(super) fn body() -> (ChunkSender, Body) {
     let (sender, chunks) = mpsc::channel(WAITING_CHUNKS);
     (sender, Body::new(ChunkBody { chunks }))
 }
 
-/// An answer that consists of lines: its media type and its body.
+/// An answer that consists of lines of text: the header with its media type, and its body.
 pub(super) type LinesAnswer = ([(HeaderName, &'static str); 1], Body);
 
-/// Answers with the lines of an export, as the media type `kind`. An error before the first line is answered with a
+/// Answers with the lines of an export. `kind` is the media type. An error before the first line is answered with a
 /// problem document.
 pub(super) async fn of_lines<E: ExportLines>(mut export: E, kind: &'static str) -> Result<LinesAnswer, Problem> {
     let first = export.next_lines().await.map_err(ApplianceError::from)?;

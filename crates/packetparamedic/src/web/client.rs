@@ -34,9 +34,9 @@ pub(crate) struct ServiceClient {
 
 /// What a command found at the sockets of a service.
 pub(crate) enum FoundService {
-    /// A service that answers and that this user can trust.
+    /// A service that accepts connections and that this user can trust.
     Running(ServiceClient),
-    /// A socket that a killed service left behind.
+    /// A socket at which no program listens, because its service was killed.
     Stale(PathBuf),
     /// A socket that this user may not use, or at which another user's program listens.
     Denied(PathBuf, io::Error),
@@ -79,12 +79,12 @@ impl ServiceClient {
         Ok(LineReader::of(self.opened(Method::GET, route, Bytes::new()).await?))
     }
 
-    /// Requests `route`, which may take any time to answer, and parses the JSON of the answer.
+    /// Requests `route` without a timeout, and parses the JSON of the answer.
     pub(crate) async fn get_slow<T: DeserializeOwned>(&self, route: &str) -> Result<T, CommandFailure> {
         read(whole(&mut self.opened(Method::GET, route, Bytes::new()).await?).await?)
     }
 
-    /// Posts a JSON body to `route`, which may take any time to answer.
+    /// Posts a JSON body to `route` without a timeout, and parses the JSON of the answer.
     pub(crate) async fn post_slow<T: DeserializeOwned>(
         &self,
         route: &str,
@@ -115,7 +115,7 @@ impl ServiceClient {
         read(self.answer(Method::POST, route, json(body)?).await?)
     }
 
-    /// Puts a text to `route`, and parses the JSON of the answer.
+    /// Sends a PUT request with the body `text` to `route`, and parses the JSON of the answer.
     pub(crate) async fn put<T: DeserializeOwned>(&self, route: &str, text: String) -> Result<T, CommandFailure> {
         read(self.answer(Method::PUT, route, text.into()).await?)
     }
@@ -125,12 +125,13 @@ impl ServiceClient {
         read(self.answer(Method::DELETE, route, Bytes::new()).await?)
     }
 
-    /// The API route of a schedule, or of an `action` on it, such as `/run`.
+    /// The API route of the schedule `name`. `action` is empty, or a suffix such as `/run`.
     pub(crate) fn schedule_route(name: &str, action: &str) -> String {
         format!("/schedules/{}{action}", encoded(name))
     }
 
-    /// The API route of the latest runs of a schedule, or of all schedules; at most `limit` runs.
+    /// The API route that lists the latest runs of the schedule `name`, at most `limit` of them. If `name` is `None`,
+    /// the runs of all schedules.
     pub(crate) fn runs_route(name: Option<&str>, limit: u32) -> String {
         let of = name.map(|name| format!("&schedule={}", encoded(name))).unwrap_or_default();
         format!("/schedule-runs?limit={}{of}", limit.clamp(1, 1000))
@@ -152,7 +153,7 @@ impl ServiceClient {
         let mut lines = LineReader::of(body);
         match lines.test_line().await? {
             Some(TestLine::Accepted(id)) => Ok(RemoteTest { lines, id, socket: self.socket.clone() }),
-            other => Err(broken(&format!("unexpected line {other:?}"))),
+            other => Err(broken(&format!("the first line of its answer is {other:?}"))),
         }
     }
 
@@ -161,7 +162,7 @@ impl ServiceClient {
             let mut body = self.opened(method, route, body).await?;
             whole(&mut body).await
         };
-        let late = |_| broken(&format!("it did not answer within {} s", ANSWER_TIMEOUT.as_secs()));
+        let late = |_| broken(&format!("the service did not answer within {} s", ANSWER_TIMEOUT.as_secs()));
         tokio::time::timeout(ANSWER_TIMEOUT, answer).await.map_err(late)?
     }
 
@@ -185,7 +186,7 @@ impl ServiceClient {
     }
 }
 
-/// A test that the service runs. Dropping it cancels the test.
+/// A test that the service runs. Dropping this value cancels the test.
 pub(crate) struct RemoteTest {
     lines: LineReader,
     id: Uuid,
@@ -193,9 +194,9 @@ pub(crate) struct RemoteTest {
 }
 
 impl RemoteTest {
-    /// Waits for the next line of the test, an event or the end. Cancel safe.
+    /// Waits for the next line about the test: an event, or the end of the test. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<TestLine, CommandFailure> {
-        self.lines.test_line().await?.ok_or_else(|| broken(&"its answer ended before the test did"))
+        self.lines.test_line().await?.ok_or_else(|| broken(&"the answer ended before the test did"))
     }
 
     /// Asks the service to end the test. The measurements so far are kept, and [`RemoteTest::next`] still returns the
@@ -232,7 +233,7 @@ impl ChunkReader {
 /// Reads the body of an answer line by line.
 pub(crate) struct LineReader {
     body: ChunkReader,
-    /// The start of a line whose end has not arrived.
+    /// The start of a line whose end has not arrived yet.
     part: Vec<u8>,
     /// Whole lines that the caller has not taken yet.
     ready: VecDeque<String>,
@@ -260,11 +261,11 @@ impl LineReader {
     async fn fill(&mut self) -> Result<bool, CommandFailure> {
         while self.ready.is_empty() {
             if self.part.len() > MAX_ANSWER_BYTES {
-                return Err(broken(&"it sent a line without an end"));
+                return Err(broken(&"a line of the answer is too long"));
             }
             match self.body.next().await? {
                 None if self.part.is_empty() => return Ok(false),
-                None => return Err(broken(&"its answer ended within a line")),
+                None => return Err(broken(&"the answer ended within a line")),
                 Some(data) => self.part.extend_from_slice(&data),
             }
             let Some(end) = self.part.iter().rposition(|byte| *byte == b'\n') else { continue };
@@ -282,7 +283,7 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
     let own = rustix::process::geteuid().as_raw();
     // Requests must only reach a service that this user can trust.
     if server != 0 && server != own && socket.parent() != Some(Path::new(ROOT_RUNTIME_DIR)) {
-        let text = format!("the listener is a program of user {server}, not of root or of this user");
+        let text = format!("a program of the user with the id {server} listens there, not one of root or of this user");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
     }
     Ok(stream)

@@ -17,7 +17,7 @@ pub(super) const MAX_CONFIGURATION_BYTES: usize = 4 * 1024 * 1024;
 /// A request to apply a configuration to the store.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ApplyRequest {
-    /// Whether only the differences are computed.
+    /// Whether the service only reports the differences, and changes nothing.
     #[serde(default)]
     pub(crate) dry_run: bool,
     /// The configuration to apply.

@@ -1,5 +1,5 @@
-//! Accepts the connections of the API and serves HTTP on them. A client can hold only few connections and must complete
-//! each request within seconds. An answer that the client does not read is broken off.
+//! Accepts the connections of the API and serves HTTP on them. A client can hold only a few connections, and must
+//! complete each request within seconds. The service aborts an answer that the client does not read.
 
 use std::collections::HashMap;
 use std::io;
@@ -29,14 +29,14 @@ use crate::network::{IpNetwork, user_part};
 
 /// The maximum number of connections of a listener at once.
 const MAX_CONNECTIONS: usize = 64;
-/// The maximum number of connections from one address (an IPv6 /64). Addresses of this host and of trusted proxies have
-/// no limit of their own.
+/// The maximum number of connections from one address at once. An IPv6 /64 network counts as one address. The limit
+/// does not apply to loopback addresses and trusted proxies.
 const MAX_CONNECTIONS_PER_ADDRESS: usize = 16;
-/// The timeout for the line and the headers of a request, and for a connection without a request.
+/// The timeout for the TLS handshake, for the request line and headers, and for a connection without a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The maximum number of bytes of a request's line and headers together.
+/// The maximum length of a request's line and headers together, in bytes.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// How long the write of an answer may wait until the client takes the next bytes.
+/// How long a write of an answer may wait for the client to read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The wait before the listener accepts again, after it could not accept a connection.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -240,7 +240,7 @@ enum ApiStream {
 
 impl ApiStream {
     /// Answers with status 503, because the maximum number of connections is reached. Does not wait: if the kernel does
-    /// not accept the answer at once, it is not sent.
+    /// not accept the answer at once, the client gets no answer.
     fn refuse(self) {
         let mut unread = [0; 4096];
         // Unread bytes would make the kernel reset the connection, and the answer could be lost.
@@ -251,7 +251,7 @@ impl ApiStream {
     }
 }
 
-/// Runs the same expression for either kind of [`ApiStream`].
+/// Evaluates the same expression for both kinds of [`ApiStream`].
 macro_rules! either {
     ($stream:expr, $inner:ident => $call:expr) => {
         match $stream {
@@ -281,7 +281,7 @@ impl AsyncWrite for ApiStream {
     }
 }
 
-/// A stream whose writes fail after a time without progress. So a client that does not read cannot keep its connection.
+/// A stream whose writes fail after a time without progress, so that a client that does not read loses its connection.
 struct WriteLimited<S> {
     stream: S,
     /// How long a write may wait without progress.
@@ -291,7 +291,7 @@ struct WriteLimited<S> {
 }
 
 impl<S> WriteLimited<S> {
-    /// Returns the outcome `written` of a write; an error if the write has waited for `limit`.
+    /// Returns `written`, the outcome of a write, or an error if the write has waited for the time `limit`.
     fn limited<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.timeout = None;

@@ -17,7 +17,8 @@ use super::channel_body::ChannelBody;
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// The maximum number of event streams at once. It is below the limit of connections, to leave some for other requests.
+/// The maximum number of event streams at once. This is below the maximum number of connections, so that other requests
+/// still get a connection.
 pub(super) const MAX_STREAMS: usize = 32;
 /// The maximum number of events that wait for a slow client.
 const WAITING_EVENTS: usize = 64;
@@ -62,9 +63,10 @@ fn server_sent(update: &RunUpdate) -> Bytes {
 }
 
 fn no_place() -> Problem {
-    let because = format!("{MAX_STREAMS} streams of events are open");
+    let because = format!("{MAX_STREAMS} event streams are open already");
     let try_ = "close a page that shows running tests, then retry";
-    let failure = CommandFailure::new(ExitStatus::Busy, "too_many_streams", "cannot open a stream", because, try_);
+    let failure =
+        CommandFailure::new(ExitStatus::Busy, "too_many_streams", "cannot open an event stream", because, try_);
     Problem::refused(StatusCode::SERVICE_UNAVAILABLE, failure)
 }
 

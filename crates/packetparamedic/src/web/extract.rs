@@ -58,7 +58,8 @@ impl<S: Send + Sync> FromRequest<S> for FormBody {
             let (name, value) = field.split_once('=').unwrap_or((field, ""));
             Some((decoded(&name.replace('+', " "))?, decoded(&value.replace('+', " "))?))
         });
-        let unreadable = || Problem::invalid(StatusCode::BAD_REQUEST, "the fields are not percent-encoded");
+        let unreadable =
+            || Problem::invalid(StatusCode::BAD_REQUEST, "the fields of the form are not valid percent-encoded UTF-8");
         fields.collect::<Option<Vec<_>>>().map(Self).ok_or_else(unreadable)
     }
 }
@@ -95,7 +96,7 @@ impl<S: Send + Sync> FromRequest<S> for ApiText {
 
 /// Awaits `read`, which reads the body of a request. Fails if the body does not arrive in time.
 async fn in_time<T>(read: impl Future<Output = T>) -> Result<T, Problem> {
-    let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+    let late = |_| Problem::invalid(StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive in time");
     tokio::time::timeout(BODY_TIMEOUT, read).await.map_err(late)
 }
 
@@ -150,7 +151,7 @@ impl ListQuery {
 }
 
 impl ListQuery {
-    /// Returns the header `Link` to the next page of the list that this query requested, as [`next_page`] does.
+    /// Returns the header `Link` with the address of the next page of the list; `None` after a page that is not full.
     pub(super) fn next(&self, route: &str, count: usize, last: Option<PageCursor>) -> Option<NextPage> {
         let schedule = self.schedule.as_deref().map(|name| format!("&schedule={}", encoded(name)));
         next_page(route, &schedule.unwrap_or_default(), self.limit, count, last)
@@ -173,7 +174,7 @@ pub(super) fn next_page(
     Some([(LINK, format!("<{API}{route}?limit={limit}&after={last}{parameters}>; rel=\"next\""))])
 }
 
-/// The query parameter of a time series: `points`, from 1 to 10000.
+/// The query parameter `points` of a time series: the maximum number of points, from 1 to 10000.
 pub(super) struct PointsQuery(pub(super) usize);
 
 impl<S: Send + Sync> FromRequestParts<S> for PointsQuery {

@@ -26,10 +26,10 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 
 /// The name of the cookie that contains the secret of a login.
 pub(super) const LOGIN_COOKIE: &str = "packetparamedic_login";
-/// How often a streamed answer checks that its token or login still exists: another process can remove it.
+/// How often a streamed answer checks that its token or login still exists, because another process can remove them.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Checks requests by the access rules. Clones share the count of removals.
+/// Checks requests by the access rules. All clones share one counter of removed tokens and logins.
 #[derive(Clone)]
 pub(super) struct AccessGuard {
     appliance: Appliance,
@@ -95,8 +95,8 @@ pub(super) struct Caller {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NothingChanged;
 
-/// Answers a request, if its client may send it, and logs each change. Caches may store only an answer that allows
-/// caching; browsers may not guess the media type of an answer.
+/// Passes a request on if its client may send it, and logs each change. Forbids caching unless the answer allows it.
+/// Forbids browsers to guess the media type of the answer.
 pub(super) async fn check(State(guard): State<AccessGuard>, request: Request, next: Next) -> Response {
     let mut response = guard.answer(request, next).await;
     let headers = response.headers_mut();
@@ -242,7 +242,7 @@ fn is_visit(headers: &HeaderMap) -> bool {
     only(headers, "sec-fetch-mode") == Some("navigate") && only(headers, "sec-fetch-dest") == Some("document")
 }
 
-/// The value of the header `name`; `None` unless the header occurs exactly once.
+/// The value of the header `name`; `None` if the header is missing, occurs more than once, or is not ASCII text.
 fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -251,7 +251,7 @@ fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     }
 }
 
-/// The values of the header `name`, joined in their order; `None` if there is none.
+/// The values of all headers `name`, joined with commas in their order; `None` if there are none.
 fn joined(headers: &HeaderMap, name: &str) -> Option<String> {
     let values = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?")).collect::<Vec<_>>();
     (!values.is_empty()).then(|| values.join(","))
@@ -272,15 +272,15 @@ fn refusal(refused: &AccessRefusal) -> Problem {
             StatusCode::FORBIDDEN,
             "untrusted_proxy",
             "a proxy that is not trusted forwarded the request",
-            format!("it has the header {header}, and trusted_proxies does not contain {peer}"),
+            format!("the request has the header {header}, and trusted_proxies does not contain {peer}"),
             "add the address of the proxy to the setting trusted_proxies".to_owned(),
         ),
         AccessRefusal::CrossOrigin { origin } => (
             StatusCode::FORBIDDEN,
             "cross_origin",
             "a page of another site sent the request",
-            format!("its origin is {origin:?}"),
-            "send it from a page of this service, or from a program".to_owned(),
+            format!("the origin of the request is {origin:?}"),
+            "send the request from a page of this service, or from a program".to_owned(),
         ),
         AccessRefusal::LoginRequired => (
             StatusCode::UNAUTHORIZED,
@@ -293,26 +293,26 @@ fn refusal(refused: &AccessRefusal) -> Problem {
             StatusCode::UNAUTHORIZED,
             "unknown_token",
             "the token is not valid",
-            "it was removed, or this service never issued it".to_owned(),
+            "the token was removed, or this service never issued it".to_owned(),
             add_token.to_owned(),
         ),
         AccessRefusal::ScopeTooSmall { needs, has } => (
             StatusCode::FORBIDDEN,
             "scope_too_small",
             "the request is not allowed",
-            format!("it needs the scope {needs}, and has {has}"),
+            format!("the request needs the scope {needs}, and has only {has}"),
             format!("log in, use a token with the scope {needs}, or send the request through the unix socket"),
         ),
     };
     Problem::refused(status, CommandFailure::new(ExitStatus::Denied, code, what, because, try_))
 }
 
-/// Returns `response` with a body that breaks off when `end` completes.
+/// Returns `response` with a body that is aborted when `end` completes.
 fn until(response: Response, end: impl Future<Output = ()> + Send + 'static) -> Response {
     response.map(|body| Body::new(RevocableBody { body, end: Box::pin(end) }))
 }
 
-/// The body of an answer. The body breaks off when the client loses the right to read the answer.
+/// The body of an answer. The service aborts the body when the token or login of the request is removed.
 struct RevocableBody {
     body: Body,
     end: Pin<Box<dyn Future<Output = ()> + Send>>,

@@ -14,16 +14,16 @@ use super::problem::Problem;
 /// The API route by which a client requests a new identity for this device.
 pub(crate) const ROTATION_ROUTE: &str = "/identity/rotations";
 
-/// A new identity of this device.
+/// The answer to a request for a new identity: the new and the previous Endpoint ID of this device.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct RotatedIdentity {
     /// The new Endpoint ID.
     pub(crate) endpoint_id: EndpointId,
     /// The previous Endpoint ID.
     pub(crate) old: EndpointId,
-    /// The file on this device that keeps the old key.
+    /// The path of the file on this device that contains the old key.
     pub(crate) kept: String,
-    /// The reflectors that know only the old identity.
+    /// The names of the paired reflectors. They know only the old identity, so each must be paired again.
     pub(crate) reflectors: Vec<PeerText>,
 }
 

@@ -1,5 +1,5 @@
 //! The tests that run at present, with what they last reported, for a page that is opened during a test.
-//! [`LiveRuns::follow`] takes in the updates of the service.
+//! [`LiveRuns::follow`] receives the updates of the service.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use uuid::Uuid;
 /// A test that runs at present.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LiveRun {
-    /// The id of the test in the updates.
+    /// The id of the test. The updates about the test contain the same id.
     pub(super) id: Uuid,
     /// The schedule that the test belongs to; `None` if a client started the test.
     pub(super) schedule: Option<String>,
@@ -22,20 +22,20 @@ pub(super) struct LiveRun {
     pub(super) since: Timestamp,
     /// What the test does at present.
     pub(super) stage: LiveStage,
-    /// All phases of the test, once they are known; empty before.
+    /// All phases of the test, in order; empty until the test reports them.
     pub(super) phases: Vec<PhaseBegun>,
-    /// The latest download rate in the running phase, in bits per second.
+    /// The latest download rate in the running phase, in bits per second; `None` if the phase has reported none.
     pub(super) download_bps: Option<u64>,
-    /// The latest upload rate in the running phase, in bits per second.
+    /// The latest upload rate in the running phase, in bits per second; `None` if the phase has reported none.
     pub(super) upload_bps: Option<u64>,
-    /// The latest median round-trip time, in microseconds.
+    /// The latest median round-trip time, in microseconds; `None` if the test has reported none.
     pub(super) rtt_us: Option<u64>,
 }
 
 /// What a running test does at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LiveStage {
-    /// The test prepares.
+    /// The test prepares, and does not measure yet.
     Prepares,
     /// The test waits for another test that runs on this device.
     WaitsForDevice,
@@ -46,7 +46,7 @@ pub(super) enum LiveStage {
         /// How long the reflector expects the wait to last, in milliseconds.
         expected_wait_ms: u64,
     },
-    /// The test measures.
+    /// The test measures a phase.
     Measures {
         /// The load on the path in the running phase.
         load: Load,
@@ -57,7 +57,7 @@ pub(super) enum LiveStage {
     },
 }
 
-/// The running tests by their ids. Clones share them.
+/// The running tests by id. All clones share the same tests.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LiveRuns {
     runs: Arc<Mutex<BTreeMap<Uuid, LiveRun>>>,

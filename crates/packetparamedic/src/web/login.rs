@@ -32,7 +32,7 @@ pub(super) struct LoginRequest {
     password: String,
 }
 
-/// A new setup link.
+/// A new setup link: the address of the page on which the administrator sets the password.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct SetupLinkAnswer {
     /// The path of the setup link on this service.
@@ -75,7 +75,7 @@ pub(super) async fn end(state: &ApiState, caller: &Caller) -> Result<HeaderValue
     Ok(cookie_for("", Duration::ZERO, caller))
 }
 
-/// Creates a setup link.
+/// Creates a setup link: the address of the page on which the administrator sets the password.
 pub(super) async fn new_link(State(state): State<ApiState>) -> Result<(StatusCode, Json<SetupLinkAnswer>), Problem> {
     let link = state.service.appliance().new_setup_link().await?;
     Ok((StatusCode::CREATED, Json(link.into())))
@@ -117,7 +117,7 @@ pub(super) async fn attempt(state: &ApiState, caller: &Caller, password: Zeroizi
                 tracing::warn!(client = %caller.client, "a login with a wrong password");
             }
             let try_ = "run `packetparamedic token setup` for a link with which a new password can be set";
-            let because = "it is not the administrator's password, or no password is set";
+            let because = "this is not the administrator's password, or no password is set";
             let failure =
                 CommandFailure::new(ExitStatus::Denied, "wrong_password", "the password is wrong", because, try_);
             Err(Problem::refused(StatusCode::UNAUTHORIZED, failure))
@@ -132,12 +132,13 @@ fn too_many(wait: Duration) -> Problem {
     Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
 }
 
-/// The cookie that gives the secret `login` to the browser.
+/// The cookie that stores `login`, the secret of a login, in the browser.
 pub(super) fn cookie(login: &str, caller: &Caller) -> HeaderValue {
     cookie_for(login, LOGIN_LIFETIME, caller)
 }
 
-/// A login cookie with this value and lifetime. A browser that received the cookie over TLS never sends it without TLS.
+/// A login cookie with the value `login` and this lifetime. A browser that received the cookie over TLS never sends it
+/// without TLS.
 fn cookie_for(login: &str, lifetime: Duration, caller: &Caller) -> HeaderValue {
     let secure = if caller.is_https { "; Secure" } else { "" };
     let seconds = lifetime.as_secs();

@@ -7,26 +7,25 @@ use std::time::{Duration, Instant};
 use super::rate_window::RateWindow;
 use crate::network::user_part;
 
-/// How many wrong passwords an address (an IPv6 /64) may send before it has to wait.
+/// How many wrong passwords an address may send before it has to wait. An IPv6 /64 network counts as one address.
 const MAX_WRONG: u8 = 5;
 /// How long an address must wait after the last of [`MAX_WRONG`] wrong passwords. If an address sends no wrong password
-/// for this long, its earlier ones no longer count.
+/// for this long, its earlier wrong passwords no longer count.
 const WAIT: Duration = Duration::from_secs(10 * 60);
-/// The maximum number of addresses that are remembered.
+/// The maximum number of addresses whose wrong passwords are counted at once.
 const MAX_ADDRESSES: usize = 1024;
 
-/// The recent wrong passwords of each address.
+/// Counts the recent wrong passwords of each address. Does not store the passwords.
 #[derive(Debug, Default)]
 pub(super) struct LoginAttempts {
     wrong: HashMap<IpAddr, (u8, Instant)>,
-    /// The wrong passwords that were logged. Their rate is limited, because a client that has many addresses must not
-    /// fill the log.
+    /// Limits how many failed logins are logged, because a client with many addresses must not fill the log.
     logged: RateWindow<10>,
 }
 
 impl LoginAttempts {
-    /// Whether an address may try a password at `now`; an error contains how long it has to wait. The attempt counts as
-    /// wrong until [`Self::succeeded`], so that simultaneous attempts count too.
+    /// Begins an attempt to log in from `address`. Fails with the time to wait if the address sent too many wrong
+    /// passwords. The attempt counts as wrong until [`Self::succeeded`], so that simultaneous attempts count too.
     pub(super) fn begin(&mut self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let address = user_part(address);
         if let Some((wrong, last)) = self.wrong.get(&address) {
@@ -51,19 +50,19 @@ impl LoginAttempts {
         Ok(())
     }
 
-    /// Whether to log a wrong password at `now`.
+    /// Whether the service may log a failed login at `now`. If so, counts the log line.
     pub(super) fn is_logged(&mut self, now: Instant) -> bool {
         self.logged.begin(now).is_ok()
     }
 
-    /// Takes back the count of an attempt whose password was not judged.
+    /// Removes an attempt from the count of `address`, because its password could not be checked.
     pub(super) fn take_back(&mut self, address: IpAddr) {
         if let Some((wrong, _)) = self.wrong.get_mut(&user_part(address)) {
             *wrong = wrong.saturating_sub(1);
         }
     }
 
-    /// Records a right password: the earlier wrong passwords of the address no longer count.
+    /// Records that `address` sent the right password. Its earlier wrong passwords no longer count.
     pub(super) fn succeeded(&mut self, address: IpAddr) {
         self.wrong.remove(&user_part(address));
     }

@@ -60,29 +60,29 @@ use crate::network::IpNetwork;
 
 /// The maximum length of the body of a request, in bytes, unless the route sets another.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
-/// How long the clients' tests may take to end when the service stops.
+/// How long a stopping service waits until its clients have received their answers.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The state that all routes share.
 #[derive(Clone)]
 pub(super) struct ApiState {
     service: Service,
-    /// The name that this device gives when it pairs.
+    /// The name that this device sends to a reflector when they pair.
     own_name: PeerText,
     access: AccessGuard,
     /// The recent login attempts of all clients.
     attempts: login::SharedAttempts,
-    /// The permits for event streams: one for each stream that may be open.
+    /// Limits how many event streams are open at once. Each open stream holds a permit.
     event_places: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
-    /// The test that the button of the first page runs (the form can name another reflector), or why the settings do
-    /// not define a test.
+    /// The test that the start button of the first page runs. The form can name another reflector. `Err` if the
+    /// settings do not define a valid test.
     default_test: Result<TestRequest, CommandFailure>,
-    /// The tests that run at present.
+    /// The tests that run at present, each with its latest progress.
     live: LiveRuns,
-    /// The running tests of clients by id, each with the sender that cancels the test.
+    /// The running tests that clients started. The key is the id of the test. The sender cancels the test.
     tests: Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>,
-    /// Limits how many tests the clients of the TCP listener begin.
+    /// Limits how many tests the clients of the TCP listener begin in a minute.
     starts: Arc<Mutex<TestStarts>>,
 }
 
@@ -130,7 +130,7 @@ pub(crate) async fn serve(
     }
     let ended = async { while served.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
-        tracing::warn!("some clients did not take their answers in time");
+        tracing::warn!("the service stops before all clients have received their answers");
     }
 }
 
@@ -149,7 +149,7 @@ fn routes(state: ApiState) -> Router {
         .with_state(state)
 }
 
-/// The routes of the API. `openapi` describes them.
+/// The router of the API, and the paths of its routes. The module `openapi` describes each route.
 #[derive(Default)]
 struct ApiRoutes {
     router: Router<ApiState>,

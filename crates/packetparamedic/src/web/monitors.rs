@@ -17,21 +17,21 @@ use super::ApiState;
 use super::extract::{ApiBody, ApiPath, decoded, encoded};
 use super::problem::Problem;
 
-/// A monitor to add.
+/// A request to add a monitor.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NewMonitor {
-    /// The name of the monitor; absent: a name that is made from the target.
+    /// The name of the monitor. If absent, the service derives a name from the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
     /// What to probe: `gateway`, `reflector:NAME`, `host:ADDRESS`, `dns:RESOLVER/NAME` or an `http` or `https` URL.
     pub(crate) target: String,
-    /// The time between two probes, in milliseconds; absent: the default of this kind of target.
+    /// The time between two probes, in milliseconds. If absent, the default for this kind of target applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) interval_ms: Option<u64>,
 }
 
 impl NewMonitor {
-    /// Converts the request to a monitor, whose values are not checked yet.
+    /// Converts the request to a monitor. Parses the target, but does not check the name and the interval.
     pub(crate) fn monitor(&self) -> Result<Monitor, MonitorError> {
         let target = self.target.parse::<MonitorTarget>()?;
         let name = self.name.clone().unwrap_or_else(|| target.default_name());
@@ -104,12 +104,12 @@ pub(super) async fn outages(
     Ok(Json(state.service.appliance().outages(query.before, query.limit).await?))
 }
 
-/// The API route of a monitor, or of an `action` on it, such as `/enable`.
+/// The API route of the monitor `name`. `action` is empty, or a suffix such as `/enable`.
 pub(crate) fn monitor_route(name: &str, action: &str) -> String {
     format!("/monitors/{}{action}", encoded(name))
 }
 
-/// The API route of what the monitor `name` measured in `range`.
+/// The API route of the time series that the monitor `name` measured in `range`.
 pub(crate) fn series_route(name: &str, range: SeriesRange) -> String {
     let time = |key: &str, time: Option<Timestamp>| time.map(|time| format!("{key}={}", encoded(&time.to_string())));
     let step = range.step_s.map(|seconds| format!("step={seconds}s"));
@@ -118,7 +118,7 @@ pub(crate) fn series_route(name: &str, range: SeriesRange) -> String {
     monitor_route(name, &format!("/series?{query}"))
 }
 
-/// The API route of the latest outages, at most `limit`.
+/// The API route that lists the latest outages, at most `limit` of them.
 pub(crate) fn outages_route(limit: u32) -> String {
     format!("/outages?limit={}", limit.clamp(1, 1000))
 }
@@ -152,7 +152,8 @@ impl MonitorQuery {
             if !known.contains(&key) {
                 return Err(format!("unknown parameter {key:?}; valid: {}", known.join(", ")));
             }
-            let value = decoded(value).ok_or_else(|| format!("{key} is not percent-encoded"))?;
+            let value =
+                decoded(value).ok_or_else(|| format!("the value of {key} is not valid percent-encoded UTF-8"))?;
             match key {
                 "from" => read.range.from = Some(time(key, &value)?),
                 "to" => read.range.to = Some(time(key, &value)?),
@@ -173,7 +174,7 @@ fn time(key: &str, value: &str) -> Result<Timestamp, String> {
 }
 
 fn step(value: &str) -> Result<i64, String> {
-    let valid = "step must be a duration of at least a minute, such as 5m, 1h or 24h";
+    let valid = "step must be a duration from 1 minute to 366 days, such as 5m, 1h or 24h";
     let seconds = quantity::parse_duration(value).map_err(|_| valid)?.as_secs();
     i64::try_from(seconds).ok().filter(|seconds| (60..=366 * 86_400).contains(seconds)).ok_or_else(|| valid.to_owned())
 }

@@ -43,7 +43,7 @@ use super::store::StorePruneRequest;
 use super::test_runs::{CancelAnswer, TestLine};
 use super::tokens::TokenRequest;
 
-/// An operation of the API: a method and a path, with their description.
+/// An operation of the API: its method, its path and its description.
 struct Operation {
     method: &'static str,
     /// The path of the operation, relative to /api/v1.
@@ -95,48 +95,59 @@ const BEFORE: QueryParameter = time_parameter("before", "Only entries that began
 const SINCE: QueryParameter = time_parameter("since", "Only entries that began at this time or later.");
 const UNTIL: QueryParameter = time_parameter("until", "Only entries that began before this time.");
 const PEER: QueryParameter = text_parameter("peer", "Only results of tests against this name, address or Endpoint ID.");
-const ENGINE: QueryParameter = text_parameter("engine", "Only results of this engine.");
-const ORDER: QueryParameter =
-    QueryParameter { name: "order", about: "The order.", schema: || json!({ "enum": ["newest", "oldest"] }) };
+const ENGINE: QueryParameter = text_parameter("engine", "Only results of tests with this engine, such as tcp or udp.");
+const ORDER: QueryParameter = QueryParameter {
+    name: "order",
+    about: "The order of the results by their start.",
+    schema: || json!({ "enum": ["newest", "oldest"] }),
+};
 const FORMAT: QueryParameter = QueryParameter {
     name: "format",
-    about: "The format.",
+    about: "The format of the answer: whole documents or summaries, one JSON document per line, or a CSV table.",
     schema: || json!({ "enum": ["jsonl", "csv", "summaries"] }),
 };
 
 const TABLE_FORMAT: QueryParameter = QueryParameter {
     name: "format",
-    about: "The format.",
+    about: "The format of the answer: one JSON document per line, or CSV.",
     schema: || json!({ "enum": ["jsonl", "csv"], "default": "jsonl" }),
 };
 const RESOLUTION: QueryParameter = QueryParameter {
     name: "resolution",
-    about: "The length of a row: minutes are kept for 14 days, hours for 400 days, days for ever.",
+    about: "The time that each row covers. Minutes are kept for 14 days, hours for 400 days, days for ever.",
     schema: || json!({ "enum": ["minutes", "hours", "days"], "default": "minutes" }),
 };
 
 const REPORT_FORMAT: QueryParameter = QueryParameter {
     name: "format",
-    about: "The format.",
+    about: "The format of the report: an HTML page, or CSV.",
     schema: || json!({ "enum": ["html", "csv"], "default": "html" }),
 };
 const REPORT_SINCE: QueryParameter =
     text_parameter("since", "The start of the period, a time or a day; by default 30 days before its end.");
 const REPORT_UNTIL: QueryParameter =
     text_parameter("until", "The end of the period, a time or its last day; by default now.");
-const ZONE: QueryParameter = text_parameter("zone", "The zone of local times, such as Europe/Berlin.");
+const ZONE: QueryParameter = text_parameter(
+    "zone",
+    "The time zone for local times, such as Europe/Berlin; by default the zone of the service's host.",
+);
 const REDACT: QueryParameter = QueryParameter {
     name: "redact",
-    about: "Whether names, addresses and Endpoint IDs are left out.",
+    about: "Whether the report leaves out names, addresses and Endpoint IDs.",
     schema: || json!({ "type": "boolean", "default": false }),
 };
 const PLAN_DOWN: QueryParameter =
-    text_parameter("plan_down", "The promised download, such as 250M, instead of the plan.");
-const PLAN_UP: QueryParameter = text_parameter("plan_up", "The promised upload, such as 40M, instead of the plan.");
-const NORMAL_DOWN: QueryParameter = text_parameter("normal_down", "The normally available download.");
-const NORMAL_UP: QueryParameter = text_parameter("normal_up", "The normally available upload.");
-const MINIMUM_DOWN: QueryParameter = text_parameter("minimum_down", "The download that is always available.");
-const MINIMUM_UP: QueryParameter = text_parameter("minimum_up", "The upload that is always available.");
+    text_parameter("plan_down", "The promised download rate, such as 250M; used instead of the stored plan.");
+const PLAN_UP: QueryParameter =
+    text_parameter("plan_up", "The promised upload rate, such as 40M; used instead of the stored plan.");
+const NORMAL_DOWN: QueryParameter =
+    text_parameter("normal_down", "The download rate that is usually available, by the contract; needs plan_down.");
+const NORMAL_UP: QueryParameter =
+    text_parameter("normal_up", "The upload rate that is usually available, by the contract; needs plan_up.");
+const MINIMUM_DOWN: QueryParameter =
+    text_parameter("minimum_down", "The minimum download rate, by the contract; needs plan_down.");
+const MINIMUM_UP: QueryParameter =
+    text_parameter("minimum_up", "The minimum upload rate, by the contract; needs plan_up.");
 
 const JSON: &str = "application/json";
 
@@ -147,12 +158,12 @@ const LIMIT: QueryParameter = QueryParameter {
 };
 const AFTER: QueryParameter = QueryParameter {
     name: "after",
-    about: "The page after this cursor. A full page has the link to the next one in its header `Link`.",
+    about: "Returns the page after this cursor. The header `Link` of a full page has the address of the next page.",
     schema: || json!({ "type": "string" }),
 };
 const POINTS: QueryParameter = QueryParameter {
     name: "points",
-    about: "At most this many points in a series; each is the mean and the extremes of neighbouring intervals.",
+    about: "The maximum number of points in a series. A point has the mean and the extremes of neighbouring intervals.",
     schema: || json!({ "type": "integer", "minimum": 1, "maximum": 10000, "default": 500 }),
 };
 const ONLY_OPEN: QueryParameter = QueryParameter {
@@ -176,7 +187,7 @@ const fn change(method: &'static str, path: &'static str, summary: &'static str,
 
 /// All operations of the API, in the order of the description.
 const OPERATIONS: &[Operation] = &[
-    read("/openapi.json", "This description", of::<Value>),
+    read("/openapi.json", "The description of this API", of::<Value>),
     read("/status", "The state of the service", of::<ServiceStatus>),
     Operation {
         answer: Some(("text/event-stream", of::<RunUpdate>)),
@@ -193,14 +204,14 @@ const OPERATIONS: &[Operation] = &[
         ..change(
             "post",
             "/schedules/proposals",
-            "Checks a schedule and estimates its data; saves nothing",
+            "Checks a schedule and estimates how much data it will use; saves nothing",
             of::<ScheduleProposal>,
         )
     },
     read("/schedules/{name}", "A schedule", of::<ScheduleOverview>),
     change("delete", "/schedules/{name}", "Removes a schedule; its results stay", of::<StoredSchedule>),
-    change("post", "/schedules/{name}/enable", "Lets a schedule run again", of::<StoredSchedule>),
-    change("post", "/schedules/{name}/disable", "Keeps a schedule from running", of::<StoredSchedule>),
+    change("post", "/schedules/{name}/enable", "Enables a schedule, so that it runs again", of::<StoredSchedule>),
+    change("post", "/schedules/{name}/disable", "Disables a schedule, so that it does not run", of::<StoredSchedule>),
     Operation {
         status: 202,
         ..change("post", "/schedules/{name}/run", "Runs a schedule as soon as no other test runs", of::<RunRequested>)
@@ -223,8 +234,8 @@ const OPERATIONS: &[Operation] = &[
         "Removes a monitor; what it measured is not shown any more",
         of::<StoredMonitor>,
     ),
-    change("post", "/monitors/{name}/enable", "Lets a monitor measure again", of::<StoredMonitor>),
-    change("post", "/monitors/{name}/disable", "Keeps a monitor from measuring", of::<StoredMonitor>),
+    change("post", "/monitors/{name}/enable", "Enables a monitor, so that it probes again", of::<StoredMonitor>),
+    change("post", "/monitors/{name}/disable", "Disables a monitor, so that it does not probe", of::<StoredMonitor>),
     Operation {
         query: &[FROM, TO, STEP],
         ..read("/monitors/{name}/series", "Round trips and loss of a monitor over time", of::<MonitorSeries>)
@@ -236,71 +247,75 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         query: &[SINCE, UNTIL, TABLE_FORMAT],
         answer: Some(("application/x-ndjson", of::<StoredOutage>)),
-        ..read("/outages/export", "The outages, oldest first, one a line, or CSV", of::<Value>)
+        ..read("/outages/export", "The outages, oldest first, one per line", of::<Value>)
     },
     Operation {
         query: &[SINCE, UNTIL, TABLE_FORMAT, OF_SCHEDULE],
         answer: Some(("application/x-ndjson", of::<ScheduleRun>)),
-        ..read("/schedule-runs/export", "The outcomes of the runs, oldest first, one a line, or CSV", of::<Value>)
+        ..read(
+            "/schedule-runs/export",
+            "The outcomes of the runs of schedules, oldest first, one per line",
+            of::<Value>,
+        )
     },
     Operation {
         query: &[SINCE, UNTIL, TABLE_FORMAT, RESOLUTION],
         answer: Some(("application/x-ndjson", of::<MonitorSpan>)),
-        ..read("/monitors/{name}/export", "What a monitor measured, oldest first, one row a line, or CSV", of::<Value>)
+        ..read("/monitors/{name}/export", "What a monitor measured, oldest first, one row per line", of::<Value>)
     },
-    read("/channels", "Every channel, without its secrets", of::<Vec<StoredChannel>>),
+    read("/channels", "Every channel of alert messages, without its secrets", of::<Vec<StoredChannel>>),
     Operation {
         body: Some(of::<NewChannel>),
         status: 201,
         ..change(
             "post",
             "/channels",
-            "Adds a channel; a command channel only through the unix socket",
+            "Adds a channel of alert messages; a command channel only through the unix socket",
             of::<StoredChannel>,
         )
     },
-    read("/channels/{name}", "A channel, without its secrets", of::<StoredChannel>),
+    read("/channels/{name}", "A channel of alert messages, without its secrets", of::<StoredChannel>),
     change(
         "delete",
         "/channels/{name}",
         "Removes a channel and discards its undelivered messages",
         of::<StoredChannel>,
     ),
-    change("post", "/channels/{name}/enable", "Lets a channel get messages again", of::<StoredChannel>),
-    change("post", "/channels/{name}/disable", "Keeps a channel from getting messages", of::<StoredChannel>),
-    change("post", "/channels/{name}/test", "Sends a test message now", of::<ChannelTest>),
+    change("post", "/channels/{name}/enable", "Enables a channel, so that it gets messages again", of::<StoredChannel>),
+    change("post", "/channels/{name}/disable", "Disables a channel, so that it gets no messages", of::<StoredChannel>),
+    change("post", "/channels/{name}/test", "Sends a test message through a channel now", of::<ChannelTest>),
     Operation {
         query: &[LIMIT, BEFORE],
-        ..read("/messages", "The latest messages with their deliveries, newest first", of::<Vec<StoredMessage>>)
+        ..read("/messages", "The latest alert messages with their deliveries, newest first", of::<Vec<StoredMessage>>)
     },
-    read("/rules", "Every rule with its open alerts", of::<Vec<RuleOverview>>),
+    read("/rules", "Every alert rule with its open alerts", of::<Vec<RuleOverview>>),
     Operation {
         body: Some(of::<AlertRule>),
         status: 201,
-        ..change("post", "/rules", "Adds a rule, which applies to measurements from then on", of::<StoredRule>)
+        ..change("post", "/rules", "Adds an alert rule; the rule judges only later measurements", of::<StoredRule>)
     },
-    read("/rule-suggestions", "The suggested rules that have not been added", of::<Vec<AlertRule>>),
+    read("/rule-suggestions", "The suggested alert rules that have not been added", of::<Vec<AlertRule>>),
     Operation {
         body: Some(of::<AlertRule>),
         ..change(
             "post",
             "/rules/preview",
-            "When a rule would have fired in the last 30 days; saves nothing",
+            "When an alert rule would have fired in the last 30 days; saves nothing",
             of::<PreviewAnswer>,
         )
     },
-    read("/rules/{name}", "A rule", of::<RuleOverview>),
+    read("/rules/{name}", "An alert rule with its open alerts", of::<RuleOverview>),
     change("delete", "/rules/{name}", "Removes a rule and closes its alerts", of::<StoredRule>),
-    change("post", "/rules/{name}/enable", "Lets a rule judge again", of::<StoredRule>),
+    change("post", "/rules/{name}/enable", "Enables a rule, so that it opens alerts again", of::<StoredRule>),
     change("post", "/rules/{name}/disable", "Disables a rule and closes its alerts", of::<StoredRule>),
     Operation {
         query: &[ONLY_OPEN, LIMIT, AFTER],
         ..read("/alerts", "The latest alerts, newest first", of::<Vec<StoredAlert>>)
     },
-    read("/plan", "What the contract promises", of::<PlanAnswer>),
+    read("/plan", "The plan: the rates that the internet contract promises", of::<PlanAnswer>),
     Operation {
         body: Some(of::<Plan>),
-        ..change("put", "/plan", "Sets the plan, with which results are compared", of::<StoredPlan>)
+        ..change("put", "/plan", "Sets the plan; results are compared with it", of::<StoredPlan>)
     },
     change("delete", "/plan", "Removes the plan and returns it", of::<PlanAnswer>),
     read("/reflectors", "The paired reflectors", of::<Vec<ListedReflector>>),
@@ -316,7 +331,12 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         body: Some(of::<PairRequest>),
         status: 201,
-        ..change("post", "/reflectors", "Pairs with a reflector, by its code or its Endpoint ID", of::<PairedReflector>)
+        ..change(
+            "post",
+            "/reflectors",
+            "Pairs with a reflector, by a one-time code or its Endpoint ID",
+            of::<PairedReflector>,
+        )
     },
     change(
         "delete",
@@ -333,7 +353,7 @@ const OPERATIONS: &[Operation] = &[
     change(
         "post",
         "/reflectors/{reflector}/udp-check",
-        "Checks whether datagrams reach a reflector and come back",
+        "Checks whether datagrams reach a reflector, and whether its answers come back",
         of::<UdpCheck>,
     ),
     Operation {
@@ -343,12 +363,12 @@ const OPERATIONS: &[Operation] = &[
     change(
         "post",
         "/identity/rotations",
-        "Makes a new identity; every reflector must then be paired again",
+        "Gives this device a new identity; every reflector must then be paired again",
         of::<RotatedIdentity>,
     ),
     Operation {
         query: &[LIMIT, AFTER, SINCE, UNTIL, PEER, ENGINE, ORDER],
-        ..read("/results", "Summaries of the latest results, newest first", of::<Vec<RunSummary>>)
+        ..read("/results", "Summaries of the latest results, by default newest first", of::<Vec<RunSummary>>)
     },
     Operation {
         query: &[
@@ -370,11 +390,16 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         query: &[LIMIT, SINCE, UNTIL, PEER, ENGINE, ORDER, FORMAT],
         answer: Some(("application/x-ndjson", of::<ResultDocument>)),
-        ..read("/results/export", "Whole documents, one a line, or CSV, or summaries", of::<Value>)
+        ..read("/results/export", "Exports the selected results, one per line", of::<Value>)
     },
     Operation {
         body: Some(of::<DeletionRequest>),
-        ..change("post", "/results/deletions", "Deletes the listed results, or none if one is not found", of::<Value>)
+        ..change(
+            "post",
+            "/results/deletions",
+            "Deletes all listed results, or none if one of them is not found",
+            of::<Value>,
+        )
     },
     Operation {
         body: Some(of::<PruneRequest>),
@@ -406,17 +431,31 @@ const OPERATIONS: &[Operation] = &[
     read("/store/check", "Checks the database", of::<StoreCheck>),
     Operation {
         body: Some(of::<StorePruneRequest>),
-        ..change("post", "/store/prune", "Deletes what is older than the settings of the service allow", of::<Pruned>)
+        ..change(
+            "post",
+            "/store/prune",
+            "Deletes stored data that is older than the retention settings of the service allow",
+            of::<Pruned>,
+        )
     },
     read("/results/{id}", "A result document, byte for byte as it was saved", of::<ResultDocument>),
     Operation {
         query: &[POINTS],
-        ..read("/results/{id}/series", "The rates and round trips of a result over time, thinned", of::<ResultSeries>)
+        ..read(
+            "/results/{id}/series",
+            "The rates and round trips of a result over time, reduced to a number of points",
+            of::<ResultSeries>,
+        )
     },
     Operation {
         body: Some(of::<TestRequest>),
         answer: Some(("application/x-ndjson", of::<TestLine>)),
-        ..change("post", "/tests", "Runs a test; answers one JSON document per line until it ends", of::<Value>)
+        ..change(
+            "post",
+            "/tests",
+            "Runs a test; answers with one JSON document per line until the test ends",
+            of::<Value>,
+        )
     },
     change(
         "post",
@@ -424,24 +463,33 @@ const OPERATIONS: &[Operation] = &[
         "Cancels a test; the answer to the request that started it continues to the end of the test",
         of::<CancelAnswer>,
     ),
-    read("/tokens", "The tokens, without their secrets", of::<Vec<StoredToken>>),
+    read("/tokens", "The access tokens, without their secrets", of::<Vec<StoredToken>>),
     Operation {
         body: Some(of::<TokenRequest>),
         status: 201,
-        ..change("post", "/tokens", "Adds a token; only this answer has its secret", of::<NewToken>)
+        ..change("post", "/tokens", "Adds an access token; only this answer contains its secret", of::<NewToken>)
     },
-    change("delete", "/tokens/{name}", "Removes a token", of::<StoredToken>),
+    change("delete", "/tokens/{name}", "Removes an access token", of::<StoredToken>),
     Operation {
         status: 201,
-        ..change("post", "/setup-links", "Makes a link by which the password is set", of::<SetupLinkAnswer>)
+        ..change(
+            "post",
+            "/setup-links",
+            "Creates a setup link: a page on which the administrator sets the password",
+            of::<SetupLinkAnswer>,
+        )
     },
     Operation {
         body: Some(of::<LoginRequest>),
         status: 204,
         answer: None,
-        ..change("post", "/login", "Begins a login: the answer sets its cookie", of::<Value>)
+        ..change("post", "/login", "Logs in as the administrator; the answer sets the login cookie", of::<Value>)
     },
-    Operation { status: 204, answer: None, ..change("post", "/logout", "Ends a login", of::<Value>) },
+    Operation {
+        status: 204,
+        answer: None,
+        ..change("post", "/logout", "Logs out: ends the login of the cookie", of::<Value>)
+    },
 ];
 
 /// The path and the method of each row of `OPERATIONS`, as the router writes them.
@@ -485,7 +533,7 @@ fn document() -> Value {
         "info": {
             "title": "PacketParamedic: the service of the appliance",
             "version": "1",
-            "description": "docs/service.md says which clients need a token.",
+            "description": "docs/service.md describes which clients need a token.",
             "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
         },
         "servers": [{ "url": "http://localhost:8068" }],
@@ -537,7 +585,8 @@ impl Operation {
         described
     }
 
-    /// The id of the operation, which names it in generated clients: the method and the words of the path.
+    /// The id of the operation: the method and the words of the path. Generated clients use the id as the name of a
+    /// function.
     fn id(&self) -> String {
         let words = self.path.split(['/', '-', '.']).filter(|word| !word.is_empty());
         let words = words.map(|word| word.trim_matches(['{', '}']));

@@ -11,13 +11,13 @@ use super::ApiState;
 use super::extract::ApiBody;
 use super::problem::Problem;
 
-/// The API route of the plan.
+/// The API route of the plan, which contains the rates of the internet contract.
 pub(crate) const ROUTE: &str = "/plan";
 
 /// The answer to a request about the plan.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PlanAnswer {
-    /// The plan; absent if none is set.
+    /// The plan, or the plan that the request removed; absent if no plan is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) plan: Option<StoredPlan>,
 }

@@ -15,10 +15,10 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 /// The media type of problem details.
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
-/// The longest text of a problem on a page, in characters.
+/// The maximum length of a text of a problem on a page, in characters.
 const LONGEST_SHOWN: usize = 1000;
 
-/// The codes of failures at another host, or on the path to it.
+/// The codes of failures at another host, or on the path to it. The API answers them with status 502.
 const OTHER_END: [&str; 8] = [
     "unreachable",
     "name_not_resolved",
@@ -38,13 +38,13 @@ pub(crate) struct Problem {
     kind: String,
     /// What failed.
     title: String,
-    /// The status of the response.
+    /// The HTTP status of the answer.
     status: u16,
     /// The cause, and what to do.
     detail: String,
     /// The exit code of a command that fails because of this problem.
     exit: u8,
-    /// The parts of the error, as in error documents.
+    /// The error as in an error document: its code, what failed, why, and what to try.
     #[serde(flatten)]
     body: ErrorBody,
 }
@@ -66,7 +66,7 @@ impl Problem {
         Self::new(status, failure.exit, failure.body())
     }
 
-    /// The status of the response.
+    /// The HTTP status of the answer.
     pub(super) fn status(&self) -> u16 {
         self.status
     }
@@ -83,22 +83,23 @@ impl Problem {
         Self::new(status, ExitStatus::Usage, body)
     }
 
-    /// The status of the response, for a page that shows the problem.
+    /// The HTTP status of the answer as a [`StatusCode`].
     pub(super) fn status_code(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    /// What failed, and why, as a page can show it: sanitised, because both texts can contain text of the request.
+    /// What failed, and why, as a page shows them. Both texts are sanitised, because they can contain text of the
+    /// request.
     pub(super) fn shown(&self) -> [String; 2] {
         [&self.body.what, &self.body.because].map(|text| PeerText::harmless(text, LONGEST_SHOWN))
     }
 
-    /// The parts of the error, as in error documents.
+    /// The error as in an error document: its code, what failed, why, and what to try.
     pub(super) fn body(&self) -> &ErrorBody {
         &self.body
     }
 
-    /// Whether the request needs a login, or one with a larger scope.
+    /// Whether the request needs a login, or a login with a larger scope.
     pub(super) fn asks_for_login(&self) -> bool {
         ["login_required", "scope_too_small", "unknown_token"].contains(&self.body.code.as_str())
     }
@@ -154,17 +155,17 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Answers a request to a path that no route has.
+/// Answers a request whose path belongs to no route.
 pub(super) async fn no_route(request: Request) -> Problem {
-    let because = format!("{:?} is no page, and no route of the API", request.uri().path());
-    let try_ = "begin at the first page, or see docs/service.md for the routes";
+    let because = format!("{:?} is neither a page nor a route of the API", request.uri().path());
+    let try_ = "open the first page, /, or see docs/service.md for the routes of the API";
     let failure = CommandFailure::new(ExitStatus::Usage, "bad_request", "there is nothing at this path", because, try_);
     Problem::refused(StatusCode::NOT_FOUND, failure)
 }
 
 /// Answers a request with a method that the route does not have.
 pub(super) async fn no_method(request: Request) -> Problem {
-    Problem::invalid(StatusCode::METHOD_NOT_ALLOWED, &format!("this route does not answer {}", request.method()))
+    Problem::invalid(StatusCode::METHOD_NOT_ALLOWED, &format!("this route has no method {}", request.method()))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub(super) struct RateWindow<const MAX: usize> {
 pub(super) type TestStarts = RateWindow<60>;
 
 impl<const MAX: usize> RateWindow<MAX> {
-    /// Counts an event, if it may happen at `now`. Otherwise fails; the error contains how long the caller has to wait.
+    /// Counts an event if it may happen at `now`. Otherwise fails with the time for which the caller must wait.
     pub(super) fn begin(&mut self, now: Instant) -> Result<(), Duration> {
         let age = |time: &Instant| now.saturating_duration_since(*time);
         self.times.retain(|time| age(time) < WINDOW);

@@ -22,23 +22,24 @@ use super::extract::{ApiBody, ApiPath};
 use super::problem::Problem;
 use crate::cli::failure::{CommandFailure, ExitStatus};
 
-/// A request to pair with a reflector: by its code or by its Endpoint ID.
+/// A request to pair with a reflector, by a one-time code or by its Endpoint ID.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PairRequest {
-    /// The address of the reflector.
+    /// The host name or IP address of the reflector, with or without a port.
     pub(crate) target: String,
-    /// The code that the reflector printed.
+    /// The one-time code that `reflector pair` printed. Required if `endpoint_id` is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) code: Option<String>,
-    /// The Endpoint ID of the reflector.
+    /// The Endpoint ID of the reflector. If present, `code` is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) endpoint_id: Option<EndpointId>,
-    /// The name under which this device saves the reflector.
+    /// The name under which this device saves the reflector. If absent, the name that the reflector reports, or its
+    /// host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<PeerText>,
 }
 
-/// A reflector that this device is paired with now.
+/// The reflector with which this device has just paired.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PairedReflector {
     /// The Endpoint ID of the reflector.
@@ -47,16 +48,16 @@ pub(crate) struct PairedReflector {
     pub(crate) name: PeerText,
     /// The address of the reflector.
     pub(crate) address: String,
-    /// Whether the reflector knows this device.
+    /// Whether the reflector has also paired this device.
     pub(crate) is_mutual: bool,
-    /// The largest segment that gets through to the reflector, if the path drops larger ones.
+    /// The largest TCP segment that reaches the reflector, in bytes. Present only if the path drops larger segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) segment_limit: Option<u16>,
     /// This device's Endpoint ID.
     pub(crate) own_id: EndpointId,
 }
 
-/// Pairs this device with a reflector as requested. `own_name` is the name of this device for the reflector.
+/// Pairs this device with a reflector as requested. `own_name` is the name that this device sends to the reflector.
 pub(crate) async fn pair_as(
     appliance: &Appliance,
     request: PairRequest,
@@ -82,10 +83,10 @@ pub(crate) async fn pair_as(
     })
 }
 
-/// The failure of a text that is no pairing code.
+/// The failure of a command because a text is not a valid pairing code.
 pub(crate) fn bad_code(error: &dyn fmt::Display) -> CommandFailure {
-    let try_ = "enter it as `reflector pair` printed it; case and dashes don't matter";
-    CommandFailure::new(ExitStatus::Usage, "bad_code", "the code is not valid", error, try_)
+    let try_ = "enter the code as `reflector pair` printed it; case and dashes don't matter";
+    CommandFailure::new(ExitStatus::Usage, "bad_code", "the pairing code is not valid", error, try_)
 }
 
 /// A paired reflector in a list.
@@ -111,21 +112,23 @@ pub(crate) struct RenameRequest {
 /// What a check of a reflector found. A check connects to the reflector, but runs no test.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct CheckedReflector {
-    /// The address that accepted the connection.
+    /// The address of the reflector that accepted the connection.
     pub(crate) reached_at: SocketAddr,
     /// The version of the reflector's program.
     pub(crate) version: PeerText,
     /// The time from the connection attempt until the reflector's welcome message arrived, in milliseconds.
     pub(crate) link_ms: f64,
-    /// The address of this device on the link.
+    /// The IP address of this device on the connection to the reflector.
     pub(crate) local_address: IpAddr,
-    /// The address and port from which this device's packets come, as the reflector sees them.
+    /// The source address and port of this device's packets, as the reflector sees them. Absent if the reflector does
+    /// not report them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) observed_address: Option<SocketAddr>,
-    /// The largest TCP payload per packet that the reflector sends, in bytes.
+    /// The largest TCP payload per packet that the reflector sends, in bytes. Absent if the reflector does not report
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_segment_bytes: Option<u32>,
-    /// The largest segment that gets through to the reflector, in bytes, if the path drops larger ones.
+    /// The largest TCP segment that reaches the reflector, in bytes. Present only if the path drops larger segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) segment_limit_bytes: Option<u16>,
 }
@@ -145,7 +148,7 @@ impl From<Reached> for CheckedReflector {
 }
 
 impl ListedReflector {
-    /// Converts this row to a [`Reflector`], which a command also gets if it reads the store itself.
+    /// Converts this row to a [`Reflector`], the type that the store returns.
     pub(crate) fn reflector(self) -> Result<Reflector, CommandFailure> {
         let Self { name, address, endpoint_id, paired_at } = self;
         Ok(Reflector { endpoint_id, name, address: address.parse::<HostPort>()?, paired_at })
@@ -177,7 +180,7 @@ pub(super) async fn pair(
     Ok((StatusCode::CREATED, Json(paired)))
 }
 
-/// Connects to a reflector, and sends no load.
+/// Checks a reflector: connects to it, but sends no load.
 pub(super) async fn check(
     State(state): State<ApiState>,
     ApiPath(wanted): ApiPath<String>,
@@ -187,7 +190,7 @@ pub(super) async fn check(
     Ok(Json(appliance.check(&reflector).await?.into()))
 }
 
-/// Checks whether datagrams reach a reflector and come back.
+/// Checks whether datagrams reach a reflector, and whether its answers come back.
 pub(super) async fn check_udp(
     State(state): State<ApiState>,
     ApiPath(wanted): ApiPath<String>,
@@ -216,14 +219,14 @@ pub(super) async fn remove(
     Ok(Json(ListedReflector::from(&removed)))
 }
 
-/// The API route of a reflector, or of an `action` on it, such as `/check`. The route contains the Endpoint ID, because
-/// a name could be that of another route, such as `imports`.
+/// The API route of a reflector. `action` is empty, or a suffix such as `/check`. The route contains the Endpoint ID,
+/// because a reflector's name could equal a part of another route, such as `imports`.
 pub(crate) fn reflector_route(id: EndpointId, action: &str) -> String {
     format!("/reflectors/{id}{action}")
 }
 
 /// Imports an older identity with its pairings. Refused through a TCP listener, because the key of the identity
-/// authenticates this device and the commands of its alert channels.
+/// authenticates this device, and also its stored command channels.
 pub(super) async fn import(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,

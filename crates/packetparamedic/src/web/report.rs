@@ -28,17 +28,17 @@ static REPORTS: Semaphore = Semaphore::const_new(1);
 /// The query parameters of a request for a report.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ReportQuery {
-    /// The start of the report's period.
+    /// The start of the report's period; `None` for 30 days before its end.
     pub(crate) since: Option<ReportTime>,
-    /// The end of the report's period.
+    /// The end of the report's period; `None` for now.
     pub(crate) until: Option<ReportTime>,
-    /// The name of the time zone of the local times.
+    /// The name of the time zone for local times, such as `Europe/Berlin`; `None` for the zone of this host.
     pub(crate) zone: Option<String>,
     /// The format of the report.
     pub(crate) format: ReportFormat,
     /// Whether names, addresses and Endpoint IDs are left out of the report.
     pub(crate) is_redacted: bool,
-    /// The rates of the contract to use instead of the stored plan.
+    /// The contract rates to use instead of the stored plan. Without a promised rate, the report uses the stored plan.
     pub(crate) plan: PlanRates,
 }
 
@@ -56,11 +56,11 @@ pub(crate) enum ReportTime {
 /// upload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PlanRates {
-    /// The promised rates.
+    /// The highest rates that the contract names: the advertised rates.
     pub(crate) promised: [Option<u64>; 2],
-    /// The rates that are usually available.
+    /// The rates that are usually available, according to the contract.
     pub(crate) normal: [Option<u64>; 2],
-    /// The rates below which the line never falls, as the contract promises.
+    /// The rates that the contract guarantees at all times.
     pub(crate) minimum: [Option<u64>; 2],
 }
 
@@ -92,8 +92,8 @@ impl ReportTime {
         text.parse().map(Self::At).or_else(|_| text.parse().map(Self::Day)).ok()
     }
 
-    /// Returns the time at which a period begins or, with `is_end`, ends. A period that ends with a day includes that
-    /// day.
+    /// Returns the time at which a period begins, or ends if `is_end` is true. A period that ends with a day includes
+    /// that day. Returns `None` if the day is out of range.
     fn resolve(self, zone: &TimeZone, is_end: bool) -> Option<Timestamp> {
         let date = match self {
             Self::At(at) => return Some(at),
@@ -109,8 +109,8 @@ impl ReportQuery {
         let mut read = Self::default();
         for part in query.split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let text =
-                decoded(&value.replace('+', " ")).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
+            let text = decoded(&value.replace('+', " "))
+                .ok_or_else(|| format!("the value of {name} is not valid percent-encoded UTF-8"))?;
             read.set(name, text.trim())?;
         }
         Ok(read)
@@ -185,7 +185,7 @@ impl ReportQuery {
         };
         let time = |time: Option<ReportTime>, is_end| match time {
             None => Ok(None),
-            Some(time) => time.resolve(&zone, is_end).map(Some).ok_or("a day is out of range"),
+            Some(time) => time.resolve(&zone, is_end).map(Some).ok_or("the day is out of range"),
         };
         Ok(ReportRequest {
             since: time(self.since, false)?,
@@ -197,7 +197,7 @@ impl ReportQuery {
     }
 }
 
-/// The route of the report, relative to the API.
+/// The API route of the report that `query` requests.
 pub(crate) fn report_route(query: &ReportQuery) -> String {
     format!("/report?{}", query.parameters())
 }
@@ -231,7 +231,7 @@ pub(super) async fn line_report(appliance: &Appliance, query: &ReportQuery) -> R
     Ok(appliance.line_report(request).await?)
 }
 
-/// The problem of a report whose template cannot be rendered.
+/// Logs that the template of a report cannot be rendered, and returns the problem for the answer.
 pub(super) fn unmade(error: &askama::Error) -> Problem {
     tracing::error!(%error, "a report cannot be made");
     Problem::invalid(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())

@@ -21,7 +21,7 @@ use super::chunks;
 use super::extract::{ApiBody, ApiPath, ApiText, PointsQuery, decoded, encoded, next_page};
 use super::problem::Problem;
 
-/// The maximum length of a result document that is imported, in bytes; one with all intervals and streams is far
+/// The maximum length of an imported result document, in bytes. Even a document with all intervals and streams is far
 /// smaller.
 pub(super) const MAX_RESULT_BYTES: usize = 32 * 1024 * 1024;
 /// The maximum number of results in one page of a list.
@@ -29,7 +29,7 @@ const LARGEST_PAGE: u32 = 1000;
 /// The number of results in a page, if the request does not set a limit.
 const PAGE: u32 = 20;
 
-/// The minimum age for a request to delete old results, in seconds.
+/// The smallest age that a request to delete old results may give, in seconds: a day.
 const SHORTEST_AGE_S: u64 = 86_400;
 
 /// A request to delete results.
@@ -42,7 +42,7 @@ pub(crate) struct DeletionRequest {
 /// A request to delete old results.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PruneRequest {
-    /// Deletes results that began longer ago than this, in seconds.
+    /// An age in seconds, at least 86400 (a day). The service deletes the results of the tests that began longer ago.
     pub(crate) older_than_s: u64,
     /// Whether the results are only counted, not deleted.
     #[serde(default)]
@@ -52,7 +52,7 @@ pub(crate) struct PruneRequest {
 /// The outcome of the import of a result.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ImportAnswer {
-    /// Whether the result is new, and was not saved before.
+    /// `true` if this request saved the result; `false` if the result was already saved before.
     pub(crate) is_new: bool,
 }
 
@@ -79,7 +79,8 @@ impl ResultsQuery {
         let mut read = Self { query: RunQuery::default(), after: None, format: None };
         for part in text.split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let text = decoded(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
+            let text =
+                decoded(value).ok_or_else(|| format!("the value of {name} is not valid percent-encoded UTF-8"))?;
             let time = || text.parse().map_err(|_| format!("{name} must be a time such as 2026-01-31T12:00:00Z"));
             match name {
                 "since" => read.query.since = Some(time()?),
@@ -109,7 +110,7 @@ impl ResultsQuery {
     }
 }
 
-/// The API route of an export of the results that `query` chooses.
+/// The API route that exports the results that `query` selects.
 pub(crate) fn export_route(query: &RunQuery, format: ExportFormat) -> String {
     let limit = query.limit.map(|limit| format!("&limit={limit}")).unwrap_or_default();
     format!("/results/export?format={}{limit}{}", format.as_str(), chosen(query))
@@ -143,7 +144,7 @@ pub(super) async fn list(
 ) -> Result<impl IntoResponse, Problem> {
     let limit = query.limit.unwrap_or(PAGE);
     if format.is_some() || !(1..=LARGEST_PAGE).contains(&limit) {
-        let because = format!("a list accepts limit from 1 to {LARGEST_PAGE}, and no format");
+        let because = format!("limit must be from 1 to {LARGEST_PAGE}, and a list has no parameter format");
         return Err(Problem::invalid(StatusCode::BAD_REQUEST, &because));
     }
     let page = state.service.appliance().results(&query, after, limit).await?;
@@ -152,7 +153,7 @@ pub(super) async fn list(
     Ok((next_page("/results", &parameters, limit, page.len(), last), Json(page)))
 }
 
-/// Exports results as lines. Their number is not limited.
+/// Exports results, one in each line. Without a limit in the request, exports all results that the query selects.
 pub(super) async fn export(
     State(state): State<ApiState>,
     ResultsQuery { query, after, format }: ResultsQuery,
@@ -183,7 +184,7 @@ pub(super) async fn delete(
     Ok(Json(json!({ "deleted": ids })))
 }
 
-/// Saves a result of an older store, byte for byte, under the id in the result.
+/// Saves a result document of another store, byte for byte. The document must contain the id that the path names.
 pub(super) async fn import(
     State(state): State<ApiState>,
     ApiPath(id): ApiPath<Uuid>,
@@ -195,7 +196,10 @@ pub(super) async fn import(
     }
     let named = serde_json::from_str::<Identified>(&text).ok();
     if named.is_none_or(|named| named.id != id) {
-        return Err(Problem::invalid(StatusCode::BAD_REQUEST, "the body is no result document with this id"));
+        return Err(Problem::invalid(
+            StatusCode::BAD_REQUEST,
+            "the body is not a result document with the id in the path",
+        ));
     }
     let is_new = state.service.appliance().import_result(&text).await?;
     Ok((if is_new { StatusCode::CREATED } else { StatusCode::OK }, Json(ImportAnswer { is_new })))
@@ -222,7 +226,7 @@ pub(super) async fn prune(
     Ok(Json(state.service.appliance().prune(&retention, dry_run).await?))
 }
 
-/// Answers with the time series of a result, thinned to the requested number of points.
+/// Answers with the time series of a result, reduced to at most the requested number of points.
 pub(super) async fn series(
     State(state): State<ApiState>,
     ApiPath(id): ApiPath<String>,

@@ -20,15 +20,17 @@ const PAGE: u32 = 20;
 /// The maximum number of alerts in a page.
 const LARGEST_PAGE: u32 = 1000;
 
-/// When a rule would have fired, and why it cannot fire at present.
+/// The preview of a rule: when the rule would have fired, and why it cannot fire at present.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PreviewAnswer {
-    /// What the rule would have done in the last 30 days.
+    /// What the rule would have done in the past: at most the last 30 days, or the last 14 days for a metric of
+    /// monitors.
     #[serde(flatten)]
     pub(crate) preview: RulePreview,
-    /// The rule in words.
+    /// A description of the rule in words.
     pub(crate) words: String,
-    /// Why the rule cannot fire at present: nothing measures its metric, or there is no plan to compare with.
+    /// Why the rule cannot fire at present: nothing measures its metric, or there is no plan to compare with. Absent if
+    /// the rule can fire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unmeasured: Option<String>,
 }
@@ -89,7 +91,7 @@ pub(super) async fn suggested(State(state): State<ApiState>) -> Result<Json<Vec<
     Ok(Json(state.service.appliance().suggested_rules().await?))
 }
 
-/// Answers with what a rule would have done; saves nothing.
+/// Answers with what a rule would have done in the past; saves nothing.
 pub(super) async fn preview(
     State(state): State<ApiState>,
     ApiBody(rule): ApiBody<AlertRule>,
@@ -107,12 +109,12 @@ pub(super) async fn alerts(State(state): State<ApiState>, query: AlertsQuery) ->
     Ok((next_page("/alerts", open, query.limit, page.len(), last), Json(page)))
 }
 
-/// The API route of a rule, or of an `action` on it, such as `/enable`.
+/// The API route of the rule `name`. `action` is empty, or a suffix such as `/enable`.
 pub(crate) fn rule_route(name: &str, action: &str) -> String {
     format!("/rules/{}{action}", encoded(name))
 }
 
-/// The API route of the latest alerts, at most `limit`; with `only_open`, of the open ones.
+/// The API route of the latest alerts, or with `only_open` of the latest open alerts; at most `limit` alerts.
 pub(crate) fn alerts_route(only_open: bool, limit: u32) -> String {
     format!("/alerts?open={only_open}&limit={}", limit.clamp(1, LARGEST_PAGE))
 }
@@ -140,7 +142,8 @@ impl AlertsQuery {
         let mut read = Self { only_open: false, limit: PAGE, after: None };
         for part in query.split('&').filter(|part| !part.is_empty()) {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            let value = decoded(value).ok_or_else(|| format!("{key} is not percent-encoded"))?;
+            let value =
+                decoded(value).ok_or_else(|| format!("the value of {key} is not valid percent-encoded UTF-8"))?;
             match key {
                 "open" => read.only_open = value.parse().map_err(|_| "open must be true or false")?,
                 "after" => read.after = Some(value.parse()?),

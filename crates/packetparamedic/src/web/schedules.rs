@@ -93,7 +93,8 @@ pub(super) async fn run(
     Ok((StatusCode::ACCEPTED, Json(RunRequested { event: "requested", schedule: name })))
 }
 
-/// Runs a schedule as soon as no other test runs. Fails if clients of the TCP listener began many tests lately.
+/// Runs a schedule as soon as no other test runs. Fails if clients of the TCP listener began too many tests in the last
+/// minute.
 pub(super) async fn request_run(state: &ApiState, source: RequestSource, name: &str) -> Result<(), Problem> {
     test_runs::count_start(state, source).map_err(test_runs::too_many)?;
     Ok(state.service.request_run(name).await?)

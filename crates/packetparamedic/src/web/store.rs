@@ -21,10 +21,10 @@ use super::problem::Problem;
 /// The length of a chunk of the database copy, in bytes.
 const CHUNK: usize = 256 * 1024;
 
-/// Lets one copy of the database exist at a time: each takes as much disk space as the database.
+/// Limits database copies to one at a time, because each takes as much disk space as the database.
 static COPIES: Semaphore = Semaphore::const_new(1);
 
-/// A request to delete what is older than the settings of the service allow.
+/// A request to delete stored data that is older than the retention settings of the service allow.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct StorePruneRequest {
     /// Whether the rows are only counted, not deleted.
@@ -49,7 +49,7 @@ pub(super) async fn backup(State(state): State<ApiState>) -> Result<impl IntoRes
     Ok(([(CONTENT_TYPE, "application/vnd.sqlite3")], body))
 }
 
-/// Sends a file in chunks, until its end or until the client has gone.
+/// Sends a file in chunks, up to its end or until the client has disconnected.
 fn send(file: &File, sender: &ChunkSender) -> io::Result<()> {
     loop {
         let mut chunk = Vec::new();

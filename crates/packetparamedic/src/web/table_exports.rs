@@ -22,9 +22,9 @@ const ALWAYS: [&str; 3] = ["format", "since", "until"];
 pub(crate) enum RequestedTable {
     /// All outages of the device.
     Outages,
-    /// The runs of the schedule with this name, or of all schedules.
+    /// The runs of the schedule with the name `schedule`; of all schedules if `schedule` is `None`.
     ScheduleRuns { schedule: Option<String> },
-    /// What the monitor with this name measured.
+    /// What the monitor `name` measured. `resolution` is the time that each row covers.
     Monitor { name: String, resolution: Resolution },
 }
 
@@ -57,7 +57,7 @@ impl TableRequest {
         format!("{path}/export?format={}{more}{times}", self.format.as_str())
     }
 
-    /// Opens the export in the store of this appliance.
+    /// Begins the export of the table from the store of `appliance`.
     pub(crate) async fn open(&self, appliance: &Appliance) -> Result<TableExport, ApplianceError> {
         let (range, format) = (self.range, self.format);
         match &self.table {
@@ -112,7 +112,8 @@ impl TableQuery {
             if !ALWAYS.contains(&name) && !own.contains(&name) {
                 return Err(format!("unknown parameter {name:?}; valid: {}", [&ALWAYS, own].concat().join(", ")));
             }
-            let value = decoded(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
+            let value =
+                decoded(value).ok_or_else(|| format!("the value of {name} is not valid percent-encoded UTF-8"))?;
             let time = || value.parse().map_err(|_| format!("{name} must be a time such as 2026-01-31T12:00:00Z"));
             match name {
                 "since" => read.range.since = Some(time()?),

@@ -1,5 +1,5 @@
-//! The API routes of tests that a client runs. The answer grows while the test runs: one JSON document in each line. A
-//! client that goes away cancels its test.
+//! The API routes of tests that a client runs. The answer grows while the test runs: one JSON document in each line. If
+//! the client disconnects, the service cancels the test.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,26 +36,26 @@ const WAITING_LINES: usize = 64;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TestLine {
-    /// The test was accepted under this id: the first line.
+    /// The first line: the service has accepted the test, and given it this id.
     Accepted(Uuid),
     /// Another test runs on this device; the accepted test waits for it.
     WaitingForDevice,
     /// An event of the test.
     Event(Box<Event>),
-    /// The end of the test: the last line.
+    /// The last line: how the test ended.
     End(Box<TestLineEnd>),
 }
 
 /// How a test ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct TestLineEnd {
-    /// What the test measured.
+    /// What the test measured; absent if it measured nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) measured: Option<Box<ResultDocument>>,
-    /// Why the test is not complete.
+    /// Why the test is not complete; absent if it is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure: Option<Problem>,
-    /// Why the result is not saved.
+    /// Why the result is not saved; absent if it is saved, or if there is no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unsaved: Option<Problem>,
     /// Whether the test was cancelled before it began.
@@ -66,22 +66,22 @@ pub(crate) struct TestLineEnd {
 /// The answer to a request to cancel a test.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct CancelAnswer {
-    /// `false` if no test ran, or the test was cancelled before.
+    /// Whether this request cancelled a test. `false` if there was no such running test, or if it was cancelled before.
     pub(super) cancelled: bool,
 }
 
 impl CancelAnswer {
-    /// Converts this to an HTTP answer. An answer that cancelled nothing is not logged as a change.
+    /// Converts this to an HTTP answer. If nothing was cancelled, the request is not logged as a change.
     pub(super) fn answer(self) -> impl IntoResponse {
         let unchanged = (!self.cancelled).then_some(Extension(NothingChanged));
         (unchanged, Json(self))
     }
 }
 
-/// The running tests of clients by id, each with the sender that cancels the test.
+/// The running tests that clients started. The key is the id of the test. The sender cancels the test.
 type TestRegistry = Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>;
 
-/// Runs the requested test, and answers with its lines.
+/// Runs the requested test, and answers with a line for each event of the test.
 pub(super) async fn run(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,
@@ -116,8 +116,8 @@ pub(super) async fn start(
     Ok((id, receiver))
 }
 
-/// Counts a test that a client of the TCP listener begins. Fails if such clients began many tests lately; the error is
-/// how long to wait.
+/// Counts a test that a client of the TCP listener begins. Fails with the time to wait if these clients began too many
+/// tests in the last minute.
 pub(super) fn count_start(state: &ApiState, source: RequestSource) -> Result<(), Duration> {
     let RequestSource::Address { .. } = source else { return Ok(()) };
     #[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the limit of tests")]
@@ -130,9 +130,10 @@ pub(super) fn cancel_test(state: &ApiState, id: Uuid) -> bool {
     lock(&state.tests).get(&id).is_some_and(|cancel| !cancel.send_replace(true))
 }
 
-/// The problem of a test that is refused because clients began many tests lately. A test can begin again after `wait`.
+/// The problem of a test that is refused because clients began too many tests in the last minute. A test can begin
+/// again after `wait`.
 pub(super) fn too_many(wait: Duration) -> Problem {
-    let because = "clients began too many tests within a minute";
+    let because = "clients began too many tests in the last minute";
     let try_ = format!("wait {} s; to test at fixed times, add a schedule", wait.as_secs() + 1);
     let failure = CommandFailure::new(ExitStatus::Busy, "too_many_tests", "the test is not started", because, try_);
     Problem::refused(StatusCode::TOO_MANY_REQUESTS, failure)
@@ -200,7 +201,8 @@ fn line(line: &TestLine) -> Bytes {
     text.into()
 }
 
-/// Cancels the test when its answer is dropped, because the client has gone or has read the end.
+/// Cancels the test when this value is dropped. The server drops this value with the answer, after the client has
+/// disconnected or has read the whole answer.
 struct TestCanceller {
     test: Uuid,
     tests: TestRegistry,

@@ -16,7 +16,7 @@ pub(crate) enum TlsFilesError {
     /// A file cannot be read, or contains no certificate or no key.
     #[error("{}: {source}", path.display())]
     File {
-        /// The path of that file.
+        /// The path of the file that cannot be used.
         path: PathBuf,
         /// Why the file cannot be used.
         source: io::Error,
@@ -26,8 +26,8 @@ pub(crate) enum TlsFilesError {
     Unusable(#[from] rustls::Error),
 }
 
-/// Creates the acceptor of TLS 1.3 connections, with the certificates (the server's own first) and the key of these PEM
-/// files.
+/// Creates the acceptor of TLS 1.3 connections. The PEM file `certificates` contains the certificate chain, the
+/// server's own certificate first. The PEM file `key` contains the private key.
 pub(crate) fn acceptor(certificates: &Path, key: &Path) -> Result<TlsAcceptor, TlsFilesError> {
     let failed = |path: &Path, error: pem::Error| {
         let source = match error {

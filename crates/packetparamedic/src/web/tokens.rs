@@ -1,4 +1,4 @@
-//! The routes of the API's tokens: list, add, remove.
+//! The API routes of the access tokens: list, add, remove.
 
 use axum::Json;
 use axum::extract::State;
@@ -12,12 +12,12 @@ use super::ApiState;
 use super::extract::{ApiBody, ApiPath};
 use super::problem::Problem;
 
-/// A request to add a token.
+/// A request to add an access token.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct TokenRequest {
     /// The name of the token.
     pub(crate) name: String,
-    /// What the token allows.
+    /// Which requests the token allows.
     pub(crate) scope: AccessScope,
 }
 

@@ -21,13 +21,14 @@ pub(super) use channel::read_secret;
 pub(super) use text::FileFault;
 use text::{FileText, in_order};
 
-/// The table of the plan. A file has at most one plan, so this table is not a list.
+/// The name of the table of the plan. A file has at most one plan, so this table is not a list.
 const PLAN: &str = "plan";
 
-/// The tables of a configuration file, one for each kind of object. Each table except the plan is a list.
+/// The names of the tables of a configuration file, one for each kind of object. Each table except that of the plan is
+/// a list.
 const TABLES: [&str; 6] = ["reflector", "schedule", "monitor", "channel", "rule", PLAN];
 
-/// Reads the secret in the file at a path. An error is the reason, as text.
+/// A function that returns the secret in the file at a path. Its error is the reason why the file cannot be read.
 pub(super) type SecretSource<'a> = dyn Fn(&Path) -> Result<SecretText, String> + 'a;
 
 /// Parses the text of a configuration file. `secrets` reads the secret files that the text names.
@@ -35,7 +36,7 @@ pub(super) fn parse(text: &str, secrets: &SecretSource<'_>) -> Result<DeviceConf
     let file = FileText(text);
     if text.trim().is_empty() {
         // A failed program can leave an empty file, which must not remove every schedule.
-        let problem = "it is empty; to remove all objects of earlier files on purpose, apply a file with only a \
+        let problem = "the file is empty; to remove all objects of earlier files on purpose, apply a file with only a \
                        comment";
         return Err(file.fault(0, problem));
     }
@@ -72,9 +73,10 @@ pub(super) fn parse(text: &str, secrets: &SecretSource<'_>) -> Result<DeviceConf
 
 /// Returns the text of a configuration file that describes `configuration`.
 pub(super) fn print(configuration: &DeviceConfiguration) -> String {
-    let mut text = "# Names of reflectors, the plan, schedules, monitors, channels and rules: packetparamedic apply FILE. The\n\
-                    # keys are the options of the commands that add them. Secrets of channels are not in it: those that are\n\
-                    # stored stay, as long as the channel keeps its server.\n"
+    let mut text = "# The names of the reflectors, and the plan, schedules, monitors, channels and rules. To apply\n\
+                    # this file, run `packetparamedic apply FILE`. The keys are the options of the commands that add\n\
+                    # these objects. This file has no secrets of channels. A stored secret is kept as long as its\n\
+                    # channel keeps its server.\n"
         .to_owned();
     if let Some(plan) = &configuration.plan {
         text += "\n[plan]\n";
@@ -266,7 +268,7 @@ mod tests {
             ),
             ("[[schedule]]\nname = \"a\"\nevery = \"6h\"\nspread = \"4h\"\n", 4, "spread: "),
             ("[[schedule]]\nname = \"a\"\nevery = \"6h\"\nuplink = \"\"\n", 4, "uplink: no network interface"),
-            (" \n", 1, "it is empty"),
+            (" \n", 1, "the file is empty"),
             ("[[schedule]]\nname = \"a\"\ncron = \"every 6h\"\n", 3, "cron: "),
             ("[[schedule]]\nname = \"a\"\ncron = \"0 25 * * *\"\n", 3, "cron: "),
             ("[[schedules]]\n", 1, "unknown key \"schedules\"; did you mean \"schedule\"?"),
@@ -295,7 +297,11 @@ mod tests {
             ("[[monitor]]\nintervall = \"1s\"\n", 2, "unknown key \"intervall\"; did you mean \"interval\"?"),
             ("[monitor]\nname = \"a\"\n", 1, "monitor is a list of tables: write [[monitor]]"),
             ("[[channel]]\nname = \"a\"\n", 1, "channel: kind is missing"),
-            ("[[channel]]\nkind = \"pigeon\"\n", 2, "kind: \"pigeon\" is no kind; valid: webhook, ntfy, smtp, command"),
+            (
+                "[[channel]]\nkind = \"pigeon\"\n",
+                2,
+                "kind: \"pigeon\" is not a kind of channel; valid: webhook, ntfy, smtp, command",
+            ),
             ("[[channel]]\nkind = \"ntfy\"\n", 1, "channel: name is missing"),
             ("[[channel]]\nkind = \"ntfy\"\nname = \"a\"\n", 1, "channel: topic is missing"),
             (
@@ -304,7 +310,7 @@ mod tests {
                 "channel: \"a/b\" is not a valid topic",
             ),
             ("[[channel]]\nkind = \"ntfy\"\ntoken = \"x\"\n", 3, "unknown key \"token\""),
-            ("[[channel]]\nkind = \"ntfy\"\ntoken_file = \"x\"\n", 3, "token_file: it is no absolute path"),
+            ("[[channel]]\nkind = \"ntfy\"\ntoken_file = \"x\"\n", 3, "token_file: it is not an absolute path"),
             ("[[channel]]\nkind = \"ntfy\"\ntoken_file = \"/missing\"\n", 3, "token_file: no such file"),
             ("[[channel]]\nkind = \"webhook\"\nname = \"a\"\n", 1, "channel: url_file is missing"),
             ("[[channel]]\nkind = \"smtp\"\nport = 0.5\n", 3, "port: it is of type float"),
@@ -320,7 +326,7 @@ mod tests {
             ("[[rule]]\nmetric = \"speed\"\n", 2, "metric: \"speed\" is not a metric"),
             ("[[rule]]\nmetric = \"download\"\n", 1, "rule: "),
             ("[[rule]]\nmetric = \"download\"\nbelow_plan = 0.7\n", 3, "below_plan: it is of type float"),
-            ("[[rule]]\nmetric = \"download\"\nbelow_plan = \"0.7\"\n", 3, "below_plan: a share in percent"),
+            ("[[rule]]\nmetric = \"download\"\nbelow_plan = \"0.7\"\n", 3, "below_plan: valid: a share in percent"),
             ("[[rule]]\nmetric = \"loss\"\nabove = \"2%\"\nbelow = \"3%\"\n", 3, "above: "),
             (
                 "[[rule]]\nmetric = \"loss\"\nchannels = [\"a\"]\n",

@@ -19,7 +19,7 @@ use super::super::schedule::{self, AddArgs};
 use super::super::speed_test;
 use crate::config::Settings;
 
-/// The options of `schedule add` that are no part of a schedule, and therefore no keys of a file.
+/// The options of `schedule add` that are not part of a schedule. They are not keys of a configuration file.
 const OTHERS: [&str; 8] = ["help", "version", "yes", "json", "json_stream", "plot", "no_graph", "no_save"];
 /// The key whose value is the whole stored definition of an object, as JSON.
 pub(super) const DEFINITION: &str = "definition";
@@ -51,7 +51,8 @@ struct FileOptions {
     add: Box<AddArgs>,
 }
 
-/// The keys of a `[[schedule]]` table: the long options of `schedule add`, with underscores, and [`DEFINITION`].
+/// The keys of a `[[schedule]]` table: the long options of `schedule add` that describe the schedule and are not
+/// secret, with underscores, and [`DEFINITION`].
 pub(super) fn keys() -> Vec<String> {
     let secrets = PROVIDERS.iter().flat_map(|provider| provider.options()).map(|option| option.name.replace('-', "_"));
     let others = OTHERS.iter().map(ToString::to_string).chain(secrets).collect::<Vec<_>>();
@@ -87,8 +88,8 @@ pub(super) fn words(command: &clap::Command, given: &[(String, FileOption)]) -> 
     Ok(words)
 }
 
-/// Builds the schedule that the options in `given` describe. The user's settings have no effect: the file alone defines
-/// what is measured.
+/// Builds the schedule that the options in `given` describe. Ignores the user's settings, because the file alone
+/// defines what is measured.
 pub(super) fn schedule_of(given: &[(String, FileOption)]) -> Result<Schedule, OptionFault> {
     if let Some((_, FileOption::Value(json))) = given.iter().find(|(key, _)| key == DEFINITION) {
         return defined(json, given);

@@ -13,8 +13,8 @@ pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
     let try_ = match error {
         ChannelError::Name(_) => "choose a valid name, such as phone",
         ChannelError::Url => "use a URL such as https://hooks.example.org/KEY",
-        ChannelError::NoUrl => "name the file of the URL: url_file = \"FILE\"",
-        ChannelError::OtherServer => "set the server to that of the URL, or omit it",
+        ChannelError::NoUrl => "name the file that contains the URL: url_file = \"FILE\"",
+        ChannelError::OtherServer => "set `server` to the server of the URL, or omit `server`",
         ChannelError::ForeignSecret { .. } => "remove that secret",
         ChannelError::NtfyServer => "use the URL of the server alone, as in --server https://ntfy.example.org",
         ChannelError::Topic(_) => "choose a valid topic that is hard to guess, such as pp-7f3k2m9q",
@@ -29,8 +29,8 @@ pub(super) fn not_accepted(error: &ChannelError) -> CommandFailure {
         ChannelError::ProgramPath(_) => "use the whole path, such as /usr/bin/apprise",
         ChannelError::Args => "put the command into a script, and name the script",
         ChannelError::ProgramFile { .. } => {
-            "name an executable file that belongs to root, as all folders above it do, and that others cannot write: \
-             chown root FILE; chmod 755 FILE"
+            "name an executable file that belongs to root and that other users cannot write to (chown root FILE; chmod \
+             755 FILE); all folders above it must belong to root, too"
         }
         ChannelError::CommandRefused => {
             "run `packetparamedic channel` or `packetparamedic apply` on the host of the service"

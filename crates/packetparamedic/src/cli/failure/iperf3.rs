@@ -36,7 +36,7 @@ impl From<&Iperf3Failure> for CommandFailure {
                 "bad_report",
                 format!("the test with the iperf3 server at {target} has no result"),
                 "the server reported impossible counts",
-                "check that it is a trusted iperf3 server; --raw keeps its report",
+                "check that it is an iperf3 server that you trust; add --raw to keep the report of the server",
             ),
             Iperf3Failure::Client { target, cause, reason, has_login } => {
                 let failed = || format!("the test with the iperf3 server at {target} failed");
@@ -49,8 +49,9 @@ impl From<&Iperf3Failure> for CommandFailure {
                     FailureKind::NotAuthorized => {
                         let what = format!("the iperf3 server at {target} refused this device");
                         let try_ = if *has_login {
-                            "check user, password, public key, and that both clocks agree within 10 s; a server of \
-                             version 3.17 or later accepts an older client only if it runs with --use-pkcs1-padding"
+                            "check the user, the password, the public key, and that both clocks agree within 10 s; a \
+                             server of version 3.17 or later must run with --use-pkcs1-padding to accept an older \
+                             client"
                         } else {
                             "it requires a login: set --username, --password-file and --rsa-public-key"
                         };
@@ -62,8 +63,8 @@ impl From<&Iperf3Failure> for CommandFailure {
                         Self::new(Failed, "unreachable", what, reason, try_)
                     }
                     FailureKind::ControlLost => {
-                        let try_ =
-                            "check that it is an iperf3 server; it may be busy or require a login: see its own output";
+                        let try_ = "check that it is an iperf3 server, and read the output of the server: it may be \
+                                    busy or require a login";
                         Self::new(Failed, "data_lost", failed(), reason, try_)
                     }
                     FailureKind::BytesLeft => {

@@ -10,10 +10,10 @@ use paramedic_report::quantity;
 
 use super::{CommandFailure, ExitStatus};
 
-/// What to try if the reflector removed this device.
+/// The advice in an error message if the reflector removed this device.
 const PAIR_AGAIN: &str =
     "pair again: run `reflector pair` on the reflector's host, then `packetparamedic pair-reflector` here";
-/// What to try if the reflector is shutting down.
+/// The advice in an error message if the reflector is shutting down.
 const AFTER_START: &str = "run the test again when the reflector has started again";
 
 pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
@@ -63,8 +63,8 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
         ),
         E::HandshakeTimeout(time) => {
             let try_ = format!(
-                "check that this is a reflector; if it is, the path may drop large packets: `ping -M do -s 1472 {}` sends \
-                 1500 bytes; correct the MTU or the firewall that drops ICMP",
+                "check that a reflector runs there; if it does, the path may drop large packets: test the path with \
+                 `ping -M do -s 1472 {}`, which sends 1500 bytes, and correct the MTU or the firewall that drops ICMP",
                 target.host
             );
             let because = format!(
@@ -157,7 +157,7 @@ pub(super) fn failure(target: &HostPort, cause: &LinkFailure) -> CommandFailure 
             "wrong_code",
             format!("the reflector at {target} did not accept the code"),
             &"the code is wrong, used, expired or revoked, or there were five wrong codes from this network",
-            "run `reflector pair` there again and enter the new code; after five wrong ones, wait ten minutes",
+            "run `reflector pair` there again and enter the new code; after five wrong codes, wait ten minutes",
         ),
         E::NotPaired => new(
             Denied,
@@ -208,7 +208,7 @@ fn length(duration: std::time::Duration) -> String {
     quantity::millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// An I/O error in plain words, without the operating system's number.
+/// Describes an I/O error in plain words, without the error number of the operating system.
 fn plain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),

@@ -10,5 +10,5 @@ pub(super) fn not_made(error: &ApplianceError) -> CommandFailure {
         ApplianceError::PeriodTooLong { .. } => "choose a shorter period with --since and --until",
         _ => "choose a start that is before the end and before now",
     };
-    CommandFailure::new(ExitStatus::Usage, "bad_period", "the report is not made", error, try_)
+    CommandFailure::new(ExitStatus::Usage, "bad_period", "cannot make the report", error, try_)
 }

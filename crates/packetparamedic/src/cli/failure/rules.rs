@@ -21,8 +21,8 @@ pub(super) fn not_accepted(error: &RuleError) -> CommandFailure {
         RuleError::OneEvent { .. } => "omit --times",
         RuleError::Window => "use --window 5",
         RuleError::Retest { .. } => "omit --retest",
-        RuleError::Channels => "name each channel once, at most 16",
-        RuleError::NoSuchChannel(_) => "run `packetparamedic channel list` to list them",
+        RuleError::Channels => "name at most 16 channels, each only once",
+        RuleError::NoSuchChannel(_) => "run `packetparamedic channel list` to see the channels",
     };
     CommandFailure::new(ExitStatus::Usage, "bad_rule", "the rule is not accepted", error, try_)
 }

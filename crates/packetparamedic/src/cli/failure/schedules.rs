@@ -14,7 +14,7 @@ pub(super) fn not_accepted(error: &ScheduleError) -> CommandFailure {
             "use --every 6h, or --cron \"30 3 * * *\" (minute, hour, day, month, day of week)"
         }
         ScheduleError::Zone(_) => {
-            "use a name such as Europe/Berlin; if this host knows none, install the package tzdata"
+            "use a name such as Europe/Berlin; if this host knows no such names, install the package tzdata"
         }
         ScheduleError::Spread { .. } => "use a shorter --spread",
         ScheduleError::AlwaysQuiet { .. } => "move the runs with --every or --cron, or change --quiet-hours",
@@ -26,7 +26,7 @@ pub(super) fn not_accepted(error: &ScheduleError) -> CommandFailure {
     CommandFailure::new(ExitStatus::Usage, "bad_schedule", "the schedule is not accepted", error, try_)
 }
 
-/// The failure of a request that the state of a schedule or a running service does not allow.
+/// The failure of a request that a disabled schedule, a running schedule or a running service prevents.
 pub(super) fn refused(error: &ApplianceError) -> CommandFailure {
     let (exit, code, what, try_) = match error {
         ApplianceError::ScheduleDisabled { name } => (

@@ -8,7 +8,7 @@ use paramedic_link::state_folder::StateFolderError;
 
 use super::{CommandFailure, ExitStatus, thread_limit};
 
-/// Converts `failure`, which would prevent saving the result, to the failure of the test that therefore did not begin.
+/// Converts a failure of the store to the failure of a test that was not begun because its result could not be saved.
 pub(super) fn cannot_save(mut failure: CommandFailure) -> CommandFailure {
     failure.what = "the test was not begun: its result could not be saved".to_owned();
     failure.try_ = format!("`speed-test --no-save` measures without saving; otherwise: {}", failure.try_);
@@ -57,14 +57,18 @@ impl From<&StorageError> for CommandFailure {
                 match place {
                     StorePlace::File(_) => format!("use the version of packetparamedic that wrote {place}"),
                     StorePlace::Server(_) => {
-                        "use the version of packetparamedic that wrote the database, or set `database` to one that only this device uses"
+                        "use the version of packetparamedic that wrote the database, or set `database` to a database \
+                         that only this device uses"
                             .to_owned()
                     }
                 },
             ),
-            E::Full { place, .. } => {
-                fail(Exit::Failed, "disk_full", "cannot save", format!("free space on the disk of {place}"))
-            }
+            E::Full { place, .. } => fail(
+                Exit::Failed,
+                "disk_full",
+                "cannot write to the database",
+                format!("make space on the disk of {place}"),
+            ),
             E::Locked { .. } => fail(
                 Exit::Busy,
                 "history_busy",
@@ -74,26 +78,27 @@ impl From<&StorageError> for CommandFailure {
             E::ReadOnly { place: place @ StorePlace::File(_), .. } => fail(
                 Exit::Usage,
                 "state_dir_unusable",
-                "cannot save",
+                "cannot write to the database",
                 format!("check that this user may write to {place}"),
             ),
             E::ReadOnly { place: StorePlace::Server(_), .. } => fail(
                 Exit::Usage,
                 "database_read_only",
-                "cannot save",
+                "cannot write to the database",
                 "set `database` to the primary server, not to a standby".to_owned(),
             ),
             E::Unreachable { .. } => fail(
                 Exit::Failed,
                 "database_unreachable",
                 "cannot use the saved pairings and results",
-                "check that the database server runs, and the host and the port of `database`".to_owned(),
+                "check that the database server runs, and that `database` has its host and port".to_owned(),
             ),
             E::Refused { .. } => fail(
                 Exit::Usage,
                 "database_refused",
                 "cannot use the saved pairings and results",
-                "check the user, the password and the name in `database`, and the server's pg_hba.conf".to_owned(),
+                "check the user, the password and the database name in `database`, and the server's pg_hba.conf"
+                    .to_owned(),
             ),
             E::Encoding { .. } => fail(
                 Exit::Usage,
@@ -117,7 +122,7 @@ impl From<&StorageError> for CommandFailure {
                 Exit::Usage,
                 "no_backup",
                 "the backup was not made",
-                "run `pg_dump --format=custom --file=FILE URL` with the URL of `database`".to_owned(),
+                "run `pg_dump --format=custom --file=FILE URL` with the URL in the setting `database`".to_owned(),
             ),
             E::NameTaken { .. } | E::NoName => {
                 fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned())
@@ -126,63 +131,64 @@ impl From<&StorageError> for CommandFailure {
                 Exit::Denied,
                 "not_paired",
                 "no such reflector",
-                "run `packetparamedic reflectors` to list them, `packetparamedic pair-reflector` to add one".to_owned(),
+                "run `packetparamedic reflectors` to see the reflectors, `packetparamedic pair-reflector` to add one"
+                    .to_owned(),
             ),
             E::AmbiguousReflector { .. } => fail(
                 Exit::Usage,
                 "ambiguous",
                 "more than one reflector matches",
-                "use its Endpoint ID, which is unique".to_owned(),
+                "use the Endpoint ID of the reflector, which is unique".to_owned(),
             ),
             E::NoSuchRun { .. } => fail(
                 Exit::Failed,
                 "no_such_run",
                 "no such run",
-                "run `packetparamedic history` to list them".to_owned(),
+                "run `packetparamedic history` to see the runs".to_owned(),
             ),
             E::AmbiguousRun { .. } => {
-                fail(Exit::Usage, "ambiguous", "more than one run matches", "use more digits of its id".to_owned())
+                fail(Exit::Usage, "ambiguous", "more than one run matches", "use more digits of the id".to_owned())
             }
             E::ScheduleExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
             E::NoSuchSchedule { .. } => fail(
                 Exit::Failed,
                 "no_such_schedule",
                 "no such schedule",
-                "run `packetparamedic schedule list` to list them".to_owned(),
+                "run `packetparamedic schedule list` to see the schedules".to_owned(),
             ),
             E::TokenExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
             E::NoSuchToken { .. } => fail(
                 Exit::Failed,
                 "no_such_token",
                 "no such token",
-                "run `packetparamedic token list` to list them".to_owned(),
+                "run `packetparamedic token list` to see the tokens".to_owned(),
             ),
             E::MonitorExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
             E::NoSuchMonitor { .. } => fail(
                 Exit::Failed,
                 "no_such_monitor",
                 "no such monitor",
-                "run `packetparamedic monitor list` to list them".to_owned(),
+                "run `packetparamedic monitor list` to see the monitors".to_owned(),
             ),
             E::ChannelExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
             E::NoSuchChannel { .. } => fail(
                 Exit::Failed,
                 "no_such_channel",
                 "no such channel",
-                "run `packetparamedic channel list` to list them".to_owned(),
+                "run `packetparamedic channel list` to see the channels".to_owned(),
             ),
             E::RuleExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
             E::NoSuchRule { .. } => fail(
                 Exit::Failed,
                 "no_such_rule",
                 "no such rule",
-                "run `packetparamedic rule list` to list them".to_owned(),
+                "run `packetparamedic rule list` to see the rules".to_owned(),
             ),
             E::Document { .. } => fail(
                 Exit::Failed,
                 "history_unreadable",
                 "cannot read a saved result",
-                "run `packetparamedic history show ID --json` to print it as saved".to_owned(),
+                "run `packetparamedic history show ID --json` to print the result as it is saved".to_owned(),
             ),
             E::ThreadLimit(refused) => thread_limit("cannot use the saved pairings and results", refused),
             E::Sql { place, .. } => fail(
@@ -198,7 +204,7 @@ impl From<&StorageError> for CommandFailure {
     }
 }
 
-/// The failure of opening the state folder that is configured as `named`.
+/// The failure if the configured state folder, `named`, cannot be opened.
 pub(super) fn unusable_folder(named: &Path, error: &StateFolderError) -> CommandFailure {
     let what = format!("cannot use the state folder {}", named.display());
     let (code, try_) = match error {

@@ -25,7 +25,7 @@ pub(super) fn conflict(args: &Args, length: &RequestedLength) -> Option<&'static
         || args.max_loaded_loss.is_some();
     let conflicts = [
         (args.time.is_some(), "-t sets the time of each direction"),
-        (length.is_configured, "the setting duration sets the time of each direction"),
+        (length.is_configured, "the setting `duration` sets the time of each direction"),
         (args.bytes.is_some(), "-n ends each direction after a number of bytes"),
         (args.budget.is_some(), "--budget ends each direction after a number of bytes"),
         (length.has_program, "iperf3 sends for the whole time"),

@@ -34,7 +34,8 @@ enum Needs {
     Program,
 }
 
-/// An option: its name on the command line, whether it was given, and what it needs to have an effect.
+/// An option: its name on the command line, a function that returns whether it was given, and what it needs to have an
+/// effect.
 type OptionNeeds = (&'static str, fn(&Args) -> bool, Needs);
 
 const OPTIONS: &[OptionNeeds] = &[
@@ -61,7 +62,7 @@ const OPTIONS: &[OptionNeeds] = &[
     ("--raw", |args| args.raw, Needs::Program),
 ];
 
-/// Returns the first given option that has no effect, with the reason; `None` if there is none.
+/// Returns the first given option that has no effect, with the reason; `None` if every given option has an effect.
 pub(super) fn without_effect(args: &Args, setting: &RequestedSetup<'_>) -> Option<String> {
     let given = OPTIONS.iter().filter(|(_, is_given, _)| is_given(args));
     given.map(|(option, _, needs)| (option, needs)).find_map(|(option, needs)| {
@@ -84,7 +85,7 @@ impl Needs {
                 Some(format!("the provider {provider} does not measure latency"))
             }
             Self::IdlePhase if !does_probe => Some("--probe-interval 0 sends no probes".to_owned()),
-            Self::Program if !has_program => Some(format!("the engine {engine} uses no iperf3")),
+            Self::Program if !has_program => Some(format!("the engine {engine} does not use iperf3")),
             Self::Load | Self::IdlePhase | Self::Probes | Self::Packets | Self::Program => None,
         }
     }

@@ -12,7 +12,7 @@ use crate::web::test_runs::{TestLine, TestLineEnd};
 pub(super) enum TestHandle {
     /// A test that runs in this process.
     Here(RunningTest),
-    /// A test that runs in the service, and how it ended once that is known.
+    /// A test that runs in the service, and how it ended (`None` while it runs).
     AtService(RemoteTest, Option<Box<TestLineEnd>>),
 }
 

@@ -27,7 +27,7 @@ const LIST_PAGE: u32 = 25;
 /// The maximum number of open alerts that the page shows.
 const MOST_OPEN: u32 = 50;
 
-/// The kinds of limits that the form of a rule offers: the value in the form, and its words.
+/// The kinds of limits that the form of a rule offers, each with its value in the form and its text on the page.
 const LIMITS: [(&str, &str); 5] = [
     ("below", "below this value"),
     ("above", "above this value"),
@@ -177,7 +177,7 @@ impl AlertsPage {
     }
 }
 
-/// Shows the page of alerts; with the query parameter `preview`, also what the rule of that name would have done.
+/// Shows the page of alerts. If the query parameter `preview` names a rule, also shows what this rule would have done.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let preview = match visitor.parameter("preview") {
         None => None,
@@ -198,7 +198,7 @@ pub(super) async fn add(State(state): State<ApiState>, visitor: Visitor, form: F
     }
 }
 
-/// Adds the rule of the form. If the form asks for a preview, returns that instead, and adds nothing.
+/// Adds the rule of the form. If the form asks for a preview, returns the preview and adds nothing.
 async fn add_or_preview(state: &ApiState, form: &FormBody) -> Result<Option<PreviewView>, Problem> {
     let appliance = state.service.appliance();
     let rule = rule_of(form)?;
@@ -224,7 +224,7 @@ pub(super) async fn add_suggested(State(state): State<ApiState>, form: FormBody)
     Ok(done(PATH, Notice::RuleAdded))
 }
 
-/// Enables or disables a rule, as the form says.
+/// Enables a rule if the form has the field `enabled`; otherwise disables the rule.
 pub(super) async fn switch(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,

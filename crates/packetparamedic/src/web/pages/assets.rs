@@ -1,5 +1,5 @@
 //! The files that the pages load: one script, one style sheet, one icon. The program contains them. The URL of each has
-//! a hash of its content, so that browsers may keep it for good.
+//! a hash of its content, so that browsers may keep the file for good.
 
 use std::io::Write;
 use std::sync::LazyLock;
@@ -17,8 +17,8 @@ use flate2::write::GzEncoder;
 use super::super::extract::ApiPath;
 use super::super::problem::{self, Problem};
 
-/// The scripts, in the order in which they run. They are sent as one file: htmx starts as soon as the browser has read
-/// it, and must then find the code that extends htmx.
+/// The scripts, in the order in which they run. They are sent as one file, because htmx starts as soon as the browser
+/// has read its file, and must then find the code that extends htmx.
 const SCRIPTS: [&str; 5] = [
     include_str!("../../../assets/vendor/htmx-4.0.1.min.js"),
     include_str!("../../../assets/vendor/uplot-1.6.32.iife.min.js"),
@@ -35,7 +35,7 @@ const ICON: &str = include_str!("../../../assets/icon.svg");
 
 /// The number of letters of the content hash in the URL of a file.
 const HASH_LETTERS: usize = 16;
-/// Lets a browser keep a file for a year without asking for it again (RFC 8246).
+/// The value of `Cache-Control` that lets a browser keep a file for a year without asking for it again (RFC 8246).
 const FOR_GOOD: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
 /// A file that the pages load.

@@ -1,5 +1,5 @@
-//! Makes answers fit for a browser: a problem becomes a page, or leads to the login; pages get their security headers
-//! and are compressed. This is the outermost layer of the router.
+//! Adapts answers for browsers. A problem becomes a page, or a redirection to the login. Pages get their security
+//! headers, and are compressed. This is the outermost layer of the router.
 
 use askama::Template;
 use axum::body::{self, Body};
@@ -23,7 +23,7 @@ use super::visitor::Visitor;
 pub(super) const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'",
 );
-/// The maximum length of a page for a client that accepts gzip, in bytes. A longer page is answered as an error.
+/// The maximum length of a page for a client that accepts gzip, in bytes. A longer page is answered with status 500.
 const LONGEST_PAGE: usize = 16 * 1024 * 1024;
 /// The minimum length of a page that is compressed, in bytes.
 const SHORT_PAGE: usize = 512;
@@ -40,7 +40,7 @@ struct ErrorPage<'a> {
     problem: &'a Problem,
 }
 
-/// Passes a request on, and makes the answer fit for a browser.
+/// Passes a request on, and adapts the answer for a browser.
 pub(in super::super) async fn dress(request: Request, next: Next) -> Response {
     let is_of_api = request.uri().path().starts_with(API);
     let wants_page = !is_of_api && takes_html(request.headers());
@@ -71,7 +71,7 @@ pub(in super::super) async fn dress(request: Request, next: Next) -> Response {
     if gzip { smaller(response).await } else { response }
 }
 
-/// The page of a problem; if a login would help, a redirection to the login page.
+/// Returns the page of a problem, or a redirection to the login page if a login would help.
 fn of_problem(problem: &Problem, visitor: &Visitor, is_reading: bool) -> Response {
     let layout = visitor.layout("This did not work", Section::Elsewhere);
     if problem.asks_for_login() {

@@ -25,21 +25,21 @@ pub(super) const SECTIONS: &[(Section, &str, &str)] = &[
 pub(super) enum Section {
     /// The section with the present state of the line.
     Now,
-    /// The section with what was measured.
+    /// The section with the results of past tests.
     History,
-    /// The section with what the service probes continuously.
+    /// The section with the monitors, which probe their targets continuously.
     Monitors,
-    /// The section with what the service alerts about.
+    /// The section with the alerts and their rules.
     Alerts,
     /// The section with the report on the line.
     Report,
-    /// The section with what can be changed.
+    /// The section with the settings.
     Settings,
     /// No section: the page is outside of the navigation, such as an error or the login.
     Elsewhere,
 }
 
-/// A link of a navigation.
+/// A link in a navigation of a page.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NavigationLink {
     /// The text of the link.
@@ -75,7 +75,7 @@ impl Theme {
         }
     }
 
-    /// Returns the theme with this word; `None` if there is none.
+    /// Returns the theme whose word is `word`; `None` if no theme has this word.
     pub(super) fn of_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|theme| theme.word() == word)
     }
@@ -92,13 +92,13 @@ pub(super) struct Layout {
     pub(super) is_logged_in: bool,
     /// Whether the viewer may change settings.
     pub(super) is_admin: bool,
-    /// The notice about the change that led to the page; `None` if no change did.
+    /// The notice that confirms the viewer's last change; `None` if the page follows no change.
     pub(super) notice: Option<Notice>,
     /// The colours of the page.
     pub(super) theme: Theme,
-    /// The path of this page, to which a change of the theme and a login lead back.
+    /// The path of this page. After a login or a change of the theme, the browser returns to this path.
     pub(super) path: String,
-    /// After how many seconds a browser without JavaScript reads the page again; `None`: never.
+    /// After how many seconds a browser without JavaScript loads the page again; `None` for never.
     pub(super) refresh_s: Option<u32>,
     /// The paths of the files that the page loads.
     pub(super) assets: AssetPaths,
@@ -125,7 +125,7 @@ impl Layout {
         Self { path: path.to_owned(), ..self }
     }
 
-    /// The links of the navigation.
+    /// The links of the navigation, one for each section.
     pub(super) fn sections(&self) -> Vec<NavigationLink> {
         let link = |(section, name, path): &(Section, &'static str, &'static str)| NavigationLink {
             name,

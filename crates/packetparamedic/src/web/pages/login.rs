@@ -23,9 +23,9 @@ use super::visitor::Visitor;
 #[template(path = "login.html")]
 struct LoginPage {
     layout: Layout,
-    /// Whether a password is set at all.
+    /// Whether the administrator has set a password.
     has_password: bool,
-    /// The path to which the login leads.
+    /// The path to which the browser returns after the login.
     next: String,
     error: Option<String>,
 }

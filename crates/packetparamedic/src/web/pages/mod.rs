@@ -27,8 +27,8 @@ pub(super) use dress::dress;
 use super::ApiState;
 use super::access::SETUP_PAGE;
 
-/// The routes of the pages. Unless `access` lists a route, reading it needs the scope `read`, and a change needs the
-/// scope `admin`.
+/// The routes of the pages. At a route that `access` does not list, a read needs the scope `read`, and a change needs
+/// the scope `admin`.
 pub(super) fn pages() -> Router<ApiState> {
     use settings::{about, channels, monitors, plan, reflectors, schedules, tokens};
     Router::new()

@@ -1,10 +1,10 @@
-//! The notice in which a page confirms the change that led to it. The address names the notice by a word of this list,
-//! so that no text of the address gets into the page.
+//! The notices with which a page confirms the viewer's last change. The address of the page names the notice by a word
+//! of a fixed list, so that no text of the address gets into the page.
 
-/// Defines the notices with their words and texts.
+/// Defines the notices. Each has a word for the address of a page, and a text for the page itself.
 macro_rules! notices {
     ($($name:ident $word:literal $text:literal,)*) => {
-        /// A change that has been made, which a page confirms.
+        /// A notice with which a page confirms a change.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(super) enum Notice {
             $(#[doc = $text] $name,)*
@@ -50,7 +50,7 @@ impl Notice {
     /// The query parameter that names a notice in the address of a page.
     pub(super) const PARAMETER: &'static str = "done";
 
-    /// Returns the notice with this word; `None` if there is none.
+    /// Returns the notice whose word is `word`; `None` if no notice has this word.
     pub(super) fn of_word(word: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, own, _)| *own == word).map(|(notice, ..)| *notice)
     }

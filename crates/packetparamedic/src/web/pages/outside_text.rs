@@ -1,5 +1,5 @@
 //! Text from outside (names, addresses, errors) as a page shows it. The templates escape it; this module bounds its
-//! length, and takes out what could change the text around it.
+//! length, and removes characters that could change the text around it.
 
 use paramedic_link::PeerText;
 

@@ -1,4 +1,5 @@
-//! A time in a page: in the viewer's time zone with JavaScript, in UTC without it, and in UTC on hover.
+//! A time in a page. The page shows the time in the viewer's time zone, or in UTC without JavaScript. On hover, the
+//! page shows the time in UTC.
 
 use std::fmt;
 
@@ -12,7 +13,7 @@ pub(super) struct PageTime {
     form: TimeForm,
 }
 
-/// Which parts of a time are shown. The attribute `data-form` gives the script this form.
+/// Which parts of a time a page shows. The attribute `data-form` passes this form to the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TimeForm {
     /// The day and the time of day.

@@ -16,7 +16,8 @@ use super::visitor::Visitor;
 
 /// The path of the pages of the first start.
 pub(super) const PATH: &str = "/start";
-/// The recurrences that the last step proposes: the first one is the usual choice.
+/// The recurrences that the last step proposes, each in its stored form and in words. The first one is the usual
+/// choice.
 const PROPOSED: [(&str, &str); 3] =
     [("every 6h", "Every 6 hours"), ("30 3 * * *", "Every night at 3:30"), ("every 1h", "Every hour")];
 
@@ -55,13 +56,14 @@ struct StartPage {
     steps: Vec<NavigationLink>,
     /// The names of the paired reflectors.
     paired: Vec<String>,
-    /// The recurrences that can be chosen, each with its words and the data that it would use.
+    /// The recurrences that the viewer can choose, each as stored, in words, and with the data that it would use.
     choices: Vec<(&'static str, &'static str, ProposalView)>,
     error: Option<Problem>,
     entered: FormBody,
 }
 
-/// Shows the step that the address names; without a name, the first step that is not done.
+/// Shows the step that the address names. If the address names none, shows the first step that is not done, or the last
+/// step if all are done.
 pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Result<Response, Problem> {
     let step = match visitor.parameter("step").and_then(StartStep::of_word) {
         Some(step) => step,
@@ -90,7 +92,7 @@ pub(super) async fn set_plan(
     }
 }
 
-/// Adds the schedule that the viewer chose, if any.
+/// Adds the schedule that the viewer chose. Adds nothing if the viewer chose none.
 pub(super) async fn add_schedule(
     State(state): State<ApiState>,
     visitor: Visitor,

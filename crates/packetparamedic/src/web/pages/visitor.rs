@@ -46,7 +46,7 @@ impl Visitor {
         }
     }
 
-    /// The value of a query parameter in the address of the page.
+    /// The value of the query parameter `wanted` in the address of the page; `None` without this parameter.
     pub(super) fn parameter(&self, wanted: &str) -> Option<&str> {
         self.query.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
     }
@@ -82,7 +82,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Visitor {
     }
 }
 
-/// Parses the query parameters of an address. Leaves out a parameter that is not correctly percent-encoded.
+/// Parses the query parameters of an address. Leaves out a parameter that is not valid percent-encoded UTF-8.
 fn query(text: &str) -> Vec<(String, String)> {
     let parameter = |part: &str| {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));

@@ -21,10 +21,10 @@ const KINDS: [(&str, &[&str]); 4] = [
     ("smtp", &["server", "port", "security", "user", "password_file", "from", "to"]),
     ("command", &["program", "args"]),
 ];
-/// The keys that channels of every kind have.
+/// The keys that a `[[channel]]` table can have for every kind of channel.
 const COMMON: [&str; 3] = ["name", "kind", ENABLED];
 
-/// The values of the keys in the table of a channel.
+/// The values of the keys in one `[[channel]]` table.
 #[derive(Default)]
 struct Values {
     name: Option<String>,
@@ -55,7 +55,8 @@ pub(super) fn parse(
     let word = text_of(word.get_ref()).map_err(|problem| file.fault_of(key, &problem))?;
     let valid = KINDS.map(|(kind, _)| kind).join(", ");
     let known = KINDS.iter().find(|(kind, _)| *kind == word);
-    let (kind, own) = known.ok_or_else(|| file.fault_of(key, &format!("{word:?} is no kind; valid: {valid}")))?;
+    let (kind, own) =
+        known.ok_or_else(|| file.fault_of(key, &format!("{word:?} is not a kind of channel; valid: {valid}")))?;
     for (key, value) in in_order(table) {
         let wrong = |problem: String| file.fault_of(key, &problem);
         let known = COMMON.iter().chain(*own).find(|known| **known == *key.get_ref());
@@ -72,7 +73,7 @@ pub(super) fn parse(
             Some(of_file @ ("url_file" | "token_file" | "password_file")) => {
                 let path = PathBuf::from(text_of(value.get_ref()).map_err(wrong)?);
                 if !path.is_absolute() {
-                    return Err(wrong("it is no absolute path".to_owned()));
+                    return Err(wrong("it is not an absolute path".to_owned()));
                 }
                 let secret = Some(secrets(&path).map_err(wrong)?);
                 match of_file {

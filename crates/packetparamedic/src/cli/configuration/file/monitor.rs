@@ -9,7 +9,7 @@ use super::super::super::values::time;
 use super::super::options::FileOption;
 use super::text::{ENABLED, FileFault, FileText, disabled, in_order, switch_of, text_of, value_of};
 
-/// The keys of a `[[monitor]]` table.
+/// The valid keys of a `[[monitor]]` table in a configuration file.
 const KEYS: [&str; 4] = ["name", "target", "interval", ENABLED];
 
 pub(super) fn parse(file: &FileText<'_>, at: usize, table: &DeTable<'_>) -> Result<ConfiguredMonitor, FileFault> {

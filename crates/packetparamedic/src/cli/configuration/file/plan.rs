@@ -9,7 +9,7 @@ use super::super::super::values::rate;
 use super::super::options::FileOption;
 use super::text::{FileFault, FileText, in_order, value_of};
 
-/// The keys of the `[plan]` table.
+/// The valid keys of the `[plan]` table in a configuration file.
 const KEYS: [&str; 7] =
     ["name", "download", "download_normal", "download_minimum", "upload", "upload_normal", "upload_minimum"];
 

@@ -7,7 +7,7 @@ use toml::de::DeTable;
 use super::super::options::FileOption;
 use super::text::{FileFault, FileText, in_order, text_of};
 
-/// The keys of a `[[reflector]]` table.
+/// The valid keys of a `[[reflector]]` table in a configuration file.
 const KEYS: [&str; 2] = ["endpoint_id", "name"];
 
 pub(super) fn parse(file: &FileText<'_>, at: usize, table: &DeTable<'_>) -> Result<ReflectorName, FileFault> {

@@ -10,7 +10,7 @@ use super::super::super::rule::RuleOptions;
 use super::super::options::{DEFINITION, FileOption, OptionFault, fault_of_word, option_keys, words};
 use super::text::{ENABLED, FileFault, FileText, disabled, in_order, switch_of, texts_of, value_of};
 
-/// The key of a rule's channels. Its value is a list.
+/// The key of a rule's channels. Its value is a list of names, or a single name.
 const CHANNEL: &str = "channel";
 
 #[derive(Parser)]
@@ -135,7 +135,8 @@ fn percent_text(share: f64) -> String {
     shortest(share * 100.0, "%", is_exact)
 }
 
-/// Formats `number` and `suffix` as the shortest text that is parsed as exactly this number.
+/// Formats `number` with as few decimals as possible, followed by `suffix`. `is_exact` returns whether a text is parsed
+/// as exactly this number.
 fn shortest(number: f64, suffix: &str, is_exact: impl Fn(&str) -> bool) -> String {
     let texts = (0..=9_usize).map(|decimals| format!("{number:.decimals$}{suffix}"));
     texts.into_iter().find(|text| is_exact(text)).unwrap_or_else(|| format!("{number}{suffix}"))

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::super::options::FileOption;
 
-/// The maximum number of valid keys that the error about an unknown key lists.
+/// The error about an unknown key lists the valid keys only if there are at most this many.
 const LISTED_KEYS: usize = 10;
 /// The key that enables or disables an object, such as a schedule or a monitor.
 pub(super) const ENABLED: &str = "enabled";
@@ -34,7 +34,7 @@ impl FileText<'_> {
         FileFault { line, problem: problem.into() }
     }
 
-    /// Returns the fault of the value of `key`, with the line of `key`.
+    /// Creates a fault in the value of `key`, at the line of `key`. `problem` describes what is wrong with the value.
     pub(super) fn fault_of(&self, key: &FileKey<'_>, problem: &str) -> FileFault {
         self.fault(key.span().start, format!("{}: {problem}", key.get_ref()))
     }
@@ -64,7 +64,7 @@ pub(super) fn text_of(value: &DeValue<'_>) -> Result<String, String> {
     }
 }
 
-/// Returns a value as text. Fails if the value is neither a text nor a whole number.
+/// Returns a value as text. Fails if the value is neither a text nor a decimal whole number.
 pub(super) fn value_of(value: &DeValue<'_>) -> Result<String, String> {
     match value {
         DeValue::String(text) => Ok(text.to_string()),

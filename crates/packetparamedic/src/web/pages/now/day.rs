@@ -31,7 +31,7 @@ pub(in super::super) struct DayView {
     pub(in super::super) outage_time: String,
     pub(in super::super) has_outages: bool,
     pub(in super::super) strips: Vec<StripView>,
-    /// The time at which the strips begin; they end at `to`.
+    /// The time at which the strips of the monitors begin. The strips end at `to`.
     pub(in super::super) from: PageTime,
     pub(in super::super) to: PageTime,
 }
@@ -46,16 +46,16 @@ pub(in super::super) struct OutageView {
 /// The last day of a monitor as a strip of coloured cells.
 pub(in super::super) struct StripView {
     pub(in super::super) name: String,
-    /// What the monitor does at present, and the style class for that.
+    /// What the monitor does at present: the text on the page, and its style class.
     pub(in super::super) state: (String, &'static str),
-    /// The median round-trip time in the last quarter of an hour.
+    /// The median round-trip time in the last quarter of an hour; `None` if none was measured.
     pub(in super::super) latency: Option<String>,
     /// A description of the strip in words, for a reader who cannot see it.
     pub(in super::super) words: String,
     pub(in super::super) cells: Vec<CellView>,
 }
 
-/// A cell of a strip: neighbouring time steps of one kind.
+/// A cell of a strip: neighbouring time steps with the same colour.
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) struct CellView {
     pub(in super::super) class: &'static str,
@@ -143,7 +143,7 @@ impl StripView {
     }
 }
 
-/// Converts the steps of a day to cells: neighbouring steps of one kind share a cell.
+/// Converts the time steps of a day to cells. Neighbouring steps with the same colour share a cell.
 fn cells(day: &MonitorDay) -> Vec<CellView> {
     let mut classes = ["unknown"; STEPS];
     for step in &day.steps {
@@ -167,7 +167,8 @@ fn cells(day: &MonitorDay) -> Vec<CellView> {
     cells
 }
 
-/// How long outages lasted in total within the day. They do not overlap, because the device has one outage at a time.
+/// How long the outages lasted in total from `from` to `now`. Outages do not overlap, because the device has one outage
+/// at a time.
 fn total(outages: &[StoredOutage], from: Timestamp, now: Timestamp) -> Duration {
     outages.iter().map(|outage| between(outage.began_at.max(from), outage.ended_at.unwrap_or(now).min(now))).sum()
 }

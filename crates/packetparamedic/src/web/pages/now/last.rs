@@ -1,5 +1,5 @@
-//! The last result on the first page: the rates with their share of the plan, and the latency, idle and under load,
-//! with its grade and where the queue built up.
+//! The last result on the first page: the rates with their shares of the plan, and the latency without load and under
+//! load. The latency under load has a grade, and the place where a queue built up.
 
 use paramedic_appliance::plan::Plan;
 use paramedic_link::test_spec::{Direction, Load};
@@ -34,7 +34,8 @@ pub(in super::super) struct RateView {
     pub(in super::super) name: &'static str,
     pub(in super::super) class: &'static str,
     pub(in super::super) figure: FigureView,
-    /// The share of the plan that the rate reaches: as text, and for the bar in whole percent up to 100.
+    /// The share of the promised rate that was reached: as text, and for the bar in whole percent up to 100. `None`
+    /// without a plan.
     pub(in super::super) share: Option<(String, u64)>,
 }
 
@@ -42,9 +43,9 @@ pub(in super::super) struct RateView {
 pub(in super::super) struct LoadedView {
     pub(in super::super) name: &'static str,
     pub(in super::super) figure: FigureView,
-    /// The bufferbloat grade, and its style class.
+    /// The bufferbloat grade, and its style class; `None` without a grade.
     pub(in super::super) grade: Option<(String, &'static str)>,
-    /// Where the load built up a queue.
+    /// Where the load built up a queue; `None` if that is unknown.
     pub(in super::super) queue: Option<&'static str>,
 }
 

@@ -1,4 +1,5 @@
-//! A running test on the first page. The script updates it; without JavaScript, the browser reads the page again.
+//! A running test on the first page. The script updates the view of the test. Without JavaScript, the browser loads the
+//! page again.
 
 use jiff::Timestamp;
 use paramedic_link::test_spec::Load;

@@ -31,7 +31,7 @@ use live::LiveView;
 
 /// The path of the first page.
 pub(super) const PATH: &str = "/";
-/// How often a browser without JavaScript reads the page again while a test runs, in seconds.
+/// How often a browser without JavaScript loads the page again while a test runs, in seconds.
 const REFRESH_S: u32 = 3;
 
 /// The template of the first page.
@@ -50,12 +50,12 @@ struct NowPage {
     last: Option<LastView>,
     failure: Option<FailureView>,
     day: DayView,
-    /// The time of the next run of a schedule, and the name of the schedule.
+    /// The time of the next run of a schedule, and the name of the schedule; `None` if no run is planned.
     next: Option<(PageTime, String)>,
     month: PageTime,
     month_data: String,
     monitor_data: String,
-    /// Why the service is faulted.
+    /// Why the service is faulted; empty if the service is not faulted.
     problems: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ enum PartView {
     Time(PageTime),
 }
 
-/// The latest test, if it failed.
+/// The latest test, which failed, as the first page shows it.
 struct FailureView {
     at: PageTime,
     what: String,
@@ -110,7 +110,7 @@ pub(super) async fn show(State(state): State<ApiState>, visitor: Visitor) -> Res
     }))
 }
 
-/// Starts a test against the reflector that the form names.
+/// Starts a test against the reflector that the form names, or against the default peer if the form names none.
 pub(super) async fn measure(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,

@@ -24,7 +24,7 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 /// The path of the settings of the channels.
 pub(in super::super) const PATH: &str = "/settings/channels";
 
-/// The fields of the form that can contain secrets. An answer does not fill them in again.
+/// The fields of the form that can contain secrets. After an error, the page does not fill these fields in again.
 const SECRET_FIELDS: [&str; 3] = ["url", "token", "password"];
 
 /// The template of the settings of the channels.
@@ -98,7 +98,8 @@ pub(in super::super) async fn add(
     }
 }
 
-/// Builds the channel that a form describes, or returns what is wrong. A form cannot describe a command channel.
+/// Builds the channel that a form describes. The error is the reason why a field is not valid. A form cannot describe a
+/// command channel.
 fn new_channel(form: &FormBody) -> Result<NewChannel, &'static str> {
     let text = |field| form.text(field).map(str::to_owned);
     let secret = |field| form.text(field).map(|text| SecretText::new(text.to_owned()));
@@ -134,11 +135,11 @@ fn new_channel(form: &FormBody) -> Result<NewChannel, &'static str> {
 }
 
 fn not_accepted(because: &str) -> Problem {
-    let try_ = "correct the field";
+    let try_ = "correct that field";
     CommandFailure::new(ExitStatus::Usage, "bad_channel", "the channel is not accepted", because, try_).into()
 }
 
-/// Enables or disables a channel, as the form says.
+/// Enables a channel if the form has the field `enabled`; otherwise disables the channel.
 pub(in super::super) async fn switch(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,

@@ -88,7 +88,7 @@ async fn add_from(state: &ApiState, form: &FormBody) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Enables or disables a monitor, as the form says.
+/// Enables a monitor if the form has the field `enabled`; otherwise disables the monitor.
 pub(in super::super) async fn switch(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,

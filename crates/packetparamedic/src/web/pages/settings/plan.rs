@@ -99,7 +99,7 @@ fn rates(form: &FormBody, word: &str) -> Result<PromisedRate, CommandFailure> {
 }
 
 fn wrong(field: &str, text: &str) -> CommandFailure {
-    let because = format!("{}: {text:?} is no rate", field.replace('_', " "));
+    let because = format!("{}: {text:?} is not a rate", field.replace('_', " "));
     let try_ = "enter megabits per second, such as 250, or a rate with its unit, such as 1G";
     CommandFailure::new(ExitStatus::Usage, "bad_plan", "the plan is not accepted", because, try_)
 }
@@ -110,7 +110,7 @@ fn megabits(text: &str) -> Option<u64> {
     quantity::parse_rate(&text).ok()
 }
 
-/// The fields of a form that sets this plan.
+/// The fields of the form, filled in with the values of `plan`.
 fn fields(plan: &Plan) -> FormBody {
     let rate = |bps: Option<u64>| match bps {
         None => String::new(),

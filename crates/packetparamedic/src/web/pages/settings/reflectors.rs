@@ -37,7 +37,7 @@ struct ReflectorsPage {
 struct ReflectorView {
     name: String,
     address: String,
-    /// The Endpoint ID, which also names the reflector in the paths of its forms.
+    /// The Endpoint ID of the reflector. The paths to which the forms of the reflector are sent contain this ID.
     endpoint_id: String,
     paired_at: PageTime,
 }

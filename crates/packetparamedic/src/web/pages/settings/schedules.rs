@@ -30,7 +30,7 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 /// The path of the settings of the schedules.
 pub(in super::super) const PATH: &str = "/settings/schedules";
 
-/// The recurrences that the form offers, each in the form in which a stored schedule contains it, and in words.
+/// The recurrences that the form offers, each as a stored schedule contains it, and in words.
 const CHOICES: [(&str, &str); 5] = [
     ("every 6h", "every 6 hours"),
     ("every 1h", "every hour"),
@@ -46,11 +46,12 @@ struct SchedulesPage {
     layout: Layout,
     frame: SettingsFrame,
     schedules: Vec<ScheduleView>,
-    /// The reflectors against which a schedule can measure, each with whether the viewer chose it.
+    /// The names of the reflectors against which a schedule can measure, each with whether the viewer chose the
+    /// reflector.
     targets: Vec<(String, bool)>,
-    /// The recurrences that the form offers: the value, its words, and whether the viewer chose it.
+    /// The recurrences that the form offers, each as stored, in words, and with whether the viewer chose it.
     choices: Vec<(&'static str, &'static str, bool)>,
-    /// The schedule that waits for the viewer's confirmation.
+    /// The schedule that waits for the viewer's confirmation; `None` if no schedule waits.
     proposal: Option<ProposalView>,
     error: Option<Problem>,
     entered: FormBody,
@@ -78,7 +79,7 @@ pub(in super::super) struct ProposalView {
     pub(in super::super) month: String,
     pub(in super::super) runs: u64,
     pub(in super::super) run: String,
-    /// Whether the rate of the line had to be assumed to estimate the data.
+    /// Whether the estimate of the data assumes a rate of the line, because no rate is known.
     pub(in super::super) is_assumed: bool,
 }
 
@@ -125,7 +126,7 @@ impl ProposalView {
     }
 }
 
-/// The outcome of a form, which the page shows beside the schedules.
+/// The outcome of a submitted form, which the page shows beside the schedules.
 #[derive(Default)]
 struct ScheduleOutcomeView {
     proposal: Option<ProposalView>,
@@ -164,7 +165,8 @@ pub(in super::super) async fn propose_from(state: &ApiState, form: &FormBody) ->
     Ok(ProposalView::of(&state.service.appliance().propose_schedule(schedule).await?))
 }
 
-/// Adds the schedule of a form: `name`, `when`, and optionally `peer`, `other`, `quiet_hours` and `budget`.
+/// Adds the schedule that a form describes. The form has `when` or `other`, and optionally `name`, `peer`,
+/// `quiet_hours` and `budget`.
 pub(in super::super) async fn add_from(state: &ApiState, form: &FormBody) -> Result<(), Problem> {
     let schedule = definition(state, form)?;
     state.service.appliance().add_schedule(schedule).await?;
@@ -205,12 +207,12 @@ fn default_name(when: &str) -> String {
     name.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
 }
 
-/// Describes a recurrence in words if the form offers it; otherwise returns it unchanged.
+/// Describes the recurrence `when` in words if the form offers it; otherwise returns `when` unchanged.
 fn words(when: &str) -> String {
     CHOICES.iter().find(|(choice, _)| *choice == when).map_or(when, |(_, words)| words).to_owned()
 }
 
-/// Enables or disables a schedule, as the form says.
+/// Enables a schedule if the form has the field `enabled`; otherwise disables the schedule.
 pub(in super::super) async fn switch(
     State(state): State<ApiState>,
     ApiPath(name): ApiPath<String>,

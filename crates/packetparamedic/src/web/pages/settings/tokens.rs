@@ -1,4 +1,4 @@
-//! The settings of the API's tokens: list, add, remove.
+//! The settings of the access tokens of the API: list, add, remove.
 
 use askama::Template;
 use axum::extract::State;
@@ -27,9 +27,9 @@ struct TokensPage {
     layout: Layout,
     frame: SettingsFrame,
     tokens: Vec<TokenView>,
-    /// The scopes that a token can have, each with its words.
+    /// The scopes that a token can have, each with a description in words.
     scopes: Vec<(AccessScope, &'static str)>,
-    /// The secret of a new token. The page shows it only once.
+    /// The secret of a new token, which the page shows only once; `None` if no token was added.
     secret: Option<String>,
     error: Option<Problem>,
     entered: FormBody,
@@ -55,7 +55,7 @@ impl TokenView {
     }
 }
 
-/// The outcome of a form, which the page shows beside the tokens.
+/// The outcome of a submitted form, which the page shows beside the tokens.
 #[derive(Default)]
 struct TokenOutcome {
     secret: Option<String>,

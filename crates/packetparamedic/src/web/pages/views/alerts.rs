@@ -45,7 +45,7 @@ impl AlertList {
     }
 }
 
-/// The alerts that were open within a period, newest first.
+/// The alerts that were open within a period, newest first, at most [`LIST`] of them.
 pub(super) async fn alerts_between(
     appliance: &Appliance,
     since: Timestamp,

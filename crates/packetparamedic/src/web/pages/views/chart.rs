@@ -8,7 +8,7 @@ use paramedic_report::quantity;
 
 use super::super::page_time::PageTime;
 
-/// The unit of the values of a chart. The attribute `data-unit` gives the script this unit.
+/// The unit of the values of a chart. The attribute `data-unit` passes this unit to the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChartUnit {
     /// Bits per second.
@@ -66,10 +66,10 @@ pub(super) struct ChartColumn {
     pub(super) colour: &'static str,
     /// How the script draws the column.
     pub(super) form: ColumnForm,
-    /// The index of the column to which the script draws a band from this column, and the opacity of the band in
-    /// percent.
+    /// The band that the script draws from this column to another: the index of the other column, and the opacity of
+    /// the band in percent. `None` for no band.
     pub(super) band: Option<(usize, u8)>,
-    /// The unit of the column, if it differs from the unit of the chart.
+    /// The unit of the column; `None` for the unit of the chart.
     pub(super) unit: Option<ChartUnit>,
 }
 
@@ -108,7 +108,7 @@ impl ChartColumn {
 pub(super) enum ChartPosition {
     /// A point in time.
     At(Timestamp),
-    /// Seconds since the start of what the chart shows.
+    /// The time since the start of the chart, in seconds.
     Second(f64),
 }
 
@@ -144,7 +144,7 @@ pub(super) struct Chart {
     pub(super) row_head: &'static str,
     pub(super) columns: Vec<ChartColumn>,
     pub(super) rows: Vec<(ChartPosition, Vec<Option<f64>>)>,
-    /// The link at which programs get the values: its text and its address.
+    /// The text and the address of a link with which the viewer downloads the values; `None` for no link.
     pub(super) download: Option<(&'static str, String)>,
 }
 

@@ -25,10 +25,10 @@ const LEFT: usize = 34;
 const CELL: usize = 28;
 const TOP: usize = 16;
 
-/// The download rates of several runs within a short span of time.
+/// The download rates of the runs that began within the same short time span, added up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct TimedRates {
-    /// The start of the span, which is at most a quarter of an hour long.
+    /// The start of the time span, which is at most a quarter of an hour long.
     pub(super) at: Timestamp,
     /// The number of rates in the sum.
     pub(super) count: u64,
@@ -44,7 +44,7 @@ type HeatRow = (&'static str, Vec<Option<(String, u64)>>);
 #[template(path = "heat.html")]
 pub(super) struct HeatMap {
     zone: String,
-    /// By weekday and hour: the number of rates and their sum.
+    /// By weekday and hour: the number of rates, and their sum in bits per second.
     cells: [[(u64, f64); 24]; 7],
 }
 

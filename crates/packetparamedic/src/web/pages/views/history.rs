@@ -1,4 +1,4 @@
-//! The page of the history: rates, latency, loss and outages over time, the week, and the list of runs.
+//! The page of the history: rates, latency, loss and outages over time, the heat map of the week, and the list of runs.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the period")]
 
@@ -32,7 +32,7 @@ use super::period::ChartPeriod;
 /// The number of runs in a page of the list.
 const LIST_PAGE: u32 = 25;
 
-/// The longest period over which the heat map of the week takes its means.
+/// The heat map of the week uses only runs that began at most this long ago.
 const WEEKS: Duration = Duration::from_secs(90 * 86_400);
 
 /// The template of the page of the history.
@@ -167,7 +167,7 @@ struct HistoryCharts {
     since: Timestamp,
     count: u64,
     charts: Vec<Chart>,
-    /// The download rates of each quarter of an hour.
+    /// The download rates of each quarter of an hour, for the heat map of the week.
     rates: Vec<TimedRates>,
 }
 
@@ -205,7 +205,7 @@ async fn charts(
     })
 }
 
-/// Makes the charts of the history, all of the same runs.
+/// Makes the charts of the history, all from the same runs.
 struct ChartMaker<'a> {
     sums: &'a [RunSums],
     range: [ChartPosition; 2],

@@ -49,7 +49,7 @@ trait MonitorTexts {
         monitor_route(&monitor.stored.monitor.name, "")
     }
 
-    /// The style class for what the monitor does at present, and the word for that.
+    /// What the monitor does at present: the style class, and the text on the page.
     fn activity(&self, monitor: &MonitorOverview) -> (&'static str, &'static str) {
         match monitor.condition.as_ref().map(|condition| condition.activity) {
             Some(MonitorActivity::Running) => ("good", "running"),
@@ -145,7 +145,7 @@ fn at(point: &SeriesPoint) -> ChartPosition {
     ChartPosition::At(Timestamp::from_second(point.at_s).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
-/// The chart of the shortest, median, 95th percentile and longest round trip, with bands.
+/// Makes the chart of the shortest, median, 95th percentile and longest round trips, with bands between them.
 fn latency(series: &MonitorSeries, route: &str) -> Chart {
     let extremes = |of: fn(&SeriesPoint) -> Option<u64>| {
         let values = || series.points.iter().filter_map(of);

@@ -28,7 +28,7 @@ const LIST: u32 = 200;
 pub(super) struct OutageList {
     title: &'static str,
     outages: Vec<StoredOutage>,
-    /// The text in place of an empty list.
+    /// The text that the page shows if the list is empty.
     none: &'static str,
     /// Whether there are more outages than the list contains.
     has_more: bool,
@@ -83,7 +83,7 @@ impl OutageList {
     }
 }
 
-/// Describes in words which targets were not reachable in an outage.
+/// Describes in words which targets were reachable in an outage, and which were not.
 fn scope_words(scope: OutageScope) -> &'static str {
     match scope {
         OutageScope::Everything => "Nothing was reachable, not even the gateway",
@@ -94,7 +94,7 @@ fn scope_words(scope: OutageScope) -> &'static str {
     }
 }
 
-/// The outages that overlap a period, newest first.
+/// The outages that overlap a period, newest first, at most [`LIST`] of them.
 pub(super) async fn outages_between(
     appliance: &Appliance,
     since: Timestamp,

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// The periods, each with its word in the address and its name, in the order in which pages offer them.
+/// The periods, each with its word in the address (`day`) and its name on the page (`Day`), in the order in which pages
+/// offer them.
 const ALL: [(ChartPeriod, &str, &str); 5] = [
     (ChartPeriod::Day, "day", "Day"),
     (ChartPeriod::Week, "week", "Week"),
@@ -26,12 +27,12 @@ pub(super) enum ChartPeriod {
     Month,
     /// The last 365 days.
     Year,
-    /// The time since the first value.
+    /// The time since the first run, or since the monitor was added.
     All,
 }
 
 impl ChartPeriod {
-    /// Returns the period with this word; a week if there is none.
+    /// Returns the period whose word in the address is `word`; a week if no period has this word.
     pub(super) fn of_word(word: Option<&str>) -> Self {
         ALL.iter().find(|(_, own, _)| Some(*own) == word).map(|(period, ..)| *period).unwrap_or_default()
     }

@@ -27,8 +27,8 @@ use super::super::visitor::Visitor;
 use super::chart::Chart;
 use rows::{FactTable, NamedFact};
 
-/// The maximum length, in bytes, of a result document (without its intervals) that the page of its run shows. The page
-/// links to a document of any length.
+/// The page of a run shows its result document, without the intervals, only up to this length in bytes. The page always
+/// links to the whole document.
 const LONGEST_DOCUMENT: usize = 128 * 1024;
 
 /// The maximum length of a sentence in the page, in characters.
@@ -47,7 +47,7 @@ struct RunPage {
     facts: Vec<NamedFact>,
     directions: Vec<RunDirection>,
     latency: FactTable,
-    /// The plot of the rates and the latency over time.
+    /// The plot of the rates and the latency over time; `None` if the result has no intervals to plot.
     plot: Option<String>,
     charts: Vec<Chart>,
     thresholds: FactTable,
@@ -148,7 +148,8 @@ fn run_page(layout: Layout, document: &ResultDocument) -> Result<RunPage, serde_
     })
 }
 
-/// The document as text, without the measurements of its intervals; `None` if that text is still too long.
+/// The document as text, without the measurements of its intervals; `None` if the text is longer than
+/// [`LONGEST_DOCUMENT`].
 fn short_document(document: &ResultDocument) -> Result<Option<String>, serde_json::Error> {
     let mut short = document.clone();
     short.remove_series();

@@ -1,4 +1,4 @@
-//! The facts of a run as rows and tables of texts.
+//! The facts about a run, as names with values and as tables.
 
 use paramedic_link::measurement::HostFacts;
 use paramedic_link::test_spec::{Direction, Load};
@@ -35,7 +35,7 @@ impl FactTable {
     }
 }
 
-/// The word for a value, as result documents contain it.
+/// Returns the word by which result documents represent a value.
 fn word(value: impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(shown)).unwrap_or_default()
 }
@@ -193,7 +193,7 @@ pub(super) fn processors(result: &ThroughputResult, direction: Direction) -> Fac
     FactTable::of(ends.map(str::to_owned).to_vec(), rows)
 }
 
-/// The latency of each phase: a column for each load.
+/// The latency of each phase as a table, with a column for each phase.
 pub(super) fn latency(document: &ResultDocument) -> FactTable {
     let loads = document.latency.iter().collect::<Vec<_>>();
     let row = |name, of: &dyn Fn(Load, &LatencyResult) -> Option<String>| {

@@ -1,4 +1,4 @@
-//! Charts of what the kernels recorded about the TCP streams of a run.
+//! Charts of the TCP statistics that the kernels of both ends reported about the streams of a run.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use super::direction_name;
 
 /// The maximum number of points in a chart.
 const MAX_POINTS: usize = 200;
-/// The interval at which the kernels are asked for TCP statistics, in milliseconds.
+/// The interval at which both ends read TCP statistics from their kernels, in milliseconds.
 const INTERVAL_MS: u32 = 100;
 
-/// The samples of all streams in one interval.
+/// The TCP statistics of all streams in one interval, added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct StreamsSample {
     /// The number of round-trip times, and their sum in microseconds.
