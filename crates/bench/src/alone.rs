@@ -1,5 +1,5 @@
-//! Measurements without iperf3 as the other side: a reflector at rest, memory, the time of a speed test outside its
-//! phases, and handshakes.
+//! Measurements that are not made in pairs of runs with iperf3: an idle reflector, the memory of the programs, the time
+//! that a speed test takes outside its phases, and TLS handshakes.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +22,8 @@ use crate::record::{Memory, Rest};
 /// How long a program may take to print an expected line or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Measures an idle reflector with default settings: starts it `starts` times, then observes it for `watched`.
+/// Measures an idle reflector with default settings: starts it once with an empty state folder and `starts` times with
+/// the existing one, then observes it for `watched`.
 pub(crate) fn rest(stop: &Stop, starts: u32, watched: Duration) -> anyhow::Result<Rest> {
     let mut reflector = Reflector::idle(&[]);
     let start = |reflector: &mut Reflector| -> anyhow::Result<f64> {
@@ -82,8 +83,8 @@ pub(crate) fn memory(
     Ok(found)
 }
 
-/// The largest memory of a program that prints a line every 100 ms. Reads it at each line, because it cannot be read
-/// after the program has ended.
+/// Returns the largest resident memory, in bytes, of a program that prints a line every 100 ms. Reads the value at each
+/// line, because it cannot be read after the program has ended.
 fn most_of(stop: &Stop, program: &mut Running) -> anyhow::Result<u64> {
     let mut most = 0;
     // After the last line the program ends.
@@ -108,9 +109,9 @@ pub(crate) fn set_up(stop: &Stop, bed: &Bed, runs: u32) -> anyhow::Result<Vec<f6
     (0..runs).map(run).collect()
 }
 
-/// Mutual TLS handshakes per second, made one after another: one value for each of `windows` windows of this length.
-/// Both ends are threads of this process and connect over loopback; every handshake has its own connection and proves
-/// both keys.
+/// Makes mutual TLS handshakes one after another and returns how many it made per second: one value for each of
+/// `windows` periods of length `window`. Both ends are threads of this process and connect over loopback; every
+/// handshake has its own connection and proves both keys.
 pub(crate) fn handshakes(stop: &Stop, windows: u32, window: Duration) -> anyhow::Result<Vec<f64>> {
     let (appliance, reflector) = (SecretKey::generate()?, SecretKey::generate()?);
     let client = tls::appliance_config(&appliance, Expect::ExactKey(reflector.id()), Alpn::Link)?;
@@ -127,7 +128,7 @@ pub(crate) fn handshakes(stop: &Stop, windows: u32, window: Duration) -> anyhow:
                     return Ok(());
                 }
                 let peer = answer(socket?, &server)?;
-                ensure!(peer == Some(expected), "a handshake proved another key");
+                ensure!(peer == Some(expected), "the client proved another key than the expected one");
             }
             Ok(())
         });
@@ -151,7 +152,7 @@ pub(crate) fn handshakes(stop: &Stop, windows: u32, window: Duration) -> anyhow:
     })
 }
 
-/// The server's end: completes the handshake, then sends one byte.
+/// The server's end: completes the handshake, then sends one byte. Returns the Endpoint ID that the client proved.
 fn answer(mut socket: TcpStream, config: &Arc<ServerConfig>) -> anyhow::Result<Option<paramedic_link::EndpointId>> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_nodelay(true)?;

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The port of iperf3 servers, outside of the reflector's data ports.
 const IPERF3_PORT: u16 = 5201;
 
-/// A link, and our two programs at its ends. The fields are dropped in this order.
+/// A link with a reflector at one end and an appliance at the other. The fields are dropped in this order.
 #[derive(Debug)]
 pub(crate) struct Bed {
     pub(crate) link: Link,
@@ -32,7 +32,7 @@ impl Bed {
         let hosts = match link.veth_mtu() {
             None => None,
             Some(mtu) => {
-                let hosts = TwoHosts::new().context("network namespaces need root")?;
+                let hosts = TwoHosts::new().context("cannot create network namespaces: run this program as root")?;
                 for host in [&hosts.near, &hosts.far] {
                     host.must(&["ip", "link", "set", "eth0", "mtu", &mtu.to_string()]);
                 }
@@ -64,10 +64,14 @@ impl Bed {
     /// The address of the reflector's host, without a port.
     fn host(&self) -> anyhow::Result<String> {
         let address = self.reflector.address();
-        Ok(address.parse::<SocketAddr>().with_context(|| address.to_owned())?.ip().to_string())
+        Ok(address
+            .parse::<SocketAddr>()
+            .with_context(|| format!("{address} is not an address with a port"))?
+            .ip()
+            .to_string())
     }
 
-    /// Builds a command that runs at one end of the link.
+    /// Builds a command that runs `program` at the server's end of the link, or at the client's.
     fn command(&self, program: &Path, at_the_server: bool) -> Command {
         let mut command = match &self.hosts {
             None => Command::new(program),
@@ -88,13 +92,14 @@ impl Bed {
         let address = self.host()?;
         let mut command = self.command(program, true);
         command.args(["--server", "--bind", &address, "--port", &IPERF3_PORT.to_string(), "--forceflush"]);
-        let server = Running::start(command, Stdio::null()).with_context(|| program.display().to_string())?;
+        let server =
+            Running::start(command, Stdio::null()).with_context(|| format!("cannot start {}", program.display()))?;
         loop {
             match server.line(PATIENCE) {
                 Ok(line) if line.contains("Server listening") => return Ok(Iperf3 { server, address }),
-                Ok(line) if line.contains("error") => bail!("{}: {line}", program.display()),
+                Ok(line) if line.contains("error") => bail!("{} cannot serve: {line}", program.display()),
                 Ok(_) => {}
-                Err(error) => return Err(error.context(format!("the server of {}", program.display()))),
+                Err(error) => return Err(error.context(format!("{} does not start as a server", program.display()))),
             }
         }
     }

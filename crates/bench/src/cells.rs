@@ -1,5 +1,5 @@
-//! The cells of the benchmark: each is one way to transfer bytes, by our programs and by iperf3, with the command lines
-//! of both. Pure; runs nothing.
+//! The cells of the benchmark. A cell compares our programs with iperf3 for one kind of transfer, and builds the
+//! command lines of both. Pure: this module runs no program.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Link {
     /// The loopback interface, MTU 65536.
     Loopback,
-    /// Two namespaces and a veth pair, MTU 1500.
+    /// Two network namespaces, joined by a veth pair with MTU 1500.
     #[value(name = "veth-1500")]
     #[serde(rename = "veth-1500")]
     Veth1500,
-    /// Two namespaces and a veth pair, MTU 9000.
+    /// Two network namespaces, joined by a veth pair with MTU 9000.
     #[value(name = "veth-9000")]
     #[serde(rename = "veth-9000")]
     Veth9000,
@@ -34,7 +34,7 @@ impl Link {
     }
 }
 
-/// The engine that generates our load.
+/// The engine of this project's programs, which generates their load in a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
@@ -42,11 +42,11 @@ pub(crate) enum Engine {
     Tcp,
     /// UDP datagrams.
     Udp,
-    /// A real iperf3 behind a reflector.
+    /// A real iperf3, which the reflector and the appliance run.
     Iperf3,
 }
 
-/// How the data of our programs travels.
+/// How test data travels between this project's programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
@@ -80,7 +80,7 @@ macro_rules! display_as_value {
 }
 display_as_value!(Link, Engine, Mode, Direction);
 
-/// A group of cells that are shown together on the page.
+/// A group of cells (comparisons with iperf3) that the results page shows together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Group {
@@ -92,7 +92,7 @@ pub(crate) enum Group {
     Plain,
     /// Our TCP engine in tunneled mode, that is, through TLS.
     Tunneled,
-    /// A reflector's engine iperf3, compared with plain iperf3.
+    /// Our engine `iperf3` (iperf3 behind a reflector), compared with iperf3 alone.
     Lane,
     /// TCP on a veth pair with MTU 1500.
     Veth1500,
@@ -100,9 +100,9 @@ pub(crate) enum Group {
     Veth9000,
     /// Our UDP engine.
     Udp,
-    /// TCP, compared with another iperf3 that has its fastest options.
+    /// TCP, compared with a second iperf3 that runs with its fastest options.
     Other,
-    /// A single cell with the user's options.
+    /// The single comparison that `bench one` runs with the user's options.
     One,
 }
 
@@ -201,7 +201,7 @@ pub(crate) struct Ours {
     pub(crate) mode: Mode,
     /// The number of streams in each direction.
     pub(crate) streams: u16,
-    /// Whether our ends copy every byte.
+    /// Whether this project's programs copy every byte. If false, they choose the fastest way, such as zero copy.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) plain: bool,
 }
@@ -282,7 +282,8 @@ impl Cell {
         Self::new(Group::One, link, ours, direction, load, seconds)
     }
 
-    /// Compares with the iperf3 of the option `--iperf3`, run with these options, instead of the iperf3 in `PATH`.
+    /// Makes the cell compare with the iperf3 of the option `--iperf3` instead of the iperf3 in `PATH`. It runs with
+    /// these options and 2 streams.
     fn beside_other(mut self, options: Vec<String>) -> Self {
         self.name.push_str("/other");
         self.theirs = Theirs { other: true, streams: 2, options };
@@ -394,7 +395,7 @@ pub(crate) enum Load {
     Udp(u32),
 }
 
-/// All cells of a run, in the order in which they run. `other` are the options of another iperf3, if there is one.
+/// All cells of a run, in the order in which they run. `other` holds the options of the second iperf3, if there is one.
 pub(crate) fn plan(quick: bool, seconds: u32, other: Option<&[String]>) -> Vec<Cell> {
     use Direction::{Both, Download, Upload};
     use Engine::{Iperf3, Tcp, Udp};

@@ -21,8 +21,8 @@ use crate::render;
 
 /// Compares the rates, processor time and memory of our engines with those of iperf3, and checks what was promised.
 ///
-/// Runs the `reflector` and the `packetparamedic` in the folder of this program. Needs root for network namespaces and
-/// for restricted congestion controls; without root, those cells are skipped with a message.
+/// Runs the programs `reflector` and `packetparamedic` that lie in the same folder as this program. Needs root for
+/// network namespaces and for restricted congestion controls; without root, those cells are skipped with a message.
 #[derive(Debug, Parser)]
 #[command(name = "bench", args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -34,19 +34,20 @@ struct Cli {
     /// Pairs of runs per cell [default: 10; with --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: Option<u32>,
-    /// Duration of a phase in whole seconds; at least 3 for datagrams
+    /// Duration of each phase in whole seconds; UDP phases last at least 3, phases of pinned iperf3 cells at least 2
     #[arg(long, value_name = "SECS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// Run only the cells with TEXT in their name; may be repeated
+    /// Run only the cells (comparisons) whose name contains TEXT; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
     /// Print the names of all cells, and run none
     #[arg(long)]
     list: bool,
-    /// Path of a second iperf3, for the cells that compare with an iperf3 at its fastest options
+    /// Path of a second iperf3; adds cells that compare our programs with this iperf3 at its fastest options
     #[arg(long, value_name = "PATH")]
     iperf3: Option<PathBuf>,
-    /// Folder for the page, the plots and data.json [default: docs/benchmarks; with --quick or --only a temporary folder]
+    /// Folder for the page, the plots and data.json [default: docs/benchmarks; with --quick or --only a temporary
+    /// folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Render the page and the plots from the folder's data.json, without measuring
@@ -56,17 +57,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Subcommands {
-    /// Run one cell with these options, and print it without saving it
+    /// Run one comparison with these options, and print its results without saving them
     One(One),
 }
 
-/// One cell.
+/// The options of `bench one`, which runs one comparison.
 #[derive(Debug, Args)]
 struct One {
-    /// Engine of our programs
+    /// Engine of `reflector` and `packetparamedic`
     #[arg(long, value_enum, default_value_t = Engine::Tcp)]
     engine: Engine,
-    /// Data mode of our programs
+    /// Data mode of `reflector` and `packetparamedic`
     #[arg(long, value_enum, default_value_t = Mode::Direct)]
     mode: Mode,
     /// The link between both ends
@@ -81,26 +82,26 @@ struct One {
     /// The congestion control of both sides [default: the kernel's]
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
-    /// Bytes of each datagram's payload, with --engine udp
+    /// Payload of each datagram in bytes; has no effect without --engine udp
     #[arg(long, value_name = "BYTES", default_value_t = 1400, value_parser = clap::value_parser!(u32).range(1..=65_507))]
     length: u32,
-    /// Make our sender and receiver copy every byte
+    /// Copy every byte in `reflector` and `packetparamedic`, instead of the fastest way such as zero copy
     #[arg(long)]
     plain: bool,
     /// Pin the servers of both sides to one processor and their clients to another
     #[arg(long)]
     pinned: bool,
-    /// Pairs of runs
+    /// Number of pairs of runs; a pair is one run of our programs and one of iperf3
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
-    /// Duration of a phase in whole seconds
+    /// Duration of each phase in whole seconds
     #[arg(long, value_name = "SECS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
 }
 
-/// The names, for `--only`, of the measurements without iperf3: a reflector at rest, memory, set-up and handshakes.
+/// The names of the measurements that are not made in pairs of runs with iperf3. `--only` searches these names, too.
 const ALONE: [&str; 4] = ["alone/rest", "alone/memory", "alone/set-up", "alone/handshakes"];
-/// The file from which all other files are rendered.
+/// The name of the file with the measured values. The page and the plots are rendered from it.
 const DATA: &str = "data.json";
 
 /// Runs the program.
@@ -138,7 +139,7 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
         plan.iter().map(|cell| cell.name.as_str()).chain(alone).for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
-    ensure!(!plan.is_empty() || !alone.is_empty(), "no cell has that text in its name: `--list` prints all names");
+    ensure!(!plan.is_empty() || !alone.is_empty(), "no name contains the text of --only: --list prints all names");
     let stop = Stop::listen()?;
     Programs::use_own_folder()?;
     let folder = match &cli.out {
@@ -148,9 +149,10 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
     };
     let pairs = cli.pairs.unwrap_or(if cli.quick { 3 } else { 10 });
     let record = measure(cli, &stop, &plan, &alone, pairs, other)?;
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let data = folder.join(DATA);
-    fs::write(&data, serde_json::to_string_pretty(&record)? + "\n").with_context(|| data.display().to_string())?;
+    fs::write(&data, serde_json::to_string_pretty(&record)? + "\n")
+        .with_context(|| format!("cannot write {}", data.display()))?;
     write_pages(&folder, &record)?;
     tell_promises(&record);
     if pairs < 10 {
@@ -194,7 +196,7 @@ fn measure(
     drop(runner);
     let failed = cells.iter().filter(|found| !found.failures.is_empty()).count() + found.failures.len();
     if failed > 0 {
-        println!("{failed} failed, see above");
+        println!("{failed} cells or measurements failed: see above");
     }
     Ok(Record {
         schema: SCHEMA.to_owned(),
@@ -327,18 +329,18 @@ fn program_in_path(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn program_at(path: &Path) -> anyhow::Result<PathBuf> {
-    let path = path.canonicalize().with_context(|| path.display().to_string())?;
+    let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
     if !path.is_file() {
-        bail!("{} is not a program", path.display());
+        bail!("{} is not a file", path.display());
     }
     Ok(path)
 }
 
 fn read_record(folder: &Path) -> anyhow::Result<Record> {
     let data = folder.join(DATA);
-    let text = fs::read_to_string(&data).with_context(|| data.display().to_string())?;
-    let record: Record = serde_json::from_str(&text).with_context(|| data.display().to_string())?;
-    ensure!(record.schema == SCHEMA, "{} has an unknown schema: {}", data.display(), record.schema);
+    let text = fs::read_to_string(&data).with_context(|| format!("cannot read {}", data.display()))?;
+    let record: Record = serde_json::from_str(&text).with_context(|| format!("cannot parse {}", data.display()))?;
+    ensure!(record.schema == SCHEMA, "{} has the unknown schema {}: measure again", data.display(), record.schema);
     Ok(record)
 }
 
@@ -349,14 +351,14 @@ fn write_pages(folder: &Path, record: &Record) -> anyhow::Result<()> {
     for stale in Group::ALL.map(render::plot_name).iter().filter(|name| !names.contains(name.as_str())) {
         match fs::remove_file(folder.join(stale)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| stale.clone());
+                return Err(error).with_context(|| format!("cannot delete {stale}"));
             }
             _ => {}
         }
     }
     for (name, text) in &files {
         let path = folder.join(name);
-        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! The benchmark: runs our engines and iperf3 in turn, and compares the costs of both with what was promised.
-//! Development only; nothing of it is shipped. It starts the real programs (through `lab`) and judges their output; it
-//! transfers no bytes itself.
+//! The benchmark: runs our engines and iperf3 in turn, compares the rates and costs of both, and checks the promises
+//! about them. It is for development only and is not shipped. It starts the real programs through the crate `lab` and
+//! evaluates their output.
 
 #![forbid(unsafe_code)]
 

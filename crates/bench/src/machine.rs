@@ -21,14 +21,15 @@ pub(crate) fn read(iperf3: &Path, other: Option<&Path>) -> Machine {
     }
 }
 
-/// The commit that is checked out, and whether any file except the results was changed since.
+/// The checked-out commit, followed by `with changes` if any file except the results was changed since. `None` if git
+/// fails.
 pub(crate) fn commit() -> Option<String> {
     let id = first_line(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]))?;
     let changed = first_line(Command::new("git").args(["status", "--porcelain", "--", ".", ":!docs/benchmarks"]));
     Some(if changed.is_some() { format!("{id}, with changes") } else { id })
 }
 
-/// The options with which another iperf3 is fastest, as far as it supports them.
+/// The options with which iperf3 is fastest, as far as `program` supports them.
 pub(crate) fn best_options(program: &Path) -> Vec<String> {
     let mut options = vec!["--length".to_owned(), "256K".to_owned()];
     let help = Command::new(program).arg("--help").output();
@@ -41,7 +42,7 @@ pub(crate) fn best_options(program: &Path) -> Vec<String> {
 
 const SKIP: &str = "--skip-rx-copy";
 
-/// The vendor of the virtual machine, if the processor reports one; `None` on a physical host.
+/// The vendor of the virtual machine on which this program runs; `None` on a physical host.
 fn hypervisor() -> Option<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok()?;
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;

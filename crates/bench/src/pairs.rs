@@ -1,5 +1,5 @@
-//! Runs cells: our programs and iperf3 in turn, pair after pair. A cell that fails is recorded as failed, and the next
-//! cell begins.
+//! Runs the cells (comparisons) of the benchmark. In each pair of runs, our programs and iperf3 run one after the
+//! other. The failures of a cell are recorded, and the next cell begins.
 
 use std::path::{Path, PathBuf};
 
@@ -17,12 +17,12 @@ use crate::record::{CellRecord, Pair, Reading};
 /// After this many consecutive failed pairs, a cell is given up.
 const MOST_FAILURES: usize = 2;
 
-/// Runs cells on test beds that are reused.
+/// Runs cells (comparisons with iperf3). All cells of a link run on the same test bed.
 pub(crate) struct Pairs<'a> {
     pub(crate) stop: &'a Stop,
-    /// The path of this host's iperf3.
+    /// The path of the iperf3 in `PATH`.
     pub(crate) iperf3: PathBuf,
-    /// The path of the other iperf3, if one was given.
+    /// The path of the second iperf3, which the option `--iperf3` names, if it was given.
     pub(crate) other: Option<PathBuf>,
     /// The rights of the user who runs this program.
     pub(crate) rights: Rights,
@@ -47,7 +47,8 @@ impl<'a> Pairs<'a> {
         Ok(&mut self.beds[at])
     }
 
-    /// Runs the pairs of `cell`. An error means that the user interrupted the program.
+    /// Runs `pairs` pairs of runs of `cell`. Failures of runs are in the record. An error means that the user
+    /// interrupted the program.
     pub(crate) fn run(&mut self, cell: &Cell, pairs: u32) -> Result<CellRecord, Interrupted> {
         let mut record = CellRecord { cell: cell.clone(), pairs: vec![], failures: vec![], passed_over: None };
         if let Err(lacking) = self.rights.allow(cell) {
@@ -66,7 +67,7 @@ impl<'a> Pairs<'a> {
     fn run_into(&mut self, record: &mut CellRecord, pairs: u32) -> anyhow::Result<()> {
         let cell = record.cell.clone();
         let program = if cell.theirs.other {
-            self.other.clone().context("no other iperf3 was given")?
+            self.other.clone().context("the cell needs a second iperf3: name it with --iperf3")?
         } else {
             self.iperf3.clone()
         };
@@ -116,7 +117,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-/// Adds the name of the side to its error. An interrupt is left unchanged.
+/// Puts `whose`, the name of the side that failed, before its error. The error of an interrupt stays unchanged.
 fn told(error: anyhow::Error, whose: &str) -> anyhow::Error {
     if error.is::<Interrupted>() { error } else { anyhow!("{whose}: {error:#}") }
 }
@@ -155,7 +156,7 @@ fn with_stderr(why: String, stderr: &str) -> anyhow::Error {
     }
 }
 
-/// The rights of a user on this host that matter for cells.
+/// The rights that decide which cells can run.
 #[derive(Clone, Debug)]
 pub(crate) struct Rights {
     pub(crate) is_root: bool,
@@ -164,7 +165,7 @@ pub(crate) struct Rights {
 }
 
 impl Rights {
-    /// Determines the rights of this process.
+    /// Reads the rights of this process.
     pub(crate) fn here() -> Self {
         let allowed = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control").unwrap_or_default();
         Self {

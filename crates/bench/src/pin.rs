@@ -1,6 +1,6 @@
-//! Pins processes to processors. On two processors, the scheduler's placement of both ends affects a rate more than the
-//! programs that are compared, and the placement changes with each run. With the same placement for both sides, a
-//! comparison does not depend on the scheduler.
+//! Pins processes to processors. On a host with two processors, the processor on which the scheduler places each end
+//! affects a rate more than the compared programs do, and it changes with each run. With the same placement for both
+//! sides, a comparison does not depend on the scheduler.
 
 use std::fs;
 
@@ -29,8 +29,8 @@ impl Places {
     }
 }
 
-/// A process, or the calling thread, that is pinned to a processor. Dropping this value releases it, including all
-/// threads that it started meanwhile.
+/// A process, or the calling thread, that is pinned to a processor. Dropping this value lifts the pinning from all
+/// threads that the process then has, or from the calling thread.
 #[derive(Debug)]
 pub(crate) struct Held {
     /// The pinned process; absent: the calling thread.
@@ -58,7 +58,7 @@ impl Held {
     }
 }
 
-/// Sets the processors of the calling thread, or of all threads that a process has now.
+/// Sets the processors on which all threads that `process` has now may run. `None` is the calling thread.
 fn move_all(process: Option<Pid>, to: &CpuSet) -> anyhow::Result<()> {
     let Some(process) = process else { return Ok(sched_setaffinity(None, to)?) };
     for task in fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero()))? {

@@ -1,4 +1,5 @@
-//! Runs programs to their end and measures what they cost; handles the user's interrupt, which ends them.
+//! Runs programs and measures the processor time and the memory that they use. Ends them when the user interrupts the
+//! benchmark.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -13,7 +14,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// The timeout of a run. A run that exceeds it is killed and reported, and the next cell begins.
+/// The timeout of a run. A run that takes longer is killed and recorded as failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The user's interrupt: SIGINT, SIGTERM or SIGHUP.
@@ -36,7 +37,7 @@ impl fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 impl Stop {
-    /// Handles SIGINT, SIGTERM and SIGHUP from now on, so that they do not end the process.
+    /// Catches SIGINT, SIGTERM and SIGHUP from now on, so that they no longer end the process.
     pub(crate) fn listen() -> anyhow::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let (wished, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -64,12 +65,12 @@ impl Stop {
         if self.first_of(None, Duration::ZERO) == First::Stop { Err(Interrupted) } else { Ok(()) }
     }
 
-    /// Sleeps for `time`, for measurements over time. Returns an error as soon as the user interrupts the program.
+    /// Sleeps for `time`. Returns an error as soon as the user interrupts the program.
     pub(crate) fn pass(&self, time: Duration) -> Result<(), Interrupted> {
         if self.first_of(None, time) == First::Stop { Err(Interrupted) } else { Ok(()) }
     }
 
-    /// Waits for whichever comes first: an interrupt, `other` becoming readable, or the end of the time.
+    /// Waits for whichever comes first: an interrupt, `other` becoming readable, or the end of `within`.
     fn first_of(&self, other: Option<BorrowedFd<'_>>, within: Duration) -> First {
         let until = Instant::now() + within;
         loop {
@@ -163,7 +164,7 @@ fn cpu_of_ended_children() -> anyhow::Result<f64> {
 /// that it has reaped.
 pub(crate) fn cpu_so_far(process: Pid) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()))?;
-    let ticks = ticks_of(&stat).context("no times in /proc/PID/stat")?;
+    let ticks = ticks_of(&stat).context("/proc/PID/stat has no processor times")?;
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 

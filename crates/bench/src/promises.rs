@@ -8,7 +8,7 @@ use crate::statistics::spread;
 pub(crate) struct Row {
     /// The text of the promise.
     pub(crate) name: String,
-    /// What our value is compared with, such as iperf3; empty if with nothing.
+    /// What our value is compared with, such as iperf3; empty if it is compared with nothing.
     pub(crate) beside: &'static str,
     /// The promised bound of the measured value.
     pub(crate) bound: Bound,
@@ -25,9 +25,9 @@ pub(crate) struct Row {
 /// The bound of a promise, which the measured value must reach or not exceed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Bound {
-    /// The promise is kept by this value or more.
+    /// The promise is kept if the measured value is this or more.
     AtLeast(f64),
-    /// The promise is kept by this value or less.
+    /// The promise is kept if the measured value is this or less.
     AtMost(f64),
 }
 
@@ -40,7 +40,7 @@ pub(crate) enum Unit {
     Seconds,
     /// Bytes.
     Bytes,
-    /// A share of one.
+    /// A share from 0 to 1, written in percent.
     Share,
     /// A number per second.
     PerSecond,
@@ -78,7 +78,7 @@ impl Bound {
         }
     }
 
-    /// The number of the bound.
+    /// The number that the measured value must reach, or must not exceed.
     pub(crate) fn value(self) -> f64 {
         match self {
             Self::AtLeast(bound) | Self::AtMost(bound) => bound,
@@ -103,13 +103,13 @@ impl Row {
 /// Selects, of several cells, the one by which a promise is judged.
 #[derive(Clone, Copy)]
 enum By {
-    /// The cell that keeps the promise least, because the promise is made for each cell.
+    /// The cell with the least favourable ratio, because the promise is made for every cell.
     Worst,
-    /// The cell that keeps the promise most, because the promise is made for the best cell.
+    /// The cell with the most favourable ratio, because the promise is made for the best cell only.
     Best,
 }
 
-/// The cells to which a promise refers: those that ran, and the number of all.
+/// The cells to which a promise refers: `found` are those in the record, and `of` is how many a full run has.
 struct Promised<'a> {
     found: Vec<&'a CellRecord>,
     of: usize,
@@ -175,7 +175,8 @@ pub(crate) fn judge(record: &Record) -> Vec<Row> {
     rows
 }
 
-/// Judges a promise about the ratio of our value to iperf3's, by the results of several cells.
+/// Judges a promise about the ratio of our value to iperf3's, by the results of several cells. The function `of`
+/// selects the value from the measurements of a run.
 fn ratio_row(
     name: &str,
     beside: &'static str,

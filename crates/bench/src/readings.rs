@@ -13,7 +13,7 @@ pub(crate) struct Received {
     pub(crate) bps: f64,
     /// The received payload of the whole run, in bytes.
     pub(crate) bytes: u64,
-    /// The share of datagrams that was lost; `None` without datagrams.
+    /// The share of the datagrams that were lost, from 0 to 1; `None` with TCP.
     pub(crate) loss: Option<f64>,
 }
 
@@ -22,9 +22,10 @@ pub(crate) fn ours(cell: &Cell, printed: &str) -> Result<Received, String> {
     if let Ok(ErrorDocument { error, .. }) = serde_json::from_str(printed) {
         return Err(format!("{} (because: {})", error.what, error.because));
     }
-    let result = serde_json::from_str::<ResultDocument>(printed).map_err(|error| format!("no result: {error}"))?;
+    let result = serde_json::from_str::<ResultDocument>(printed)
+        .map_err(|error| format!("the output is not a result document: {error}"))?;
     if !result.complete {
-        return Err("the test is not complete".to_owned());
+        return Err("the test ended before it was complete".to_owned());
     }
     let load = match cell.direction {
         Direction::Download => Load::Download,
@@ -39,7 +40,7 @@ pub(crate) fn ours(cell: &Cell, printed: &str) -> Result<Received, String> {
         return theirs_end(cell, events.map_or(&raw["end"], |event| &event["data"]));
     }
     let measured = load.directions().iter().map(|way| result.measured(load, *way));
-    let measured = measured.collect::<Option<Vec<_>>>().ok_or("the result lacks a direction")?;
+    let measured = measured.collect::<Option<Vec<_>>>().ok_or("the result lacks a requested direction")?;
     let totals = result.all_measured().filter_map(|(_, _, measured)| measured.total_bytes_received);
     let loss = match measured.as_slice() {
         [only] => only.udp.map(|udp| udp.loss),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cells::Cell;
 use crate::statistics::{self, Ratio, Spread};
 
-/// The value of the field `schema`.
+/// The value of the field `schema` of a record.
 pub(crate) const SCHEMA: &str = "packetparamedic.bench/1";
 
 /// The record of one run of the benchmark.
@@ -19,7 +19,7 @@ pub(crate) struct Record {
     pub(crate) started_at: String,
     /// When the run ended (RFC 3339, UTC).
     pub(crate) finished_at: String,
-    /// The commit from which the programs were built, and whether files were changed since.
+    /// The commit from which the programs were built, and whether files were changed since; absent if unknown.
     pub(crate) commit: Option<String>,
     /// The command that repeats the run.
     pub(crate) command: String,
@@ -42,22 +42,22 @@ pub(crate) struct Machine {
     pub(crate) facts: HostFacts,
     /// The frequency governor of the first core, if known.
     pub(crate) governor: Option<String>,
-    /// The kind of virtual machine, if known.
+    /// The vendor of the virtual machine; absent on a physical host.
     pub(crate) hypervisor: Option<String>,
     /// The kernel's default TCP congestion control.
     pub(crate) congestion_default: Option<String>,
-    /// The TCP congestion controls that the kernel has.
+    /// The TCP congestion controls that the kernel has, separated by spaces.
     pub(crate) congestion_available: Option<String>,
     /// The first line of `iperf3 --version`.
     pub(crate) iperf3: Option<String>,
-    /// The first line of `--version` of the other iperf3.
+    /// The first line that the iperf3 of the option `--iperf3` prints with `--version`.
     pub(crate) other_iperf3: Option<String>,
 }
 
 /// The results of one cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CellRecord {
-    /// The cell.
+    /// The cell (comparison) that ran.
     pub(crate) cell: Cell,
     /// The pairs in which the runs of both sides succeeded.
     pub(crate) pairs: Vec<Pair>,
@@ -87,13 +87,13 @@ pub(crate) struct Reading {
     pub(crate) bps: f64,
     /// The received payload of the whole run, in bytes.
     pub(crate) bytes: u64,
-    /// The time from the client's start to its exit.
+    /// The time from the client's start to its exit, in seconds.
     pub(crate) wall_s: f64,
-    /// Processor time of the client's process, user and system.
+    /// Processor time of the client's process, user and system, in seconds.
     pub(crate) client_cpu_s: f64,
-    /// Processor time of the server's process and its children, user and system.
+    /// Processor time of the server's process and its children, user and system, in seconds.
     pub(crate) server_cpu_s: f64,
-    /// The share of datagrams that were lost; `None` without datagrams.
+    /// The share of the datagrams that were lost, from 0 to 1; `None` with TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss: Option<f64>,
 }
@@ -106,17 +106,18 @@ impl Reading {
 }
 
 impl CellRecord {
-    /// The statistics, over all pairs, of the ratio of our side's value to iperf3's; `of` selects the value.
+    /// Each pair gives a ratio: our value divided by iperf3's. `of` selects the value. Returns the statistics of all
+    /// ratios; `None` if there are no pairs, or if a value is not above zero.
     pub(crate) fn ratio(&self, of: impl Fn(&Reading) -> f64) -> Option<Ratio> {
         statistics::ratio(&self.pairs.iter().map(|pair| (of(&pair.theirs), of(&pair.ours))).collect::<Vec<_>>())
     }
 
-    /// The statistics, over all pairs, of a value of iperf3's side; `of` selects the value.
+    /// The median and the range of one value of iperf3's runs, over all pairs; `of` selects the value.
     pub(crate) fn theirs(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
         statistics::spread(&self.pairs.iter().map(|pair| of(&pair.theirs)).collect::<Vec<_>>())
     }
 
-    /// The statistics, over all pairs, of a value of our side; `of` selects the value.
+    /// The median and the range of one value of our runs, over all pairs; `of` selects the value.
     pub(crate) fn ours(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
         statistics::spread(&self.pairs.iter().map(|pair| of(&pair.ours)).collect::<Vec<_>>())
     }

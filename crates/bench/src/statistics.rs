@@ -24,7 +24,7 @@ pub(crate) struct Ratio {
     pub(crate) ci95: Option<(f64, f64)>,
 }
 
-/// The median and the range of `readings`; `None` if there are none or a value is not a number.
+/// The median and the range of `readings`; `None` if there are none, or if one of them is infinite or not a number.
 pub(crate) fn spread(readings: &[f64]) -> Option<Spread> {
     if readings.is_empty() || readings.iter().any(|reading| !reading.is_finite()) {
         return None;
@@ -57,8 +57,8 @@ pub(crate) fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
     Some(Ratio { spread, mean: mean.exp(), ci95 })
 }
 
-/// The two-sided quantile of Student's t distribution for 95 %. Above the range of the table it returns the last value
-/// of the table, which is slightly too large.
+/// The two-sided 95 % quantile of Student's t distribution for this many degrees of freedom; `None` for 0. Above 30
+/// degrees it returns the last value of the table, which is slightly too large.
 fn student(degrees: usize) -> Option<f64> {
     const T: [f64; 30] = [
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,

@@ -19,8 +19,8 @@ const LATE_SHARE: f64 = 0.01;
 /// of [`crate::Lateness`].
 const LATE_US: u64 = 1000;
 
-/// A run is discarded if a packet left more than this late, or if the link did not check for new packets for longer
-/// than this.
+/// A run is discarded if a packet left later than this after its due time, or if the link did not check for new packets
+/// for longer than this.
 const WORST: Duration = Duration::from_millis(25);
 
 /// The rates that the self-measurement tries, in Mbit/s.
@@ -32,11 +32,11 @@ const PORT: u16 = 9;
 /// The accuracy of the emulator on this machine, as measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Accuracy {
-    /// The median of how much longer than configured the round trips over an idle link took.
+    /// Round trips over an idle link took longer than configured. This is the median of the excess.
     pub round_trip_error: Duration,
-    /// The 99th percentile of how much longer than configured the round trips over an idle link took.
+    /// Round trips over an idle link took longer than configured. This is the 99th percentile of the excess.
     pub round_trip_error_p99: Duration,
-    /// The highest configured rate that the link held within 1 %, with packets of 1428 bytes.
+    /// The highest configured rate that the link held within 1 %, in Mbit/s, with packets of 1428 bytes.
     pub rate_mbit: f64,
 }
 
@@ -60,7 +60,7 @@ impl Accuracy {
 }
 
 /// Why the records of a run do not reflect the configured link: the link was late, or packets were lost outside of it.
-/// `overrun` is the count of [`Topology::overrun`].
+/// `None` if the records are accurate. `overrun` is the count of [`Topology::overrun`].
 pub fn fault<'a>(records: impl IntoIterator<Item = &'a LinkRecord>, overrun: u64) -> Option<String> {
     if overrun > 0 {
         return Some(format!("the kernel dropped {overrun} packets before the link could read them"));
@@ -69,7 +69,7 @@ pub fn fault<'a>(records: impl IntoIterator<Item = &'a LinkRecord>, overrun: u64
         let late = record.lateness.share_above(LATE_US);
         let worst = record.lateness.worst.max(record.longest_turn);
         if record.refused > 0 {
-            return Some(format!("the kernel refused {} packets", record.refused));
+            return Some(format!("the kernel refused {} packets that left the link", record.refused));
         }
         if late > LATE_SHARE {
             return Some(format!("{:.1} % of the packets left more than {LATE_US} us late", late * 100.0));
@@ -119,7 +119,7 @@ fn round_trip_errors() -> anyhow::Result<Vec<Duration>> {
         let mut errors = Vec::new();
         let mut buffer = [0; 16];
         for _ in 0..count {
-            client.recv(&mut buffer).context("no answer over a link without loss")?;
+            client.recv(&mut buffer).context("an answer did not arrive, although the link loses nothing")?;
             let sent = Duration::from_nanos(u64::try_from(u128::from_be_bytes(buffer)).unwrap_or(0));
             errors.push(now().duration_since(began).saturating_sub(sent + Duration::from_millis(40)));
         }

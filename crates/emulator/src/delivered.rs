@@ -3,7 +3,7 @@
 /// The bytes that a link has delivered of one direction of a TCP connection.
 #[derive(Clone, Debug, Default)]
 pub struct InOrderBytes {
-    /// The position behind the highest delivered byte, counted without wrapping; absent before the first segment.
+    /// The position behind the highest delivered byte, counted without wrapping; `None` before the first segment.
     end: Option<u64>,
     /// The ranges below `end` that are missing, in order; none of them touches another.
     gaps: Vec<(u64, u64)>,
@@ -45,7 +45,7 @@ impl InOrderBytes {
         self.readable(end) - readable
     }
 
-    /// The end of the part before the first gap; `end` is the end of the highest delivered byte.
+    /// The position where the readable part of the stream ends: at the first gap, or at `end` if there is no gap.
     fn readable(&self, end: u64) -> u64 {
         self.gaps.first().map_or(end, |(from, _)| *from)
     }

@@ -1,7 +1,8 @@
-//! One direction of a link as a state machine: packets go in, packets or drops come out, the time is an argument. Pure.
+//! One direction of a link as a state machine: packets go in, and departures or drops come out. Pure: each call gets
+//! the time as an argument.
 //!
-//! A packet passes the size limit, the policer, the queue (FIFO), the transmitter (one packet at a time, at the rate), and the
-//! wire (loss, delay, jitter). A lost packet has used the transmitter, as on a real line.
+//! A packet passes the size limit, the policer, the queue (FIFO), the transmitter (one packet at a time, at the rate),
+//! and the wire (loss, delay, jitter). A lost packet has used the transmitter, as on a real line.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -15,7 +16,7 @@ use crate::settings::DirectionSettings;
 #[derive(Debug)]
 pub struct LinkDirection<T> {
     settings: DirectionSettings,
-    /// Settings that apply from a later time on, in order of these times.
+    /// Changes of the settings that are not due yet: when each is due, in this order, and the new settings.
     changes: VecDeque<(Duration, DirectionSettings)>,
     impairments: Impairments,
     bucket: Bucket,
@@ -45,7 +46,7 @@ impl Way {
     pub const BOTH: [Self; 2] = [Self::Up, Self::Down];
 }
 
-/// The fate of a packet: delivered or dropped.
+/// What the link did with a packet: delivered or dropped it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate<T> {
     /// The packet leaves the link now.
@@ -169,7 +170,7 @@ impl<T> Ord for Flying<T> {
 /// The token bucket of the policer.
 #[derive(Debug, Default)]
 struct Bucket {
-    /// The bytes that the bucket holds; absent before the first packet, which finds a full bucket.
+    /// The bytes that the bucket holds; `None` before the first packet, which finds a full bucket.
     tokens: Option<f64>,
     filled_at: Duration,
 }

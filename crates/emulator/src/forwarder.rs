@@ -20,8 +20,8 @@ use crate::settings::DirectionSettings;
 /// The maximum number of packets that a thread reads before it checks for departures.
 const BATCH: usize = 32;
 
-/// Departures that are closer together than this leave together. A thread that never slept at a high rate would take
-/// the processor from the programs under test.
+/// The shortest sleep of a thread; packets that are due within it leave together. Without this limit, a thread would
+/// never sleep at a high rate, and would take the processor from the programs under test.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
 
 /// A running link between two TUN devices. Dropping this value ends the link.
@@ -66,7 +66,8 @@ pub(crate) struct Devices {
 }
 
 impl Link {
-    /// Starts to forward between the devices, with a seed for the random decisions.
+    /// Starts to forward between the devices, with a seed for the random decisions. The records of the link follow each
+    /// packet that matches one of the `rules`.
     pub(crate) fn start(
         devices: &Devices,
         up: &DirectionSettings,
@@ -180,7 +181,7 @@ impl Forwarder {
         }
     }
 
-    /// Reads packets that enter the link from the device. Returns whether the device may have more.
+    /// Reads packets from the device and lets them enter the link. Returns whether the device may have more packets.
     fn take_entering(&mut self, buffer: &mut [u8]) -> bool {
         for _ in 0..BATCH {
             let length = match read(self.from.as_fd(), &mut *buffer) {
@@ -201,7 +202,8 @@ impl Forwarder {
         true
     }
 
-    /// Writes each packet that is due to leave the link to the other device. Returns when to call this function again.
+    /// Writes each packet that is due to leave the link to the other device. Returns when to call this function again;
+    /// `None` if no packet is inside the link.
     fn hand_out(&mut self) -> Option<Duration> {
         loop {
             let now = self.now();
@@ -230,7 +232,8 @@ impl Forwarder {
         }
     }
 
-    /// Waits until a packet arrives, the settings change, or the time `sleep` is over.
+    /// Waits until a packet arrives, the settings change, or the time `sleep` is over. With `None`, there is no time
+    /// limit.
     fn sleep(&self, sleep: Option<Duration>) {
         let timeout = sleep.and_then(|sleep| Timespec::try_from(sleep).ok());
         let mut fds = [

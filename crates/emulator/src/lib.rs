@@ -1,6 +1,6 @@
-//! Emulated links between network namespaces. The decisions are pure ([`LinkDirection`]); [`Link`] moves the packets
-//! between two TUN devices, and [`LinkRecord`] holds what the link did to them. For tests and measurements only; not
-//! shipped.
+//! Emulated links between network namespaces. [`LinkDirection`] decides what happens to each packet, and does no I/O.
+//! [`Link`] moves the packets between two TUN devices, and [`LinkRecord`] holds what the link did to them. This crate
+//! is for tests and measurements only; it is not shipped.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods)]

@@ -30,7 +30,7 @@ impl Namespace {
         &self.name
     }
 
-    /// Runs a command in the namespace, which must succeed, and returns its stdout.
+    /// Runs a command in the namespace and returns its stdout. If the command fails, this is an error.
     pub fn run(&self, command: &[&str]) -> anyhow::Result<String> {
         ip(&[&["netns", "exec", &self.name], command].concat())
     }
@@ -45,7 +45,7 @@ impl Namespace {
     /// Calls `f` on a thread inside the namespace. Sockets and devices that `f` opens stay in the namespace.
     pub fn inside<T: Send>(&self, f: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
         let path = format!("/run/netns/{}", self.name);
-        let file = File::open(&path).context(path)?;
+        let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
         let enter_and_call = || {
             move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
                 .context("cannot enter the network namespace")?;
@@ -63,7 +63,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Runs ip(8), which must succeed, and returns its stdout.
+/// Runs ip(8) and returns its stdout. If ip fails, this is an error.
 pub(crate) fn ip(args: &[&str]) -> anyhow::Result<String> {
     let output = Command::new("ip").args(args).stdin(Stdio::null()).output().context("cannot run ip")?;
     let stderr = String::from_utf8_lossy(&output.stderr);

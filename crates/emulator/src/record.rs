@@ -8,9 +8,9 @@ use crate::delivered::InOrderBytes;
 use crate::direction::{Counts, Departure, DropReason};
 use crate::packet::{FlowKey, Headers, Transport};
 
-/// The length of time that a [`Bin`] covers. It is as short as the resolution of the times in a test result. After a
-/// loss, one packet can make a megabyte readable at once, and its bin decides whether that megabyte belongs to the part
-/// of the phase with a steady rate.
+/// The length of time that a [`Bin`] covers. It equals the resolution of the times in a test result, because the bins
+/// must show exactly which bytes belong to the steady part of a phase. After a loss, a single packet can make a
+/// megabyte readable at once.
 pub const BIN: Duration = Duration::from_millis(1);
 
 /// The record of one direction of a link.
@@ -19,13 +19,13 @@ pub struct LinkRecord {
     /// The exact packet counts of the link since its start.
     pub counts: Counts,
     /// The record of each flow of which a packet entered the link. Packets that entered before the record began do not
-    /// count here, whenever they leave.
+    /// count here, even if they leave during the record.
     pub flows: HashMap<FlowKey, FlowRecord>,
-    /// What the link delivered in each [`BIN`] since its start.
+    /// What the link delivered and dropped in each [`BIN`]. The first bin begins when the link starts.
     pub bins: Vec<Bin>,
     /// The watched probes, in the order in which they entered the link.
     pub probes: Vec<SeenProbe>,
-    /// How much later than due packets left the link.
+    /// How long after their due time the packets left the link.
     pub lateness: Lateness,
     /// The longest time for which the link did not look for new packets although it was not asleep.
     pub longest_turn: Duration,
@@ -34,11 +34,11 @@ pub struct LinkRecord {
     rules: Vec<WatchRule>,
     /// The number of the first packet that entered during this record.
     first_number: u64,
-    /// The positions in `probes` of the probes that entered, by the number of their packet.
+    /// For each probe that entered, the number of its packet and the position of the probe in `probes`.
     inside: HashMap<u64, usize>,
 }
 
-/// The first bytes of a flow, up to this many, are no load: a stream may open with a word that names it.
+/// The first bytes of a flow, up to this many, do not count as load: a stream may begin with bytes that identify it.
 pub const OPENING_BYTES: u64 = 100;
 
 /// The record of one flow through a link.
@@ -57,7 +57,7 @@ pub struct FlowRecord {
     /// Payload bytes that left. For TCP, a byte counts once no byte before it is missing; for other protocols, copies
     /// do not count.
     pub payload_bytes: u64,
-    /// When `payload_bytes` first exceeded [`OPENING_BYTES`].
+    /// When `payload_bytes` first exceeded [`OPENING_BYTES`]; `None` if it never did.
     pub load_began: Option<Duration>,
     /// Packets with payload that left, copies included.
     pub with_payload: u64,
@@ -79,11 +79,12 @@ impl FlowRecord {
 /// What the link delivered and dropped in one [`BIN`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bin {
-    /// TCP payload in bytes, without watched packets that are no load; a byte counts once no byte before it is missing.
+    /// TCP payload in bytes. A byte counts once no byte before it is missing. Watched packets that are no load do not
+    /// count.
     pub tcp_payload: u64,
-    /// UDP payload in bytes, without copies and watched packets that are no load.
+    /// UDP payload in bytes. Copies do not count, and neither do watched packets that are no load.
     pub udp_payload: u64,
-    /// The bytes of the watched IP packets that left and are no load, copies included.
+    /// The bytes of the watched IP packets that left, copies included, except those that are load.
     pub watched_bytes: u64,
     /// The bytes of all IP packets that left, copies included.
     pub bytes: u64,
@@ -100,7 +101,7 @@ pub struct WatchRule {
     pub port: Option<u16>,
     /// The length that the payload of a probe has; `None`: any length.
     pub payload_len: Option<usize>,
-    /// The payload of a probe begins with one of these byte strings.
+    /// The payload of a probe begins with one of these byte strings; empty: with any bytes.
     pub prefixes: &'static [&'static [u8]],
     /// The offset of the identifier in the payload. The identifier always has four bytes.
     pub id_at: usize,
@@ -109,7 +110,8 @@ pub struct WatchRule {
 }
 
 impl WatchRule {
-    /// Echo requests and replies of ping; the payload begins with identifier and sequence number.
+    /// The rule for echo requests and replies of ping. Their payload begins with the identifier and the sequence
+    /// number.
     pub const PING: Self =
         Self { transport: Transport::Icmp, port: None, payload_len: None, prefixes: &[], id_at: 0, is_load: false };
 
@@ -128,7 +130,7 @@ impl WatchRule {
 /// What the link did to one probe.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SeenProbe {
-    /// The position of the [`WatchRule`] that the probe matched.
+    /// The index in [`LinkRecord::rules()`] of the rule that the probe matched.
     pub rule: usize,
     /// The flow of the probe.
     pub flow: FlowKey,
@@ -136,11 +138,11 @@ pub struct SeenProbe {
     pub id: u32,
     /// When the probe entered the link.
     pub entered: Duration,
-    /// When the probe left the link, if it did.
+    /// When the probe left the link; `None` if it did not.
     pub left: Option<Duration>,
     /// How long the probe waited in the queue.
     pub queue_wait: Duration,
-    /// Why the link dropped the probe, if it did.
+    /// Why the link dropped the probe; `None` if it did not.
     pub dropped: Option<DropReason>,
     /// Whether a copy of the probe left, too.
     pub is_duplicated: bool,
@@ -149,27 +151,27 @@ pub struct SeenProbe {
 }
 
 impl SeenProbe {
-    /// The time that the probe spent inside the link.
+    /// The time that the probe spent inside the link; `None` if it did not leave.
     pub fn transit(&self) -> Option<Duration> {
         Some(self.left?.saturating_sub(self.entered))
     }
 }
 
-/// How much later than due packets left, counted in classes.
+/// How long after their due time the packets left, counted in classes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lateness {
-    /// The number of packets in each class: those at most as late as the entry of [`Lateness::CLASSES_US`], and in the
-    /// last class those that were later than all entries.
+    /// The number of packets in each class. Each packet counts in the first class whose upper end
+    /// ([`Lateness::CLASSES_US`]) it does not exceed. The last class has no upper end.
     pub classes: [u64; 9],
-    /// The largest delay beyond the due time.
+    /// The longest time between the due time of a packet and its departure.
     pub worst: Duration,
 }
 
 impl Lateness {
-    /// The upper ends of the classes in microseconds.
+    /// The upper ends of all classes except the last, in microseconds.
     pub const CLASSES_US: [u64; 8] = [20, 50, 100, 200, 500, 1000, 3000, 10_000];
 
-    /// Counts a packet that left this much later than due.
+    /// Counts a packet that left this long after its due time.
     pub fn count(&mut self, late: Duration) {
         let us = late.as_micros() as u64;
         let class = Self::CLASSES_US.iter().position(|end| us <= *end).unwrap_or(Self::CLASSES_US.len());
@@ -198,13 +200,13 @@ impl LinkRecord {
         Self { rules, bins: Vec::with_capacity(131_072), probes: Vec::with_capacity(16_384), ..Self::default() }
     }
 
-    /// Leaves the packets before this number, which are inside the link already, out of the flows.
+    /// Keeps packets with a lower number than `first_number` out of the flows: they entered before the record began.
     pub fn starting_at(mut self, first_number: u64) -> Self {
         self.first_number = first_number;
         self
     }
 
-    /// The rules that select the packets that are followed one by one.
+    /// The rules that select the probes.
     pub fn rules(&self) -> &[WatchRule] {
         &self.rules
     }
@@ -292,7 +294,8 @@ impl LinkRecord {
         }
     }
 
-    /// The sum of the whole bins from `from` to `until`.
+    /// The sum of several bins: the first contains `from`, and the last is the one before the bin that contains
+    /// `until`.
     pub fn between(&self, from: Duration, until: Duration) -> Bin {
         let at = |time: Duration| (time.as_nanos() / BIN.as_nanos()) as usize;
         let bins = self.bins.iter().skip(at(from)).take(at(until).saturating_sub(at(from)));

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::direction::Way;
 use crate::settings::DirectionSettings;
 
-/// A scenario, as its file states it.
+/// A path between an appliance and a reflector, and the test that runs over it, as a scenario file describes them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
@@ -21,11 +21,11 @@ pub struct Scenario {
     /// plain cable.
     #[serde(rename = "hop")]
     pub hops: Vec<Hop>,
-    /// The rate in each direction of an additional run with datagrams; `None`: no such run.
+    /// The rate of an additional UDP run in each direction, in Mbit/s; `None`: no such run.
     pub udp_mbit: Option<f64>,
     /// The number of parallel TCP streams; `None`: the default of the program.
     pub streams: Option<u16>,
-    /// Changes of the path during the run.
+    /// Changes of hops during the run.
     #[serde(default, rename = "change")]
     pub changes: Vec<Change>,
 }
@@ -49,7 +49,7 @@ pub struct Hop {
     pub up: Option<DirectionSettings>,
     /// The settings towards the appliance; if both directions are absent, the hop is a plain cable.
     pub down: Option<DirectionSettings>,
-    /// The MTU of the devices at both ends of the hop; 1500 if absent.
+    /// The MTU of the devices at both ends of the hop, in bytes; `None`: 1500.
     pub mtu: Option<usize>,
 }
 
@@ -59,7 +59,7 @@ impl Hop {
         self.up.is_some() || self.down.is_some()
     }
 
-    /// The settings of the hop in a direction, if the scenario has some.
+    /// The settings of the hop in a direction; `None` if the scenario has none.
     pub fn direction(&self, way: Way) -> Option<&DirectionSettings> {
         match way {
             Way::Up => self.up.as_ref(),
@@ -72,7 +72,7 @@ impl Hop {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// The number of the hop that changes, from 1.
+    /// The number of the hop that changes, counted from 1.
     pub hop: usize,
     /// The phase of the test in which the change happens: `idle`, `download` or `upload`.
     pub phase: String,
@@ -95,7 +95,7 @@ impl Scenario {
     /// Reads every scenario file of a folder, in the order of the file names. Returns each scenario with the name of
     /// its file.
     pub fn read_all(folder: &Path) -> anyhow::Result<Vec<(String, Self)>> {
-        let files = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+        let files = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
         let files = files.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
         let mut files =
             files.into_iter().filter(|file| file.extension().is_some_and(|end| end == "toml")).collect::<Vec<_>>();
@@ -110,7 +110,7 @@ impl Scenario {
 
     fn check(&self) -> anyhow::Result<()> {
         if !(1..=3).contains(&self.hops.len()) {
-            bail!("{} hops: valid: 1 to 3", self.hops.len());
+            bail!("the path has {} hops; valid: 1 to 3", self.hops.len());
         }
         let of_hops = self.hops.iter().enumerate().map(|(at, hop)| (format!("hop {}", at + 1), &hop.up, &hop.down));
         let of_changes = self.changes.iter().map(|change| ("change".to_owned(), &change.up, &change.down));
@@ -123,7 +123,7 @@ impl Scenario {
         for change in &self.changes {
             let hop = change.hop.checked_sub(1).and_then(|at| self.hops.get(at));
             if !hop.is_some_and(Hop::is_emulated) {
-                bail!("change: hop {} is not an emulated hop", change.hop);
+                bail!("change: hop {} is not an emulated hop: name a hop with up or down", change.hop);
             }
             if !["idle", "download", "upload"].contains(&change.phase.as_str()) {
                 bail!("change: phase {:?}: valid: idle, download, upload", change.phase);
@@ -132,19 +132,19 @@ impl Scenario {
         Ok(())
     }
 
-    /// The lowest rate of a hop in a direction, which is the rate of the path; `None` if no hop limits it.
+    /// The lowest rate of a hop in a direction, which is the rate of the path, in Mbit/s; `None` if no hop limits it.
     pub fn rate_mbit(&self, way: Way) -> Option<f64> {
         let rates = self.hops.iter().filter_map(|hop| hop.direction(way)?.rate_mbit);
         rates.min_by(f64::total_cmp)
     }
 
-    /// The sum of the propagation delays of the path in both directions.
+    /// The sum of the propagation delays of all hops in both directions, in milliseconds.
     pub fn round_trip_ms(&self) -> f64 {
         let directions = self.hops.iter().flat_map(|hop| [&hop.up, &hop.down]).flatten();
         directions.map(|direction| direction.delay_ms).sum()
     }
 
-    /// The settings of each hop in a direction, in the order of the path.
+    /// The settings of each hop that has some in this direction, in the order of the path.
     pub fn directions(&self, way: Way) -> impl Iterator<Item = &DirectionSettings> {
         self.hops.iter().filter_map(move |hop| hop.direction(way))
     }

@@ -9,50 +9,51 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DirectionSettings {
-    /// The rate of the transmitter; absent: no limit.
+    /// The rate of the transmitter, in Mbit/s of IP packets; `None`: no limit.
     pub rate_mbit: Option<f64>,
     /// The capacity of the queue before the transmitter, as the time that a full queue takes to be sent at `rate_mbit`.
     /// A queue has room for at least one packet.
     pub queue_ms: Option<f64>,
-    /// The capacity of the queue in KiB, instead of `queue_ms`.
+    /// The capacity of the queue before the transmitter, in KiB; an alternative to `queue_ms`.
     pub queue_kib: Option<f64>,
-    /// The propagation delay of every packet.
+    /// The propagation delay of every packet, in milliseconds.
     #[serde(default)]
     pub delay_ms: f64,
-    /// The maximum additional delay. Each packet gets an additional delay that is uniformly distributed from zero to
-    /// this value.
+    /// The maximum additional delay, in milliseconds. Each packet gets an additional delay that is uniformly
+    /// distributed from zero to this value.
     #[serde(default)]
     pub jitter_ms: f64,
     /// Whether jitter may change the order of packets.
     #[serde(default)]
     pub jitter_reorders: bool,
-    /// The share of packets that is lost behind the transmitter. Each packet is lost independently of the others.
+    /// The share of packets that is lost behind the transmitter, in percent. Each packet is lost independently of the
+    /// others.
     #[serde(default)]
     pub loss_percent: f64,
-    /// Loss in bursts, in addition to `loss_percent`.
+    /// Packet loss in bursts, in addition to `loss_percent`; `None`: no bursts.
     pub burst_loss: Option<BurstLoss>,
-    /// The packets that get a further delay, so that later packets overtake them.
+    /// The packets that get a further delay, so that later packets overtake them; `None`: no packets.
     pub reorder: Option<Reorder>,
-    /// The share of packets that is transmitted twice.
+    /// The share of packets that is transmitted twice, in percent.
     #[serde(default)]
     pub duplicate_percent: f64,
-    /// A token bucket before the queue, which drops packets instead of delaying them.
+    /// A token bucket before the queue, which drops packets instead of delaying them; `None`: no such bucket.
     pub policer: Option<Policer>,
-    /// Packets larger than this are dropped, without an ICMP message. The MTU of the devices is a separate setting of
-    /// the hop.
+    /// Packets larger than this are dropped, without an ICMP message; `None`: no limit. The MTU of the devices is a
+    /// separate setting of the hop.
     pub drop_above_bytes: Option<usize>,
 }
 
-/// Burst loss by the Gilbert-Elliott model: a state without loss and a state with loss. Each packet may change the
-/// state.
+/// Burst loss by the Gilbert-Elliott model, which has a state without loss and a state with loss. The state may change
+/// at each packet.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BurstLoss {
-    /// The probability of entering the state with loss.
+    /// The probability that the link enters the state with loss at a packet, in percent.
     pub enter_percent: f64,
-    /// The probability of leaving the state with loss.
+    /// The probability that the link leaves the state with loss at a packet, in percent.
     pub leave_percent: f64,
-    /// The share of packets lost in the state with loss.
+    /// The share of packets that is lost in the state with loss, in percent.
     pub loss_percent: f64,
 }
 
@@ -60,9 +61,9 @@ pub struct BurstLoss {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reorder {
-    /// The share of packets that get the further delay.
+    /// The share of packets that get the further delay, in percent.
     pub percent: f64,
-    /// The further delay that these packets get.
+    /// The further delay of the packets that are to be overtaken, in milliseconds.
     pub by_ms: f64,
 }
 
@@ -70,9 +71,9 @@ pub struct Reorder {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policer {
-    /// The rate at which the bucket fills.
+    /// The rate at which the token bucket fills, in Mbit/s of IP packets.
     pub rate_mbit: f64,
-    /// The size of the token bucket.
+    /// The size of the token bucket, in KiB.
     pub burst_kib: f64,
 }
 
@@ -108,9 +109,9 @@ impl DirectionSettings {
             }
         }
         match (self.rate_mbit, self.queue_ms, self.queue_kib) {
-            (_, Some(_), Some(_)) => Err("queue_ms and queue_kib: set one of them".to_owned()),
-            (Some(_), None, None) => Err("rate_mbit needs queue_ms or queue_kib".to_owned()),
-            (None, Some(_), _) | (None, _, Some(_)) => Err("a queue needs rate_mbit".to_owned()),
+            (_, Some(_), Some(_)) => Err("queue_ms and queue_kib: set only one of them".to_owned()),
+            (Some(_), None, None) => Err("rate_mbit needs a queue: set queue_ms or queue_kib".to_owned()),
+            (None, Some(_), _) | (None, _, Some(_)) => Err("a queue needs a rate: set rate_mbit".to_owned()),
             _ => Ok(()),
         }
     }

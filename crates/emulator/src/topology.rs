@@ -24,7 +24,7 @@ const DEVICE_QUEUE: &str = "20000";
 pub struct Topology {
     /// The emulated links of the path, in order from the appliance.
     pub links: Vec<Link>,
-    /// The devices of the emulated links, each with the number of its host.
+    /// The devices of the emulated links, each with the index of its host in `hosts`.
     devices: Vec<(usize, String)>,
     hosts: Vec<Namespace>,
     /// The MTU of each hop's devices.
@@ -32,7 +32,8 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Creates the hosts of a path with these hops, and starts the links.
+    /// Creates the hosts of a path with these hops, and starts the emulated links. `seed` determines their random
+    /// decisions; their records follow each packet that matches one of the `rules`.
     pub fn new(hops: &[Hop], seed: u64, rules: &[WatchRule]) -> anyhow::Result<Self> {
         let roles = hops.len().checked_sub(1).and_then(|at| ROLES.get(at)).context("a path must have 1 to 3 hops")?;
         let hosts = roles.iter().map(|role| Namespace::new(role)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -96,12 +97,12 @@ impl Topology {
         let mut sum = 0;
         for (at, device) in &self.devices {
             let read = self.hosts[*at].run(&["cat", &format!("/sys/class/net/{device}/statistics/tx_dropped")])?;
-            sum += read.trim().parse::<u64>().context("cannot read a counter of the device")?;
+            sum += read.trim().parse::<u64>().with_context(|| format!("cannot parse tx_dropped of {device}"))?;
         }
         Ok(sum)
     }
 
-    /// Connects the hosts `at` and `at + 1`. Returns the devices if the hop is an emulated link.
+    /// Connects the hosts `at` and `at + 1`. Returns the TUN devices of an emulated link; `None` for a plain cable.
     fn connect(&mut self, at: usize, hop: &Hop) -> anyhow::Result<Option<Devices>> {
         let [near, far] = [(at, "right", 1), (at + 1, "left", 2)];
         let devices = if hop.is_emulated() {
@@ -118,8 +119,8 @@ impl Topology {
         for (host, device, own) in [near, far] {
             let host = &self.hosts[host];
             if devices.is_some() {
-                // Otherwise the kernel's own IPv6 messages cross the link. On a cable a router needs the link-local address
-                // to ask for the neighbours to which it forwards.
+                // Without this setting the kernel's own IPv6 messages cross the link. On a cable a router needs the
+                // link-local address to ask for the neighbours to which it forwards.
                 host.run(&["ip", "link", "set", device, "addrgenmode", "none"])?;
             }
             host.run(&["ip", "link", "set", device, "mtu", &mtu, "txqueuelen", DEVICE_QUEUE, "up"])?;
@@ -153,7 +154,8 @@ impl Topology {
         for (at, host) in self.hosts.iter().enumerate() {
             for family in [Family::Ipv4, Family::Ipv6] {
                 for network in (0..hops).filter(|network| *network + 1 != at && *network != at) {
-                    // Towards the appliance over the hop before this host, towards the reflector over the one behind it.
+                    // Towards the appliance over the hop before this host, towards the reflector over the hop behind
+                    // it.
                     let via = if network < at { address(family, at - 1, 1) } else { address(family, at, 2) };
                     let prefix = if family == Family::Ipv4 { 24 } else { 64 };
                     let target = format!("{}/{prefix}", address(family, network, 0));

@@ -1,4 +1,5 @@
-//! Real links between namespaces: what arrives is what the record says. Needs root; prints SKIPPED without.
+//! Tests emulated links between network namespaces: what arrives agrees with the record of the link. Needs root; prints
+//! SKIPPED without it.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};

@@ -1,6 +1,5 @@
-//! Fuzz targets for the audit log as `reflector audit verify` reads it. This file has its own code to write and check
-//! the lines, by the description in docs/operate.md, so that the test depends neither on the writer nor on the reader
-//! of the reflector.
+//! Fuzz targets for `reflector audit verify`, which checks the reflector's audit log. This file writes and checks log
+//! lines with its own code, which follows docs/operate.md. So an error in the reflector's code is not repeated here.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +11,12 @@ use serde_json::Value;
 
 use crate::scratch;
 
-/// The hash before the first line of a chain, as a line contains it.
+/// The `prev` field of the first line of a hash chain: 64 zeros, because no line comes before it.
 const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 const PREV: &str = ",\"prev\":\"";
 const HASH: &str = ",\"hash\":\"";
 
-/// The end of a chain of lines: the number and the hash of its last line.
+/// The number and the hash of the last line of a hash chain.
 #[derive(Clone, Debug)]
 struct End {
     seq: u64,
@@ -35,15 +34,15 @@ impl End {
     }
 }
 
-/// Builds the line that has these first fields and follows the line whose hash is `prev`. Returns the line and its
-/// hash.
+/// Builds one audit line: `fields`, then `prev` (the hash of the line before), then the hash of both. Returns the line
+/// and its hash.
 fn sealed(fields: &str, prev: &str) -> (String, String) {
     let body = format!("{fields}{PREV}{prev}\"");
     let hash = HEXLOWER.encode(digest(&SHA256, body.as_bytes()).as_ref());
     (format!("{body}{HASH}{hash}\"}}\n"), hash)
 }
 
-/// Builds the line of this event that follows `end`, and moves `end` to this line.
+/// Builds the audit line for `event` that follows the line `end`, and sets `end` to the new line.
 fn appended(event: &str, end: &mut End) -> String {
     end.seq = end.seq.saturating_add(1);
     let fields = format!("{{\"seq\":{},\"ts\":\"2026-01-31T12:00:00.000Z\",{event}", end.seq);
@@ -52,7 +51,7 @@ fn appended(event: &str, end: &mut End) -> String {
     line
 }
 
-/// Builds some lines of the main chain, in the order in which a short-lived reflector writes them.
+/// Builds example lines of the main chain of an audit log, from the start of a reflector to its stop.
 pub(crate) fn main_chain() -> Vec<String> {
     let peer = paramedic_link::EndpointId::from_bytes([7; 32]);
     let session = "01943d3c-5e00-7a10-8000-0123456789ab";
@@ -76,14 +75,14 @@ pub(crate) fn main_chain() -> Vec<String> {
     .collect()
 }
 
-/// Builds some lines of the chain of refusals.
+/// Builds example lines of the second chain of an audit log, which records refused connections.
 fn refusals_chain() -> Vec<String> {
     let mut end = End::genesis();
     let refused = |reason| format!(r#""event":"refused","from":"192.0.2.1","reason":"{reason}""#);
     ["not_paired", "slow", "too_fast"].iter().map(|reason| appended(&refused(reason), &mut end)).collect()
 }
 
-/// The end of a chain whose last line is this one; `None` if the text is not a complete line.
+/// Reads the number and the hash of an audit line; `None` if the text is not a complete line.
 fn end_at(line: &str) -> Option<End> {
     let value = serde_json::from_str::<Value>(line).ok()?;
     let hash = line.trim_end().strip_suffix("\"}").and_then(|line| line.get(line.len().checked_sub(64)?..))?;
@@ -91,8 +90,8 @@ fn end_at(line: &str) -> Option<End> {
     is_hash.then_some(End { seq: value["seq"].as_u64()?, hash: hash.to_owned() })
 }
 
-/// Checks the text of a chain from its first line on: every line must contain its own hash and that of the line before
-/// it.
+/// Asserts that the text of an audit chain is intact: every line contains its own hash and the hash of the line before.
+/// `verified` must agree with the text.
 fn assert_whole(text: &[u8], verified: &Verified) {
     let mut before: Option<End> = None;
     let mut lines = 0;
@@ -115,11 +114,11 @@ fn assert_whole(text: &[u8], verified: &Verified) {
     assert_eq!(verified.head, before.unwrap_or_else(End::genesis).head());
 }
 
-/// Verifies the input as the only file of the main chain.
+/// Fuzz target: verifies the input as the only file of the main chain of an audit log.
 pub fn audit_line(input: &[u8]) {
     judge_one_file(input);
-    // Verify the text again with the right `prev` and `hash` in each line, so that the fields before them are checked,
-    // too.
+    // Verify the text again with the correct `prev` and `hash` in each line. Otherwise verification would stop at the
+    // hash and never check the fields before it.
     let mut resealed = Vec::new();
     let mut prev = ZEROS.to_owned();
     for line in String::from_utf8_lossy(input).lines() {
@@ -149,12 +148,14 @@ fn assert_explains(bad: &BadLine) {
     assert!(!bad.why.is_empty() && bad.to_string().len() < 1000, "{bad}");
 }
 
-/// Verifies a good log after the changes that the input encodes, against the state of the chains in the database.
+/// Fuzz target: makes the changes that the input encodes to an intact audit log, then verifies the log twice: with and
+/// without the chain states of the reflector's database.
 pub fn audit_verify(input: &[u8]) {
     let (chains, mut files) = good_log();
     let (head, changes) = input.split_at(input.len().min(2));
     let [main, refusals] = crate::framing::padded::<2>(head);
-    // At least one line of the main chain is acknowledged; the lines that are not may belong to an unfinished write.
+    // The database knows at least the first line of the main chain as acknowledged. An unfinished write may have left
+    // the lines behind the acknowledged ones.
     let acknowledged = [1 + usize::from(main) % chains[0].len(), usize::from(refusals) % (chains[1].len() + 1)];
     let known = [0, 1].map(|at| &chains[at][..acknowledged[at]]);
     let state = |lines: &[String]| {
@@ -192,13 +193,13 @@ pub fn audit_verify(input: &[u8]) {
     }
 }
 
-/// The prefix of the file names of each chain.
+/// The prefix of the file names of each audit chain: first the main chain, then the chain of refusals.
 const PREFIXES: [&str; 2] = ["", "refusals-"];
 
 /// A file's name and contents.
 type File = (String, Vec<u8>);
 
-/// Builds both chains of a good log, and the files that contain them.
+/// Builds an intact audit log: the lines of its two chains, and the files that contain them.
 fn good_log() -> ([Vec<String>; 2], Vec<File>) {
     let chains = [main_chain(), refusals_chain()];
     let files = vec![
@@ -209,7 +210,7 @@ fn good_log() -> ([Vec<String>; 2], Vec<File>) {
     (chains, files)
 }
 
-/// Checks that a chain that was found intact contains every acknowledged line unchanged.
+/// Asserts that an audit chain that passed verification contains every acknowledged line (`known`) unchanged.
 fn assert_acknowledged(verified: &Verified, known: &[String], text: &[u8]) {
     let head = known.last().map_or_else(End::genesis, |line| end_at(line).expect("a line of our own"));
     assert!(verified.head.seq >= head.seq, "{verified:?} ends before line {}", head.seq);
@@ -223,7 +224,7 @@ fn assert_acknowledged(verified: &Verified, known: &[String], text: &[u8]) {
     }
 }
 
-/// The text of all files of a chain, one after the other.
+/// Joins the contents of all files of one audit chain, in the order of their names. `prefix` selects the chain.
 fn text_of(files: &[File], prefix: &str) -> Vec<u8> {
     let mut of_it = files.iter().filter(|(name, _)| is_of(name, prefix)).collect::<Vec<_>>();
     of_it.sort();
@@ -234,7 +235,8 @@ fn is_of(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|name| name.starts_with('0'))
 }
 
-/// Makes one change, which five bytes encode: the kind, the file, the position (two bytes), and a value.
+/// Changes the files of an audit log once. Five bytes encode the change: its kind, the file, the position (two bytes),
+/// and a value.
 fn make(files: &mut Vec<File>, change: &[u8]) {
     let [what, file, high, low, value] = crate::framing::padded::<5>(change);
     if files.is_empty() {
@@ -286,8 +288,8 @@ fn make(files: &mut Vec<File>, change: &[u8]) {
     }
 }
 
-/// Builds a line with a right hash that follows the last line of a file. An attacker who changes the log can compute
-/// such a line, too.
+/// Builds a new audit line with a correct hash, as an attacker who edits the log could. The line follows the last line
+/// of `file`, or is a first line.
 fn forged(files: &[File], file: usize, which: u8, value: u8) -> String {
     let last = String::from_utf8_lossy(&files[file].1);
     let mut end = last.lines().rev().find_map(end_at).unwrap_or_else(End::genesis);

@@ -11,7 +11,7 @@ use reflector::server::{read_request, write_request};
 
 use crate::scratch;
 
-/// Parses the input as a line that a client sends to the admin socket.
+/// Fuzz target: parses the input as a line that a client sends to the reflector's admin socket.
 pub fn admin_line(input: &[u8]) {
     let Ok(line) = std::str::from_utf8(input) else { return };
     match read_request(line) {
@@ -26,7 +26,7 @@ pub fn admin_line(input: &[u8]) {
     }
 }
 
-/// Loads the input as a configuration file of the reflector.
+/// Fuzz target: loads the input as a configuration file of the reflector.
 pub fn config(input: &[u8]) {
     if let Some(config) = play_configuration::<Config>(input) {
         assert!(!config.listen.is_empty() && !config.name.is_empty());
@@ -34,7 +34,7 @@ pub fn config(input: &[u8]) {
     }
 }
 
-/// Loads the input as a configuration file of the appliance.
+/// Fuzz target: loads the input as a configuration file of the appliance.
 pub fn appliance_config(input: &[u8]) {
     if let Some(settings) = play_configuration::<Settings>(input) {
         assert!(!settings.name.is_empty() && settings.state_dir.is_absolute());
@@ -42,15 +42,15 @@ pub fn appliance_config(input: &[u8]) {
     }
 }
 
-/// Loads a configuration file; if it is valid, also loads what `config show` prints for it, which must be equal.
-/// Returns the configuration if it is valid.
+/// Loads the input as a configuration file and returns the configuration; `None` if the file is invalid. Asserts that
+/// the text which `config show` prints loads as the same configuration.
 fn play_configuration<C: Configuration + Debug>(input: &[u8]) -> Option<C> {
     scratch::in_folder(|folder| match load::<C>(folder, input) {
         Ok(loaded) => {
             let shown = loaded.show(false);
             let again = load::<C>(folder, shown.as_bytes());
             let again = again.unwrap_or_else(|why| panic!("{why}: what `config show` printed is refused:\n{shown}"));
-            // The debug form has every setting, but like `config show` it leaves out the password of a URL.
+            // The debug form contains every setting. Like `config show`, it omits the password of a URL.
             assert_eq!(format!("{:?}", again.config), format!("{:?}", loaded.config), "{shown}");
             assert_eq!(loaded.show(true).lines().count(), shown.lines().count());
             assert!(loaded.files.contains(&folder.join(FILE)));
@@ -65,7 +65,7 @@ fn play_configuration<C: Configuration + Debug>(input: &[u8]) -> Option<C> {
 
 const FILE: &str = "given.toml";
 
-/// Loads this text as the file of `--config`, with an empty environment.
+/// Loads `text` as the file that `--config` names. No environment variable is set.
 fn load<C: Configuration>(folder: &Path, text: &[u8]) -> Result<Loaded<C>, ConfigError> {
     scratch::write(&folder.join(FILE), text);
     let mut flags = FlagValues::default();

@@ -8,10 +8,11 @@ use paramedic_link::test_spec::Direction;
 use crate::framing::{DOCUMENTED, OTHERS, padded, with_flipped_bit};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Download, Direction::Upload];
-/// The position of the authentication tag in a packet.
+/// The byte offset of the authentication tag in a packet.
 const TAG_AT: usize = PACKET_LEN - TAG_LEN;
 
-/// Makes a packet of the session in docs/protocol.md from the input, with the tag for this direction.
+/// Makes a packet from the input: sets the session ID of `keys` and a valid tag for `direction`, and keeps all other
+/// bytes.
 fn sealed(input: &[u8], direction: Direction, keys: &SessionKeys) -> [u8; PACKET_LEN] {
     let mut bytes = padded::<PACKET_LEN>(input);
     bytes[4..20].copy_from_slice(keys.session().as_bytes());
@@ -20,8 +21,9 @@ fn sealed(input: &[u8], direction: Direction, keys: &SessionKeys) -> [u8; PACKET
     bytes
 }
 
-/// Opens the input as a latency probe and as the reply to one: first unchanged, then with the right session id and tag.
-/// Then flips one bit, which the bytes of the input behind a packet select, so that opening must fail.
+/// Fuzz target: opens the input as a latency probe and as a reply, first unchanged, then with a correct session ID and
+/// tag. Then flips one bit of each packet that opened, and asserts that the packet no longer opens. Input bytes behind
+/// the packet select the bit.
 pub fn echo_datagram(input: &[u8]) {
     let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let behind = &input[input.len().min(PACKET_LEN)..];
@@ -69,7 +71,7 @@ pub fn echo_datagram(input: &[u8]) {
     }
 }
 
-/// Opens the input as a signal and as a bulk datagram of the engine `udp`.
+/// Fuzz target: opens the input as each of the two kinds of datagrams of the engine `udp`, signal and bulk.
 pub fn udp_datagram(input: &[u8]) {
     let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let behind = &input[input.len().min(PACKET_LEN)..];
@@ -92,7 +94,7 @@ pub fn udp_datagram(input: &[u8]) {
     }
 }
 
-/// Opens the input as a bulk datagram of the stream whose number it contains.
+/// Opens the input as a bulk datagram of the engine `udp`. The input itself names the phase and the stream.
 fn bulk(input: &[u8], flow: Direction, keys: &SessionKeys, others: &SessionKeys) {
     let (phase, stream) = (padded::<4>(input)[2], padded::<4>(input)[3]);
     let reseal = |bytes: &[u8], keys: &SessionKeys| udp::fuzzing::reseal_bulk(bytes, [phase, stream], flow, keys);
@@ -108,7 +110,7 @@ fn bulk(input: &[u8], flow: Direction, keys: &SessionKeys, others: &SessionKeys)
     assert_eq!(reseal(&made, keys), is_bulk.then(|| made.clone()));
     assert_eq!(reseal(&made[..udp::fuzzing::HEADER - 1], keys), None);
     if is_bulk {
-        // Change a byte outside of number and time, because the tag does not cover these two fields.
+        // Change a byte outside the number and the time: the tag does not cover these two fields.
         let mut changed = made.clone();
         let at = usize::from(padded::<1>(&input[input.len().min(52)..])[0]) % 36;
         changed[if at < 20 { at } else { at + 16 }] ^= 0x80;

@@ -16,14 +16,14 @@ use zeroize::Zeroizing;
 /// The maximum length of a text in a message, in bytes.
 const MAX_TEXT: usize = EngineTerms::MAX_TEXT;
 
-/// Decodes the input as the byte stream of a link, as each of the two ends reads it.
+/// Fuzz target: decodes the input as the byte stream of a link, once as the reflector and once as the appliance.
 pub fn frame(input: &[u8]) {
     stream::<ToReflector>(input);
     stream::<ToAppliance>(input);
 }
 
-/// Checks that decoding returns the same messages and the same error however the stream is cut into pieces, and that
-/// each message can be framed and decoded again.
+/// Asserts that decoding returns the same messages and the same error for every way to cut the stream into pieces, and
+/// that each message can be encoded and decoded again.
 fn stream<T: DeserializeOwned + Serialize + Bounded + PartialEq + Debug>(input: &[u8]) {
     let (messages, error) = read::<T>(input.chunks(4096));
     // Cut the input into pieces of 1 to 255 bytes, whose lengths are the input's own bytes.
@@ -40,7 +40,8 @@ fn stream<T: DeserializeOwned + Serialize + Bounded + PartialEq + Debug>(input: 
     }
 }
 
-/// Decodes the pieces as the link does: takes every message before it pushes the next piece. Stops at the first error.
+/// Decodes a byte stream that arrives in pieces: takes all complete messages after each piece. Stops at the first
+/// error; the error is `None` if every piece was decoded.
 fn read<'a, T: DeserializeOwned + Bounded>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<T>, Option<FrameError>) {
     let (mut decoder, mut messages) = (Decoder::new(), Vec::new());
     for piece in pieces {
@@ -77,21 +78,21 @@ fn survives_its_frame<T: DeserializeOwned + Serialize + Bounded + PartialEq + De
     assert_eq!((messages.as_slice(), error), (std::slice::from_ref(message), None));
 }
 
-/// Decodes the input as the body of a frame, as each of the two ends reads it.
+/// Fuzz target: decodes the input as the body of a frame, once as the reflector and once as the appliance.
 pub fn message(input: &[u8]) {
     if let Some(message) = body::<ToAppliance>(input) {
         texts_are_harmless(&message);
     }
     match body::<ToReflector>(input) {
-        // Only the texts of a test specification are not cleaned when they are read: the specification is checked as a
-        // whole.
+        // Reading a test specification does not clean its texts, because the specification is checked as a whole.
         Some(ToReflector::Request { spec, .. }) if spec.check().is_err() => {}
         Some(message) => texts_are_harmless(&message),
         None => {}
     }
 }
 
-/// Checks that a decoded value can be encoded and decoded again without a change.
+/// Decodes the input as a JSON message; `None` if it is not one. Asserts that the message can be encoded and decoded
+/// again without a change.
 fn body<T: DeserializeOwned + Serialize + PartialEq + Debug>(input: &[u8]) -> Option<T> {
     let message = serde_json::from_slice::<T>(input).ok()?;
     let written = serde_json::to_vec(&message).unwrap_or_else(|why| panic!("{message:?} cannot be written: {why}"));
@@ -101,7 +102,7 @@ fn body<T: DeserializeOwned + Serialize + PartialEq + Debug>(input: &[u8]) -> Op
     Some(message)
 }
 
-/// Checks that each text in a message is short and has no character that can move the cursor of a terminal.
+/// Asserts that each text in a message has at most `MAX_TEXT` bytes and no control character.
 fn texts_are_harmless(message: &(impl Serialize + Debug)) {
     fn check(value: &Value) {
         match value {
@@ -123,11 +124,12 @@ pub(crate) static DOCUMENTED: LazyLock<SessionKeys> = LazyLock::new(|| {
     SessionKeys::derive(SessionId::from_bytes(session), Zeroizing::new(std::array::from_fn(|at| at as u8)))
 });
 
-/// The keys of the same session id derived from another secret.
+/// Session keys of the same session ID as [`DOCUMENTED`], derived from a different secret.
 pub(crate) static OTHERS: LazyLock<SessionKeys> =
     LazyLock::new(|| SessionKeys::derive(DOCUMENTED.session(), Zeroizing::new([0xff; 32])));
 
-/// Opens the input as the first bytes of a data connection. Bytes 48 and 49 choose a bit that is then flipped.
+/// Fuzz target: opens the input as the preamble of a data connection. Then flips one bit of a valid preamble and
+/// asserts that it no longer opens. Bytes 48 and 49 of the input select the bit.
 pub fn preamble(input: &[u8]) {
     let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let bytes = padded::<{ Preamble::LEN }>(input);
@@ -149,12 +151,12 @@ pub fn preamble(input: &[u8]) {
     assert_eq!(Preamble::open(&with_flipped_bit(sealed, &input[input.len().min(Preamble::LEN)..]), keys), None);
 }
 
-/// The first `N` bytes of the input; if it is shorter, zeros follow.
+/// Returns the first `N` bytes of the input, padded with zeros if the input is shorter.
 pub(crate) fn padded<const N: usize>(input: &[u8]) -> [u8; N] {
     std::array::from_fn(|at| input.get(at).copied().unwrap_or(0))
 }
 
-/// Flips one bit of `bytes`; the first two bytes of `choice` select the bit.
+/// Returns a copy of `bytes` with one bit flipped. The first two bytes of `choice` select the bit.
 pub(crate) fn with_flipped_bit<const N: usize>(mut bytes: [u8; N], choice: &[u8]) -> [u8; N] {
     let bit = usize::from(u16::from_be_bytes(padded(choice))) % (8 * N);
     bytes[bit / 8] ^= 1 << (bit % 8);

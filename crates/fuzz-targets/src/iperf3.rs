@@ -2,7 +2,7 @@
 
 use paramedic_iperf3::output::{ClientReport, FailureKind, MAX_READINGS, StreamParser, parse, version_of};
 
-/// Parses the input as the output of iperf3, as a whole and line by line.
+/// Fuzz target: parses the input as the output of an iperf3 client, once as a whole and once line by line.
 pub fn iperf3_output(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     if let Ok(report) = parse(&text) {

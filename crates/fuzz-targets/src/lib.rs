@@ -1,5 +1,6 @@
-//! The body of each fuzz target: a function of bytes that panics where a promise of the code under test does not hold.
-//! `fuzz/` calls them under libFuzzer, `tests/replay.rs` and the siege's row `fuzz` on the stable compiler.
+//! The fuzz targets: functions that take any bytes, and panic if the code under test breaks a guarantee. The crate in
+//! `fuzz/` runs them under libFuzzer. `tests/replay.rs` and the row `fuzz` of the siege run them with the stable
+//! compiler.
 //!
 //! A target calls the public interface of the crate under test if that interface accepts the input. Otherwise the crate
 //! exposes the function as `#[doc(hidden)] pub`. A cargo feature would not hide the function better: the siege links
@@ -29,18 +30,20 @@ pub use seeds::{Seed, crashes, folder, seeds};
 pub use sessions::sessions;
 pub use texts::{endpoint_id, key_file, pairing_code};
 
-/// One fuzz target.
+/// A fuzz target: a function to run on generated inputs, and the seeds from which the inputs are generated.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// The name of its function here, of its file in `fuzz/fuzz_targets`, and of its folders of seeds and crashes.
+    /// The name of the target's function in this crate, of its file in `fuzz/fuzz_targets`, and of its folders in
+    /// `seeds/` and `crashes/`.
     pub name: &'static str,
     /// Runs the target on one input. A panic means that it found a fault.
     pub run: fn(&[u8]),
-    /// Generates seeds from files of the repository: vectors, fixtures, documents.
+    /// Returns the generated seeds, most of them from test vectors, fixtures and documents of the repository. The
+    /// folder `seeds/` contains the other seeds.
     pub recorded: fn() -> Vec<Seed>,
 }
 
-/// Every target.
+/// All fuzz targets. A target that is missing here is neither tested nor listed by `fuzz-targets list`.
 pub const TARGETS: &[Target] = &[
     Target { name: "frame", run: frame, recorded: seeds::frames },
     Target { name: "message", run: message, recorded: seeds::messages },
@@ -63,7 +66,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sessions", run: sessions, recorded: seeds::none },
 ];
 
-/// Finds the target with this name.
+/// Finds the fuzz target with this name; `None` if there is none.
 pub fn find(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }

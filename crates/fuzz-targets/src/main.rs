@@ -1,5 +1,5 @@
-//! Prints the names of the targets, or writes their seeds and past crashes as files for libFuzzer. `script/fuzz` calls
-//! this program.
+//! Prints the names of the fuzz targets, or writes their seeds and past crashes as files for libFuzzer. `script/fuzz`
+//! calls this program.
 
 #![forbid(unsafe_code)]
 
@@ -16,13 +16,13 @@ fn main() -> anyhow::Result<()> {
         [command, folder] if command == "seeds" => {
             for target in TARGETS {
                 let folder = PathBuf::from(folder).join(target.name);
-                fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+                fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
                 for (seed, kind) in [(seeds(target), "seed"), (crashes(target), "crash")]
                     .into_iter()
                     .flat_map(|(seeds, kind)| seeds.into_iter().map(move |seed| (seed, kind)))
                 {
                     let path = folder.join(format!("{kind}-{}", seed.name));
-                    fs::write(&path, seed.bytes).with_context(|| path.display().to_string())?;
+                    fs::write(&path, seed.bytes).with_context(|| format!("cannot write {}", path.display()))?;
                 }
             }
         }

@@ -1,23 +1,23 @@
-//! Changes seeds, for fuzzing with the stable compiler. No coverage guides the changes, so they only try what is near
-//! the seeds. Pure; the same start gives the same inputs.
+//! Makes inputs from seeds, to fuzz with the stable compiler. The changes are random and not guided by coverage, so the
+//! inputs stay similar to the seeds. Pure: the same start value gives the same inputs.
 
-/// Makes inputs by changing seeds at random.
+/// Makes fuzzing inputs by changing seeds at random.
 #[derive(Clone, Debug)]
 pub struct Mutator {
     state: u64,
 }
 
-/// The maximum length of an input, in bytes.
+/// The maximum length of a generated input, in bytes.
 const MAX_LEN: usize = 32 * 1024;
 
 impl Mutator {
     /// Creates a mutator whose inputs are determined by `start`.
     pub fn new(start: u64) -> Self {
-        // The generator (Marsaglia's xorshift) would stay at zero for ever.
+        // The state must not be zero: from zero the generator (Marsaglia's xorshift) returns only zeros.
         Self { state: start | 1 }
     }
 
-    /// Returns a changed copy of one of the seeds.
+    /// Returns a copy of a randomly chosen seed with one to six random changes.
     pub fn change(&mut self, seeds: &[&[u8]]) -> Vec<u8> {
         let mut input = self.pick(seeds).to_vec();
         for _ in 0..=self.below(6) {

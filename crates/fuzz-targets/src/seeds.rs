@@ -10,12 +10,12 @@ use paramedic_link::admission::Preamble;
 
 use crate::Target;
 
-/// An input of a fuzz target.
+/// An input of a fuzz target, either generated or stored as a file.
 #[derive(Clone, Debug)]
 pub struct Seed {
-    /// The name of the seed's file, unique within its target.
+    /// The name of the input, unique within its target; for a stored input, the file name.
     pub name: String,
-    /// The bytes of the input.
+    /// The contents of the input.
     pub bytes: Vec<u8>,
 }
 
@@ -25,30 +25,30 @@ impl Seed {
     }
 }
 
-/// Every seed of a target: first those generated from files of the repository, then those in `seeds/`.
+/// Returns all seeds of a target: first the generated ones, then the files in `seeds/`.
 pub fn seeds(target: &Target) -> Vec<Seed> {
     let mut seeds = (target.recorded)();
     seeds.extend(files(&folder("seeds").join(target.name)));
     seeds
 }
 
-/// Every stored input on which a target once failed.
+/// Returns all stored inputs on which a target failed in the past.
 pub fn crashes(target: &Target) -> Vec<Seed> {
     files(&folder("crashes").join(target.name))
 }
 
-/// The path of the folder of stored inputs with this name, `seeds` or `crashes`. It contains one folder for each
-/// target.
+/// Returns the path of this crate's folder `seeds` or `crashes`, which contains one folder for each target.
 pub fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The path of a file of the repository.
+/// Returns the path of a file, given relative to the root of the repository.
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
-/// The files of a folder and its subfolders, in the order of their names; none if the folder does not exist.
+/// Reads each file of a folder and its subfolders as a seed, sorted by name. Returns no seed if the folder does not
+/// exist.
 pub(crate) fn files(folder: &Path) -> Vec<Seed> {
     let mut seeds = Vec::new();
     let entries = fs::read_dir(folder).into_iter().flatten();
@@ -65,17 +65,18 @@ pub(crate) fn files(folder: &Path) -> Vec<Seed> {
     seeds
 }
 
-/// Generates no seed, for a target whose seeds are all files.
+/// Returns no seed. For a target whose seeds are all files in `seeds/`.
 pub(crate) fn none() -> Vec<Seed> {
     Vec::new()
 }
 
-/// The recorded messages of the link, in both directions.
+/// Returns the test vectors of the link protocol: one seed for each JSON message of either direction.
 pub(crate) fn messages() -> Vec<Seed> {
     files(&repository("crates/link/vectors"))
 }
 
-/// The recorded messages of the link, each in a frame; and all frames of each direction as one stream.
+/// Returns each test vector of the link protocol in a frame, and one more seed for each direction: all its frames as
+/// one stream.
 pub(crate) fn frames() -> Vec<Seed> {
     let mut seeds = messages();
     for seed in &mut seeds {
@@ -90,7 +91,7 @@ pub(crate) fn frames() -> Vec<Seed> {
     seeds
 }
 
-/// The byte strings that docs/protocol.md shows in hexadecimal digits, one for each line.
+/// Reads the byte strings that docs/protocol.md shows as lines of hexadecimal digits. Each such line is one seed.
 fn documented_bytes() -> Vec<Seed> {
     let text = fs::read_to_string(repository("docs/protocol.md")).expect("docs/protocol.md");
     let shown = text.lines().enumerate().filter_map(|(at, line)| {
@@ -100,30 +101,30 @@ fn documented_bytes() -> Vec<Seed> {
     shown.collect()
 }
 
-/// The preamble of a data connection in docs/protocol.md.
+/// Returns the example preamble of a data connection from docs/protocol.md.
 pub(crate) fn preambles() -> Vec<Seed> {
     documented_bytes().into_iter().filter(|seed| seed.bytes.len() == Preamble::LEN).collect()
 }
 
-/// Endpoint IDs whose bytes have extreme values.
+/// Returns printed Endpoint IDs, among them those with only 0 bits and with only 1 bits.
 pub(crate) fn endpoint_ids() -> Vec<Seed> {
     let of = |byte| Seed::new(format!("key-of-{byte:02x}"), EndpointId::from_bytes([byte; 32]).to_string());
     [0, 1, 0x2a, 0x80, 0xff].map(of).into()
 }
 
-/// The datagrams of the engines `echo` and `udp` in docs/protocol.md.
+/// Returns the example datagrams of the engines `echo` and `udp` from docs/protocol.md.
 pub(crate) fn datagrams() -> Vec<Seed> {
     documented_bytes().into_iter().filter(|seed| seed.bytes.len() != Preamble::LEN).collect()
 }
 
-/// A complete audit log, and logs with only its first lines.
+/// Returns a complete audit log, and two logs that contain only its first lines.
 pub(crate) fn audit_logs() -> Vec<Seed> {
     let lines = crate::audit::main_chain();
     let first = |count: usize| Seed::new(format!("{count}-lines"), lines[..count].concat());
     [1, 3, lines.len()].map(first).into()
 }
 
-/// The configuration template: as it is printed, and with every setting uncommented.
+/// Returns the configuration template of a program: as it is printed, and with every setting uncommented.
 pub(crate) fn configurations<C: paramedic_host::config::Configuration>() -> Vec<Seed> {
     let template = paramedic_host::config::template::<C>();
     // A line with a `#` and no space behind it is a setting that is commented out.
@@ -135,7 +136,7 @@ pub(crate) fn configurations<C: paramedic_host::config::Configuration>() -> Vec<
     vec![Seed::new("template", template), Seed::new("template-in-force", set)]
 }
 
-/// Recorded output of real iperf3 clients.
+/// Reads the recorded outputs of real iperf3 clients from the fixtures of the crate `iperf3`.
 pub(crate) fn iperf3_outputs() -> Vec<Seed> {
     let mut seeds = files(&repository("crates/iperf3/fixtures"));
     seeds.retain(|seed| seed.name.ends_with(".json") || seed.name.ends_with(".jsonl"));

@@ -1,5 +1,5 @@
-//! A fuzz target that makes arbitrary calls of the reflector's session rules and compares them with the model of the
-//! reflector's own tests.
+//! A fuzz target that calls the reflector's session rules in an arbitrary order. It compares them with the model from
+//! the reflector's unit tests.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,21 +9,20 @@ use reflector::event::AuditEvent;
 // The model `orders` uses these names of its parent module.
 use reflector::sessions::*;
 
-/// The model of the session rules: a file of the reflector's unit tests that is compiled here a second time. As a part
-/// of these tests the model needs only test dependencies, and its file stays beside the code that it models. Its own
-/// tests do not run here.
+/// The model of the session rules: a file of the reflector's unit tests, compiled here a second time. It stays in the
+/// reflector's crate, beside the code that it models. Its own tests do not run here.
 #[path = "../../reflector/src/sessions/orders.rs"]
 #[allow(dead_code, unused_imports, reason = "the generators of its tests")]
 mod orders;
 
 use orders::{Op, World};
 
-/// The maximum number of calls that one input makes.
+/// The maximum number of calls that the target makes for one input.
 const MOST_CALLS: usize = 100;
 
-/// Makes the calls of `Sessions` that the input encodes: first five bytes for the limits, then a few bytes for each
-/// call. After each call the model checks the counts of slots, ports, tests, bytes and events; at the end every session
-/// ends, and no request may still wait.
+/// Fuzz target: calls the reflector's `Sessions` as the input encodes it. The first five bytes set the limits; a few
+/// bytes encode each call. After each call the model checks the counts of slots, ports, tests, bytes and events. At the
+/// end every session ends, and no request may still wait.
 pub fn sessions(input: &[u8]) {
     let mut bytes = Bytes(input);
     let mut world = World::new(limits(&mut bytes));
@@ -34,7 +33,7 @@ pub fn sessions(input: &[u8]) {
     world.finish();
 }
 
-/// The bytes of the input that are not read yet. At the end of the input, `byte` returns 0.
+/// The bytes of the input that are not read yet. At the end of the input, `byte` returns 0 and `next` returns `None`.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -73,7 +72,7 @@ fn limits(bytes: &mut Bytes<'_>) -> Limits {
     }
 }
 
-/// Decodes the next call; `None` at the end of the input.
+/// Decodes the next call of the session rules; `None` at the end of the input.
 fn op(bytes: &mut Bytes<'_>) -> Option<Op> {
     let what = bytes.next()?;
     let link = |bytes: &mut Bytes<'_>| u64::from(bytes.byte() % 10);

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::scratch;
 
-/// Parses the input as an Endpoint ID.
+/// Fuzz target: parses the input as an Endpoint ID.
 pub fn endpoint_id(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     match text.parse::<EndpointId>() {
@@ -32,7 +32,7 @@ pub fn endpoint_id(input: &[u8]) {
     assert_eq!(id.to_string().parse(), Ok(id));
 }
 
-/// Parses the input as a pairing code.
+/// Fuzz target: parses the input as a pairing code.
 pub fn pairing_code(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     match text.parse::<PairingCode>() {
@@ -51,7 +51,8 @@ pub fn pairing_code(input: &[u8]) {
     }
 }
 
-/// Calls `check` with copies of the printed text in which one digit from `begin` on is replaced by another.
+/// Calls `check` for each digit of `printed` from byte `begin` on, with a copy of the text in which this digit is
+/// replaced.
 fn each_replaced_digit(printed: &str, begin: usize, mut check: impl FnMut(&str)) {
     for at in (begin..printed.len()).filter(|at| printed.as_bytes()[*at] != b'-') {
         let other = if printed.as_bytes()[at] == b'7' { "8" } else { "7" };
@@ -61,7 +62,7 @@ fn each_replaced_digit(printed: &str, begin: usize, mut check: impl FnMut(&str))
     }
 }
 
-/// Loads the input as the contents of a key file.
+/// Fuzz target: loads the input as the contents of a key file.
 pub fn key_file(input: &[u8]) {
     let loaded = scratch::in_folder(|folder| {
         let path = folder.join("identity.key");

@@ -1,5 +1,5 @@
-//! Runs every target on its stored seeds and past crashes with the stable compiler, and checks that all places that
-//! list the targets agree.
+//! Runs every fuzz target on its seeds and past crashes with the stable compiler. Checks that the folders `fuzz/`,
+//! `seeds/` and `crashes/` contain the same targets as the list `TARGETS`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use fuzz_targets::{Mutator, Seed, TARGETS, crashes, find, folder, seeds};
 
-/// Runs a target on one input. A failure names the input.
+/// Runs a target on one input. If the target panics, the test fails with the name of the input.
 fn play(run: fn(&[u8]), target: &str, seed: &Seed) {
     let played = std::panic::catch_unwind(|| run(&seed.bytes));
     assert!(played.is_ok(), "the target {target} fails on {}", seed.name);
@@ -21,7 +21,7 @@ fn every_seed_is_played() {
         let names = seeds.iter().map(|seed| &*seed.name).collect::<BTreeSet<_>>();
         assert_eq!(names.len(), seeds.len(), "two seeds of {} have one name", target.name);
         seeds.iter().for_each(|seed| play(target.run, target.name, seed));
-        // What every target has to take.
+        // Every target must accept an empty input.
         play(target.run, target.name, &Seed { name: "nothing".to_owned(), bytes: Vec::new() });
     }
 }

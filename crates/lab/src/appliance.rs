@@ -25,13 +25,13 @@ pub struct Appliance {
     database: Option<String>,
 }
 
-/// Whether a result warns of a fully used processor at one of the ends: then the test measured the machine, not the
-/// link.
+/// Whether a result warns that a processor was fully used at one of the ends. In that case the test measured the
+/// machine, not the link.
 pub fn says_full(result: &ResultDocument) -> bool {
     result.warnings.iter().any(|warning| warning.code.ends_with("_cpu"))
 }
 
-/// Parses a line of `--json-stream`.
+/// Parses a line that `speed-test --json-stream` prints.
 pub fn event(line: &str) -> Event {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("an event: {error}\n{line}"))
 }
@@ -64,20 +64,20 @@ impl Appliance {
     }
 
     /// Puts the state of the appliance on a small file system. Each command gets its own file system with a copy of the
-    /// state folder; what the command writes is lost when it ends. Prints SKIPPED and returns `None` without the
-    /// rights.
+    /// state folder; what the command writes is lost when it ends. Prints SKIPPED and returns `None` if the test may
+    /// not mount file systems.
     pub fn on_a_tiny_disk(self) -> Option<Self> {
         may_mount().then(|| Self { around: Around::TinyDisk(self.state()), ..self })
     }
 
-    /// Makes the state folder of the appliance read-only, even for root. Prints SKIPPED and returns `None` without the
-    /// rights.
+    /// Makes the state folder of the appliance read-only, even for root. Prints SKIPPED and returns `None` if the test
+    /// may not mount file systems.
     pub fn with_read_only_state(self) -> Option<Self> {
         may_mount().then(|| Self { around: Around::ReadOnly(self.state()), ..self })
     }
 
     /// Runs the appliance as an unprivileged user who owns the state folder but has no permission to write to it.
-    /// Prints SKIPPED and returns `None` without the rights.
+    /// Prints SKIPPED and returns `None` without root.
     pub fn run_by_nobody_without_write_access(self) -> Option<Self> {
         let program = may_change_user().then(|| give_away(self.home.path(), NOBODY, "packetparamedic"))?;
         std::fs::set_permissions(self.state(), Permissions::from_mode(0o500)).expect("a mode");
@@ -85,7 +85,7 @@ impl Appliance {
     }
 
     /// Runs the appliance as the unprivileged `user`, limited to `allowed` threads. No other test may use this user.
-    /// Prints SKIPPED and returns `None` without the rights.
+    /// Prints SKIPPED and returns `None` without root.
     pub fn with_few_threads(self, user: u32, allowed: u32) -> Option<Self> {
         let program = may_change_user().then(|| give_away(self.home.path(), user, "packetparamedic"))?;
         Some(Self { around: Around::FewThreads { user, allowed }, program: Some(program), ..self })
@@ -126,8 +126,9 @@ impl Appliance {
         self.command(args).stdin(Stdio::null()).output().expect("the program runs").into()
     }
 
-    /// Runs a command that must fail with this exit code and error code, with and without `--json`: first it must print
-    /// one JSON document on stdout and nothing else, then three lines on stderr and nothing else. Returns the document.
+    /// Runs a command twice, which must fail with this exit code and error code. With `--json`, the output must be one
+    /// JSON document on stdout and nothing else; without, it must be three lines on stderr and nothing else. Returns
+    /// the document.
     pub fn fails(&self, args: &[&str], exit: i32, code: &str) -> ErrorDocument {
         let told = self.run(&[args, &["--json"]].concat());
         assert_eq!((told.code, told.stderr.as_str()), (exit, ""), "{args:?}: {told:?}");

@@ -1,7 +1,7 @@
 //! Reflectors that break the protocol: a table of scripts, each of which is run against the real appliance.
 //!
-//! Such a reflector follows the protocol up to one [`Stage`], and then does one [`Act`]. Most scripts are combinations of
-//! the two; the others are messages with a single wrong field.
+//! Such a reflector follows the protocol up to one [`Stage`], and then does one [`Act`]. Most scripts are combinations
+//! of a stage and an act; the others send a message with a single wrong field.
 
 use std::io;
 use std::process::Stdio;
@@ -71,7 +71,7 @@ const STAGES: [Stage; 8] = [
     Stage::FallBack,
 ];
 
-/// What the reflector does at its [`Stage`]. Afterwards it sends nothing more.
+/// What a reflector does when it breaks the protocol. Afterwards it sends nothing more.
 #[derive(Clone)]
 pub enum Act {
     /// The reflector sends nothing.
@@ -93,15 +93,15 @@ pub enum Act {
 pub struct Script {
     /// The description of the script, unique in the table.
     pub name: String,
-    /// When the reflector breaks the protocol.
+    /// The stage at which the reflector breaks the protocol.
     pub stage: Stage,
-    /// How the reflector breaks the protocol.
+    /// What the reflector does at this stage.
     pub act: Act,
     /// Arguments for the appliance in addition to [`SPEED_TEST`].
     pub more: &'static [&'static str],
     /// How long the appliance's command may take.
     pub within: Duration,
-    /// The exit code that a speed test must have, if only one is right.
+    /// The exit code that a speed test must have; `None` if several are right.
     pub exit: Option<i32>,
 }
 
@@ -142,7 +142,7 @@ impl Honest {
         Self { has_closed_port: true, ..Self::default() }
     }
 
-    /// The stage that begins when an appliance sends `message`.
+    /// The stage that begins when an appliance sends `message`; `None` if the message begins no stage.
     fn stage(message: &Value) -> Option<Stage> {
         Some(match message["type"].as_str()? {
             "hello" | "pair" => Stage::First,
@@ -181,7 +181,7 @@ impl Honest {
         }
     }
 
-    /// Stores the phases that a request asks for.
+    /// Stores the durations of the phases that a request asks for.
     pub fn note_request(&mut self, request: &Value) {
         let phases = request["spec"]["phases"].as_array().into_iter().flatten();
         self.durations_ms = phases.filter_map(|phase| phase["duration_ms"].as_u64()).collect();
@@ -235,7 +235,7 @@ fn tally(bytes: u64, elapsed_us: u64) -> Value {
     } })
 }
 
-/// Replaces or adds one field of `claim`; `path` is a JSON pointer.
+/// Replaces or adds one field of the message `claim`; `path` is a JSON pointer.
 fn with(mut claim: Value, path: &str, value: Value) -> Value {
     if let Some(field) = claim.pointer_mut(path) {
         *field = value;
@@ -251,7 +251,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
     [&u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes(), body].concat()
 }
 
-/// Returns every script of the table.
+/// Returns every script.
 pub fn scripts() -> Vec<Script> {
     let crossed = STAGES
         .into_iter()
@@ -499,7 +499,7 @@ impl Script {
         Played { outcome: output.expect("the program runs").into(), took: began.elapsed() }
     }
 
-    /// What the command did wrong, if anything. `slack` is extra time for a loaded machine.
+    /// What the command did wrong; `None` if nothing. `slack` is extra time for a loaded machine.
     pub fn fault(&self, asked: Asked, played: &Played, slack: Duration) -> Option<String> {
         let Played { outcome, took } = played;
         let is_test = matches!(asked, Asked::SpeedTest | Asked::SpeedTestJson);

@@ -1,5 +1,5 @@
-//! A second link between two hosts: TAP devices whose driver reports a speed and a duplex mode, with a rate and a delay.
-//! A Python script moves the packets, because a TAP device needs a system call that has no safe wrapper.
+//! A second link between two hosts, with a rate and a delay: TAP devices that report a speed and a duplex mode. A
+//! Python script moves the packets, because a TAP device needs a system call that has no safe wrapper.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::TwoHosts;
 
-/// The properties of a cable.
+/// The properties of an emulated cable between two hosts.
 #[derive(Clone, Copy, Debug)]
 pub struct CableSpec {
     /// The speed that the interfaces report, in Mbit/s.
     pub mbps: u32,
-    /// Whether both directions share the speed.
+    /// Whether the cable is half duplex: both directions share the speed.
     pub is_half_duplex: bool,
     /// The delay of each direction, in milliseconds.
     pub delay_ms: u32,
@@ -20,7 +20,7 @@ pub struct CableSpec {
     pub modes: u32,
 }
 
-/// A cable between two hosts: the interface `tap0` on both. Removed on drop.
+/// An emulated cable between two hosts: the interface `tap0` on both. Removed on drop.
 #[derive(Debug)]
 pub struct Cable {
     script: Child,
@@ -29,7 +29,7 @@ pub struct Cable {
 }
 
 impl Cable {
-    /// Connects the hosts. Prints SKIPPED and returns `None` without Python or without TAP devices.
+    /// Connects the hosts by a cable. Prints SKIPPED and returns `None` without Python or without TAP devices.
     pub fn between(hosts: &TwoHosts, spec: CableSpec) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -41,12 +41,12 @@ impl Cable {
         let mut command = Command::new("python3");
         command.args(["-c", include_str!("cable.py")]).args(&names).args(numbers);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let script = child.inspect_err(|error| eprintln!("SKIPPED: no cable without python3: {error}")).ok()?;
+        let script = child.inspect_err(|error| eprintln!("SKIPPED: a cable needs python3: {error}")).ok()?;
         let mut cable = Self { script, near: address(1) };
         let mut line = String::new();
         let said = BufReader::new(cable.script.stdout.as_mut()?).read_line(&mut line);
         if said.is_err() || line.trim() != "ready" {
-            eprintln!("SKIPPED: no cable without TAP devices");
+            eprintln!("SKIPPED: a cable needs TAP devices");
             return None;
         }
         for (host, name, address) in [(&hosts.near, &names[0], address(1)), (&hosts.far, &names[1], address(2))] {

@@ -13,8 +13,8 @@ use crate::programs::{Outcome, Running};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An appliance, and the folder for the socket of its service. The folder is outside of the state folder, because the
-/// state folder may be on a file system that only the service sees.
+/// An appliance that runs as a service, and the folder for the socket of the service. This folder is not inside the
+/// state folder, because the state folder may be on a file system that only the service sees.
 #[derive(Debug)]
 pub struct Device {
     /// The appliance that runs as a service.
@@ -29,7 +29,7 @@ impl Device {
         Self { appliance, runtime: tempfile::tempdir().expect("a temporary folder") }
     }
 
-    /// Builds a command of the appliance that finds the service.
+    /// Builds a command of the appliance that uses the socket of this service.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.appliance.command(args);
         command.env("PACKETPARAMEDIC_RUNTIME_DIR", self.runtime.path()).stdin(Stdio::null());
@@ -48,7 +48,7 @@ impl Device {
         outcome.stdout
     }
 
-    /// The document that a command prints with `--json`.
+    /// Runs a command with `--json`, which must succeed, and returns the JSON document that it prints.
     pub fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.must(&[args, &["--json"]].concat())).expect("one document")
     }
@@ -82,7 +82,8 @@ impl Device {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// Runs a command repeatedly until its JSON document is as wanted: now, and after each line of the service's log.
+    /// Runs a command now and after each line of the service's log, until `wanted` accepts its JSON document. Returns
+    /// the document; panics after 60 s.
     pub fn await_json(&self, args: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
         let look = || Some(self.json(args)).filter(&wanted);
         let found = changes::until(self.runtime.path(), PATIENCE, look);

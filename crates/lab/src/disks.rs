@@ -27,7 +27,7 @@ pub fn fill(folder: &Path) -> PathBuf {
     path
 }
 
-/// Makes the disk slow for one process, until this value is dropped.
+/// Makes the disk slow for one process with strace, until this value is dropped.
 #[derive(Debug)]
 pub struct SlowDisk {
     strace: Child,
@@ -35,7 +35,8 @@ pub struct SlowDisk {
 }
 
 impl SlowDisk {
-    /// Delays each sync of the process's files by `delay`. Prints SKIPPED and returns `None` without the rights.
+    /// Delays each fsync and fdatasync of the process by `delay`. Returns `None` if strace is missing or cannot attach;
+    /// prints SKIPPED in the second case.
     pub fn under(process: &Running, delay: Duration) -> Option<Self> {
         let folder = TempDir::new().expect("a temporary folder");
         let pid = process.pid().as_raw_nonzero().to_string();

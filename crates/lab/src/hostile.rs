@@ -1,5 +1,5 @@
-//! Either end of a link under the control of a test, with any key, real TLS and any bytes. So a test can send what the
-//! real programs never send.
+//! Lets a test play either end of a link, with any key, real TLS and any bytes. A test can therefore send what the real
+//! programs never send.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -16,13 +16,14 @@ use serde_json::Value;
 
 use crate::Reflector;
 
-/// How long the other end may take to send a message or to close the connection. Longer than any timeout of the programs.
+/// How long the other end may take to send a message or to close the connection. Longer than any timeout of the two
+/// programs.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// The bytes of a latency probe, and of its reply.
+/// The length of a latency probe and of its reply, in bytes.
 pub const PROBE_LEN: usize = 96;
 
-/// An open link over which a test can send any bytes.
+/// An open link, one end of which the test plays. The test can send any bytes over it.
 pub struct RawLink<S> {
     stream: S,
 }
@@ -45,7 +46,7 @@ impl AsAppliance {
         Self::over_with(socket, config)
     }
 
-    /// Opens a link over `socket` with any TLS configuration. Reads have the timeout that `socket` has.
+    /// Opens a link over `socket` with the TLS configuration `config`. Reads have the timeout that `socket` has.
     pub fn over_with(mut socket: TcpStream, config: Arc<ClientConfig>) -> io::Result<Self> {
         let mut session = ClientConnection::new(config, tls::server_name()).map_err(io::Error::other)?;
         session.complete_io(&mut socket)?;
@@ -169,7 +170,7 @@ pub struct RogueDevice {
     /// The secret key of the device.
     pub key: SecretKey,
     address: String,
-    /// The reflector that the device connects to.
+    /// The Endpoint ID of the reflector that the device connects to.
     pub reflector: EndpointId,
 }
 
@@ -199,7 +200,7 @@ impl RogueDevice {
         AsAppliance::over(connect_from(source, target)?, self.reflector, &self.key, Alpn::Link)
     }
 
-    /// Opens a link and reads up to `welcome`.
+    /// Opens a link, sends `hello`, and reads messages until the reflector's `welcome`.
     pub fn link(&self) -> AsAppliance {
         let mut link = self.open(Alpn::Link);
         link.say(&serde_json::json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).expect("it reads");
@@ -223,7 +224,8 @@ pub fn probes(keys: &SessionKeys, numbers: std::ops::Range<u32>) -> Vec<u8> {
     numbers.flat_map(sealed).collect()
 }
 
-/// Builds the preamble of the connection that carries a session's latency probes.
+/// Builds the preamble of the connection that carries a session's latency probes. The preamble authenticates the
+/// connection.
 pub fn probe_preamble(keys: &SessionKeys) -> [u8; Preamble::LEN] {
     let nonce = [7; Preamble::NONCE_LEN];
     Preamble { session: keys.session(), phase: Preamble::ECHO, stream: 0, nonce }.seal(keys)

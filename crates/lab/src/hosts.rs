@@ -18,7 +18,8 @@ pub struct TwoHosts {
 pub struct RoutedHosts {
     /// The reflector's host.
     pub near: Host,
-    /// The router: `eth0` leads to the reflector's host, `eth1` to the appliance's. Its addresses are those of `eth0`.
+    /// The router between the hosts. Its `eth0` leads to the reflector's host, its `eth1` to the appliance's host. The
+    /// fields `v4` and `v6` are the addresses of `eth0`.
     pub router: Host,
     /// The appliance's host.
     pub far: Host,
@@ -109,7 +110,7 @@ impl TwoHosts {
         Some(hosts)
     }
 
-    /// Takes the link down for the rest of the test.
+    /// Takes the link between the hosts down for the rest of the test.
     pub fn cut(&self) {
         ip(&["-n", &self.near.netns, "link", "set", "eth0", "down"]);
     }

@@ -14,12 +14,12 @@ use crate::appliance::Appliance;
 use crate::programs::is_gone;
 use crate::reflector::Reflector;
 
-/// The source address of the attackers: a loopback address other than the appliance's.
+/// The source address of the attackers, a loopback address that the appliance does not use.
 const UNPAIRED: [u8; 4] = [127, 0, 0, 2];
-/// How long a session's iperf3 process may still run after the session: two seconds, and two more for a loaded machine.
+/// How long the reflector's iperf3 process may still run after a session: 2 s, and 2 s more for a loaded machine.
 const GONE: Duration = Duration::from_secs(2 + 2);
 
-/// Counts of what happened during the attack.
+/// Counts of what happened while unpaired clients attacked the port of the reflector's iperf3 engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneSiege {
     /// Sessions of the appliance that completed.
@@ -32,14 +32,14 @@ pub struct LaneSiege {
     pub udp_clients: u64,
     /// Single datagrams that attackers sent.
     pub datagrams: u64,
-    /// How many of all attempts of attackers got an answer.
+    /// Connections, client runs and datagrams of attackers that got an answer.
     pub answered: u64,
-    /// Child processes of the reflector after the last session.
+    /// Child processes of the reflector that still run after the last session.
     pub children_left: usize,
 }
 
-/// Runs `sessions` tests of `appliance` over the lane at `port`, one after the other, while unpaired clients attack the
-/// port.
+/// Runs `sessions` tests of `appliance` with the engine iperf3, one after the other, while unpaired clients attack
+/// `port`, on which the reflector's iperf3 listens.
 pub fn besiege_lane(reflector: &mut Reflector, appliance: &Appliance, port: u16, sessions: u32) -> LaneSiege {
     let host = reflector.address().parse::<SocketAddr>().expect("an address").ip();
     let at = SocketAddr::from((host, port));

@@ -18,7 +18,7 @@ pub struct Programs {
     folder: PathBuf,
 }
 
-/// The folder of programs that this process uses.
+/// The folder with the two programs that this process uses.
 static CHOSEN: OnceLock<Programs> = OnceLock::new();
 
 impl Programs {
@@ -56,7 +56,7 @@ impl Programs {
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .context("cannot run cargo")?;
-        anyhow::ensure!(status.success(), "cargo build failed");
+        anyhow::ensure!(status.success(), "cargo build failed, as printed above");
         // The test is in target/debug/deps, the programs are in target/debug.
         let test = std::env::current_exe()?;
         let folder = test.ancestors().nth(2).context("the test is not in a target folder")?.to_owned();
@@ -309,7 +309,7 @@ impl Running {
     pub fn line(&self, within: Duration) -> anyhow::Result<String> {
         match self.next_line(within) {
             Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Timeout) => bail!("no line within {within:?}"),
+            Err(RecvTimeoutError::Timeout) => bail!("the program printed no line within {within:?}"),
             Err(RecvTimeoutError::Disconnected) => bail!("the program ended without a further line"),
         }
     }
@@ -326,7 +326,7 @@ impl Running {
             match self.next_line(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => lines.push(line),
                 Err(RecvTimeoutError::Disconnected) => return Ok(lines),
-                Err(RecvTimeoutError::Timeout) => bail!("stdout still open after {within:?}; so far {lines:?}"),
+                Err(RecvTimeoutError::Timeout) => bail!("stdout is still open after {within:?}; so far {lines:?}"),
             }
         }
     }
@@ -382,7 +382,7 @@ impl Running {
         });
         if ended.recv_timeout(within).is_err() {
             self.kill();
-            bail!("still running after {within:?}");
+            bail!("the program still runs after {within:?}");
         }
         Ok(self.child.wait()?)
     }
@@ -394,7 +394,7 @@ impl Drop for Running {
     }
 }
 
-/// Waits until `process` has ended; `false` if that takes longer than `within`.
+/// Waits until `process` has ended. Returns `false` if it still runs after `within`.
 pub fn is_gone(process: rustix::process::Pid, within: Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{PidfdFlags, pidfd_open};

@@ -16,7 +16,7 @@ use crate::programs::{
 /// How long a program may take to print a line on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A limit of threads that no command reaches.
+/// A limit of threads that is too high for any command to reach.
 const PLENTY_OF_THREADS: u32 = 10_000;
 
 /// A reflector, running or stopped.
@@ -35,7 +35,7 @@ pub struct Reflector {
     pub addresses: Vec<String>,
 }
 
-/// An open pairing code.
+/// A pairing code that is open, and the command that waits for a device to use it.
 #[derive(Debug)]
 pub struct Pairing {
     /// The pairing code as `reflector pair` printed it.
@@ -59,7 +59,7 @@ impl Reflector {
     }
 
     /// Starts a reflector on a free loopback port, with its state on a small file system. Prints SKIPPED and returns
-    /// `None` without the rights.
+    /// `None` if the test may not mount file systems.
     pub fn serve_on_a_tiny_disk(environment: &[(&str, &str)]) -> Option<Self> {
         if !may_mount() {
             return None;
@@ -71,7 +71,7 @@ impl Reflector {
     }
 
     /// Starts a reflector on `listen` as an unprivileged user without capabilities. Prints SKIPPED and returns `None`
-    /// without the rights.
+    /// without root.
     pub fn serve_as_nobody(listen: &[&str], environment: &[(&str, &str)]) -> Option<Self> {
         if !may_change_user() {
             return None;
@@ -83,7 +83,7 @@ impl Reflector {
     }
 
     /// Starts a reflector on loopback as the unprivileged `user`, limited to `allowed` threads. No other test may use
-    /// this user. Prints SKIPPED and returns `None` without the rights.
+    /// this user. Prints SKIPPED and returns `None` without root.
     pub fn serve_with_few_threads(user: u32, allowed: u32) -> Option<Self> {
         if !may_change_user() {
             return None;
@@ -94,8 +94,8 @@ impl Reflector {
         Some(reflector)
     }
 
-    /// Starts a reflector on `listen` for which the kernel refuses the system call with this number. Prints SKIPPED and
-    /// returns `None` if that cannot be emulated.
+    /// Starts a reflector on `listen` for which a filter refuses the system call with the number `call`. Prints SKIPPED
+    /// and returns `None` if bwrap is missing or lacks the rights.
     pub fn serve_without(call: i64, listen: &[&str], environment: &[(&str, &str)]) -> Option<Self> {
         if !may_filter() {
             return None;

@@ -1,4 +1,5 @@
-//! Tests that inject what limits a rate: how often they repeat the measurement, and where they record the answers.
+//! Settings of the tests that inject a cause which limits the rate: how often a test repeats its measurement, and where
+//! it records the causes that the results name.
 
 use std::io::Write;
 
@@ -8,9 +9,9 @@ pub fn limit_repetitions() -> usize {
     std::env::var("LIMIT_REPETITIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-/// Appends an answer to the file that the environment variable `LIMIT_RECORD` names, if it is set: the injected cause
-/// with the end at which it was injected, the measured direction, and the cause that the result names. `script/limits`
-/// counts the lines.
+/// Appends a line to the file that the environment variable `LIMIT_RECORD` names; does nothing if it is not set. The
+/// line has the injected cause and the end where it was injected, the measured direction, and the cause that the result
+/// names. `script/limits` counts the lines.
 pub fn record_limit(injected: &str, direction: &str, named: &str) {
     let Some(path) = std::env::var_os("LIMIT_RECORD") else { return };
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path);

@@ -10,8 +10,8 @@ use rustix::process::Pid;
 /// The period of the quota: the kernel's default of 0.1 s.
 const PERIOD_US: u32 = 100_000;
 
-/// A control group whose processes together get at most a share of one processor. Removed on drop; its processes must
-/// have ended before.
+/// A control group whose processes together get at most a share of one processor. The group is removed on drop; its
+/// processes must have ended before.
 #[derive(Debug)]
 pub struct Share(PathBuf);
 
@@ -22,7 +22,7 @@ impl Share {
         let name = format!("pp{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let quota = PERIOD_US / 100 * percent;
         let made = Self::version_2(&name, quota).or_else(|_| Self::version_1(&name, quota));
-        made.inspect_err(|error| eprintln!("SKIPPED: no control group with a share of the processor: {error}")).ok()
+        made.inspect_err(|error| eprintln!("SKIPPED: cannot create a control group with a CPU quota: {error}")).ok()
     }
 
     fn version_2(name: &str, quota: u32) -> io::Result<Self> {

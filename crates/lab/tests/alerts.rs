@@ -1,11 +1,12 @@
-//! Alert rules of the real service with a real reflector: they are previewed, added and removed through the service and
-//! directly in the database, applied to tests, which are repeated, and kept over kill -9.
+//! Tests alert rules with the real service and a real reflector. Rules are previewed, added and removed, through the
+//! service and directly in the database. The service applies them to repeated speed tests, and keeps them when it is
+//! killed.
 
 use lab::{Appliance, Device, Reflector};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// A short test with little load.
+/// The arguments of a short speed test with little load.
 const SHORT: [&str; 8] = ["-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"];
 
 #[test]

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Starts `serve` of this reflector under strace with an injected fault. strace runs as the grandchild, so the returned
-/// process is the reflector itself.
+/// Starts `reflector serve` under strace, which injects a fault. strace runs as the grandchild, so the returned process
+/// is the reflector itself.
 fn serve_with_fault(reflector: &Reflector, inject: &str) -> Running {
     let serve = reflector.command(&["serve"]);
     let mut traced = Command::new("strace");
@@ -44,8 +44,8 @@ fn after_a_failed_sync_during_a_start_the_next_start_serves() {
     reflector.start().unwrap();
     reflector.process().kill();
     let mut has_served = 0;
-    // strace counts the calls of each thread. The third sync of SQLite's thread stores the audit head. A disk that keeps
-    // failing also prevents SQLite's cleanup at exit.
+    // strace counts the calls of each thread. The third sync of SQLite's thread stores the audit head. A disk that
+    // keeps failing also prevents the cleanup of SQLite at exit.
     for failing in ["1", "2", "3", "4", "1+", "2+", "3+", "4+"] {
         let mut faulty = serve_with_fault(&reflector, &format!("inject=fsync,fdatasync:error=EIO:when={failing}"));
         // It either serves or exits.
@@ -185,7 +185,7 @@ fn a_log_that_is_truncated_or_extended_under_a_running_reflector_is_a_fault() {
     let whole = fs::read(&file).unwrap();
     let mut changed = OpenOptions::new().append(true).open(&file).unwrap();
     changed.set_len(0).unwrap();
-    reflector.await_log("was truncated while the reflector runs");
+    reflector.await_log("was truncated while the reflector was running");
     let health = reflector.fails(&["health"], 1);
     assert!(health[1].contains("truncated"), "{health:?}");
     let test = ["speed-test", "-t", "1", "--idle", "0.3", "-b", "1M"];
@@ -195,7 +195,7 @@ fn a_log_that_is_truncated_or_extended_under_a_running_reflector_is_a_fault() {
     reflector.must(&["audit", "verify"]);
     let length = changed.metadata().unwrap().len();
     changed.write_all(b"garbage\n").unwrap();
-    reflector.await_log("was extended while the reflector runs");
+    reflector.await_log("was extended while the reflector was running");
     appliance.fails(&test, 5, "reflector_faulted");
     changed.set_len(length).unwrap();
     reflector.must(&["audit", "verify"]);

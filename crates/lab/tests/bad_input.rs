@@ -17,8 +17,8 @@ fn speed_test<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&["speed-test"], SHORT, more].concat()
 }
 
-/// An appliance that has stored one reflector. It therefore also connects to other addresses, to look for the key of
-/// that reflector there.
+/// Creates an appliance that has stored one reflector. It therefore also connects to other addresses, to look for the
+/// key of that reflector there.
 fn half_paired() -> Appliance {
     let other = FalseReflector::listen(|link, _| link.say(&json!({ "type": "not_paired" })));
     let appliance = Appliance::new();
@@ -28,12 +28,12 @@ fn half_paired() -> Appliance {
     appliance
 }
 
-/// A pairing code of another reflector.
+/// Creates a valid pairing code of a reflector that does not run.
 fn some_code() -> String {
     PairingCode::generate(&SecretKey::generate().unwrap().id()).unwrap().to_string()
 }
 
-/// Both commands that connect to `address` must fail in the same way.
+/// Asserts that `speed-test` and `pair-reflector` fail with the error code `code` when they connect to `address`.
 fn nobody_to_talk_to(address: &str, code: &str) {
     half_paired().fails(&speed_test(&["--peer", address]), 1, code);
     Appliance::new().fails(&["pair-reflector", "--peer", address, "--code", &some_code()], 1, code);

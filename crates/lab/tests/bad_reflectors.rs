@@ -1,5 +1,5 @@
-//! Reflectors that break the protocol. Against each, the appliance must end in time with its own error, print no control
-//! characters, and need no more memory than usual.
+//! Runs the appliance against reflectors that break the protocol. Each time, the appliance must end in time with its
+//! own error, print no control characters, and need no more memory than usual.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
@@ -10,10 +10,10 @@ use lab::bad_reflectors::{Act, Asked, Honest, SPEED_TEST, Script, Stage, few_scr
 use lab::hostile::FalseReflector;
 use lab::{Appliance, Programs};
 
-/// Extra time for a loaded machine.
+/// The extra time that a command may take on a loaded machine.
 const SLACK: Duration = Duration::from_secs(12);
 
-/// Runs many scripts concurrently; most of them only wait.
+/// Runs scripts concurrently, `at_once` at a time, and returns their faults. Most scripts only wait.
 fn play_all(plays: Vec<(Script, Asked)>, at_once: usize) -> Vec<String> {
     Programs::built();
     let (plays, faults) = (Mutex::new(plays.into_iter()), Mutex::new(vec![]));

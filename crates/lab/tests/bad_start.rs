@@ -22,7 +22,8 @@ fn is_root() -> bool {
     is_root
 }
 
-/// Runs the program of `reflector` after this shell script, in mount and network namespaces of its own. `$1` is `folder`.
+/// Runs a shell script, and then a command of `reflector`, in new mount and network namespaces. In the script, `$1` is
+/// `folder`.
 fn after(script: &str, folder: &Path, reflector: &Reflector, args: &[&str]) -> Outcome {
     let plain = reflector.command(args);
     let script = format!("set -e; ip link set lo up; {script}; shift; exec \"$@\"");
@@ -33,7 +34,7 @@ fn after(script: &str, folder: &Path, reflector: &Reflector, args: &[&str]) -> O
     command.stdin(Stdio::null()).output().unwrap().into()
 }
 
-/// Each file below a folder with its content.
+/// Returns the path and the content of each file below a folder.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {

@@ -1,4 +1,4 @@
-//! Read-only folders, full disks and damaged files: the errors of both programs, and that they overwrite nothing.
+//! Tests read-only folders, full disks and damaged files: both programs print an error, and overwrite nothing.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1"];
 
-/// State folders that not even root can create: one below a regular file, one in /proc.
+/// Paths of state folders that not even root can create: one below a regular file, one in /proc.
 fn unwritable() -> (TempDir, [PathBuf; 2]) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
@@ -98,7 +98,7 @@ fn a_second_reflector_with_the_same_state_folder_does_not_start() {
     assert_eq!(first.must(&["health"]), "serving");
 }
 
-/// Every file in a folder with its content.
+/// Returns the path and the content of every file in a folder.
 fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -119,8 +119,8 @@ fn the_database_of(state: &Path) -> PathBuf {
     found.unwrap_or_else(|| panic!("no database in {}", state.display()))
 }
 
-/// Overwrites a whole file. Without `all_of_it`, keeps the first pages of a database, which hold its schema and its
-/// migrations.
+/// Overwrites a file with invalid bytes. Unless `all_of_it` is set, keeps the first pages of a database, which hold its
+/// schema and its migrations.
 fn spoil(path: &Path, all_of_it: bool) {
     let mut bytes = fs::read(path).unwrap();
     let from = if all_of_it { 0 } else { 4 * 4096 };

@@ -1,4 +1,4 @@
-//! Speed tests in which each direction ends after a number of bytes (`-n`), with every engine and provider.
+//! Tests speed tests in which each direction ends after a number of bytes (`-n`), with every engine and provider.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Notification channels of the appliance with real receivers: web servers, a mail server, commands. Also checks that
-//! no output shows a secret.
+//! Tests the notification channels of the appliance with real receivers: web servers, a mail server, commands. Also
+//! checks that no output shows a secret.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -48,7 +48,7 @@ impl SinkRequest {
     }
 }
 
-/// A web server that reports each request before it answers.
+/// A web server that passes each request to the test before it answers.
 struct Sink {
     address: SocketAddr,
     requests: Receiver<SinkRequest>,
@@ -100,13 +100,13 @@ fn secret_file(device: &Device, name: &str, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Adds a channel of a webhook whose URL is in a file.
+/// Adds a webhook channel, and passes its URL in a file.
 fn add_webhook(device: &Device, name: &str, url: &str) {
     let file = secret_file(device, "url", url);
     device.must(&["channel", "add", "webhook", name, "--url-file", &file]);
 }
 
-/// Everything that the commands and the log show of the channels.
+/// Returns the output of the commands that show channels and messages, and the log of the service.
 fn shown(device: &Device) -> String {
     let listed =
         [&["channel"][..], &["channel", "--json"], &["channel", "messages"], &["channel", "messages", "--json"]];
@@ -114,7 +114,8 @@ fn shown(device: &Device) -> String {
     listed + &device.log()
 }
 
-/// Stores messages that the service must still send to the only channel, as an alert rule would.
+/// Stores `count` messages that the service must still send to the only channel, as an alert rule would. Returns their
+/// ids.
 fn queue(device: &Device, count: usize) -> BTreeSet<String> {
     let channel = device.json(&["channel"])[0].clone();
     let appliance = device.appliance.id();
@@ -153,7 +154,7 @@ fn queue(device: &Device, count: usize) -> BTreeSet<String> {
     })
 }
 
-/// A new id of a message.
+/// Creates a new message id.
 fn new_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap().trim().to_owned()
 }
@@ -249,7 +250,7 @@ fn a_message_that_a_server_fails_to_take_is_repeated_with_the_same_id() {
     let messages = device.await_json(&["channel", "messages"], is_delivered);
     assert_eq!(messages[0]["deliveries"][0]["attempts"], 3, "{messages:#}");
     let log = device.log();
-    assert_eq!(log.matches("it is repeated").count(), 1, "once, not at each attempt: {log}");
+    assert_eq!(log.matches("another attempt follows").count(), 1, "once, not at each attempt: {log}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What a result says about its own numbers, with the real programs: the claim under a requested limit, probes that were
-//! not sent or not answered, a busy host.
+//! Tests the conclusions that a result draws from its numbers: under a requested rate limit, with probes that were not
+//! sent or not answered, and on a busy host.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
     (reflector, appliance)
 }
 
-/// Waits for the event `name` of the phase `phase`.
+/// Waits until a running test prints the event `name` of the phase `phase`.
 fn await_event(running: &Running, name: &str, phase: &str) {
     let is_it = |line: &str| {
         line.contains(&format!("\"event\":\"{name}\"")) && line.contains(&format!("\"phase\":\"{phase}\""))
@@ -26,7 +26,7 @@ fn await_event(running: &Running, name: &str, phase: &str) {
     while !is_it(&running.line(PATIENCE).unwrap()) {}
 }
 
-/// Waits for the end of a running test. Returns its result and its exit code.
+/// Waits for the end of a running test. Returns its exit code and its result.
 fn ended(mut running: Running) -> (i32, ResultDocument) {
     let last = running.rest(PATIENCE).unwrap().pop().unwrap();
     let code = running.wait(PATIENCE).unwrap().code().unwrap();
@@ -34,7 +34,7 @@ fn ended(mut running: Running) -> (i32, ResultDocument) {
     (code, *result)
 }
 
-/// The sentence at the beginning of the report, without line breaks.
+/// Returns the conclusion at the beginning of the report, as one line.
 fn sentence(appliance: &Appliance, result: &ResultDocument) -> String {
     let report = appliance.run(&["history", "show", &result.id.to_string()]);
     assert_eq!(report.code, 0, "{report:?}");
@@ -109,7 +109,7 @@ fn a_requested_limit_is_named_and_lost_answers_are_no_latency() {
     assert!(is_named(&text, "10.0 Mbit/s"), "the speeds stay: {text}");
 }
 
-/// Drops incoming latency probes.
+/// Makes the firewall of a host drop incoming latency probes.
 fn drop_probes(host: &Host) {
     host.nft("table inet lossy { chain input { type filter hook input priority 0; udp dport 4000 drop;\n }\n }\n");
 }
@@ -188,7 +188,7 @@ fn a_process_that_is_suspended_in_a_phase_is_noticed_and_leaves_the_next_phase_a
     }
 }
 
-/// The host's clock, set forward. Dropping this value undoes that.
+/// Sets the host's clock forward. Dropping this value sets it back.
 struct SetClock(Duration);
 
 impl SetClock {

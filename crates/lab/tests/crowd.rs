@@ -1,5 +1,5 @@
-//! Unauthenticated clients in crowds: paired devices are served all the same, and a client that is not paired learns
-//! nothing from how it is treated.
+//! Tests crowds of unauthenticated clients. The reflector still serves paired devices, and an unpaired client learns
+//! nothing from how the reflector treats it.
 
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -14,12 +14,12 @@ fn address(reflector: &Reflector) -> SocketAddr {
     reflector.address().parse().unwrap()
 }
 
-/// The `n`th address of a loopback network from which only these tests connect.
+/// Returns the `n`th address of a loopback network from which only these tests connect.
 fn source(n: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x7f28_0001 + u32::try_from(n).unwrap())
 }
 
-/// A connection from `source`, or `None` if the reflector has reset it already: the reset of a connection that the
+/// Opens a connection from `source`; `None` if the reflector has reset it already. The reset of a connection that the
 /// reflector does not admit can arrive before `connect` returns.
 fn connect_unless_refused(reflector: &Reflector, source: Ipv4Addr) -> Option<TcpStream> {
     match connect_from(source, address(reflector)) {
@@ -29,7 +29,8 @@ fn connect_unless_refused(reflector: &Reflector, source: Ipv4Addr) -> Option<Tcp
     }
 }
 
-/// Opens four connections from each of these addresses. They send nothing, and the reflector may refuse some of them.
+/// Opens four connections from each of `addresses` source addresses. They send nothing, and the reflector may refuse
+/// some of them.
 fn silent_crowd(reflector: &Reflector, addresses: usize) -> Vec<TcpStream> {
     let connect = |n| (0..4).filter_map(move |_| connect_unless_refused(reflector, source(n)));
     (0..addresses).flat_map(connect).collect()
@@ -70,7 +71,7 @@ fn a_device_from_a_new_address_gets_in_past_a_silent_crowd() {
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
 }
 
-/// Whether the reflector soon ends one of five silent connections from an address: it admits only four from an address.
+/// Whether the reflector soon ends one of five silent connections from the same address. It admits only four.
 fn one_of_five_is_ended(reflector: &Reflector, source: Ipv4Addr) -> bool {
     let five = (0..5).map(|_| connect_unless_refused(reflector, source)).collect::<Vec<_>>();
     let is_ended = |socket: &mut TcpStream| match socket.read(&mut [0; 1]) {
@@ -106,7 +107,7 @@ fn refused_after(rogue: &RogueDevice, source: Ipv4Addr, first: impl FnOnce([u8; 
     begun.elapsed()
 }
 
-/// A `pair` message with the right pin and a wrong secret.
+/// Builds a `pair` message for a pairing code that has the right pin of the reflector, but a wrong secret.
 fn wrong_guess(rogue: &RogueDevice, exporter: [u8; 32]) -> Value {
     let ends = Ends { reflector: rogue.reflector, appliance: rogue.key.id() };
     let proof = PairingCode::generate(&rogue.reflector).unwrap().appliance_proof(&exporter, &ends);
@@ -164,7 +165,8 @@ fn handshakes_of_an_unknown_address_are_bounded() {
     assert!(reflector.status()["refused"]["too_fast"].as_u64().unwrap() > 0);
 }
 
-/// Sends a `hello` of this device from each of these addresses, each on a separate link that is closed at once.
+/// Sends a `hello` of this device from each of these source addresses. Each uses a separate link, which is closed at
+/// once.
 fn authenticate_from(rogue: &RogueDevice, sources: std::ops::Range<usize>) {
     for n in sources {
         let mut link = rogue.open_from(source(n)).unwrap();

@@ -1,11 +1,11 @@
-//! Compares results of the `tcp` engine with the link between two hosts: the same result for every data path, the same
-//! bytes as the interfaces count, and every packet with the requested mark and source address.
+//! Compares results of the `tcp` engine with the link between two hosts. Every data path must have the same result,
+//! bytes must agree with the interface counters, and every packet must have the requested mark and source address.
 
 use lab::{Appliance, Reflector, TwoHosts, says_full};
 use paramedic_report::document::{ResultDocument, ThroughputResult};
 use serde_json::Value;
 
-/// The bytes of the headers of Ethernet, IPv4, and TCP with time stamps.
+/// The total length of the headers of Ethernet, IPv4, and TCP with timestamps, in bytes.
 const HEADERS: u64 = 14 + 20 + 32;
 
 /// How often a measurement is repeated if other work on this machine disturbs it.
@@ -35,7 +35,7 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is no whole number"))
 }
 
-/// Whether `a` is at most the share `below` less, and at most the share `above` more, than `b`.
+/// Whether `a` is close to `b`: from `b * (1 - below)` to `b * (1 + above)`.
 fn is_between(a: u64, b: u64, below: f64, above: f64) -> bool {
     let apart = a as f64 / b as f64 - 1.0;
     (-below..=above).contains(&apart)

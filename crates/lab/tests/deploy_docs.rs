@@ -7,7 +7,7 @@ use lab::{Appliance, Reflector, TwoHosts};
 use paramedic_report::document::ProbeTransport;
 use rustix::process::Signal;
 
-/// The fenced code blocks of a page in a language.
+/// Returns the fenced code blocks of a page that are marked with this language.
 fn blocks(page: &str, language: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/deploy").join(page);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

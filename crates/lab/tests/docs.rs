@@ -1,6 +1,6 @@
 //! Compares the documents with the programs: every setting, subcommand, flag, audit event, result field and source file
-//! is described where a reader looks for it, no link leads nowhere, and tables are whole. `paramedic-link` checks
-//! docs/protocol.md.
+//! is described in its document, every link has a target, and table rows have the right number of cells.
+//! `paramedic-link` checks docs/protocol.md.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ fn document(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The stdout and stderr of a program in an empty environment.
+/// Runs a program in an empty environment, and returns its stdout and stderr.
 fn output(program: &str, args: &[&str]) -> String {
     let home = tempfile::tempdir().unwrap();
     let ended = Command::new(Programs::built().path(program))
@@ -32,7 +32,7 @@ fn output(program: &str, args: &[&str]) -> String {
     [ended.stdout, ended.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat()
 }
 
-/// The names of all subcommands below `path`, from the help text.
+/// Returns the names of all subcommands below the subcommand `path`, from the help text.
 fn subcommands(program: &str, path: &[&str]) -> Vec<String> {
     let help = output(program, &[path, &["--help"]].concat());
     let mut names = Vec::new();
@@ -207,8 +207,8 @@ fn every_link_has_a_target() {
     assert!(checked > 30, "{checked} links found");
 }
 
-/// The commands of both programs in inline code and indented blocks, without `sudo`, comments, and the rest of the
-/// shell line, such as a pipe.
+/// Returns the commands of both programs in inline code and indented blocks. Removes `sudo`, comments, and the rest of
+/// the shell line, such as a pipe.
 fn commands(text: &str) -> Vec<String> {
     let inline = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
     let blocks = text.lines().filter_map(|line| line.strip_prefix("    "));
@@ -248,7 +248,7 @@ fn every_command_in_the_documents_is_one_of_the_programs() {
     assert!(checked.len() > 50, "{checked:?}");
 }
 
-/// Every Markdown file that belongs to the project.
+/// Adds every Markdown file below `folder` that belongs to the project to `pages`.
 fn collect(folder: &Path, pages: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -263,7 +263,7 @@ fn collect(folder: &Path, pages: &mut Vec<PathBuf>) {
     }
 }
 
-/// The lines outside code blocks, with inline code replaced.
+/// Returns the lines outside code blocks, with inline code replaced by `x`.
 fn prose(text: &str) -> impl Iterator<Item = String> {
     let mut is_code = false;
     text.lines().filter_map(move |line| {
@@ -282,7 +282,7 @@ fn links(text: &str) -> Vec<String> {
     prose(text).flat_map(of_line).collect()
 }
 
-/// The anchors of a page's headings, as GitHub and others generate them.
+/// Returns the anchors of a page's headings, as GitHub and others generate them.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut is_code = false;
     let headings = text.lines().filter(|line| {
@@ -297,7 +297,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
     headings.map(anchor).collect()
 }
 
-/// How many cells a row of a table has. A `|` inside code or behind a backslash does not separate cells.
+/// Counts the cells in a row of a table. A `|` inside code or behind a backslash does not separate cells.
 fn cells(row: &str) -> usize {
     let mut is_code = false;
     let mut last = ' ';

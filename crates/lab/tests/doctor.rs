@@ -1,4 +1,5 @@
-//! The command `doctor` of both programs: on sound installations and with injected faults, and what its bundle reveals.
+//! Tests the command `doctor` of both programs: on sound installations, with injected faults, and that a redacted
+//! bundle contains no names, addresses or Endpoint IDs.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -11,7 +12,7 @@ fn diagnosis(outcome: &Outcome) -> Diagnosis {
     serde_json::from_value(outcome.json()).unwrap_or_else(|error| panic!("{error}: {outcome:?}"))
 }
 
-/// The check with this code.
+/// Returns the check with this code, which the diagnosis must contain.
 fn check<'a>(diagnosis: &'a Diagnosis, code: &str) -> &'a Check {
     let found = diagnosis.checks.iter().find(|check| check.code == code);
     found.unwrap_or_else(|| panic!("no check {code}: {diagnosis:#?}"))

@@ -15,12 +15,12 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "-b", "10M"];
 
-/// A valid Endpoint ID of no device.
+/// Returns a valid Endpoint ID that no device has.
 fn endpoint_id(byte: u8) -> String {
     paramedic_link::EndpointId::from_bytes([byte; 32]).to_string()
 }
 
-/// The names of the paired devices.
+/// Returns the names of the paired devices.
 fn peers(reflector: &Reflector) -> Vec<String> {
     let told = serde_json::from_str::<serde_json::Value>(&reflector.must(&["peers", "--json"])).unwrap();
     told.as_array().unwrap().iter().map(|peer| peer["name"].as_str().unwrap().to_owned()).collect()
@@ -200,7 +200,7 @@ fn a_crash_outside_of_every_phase_charges_what_the_probes_used() {
     assert!((used + (16 << 20)..2 * used + (16 << 20)).contains(&charged), "{charged} charged, {used} used");
 }
 
-/// Asks the running reflector to add this peer. Returns whether it confirmed.
+/// Asks the running reflector over its admin socket to add this peer. Returns whether the reflector confirmed it.
 fn add_peer(socket: &Path, peer: &str) -> bool {
     let asked = || {
         let mut stream = UnixStream::connect(socket)?;

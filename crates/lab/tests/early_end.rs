@@ -1,4 +1,4 @@
-//! Speed tests in which a direction may end before its time is over (`--until-stable`), with the real programs.
+//! Tests `--until-stable` with the real programs: a direction may end before its time is over.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
     (reflector, appliance)
 }
 
-/// Waits until the download is measured up to `ms`.
+/// Waits until a running test has measured the download up to `ms` milliseconds.
 fn await_interval(running: &Running, ms: u64) {
     while !matches!(event(&running.line(PATIENCE).unwrap()), Event::Interval(reading) if reading.at_ms >= ms) {}
 }
@@ -33,7 +33,7 @@ fn ended(mut running: Running) -> ResultDocument {
     *result
 }
 
-/// How long each direction was measured, in milliseconds, and why it ended.
+/// Returns for each direction how long it was measured, in milliseconds, and why it ended.
 fn lengths(result: &ResultDocument) -> Vec<(u128, EndedBy)> {
     let length = |measured: &paramedic_report::document::ThroughputResult| {
         (u128::from(measured.startup_ms + measured.duration_ms), measured.ended.unwrap())

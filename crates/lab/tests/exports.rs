@@ -1,4 +1,4 @@
-//! What other programs read from the service: metrics of the line, and tables as CSV and JSON lines.
+//! Tests what other programs read from the service: metrics of the line, and tables as CSV and JSON lines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,7 +28,7 @@ fn serve(device: &Device, more: &[(&str, &str)]) -> (Running, String) {
     (service, address)
 }
 
-/// The status, the head and the body of the answer to a request.
+/// Sends an HTTP request, and returns the status, the head and the body of the answer.
 fn exchange(mut stream: impl Read + Write, request: &str) -> (u16, String, String) {
     stream.write_all(request.as_bytes()).unwrap();
     let mut bytes = Vec::new();
@@ -46,7 +46,7 @@ fn ask(address: &str, method: &str, headers: &[&str]) -> (u16, String, String) {
     exchange(stream, &format!("{method} /metrics HTTP/1.1\r\nConnection: close\r\n{headers}\r\n"))
 }
 
-/// The metrics through the unix socket.
+/// Reads the metrics through the service's unix socket.
 fn scrape(device: &Device) -> String {
     let stream = UnixStream::connect(device.socket()).unwrap();
     let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
@@ -56,14 +56,14 @@ fn scrape(device: &Device) -> String {
     body
 }
 
-/// Each sample with its value.
+/// Parses metrics text into samples, each with its value.
 fn samples(text: &str) -> BTreeMap<&str, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines.map(|line| line.rsplit_once(' ').unwrap()).map(|(name, value)| (name, value.parse().unwrap())).collect()
 }
 
-/// Each metric with its type and the keys of its labels, from the text. `le`, the label of a histogram's buckets, is
-/// left out.
+/// Parses metrics text into metrics, each with its type and the keys of its labels. Leaves out `le`, the label of a
+/// histogram's buckets.
 fn described(text: &str) -> BTreeSet<(String, String, String)> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let keys = |name: &str, kind: &str| {
@@ -75,14 +75,15 @@ fn described(text: &str) -> BTreeSet<(String, String, String)> {
     types.map(|(name, kind)| (name.to_owned(), kind.to_owned(), keys(name, kind))).collect()
 }
 
-/// The names of metrics in a text.
+/// Finds the names of metrics in any text.
 fn mentioned(text: &str) -> BTreeSet<String> {
     let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = text.split(|c: char| !is_of_name(c)).filter(|word| word.starts_with("packetparamedic_"));
     words.map(str::to_owned).collect()
 }
 
-/// A device with everything that has metrics, and its reflector.
+/// Starts a reflector, and the service of a device that has a value for every metric. Returns both with the running
+/// service and its address.
 fn measured() -> (Reflector, Device, Running, String) {
     let reflector = Reflector::serve(&[("NAME", "attic")]);
     let device = Device::new(Appliance::new().pair(&reflector, reflector.address()));

@@ -1,8 +1,9 @@
-//! Hosts that allow no more threads: each program says so and names the limit, and goes on with what the host allows.
+//! Tests hosts that allow no more threads: each program prints this with the limit, and continues with the threads that
+//! it has.
 
 use lab::{Appliance, Reflector};
 
-/// Users that own nothing else on the machine: the limit counts all threads of a user.
+/// A user that owns no other process on the machine, because the thread limit counts all threads of a user.
 const USER_OF_APPLIANCE: u32 = 64_101;
 const USER_OF_REFLECTOR: u32 = 64_102;
 

@@ -1,5 +1,5 @@
-//! A malicious other end: invalid bytes, partial messages, unpaired clients, text with control characters. The programs
-//! refuse and record it, and the tests of other devices are not affected.
+//! Tests a malicious other end: invalid bytes, partial messages, unpaired clients, text with control characters. The
+//! programs refuse and record these, and the tests of other devices are not affected.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -23,7 +23,7 @@ fn hello() -> Value {
     json!({ "type": "hello", "versions": [1], "software": "0.0.0" })
 }
 
-/// A paired key that is used by the test itself.
+/// Creates a key that is paired with the reflector, so that the test can play its device.
 fn rogue_peer(reflector: &Reflector) -> SecretKey {
     let key = SecretKey::generate().unwrap();
     reflector.must(&["peers", "add", &key.id().to_string(), "--name", "rogue"]);
@@ -45,7 +45,7 @@ impl Target {
         AsAppliance::open(&self.address, self.id, key, alpn).unwrap()
     }
 
-    /// A link up to `welcome`.
+    /// Opens a link, and reads messages until the reflector's `welcome`.
     fn welcomed(&self, key: &SecretKey) -> AsAppliance {
         let mut link = self.open(key, Alpn::Link);
         link.say(&hello()).unwrap();
@@ -62,7 +62,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
     [&u32::try_from(body.len()).unwrap().to_be_bytes(), body].concat()
 }
 
-/// Bytes that are not a valid message.
+/// Returns byte strings, none of which is a valid message.
 fn garbage() -> Vec<Vec<u8>> {
     vec![
         b"GET / HTTP/1.1\r\nHost: reflector\r\n\r\n".to_vec(),
@@ -344,7 +344,7 @@ fn text_from_an_appliance_is_sanitised_on_terminals_and_in_logs() {
     all_harmless("config", &outcome);
 }
 
-/// Plays a reflector whose texts contain control characters.
+/// Plays a reflector whose texts contain control characters. It answers the request for a session with `last_words`.
 fn talk(link: &mut AsReflector, first: &Value, last_words: &Value) -> std::io::Result<()> {
     assert_eq!(first["type"], "hello");
     link.say(&json!({

@@ -1,4 +1,4 @@
-//! Two hosts with a real link: both data modes, both IP families, firewalls, a link that goes down.
+//! Tests two hosts with a real link: both data modes, both IP families, firewalls, a link that goes down.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use lab::{Appliance, Reflector, TwoHosts};
 
 const SHORT: &[&str] = &["-t", "1", "--idle", "0.3"];
 
-/// A firewall that allows only the control port: TCP, and UDP if `udp`.
+/// Returns firewall rules that allow only the control port: TCP, and also UDP if `udp` is set.
 fn only_port_4000(udp: bool) -> String {
     let udp = if udp { "udp dport 4000 accept; udp sport 4000 accept;" } else { "" };
     format!(

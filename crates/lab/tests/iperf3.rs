@@ -15,11 +15,11 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 const SHORT: &[&str] = &["--engine", "iperf3", "-t", "1", "--idle", "0.3"];
-/// How soon after a session its child, port and slot must be free: two seconds, plus slack for a loaded machine. This
-/// is less than the reflector's timeout for a child that does not end.
+/// How soon after a session the iperf3 child must be gone and its port and slot free: 2 s, plus slack for a loaded
+/// machine. This is less than the reflector's timeout for a child that does not end.
 const FREE: Duration = Duration::from_secs(2 + 2);
 
-/// The settings of a reflector with the lane and one data port.
+/// Returns the settings of a reflector with the engine iperf3 and one data port.
 fn settings(port: &str) -> Vec<(&str, &str)> {
     vec![
         ("MODE", "direct_ephemeral"),
@@ -43,7 +43,7 @@ fn host(reflector: &Reflector) -> Ipv4Addr {
     *address.ip()
 }
 
-/// The iperf3 child of the running test.
+/// Returns the process id of the reflector's iperf3 child, which a test must be using.
 fn child(reflector: &mut Reflector) -> Pid {
     let children = reflector.process().children();
     let [(pid, name)] = &children[..] else { panic!("not one child: {children:?}") };
@@ -51,7 +51,7 @@ fn child(reflector: &mut Reflector) -> Pid {
     *pid
 }
 
-/// Starts a long download, and waits until bytes flow.
+/// Starts a long download with iperf3, and waits until bytes flow.
 fn long_test(appliance: &Appliance) -> Running {
     let test = appliance.start(&["speed-test", "--engine", "iperf3", "--json-stream", "-t", "60", "--idle", "0"]);
     while !test.line(Duration::from_secs(30)).unwrap().contains("\"latency\"") {}
@@ -146,7 +146,7 @@ fn every_option_reaches_iperf3() {
     let refused = [
         (&["-t", "1.5"][..], "whole seconds"),
         (&["-u"], "-u means the engine udp"),
-        (&["--data-path", "splice"], "no choice of data path"),
+        (&["--data-path", "splice"], "cannot choose the data path"),
         (&["--verify-payload"], "does not verify payload"),
     ];
     for (args, word) in refused {
@@ -262,7 +262,8 @@ fn a_port_held_by_another_program_is_skipped_and_reported() {
     drop(held);
 }
 
-/// Asserts that the lane is not offered, that `status` says why, and that everything else works.
+/// Asserts that the reflector does not offer the engine iperf3, that `status` contains the reason `why`, and that
+/// everything else works.
 fn is_not_offered(reflector: &Reflector, why: &str) {
     let status = reflector.status();
     let lacking = &status["engines_lacking"][0];
@@ -316,7 +317,7 @@ fn the_lane_needs_direct_mode() {
     is_not_offered(&reflector, "needs direct mode");
 }
 
-/// A listening plain iperf3 server.
+/// Starts a plain iperf3 server, and waits until it listens.
 fn iperf3_server(around: &[&str], at: &str, port: &str, more: &[&str]) -> Running {
     let words = [around, &["iperf3", "-s", "-B", at, "-p", port, "--forceflush"], more].concat();
     let mut command = Command::new(words[0]);
@@ -368,7 +369,7 @@ fn a_plain_server_is_measured_both_ways_at_once_and_with_datagrams() {
 fn the_appliance_waits_for_a_busy_server_as_long_as_requested() {
     let host = loopback::address().to_string();
     let _server = iperf3_server(&[], &host, "47121", &[]);
-    // A client that keeps the server busy: it has printed its first interval. The server may refuse it as long as it has
+    // A client keeps the server busy once it has printed its first interval. The server may refuse it as long as it has
     // not noticed that the previous client is gone.
     let client = |seconds: &str| loop {
         let mut command = Command::new("iperf3");

@@ -11,7 +11,7 @@ use paramedic_report::document::ResultDocument;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A listening plain iperf3 server at all addresses of `host`.
+/// Starts a plain iperf3 server on all addresses of `host`, and waits until it listens.
 fn iperf3_server(host: &Host) -> Running {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", &host.netns, "iperf3", "-s", "-p", "5201", "--forceflush"]);
@@ -20,7 +20,7 @@ fn iperf3_server(host: &Host) -> Running {
     server
 }
 
-/// A reflector with the iperf3 lane on the near host, and an appliance on the far host that is paired with it.
+/// Starts a reflector with the engine iperf3 on the near host, and pairs an appliance on the far host with it.
 fn lane(hosts: &TwoHosts) -> (Reflector, Appliance) {
     let settings = [("MODE", "direct_ephemeral"), ("IPERF3_ENABLED", "true")];
     let reflector = Reflector::serve_on(&["0.0.0.0:4000"], Some(&hosts.near.netns), &settings);
@@ -28,7 +28,8 @@ fn lane(hosts: &TwoHosts) -> (Reflector, Appliance) {
     (reflector, appliance)
 }
 
-/// Drops every packet that arrives at a host after 4 MiB have arrived: at 20 Mbit/s, that is in the middle of a test.
+/// nftables rules that drop every arriving packet once 4 MiB have arrived. At 20 Mbit/s, that is in the middle of a
+/// test.
 const DEAF_AFTER_4_MIB: &str = "table inet deaf {
     quota spent { over 4 mbytes }
     chain input { type filter hook input priority 0; quota name \"spent\" drop
@@ -36,7 +37,8 @@ const DEAF_AFTER_4_MIB: &str = "table inet deaf {
 }
 ";
 
-/// Runs a test whose path fails in mid test. Returns what it measured until then, as printed and as saved.
+/// Runs a speed test whose path fails in mid test, and checks the error and the saved run. Returns what was measured
+/// until then; `None` if nothing was.
 fn dies(hosts: &TwoHosts, appliance: &Appliance, args: &[&str]) -> Option<ResultDocument> {
     for host in [&hosts.near, &hosts.far] {
         host.nft(DEAF_AFTER_4_MIB);
@@ -117,8 +119,8 @@ fn a_low_rate_is_kept_in_both_directions_and_ends_in_time() {
     }
 }
 
-/// The command with other files in the places of /etc/hosts and /etc/gai.conf. It runs in a network namespace, whose
-/// `ip netns exec` gives it a mount namespace too.
+/// Changes a command so that it sees the files `hosts` and `gai` as /etc/hosts and /etc/gai.conf. The command must
+/// begin with `ip netns exec`, which also gives it a mount namespace.
 fn with_resolver(command: &Command, hosts: &Path, gai: &Path) -> Command {
     const MOUNTS: &str = r#"mount --bind "$1" /etc/hosts && mount --bind "$2" /etc/gai.conf && shift 2 && exec "$@""#;
     let words = command.get_args().collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! What limited a rate, with the real programs: each cause is injected, and the result must name it.
+//! Tests with the real programs that a result names what limited the rate. Each cause is injected.
 
 use std::process::{Child, Command, Stdio};
 
@@ -11,7 +11,7 @@ fn serve(hosts: &TwoHosts) -> Reflector {
     Reflector::serve_on(&["0.0.0.0:4000"], Some(&hosts.near.netns), &[("MODE", "direct_ephemeral")])
 }
 
-/// Runs a speed test, and returns what limited each direction.
+/// Runs a speed test. Returns its result, and what limited each direction according to it.
 fn limits(
     appliance: &Appliance,
     reflector: &Reflector,
@@ -27,8 +27,8 @@ fn limits(
     (result, limits)
 }
 
-/// Runs a speed test. The limit of each direction must have this cause, and its first evidence must be `shown_by`.
-/// `injected` is what limits the rate, in words.
+/// Runs a speed test, and asserts that the result names this cause for each direction, with the first evidence
+/// `shown_by`. `injected` describes what limits the rate.
 fn limited_by(
     appliance: &Appliance,
     reflector: &Reflector,
@@ -115,7 +115,7 @@ fn the_line_the_request_and_other_traffic_are_told_apart() {
     }
 }
 
-/// Asserts that the document has what the kernels recorded of each stream of the download, and no impossible value.
+/// Asserts that the result contains the kernels' records of each stream of the download, and no impossible value.
 fn has_detail(result: &ResultDocument) {
     let download = result.measured(Load::Download, Direction::Download).unwrap();
     for (end, samples) in [("sender", &download.tcp.sender), ("receiver", &download.tcp.receiver)] {

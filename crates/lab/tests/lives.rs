@@ -1,5 +1,5 @@
-//! Programs that are killed, stopped for a while, or terminated during a test: what the other program does, and which
-//! resources are free afterwards.
+//! Kills, stops or terminates one program during a test, and checks what the other program does and which resources are
+//! free afterwards.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -15,7 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SLACK: Duration = Duration::from_secs(5);
 const MODES: [&str; 2] = ["tunneled", "direct"];
 
-/// A reflector that offers both modes, with one slot and one port, so that a second test needs both to be free.
+/// Starts a reflector that offers both data modes, with one slot and one data port. A second test can only run if both
+/// are free.
 fn reflector_with_one_slot() -> Reflector {
     let settings = [("MAX_CONCURRENT_TESTS", "1"), ("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", "5201-5201")];
     Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &settings)
@@ -29,7 +30,7 @@ fn stream<'a>(mode: &'a str, time: &'a str) -> [&'a str; 9] {
     ["speed-test", "--json-stream", "-t", time, "--idle", "0.5", "--download", "--data-mode", mode]
 }
 
-/// The next event with this name.
+/// Reads the output of a running test up to the next event with this name, and returns the event.
 fn next(running: &Running, name: &str) -> Value {
     loop {
         let event = serde_json::from_str::<Value>(&running.line(PATIENCE).unwrap()).unwrap();
@@ -44,7 +45,7 @@ fn last(running: &Running) -> Value {
     serde_json::from_str(rest.last().expect("a last event")).unwrap()
 }
 
-/// Runs `story` in both data modes concurrently.
+/// Runs `story` concurrently in each of the two data modes.
 fn in_both_modes(story: impl Fn(&'static str) + Sync) {
     std::thread::scope(|scope| {
         for mode in MODES {

@@ -1,5 +1,5 @@
-//! The metrics of a real reflector: they are what `status` shows, docs/operate.md describes each of them, and clients
-//! that misbehave get no metrics and disturb no test.
+//! Tests the metrics of a real reflector: they agree with `status`, docs/operate.md describes each of them, and
+//! misbehaving clients get no metrics and disturb no test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +21,7 @@ fn serving(more: &[(&str, &str)]) -> Reflector {
     Reflector::serve(&[&[("METRICS_LISTEN", "127.0.0.1:0")], more].concat())
 }
 
-/// The address of the metrics, from `status`.
+/// Returns the address on which the reflector serves metrics, from `status`.
 fn place(reflector: &Reflector) -> String {
     let place = reflector.status()["metrics"].as_str().expect("metrics are served").to_owned();
     place.strip_prefix("http://").and_then(|place| place.strip_suffix("/metrics")).expect("a URL").to_owned()
@@ -33,7 +33,7 @@ fn connect(place: &str) -> TcpStream {
     stream
 }
 
-/// All bytes that arrive until the other end closes or resets the connection, which it must do.
+/// Reads until the other end closes or resets the connection, and returns all bytes.
 fn until_closed(stream: &mut impl Read) -> String {
     let mut bytes = Vec::new();
     if let Err(error) = stream.read_to_end(&mut bytes) {
@@ -42,7 +42,7 @@ fn until_closed(stream: &mut impl Read) -> String {
     String::from_utf8(bytes).expect("text")
 }
 
-/// Sends these bytes, and returns the answer.
+/// Sends these bytes to the metrics listener, and returns the answer.
 fn answer(place: &str, request: &[u8]) -> String {
     let mut stream = connect(place);
     // The other end may close before it has read everything.
@@ -50,7 +50,7 @@ fn answer(place: &str, request: &[u8]) -> String {
     until_closed(&mut stream)
 }
 
-/// The metrics as text.
+/// Reads the metrics of the reflector as text.
 fn scrape(place: &str) -> String {
     let answer = answer(place, GET);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {answer:?}"));
@@ -59,13 +59,13 @@ fn scrape(place: &str) -> String {
     body.to_owned()
 }
 
-/// Each sample with its value.
+/// Parses metrics text into samples, each with its value.
 fn samples(text: &str) -> BTreeMap<&str, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines.map(|line| line.rsplit_once(' ').unwrap()).map(|(name, value)| (name, value.parse().unwrap())).collect()
 }
 
-/// Each metric with its type and the keys of its labels, from the text.
+/// Parses metrics text into metrics, each with its type and the keys of its labels.
 fn described(text: &str) -> BTreeSet<(String, String, String)> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let keys = |name: &str| {

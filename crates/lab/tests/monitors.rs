@@ -1,5 +1,5 @@
-//! The monitors of the service, against a real reflector and a real router: outages with what was still reachable,
-//! drains, limits, the marks of samples that were taken during a test, and what a killed service keeps.
+//! Tests the monitors of the service against a real reflector and a real router: outages and what was still reachable,
+//! drains, limits, the marks of samples taken during a test, and the data that remains after the service is killed.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// An appliance with the service's socket and log in a folder of their own.
+/// An appliance that runs as a service, with the service's socket and log in a separate folder.
 struct Watched {
     appliance: Appliance,
     runtime: tempfile::TempDir,
@@ -56,21 +56,23 @@ impl Watched {
         fs::read_to_string(self.runtime.path().join("log")).unwrap_or_default()
     }
 
-    /// Runs a command until its answer is as wanted: now, and after each line of the service's log.
+    /// Runs a command now and after each line of the service's log, until `wanted` accepts its JSON document. Returns
+    /// the document.
     fn await_json(&self, args: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
         let look = || Some(self.json(args)).filter(&wanted);
         let found = lab::changes::until(self.runtime.path(), PATIENCE, look);
         found.unwrap_or_else(|| panic!("{args:?}: {:#}\n{}", self.json(args), self.log()))
     }
 
-    /// Waits until the monitor with this name is in this state: `running`, `unreachable`, or the reason of its pause.
+    /// Waits until the monitor with this name is in this state: `running`, `unreachable`, or the reason why it is
+    /// paused.
     fn await_state(&self, name: &str, state: &str) -> Value {
         let is_so = |list: &Value| state_of(list, name).as_deref() == Some(state);
         let list = self.await_json(&["monitor", "list"], is_so);
         named(&list, name).unwrap().clone()
     }
 
-    /// Waits until the latest outage is as wanted, and returns it.
+    /// Waits until `wanted` accepts the latest outage, and returns the outage.
     fn await_outage(&self, wanted: impl Fn(&Value) -> bool) -> Value {
         self.await_json(&["outages"], |outages| outages.get(0).is_some_and(&wanted))[0].clone()
     }

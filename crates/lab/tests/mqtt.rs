@@ -1,5 +1,5 @@
-//! The state of the line, as Home Assistant reads it from a real MQTT broker (mosquitto): what the broker keeps, how
-//! the end of the service is noticed, and a broker that goes away, refuses, or never answers.
+//! Tests what the service publishes for Home Assistant through a real MQTT broker (mosquitto): the retained messages,
+//! the message when the service ends, and a broker that disappears, refuses, or never answers.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -17,20 +17,20 @@ use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "correct-horse";
-/// The rules that Home Assistant has for the description of a device.
+/// The JSON schema of the device descriptions that Home Assistant accepts.
 const SCHEMA: &str = include_str!("../../appliance/src/export/home_assistant.schema.json");
 
-/// The certificate of the tests and its key.
+/// The folder with the TLS certificate of the tests and its key.
 const TLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
 
-/// A broker with the user `line`, on a port of loopback. It keeps nothing on disk.
+/// A mosquitto broker with the user `line`, on a loopback port. It stores nothing on disk.
 struct Broker {
     folder: tempfile::TempDir,
     port: u16,
     running: Option<Running>,
 }
 
-/// A message: whether the broker had kept it, its topic, its text.
+/// An MQTT message: whether the broker had retained it, its topic, and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Message {
     is_retained: bool,
@@ -45,12 +45,13 @@ impl Message {
 }
 
 impl Broker {
-    /// A running broker; without mosquitto it prints SKIPPED and returns `None`.
+    /// Starts a broker. Prints SKIPPED and returns `None` without mosquitto.
     fn start() -> Option<Self> {
         Self::start_with(|_| String::new())
     }
 
-    /// Starts such a broker with TLS and the certificate of the tests, which is valid for `localhost`.
+    /// Starts a broker with TLS and the certificate of the tests, which is valid for `localhost`. Prints SKIPPED and
+    /// returns `None` without mosquitto.
     fn start_with_tls() -> Option<Self> {
         Self::start_with(|folder| {
             let lines = [("certfile", "certificate.pem"), ("keyfile", "key.pem")].map(|(setting, name)| {
@@ -63,7 +64,8 @@ impl Broker {
         })
     }
 
-    /// Starts a broker. `more` returns further lines of its configuration, which may name files in its folder.
+    /// Starts a broker with further lines of configuration, which `more` returns for the broker's folder. Prints
+    /// SKIPPED and returns `None` without mosquitto.
     fn start_with(more: impl FnOnce(&Path) -> String) -> Option<Self> {
         let is_there = |program: &str| {
             let mut asked = Command::new(program);
@@ -113,7 +115,7 @@ impl Broker {
         format!("mqtt://line@127.0.0.1:{}", self.port)
     }
 
-    /// Reads every message, first those that the broker kept.
+    /// Starts a subscriber that prints every message, the retained ones first.
     fn subscriber(&self) -> Running {
         let mut command = Command::new("mosquitto_sub");
         command.args(["-V", "mqttv5", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
@@ -122,7 +124,7 @@ impl Broker {
     }
 }
 
-/// The next message that is as wanted.
+/// Reads messages until `wanted` accepts one, and returns it.
 fn await_message(subscriber: &Running, wanted: impl Fn(&Message) -> bool) -> Message {
     let mut seen = Vec::new();
     loop {
@@ -315,7 +317,7 @@ fn a_broker_that_never_answers_or_sends_nonsense_holds_nothing_up() {
     }
 }
 
-/// Answers as no broker does, and claims a message of 256 MB.
+/// Sends a first packet that no real broker sends, with a claimed length of 256 MB.
 fn answer_nonsense(mut stream: TcpStream) {
     // The client may have gone.
     let _ = stream.write_all(&[0x20, 0xff, 0xff, 0xff, 0x7f, 0, 0, 0]);
@@ -325,7 +327,7 @@ const CONNECT: u8 = 0x10;
 const PUBLISH: u8 = 0x30;
 const PING: u8 = 0xc0;
 
-/// Reads a packet of MQTT, and returns its kind.
+/// Reads an MQTT packet, and returns its kind; `None` if the connection ends.
 fn read_packet(stream: &mut TcpStream) -> Option<u8> {
     let mut byte = || {
         let mut byte = [0];
@@ -345,12 +347,12 @@ fn read_packet(stream: &mut TcpStream) -> Option<u8> {
     Some(kind)
 }
 
-/// Accepts the connection: at most one message at a time, and no pings.
+/// The packet CONNACK, which accepts the connection with a receive maximum of one message and without pings.
 const ACCEPTED: &[u8] = &[0x20, 9, 0, 0, 6, 0x21, 0, 1, 0x13, 0, 0];
 const PONG: &[u8] = &[0xd0, 0];
 
-/// A broker that answers the kinds of packets with these bytes, and nothing else. Returns its URL, and the packets that it
-/// gets with their times.
+/// Starts a broker that answers each kind of packet in `answers` with these bytes, and other packets not at all.
+/// Returns its URL, and a channel with the kind and the time of each packet that it receives.
 fn broker_that_answers(answers: &[(u8, &[u8])]) -> (String, Receiver<(u8, Instant)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("mqtt://line@{}", listener.local_addr().unwrap());
@@ -413,8 +415,8 @@ fn a_broker_that_repeats_the_password_or_sends_what_was_not_asked_for_is_named_w
     // PUBACK of the first message, and then the same.
     let acknowledged = [&[0x40, 2, 0, 1], published.as_slice()].concat();
     let cases = [
-        (vec![(CONNECT, ACCEPTED), (PUBLISH, disconnect.as_slice())], "it ended the connection: NotAuthorized"),
-        (vec![(CONNECT, published.as_slice())], "it began with Publish instead of ConnAck"),
+        (vec![(CONNECT, ACCEPTED), (PUBLISH, disconnect.as_slice())], "the broker ended the connection: NotAuthorized"),
+        (vec![(CONNECT, published.as_slice())], "the broker began with Publish instead of ConnAck"),
         (vec![(CONNECT, ACCEPTED), (PUBLISH, published.as_slice())], "the broker sent an unexpected packet"),
         (vec![(CONNECT, ACCEPTED), (PUBLISH, acknowledged.as_slice())], "the broker sent an unexpected packet"),
     ];

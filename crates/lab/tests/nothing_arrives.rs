@@ -1,4 +1,5 @@
-//! Speed tests in which no data arrives in a direction: such a direction has no result, and the report says so.
+//! Tests speed tests in which no data arrives in a direction: that direction has no result, and the report contains the
+//! reason.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -32,14 +33,14 @@ fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
     (reflector, appliance)
 }
 
-/// Drops incoming packets that match `rule`.
+/// Makes the firewall of a host drop incoming packets that match `rule`.
 fn drop_incoming(host: &Host, rule: &str) {
     host.nft(&format!(
         "table inet lossy {{ chain input {{ type filter hook input priority 0; {rule} drop;\n }}\n }}\n"
     ));
 }
 
-/// The result that an error brings along.
+/// Returns the partial result that an error document contains.
 fn measured(error: &ErrorDocument) -> &ResultDocument {
     error.measured_so_far.as_deref().unwrap_or_else(|| panic!("nothing measured: {error:#?}"))
 }
@@ -98,7 +99,7 @@ fn a_direction_that_stops_has_no_result_and_is_named() {
     assert!(saved.stdout.starts_with("The upload stopped after"), "{saved:?}");
 }
 
-/// A listening plain iperf3 server.
+/// Starts a plain iperf3 server, and waits until it listens.
 fn iperf3_server(host: &Host) -> Running {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", &host.netns, "iperf3", "-s", "-B", &host.v4, "-p", "5201", "--forceflush"]);
@@ -131,7 +132,7 @@ fn a_path_that_drops_large_packets_gives_no_iperf3_result() {
     assert_eq!(runs[0]["complete"], false, "{runs:#}");
 }
 
-/// Runs a speed test against a reflector that sends `claim` at the end of the phase.
+/// Runs a speed test against a reflector that sends the tally `claim` at the end of the phase.
 fn told(claim: Value) -> Outcome {
     let script = Script {
         name: "a claim".to_owned(),

@@ -1,4 +1,4 @@
-//! A paired device that is malicious or broken: its cost to the reflector's host and to other devices is bounded.
+//! Tests a paired device that is malicious or broken: its cost to the reflector's host and to other devices is bounded.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ fn granted(link: &mut AsAppliance, request: &Value) -> SessionId {
     serde_json::from_value(grant["session"].clone()).unwrap()
 }
 
-/// Opens a data connection of this phase.
+/// Opens a data connection of a session for this phase and stream.
 fn data(rogue: &RogueDevice, link: &AsAppliance, session: SessionId, phase: u8, stream: u16) -> AsAppliance {
     let keys = link.session_keys(session);
     let nonce = [u8::try_from(stream).unwrap(); Preamble::NONCE_LEN];
@@ -188,7 +188,7 @@ fn repeated_requests_for_a_port_held_by_another_program_do_not_fill_the_log() {
     assert!(more > 400, "{more}");
 }
 
-/// The number of threads of a process.
+/// Counts the threads of a process.
 fn threads(pid: rustix::process::Pid) -> usize {
     std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap().count()
 }
@@ -267,8 +267,8 @@ fn links_from_ever_other_addresses_keep_no_other_device_waiting_for_the_disk() {
     assert!(syncs < 2 * AUDITED + 60, "{syncs} syncs for {LINKS} links");
 }
 
-/// The queues of the TCP connection between these ports of loopback, at its end `local`: bytes that are not acknowledged,
-/// and bytes that arrived and were not read (proc(5), /proc/net/tcp).
+/// Returns the queue lengths of a loopback TCP connection at its end `local`, in bytes: sent bytes that are not
+/// acknowledged, and received bytes that are not read (/proc/net/tcp, proc(5)).
 fn queues(local: u16, remote: u16) -> (usize, usize) {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let (local, remote) = (format!(":{local:04X}"), format!(":{remote:04X}"));

@@ -1,4 +1,4 @@
-//! Pairing: which devices are accepted, and what survives when a program is killed.
+//! Tests pairing: which devices the reflector accepts, and what survives when a program is killed.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Pictures of a result: the plot in a file, the plot of a saved run, and the lines of bars on a terminal.
+//! Tests the plots of a result: in a file, of a saved run, and as lines of bars on a terminal.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use lab::{Appliance, Outcome, Reflector};
 
 const SHORT: [&str; 7] = ["speed-test", "-t", "1", "--idle", "1", "-b", "20M"];
 
-/// Runs the program on a terminal. `None` if `script` is not installed.
+/// Runs a command of the appliance on a terminal; `None` if the program `script` is not installed.
 fn on_a_terminal(appliance: &Appliance, args: &[&str]) -> Option<Outcome> {
     let plain = appliance.command(args);
     let words = std::iter::once(plain.get_program()).chain(plain.get_args());

@@ -1,4 +1,5 @@
-//! The real appliance with its database on a PostgreSQL server: the service, a server that crashes, and bad input.
+//! Tests the real appliance with its database on a PostgreSQL server: the service, a server that crashes, and bad
+//! input.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +10,10 @@ use lab::{Appliance, Device};
 use rustix::process::Signal;
 use test_postgres::{GUARDED, OWNER, PASSWORD, TestServer};
 
-/// Longer than a minute, after which each task of the service has tried again.
+/// How long a test waits for the service. Each task of the service retries at least once a minute.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Ends the loop of another thread, also if the thread that owns this value panics.
+/// Ends the loop of another thread when dropped, also if the thread that owns this value panics.
 struct EndOfLoop<'a>(&'a AtomicBool);
 
 impl Drop for EndOfLoop<'_> {
@@ -21,19 +22,19 @@ impl Drop for EndOfLoop<'_> {
     }
 }
 
-/// A device with an empty database of the server.
+/// Creates a device that uses a new, empty database on the server.
 fn device(server: &TestServer) -> Device {
     Device::new(Appliance::new().on_database(server.new_url()))
 }
 
-/// Starts the service, which looks at its database several times a second.
+/// Starts the service with a watchdog timeout of 0.3 s, so that it checks its database several times a second.
 fn serve_watched(device: &Device) -> lab::Running {
     let mut command = device.command(&["serve"]);
     command.env("WATCHDOG_USEC", "300000");
     device.serve_with(command)
 }
 
-/// The names of the tokens in the database.
+/// Returns the names of the API tokens in the database.
 fn tokens(device: &Device) -> Vec<String> {
     let listed = device.json(&["token", "list"]);
     listed.as_array().unwrap().iter().map(|token| token["name"].as_str().unwrap().to_owned()).collect()

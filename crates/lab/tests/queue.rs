@@ -1,5 +1,5 @@
-//! While a request is in a reflector's queue, other tests of the same device may run. Before a granted test begins, the
-//! appliance takes the device's test lock again.
+//! Tests requests that wait in a reflector's queue. Meanwhile other tests of the same device may run, and the appliance
+//! takes the device's test lock again before a granted test begins.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A reflector with a queue: it queues each request until the test grants it, and passes every message to the test.
+/// A reflector, played by the test, that queues each request until the test sends a grant. It reports the type of every
+/// message to the test.
 struct Queue {
     reflector: FalseReflector,
     grant: Sender<Value>,
@@ -64,7 +65,7 @@ impl Queue {
     }
 }
 
-/// A reflector that grants every request at once.
+/// Starts a reflector that grants every request at once, and pairs the appliance with it under `name`.
 fn free(appliance: &Appliance, name: &str) -> FalseReflector {
     let reflector = FalseReflector::listen(|link, first| {
         let mut honest = Honest::default();

@@ -1,17 +1,17 @@
-//! In which direction a queue forms, measured with the real programs: there is a slow hop between the two hosts, in
-//! each direction in turn.
+//! Tests with the real programs that a result names the direction in which a queue forms. A hop between the two hosts
+//! is slow, in each direction in turn.
 
 use lab::{Appliance, Host, Reflector, RoutedHosts};
 use paramedic_link::test_spec::Load;
 use paramedic_report::document::{LatencyResult, QueueSide, ResultDocument};
 
-/// Limits what `host` sends at its interface `port`, with a queue of 100 ms.
+/// Limits what `host` sends on its interface `port` to 20 Mbit/s, with a queue of 100 ms.
 fn slow(host: &Host, port: &str) {
     let tbf = ["tc", "qdisc", "replace", "dev", port, "root", "tbf", "rate", "20mbit", "burst", "32kb"];
     host.must(&[&tbf[..], &["latency", "100ms"]].concat());
 }
 
-/// The latency in the only phase with a load.
+/// Returns the latency in the phase with this load, and checks that the queue's directions add up to its increase.
 fn loaded(result: &ResultDocument, load: Load) -> &LatencyResult {
     let latency = result.latency.of(load).unwrap_or_else(|| panic!("no latency: {result:#?}"));
     let (median_us, queue) = (latency.median_us().unwrap(), latency.queue.unwrap());
@@ -56,7 +56,8 @@ fn the_queue_is_reported_in_the_direction_of_the_slow_hop() {
     assert!(queue.own_ms < Some(5.0), "{queue:?}");
     hosts.router.must(&["tc", "qdisc", "del", "dev", "eth1", "root"]);
 
-    // The slow hop is the appliance's own interface. The kernel keeps TCP's part of that queue short (TCP small queues).
+    // The slow hop is the appliance's own interface. The kernel keeps the part of TCP in that queue short (TCP small
+    // queues).
     slow(&hosts.far, "eth0");
     let (result, report) = measure("--upload");
     let queue = loaded(&result, Load::Upload).queue.unwrap();

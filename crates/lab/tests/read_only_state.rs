@@ -1,5 +1,5 @@
-//! A state folder that cannot be written, or that does not exist: saved results can be read, `--no-save` measures, and a
-//! test whose result could not be saved is not begun.
+//! Tests a state folder that is not writable, or that does not exist. The appliance still shows saved results and
+//! measures with `--no-save`, but starts no test whose result it cannot save.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -11,8 +11,8 @@ use serde_json::Value;
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "--download"];
 
-/// The names in a folder, each with its size and the time of its last change. Leaves out the index of the database's
-/// write-ahead log, which holds no data and which readers update, too (sqlite.org/walformat.html).
+/// Lists the files in a folder, each with its size and the time of its last change. Leaves out the index of the
+/// database's write-ahead log, which holds no data and which readers also update (sqlite.org/walformat.html).
 fn listing(folder: &Path) -> Vec<(PathBuf, u64, (i64, i64))> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let about = |path: PathBuf| {

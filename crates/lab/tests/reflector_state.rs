@@ -1,4 +1,4 @@
-//! The reflector's state folder, and which running reflectors its commands talk to.
+//! Tests the reflector's state folder, and to which running reflector a command connects.
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -55,7 +55,7 @@ fn in_a_volume_that_is_open_to_all_users_the_state_has_a_private_folder() {
     assert!(reflector.must(&["audit", "verify"]).contains("whole"));
 }
 
-/// How often `secret` occurs on the stack of a process's main thread.
+/// Counts the occurrences of `secret` on the stack of a process's main thread.
 fn copies_on_the_stack(pid: Pid, secret: &[u8]) -> usize {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();

@@ -1,5 +1,5 @@
-//! The configuration of a running reflector is read again: on SIGHUP, and for `config reload`. On a terminal SIGHUP ends
-//! the reflector.
+//! Tests that a running reflector reads its configuration again on SIGHUP and for `config reload`. On a terminal,
+//! SIGHUP ends the reflector.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -14,7 +14,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 const PATIENCE: Duration = Duration::from_secs(60);
 const READ_AGAIN: &str = "the configuration was read again";
 
-/// A reflector that reads a user's configuration file, and the path of that file.
+/// Creates a reflector whose user configuration file contains `settings`, without starting it. Returns the reflector
+/// and the path of the file.
 fn reflector_with(settings: &str) -> (Reflector, PathBuf) {
     let reflector = Reflector::idle(&[]);
     let folder = reflector.home().join("config/packetparamedic");
@@ -86,7 +87,7 @@ fn a_configuration_that_is_read_again_applies_to_new_requests_and_running_tests_
     assert_eq!(test.wait(PATIENCE).unwrap().code(), Some(0), "the running test went on: {}", reflector.log());
 }
 
-/// The number of known prefixes in the database of a reflector.
+/// Counts the known address prefixes in the database of a reflector.
 fn known_prefixes(reflector: &Reflector) -> i64 {
     let options = SqliteConnectOptions::new().filename(reflector.state().join("reflector.db")).read_only(true);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

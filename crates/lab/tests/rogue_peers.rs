@@ -1,5 +1,5 @@
-//! A paired device that misbehaves: it uses all it can, never reads, never stops sending requests. Other devices keep their
-//! share, and the audit log stays readable.
+//! Tests a paired device that misbehaves: it uses all resources that it can get, never reads, or never stops sending
+//! requests. Other devices keep their share, and the audit log stays readable.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Slack for a loaded machine on top of a promised time.
 const SLACK: Duration = Duration::from_secs(4);
 
-/// Requests an idle phase of one minute.
+/// Builds a `request` for a session with an idle phase of one minute.
 fn request() -> Value {
     let spec = json!({
         "engine": "echo", "data_mode": "tunneled", "phases": [{ "load": "idle", "duration_ms": 60_000 }],

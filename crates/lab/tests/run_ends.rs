@@ -1,5 +1,5 @@
-//! How a run ends, and the trace that it leaves: signals, an output without a reader, terminals of any width, runs that
-//! fail before they begin.
+//! Tests how a run ends, and what it prints and saves: after signals, with a closed output, on terminals of any width,
+//! and if it fails before it begins.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -25,7 +25,7 @@ fn await_event(running: &Running, name: &str) {
     while !has_it(running.line(PATIENCE).unwrap()) {}
 }
 
-/// The saved runs, newest first.
+/// Returns the saved runs, newest first.
 fn history(appliance: &Appliance) -> Vec<Value> {
     appliance.run(&["history", "--json"]).json().as_array().unwrap().clone()
 }
@@ -80,7 +80,7 @@ fn a_stream_without_a_reader_ends_the_test() {
     assert_eq!(run["interrupted"], true, "{run:#}");
 }
 
-/// The lines that a terminal of `columns` columns shows after `text` was printed.
+/// Simulates a terminal of `columns` columns. Returns the lines that it shows after `text` was printed.
 fn screen(text: &str, columns: usize) -> Vec<String> {
     let mut rows: Vec<Vec<char>> = vec![vec![]];
     let (mut row, mut column) = (0_usize, 0_usize);
@@ -230,7 +230,7 @@ fn every_failed_run_is_saved_with_its_peer_and_its_reason() {
     assert!(list.contains("too_long") && list.contains("name_not_resolved"), "{list}");
 }
 
-/// The name under which the only reflector is saved.
+/// Returns the name under which the appliance has saved its only reflector.
 fn appliance_name(appliance: &Appliance) -> Value {
     appliance.run(&["reflectors", "--json"]).json()[0]["name"].clone()
 }

@@ -1,5 +1,5 @@
-//! The self-test of both programs: without pairing, state or network, as one document or a report, also on hosts with weak
-//! points.
+//! Tests the command `self-test` of both programs. It needs no pairing, state or network, prints a JSON document or a
+//! report, and names the weak points of a host.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 const PROGRAMS: [&str; 2] = ["reflector", "packetparamedic"];
 const SHORT: [&str; 3] = ["self-test", "-t", "200ms"];
 
-/// A command of a program in an empty environment, optionally started by another command.
+/// Builds a command of a program in an empty environment. The command `before` starts it, unless that is empty.
 fn command(program: &str, home: &Path, before: &[&str], args: &[&str]) -> Command {
     let program = Programs::built().path(program);
     let mut command = match before {
@@ -36,12 +36,12 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()
 }
 
-/// The codes of a document's weak points.
+/// Returns the codes of the weak points in a self-test document.
 fn weak_points(document: &Value) -> Vec<&str> {
     document["weak_points"].as_array().unwrap().iter().map(|weak| weak["code"].as_str().unwrap()).collect()
 }
 
-/// The schema's part for the self-test, as the appliance prints it.
+/// Returns the JSON schema of a self-test document, from the schema that the appliance prints.
 fn schema() -> Value {
     let home = TempDir::new().unwrap();
     let mut schema = run("packetparamedic", home.path(), &[], &["schema"]).json();

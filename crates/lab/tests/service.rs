@@ -1,4 +1,4 @@
-//! The appliance's service with real tests: schedules, its clients, crashes, signals, full disks and bad input.
+//! Tests the appliance's service with real speed tests: schedules, clients, crashes, signals, full disks and bad input.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,10 +14,10 @@ use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A short test with little load.
+/// The arguments of a short speed test with little load.
 const SHORT: [&str; 8] = ["-t", "0.3", "--idle", "0.1", "-b", "5M", "-P", "1"];
 
-/// Changes the database while no service uses it.
+/// Executes an SQL statement on the database, which no service may be using.
 fn execute(device: &Device, sql: &'static str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -150,7 +150,7 @@ fn a_killed_service_loses_no_run_and_makes_up_for_a_missed_one() {
     assert_eq!(device.json(&["status"])["waiting"], Value::Null);
 }
 
-/// The arguments that add a schedule.
+/// Returns the arguments of the command that adds a schedule with these options.
 fn add<'a>(options: &[&'a str]) -> Vec<&'a str> {
     [&["schedule", "add", "--yes"], options].concat()
 }

@@ -1,5 +1,5 @@
-//! The API of the appliance's service: who may ask it, and that requests that are wrong, slow, large or many do not harm
-//! it.
+//! Tests the API of the appliance's service: which clients may use it, and that wrong, slow, large or many requests do
+//! not harm it.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -34,7 +34,7 @@ struct Service {
 trait Connection: Read + Write {}
 impl<T: Read + Write> Connection for T {}
 
-/// The answer to a request.
+/// The HTTP answer to a request.
 #[derive(Debug)]
 struct Answer {
     status: u16,
@@ -97,7 +97,7 @@ impl Service {
         outcome.stdout
     }
 
-    /// A new token with this scope.
+    /// Adds an API token with this name and scope, and returns it.
     fn token(&self, name: &str, scope: &str) -> String {
         self.must(&["token", "add", "--name", name, "--scope", scope]).trim().to_owned()
     }
@@ -113,7 +113,7 @@ impl Service {
         exchange(&mut self.connect(), &request(method, path, headers, body))
     }
 
-    /// The `Host` header of a client that asks for the listener's own name.
+    /// Returns the `Host` header that names the listener's own address.
     fn host(&self) -> String {
         format!("Host: {}", self.address.unwrap())
     }
@@ -138,7 +138,7 @@ fn send(stream: &mut impl Connection, text: &str) {
     stream.write_all(text.as_bytes()).unwrap();
 }
 
-/// All that arrives until the end of the connection.
+/// Reads all bytes until the end of the connection.
 fn read_all(stream: &mut impl Connection) -> Vec<u8> {
     let mut bytes = Vec::new();
     // After a request that was not read to its end, the kernel may reset the connection once the answer has arrived.
@@ -679,7 +679,7 @@ fn with_certificate_files_the_listener_answers_tls_alone() {
     assert!(refused(&certificate, other_key.to_str().unwrap()).contains("identity.key"));
 }
 
-/// The user of the test below; no other test uses it.
+/// The id of an unprivileged user that only one test uses.
 const OUTSIDER: u32 = 64_771;
 
 #[test]

@@ -1,4 +1,5 @@
-//! What the reflector tells its service manager: a socket of the test takes the place of systemd's.
+//! Tests the messages that the reflector sends to its service manager (sd_notify(3)). A socket of the test takes the
+//! place of systemd's socket.
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
@@ -10,7 +11,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The watchdog's timeout. The reflector feeds it three times in this time.
+/// The watchdog timeout in microseconds. In this time the reflector sends three watchdog messages.
 const WATCHDOG_USEC: &str = "300000";
 
 /// The service manager's end of the socket, which the test plays.
@@ -26,14 +27,15 @@ impl Manager {
         Self { socket, folder }
     }
 
-    /// A reflector that is not started yet, with the environment of a systemd unit that has a watchdog.
+    /// Creates a reflector with the environment of a systemd unit that has a watchdog. The reflector is not started
+    /// yet.
     fn reflector(&self) -> Reflector {
         let socket = self.folder.path().join("notify");
         let reflector = Reflector::idle(&[]).with_variable("NOTIFY_SOCKET", socket.to_str().unwrap());
         reflector.with_variable("WATCHDOG_USEC", WATCHDOG_USEC)
     }
 
-    /// The next message; `None` if there is none for this long.
+    /// Returns the next message of the reflector; `None` if none arrives `within` this time.
     fn message(&self, within: Duration) -> Option<String> {
         self.socket.set_read_timeout(Some(within)).unwrap();
         let mut buffer = [0; 512];
@@ -48,7 +50,7 @@ impl Manager {
         self.message(PATIENCE).expect("a message")
     }
 
-    /// Discards the messages received so far, and waits for the next one. Each must be the watchdog's.
+    /// Discards the messages received so far, and waits for the next one. Asserts that each is a watchdog message.
     fn await_feeding(&self) {
         self.socket.set_nonblocking(true).unwrap();
         let mut buffer = [0; 512];

@@ -1,4 +1,5 @@
-//! Slow lines and low rates: the requested rate is kept, both ends agree, and the probes do not fill the line.
+//! Tests slow lines and low rates: the programs keep the requested rate, both ends count the same bytes, and the probes
+//! do not fill the line.
 
 use lab::{Appliance, Reflector, TwoHosts};
 use paramedic_link::test_spec::{Direction, Load};
@@ -39,7 +40,7 @@ fn a_low_rate_limit_is_kept_and_the_number_of_streams_is_stated() {
     assert!(upload.total_bytes_sent.unwrap() < 1_000_000, "{upload:#?}");
 }
 
-/// How much the counts of both ends differ in the steady part, as a share.
+/// Returns how much the byte counts of both ends differ in the steady part, as a share (0 to 1).
 fn difference(result: &ResultDocument) -> f64 {
     let shares = result.all_measured().map(|(_, _, measured)| {
         let (sent, received) = (measured.bytes_sent.unwrap() as f64, measured.bytes_received as f64);

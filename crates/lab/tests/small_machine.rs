@@ -1,5 +1,5 @@
-//! Machines that are too small for their link: nothing stalls, latency is still probed, memory use stays small, and the
-//! result names the limit.
+//! Tests machines that are too slow for their link: nothing stalls, latency is still probed, memory use stays small,
+//! and the result names the limit.
 
 use std::fs;
 use std::time::Duration;
@@ -12,7 +12,8 @@ use serde_json::Value;
 /// mapped file: how much of it is resident depends on the build. The benchmark measures both together.
 const MOST_MEMORY: u64 = 20 << 20;
 
-/// The peak memory of a process so far, without the mapped files (proc_pid_status(5)).
+/// Returns the peak memory of a process so far in bytes, without mapped files (proc_pid_status(5)); `None` if it is
+/// unknown.
 fn peak(process: Pid) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).ok()?;
     let value = |name: &str| {
@@ -22,7 +23,7 @@ fn peak(process: Pid) -> Option<u64> {
     Some(value("VmHWM:")?.saturating_sub(value("RssFile:")?) * 1024)
 }
 
-/// Waits for the end of a running test. Returns its result and its peak memory.
+/// Waits for the end of a running test. Returns its result, and its peak memory in bytes.
 fn to_the_end(running: &mut Running) -> (Value, u64) {
     let mut most = 0;
     loop {
@@ -77,7 +78,7 @@ fn with_a_tenth_of_a_core_the_test_completes_and_warns() {
         let warnings = result["warnings"].as_array().unwrap();
         let told = warnings.iter().find(|warning| warning["code"] == format!("{slow}_cpu").as_str());
         let told = told.unwrap_or_else(|| panic!("{slow}: {warnings:#?}"))["text"].as_str().unwrap();
-        assert!(told.contains("a control group throttled it for "), "{told}");
+        assert!(told.contains("a control group throttled the program for "), "{told}");
         for direction in ["download", "upload"] {
             let limit = &result[direction]["limited_by"];
             let injected = format!("a tenth of a core for the {slow}");

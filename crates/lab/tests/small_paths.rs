@@ -1,10 +1,10 @@
-//! Paths with a smaller MTU than the hosts' interfaces, with and without ICMP.
+//! Tests paths with a smaller MTU than the hosts' interfaces, with and without ICMP.
 
 use lab::{Appliance, Host, Reflector, RoutedHosts};
 use paramedic_report::document::{ResultDocument, ThroughputResult};
 
-/// Makes the router drop packets of more than `bytes` bytes without ICMP, and of these only those that match
-/// `condition`.
+/// Makes the router drop packets that are larger than `bytes` bytes and match `condition`. The router sends no ICMP
+/// message about them.
 fn black_hole(router: &Host, condition: &str, bytes: u32) {
     router.nft(&format!(
         "table inet hole {{ chain forward {{ type filter hook forward priority 0; {condition} meta length > {bytes} drop\n
@@ -12,7 +12,8 @@ fn black_hole(router: &Host, condition: &str, bytes: u32) {
     ));
 }
 
-/// Makes the router limit the segments of TCP, so that TCP never meets a smaller MTU behind it.
+/// Makes the router reduce the maximum segment size of TCP connections, so that their packets fit the smaller MTU
+/// behind the router.
 fn clamp(router: &Host) {
     router.nft(
         "table inet clamp { chain forward { type filter hook forward priority -1;

@@ -1,4 +1,4 @@
-//! The speed test over loopback: pair, run the test, read the result.
+//! Tests the speed test over loopback: pair, run the test, read the result.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use serde_json::Value;
 /// with 25 probes; a median needs 20.
 const SHORT: &[&str] = &["-t", "1", "--idle", "0.5"];
 
-/// A reflector that offers both modes, on an address that no other test uses.
+/// Starts a reflector that offers both data modes, on an address that no other test uses. `ports` is its range of data
+/// ports.
 fn offering_direct(ports: &str) -> Reflector {
     let settings = [("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", ports)];
     Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &settings)

@@ -1,5 +1,5 @@
-//! The appliance's state folder: key and database are always in a folder that only its user can enter, and existing state
-//! in an open folder is still found.
+//! Tests the appliance's state folder: key and database are always in a folder that only its user can enter, and the
+//! appliance still finds existing state in an open folder.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -9,7 +9,7 @@ use std::process::Command;
 use lab::{Appliance, Outcome, Programs};
 use tempfile::TempDir;
 
-/// A user other than root and `nobody`.
+/// The id of a user other than root and `nobody`.
 const ANOTHER: u32 = 12_345;
 
 fn folder(mode: u32) -> (TempDir, PathBuf) {

@@ -1,4 +1,5 @@
-//! The appliance's store with the real program: lists, deletion, retention; through the service and without it.
+//! Tests the appliance's store with the real program: lists, deletion and retention, through the service and without
+//! it.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use test_postgres::{OWNER, TestServer};
 const PATIENCE: Duration = Duration::from_secs(60);
 const DAY_US: i64 = 86_400_000_000;
 
-/// A device, and the name of its database if a PostgreSQL server has it.
+/// A device, and the name of its PostgreSQL database; `None` if it uses a SQLite file.
 struct Place {
     device: Device,
     database: Option<String>,
@@ -27,12 +28,12 @@ impl std::ops::Deref for Place {
 }
 
 impl Place {
-    /// A device with a SQLite file.
+    /// Creates a device whose database is a SQLite file.
     fn with_file() -> Self {
         Self { device: Device::new(Appliance::new()), database: None }
     }
 
-    /// For each database engine, a device with an empty database; without PostgreSQL, only for SQLite.
+    /// Creates a device with an empty database for each database engine; without PostgreSQL, only for SQLite.
     fn each() -> Vec<Self> {
         let on_server = TestServer::shared().map(|server| {
             let database = server.create_database();
@@ -42,7 +43,7 @@ impl Place {
         [Self::with_file()].into_iter().chain(on_server).collect()
     }
 
-    /// Executes a statement on the database.
+    /// Executes an SQL statement on the device's database.
     fn execute(&self, statement: &str) {
         if let Some(database) = &self.database {
             TestServer::shared().unwrap().psql(database, statement);

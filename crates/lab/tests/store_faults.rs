@@ -1,5 +1,5 @@
-//! The appliance's store while another program has locked it, on a read-only file system and on a full disk: every command
-//! says so, and nothing is lost.
+//! Tests the appliance's store while another program has locked it, on a read-only file system, and on a full disk.
+//! Every command names the cause, and nothing is lost.
 
 use std::fs;
 
@@ -9,10 +9,10 @@ use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 const UNREACHABLE: [&str; 7] = ["speed-test", "--provider", "iperf3", "--peer", "127.0.0.1:9", "-t", "1"];
-/// A file with a schedule that needs no reflector.
+/// The content of a configuration file for `apply`, with a schedule that needs no reflector.
 const FILE: &str = "[[schedule]]\nname = \"nightly\"\nevery = \"1d\"\nprovider = \"iperf3\"\npeer = \"127.0.0.1:9\"\n";
 
-/// A device with a result.
+/// Creates a device with one saved result, and returns it with the id of the result.
 fn with_a_result() -> (Device, String) {
     let device = Device::new(Appliance::new());
     assert_eq!(device.run(&UNREACHABLE).code, 1);
@@ -20,7 +20,7 @@ fn with_a_result() -> (Device, String) {
     (device, id)
 }
 
-/// Asserts that commands fail with this exit code, and that the error contains this text.
+/// Asserts that each of these commands fails with this exit code, and that the cause in its error contains `said`.
 fn fail(device: &Device, commands: &[&[&str]], exit: i32, said: &str) {
     for command in commands {
         let refused = device.run(command);

@@ -8,8 +8,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Every crate with the crates of this workspace that it may depend on, in any kind of dependency. Top down: a crate may
-/// only depend on crates further down in this list, so there can be no circle. A row may name a crate that does not exist
+/// Every crate with the crates of this workspace that it may depend on, in any kind of dependency. A crate may only
+/// depend on crates further down in this list, so there can be no circle. A row may name a crate that does not exist
 /// yet.
 const CRATES: &[(&str, &[&str])] = &[
     (
@@ -94,7 +94,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// The packages of the workspace, each with the names of all its dependencies.
+/// Returns the packages of the workspace, each with the names of all its dependencies.
 fn packages() -> Vec<(String, Vec<String>)> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
@@ -150,7 +150,7 @@ fn every_crate_except_engines_forbids_unsafe_code() {
     assert!(checked > 5, "only {checked} files found");
 }
 
-/// A module: the path from the crate's root.
+/// A module, as the names on the path from the crate's root.
 type Module = Vec<String>;
 
 #[test]
@@ -211,9 +211,9 @@ fn a_circle_through_a_re_export_is_found() {
     assert_eq!(circles(&imports(folder.path())), vec![modules(&["a", "b"])] as Vec<Vec<Module>>);
 }
 
-/// Which module imports which others, by `crate::`, `super::`, `self::` or the name of a child. Tests do not count. A path
-/// through a re-export counts as an import of the module that defines the name. A module may use its own descendants, so
-/// that a folder's `mod.rs` can dispatch to its files; this is not counted.
+/// Returns which modules each module imports, by `crate::`, `super::`, `self::` or the name of a child. Tests do not
+/// count. A path through a re-export counts as an import of the module that defines the name. Imports from a module's
+/// own descendants do not count, so that a folder's `mod.rs` can dispatch to its files.
 fn imports(source: &Path) -> BTreeMap<Module, BTreeSet<Module>> {
     let mut texts = BTreeMap::new();
     collect(source, source, &mut texts);
@@ -242,7 +242,7 @@ fn imports(source: &Path) -> BTreeMap<Module, BTreeSet<Module>> {
     graph
 }
 
-/// Reads the files below `folder` without their comments, strings and tests.
+/// Reads the source files below `folder` into `texts`, without comments, strings and tests.
 fn collect(source: &Path, folder: &Path, texts: &mut BTreeMap<Module, String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -263,7 +263,8 @@ fn collect(source: &Path, folder: &Path, texts: &mut BTreeMap<Module, String>) {
     }
 }
 
-/// The text without comments, string literals and what follows the inline module of tests.
+/// Returns source text without comments, string literals, and anything after the beginning of the inline module of
+/// tests.
 fn code_of(text: &str) -> String {
     let is_inline_tests = |at: &usize| text[*at..].lines().nth(1).is_some_and(|line| line.ends_with('{'));
     let end = text.match_indices("\n#[cfg(test)]\n").map(|(at, _)| at + 1).find(is_inline_tests).unwrap_or(text.len());
@@ -288,7 +289,8 @@ fn is_local(path: &[String], module: &Module, texts: &BTreeMap<Module, String>) 
         || texts.contains_key(&[&module[..], std::slice::from_ref(first)].concat())
 }
 
-/// The paths with more than one segment in a file, those in braces written out. The paths of re-exports are left out.
+/// Returns the paths with more than one segment in a source text. Expands braces, and leaves out the paths of
+/// re-exports.
 fn all_paths(code: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("::") {
@@ -308,7 +310,7 @@ fn all_paths(code: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// The paths of the use tree at the beginning of `text`.
+/// Returns the paths of the use tree at the beginning of `text`.
 fn paths(text: &str) -> Vec<Vec<String>> {
     tree(text.trim_start()).0
 }
@@ -346,7 +348,7 @@ fn tree(text: &str) -> (Vec<Vec<String>>, &str) {
     (below.into_iter().map(|path| [vec![first.to_owned()], path].concat()).collect(), rest)
 }
 
-/// The module that `path` leads to, seen from `module`; `hops` bounds the number of re-exports followed.
+/// Returns the module to which `path` leads from `module`. Follows at most `hops` re-exports.
 fn resolve(
     module: &Module,
     path: &[String],
@@ -377,7 +379,7 @@ fn resolve(
     current
 }
 
-/// The sets of modules that import each other in a circle.
+/// Returns the sets of modules that import each other in a circle.
 fn circles(graph: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
     let reach = |from: &Module| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
@@ -402,7 +404,7 @@ fn circles(graph: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
     found.into_iter().collect()
 }
 
-/// The largest file in the repository: a page of figures or a picture.
+/// The size limit of files in the repository, in bytes. The largest files are a page of figures and pictures.
 const LARGEST_FILE: u64 = 1 << 20;
 
 #[test]

@@ -1,5 +1,5 @@
-//! Datagrams between two hosts with a real link: the requested rate arrives, the search finds the rate of the link, and
-//! sending stops when no feedback arrives.
+//! Tests the engine `udp` between two hosts with a real link: the requested rate arrives, the rate search finds the
+//! rate of the link, and sending stops when no feedback arrives.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use lab::{Appliance, Host, Reflector, TwoHosts, event, says_full};
 use paramedic_link::test_spec::Load;
 use paramedic_report::document::{Event, Omitted, ResultDocument};
 
-/// One stream without probes, so that only the datagrams are on the link.
+/// Arguments of a test with one UDP stream and without probes, so that only the datagrams of the load are on the link.
 const ALONE: &[&str] = &["-u", "-P", "1", "--idle", "0", "--probe-interval", "0"];
 
 fn pair(hosts: &TwoHosts) -> (Reflector, Appliance) {
@@ -25,7 +25,7 @@ fn measure(appliance: &Appliance, reflector: &Reflector, args: &[&str]) -> Resul
     result
 }
 
-/// The bytes sent on the host's link so far.
+/// Returns the bytes that the host has sent on its link so far.
 fn sent(host: &Host) -> u64 {
     host.must(&["cat", "/sys/class/net/eth0/statistics/tx_bytes"]).trim().parse().unwrap()
 }
@@ -81,10 +81,12 @@ fn datagrams_above_the_path_mtu_are_sent_only_with_fragments() {
     }
 }
 
-/// How often a search is repeated if other work on this machine disturbs it: then the link carries less than its rate.
+/// The maximum number of attempts at a rate search. Other work on this machine can disturb it, because the link then
+/// carries less than its rate.
 const TRIES: usize = 6;
 
-/// Asserts that the search on a link of `mbit` comes within 5 % of the link's payload rate, with loss under the bound.
+/// Asserts that the rate search on a link of `mbit` Mbit/s finds the link's payload rate within 5 %, with packet loss
+/// under the bound.
 fn search(mbit: u64, burst: &str, queue: &str) {
     let Some(hosts) = TwoHosts::new() else { return };
     let (reflector, appliance) = pair(&hosts);

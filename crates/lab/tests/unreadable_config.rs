@@ -1,5 +1,5 @@
-//! Configuration files that may not be read: both programs warn if it is the user's own file, and fail if `--config`
-//! names it.
+//! Tests configuration files that a program has no permission to read. Both programs warn if it is the user's own file,
+//! and fail if `--config` names the file.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;

@@ -1,10 +1,10 @@
-//! The uplink of a device: each result names it, and a schedule that names another uplink does not run.
+//! Tests the uplink of a device: each result names it, and a schedule for another uplink does not run.
 
 use lab::{Appliance, Device, Reflector};
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
-/// The interface of the default route of this host, as the kernel lists it.
+/// Returns the interface of this host's default route, as the kernel lists it; `None` without a default route.
 fn default_interface() -> Option<String> {
     let routes = std::fs::read_to_string("/proc/net/route").unwrap();
     let default = |line: &str| {

@@ -1,4 +1,4 @@
-//! Both programs name their version, and the commit that they were built from where the build can know it.
+//! Tests that both programs print their version, and the commit that they were built from if the build knows it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// What `--version` prints, without the program's name.
+/// Returns what `--version` prints, without the program's name.
 fn version_of(program: &str) -> String {
     let output = Command::new(Programs::built().path(program)).arg("--version").output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -44,7 +44,7 @@ fn the_versions_of_both_programs_are_in_the_result_the_report_and_the_status() {
     assert_eq!(reflector.status()["version"], version);
 }
 
-/// The build script of `paramedic-host`, compiled, in a folder that looks like its workspace.
+/// The compiled build script of `paramedic-host`, in a temporary folder.
 struct BuildScript {
     kept: TempDir,
 }
@@ -60,7 +60,7 @@ impl BuildScript {
         Self { kept }
     }
 
-    /// A workspace at this place, with the files that the script reads.
+    /// Creates a workspace at `place` in the temporary folder, with the files that the script reads.
     fn workspace(&self, place: &str) -> PathBuf {
         let workspace = self.kept.path().join(place);
         fs::create_dir_all(workspace.join("crates/host")).unwrap();
@@ -70,7 +70,8 @@ impl BuildScript {
         workspace
     }
 
-    /// Runs the script in a workspace, where it must succeed. Returns the commit and the date that it passes on.
+    /// Runs the script in a workspace, where it must succeed. Returns the commit and the date that it passes to cargo;
+    /// `None` for each that it does not find.
     fn finds(&self, workspace: &Path, environment: &[(&str, &str)]) -> (Option<String>, Option<String>) {
         let text = self.run(workspace, environment);
         let value = |name: &str| {

@@ -1,4 +1,5 @@
-//! Writes a man page for every command of both programs into the folder that the first argument names.
+//! Writes the man pages of `reflector` and `packetparamedic`, one for each command, into the folder that the first
+//! argument names.
 
 #![forbid(unsafe_code)]
 

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-/// How long an attacker waits for an answer, unless its row says otherwise.
+/// The time limit for an attacker's connect, and for each of its reads and writes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The `n`th source address of an attacker: an address in 127.0.0.0/16, from which `lab::loopback::address` never
-/// returns one, other than 127.0.0.1.
+/// The `n`th source address of an attacker. It lies in 127.0.0.0/16, is never 127.0.0.1, and is never an address that
+/// `lab::loopback::address` returns.
 pub(crate) fn source(n: u32) -> IpAddr {
     let n = n % (250 * 250);
     let part = |n: u32| u8::try_from(1 + n % 250).expect("below 251");
@@ -37,7 +37,7 @@ pub(crate) fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream
     Ok(stream)
 }
 
-/// Tells attackers when to stop: on request, or at the latest after a time.
+/// Stops the threads of an attack: on request, or when the attack has lasted a set time.
 #[derive(Debug)]
 pub(crate) struct Until {
     over: AtomicBool,
@@ -61,7 +61,7 @@ impl Until {
     }
 }
 
-/// Ends the attack when dropped.
+/// A guard that ends the attack when it is dropped.
 pub(crate) struct Over<'a>(&'a Until);
 
 impl Drop for Over<'_> {
@@ -70,7 +70,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Runs `job` for each number below `count` on this many threads, and returns the results in no particular order.
+/// Runs `job` for each number below `count` on `threads` threads, and returns the results in no particular order.
 pub(crate) fn in_parallel<T: Send>(threads: usize, count: u32, job: impl Fn(u32) -> T + Sync) -> Vec<T> {
     let next = AtomicU32::new(0);
     let work = || {

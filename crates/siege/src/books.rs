@@ -1,4 +1,4 @@
-//! Records what a reflector acknowledged, and checks that it still has all of it after a crash.
+//! Records which changes a reflector acknowledged. After a crash, checks that the reflector still has all of them.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -14,7 +14,7 @@ use paramedic_link::tls::Alpn;
 use paramedic_link::{EndpointId, SecretKey};
 use serde_json::{Value, json};
 
-/// How long the reflector may take for one answer.
+/// The time limit for each answer on the reflector's admin socket.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// The changes that a reflector acknowledged.
@@ -27,7 +27,7 @@ pub(crate) struct Books {
     granted: Vec<String>,
 }
 
-/// The discrepancies found after a crash.
+/// Counts of what was found wrong when a reflector was checked after a crash.
 #[derive(Debug, Default)]
 pub(crate) struct Loss {
     /// The number of acknowledged changes that were lost.
@@ -38,7 +38,7 @@ pub(crate) struct Loss {
     pub(crate) grants_without_line: u64,
     /// The number of audit logs that fail verification.
     pub(crate) broken: u64,
-    /// Descriptions of the discrepancies for the page.
+    /// Texts that describe each discrepancy, for the results page of the siege.
     pub(crate) details: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ impl Books {
         self.added.len() + self.removed.len() + self.granted.len()
     }
 
-    /// Compares the acknowledged changes with the state of the restarted reflector.
+    /// Compares the acknowledged changes with the state of the restarted reflector. Adds the discrepancies to `loss`.
     pub(crate) fn check(&self, reflector: &Reflector, client: &Client, loss: &mut Loss) -> anyhow::Result<()> {
         let told = client.ask(&json!({ "do": "peers" }))?;
         let peers = told["peers"].as_array().context("the answer to `peers` has no list of peers")?;
@@ -168,7 +168,7 @@ impl Client {
         Ok(RawLink::open(&self.address, self.id, key, Alpn::Link)?)
     }
 
-    /// Requests a session and finishes it.
+    /// Requests a session and finishes it. Returns its id; `None` if the reflector denied it.
     fn grant(&self) -> anyhow::Result<Option<String>> {
         let mut link = self.link(&self.key)?;
         link.say(&json!({ "type": "hello", "versions": [1], "software": "siege" }))?;
@@ -192,7 +192,7 @@ impl Client {
         }
     }
 
-    /// Pairs a new device by code and returns its Endpoint ID.
+    /// Pairs a new device by code and returns its Endpoint ID; `None` if the reflector refused.
     fn pair(&self) -> anyhow::Result<Option<String>> {
         let (mut answers, _open) = open(&self.socket, &json!({ "do": "pair", "ttl_s": 60 }))?;
         let told = next(&mut answers)?;

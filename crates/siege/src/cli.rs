@@ -14,29 +14,29 @@ use crate::page::{Played, page};
 use crate::rows::{ROWS, Row};
 use crate::scale::Scale;
 
-/// Attacks both real programs and injects faults. Prints each promise of safety, the measured value, and whether the
-/// promise was met.
+/// Attacks the real programs `reflector` and `packetparamedic`, and injects faults. Each row of the output is one
+/// check: a safety promise, the measured values, and whether the promise was met.
 ///
-/// Runs the `reflector` and the `packetparamedic` in the folder of this program. Rows that need root or another program
-/// report that they were skipped. Exit code 1 if a promise was missed.
+/// Uses the two programs in the folder of this program. Rows that need root or a missing program are skipped with a
+/// message. The exit code is 1 if a promise was missed.
 #[derive(Debug, Parser)]
 #[command(name = "siege")]
 struct Cli {
-    /// Run about a twentieth of the work, in under three minutes: check outcomes, but only print times and rates
+    /// Run about a twentieth of the work, in under three minutes; times and rates are printed but not checked
     #[arg(long)]
     short: bool,
-    /// Run only this row; may be repeated
+    /// Run only the row with this name (see --list); may be repeated
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
     /// Print the name and the promise of each row, and run none
     #[arg(long)]
     list: bool,
-    /// Write the page to FILE [default: docs/siege.md in the long form with all rows, otherwise no page]
+    /// Write the results page (Markdown) to FILE [default: docs/siege.md; with --short or --only no page]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
-/// The file to which the page of a complete long siege is written.
+/// The default path of the results page. Only a complete siege in the long form writes to it.
 const PAGE: &str = "docs/siege.md";
 
 /// Runs the program.
@@ -66,7 +66,8 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
     let played = rows.map(|row| play(row, scale)).collect::<Vec<_>>();
     let default = (!cli.short && cli.only.is_empty()).then(|| Path::new(PAGE));
     if let Some(path) = cli.out.as_deref().or(default) {
-        std::fs::write(path, page(&played, began.elapsed())).with_context(|| path.display().to_string())?;
+        std::fs::write(path, page(&played, began.elapsed()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
         println!("written to {}", path.display());
     }
     let missed = played.iter().filter(|one| one.measured.verdict() == Verdict::Missed).count();
@@ -98,7 +99,7 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }
 
-/// Raises the limit of open files as far as allowed, for thousands of connections.
+/// Raises the limit of open files, to at most 65,536, because some rows open thousands of connections.
 fn raise_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

@@ -1,5 +1,6 @@
-//! The siege: attacks and faults against both real programs. Each row of its table checks one promise of safety; its
-//! code is a file in `rows/`, and code that several rows share is in this folder. Development only; not shipped.
+//! The siege: attacks on both real programs, and faults that are injected into them. Each row of its table checks one
+//! promise of safety. The code of each row is a file in `rows/`; code that several rows share is in this folder. The
+//! siege is for development only and is not shipped.
 
 #![forbid(unsafe_code)]
 

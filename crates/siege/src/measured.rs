@@ -2,7 +2,8 @@
 
 use crate::scale::Scale;
 
-/// The measured values of a row, as parts of one sentence. Each part is either checked or only printed.
+/// The measured values of one row (one check of the siege), as parts of one sentence. Each part is either checked or
+/// only printed.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     parts: Vec<String>,
@@ -11,7 +12,7 @@ pub(crate) struct Measured {
     skipped: Option<String>,
 }
 
-/// Whether the promise of a row was met.
+/// Whether the safety promise of one row (one check of the siege) was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Every checked part met the promise.
@@ -23,12 +24,12 @@ pub(crate) enum Verdict {
 }
 
 impl Measured {
-    /// The result of a row that this host cannot run.
+    /// Creates the result of a check that this host cannot run. `because` names what the host lacks.
     pub(crate) fn skipped(because: impl Into<String>) -> Self {
         Self { skipped: Some(because.into()), ..Self::default() }
     }
 
-    /// The result of a row that did not complete, which counts as missed.
+    /// Creates the result of a check that did not complete, for the reason `because`. Its promise counts as missed.
     pub(crate) fn failed(because: impl Into<String>) -> Self {
         let mut measured = Self::default();
         measured.outcome(false, because);
@@ -40,7 +41,7 @@ impl Measured {
         self.parts.push(text.into());
     }
 
-    /// Adds a part that is checked in the long and in the short form of a siege.
+    /// Adds a part of the result that is checked in both forms of the siege, long and short.
     pub(crate) fn outcome(&mut self, is_met: bool, text: impl Into<String>) {
         let text = text.into();
         self.judged += 1;
@@ -50,7 +51,7 @@ impl Measured {
         self.parts.push(text);
     }
 
-    /// Adds a time or a rate: checked in the long form, only printed in the short form.
+    /// Adds a measured time or rate. The long form of the siege checks it; the short form only prints it.
     pub(crate) fn time(&mut self, scale: Scale, is_met: bool, text: impl Into<String>) {
         if scale.judges_times() {
             self.outcome(is_met, text);

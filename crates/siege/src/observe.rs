@@ -36,8 +36,9 @@ pub(crate) fn descriptors(pid: Pid) -> anyhow::Result<usize> {
 
 fn status(pid: Pid, key: &str) -> anyhow::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).context(key.to_owned())?;
-    line.split_whitespace().next().and_then(|number| number.parse().ok()).context(key.to_owned())
+    let missing = || format!("/proc/{pid}/status has no number for {key}");
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).with_context(missing)?;
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).with_context(missing)
 }
 
 /// The total size of a reflector's log and audit log, in bytes.

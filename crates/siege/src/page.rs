@@ -1,4 +1,4 @@
-//! Renders the outcome of a siege as a page. Pure, except for reading facts about the host.
+//! Renders the results of a siege as a Markdown page. Pure, except that it reads facts about the host and runs git.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -16,7 +16,7 @@ pub(crate) struct Played {
     pub(crate) took: Duration,
 }
 
-/// Renders the page of a long siege.
+/// Renders the results of a siege as a Markdown page. `took` is the duration of the whole siege.
 pub(crate) fn page(played: &[Played], took: Duration) -> String {
     let count = |verdict| played.iter().filter(|one| one.measured.verdict() == verdict).count();
     let mut page = String::new();
@@ -72,7 +72,8 @@ fn facts() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The commit that is checked out, and whether any file except this page was changed since.
+/// The checked-out commit, followed by `with changes` if any file except this page was changed since. `None` if git
+/// fails.
 fn commit() -> Option<String> {
     let first_line = |args: &[&str]| -> Option<String> {
         let output = Command::new("git").args(args).output().ok().filter(|output| output.status.success())?;

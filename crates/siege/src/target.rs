@@ -19,7 +19,7 @@ pub(crate) struct Target {
     pub(crate) id: EndpointId,
 }
 
-/// The default source address of paired peers.
+/// The source address from which paired peers connect by default.
 pub(crate) const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 impl Target {
@@ -36,7 +36,7 @@ impl Target {
         AsAppliance::over_with(socket, config)
     }
 
-    /// Opens a link with a paired key and reads up to `welcome`.
+    /// Opens a link with the key of a paired peer, and reads the reflector's messages up to `welcome`.
     pub(crate) fn welcomed(&self, from: IpAddr, key: &SecretKey) -> io::Result<AsAppliance> {
         let mut link = self.open(from, key, Alpn::Link)?;
         link.say(&hello())?;
@@ -45,7 +45,7 @@ impl Target {
     }
 }
 
-/// Creates a key for the siege's own use, and pairs it with the reflector.
+/// Creates a key for the siege to use, and adds its Endpoint ID to the reflector's peers.
 pub(crate) fn peer_of(reflector: &Reflector) -> anyhow::Result<SecretKey> {
     let key = SecretKey::generate()?;
     reflector.must(&["peers", "add", &key.id().to_string()]);
@@ -69,10 +69,10 @@ pub(crate) fn request(data_mode: &str, duration_ms: u32) -> Value {
 pub(crate) fn granted(link: &mut AsAppliance, request: &Value) -> anyhow::Result<(SessionId, Value)> {
     link.say(request)?;
     loop {
-        let message = link.hear()?.context("the link closed before a grant")?;
+        let message = link.hear()?.context("the reflector closed the link before it granted a session")?;
         match message["type"].as_str() {
             Some("granted") => return Ok((serde_json::from_value(message["session"].clone())?, message)),
-            Some("denied" | "close") => anyhow::bail!("no grant: {message}"),
+            Some("denied" | "close") => anyhow::bail!("the reflector granted no session: {message}"),
             _ => {}
         }
     }

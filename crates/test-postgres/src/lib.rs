@@ -1,5 +1,5 @@
-//! A PostgreSQL server for tests, in a temporary folder and on a unix socket in that folder. When the process of the
-//! tests ends, even by SIGKILL, the server ends and its folder is removed. Not shipped.
+//! Runs a PostgreSQL server for tests: its data and its unix socket are in a temporary folder. When the test process
+//! ends, even by SIGKILL, the server stops and its folder is deleted. No release contains this crate.
 
 #![forbid(unsafe_code)]
 
@@ -16,42 +16,44 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-/// The database role that owns every database of the tests, and needs no password.
+/// The database role that owns every test database. It connects without a password.
 pub const OWNER: &str = "test";
-/// The database role that needs the password [`PASSWORD`].
+/// The database role that can connect only with the password [`PASSWORD`].
 pub const GUARDED: &str = "guarded";
 /// The password of [`GUARDED`].
 pub const PASSWORD: &str = "correct-horse";
 
 /// The folder in which Debian installs the versions of PostgreSQL.
 const VERSIONS: &str = "/usr/lib/postgresql";
-/// How long the server may take to end.
+/// The maximum time that a killed server may take to exit. After that the test fails.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A running PostgreSQL server.
+/// A running PostgreSQL server for tests. When this value is dropped, the server stops and its folder is deleted.
 #[derive(Debug)]
 pub struct TestServer {
-    /// The folder of PostgreSQL's programs.
+    /// The folder of the PostgreSQL programs, such as `initdb` and `psql`.
     programs: PathBuf,
     folder: PathBuf,
-    /// The process that ends the server and removes its folder as soon as its own stdin is closed.
+    /// A shell process that stops the server and deletes its folder when its stdin is closed. The kernel closes this
+    /// stdin even if the test process is killed.
     guard: Child,
     databases: AtomicU32,
 }
 
 impl TestServer {
-    /// Returns the server that all tests of this process share. Without PostgreSQL it prints SKIPPED once and returns
-    /// `None`.
+    /// Returns the server that all tests of this process share. If PostgreSQL is not installed, prints SKIPPED once and
+    /// returns `None`.
     pub fn shared() -> Option<&'static Self> {
         static SERVER: OnceLock<Option<TestServer>> = OnceLock::new();
         SERVER.get_or_init(Self::start).as_ref()
     }
 
-    /// Starts a server for a single test, which may end it. Without PostgreSQL it prints SKIPPED and returns `None`.
+    /// Starts a server for a single test, which may stop it. If PostgreSQL is not installed, prints SKIPPED and returns
+    /// `None`.
     pub fn start() -> Option<Self> {
         let Some(programs) = programs() else {
             // This does not use `eprintln!`, whose output is hidden for a test that passes.
-            let skipped = format!("SKIPPED: the tests on PostgreSQL: install postgresql-15 (none in {VERSIONS})\n");
+            let skipped = format!("SKIPPED: {VERSIONS} has no PostgreSQL for these tests: install postgresql-15\n");
             std::io::stderr().write_all(skipped.as_bytes()).ok();
             return None;
         };
@@ -76,12 +78,12 @@ impl TestServer {
         self.url(OWNER, &self.create_database())
     }
 
-    /// The URL by which a role connects to a database, without a password.
+    /// Returns the URL with which `role` connects to `database`. The URL contains no password.
     pub fn url(&self, role: &str, database: &str) -> String {
         format!("postgres:///{database}?host={}&user={role}", self.folder.display())
     }
 
-    /// Executes SQL as the role [`OWNER`], and returns what psql prints.
+    /// Executes SQL as the role [`OWNER`], and returns what psql prints. Panics if psql fails.
     pub fn psql(&self, database: &str, sql: &str) -> String {
         let mut command = Command::new(self.programs.join("psql"));
         command.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1"]);
@@ -89,7 +91,7 @@ impl TestServer {
         run(command.args(["--command", sql]))
     }
 
-    /// Kills every process of the server by SIGKILL, to simulate a crash.
+    /// Kills every process of the server with SIGKILL, to simulate a crash. Returns when all processes have ended.
     pub fn crash(&self) {
         let Some(server) = self.pid() else { return };
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.as_raw_pid()));
@@ -105,20 +107,20 @@ impl TestServer {
             assert!(began.elapsed() < END_TIMEOUT, "the server does not end");
             thread::sleep(Duration::from_millis(5));
         }
-        // Remove these files, because the process is not reaped yet and the next server would take it for a running
-        // one.
+        // Delete these files. The killed process is not reaped yet, so the next server would take it for a running
+        // server.
         for file in ["data/postmaster.pid", ".s.PGSQL.5432.lock"] {
             fs::remove_file(self.folder.join(file)).ok();
         }
     }
 
-    /// Starts the server again after it ended. After a crash it first recovers its data.
+    /// Starts the server again after it stopped. After a crash, PostgreSQL first recovers its data.
     pub fn resume(&self) {
         self.start_with("-c listen_addresses=''");
     }
 
-    /// Restarts the server so that it also serves TLS on 127.0.0.1, with a certificate that is valid only for
-    /// `localhost`. Returns the port, and the path of the certificate of the authority that signed it.
+    /// Restarts the server so that it also accepts TLS connections on 127.0.0.1. Its certificate is valid only for
+    /// `localhost`. Returns the TCP port, and the path of the CA certificate.
     pub fn serve_tls(&self) -> (u16, PathBuf) {
         let openssl = |arguments: &str| {
             run(Command::new("openssl").args(arguments.split(' ')).current_dir(&self.folder));
@@ -138,7 +140,7 @@ impl TestServer {
             run(Command::new("chown").arg("postgres:").arg(&key));
         }
         run(self.command("pg_ctl").args(["stop", "--wait", "--silent", "--mode=fast", "--pgdata=data"]));
-        // If another program takes the port before the server listens, the start fails.
+        // The start fails if another program takes this port before the server listens on it.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
         let folder = self.folder.display();
         self.start_with(&format!(
@@ -170,7 +172,7 @@ impl TestServer {
         assert!(status.success(), "{}", fs::read_to_string(self.folder.join("log")).unwrap_or_default());
     }
 
-    /// Stops every process of the server, or lets them continue.
+    /// Suspends every process of the server (SIGSTOP) if `is_frozen` is true; otherwise resumes them (SIGCONT).
     pub fn freeze(&self, is_frozen: bool) {
         let Some(server) = self.pid() else { return };
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.as_raw_pid()));
@@ -191,7 +193,8 @@ impl TestServer {
         fs::write(self.folder.join("data/pg_hba.conf"), rules).expect("the rules can be written");
     }
 
-    /// Builds a command that runs a program of PostgreSQL in the folder of the server, and never as root.
+    /// Builds a command that runs a PostgreSQL program in the server's folder. A test that runs as root runs it as the
+    /// user `postgres`, because PostgreSQL refuses root.
     fn command(&self, program: &str) -> Command {
         let program = self.programs.join(program);
         let mut command = if geteuid().is_root() {
@@ -218,7 +221,7 @@ impl Drop for TestServer {
     }
 }
 
-/// The folder of the programs of the latest installed version; `None` without PostgreSQL.
+/// Returns the program folder of the latest installed PostgreSQL version; `None` if none is installed.
 fn programs() -> Option<PathBuf> {
     let versions = fs::read_dir(VERSIONS).ok()?.flatten();
     let version = |folder: &Path| folder.file_name()?.to_str()?.parse::<u32>().ok();
@@ -228,9 +231,10 @@ fn programs() -> Option<PathBuf> {
     found.into_iter().max().map(|(_, programs)| programs)
 }
 
-/// Gives the folder to the user of the server, and starts the process that ends the server and removes the folder. That
-/// process waits for the end of a pipe, which comes with the end of this process. A parent-death signal would not do:
-/// it would come with the end of the thread that started the process, which is the thread of the first test.
+/// Makes the server's user the owner of the folder, and starts the guard process, which stops the server and deletes
+/// the folder. The guard waits until its stdin is closed, which happens when this process ends. A parent-death signal
+/// cannot replace the pipe: the kernel sends that signal when the thread that started the guard ends, and this is the
+/// thread of the first test.
 fn guard(folder: &Path) -> Child {
     // Other users need access, because the programs under test may run as another user.
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("a mode");
@@ -258,7 +262,7 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-/// Whether the process is running; a zombie is not.
+/// Returns whether the process still runs. A zombie counts as ended.
 fn is_alive(process: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_pid())).unwrap_or_default();
     // The state follows the name in parentheses.

@@ -1,25 +1,25 @@
-//! The cells of the matrix: one for each scenario file of the emulator.
+//! The cells of the test matrix. Each scenario file of the emulator is one cell.
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use emulator::Scenario;
 
-/// A cell of the matrix: a scenario in which programs are compared.
+/// A cell of the test matrix: an emulated path on which the programs are compared.
 #[derive(Clone, Debug)]
 pub struct Cell {
-    /// The name of the cell: that of the scenario file without its extension.
+    /// The name of the scenario file without its extension.
     pub name: String,
-    /// The scenario that the file describes.
+    /// The hops and links of the path, as the scenario file describes them.
     pub scenario: Scenario,
 }
 
-/// Reads every cell of the matrix, in the order of the names.
+/// Reads every cell of the test matrix, sorted by name.
 pub fn all() -> anyhow::Result<Vec<Cell>> {
     read_all("")
 }
 
-/// Reads the links whose rate changes while a direction is measured. They are not part of the matrix.
+/// Reads the scenarios of links whose rate changes during a measurement. They are not part of the test matrix.
 pub fn unsteady() -> anyhow::Result<Vec<Cell>> {
     read_all("unsteady")
 }
@@ -30,10 +30,10 @@ fn read_all(folder: &str) -> anyhow::Result<Vec<Cell>> {
     Ok(read.into_iter().map(|(name, scenario)| Cell { name, scenario }).collect())
 }
 
-/// Reads the cell with this name.
+/// Reads the cell with this name; fails if there is none.
 pub fn named(name: &str) -> anyhow::Result<Cell> {
     let cell = all()?.into_iter().find(|cell| cell.name == name);
-    cell.with_context(|| format!("no cell is named {name}"))
+    cell.with_context(|| format!("no cell is named {name}; run `script/lab --list` to print the names"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The comparisons of reported numbers with the truth: each entry of [`CHECKS`] is a table of the page. Pure.
+//! Compares reported numbers with the true numbers. Each entry of [`CHECKS`] is a table of docs/truth/README.md. Pure.
 
 use emulator::{Scenario, Way};
 use paramedic_link::test_spec::{Direction, Load};
@@ -9,32 +9,32 @@ use crate::observed::{Observed, ObservedDatagrams, ObservedLatency, way};
 use crate::reading::Reading;
 use crate::record::{OurRecord, Run};
 
-/// One comparison of reported numbers with the truth.
+/// One kind of number that programs report, such as the idle latency, and how it is compared with the true number.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
-    /// The name of the check; its readings contain the same name.
+    /// The name of the check, which each of its [`Reading`]s repeats.
     pub name: &'static str,
-    /// The title of the check's table on the page.
+    /// The title of the check's table in docs/truth/README.md.
     pub title: &'static str,
     /// The unit of the numbers in the check's table.
     pub unit: &'static str,
-    /// The digits after the decimal point in the check's table.
+    /// How many digits after the decimal point the check's table shows.
     pub digits: usize,
-    /// The text that explains what the check compares, and its tolerance.
+    /// The text above the check's table: what is compared, and with which tolerance.
     pub text: &'static str,
-    /// Computes the readings of our programs from a record of a scenario.
+    /// Compares the numbers in a record of our programs with the true ones.
     pub ours: fn(&OurRecord, &Scenario) -> Vec<Reading>,
 }
 
 /// The name of our programs in [`Reading::by`].
 pub const OURS: &str = "packetparamedic";
 
-/// The readings of our programs in a record, by the check with this name.
+/// Compares the numbers in a record of our programs with the true ones, by the check with this name only.
 pub fn readings_of(name: &str, record: &OurRecord, scenario: &Scenario) -> Vec<Reading> {
     CHECKS.iter().filter(|check| check.name == name).flat_map(|check| (check.ours)(record, scenario)).collect()
 }
 
-/// Every check, in the order of the page. To add a check, add an entry here.
+/// Every check, in the order of docs/truth/README.md. To add a check, add an entry here.
 pub const CHECKS: &[Check] = &[
     Check {
         name: THROUGHPUT,
@@ -169,7 +169,8 @@ pub(crate) fn loaded(what: &str, by: &str, said: f64, truth: f64) -> Reading {
     reading(LOADED, what, by, [said, truth], (truth * 0.05).max(2.0))
 }
 
-/// Creates a reading of a share of lost probes; the truth is that `lost` of `sent` were lost.
+/// Creates a reading of packet loss, in percent. `said` is the reported share of lost probes, from 0 to 1. In truth,
+/// `lost` of `sent` probes were lost.
 pub(crate) fn loss(what: &str, by: &str, said: f64, lost: u64, sent: u64) -> Reading {
     let truth = lost as f64 / sent.max(1) as f64 * 100.0;
     let allowed = interval::of_share(lost, sent).map(|share| share * 100.0);
@@ -180,8 +181,8 @@ fn of_tcp(record: &OurRecord, readings: impl Fn(&Run) -> Vec<Reading>) -> Vec<Re
     record.tcp.as_ref().map(readings).unwrap_or_default()
 }
 
-/// Creates one reading for each direction of the run with datagrams. `said` selects the reported count, `truth` the
-/// count of the link.
+/// Creates one reading of a datagram count for each direction of the UDP run. `said` selects the reported count,
+/// `truth` the count of the link.
 fn of_udp(
     record: &OurRecord,
     check: &str,
@@ -205,7 +206,7 @@ struct Said {
     duplicates: Option<u64>,
 }
 
-/// The word for a direction.
+/// The name of a direction, as readings and pages use it: `download` or `upload`.
 pub(crate) fn word(direction: Direction) -> &'static str {
     match direction {
         Direction::Download => "download",
@@ -233,7 +234,8 @@ fn rate_reading(
     Some(reading(RATE, word(direction), OURS, [measured.goodput_bps as f64 / 1e6, rate], rate * 0.01))
 }
 
-/// Like [`rate_reading`], but with the confidence interval of the result as the tolerance.
+/// Creates a reading of the goodput beside the rate that the link leaves for payload. The tolerance is the width of the
+/// result's confidence interval. `None` if there is no such interval or rate.
 fn interval_reading(
     direction: Direction,
     measured: &ThroughputResult,
@@ -247,7 +249,8 @@ fn interval_reading(
     Some(Reading { allowed, ..reading(INTERVAL, word(direction), OURS, [said, rate], 0.0) })
 }
 
-/// The rate in Mbit/s that the link had for payload in this direction, if [`payload_rate_mbit`] expects TCP to reach it.
+/// The rate that the link leaves for payload in this direction, in Mbit/s; `None` if it is unknown, or if TCP cannot be
+/// expected to reach it.
 fn rate_for_payload(
     direction: Direction,
     measured: &ThroughputResult,
@@ -258,14 +261,15 @@ fn rate_for_payload(
     payload_rate_mbit(scenario, way(direction), measured.mss?.into(), other_mbit)
 }
 
-/// Creates one reading for a direction whose result names the cause of its limit; the right cause is the network.
+/// Creates a reading of the cause to which a result attributes the rate of a direction: 1 for the network, which is
+/// right, and 0 for any other cause. `None` if the result names no cause.
 fn limit_reading(direction: Direction, measured: &ThroughputResult) -> Option<Reading> {
     let cause = measured.limited_by.as_ref()?.cause;
     let what = format!("{}: {}", word(direction), name_of(cause));
     Some(reading(LIMIT, &what, OURS, [right(cause == LimitCause::Network), 1.0], 0.0))
 }
 
-/// The name of a cause as the result document spells it.
+/// The name of a cause, as the result document spells it.
 fn name_of(cause: LimitCause) -> String {
     let name = serde_json::to_value(cause).ok();
     name.as_ref().and_then(|name| name.as_str()).unwrap_or_default().to_owned()
@@ -276,8 +280,9 @@ fn right(is_right: bool) -> f64 {
     if is_right { 1.0 } else { 0.0 }
 }
 
-/// The link's rate without `other_mbit` of other packets and without headers, for segments with `mss` bytes of payload and
-/// TCP timestamps. `None` if TCP need not reach the rate, because of losses or a short queue, for example.
+/// The rate that the link leaves for TCP payload, in Mbit/s: its rate without `other_mbit` of other packets and without
+/// headers. Each segment has `mss` bytes of payload and TCP timestamps. `None` if TCP cannot be expected to reach this
+/// rate, for example because of packet loss or a short queue.
 fn payload_rate_mbit(scenario: &Scenario, way: Way, mss: f64, other_mbit: f64) -> Option<f64> {
     let rate = scenario.rate_mbit(way)?;
     let holds = |link: &emulator::DirectionSettings| {
@@ -302,7 +307,7 @@ fn latency(run: &Run, loads: &[Load], readings: impl Fn(&Run, &ObservedLatency) 
     observed.flat_map(|observed| readings(run, observed)).collect()
 }
 
-/// The reported and the true median round trip in milliseconds.
+/// The reported and the true median round trip of a phase, in milliseconds; `None` if either is unknown.
 fn medians(run: &Run, observed: &ObservedLatency) -> Option<[f64; 2]> {
     let p50 = run.document.latency.of(observed.load)?.rtt_us?.p50?;
     Some([p50 as f64 / 1e3, observed.p50_ms?])
@@ -327,8 +332,8 @@ fn side_reading(run: &Run, observed: &ObservedLatency) -> Vec<Reading> {
     vec![reading(SIDE, &what, OURS, [right(said.stands == side), 1.0], 0.0)]
 }
 
-/// The direction in which the queue is, given how much the median queue wait of each [`Way`] grew under load, in
-/// milliseconds. `None` if that is close to the border between two answers.
+/// The direction in which a queue built up under load. `[up, down]` is the growth of the median queue wait in each
+/// direction, in milliseconds. `None` if the growth is close to the border between two answers.
 fn true_side([up, down]: [f64; 2]) -> Option<QueueSide> {
     let (smaller, larger) = (up.min(down).max(0.0), up.max(down));
     match larger {

@@ -1,5 +1,5 @@
-//! The command line: which cells to run, how often, and where the records and the page are written. With side effects:
-//! prints and reads the clock.
+//! The command line: which cells of the test matrix to run, how often, and where to write the records and the pages.
+//! With side effects: prints and reads the clock.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -19,64 +19,68 @@ use crate::record::{Circumstances, OurRecord, PeerRecord, Records, Run};
 use crate::run::{Bed, worst_lateness_ms};
 use crate::{coverage, cross_check, early_ends, peers, random_paths};
 
-/// How often a run is attempted before it counts as failed.
+/// The number of attempts after which a run counts as failed.
 const TRIES: usize = 3;
 
-/// The path of the page, relative to the root of the repository.
+/// The path of the page about the test matrix, relative to the root of the repository.
 const PAGE: &str = "docs/truth/README.md";
 const RANDOM_PAGE: &str = "docs/truth/random-paths.md";
 const COVERAGE_PAGE: &str = "docs/truth/coverage.md";
 const EARLY_PAGE: &str = "docs/truth/early-ends.md";
 
-/// The arguments of `speed-test` in a run of the matrix.
+/// The arguments of `speed-test` in a run of the test matrix.
 const MATRIX_RUN: &[&str] = &["-t", "5"];
 
-/// Compares the results of our programs, iperf3, ping and irtt with what an emulated link did, and writes docs/truth.
+/// Compare the results of our programs, iperf3, ping and irtt with what emulated links did, and write docs/truth
 ///
-/// Runs the `reflector` and the `packetparamedic` in the folder of this program. Needs root for network namespaces. Runs
-/// that were measured already are not repeated.
+/// Runs the programs `reflector` and `packetparamedic` that are in the same folder as this program. Needs root to
+/// create network namespaces. A run that has a record with a result is not repeated. A cell is one emulated path of the
+/// test matrix.
 #[derive(Debug, Parser)]
 #[command(name = "truth")]
 struct Cli {
-    /// Run only the cells with TEXT in their name; may be repeated
+    /// Run only cells (emulated paths) whose name contains TEXT; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
-    /// Runs of ours in each cell
+    /// Run our programs N times (1 to 100) in each cell, each time with another random seed
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
-    /// Begin no further run after N minutes
+    /// Start no further run after N minutes
     #[arg(long, value_name = "N")]
     minutes: Option<u64>,
-    /// Repeat runs that were measured already
+    /// Measure again even if a run has a record with a result
     #[arg(long)]
     fresh: bool,
     /// Do not run iperf3, ping and irtt
     #[arg(long)]
     no_peers: bool,
-    /// Write the page from the records, without measuring
+    /// Write docs/truth/README.md from existing records, without measuring
     #[arg(long)]
     pages: bool,
-    /// Print the names of the cells, and run none
+    /// Print the name and the title of each cell (emulated path), and exit
     #[arg(long)]
     list: bool,
-    /// Compare the direction of the queue with the truth on random paths, until N runs are counted, and run no cell
+    /// Instead of the cells, run random paths, and check the reported direction of the queue, until N (1 to 100) runs
+    /// are counted
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     random_paths: Option<u64>,
-    /// Repeat two cells until N runs of each direction have a confidence interval, and count how many contain the truth
+    /// Instead of all cells, repeat two of them until N (2 to 200) runs of each direction have a confidence interval,
+    /// and count how many of these contain the true rate
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=200))]
     coverage: Option<u64>,
-    /// Run each cell and each unsteady link N times with `--until-stable` and once in full, and count the early ends
+    /// Run each emulated path N times (1 to 100) with `--until-stable` and once in full length, and count the early
+    /// ends
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     early_ends: Option<u64>,
-    /// Compare the emulator with the kernel's token bucket, and run no cell
+    /// Compare the goodput over the emulator with that over the kernel's token bucket filter (tc-tbf), and run no cell
     #[arg(long)]
     cross_check: bool,
-    /// Folder of the records [default: lab in the target folder]
+    /// Read and write the records of runs in DIR [default: lab in cargo's target folder]
     #[arg(long, value_name = "DIR")]
     records: Option<PathBuf>,
 }
 
-/// Runs the program.
+/// Parses the command line and runs the program. Returns its exit code.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     match cli.run() {
@@ -121,7 +125,7 @@ impl Cli {
 
     fn measure(&self, cells: &[Cell], records: &Records) -> anyhow::Result<()> {
         for program in peers::missing() {
-            eprintln!("SKIPPED: {program} is not installed; the tables have no column for it");
+            eprintln!("SKIPPED: {program} is not installed; the tables will not contain it");
         }
         let accuracy = Accuracy::measure().context("cannot measure the accuracy of the emulator")?;
         let words = in_words(&accuracy);
@@ -155,8 +159,8 @@ impl Cli {
         self.only.is_empty() || self.only.iter().any(|text| cell.name.contains(text))
     }
 
-    /// Runs every cell and every unsteady link `count` times with `--until-stable` and once in full, and writes the
-    /// page about them.
+    /// Runs every cell and every link with a changing rate `count` times with `--until-stable` and once in full, and
+    /// writes the page about early ends.
     fn measure_early_ends(&self, steady: Vec<Cell>, count: u64, records: &Records) -> anyhow::Result<()> {
         let accuracy = Accuracy::measure().context("cannot measure the accuracy of the emulator")?;
         let [full, early] =
@@ -181,8 +185,8 @@ impl Cli {
     }
 }
 
-/// Runs tests on random paths until `count` of them are counted, with at most twice as many runs, and writes the page
-/// about them.
+/// Runs tests on random paths until the queue direction of `count` runs can be judged, and writes the page about them.
+/// Makes at most twice as many runs.
 fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
     let accuracy = Accuracy::measure().context("cannot measure the accuracy of the emulator")?;
     let (mut runs, mut counted) = (Vec::new(), 0);
@@ -205,8 +209,8 @@ fn measure_random_paths(count: u64, records: &Records) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Repeats the cells of [`coverage::CELLS`] until `count` runs have an interval in each direction, with at most twice
-/// as many runs of each cell, and writes the page about them.
+/// Repeats the cells of [`coverage::CELLS`] until `count` runs of each have a confidence interval in each direction,
+/// and writes the page about them. Makes at most twice as many runs of each cell.
 fn measure_coverage(count: u64, records: &Records) -> anyhow::Result<()> {
     let accuracy = Accuracy::measure().context("cannot measure the accuracy of the emulator")?;
     // Separate from the records of the matrix, because the page of the matrix shows every seed that it finds.
@@ -247,7 +251,7 @@ fn known_or_measured(
     Ok(record)
 }
 
-/// The file in the folder of the records that holds the emulator's accuracy in words.
+/// The file that holds the emulator's accuracy in words; it is in the folder of the records.
 const ACCURACY: &str = "accuracy.txt";
 
 fn in_words(accuracy: &Accuracy) -> String {
@@ -264,7 +268,7 @@ fn in_words(accuracy: &Accuracy) -> String {
 /// The cargo target folder, found by the path of this program.
 fn target_folder() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
-    Ok(own.ancestors().nth(2).context("this program is not in a target folder")?.to_owned())
+    Ok(own.ancestors().nth(2).context("this program is not in cargo's target folder: set --records DIR")?.to_owned())
 }
 
 fn write_page(cells: Vec<Cell>, records: &Records) -> anyhow::Result<()> {
@@ -283,7 +287,7 @@ fn write_page(cells: Vec<Cell>, records: &Records) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The commit that is checked out, and whether any file except the page was changed since.
+/// The commit that is checked out, and whether any file outside docs/truth was changed since; `unknown` without git.
 fn commit() -> String {
     let first_line = |args: &[&str]| -> Option<String> {
         let output = Command::new("git").args(args).output().ok().filter(|output| output.status.success())?;
@@ -304,8 +308,8 @@ fn new_circumstances() -> Circumstances {
     }
 }
 
-/// Repeats `attempt` until its link was accurate, at most [`TRIES`] times. Notes in `circumstances` why attempts were
-/// discarded.
+/// Calls `attempt` until it returns a run without a fault, at most [`TRIES`] times; `None` if it returns none. Records
+/// in `circumstances` why attempts were discarded.
 fn retry<T>(circumstances: &mut Circumstances, mut attempt: impl FnMut() -> anyhow::Result<Attempt<T>>) -> Option<T> {
     for _ in 0..TRIES {
         // The crate `lab` panics if a program does not do what it must.
@@ -327,14 +331,14 @@ fn retry<T>(circumstances: &mut Circumstances, mut attempt: impl FnMut() -> anyh
     None
 }
 
-/// A run, and why it must be discarded, if it must.
+/// A run with its fault: the reason to discard it, or `None` if it is valid.
 struct Attempt<T> {
     value: T,
     fault: Option<String>,
     worst_lateness_ms: f64,
 }
 
-/// Makes a run of our programs with these arguments, and a run with datagrams if the cell has a rate for it.
+/// Makes a TCP run of our programs with these arguments, and a UDP run if the cell has a rate for it.
 fn ours(cell: &Cell, seed: u64, accuracy: &Accuracy, args: &[&str]) -> OurRecord {
     let mut circumstances = new_circumstances();
     let mut record =
@@ -374,7 +378,7 @@ fn others(cell: &Cell, accuracy: &Accuracy) -> PeerRecord {
     PeerRecord { cell: cell.name.clone(), circumstances, programs, readings }
 }
 
-/// Describes in a line which readings of a record missed their tolerance.
+/// Describes on one line how many readings of a record are inside their tolerance, and which are not.
 fn in_short(record: &OurRecord, cell: &Cell) -> String {
     if let Some(fault) = &record.circumstances.fault {
         return fault.clone();

@@ -10,12 +10,13 @@ use crate::checks::word;
 use crate::interval;
 use crate::record::{OurRecord, Run, commits};
 
-/// The cells whose runs are repeated: one with a steady link, and one whose rate is determined by random losses.
+/// The cells whose runs are repeated: one with a steady rate, and one without a queue, whose rate depends on packet
+/// loss.
 pub(crate) const CELLS: [&str; 2] = ["03-cable", "09-no-queue-100"];
-/// The share of runs whose interval contains the mean rate, if the intervals are right.
+/// The share of 95 % confidence intervals that contain the mean rate if the intervals are right.
 const RIGHT: f64 = 0.95;
 
-/// The runs of which one direction has a confidence interval.
+/// The runs that have a confidence interval in one direction.
 #[derive(Debug, Default, PartialEq)]
 struct Runs {
     /// For each run, in bit/s: the rate at which the link delivered payload, and both ends of the confidence interval.
@@ -45,7 +46,7 @@ impl Runs {
         (squares / self.runs.len().saturating_sub(1) as f64).sqrt()
     }
 
-    /// The median, over the runs, of half the width of the confidence interval.
+    /// Half the width of each run's confidence interval; the median over the runs, in bit/s.
     fn half_width(&self) -> f64 {
         let mut halves = self.runs.iter().map(|(_, [low, high])| (high - low) / 2.0).collect::<Vec<_>>();
         halves.sort_by(f64::total_cmp);
@@ -58,13 +59,13 @@ impl Runs {
     }
 }
 
-/// The number of runs with a confidence interval, in the direction that has fewer of them.
+/// Counts the runs with a confidence interval in each direction, and returns the lower count.
 pub(crate) fn least_counted(records: &[OurRecord]) -> u64 {
     let counted = [Direction::Download, Direction::Upload].map(|direction| Runs::of(records, direction).runs.len());
     counted[0].min(counted[1]) as u64
 }
 
-/// Renders the page about the repeated runs of each cell.
+/// Renders docs/truth/coverage.md, the page about the repeated runs of each cell.
 pub(crate) fn page(cells: &[(Cell, Vec<OurRecord>)], accuracy: &str) -> String {
     let records = cells.iter().flat_map(|(_, records)| records);
     let mut page = format!(

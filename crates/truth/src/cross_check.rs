@@ -1,5 +1,5 @@
-//! Compares the emulator with the kernel's token bucket (tc-tbf(8)): both get the same rate and queue, and iperf3
-//! measures the goodput over each. With side effects: runs programs.
+//! Compares the emulator with the kernel's token bucket filter (tc-tbf(8)). Both get the same rate and queue, and
+//! iperf3 measures the goodput over each. With side effects: runs programs.
 
 use std::process::{Child, Stdio};
 
@@ -8,13 +8,13 @@ use emulator::{DirectionSettings, Family, Hop, Topology};
 
 use crate::peer_output;
 
-/// The rates of the comparison, in Mbit/s.
+/// The link rates at which the emulator is compared with tbf, in Mbit/s.
 const RATES: [f64; 4] = [5.0, 20.0, 100.0, 300.0];
 
-/// The length of an Ethernet header in bytes, which tbf counts and the emulator does not.
+/// The length of an Ethernet header in bytes. tbf counts these headers, the emulator does not.
 const ETHERNET: f64 = 14.0;
 
-/// Measures, and prints a table of the goodput over both.
+/// Measures the goodput over the emulator and over tbf at each rate. Prints the table line by line through `line`.
 pub(crate) fn print(mut line: impl FnMut(&str)) -> anyhow::Result<()> {
     line(
         "rate        emulator     tbf          difference   (goodput of iperf3, Mbit/s; the rate is that of IP packets)",
@@ -35,7 +35,7 @@ pub(crate) fn print(mut line: impl FnMut(&str)) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Measures the goodput of an upload in Mbit/s with iperf3.
+/// Measures the goodput of an upload with iperf3, in Mbit/s.
 fn goodput(topology: &Topology) -> anyhow::Result<f64> {
     let mut server = topology.reflector().command("iperf3", &["-s", "-1"]);
     let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot run iperf3")?;

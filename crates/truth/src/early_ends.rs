@@ -11,13 +11,13 @@ use crate::checks::word;
 use crate::interval;
 use crate::record::{OurRecord, commits};
 
-/// The runs on the link of one cell.
+/// The runs on the path of one cell, with and without `--until-stable`.
 #[derive(Debug)]
 pub(crate) struct CellRuns {
     pub(crate) cell: Cell,
-    /// The run of the full length.
+    /// The run without `--until-stable`, which has the full length.
     pub(crate) full: OurRecord,
-    /// The runs with `--until-stable`.
+    /// The runs with `--until-stable`, which may end early.
     pub(crate) early: Vec<OurRecord>,
 }
 
@@ -78,15 +78,15 @@ impl Row {
         self.ended_early().filter(contains).count() as u64
     }
 
-    /// The median rate of the runs that ended early, divided by the rate of the full run.
+    /// The median rate of the runs that ended early, divided by the rate of the full run; `None` if either is missing.
     fn rate_ratio(&self) -> Option<f64> {
         let mut rates = self.ended_early().map(|run| run.goodput_bps).collect::<Vec<_>>();
         rates.sort_by(f64::total_cmp);
         Some(rates.get(rates.len() / 2)? / self.full.as_ref()?.goodput_bps)
     }
 
-    /// The sum of `of`, such as the time or the bytes, over the runs with `--until-stable`, divided by that of the same
-    /// number of full runs.
+    /// The total of `of` (the time or the bytes) over the runs with `--until-stable`, divided by the total of equally
+    /// many full runs. `None` without a full run.
     fn share(&self, of: fn(&Measured) -> f64) -> Option<f64> {
         let full = self.full.as_ref().map(of)?;
         Some(self.early.iter().map(of).sum::<f64>() / (full * self.early.len() as f64))
@@ -109,7 +109,7 @@ pub(crate) fn in_short(record: &OurRecord) -> String {
     ended.join("; ")
 }
 
-/// Renders the page about the runs on steady and on unsteady links.
+/// Renders docs/truth/early-ends.md, the page about early ends on steady and on unsteady links.
 pub(crate) fn page(steady: &[CellRuns], unsteady: &[CellRuns], accuracy: &str) -> String {
     let records = steady.iter().chain(unsteady).flat_map(|runs| runs.early.iter().chain([&runs.full]));
     let commits = commits(records.map(|record| &record.circumstances));

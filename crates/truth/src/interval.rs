@@ -1,10 +1,10 @@
-//! The 99 % confidence interval of a share. Pure.
+//! The 99 % confidence interval of a proportion. Pure.
 
 /// The two-sided quantile of the normal distribution for 99 %.
 const Z: f64 = 2.575_829;
 
-/// The 99 % confidence interval of a share (Wilson, 1927), given a sample of `trials` of which `hits` have the
-/// property. Without trials, the interval contains all shares.
+/// Computes the 99 % Wilson score interval of a proportion: `hits` of `trials` have the property. Without trials, the
+/// interval is 0 to 1.
 pub(crate) fn of_share(hits: u64, trials: u64) -> [f64; 2] {
     if trials == 0 {
         return [0.0, 1.0];

@@ -1,4 +1,4 @@
-//! The program behind `script/lab`.
+//! Starts the program `truth`, which `script/lab` builds and runs.
 
 #![forbid(unsafe_code)]
 

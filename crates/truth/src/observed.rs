@@ -1,4 +1,4 @@
-//! Derives the numbers with which a result is compared from the records of the links. Pure.
+//! Computes the true numbers of a run from the records of the links. Results are compared with these numbers. Pure.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,16 +22,15 @@ pub struct Observed {
 /// What the links did to the payload of one direction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ObservedDirection {
-    /// The loaded direction that the numbers describe.
+    /// The direction of the load that these numbers describe.
     pub direction: Direction,
     /// The rate at which the last link delivered payload in the steady part of the phase, in bit/s.
     pub delivered_bps: f64,
     /// The payload that the last link delivered in the whole phase, in bytes.
     pub delivered_bytes: u64,
-    /// The rate of the IP packets in the steady part that carried probes and messages of the control connection, in
-    /// bit/s.
+    /// The rate of the IP packets that carried probes or control messages in the steady part of the phase, in bit/s.
     pub other_bps: f64,
-    /// What the links did to the datagrams of the load, if the load was datagrams.
+    /// What the links did to the datagrams of the load; `None` if the load was TCP.
     pub datagrams: Option<ObservedDatagrams>,
 }
 
@@ -40,11 +39,11 @@ pub struct ObservedDirection {
 pub struct ObservedDatagrams {
     /// Datagrams that entered the first link.
     pub entered: u64,
-    /// Datagrams that any link dropped.
+    /// Datagrams that one of the links dropped.
     pub dropped: u64,
-    /// Copies of datagrams that the links delivered.
+    /// Extra copies of datagrams that the links made.
     pub copies: u64,
-    /// Datagrams that were delivered after a later one.
+    /// Datagrams that the last link delivered after one that was sent later (RFC 4737).
     pub reordered: u64,
 }
 
@@ -57,13 +56,16 @@ pub struct ObservedLatency {
     pub sent: u64,
     /// Probes dropped on the way to the reflector.
     pub lost_up: u64,
-    /// Replies dropped on the way to the appliance.
+    /// Probes that reached the reflector, but whose reply did not reach the appliance.
     pub lost_down: u64,
-    /// The median, over the probes, of the time in all links of both ways, in milliseconds.
+    /// The median time that an answered probe and its reply spent in all links, in milliseconds; `None` if no probe was
+    /// answered.
     pub p50_ms: Option<f64>,
-    /// The median, over the probes, of the wait in all queues of both ways, in milliseconds.
+    /// The median time that an answered probe and its reply waited in all queues, in milliseconds; `None` if no probe
+    /// was answered.
     pub queue_ms: Option<f64>,
-    /// The median, over the probes, of the wait in all queues of each [`Way`], in milliseconds.
+    /// The median time that answered probes waited in all queues on the way up, and that their replies waited on the
+    /// way down, in milliseconds; `None` if no probe was answered.
     #[serde(default)]
     pub queue_ways_ms: Option<[f64; 2]>,
 }
@@ -82,19 +84,20 @@ pub(crate) enum RoundTripFate {
     LostUp,
     /// The reply was dropped on the way back, or never sent.
     LostDown,
-    /// The reply arrived. The values are the time in all links of both ways, and the part of that time in queues, by
-    /// [`Way`].
+    /// The reply arrived. The values are the time in all links in both directions, and the part of that time in queues,
+    /// indexed by [`Way`].
     Answered(Duration, [Duration; 2]),
 }
 
 /// The records of each link, in order from the appliance to the reflector; each link has one record for each [`Way`].
 pub type LinkRecords = Vec<[LinkRecord; 2]>;
 
-/// When a probe entered the first link; then its time in all links and, within that, its wait in their queues, or
-/// `None` once a link dropped it.
+/// The passage of a packet through all links of one direction: when it entered the link nearest to the appliance that
+/// it reached; then its time in all links and the part of that time in queues, or `None` if a link dropped it.
 type Transits = (Duration, Option<(Duration, Duration)>);
 
-/// The transit of each probe that matches watch rule `rule` through all links of a way, by the id of the probe.
+/// The passage of each packet that matches watch rule `rule` through all links of direction `way`, by the packet's
+/// identifier.
 fn transits(links: &LinkRecords, rule: usize, way: Way) -> HashMap<u32, Transits> {
     let mut transits = HashMap::<u32, Transits>::new();
     for (at, record) in links.iter().map(|link| &link[way as usize]).enumerate() {
@@ -115,7 +118,8 @@ fn transits(links: &LinkRecords, rule: usize, way: Way) -> HashMap<u32, Transits
     transits
 }
 
-/// The median time that the links took for a packet from the reflector while they were idle; zero without idle probes.
+/// The median time that the links took for a reply from the reflector to the appliance in the idle phase; zero without
+/// such replies.
 fn idle_transit_down(links: &LinkRecords, rule: usize, phases: &[(Load, Duration, Duration)]) -> Duration {
     let idle = phases.iter().find(|(load, ..)| *load == Load::Idle).map(|(_, begun, length)| *begun..*begun + *length);
     let down = transits(links, rule, Way::Down);
@@ -124,7 +128,7 @@ fn idle_transit_down(links: &LinkRecords, rule: usize, phases: &[(Load, Duration
     median_ms(times).map_or(Duration::ZERO, |ms| Duration::from_secs_f64(ms / 1e3))
 }
 
-/// The round trips of the probes that match the watch rule with this number, in the order of entering the first link.
+/// The round trips of the probes that match watch rule `rule`, in the order in which the probes entered the first link.
 pub(crate) fn round_trips(links: &LinkRecords, rule: usize) -> Vec<RoundTrip> {
     let [up, down] = Way::BOTH.map(|way| transits(links, rule, way));
     let trip = |(id, (entered, passed)): (&u32, &Transits)| {
@@ -169,14 +173,14 @@ pub(crate) fn latency(load: Load, trips: &[RoundTrip]) -> ObservedLatency {
     }
 }
 
-/// The records of the last link and of the first link that packets of a way pass.
+/// The records of the last link and of the first link that packets in direction `way` pass; `None` without links.
 fn last_and_first(links: &LinkRecords, way: Way) -> Option<(&LinkRecord, &LinkRecord)> {
     let (first, last) = (links.first()?, links.last()?);
     let (last, first) = if way == Way::Up { (last, first) } else { (first, last) };
     Some((&last[way as usize], &first[way as usize]))
 }
 
-/// The flows in a record that consist of large datagrams.
+/// The UDP flows in a record that carry more than 20 datagrams with a mean payload above 300 bytes.
 fn bulk_datagrams(record: &LinkRecord) -> impl Iterator<Item = &FlowRecord> {
     let is_bulk = |flow: &FlowRecord| flow.with_payload > 20 && flow.payload_bytes / flow.with_payload > 300;
     record
@@ -186,8 +190,8 @@ fn bulk_datagrams(record: &LinkRecord) -> impl Iterator<Item = &FlowRecord> {
         .map(|(_, flow)| flow)
 }
 
-/// What the links did to the large datagrams that travelled this way, whatever they carried. The load of another program
-/// has no mark by which its datagrams could be told from others.
+/// What the links did to the large datagrams in direction `way`; `None` if none entered. Used for the load of other
+/// programs, because no watch rule recognises their datagrams.
 pub(crate) fn datagrams_of_flows(links: &LinkRecords, way: Way) -> Option<ObservedDatagrams> {
     let (last, first) = last_and_first(links, way)?;
     let entered = bulk_datagrams(first).map(|flow| flow.entered).sum::<u64>();
@@ -199,7 +203,8 @@ pub(crate) fn datagrams_of_flows(links: &LinkRecords, way: Way) -> Option<Observ
     (entered > 0).then(|| ObservedDatagrams { entered, dropped, copies: sum(|flow| flow.copies), reordered })
 }
 
-/// What the links did to the datagrams of one stream that travelled this way and match watch rule `rule`.
+/// What the links did to the datagrams in direction `way` that match watch rule `rule`; `None` if none entered. All of
+/// them must belong to one stream.
 pub(crate) fn datagrams(links: &LinkRecords, way: Way, rule: usize) -> Option<ObservedDatagrams> {
     let (last, first) = last_and_first(links, way)?;
     let of = |record: &LinkRecord| record.probes.iter().filter(|one| one.rule == rule).copied().collect::<Vec<_>>();
@@ -219,7 +224,7 @@ pub(crate) fn datagrams(links: &LinkRecords, way: Way, rule: usize) -> Option<Ob
     (entered > 0).then_some(ObservedDatagrams { entered, dropped, copies, reordered })
 }
 
-/// The way that the payload of a direction travels.
+/// The direction of the link in which the payload of a test direction travels.
 pub(crate) fn way(direction: Direction) -> Way {
     match direction {
         Direction::Upload => Way::Up,
@@ -228,8 +233,8 @@ pub(crate) fn way(direction: Direction) -> Way {
 }
 
 impl Observed {
-    /// What the links did during a run with the result `document`. Each entry of `phases` has the load, the begin by
-    /// the link's clock, and the length of a phase.
+    /// Computes what the links did during the run whose result is `document`. Each entry of `phases` is the load of a
+    /// phase, its begin by the link's clock, and its length.
     pub fn of(document: &ResultDocument, phases: &[(Load, Duration, Duration)], links: &LinkRecords) -> Self {
         let trips = round_trips(links, PROBE_RULE);
         let back = idle_transit_down(links, PROBE_RULE, phases);
@@ -264,13 +269,13 @@ impl Observed {
         observed
     }
 
-    /// What the links did to the probes of the phase with this load.
+    /// What the links did to the probes of the phase with this load; `None` if there was no such phase.
     pub fn latency_of(&self, load: Load) -> Option<&ObservedLatency> {
         self.latency.iter().find(|latency| latency.load == load)
     }
 }
 
-/// The round trips that the result counts: the last ones that began before the phase ended.
+/// The round trips that the result counts: the last `measured.sent` ones that began before the phase ended at `until`.
 fn in_window<'a>(trips: &'a [RoundTrip], measured: &LatencyResult, until: Duration) -> &'a [RoundTrip] {
     let end = trips.partition_point(|trip| trip.entered < until);
     &trips[end.saturating_sub(measured.sent as usize)..end]

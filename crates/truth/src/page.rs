@@ -8,14 +8,14 @@ use crate::checks::{self, CHECKS, Check};
 use crate::reading::Reading;
 use crate::record::{Circumstances, OurRecord, PeerRecord, commits};
 
-/// The records of one cell of the matrix.
+/// The records of one cell of the test matrix.
 pub(crate) struct CellRecords {
     pub(crate) cell: Cell,
     pub(crate) ours: Vec<OurRecord>,
     pub(crate) peers: Option<PeerRecord>,
 }
 
-/// A row of a table: one number of one cell, as our programs and the peers reported it.
+/// A row of a table: one number in one cell of the test matrix, as our programs and the other programs reported it.
 struct Row<'a> {
     cell: &'a str,
     what: String,
@@ -25,7 +25,8 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// The reading that missed its tolerance by most; if none missed it, the reading with the largest error.
+    /// The reading of our programs that missed its tolerance by most; if none missed it, the one with the largest
+    /// error. `None` without readings.
     fn worst(&self) -> Option<&Reading> {
         let key = |reading: &Reading| (reading.missed_by(), reading.error().abs());
         self.ours.iter().max_by(|a, b| key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal))
@@ -35,7 +36,8 @@ impl Row<'_> {
         self.ours.iter().filter(|reading| reading.is_met()).count()
     }
 
-    /// The reading of the other program with the smallest error, if that error is smaller than our median error.
+    /// The other program with the smallest error in this row; `None` unless that error is smaller than the median error
+    /// of our programs.
     fn closer_peer(&self, check: &Check) -> Option<Closer<'_>> {
         let mut own = self.ours.iter().map(|reading| share(check, reading).abs()).collect::<Vec<_>>();
         own.sort_unstable_by(f64::total_cmp);
@@ -47,12 +49,13 @@ impl Row<'_> {
     }
 }
 
-/// Another program whose error in a row is smaller than our median error.
+/// Another program whose error in a row is smaller than the median error of our programs.
 struct Closer<'a> {
     peer: &'a Reading,
-    /// Our median error minus the error of the other program, in the unit in which the table shows errors.
+    /// The median error of our programs minus the error of the other program, in the unit in which the table shows
+    /// errors.
     by: f64,
-    /// Whether the error is smaller than that of each of our seeds, too.
+    /// Whether the other program's error is smaller than that of each of our runs (one run for each seed).
     is_beyond_seeds: bool,
 }
 
@@ -65,12 +68,12 @@ impl Closer<'_> {
     }
 }
 
-/// Whether the table shows errors as a share of the truth, as it does for throughput.
+/// Whether the check's table shows errors in percent of the true number, as it does for rates.
 fn is_relative(check: &Check) -> bool {
     check.unit == "Mbit/s"
 }
 
-/// The error of a reading in the unit in which the table shows it.
+/// The error of a reading, in the unit in which the check's table shows it.
 fn share(check: &Check, reading: &Reading) -> f64 {
     in_shown_unit(check, reading, reading.error())
 }
@@ -88,7 +91,8 @@ fn shown(check: &Check, value: f64) -> String {
     }
 }
 
-/// Renders the page. `accuracy` is the result of the emulator's self-measurement, in words.
+/// Renders docs/truth/README.md. `accuracy` describes the accuracy of the emulator on this machine; `None` if it is
+/// unknown.
 pub(crate) fn page(cells: &[CellRecords], accuracy: Option<&str>) -> String {
     let mut page = METHOD.to_owned();
     page.push_str(&runs(cells, accuracy));
@@ -213,7 +217,7 @@ fn summary(tables: &[(&Check, Vec<Row<'_>>)]) -> String {
     text
 }
 
-/// Why another program can be closer to the truth: the name of the check, the program, and the reason.
+/// Why another program can be closer to the truth. Each entry has the name of the check, the program, and the reason.
 const REASONS: &[(&str, &str, &str)] = &[
     (
         checks::THROUGHPUT,
@@ -237,7 +241,7 @@ const REASONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Lists which program is closer in how many rows and by how much, and why.
+/// Lists the programs that are closer to the truth than ours: in how many rows, by how much, and why.
 fn closer(tables: &[(&Check, Vec<Row<'_>>)]) -> String {
     let mut text = "## Where another program is closer, and why\n\n".to_owned();
     let mut is_any = false;

@@ -14,17 +14,17 @@ pub(crate) struct Iperf3Tcp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Iperf3Udp {
     pub(crate) lost: u64,
-    /// The number of reordered datagrams; absent if iperf3 does not report it.
+    /// The number of reordered datagrams; `None` if iperf3 does not report it.
     pub(crate) out_of_order: Option<u64>,
 }
 
-/// Round trips as a program measured them.
+/// The round trips that ping or irtt measured, in summary.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RoundTrips {
     pub(crate) median_ms: f64,
     pub(crate) sent: u64,
     pub(crate) received: u64,
-    /// The shares of packets lost towards the other end and on the way back, if the program reports them.
+    /// The packet loss towards the server and back, in percent; `None` if the program does not report both.
     pub(crate) lost_ways: Option<[f64; 2]>,
 }
 
@@ -55,7 +55,7 @@ fn iperf3(text: &str) -> anyhow::Result<Value> {
     }
 }
 
-/// Parses the output of ping: a line for each reply, and a summary.
+/// Parses the output of ping, which is a line for each reply and a summary.
 pub(crate) fn ping(text: &str) -> anyhow::Result<RoundTrips> {
     let is_duplicate = |line: &&str| line.contains("(DUP!)");
     let time = |line: &str| line.split("time=").nth(1)?.split(' ').next()?.parse::<f64>().ok();

@@ -14,8 +14,8 @@ use crate::peer_output::{self, RoundTrips};
 use crate::reading::Reading;
 use crate::run::{take_records, worst_lateness_ms};
 
-/// The watch rule for packets of irtt: a magic number, flags (none in a request, 2 in a reply, others when it opens or
-/// closes a session), a token, and the sequence number.
+/// The watch rule for requests and replies of irtt. Their header is a magic number, flags (0 in a request, 2 in a
+/// reply), a token and the sequence number. Packets that open or close a session have other flags, and do not match.
 const IRTT: WatchRule = WatchRule {
     transport: Transport::Udp,
     port: Some(2112),
@@ -25,15 +25,15 @@ const IRTT: WatchRule = WatchRule {
     is_load: false,
 };
 
-/// The watch rules for the links' records; the constants below name the positions in this list.
+/// The watch rules of the links while other programs run. [`PING_RULE`] and [`IRTT_RULE`] are indices of this array.
 const RULES: [WatchRule; 2] = [WatchRule::PING, IRTT];
 const PING_RULE: usize = 0;
 const IRTT_RULE: usize = 1;
 
-/// The other programs, each with its Debian package.
+/// The programs that are compared with ours, each with the Debian package that provides it.
 const PROGRAMS: [(&str, &str); 3] = [("iperf3", "iperf3"), ("ping", "iputils-ping"), ("irtt", "irtt")];
 
-/// The duration of a load in seconds, as in the runs of our programs.
+/// The duration of the load of iperf3 in seconds. The runs of our programs use the same duration.
 const SECONDS: u64 = 5;
 
 /// A server process that is killed on drop.
@@ -47,7 +47,7 @@ impl Drop for Server {
     }
 }
 
-/// The numbers that the programs reported in a cell, with the truth.
+/// The result of running iperf3, ping and irtt in one cell of the test matrix.
 #[derive(Debug)]
 pub(crate) struct PeerRun {
     pub(crate) programs: Vec<String>,
@@ -56,13 +56,13 @@ pub(crate) struct PeerRun {
     pub(crate) worst_lateness_ms: f64,
 }
 
-/// The programs that are not installed, each with its Debian package.
+/// Lists which of iperf3, ping and irtt are not installed, each with the Debian package that provides it.
 pub(crate) fn missing() -> Vec<String> {
     let is_missing = |name: &&(&str, &str)| version(name.0).is_none();
     PROGRAMS.iter().filter(is_missing).map(|(name, package)| format!("{name} (Debian: {package})")).collect()
 }
 
-/// The first line of the version that the program prints; `None` if it is not installed.
+/// The first line that the program prints about its version; `None` if it is not installed.
 fn version(program: &str) -> Option<String> {
     let flag = match program {
         "iperf3" => "--version",
@@ -74,7 +74,7 @@ fn version(program: &str) -> Option<String> {
     text.lines().next().map(|line| line.replace("ping from ", ""))
 }
 
-/// Runs every installed program over the links of a scenario.
+/// Runs iperf3, ping and irtt, as far as they are installed, over the links of a scenario.
 pub(crate) fn run(scenario: &Scenario, seed: u64) -> anyhow::Result<PeerRun> {
     let topology = Topology::new(&scenario.hops, seed, &RULES)?;
     let peers = Peers { topology: &topology, scenario, to: topology.reflector_address(scenario.family).to_string() };
@@ -122,7 +122,11 @@ impl Peers<'_> {
         }
         let host = self.topology.reflector();
         let mut child = host.command(program, args);
-        let child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context(program.to_owned())?;
+        let child = child
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot run {program}"))?;
         let server = Server(child);
         match program {
             "irtt" => await_port(host, "-Huln", 2112)?,
@@ -131,7 +135,8 @@ impl Peers<'_> {
         Ok(Some(server))
     }
 
-    /// Starts ping and irtt for this many seconds.
+    /// Starts ping and irtt, as far as they are installed, for this many seconds. Each child comes with the index of
+    /// its watch rule and its name.
     fn probe(&self, seconds: f64) -> anyhow::Result<Vec<(usize, &'static str, Child)>> {
         let count = format!("{}", (seconds * 50.0) as u32);
         let wait = format!("{}", (self.scenario.round_trip_ms() / 1e3 + 2.0).ceil());
@@ -152,7 +157,7 @@ impl Peers<'_> {
             }
             let mut command = self.topology.appliance().command(program, &args);
             let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-            started.push((rule, program, child.context(program)?));
+            started.push((rule, program, child.with_context(|| format!("cannot run {program}"))?));
         }
         Ok(started)
     }
@@ -232,7 +237,7 @@ impl Peers<'_> {
     }
 }
 
-/// The median round trip that the links of an idle path had for the probes of ping; zero without such probes.
+/// The median time that the links of an idle path took for a probe of ping and its reply; zero without such probes.
 fn idle_round_trip(links: &LinkRecords) -> Duration {
     let median = observed::latency(Load::Idle, &observed::round_trips(links, PING_RULE)).p50_ms;
     Duration::from_secs_f64(median.unwrap_or(0.0) / 1e3)
@@ -242,7 +247,8 @@ fn settle() {
     std::thread::sleep(Duration::from_millis(700));
 }
 
-/// Waits until a server listens on a port; `sockets` are the flags of ss(8) for its protocol.
+/// Waits until a server listens on a port; fails after about 2 s. `sockets` are the flags of ss(8) that select the
+/// protocol.
 pub(crate) fn await_port(host: &Namespace, sockets: &str, port: u16) -> anyhow::Result<()> {
     let filter = format!("sport = :{port}");
     for _ in 0..100 {
@@ -251,14 +257,14 @@ pub(crate) fn await_port(host: &Namespace, sockets: &str, port: u16) -> anyhow::
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    anyhow::bail!("no program listens on port {port}")
+    anyhow::bail!("no program listens on port {port} after 2 s")
 }
 
 fn output(child: Child) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&child.wait_with_output()?.stdout).into_owned())
 }
 
-/// Reads the round trips that the programs report. A program that got no answer reports none.
+/// Waits for ping and irtt to end, and parses the round trips that they report. Leaves out a program that reports none.
 fn round_trips(started: Vec<(usize, &'static str, Child)>) -> Vec<(usize, &'static str, RoundTrips)> {
     let read = |(rule, program, child)| {
         let text = output(child).ok()?;
@@ -268,8 +274,8 @@ fn round_trips(started: Vec<(usize, &'static str, Child)>) -> Vec<(usize, &'stat
     started.into_iter().filter_map(read).collect()
 }
 
-/// The rate at which the last link delivered TCP payload in a direction, for this many seconds from the time at which
-/// iperf3 began to count. `round_trip` is the round trip of the idle path.
+/// The rate at which the last link delivered TCP payload, in bit/s, for this many seconds from the time at which iperf3
+/// began to count. `round_trip` is the round trip of the idle path. `None` if no load was delivered.
 fn delivered_bps(links: &LinkRecords, direction: Direction, seconds: f64, round_trip: Duration) -> Option<f64> {
     let last = match way(direction) {
         Way::Up => links.last()?,
@@ -286,8 +292,8 @@ fn delivered_bps(links: &LinkRecords, direction: Direction, seconds: f64, round_
     Some(record.between(from, until).tcp_payload as f64 * 8.0 / seconds)
 }
 
-/// When a link delivered the first payload of the load: of the first of the flows that carried a good part of it. The
-/// control connection of iperf3 carries far less.
+/// When a link delivered the first payload of iperf3's load; `None` without load. Ignores flows that carry less than a
+/// twentieth of the payload, such as iperf3's control connection.
 fn begin_of_load(record: &LinkRecord) -> Option<Duration> {
     const LEAST_PART: u64 = 20;
     let flows = || record.flows.iter().filter(|(key, _)| key.transport == Transport::Tcp).map(|(_, flow)| flow);

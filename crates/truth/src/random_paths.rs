@@ -1,4 +1,4 @@
-//! Creates random paths, compares the reported direction of the queue with the truth on them, and renders the page
+//! Creates random paths, checks on each whether the reported direction of the queue is right, and renders the page
 //! about them. Pure.
 
 use std::fmt::Write as _;
@@ -15,15 +15,15 @@ use crate::record::{OurRecord, commits};
 const RATES: [f64; 2] = [4.0, 200.0];
 /// The longest delay of a path in one direction, in milliseconds.
 const LONGEST_DELAY_MS: f64 = 80.0;
-/// The shortest and the longest queue of a path, in milliseconds.
+/// The shortest and the longest queue of a path, as the time that a full queue takes to be sent, in milliseconds.
 const QUEUES_MS: [f64; 2] = [30.0, 400.0];
 
-/// The path that follows from this seed: three hops of which one is an emulated link. Each direction of the link has
-/// its own rate, delay and queue.
+/// Creates the random path of a seed: three hops, one of which is an emulated link. Each direction of the link has its
+/// own rate, delay and queue.
 pub(crate) fn random_path(seed: u64) -> Cell {
     let mut random = Rng::with_seed(seed);
     let mut direction = || DirectionSettings {
-        // Distributed uniformly in the logarithm: from 4 to 8 is as likely as from 100 to 200.
+        // Uniform in the logarithm: 4 to 8 Mbit/s is as likely as 100 to 200.
         rate_mbit: Some(rounded(RATES[0] * (RATES[1] / RATES[0]).powf(random.f64()))),
         queue_ms: Some(rounded(QUEUES_MS[0] + (QUEUES_MS[1] - QUEUES_MS[0]) * random.f64())),
         delay_ms: rounded(LONGEST_DELAY_MS * random.f64()),
@@ -41,12 +41,12 @@ fn rounded(number: f64) -> f64 {
     (number * 10.0).round() / 10.0
 }
 
-/// The readings that compare the reported direction of the queue with the true one.
+/// Compares the reported direction of the queue with the true one, in each phase with load.
 pub(crate) fn readings(record: &OurRecord, cell: &Cell) -> Vec<Reading> {
     checks::readings_of(SIDE, record, &cell.scenario)
 }
 
-/// Renders the page about the runs on random paths.
+/// Renders docs/truth/random-paths.md, the page about the runs on random paths.
 pub(crate) fn page(runs: &[(Cell, OurRecord)], accuracy: &str) -> String {
     let counted = runs.iter().map(|(cell, record)| (cell, record, readings(record, cell)));
     let counted = counted.filter(|(.., readings)| !readings.is_empty()).collect::<Vec<_>>();

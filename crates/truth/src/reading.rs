@@ -1,13 +1,14 @@
-//! A number that a program reported, with the truth. Pure.
+//! A number that a program reported, with the true number from the link's record. Pure.
 
 use serde::{Deserialize, Serialize};
 
-/// A number that a program reported, with the truth about what the link did.
+/// A number that a program reported, with the true number from the link's record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
-    /// The name of the check that compares the number.
+    /// The name of the check (an entry of `CHECKS`) that compares the reported with the true number.
     pub check: String,
-    /// The part of the run that the number describes, such as `download`.
+    /// The part of the run that the number describes, such as `download`; empty for a number that exists once for each
+    /// run.
     pub what: String,
     /// The program that reported the number.
     pub by: String,
@@ -15,7 +16,7 @@ pub struct Reading {
     pub said: f64,
     /// The true number, from the record of the link.
     pub truth: f64,
-    /// The lowest and the highest number that the tolerance allows.
+    /// The lowest and the highest reported number that the tolerance allows.
     pub allowed: [f64; 2],
 }
 

@@ -1,5 +1,5 @@
-//! The records of runs, one JSON file for each; the page is rendered from them. Pure, except for reading and writing
-//! the files.
+//! The records of runs, from which the pages in docs/truth are rendered. Each record is a JSON file. Pure, except for
+//! reading and writing the files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,54 +13,56 @@ use serde::{Deserialize, Serialize};
 use crate::observed::Observed;
 use crate::reading::Reading;
 
-/// When a run was made, with which build, and what went wrong.
+/// When runs were made, with which build, and what went wrong.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Circumstances {
-    /// When the run began (RFC 3339, UTC).
+    /// When the first attempt began (RFC 3339, UTC).
     pub at: jiff::Timestamp,
     /// The commit from which the programs were built.
     pub commit: String,
-    /// Why earlier attempts at this run were discarded, in order.
+    /// For each discarded attempt, in order, why it was discarded.
     pub discarded: Vec<String>,
-    /// Why there is no result: the cell was refused, or every attempt was discarded or failed.
+    /// Why a run has no result: the emulator is too slow for the cell, or every attempt was discarded. `None` if no run
+    /// lacks a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// How late the latest packet of the run left the link, in milliseconds.
+    /// The longest time for which a link was late, in milliseconds: a packet left after it was due, or the link did not
+    /// look for new packets.
     pub worst_lateness_ms: f64,
 }
 
-/// The commits of some runs, each once.
+/// Lists the distinct commits of these runs, separated by `; `.
 pub(crate) fn commits<'a>(runs: impl Iterator<Item = &'a Circumstances>) -> String {
     let commits = runs.map(|run| run.commit.as_str()).collect::<BTreeSet<_>>();
     // The text of a commit can contain a comma: "…, with changes".
     commits.into_iter().collect::<Vec<_>>().join("; ")
 }
 
-/// The runs of our programs in one cell with one seed.
+/// The runs of our programs in one cell of the test matrix, with one seed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OurRecord {
     /// The name of the cell.
     pub cell: String,
-    /// The seed from which the random decisions of the links follow.
+    /// The seed of the links' random decisions.
     pub seed: u64,
     /// When and how the runs were made.
     pub circumstances: Circumstances,
-    /// The run over TCP, if it has a result.
+    /// The TCP run; `None` if it has no result.
     pub tcp: Option<Run>,
-    /// The run with datagrams, in cells that have one.
+    /// The UDP run; `None` if the cell requires none or the run has no result.
     pub udp: Option<Run>,
 }
 
 /// The result of a run, and what the link did during the run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
-    /// The result document, as `--json` prints it.
+    /// The result document, as `speed-test --json` prints it.
     pub document: ResultDocument,
-    /// What the link did, from its record.
+    /// What the link did to the packets of the run, according to its record.
     pub observed: Observed,
 }
 
-/// The runs of the other programs in one cell.
+/// The runs of iperf3, ping and irtt in one cell of the test matrix.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PeerRecord {
     /// The name of the cell.
@@ -69,7 +71,7 @@ pub struct PeerRecord {
     pub circumstances: Circumstances,
     /// The names and versions of the programs.
     pub programs: Vec<String>,
-    /// The numbers that the programs reported, each with the truth.
+    /// The numbers that the programs reported, each with the true number.
     pub readings: Vec<Reading>,
 }
 
@@ -80,7 +82,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// Uses this folder for records.
+    /// Creates a reader and writer of records in `folder`, which need not exist.
     pub fn new(folder: PathBuf) -> Self {
         Self { folder }
     }
@@ -90,12 +92,12 @@ impl Records {
         &self.folder
     }
 
-    /// Reads the record of our programs for a cell and a seed; `None` if there is none.
+    /// Reads the record of our programs for a cell and a seed; `None` if no such record exists.
     pub fn ours(&self, cell: &str, seed: u64) -> anyhow::Result<Option<OurRecord>> {
         read(&self.our_path(cell, seed))
     }
 
-    /// Reads the record of the other programs for a cell; `None` if there is none.
+    /// Reads the record of iperf3, ping and irtt for a cell; `None` if no such record exists.
     pub fn peers(&self, cell: &str) -> anyhow::Result<Option<PeerRecord>> {
         read(&self.peer_path(cell))
     }
@@ -105,7 +107,7 @@ impl Records {
         write(&self.our_path(&record.cell, record.seed), record)
     }
 
-    /// Writes a record of the other programs to its file.
+    /// Writes a record of iperf3, ping and irtt to its file.
     pub fn write_peers(&self, record: &PeerRecord) -> anyhow::Result<()> {
         write(&self.peer_path(&record.cell), record)
     }
@@ -121,9 +123,9 @@ impl Records {
 
 fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
     match fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).map(Some).with_context(|| path.display().to_string()),
+        Ok(text) => serde_json::from_str(&text).map(Some).with_context(|| format!("cannot parse {}", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 
@@ -135,5 +137,5 @@ fn write(path: &Path, record: &impl Serialize) -> anyhow::Result<()> {
     let unfinished = path.with_extension("unfinished");
     fs::write(&unfinished, text)
         .and_then(|()| fs::rename(&unfinished, path))
-        .with_context(|| path.display().to_string())
+        .with_context(|| format!("cannot write {}", path.display()))
 }

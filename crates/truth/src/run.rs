@@ -12,35 +12,36 @@ use crate::observed::{LinkRecords, Observed};
 use crate::record::Run;
 use crate::watched::{REFLECTOR_PORT, RULES};
 
-/// How long a running test may take to print its next line.
+/// How long a running speed test may take to print its next line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// How long packets may still be on their way after a run, in addition to the round trip.
+/// How long to wait after a run, so that the links also record the packets that are still in a queue.
 const SETTLING: Duration = Duration::from_millis(1500);
 
-/// Both programs, running at the ends of a path.
+/// A paired appliance and reflector, which run at the ends of a path of emulated links.
 #[derive(Debug)]
 pub struct Bed {
-    /// The hosts and links of the path.
+    /// The hosts and links of the path between appliance and reflector.
     pub topology: Topology,
     appliance: Appliance,
     reflector: Reflector,
     scenario: Scenario,
 }
 
-/// A completed run, and why it must be discarded, if it must.
+/// A completed run with the records of its links, and the reason to discard it, if there is one.
 #[derive(Debug)]
 pub struct Finished {
     /// The result of the run, and what the links did.
     pub run: Run,
     /// The records of the links during the run.
     pub links: LinkRecords,
-    /// Why the links did not behave as configured; `None` if they did.
+    /// Why the run must be discarded, such as a link that was late or a test that did not complete; `None` if the run
+    /// is valid.
     pub fault: Option<String>,
 }
 
 impl Bed {
-    /// Starts both programs at the ends of the scenario's path, and pairs them.
+    /// Starts an appliance and a reflector at the ends of the scenario's path, and pairs them.
     pub fn new(scenario: &Scenario, seed: u64) -> anyhow::Result<Self> {
         let topology = Topology::new(&scenario.hops, seed, &RULES)?;
         let any = if scenario.family == Family::Ipv4 { "0.0.0.0" } else { "[::]" };
@@ -52,7 +53,7 @@ impl Bed {
         Ok(Self { topology, appliance, reflector, scenario: scenario.clone() })
     }
 
-    /// Runs a speed test with these additional arguments.
+    /// Runs a speed test in direct mode with these additional arguments, and takes the records of the links.
     pub fn speed_test(&self, args: &[&str]) -> anyhow::Result<Finished> {
         let (overrun, unread) = (self.topology.overrun()?, self.unread()?);
         self.forget();
@@ -94,7 +95,7 @@ impl Bed {
         Ok(sum)
     }
 
-    /// Schedules the scenario's changes for a phase that has begun.
+    /// Schedules the changes of the links that the scenario describes for a phase, when that phase begins.
     fn change(&self, phase: Load) {
         let name = match phase {
             Load::Idle => "idle",
@@ -125,18 +126,20 @@ impl Bed {
     }
 }
 
-/// Takes the records of all links of this path, which then begin new ones.
+/// Takes the records of all links of a path. Each link then begins a new record.
 pub(crate) fn take_records(topology: &Topology) -> LinkRecords {
     topology.links.iter().map(|link| Way::BOTH.map(|way| link.take_record(way))).collect()
 }
 
-/// How late the latest packet in these records left its link, in milliseconds.
+/// The longest time for which a link was late, in milliseconds: a packet left after it was due, or the link did not
+/// look for new packets.
 pub(crate) fn worst_lateness_ms(links: &LinkRecords) -> f64 {
     let worst = |record: &LinkRecord| record.lateness.worst.max(record.longest_turn).as_secs_f64() * 1e3;
     links.iter().flatten().map(worst).fold(0.0, f64::max)
 }
 
-/// The sum of the counters of datagrams dropped because of full receive buffers (proc_net(5)).
+/// Sums the kernel's counters of datagrams that were dropped because a receive buffer was full. `counters` is the
+/// content of /proc/net/snmp and /proc/net/snmp6.
 fn unread_datagrams(counters: &str) -> u64 {
     let mut udp = counters.lines().filter_map(|line| line.strip_prefix("Udp: ")).map(|line| line.split(' '));
     let v4 = udp.next().zip(udp.next()).into_iter().flat_map(|(names, values)| names.zip(values));

@@ -1,12 +1,12 @@
-//! The packets of our programs that the links watch, and by what a link recognises them. Pure.
+//! The watch rules by which an emulated link recognises packets of our programs. Pure.
 
 use emulator::{Transport, WatchRule};
 
 /// The port on which the reflector listens.
 pub(crate) const REFLECTOR_PORT: u16 = 4000;
 
-/// The watch rule for the latency probes of our programs (docs/protocol.md, "Latency probes"): the version and the kind
-/// of a probe or of its reply, and the offset of the sequence number.
+/// The watch rule for latency probes of our programs and their replies (docs/protocol.md, "Latency probes"). A prefix
+/// is the version and the kind of the packet; `id_at` is the offset of the sequence number.
 const OUR_PROBES: WatchRule = WatchRule {
     transport: Transport::Udp,
     port: None,
@@ -16,8 +16,8 @@ const OUR_PROBES: WatchRule = WatchRule {
     is_load: false,
 };
 
-/// The watch rule for the messages of the control connection, which are no load. It matches their segments, and takes any
-/// four bytes as the identifier, because they are not followed one by one.
+/// The watch rule for TCP segments of the control connection, which are no load. These segments are not tracked one by
+/// one, so any four bytes of the payload serve as the identifier.
 const CONTROL: WatchRule = WatchRule {
     transport: Transport::Tcp,
     port: Some(REFLECTOR_PORT),
@@ -27,8 +27,8 @@ const CONTROL: WatchRule = WatchRule {
     is_load: false,
 };
 
-/// The watch rule for the datagrams of the engine udp (docs/protocol.md, "Bulk datagrams"): the version and the kind of a
-/// bulk datagram, and the offset of the last four bytes of its sequence number.
+/// The watch rule for the datagrams of the engine `udp` (docs/protocol.md, "Bulk datagrams"). A prefix is the version
+/// and the kind of the datagram; `id_at` is the offset of the last four bytes of its sequence number.
 const BULK: WatchRule = WatchRule {
     transport: Transport::Udp,
     port: None,
@@ -38,9 +38,9 @@ const BULK: WatchRule = WatchRule {
     is_load: true,
 };
 
-/// What is watched in a run of our programs. The constants below are positions in this list.
+/// The watch rules of the links in a run of our programs. [`PROBE_RULE`] and [`BULK_RULE`] are indices of this array.
 pub(crate) const RULES: [WatchRule; 3] = [OUR_PROBES, CONTROL, BULK];
-/// The position of the rule for the latency probes.
+/// The index in [`RULES`] of the rule for latency probes.
 pub(crate) const PROBE_RULE: usize = 0;
-/// The position of the rule for the datagrams of the engine udp.
+/// The index in [`RULES`] of the rule for datagrams of the engine `udp`.
 pub(crate) const BULK_RULE: usize = 2;

@@ -1,4 +1,4 @@
-//! Results beside what an emulated link did: exact counts and signs only. script/lab judges the tolerances.
+//! Compares results with what an emulated link did: exact counts and signs only. `script/lab` checks the tolerances.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,18 +9,20 @@ use paramedic_report::document::ResultDocument;
 use truth::cells;
 use truth::run::{Bed, Finished};
 
-/// One test after the other: together they would make the links late.
+/// Held by the running test, because concurrent tests would make the links late.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// How often a run is tried in which the link was late.
+/// How many runs a test makes before it is skipped, if the emulated link is late in each.
 const TRIES: u64 = 3;
 
-/// Runs a test over a cell until the link was not late, and judges it. Prints SKIPPED if it always was.
+/// Runs a speed test in the cell `name` until the link was not late, and passes the run to `judge`. Prints SKIPPED if
+/// the link was late in all [`TRIES`] runs.
 fn judge(name: &str, args: &[&str], judge: impl Fn(&Finished)) {
     judge_on(name, &cells::named(name).unwrap().scenario, args, judge);
 }
 
-/// The same over a path that is no cell.
+/// Runs a speed test over `scenario` until the link was not late, and passes the run to `judge`. Prints SKIPPED if the
+/// link was late in all [`TRIES`] runs.
 fn judge_on(name: &str, scenario: &Scenario, args: &[&str], judge: impl Fn(&Finished)) {
     if !may_run() {
         return;
@@ -38,7 +40,7 @@ fn judge_on(name: &str, scenario: &Scenario, args: &[&str], judge: impl Fn(&Fini
     eprintln!("SKIPPED: {name}: the link was late in {TRIES} runs");
 }
 
-/// Prints SKIPPED without root.
+/// Whether the test runs as root. Prints SKIPPED if not.
 fn may_run() -> bool {
     let may = std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
     if !may {
@@ -51,7 +53,7 @@ fn p50_us(result: &ResultDocument, load: Load) -> u64 {
     result.latency.of(load).and_then(|latency| latency.rtt_us?.p50).unwrap_or_else(|| panic!("{load:?}: {result:#?}"))
 }
 
-/// The counts of datagrams are those of the link.
+/// Asserts that the result counts the same lost, duplicated and reordered datagrams as the link.
 fn counts_are_exact(finished: &Finished) {
     let document = &finished.run.document;
     for direction in [Direction::Download, Direction::Upload] {
@@ -74,7 +76,7 @@ fn a_clean_line_loses_nothing_is_not_exceeded_and_its_queue_is_seen() {
         let result = &finished.run.document;
         let idle = result.latency.idle.as_ref().unwrap();
         assert_eq!((idle.received, idle.duplicates), (idle.sent, 0), "{idle:#?}");
-        // Set: 20 ms. What the host adds may be long, but cannot be negative.
+        // The link is set to 20 ms. What the host adds may be long, but cannot be negative.
         assert!(p50_us(result, Load::Idle) >= 20_000, "{idle:#?}");
         for (load, direction, mbit) in
             [(Load::Download, Direction::Download, 100), (Load::Upload, Direction::Upload, 10)]
@@ -117,7 +119,8 @@ fn reordered_and_duplicated_datagrams_are_counted_exactly() {
     });
 }
 
-/// A line of 20 Mbit/s each way and a round trip of 20 ms that changes one second after the download began.
+/// A link of 20 Mbit/s in each direction and a round trip of 20 ms, which changes two seconds after the download began.
+/// `up` and `down` are the new settings in TOML.
 fn changing(up: &str, down: &str) -> Scenario {
     let text = format!(
         "title = \"a line that changes\"\n[[hop]]\n\

@@ -133,7 +133,8 @@ fn legend() -> String {
     )
 }
 
-/// Renders a bar up to the median, whiskers from the lowest to the highest value, and the median as text behind both.
+/// Renders a bar up to the median, whiskers from the lowest to the highest value, and the median as text to the right
+/// of both.
 fn bar(class: &str, spread: &Spread, y: f64, x: &impl Fn(f64) -> f64) -> String {
     let (start, end) = (x(0.0), x(spread.median));
     let (low, high) = (x(spread.lowest), x(spread.highest));
@@ -167,7 +168,7 @@ fn described(title: &str, cells: &[Bars]) -> String {
     format!("{title}. {}", cells.iter().map(cell).collect::<Vec<_>>().join("; "))
 }
 
-/// The distance between two ticks of the axis: 1, 2 or 5 times a power of ten, so that there are four to nine ticks.
+/// The distance between two ticks of the axis: 1, 2 or 5 times a power of ten, so that there are five to nine ticks.
 fn tick(highest: f64) -> f64 {
     let power = 10_f64.powf(highest.max(1.0).log10().floor());
     [0.1, 0.2, 0.5, 1.0].map(|part| part * power).into_iter().find(|step| highest / step <= 8.0).unwrap_or(2.0 * power)

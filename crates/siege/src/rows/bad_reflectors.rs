@@ -9,13 +9,14 @@ use crate::attack::in_parallel;
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// The number of scripts that run at the same time; most of them only wait.
+/// The number of scripted false reflectors that run at the same time. Most of them only wait.
 const AT_ONCE: usize = 32;
-/// Extra time for each command, for a loaded machine.
+/// The time that a command may take beyond its normal limit, because the machine may be loaded.
 const SLACK: Duration = Duration::from_secs(12);
-/// The short form runs one script out of this many.
+/// The short form of the siege runs one script in this many.
 const ONE_OF: usize = 10;
-/// The short form omits scripts that may take longer than this because they wait in a queue.
+/// The short form of the siege omits scripts that may take longer than this, because they make the appliance wait in a
+/// queue.
 const LONGEST_SHORT: Duration = Duration::from_secs(20);
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -44,7 +45,8 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// The commands to run against a script: all, or in the short form only the first.
+/// Returns the appliance commands to run against a scripted reflector: all of them, or only the first in the short
+/// form.
 fn asked(scale: Scale, script: &Script) -> impl Iterator<Item = (&Script, Asked)> {
     let all = script.asked();
     all.iter().take(scale.of(all.len(), 1)).map(move |asked| (script, *asked))

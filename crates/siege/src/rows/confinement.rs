@@ -1,5 +1,5 @@
-//! What confines the reflector and the iperf3 process that it starts: the exposure of the systemd unit as systemd
-//! counts it, and the restrictions that the kernel reports for a running iperf3 process of a session. The tests of
+//! What confines the reflector and the iperf3 process that it starts: the exposure of the systemd unit as systemd rates
+//! it, and the restrictions that the kernel reports for a running iperf3 process of a session. The tests of
 //! `paramedic-iperf3` (`sandbox.rs`) try which system calls such a process can make.
 
 use std::fs;
@@ -49,7 +49,7 @@ fn exposure() -> anyhow::Result<Option<f64>> {
         output => output?,
     };
     let printed = String::from_utf8_lossy(&output.stdout);
-    let found = exposure_in(&printed).with_context(|| format!("no exposure in the output: {output:?}"))?;
+    let found = exposure_in(&printed).with_context(|| format!("systemd-analyze printed no exposure: {output:?}"))?;
     Ok(Some(found))
 }
 
@@ -59,7 +59,7 @@ fn exposure_in(printed: &str) -> Option<f64> {
     line.rsplit_once(": ")?.1.split(' ').next()?.parse().ok()
 }
 
-/// Reads `/proc/PID/status` of the iperf3 process of a running session; `None` without iperf3.
+/// Reads `/proc/PID/status` of the iperf3 process of a running session; `None` if iperf3 is not installed.
 fn child_of_the_lane() -> anyhow::Result<Option<String>> {
     if !Command::new("iperf3").arg("--version").output().is_ok_and(|output| output.status.success()) {
         return Ok(None);

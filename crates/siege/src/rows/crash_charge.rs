@@ -11,16 +11,15 @@ use rustix::process::{Pid, Signal};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// The rates of the sessions that are killed, as the option `-b` takes them; `None`: as fast as the link.
+/// The rates of the tests during which the reflector is killed: a label, and the value of `-b` (`None`: no rate limit).
 const RATES: [(&str, Option<&str>); 3] = [("5 Mbit/s", Some("5M")), ("1 Gbit/s", Some("1G")), ("full speed", None)];
-/// The reflector may charge this many bytes more than flowed before a crash, or twice the fastest second if that is
-/// more.
+/// The excess that is always accepted, in bytes: how much more than the flowed bytes the reflector may charge after a
+/// crash. Twice the bytes of the fastest second are accepted, too.
 const SMALLEST_SURGE: u64 = 16 << 20;
 /// The latest moment of a kill, in milliseconds after the bytes began to flow.
 const LAST_KILL: u64 = 2_500;
-/// The tolerance of the comparison, in bytes: for payload on the interface that does not belong to the session's data
-/// (the link, its handshake, probes), and for what an end had written to its socket, or had not read from it, when it
-/// was killed.
+/// The tolerance of the comparison, in bytes. It covers payload on the interface that is not data of the session (the
+/// link, its handshake, probes), and data that was still in the buffers of a socket when the reflector was killed.
 const SLACK: u64 = 8_000_000;
 /// The bytes of the headers of a data packet on the veth link: Ethernet, IPv4, and TCP with timestamps.
 const HEADERS: u64 = 14 + 20 + 32;
@@ -138,7 +137,7 @@ fn charged(reflector: &Reflector) -> u64 {
     reflector.status()["sessions"]["bytes_today"].as_u64().unwrap_or_default()
 }
 
-/// The payload bytes that the interface in the network namespace of this process has sent or received.
+/// The payload bytes that `eth0` in the network namespace of this process has sent (`is_sent`) or received.
 fn payload(process: Pid, is_sent: bool) -> anyhow::Result<u64> {
     let table = std::fs::read_to_string(format!("/proc/{}/net/dev", process.as_raw_nonzero()))?;
     let line =

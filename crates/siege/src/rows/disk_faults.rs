@@ -33,8 +33,8 @@ struct Fault {
     from: u64,
     calls: u64,
     error: Errno,
-    /// Whether the fault lasts until the test ends it. The test then requests no write: the reflector must detect by
-    /// itself that it can write again.
+    /// Whether calls fail until the check ends the fault. If true, the check requests no write afterwards: the
+    /// reflector must detect by itself that it can write again.
     stays: bool,
 }
 
@@ -72,8 +72,8 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// The faults of the test: each of the first 300 calls with each error, then runs of two to six calls from each of them
-/// on, then lasting faults. The short form has a selection of each kind.
+/// The faults of the test: each of the first 300 calls with each error, then runs of two to six failing calls that
+/// begin at each of these calls, then lasting faults. The short form has a selection of each kind.
 fn faults(scale: Scale) -> Vec<Fault> {
     let errors = [Errno::IO, Errno::NOSPC];
     let step = scale.of(1, 40);
@@ -163,7 +163,7 @@ fn build(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
         Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
     match built {
         Ok(status) => {
-            ensure!(status.success(), "cc cannot build the library");
+            ensure!(status.success(), "cc cannot compile faults.c: see its output above");
             Ok(Some(library))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -179,10 +179,11 @@ fn campaign(library: &Path, faults: &[Fault]) -> anyhow::Result<Played> {
         let path = reflector.home().join("faults");
         let control = Control::at(&path)?;
         let mut reflector = reflector
-            .with_variable("LD_PRELOAD", library.to_str().context("a path is not UTF-8")?)
-            .with_variable("FAULTS_CONTROL", path.to_str().context("a path is not UTF-8")?);
+            .with_variable("LD_PRELOAD", library.to_str().context("the path of the library is not UTF-8")?)
+            .with_variable("FAULTS_CONTROL", path.to_str().context("the path of the control file is not UTF-8")?);
         let state = reflector.state();
-        reflector = reflector.with_variable("FAULTS_FOLDER", state.to_str().context("a path is not UTF-8")?);
+        reflector = reflector
+            .with_variable("FAULTS_FOLDER", state.to_str().context("the path of the state folder is not UTF-8")?);
         reflector.start()?;
         let client = Client::paired_with(&reflector)?;
         let mut books = Books::default();

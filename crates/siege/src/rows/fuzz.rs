@@ -55,7 +55,7 @@ fn changed_seeds() -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// Describes the failure, with the file that holds the input, if the target fails on the input.
+/// Runs the target on the input. If the target fails, returns its name and the path of a file with the input.
 fn failure(target: &Target, input: &[u8]) -> Option<String> {
     std::panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input))).err()?;
     let file = std::env::temp_dir().join(format!("fuzz-{}-{}", target.name, std::process::id()));

@@ -99,14 +99,13 @@ impl Foreign {
     }
 }
 
-/// The goodput of a whole test in bit/s, without excluding the ramp-up: the attack begins with the test, so excluding
-/// it would hide a part of the attack.
+/// The goodput of a whole test in bit/s. It includes the ramp-up, because the attack begins with the test.
 fn goodput(appliance: &Appliance, seconds: &str) -> anyhow::Result<f64> {
     let test =
         ["-t", seconds, "-O", "0", "--idle", "0", "--download", "--probe-interval", "0", "--data-mode", "direct"];
     let outcome = appliance.speed_test(&test);
     anyhow::ensure!(outcome.code == 0, "a test failed: {outcome:?}");
-    outcome.result().download.map(|download| download.goodput_bps as f64).context("no goodput")
+    outcome.result().download.map(|download| download.goodput_bps as f64).context("the result has no download")
 }
 
 fn median(values: &mut [f64]) -> f64 {

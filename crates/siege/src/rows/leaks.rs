@@ -16,9 +16,9 @@ use crate::target::{HOME, Target, granted, peer_of, request};
 
 /// The number of sessions that run at the same time.
 const THREADS: usize = 4;
-/// The number of threads for blocking work that the runtime may keep: as many as sessions may end at the same time,
-/// because the end of each session waits for its probe thread. Blocking work once a second prevents these threads from
-/// expiring.
+/// The number of threads for blocking work that the runtime may keep: one for each session that can end at the same
+/// time, because the end of a session waits for its probe thread. These threads do not expire, because the reflector
+/// does some blocking work every second.
 const KEPT_THREADS: u64 = 8;
 /// The duration of a session's only phase, in milliseconds.
 const PHASE_MS: u32 = 250;

@@ -1,4 +1,4 @@
-//! Causes refusals without end: log and audit log must stay small, and the reflector must count every refusal.
+//! Causes very many refusals: log and audit log must stay small, and the reflector must count every refusal.
 
 use std::io::{Read, Write};
 

@@ -15,15 +15,15 @@ use crate::measured::Measured;
 use crate::observe::{cpu, descriptors, mib, rss};
 use crate::scale::Scale;
 
-/// The number of connections that send nothing or little; [`ASKING`] is the number of threads that send requests as
-/// fast as they can.
+/// The number of connections that send nothing, or only a byte now and then. Besides them, [`ASKING`] threads send
+/// requests as fast as they can.
 const SILENT: usize = 100;
 const ASKING: usize = 4;
 /// The number of connections that the metrics listener may have open at once.
 const MOST_OPEN: usize = 8;
 /// The largest accepted growth of memory, in bytes.
 const MOST_MEMORY: u64 = 4 << 20;
-/// The largest share of a core that the flood may use, in addition to what a test uses by itself.
+/// The largest share of a core that the reflector may use during the flood while no test runs.
 const MOST_CPU: f64 = 0.05;
 /// How soon after the flood the metrics must be served again.
 const SERVES_AGAIN: Duration = Duration::from_secs(6);
@@ -33,7 +33,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let mut reflector = Reflector::serve(&[("METRICS_LISTEN", "127.0.0.1:0")]);
     let place = place(&reflector)?;
     let appliance = Appliance::new().pair(&reflector, reflector.address());
-    anyhow::ensure!(scraped(place).is_some(), "no metrics before the flood");
+    anyhow::ensure!(scraped(place).is_some(), "the reflector served no metrics before the flood");
     let pid = reflector.process().pid();
     let (memory, open) = (rss(pid)?, descriptors(pid)?);
     let until = Until::at_most(watched * 4 + Duration::from_secs(30));

@@ -29,8 +29,8 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// The text of the promise, as the table shows it.
     pub(crate) promise: &'static str,
-    /// Checks the promise. Every thread, process and namespace that the row creates must end with it. A panic or an
-    /// error counts as a missed promise.
+    /// Checks the promise. Every thread, process and namespace that the row creates must be gone when the row ends. A
+    /// panic or an error counts as a missed promise.
     pub(crate) play: fn(Scale) -> anyhow::Result<Measured>,
 }
 

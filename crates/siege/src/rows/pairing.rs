@@ -158,7 +158,8 @@ impl Write for Tee<'_> {
     }
 }
 
-/// Serves one connection of the appliance as a man in the middle with its own key. Records everything that it receives.
+/// Serves one connection of the appliance as a man in the middle with its own key. Records everything that it receives,
+/// and returns the decrypted part.
 fn stand_between(socket: TcpStream, config: &Arc<ServerConfig>, seen: &mut Seen) -> io::Result<Vec<u8>> {
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;

@@ -16,16 +16,16 @@ use crate::scale::Scale;
 const REQUESTS: u64 = 64;
 /// The number of threads that send the requests of a race.
 const THREADS: u64 = 8;
-/// The reflector's limits, up to which the racing requests are granted.
+/// The limit of concurrent tests in a race. Like the limits below, no number of racing requests may exceed it.
 const SLOTS: u32 = 5;
 const TESTS_AN_HOUR: u32 = 3;
 const BYTES_A_DAY: u64 = 1_000_000_000;
 const PORTS: std::ops::RangeInclusive<u16> = 5201..=5203;
 /// The bytes of the headers of a data packet on the veth link: Ethernet, IPv4, and TCP with timestamps.
 const HEADERS: u64 = 14 + 20 + 32;
-/// The charged bytes may differ from the interface's bytes by one part in this many.
+/// The precision of the charge: it may differ from the bytes on the interface by one part in this many (200: 0.5 %).
 const CHARGE_PARTS: u64 = 200;
-/// How many intervals of a test pass before the kill, and how long one is.
+/// The number of intervals of a test that pass before the kill. Each lasts [`INTERVAL_MS`].
 const INTERVALS_BEFORE_KILL: u32 = 10;
 const INTERVAL_MS: u64 = 100;
 
@@ -147,7 +147,7 @@ fn charge(measured: &mut Measured) -> anyhow::Result<()> {
         let (before, charged_before) = (counted(), charged());
         let test = [&format!("--{direction}"), "-t", "2", "-P", "4", "--idle", "0", "--probe-interval", "0"];
         let outcome = appliance.speed_test(&test);
-        anyhow::ensure!(outcome.code == 0, "{outcome:?}");
+        anyhow::ensure!(outcome.code == 0, "a test failed: {outcome:?}");
         let (after, charge) = (counted(), charged() - charged_before);
         let result = outcome.json();
         let number = |name: &str| result[direction][name].as_u64().unwrap_or_default();
@@ -168,7 +168,7 @@ fn kill(measured: &mut Measured) -> anyhow::Result<()> {
     let mut reflector = Reflector::serve(&[("MAX_BYTES_PER_DAY", "10GB"), ("MAX_TESTS_PER_HOUR", "3")]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let first = appliance.speed_test(&["-t", "0.5", "--idle", "0.1", "-b", "100M"]);
-    anyhow::ensure!(first.code == 0, "{first:?}");
+    anyhow::ensure!(first.code == 0, "the first test failed: {first:?}");
     let test = ["speed-test", "--json-stream", "-t", "30", "--idle", "0.1", "--download", "-b", "100M"];
     let charged = |reflector: &Reflector| {
         let status = reflector.status();

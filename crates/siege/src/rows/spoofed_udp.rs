@@ -16,8 +16,7 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::{HOME, Target, granted, peer_of, request};
 
-/// The length of a probe in bytes, followed by the offset and the length of its tag (docs/protocol.md, "Latency
-/// probes").
+/// The length of a probe in bytes; [`TAG_AT`] is the offset of its tag (docs/protocol.md, "Latency probes").
 const PROBE: usize = 96;
 const TAG_AT: usize = PROBE - TAG_LEN;
 /// A source address other than that of the session's device.
@@ -94,7 +93,9 @@ fn forge(name: &str, mode: &str, count: u32, measured: &mut Measured) -> anyhow:
     link.hear_a("started")?;
     let port = match mode {
         "tunneled" => target.address.port(),
-        _ => grant["data_port"].as_u64().and_then(|port| u16::try_from(port).ok()).context("no port was granted")?,
+        _ => {
+            grant["data_port"].as_u64().and_then(|port| u16::try_from(port).ok()).context("the grant names no port")?
+        }
     };
     let at = SocketAddr::from((host, port));
     let socket = |from: IpAddr| -> io::Result<UdpSocket> {

@@ -28,7 +28,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
         .map_err(|bad| anyhow::anyhow!("the unchanged log fails verification: {bad}"))?;
     ensure!(
         verified.iter().all(|chain| chain.lines > 0 && chain.segments == 1),
-        "not one file with lines for each chain: {verified:?}"
+        "a chain does not consist of one file with lines: {verified:?}"
     );
 
     let mut measured = Measured::default();

@@ -77,7 +77,8 @@ impl Ground {
         Ok(Some(Self { reflector, target, address, known, peer, home, new, far, _hosts: hosts }))
     }
 
-    /// Restarts the reflector after making its known prefixes a week older. Returns whether the database had any.
+    /// Restarts the reflector after making the known address prefixes in its database a week older. Returns whether the
+    /// database had any.
     pub(super) fn age_a_week(&mut self) -> anyhow::Result<bool> {
         self.reflector.process().signal(rustix::process::Signal::TERM);
         self.reflector.process().wait(Duration::from_secs(30))?;
@@ -120,7 +121,7 @@ fn route(hosts: &TwoHosts) -> anyhow::Result<()> {
     let (near, far) = (&hosts.near, &hosts.far);
     let ip = |args: &[&str]| -> anyhow::Result<()> {
         let output = Command::new("ip").args(args).output()?;
-        ensure!(output.status.success(), "ip {args:?}: {output:?}");
+        ensure!(output.status.success(), "`ip` failed with {args:?}: {output:?}");
         Ok(())
     };
     for net in ["fd97::/16", "fd98::/16"] {

@@ -22,16 +22,17 @@ use crate::target::{granted, request};
 #[derive(Clone, Copy)]
 struct Flood {
     name: &'static str,
-    /// Whether the attack comes from an IPv6 /56 between two hosts instead of over loopback.
+    /// Whether the attack uses IPv6 addresses of one /56, between two hosts. If false, it uses IPv4 over loopback.
     v6: bool,
     attack: Attack,
 }
 
 #[derive(Clone, Copy)]
 enum Attack {
-    /// A number of connections from a number of addresses that send nothing, or a byte per second each.
+    /// Connections from this many addresses. Each connection sends nothing, or one byte per second if `trickles` is
+    /// true.
     Crowd { connections: usize, addresses: usize, trickles: bool },
-    /// Complete handshakes from one address, this many at a time.
+    /// Complete TLS handshakes from one address; the number is how many run at the same time.
     Handshakes(usize),
 }
 
@@ -56,7 +57,7 @@ const FLOODS: [Flood; 4] = [
 
 /// The longest duration of an attack; it ends earlier when the tests are done.
 const LONGEST: Duration = Duration::from_secs(240);
-/// How long an appliance with a new prefix retries.
+/// How long an appliance with a new address prefix retries its test.
 const NEW_WITHIN: Duration = Duration::from_secs(30);
 const SLOWEST_GRANT: Duration = Duration::from_millis(250);
 const MOST_RSS: u64 = 48 << 20;
@@ -122,7 +123,7 @@ fn withstand(scale: Scale, flood: Flood, ground: &mut Ground, measured: &mut Mea
     Ok(())
 }
 
-/// Runs the attack until its end. Returns the number of its connections.
+/// Runs an attack until `until` is over. Returns the number of connections that it opened.
 fn attack(attack: Attack, ground: &Ground, until: &Until) -> u64 {
     if let Some(netns) = &ground.far {
         enter_netns(netns).expect("the attackers' namespace");

@@ -120,8 +120,8 @@ fn refused(name: impl Into<String>, attempt: impl Fn(IpAddr) -> io::Result<Got> 
     Kind { name: name.into(), attempt: Box::new(attempt), expected: Expected::Refused }
 }
 
-/// What a client presents: the name of the forgery, the keys or certificates, the signing key, and whether they are raw
-/// public keys.
+/// What a client presents: the name of the forgery, the keys or certificates, the signing key, and whether the client
+/// presents raw public keys.
 type Shown = (&'static str, Vec<Vec<u8>>, Arc<dyn SigningKey>, bool);
 
 /// Attempts that misuse the public key of a peer, or that present no valid key.
@@ -207,7 +207,7 @@ fn protocols(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     Ok(kinds.collect())
 }
 
-/// Attempts to open a data connection with the preamble of another session.
+/// Attempts to open a data connection with a preamble that is not valid for the client's key.
 fn data(reflector: &Reflector, target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     let mut link = target.welcomed(HOME, peer)?;
     let (session, _) = granted(&mut link, &request("tunneled", 1000))?;

@@ -40,13 +40,13 @@ struct Kind {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expected {
-    /// The answer is exactly the frame that every unpaired key receives.
+    /// The expected answer is exactly the frame that every unpaired key receives.
     NotPaired(Class),
-    /// The answer has no byte inside TLS, or is exactly the frame that every unpaired key receives.
+    /// The expected answer has no byte inside TLS, or is exactly the frame that every unpaired key receives.
     Refused,
 }
 
-/// The classes of unpaired keys.
+/// The classes of unpaired keys: a key that was never a peer, and the key of a removed peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Class {
     Unknown,
