@@ -144,7 +144,7 @@ impl Scenario {
         directions.map(|direction| direction.delay_ms).sum()
     }
 
-    /// The settings of each hop that has some in this direction, in the order of the path.
+    /// The settings for this direction, hop by hop along the path. Leaves out hops that have none.
     pub fn directions(&self, way: Way) -> impl Iterator<Item = &DirectionSettings> {
         self.hops.iter().filter_map(move |hop| hop.direction(way))
     }

@@ -57,7 +57,7 @@ enum Command {
     Health(health::Args),
     /// Inspect this installation without measuring; exit code 1 if it finds a problem
     Doctor(Box<doctor::Args>),
-    /// Measure the highest data rates of this host, and find what limits them; takes less than a minute
+    /// Measure the highest data rates of this host, and find what limits them; takes less than a minute by default
     SelfTest {
         /// Duration of each measurement: seconds, or a duration such as 500ms
         #[arg(short = 't', long = "time", value_name = "SECS", default_value = "2", value_parser = self_test::parse_each)]

@@ -94,7 +94,8 @@ impl Mailbox {
         Ok(sent.copied().zip(left_ns))
     }
 
-    /// Makes the kernel no longer report arrival times and local addresses for `socket`. Only a mailbox uses them.
+    /// Stops the kernel from reporting arrival times and local addresses for `socket`, because only a mailbox needs
+    /// them.
     pub(crate) fn close(socket: &UdpSocket) {
         // Best effort: the metadata only costs time.
         setsockopt(socket, sockopt::ReceiveTimestampns, &false).ok();

@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// Inspect only this device, without connecting to reflectors
     #[arg(long)]
     offline: bool,
-    /// Also write the diagnosis, facts of the host and configuration to FILE, to attach to a bug report
+    /// Also write FILE for a bug report: the diagnosis, the configuration, and facts about the host
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
     /// Replace addresses, names and Endpoint IDs in the file of --bundle by placeholders

@@ -300,7 +300,7 @@ const OPERATIONS: &[Operation] = &[
         ..change(
             "post",
             "/rules/preview",
-            "When an alert rule would have fired in the last 30 days; saves nothing",
+            "When an alert rule would have fired in the last 30 days (14 days for a metric of a monitor); saves nothing",
             of::<PreviewAnswer>,
         )
     },

@@ -23,7 +23,7 @@ pub(super) struct Args {
     /// Print one JSON document
     #[arg(long)]
     pub(super) json: bool,
-    /// Also write the diagnosis, facts of the host, configuration and status to FILE, to attach to a bug report
+    /// Also write FILE for a bug report: the diagnosis, the configuration, the status, and facts about the host
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
     /// Replace addresses, names and Endpoint IDs in the file of --bundle by placeholders

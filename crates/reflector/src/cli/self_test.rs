@@ -68,8 +68,8 @@ fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest
             Exit::Interrupted,
             "interrupted",
             "the self-test has no result",
-            "it was interrupted by Ctrl-C or SIGTERM",
-            "run it again; it takes less than a minute",
+            "Ctrl-C or a signal interrupted the self-test",
+            "run the self-test again; with the default -t it takes less than a minute",
         )
     })
 }

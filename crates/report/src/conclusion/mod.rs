@@ -15,7 +15,7 @@ use crate::document::{LimitCause, QueueSide};
 use crate::lines::Tone;
 use crate::quantity;
 use crate::stats::{self, Grade, Statement};
-use rates::Claim;
+use rates::RateClaim;
 
 pub use loss::{LossKind, LossSeen};
 
@@ -224,7 +224,7 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
 
 /// The sentence about the directions whose rate is only a lower limit, because nothing showed that the line was full.
 fn without_full_line(seen: &Observations) -> String {
-    let is_lacking = |speed: &&Speed| speed.lacks_full_line() && speed.claim(seen.may_claim()) == Claim::AtLeast;
+    let is_lacking = |speed: &&Speed| speed.lacks_full_line() && speed.claim(seen.may_claim()) == RateClaim::AtLeast;
     let lacking = seen.speeds.iter().filter(is_lacking).collect::<Vec<_>>();
     let of = match lacking.as_slice() {
         [] => return String::new(),

@@ -39,7 +39,7 @@ pub(super) fn clause(speeds: &[Speed], may_claim: bool) -> Option<String> {
 
 /// What the clause about the rates claims about the line in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Claim {
+pub(super) enum RateClaim {
     /// Nothing: the rate is only what the test measured.
     Measured,
     /// The line carries this rate, and perhaps more.
@@ -48,7 +48,7 @@ pub(super) enum Claim {
     Carries,
 }
 
-impl Claim {
+impl RateClaim {
     fn verb(self) -> &'static str {
         match self {
             Self::Measured => "carried",
@@ -85,15 +85,15 @@ impl Speed {
     }
 
     /// What the clause claims about the line.
-    pub(super) fn claim(&self, may_claim: bool) -> Claim {
+    pub(super) fn claim(&self, may_claim: bool) -> RateClaim {
         let is_requested = self.requested_bps.is_some() || self.window_bytes.is_some();
         let is_requested = is_requested || self.limit == Some(LimitCause::Policy);
         if !may_claim || is_requested || self.unsteady.is_some() || self.is_brief {
-            Claim::Measured
+            RateClaim::Measured
         } else if self.lacks_full_line() || self.limit.is_some_and(|limit| limit != LimitCause::Network) {
-            Claim::AtLeast
+            RateClaim::AtLeast
         } else {
-            Claim::Carries
+            RateClaim::Carries
         }
     }
 

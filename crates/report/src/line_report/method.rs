@@ -37,7 +37,7 @@ pub struct MethodReport {
     pub prefixes: Vec<(String, usize)>,
     /// The number of public IP prefixes from which runs came.
     pub prefix_count: usize,
-    /// The lowest and the highest number of streams in one direction of a run; absent if no run measured a rate.
+    /// The lowest and the highest number of streams per direction, over all runs; absent if no run measured a rate.
     pub streams: Option<[u16; 2]>,
     /// Each rate was computed from the steady part of a run. These are the lengths of the shortest and the longest
     /// steady part, in milliseconds; absent if no run measured a rate.

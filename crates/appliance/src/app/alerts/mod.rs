@@ -207,7 +207,7 @@ async fn unmeasured(store: &ApplianceStore, rule: &AlertRule) -> Result<Option<S
             let is_own = |name: &str| rule.concerns(name);
             let is_measured = monitors.iter().any(|stored| stored.enabled && is_own(&stored.monitor.name));
             let what = subject.map_or_else(|| "no monitor".to_owned(), |name| format!("no monitor {name:?}"));
-            Ok((!is_measured).then(|| format!("{what} exists and is enabled")))
+            Ok((!is_measured).then(|| format!("{what} is enabled")))
         }
     }
 }
@@ -235,8 +235,8 @@ mod tests {
             assert_eq!(why(&slow).await, "no test measured this metric in the last 30 days");
             assert_eq!(why(&of_plan).await, "no plan is set; set one with packetparamedic plan set");
             let of_attic = AlertRule { subject: Some("attic".to_owned()), ..loss.clone() };
-            assert_eq!(why(&of_attic).await, "no monitor \"attic\" exists and is enabled");
-            assert_eq!(why(&loss).await, "no monitor exists and is enabled");
+            assert_eq!(why(&of_attic).await, "no monitor \"attic\" is enabled");
+            assert_eq!(why(&loss).await, "no monitor is enabled");
             let preview = device.preview_rule(&loss).await.unwrap();
             assert_eq!((preview.judged, preview.alerts.len()), (0, 0));
             device.add_monitor(Monitor::new("attic", MonitorTarget::Gateway, None)).await.unwrap();
