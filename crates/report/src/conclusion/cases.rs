@@ -165,14 +165,21 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("the receiver's window was the limit", seen(&[limited(LimitCause::ReceiveWindow)], &fine[..2])),
         ("the send buffer was the limit", seen(&[limited(LimitCause::SendBuffer)], &fine[..2])),
         ("an interface was close to its own speed", seen(&[limited(LimitCause::LinkRate)], &fine[..2])),
-        ("other traffic used the line", seen(&[limited(LimitCause::OtherTraffic)], &fine[..2])),
+        ("other traffic may have used the line", seen(&[limited(LimitCause::OtherTraffic)], &fine[..2])),
         (
-            "other traffic used the line, and latency rises",
+            "other traffic may have used the line, and latency rises",
             seen(&[limited(LimitCause::OtherTraffic)], &[probes(Idle), increased(Download, 120.0, Grade::C)]),
         ),
         (
             "`--bidir`, and latency rises while both directions are loaded",
             seen(&both, &[fine[0], fine[1], fine[2], increased(Bidir, 240.0, Grade::D)]),
+        ),
+        (
+            "`--bidir`, and it is not known what limited the rates while both directions were loaded",
+            Observations {
+                bidir_speeds: both.map(|speed| Speed { limit: Some(LimitCause::Unknown), ..speed }).to_vec(),
+                ..seen(&both, &[fine[0], fine[1], fine[2], probes(Bidir)])
+            },
         ),
         (
             "`--bidir`, and the appliance's processor was the limit while both directions were loaded",
@@ -212,7 +219,7 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ),
         ("a burst of losses while idle", seen(&both, &with(one_period(Idle, 38)))),
         ("an outage while idle", seen(&both, &with(one_period(Idle, 120)))),
-        ("the load's queue loses packets", seen(&both, &with(lossy(Download, 40)))),
+        ("packets are lost under load", seen(&both, &with(lossy(Download, 40)))),
         (
             "it loses packets, and latency rises",
             seen(&both, &with(PhaseProbes { increase: Some((240.0, Grade::D)), ..lossy(Upload, 40) })),
@@ -233,6 +240,10 @@ fn cases() -> Vec<(&'static str, Observations)> {
         (
             "this device sent some latency probes late or not at all",
             Observations { has_probe_gaps: true, ..seen(&both, &fine) },
+        ),
+        (
+            "the delay changed in mid test for another reason than the load, and latency rises",
+            Observations { has_path_changed: true, ..seen(&both, &with(increased(Download, 120.0, Grade::C))) },
         ),
         ("no load, only latency", seen(&[], &fine[..1])),
         (
@@ -312,7 +323,8 @@ fn only_a_good_test_has_a_good_tone() {
         let (tone, text) = conclude(&seen);
         let is_good = ["responsive", "a little slower", "median latency"].iter().any(|words| text.contains(words));
         let is_limited = text.contains("carries at least") && !text.contains("line was full");
-        let doubts = ["processor", "not steady", "did not finish", "sender paused", "late or not at all"];
+        let doubts =
+            ["processor", "What limited", "not steady", "did not finish", "sender paused", "late or not at all"];
         let has_doubt = is_limited || doubts.iter().any(|words| text.contains(words));
         assert_eq!(tone == Tone::Good, is_good && !has_doubt, "{situation}: {text}");
     }

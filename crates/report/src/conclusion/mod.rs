@@ -170,7 +170,7 @@ impl Observations {
 
     /// Whether the sentence may claim that the line carries a rate: nothing in the run as a whole prevents it.
     fn may_claim(&self) -> bool {
-        self.completion.is_measured() && !self.is_search_unfinished && !self.has_paused
+        self.completion.is_measured() && !self.is_search_unfinished && !self.has_paused && !self.has_path_changed
     }
 }
 
@@ -214,7 +214,11 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
             Severity::Lagging => (Tone::Bad, ": calls and games may lag"),
             Severity::Stuttering => (Tone::Bad, ": calls and games may stutter"),
         };
-        return (tone, format!("{clause}, but {all}{effect}.{limits}{full}"));
+        let changed = match seen.has_path_changed && !seen.speeds.is_empty() {
+            true => " The delay of the path changed during the test for another reason.",
+            false => "",
+        };
+        return (tone, format!("{clause}, but {all}{effect}.{limits}{full}{changed}"));
     }
     let (tone, latency) = response(seen);
     let has_doubt = !limits.is_empty() || seen.speeds.iter().any(|speed| speed.unsteady.is_some());
@@ -496,30 +500,47 @@ fn is_lasting(seen: &Observations) -> bool {
 }
 
 /// Further sentences that name each limit of the rates other than the path: processor, socket buffer, interface, other
-/// traffic, a sender of datagrams that did not send enough, unknown.
+/// traffic, unknown; and whatever else casts doubt on the test.
 fn limits(seen: &Observations) -> String {
-    let has = |cause| seen.all_speeds().any(|speed| speed.limit == Some(cause) && !speed.is_as_requested());
-    // If the user requested a buffer size, the clause about the rates already names it.
-    let has_unrequested =
-        |cause| seen.all_speeds().any(|speed| speed.limit == Some(cause) && speed.window_bytes.is_none());
+    let of_rates = causes(|cause| has_limit(&seen.speeds, cause));
+    let of_bidir = causes(|cause| has_limit(&seen.bidir_speeds, cause) && !has_limit(&seen.speeds, cause));
+    // The stated rates are not those of the bidirectional phase.
+    let of_bidir = of_bidir.map(|sentence| format!(" While both directions were loaded, {}", lower_first(sentence)));
+    let doubts = [
+        (seen.is_search_unfinished, "The search for the highest rate did not finish."),
+        (seen.has_paused, "The sender paused, because no feedback arrived from the receiver."),
+        (seen.has_probe_gaps, "This device sent some latency probes late or not at all."),
+    ];
+    let doubts = doubts.into_iter().filter_map(|(is_so, sentence)| is_so.then_some(sentence));
+    let own = |sentence: &str| format!(" {sentence}");
+    of_rates.map(own).chain(of_bidir).chain(doubts.map(own)).collect()
+}
+
+/// Whether `cause` limited one of these rates. If the user requested a rate or a buffer size that may have been the
+/// limit, the clause about the rates already names it.
+fn has_limit(speeds: &[Speed], cause: LimitCause) -> bool {
+    speeds.iter().filter(|speed| speed.limit == Some(cause)).any(|speed| match cause {
+        LimitCause::ReceiveWindow | LimitCause::SendBuffer => speed.window_bytes.is_none(),
+        _ => !speed.is_as_requested(),
+    })
+}
+
+/// The sentences for the causes that are present.
+fn causes(has: impl Fn(LimitCause) -> bool) -> impl Iterator<Item = &'static str> {
     let processor = match (has(LimitCause::ApplianceCpu), has(LimitCause::ReflectorCpu)) {
-        (true, true) => " The processors of both ends were busy, and may have limited the rate.",
-        (true, false) => " The processor of this device was busy, and may have limited the rate.",
-        (false, true) => " The processor of the reflector was busy, and may have limited the rate.",
-        (false, false) => "",
+        (true, true) => Some("The processors of both ends were busy, and may have limited the rate."),
+        (true, false) => Some("The processor of this device was busy, and may have limited the rate."),
+        (false, true) => Some("The processor of the reflector was busy, and may have limited the rate."),
+        (false, false) => None,
     };
     let others = [
-        (has_unrequested(LimitCause::ReceiveWindow), " The receiver's window held the sender back."),
-        (has_unrequested(LimitCause::SendBuffer), " The sender's socket buffer held it back."),
-        (has(LimitCause::LinkRate), " A network interface was close to its own speed."),
-        (has(LimitCause::OtherTraffic), " Other traffic passed an interface of the test, and may have used the line."),
-        (has(LimitCause::Unknown), " What limited the rate is not known."),
-        (seen.is_search_unfinished, " The search for the highest rate did not finish."),
-        (seen.has_paused, " The sender paused, because no feedback arrived from the receiver."),
-        (seen.has_probe_gaps, " This device sent some latency probes late or not at all."),
+        (LimitCause::ReceiveWindow, "The receiver's window held the sender back."),
+        (LimitCause::SendBuffer, "The sender's socket buffer held it back."),
+        (LimitCause::LinkRate, "A network interface was close to its own speed."),
+        (LimitCause::OtherTraffic, "Other traffic passed an interface of the test, and may have used the line."),
+        (LimitCause::Unknown, "What limited the rate is not known."),
     ];
-    let others = others.into_iter().filter_map(|(is_so, sentence)| is_so.then_some(sentence));
-    std::iter::once(processor).chain(others).collect()
+    processor.into_iter().chain(others.into_iter().filter_map(move |(cause, sentence)| has(cause).then_some(sentence)))
 }
 
 fn during(load: Load) -> &'static str {

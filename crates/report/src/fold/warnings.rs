@@ -50,7 +50,7 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
             if let Some(datagrams) = &sender.datagrams {
                 // Datagrams may be lost, so their counts may differ.
                 let lasted = phase.is_counted() && phase.cut_short().is_none() && !result.interrupted;
-                let searched = phase.is_searched && lasted;
+                let searched = phase.is_searched && lasted && result.measured(phase.load, *direction).is_some();
                 if searched && found_at(Some(sender), Some(receiver)).is_none() && !has(result, "rate_not_found") {
                     let text = format!(
                         "the search for the highest rate did not finish in the {}: measure longer with -t",
