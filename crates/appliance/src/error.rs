@@ -73,7 +73,7 @@ pub enum ApplianceError {
         source: Box<ApplianceError>,
     },
     /// The identity of an older store is not imported, because this device has pairings under its own identity.
-    #[error("this device is already paired with {pairings} reflectors under its own Endpoint ID {own}")]
+    #[error("this device keeps its own Endpoint ID {own}, because it has pairings under it (reflectors: {pairings})")]
     IdentityInUse {
         /// The Endpoint ID of this device.
         own: EndpointId,

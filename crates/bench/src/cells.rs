@@ -88,7 +88,7 @@ pub(crate) enum Group {
     Direct,
     /// Our TCP engine in direct mode on loopback, with bbr.
     DirectBbr,
-    /// Our TCP engine in direct mode on loopback, with every byte copied at our ends.
+    /// Our TCP engine in direct mode on loopback. Both ends copy every byte between program and kernel.
     Plain,
     /// Our TCP engine in tunneled mode, that is, through TLS.
     Tunneled,

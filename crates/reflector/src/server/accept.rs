@@ -33,7 +33,7 @@ pub enum ListenError {
     #[error("no interface of this host has the address {}", .0.ip())]
     NoSuchAddress(SocketAddr),
     /// Another socket is bound to the address and port.
-    #[error("another program uses port {} on {}, TCP or UDP", .0.port(), .0.ip())]
+    #[error("another program uses port {} on {} (TCP or UDP)", .0.port(), .0.ip())]
     InUse(SocketAddr),
     /// The kernel does not permit this user to bind the port.
     #[error("this user is not allowed to listen on {0}")]

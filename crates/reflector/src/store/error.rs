@@ -47,8 +47,8 @@ pub enum StoreError {
         doing: &'static str,
         source: sqlx::Error,
     },
-    /// The database reported a commit, but the file does not contain the change.
-    #[error("the database {} reported a commit that is not in the file, while {doing}", path.display())]
+    /// The database confirmed a commit, but the file does not contain the change.
+    #[error("the database {} confirmed a commit while {doing}, but the file does not have the data", path.display())]
     NotKept {
         path: PathBuf,
         /// What the change was for, such as `adding a peer`.

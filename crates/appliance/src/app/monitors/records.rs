@@ -70,7 +70,8 @@ impl MonitorRecords {
         self.write_minutes(dating, now).await
     }
 
-    /// Adds dates to the stored rows that have none, and computes the hours that ended while the service did not run.
+    /// Adds dates to the stored rows that have none. Also summarises the hours that ended while the service did not
+    /// run.
     async fn date_stored(&self, dating: Dating, now: i64) -> Result<(), ApplianceError> {
         let store = self.appliance().store().await?;
         if let Some(boot_id) = &self.boot_id {

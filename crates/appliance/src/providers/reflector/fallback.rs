@@ -49,8 +49,8 @@ fn is_remembered(at: Timestamp, now: Timestamp) -> bool {
     (SignedDuration::ZERO..REMEMBERED_FOR).contains(&now.duration_since(at))
 }
 
-/// Why direct mode counts as blocked after the streams of a phase could not be opened. `None` if direct mode does not
-/// count as blocked: some streams were opened, or the cause is on this device.
+/// The reason why direct mode counts as blocked, if `error` is that streams could not be opened. `None` if direct mode
+/// does not count as blocked, because at least one stream was opened, or because the cause is on this device.
 pub(super) fn blocked(error: &io::Error) -> Option<FallbackReason> {
     let missing = StreamsMissing::of(error).filter(|missing| missing.opened == 0)?;
     match missing.cause.kind() {
