@@ -566,7 +566,7 @@ fn other_hosts_need_a_token_and_so_does_every_client_behind_a_proxy() {
     let log = other.state().with_extension("log");
     let running = Running::start(other.command(&["serve"]), fs::File::create(&log).unwrap().into()).unwrap();
     assert!(running.line(PATIENCE).unwrap().ends_with("service.sock"));
-    assert!(fs::read_to_string(&log).unwrap().contains("only the unix socket is served"));
+    assert!(fs::read_to_string(&log).unwrap().contains("the service uses only its unix socket"));
 }
 
 #[test]
