@@ -72,7 +72,7 @@ struct Cli {
     /// ends
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     early_ends: Option<u64>,
-    /// Compare the goodput over the emulator with that over the kernel's token bucket filter (tc-tbf), and run no cell
+    /// Compare the goodput over the emulator with that over the kernel's shapers (tc-tbf, tc-htb), and run no cell
     #[arg(long)]
     cross_check: bool,
     /// Read and write the records of runs in DIR [default: lab in cargo's target folder]
