@@ -282,8 +282,8 @@ impl Cell {
         Self::new(Group::One, link, ours, direction, load, seconds)
     }
 
-    /// Makes the cell compare with the iperf3 of the option `--iperf3` instead of the iperf3 in `PATH`. It runs with
-    /// these options and 2 streams.
+    /// Makes the cell compare with the iperf3 of the option `--iperf3` instead of the iperf3 in `PATH`. That second
+    /// iperf3 runs with these options and 2 streams.
     fn beside_other(mut self, options: Vec<String>) -> Self {
         self.name.push_str("/other");
         self.theirs = Theirs { other: true, streams: 2, options };

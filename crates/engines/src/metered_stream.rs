@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::data_stream::DataStream;
 use crate::session_control::{Cancelled, SessionControl};
 
-/// A data connection that charges its bytes to the session. When the connection is dropped, it also charges all other
-/// bytes that have crossed the path: those that were read but not charged because of an error, and those that arrived
-/// but were never read.
+/// A data connection that charges its bytes to the session. When the connection is dropped, it also charges the other
+/// bytes that have arrived over the path: those that were read but not charged because of an error, and those that were
+/// never read.
 pub struct MeteredStream {
     stream: DataStream,
     control: Arc<SessionControl>,

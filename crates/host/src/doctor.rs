@@ -40,8 +40,8 @@ pub fn inspect(role: Role, state_dir: &Path, checks: Vec<Check>) -> Diagnosis {
     Diagnosis::new(role, env!("CARGO_PKG_VERSION"), now(), all)
 }
 
-/// Detects the container of this process by the files that container engines leave below `root`. `None` if none of
-/// these files exists.
+/// Detects the container of this process by the files that container engines leave below `root`, and by the control
+/// groups in /proc. `None` if neither shows a container.
 fn container(root: &Path) -> Option<Container> {
     let has = |path: &str| root.join(path).exists();
     let groups = text(root.join("proc/1/cgroup")).unwrap_or_default();

@@ -277,7 +277,8 @@ impl ClientExit {
 
     /// For an upload over a path that fell silent: the payload that the server had acknowledged, and the time until the
     /// silence. Both exclude the omitted part. Nothing else is known about such an upload, because the server cannot be
-    /// asked. `None` if the path did not fall silent, or fell silent before the first counted reading.
+    /// asked. `None` if the path did not fall silent, if it fell silent in the omitted part, or if the output cannot be
+    /// parsed.
     pub fn acknowledged(&self) -> Option<Count> {
         let Some(EarlyEnd::PathSilent { silent_for, acknowledged }) = self.ended_for else { return None };
         // Includes the readings during the silence: the last reading ends when the client was interrupted.

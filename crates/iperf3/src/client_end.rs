@@ -44,8 +44,12 @@ impl Iperf3Client {
         let ClientSetup { spec, keys, dialer, control, terms, scratch } = setup;
         let program = Program::find().map_err(|lacking| io::Error::new(io::ErrorKind::NotFound, lacking))?;
         let terms = terms.as_ref().and_then(LoginTerms::from_engine);
-        let without_key =
-            || io::Error::new(io::ErrorKind::InvalidData, "the reflector sent no valid key and padding for the login");
+        let without_key = || {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the reflector sent no valid key and padding for the iperf3 login",
+            )
+        };
         Ok(Self {
             spec,
             program,

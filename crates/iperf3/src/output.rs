@@ -465,7 +465,7 @@ fn without_nan(document: &str) -> String {
     fixed
 }
 
-/// Builds a report from the parts of the output. Also keeps the fields of the part `start` with which it reads the
+/// Builds a report from the parts of the output. Also keeps those fields of the part `start` that it needs to read the
 /// later parts.
 #[derive(Clone, Debug, Default)]
 struct ReportBuilder {

@@ -40,7 +40,8 @@ fn a_low_rate_limit_is_kept_and_the_number_of_streams_is_stated() {
     assert!(upload.total_bytes_sent.unwrap() < 1_000_000, "{upload:#?}");
 }
 
-/// Returns how much the byte counts of both ends differ in the steady part, as a share (0 to 1).
+/// Returns how much the byte counts of both ends differ in the steady part, as a share (0 to 1): the largest difference
+/// of any direction.
 fn difference(result: &ResultDocument) -> f64 {
     let shares = result.all_measured().map(|(_, _, measured)| {
         let (sent, received) = (measured.bytes_sent.unwrap() as f64, measured.bytes_received as f64);

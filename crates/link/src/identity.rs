@@ -53,7 +53,7 @@ pub enum ParseEndpointIdError {
     #[error("an Endpoint ID has 56 characters after PP-, not counting dashes and spaces; this has {0}")]
     Length(usize),
     /// The check digits do not match the key.
-    #[error("the check digits of the Endpoint ID do not match: correct the mistyped character")]
+    #[error("the check digits of the Endpoint ID do not match: find and correct the mistyped characters")]
     Check,
 }
 

@@ -116,8 +116,8 @@ pub struct DirectionTally {
     /// The path MTU that the sender's kernel found or assumes, in bytes; the smallest value of all streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_mtu: Option<u32>,
-    /// The socket buffer size that this end's kernel granted, in bytes; absent if the kernel granted the `window_bytes`
-    /// of the request.
+    /// The smaller of the send and the receive buffer size that this end's kernel granted, in bytes. Absent if the
+    /// request has no `window_bytes`, or if the kernel granted them in full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reduced_window_bytes: Option<NonZeroU32>,
     /// Retransmitted segments, all streams together; the sender's count.

@@ -74,7 +74,7 @@ pub enum ParsePairingCodeError {
     #[error("a pairing code has 32 characters, not counting dashes and spaces; this has {0}")]
     Length(usize),
     /// The check digits do not match the other digits of the code.
-    #[error("the check digits of the pairing code do not match: correct the mistyped character")]
+    #[error("the check digits of the pairing code do not match: find and correct the mistyped characters")]
     Check,
 }
 

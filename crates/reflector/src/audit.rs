@@ -310,7 +310,7 @@ impl Writer {
     }
 
     /// Writes one batch and answers its callers. In a periodic check (`is_probe`) or during a fault, first checks every
-    /// file of the log. `None` if the runtime is ending.
+    /// file of the log. `None` if the work on the files panicked or the runtime is ending.
     async fn write(&mut self, mut journal: Journal, mut batch: Batch, is_probe: bool) -> Option<Journal> {
         let now = now();
         let not_noted = self.not_noted.swap(0, Ordering::Relaxed);

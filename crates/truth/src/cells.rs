@@ -1,4 +1,4 @@
-//! The cells of the test matrix. Each scenario file of the emulator is one cell.
+//! The cells of the test matrix. Each scenario file of the emulator is one cell, except those in the folder `unsteady`.
 
 use std::path::PathBuf;
 

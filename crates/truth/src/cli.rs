@@ -338,7 +338,8 @@ struct Attempt<T> {
     worst_lateness_ms: f64,
 }
 
-/// Makes a TCP run of our programs with these arguments, and a UDP run if the cell has a rate for it.
+/// Makes a TCP run of our programs with these arguments. If it has a result and the cell has a rate for a UDP run, also
+/// makes a UDP run.
 fn ours(cell: &Cell, seed: u64, accuracy: &Accuracy, args: &[&str]) -> OurRecord {
     let mut circumstances = new_circumstances();
     let mut record =

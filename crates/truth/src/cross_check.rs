@@ -1,6 +1,6 @@
-//! Compares the emulator with the kernel's shapers: the token bucket filter (tc-tbf(8)) and the hierarchical token bucket
-//! (tc-htb(8)). All get the same rate and queue, and iperf3 measures the goodput over each. With side effects: runs
-//! programs.
+//! Compares the emulator with the kernel's shapers: the token bucket filter (tc-tbf(8)) and the hierarchical token
+//! bucket (tc-htb(8)). All get the same rate and queue, and iperf3 measures the goodput over each. With side effects:
+//! runs programs.
 
 use std::process::{Child, Stdio};
 

@@ -24,7 +24,7 @@ pub(crate) struct RoundTrips {
     pub(crate) median_ms: f64,
     pub(crate) sent: u64,
     pub(crate) received: u64,
-    /// The packet loss towards the server and back, in percent; `None` if the program does not report both.
+    /// The packet loss towards the server and back, in percent; `None` unless the program reports both from 0 to 100.
     pub(crate) lost_ways: Option<[f64; 2]>,
 }
 

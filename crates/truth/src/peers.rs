@@ -33,7 +33,8 @@ const IRTT_RULE: usize = 1;
 /// The programs that are compared with ours, each with the Debian package that provides it.
 const PROGRAMS: [(&str, &str); 3] = [("iperf3", "iperf3"), ("ping", "iputils-ping"), ("irtt", "irtt")];
 
-/// The duration of the load of iperf3 in seconds. The runs of our programs use the same duration.
+/// The duration of iperf3's TCP load in seconds. In the test matrix, the TCP runs of our programs take as long in each
+/// direction.
 const SECONDS: u64 = 5;
 
 /// A server process that is killed on drop.

@@ -17,7 +17,7 @@ const OUR_PROBES: WatchRule = WatchRule {
 };
 
 /// The watch rule for TCP segments of the control connection, which are no load. These segments are not tracked one by
-/// one, so any four bytes of the payload serve as the identifier.
+/// one, so the first four bytes of their payload, whatever these are, serve as the identifier.
 const CONTROL: WatchRule = WatchRule {
     transport: Transport::Tcp,
     port: Some(REFLECTOR_PORT),

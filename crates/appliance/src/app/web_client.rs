@@ -147,7 +147,7 @@ pub(super) fn system_roots() -> io::Result<RootCertStore> {
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
         let cause = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
-        let text = format!("this host trusts no certificate authority; install the package ca-certificates{cause}");
+        let text = format!("this host trusts no certificate authority{cause}; install the package ca-certificates");
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
     Ok(roots)

@@ -105,8 +105,8 @@ impl LatestResult {
         }
     }
 
-    /// The share of lost probes under a load (0 to 1), in the direction with the higher loss; `None` if it was not
-    /// measured.
+    /// The share of lost probes under a load (0 to 1): in the direction with the higher loss, or of the round trips if
+    /// the directions are unknown. `None` if it was not measured.
     pub fn loss(&self, load: Load) -> Option<f64> {
         match load {
             Load::Idle => self.run.loss_idle,

@@ -100,7 +100,7 @@ impl TryFrom<String> for HttpUrl {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::parse(&text).ok_or("the text is no http or https URL, or it has a user, a password or a fragment")
+        Self::parse(&text).ok_or("the text is not an http or https URL, or it has a user, a password or a fragment")
     }
 }
 

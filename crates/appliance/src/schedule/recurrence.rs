@@ -139,8 +139,8 @@ impl Recurrence {
         Ok(())
     }
 
-    /// The shortest time between two successive occurrences after `now`. `None` if there is no occurrence; 366 days if
-    /// there is only one.
+    /// The shortest time between two successive occurrences, among the next ones after `now`. `None` if there is no
+    /// occurrence; 366 days if there is only one.
     pub fn shortest_gap(&self, frame: &TimeFrame, now: Timestamp) -> Option<Duration> {
         if let RecurrenceKind::Every(interval) = self.kind {
             return Some(interval.unsigned_abs());

@@ -155,7 +155,8 @@ const CSV_COLUMNS: [(&str, Cell); 28] = [
 ];
 
 impl CsvRow<'_> {
-    /// The share of probes (0 to 1) that were lost under this load, in the direction that lost more.
+    /// The share of probes (0 to 1) that were lost under this load: in the direction that lost more, or of the round
+    /// trips if the directions are unknown. `None` if it was not measured.
     fn loss(&self, load: Load) -> Option<String> {
         self.document.latency.of(load)?.worst_loss().map(|share| share.to_string())
     }

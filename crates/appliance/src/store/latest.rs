@@ -22,7 +22,8 @@ const COLUMNS: &str = "started_at_us, engine, endpoint_id, address, download_bps
 const MEASURED: &str = "(download_bps IS NOT NULL OR upload_bps IS NOT NULL OR rtt_idle_us IS NOT NULL)";
 
 /// A run that measured something. A value that was not measured is absent. Rates are in bits per second. Round trips
-/// are medians in microseconds. A loss is the share of lost probes (0 to 1), in the direction that lost more.
+/// are medians in microseconds. A loss is the share of lost probes (0 to 1): in the direction that lost more, or of the
+/// round trips if the directions are unknown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatestRun {
     /// When the run began.

@@ -39,9 +39,9 @@ const MIGRATION_LIMITS: [(&str, &str); 2] = [("lock_timeout", "30s"), ("client_m
 const WRITERS: i64 = 0x7061_636b_6574;
 /// The key of the advisory lock that the service holds.
 const SERVICE: i64 = WRITERS + 1;
-/// The settings of the connection that holds the lock of the service. A service waits 3 seconds for the lock, because
-/// another service may just have been killed. If the client does not answer for about a minute, the server closes the
-/// connection, which releases the lock.
+/// The settings of the connection that holds the lock of the service. A service waits up to 3 seconds for the lock,
+/// because another service may just have been killed. If the client does not answer for about a minute, the server
+/// closes the connection, which releases the lock.
 const SERVICE_LIMITS: [(&str, &str); 4] = [
     ("lock_timeout", "3s"),
     ("tcp_keepalives_idle", "30"),

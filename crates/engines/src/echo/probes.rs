@@ -72,8 +72,8 @@ const MAX_SLOTS: usize = 1 << 24;
 struct Slot {
     late_us: u32,
     turnaround_us: u32,
-    /// [`Probe::upload_us`] minus the value of the first probe that has one. The difference fits in 32 bits. Valid if
-    /// [`ONE_WAY`] is set.
+    /// [`Probe::upload_us`] minus the value in [`ProbeRecords::first_upload_ns`], in microseconds. The difference fits
+    /// in 32 bits. Valid if [`ONE_WAY`] is set.
     upload_us: i32,
     /// [`Probe::own_wait_us`] plus one; 0 if unknown.
     own_wait: u32,
@@ -140,8 +140,9 @@ pub(super) struct ProbeRecords {
     /// Probes that arrived more than once, as reported by the reflector. The reflector's counter wraps, but this total
     /// does not.
     doubled_probes: u64,
-    /// For the first probe with a reply: the time at which the probe arrived at the reflector, minus the time at which
-    /// it was sent, in nanoseconds. See [`Probe::upload_us`].
+    /// For the probe of the first reply that has a valid arrival time: the time at which the probe arrived at the
+    /// reflector, minus the time at which it was sent, in nanoseconds. `None` before such a reply. See
+    /// [`Probe::upload_us`].
     first_upload_ns: Option<i64>,
     /// The index of the first slot that is not final. A slot is final once it is skipped, reported, or too old for the
     /// reflector's ledger.

@@ -37,8 +37,8 @@ const JUST_BELOW: f64 = 0.985;
 /// The first increase of the rate while probing, as a share of the rate.
 const STEP: f64 = 0.005;
 /// Once the search has judged this many intervals after settling, it compares the total loss since it settled with the
-/// bound. If the loss exceeds the bound, each interval with loss multiplies the rate by [`BACK`]. If the path is full,
-/// probing begins at [`FAR_BACK`] times the rate that it otherwise begins at.
+/// bound. While the loss exceeds the bound, the search multiplies the rate by [`BACK`] after each interval in which the
+/// path was not full. If the path is full, probing begins at [`FAR_BACK`] times the rate at which it otherwise begins.
 const MIN_INTERVALS: u32 = 10;
 const BACK: f64 = 0.98;
 const FAR_BACK: f64 = 0.93;
@@ -80,8 +80,9 @@ pub(super) struct Search {
     queued: u32,
     /// The last rate that the path has carried without being full.
     clean_bps: f64,
-    /// The value that `clean_bps` had before the path suddenly carried much less; `None` if that has not happened. Most
-    /// stalls end soon, so the search returns to this rate.
+    /// The rate to which the search returns after the path suddenly carried much less, because most stalls end soon. It
+    /// is the value that `clean_bps` had before, and lower if the path was full again since. `None` if there is no such
+    /// rate, or once it is regained.
     regain_bps: Option<f64>,
     /// The sequence number of the first datagram after the search settled. `settled_since` is the first feedback that
     /// covers this datagram.

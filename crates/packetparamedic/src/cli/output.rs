@@ -1,5 +1,6 @@
-//! Prints the results, notes and failures of commands, as text or as JSON. Results go to stdout, and in the JSON
-//! formats also failures and events. Everything else goes to stderr. Shows progress only on a terminal.
+//! Prints the results, notes and failures of commands, as text or as JSON. Results go to stdout; in the JSON formats
+//! the failure of a command too, and in the JSON stream also events. Everything else goes to stderr. Shows progress
+//! only on a terminal.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

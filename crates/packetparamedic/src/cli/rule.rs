@@ -49,7 +49,8 @@ enum Command {
         /// The name of the rule
         name: String,
     },
-    /// Print when an existing rule, or a rule with the given options, would have fired in the last 30 days
+    /// Print when an existing rule, or a rule with the given options, would have fired in the last 30 days (14 days for
+    /// a metric of a monitor)
     Preview(Box<PreviewArgs>),
 }
 

@@ -50,9 +50,9 @@ pub(super) struct RequestFacts<'a> {
     pub(super) proxy_header: Option<&'a str>,
     /// The values of all headers `X-Forwarded-For`, joined with commas; `None` if there are none.
     pub(super) forwarded_for: Option<&'a str>,
-    /// The value of the header `Origin`; `None` without this header.
+    /// The value of the header `Origin`, or `null` if the request has more than one; `None` without this header.
     pub(super) origin: Option<&'a str>,
-    /// The value of the header `Sec-Fetch-Site`; `None` without this header.
+    /// The value of the header `Sec-Fetch-Site`; `None` if the request does not have exactly one.
     pub(super) fetch_site: Option<&'a str>,
     /// Whether the method of the request may change something.
     pub(super) is_change: bool,

@@ -141,13 +141,13 @@ const PLAN_DOWN: QueryParameter =
 const PLAN_UP: QueryParameter =
     text_parameter("plan_up", "The promised upload rate, such as 40M; used instead of the stored plan.");
 const NORMAL_DOWN: QueryParameter =
-    text_parameter("normal_down", "The download rate that is usually available, by the contract; needs plan_down.");
+    text_parameter("normal_down", "The download rate that is normally available, by the contract; needs plan_down.");
 const NORMAL_UP: QueryParameter =
-    text_parameter("normal_up", "The upload rate that is usually available, by the contract; needs plan_up.");
+    text_parameter("normal_up", "The upload rate that is normally available, by the contract; needs plan_up.");
 const MINIMUM_DOWN: QueryParameter =
-    text_parameter("minimum_down", "The minimum download rate, by the contract; needs plan_down.");
+    text_parameter("minimum_down", "The download rate that the contract guarantees at all times; needs plan_down.");
 const MINIMUM_UP: QueryParameter =
-    text_parameter("minimum_up", "The minimum upload rate, by the contract; needs plan_up.");
+    text_parameter("minimum_up", "The upload rate that the contract guarantees at all times; needs plan_up.");
 
 const JSON: &str = "application/json";
 

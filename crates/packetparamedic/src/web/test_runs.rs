@@ -52,7 +52,7 @@ pub(crate) struct TestLineEnd {
     /// What the test measured; absent if it measured nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) measured: Option<Box<ResultDocument>>,
-    /// Why the test is not complete; absent if it is complete.
+    /// Why the test is not complete; absent if it is complete, or if it was cancelled before it began (`never_began`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure: Option<Problem>,
     /// Why the result is not saved; absent if it is saved, or if there is no result.
@@ -81,7 +81,7 @@ impl CancelAnswer {
 /// The running tests that clients started. The key is the id of the test. The sender cancels the test.
 type TestRegistry = Arc<Mutex<HashMap<Uuid, watch::Sender<bool>>>>;
 
-/// Runs the requested test, and answers with a line for each event of the test.
+/// Runs the requested test. Each line of the answer is a [`TestLine`].
 pub(super) async fn run(
     State(state): State<ApiState>,
     Extension(source): Extension<RequestSource>,

@@ -140,8 +140,9 @@ impl ChainWriter {
         Ok(log)
     }
 
-    /// Reads the files as they are on disk, and opens the last one. The outer error means that a file cannot be read or
-    /// repaired; the inner error means that acknowledged lines are missing or were changed.
+    /// Reads the files as they are on disk, and opens the last one. The inner error means that acknowledged lines are
+    /// missing, were changed or cannot be read. The outer error means that a later operation failed, such as a cut or a
+    /// sync.
     fn take_up(&mut self) -> io::Result<Result<(), AuditError>> {
         let survey = match survey(&self.folder, self.chain, Some(self.state), Extent::End) {
             Ok(survey) => survey,

@@ -1,6 +1,7 @@
 //! Finds out which owed audit lines are already in the main chain of the log. An owed line records a committed change
-//! of the list of peers, and the database does not yet record that the line is in the log. Both can be true after a
-//! crash: the line was written, but the crash came before the database recorded this. This module only reads files.
+//! of the list of peers, and the database does not yet record that the line is in the log. The line may be in the log
+//! all the same, if a crash came after the line was written, but before the database recorded this. This module only
+//! reads files.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};

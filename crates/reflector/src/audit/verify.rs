@@ -51,8 +51,8 @@ pub struct Unacknowledged {
 pub enum Beginning {
     /// The chain begins with line 1.
     First,
-    /// The chain begins with the line of this number, because the earlier log was moved away or deleted. The line may
-    /// not be written yet.
+    /// The chain begins with the line of this number, because the earlier log was moved away or deleted. Possibly, the
+    /// line is not written yet.
     BegunAnew(u64),
     /// The chain begins with the line of this number, because earlier lines were trimmed. The database has the hash of
     /// the last trimmed line.

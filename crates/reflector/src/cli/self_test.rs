@@ -68,7 +68,7 @@ fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest
             Exit::Interrupted,
             "interrupted",
             "the self-test has no result",
-            "Ctrl-C or a signal interrupted the self-test",
+            "Ctrl-C or SIGTERM interrupted the self-test",
             "run the self-test again; with the default -t it takes less than a minute",
         )
     })

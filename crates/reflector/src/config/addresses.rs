@@ -24,8 +24,8 @@ impl MetricsListen {
         matches!(self, Self::Address(address) if !address.ip().to_canonical().is_loopback())
     }
 
-    /// Whether the metrics would need the same address and port as a listener at `other`, so that both cannot be
-    /// served.
+    /// Whether the metrics and a listener at `other` would need the same address and port, so that only one of the two
+    /// could be served.
     pub(super) fn collides_with(&self, other: SocketAddr) -> bool {
         let Self::Address(own) = self else { return false };
         let is_same = own.ip() == other.ip() || own.ip().is_unspecified() || other.ip().is_unspecified();

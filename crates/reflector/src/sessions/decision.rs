@@ -62,7 +62,7 @@ pub enum SessionPurpose {
     Monitor,
 }
 
-/// A session for which everything is reserved that it needs, such as a slot, a port, and its place in the limit of
+/// A session for which everything that it needs is reserved, such as a slot, a port, and its place in the limit of
 /// tests per hour. [`super::Sessions::opened`] turns the reservation into a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]

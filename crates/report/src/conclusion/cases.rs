@@ -323,8 +323,14 @@ fn only_a_good_test_has_a_good_tone() {
         let (tone, text) = conclude(&seen);
         let is_good = ["responsive", "a little slower", "median latency"].iter().any(|words| text.contains(words));
         let is_limited = text.contains("carries at least") && !text.contains("line was full");
-        let doubts =
-            ["processor", "What limited", "not steady", "did not finish", "sender paused", "late or not at all"];
+        let doubts = [
+            "processor",
+            "hat limited the rate",
+            "not steady",
+            "did not finish",
+            "sender paused",
+            "late or not at all",
+        ];
         let has_doubt = is_limited || doubts.iter().any(|words| text.contains(words));
         assert_eq!(tone == Tone::Good, is_good && !has_doubt, "{situation}: {text}");
     }

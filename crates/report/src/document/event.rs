@@ -97,8 +97,8 @@ pub struct IntervalReading {
     pub by_sender: bool,
 }
 
-/// The event with the latest round trips. It covers the probes that were sent since the previous such event. Probes
-/// whose answers may still arrive are left for the next event.
+/// The event with the latest round trips. It covers the probes that no earlier event covers, except those whose
+/// answers may still arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyReading {
     /// The phase in which the probes were sent.

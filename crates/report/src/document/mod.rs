@@ -375,8 +375,8 @@ pub struct ThroughputResult {
     pub startup_ms: u64,
     /// How the end of the start-up was determined.
     pub omitted: Omitted,
-    /// Why the measurement of this direction ended. Absent if one end stopped early or reported no final counts, and in
-    /// documents of earlier versions.
+    /// Why the measurement of this direction ended. Absent if one end broke off the measurement or reported no final
+    /// counts, and in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<EndedBy>,
     /// The number of streams that carried payload.

@@ -17,7 +17,7 @@ use crate::stats::{self, ClockFit, DelaySpread, OneWayDelay, PathChange, QueueEs
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PhaseWindow {
     pub(super) load: Load,
-    /// When the phase began, start-up included. The measured part begins later, at `from`.
+    /// When the phase began, start-up included. The measured part begins at `from`, which is this time or later.
     pub(super) begun: Duration,
     pub(super) from: Duration,
     pub(super) until: Duration,

@@ -215,9 +215,10 @@ pub struct RunLatency {
     /// The 95th percentile of the round trips in microseconds, if enough probes were answered.
     pub p95_us: Option<u64>,
     /// How much the median round trip under load exceeded the median without load, in milliseconds, and the bufferbloat
-    /// grade of this increase.
+    /// grade of this increase. Absent in the phase without load, and if the result has no grade.
     pub increase: Option<(f64, Grade)>,
-    /// The direction in which the load built up a queue of packets; absent in the phase without load.
+    /// The direction in which the load built up a queue of packets. Absent in the phase without load, and if too few
+    /// probes were answered.
     pub queue: Option<QueueSide>,
     /// Whether more than half of the queue that the load built up was in the appliance itself.
     pub is_own_queue: bool,

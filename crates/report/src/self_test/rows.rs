@@ -107,14 +107,14 @@ fn processor(facts: &Facts) -> String {
     governors.dedup();
     let governors = (!governors.is_empty()).then(|| format!("frequency by {}", governors.join(", ")));
     let quota = facts.processor.quota_cores.map(|quota| format!("a quota of {quota:.2} cores"));
-    joined([model, cores, quota, governors, ciphers])
+    joined([model, cores, quota, governors, ciphers], ", ")
 }
 
 fn memory(facts: &Facts) -> String {
     let total = facts.host.memory_total_bytes.map(quantity::bytes);
     let free = facts.host.memory_available_bytes.map(|bytes| format!("{} available", quantity::bytes(bytes)));
     let huge = facts.huge_pages.as_ref().map(|mode| format!("huge pages: {mode}"));
-    joined([total, free, huge])
+    joined([total, free, huge], ", ")
 }
 
 /// One row for each hardware interface, and one for all virtual interfaces together.
@@ -128,7 +128,7 @@ fn interfaces(interfaces: &[Interface]) -> Vec<FactRow> {
             Duplex::Half => "half duplex".to_owned(),
         });
         let mtu = interface.mtu_bytes.map(|mtu| format!("MTU {mtu}"));
-        FactRow::new("Interface", format!("{}: {}", interface.name, joined([radio, speed, duplex, mtu])))
+        FactRow::new("Interface", format!("{}: {}", interface.name, joined([radio, speed, duplex, mtu], ", ")))
     };
     let mut rows = real.iter().map(row).collect::<Vec<_>>();
     if !made.is_empty() {
@@ -188,8 +188,7 @@ fn buffers(facts: &Facts) -> String {
     let buffers = &facts.buffers;
     let tcp = pair(buffers.tcp_receive_max_bytes, buffers.tcp_send_max_bytes).map(|pair| format!("TCP's own: {pair}"));
     let on_request = pair(buffers.receive_max_bytes, buffers.send_max_bytes).map(|pair| format!("on request: {pair}"));
-    let parts = [tcp, on_request].into_iter().flatten().collect::<Vec<_>>();
-    if parts.is_empty() { UNKNOWN.to_owned() } else { parts.join("; ") }
+    joined([tcp, on_request], "; ")
 }
 
 fn congestion(facts: &Facts) -> String {
@@ -199,12 +198,12 @@ fn congestion(facts: &Facts) -> String {
         (!controls.allowed.is_empty()).then(|| format!("available to all users: {}", controls.allowed.join(", ")));
     let more = controls.available.iter().filter(|name| !controls.allowed.contains(name)).cloned().collect::<Vec<_>>();
     let more = (!more.is_empty()).then(|| format!("for root only: {}", more.join(", ")));
-    joined([default, allowed, more])
+    joined([default, allowed, more], "; ")
 }
 
-fn joined<const N: usize>(parts: [Option<String>; N]) -> String {
+fn joined<const N: usize>(parts: [Option<String>; N], separator: &str) -> String {
     let parts = parts.into_iter().flatten().collect::<Vec<_>>();
-    if parts.is_empty() { UNKNOWN.to_owned() } else { parts.join(", ") }
+    if parts.is_empty() { UNKNOWN.to_owned() } else { parts.join(separator) }
 }
 
 #[cfg(test)]

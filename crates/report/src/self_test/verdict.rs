@@ -29,8 +29,8 @@ const STEPS_BPS: [u64; 10] = [
 /// with a bad cable.
 const SLOW_INTERFACE_BPS: u64 = 100_000_000;
 
-/// A host needs at least this limit of file descriptors. A session with 64 streams in both directions uses about 600
-/// descriptors at the reflector. The reflector itself warns below a higher limit, which also leaves room for other
+/// A host needs at least this limit of file descriptors. A session with 64 streams in both directions may use more than
+/// 600 descriptors at the reflector. The reflector itself warns below a higher limit, which also leaves room for other
 /// connections.
 const ENOUGH_DESCRIPTORS: u64 = 1024;
 

@@ -130,8 +130,8 @@ pub(super) fn merged(intervals: &[ByteInterval], usual_gap: usize) -> Vec<ByteIn
 ///
 /// Bytes arrive in clumps if there are repeated silences that only delay bytes: what the line carried during a silence
 /// arrives at its end. TLS records of 16 KiB arrive like that on a slow line, and so do all bytes behind a lost packet.
-/// Three kinds of silence do not count. After a line stopped and started again, no more bytes arrive than at other
-/// times. A single outage is not repeated. The silences of TCP slow start end with few bytes.
+/// Three kinds of silence do not count. If a line stops and starts again, no more bytes arrive after the silence than
+/// at other times. A single outage is not a repeated silence. After the silences of TCP slow start, few bytes arrive.
 pub(super) fn usual_gap(intervals: &[ByteInterval]) -> usize {
     let with_bytes = intervals.iter().enumerate().filter(|(_, interval)| interval.bytes > 0).map(|(at, _)| at);
     let with_bytes = with_bytes.collect::<Vec<_>>();

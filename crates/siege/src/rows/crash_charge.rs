@@ -14,7 +14,7 @@ use crate::scale::Scale;
 /// The rates of the tests during which the reflector is killed: a label, and the value of `-b` (`None`: no rate limit).
 const RATES: [(&str, Option<&str>); 3] = [("5 Mbit/s", Some("5M")), ("1 Gbit/s", Some("1G")), ("full speed", None)];
 /// The excess that is always accepted, in bytes: how much more than the flowed bytes the reflector may charge after a
-/// crash. Twice the bytes of the fastest second are accepted, too.
+/// crash. If twice the bytes of the fastest second are more, that excess is accepted instead.
 const SMALLEST_SURGE: u64 = 16 << 20;
 /// The latest moment of a kill, in milliseconds after the bytes began to flow.
 const LAST_KILL: u64 = 2_500;

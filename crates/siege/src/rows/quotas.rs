@@ -16,7 +16,8 @@ use crate::scale::Scale;
 const REQUESTS: u64 = 64;
 /// The number of threads that send the requests of a race.
 const THREADS: u64 = 8;
-/// The limit of concurrent tests in a race. Like the limits below, no number of racing requests may exceed it.
+/// The maximum number of concurrent tests in a race. Racing requests must not exceed this limit, nor
+/// [`TESTS_AN_HOUR`], [`BYTES_A_DAY`] and [`PORTS`].
 const SLOTS: u32 = 5;
 const TESTS_AN_HOUR: u32 = 3;
 const BYTES_A_DAY: u64 = 1_000_000_000;

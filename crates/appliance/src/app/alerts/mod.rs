@@ -192,7 +192,7 @@ async fn overview(
 async fn unmeasured(store: &ApplianceStore, rule: &AlertRule) -> Result<Option<String>, ApplianceError> {
     let (metric, subject) = (rule.metric, rule.subject.as_deref());
     if matches!(rule.limit, Some(AlertLimit::BelowPlan(_))) && store.plan().await?.is_none() {
-        return Ok(Some("no plan is set; set one with packetparamedic plan set".to_owned()));
+        return Ok(Some("no plan is set; run `packetparamedic plan set`".to_owned()));
     }
     let of = subject.map(|subject| format!(" of {subject}")).unwrap_or_default();
     match metric.source() {
@@ -233,7 +233,7 @@ mod tests {
             let of_plan = rule(AlertMetric::Download, AlertLimit::BelowPlan(0.7));
             let loss = rule(AlertMetric::MonitorLoss, AlertLimit::Above(2.0));
             assert_eq!(why(&slow).await, "no test measured this metric in the last 30 days");
-            assert_eq!(why(&of_plan).await, "no plan is set; set one with packetparamedic plan set");
+            assert_eq!(why(&of_plan).await, "no plan is set; run `packetparamedic plan set`");
             let of_attic = AlertRule { subject: Some("attic".to_owned()), ..loss.clone() };
             assert_eq!(why(&of_attic).await, "no monitor \"attic\" is enabled");
             assert_eq!(why(&loss).await, "no monitor is enabled");

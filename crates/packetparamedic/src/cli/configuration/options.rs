@@ -51,8 +51,8 @@ struct FileOptions {
     add: Box<AddArgs>,
 }
 
-/// The keys of a `[[schedule]]` table: the long options of `schedule add` that describe the schedule and are not
-/// secret, with underscores, and [`DEFINITION`].
+/// The keys of a `[[schedule]]` table: the long options of `schedule add` that describe the schedule, with underscores,
+/// and [`DEFINITION`]. The options of providers are not keys, because they may be secret.
 pub(super) fn keys() -> Vec<String> {
     let secrets = PROVIDERS.iter().flat_map(|provider| provider.options()).map(|option| option.name.replace('-', "_"));
     let others = OTHERS.iter().map(ToString::to_string).chain(secrets).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! Charts of the TCP statistics that the kernels of both ends reported about the streams of a run.
+//! Charts of the TCP statistics that the sender's kernel reported about the streams of each direction of a run.
 
 use std::collections::BTreeMap;
 
