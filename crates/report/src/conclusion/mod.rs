@@ -259,10 +259,8 @@ fn response(seen: &Observations) -> (Tone, String) {
         return (Tone::Strong, text.to_owned());
     }
     // Traffic that began before the test may have built a queue already, so that the load added none.
-    if seen.all_speeds().any(|speed| speed.limit == Some(LimitCause::OtherTraffic)) {
-        return (Tone::Strong, "; how it responds under load is not known".to_owned());
-    }
-    if seen.has_paused {
+    let has_other_traffic = seen.all_speeds().any(|speed| speed.limit == Some(LimitCause::OtherTraffic));
+    if has_other_traffic || seen.has_paused {
         return (Tone::Strong, "; how it responds under load is not known".to_owned());
     }
     let is_lasting = is_lasting(seen);
@@ -512,8 +510,8 @@ fn limits(seen: &Observations) -> String {
         (seen.has_probe_gaps, "This device sent some latency probes late or not at all."),
     ];
     let doubts = doubts.into_iter().filter_map(|(is_so, sentence)| is_so.then_some(sentence));
-    let own = |sentence: &str| format!(" {sentence}");
-    of_rates.map(own).chain(of_bidir).chain(doubts.map(own)).collect()
+    let after_a_space = |sentence: &str| format!(" {sentence}");
+    of_rates.map(after_a_space).chain(of_bidir).chain(doubts.map(after_a_space)).collect()
 }
 
 /// Whether `cause` limited one of these rates. If the user requested a rate or a buffer size that may have been the

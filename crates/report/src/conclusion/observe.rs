@@ -88,12 +88,12 @@ fn fullness(document: &ResultDocument, load: Load, direction: Direction, measure
         Direction::Download => (QueueSide::Download, queue.download_ms),
         Direction::Upload => (QueueSide::Upload, queue.upload_ms),
     };
-    let is_own_queue = match (queue.stands, own_ms) {
+    let is_this_way = match (queue.stands, own_ms) {
         (QueueSide::Unknown, _) | (_, None) => return Fullness::Unknown,
         (QueueSide::None, Some(own_ms)) => queue.uncertainty_ms.is_some_and(|uncertainty_ms| own_ms > uncertainty_ms),
         (side, Some(_)) => side == own_side || side == QueueSide::Both,
     };
-    match own_ms.is_some_and(|own_ms| is_own_queue && limit::shows_queue(own_ms, measured.goodput_bps)) {
+    match own_ms.is_some_and(|own_ms| is_this_way && limit::shows_queue(own_ms, measured.goodput_bps)) {
         true => Fullness::Shown,
         false => Fullness::NotShown,
     }
